@@ -1,0 +1,79 @@
+"""Which instance gets the next session: pure policies over heartbeat loads, shared by the gateway and DSD-Sim.
+
+Invariant: a policy chooses one of the candidates it is given, or None when there is none; it never draws from a global
+random generator. JSQ is join-the-shortest-queue, JSQ(2) its power-of-two-choices form (Mitzenmacher, 2001).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.messages import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An instance that may be chosen, with its newest load and the sessions given to it since that heartbeat."""
+
+    instance_id: str
+    load: Load
+    num_since: int = 0
+
+    @property
+    def queue_length(self) -> tuple[int, int, str]:
+        """Order of JSQ: sessions, then queued tokens, then the id so that equal loads are repeatable."""
+        return (self.load.num_sessions + self.num_since, self.load.queue_tokens, self.instance_id)
+
+
+class Router(Protocol):
+    """A routing policy; it may keep state of its own (round-robin's turn)."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None: ...
+
+
+class RandomRouter:
+    """Any candidate, all alike."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        return rng.choice(candidates) if candidates else None
+
+
+class RoundRobinRouter:
+    """The candidate whose id follows the last chosen one."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        if not candidates:
+            return None
+        ordered = sorted(candidates, key=lambda candidate: candidate.instance_id)
+        chosen = next((c for c in ordered if c.instance_id > self._last), ordered[0])
+        self._last = chosen.instance_id
+        return chosen
+
+
+class ShortestQueueRouter:
+    """JSQ: the least loaded candidate."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        return min(candidates, key=lambda candidate: candidate.queue_length, default=None)
+
+
+class TwoChoicesRouter:
+    """JSQ(2): the less loaded of two candidates drawn at random; nearly as good, and not all gateways choose alike."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        drawn = rng.sample(candidates, min(2, len(candidates)))
+        return min(drawn, key=lambda candidate: candidate.queue_length, default=None)
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "random": RandomRouter,
+    "round-robin": RoundRobinRouter,
+    "jsq": ShortestQueueRouter,
+    "jsq2": TwoChoicesRouter,
+}

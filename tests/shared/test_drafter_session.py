@@ -1,0 +1,282 @@
+"""The rules of docs/protocol.md on the drafter's side, one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.drafter_session import MAX_SILENT_TRIES, DrafterSession, RoundTrip
+from shared.messages import Draft, Echo, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
+
+SESSION = "ab" * 16
+VERIFIER = "cloud.0123456789ab"
+PROMPT = (1, 2, 3)
+STOP = 0
+
+
+def request(term: int = 1, committed: tuple[int, ...] = (), max_tokens: int = 50) -> Speculate:
+    return Speculate(
+        SESSION, term, VERIFIER, TokenIds(PROMPT), TokenIds(committed), Sampling(), TokenIds((STOP,)), max_tokens,
+        Speculation(),
+    )  # fmt: skip
+
+
+def session(window: int = 8, chunk: int = 2, free_run: bool = True, **options) -> DrafterSession:
+    """A session that has sent its first poll."""
+    state = DrafterSession.started(request(**options), window, chunk, free_run, now=0.0)
+    assert state.take_draft(0.0).token_ids == ()
+    return state
+
+
+def guess(state: DrafterSession, *tokens: int, now: float = 0.0) -> list[Draft]:
+    """Drafts `tokens`; returns the Drafts that became due."""
+    sent = []
+    for token in tokens:
+        step = state.begin_step(64)
+        assert step.draws
+        state.end_step(step, token)
+        while (message := state.take_draft(now)) is not None:
+            sent.append(message)
+    return sent
+
+
+def verdict(base: int, *ids: int, accepted: int = 0, epoch: int = 0, term: int = 1, finish=None, echo=None) -> Verdict:
+    return Verdict(SESSION, term, epoch, base, TokenIds(ids), accepted, finish, echo, 20.0, 1, 0.0, Tally())
+
+
+def counts(state: DrafterSession) -> tuple[int, int, int, int]:
+    fates = state.fates
+    assert state.drafted == fates.total + state.num_guesses
+    return fates.accepted, fates.rejected, fates.late, fates.discarded
+
+
+def test_a_new_session_polls_at_once_so_that_verdicts_flow_during_its_prefill() -> None:
+    state = DrafterSession.started(request(), 8, 2, True, now=5.0)
+    first = state.take_draft(5.0)
+    assert (first.base, first.token_ids, first.epoch) == (3, (), 0)
+    assert state.take_draft(5.0) is None
+
+
+def test_guesses_are_sent_in_chunks_while_drafting_goes_on() -> None:
+    state = session(window=6, chunk=2)
+    sent = guess(state, 7, 8, 9, 6)
+    assert [(draft.base, draft.token_ids) for draft in sent] == [(3, (7, 8)), (5, (9, 6))]
+    assert state.wants_step
+
+
+def test_a_full_window_is_sent_even_when_the_last_chunk_is_not_full() -> None:
+    state = session(window=3, chunk=2)
+    assert [draft.token_ids for draft in guess(state, 7, 8, 9)] == [(7, 8), (9,)]
+    assert not state.wants_step
+
+
+def test_stop_and_wait_is_a_chunk_as_large_as_the_window() -> None:
+    state = session(window=4, chunk=4, free_run=False)
+    (only,) = guess(state, 7, 8, 9, 6)
+    assert only.token_ids == (7, 8, 9, 6)
+    assert not state.wants_step
+    state.on_verdict(verdict(3, 7, 8, 9, 6, 5, accepted=4), now=1.0)
+    assert state.num_guesses == 0
+    assert state.wants_step
+
+
+def test_right_guesses_stay_and_the_bonus_token_is_taken() -> None:
+    state = session()
+    guess(state, 7, 8)
+    state.on_verdict(verdict(3, 7, 8, 9, accepted=2), now=1.0)
+    assert state.tokens == [1, 2, 3, 7, 8, 9]
+    assert counts(state) == (2, 0, 0, 0)
+    assert state.epoch == 0
+
+
+def test_at_the_first_difference_the_rest_is_dropped_and_the_epoch_rises() -> None:
+    state = session()
+    guess(state, 7, 8, 9, 6)
+    state.on_verdict(verdict(3, 7, 5, accepted=1, epoch=1), now=1.0)
+    assert state.tokens == [1, 2, 3, 7, 5]
+    assert counts(state) == (1, 1, 0, 2)
+    assert (state.epoch, state.sent, state.computed) == (1, 5, 4)
+
+
+def test_a_right_guess_that_the_verifier_did_not_use_counts_as_late() -> None:
+    state = session()
+    guess(state, 7, 8)
+    state.on_verdict(verdict(3, 7, accepted=0), now=1.0)
+    assert counts(state) == (0, 0, 1, 0)
+    assert state.num_guesses == 1
+
+
+def test_when_the_verifier_ran_ahead_its_tokens_are_fed_together() -> None:
+    state = session()
+    guess(state, 7)
+    state.on_verdict(verdict(3, 7, 8, 9, 6), now=1.0)
+    step = state.begin_step(64)
+    assert (step.start, step.fed_ids, step.draws) == (3, (7, 8, 9, 6), True)
+
+
+def test_catching_up_takes_several_steps_and_only_the_last_one_draws() -> None:
+    state = session()
+    step = state.begin_step(2)
+    assert (step.fed_ids, step.draws) == ((1, 2), False)
+    assert not state.end_step(step, 9)
+    assert state.begin_step(2).draws
+
+
+def test_a_step_begun_before_a_rollback_is_thrown_away() -> None:
+    state = session()
+    guess(state, 7, 8)
+    step = state.begin_step(64)
+    state.on_verdict(verdict(3, 5, epoch=1), now=1.0)
+    assert not state.end_step(step, 9)
+    assert state.tokens == [1, 2, 3, 5]
+    assert state.begin_step(64).fed_ids == (5,)
+
+
+def test_a_step_in_flight_survives_a_verdict_that_confirms_it() -> None:
+    state = session()
+    guess(state, 7)
+    step = state.begin_step(64)
+    state.on_verdict(verdict(3, 7, accepted=1), now=1.0)
+    assert state.end_step(step, 8)
+    assert state.tokens == [1, 2, 3, 7, 8]
+
+
+def test_a_step_overtaken_by_the_verifier_keeps_its_cache_but_not_its_guess() -> None:
+    state = session()
+    step = state.begin_step(64)
+    state.on_verdict(verdict(3, 7), now=1.0)
+    assert not state.end_step(step, 7)
+    assert (state.computed, state.drafted) == (3, 0)
+
+
+def test_a_verdict_above_the_committed_length_makes_one_poll_from_there() -> None:
+    state = session()
+    state.on_verdict(verdict(5, 9), now=1.0)
+    state.on_verdict(verdict(6, 9), now=1.0)
+    poll = state.take_draft(1.0)
+    assert (poll.base, poll.token_ids) == (3, ())
+    assert state.take_draft(1.0) is None
+    assert state.tokens == [1, 2, 3]
+
+
+def test_an_empty_verdict_of_a_newer_epoch_makes_one_rewind() -> None:
+    state = session()
+    guess(state, 7, 8)
+    state.on_verdict(verdict(3, epoch=1), now=1.0)
+    again = state.take_draft(1.0)
+    assert (again.base, again.token_ids, again.epoch) == (3, (7, 8), 1)
+    state.on_verdict(verdict(3, epoch=1), now=1.0)
+    assert state.take_draft(1.0) is None
+    assert counts(state) == (0, 0, 0, 0)
+
+
+def test_verdicts_of_other_terms_are_dropped() -> None:
+    state = session()
+    assert not state.on_verdict(verdict(3, 9, term=2), now=1.0)
+    assert state.tokens == [1, 2, 3]
+
+
+def test_a_repeated_verdict_changes_nothing() -> None:
+    state = session()
+    guess(state, 7, 8)
+    for _ in range(3):
+        state.on_verdict(verdict(3, 7, 9, accepted=1, epoch=1), now=1.0)
+    assert state.tokens == [1, 2, 3, 7, 9]
+    assert counts(state) == (1, 1, 0, 0)
+
+
+def test_finish_closes_the_session_and_discards_what_is_open() -> None:
+    state = session()
+    guess(state, 7, 8, 9)
+    state.on_verdict(verdict(3, 7, STOP, accepted=1, finish="stop"), now=1.0)
+    assert state.closed
+    assert counts(state) == (1, 1, 0, 1)
+    assert state.take_draft(2.0) is None
+    assert not state.wants_step
+
+
+def test_nothing_is_drafted_behind_an_own_stop_id_or_max_tokens() -> None:
+    state = session()
+    guess(state, STOP)
+    assert not state.wants_step
+    assert state.sent == 4  # it was sent though the chunk is not full
+    state = session(max_tokens=2)
+    guess(state, 7, 8)
+    assert not state.wants_step
+
+
+def test_speculate_with_a_higher_term_rebinds_and_keeps_the_common_cache() -> None:
+    state = session()
+    guess(state, 7, 8, 9)
+    state.rebind(request(term=2, committed=(7, 6)), now=1.0)
+    assert (state.tokens, state.computed, state.epoch) == ([1, 2, 3, 7, 6], 4, 0)
+    assert counts(state) == (0, 0, 0, 3)
+    assert state.take_draft(1.0).base == 5
+
+
+def test_silence_is_answered_by_resending_from_committed_with_growing_pauses() -> None:
+    state = session()
+    guess(state, 7, 8)
+    first = state.resend_at
+    assert state.on_timer(first - 1) is None
+    again = state.on_timer(first)
+    assert (again.base, again.token_ids) == (3, (7, 8))
+    assert state.resend_at - first > first
+
+
+def test_after_too_many_silent_tries_the_session_closes() -> None:
+    state = session()
+    for _ in range(MAX_SILENT_TRIES):
+        assert state.on_timer(state.resend_at) is not None
+    assert state.on_timer(state.resend_at) is None
+    assert state.closed
+
+
+def test_a_verdict_ends_the_silence() -> None:
+    state = session()
+    state.on_timer(state.resend_at)
+    state.on_verdict(verdict(3), now=5000.0)
+    assert state.resend_at == 5000.0 + 1000.0 + 20.0
+
+
+def test_without_free_run_and_open_guesses_no_verdict_is_owed() -> None:
+    assert session(free_run=False).resend_at is None
+
+
+def test_rtt_comes_from_the_echo_less_the_hold_time() -> None:
+    state = session()
+    state.on_verdict(verdict(3, echo=Echo(sent_ms=100.0, hold_ms=30.0)), now=180.0)
+    assert state.round_trip.mean_ms == 50.0
+
+
+def test_the_round_trip_is_smoothed_as_rfc_6298_says() -> None:
+    trip = RoundTrip()
+    assert trip.timeout_ms == 1000.0
+    trip.observe(100.0)
+    assert (trip.mean_ms, trip.deviation_ms) == (100.0, 50.0)
+    trip.observe(60.0)
+    assert trip.mean_ms == pytest.approx(95.0)
+    assert trip.deviation_ms == pytest.approx(47.5)
+
+
+def test_a_smaller_window_keeps_open_guesses_but_adds_none() -> None:
+    state = session(window=8)
+    guess(state, 7, 8, 9, 6)
+    state.steer(2, 2, True)
+    assert not state.wants_step
+    assert state.num_guesses == 4
+
+
+def test_a_window_of_nothing_lets_the_verifier_run_free() -> None:
+    state = session()
+    state.steer(0, 1, False)
+    assert state.free_run
+    assert not state.wants_step
+
+
+def test_a_dropped_cache_is_fed_again_from_the_first_token() -> None:
+    state = session()
+    guess(state, 7)
+    step = state.begin_step(64)
+    state.drop_cache()
+    assert not state.end_step(step, 8)
+    assert state.begin_step(64).fed_ids == (1, 2, 3, 7)

@@ -1,0 +1,52 @@
+"""Routing policies choose by load, repeatably, and only among the candidates."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from shared.messages import Load
+from shared.routing import ROUTERS, Candidate
+
+
+def instance(name: str, num_sessions: int = 0, queue_tokens: int = 0, num_since: int = 0) -> Candidate:
+    return Candidate(f"{name}.000000000000", Load(num_sessions=num_sessions, queue_tokens=queue_tokens), num_since)
+
+
+def chosen(policy: str, candidates: list[Candidate], times: int, seed: int = 0) -> Counter[str]:
+    router, rng = ROUTERS[policy](), random.Random(seed)
+    return Counter(router.choose(candidates, rng).instance_id.split(".")[0] for _ in range(times))
+
+
+@pytest.mark.parametrize("policy", ROUTERS)
+def test_no_candidate_no_choice(policy: str) -> None:
+    assert ROUTERS[policy]().choose([], random.Random(0)) is None
+
+
+def test_random_gives_everybody_about_the_same() -> None:
+    counts = chosen("random", [instance(name, 9) for name in "abc"], 3000)
+    assert all(900 < counts[name] < 1100 for name in "abc")
+
+
+def test_round_robin_takes_turns_and_goes_on_when_the_last_one_left() -> None:
+    router, rng = ROUTERS["round-robin"](), random.Random(0)
+    a, b, c = (instance(name) for name in "abc")
+    assert [router.choose([c, a, b], rng) for _ in range(4)] == [a, b, c, a]
+    assert router.choose([c], rng) == c
+    assert router.choose([a, b], rng) == a
+
+
+def test_the_shortest_queue_counts_what_was_sent_since_the_heartbeat() -> None:
+    assert chosen("jsq", [instance("a", 2), instance("b", 1), instance("c", 1, num_since=2)], 5) == {"b": 5}
+
+
+def test_equal_sessions_are_told_apart_by_queued_tokens() -> None:
+    assert chosen("jsq", [instance("a", 1, queue_tokens=50), instance("b", 1, queue_tokens=10)], 3) == {"b": 3}
+
+
+def test_two_choices_prefers_the_less_loaded_and_never_takes_the_worst_of_all() -> None:
+    counts = chosen("jsq2", [instance("a", 0), instance("b", 5), instance("c", 9)], 3000)
+    assert counts["a"] > 1.8 * counts["b"] > 0
+    assert counts["c"] == 0

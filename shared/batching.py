@@ -70,6 +70,12 @@ class PassCost:
         target = self._products + self._ridge @ np.array(self.PRIOR)
         self._weights = np.linalg.solve(self._squares + self._ridge, target)
 
+    @property
+    def prefill_ms(self) -> float:
+        """Milliseconds of one more token in a long prompt chunk, at least 0."""
+        short, long = self.predict(1, [64, 65], 0)
+        return float(long - short)
+
     def predict(self, num_sessions: int, num_tokens: Sequence[int], cached_tokens: int) -> NDArray[np.float64]:
         """Milliseconds of passes over each of the ascending counts `num_tokens`: [len(num_tokens)], at least 0.01."""
         x = np.array([self._features(num_sessions, n, cached_tokens) for n in num_tokens])

@@ -1,0 +1,54 @@
+# Every target works from a fresh clone: what it needs is made first. Progress goes to the terminal.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= Explain in a few sentences how rain is made.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test test-long bits lint format gpu-check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/local ## prepare the default models, start everything, stream one answer with statistics, stop
+	$(BIN)/python -m services --ask "$(PROMPT)"
+
+up: $(VENV)/local ## start everything and leave it running at http://127.0.0.1:8080
+	$(BIN)/python -m services --detach
+
+down: $(VENV)/local ## stop what `make up` started
+	$(BIN)/python -m services --stop
+
+test: $(VENV)/dev ## run the tests (not the long ones)
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/dev ## run all tests, those of more than a minute too
+	$(BIN)/python -m pytest
+
+bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
+	$(BIN)/python -m pytest tests/e2e/test_bits.py -m "long or not long"
+
+lint: $(VENV)/dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## rewrite the files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none
+	$(BIN)/python -m tests.gpu_check
+
+clean: ## remove the virtual environment and caches of tools (prepared models stay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+
+$(VENV)/local: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --editable '.[local]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --editable '.[dev]'
+	@touch $@ $(VENV)/local

@@ -1,0 +1,14 @@
+"""The window policies by name. Each is made from the choice it starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from awc.ladder import LadderPolicy
+from awc.policy import WindowChoice, WindowPolicy
+from awc.static import StaticPolicy
+
+POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
+    StaticPolicy.name: StaticPolicy,
+    LadderPolicy.name: LadderPolicy,
+}

@@ -1,0 +1,61 @@
+"""What a window policy is: what it sees of a drafter-verifier pair, what it answers, and the choice without one.
+
+Invariant: a `WindowChoice` is always sendable and safe: a window of 0 to MAX_WINDOW tokens, and a chunk that the window
+can hold. A policy is pure (no I/O, no clock, no random numbers): equal reports in equal order give equal choices, in
+the controller and in the simulator alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.messages import MAX_WINDOW, PairReport
+
+MAX_JUDGED = 1 << 16  # guesses judged for one pair between two reports; no drafter makes so many in that time
+
+
+@dataclass(frozen=True, slots=True)
+class WindowChoice:
+    """How far a drafter may run ahead of one verifier.
+
+    `window` tokens may be unverified, they are sent `chunk` at a time, and with `free_run` the verifier goes on by
+    itself while it waits for guesses. A window of 0 is target-only serving. Raises ValueError when out of bounds.
+    """
+
+    window: int
+    chunk: int
+    free_run: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.window <= MAX_WINDOW:
+            raise ValueError(f"window {self.window} must be 0 to {MAX_WINDOW}")
+        if not 1 <= self.chunk <= max(self.window, 1):
+            raise ValueError(f"chunk {self.chunk} must be 1 to {max(self.window, 1)} with a window of {self.window}")
+
+
+DEFAULT_CHOICE = WindowChoice(window=8, chunk=2, free_run=True)  # until a controller decides, and when none is alive
+
+
+class PairControl(Protocol):
+    """The state of one pair and the choice it leads to; dropped with the pair."""
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        """The choice from now on, after one more report of this pair."""
+        ...
+
+
+class WindowPolicy(Protocol):
+    """A way to choose windows. `name` is what decisions and metrics carry."""
+
+    @property
+    def name(self) -> str: ...
+
+    def for_pair(self) -> PairControl:
+        """Fresh state for a pair that has not been seen before."""
+        ...
+
+
+def is_plausible(seen: PairReport) -> bool:
+    """Whether the counts can come from a working drafter; a policy should not be shown others."""
+    return max(seen.drafted, seen.matched + seen.mismatched, seen.late, seen.discarded) <= MAX_JUDGED

@@ -1,0 +1,25 @@
+"""The static policy: one choice for every pair, whatever is seen. The baseline, and the paper's stop-and-wait
+(arXiv 2511.21669) with a chunk as large as the window and no free run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from awc.policy import WindowChoice
+from shared.messages import PairReport
+
+
+@dataclass(frozen=True, slots=True)
+class StaticPolicy:
+    """Always `start`. It needs no state, so the policy is its own pair control."""
+
+    name: ClassVar[str] = "static"
+    start: WindowChoice
+
+    def for_pair(self) -> StaticPolicy:
+        return self
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        return self.start

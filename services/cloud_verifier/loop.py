@@ -1,0 +1,180 @@
+"""The verify loop: collect -> forward -> commit -> answer, over and over, without phases and without a timer.
+
+Invariant: one pass at a time; whatever arrived while it ran is in the next one; a pass that fails costs only the
+sessions that make it fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from services.cloud_verifier.metrics import VerifierMetrics
+from services.cloud_verifier.model import Row, TargetModel
+from services.cloud_verifier.sessions import Seat, SessionTable
+from shared.batching import Batcher, Candidate, PassCost
+from shared.messages import Sampling, TokenIds, Verdict
+from shared.verifier_session import PassInfo, PassRow
+
+log = structlog.get_logger(__name__)
+
+WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class PassShare:
+    """One session in one pass."""
+
+    seat: Seat
+    row: PassRow
+    compute: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The draws of each share, None where that session's computation failed, and the time it all took."""
+
+    draws: list[list[int] | None]
+    elapsed_ms: float
+
+
+class VerifyLoop:
+    """Runs passes while any session is ready; `wake` tells it that one may be."""
+
+    def __init__(
+        self,
+        model: TargetModel,
+        table: SessionTable,
+        batcher: Batcher,
+        cost: PassCost,
+        metrics: VerifierMetrics,
+        answer: Callable[[Seat, Verdict], None],
+        fail: Callable[[Seat], None],
+    ) -> None:
+        self._model = model
+        self._table = table
+        self._batcher = batcher
+        self._cost = cost
+        self._metrics = metrics
+        self._answer = answer
+        self._fail = fail
+        self._ready = asyncio.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="target-model")
+        self.token_budget = batcher.token_budget
+        self.pass_ms = 0.0
+        self.batch = 0
+
+    def wake(self) -> None:
+        """Something changed: a session may be ready."""
+        self._ready.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled; a running forward pass is waited for."""
+        try:
+            while True:
+                batch = self._collect()
+                if batch:
+                    self._commit(batch, await self._forward(batch))
+                else:
+                    self._ready.clear()
+                    await self._ready.wait()
+        finally:
+            self._executor.shutdown(wait=True)
+
+    async def warm_up(self) -> None:
+        """Runs passes of growing size, so that the first session meets warm kernels and a fitted cost curve."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._measure)
+
+    def _measure(self) -> None:
+        """In the model's thread: each size once for the kernels and once for the clock."""
+        cache = self._model.new_cache(max(WARM_UP_TOKENS))
+        for num_tokens in WARM_UP_TOKENS:
+            row = Row(cache, 0, TokenIds([0] * num_tokens), num_tokens, Sampling())
+            self._model.step([row])
+            started = time.perf_counter()
+            self._model.step([row])
+            self._cost.observe(1, num_tokens, 0, (time.perf_counter() - started) * 1e3)
+
+    @property
+    def queue_tokens(self) -> int:
+        """Tokens that wait to be computed: prompts, first rows and guesses."""
+        return sum(s.state.num_todo + len(s.state.pending) for s in self._table if s.state.finish is None)
+
+    @property
+    def queue(self) -> float:
+        """Queue utilisation: queued tokens / token budget, clipped to 1."""
+        return min(1.0, self.queue_tokens / self.token_budget)
+
+    def _collect(self) -> list[PassShare]:
+        seats = self._table.ready()
+        candidates = [
+            Candidate(
+                num_todo=seat.state.num_todo,
+                num_guesses=len(seat.state.pending),
+                probability=seat.state.survival.probability,
+                cached_tokens=seat.state.computed,
+            )
+            for seat in seats
+        ]
+        batch = []
+        for share in self._batcher.form(candidates):
+            seat = seats[share.index]
+            row = seat.state.begin_pass(share.max_tokens, share.max_guesses)
+            assert seat.cache is not None
+            compute = Row(seat.cache, row.start, row.fed_ids, row.num_draws, seat.state.request.sampling)
+            batch.append(PassShare(seat, row, compute))
+        return batch
+
+    async def _forward(self, batch: Sequence[PassShare]) -> Outcome:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._compute, [share.compute for share in batch])
+
+    def _compute(self, rows: list[Row]) -> Outcome:
+        """In the model's thread. A failing pass is repeated row by row, so that only the rows at fault fail."""
+        started = time.perf_counter()
+        draws: list[list[int] | None]
+        try:
+            draws = list(self._model.step(rows))
+        except Exception:
+            log.exception("pass failed, repeating it session by session", num_sessions=len(rows))
+            self._metrics.failed_passes.inc()
+            draws = [self._compute_alone(row) for row in rows]
+        return Outcome(draws, (time.perf_counter() - started) * 1e3)
+
+    def _compute_alone(self, row: Row) -> list[int] | None:
+        try:
+            return self._model.step([row])[0]
+        except Exception:
+            log.exception("session can't be computed", start=row.start, num_tokens=len(row.token_ids))
+            return None
+
+    def _commit(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
+        num_tokens = sum(len(share.row.fed_ids) for share in batch)
+        cached = sum(share.row.start for share in batch)
+        self._cost.observe(len(batch), num_tokens, cached, outcome.elapsed_ms)
+        self.pass_ms = outcome.elapsed_ms if self.pass_ms == 0 else 0.8 * self.pass_ms + 0.2 * outcome.elapsed_ms
+        self.batch = len(batch)
+        info = PassInfo(outcome.elapsed_ms, len(batch), self.queue)
+        num_committed = 0
+        for share, draws in zip(batch, outcome.draws, strict=True):
+            num_committed += self._commit_share(share, draws, info)
+        self._metrics.observe_pass(outcome.elapsed_ms, len(batch), num_tokens, num_committed)
+
+    def _commit_share(self, share: PassShare, draws: list[int] | None, info: PassInfo) -> int:
+        state = share.seat.state
+        if draws is None:
+            state.abandon_pass(share.row)
+            self._fail(share.seat)
+            return 0
+        verdict = state.end_pass(share.row, draws, info, time.monotonic() * 1e3)
+        if verdict is None:
+            return 0
+        if verdict.finish:
+            self._table.settle(share.seat)
+        self._answer(share.seat, verdict)
+        return len(verdict.token_ids)

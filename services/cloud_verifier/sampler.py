@@ -1,0 +1,111 @@
+"""The coupled draw of shared/sampling.py in torch, on the model's device, for all rows of one session at once.
+
+Invariant: a row's draw depends on its logits, the sampling parameters and its position alone, never on the rows drawn
+with it, and equals `shared.sampling.draw` but where two scores differ by a few ulp of float64. Reductions over the
+vocabulary are sequential (cumsum) or exact (max), so no thread count and no batch shape changes their bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shared.messages import Sampling
+from shared.sampling import GAMMA, MIX_1, MIX_2, NUCLEUS_SLACK, is_filtered, is_greedy, stream_key
+
+ROWS_AT_ONCE = 1  # on the CPU: the temporaries of one row stay in its caches, which is twice as fast
+NO_DRAW = -1  # stands for a draw from logits whose greatest value is not finite
+
+
+def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
+    """Token ids [n] for the positions position, position + 1, ... from logits [n, vocab] float32; NO_DRAW where a
+    row's greatest logit is not finite."""
+    at_once = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
+    token_ids = [_draw(part, sampling, position + i * at_once) for i, part in enumerate(logits.split(max(at_once, 1)))]
+    return torch.cat(token_ids)
+
+
+def uniform(seed: int, position: int, token_ids: Tensor) -> Tensor:
+    """u in (0, 1), float64 [n, ids], of token_ids [n or 1, ids] at the positions position .. position + n - 1."""
+    return _uniform(_keys(seed, position, token_ids.shape[0], token_ids.device), token_ids)
+
+
+def _draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
+    peak, best = logits.max(dim=-1, keepdim=True)  # the first of equals
+    token_ids = best if is_greedy(sampling) else _sample(logits, peak, sampling, position)
+    return token_ids.where(peak.isfinite(), NO_DRAW).squeeze(-1)
+
+
+def _sample(logits: Tensor, peak: Tensor, sampling: Sampling, position: int) -> Tensor:
+    scores = (logits.double() - peak) / sampling.temperature  # [n, vocab]
+    keys = _keys(sampling.seed, position, len(logits), logits.device)
+    if not is_filtered(sampling):
+        every_id = torch.arange(scores.shape[-1], device=scores.device)
+        return scores.add_(_gumbel(keys, every_id[None])).argmax(dim=-1, keepdim=True)
+    kept, token_ids = _filter(scores, sampling)
+    kept = kept + _gumbel(keys, token_ids)
+    # Columns are in score order here: of equal sums the lowest id wins, as everywhere.
+    is_best = kept == kept.amax(dim=-1, keepdim=True)
+    return token_ids.where(is_best, scores.shape[-1]).amin(dim=-1, keepdim=True)
+
+
+def _filter(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Scores and ids [n, candidates], by (score descending, id ascending); -inf for what the filters drop."""
+    weights = scores.exp() if sampling.top_p < 1 or sampling.min_p > 0 else None
+    total = weights.cumsum(dim=-1)[:, -1:] if weights is not None and sampling.top_p < 1 else None
+    is_candidate = _candidates(scores, weights, total, sampling)
+    num_candidates = int(is_candidate.sum(dim=-1).max())
+    # topk picks any of equal scores, but no row has more candidates than columns: all candidates are among them.
+    token_ids = scores.topk(num_candidates, dim=-1, sorted=False).indices.sort(dim=-1).values
+    ranked, order = scores.gather(-1, token_ids).sort(dim=-1, descending=True, stable=True)
+    token_ids = token_ids.gather(-1, order)
+    keep = is_candidate.gather(-1, token_ids)
+    if sampling.top_k > 0:
+        keep[:, sampling.top_k :] = False
+    if weights is not None:
+        ranked_weights = weights.gather(-1, token_ids) * keep
+        keep &= ranked_weights >= sampling.min_p
+        if total is not None:
+            mass = ranked_weights.cumsum(dim=-1)
+            keep &= mass - ranked_weights < sampling.top_p * (mass[:, -1:] if sampling.top_k > 0 else total)
+    return ranked.where(keep, -torch.inf), token_ids
+
+
+def _candidates(scores: Tensor, weights: Tensor | None, total: Tensor | None, sampling: Sampling) -> Tensor:
+    """Mask [n, vocab] of a superset of the kept tokens, as in shared/sampling.py."""
+    num = scores.shape[-1]
+    if sampling.top_k > 0:
+        kth = scores.topk(min(sampling.top_k, num), dim=-1).values[:, -1:]
+        return scores >= kth
+    assert weights is not None
+    if total is None:
+        return weights >= sampling.min_p
+    lowest = (1 - sampling.top_p) / num * total * NUCLEUS_SLACK
+    return weights >= lowest.clamp_min(sampling.min_p)
+
+
+def _keys(seed: int, position: int, num: int, device: torch.device) -> Tensor:
+    keys = [_signed(stream_key(seed, position + i)) for i in range(num)]
+    return torch.tensor(keys, dtype=torch.int64, device=device)[:, None]
+
+
+def _gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
+    return _uniform(keys, token_ids).log_().neg_().log_().neg_()
+
+
+def _uniform(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """SplitMix64 in two's complement: int64 products wrap, and a mask makes the shift a logical one."""
+    state = (token_ids + 1).mul(_signed(GAMMA)) + keys  # [n, ids]
+    for shift, multiplier in ((30, MIX_1), (27, MIX_2)):
+        state ^= _shift(state, shift)
+        state *= _signed(multiplier)
+    state ^= _shift(state, 31)
+    return _shift(state, 12).double().add_(0.5).mul_(2.0**-52)
+
+
+def _shift(state: Tensor, by: int) -> Tensor:
+    return (state >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

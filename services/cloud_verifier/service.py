@@ -1,0 +1,257 @@
+"""A verifier: sessions in, verdicts out, over the bus (docs/protocol.md).
+
+Invariant: only the drafter that a session's Open named is heard, as the instance in the subject and in nothing else,
+and answers go only to subjects derived from the sender's id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import structlog
+
+from services.cloud_verifier.loop import VerifyLoop
+from services.cloud_verifier.metrics import VerifierMetrics
+from services.cloud_verifier.model import TargetModel, load_target
+from services.cloud_verifier.sessions import Refused, Seat, SessionTable
+from services.cloud_verifier.settings import VerifierSettings
+from shared import subjects
+from shared.batching import Batcher, PassCost
+from shared.bus import Absent, Bus
+from shared.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Verdict
+from shared.runtime import Context, run_service
+
+log = structlog.get_logger(__name__)
+
+
+LoadModel: TypeAlias = Callable[[VerifierSettings], TargetModel]
+
+
+def load_model(settings: VerifierSettings) -> TargetModel:
+    """The target model that the settings name."""
+    return load_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)
+
+
+def run(settings: VerifierSettings, load_model: LoadModel = load_model) -> None:
+    """Runs a verifier process to its end; `load_model` is where a stand-in may enter."""
+
+    async def start(context: Context) -> Verifier:
+        model = await asyncio.to_thread(load_model, settings)
+        metrics = VerifierMetrics(context.registry)
+        verifier = Verifier(context.instance_id, settings, model, context.bus, metrics)
+        await verifier.loop.warm_up()
+        return verifier
+
+    run_service("verifier", settings, start)
+
+
+def now_ms() -> float:
+    return time.monotonic() * 1e3
+
+
+class Verifier:
+    """One verifier on one bus. Handlers change tables and return; the loop computes; the outbox publishes in order."""
+
+    def __init__(
+        self, instance_id: str, settings: VerifierSettings, model: TargetModel, bus: Bus, metrics: VerifierMetrics
+    ) -> None:
+        self.instance_id = instance_id
+        self._settings = settings
+        self._model = model
+        self._bus = bus
+        self._metrics = metrics
+        self._cost = PassCost()
+        batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
+        self.table = SessionTable(model, settings.kv_tokens, settings.max_sessions, settings.lease_s * 1e3)
+        self.loop = VerifyLoop(model, self.table, batcher, self._cost, metrics, self._answer, self._fail)
+        self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
+        self._session_ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publish(), name="publish")
+            await self._bus.subscribe(subjects.inbox("verifier", self.instance_id), self._receive)
+            await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
+            tasks.create_task(self._beat(), name="beat")
+            tasks.create_task(self._expire(), name="expire")
+            tasks.create_task(self.loop.run(), name="verify")
+
+    async def drain(self) -> None:
+        """Takes no new session; returns when every open one has finished or is closed."""
+        self.table.draining = True
+        self._send_heartbeat()
+        while self.table.num_active:
+            self._session_ended.clear()
+            await self._session_ended.wait()
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def _receive(self, subject: str, message: Message | Absent) -> None:
+        sender, now = subjects.sender(subject), now_ms()
+        match message:
+            case Draft():
+                self._on_draft(sender, message, now)
+            case Open():
+                self._on_open(sender, message, now)
+            case Poll():
+                self._on_poll(sender, message, now)
+            case Close():
+                self._on_close(sender, message, now)
+            case _:
+                self._drop("not for a verifier", subject=subject)
+
+    def _on_draft(self, sender: str, draft: Draft, now: float) -> None:
+        try:
+            state = self.table.find(draft.session_id).state
+        except Refused as refusal:
+            self._drop(refusal.code, session=draft.session_id, sender=sender)
+            self._send("drafter", sender, "failure", refusal.failure(draft.session_id, draft.term))
+            return
+        if sender != state.drafter_id:
+            self._drop("foreign drafter", session=draft.session_id, sender=sender)
+        elif draft.term != state.term:
+            self._drop("stale term", session=draft.session_id, sender=sender)
+        elif any(token >= self._model.vocab_size for token in draft.token_ids):
+            self._drop("outside the vocabulary", session=draft.session_id, sender=sender)
+        else:
+            answer = state.on_draft(draft, now)
+            if answer is not None:
+                self._send("drafter", sender, "verdict", answer)
+            self.loop.wake()
+
+    def _on_open(self, sender: str, request: Open, now: float) -> None:
+        try:
+            seat = self.table.open(request, sender, now)
+        except Refused as refusal:
+            self._drop(refusal.code, session=request.session_id, sender=sender)
+            self._send("gateway", sender, "failure", refusal.failure(request.session_id, request.term))
+            return
+        if request.term == seat.state.term:
+            lease_s, load = self._settings.lease_s, self._load()
+            opened = Opened(request.session_id, request.term, lease_s, load, self._model.fingerprint)
+            self._send("gateway", sender, "opened", opened)
+        else:
+            self._drop("stale term", session=request.session_id, sender=sender)
+        self.loop.wake()
+
+    def _on_poll(self, sender: str, poll: Poll, now: float) -> None:
+        try:
+            seat = self.table.find(poll.session_id)
+        except Refused as refusal:
+            self._send("gateway", sender, "failure", refusal.failure(poll.session_id, poll.term))
+            return
+        answer = seat.state.on_poll(poll, now) if seat.state.gateway_id == sender else None
+        if answer is None:
+            self._drop("stale term or foreign gateway", session=poll.session_id, sender=sender)
+            return
+        seat.renewed_at = now
+        self._send("gateway", sender, "verdict", answer)
+
+    def _on_close(self, sender: str, close: Close, now: float) -> None:
+        try:
+            state = self.table.find(close.session_id).state
+        except Refused:
+            return  # closed already, or never opened here: what was asked for holds
+        if state.gateway_id != sender or close.term < state.term:
+            self._drop("stale term or foreign gateway", session=close.session_id, sender=sender)
+            return
+        self._forget(self.table.close(close.session_id, now))
+
+    def _hear(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, Heartbeat) and message.service == "gateway":
+            self.table.renew(subjects.sender(subject), now_ms())
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    def _answer(self, seat: Seat, verdict: Verdict) -> None:
+        """A pass fixed tokens: tell the gateway and the drafter alike."""
+        self._send("gateway", seat.state.gateway_id, "verdict", verdict)
+        if seat.state.drafter_id:
+            self._send("drafter", seat.state.drafter_id, "verdict", verdict)
+        self._count(seat)
+        if verdict.finish:
+            self._session_ended.set()
+
+    def _fail(self, seat: Seat) -> None:
+        """A session that can't be computed is closed; its gateway may open it elsewhere."""
+        state = seat.state
+        refusal = Refused("internal", "the target model failed on this session", retryable=True)
+        self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
+        self._forget(self.table.close(state.session_id, now_ms()))
+
+    def _forget(self, seat: Seat | None) -> None:
+        if seat is not None:
+            self._count(seat)
+            self._session_ended.set()
+            self.loop.wake()
+
+    def _count(self, seat: Seat) -> None:
+        tally = seat.state.tally
+        self._metrics.count_guesses(seat.counted, tally)
+        seat.counted = tally
+
+    def _drop(self, reason: str, **about: str) -> None:
+        self._metrics.dropped.labels(reason).inc()
+        log.debug("dropped", reason=reason, **about)
+
+    def _send(self, service: subjects.Service, receiver: str, verb: str, message: Message) -> None:
+        self._outbox.put_nowait((subjects.to(service, receiver, verb, self.instance_id), message))
+
+    async def _publish(self) -> None:
+        while True:
+            subject, message = await self._outbox.get()
+            await self._bus.publish(subject, message)
+
+    # --- now and then ----------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            self._send_heartbeat()
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    def _send_heartbeat(self) -> None:
+        heartbeat = Heartbeat(
+            service="verifier",
+            instance_id=self.instance_id,
+            interval_s=self._settings.heartbeat_s,
+            models=[self._settings.model_name],
+            max_context=min(self._model.max_context, self._settings.kv_tokens),
+            vocab_size=self._model.vocab_size,
+            fingerprint=self._model.fingerprint,
+            load=self._load(),
+            draining=self.table.draining,
+        )
+        self._outbox.put_nowait((subjects.broadcast("heartbeat", self.instance_id), heartbeat))
+
+    def _load(self) -> Load:
+        load = Load(
+            num_sessions=len(self.table),
+            max_sessions=self._settings.max_sessions,
+            queue_tokens=self.loop.queue_tokens,
+            token_budget=self._settings.token_budget,
+            batch=self.loop.batch,
+            free_kv_tokens=self.table.free_kv_tokens,
+            kv_tokens=self.table.kv_tokens,
+            step_ms=self.loop.pass_ms,
+            prefill_ms=self._cost.prefill_ms,
+        )
+        self._metrics.observe_load(load)
+        return load
+
+    async def _expire(self) -> None:
+        """Looks after leases: gateways that fell silent, drafters that did."""
+        pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 4
+        while True:
+            await asyncio.sleep(pause_s)
+            now = now_ms()
+            for seat in self.table.expire(now):
+                log.warning("gateway silent, session closed", session=seat.state.session_id)
+                self._metrics.expired_sessions.inc()
+                self._forget(seat)
+            for seat in self.table:
+                if seat.state.expire_drafter(now, self._settings.drafter_lease_s * 1e3):
+                    self.loop.wake()

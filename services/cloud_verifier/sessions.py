@@ -1,0 +1,163 @@
+"""The verifier's sessions: admission by free KV cache, leases, tombstones.
+
+Invariant: the KV reservations of all sessions never exceed `kv_tokens`; a session without a cache waits its turn, first
+come first served, and is never given up for want of room. Times are milliseconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from services.cloud_verifier.kv import KvCache
+from services.cloud_verifier.model import TargetModel
+from shared.messages import Failure, FailureCode, Open, Tally
+from shared.verifier_session import VerifierSession
+
+KV_BLOCK = 512  # reservations are multiples of it, as the attention kernel's reads are
+
+
+class Refused(Exception):
+    """An Open, Draft or Poll that can't be served; carries the Failure's fields."""
+
+    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+    def failure(self, session_id: str, term: int) -> Failure:
+        return Failure(session_id, term, self.code, str(self)[:1024], self.retryable)
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A session and what the verifier keeps for it; `cache` is None while it waits for room and after it finished."""
+
+    state: VerifierSession
+    renewed_at: float
+    reserved: int
+    cache: KvCache | None = None
+    counted: Tally = field(default_factory=Tally)  # what the metrics have of the session's tally
+
+
+class SessionTable:
+    """All sessions of one verifier, in the order of their opening."""
+
+    def __init__(self, model: TargetModel, kv_tokens: int, max_sessions: int, lease_ms: float) -> None:
+        self._model = model
+        self._max_sessions = max_sessions
+        self._lease_ms = lease_ms
+        self._seats: dict[str, Seat] = {}
+        self._tombstones: dict[str, float] = {}  # session id -> when it may be forgotten
+        self.kv_tokens = kv_tokens
+        self.free_kv_tokens = kv_tokens
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(self._seats.values())
+
+    @property
+    def num_active(self) -> int:
+        """Sessions that still have tokens to commit."""
+        return sum(seat.state.finish is None for seat in self)
+
+    def open(self, request: Open, gateway_id: str, now: float) -> Seat:
+        """Opens, re-opens (same term: nothing changes) or rebinds (higher term) a session; raises Refused."""
+        self._check(request)
+        seat = self._seats.get(request.session_id)
+        if seat is None:
+            self._check_room(request.session_id)
+            seat = Seat(VerifierSession.opened(request, gateway_id, now), now, 0)
+            self._seats[request.session_id] = seat
+        elif seat.state.gateway_id != gateway_id:
+            raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
+        elif request.term > seat.state.term:
+            seat.state.rebind(request, now)
+        seat.renewed_at = now
+        self.settle(seat)
+        return seat
+
+    def find(self, session_id: str) -> Seat:
+        """The session's seat; raises Refused for one that is closed or was never opened here."""
+        seat = self._seats.get(session_id)
+        if seat is not None:
+            return seat
+        if session_id in self._tombstones:
+            raise Refused("closed", "the session is closed", retryable=False)
+        raise Refused("unknown_session", "no such session at this verifier", retryable=True)
+
+    def close(self, session_id: str, now: float) -> Seat | None:
+        """Ends a session and leaves a tombstone for one lease; None when there is none."""
+        seat = self._seats.pop(session_id, None)
+        if seat is not None:
+            self._tombstones[session_id] = now + self._lease_ms
+            self._release(seat)
+            self.admit()
+        return seat
+
+    def renew(self, gateway_id: str, now: float) -> None:
+        """A sign of life from a gateway renews the leases of all its sessions."""
+        for seat in self:
+            if seat.state.gateway_id == gateway_id:
+                seat.renewed_at = now
+
+    def expire(self, now: float) -> list[Seat]:
+        """Closes sessions whose gateway has been silent for a lease; forgets old tombstones."""
+        self._tombstones = {key: until for key, until in self._tombstones.items() if until > now}
+        overdue = [seat.state.session_id for seat in self if now - seat.renewed_at > self._lease_ms]
+        return [seat for key in overdue if (seat := self.close(key, now)) is not None]
+
+    def ready(self) -> list[Seat]:
+        """Sessions that the next pass can do something for, oldest first."""
+        return [seat for seat in self if seat.cache is not None and seat.state.ready]
+
+    def settle(self, seat: Seat) -> None:
+        """Brings a seat's cache in line with its state: a finished session keeps none, a longer one needs a larger."""
+        if seat.state.finish or seat.state.limit > seat.reserved > 0:
+            self._release(seat)
+            seat.state.drop_cache()
+        self.admit()
+
+    def admit(self) -> None:
+        """Gives caches to waiting sessions, oldest first, as far as there is room."""
+        for seat in self:
+            if seat.cache is not None or seat.state.finish:
+                continue
+            reserved = self._reservation(seat.state.limit)
+            if reserved > self.free_kv_tokens:
+                return
+            self.free_kv_tokens -= reserved
+            seat.reserved, seat.cache = reserved, self._model.new_cache(reserved)
+
+    def _release(self, seat: Seat) -> None:
+        self.free_kv_tokens += seat.reserved
+        seat.reserved, seat.cache = 0, None
+
+    def _reservation(self, length: int) -> int:
+        return -(-length // KV_BLOCK) * KV_BLOCK
+
+    def _check(self, request: Open) -> None:
+        if not request.prompt_ids:
+            raise Refused("bad_request", "the prompt is empty", retryable=False)
+        highest = max(*request.prompt_ids, *request.committed_ids, 0)
+        if highest >= self._model.vocab_size:
+            message = f"token id {highest} is outside the vocabulary of {self._model.vocab_size}"
+            raise Refused("bad_request", message, retryable=False)
+        length = len(request.prompt_ids) + request.max_tokens
+        if length > self._model.max_context:
+            message = f"prompt and answer of {length} tokens exceed the context of {self._model.max_context}"
+            raise Refused("too_long", message, retryable=False)
+        if self._reservation(length) > self.kv_tokens:
+            message = f"{length} tokens don't fit the KV cache of {self.kv_tokens} tokens"
+            raise Refused("too_long", message, retryable=False)
+
+    def _check_room(self, session_id: str) -> None:
+        if session_id in self._tombstones:
+            raise Refused("closed", "the session is closed", retryable=False)
+        if self.draining:
+            raise Refused("draining", "the verifier is shutting down", retryable=True)
+        if len(self._seats) >= self._max_sessions:
+            raise Refused("overloaded", f"all {self._max_sessions} sessions are taken", retryable=True)

@@ -1,0 +1,36 @@
+"""What can be set about a verifier; every field is an environment variable DSD_<NAME> and a flag --<name>."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shared.config import ServiceSettings
+
+
+class VerifierSettings(ServiceSettings):
+    """Settings of `python -m services.cloud_verifier`."""
+
+    name: str = Field("verifier", description="Name of this instance, part of its subjects and permissions")
+    target: str = Field(..., description="Folder (or hub id) of the target model, a Hugging Face causal LM")
+    model_name: str = Field("smollm2-135m", description="Name under which the model is served")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Numbers of the target; auto is bfloat16 where the device has it, else float32"
+    )
+    num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0 takes what torch chooses")
+    token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")
+    prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in one pass")
+    kv_tokens: int = Field(32768, ge=512, description="KV cache to reserve for sessions, in tokens")
+    max_sessions: int = Field(64, ge=1, description="Most open sessions")
+    lease_s: float = Field(30.0, gt=0, description="A session is closed when its gateway is silent for so long")
+    drafter_lease_s: float = Field(
+        2.0, gt=0, description="The verifier runs alone when the drafter is silent for so long"
+    )
+
+    @model_validator(mode="after")
+    def _budget_seats_everybody(self) -> VerifierSettings:
+        if self.token_budget < self.max_sessions:
+            raise ValueError(f"token_budget {self.token_budget} must be at least max_sessions {self.max_sessions}")
+        return self

@@ -1,0 +1,110 @@
+"""The drafting loop: draft -> send -> commit, one model step at a time, over all sessions in turn.
+
+Invariant: a rollback is applied between draft steps only; a guess from a step begun before it is thrown away (the state
+machine sees to it), so the cache always holds what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import structlog
+
+from services.edge_drafter.metrics import DrafterMetrics
+from services.edge_drafter.model import DraftCache, DraftModel
+from services.edge_drafter.sessions import Seat, SessionTable
+from shared import sampling
+from shared.drafter_session import DraftStep
+from shared.messages import Sampling
+
+log = structlog.get_logger(__name__)
+
+WARM_UP_STEPS = 4
+
+
+class DraftLoop:
+    """Gives the draft model to the sessions that want a step; `wake` tells it that one may."""
+
+    def __init__(
+        self,
+        model: DraftModel,
+        table: SessionTable,
+        feed_tokens: int,
+        metrics: DrafterMetrics,
+        send: Callable[[Seat], None],
+        fail: Callable[[Seat], None],
+    ) -> None:
+        self._model = model
+        self._table = table
+        self._feed_tokens = feed_tokens
+        self._metrics = metrics
+        self._send = send
+        self._fail = fail
+        self._ready = asyncio.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="draft-model")
+        self.step_ms = 0.0
+        self.prefill_ms = 0.0  # per token
+
+    def wake(self) -> None:
+        """Something changed: a session may want a step."""
+        self._ready.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled; a running step is waited for."""
+        try:
+            while True:
+                seat = self._table.next_turn()
+                if seat is None:
+                    self._ready.clear()
+                    await self._ready.wait()
+                else:
+                    await self._draft(seat)
+        finally:
+            self._executor.shutdown(wait=True)
+
+    async def warm_up(self) -> None:
+        """Runs the model once for each kind of step, so that heartbeats tell its speed from the first one on."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._measure)
+
+    def _measure(self) -> None:
+        """In the model's thread."""
+        num_tokens = min(self._feed_tokens, self._model.max_context - WARM_UP_STEPS)
+        cache = self._model.new_cache(num_tokens + WARM_UP_STEPS)
+        for start, length in [(0, num_tokens), (0, num_tokens), *((num_tokens + i, 1) for i in range(WARM_UP_STEPS))]:
+            started = time.perf_counter()
+            self._model.feed(cache, [0] * length, start)
+            self._observe((time.perf_counter() - started) * 1e3, length)
+
+    async def _draft(self, seat: Seat) -> None:
+        state = seat.state
+        step = state.begin_step(self._feed_tokens)
+        compute = partial(self._compute, seat.cache, step, state.request.sampling)
+        started = time.perf_counter()
+        try:
+            guess = await asyncio.get_running_loop().run_in_executor(self._executor, compute)
+        except Exception:
+            log.exception("draft step failed", session=state.session_id)
+            self._metrics.failed_steps.inc()
+            self._fail(seat)
+            return
+        self._observe((time.perf_counter() - started) * 1e3, len(step.fed_ids))
+        if state.end_step(step, guess):
+            self._metrics.drafted.inc()
+        self._send(seat)
+
+    def _compute(self, cache: DraftCache, step: DraftStep, options: Sampling) -> int:
+        """In the model's thread: the guess for the position behind the fed tokens."""
+        logits = self._model.feed(cache, step.fed_ids, step.start)
+        return sampling.draw(logits, options, step.start + len(step.fed_ids)) if step.draws else 0
+
+    def _observe(self, elapsed_ms: float, num_tokens: int) -> None:
+        self._metrics.step_seconds.observe(elapsed_ms / 1e3)
+        if num_tokens >= self._feed_tokens:
+            per_token = elapsed_ms / num_tokens
+            self.prefill_ms = per_token if self.prefill_ms == 0 else 0.8 * self.prefill_ms + 0.2 * per_token
+        elif num_tokens <= 2:
+            self.step_ms = elapsed_ms if self.step_ms == 0 else 0.9 * self.step_ms + 0.1 * elapsed_ms

@@ -1,0 +1,35 @@
+"""What a drafter counts, as Prometheus metrics (docs/metrics.md lists them with their meaning)."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from shared.verifier_session import Fates
+
+FATES = ("accepted", "rejected", "late", "discarded")
+
+
+class DrafterMetrics:
+    """All metrics of one drafter in one registry. Once sessions end, the guesses' fates sum to what was drafted."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.step_seconds = Histogram(
+            "dsd_drafter_step_seconds",
+            "Time of one draft model step",
+            buckets=(0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512),
+            registry=registry,
+        )
+        self.drafted = Counter("dsd_drafter_drafted", "Tokens guessed", registry=registry)
+        self.guesses = Counter("dsd_drafter_guesses", "Guesses by what became of them", ["fate"], registry=registry)
+        self.dropped = Counter(
+            "dsd_drafter_dropped", "Messages not acted upon, by reason", ["reason"], registry=registry
+        )
+        self.failed_steps = Counter("dsd_drafter_failed_steps", "Draft steps that raised an error", registry=registry)
+        self.sessions = Gauge("dsd_drafter_sessions", "Sessions drafted for", registry=registry)
+        self.window = Gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"], registry=registry)
+        self.rtt_seconds = Gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"], registry=registry)
+
+    def count_fates(self, before: Fates, after: Fates) -> None:
+        """Adds what changed in a session's fates."""
+        for fate in FATES:
+            self.guesses.labels(fate).inc(getattr(after, fate) - getattr(before, fate))

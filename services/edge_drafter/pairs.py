@@ -1,0 +1,109 @@
+"""What a drafter has seen of each verifier since its last report.
+
+Invariant: every change of a session's counts enters exactly one report. Times are milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from services.edge_drafter.sessions import Seat
+from shared.messages import PairReport, Verdict
+from shared.verifier_session import Fates
+
+WEIGHT = 0.2  # of the newest sample in moving averages
+MAX_REPORTED_PAIRS = 256
+
+
+def moving(average: float, sample: float) -> float:
+    return sample if average == 0 else (1 - WEIGHT) * average + WEIGHT * sample
+
+
+@dataclass(slots=True)
+class PairStats:
+    """Counts since the last report, and moving averages, of one verifier."""
+
+    drafted: int = 0
+    fates: Fates = field(default_factory=Fates)
+    queue: float = 0.0
+    tpot_ms: float = 0.0
+    rtt_ms: float = 0.0
+    last_verdict: dict[str, float] = field(default_factory=dict)  # session id -> when its last tokens came
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.drafted + self.fates.total > 0
+
+
+class PairTable:
+    """All verifiers that this drafter has drafted for."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, PairStats] = {}
+
+    def absorb(self, seat: Seat) -> Fates:
+        """Moves what changed in a session's counts into its pair; returns the fates as they were before."""
+        pair, state, seen = self._pair(seat.verifier_id), seat.state, seat.seen
+        before = seen.fates
+        pair.drafted += state.drafted - seen.drafted
+        pair.fates.accepted += state.fates.accepted - before.accepted
+        pair.fates.rejected += state.fates.rejected - before.rejected
+        pair.fates.late += state.fates.late - before.late
+        pair.fates.discarded += state.fates.discarded - before.discarded
+        fates = state.fates
+        seen.drafted = state.drafted
+        seen.fates = Fates(fates.accepted, fates.rejected, fates.late, fates.discarded)
+        return before
+
+    def observe(self, seat: Seat, verdict: Verdict, num_new: int, now: float) -> None:
+        """Learns times from a verdict that fixed `num_new` tokens."""
+        pair = self._pair(seat.verifier_id)
+        pair.queue = moving(pair.queue, verdict.queue)
+        if seat.state.round_trip.mean_ms is not None:
+            pair.rtt_ms = seat.state.round_trip.mean_ms
+        if num_new:
+            last = pair.last_verdict.get(verdict.session_id)
+            if last is not None:
+                pair.tpot_ms = moving(pair.tpot_ms, (now - last) / num_new)
+            pair.last_verdict[verdict.session_id] = now
+
+    def forget(self, seat: Seat) -> None:
+        """A session is over."""
+        self._pair(seat.verifier_id).last_verdict.pop(seat.state.session_id, None)
+
+    def take_reports(self, seats: list[Seat], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
+        """Reports of the pairs that changed, and a new start for their counts; idle pairs are forgotten."""
+        reports = []
+        for verifier_id, pair in list(self._pairs.items()):
+            mine = [seat for seat in seats if seat.verifier_id == verifier_id]
+            if pair.is_fresh and len(reports) < MAX_REPORTED_PAIRS:
+                reports.append(self._report(verifier_id, pair, mine, windows[verifier_id], draft_ms))
+                pair.drafted, pair.fates = 0, Fates()
+            if not mine:
+                del self._pairs[verifier_id]
+        return reports
+
+    def verifier_ids(self) -> list[str]:
+        return list(self._pairs)
+
+    def _pair(self, verifier_id: str) -> PairStats:
+        return self._pairs.setdefault(verifier_id, PairStats())
+
+    @staticmethod
+    def _report(verifier_id: str, pair: PairStats, seats: list[Seat], window: int, draft_ms: float) -> PairReport:
+        return PairReport(
+            verifier_id=verifier_id,
+            num_sessions=len(seats),
+            window=window,
+            drafted=pair.drafted,
+            matched=pair.fates.accepted + pair.fates.late,
+            mismatched=pair.fates.rejected,
+            late=pair.fates.late,
+            discarded=pair.fates.discarded,
+            draft_ms=draft_ms,
+            rtt_ms=pair.rtt_ms,
+            queue=pair.queue,
+            tpot_ms=pair.tpot_ms,
+            context=int(fmean(len(seat.state.tokens) for seat in seats)) if seats else 0,
+        )

@@ -1,0 +1,289 @@
+"""A drafter: texts in, guesses out, over the bus (docs/protocol.md).
+
+Invariant: only the verifier that a session's Speculate named is heard; whatever happens here, a session's text does not
+depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import structlog
+
+from services.edge_drafter.loop import DraftLoop
+from services.edge_drafter.metrics import DrafterMetrics
+from services.edge_drafter.model import DraftModel, load_draft
+from services.edge_drafter.pairs import PairTable
+from services.edge_drafter.sessions import Refused, Seat, SessionTable, steer
+from services.edge_drafter.settings import DrafterSettings
+from services.edge_drafter.steering import Steering
+from shared import subjects
+from shared.bus import Absent, Bus
+from shared.messages import (
+    Close,
+    Draft,
+    Failure,
+    Heartbeat,
+    Load,
+    Message,
+    Report,
+    Speculate,
+    Verdict,
+    WindowDecision,
+)
+from shared.runtime import Context, run_service
+
+log = structlog.get_logger(__name__)
+
+
+LoadModel: TypeAlias = Callable[[DrafterSettings], DraftModel]
+
+
+def load_model(settings: DrafterSettings) -> DraftModel:
+    """The draft model that the settings name."""
+    return load_draft(settings.draft, settings.num_threads)
+
+
+def run(settings: DrafterSettings, load_model: LoadModel = load_model) -> None:
+    """Runs a drafter process to its end; `load_model` is where a stand-in may enter."""
+
+    async def start(context: Context) -> Drafter:
+        model = await asyncio.to_thread(load_model, settings)
+        drafter = Drafter(context.instance_id, settings, model, context.bus, DrafterMetrics(context.registry))
+        await drafter.loop.warm_up()
+        return drafter
+
+    run_service("drafter", settings, start)
+
+
+def now_ms() -> float:
+    return time.monotonic() * 1e3
+
+
+def name_of(instance_id: str) -> str:
+    """The configured name in an instance id: a label with few values, where ids change with every boot."""
+    return instance_id.partition(".")[0]
+
+
+class Drafter:
+    """One drafter on one bus. Handlers change tables and return; the loop drafts; the outbox publishes in order."""
+
+    def __init__(
+        self, instance_id: str, settings: DrafterSettings, model: DraftModel, bus: Bus, metrics: DrafterMetrics
+    ) -> None:
+        self.instance_id = instance_id
+        self._settings = settings
+        self._model = model
+        self._bus = bus
+        self._metrics = metrics
+        self.table = SessionTable(model, settings.max_sessions)
+        self.pairs = PairTable()
+        self.steering = Steering(settings.decision_ttl_s * 1e3)
+        self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
+        self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
+        self._timers_changed = asyncio.Event()
+        self._session_ended = asyncio.Event()
+        self._sequence = 0
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publish(), name="publish")
+            await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
+            await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
+            tasks.create_task(self._beat(), name="beat")
+            tasks.create_task(self._watch_silence(), name="watch-silence")
+            tasks.create_task(self._report(), name="report")
+            tasks.create_task(self.loop.run(), name="draft")
+
+    async def drain(self) -> None:
+        """Takes no new session; returns when the open ones are over."""
+        self.table.draining = True
+        self._send_heartbeat()
+        while len(self.table):
+            self._session_ended.clear()
+            await self._session_ended.wait()
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def _receive(self, subject: str, message: Message | Absent) -> None:
+        sender, now = subjects.sender(subject), now_ms()
+        match message:
+            case Verdict():
+                self._on_verdict(sender, message, now)
+            case Speculate():
+                self._on_speculate(sender, message, now)
+            case Close():
+                self._on_close(sender, message)
+            case WindowDecision():
+                self._on_decision(sender, message, now)
+            case Failure():
+                self._on_failure(sender, message)
+            case _:
+                self._drop("not for a drafter", subject=subject)
+
+    def _on_speculate(self, sender: str, request: Speculate, now: float) -> None:
+        choice = self.steering.choice(request.verifier_id, now)
+        try:
+            seat = self.table.speculate(request, sender, choice, now)
+        except Refused as refusal:
+            self._drop(refusal.code, session=request.session_id, sender=sender)
+            failure = refusal.failure(request.session_id, request.term)
+            self._outbox.put_nowait((subjects.to("gateway", sender, "failure", self.instance_id), failure))
+            return
+        self._timers_changed.set()
+        self._advance(seat)
+
+    def _on_verdict(self, sender: str, verdict: Verdict, now: float) -> None:
+        seat = self.table.get(verdict.session_id)
+        if seat is None or seat.verifier_id != sender:
+            self._drop("unknown session" if seat is None else "foreign verifier", session=verdict.session_id)
+            return
+        before = seat.state.committed
+        if not seat.state.on_verdict(verdict, now):
+            self._drop("stale term", session=verdict.session_id)
+            return
+        self.pairs.observe(seat, verdict, seat.state.committed - before, now)
+        self._advance(seat)
+
+    def _on_close(self, sender: str, close: Close) -> None:
+        seat = self.table.get(close.session_id)
+        if seat is None:
+            return  # over already: what was asked for holds
+        if seat.gateway_id != sender or close.term < seat.state.term:
+            self._drop("stale term or foreign gateway", session=close.session_id)
+            return
+        self._end(seat)
+
+    def _on_failure(self, sender: str, failure: Failure) -> None:
+        seat = self.table.get(failure.session_id)
+        if seat is None or seat.verifier_id != sender or failure.term != seat.state.term:
+            self._drop("stale failure", session=failure.session_id)
+        elif failure.code == "closed":
+            self._end(seat)
+        # any other is waited out: the verifier may be opening the session, and silence ends it in time
+
+    def _on_decision(self, sender: str, decision: WindowDecision, now: float) -> None:
+        if decision.drafter_id != self.instance_id or not self.steering.decide(decision, sender, now):
+            self._drop("decision not followed", sender=sender)
+            return
+        self._steer(decision.verifier_id, now)
+
+    def _hear(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, Heartbeat) and message.service == "controller":
+            self.steering.hear(message, now_ms())
+
+    # --- sessions --------------------------------------------------------------------------------------------------
+
+    def _steer(self, verifier_id: str, now: float) -> None:
+        """The window towards a verifier changed: tell its sessions."""
+        choice = self.steering.choice(verifier_id, now)
+        self._metrics.window.labels(name_of(verifier_id)).set(choice.window)
+        for seat in [seat for seat in self.table if seat.verifier_id == verifier_id and seat.is_adaptive]:
+            steer(seat, choice)
+            self._advance(seat)
+
+    def _advance(self, seat: Seat) -> None:
+        """Sends what is due of a session, counts, and wakes the loop; a closed session is dropped."""
+        state = seat.state
+        while (draft := state.take_draft(now_ms())) is not None:
+            self._send_draft(seat, draft)
+        self._metrics.count_fates(self.pairs.absorb(seat), state.fates)
+        if state.closed:
+            self._end(seat)
+        else:
+            self.loop.wake()
+
+    def _send_draft(self, seat: Seat, draft: Draft) -> None:
+        self._outbox.put_nowait((subjects.to("verifier", seat.verifier_id, "draft", self.instance_id), draft))
+
+    def _end(self, seat: Seat) -> None:
+        if self.table.drop(seat.state.session_id) is None:
+            return
+        self._metrics.count_fates(self.pairs.absorb(seat), seat.state.fates)
+        self.pairs.forget(seat)
+        self._session_ended.set()
+
+    def _fail(self, seat: Seat) -> None:
+        """The draft model failed on a session: it goes on without this drafter."""
+        seat.state.close()
+        self._end(seat)
+
+    def _drop(self, reason: str, **about: str) -> None:
+        self._metrics.dropped.labels(reason).inc()
+        log.debug("dropped", reason=reason, **about)
+
+    async def _publish(self) -> None:
+        while True:
+            subject, message = await self._outbox.get()
+            await self._bus.publish(subject, message)
+
+    # --- now and then ----------------------------------------------------------------------------------------------
+
+    async def _watch_silence(self) -> None:
+        """Resends where a verdict is overdue, waking when the first one may be."""
+        while True:
+            now = now_ms()
+            for seat in list(self.table):
+                draft = seat.state.on_timer(now)
+                if draft is not None:
+                    self._send_draft(seat, draft)
+                elif seat.state.closed:
+                    log.warning("verifier silent, session given up", session=seat.state.session_id)
+                    self._end(seat)
+            due = min((at for seat in self.table if (at := seat.state.resend_at) is not None), default=None)
+            self._timers_changed.clear()
+            try:
+                async with asyncio.timeout(None if due is None else max(1e-3, (due - now) / 1e3)):
+                    await self._timers_changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.report_s)
+            now = now_ms()
+            for verifier_id in self.steering.expire(now):
+                self._steer(verifier_id, now)
+            windows = {
+                verifier_id: self.steering.choice(verifier_id, now).window for verifier_id in self.pairs.verifier_ids()
+            }
+            reports = self.pairs.take_reports(list(self.table), windows, self.loop.step_ms)
+            if reports:
+                self._sequence += 1
+                report = Report(self.instance_id, self._sequence, reports)
+                self._outbox.put_nowait((subjects.broadcast("report", self.instance_id), report))
+                for pair in reports:
+                    self._metrics.rtt_seconds.labels(name_of(pair.verifier_id)).set(pair.rtt_ms / 1e3)
+
+    async def _beat(self) -> None:
+        while True:
+            self._send_heartbeat()
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    def _send_heartbeat(self) -> None:
+        load = Load(
+            num_sessions=len(self.table),
+            max_sessions=self._settings.max_sessions,
+            queue_tokens=sum(len(seat.state.tokens) - seat.state.computed for seat in self.table),
+            token_budget=self._settings.feed_tokens,
+            batch=1,
+            step_ms=self.loop.step_ms,
+            prefill_ms=self.loop.prefill_ms,
+        )
+        self._metrics.sessions.set(load.num_sessions)
+        heartbeat = Heartbeat(
+            service="drafter",
+            instance_id=self.instance_id,
+            interval_s=self._settings.heartbeat_s,
+            models=[self._settings.model_name],
+            max_context=self._model.max_context,
+            vocab_size=self._model.vocab_size,
+            fingerprint=self._model.name,
+            load=load,
+            draining=self.table.draining,
+        )
+        self._outbox.put_nowait((subjects.broadcast("heartbeat", self.instance_id), heartbeat))

@@ -1,0 +1,139 @@
+"""The drafter's sessions, and their fair turns at the one draft model.
+
+Invariant: the model is given to the sessions that want a step in turn, so a long prompt of one session delays another
+by at most one chunk of it. Times are milliseconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from awc.policy import WindowChoice
+from services.edge_drafter.model import DraftCache, DraftModel
+from shared.drafter_session import DrafterSession
+from shared.messages import Failure, FailureCode, Speculate
+from shared.verifier_session import Fates
+
+
+@dataclass(slots=True)
+class Seen:
+    """Counts of a session that were already reported or exported."""
+
+    drafted: int = 0
+    fates: Fates = field(default_factory=Fates)
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A session, its cache, and whose it is."""
+
+    state: DrafterSession
+    cache: DraftCache
+    gateway_id: str
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def verifier_id(self) -> str:
+        return self.state.request.verifier_id
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.state.request.speculation.mode == "adaptive"
+
+
+class Refused(Exception):
+    """A Speculate that can't be served; the session goes on without this drafter."""
+
+    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+    def failure(self, session_id: str, term: int) -> Failure:
+        return Failure(session_id, term, self.code, str(self)[:1024], self.retryable)
+
+
+class SessionTable:
+    """All sessions of one drafter, in the order of their last turn (who waits longest is first)."""
+
+    def __init__(self, model: DraftModel, max_sessions: int) -> None:
+        self._model = model
+        self._max_sessions = max_sessions
+        self._seats: dict[str, Seat] = {}
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(self._seats.values())
+
+    def get(self, session_id: str) -> Seat | None:
+        return self._seats.get(session_id)
+
+    def speculate(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
+        """Starts a session, or rebinds one (higher term, keeping what its cache holds of the text); raises Refused."""
+        self._check(request)
+        seat = self._seats.get(request.session_id)
+        if seat is None:
+            return self._start(request, gateway_id, choice, now)
+        if seat.gateway_id != gateway_id:
+            raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
+        if request.term > seat.state.term:
+            seat.state.rebind(request, now)
+            self._refit(seat)
+            steer(seat, choice)
+        return seat
+
+    def drop(self, session_id: str) -> Seat | None:
+        """Forgets a session; its open guesses count as discarded."""
+        seat = self._seats.pop(session_id, None)
+        if seat is not None and not seat.state.closed:
+            seat.state.close()
+        return seat
+
+    def next_turn(self) -> Seat | None:
+        """The session that has waited longest for a draft step, moved to the end of the line."""
+        seat = next((seat for seat in self if seat.state.wants_step), None)
+        if seat is not None:
+            self._seats[seat.state.session_id] = self._seats.pop(seat.state.session_id)
+        return seat
+
+    def _start(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
+        if self.draining:
+            raise Refused("draining", "the drafter is shutting down", retryable=True)
+        if len(self._seats) >= self._max_sessions:
+            raise Refused("overloaded", f"all {self._max_sessions} sessions are taken", retryable=True)
+        state = DrafterSession.started(request, choice.window, choice.chunk, choice.free_run, now)
+        seat = Seat(state, self._model.new_cache(state.limit), gateway_id)
+        steer(seat, choice)
+        self._seats[request.session_id] = seat
+        return seat
+
+    def _refit(self, seat: Seat) -> None:
+        """A rebound session may be longer than its cache: then it gets a new one and feeds its text again."""
+        if seat.state.limit > seat.cache.capacity:
+            seat.cache = self._model.new_cache(seat.state.limit)
+            seat.state.drop_cache()
+
+    def _check(self, request: Speculate) -> None:
+        if not request.prompt_ids:
+            raise Refused("bad_request", "the prompt is empty", retryable=False)
+        highest = max(*request.prompt_ids, *request.committed_ids, 0)
+        if highest >= self._model.vocab_size:
+            message = f"token id {highest} is outside the draft vocabulary of {self._model.vocab_size}"
+            raise Refused("bad_request", message, retryable=False)
+        length = len(request.prompt_ids) + request.max_tokens
+        if length > self._model.max_context:
+            message = f"prompt and answer of {length} tokens exceed the draft model's {self._model.max_context}"
+            raise Refused("too_long", message, retryable=False)
+
+
+def steer(seat: Seat, choice: WindowChoice) -> None:
+    """Gives a session its window: the request's own when it named one, else the controller's."""
+    speculation = seat.state.request.speculation
+    if seat.is_adaptive:
+        seat.state.steer(choice.window, choice.chunk, choice.free_run)
+    else:
+        seat.state.steer(speculation.window, choice.chunk, choice.free_run)

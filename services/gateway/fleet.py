@@ -1,0 +1,97 @@
+"""Who is alive, what it serves and how busy it is, from heartbeats.
+
+Invariant: an instance is offered as a candidate only while its newest heartbeat is younger than three of its own
+intervals and does not say that it is draining. No I/O and no clock: every call gets `now` in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.messages import Heartbeat, Service
+from shared.routing import Candidate
+
+STALE_INTERVALS = 3
+MAX_PEERS = 4096  # heartbeats of more instances than that are not remembered
+
+
+@dataclass(slots=True)
+class Peer:
+    """A verifier or drafter, as its newest heartbeat describes it."""
+
+    heartbeat: Heartbeat
+    heard_at: float
+    num_since: int = 0  # sessions given to it since that heartbeat
+
+    @property
+    def stale_at(self) -> float:
+        return self.heard_at + STALE_INTERVALS * self.heartbeat.interval_s
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since)
+
+
+class Fleet:
+    """The verifiers and drafters that a gateway hears."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, Peer] = {}
+
+    def observe(self, heartbeat: Heartbeat, now: float) -> bool:
+        """Takes a heartbeat; True when it brings an instance that could not be chosen before it."""
+        if heartbeat.service not in ("verifier", "drafter"):
+            return False
+        known = self._peers.get(heartbeat.instance_id)
+        if known is None and len(self._peers) >= MAX_PEERS:
+            return False
+        self._peers[heartbeat.instance_id] = Peer(heartbeat, now)
+        was_candidate = known is not None and not known.heartbeat.draining and now < known.stale_at
+        return not heartbeat.draining and not was_candidate
+
+    def expire(self, now: float) -> list[str]:
+        """Forgets the instances whose heartbeat is stale, and names them."""
+        stale = [instance_id for instance_id, peer in self._peers.items() if now >= peer.stale_at]
+        for instance_id in stale:
+            del self._peers[instance_id]
+        return stale
+
+    def count_session(self, instance_id: str) -> None:
+        """Notes a session given to an instance, so that those that follow see it before the next heartbeat."""
+        if instance_id in self._peers:
+            self._peers[instance_id].num_since += 1
+
+    def find(self, instance_id: str, now: float) -> Heartbeat | None:
+        """The newest heartbeat of an instance that is alive, draining or not."""
+        peer = self._peers.get(instance_id)
+        return peer.heartbeat if peer and now < peer.stale_at else None
+
+    def is_alive(self, instance_id: str, now: float) -> bool:
+        return self.find(instance_id, now) is not None
+
+    def choices(self, service: Service, model: str, now: float, context: int = 0) -> list[Candidate]:
+        """The instances of a service that work for `model`, with room for `context` tokens, and may take a session."""
+        return [
+            peer.candidate
+            for _, peer in sorted(self._peers.items())
+            if self._serves(peer, service, model, now) and peer.heartbeat.max_context >= context
+        ]
+
+    def max_context(self, model: str, now: float) -> int:
+        """The longest context that some live verifier of the model offers, in tokens; 0 when there is none."""
+        return max((beat.max_context for beat in self._verifiers(model, now)), default=0)
+
+    def vocab_size(self, model: str, now: float) -> int:
+        """Number of token ids that every live verifier of the model knows; 0 when there is none."""
+        return min((beat.vocab_size for beat in self._verifiers(model, now)), default=0)
+
+    def count_alive(self, service: Service, now: float) -> int:
+        return sum(peer.heartbeat.service == service and now < peer.stale_at for peer in self._peers.values())
+
+    def _verifiers(self, model: str, now: float) -> list[Heartbeat]:
+        return [peer.heartbeat for peer in self._peers.values() if self._serves(peer, "verifier", model, now)]
+
+    @staticmethod
+    def _serves(peer: Peer, service: Service, model: str, now: float) -> bool:
+        beat = peer.heartbeat
+        return beat.service == service and model in beat.models and not beat.draining and now < peer.stale_at

@@ -1,0 +1,124 @@
+"""From committed tokens to the text a client sees: incremental detokenising and stop strings.
+
+Invariant: the pieces of text, put together, are the same however the tokens were cut into verdicts; no piece ends
+inside a character, and none holds a character of a stop string or of what may still become one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+REPLACEMENT = "\ufffd"  # what a decoder puts where bytes are no character (yet)
+NUM_CONTEXT_TOKENS = 6  # prompt tokens that a decoder sees before the answer's first one
+
+
+class Detokenizer:
+    """Text of one answer, token by token; special tokens are not shown."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        context = list(prompt_ids[-NUM_CONTEXT_TOKENS:])
+        if self._decode(context).endswith(REPLACEMENT):
+            context = []
+        self._shown = context  # the tokens behind the newest piece of text: context of the next one
+        self._pending: list[int] = []  # tokens whose text is still held back
+        self._stream = DecodeStream(ids=context, skip_special_tokens=True)
+
+    def step(self, token_id: int) -> str:
+        """The text that is complete with this token; empty inside a character."""
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception as error:  # the library raises nothing more precise
+            if "prefix" not in str(error):
+                raise
+            return self._restart()
+        if text:
+            self._shown, self._pending = self._pending, []
+        return text or ""
+
+    def flush(self) -> str:
+        """The rest when no token follows: bytes of an unfinished character become replacement characters."""
+        return self._restart() if self._pending else ""
+
+    def _restart(self) -> str:
+        """Decodes what is pending as it stands and goes on behind it; bytes that are no text at all lead here."""
+        before, whole = self._decode(self._shown), self._decode(self._shown + self._pending)
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(self._pending)
+        self._shown, self._pending = self._pending, []
+        self._stream = DecodeStream(ids=self._shown, skip_special_tokens=True)
+        return text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+class StopScanner:
+    """Finds the stop string that the text completes first; of two completed by one character the longer one counts."""
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = sorted(stops, key=len, reverse=True)
+        self._held = ""  # text not let go: it may be the beginning of a stop string
+        self.found: str | None = None
+
+    def feed(self, text: str) -> str:
+        """The text that may be shown now; what follows a stop string, and the stop string, never is."""
+        if self.found is not None or not self._stops:
+            return "" if self.found is not None else text
+        known = len(self._held)
+        self._held += text
+        for end in range(known + 1, len(self._held) + 1):
+            self.found = next((stop for stop in self._stops if self._held.endswith(stop, 0, end)), None)
+            if self.found is not None:
+                shown, self._held = self._held[: end - len(self.found)], ""
+                return shown
+        keep = self._longest_beginning()
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, when no text follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def _longest_beginning(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = min(len(self._held), len(self._stops[0]) - 1)
+        return next((n for n in range(longest, 0, -1) if self._begins_a_stop(self._held[-n:])), 0)
+
+    def _begins_a_stop(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self._stops)
+
+
+class AnswerText:
+    """The text of one answer and its count of tokens, up to and including the one that completes a stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Iterable[str], stop_ids: Iterable[int]) -> None:
+        self._detokenizer = detokenizer
+        self._scanner = StopScanner(stops)
+        self._stop_ids = frozenset(stop_ids)
+        self.num_tokens = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete: no later token counts, whatever finish it carries."""
+        return self._scanner.found is not None
+
+    def feed(self, token_ids: Iterable[int]) -> str:
+        """The text these tokens let go of; a stop id (end of sequence) counts as a token and shows nothing."""
+        pieces = []
+        for token_id in token_ids:
+            if self.stopped:
+                break
+            self.num_tokens += 1
+            if token_id not in self._stop_ids:
+                pieces.append(self._scanner.feed(self._detokenizer.step(token_id)))
+        return "".join(pieces)
+
+    def flush(self) -> str:
+        """The text held back, when no token follows. It may still complete a stop string."""
+        shown = self._scanner.feed(self._detokenizer.flush())
+        return shown + self._scanner.flush()

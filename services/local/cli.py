@@ -1,0 +1,161 @@
+"""The command line of `python -m services`: run a whole system, in the foreground or left running, or ask it once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.local import pidfile
+from services.local.ask import AnswerFailed, print_answer
+from services.local.system import Plan, running
+from shared.home import home
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True, soft_wrap=True)
+
+PAIR = "smollm2-135m"
+UP_TIMEOUT_S = 600.0
+DRAFTS = ["int8"]
+
+
+@app.command()
+def main(
+    drafters: Annotated[int, typer.Option(min=0, max=64, help="Number of edge drafters.")] = 1,
+    verifiers: Annotated[int, typer.Option(min=1, max=16, help="Number of cloud verifiers.")] = 1,
+    draft: Annotated[list[str], typer.Option(help="int8, int4 or a folder; several take turns.")] = DRAFTS,
+    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
+    ask: Annotated[str, typer.Option(help="Ask this one prompt, print the answer and statistics, and stop.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to --ask.")] = 160,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the system running, return when it is ready.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the system that --detach left running.")] = False,
+) -> None:
+    """Runs NATS, a window controller, verifiers, drafters and the gateway on this machine, with the default models.
+
+    Models are prepared first where they are missing. Settings of the services come from DSD_* variables (see `python -m
+    services.gateway --help` and the others); DSD_NATS_URL uses a NATS server that runs already.
+    """
+    run_dir = home() / "run"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    drafts = tuple(itertools.islice(itertools.cycle(draft), drafters))
+    plan = Plan(home() / "models" / PAIR, drafts, verifiers, host, port, os.environ.get("DSD_NATS_URL", ""))
+    if stop:
+        _stop(run_dir)
+    elif detach:
+        _detach(plan, run_dir)
+    else:
+        _prepare()
+        _run(plan, run_dir, ask, max_tokens)
+
+
+def _prepare() -> None:
+    """Makes the default models where they are missing; a process of its own, since services know no model zoo."""
+    finished = subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=False)
+    if finished.returncode:
+        raise typer.Exit(finished.returncode)
+
+
+def _run(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
+    try:
+        with pidfile.held(run_dir):
+            asyncio.run(_serve(plan, run_dir, ask, max_tokens))
+    except (TimeoutError, OSError, AnswerFailed, pidfile.AlreadyRunning) as error:
+        console.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from error
+
+
+async def _serve(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    with console.status("starting") as status:
+        waiting = asyncio.create_task(stopped.wait())
+        serving = asyncio.create_task(_serve_until(plan, run_dir, ask, max_tokens, waiting, status.stop))
+        await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            console.print("stopping", highlight=False)
+            serving.cancel()
+        waiting.cancel()
+        results = await asyncio.gather(serving, waiting, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
+
+
+async def _serve_until(
+    plan: Plan, run_dir: Path, ask: str, max_tokens: int, stopped: asyncio.Task[bool], ready: object
+) -> None:
+    """Holds the system until the answer is printed (`ask`) or the process is told to stop."""
+    async with running(plan, run_dir, lambda text: console.print(text, markup=False, highlight=False)):
+        ready()  # type: ignore[operator]
+        pidfile.mark_ready(run_dir)
+        if ask:
+            await print_answer(Console(), plan.address, ask, max_tokens, {"speculation": "adaptive"})
+            return
+        print(address_lines(plan), flush=True)
+        await asyncio.shield(stopped)
+
+
+def address_lines(plan: Plan) -> str:
+    """Where the system is, and how to ask it."""
+    body = f'{{"model": "{PAIR}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    return (
+        f"gateway at {plan.address}\n"
+        f"curl -s {plan.address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def _detach(plan: Plan, run_dir: Path) -> None:
+    """Starts this command again in the background and waits for its word that it is ready."""
+    _prepare()
+    argv = [
+        sys.executable,
+        "-m",
+        "services",
+        "--drafters",
+        str(len(plan.drafts)),
+        "--verifiers",
+        str(plan.num_verifiers),
+    ]
+    argv += ["--host", plan.host, "--port", str(plan.port)]
+    argv += [part for draft in dict.fromkeys(plan.drafts) for part in ("--draft", draft)]
+    log_path = run_dir / "services.log"
+    with log_path.open("ab") as log_file:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
+        )
+    deadline = time.monotonic() + UP_TIMEOUT_S
+    with console.status("starting"):
+        while not pidfile.is_ready(run_dir, process.pid):
+            if process.poll() is not None or time.monotonic() > deadline:
+                console.print(f"the system did not start: see {log_path}", style="red", markup=False)
+                raise typer.Exit(1)
+            time.sleep(0.2)
+    print(address_lines(plan))
+
+
+def _stop(run_dir: Path) -> None:
+    pid = pidfile.running_pid(run_dir)
+    if pid is None:
+        console.print("no system is running", highlight=False)
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    with console.status("stopping"):
+        while pidfile.running_pid(run_dir) == pid:
+            if time.monotonic() > deadline:
+                console.print(f"process {pid} does not stop", style="red", markup=False)
+                raise typer.Exit(1)
+            time.sleep(0.1)
+    console.print("stopped", highlight=False)

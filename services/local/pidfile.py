@@ -1,0 +1,64 @@
+"""Which local system is running: a locked file with its process id.
+
+Invariant: the lock, not the file, says that a system runs; it goes with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class AlreadyRunning(Exception):
+    """Another system holds the run folder."""
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder for this process; raises AlreadyRunning."""
+    with (run_dir / "services.pid").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"a system runs already (process {_read_pid(run_dir)}); stop it first") from None
+        _write(file.fileno(), f"{os.getpid()} starting\n")
+        try:
+            yield
+        finally:
+            _write(file.fileno(), "")
+
+
+def mark_ready(run_dir: Path) -> None:
+    """Notes that this process, which holds the folder, is ready."""
+    (run_dir / "services.pid").write_text(f"{os.getpid()} ready\n", encoding="utf-8")
+
+
+def is_ready(run_dir: Path, pid: int) -> bool:
+    path = run_dir / "services.pid"
+    return path.exists() and path.read_text(encoding="utf-8").split() == [str(pid), "ready"]
+
+
+def running_pid(run_dir: Path) -> int | None:
+    """The process that holds the run folder, if one does."""
+    path = run_dir / "services.pid"
+    if not path.exists():
+        return None
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_pid(run_dir)
+    return None
+
+
+def _read_pid(run_dir: Path) -> int | None:
+    words = (run_dir / "services.pid").read_text(encoding="utf-8").split()
+    return int(words[0]) if words else None
+
+
+def _write(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, text.encode())

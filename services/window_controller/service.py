@@ -1,0 +1,146 @@
+"""The window controller on the bus: reports and heartbeats in, decisions and its own heartbeat out.
+
+Invariant: a handler only checks and hands over; one loop observes, decides and announces, and no report ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NoReturn
+
+import structlog
+
+from awc.policies import POLICIES
+from services.window_controller.metrics import ControllerMetrics
+from services.window_controller.pairs import DropReason, PairTable
+from services.window_controller.settings import ControllerSettings
+from services.window_controller.verifiers import LiveVerifiers
+from shared.bus import Absent, Bus
+from shared.messages import Heartbeat, Load, Message, Report, WindowDecision
+from shared.runtime import Context, run_service
+from shared.subjects import all_broadcasts, broadcast, sender, to
+
+PUBLISH_TIMEOUT_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: ControllerSettings) -> None:
+    """Runs a controller until SIGTERM or SIGINT."""
+    run_service("controller", settings, lambda context: WindowController.start(settings, context))
+
+
+class WindowController:
+    """One controller (a `Work` of shared/runtime.py)."""
+
+    def __init__(self, settings: ControllerSettings, instance_id: str, bus: Bus, metrics: ControllerMetrics) -> None:
+        self._settings = settings
+        self._instance_id = instance_id
+        self._bus = bus
+        self._metrics = metrics
+        self._draining = False
+        self._reports: asyncio.Queue[Report] = asyncio.Queue(settings.max_waiting)
+        self._verifiers = LiveVerifiers(settings.max_verifiers)
+        self._pairs = PairTable(
+            POLICIES[settings.window_policy](settings.start),
+            self._verifiers,
+            self._drop,
+            max_pairs=settings.max_pairs,
+            expiry_s=settings.pair_expiry_s,
+            announce_s=settings.announce_s,
+        )
+
+    @classmethod
+    async def start(cls, settings: ControllerSettings, context: Context) -> WindowController:
+        """A controller that hears reports and heartbeats from here on."""
+        controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry))
+        await context.bus.subscribe(all_broadcasts("heartbeat"), controller._on_heartbeat)
+        await context.bus.subscribe(all_broadcasts("report"), controller._on_report)
+        return controller
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._control())
+            tasks.create_task(self._refresh())
+            tasks.create_task(self._beat())
+
+    async def drain(self) -> None:
+        """Tells drafters to follow another controller from now on; nothing is open that would have to end."""
+        self._draining = True
+        await self._say_alive()
+
+    async def _control(self) -> NoReturn:
+        """Observe → decide → announce."""
+        while True:
+            report = await self._reports.get()
+            await self._announce(self._observe(report))
+
+    def _observe(self, report: Report) -> list[WindowDecision]:
+        self._metrics.reports.inc()
+        try:
+            return self._pairs.observe(report, time.monotonic())
+        except Exception:
+            self._metrics.failed.inc()
+            log.exception("no decision on a report", drafter_id=report.drafter_id, sequence=report.sequence)
+            return []
+
+    async def _announce(self, decisions: list[WindowDecision]) -> None:
+        for decision in decisions:
+            self._metrics.window.observe(decision.window)
+            await self._say(to("drafter", decision.drafter_id, "window", self._instance_id), decision)
+
+    async def _refresh(self) -> NoReturn:
+        """Decisions are soft state: said again, as one may be lost, until nothing is heard of their pair."""
+        while True:
+            now = time.monotonic()
+            self._verifiers.expire(now)
+            self._pairs.expire(now)
+            self._metrics.verifiers.set(len(self._verifiers))
+            self._metrics.pairs.set(len(self._pairs))
+            await self._announce(self._pairs.refresh(now))
+            await asyncio.sleep(self._settings.announce_s)
+
+    async def _beat(self) -> NoReturn:
+        while True:
+            await self._say_alive()
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _say_alive(self) -> None:
+        heartbeat = Heartbeat(
+            service="controller",
+            instance_id=self._instance_id,
+            interval_s=self._settings.heartbeat_s,
+            models=[],
+            max_context=0,
+            vocab_size=0,
+            fingerprint="",
+            load=Load(),
+            draining=self._draining,
+        )
+        await self._say(broadcast("heartbeat", self._instance_id), heartbeat)
+
+    async def _say(self, subject: str, message: Message) -> None:
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                await self._bus.publish(subject, message)
+        except TimeoutError:
+            self._metrics.unsent.inc()
+            log.warning("message not sent in time", subject=subject)
+
+    def _on_report(self, subject: str, message: Message | Absent) -> None:
+        if not isinstance(message, Report) or message.drafter_id != sender(subject):
+            self._drop("foreign")
+        elif self._reports.full():
+            self._drop("overflow")
+        else:
+            self._reports.put_nowait(message)
+
+    def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
+        if not isinstance(message, Heartbeat) or message.instance_id != sender(subject):
+            self._drop("foreign")
+        elif message.service == "verifier" and not self._verifiers.hear(message, time.monotonic()):
+            self._drop("full")
+
+    def _drop(self, reason: DropReason) -> None:
+        self._metrics.dropped.labels(reason).inc()

@@ -1,0 +1,110 @@
+"""Settings of a service: one frozen class each, filled from flags, then DSD_* environment variables, then defaults.
+
+Invariant: a process either has settings that were checked as a whole, or it has stopped with status 2 and one line that
+names the bad one; `--help` lists every setting with its variable and default. Secrets never show there, nor in logs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Literal, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from shared.subjects import new_instance_id
+
+ENV_PREFIX = "DSD_"
+NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+
+_FLAG_NAME = re.compile(r"--[a-zA-Z0-9_-]+")
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_show_env_vars=True,
+        cli_exit_on_error=False,
+    )
+
+    name: str = Field("service", description="Name of this instance, part of its subjects and permissions")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, or several separated by commas")
+    nats_user: str = Field("", description="NATS user; empty for a server without users")
+    nats_password: SecretStr = Field(
+        SecretStr(""), description="Password of the NATS user; not as a flag, which others see"
+    )
+    nats_ca: str = Field(
+        "",
+        description="File with the CA certificate to hold the NATS server to; empty: the system's authorities",
+    )
+    heartbeat_s: float = Field(1.0, gt=0, le=60, description="Seconds between two heartbeats")
+    http_host: str = Field("127.0.0.1", description="Address of the health and metrics endpoints")
+    http_port: int = Field(
+        0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0 takes a free one"
+    )
+    drain_s: float = Field(20.0, ge=0, le=3600, description="Seconds that running sessions get to finish after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_subject_token(cls, name: str) -> str:
+        new_instance_id(name)
+        return name
+
+    @field_validator("nats_url")
+    @classmethod
+    def _is_an_address(cls, nats_url: str) -> str:
+        for url in nats_url.split(","):
+            parts = urlsplit(url.strip())
+            if parts.scheme not in NATS_SCHEMES or not parts.hostname:
+                raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
+            parts.port  # noqa: B018  raises ValueError for a port that is none
+        return nats_url
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def load(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
+    """Settings from `argv` (without the program's name) and the environment; exits with status 2 on a bad value."""
+    try:
+        return kind(_cli_parse_args=[_dashed(flag) for flag in argv], _cli_prog_name=prog)
+    except ValidationError as error:
+        _stop(prog, _told(kind, error.errors(include_url=False)[0]))
+    except SettingsError as error:
+        _stop(prog, str(error).removeprefix("error parsing CLI: "))
+
+
+def _dashed(flag: str) -> str:
+    """--http_port=1 means --http-port=1."""
+    return _FLAG_NAME.sub(lambda name: name.group().replace("_", "-"), flag, count=1) if flag.startswith("--") else flag
+
+
+def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    message = error["msg"].removeprefix("Value error, ")
+    if name not in kind.model_fields:
+        return message
+    may_show = kind.model_fields[name].annotation is not SecretStr and error["type"] != "missing"
+    given = f" (got {error['input']!r})" if may_show else ""
+    return f"--{name.replace('_', '-')} / {ENV_PREFIX}{name.upper()}: {message}{given}"
+
+
+def _stop(prog: str, reason: str) -> NoReturn:
+    """Ends the process with one line."""
+    print(f"{prog}: {' '.join(reason.split())}", file=sys.stderr)
+    raise SystemExit(2)

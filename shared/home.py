@@ -1,0 +1,22 @@
+"""The folder in which DSD keeps what it makes on a machine: prepared models, logs of a local system."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def home() -> Path:
+    """DSD_HOME, or the folder `dsd` in the user's cache directory of this platform."""
+    if configured := os.environ.get("DSD_HOME"):
+        return Path(configured).expanduser().absolute()
+    return _user_cache_dir() / "dsd"
+
+
+def _user_cache_dir() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,0 +1,203 @@
+"""The bus over core NATS (docs/protocol.md, "The bus").
+
+Invariant: nothing that a peer or the server does ends the client's loops unnoticed: a lost connection is sought for
+ever, one that is closed for good is told by `lost`, and every refusal, drop and failed attempt is counted and logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from shared.bus import ABSENT, Handler, Receiver
+from shared.config import ServiceSettings
+from shared.messages import Message, encode
+from shared.metrics import BusMetrics
+from shared.parts import PART_BYTES, split
+from shared.subjects import verb
+
+PING_INTERVAL_S = 5  # with MAX_PINGS, a half-open link is noticed in 15 s
+MAX_PINGS = 2
+CONNECT_TIMEOUT_S = 5
+FLUSH_TIMEOUT_S = 5
+CLOSE_TIMEOUT_S = 5
+OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publishing drops, so that it never waits for a slow link
+INBOUND_MESSAGES = 65536  # per subscription
+INBOUND_BYTES = 64 << 20
+LOG_INTERVAL_S = 5.0  # between two log lines about one kind of error
+
+_DENIED_SUBSCRIPTION = re.compile(r'permissions violation for subscription to "([^"]+)"', re.IGNORECASE)
+
+log = structlog.get_logger(__name__)
+
+
+class BusLost(ConnectionError):
+    """The server closed the connection in a way after which the client does not come back."""
+
+
+class _Client(Client):
+    """nats-py's client, except that a message that it can't parse costs that message and not its reading loop."""
+
+    def __init__(self, metrics: BusMetrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except (UnicodeDecodeError, IndexError, ValueError) as error:  # any peer may send such a subject or header
+            self._metrics.dropped.labels("malformed").inc()
+            log.debug("unreadable message dropped", subject=repr(subject), reason=repr(error))
+
+
+class NatsBus:
+    """The Bus protocol over one NATS connection."""
+
+    def __init__(self, metrics: BusMetrics, on_state: Callable[[bool], None]) -> None:
+        self._client = _Client(metrics)
+        self._metrics = metrics
+        self._on_state = on_state
+        self._denied: set[str] = set()
+        self._logged_at: dict[str, float] = {}
+        self._reconnect_wait_s = random.uniform(0.25, 1.0)  # a fleet doesn't come back at once
+        self._closing = False
+        self._lost = asyncio.Event()
+
+    async def connect(self, settings: ServiceSettings, instance_id: str) -> None:
+        """Returns once connected, trying for ever; each failure is counted and logged."""
+        await self._client.connect(
+            servers=[url.strip() for url in settings.nats_url.split(",")],
+            name=instance_id,
+            user=settings.nats_user or None,
+            password=settings.nats_password.get_secret_value() or None,
+            tls=ssl.create_default_context(cafile=settings.nats_ca) if settings.nats_ca else None,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=self._reconnect_wait_s,  # type: ignore[arg-type]  # a float is as good
+            connect_timeout=CONNECT_TIMEOUT_S,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=MAX_PINGS,
+            pending_size=OUTBOUND_BYTES + PART_BYTES,
+            drain_timeout=CLOSE_TIMEOUT_S,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnect,
+            reconnected_cb=self._on_reconnect,
+            closed_cb=self._on_closed,
+        )
+        log.info("bus connected", server=self._server)
+        self._on_state(True)
+
+    async def publish(self, subject: str, message: Message, *, absent_to: str | None = None) -> None:
+        if absent_to is not None and not verb(absent_to).startswith(ABSENT):
+            raise ValueError(f"absent_to {absent_to!r} needs a verb that begins with {ABSENT!r}")
+        packets = split(encode(message))
+        if not self._client.is_connected:
+            return self._drop("not connected")
+        if self._client.pending_data_size + sum(map(len, packets)) > OUTBOUND_BYTES:
+            return self._drop("outbound full")
+        try:
+            for index, packet in enumerate(packets):
+                await self._client.publish(subject, packet, reply=absent_to if absent_to and index == 0 else "")
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError, OSError):
+            return self._drop("not connected")
+        self._metrics.published.labels(type(message).__name__).inc()
+        return None
+
+    async def subscribe(self, pattern: str, handler: Handler) -> NatsSubscription:
+        receiver = Receiver(handler, self._metrics)
+
+        async def on_message(message: Msg) -> None:
+            if message.headers and message.headers.get("Status") == "503":
+                receiver.receive_absent(message.subject)
+            else:
+                receiver.receive(message.subject, message.data)
+
+        subscription = await self._client.subscribe(
+            pattern, cb=on_message, pending_msgs_limit=INBOUND_MESSAGES, pending_bytes_limit=INBOUND_BYTES
+        )
+        try:
+            await self._client.flush(timeout=FLUSH_TIMEOUT_S)  # the server knows it before anything else is said
+        except nats.errors.Error as error:
+            log.warning("subscription not confirmed, it will be after a reconnect", pattern=pattern, error=repr(error))
+        if pattern in self._denied:  # the server's refusal comes before its answer to the flush
+            await subscription.unsubscribe()
+            raise PermissionError(f"the NATS server does not let this user subscribe {pattern!r}")
+        return subscription
+
+    async def close(self) -> None:
+        self._closing = True
+        for end in (self._client.drain, self._client.close):
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await end()
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                log.warning("bus not drained", error=repr(error))
+            if self._client.is_closed:
+                return
+
+    async def lost(self) -> NoReturn:
+        """Waits until the connection is gone for good, then raises BusLost."""
+        await self._lost.wait()
+        raise BusLost(f"the NATS server closed the connection: {self._client.last_error or 'no reason given'}")
+
+    @property
+    def _server(self) -> str:
+        url = self._client.connected_url  # its netloc may hold a password
+        return f"{url.hostname}:{url.port}" if url else "none"
+
+    def _drop(self, reason: str) -> None:
+        self._metrics.dropped.labels(reason).inc()
+
+    async def _on_error(self, error: Exception) -> None:
+        kind, text = "connection", str(error) or repr(error)
+        if isinstance(error, nats.errors.SlowConsumerError):
+            kind, text = "slow consumer", f"messages on {error.subject} dropped"
+            self._drop("slow consumer")
+        elif "permissions violation" in text.lower():
+            kind = "permission violation"
+            self._denied.update(_DENIED_SUBSCRIPTION.findall(text))
+        self._metrics.errors.labels(kind).inc()
+        self._warn(f"bus: {kind}", error=text)
+
+    async def _on_disconnect(self) -> None:
+        if not self._closing:
+            log.warning("bus disconnected, trying to reconnect")
+        self._on_state(False)
+
+    async def _on_reconnect(self) -> None:
+        self._metrics.reconnects.inc()
+        log.info("bus reconnected", server=self._server)
+        self._on_state(True)
+
+    async def _on_closed(self) -> None:
+        if not self._closing:
+            self._lost.set()
+
+    def _warn(self, event: str, **about: Any) -> None:
+        """Logs one line per event and interval: a flood on the bus must not become one in the log."""
+        now = time.monotonic()
+        if now - self._logged_at.get(event, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+            self._logged_at[event] = now
+            log.warning(event, **about)
+
+
+async def connect(
+    settings: ServiceSettings,
+    instance_id: str,
+    metrics: BusMetrics,
+    on_state: Callable[[bool], None] = lambda connected: None,
+) -> NatsBus:
+    """A connected bus; `on_state` is told whenever the connection goes or comes back."""
+    bus = NatsBus(metrics, on_state)
+    await bus.connect(settings, instance_id)
+    return bus

@@ -1,0 +1,204 @@
+from collections.abc import Sequence
+
+import pytest
+
+from awc.ladder import LadderPolicy
+from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, WindowChoice
+from awc.static import StaticPolicy
+from services.window_controller.pairs import DropReason, PairTable
+from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers
+from shared.messages import Heartbeat, Load, PairReport, Report, WindowDecision
+from shared.subjects import new_instance_id
+
+DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
+VERIFIER, OTHER_VERIFIER = new_instance_id("cloud"), new_instance_id("cloud")
+
+
+def heartbeat(instance_id: str, interval_s: float = 1.0) -> Heartbeat:
+    return Heartbeat(
+        service="verifier",
+        instance_id=instance_id,
+        interval_s=interval_s,
+        models=["tiny"],
+        max_context=1024,
+        vocab_size=100,
+        fingerprint="none",
+        load=Load(),
+        draining=False,
+    )
+
+
+def seen(verifier_id: str = VERIFIER, matched: int = 16, mismatched: int = 0) -> PairReport:
+    return PairReport(
+        verifier_id=verifier_id,
+        num_sessions=1,
+        window=8,
+        drafted=16,
+        matched=matched,
+        mismatched=mismatched,
+        late=0,
+        discarded=0,
+        draft_ms=10.0,
+        rtt_ms=20.0,
+        queue=0.5,
+        tpot_ms=30.0,
+        context=100,
+    )
+
+
+class Table:
+    """A pair table with two live verifiers, and what it dropped."""
+
+    def __init__(self, policy: LadderPolicy | StaticPolicy, max_pairs: int = 100) -> None:
+        self.dropped: list[DropReason] = []
+        self.verifiers = LiveVerifiers(max_verifiers=10)
+        for verifier_id in (VERIFIER, OTHER_VERIFIER):
+            self.verifiers.hear(heartbeat(verifier_id), now=0.0)
+        self.pairs = PairTable(
+            policy, self.verifiers, self.dropped.append, max_pairs=max_pairs, expiry_s=30.0, announce_s=2.0
+        )
+
+    def report(
+        self, sequence: int, *pairs: PairReport, now: float = 0.0, drafter_id: str = DRAFTER
+    ) -> list[WindowDecision]:
+        return self.pairs.observe(Report(drafter_id, sequence, list(pairs)), now)
+
+
+@pytest.fixture
+def static() -> Table:
+    return Table(StaticPolicy(DEFAULT_CHOICE))
+
+
+@pytest.fixture
+def ladder() -> Table:
+    return Table(LadderPolicy(DEFAULT_CHOICE, warm_up=1, interval=1))
+
+
+def windows(decisions: Sequence[WindowDecision]) -> list[tuple[str, int]]:
+    return [(decision.verifier_id, decision.window) for decision in decisions]
+
+
+def test_the_first_report_of_a_pair_is_answered_with_the_policys_choice() -> None:
+    table = Table(StaticPolicy(WindowChoice(window=4, chunk=3, free_run=False)))
+    assert table.report(0, seen()) == [
+        WindowDecision(
+            drafter_id=DRAFTER,
+            verifier_id=VERIFIER,
+            window=4,
+            chunk=3,
+            free_run=False,
+            policy="static",
+            sequence=1,
+        )
+    ]
+
+
+def test_a_choice_that_stays_is_announced_again_only_after_a_while(static: Table) -> None:
+    assert static.report(0, seen(), now=0.0)
+    assert static.report(1, seen(), now=1.9) == []
+    assert windows(static.report(2, seen(), now=2.0)) == [(VERIFIER, 8)]
+
+
+def test_a_choice_that_changes_is_announced_at_once_with_a_higher_sequence_number(ladder: Table) -> None:
+    first = ladder.report(0, seen(matched=15, mismatched=1), now=0.0)
+    second = ladder.report(1, seen(), now=0.1)
+    assert windows([*first, *second]) == [(VERIFIER, 12), (VERIFIER, 16)]
+    assert first[0].sequence < second[0].sequence
+
+
+def test_a_pair_without_reports_is_refreshed_until_it_expires(static: Table) -> None:
+    static.report(0, seen(), now=0.0)
+    assert static.pairs.refresh(now=1.0) == []
+    assert windows(static.pairs.refresh(now=2.0)) == [(VERIFIER, 8)]
+    assert static.pairs.refresh(now=3.0) == []
+    static.pairs.expire(now=29.9)
+    assert len(static.pairs) == 1
+    static.pairs.expire(now=30.0)
+    assert len(static.pairs) == 0
+    assert static.pairs.refresh(now=30.0) == []
+
+
+def test_every_pair_has_its_own_state(ladder: Table) -> None:
+    decisions = ladder.report(0, seen(VERIFIER), seen(OTHER_VERIFIER, matched=0, mismatched=16))
+    assert windows(decisions) == [(VERIFIER, 12), (OTHER_VERIFIER, 4)]
+    decisions = ladder.report(0, seen(VERIFIER, matched=0, mismatched=16), drafter_id=OTHER_DRAFTER)
+    assert windows(decisions) == [(VERIFIER, 4)]
+
+
+@pytest.mark.parametrize("sequence", [5, 4, 0])
+def test_a_replayed_or_older_report_is_dropped_and_teaches_nothing(ladder: Table, sequence: int) -> None:
+    ladder.report(5, seen())
+    assert ladder.report(sequence, seen(matched=0, mismatched=16)) == []
+    assert ladder.dropped == ["replayed"]
+    assert windows(ladder.report(6, seen())) == [(VERIFIER, 16)]
+
+
+def test_sequence_numbers_of_different_drafters_are_independent(static: Table) -> None:
+    static.report(5, seen())
+    assert static.report(0, seen(), drafter_id=OTHER_DRAFTER)
+    assert static.dropped == []
+
+
+def test_a_drafter_that_used_up_its_sequence_numbers_is_heard_again_after_the_expiry(static: Table) -> None:
+    static.report(1 << 48, seen(), now=0.0)
+    assert static.report(1, seen(), now=1.0) == []
+    static.verifiers.hear(heartbeat(VERIFIER), now=30.0)
+    static.pairs.expire(now=30.0)
+    assert windows(static.report(2, seen(), now=30.0)) == [(VERIFIER, 8)]
+
+
+def test_an_implausible_pair_is_dropped_and_the_others_of_its_report_count(ladder: Table) -> None:
+    absurd = seen(OTHER_VERIFIER, matched=MAX_JUDGED + 1)
+    assert windows(ladder.report(0, absurd, seen())) == [(VERIFIER, 12)]
+    assert ladder.dropped == ["implausible"]
+    assert len(ladder.pairs) == 1
+
+
+def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Table) -> None:
+    assert static.report(0, seen(new_instance_id("nobody"))) == []
+    assert static.report(0, seen(), now=MISSED_BEATS * 1.0) == []
+    assert static.dropped == ["unknown_verifier", "unknown_verifier"]
+    assert len(static.pairs) == 0
+
+
+def test_a_known_pair_lives_on_while_the_verifiers_heartbeats_are_lost(ladder: Table) -> None:
+    ladder.report(0, seen(), now=0.0)
+    assert windows(ladder.report(1, seen(), now=20.0)) == [(VERIFIER, 16)]
+
+
+def test_the_number_of_pairs_is_bounded_and_those_known_are_kept() -> None:
+    table = Table(StaticPolicy(DEFAULT_CHOICE), max_pairs=1)
+    table.report(0, seen())
+    assert table.report(0, seen(), drafter_id=OTHER_DRAFTER) == []
+    assert table.dropped == ["full"]
+    assert table.report(1, seen(), now=5.0)
+    assert len(table.pairs) == 1
+
+
+def test_a_report_with_no_pairs_leaves_nothing_behind(static: Table) -> None:
+    assert static.report(0) == []
+    assert len(static.pairs) == 0
+
+
+def test_a_verifier_is_alive_until_it_missed_its_beats() -> None:
+    verifiers = LiveVerifiers(max_verifiers=10)
+    assert not verifiers.is_live(VERIFIER, now=0.0)
+    verifiers.hear(heartbeat(VERIFIER, interval_s=2.0), now=0.0)
+    assert verifiers.is_live(VERIFIER, now=5.9)
+    assert not verifiers.is_live(VERIFIER, now=6.0)
+    verifiers.expire(now=6.0)
+    assert len(verifiers) == 0
+
+
+def test_a_verifier_that_claims_a_long_interval_is_not_believed_for_long() -> None:
+    verifiers = LiveVerifiers(max_verifiers=10)
+    verifiers.hear(heartbeat(VERIFIER, interval_s=3600.0), now=0.0)
+    assert not verifiers.is_live(VERIFIER, now=MAX_SILENCE_S)
+
+
+def test_the_number_of_verifiers_is_bounded_and_those_known_are_kept() -> None:
+    verifiers = LiveVerifiers(max_verifiers=1)
+    assert verifiers.hear(heartbeat(VERIFIER), now=0.0)
+    assert not verifiers.hear(heartbeat(OTHER_VERIFIER), now=0.0)
+    assert verifiers.hear(heartbeat(VERIFIER), now=2.0)
+    assert verifiers.is_live(VERIFIER, now=4.0)

@@ -1,0 +1,283 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from awc.policies import POLICIES
+from awc.static import StaticPolicy
+from services.window_controller.service import WindowController
+from services.window_controller.settings import ControllerSettings
+from shared.bus import Absent, Bus
+from shared.config import load
+from shared.health import Health
+from shared.memory_bus import Faults, MemoryNetwork
+from shared.messages import Heartbeat, Load, Message, PairReport, Report, WindowDecision
+from shared.runtime import Context
+from shared.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender, to
+
+DRAFTER, VERIFIER = new_instance_id("edge-1"), new_instance_id("cloud")
+
+
+def report(sequence: int, matched: int = 16, mismatched: int = 0, drafter_id: str = DRAFTER) -> Report:
+    seen = PairReport(
+        verifier_id=VERIFIER,
+        num_sessions=1,
+        window=8,
+        drafted=16,
+        matched=matched,
+        mismatched=mismatched,
+        late=0,
+        discarded=0,
+        draft_ms=10.0,
+        rtt_ms=20.0,
+        queue=0.5,
+        tpot_ms=30.0,
+        context=100,
+    )
+    return Report(drafter_id, sequence, [seen])
+
+
+class Outside:
+    """A drafter and a verifier as a controller sees them: what they say, and what they hear."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.decisions: asyncio.Queue[WindowDecision] = asyncio.Queue()
+        self.heartbeats: asyncio.Queue[Heartbeat] = asyncio.Queue()
+        self.senders: set[str] = set()
+
+    async def subscribe(self) -> None:
+        await self.bus.subscribe(inbox("drafter", DRAFTER), self._hear)
+        await self.bus.subscribe(all_broadcasts("heartbeat"), self._hear)
+
+    def _hear(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, WindowDecision):
+            self.senders.add(sender(subject))
+            self.decisions.put_nowait(message)
+        elif isinstance(message, Heartbeat) and message.service == "controller":
+            self.heartbeats.put_nowait(message)
+
+    async def report(self, message: Report, sender_id: str = DRAFTER) -> None:
+        await self.bus.publish(broadcast("report", sender_id), message)
+
+    async def beat(self, instance_id: str = VERIFIER, sender_id: str = VERIFIER) -> None:
+        heartbeat = Heartbeat("verifier", instance_id, 5.0, ["tiny"], 1024, 100, "none", Load(), False)
+        await self.bus.publish(broadcast("heartbeat", sender_id), heartbeat)
+
+    async def decision(self) -> WindowDecision:
+        return await asyncio.wait_for(self.decisions.get(), timeout=5)
+
+    async def heartbeat(self) -> Heartbeat:
+        return await asyncio.wait_for(self.heartbeats.get(), timeout=5)
+
+
+class World:
+    """A running controller and the outside on one network."""
+
+    def __init__(self, network: MemoryNetwork, settings: ControllerSettings) -> None:
+        self.network = network
+        self.registry = CollectorRegistry()
+        self.controller_id = new_instance_id(settings.name)
+        self.context = Context(self.controller_id, network.connect(), self.registry, Health(CollectorRegistry()))
+        self.outside = Outside(network.connect())
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"dsd_controller_{name}", labels) or 0.0
+
+    async def settled(self) -> None:
+        """When the controller has done all that was said before: it answers a drafter's reports in order."""
+        probe = new_instance_id("probe")
+        answered = asyncio.Event()
+        subscription = await self.outside.bus.subscribe(inbox("drafter", probe), lambda *_: answered.set())
+        await self.outside.beat()
+        await self.outside.report(report(0, drafter_id=probe), sender_id=probe)
+        await asyncio.wait_for(answered.wait(), timeout=5)
+        await subscription.unsubscribe()
+
+
+@asynccontextmanager
+async def running(faults: Faults | None = None, **settings: object) -> AsyncIterator[World]:
+    slow = {"announce_s": 60.0, "heartbeat_s": 60.0}
+    chosen = ControllerSettings.model_validate(slow | settings)
+    world = World(MemoryNetwork(seed=1, faults=faults), chosen)
+    await world.outside.subscribe()
+    controller = await WindowController.start(chosen, world.context)
+    task = asyncio.create_task(controller.run())
+    try:
+        yield world
+        assert not task.done()
+        await controller.drain()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_report_is_answered_with_a_decision_to_its_drafter_only() -> None:
+    async with running(window_policy="static", window=4, chunk=4, free_run=False) as world:
+        await world.outside.beat()
+        await world.outside.report(report(0))
+        assert await world.outside.decision() == WindowDecision(
+            drafter_id=DRAFTER,
+            verifier_id=VERIFIER,
+            window=4,
+            chunk=4,
+            free_run=False,
+            policy="static",
+            sequence=1,
+        )
+        assert world.outside.senders == {world.controller_id}
+        await world.settled()
+        assert world.outside.decisions.empty()
+
+
+async def test_the_ladder_widens_the_window_of_a_drafter_that_is_always_right() -> None:
+    async with running() as world:
+        await world.outside.beat()
+        for sequence in range(30):
+            await world.outside.report(report(sequence))
+        decisions = [await world.outside.decision() for _ in range(3)]
+        assert [decision.window for decision in decisions] == [8, 12, 16]
+        assert [decision.sequence for decision in decisions] == [1, 2, 3]
+        await world.settled()
+        assert world.count("reports_total") == 31
+
+
+async def test_a_lost_decision_is_announced_again_although_nothing_is_reported() -> None:
+    async with running(announce_s=0.05) as world:
+        lost = to("drafter", DRAFTER, "window", world.controller_id)
+        world.network.cut(lost)
+        await world.outside.beat()
+        await world.outside.report(report(0))
+        await world.settled()
+        assert world.outside.decisions.empty()
+        world.network.mend(lost)
+        assert (await world.outside.decision()).window == 8
+        assert (await world.outside.decision()).window == 8
+
+
+async def test_a_pair_that_is_not_reported_any_more_is_forgotten() -> None:
+    async with running(announce_s=0.05, pair_expiry_s=0.2) as world:
+        await world.outside.beat()
+        await world.outside.report(report(5))
+        await world.outside.decision()
+        with pytest.raises(TimeoutError):  # silence: the pair is not refreshed any more
+            async with asyncio.timeout(5):
+                while True:
+                    await asyncio.wait_for(world.outside.decisions.get(), timeout=0.5)
+        assert world.count("pairs") == 0
+        await world.outside.report(report(0))
+        assert (await world.outside.decision()).window == 8
+        assert world.count("dropped_total", reason="replayed") == 0
+
+
+async def test_a_report_in_another_drafters_name_is_dropped_and_counted() -> None:
+    async with running() as world:
+        await world.outside.beat()
+        await world.outside.report(report(0), sender_id=new_instance_id("liar"))
+        await world.settled()
+        assert world.outside.decisions.empty()
+        assert world.count("dropped_total", reason="foreign") == 1
+
+
+async def test_a_heartbeat_in_another_verifiers_name_makes_nobody_alive() -> None:
+    async with running() as world:
+        await world.outside.beat(sender_id=new_instance_id("liar"))
+        await world.outside.report(report(0))
+        await world.settled()
+        assert world.outside.decisions.empty()
+        assert world.count("dropped_total", reason="foreign") == 1
+        assert world.count("dropped_total", reason="unknown_verifier") == 1
+
+
+async def test_a_message_of_another_kind_on_its_subjects_is_dropped_and_counted() -> None:
+    async with running() as world:
+        heartbeat = Heartbeat("verifier", DRAFTER, 5.0, [], 0, 0, "", Load(), False)
+        await world.outside.bus.publish(broadcast("report", DRAFTER), heartbeat)
+        await world.outside.bus.publish(broadcast("heartbeat", DRAFTER), report(0))
+        await world.settled()
+        assert world.count("dropped_total", reason="foreign") == 2
+
+
+async def test_a_repeated_report_is_counted_once() -> None:
+    async with running(Faults(duplication=1.0)) as world:
+        await world.outside.beat()
+        await world.outside.report(report(0))
+        await world.outside.decision()
+        await world.settled()
+        assert world.count("dropped_total", reason="replayed") >= 1
+        assert world.count("pairs") <= 2
+
+
+async def test_reports_that_come_faster_than_they_are_decided_on_are_dropped_and_counted() -> None:
+    async with running(max_waiting=1) as world:
+        await world.outside.beat()
+        for sequence in range(10):
+            await world.outside.report(report(sequence))
+        await world.outside.decision()
+        assert world.count("dropped_total", reason="overflow") > 0
+
+
+async def test_a_policy_that_fails_costs_its_report_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(window_policy="static") as world:
+        await world.outside.beat()
+        failed = asyncio.Event()
+
+        def fail(*_: object) -> None:
+            failed.set()
+            raise RuntimeError("no idea")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StaticPolicy, "decide", fail)
+            await world.outside.report(report(0))
+            await asyncio.wait_for(failed.wait(), timeout=5)
+        assert world.count("failed_total") == 1
+        await world.outside.report(report(1))
+        assert (await world.outside.decision()).window == 8
+
+
+async def test_it_beats_and_says_that_it_leaves_when_it_drains() -> None:
+    async with running(heartbeat_s=0.05) as world:
+        first, second = await world.outside.heartbeat(), await world.outside.heartbeat()
+        assert first == second
+        assert (first.instance_id, first.interval_s, first.draining) == (world.controller_id, 0.05, False)
+    beats = [await world.outside.heartbeat()]
+    while not world.outside.heartbeats.empty():
+        beats.append(world.outside.heartbeats.get_nowait())
+    assert beats[-1].draining
+
+
+async def test_two_controllers_announce_with_numbers_of_their_own() -> None:
+    async with running(window_policy="static") as world:
+        second = Context(
+            new_instance_id("controller"), world.network.connect(), CollectorRegistry(), world.context.health
+        )
+        settings = ControllerSettings(window_policy="static", window=4)
+        controller = await WindowController.start(settings, second)
+        task = asyncio.create_task(controller.run())
+        await world.outside.beat()
+        await world.outside.report(report(0))
+        decisions = [await world.outside.decision(), await world.outside.decision()]
+        assert {(decision.window, decision.sequence) for decision in decisions} == {(8, 1), (4, 1)}
+        assert world.outside.senders == {world.controller_id, second.instance_id}
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_the_settings_offer_exactly_the_policies_there_are() -> None:
+    offered = ControllerSettings.model_fields["window_policy"].annotation
+    assert set(offered.__args__) == set(POLICIES)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(0, 1), (1, 1), (2, 2), (64, 2)])
+def test_the_default_chunk_gives_way_to_a_smaller_window(window: int, chunk: int) -> None:
+    start = ControllerSettings(window=window).start
+    assert (start.window, start.chunk) == (window, chunk)
+
+
+def test_a_chunk_that_the_window_cannot_hold_stops_the_process_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(ControllerSettings, ["--window", "4", "--chunk", "5"], "controller")
+    assert stopped.value.code == 2
+    assert "--chunk" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Who may import whom (docs/architecture.md), kept over the syntax trees of all files, transitively."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("shared", "services", "awc", "model_zoo")
+SERVICES = ("gateway", "edge_drafter", "cloud_verifier", "window_controller", "local")
+
+
+def modules() -> dict[str, Path]:
+    """All modules of ours by their dotted names."""
+    found = {}
+    for package in OURS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+MODULES = modules()
+
+
+def direct_imports(name: str) -> Iterator[str]:
+    """Dotted names that a module imports, also inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def all_imports(name: str) -> set[str]:
+    """What a module imports, and what our modules among it import in turn."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        for imported in direct_imports(current):
+            if imported not in seen:
+                seen.add(imported)
+                if imported in MODULES:
+                    waiting.append(imported)
+    return seen
+
+
+def tops(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def in_package(package: str) -> list[str]:
+    return [name for name in MODULES if name == package or name.startswith(package + ".")]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(MODULES) > 30
+    assert "torch" in tops(all_imports("services.cloud_verifier.model"))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_service_imports_another_nor_the_model_zoo(service: str) -> None:
+    own = f"services.{service}"
+    for name in in_package(own):
+        foreign = {i for i in all_imports(name) if i in MODULES and i.startswith("services.") and not i.startswith(own)}
+        assert not foreign, f"{name} imports {foreign}"
+        assert not tops(all_imports(name)) & {"model_zoo", "dsd_sim", "benchmarks", "tests"}, name
+
+
+def test_shared_imports_nothing_of_ours_and_no_model_runtime() -> None:
+    for name in in_package("shared"):
+        reached = tops(all_imports(name))
+        assert not reached & {"services", "awc", "model_zoo", "torch", "onnxruntime", "transformers"}, name
+    assert MODULES["shared"].read_text(encoding="utf-8") == ""
+
+
+def test_awc_policies_import_only_pure_parts_of_shared_and_numpy() -> None:
+    allowed = {"shared.messages", "shared.batching", "shared.routing", "shared.sampling"}
+    for name in in_package("awc"):
+        ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
+        assert ours <= allowed, f"{name} imports {ours - allowed}"
+        assert not tops(all_imports(name)) & {"torch", "nats", "aiohttp", "asyncio", "services"}, name
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("torch", ("services.cloud_verifier", "model_zoo")),
+        ("transformers", ("services.cloud_verifier", "model_zoo")),
+        ("onnxruntime", ("services.edge_drafter", "model_zoo")),
+    ],
+)
+def test_model_runtimes_stay_in_their_homes(library: str, homes: tuple[str, ...]) -> None:
+    for name in MODULES:
+        if not name.startswith(homes):
+            assert library not in tops(all_imports(name)), f"{name} reaches {library}"
+
+
+def test_model_zoo_imports_of_services_only_the_two_model_modules() -> None:
+    for name in in_package("model_zoo"):
+        reached = {i for i in direct_imports(name) if i.startswith("services.") and i in MODULES}
+        assert reached <= {"services.edge_drafter.model", "services.cloud_verifier.model"}, name

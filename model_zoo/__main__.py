@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ def prepare_default_pair(
     The models go to the cache folder: DSD_HOME, else the folder dsd in your user cache directory. What is there and
     intact is kept, so a second run is quick.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit that cleans up, like Ctrl-C
     folder = default_models_dir()
     started = time.monotonic()
     try:

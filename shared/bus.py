@@ -54,7 +54,7 @@ class Bus(Protocol):
     async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
         """Calls `handler(subject, message)` for every message from now on; it must hand over and return at once.
 
-        Raises PermissionError where the server denies the pattern.
+        Raises PermissionError where the server denies the pattern, ConnectionError after `close`.
         """
         ...
 

@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import nats.errors
 from prometheus_client import CollectorRegistry
 
 from shared.bus import ABSENT, Handler, Receiver
@@ -175,7 +174,7 @@ class MemoryBus:
 
     async def subscribe(self, pattern: str, handler: Handler) -> MemorySubscription:
         if self._closed:
-            raise nats.errors.ConnectionClosedError
+            raise ConnectionError("the bus is closed")
         subscription = MemorySubscription(self._network, self, pattern, Receiver(handler, self.metrics))
         self._network.add(subscription)
         self._subscriptions.append(subscription)

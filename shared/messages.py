@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgpack
 from msgspec import Meta, Struct, ValidationError, convert
 
-MAX_MESSAGE_BYTES = 1 << 20  # one decoded message; the bus splits what is larger than a part (shared/bus.py)
+MAX_MESSAGE_BYTES = 1 << 20  # one decoded message; the bus splits what is larger than a part (shared/parts.py)
 MAX_TOKENS = 1 << 17  # the longest prompt plus answer that any message may carry
 MAX_WINDOW = 64  # unverified tokens a drafter may have, and ids one Draft may carry
 
@@ -40,8 +40,8 @@ class TokenIds(tuple[int, ...]):
 
 NO_TOKENS = TokenIds()
 
-SessionId: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
-InstanceId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\.[0-9a-f]{12}$")]
+SessionId: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+InstanceId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\.[0-9a-f]{12}\Z")]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 48)]
 Position: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Millis: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]

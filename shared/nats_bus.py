@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from shared.bus import ABSENT, Handler, Receiver
+from shared.bus import ABSENT, Handler, Receiver, Subscription
 from shared.config import ServiceSettings
 from shared.messages import Message, encode
 from shared.metrics import BusMetrics
@@ -61,6 +61,19 @@ class _Client(Client):
             log.debug("unreadable message dropped", subject=repr(subject), reason=repr(error))
 
 
+class _Subscription:
+    """A live subscription among those that closing drains."""
+
+    def __init__(self, subscription: NatsSubscription, live: set[NatsSubscription]) -> None:
+        self._subscription = subscription
+        self._live = live
+
+    async def unsubscribe(self) -> None:
+        if self._subscription in self._live:
+            self._live.remove(self._subscription)
+            await self._subscription.unsubscribe()
+
+
 class NatsBus:
     """The Bus protocol over one NATS connection."""
 
@@ -68,6 +81,7 @@ class NatsBus:
         self._client = _Client(metrics)
         self._metrics = metrics
         self._on_state = on_state
+        self._subscriptions: set[NatsSubscription] = set()
         self._denied: set[str] = set()
         self._logged_at: dict[str, float] = {}
         self._reconnect_wait_s = random.uniform(0.25, 1.0)  # a fleet doesn't come back at once
@@ -88,7 +102,6 @@ class NatsBus:
             ping_interval=PING_INTERVAL_S,
             max_outstanding_pings=MAX_PINGS,
             pending_size=OUTBOUND_BYTES + PART_BYTES,
-            drain_timeout=CLOSE_TIMEOUT_S,
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnect,
             reconnected_cb=self._on_reconnect,
@@ -113,7 +126,9 @@ class NatsBus:
         self._metrics.published.labels(type(message).__name__).inc()
         return None
 
-    async def subscribe(self, pattern: str, handler: Handler) -> NatsSubscription:
+    async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
+        if self._closing:
+            raise ConnectionError("the bus is closed")
         receiver = Receiver(handler, self._metrics)
 
         async def on_message(message: Msg) -> None:
@@ -126,24 +141,31 @@ class NatsBus:
             pattern, cb=on_message, pending_msgs_limit=INBOUND_MESSAGES, pending_bytes_limit=INBOUND_BYTES
         )
         try:
-            await self._client.flush(timeout=FLUSH_TIMEOUT_S)  # the server knows it before anything else is said
+            await self._settle()  # the server knows it before anything else is said
         except nats.errors.Error as error:
             log.warning("subscription not confirmed, it will be after a reconnect", pattern=pattern, error=repr(error))
         if pattern in self._denied:  # the server's refusal comes before its answer to the flush
             await subscription.unsubscribe()
             raise PermissionError(f"the NATS server does not let this user subscribe {pattern!r}")
-        return subscription
+        self._subscriptions.add(subscription)
+        return _Subscription(subscription, self._subscriptions)
 
     async def close(self) -> None:
+        if self._closing:
+            return
         self._closing = True
-        for end in (self._client.drain, self._client.close):
-            try:
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await end()
-            except (nats.errors.Error, OSError, TimeoutError) as error:
-                log.warning("bus not drained", error=repr(error))
-            if self._client.is_closed:
-                return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                for subscription in list(self._subscriptions):  # not Client.drain, which can't be cancelled
+                    await subscription.drain()
+                await self._settle()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            log.warning("bus not drained", error=repr(error))
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._client.close()
+        except (OSError, TimeoutError) as error:
+            log.warning("bus connection not closed in order", error=repr(error))
 
     async def lost(self) -> NoReturn:
         """Waits until the connection is gone for good, then raises BusLost."""
@@ -154,6 +176,12 @@ class NatsBus:
     def _server(self) -> str:
         url = self._client.connected_url  # its netloc may hold a password
         return f"{url.hostname}:{url.port}" if url else "none"
+
+    async def _settle(self) -> None:
+        """Returns when the server has taken all that was said before."""
+        # Client.flush writes its ping past what still waits to be sent: only a second one is behind that.
+        for _ in range(2):
+            await self._client.flush(timeout=FLUSH_TIMEOUT_S)
 
     def _drop(self, reason: str) -> None:
         self._metrics.dropped.labels(reason).inc()

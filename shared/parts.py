@@ -68,6 +68,14 @@ class Assembler:
         self._waiting: dict[tuple[str, int], _Waiting] = {}  # oldest first
         self.num_dropped = 0  # messages that never became whole
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_waiting_bytes(self) -> int:
+        return sum(waiting.num_bytes for waiting in self._waiting.values())
+
     def add(self, subject: str, packet: bytes, now: float) -> bytes | None:
         """The whole message that `packet` is or completes, else None; raises MalformedMessage for a part that lies."""
         if packet[:1] != bytes([_MARK]):
@@ -93,15 +101,12 @@ class Assembler:
             self._drop(key)
 
     def _make_room(self) -> None:
-        while len(self._waiting) > MAX_WAITING or self._num_bytes() > MAX_WAITING_BYTES:
+        while self.num_waiting > MAX_WAITING or self.num_waiting_bytes > MAX_WAITING_BYTES:
             held: Counter[str] = Counter()
             for waiting in self._waiting.values():
                 held[waiting.sender] += waiting.num_bytes
             heaviest = max(held, key=lambda sender: held[sender])
             self._drop(next(key for key, waiting in self._waiting.items() if waiting.sender == heaviest))
-
-    def _num_bytes(self) -> int:
-        return sum(waiting.num_bytes for waiting in self._waiting.values())
 
     def _drop(self, key: tuple[str, int]) -> None:
         del self._waiting[key]

@@ -20,8 +20,10 @@ NO_DRAW = -1  # stands for a draw from logits whose greatest value is not finite
 def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
     """Token ids [n] for the positions position, position + 1, ... from logits [n, vocab] float32; NO_DRAW where a
     row's greatest logit is not finite."""
+    if not len(logits):  # inside a prefill nothing is drawn
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
     at_once = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
-    token_ids = [_draw(part, sampling, position + i * at_once) for i, part in enumerate(logits.split(max(at_once, 1)))]
+    token_ids = [_draw(part, sampling, position + i * at_once) for i, part in enumerate(logits.split(at_once))]
     return torch.cat(token_ids)
 
 
@@ -53,13 +55,10 @@ def _filter(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Scores and ids [n, candidates], by (score descending, id ascending); -inf for what the filters drop."""
     weights = scores.exp() if sampling.top_p < 1 or sampling.min_p > 0 else None
     total = weights.cumsum(dim=-1)[:, -1:] if weights is not None and sampling.top_p < 1 else None
-    is_candidate = _candidates(scores, weights, total, sampling)
-    num_candidates = int(is_candidate.sum(dim=-1).max())
-    # topk picks any of equal scores, but no row has more candidates than columns: all candidates are among them.
-    token_ids = scores.topk(num_candidates, dim=-1, sorted=False).indices.sort(dim=-1).values
-    ranked, order = scores.gather(-1, token_ids).sort(dim=-1, descending=True, stable=True)
+    token_ids, candidate_scores = _gather(scores, _candidates(scores, weights, total, sampling))
+    ranked, order = candidate_scores.sort(dim=-1, descending=True, stable=True)
     token_ids = token_ids.gather(-1, order)
-    keep = is_candidate.gather(-1, token_ids)
+    keep = ranked > -torch.inf
     if sampling.top_k > 0:
         keep[:, sampling.top_k :] = False
     if weights is not None:
@@ -69,6 +68,17 @@ def _filter(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
             mass = ranked_weights.cumsum(dim=-1)
             keep &= mass - ranked_weights < sampling.top_p * (mass[:, -1:] if sampling.top_k > 0 else total)
     return ranked.where(keep, -torch.inf), token_ids
+
+
+def _gather(scores: Tensor, is_candidate: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids, ascending, and scores [n, most candidates of a row] where the mask holds; shorter rows end in -inf."""
+    rows, ids = is_candidate.nonzero(as_tuple=True)
+    ends = is_candidate.sum(dim=-1).cumsum(dim=-1)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    columns = torch.arange(len(rows), device=rows.device) - starts[rows]
+    shape = (len(scores), int((ends - starts).max().clamp_min(1)))  # a row of NaN has no candidate
+    token_ids = ids.new_zeros(shape).index_put_((rows, columns), ids)
+    return token_ids, scores.new_full(shape, -torch.inf).index_put_((rows, columns), scores[rows, ids])
 
 
 def _candidates(scores: Tensor, weights: Tensor | None, total: Tensor | None, sampling: Sampling) -> Tensor:

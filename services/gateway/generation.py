@@ -17,7 +17,7 @@ class Generation:
     max_tokens: int
     sampling: Sampling
     stop_ids: TokenIds
-    speculation: Speculation | None = Speculation()
+    speculation: Speculation | None
     drafter_name: str | None = None  # only instances of this name may draft
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.gateway.errors import SessionFailed
 from services.gateway.generation import Generation
 from services.gateway.placement import Placement
 from services.gateway.stream import ConflictingVerdict, TallySum, VerdictStream
@@ -31,15 +32,6 @@ class Send:
     instance_id: str
     verb: str
     message: Open | Speculate | Poll | Close
-
-
-class SessionFailed(Exception):
-    """The session can't go on."""
-
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retryable = retryable
 
 
 @dataclass(slots=True)
@@ -174,7 +166,7 @@ class Session:
             return
         if service == "drafter" and self.drafter_id is not None:
             self.on_gone(self.drafter_id, now)
-        elif service == "verifier":
+        elif service == "verifier" and (self._num_absents == 0 or now >= self._retry_at):  # once per try
             self._num_absents += 1
             if self._num_absents >= NUM_ABSENTS:
                 self._leave_verifier(now)
@@ -187,7 +179,7 @@ class Session:
         if self.phase == "over":
             return
         if instance_id == self.drafter_id:
-            self._avoided[instance_id] = now + self.timing.avoid_s
+            self._avoided[instance_id] = now + self.timing.avoid_drafter_s
             self._change_drafter(now)
         elif instance_id == self.verifier_id and self.phase != "waiting":
             self._leave_verifier(now)
@@ -196,6 +188,11 @@ class Session:
         """A verifier has come, or come back."""
         if self.phase == "waiting":
             self._place(now)
+
+    def abort(self, reason: str) -> None:
+        """The gateway itself must stop."""
+        if self.phase != "over":
+            self._fail("draining", reason)
 
     def close(self) -> None:
         """The answer is complete, or nobody wants it any more: tells everybody who may know the session."""
@@ -226,7 +223,11 @@ class Session:
         avoided = {instance_id for instance_id, until in self._avoided.items() if now < until}
         verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprint)
         if verifier_id is not None:
-            self._bind(verifier_id, self._choose_drafter(verifier_id, now), now)
+            self._idle_opens += 1
+            if self._idle_opens > self.timing.max_idle_opens:
+                self._fail("internal", f"{self.timing.max_idle_opens} openings in a row brought no token")
+            else:
+                self._bind(verifier_id, self._choose_drafter(verifier_id, now), now)
         elif self.was_opened or (avoided and self._refusal is None):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
@@ -252,11 +253,7 @@ class Session:
         self.term += 1
         self.stream.begin_term(self.term, now)
         self.phase, self._num_tries, self._num_absents = "opening", 0, 0
-        self._idle_opens += 1
-        if self._idle_opens > self.timing.max_idle_opens:
-            self._fail("internal", f"{self._idle_opens - 1} attempts in a row brought no token")
-        else:
-            self._open(now)
+        self._open(now)
 
     def _open(self, now: float) -> None:
         self._num_tries += 1
@@ -315,7 +312,8 @@ class Session:
             self._change_drafter(now)
 
     def _speculate(self, now: float) -> None:
-        assert self.verifier_id and self.drafter_id
+        assert self.verifier_id is not None
+        assert self.drafter_id is not None
         self._bound[self.drafter_id] = "drafter"
         self._speculated_at = now
         self._num_speculates += 1

@@ -23,7 +23,7 @@ class VerdictStream:
 
     prompt_length: int
     max_tokens: int
-    timing: PollTiming = PollTiming()
+    timing: PollTiming
     term: int = 0
     tokens: list[int] = field(default_factory=list)
     finish: Finish | None = None

@@ -35,7 +35,7 @@ class ChatMessage:
 class GenerationBlock(Extension):
     """`{% generation %}…{% endgeneration %}` marks text for training; a server only passes it through."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})  # type: ignore[assignment]  # jinja2 only reads it
 
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)

@@ -25,7 +25,7 @@ class SessionTiming:
     num_opens: int = 3  # unanswered Opens until a verifier is given up
     absent_pause_s: float = 0.1  # before trying again where nobody listened
     avoid_s: float = 1.0  # a verifier that failed this session is not tried again before
-    avoid_drafter_s: float = 10.0
+    avoid_drafter_s: float = 5.0
     adopt_s: float = 0.5  # between two looks for a drafter by a session without one
     speculate_retry_s: float = 2.0  # without a sign of the drafter in the verdicts Speculate is repeated, doubling
     num_speculates: int = 3

@@ -1,4 +1,4 @@
-"""python -m services.window_controller"""
+"""python -m services.window_controller: one controller until SIGTERM."""
 
 import sys
 
@@ -6,4 +6,5 @@ from services.window_controller.service import run
 from services.window_controller.settings import ControllerSettings
 from shared.config import load
 
-run(load(ControllerSettings, sys.argv[1:], "python -m services.window_controller"))
+if __name__ == "__main__":
+    run(load(ControllerSettings, sys.argv[1:], "python -m services.window_controller"))

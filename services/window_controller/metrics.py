@@ -12,7 +12,6 @@ class ControllerMetrics:
             "dsd_controller_dropped", "Reports, parts of them and heartbeats not taken", ["reason"], registry=registry
         )
         self.failed = Counter("dsd_controller_failed", "Reports on which the policy failed", registry=registry)
-        self.unsent = Counter("dsd_controller_unsent", "Messages that the bus did not take in time", registry=registry)
         self.window = Histogram(
             "dsd_controller_window_tokens",
             "Windows of the decisions announced",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.config import ServiceSettings
@@ -31,14 +31,14 @@ class ControllerSettings(ServiceSettings):
     max_verifiers: int = Field(1024, ge=1, description="Most verifiers at once")
     max_waiting: int = Field(4096, ge=1, description="Most reports that may wait to be decided on")
 
-    @field_validator("chunk")
-    @classmethod
-    def _fits_the_window(cls, chunk: int, info: ValidationInfo) -> int:
-        if "window" in info.data:
-            WindowChoice(info.data["window"], chunk, True)
-        return chunk
+    @model_validator(mode="after")
+    def _chunk_fits(self) -> Self:
+        """A chunk that was asked for must fit; the default gives way to a smaller window."""
+        if "chunk" in self.model_fields_set:
+            WindowChoice(self.window, self.chunk, self.free_run)
+        return self
 
     @property
     def start(self) -> WindowChoice:
-        """The choice that a pair starts with; the default chunk gives way to a smaller window."""
+        """The choice that a pair starts with."""
         return WindowChoice(self.window, min(self.chunk, max(self.window, 1)), self.free_run)

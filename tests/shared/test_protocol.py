@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from protocol_world import Faults, World, target_text
+from tests.shared.protocol_world import Faults, World, target_text
 
 worlds = st.builds(
     World,

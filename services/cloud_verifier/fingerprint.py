@@ -1,0 +1,44 @@
+"""The numerics fingerprint: two verifiers with the same one give the same text to the bit (on the CPU).
+
+Invariant: it changes with anything that may change a bit of a logit: weights, configuration, dtype, library versions,
+instruction set, kernels, and our own shapes (NUMERICS, raised by hand when they change).
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+NUMERICS = 1
+_SAMPLES = 64  # values of each tensor; any training step changes some of these
+_ELSEWHERE = {"_name_or_path", "transformers_version", "dtype", "architectures"}  # path, or told apart elsewhere
+
+
+def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool) -> str:
+    """`dsd-` and 16 hexadecimal digits; call it before the layers are replaced."""
+    device = model.device
+    is_cpu = device.type == "cpu"
+    machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
+    facts = [name, str(model.dtype), torch.__version__, transformers.__version__, device.type, machine]
+    facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), _weights(model)]
+    return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _config(config: PretrainedConfig) -> str:
+    facts = {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
+    return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _weights(model: PreTrainedModel) -> str:
+    """A hash of every tensor's name, shape and a spread sample of its values."""
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.flatten()
+        sample = values[:: max(1, len(values) // _SAMPLES)].contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""One session's keys and values, and the layout they have in every layer of a model.
+
+Invariant: positions 0 .. length - 1 hold what the model computed for the tokens fed last at these positions; what lies
+behind is finite (zeros or a rejected tail), so that a mask hides it completely. Rolling back is feeding from a smaller
+position again; nothing is copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KV_STEP = 512  # attention sees a multiple of this many positions: the kernels' own block, so bits don't depend on it
+
+
+def round_to_step(num_tokens: int) -> int:
+    """The smallest multiple of KV_STEP that holds num_tokens."""
+    return -(-num_tokens // KV_STEP) * KV_STEP
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one attention layer keeps per token, and how far back it sees (None: everything)."""
+
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int | None
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """The cache of a model: one shape per layer."""
+
+    layers: tuple[LayerShape, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes in all layers."""
+        return 2 * self.dtype.itemsize * sum(layer.num_kv_heads * layer.head_dim for layer in self.layers)
+
+
+class KvCache:
+    """Room for `capacity` tokens of one session; `length` of them are valid."""
+
+    def __init__(self, layout: KvLayout, capacity: int) -> None:
+        self.capacity = round_to_step(max(capacity, 1))
+        self.length = 0
+        self.keys = [self._room(layout, layer) for layer in layout.layers]  # each [kv_heads, capacity, head_dim]
+        self.values = [self._room(layout, layer) for layer in layout.layers]
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Puts keys and values [kv_heads, tokens, head_dim] of one layer at the positions from start on."""
+        end = start + keys.shape[1]
+        self.keys[layer][:, start:end] = keys
+        self.values[layer][:, start:end] = values
+
+    def _room(self, layout: KvLayout, layer: LayerShape) -> Tensor:
+        # Zeros, not garbage: a NaN behind the mask would still reach the sum as 0 x NaN.
+        shape = (layer.num_kv_heads, self.capacity, layer.head_dim)
+        return torch.zeros(shape, dtype=layout.dtype, device=layout.device)

@@ -1,0 +1,221 @@
+"""The target model: one forward pass over the new tokens of many sessions, with a cache of our own.
+
+Invariant: the logits of a token depend on its session's text alone, to the last bit on the CPU: not on the other rows
+of the pass, the sizes of the chunks in which the text was fed, nor on what was fed and rolled back before.
+
+All tokens of a pass go through the model as one flat sequence with explicit positions. The linear layers see the
+batch, attention sees each session alone (attention.py), and only rows that need a draw go through the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from services.cloud_verifier import sampler
+from services.cloud_verifier.architecture import UnsupportedModel, check_config, check_logits, find_layout, probe_texts
+from services.cloud_verifier.attention import PassAttention, Segment
+from services.cloud_verifier.fingerprint import fingerprint_of
+from services.cloud_verifier.kv import KvCache, KvLayout, round_to_step
+from services.cloud_verifier.packed import packing_works, replace_layers, row_step
+from shared.messages import Sampling
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class NonFiniteLogits(ArithmeticError):
+    """A row's best logit is NaN or infinite; names the rows. The other rows may be computed again without them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One session's part of a pass: token_ids for the positions from start on; the last num_draws yield a draw each.
+
+    Feeding a position again overwrites it, so that a rollback is a smaller start.
+    """
+
+    cache: KvCache
+    start: int
+    token_ids: Sequence[int]
+    num_draws: int
+    sampling: Sampling
+
+
+class TargetModel:
+    """A loaded causal language model; not for use by several threads at once."""
+
+    def __init__(self, model: PreTrainedModel, layout: KvLayout, name: str, fingerprint: str, step: int) -> None:
+        """step: the number of tokens in a pass is made a multiple of it."""
+        self.name = name
+        self.fingerprint = fingerprint
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.max_context = int(model.config.get_text_config().max_position_embeddings)
+        self._model = model
+        self._layout = layout
+        self._step = step
+
+    def new_cache(self, capacity: int) -> KvCache:
+        """An empty cache for at least `capacity` tokens."""
+        return KvCache(self._layout, capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Memory that new_cache(capacity) takes."""
+        return round_to_step(max(capacity, 1)) * self._layout.token_bytes
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Logits [num_draws, vocab] float32 of each row; raises ValueError for a row that can't be computed."""
+        if not rows:
+            return []
+        self._check(rows)
+        segments, drawing, offset = [], [], 0
+        for row in rows:
+            segments.append(Segment(row.cache, row.start, len(row.token_ids), offset))
+            offset += len(row.token_ids)
+            drawing.extend(range(offset - row.num_draws, offset))
+        token_ids = [token_id for row in rows for token_id in row.token_ids]
+        positions = [row.start + i for row in rows for i in range(len(row.token_ids))]
+        dead = [0] * (-len(token_ids) % self._step)
+        logits = self._compute(token_ids + dead, positions + dead, drawing, segments)
+        for row in rows:
+            row.cache.length = row.start + len(row.token_ids)
+        return list(logits.split([row.num_draws for row in rows]))
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The draws of each row: that of the token fed at position p is for position p + 1.
+
+        Raises NonFiniteLogits; the caches are then as after any pass, and the same rows may be fed again.
+        """
+        logits = self.forward(rows)
+        first_draws = [row.start + len(row.token_ids) - row.num_draws + 1 for row in rows]
+        draws = [
+            sampler.draw(row_logits, row.sampling, position)
+            for row, row_logits, position in zip(rows, logits, first_draws, strict=True)
+        ]
+        token_ids = iter(torch.cat(draws).tolist() if draws else [])
+        drawn = [list(islice(token_ids, row.num_draws)) for row in rows]
+        bad = [index for index, ids in enumerate(drawn) if sampler.NO_DRAW in ids]
+        if bad:
+            raise NonFiniteLogits(f"the best logit of row {', '.join(map(str, bad))} is not finite")
+        return drawn
+
+    def _compute(
+        self, token_ids: list[int], positions: list[int], drawing: list[int], segments: Sequence[Segment]
+    ) -> Tensor:
+        """Logits [len(drawing), vocab] of the tokens `drawing` of the flat sequence."""
+        device = self._layout.device
+        output = self._model(
+            input_ids=torch.tensor([token_ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(drawing, dtype=torch.int64, device=device),
+            dsd_attention=PassAttention(segments, len(token_ids), device),
+        )
+        return output.logits[0].float()
+
+    def _check(self, rows: Sequence[Row]) -> None:
+        if len({id(row.cache) for row in rows}) < len(rows):
+            raise ValueError("two rows of a pass share a cache")
+        for row in rows:
+            end = row.start + len(row.token_ids)
+            if not 0 <= row.num_draws <= len(row.token_ids) or not row.token_ids:
+                raise ValueError(f"{row.num_draws} draws from {len(row.token_ids)} tokens")
+            if not 0 <= row.start <= row.cache.length:
+                raise ValueError(f"a row starts at {row.start}, its cache holds {row.cache.length} tokens")
+            if end > min(row.cache.capacity, self.max_context):
+                capacity = min(row.cache.capacity, self.max_context)
+                raise ValueError(f"a row ends at {end}, beyond the {capacity} tokens of its cache")
+            if min(row.token_ids) < 0 or max(row.token_ids) >= self.vocab_size:
+                raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
+
+
+def load_target(
+    folder_or_id: str, device: str = "auto", dtype: str = "auto", num_threads: int | None = None
+) -> TargetModel:
+    """Loads a Hugging Face causal LM; raises UnsupportedModel, or OSError where there is no model.
+
+    device: auto, cpu, cuda or cuda:N. dtype: auto, float32 or bfloat16. num_threads: of the CPU, for the whole process.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()
+    place = pick_device(device)
+    numbers = pick_dtype(dtype, place)
+    model = _load(folder_or_id, place, numbers)
+    name = _name_of(folder_or_id)
+    with torch.inference_mode():
+        texts = probe_texts(model.config.get_text_config().vocab_size)
+        expected = [model(torch.tensor([text], device=place), use_cache=False).logits[0] for text in texts]
+        packed = place.type == "cpu" and packing_works(numbers)
+        fingerprint = fingerprint_of(model, name, packed=packed)
+        layout = find_layout(model, texts[0])
+        replace_layers(model, packed=packed)
+    target = TargetModel(model, layout, name, fingerprint, row_step(numbers, packed=packed))
+    check_logits(model.config, _feed_in_chunks(target, texts), expected, numbers)
+    return target
+
+
+def pick_device(device: str) -> torch.device:
+    """The device named; auto takes a GPU when there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: this torch sees no GPU")
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The numbers named; auto is bfloat16 where the device computes with it, else float32."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _load(folder_or_id: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder_or_id)
+    check_config(config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder_or_id, config=config, dtype=dtype, attn_implementation="eager"
+        )
+    except ValueError as error:
+        raise UnsupportedModel(config, str(error).splitlines()[0]) from error
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise UnsupportedModel(config, "its language model head is no linear layer")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _name_of(folder_or_id: str) -> str:
+    """A hub id as it is; of a folder its name, or its parent's where it is called `target` as `model_zoo` does."""
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        return folder_or_id
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "target" else folder.name
+
+
+def _feed_in_chunks(target: TargetModel, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits [tokens, vocab] of two texts, fed together in three passes of unequal chunks."""
+    cuts = [(0, 17, 20, None), (0, 4, 5, None)]
+    caches = [target.new_cache(len(text)) for text in texts]
+    logits: list[list[Tensor]] = [[], []]
+    for turn in range(3):
+        chunks = [text[cut[turn] : cut[turn + 1]] for text, cut in zip(texts, cuts, strict=True)]
+        rows = [
+            Row(cache, cache.length, chunk, len(chunk), Sampling()) for cache, chunk in zip(caches, chunks, strict=True)
+        ]
+        for parts, part in zip(logits, target.forward(rows), strict=True):
+            parts.append(part)
+    return [torch.cat(parts) for parts in logits]

@@ -1,0 +1,136 @@
+"""Linear layers and activations whose result for a row does not depend on the rows beside it.
+
+Invariant: for every row count that `model.py` feeds (multiples of `row_step`), each output row has the same bits as
+alone, with any number of threads where the kernels are packed. The packed operators are private to torch (what
+inductor's freezing emits), so they live here alone: where they are missing or wrong, plain linear layers stand in.
+
+Packing lays a weight out once the way oneDNN's matrix product wants it, which plain `F.linear` does again in each call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+HEAD_ROWS = 8  # rows of float32 matrix products come in multiples of this
+SERIAL_ELEMENTS = 1 << 15  # torch splits an elementwise operator of this size among threads
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b on the CPU with W [out, in] packed; x [..., in] and y in W's dtype."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+
+class PlainLinear(nn.Module):
+    """The same with torch's public operator, on any device."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight = weight
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+
+class MixedLinear(nn.Module):
+    """float32 results of 16-bit rows and weights on cuda, where one kernel does it without a float32 copy."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight = weight.t()
+        self._bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.mm(x, self._weight, out_dtype=torch.float32)
+        return y if self._bias is None else y + self._bias
+
+
+class Float32Head(nn.Module):
+    """The language model head with float32 logits: rounded to bfloat16 the best logits would tie (docs/sampling.md)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
+        super().__init__()
+        self._linear: nn.Module
+        self._input_dtype = torch.float32
+        if weight.device.type == "cuda" and weight.dtype != torch.float32:
+            self._linear = MixedLinear(weight, bias)
+            self._input_dtype = weight.dtype
+        else:
+            linear = PackedLinear if packed else PlainLinear
+            self._linear = linear(weight.float(), None if bias is None else bias.float())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows may be 0."""
+        rows = hidden[0].to(self._input_dtype)
+        padded = F.pad(rows, (0, 0, 0, max(HEAD_ROWS - len(rows), -len(rows) % HEAD_ROWS)))
+        return self._linear(padded)[None, : len(rows)]
+
+
+class RowwiseActivation(nn.Module):
+    """An activation in blocks of rows so small that torch does not split them among threads.
+
+    At the end of each thread's share torch leaves its vector code for the scalar one, which rounds some functions
+    differently; where a share ends depends on the number of rows and threads. A block has no such ends inside.
+    """
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self._activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() < SERIAL_ELEMENTS:
+            return self._activation(x)
+        num_rows = max((SERIAL_ELEMENTS - 1) // x.shape[-1] // HEAD_ROWS * HEAD_ROWS, 1)
+        return torch.cat([self._activation(rows) for rows in x.split(num_rows, dim=-2)], dim=-2)
+
+
+def packing_works(dtype: torch.dtype) -> bool:
+    """Whether this torch has the packed operators for dtype on this CPU, and they compute what they should."""
+    weight = torch.linspace(-1, 1, 16 * 32).view(16, 32).to(dtype)
+    rows = torch.linspace(1, -1, 8 * 32).view(8, 32).to(dtype)
+    try:
+        got = PackedLinear(weight, None)(rows)
+    except (AttributeError, RuntimeError):  # no such operator; not for this CPU or build
+        return False
+    return torch.allclose(got.float(), F.linear(rows, weight).float(), rtol=0.02, atol=0.02)
+
+
+def row_step(dtype: torch.dtype, *, packed: bool) -> int:
+    """Row counts that are multiples of this give bit-equal rows (tests/verifier/test_packed.py).
+
+    A single row takes another kernel in every dtype; plain float32 products differ up to 11 rows on two threads.
+    """
+    return 4 if packed and dtype != torch.float32 else HEAD_ROWS
+
+
+def replace_layers(model: nn.Module, *, packed: bool) -> None:
+    """Swaps the model's linear layers (packed: their weights are freed one by one), activations and head in place."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    on_cpu = head.weight.device.type == "cpu"
+    activations = _activation_classes() if on_cpu else ()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is head:
+                setattr(parent, name, Float32Head(child.weight, child.bias, packed=packed))
+            elif packed and type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child.weight, child.bias))
+            elif packed and type(child) is Conv1D:
+                setattr(parent, name, PackedLinear(child.weight.t(), child.bias))
+            elif isinstance(child, activations):
+                setattr(parent, name, RowwiseActivation(child))
+
+
+def _activation_classes() -> tuple[type[nn.Module], ...]:
+    entries = list(ACT2CLS.values())
+    return tuple(entry[0] if isinstance(entry, tuple) else entry for entry in entries)

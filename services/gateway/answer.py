@@ -1,0 +1,90 @@
+"""One answer under way: a live session's tokens as text, with its usage and its report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.placement import instance_name
+from services.gateway.replies import DsdReport, TokenDetails, Usage
+from services.gateway.sessions import LiveSession
+from services.gateway.text import AnswerText
+from shared.messages import Finish
+
+
+class Answer:
+    """Follows a session to its end, or to a stop string."""
+
+    def __init__(self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics) -> None:
+        self._session = live.session
+        self._live = live
+        self._text = text
+        self._metrics = metrics
+        self._asked_at = asked_at
+        self._first_at: float | None = None
+        self._last_at = asked_at
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """The text as it comes; raises SessionFailed when it can't go on."""
+        async with aclosing(self._live.tokens()) as batches:
+            async for token_ids in batches:
+                self._last_at = time.monotonic()
+                if self._first_at is None:
+                    self._first_at = self._last_at
+                if piece := self._text.feed(token_ids):
+                    yield piece
+                if self._text.stopped:
+                    break
+        if rest := self._text.flush():
+            yield rest
+        self._observe()
+
+    @property
+    def finish(self) -> Finish:
+        """A stop string counts as "stop", even where the answer also reached its length."""
+        return "stop" if self._text.stopped else self._session.stream.finish or "stop"
+
+    @property
+    def usage(self) -> Usage:
+        num_prompt, num_output = len(self._session.generation.prompt_ids), self._text.num_tokens
+        tally = self._session.tallies.total
+        details = TokenDetails(tally.accepted, tally.rejected + tally.discarded)
+        return Usage(num_prompt, num_output, num_prompt + num_output, details)
+
+    @property
+    def report(self) -> DsdReport:
+        session, tally = self._session, self._session.tallies.total
+        order = session.generation.speculation
+        return DsdReport(
+            seed=session.generation.sampling.seed,
+            speculation=order.mode if order else "off",
+            window=order.window if order and order.mode == "static" else None,
+            drafter=instance_name(session.drafter_id) if session.drafter_id else None,
+            verifier=instance_name(session.verifier_id) if session.verifier_id else None,
+            num_verdicts=tally.num_passes,
+            accepted=tally.accepted,
+            rejected=tally.rejected,
+            late=tally.late,
+            discarded=tally.discarded,
+            tokens_per_verdict=round(len(session.stream.tokens) / max(1, tally.num_passes), 3),
+            ttft_ms=self._ttft_ms,
+            tpot_ms=self._tpot_ms,
+        )
+
+    @property
+    def _ttft_ms(self) -> float | None:
+        return None if self._first_at is None else round((self._first_at - self._asked_at) * 1e3, 3)
+
+    @property
+    def _tpot_ms(self) -> float | None:
+        if self._first_at is None or self._text.num_tokens < 2:
+            return None
+        return round((self._last_at - self._first_at) * 1e3 / (self._text.num_tokens - 1), 3)
+
+    def _observe(self) -> None:
+        if (ttft_ms := self._ttft_ms) is not None:
+            self._metrics.ttft_seconds.observe(ttft_ms / 1e3)
+        if (tpot_ms := self._tpot_ms) is not None:
+            self._metrics.tpot_seconds.observe(tpot_ms / 1e3)

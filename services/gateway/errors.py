@@ -1,0 +1,77 @@
+"""What can be wrong with a request, in OpenAI's error shape; the one place where causes meet HTTP statuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from shared.messages import FailureCode
+
+RETRY_AFTER_S = 1
+STATUS_OF_FAILURE: dict[FailureCode, int] = {
+    "unknown_session": 503,
+    "closed": 503,
+    "overloaded": 503,
+    "draining": 503,
+    "too_long": 400,
+    "bad_request": 400,
+    "internal": 500,
+}
+
+
+class SessionFailed(Exception):
+    """A session can't go on."""
+
+    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
+@dataclass(frozen=True, slots=True)
+class ApiError(Exception):
+    """An answer with an HTTP status that is no success; `param` names the field at fault."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type`."""
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(_Envelope(_Detail(self.message, self.kind, self.param, self.code)))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
+
+
+class _Detail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class _Envelope(msgspec.Struct):
+    error: _Detail
+
+
+def of_failure(failure: SessionFailed) -> ApiError:
+    """A session that can't go on."""
+    return ApiError(STATUS_OF_FAILURE[failure.code], str(failure), code=failure.code)
+
+
+def bad_request(message: str, param: str | None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param, code)

@@ -1,0 +1,61 @@
+"""What a gateway counts, as Prometheus metrics (docs/metrics.md lists them with their meaning)."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from services.gateway.session import Session
+
+TTFT_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+
+
+class GatewayMetrics:
+    """All metrics of one gateway in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("dsd_gateway_requests", "Answers given", ["endpoint", "status"], registry=registry)
+        self.sessions = Gauge("dsd_gateway_sessions", "Sessions in flight", registry=registry)
+        self.peers = Gauge("dsd_gateway_peers", "Live instances heard of", ["service"], registry=registry)
+        self.prompt_tokens = Counter("dsd_gateway_prompt_tokens", "Tokens of prompts", registry=registry)
+        self.output_tokens = Counter("dsd_gateway_output_tokens", "Tokens told to clients", registry=registry)
+        self.guesses = Counter(
+            "dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"], registry=registry
+        )
+        self.passes = Counter("dsd_gateway_passes", "Verify passes that fixed tokens of a session", registry=registry)
+        self.failovers = Counter("dsd_gateway_failovers", "Sessions moved to another verifier", registry=registry)
+        self.drafter_changes = Counter(
+            "dsd_gateway_drafter_changes", "Changes of drafter in running sessions", registry=registry
+        )
+        self.conflicts = Counter(
+            "dsd_gateway_conflicts", "Verdicts that contradict tokens already sent on", registry=registry
+        )
+        self.polls = Counter("dsd_gateway_polls", "Polls sent after silence or a gap", registry=registry)
+        self.failed_sessions = Counter(
+            "dsd_gateway_failed_sessions", "Sessions that could not go on, by code", ["code"], registry=registry
+        )
+        self.dropped = Counter(
+            "dsd_gateway_dropped", "Messages not acted upon, by reason", ["reason"], registry=registry
+        )
+        self.ttft_seconds = Histogram(
+            "dsd_gateway_ttft_seconds", "Time to first token", buckets=TTFT_BUCKETS, registry=registry
+        )
+        self.tpot_seconds = Histogram(
+            "dsd_gateway_tpot_seconds", "Time per output token after the first", buckets=TPOT_BUCKETS, registry=registry
+        )
+
+    def count_session(self, session: Session) -> None:
+        """Adds what became of a session that ends now."""
+        tally = session.tallies.total
+        self.prompt_tokens.inc(len(session.generation.prompt_ids))
+        self.output_tokens.inc(len(session.stream.tokens))
+        self.guesses.labels("accepted").inc(tally.accepted)
+        self.guesses.labels("rejected").inc(tally.rejected)
+        self.guesses.labels("late").inc(tally.late)
+        self.guesses.labels("discarded").inc(tally.discarded)
+        self.passes.inc(tally.num_passes)
+        self.failovers.inc(session.incidents.failovers)
+        self.drafter_changes.inc(session.incidents.drafter_changes)
+        self.conflicts.inc(session.incidents.conflicts)
+        if session.failure is not None:
+            self.failed_sessions.labels(session.failure.code).inc()

@@ -1,0 +1,105 @@
+"""A gateway: HTTP in, sessions over the bus, answers out (docs/api.md, docs/protocol.md).
+
+Invariant: readiness says whether a request would find a verifier; no session outlives the gateway's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import structlog
+
+from services.gateway.admission import Admission
+from services.gateway.fleet import Fleet
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.placement import Placement
+from services.gateway.routes import Routes, make_app
+from services.gateway.sessions import Sessions
+from services.gateway.settings import GatewaySettings
+from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from shared import subjects
+from shared.bus import Absent
+from shared.messages import Message
+from shared.routing import ROUTERS
+from shared.runtime import Context, run_service
+
+ABORT_S = 2.0  # what owners of aborted sessions get to tell their clients
+
+log = structlog.get_logger(__name__)
+
+LoadTokenizer: TypeAlias = Callable[[Path], TargetTokenizer]
+
+
+def run(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenizer) -> None:
+    """Runs a gateway process to its end; `load_tokenizer` is where a stand-in may enter."""
+    routes = Routes(settings.client_timeout_s)
+
+    async def start(context: Context) -> Gateway:
+        tokenizer = await asyncio.to_thread(load_tokenizer, Path(settings.target))
+        return Gateway(settings, context, tokenizer, routes)
+
+    run_service("gateway", settings, start, make_app(routes, settings.max_body_bytes))
+
+
+class Gateway:
+    """One gateway on one bus (a `Work` of shared/runtime.py)."""
+
+    def __init__(self, settings: GatewaySettings, context: Context, tokenizer: TargetTokenizer, routes: Routes) -> None:
+        self._settings = settings
+        self._context = context
+        self._routes = routes
+        self._metrics = GatewayMetrics(context.registry)
+        placement = Placement(
+            Fleet(), ROUTERS[settings.verifier_routing](), ROUTERS[settings.drafter_routing](), random.Random()
+        )
+        self.sessions = Sessions(
+            context.instance_id, context.bus, placement, settings.timing, settings.max_sessions, self._metrics
+        )
+        self._admission = Admission(settings.model_name, settings.default_max_tokens, tokenizer, placement)
+        self._draining = False
+
+    async def run(self) -> None:
+        bus = self._context.bus
+        await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
+        await bus.subscribe(subjects.all_broadcasts("heartbeat"), self._on_heartbeat)
+        self._routes.open(self.sessions, self._admission, self._metrics)
+        try:
+            while True:
+                await self.sessions.beat(
+                    self._settings.heartbeat_s, [self._settings.model_name], draining=self._draining
+                )
+                self._tell_readiness()
+                await asyncio.sleep(self._settings.heartbeat_s)
+        finally:
+            self._routes.close("the gateway has stopped")
+            await self._abort_sessions()
+
+    async def drain(self) -> None:
+        self._draining = True
+        self._routes.close("the gateway is shutting down")
+        await self.sessions.wait_empty()
+
+    async def _abort_sessions(self) -> None:
+        """Lets the clients of answers still under way know, and the peers."""
+        self.sessions.abort("the gateway is shutting down")
+        try:
+            async with asyncio.timeout(ABORT_S):
+                await self.sessions.wait_empty()
+        except TimeoutError:
+            log.warning("sessions left behind", num_sessions=len(self.sessions))
+
+    def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
+        self.sessions.on_heartbeat(subject, message)
+        self._tell_readiness()
+
+    def _tell_readiness(self) -> None:
+        now, fleet, name = time.monotonic(), self.sessions.fleet, self._settings.model_name
+        self._metrics.peers.labels("verifier").set(fleet.count_alive("verifier", now))
+        self._metrics.peers.labels("drafter").set(fleet.count_alive("drafter", now))
+        if not self._draining:
+            self._context.health.become("" if fleet.max_context(name, now) else f"no verifier serves {name}")

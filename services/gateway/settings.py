@@ -1,0 +1,51 @@
+"""What can be set about a gateway; every field is an environment variable DSD_<NAME> and a flag --<name>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from services.gateway.timing import PollTiming, SessionTiming
+from shared.config import ServiceSettings
+from shared.routing import ROUTERS
+
+Routing = Literal["random", "round-robin", "jsq", "jsq2"]
+assert set(ROUTERS) == set(Routing.__args__)  # type: ignore[attr-defined]
+
+
+class GatewaySettings(ServiceSettings):
+    """Settings of `python -m services.gateway`."""
+
+    name: str = Field("gateway", description="Name of this instance, part of its subjects and permissions")
+    http_port: int = Field(8080, ge=0, le=65535, description="Port of the API and of the health and metrics endpoints")
+    target: str = Field(..., description="Folder with the target's tokenizer, chat template and configuration")
+    model_name: str = Field("smollm2-135m", description="Name under which clients ask for the target model")
+    default_max_tokens: int = Field(
+        0, ge=0, description="Length of an answer when the client names none; 0: as long as the context allows"
+    )
+    verifier_routing: Routing = Field("jsq", description="Which verifier gets a session")
+    drafter_routing: Routing = Field("jsq2", description="Which drafter gets a session")
+    max_sessions: int = Field(256, ge=1, description="Most answers under way; more are refused with status 429")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes")
+    client_timeout_s: float = Field(
+        60.0, gt=0, description="A client that neither sends its request nor takes its answer for so long is dropped"
+    )
+    open_timeout_s: float = Field(1.0, gt=0, description="An unanswered Open is repeated after so many seconds")
+    poll_after_s: float = Field(0.5, gt=0, description="Least silence of a verifier, in seconds, before it is polled")
+    session_timeout_s: float = Field(
+        30.0, gt=0, description="An answer fails when no verifier has worked on it for so many seconds"
+    )
+
+    @field_validator("target")
+    @classmethod
+    def _holds_a_tokenizer(cls, target: str) -> str:
+        if not (Path(target) / "tokenizer.json").is_file():
+            raise ValueError("a folder with a tokenizer.json is needed")
+        return target
+
+    @property
+    def timing(self) -> SessionTiming:
+        poll = PollTiming(min_silence_s=self.poll_after_s, max_silence_s=max(5.0, self.poll_after_s))
+        return SessionTiming(poll, open_timeout_s=self.open_timeout_s, session_timeout_s=self.session_timeout_s)

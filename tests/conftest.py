@@ -1,0 +1,19 @@
+"""Fixtures that tests of several folders share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_zoo.paths import default_models_dir
+
+
+@pytest.fixture(scope="session")
+def default_models() -> Path:
+    """Folder of the default pair (target/, draft-int8/, draft-int4/), prepared if it isn't there yet."""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True, cwd=root)
+    return default_models_dir()

@@ -1,0 +1,74 @@
+"""A drafter and a verifier as a window controller sees them, on any bus."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.bus import Absent, Bus
+from shared.messages import Heartbeat, Load, Message, PairReport, Report, WindowDecision
+from shared.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender
+
+DRAFTER, VERIFIER = new_instance_id("edge-1"), new_instance_id("cloud")
+
+
+def report(
+    sequence: int, matched: int = 16, mismatched: int = 0, drafter_id: str = DRAFTER, verifier_id: str = VERIFIER
+) -> Report:
+    seen = PairReport(
+        verifier_id=verifier_id,
+        num_sessions=1,
+        window=8,
+        drafted=16,
+        matched=matched,
+        mismatched=mismatched,
+        late=0,
+        discarded=0,
+        draft_ms=10.0,
+        rtt_ms=20.0,
+        queue=0.5,
+        tpot_ms=30.0,
+        context=100,
+    )
+    return Report(drafter_id, sequence, [seen])
+
+
+class Outside:
+    """A drafter and a verifier as a controller sees them: what they say, and what they hear."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.decisions: asyncio.Queue[WindowDecision] = asyncio.Queue()
+        self.heartbeats: asyncio.Queue[Heartbeat] = asyncio.Queue()
+        self.senders: set[str] = set()
+
+    async def subscribe(self) -> None:
+        await self.bus.subscribe(inbox("drafter", DRAFTER), self._hear)
+        await self.bus.subscribe(all_broadcasts("heartbeat"), self._hear)
+
+    def _hear(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, WindowDecision):
+            self.senders.add(sender(subject))
+            self.decisions.put_nowait(message)
+        elif isinstance(message, Heartbeat) and message.service == "controller":
+            self.heartbeats.put_nowait(message)
+
+    async def report(self, message: Report, sender_id: str = DRAFTER) -> None:
+        await self.bus.publish(broadcast("report", sender_id), message)
+
+    async def beat(self, instance_id: str = VERIFIER, sender_id: str = VERIFIER) -> None:
+        heartbeat = Heartbeat("verifier", instance_id, 5.0, ["tiny"], 1024, 100, "none", Load(), False)
+        await self.bus.publish(broadcast("heartbeat", sender_id), heartbeat)
+
+    async def decision(self) -> WindowDecision:
+        return await asyncio.wait_for(self.decisions.get(), timeout=5)
+
+    async def silence(self) -> None:
+        """Returns when no decision has come for ten times as long as the tests' refresh takes."""
+        while True:
+            try:
+                await asyncio.wait_for(self.decisions.get(), timeout=0.5)
+            except TimeoutError:
+                return
+
+    async def heartbeat(self) -> Heartbeat:
+        return await asyncio.wait_for(self.heartbeats.get(), timeout=5)

@@ -1,0 +1,215 @@
+"""The draft model against transformers' own forward, and against itself: chunks, rollback, several caches, misuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from model_zoo.onnx_export import export_draft
+from services.edge_drafter.model import DraftModel, load_draft
+
+VOCAB = 512
+MAX_CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class TinyPair:
+    """A randomly initialised Qwen3 and its float32 export: no quantisation, so the two must agree closely."""
+
+    reference: Qwen3ForCausalLM
+    folder: Path
+    draft: DraftModel
+
+    def reference_logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """[tokens, vocab]: transformers' logits after each token."""
+        with torch.no_grad():
+            logits: np.ndarray = self.reference(torch.tensor([list(token_ids)])).logits[0].numpy()
+        return logits
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=MAX_CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # large enough for attention to matter and for keys mistaken for values to show
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    reference = Qwen3ForCausalLM(config).eval()
+    source = tmp_path_factory.mktemp("tiny")
+    reference.save_pretrained(source)
+    folder = source / "draft-fp32"
+    export_draft(source, folder, "fp32")
+    return TinyPair(reference, folder, load_draft(str(folder), num_threads=1))
+
+
+def random_ids(seed: int, count: int) -> list[int]:
+    ids: list[int] = np.random.default_rng(seed).integers(0, VOCAB, count).tolist()
+    return ids
+
+
+def feed_in_chunks(draft: DraftModel, token_ids: Sequence[int], sizes: Sequence[int]) -> dict[int, np.ndarray]:
+    """Logits by the number of tokens before them, with a fresh cache fed in chunks of these sizes."""
+    cache = draft.new_cache(len(token_ids))
+    after = {}
+    for size in sizes:
+        logits = draft.feed(cache, token_ids[cache.length : cache.length + size], cache.length)
+        after[cache.length] = logits
+    return after
+
+
+def test_it_knows_its_vocabulary_and_context_from_its_folder(tiny: TinyPair) -> None:
+    assert (tiny.draft.name, tiny.draft.vocab_size, tiny.draft.max_context) == ("draft-fp32", VOCAB, MAX_CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([100], id="at once"),
+        pytest.param([1] * 100, id="one by one"),
+        pytest.param([40, 1, 1, 2, 5, 1, 50], id="mixed"),
+        pytest.param([3, 97], id="long tail"),
+        pytest.param([99, 1], id="long head"),
+    ],
+)
+def test_logits_equal_those_of_transformers_however_the_tokens_are_fed(tiny: TinyPair, sizes: list[int]) -> None:
+    token_ids = random_ids(seed=2, count=100)
+    expected = tiny.reference_logits(token_ids)
+    after = feed_in_chunks(tiny.draft, token_ids, sizes)
+    assert 100 in after
+    for count, logits in after.items():
+        assert logits.shape == (VOCAB,)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected[count - 1], atol=1e-3)
+        assert logits.argmax() == expected[count - 1].argmax()
+
+
+def test_after_a_rollback_logits_are_those_of_a_cache_that_never_saw_the_tail(tiny: TinyPair) -> None:
+    kept, wrong, right = random_ids(3, 60), random_ids(4, 30), random_ids(5, 6)
+    rolled_back, fresh = tiny.draft.new_cache(128), tiny.draft.new_cache(128)
+    for cache in (rolled_back, fresh):
+        tiny.draft.feed(cache, kept, 0)
+    tiny.draft.feed(rolled_back, wrong, 60)
+    for start, chunk in ((57, right), (63, right[:1]), (64, right)):
+        expected = tiny.draft.feed(fresh, chunk, start)
+        np.testing.assert_array_equal(tiny.draft.feed(rolled_back, chunk, start), expected)
+    assert rolled_back.length == fresh.length == 70
+    text = [*kept[:57], *right, *right[:1], *right]
+    np.testing.assert_allclose(expected, tiny.reference_logits(text)[-1], atol=1e-3)
+
+
+def test_caches_fed_in_turn_do_not_disturb_each_other(tiny: TinyPair) -> None:
+    texts = [random_ids(seed, 40) for seed in (6, 7, 8)]
+    alone = [feed_in_chunks(tiny.draft, text, [8] * 5)[40] for text in texts]
+    caches = [tiny.draft.new_cache(40 + 9 * index) for index in range(3)]
+    for start in range(0, 40, 8):
+        together = [tiny.draft.feed(cache, t[start : start + 8], start) for cache, t in zip(caches, texts, strict=True)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_the_logits_of_one_step_survive_the_next(tiny: TinyPair) -> None:
+    cache = tiny.draft.new_cache(8)
+    first = tiny.draft.feed(cache, [5], 0)
+    kept = first.copy()
+    tiny.draft.feed(cache, [6], 1)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_cache_takes_tokens_up_to_the_models_whole_context(tiny: TinyPair) -> None:
+    token_ids = random_ids(9, MAX_CONTEXT)
+    logits = feed_in_chunks(tiny.draft, token_ids, [MAX_CONTEXT - 1, 1])[MAX_CONTEXT]
+    np.testing.assert_allclose(logits, tiny.reference_logits(token_ids)[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "start", "complaint"),
+    [
+        ([], 4, "no token ids"),
+        ([VOCAB], 4, "token ids 512..512 are not all in 0..511"),
+        ([3, -1], 4, "token ids -1..3 are not all in 0..511"),
+        ([3], 5, "start 5 is not in 0..4"),
+        ([3], -1, "start -1 is not in 0..4"),
+        ([3] * 5, 4, r"4 \+ 5 tokens exceed the cache's capacity of 8"),
+    ],
+)
+def test_a_refused_feed_names_the_reason_and_leaves_the_cache_as_it_was(
+    tiny: TinyPair, token_ids: list[int], start: int, complaint: str
+) -> None:
+    cache, untouched = tiny.draft.new_cache(8), tiny.draft.new_cache(8)
+    for each in (cache, untouched):
+        tiny.draft.feed(each, [1, 2, 3, 4], 0)
+    with pytest.raises(ValueError, match=complaint):
+        tiny.draft.feed(cache, token_ids, start)
+    assert cache.length == 4
+    np.testing.assert_array_equal(tiny.draft.feed(cache, [7], 4), tiny.draft.feed(untouched, [7], 4))
+
+
+@pytest.mark.parametrize("capacity", [0, MAX_CONTEXT + 1])
+def test_a_cache_beyond_the_models_context_is_refused(tiny: TinyPair, capacity: int) -> None:
+    with pytest.raises(ValueError, match=rf"capacity {capacity} is not in 1\.\.{MAX_CONTEXT}"):
+        tiny.draft.new_cache(capacity)
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "model.onnx"])
+def test_a_missing_file_is_named(tiny: TinyPair, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny.folder, tmp_path / "draft")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no draft model in .*draft: {name} is missing"):
+        load_draft(str(folder), num_threads=1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {"decoder": {}}}'])
+def test_a_broken_configuration_is_named(tiny: TinyPair, tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(tiny.folder, tmp_path / "draft")
+    (folder / "genai_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"genai_config\.json is not the configuration of a decoder"):
+        load_draft(str(folder), num_threads=1)
+
+
+def test_a_broken_graph_is_named(tiny: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny.folder, tmp_path / "draft")
+    (folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"model\.onnx does not load"):
+        load_draft(str(folder), num_threads=1)
+
+
+def test_a_graph_with_other_tensors_than_configured_is_refused(tiny: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny.folder, tmp_path / "draft")
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["num_hidden_layers"] = 2
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"disagree about past_key_values\.2\.key, .*, present\.2\.value"):
+        load_draft(str(folder), num_threads=1)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_default_drafts_agree_with_themselves_in_chunks_and_one_by_one(
+    default_models: Path, precision: str
+) -> None:
+    """Activations are quantised on the fly: another kernel's last bit may move one by a step, near-ties may flip."""
+    draft = load_draft(str(default_models / f"draft-{precision}"), num_threads=1)
+    token_ids = np.random.default_rng(10).integers(100, 2000, 64).tolist()
+    one_by_one = feed_in_chunks(draft, token_ids, [1] * 64)
+    for count, logits in feed_in_chunks(draft, token_ids, [20, 1, 3, 8, 32]).items():
+        single = one_by_one[count]
+        assert (logits - single).std() < 0.15 * single.std()
+        best, second = np.sort(single)[-1], np.sort(single)[-2]
+        assert logits.argmax() == single.argmax() or best - second < 1

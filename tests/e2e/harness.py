@@ -1,0 +1,211 @@
+"""A verifier, drafters and a client in one process, on any bus: the real services' parts around real models.
+
+The client speaks the gateway's side of the protocol and returns token ids, so that texts can be compared to the bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from services.cloud_verifier.metrics import VerifierMetrics
+from services.cloud_verifier.model import TargetModel
+from services.cloud_verifier.service import Verifier
+from services.cloud_verifier.settings import VerifierSettings
+from services.edge_drafter.metrics import DrafterMetrics
+from services.edge_drafter.model import DraftModel
+from services.edge_drafter.service import Drafter
+from services.edge_drafter.settings import DrafterSettings
+from shared import subjects
+from shared.bus import Bus
+from shared.messages import (
+    Close,
+    Failure,
+    Open,
+    Opened,
+    Sampling,
+    Speculate,
+    Speculation,
+    Tally,
+    TokenIds,
+    Verdict,
+    WindowDecision,
+)
+
+ANSWER_S = 300.0
+
+
+@dataclass(slots=True)
+class Generated:
+    """A whole answer."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish: str | None = None
+    tally: Tally = field(default_factory=Tally)
+    num_verdicts: int = 0
+    fingerprint: str = ""
+
+
+class Client:
+    """Opens sessions, as a gateway does, and collects their verdicts by position."""
+
+    def __init__(self, bus: Bus, name: str = "client") -> None:
+        self.instance_id = subjects.new_instance_id(name)
+        self._bus = bus
+        self._inboxes: dict[str, asyncio.Queue[object]] = {}
+        self._alive: asyncio.Queue[str] = asyncio.Queue()
+        self._num_decisions = 0
+
+    async def start(self) -> None:
+        await self._bus.subscribe(subjects.inbox("gateway", self.instance_id), self._receive)
+        await self._bus.subscribe(
+            subjects.all_broadcasts("heartbeat"), lambda subject, _: self._alive.put_nowait(subjects.sender(subject))
+        )
+
+    async def wait_for(self, instance_ids: set[str]) -> None:
+        """Returns when every one of them has sent a heartbeat."""
+        async with asyncio.timeout(30):
+            while instance_ids:
+                instance_ids = instance_ids - {await self._alive.get()}
+
+    def _receive(self, subject: str, message: object) -> None:
+        queue = self._inboxes.get(getattr(message, "session_id", ""))
+        if queue is not None:
+            queue.put_nowait(message)
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        verifier_id: str,
+        drafter_id: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int = 64,
+        stop_ids: Sequence[int] = (),
+        speculation: Speculation | None = None,
+        free_run: bool = True,
+        committed_ids: Sequence[int] = (),
+    ) -> Generated:
+        """One answer from beginning to end; raises RuntimeError on a Failure, TimeoutError when it takes too long."""
+        session_id = subjects.new_session_id()
+        queue = self._inboxes[session_id] = asyncio.Queue()
+        request = Open(
+            session_id,
+            1,
+            drafter_id,
+            TokenIds(prompt_ids),
+            TokenIds(committed_ids),
+            sampling or Sampling(),
+            TokenIds(stop_ids),
+            max_tokens,
+            free_run,
+        )
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._say("verifier", verifier_id, "open", request)
+                answer = await self._collect(request, verifier_id, speculation or Speculation(), queue)
+        finally:
+            del self._inboxes[session_id]
+            close = Close(session_id, 1)
+            await self._say("verifier", verifier_id, "close", close)
+            if drafter_id:
+                await self._say("drafter", drafter_id, "close", close)
+        return answer
+
+    async def decide(self, drafter_id: str, verifier_id: str, window: int, chunk: int, free_run: bool) -> None:
+        """Says, as a controller does, how far the drafter may run ahead."""
+        self._num_decisions += 1
+        decision = WindowDecision(drafter_id, verifier_id, window, chunk, free_run, "test", self._num_decisions)
+        await self._say("drafter", drafter_id, "window", decision)
+
+    async def _collect(
+        self, request: Open, verifier_id: str, speculation: Speculation, queue: asyncio.Queue[object]
+    ) -> Generated:
+        answer = Generated(list(request.committed_ids))
+        while answer.finish is None:
+            message = await queue.get()
+            if isinstance(message, Failure):
+                raise RuntimeError(f"{message.code}: {message.message}")
+            if isinstance(message, Opened):
+                answer.fingerprint = message.fingerprint
+                await self._speculate(request, verifier_id, speculation)
+            if isinstance(message, Verdict):
+                have = len(request.prompt_ids) + len(answer.token_ids)
+                assert message.base <= have, "a gap"
+                answer.token_ids.extend(message.token_ids[have - message.base :])
+                answer.finish, answer.tally = message.finish, message.tally
+                answer.num_verdicts += 1
+        return answer
+
+    async def _speculate(self, request: Open, verifier_id: str, speculation: Speculation) -> None:
+        if request.drafter_id is None:
+            return
+        message = Speculate(
+            request.session_id,
+            request.term,
+            verifier_id,
+            request.prompt_ids,
+            request.committed_ids,
+            request.sampling,
+            request.stop_ids,
+            request.max_tokens,
+            speculation,
+        )
+        await self._say("drafter", request.drafter_id, "speculate", message)
+
+    async def _say(self, service: str, instance_id: str, verb: str, message: object) -> None:
+        await self._bus.publish(subjects.to(service, instance_id, verb, self.instance_id), message)
+
+
+@dataclass(slots=True)
+class Cell:
+    """What runs: verifiers and drafters by their order, and a client."""
+
+    verifiers: list[Verifier]
+    drafters: list[Drafter]
+    client: Client
+
+    def verifier_id(self, number: int = 0) -> str:
+        return self.verifiers[number].instance_id
+
+    def drafter_id(self, number: int = 0) -> str:
+        return self.drafters[number].instance_id
+
+
+@asynccontextmanager
+async def running(
+    connect: Callable[[], Bus],
+    targets: Sequence[TargetModel],
+    drafts: Sequence[DraftModel],
+    **verifier_options: object,
+) -> AsyncIterator[Cell]:
+    """Runs a verifier for each target and a drafter for each draft, and a client. `connect` makes a bus for each."""
+    verifiers = [make_verifier(connect(), model, f"v{i}", **verifier_options) for i, model in enumerate(targets)]
+    drafters = [make_drafter(connect(), model, f"d{i}") for i, model in enumerate(drafts)]
+    client = Client(connect())
+    await client.start()
+    tasks = [asyncio.create_task(part.run()) for part in itertools.chain(verifiers, drafters)]
+    try:
+        await client.wait_for({part.instance_id for part in itertools.chain(verifiers, drafters)})
+        yield Cell(verifiers, drafters, client)
+        for task in tasks:
+            assert not task.done(), f"a service ended: {task}"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def make_verifier(bus: Bus, model: TargetModel, name: str, **options: object) -> Verifier:
+    settings = VerifierSettings(name=name, target="in-process", **options)
+    return Verifier(subjects.new_instance_id(name), settings, model, bus, VerifierMetrics(CollectorRegistry()))
+
+
+def make_drafter(bus: Bus, model: DraftModel, name: str) -> Drafter:
+    settings = DrafterSettings(name=name, draft="in-process")
+    return Drafter(subjects.new_instance_id(name), settings, model, bus, DrafterMetrics(CollectorRegistry()))

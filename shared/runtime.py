@@ -28,7 +28,7 @@ from shared.health import Health
 from shared.messages import Service
 from shared.metrics import BusMetrics
 
-END_S = 10.0  # what closing the bus, HTTP and threads may take, after work has ended
+END_S = 5.0  # what closing the bus, HTTP and threads may take, after work has ended
 HTTP_END_S = 2.0  # what open HTTP requests get of that
 
 log = structlog.get_logger(__name__)
@@ -118,6 +118,7 @@ async def _live_until_signalled(
 
 async def _work(context: Context, bus: nats_bus.NatsBus, drain_s: float, start: Start, stop: asyncio.Event) -> None:
     context.health.become("loading")
+    log.info("loading")
     work = await _unless(stop, start(context))
     if work is None:
         return

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+
 from services.local import nats_server
 from services.local.supervisor import Child, Program, Supervisor
 
 READY_S = 180.0
+FLEET_S, FLEET_LOOK_S = 30.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +85,30 @@ async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> A
         async with asyncio.TaskGroup() as tasks:
             for child in children:
                 tasks.create_task(_announce(supervisor, child, notify))
+        await _wait_for_fleet(plan)
         yield System(plan, nats_url, supervisor.children)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
         await supervisor.stop()
+
+
+async def _wait_for_fleet(plan: Plan) -> None:
+    """Returns when the gateway has heard of every verifier and drafter; raises TimeoutError."""
+    expected = {"verifier": plan.num_verifiers, "drafter": len(plan.drafts)}
+    async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{plan.address}/metrics") as response:
+                peers = _peers(await response.text())
+            if all(peers.get(service, 0) >= number for service, number in expected.items()):
+                return
+            await asyncio.sleep(FLEET_LOOK_S)
+
+
+def _peers(metrics: str) -> dict[str, int]:
+    """The live instances of each service that a gateway's metrics tell of."""
+    found = re.findall(r'^dsd_gateway_peers{service="(\w+)"} ([\d.]+)$', metrics, re.MULTILINE)
+    return {service: int(float(number)) for service, number in found}
 
 
 async def _start_nats(supervisor: Supervisor, run_dir: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -41,27 +42,33 @@ class World:
     gateway: Gateway
     client: TestClient
     registry: CollectorRegistry
+    running: asyncio.Task[None]
     answer: str = "hello world, the quick brown fox 😀"
-    peers: list[FakeVerifier | FakeDrafter] | None = None
+    peers: list[FakeVerifier | FakeDrafter] = field(default_factory=list)
 
     def script(self, prompt_ids: TokenIds) -> list[int]:
         """The target's answer: the same whatever the prompt, then the end of sequence."""
         return [*ids_of(self.answer), EOS]
 
     async def verifier(self, name: str = "verifier", pass_s: float = 0.002) -> FakeVerifier:
-        return await self._add(FakeVerifier(self.network, self.script, name, pass_s))
+        verifier = FakeVerifier(self.network.connect(), self.script, name, pass_s)
+        await self._add(verifier)
+        return verifier
 
     async def drafter(self, name: str = "drafter") -> FakeDrafter:
-        return await self._add(FakeDrafter(self.network, self.script, name))
+        drafter = FakeDrafter(self.network.connect(), self.script, name)
+        await self._add(drafter)
+        return drafter
 
-    async def _add(self, peer):
-        self.peers = [*(self.peers or []), peer]
+    async def _add(self, peer: FakeVerifier | FakeDrafter) -> None:
+        self.peers.append(peer)
         await peer.start()
-        fleet = self.gateway.sessions.fleet
-        await self.until(lambda: fleet.is_alive(peer.instance_id, asyncio.get_running_loop().time()))
-        return peer
+        await self.until(lambda: self.knows(peer))
 
-    async def until(self, holds) -> None:
+    def knows(self, peer: FakeVerifier | FakeDrafter) -> bool:
+        return self.gateway.sessions.fleet.is_alive(peer.instance_id, time.monotonic())
+
+    async def until(self, holds: Callable[[], bool]) -> None:
         """Waits for a condition that other tasks bring about."""
         async with asyncio.timeout(WAIT_S):
             while not holds():
@@ -69,9 +76,7 @@ class World:
 
     async def no_session_is_left(self) -> None:
         """At the gateway and at the peers."""
-        await self.until(
-            lambda: not len(self.gateway.sessions) and not any(peer.sessions for peer in self.peers or [])
-        )
+        await self.until(lambda: not len(self.gateway.sessions) and not any(peer.sessions for peer in self.peers))
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"dsd_gateway_{name}", labels) or 0.0
@@ -96,23 +101,15 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
     app = make_app(routes, settings.max_body_bytes)
     health.add_routes(app)
     running = asyncio.create_task(gateway.run())
-    async with _client(app) as client:
-        world = World(network, gateway, client, registry)
+    async with TestClient(TestServer(app)) as client:
+        world = World(network, gateway, client, registry, running)
         try:
             yield world
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            for peer in world.peers or []:
+            for peer in world.peers:
                 await peer.kill()
-
-
-@contextlib.asynccontextmanager
-async def _client(app) -> AsyncIterator[TestClient]:
-    server = TestServer(app)
-    await server.start_server(handler_cancellation=True)
-    async with TestClient(server) as client:
-        yield client
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Peers of a gateway for tests: a verifier with scripted text and a drafter that guesses it, on the in-process bus."""
+"""Peers of a gateway for tests: a verifier with scripted text and a drafter that guesses it, on any bus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from shared import subjects
 from shared.bus import Absent, Bus, Subscription
-from shared.memory_bus import MemoryNetwork
 from shared.messages import (
     Close,
     Draft,
@@ -45,7 +44,7 @@ def now_ms() -> float:
 class Peer:
     """What fake services share: an id, a bus, heartbeats, an end."""
 
-    network: MemoryNetwork
+    bus: Bus
     name: str
     service: Service
     heard: list[Message] = field(default_factory=list)
@@ -53,7 +52,6 @@ class Peer:
 
     def __post_init__(self) -> None:
         self.instance_id = new_instance_id(self.name)
-        self.bus: Bus = self.network.connect()
         self._tasks: list[asyncio.Task[None]] = []
         self._subscription: Subscription | None = None
 
@@ -106,8 +104,8 @@ class Peer:
 class FakeVerifier(Peer):
     """Verifies with the real state machine; its target's text is a script, and a pass takes `pass_s`."""
 
-    def __init__(self, network: MemoryNetwork, script: Script, name: str = "verifier", pass_s: float = 0.002) -> None:
-        super().__init__(network, name, "verifier")
+    def __init__(self, bus: Bus, script: Script, name: str = "verifier", pass_s: float = 0.002) -> None:
+        super().__init__(bus, name, "verifier")
         self.script = script
         self.pass_s = pass_s
         self.refuses: FailureCode | None = None
@@ -193,8 +191,8 @@ class FakeVerifier(Peer):
 class FakeDrafter(Peer):
     """Sends the next three tokens of the script after every verdict."""
 
-    def __init__(self, network: MemoryNetwork, script: Script, name: str = "drafter") -> None:
-        super().__init__(network, name, "drafter")
+    def __init__(self, bus: Bus, script: Script, name: str = "drafter") -> None:
+        super().__init__(bus, name, "drafter")
         self.script = script
         self.refuses: FailureCode | None = None
         self.sessions: dict[str, Speculate] = {}

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_zoo.manifest import read_manifest
-from model_zoo.paths import default_models_dir, home
+from model_zoo.paths import default_models_dir
+from shared.home import home
 from services.edge_drafter.model import load_draft
 
 ROOT = Path(__file__).parents[2]

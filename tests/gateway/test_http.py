@@ -1,0 +1,389 @@
+"""The HTTP endpoints against fake peers: answers, streams, limits, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from shared.messages import Close, Open, Speculate
+from tests.gateway.conftest import World, a_world, ids_of
+from tests.gateway.fakes import CONTEXT, MODEL
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+def chat(text: str = "hi", **options: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **options}
+
+
+async def events(response) -> list[Any]:
+    """The events of a stream, parsed; the last one must be [DONE]."""
+    lines = (await response.text()).split("\n\n")
+    assert all(line.startswith("data: ") for line in lines[:-1])
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+async def test_a_chat_is_answered_whole(world: World) -> None:
+    verifier, _ = await world.verifier(), await world.drafter()
+    response = await world.client.post(CHAT, json=chat(seed=7, temperature=0.5, top_k=3))
+    body = await response.json()
+    assert response.status == 200
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": world.answer, "refusal": None}
+    assert (choice["finish_reason"], choice["index"], body["object"]) == ("stop", 0, "chat.completion")
+    assert body["system_fingerprint"] == "verifier-numerics"
+    usage = body["usage"]
+    assert usage["completion_tokens"] == len(ids_of(world.answer)) + 1
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    dsd = body["dsd"]
+    assert (dsd["seed"], response.headers["X-DSD-Seed"]) == (7, "7")
+    assert (dsd["verifier"], dsd["drafter"], dsd["speculation"]) == ("verifier", "drafter", "adaptive")
+    assert dsd["accepted"] > 0
+    assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == dsd["accepted"]
+    (opened,) = verifier.of(Open)
+    assert (opened.sampling.seed, opened.sampling.temperature, opened.sampling.top_k) == (7, 0.5, 3)
+    await world.no_session_is_left()
+    assert len(verifier.of(Close)) == 1
+
+
+async def test_a_stream_tells_the_same_as_a_whole_answer(world: World) -> None:
+    await world.verifier()
+    await world.drafter()
+    for options in ({}, {"stop": ["quick"]}, {"max_tokens": 5}):
+        whole = await (await world.client.post(CHAT, json=chat(seed=1, **options))).json()
+        asked = chat(seed=1, stream=True, stream_options={"include_usage": True}, **options)
+        response = await world.client.post(CHAT, json=asked)
+        assert response.content_type == "text/event-stream"
+        chunks = await events(response)
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
+        assert text == whole["choices"][0]["message"]["content"]
+        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]][-1] == whole["choices"][0]["finish_reason"]
+        assert chunks[-2]["dsd"]["seed"] == 1
+        assert chunks[-1]["choices"] == []
+        assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        assert all(chunk["usage"] is None for chunk in chunks[:-1])
+        assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+async def test_usage_is_left_out_of_a_stream_that_did_not_ask_for_it(world: World) -> None:
+    await world.verifier()
+    chunks = await events(await world.client.post(CHAT, json=chat(stream=True)))
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+async def test_a_stop_string_ends_answer_and_session(world: World) -> None:
+    verifier = await world.verifier(pass_s=0.01)
+    world.answer = "hello world " * 30
+    body = await (await world.client.post(CHAT, json=chat(stop="lo wor"))).json()
+    assert body["choices"][0]["message"]["content"] == "hel"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    seen = body["usage"]["completion_tokens"]
+    assert seen < 12
+    await world.no_session_is_left()
+    assert len(verifier.of(Close)) == 1
+
+
+async def test_max_tokens_ends_with_length(world: World) -> None:
+    await world.verifier()
+    for name in ("max_tokens", "max_completion_tokens"):
+        body = await (await world.client.post(CHAT, json=chat(**{name: 3}))).json()
+        assert (body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]) == ("length", 3)
+
+
+@pytest.mark.parametrize("prompt", ["once upon", [260, 261, 262], ["once upon"], [[260, 261, 262]]])
+async def test_a_completion_takes_text_or_tokens(world: World, prompt: Any) -> None:
+    verifier = await world.verifier()
+    response = await world.client.post(COMPLETIONS, json={"model": MODEL, "prompt": prompt, "max_tokens": 64})
+    body = await response.json()
+    assert body["choices"][0]["text"] == world.answer
+    assert body["object"] == "text_completion"
+    (opened,) = verifier.of(Open)
+    inner = prompt[0] if isinstance(prompt[0], (list, str)) and isinstance(prompt, list) else prompt
+    assert list(opened.prompt_ids) == (ids_of(inner) if isinstance(inner, str) else inner)
+
+
+async def test_a_streamed_completion_is_text(world: World) -> None:
+    await world.verifier()
+    asked = {"model": MODEL, "prompt": "a", "stream": True}
+    chunks = await events(await world.client.post(COMPLETIONS, json=asked))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == world.answer
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_an_answer_without_a_limit_may_fill_the_context(world: World) -> None:
+    verifier = await world.verifier()
+    await world.client.post(COMPLETIONS, json={"model": MODEL, "prompt": [5, 6, 7]})
+    (opened,) = verifier.of(Open)
+    assert opened.max_tokens == CONTEXT - 3
+
+
+async def test_a_seed_is_drawn_when_none_is_given_and_differs(world: World) -> None:
+    verifier = await world.verifier()
+    bodies = [await (await world.client.post(CHAT, json=chat())).json() for _ in range(2)]
+    seeds = [body["dsd"]["seed"] for body in bodies]
+    assert seeds == [order.sampling.seed for order in verifier.of(Open)]
+    assert seeds[0] != seeds[1]
+
+
+async def test_the_dsd_object_chooses_speculation_window_and_drafter(world: World) -> None:
+    verifier = await world.verifier()
+    fast, slow = await world.drafter("fast"), await world.drafter("slow")
+    off = await (await world.client.post(CHAT, json=chat(dsd={"speculation": "off"}))).json()
+    assert (off["dsd"]["drafter"], off["dsd"]["speculation"], off["dsd"]["accepted"]) == (None, "off", 0)
+    options = {"speculation": "static", "window": 5, "drafter": "slow"}
+    static = await (await world.client.post(CHAT, json=chat(dsd=options))).json()
+    assert (static["dsd"]["drafter"], static["dsd"]["window"]) == ("slow", 5)
+    (order,) = slow.of(Speculate)
+    assert (order.speculation.mode, order.speculation.window) == ("static", 5)
+    assert fast.of(Speculate) == []
+    assert [opened.drafter_id for opened in verifier.of(Open)] == [None, slow.instance_id]
+
+
+async def test_models_tell_name_and_context(world: World) -> None:
+    await world.verifier()
+    body = await (await world.client.get("/v1/models")).json()
+    assert [(model["id"], model["max_model_len"]) for model in body["data"]] == [(MODEL, CONTEXT)]
+    assert (await (await world.client.get(f"/v1/models/{MODEL}")).json())["id"] == MODEL
+    assert (await world.client.get("/v1/models/other")).status == 404
+
+
+async def test_readiness_follows_the_verifiers(world: World) -> None:
+    assert (await world.client.get("/healthz")).status == 200
+    assert "no verifier" in await (await world.client.get("/readyz")).text()
+    verifier = await world.verifier()
+    assert (await world.client.get("/readyz")).status == 200
+    await verifier.kill()
+    await world.until(lambda: not world.knows(verifier))
+    await asyncio.sleep(0.1)  # the gateway looks at every heartbeat of its own
+    assert (await world.client.get("/readyz")).status == 503
+    text = await (await world.client.get("/metrics")).text()
+    assert "dsd_gateway_sessions 0.0" in text
+
+
+async def test_without_a_verifier_the_answer_is_503_with_retry_after(world: World) -> None:
+    response = await world.client.post(CHAT, json=chat())
+    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    assert (await response.json())["error"]["type"] == "server_error"
+
+
+async def test_a_full_verifier_is_503_and_a_failing_one_500(world: World) -> None:
+    verifier = await world.verifier()
+    for code, status in (("overloaded", 503), ("draining", 503), ("internal", 500)):
+        verifier.refuses = code
+        response = await world.client.post(CHAT, json=chat(stream=True))
+        assert response.status == status
+        assert (await response.json())["error"]["code"] == code
+    verifier.refuses, verifier.refuses_finally = "too_long", True
+    assert (await world.client.post(CHAT, json=chat())).status == 400
+
+
+async def test_more_sessions_than_allowed_are_429(folder: Any) -> None:
+    async with a_world(folder, max_sessions=1) as world:
+        await world.verifier(pass_s=0.05)
+        first = asyncio.create_task(world.client.post(CHAT, json=chat()))
+        await world.until(lambda: len(world.gateway.sessions) == 1)
+        second = await world.client.post(CHAT, json=chat())
+        assert (second.status, second.headers["Retry-After"]) == (429, "1")
+        assert (await second.json())["error"]["type"] == "rate_limit_error"
+        assert (await first).status == 200
+
+
+async def test_a_client_that_leaves_ends_its_session(world: World) -> None:
+    verifier, drafter = await world.verifier(pass_s=0.02), await world.drafter()
+    world.answer = "hello world " * 40
+    for stream in (True, False):
+        asking = asyncio.create_task(world.client.post(CHAT, json=chat(stream=stream)))
+        await world.until(lambda: len(verifier.sessions) == 1 and len(drafter.sessions) == 1)
+        if stream:
+            response = await asking
+            await response.content.readany()
+            response.close()
+        else:
+            asking.cancel()
+        await world.no_session_is_left()
+
+
+async def test_draining_refuses_new_requests_and_finishes_those_under_way(world: World) -> None:
+    await world.verifier(pass_s=0.02)
+    first = await world.client.post(CHAT, json=chat(stream=True))
+    draining = asyncio.create_task(world.gateway.drain())
+    await asyncio.sleep(0.01)
+    refused = await world.client.post(CHAT, json=chat())
+    assert refused.status == 503
+    assert not draining.done()
+    chunks = await events(first)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == world.answer
+    await draining
+
+
+async def test_a_gateway_that_must_stop_tells_its_clients(folder: Any) -> None:
+    async with a_world(folder) as world:
+        await world.verifier(pass_s=0.05)
+        world.answer = "hello world " * 40
+        response = await world.client.post(CHAT, json=chat(stream=True))
+        world.running.cancel()
+        *_, last = await events(response)
+        assert last["error"]["code"] == "draining"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b"{", None),
+        (b"[]", None),
+        (b'{"model": "tiny", "messages": "\xff"}', None),
+        (b"[" * 5000, None),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "model"),
+        ({"model": MODEL}, "messages"),
+        (chat(messages=[]), "messages"),
+        (chat(messages=[{"role": "tool", "content": "x"}]), "messages.0.role"),
+        (chat(messages=[{"role": "user", "content": 5}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content.0.type"),
+        (chat(messages=[{"role": "user", "content": "x", "name": "y"}]), "messages.0.name"),
+        (chat(model=5), "model"),
+        (chat(max_tokens=0), "max_tokens"),
+        (chat(max_tokens="5"), "max_tokens"),
+        (chat(max_tokens=5.5), "max_tokens"),
+        (chat(max_tokens=5, max_completion_tokens=5), "max_tokens"),
+        (chat(max_tokens=CONTEXT), "max_tokens"),
+        (chat(max_completion_tokens=CONTEXT), "max_completion_tokens"),
+        (chat("x" * 4 * CONTEXT), "messages"),
+        (chat(temperature=-1), "temperature"),
+        (chat(temperature=2.5), "temperature"),
+        (chat(temperature="1"), "temperature"),
+        (chat(temperature=True), "temperature"),
+        (chat(top_p=0), "top_p"),
+        (chat(top_p=1.1), "top_p"),
+        (chat(top_k=-2), "top_k"),
+        (chat(min_p=1.5), "min_p"),
+        (chat(seed=1 << 63), "seed"),
+        (chat(seed="1"), "seed"),
+        (chat(stop=[""]), "stop.0"),
+        (chat(stop=["a"] * 17), "stop"),
+        (chat(stop=[1]), "stop.0"),
+        (chat(n=2), "n"),
+        (chat(n=True), "n"),
+        (chat(logprobs=True), "logprobs"),
+        (chat(frequency_penalty=0.5), "frequency_penalty"),
+        (chat(response_format={"type": "json_object"}), "response_format"),
+        (chat(tools=[{"type": "function"}]), "tools"),
+        (chat(stream="yes"), "stream"),
+        (chat(stream_options={"include_usage": True}), "stream_options"),
+        (chat(stream=True, stream_options={"include": True}), "stream_options.include"),
+        (chat(surprise=1), "surprise"),
+        (chat(dsd={"speculation": "maybe"}), "dsd.speculation"),
+        (chat(dsd={"speculation": "static"}), "dsd.window"),
+        (chat(dsd={"speculation": "static", "window": 65}), "dsd.window"),
+        (chat(dsd={"window": 3}), "dsd.window"),
+        (chat(dsd={"speculation": "off", "drafter": "d"}), "dsd.drafter"),
+        (chat(dsd={"drafter": "Nobody!"}), "dsd.drafter"),
+        (chat(dsd={"drafter": "nobody"}), "dsd.drafter"),
+        (chat(dsd={"gamma": 4}), "dsd.gamma"),
+    ],
+)
+async def test_a_bad_chat_is_refused_by_the_field_at_fault(world: World, body: Any, param: str | None) -> None:
+    await world.verifier()
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = await world.client.post(CHAT, data=raw, headers={"Content-Type": "application/json"})
+    error = (await response.json())["error"]
+    assert response.status == 400, error
+    assert error["param"] == param, error
+    assert error["type"] == "invalid_request_error"
+    assert param is None or param.split(".")[-1] in error["message"] or "tokens" in error["message"], error
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ([""], "empty"),
+        (["a", "b"], "one prompt"),
+        ([[1], [2]], "one prompt"),
+        (5, "string"),
+        (None, "string"),
+        ([1, "a"], "string"),
+        ([True], "string"),
+        ([-1], "vocabulary"),
+        ([320], "vocabulary"),
+        ([1 << 70], "vocabulary"),
+        ([5] * CONTEXT, f"{CONTEXT} tokens"),
+    ],
+)
+async def test_a_bad_prompt_is_refused(world: World, prompt: Any, told: str) -> None:
+    await world.verifier()
+    response = await world.client.post(COMPLETIONS, json={"model": MODEL, "prompt": prompt})
+    error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, "prompt"), error
+    assert told in error["message"]
+
+
+async def test_options_with_a_value_that_changes_nothing_are_taken(world: World) -> None:
+    await world.verifier()
+    neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logprobs": False, "tools": None, "user": "me"}
+    nulls = dict.fromkeys(["stop", "seed", "max_tokens", "temperature", "top_p", "stream", "stream_options", "dsd"])
+    response = await world.client.post(CHAT, json=chat(**neutral, **nulls, response_format={"type": "text"}))
+    assert response.status == 200, await response.text()
+
+
+async def test_content_parts_are_joined_by_line_breaks(world: World) -> None:
+    verifier = await world.verifier()
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    await world.client.post(CHAT, json=chat(messages=[{"role": "user", "content": parts}]))
+    await world.client.post(CHAT, json=chat("a\nb"))
+    first, second = verifier.of(Open)
+    assert first.prompt_ids == second.prompt_ids
+
+
+async def test_an_unknown_model_is_404_and_named(world: World) -> None:
+    await world.verifier()
+    response = await world.client.post(CHAT, json=chat(model="gpt-9"))
+    error = (await response.json())["error"]
+    assert (response.status, error["param"], error["code"]) == (404, "model", "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", CHAT, 405), ("POST", "/v1/embeddings", 404), ("DELETE", "/v1/models", 405)]
+)
+async def test_wrong_endpoints_answer_in_the_same_shape(world: World, method: str, path: str, status: int) -> None:
+    response = await world.client.request(method, path)
+    assert response.status == status
+    assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_body_that_is_too_large_is_413(folder: Any) -> None:
+    async with a_world(folder, max_body_bytes=2048) as world:
+        await world.verifier()
+        response = await world.client.post(CHAT, json=chat("x" * 3000))
+        assert response.status == 413
+        assert "2048" in (await response.json())["error"]["message"]
+
+
+async def test_a_client_that_does_not_send_its_body_is_dropped(folder: Any) -> None:
+    async with a_world(folder, client_timeout_s=0.2) as world:
+        reader, writer = await asyncio.open_connection(world.client.host, world.client.port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+        head = await asyncio.wait_for(reader.readline(), 5)
+        assert b"408" in head
+        writer.close()
+
+
+async def test_a_client_that_takes_nothing_is_dropped_and_its_session_ends(folder: Any) -> None:
+    async with a_world(folder, client_timeout_s=0.2) as world:
+        await world.verifier(pass_s=0.0)
+        world.answer = "😀" * 100
+        reader, writer = await asyncio.open_connection(world.client.host, world.client.port)
+        body = json.dumps(chat(stream=True)).encode()
+        for _ in range(400):  # answers to pipelined requests fill the buffers on the way
+            writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        await world.until(lambda: len(world.gateway.sessions) == 1)
+        await world.until(lambda: not world.client.server.runner.server.connections)
+        writer.close()
+        await world.no_session_is_left()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -74,6 +75,13 @@ class ServiceSettings(BaseSettings):
                 raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
             parts.port  # noqa: B018  raises ValueError for a port that is none
         return nats_url
+
+    @field_validator("nats_ca")
+    @classmethod
+    def _is_a_file(cls, nats_ca: str) -> str:
+        if nats_ca and not Path(nats_ca).is_file():
+            raise ValueError("no such file")
+        return nats_ca
 
 
 Settings = TypeVar("Settings", bound=BaseSettings)

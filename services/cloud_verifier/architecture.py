@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from services.cloud_verifier.attention import ATTENTION_NAME, AttentionRefused, LayoutRecorder
 from services.cloud_verifier.kv import KvLayout
@@ -20,7 +20,8 @@ from services.cloud_verifier.kv import KvLayout
 PROBE_LENGTHS = (24, 9)
 _SERVED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _REFUSED_ROPE_TYPES = {"dynamic", "longrope"}  # their angles depend on the longest position of the batch
-_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # measured: docs/sampling.md
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # ten times what rounding does
 
 
 class UnsupportedModel(Exception):
@@ -31,14 +32,28 @@ class UnsupportedModel(Exception):
         super().__init__(f"architecture {name} can't be served: {reason}")
 
 
-def check_config(config: PretrainedConfig) -> None:
-    """Refuses what the configuration alone rules out."""
+def read_config(folder_or_id: str) -> PretrainedConfig:
+    """The model's configuration; refuses one that transformers does not know. Raises OSError where there is none."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder_or_id, trust_remote_code=False)
+        return config
+    except ValueError as error:
+        facts, _ = PretrainedConfig.get_config_dict(folder_or_id)
+        named = PretrainedConfig(architectures=facts.get("architectures") or [str(facts.get("model_type"))])
+        raise UnsupportedModel(named, "transformers has no code of its own for it") from error
+
+
+def check_config(config: PretrainedConfig, device: torch.device) -> None:
+    """Refuses what the configuration alone rules out on this device."""
     text = config.get_text_config()
     if config.is_encoder_decoder:
         raise UnsupportedModel(config, "it is an encoder-decoder")
     strange = sorted(set(getattr(text, "layer_types", None) or []) - _SERVED_LAYER_TYPES)
     if strange:
         raise UnsupportedModel(config, f"it has layers of type {', '.join(strange)}")
+    if device.type == "cpu" and any(getattr(text, name, None) for name in _EXPERT_COUNTS):
+        # How many tokens an expert sees depends on the other sessions, and so would the last bits of the logits.
+        raise UnsupportedModel(config, "on the CPU the text of a mixture of experts would depend on the batch")
     for rope_type in _rope_types(getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)):
         if rope_type in _REFUSED_ROPE_TYPES:
             raise UnsupportedModel(config, f"its rotary embedding is of type {rope_type}")
@@ -83,7 +98,9 @@ def find_layout(model: PreTrainedModel, token_ids: Sequence[int]) -> KvLayout:
     return KvLayout(layers, model.dtype, model.device)
 
 
-def check_logits(config: PretrainedConfig, got: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> None:
+def check_logits(
+    config: PretrainedConfig, got: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype
+) -> None:
     """Refuses a model whose logits, mixed and in chunks, differ from those of its own plain forward pass."""
     for ours, plain in zip(got, expected, strict=True):
         # What is common to all tokens of a row says nothing about the model, so it is taken out first.

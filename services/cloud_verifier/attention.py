@@ -148,7 +148,7 @@ class PassAttention:
         # [tokens, query_heads, head_dim] -> [blocks, kv_heads, group x BLOCK_TOKENS, head_dim]
         queries = heads.query.transpose(0, 1)[self._slots].view(-1, BLOCK_TOKENS, kv_heads, heads.group, head_dim)
         queries = queries.permute(0, 2, 3, 1, 4).reshape(-1, kv_heads, heads.group * BLOCK_TOKENS, head_dim)
-        parts = queries.split([segment.num_blocks for segment in self._segments])
+        parts = torch.split(queries, [segment.num_blocks for segment in self._segments])
         outputs = [segment.attend(index, part, heads) for segment, part in zip(self._segments, parts, strict=True)]
         output = torch.cat(outputs).view(-1, kv_heads, heads.group, BLOCK_TOKENS, head_dim)
         output = output.permute(0, 3, 1, 2, 4).reshape(-1, kv_heads * heads.group, head_dim)

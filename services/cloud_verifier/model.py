@@ -16,11 +16,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from services.cloud_verifier import sampler
-from services.cloud_verifier.architecture import UnsupportedModel, check_config, check_logits, find_layout, probe_texts
+from services.cloud_verifier.architecture import (
+    UnsupportedModel,
+    check_config,
+    check_logits,
+    find_layout,
+    probe_texts,
+    read_config,
+)
 from services.cloud_verifier.attention import PassAttention, Segment
 from services.cloud_verifier.fingerprint import fingerprint_of
 from services.cloud_verifier.kv import KvCache, KvLayout, round_to_step
@@ -75,7 +82,9 @@ class TargetModel:
         if not rows:
             return []
         self._check(rows)
-        segments, drawing, offset = [], [], 0
+        segments: list[Segment] = []
+        drawing: list[int] = []  # tokens of the flat sequence that yield a draw
+        offset = 0
         for row in rows:
             segments.append(Segment(row.cache, row.start, len(row.token_ids), offset))
             offset += len(row.token_ids)
@@ -86,7 +95,7 @@ class TargetModel:
         logits = self._compute(token_ids + dead, positions + dead, drawing, segments)
         for row in rows:
             row.cache.length = row.start + len(row.token_ids)
-        return list(logits.split([row.num_draws for row in rows]))
+        return list(torch.split(logits, [row.num_draws for row in rows]))
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[list[int]]:
@@ -112,14 +121,14 @@ class TargetModel:
     ) -> Tensor:
         """Logits [len(drawing), vocab] of the tokens `drawing` of the flat sequence."""
         device = self._layout.device
-        output = self._model(
+        logits: Tensor = self._model(
             input_ids=torch.tensor([token_ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
             logits_to_keep=torch.tensor(drawing, dtype=torch.int64, device=device),
             dsd_attention=PassAttention(segments, len(token_ids), device),
-        )
-        return output.logits[0].float()
+        ).logits
+        return logits[0].float()
 
     def _check(self, rows: Sequence[Row]) -> None:
         if len({id(row.cache) for row in rows}) < len(rows):
@@ -146,7 +155,7 @@ def load_target(
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = pick_device(device)
     numbers = pick_dtype(dtype, place)
     model = _load(folder_or_id, place, numbers)
@@ -184,17 +193,20 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _load(folder_or_id: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder_or_id)
-    check_config(config)
+    config = read_config(folder_or_id)
+    check_config(config, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder_or_id, config=config, dtype=dtype, attn_implementation="eager"
         )
     except ValueError as error:
         raise UnsupportedModel(config, str(error).splitlines()[0]) from error
-    if not isinstance(model.get_output_embeddings(), nn.Linear):
+    if not isinstance(model.get_output_embeddings(), nn.Linear):  # type: ignore[no-untyped-call]
         raise UnsupportedModel(config, "its language model head is no linear layer")
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model
 
 
 def _name_of(folder_or_id: str) -> str:

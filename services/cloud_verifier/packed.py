@@ -4,14 +4,16 @@ Invariant: for every row count that `model.py` feeds (multiples of `row_step`), 
 alone, with any number of threads where the kernels are packed. The packed operators are private to torch (what
 inductor's freezing emits), so they live here alone: where they are missing or wrong, plain linear layers stand in.
 
-Packing lays a weight out once the way oneDNN's matrix product wants it, which plain `F.linear` does again in each call.
+Packing lays a weight out once the way oneDNN's matrix product wants it, which plain `linear` does again in each call.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import linear, pad
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
@@ -28,7 +30,8 @@ class PackedLinear(nn.Module):
         self._bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return y
 
 
 class PlainLinear(nn.Module):
@@ -40,7 +43,7 @@ class PlainLinear(nn.Module):
         self._bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+        return linear(x, self._weight, self._bias)
 
 
 class MixedLinear(nn.Module):
@@ -67,14 +70,17 @@ class Float32Head(nn.Module):
             self._linear = MixedLinear(weight, bias)
             self._input_dtype = weight.dtype
         else:
-            linear = PackedLinear if packed else PlainLinear
-            self._linear = linear(weight.float(), None if bias is None else bias.float())
+            kind = PackedLinear if packed else PlainLinear
+            self._linear = kind(weight.float(), None if bias is None else bias.float())
+        self._vocab_size = len(weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows may be 0."""
         rows = hidden[0].to(self._input_dtype)
-        padded = F.pad(rows, (0, 0, 0, max(HEAD_ROWS - len(rows), -len(rows) % HEAD_ROWS)))
-        return self._linear(padded)[None, : len(rows)]
+        if not len(rows):
+            return rows.new_empty((1, 0, self._vocab_size), dtype=torch.float32)
+        logits: Tensor = self._linear(pad(rows, (0, 0, 0, -len(rows) % HEAD_ROWS)))
+        return logits[None, : len(rows)]
 
 
 class RowwiseActivation(nn.Module):
@@ -89,10 +95,9 @@ class RowwiseActivation(nn.Module):
         self._activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() < SERIAL_ELEMENTS:
-            return self._activation(x)
         num_rows = max((SERIAL_ELEMENTS - 1) // x.shape[-1] // HEAD_ROWS * HEAD_ROWS, 1)
-        return torch.cat([self._activation(rows) for rows in x.split(num_rows, dim=-2)], dim=-2)
+        blocks = [self._activation(rows) for rows in torch.split(x, num_rows, dim=-2)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
 
 
 def packing_works(dtype: torch.dtype) -> bool:
@@ -103,7 +108,7 @@ def packing_works(dtype: torch.dtype) -> bool:
         got = PackedLinear(weight, None)(rows)
     except (AttributeError, RuntimeError):  # no such operator; not for this CPU or build
         return False
-    return torch.allclose(got.float(), F.linear(rows, weight).float(), rtol=0.02, atol=0.02)
+    return torch.allclose(got.float(), linear(rows, weight).float(), rtol=0.02, atol=0.02)
 
 
 def row_step(dtype: torch.dtype, *, packed: bool) -> int:
@@ -132,5 +137,5 @@ def replace_layers(model: nn.Module, *, packed: bool) -> None:
 
 
 def _activation_classes() -> tuple[type[nn.Module], ...]:
-    entries = list(ACT2CLS.values())
+    entries: list[Any] = list(ACT2CLS.values())
     return tuple(entry[0] if isinstance(entry, tuple) else entry for entry in entries)

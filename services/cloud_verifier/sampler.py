@@ -23,8 +23,8 @@ def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
     if not len(logits):  # inside a prefill nothing is drawn
         return torch.empty(0, dtype=torch.int64, device=logits.device)
     at_once = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
-    token_ids = [_draw(part, sampling, position + i * at_once) for i, part in enumerate(logits.split(at_once))]
-    return torch.cat(token_ids)
+    starts = range(0, len(logits), at_once)
+    return torch.cat([_draw(logits[i : i + at_once], sampling, position + i) for i in starts])
 
 
 def uniform(seed: int, position: int, token_ids: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ class MessageBody(Body):
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 
 
 class GenerationBody(Body):
@@ -115,7 +116,7 @@ class GenerationBody(Body):
     top_k: int | None = Field(default=None, ge=-1, le=1 << 31)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
-    stop: Annotated[list[StopString] | None, BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = None
+    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -141,10 +142,10 @@ class Routes:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={**EVENT_STREAM, **headers})
         try:
-            await response.prepare(request)
+            await self._taken(response.prepare(request))
             await self._write_events(response, answer, voice)
-            await response.write_eof()
-        except (ClientGone, ConnectionResetError):
+            await self._taken(response.write_eof())
+        except ClientGone:
             log.info("client gone", session=voice.session_id)
             if request.transport is not None:
                 request.transport.abort()
@@ -168,12 +169,14 @@ class Routes:
             await self._write(response, _error_event(ApiError(500, "The gateway failed on this request")))
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        if data:
+            await self._taken(response.write(data))
+
+    async def _taken(self, writing: Awaitable[object]) -> None:
         """Raises ClientGone when the client has left or takes nothing for too long."""
-        if not data:
-            return
         try:
             async with asyncio.timeout(self._client_timeout_s):
-                await response.write(data)
+                await writing
         except (TimeoutError, ConnectionResetError) as error:
             raise ClientGone from error
 

@@ -74,6 +74,7 @@ class World:
         self.retired: list[DrafterSession] = []
         self.verifier_id, self.drafter_id = "v.0", "d.0"
         self.received: list[int] = []  # what the gateway has, in order
+        self.caches: dict[int, list[int]] = {}  # what the KV cache of each state machine holds, by its id
         self.finish: str | None = None
         self.cut = False  # an outage: nothing gets through
         self.drops = 0
@@ -181,6 +182,7 @@ class World:
         if session is None or not session.ready:
             return
         row = session.begin_pass(self.prefill_chunk + self.rng.randrange(6), self.rng.randrange(9))
+        self.feed(session, session.tokens, row.start, row.fed_ids)
         draws, text = [], list(session.tokens)
         assert list(row.fed_ids[: session.length - row.start]) == session.tokens[row.start :][: len(row.fed_ids)]
         for i in range(row.num_draws):
@@ -234,6 +236,7 @@ class World:
             self.deliver(drafter_id, message)
         if session.wants_step:
             step = session.begin_step(4)
+            self.feed(session, session.tokens, step.start, step.fed_ids)
             text = session.tokens[: step.start + len(step.fed_ids)]
             right = target_token(text, self.seed)
             guess = right if self.rng.random() < self.accuracy else self.rng.randrange(VOCAB)
@@ -261,6 +264,12 @@ class World:
         if session is not None:
             session.on_verdict(verdict, self.now)
             self.draft(drafter_id)
+
+    def feed(self, owner: object, tokens: list[int], start: int, fed_ids: TokenIds) -> None:
+        """Puts tokens into a KV cache, which must hold exactly the text before them."""
+        cache = self.caches.setdefault(id(owner), [])
+        assert cache[:start] == tokens[:start], "the cache holds another text"
+        cache[start:] = fed_ids
 
     # --- changes ---------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,7 @@ def test_every_common_setting_has_a_sentence() -> None:
         (["--nats-url", "localhost"], ["--nats-url / DSD_NATS_URL", "nats://host:port", "'localhost'"]),
         (["--nats-url", "nats://a:4222,http://b"], ["--nats-url / DSD_NATS_URL", "nats://host:port"]),
         (["--nats-url", "nats://a:port"], ["--nats-url / DSD_NATS_URL", "'nats://a:port'"]),
+        (["--nats-ca", "missing.pem"], ["--nats-ca / DSD_NATS_CA", "no such file", "'missing.pem'"]),
         (["--http-port", "-1"], ["--http-port"]),
         (["--windo", "3"], ["--windo"]),
         (["--wndow", "3"], ["--wndow"]),

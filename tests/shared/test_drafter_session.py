@@ -113,6 +113,13 @@ def test_when_the_verifier_ran_ahead_its_tokens_are_fed_together() -> None:
     assert (step.start, step.fed_ids, step.draws) == (3, (7, 8, 9, 6), True)
 
 
+def test_when_the_verifier_ran_ahead_the_next_draft_begins_behind_its_tokens() -> None:
+    state = session()
+    state.on_verdict(verdict(3, 7, 8, 9), now=1.0)
+    (sent,) = guess(state, 6, 5)
+    assert (sent.base, sent.token_ids) == (6, (6, 5))
+
+
 def test_catching_up_takes_several_steps_and_only_the_last_one_draws() -> None:
     state = session()
     step = state.begin_step(2)

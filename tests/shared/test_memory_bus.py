@@ -79,6 +79,18 @@ async def test_delay_keeps_the_order() -> None:
     assert asyncio.get_running_loop().time() - started >= 0.02
 
 
+async def test_packets_of_one_instant_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(MemoryNetwork())
+    await world.verifier.subscribe(INBOX, world.heard)
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: now)
+        for base in range(100):
+            await world.drafter.publish(DRAFTS, draft(base))
+    assert await world.heard.wait_for(100) == [draft(base) for base in range(100)]
+
+
 async def test_the_seed_decides_and_another_decides_otherwise() -> None:
     faults = Faults(loss=0.3, duplication=0.3)
     assert await bases_under(faults, seed=1) == await bases_under(faults, seed=1)

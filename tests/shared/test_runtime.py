@@ -198,6 +198,7 @@ async def test_a_thread_that_hangs_does_not_hold_the_process(nats_server: NatsSe
     service.process.terminate()
     assert await service.end() == 0
     assert service.events[-1] == "did not end in time, exiting"
+    assert service.lines[-1]["after_s"] == 1.0  # from the end of work on, not from the signal
 
 
 async def test_a_user_that_may_not_listen_is_told_and_ends(start_nats_server: StartNatsServer, launch: Launch) -> None:

@@ -260,6 +260,21 @@ def test_a_rebinding_with_another_text_follows_the_gateway_and_voids_the_pass_in
     assert state.computed == 4
 
 
+def test_a_rebinding_keeps_no_cache_behind_the_first_difference() -> None:
+    state = decoding(7, 8, 9)
+    state.rebind(opening(term=2, committed=(7, 5, 9)), now=5.0)
+    assert state.begin_pass(64, 64).fed_ids == (5, 9)
+
+
+def test_a_pass_in_flight_commits_nothing_behind_a_limit_that_a_rebinding_has_lowered() -> None:
+    state = decoding(7)
+    state.on_draft(draft(4, 8, 9), now=1.0)
+    row = state.begin_pass(64, 64)
+    state.rebind(opening(term=2, committed=(7,), max_tokens=2), now=2.0)
+    verdict = state.end_pass(row, [8, 9, 6], PassInfo(), now=3.0)
+    assert (verdict.token_ids, verdict.finish) == ((8,), "length")
+
+
 def test_resuming_behind_a_stop_id_is_finished_at_once() -> None:
     assert session(committed=(7, STOP)).finish == "stop"
     assert session(committed=(7, 7), max_tokens=2).finish == "length"

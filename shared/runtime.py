@@ -157,7 +157,9 @@ async def _unless(stop: asyncio.Event, step: Coroutine[None, None, Outcome]) -> 
 
 @asynccontextmanager
 async def _serving_http(app: web.Application, settings: ServiceSettings) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_END_S)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_END_S, handler_cancellation=True
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.http_host, settings.http_port).start()

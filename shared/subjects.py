@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 import secrets
 
-from shared.messages import Service
+from shared.messages import Message, Service
 
 PREFIX = "dsd.v1"
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
+_ID = r"[a-z0-9-]{1,64}\.[0-9a-f]{12}"
+_SAID = re.compile(rf"{re.escape(PREFIX)}\.(?:[a-z]+\.{_ID}\.)?([a-z]+)\.{_ID}")
 
 
 def new_instance_id(name: str) -> str:
@@ -60,6 +62,12 @@ def all_said(service: Service, verb: str) -> str:
 def sender(subject: str) -> str:
     """The sender's instance id: the last two tokens of any subject of ours."""
     return ".".join(subject.rsplit(".", 2)[-2:])
+
+
+def fits(subject: str, message: Message) -> bool:
+    """Whether a well-formed sender says this kind of message by its own verb: that is what permissions are granted by."""
+    said = _SAID.fullmatch(subject)
+    return said is not None and said[1] == message.__struct_config__.tag
 
 
 def verb(subject: str) -> str:

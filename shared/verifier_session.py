@@ -147,7 +147,7 @@ class VerifierSession:
         self._clear_pending()
         self.epoch, self._received, self._heard_at, self._sent_ms = 0, 0, now, None
         if not continues:
-            self._row = None
+            self._void_row()
             self.tokens = theirs
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.pending_base = self.length
@@ -170,11 +170,13 @@ class VerifierSession:
             return None
         self._hear(draft, now)
         if self.finish or draft.epoch < self.epoch:
+            self.fates.discarded += len(draft.token_ids)
             return self.tell(draft.base, now)
         if draft.epoch > self.epoch:
             self._clear_pending()
             self.epoch, self._received = draft.epoch, 0
         if draft.base > self.pending_base + len(self.pending):
+            self.fates.discarded += len(draft.token_ids)
             self._raise_epoch()
             return self.tell(draft.base, now)
         is_new = draft.base + len(draft.token_ids) > max(self._received, draft.base)
@@ -290,9 +292,19 @@ class VerifierSession:
     def abandon_pass(self, row: PassRow) -> None:
         """Gives a row back whose pass failed: nothing was committed, its guesses are lost."""
         if row is self._row:
-            self._row = None
-            self.fates.discarded += len(row.guesses)
+            self._void_row()
             self._raise_epoch()
+
+    def close(self) -> None:
+        """The session is over: a pass in flight is void, and guesses without a fate are discarded."""
+        self._void_row()
+        self._clear_pending()
+
+    def _void_row(self) -> None:
+        """Nothing of the pass in flight will be committed."""
+        if self._row is not None:
+            self.fates.discarded += len(self._row.guesses)
+            self._row = None
 
     def _cut(self, draws: Sequence[int]) -> list[int]:
         """`draws` up to and including the first stop id, never behind max_tokens."""

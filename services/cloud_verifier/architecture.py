@@ -39,7 +39,9 @@ def read_config(folder_or_id: str) -> PretrainedConfig:
         return config
     except ValueError as error:
         facts, _ = PretrainedConfig.get_config_dict(folder_or_id)
-        named = PretrainedConfig(architectures=facts.get("architectures") or [str(facts.get("model_type"))])
+        if "model_type" not in facts:
+            raise FileNotFoundError(f"{folder_or_id} has no config.json that names a model_type") from error
+        named = PretrainedConfig(architectures=facts.get("architectures") or [facts["model_type"]])
         raise UnsupportedModel(named, "transformers has no code of its own for it") from error
 
 

@@ -91,6 +91,9 @@ class Verifier:
     # --- in --------------------------------------------------------------------------------------------------------
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, Absent) or not subjects.fits(subject, message):
+            self._drop("wrong verb", subject=subject)
+            return
         sender, now = subjects.sender(subject), now_ms()
         match message:
             case Draft():
@@ -136,6 +139,8 @@ class Verifier:
             self._send("gateway", sender, "opened", opened)
         else:
             self._drop("stale term", session=request.session_id, sender=sender)
+        if seat.state.finish:
+            self._session_ended.set()
         self.loop.wake()
 
     def _on_poll(self, sender: str, poll: Poll, now: float) -> None:

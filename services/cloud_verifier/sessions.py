@@ -94,6 +94,7 @@ class SessionTable:
         seat = self._seats.pop(session_id, None)
         if seat is not None:
             self._tombstones[session_id] = now + self._lease_ms
+            seat.state.close()
             self._release(seat)
             self.admit()
         return seat

@@ -80,7 +80,7 @@ class PairTable:
             if pair.is_fresh and len(reports) < MAX_REPORTED_PAIRS:
                 reports.append(self._report(verifier_id, pair, mine, windows[verifier_id], draft_ms))
                 pair.drafted, pair.fates = 0, Fates()
-            if not mine:
+            if not mine and not pair.is_fresh:
                 del self._pairs[verifier_id]
         return reports
 

@@ -1,7 +1,7 @@
 """Which window a drafter uses towards a verifier: the leading controller's decision, else the default.
 
-Invariant: one controller leads until its heartbeat stops, then the live one with the lowest id; decisions of others,
-and older ones than the newest taken, change nothing. Without a fresh decision the default holds. Times are
+Invariant: one controller leads until its heartbeat stops or says that it drains, then the live one with the lowest id;
+decisions of others, and older ones than the newest taken, change nothing. Without a fresh decision the default holds. Times are
 milliseconds.
 """
 
@@ -37,8 +37,10 @@ class Steering:
         self._decided: dict[str, Decided] = {}
 
     def hear(self, heartbeat: Heartbeat, now: float) -> None:
-        """A controller's sign of life."""
-        if heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
+        """A controller's sign of life, or of its end."""
+        if heartbeat.draining:
+            self._alive_until.pop(heartbeat.instance_id, None)
+        elif heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
             self._alive_until[heartbeat.instance_id] = now + STALE_INTERVALS * heartbeat.interval_s * 1e3
 
     def leader(self, now: float) -> str | None:

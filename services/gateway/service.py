@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import structlog
+from aiohttp import web
 
 from services.gateway.admission import Admission
 from services.gateway.fleet import Fleet
@@ -26,7 +27,7 @@ from shared import subjects
 from shared.bus import Absent
 from shared.messages import Message
 from shared.routing import ROUTERS
-from shared.runtime import Context, run_service
+from shared.runtime import Context, Start, run_service
 
 ABORT_S = 2.0  # what owners of aborted sessions get to tell their clients
 
@@ -37,13 +38,19 @@ LoadTokenizer: TypeAlias = Callable[[Path], TargetTokenizer]
 
 def run(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenizer) -> None:
     """Runs a gateway process to its end; `load_tokenizer` is where a stand-in may enter."""
+    start, app = prepare(settings, load_tokenizer)
+    run_service("gateway", settings, start, app)
+
+
+def prepare(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenizer) -> tuple[Start, web.Application]:
+    """What shared/runtime.py runs: how the gateway starts, and its HTTP application."""
     routes = Routes(settings.client_timeout_s)
 
     async def start(context: Context) -> Gateway:
         tokenizer = await asyncio.to_thread(load_tokenizer, Path(settings.target))
         return Gateway(settings, context, tokenizer, routes)
 
-    run_service("gateway", settings, start, make_app(routes, settings.max_body_bytes))
+    return start, make_app(routes, settings.max_body_bytes)
 
 
 class Gateway:
@@ -64,6 +71,7 @@ class Gateway:
         self._draining = False
 
     async def run(self) -> None:
+        self._tell_readiness()  # nobody is known yet
         bus = self._context.bus
         await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
         await bus.subscribe(subjects.all_broadcasts("heartbeat"), self._on_heartbeat)

@@ -84,7 +84,7 @@ def statistics(usage: dict[str, Any], dsd: dict[str, Any]) -> Table:
         "speed": f"{1000 / dsd['tpot_ms']:.1f} tokens/s (TPOT {dsd['tpot_ms']:.1f} ms, TTFT {dsd['ttft_ms']:.0f} ms)",
         "acceptance rate": f"{(dsd['accepted'] + dsd['late']) / judged:.2f}" if judged else "no guesses",
         "guesses": ", ".join(f"{dsd[fate]} {fate}" for fate in ("accepted", "late", "rejected", "discarded")),
-        "window": str(dsd["window"]),
+        "window": str(dsd["window"] or "adaptive"),
         "verdicts": f"{dsd['num_verdicts']}, {dsd['tokens_per_verdict']:.2f} tokens each",
         "served by": f"{dsd['verifier']}, drafts from {dsd['drafter'] or 'nobody'}",
         "seed": str(dsd["seed"]),

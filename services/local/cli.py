@@ -17,7 +17,7 @@ from rich.console import Console
 
 from services.local import pidfile
 from services.local.ask import AnswerFailed, print_answer
-from services.local.system import Plan, running
+from services.local.system import Plan, check_address, running
 from shared.home import home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -51,13 +51,17 @@ def main(
     run_dir.mkdir(parents=True, exist_ok=True)
     drafts = tuple(itertools.islice(itertools.cycle(draft), drafters))
     plan = Plan(home() / "models" / PAIR, drafts, verifiers, host, port, os.environ.get("DSD_NATS_URL", ""))
-    if stop:
-        _stop(run_dir)
-    elif detach:
-        _detach(plan, run_dir)
-    else:
-        _prepare()
-        _run(plan, run_dir, ask, max_tokens)
+    try:
+        if stop:
+            _stop(run_dir)
+        elif detach:
+            _detach(plan, run_dir)
+        else:
+            _prepare()
+            _run(plan, run_dir, ask, max_tokens)
+    except (TimeoutError, OSError, AnswerFailed, pidfile.AlreadyRunning) as error:
+        console.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from error
 
 
 def _prepare() -> None:
@@ -68,12 +72,8 @@ def _prepare() -> None:
 
 
 def _run(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
-    try:
-        with pidfile.held(run_dir):
-            asyncio.run(_serve(plan, run_dir, ask, max_tokens))
-    except (TimeoutError, OSError, AnswerFailed, pidfile.AlreadyRunning) as error:
-        console.print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from error
+    with pidfile.held(run_dir):
+        asyncio.run(_serve(plan, run_dir, ask, max_tokens))
 
 
 async def _serve(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
@@ -118,6 +118,8 @@ def address_lines(plan: Plan) -> str:
 
 def _detach(plan: Plan, run_dir: Path) -> None:
     """Starts this command again in the background and waits for its word that it is ready."""
+    pidfile.check_free(run_dir)
+    check_address(plan)
     _prepare()
     argv = [
         sys.executable,

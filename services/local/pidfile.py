@@ -23,12 +23,18 @@ def held(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(f"a system runs already (process {_read_pid(run_dir)}); stop it first") from None
+            raise AlreadyRunning(_told(run_dir)) from None
         _write(file.fileno(), f"{os.getpid()} starting\n")
         try:
             yield
         finally:
             _write(file.fileno(), "")
+
+
+def check_free(run_dir: Path) -> None:
+    """Raises AlreadyRunning when the run folder is held."""
+    if running_pid(run_dir) is not None:
+        raise AlreadyRunning(_told(run_dir))
 
 
 def mark_ready(run_dir: Path) -> None:
@@ -52,6 +58,10 @@ def running_pid(run_dir: Path) -> int | None:
         except BlockingIOError:
             return _read_pid(run_dir)
     return None
+
+
+def _told(run_dir: Path) -> str:
+    return f"a system runs already (process {_read_pid(run_dir)}); stop it first"
 
 
 def _read_pid(run_dir: Path) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -45,6 +46,18 @@ class Plan:
         return max(1, (cores - len(self.drafts)) // self.num_verifiers)
 
 
+def check_address(plan: Plan) -> None:
+    """Raises OSError when the gateway could not listen at the plan's address."""
+    try:
+        found = socket.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise OSError(f"{plan.address} can't be listened at ({error.strerror}): choose another --port") from error
+
+
 def service_programs(plan: Plan, nats_url: str) -> list[Program]:
     """The services' processes in the order of their start."""
     common = {"DSD_NATS_URL": nats_url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
@@ -77,7 +90,11 @@ class System:
 
 @asynccontextmanager
 async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[System]:
-    """Starts the system, waits until it is ready, and stops it at the end. Raises TimeoutError when it is not ready."""
+    """Starts the system, waits until it is ready, and stops it at the end.
+
+    Raises OSError when the gateway's address is taken, TimeoutError when the system does not get ready.
+    """
+    check_address(plan)
     supervisor = Supervisor(run_dir / "logs", notify)
     try:
         nats_url = plan.nats_url or await _start_nats(supervisor, run_dir)

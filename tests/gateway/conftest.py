@@ -34,6 +34,13 @@ def ids_of(text: str) -> list[int]:
     return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for a condition that other tasks bring about."""
+    async with asyncio.timeout(WAIT_S):
+        while not holds():  # noqa: ASYNC110  the condition may be about anything
+            await asyncio.sleep(0.005)
+
+
 @dataclass
 class World:
     """Everything around one gateway under test."""
@@ -63,20 +70,14 @@ class World:
     async def _add(self, peer: FakeVerifier | FakeDrafter) -> None:
         self.peers.append(peer)
         await peer.start()
-        await self.until(lambda: self.knows(peer))
+        await until(lambda: self.knows(peer))
 
     def knows(self, peer: FakeVerifier | FakeDrafter) -> bool:
         return self.gateway.sessions.fleet.is_alive(peer.instance_id, time.monotonic())
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Waits for a condition that other tasks bring about."""
-        async with asyncio.timeout(WAIT_S):
-            while not holds():
-                await asyncio.sleep(0.005)
-
     async def no_session_is_left(self) -> None:
         """At the gateway and at the peers."""
-        await self.until(lambda: not len(self.gateway.sessions) and not any(peer.sessions for peer in self.peers))
+        await until(lambda: not len(self.gateway.sessions) and not any(peer.sessions for peer in self.peers))
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"dsd_gateway_{name}", labels) or 0.0

@@ -112,6 +112,7 @@ class FakeVerifier(Peer):
         self.refuses_finally = False
         self.mute = False  # hears, and says nothing
         self.sessions: dict[str, VerifierSession] = {}
+        self.num_cut_short = 0  # sessions closed before their finish
         self._changed = asyncio.Event()
         self._outbox: asyncio.Queue[tuple[Service, str, str, Message]] = asyncio.Queue()
 
@@ -134,7 +135,8 @@ class FakeVerifier(Peer):
                 if answer:
                     self._post("drafter", sender_id, "verdict", answer)
             case Close():
-                self.sessions.pop(message.session_id, None)
+                session = self.sessions.pop(message.session_id, None)
+                self.num_cut_short += session is not None and session.finish is None
         self._changed.set()
 
     def _on_open(self, sender_id: str, message: Open) -> None:

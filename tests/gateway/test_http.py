@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
 
 from shared.messages import Close, Open, Speculate
-from tests.gateway.conftest import World, a_world, ids_of
+from tests.gateway.conftest import World, a_world, ids_of, until
 from tests.gateway.fakes import CONTEXT, MODEL
 
 CHAT = "/v1/chat/completions"
@@ -63,7 +64,9 @@ async def test_a_stream_tells_the_same_as_a_whole_answer(world: World) -> None:
         assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
         text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
         assert text == whole["choices"][0]["message"]["content"]
-        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]][-1] == whole["choices"][0]["finish_reason"]
+        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]][-1] == whole["choices"][0][
+            "finish_reason"
+        ]
         assert chunks[-2]["dsd"]["seed"] == 1
         assert chunks[-1]["choices"] == []
         assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
@@ -159,7 +162,7 @@ async def test_readiness_follows_the_verifiers(world: World) -> None:
     verifier = await world.verifier()
     assert (await world.client.get("/readyz")).status == 200
     await verifier.kill()
-    await world.until(lambda: not world.knows(verifier))
+    await until(lambda: not world.knows(verifier))
     await asyncio.sleep(0.1)  # the gateway looks at every heartbeat of its own
     assert (await world.client.get("/readyz")).status == 503
     text = await (await world.client.get("/metrics")).text()
@@ -187,7 +190,7 @@ async def test_more_sessions_than_allowed_are_429(folder: Any) -> None:
     async with a_world(folder, max_sessions=1) as world:
         await world.verifier(pass_s=0.05)
         first = asyncio.create_task(world.client.post(CHAT, json=chat()))
-        await world.until(lambda: len(world.gateway.sessions) == 1)
+        await until(lambda: len(world.gateway.sessions) == 1)
         second = await world.client.post(CHAT, json=chat())
         assert (second.status, second.headers["Retry-After"]) == (429, "1")
         assert (await second.json())["error"]["type"] == "rate_limit_error"
@@ -199,7 +202,7 @@ async def test_a_client_that_leaves_ends_its_session(world: World) -> None:
     world.answer = "hello world " * 40
     for stream in (True, False):
         asking = asyncio.create_task(world.client.post(CHAT, json=chat(stream=stream)))
-        await world.until(lambda: len(verifier.sessions) == 1 and len(drafter.sessions) == 1)
+        await until(lambda: len(verifier.sessions) == 1 and len(drafter.sessions) == 1)
         if stream:
             response = await asking
             await response.content.readany()
@@ -207,6 +210,7 @@ async def test_a_client_that_leaves_ends_its_session(world: World) -> None:
         else:
             asking.cancel()
         await world.no_session_is_left()
+    assert verifier.num_cut_short == 2
 
 
 async def test_draining_refuses_new_requests_and_finishes_those_under_way(world: World) -> None:
@@ -379,11 +383,14 @@ async def test_a_client_that_takes_nothing_is_dropped_and_its_session_ends(folde
     async with a_world(folder, client_timeout_s=0.2) as world:
         await world.verifier(pass_s=0.0)
         world.answer = "😀" * 100
-        reader, writer = await asyncio.open_connection(world.client.host, world.client.port)
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect((world.client.host, world.client.port))
+        _, writer = await asyncio.open_connection(sock=narrow)
         body = json.dumps(chat(stream=True)).encode()
         for _ in range(400):  # answers to pipelined requests fill the buffers on the way
             writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        await world.until(lambda: len(world.gateway.sessions) == 1)
-        await world.until(lambda: not world.client.server.runner.server.connections)
+        await until(lambda: len(world.gateway.sessions) == 1)
+        await until(lambda: not world.client.server.runner.server.connections)
         writer.close()
         await world.no_session_is_left()

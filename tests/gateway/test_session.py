@@ -76,7 +76,9 @@ class Story:
         self.session.on_verdict(by, said, self.now)
 
     def failure(self, by: str, code: FailureCode, *, retryable: bool) -> None:
-        self.session.on_failure(by, Failure(self.session.session_id, self.session.term, code, "no", retryable), self.now)
+        self.session.on_failure(
+            by, Failure(self.session.session_id, self.session.term, code, "no", retryable), self.now
+        )
 
     def wait(self, seconds: float) -> None:
         """Lets time pass; the timer rings whenever it is due. Everybody's heart beats."""

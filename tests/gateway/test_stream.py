@@ -1,4 +1,4 @@
-"""Merging verdicts: whatever the network does to them, the answer is a prefix of the target's own, and whole in the end."""
+"""Merging verdicts: whatever the network does to them, the answer is a prefix of the target's own, whole in the end."""
 
 from __future__ import annotations
 

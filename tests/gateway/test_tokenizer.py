@@ -15,7 +15,11 @@ from tests.gateway.tiny import SPECIAL, TEMPLATE, make_folder, make_tokenizer
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "hello")]
 CONVERSATIONS = [
     HELLO,
-    [ChatMessage("user", "naïve café 😀\n日本語"), ChatMessage("assistant", "oui"), ChatMessage("user", "  2 + 2 = ?  ")],
+    [
+        ChatMessage("user", "naïve café 😀\n日本語"),
+        ChatMessage("assistant", "oui"),
+        ChatMessage("user", "  2 + 2 = ?  "),
+    ],
     [ChatMessage("user", "a <b> & 'c' \"d\" {{ e }} {% f %}")],
 ]
 

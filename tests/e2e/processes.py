@@ -1,0 +1,249 @@
+"""A whole local system of real processes around a real nats-server, and a client of its gateway.
+
+Failures are triggered by what a stream has told so far (its k-th chunk), never by the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.local import nats_server
+from services.local.supervisor import Child
+from services.local.system import Plan, System, running
+
+MODEL = "smollm2-135m"
+FATES = ("accepted", "rejected", "late", "discarded")
+HEARTBEAT_S = 0.2  # a third of a second less than a peer may be silent; failover follows it
+ANSWER_S, WHOLE_S, BALANCED_S = 90.0, 90.0, 30.0
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a client asks; with temperature 0 the seed does not matter."""
+
+    prompt: str
+    max_tokens: int = 48
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def body(self, dsd: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": self.prompt}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "dsd": dsd,
+        }
+
+
+@dataclass(slots=True)
+class Answer:
+    """A streamed answer as far as it was read."""
+
+    question: Question
+    text: str = ""
+    finish: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+    dsd: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.usage["completion_tokens"])
+
+    @property
+    def num_accepted(self) -> int:
+        return int(self.usage["completion_tokens_details"]["accepted_prediction_tokens"])
+
+    @property
+    def told(self) -> tuple[str, str | None, int]:
+        """What no failure may change."""
+        return self.text, self.finish, self.num_tokens
+
+
+class Stream:
+    """An answer under way: read as many pieces as wanted, do something, read the rest."""
+
+    def __init__(self, question: Question, response: aiohttp.ClientResponse) -> None:
+        self.answer = Answer(question)
+        self._response = response
+
+    async def pieces(self, number: int) -> None:
+        """Reads so many more pieces of text; fails when the answer ends before."""
+        async with asyncio.timeout(ANSWER_S):
+            while number:
+                number -= bool(await self._chunk())
+                assert not self.answer.finish, f"over too early: {self.answer}"
+
+    async def rest(self) -> Answer:
+        """Reads to the end."""
+        async with asyncio.timeout(ANSWER_S):
+            while not self.answer.usage:
+                await self._chunk()
+        return self.answer
+
+    async def _chunk(self) -> str:
+        """Takes the next event; returns the text it brought."""
+        line = b""
+        while not line.startswith(b"data: "):
+            line = await self._response.content.readline()
+            assert line, f"the stream broke off: {self.answer}"
+        event = json.loads(line[6:])
+        assert "error" not in event, f"{event} after {self.answer}"
+        answer, piece = self.answer, ""
+        for choice in event["choices"]:
+            piece = choice["delta"].get("content") or ""
+            answer.finish = choice["finish_reason"]
+        answer.text += piece
+        answer.usage, answer.dsd = event.get("usage") or answer.usage, event.get("dsd") or answer.dsd
+        answer.fingerprint = event["system_fingerprint"]
+        return piece
+
+
+class Metrics:
+    """One reading of a process's metrics."""
+
+    def __init__(self, text: str) -> None:
+        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of all samples of that name with those labels."""
+        found = [s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(found)
+
+    @property
+    def drafted(self) -> int:
+        return int(self.total("dsd_drafter_drafted_total"))
+
+    @property
+    def fates(self) -> dict[str, int]:
+        """What became of a drafter's guesses."""
+        return {fate: int(self.total("dsd_drafter_guesses_total", fate=fate)) for fate in FATES}
+
+
+@dataclass(slots=True)
+class Processes:
+    """A running system as a test sees it."""
+
+    system: System
+    http: aiohttp.ClientSession
+    notices: list[str]
+
+    # --- ask -------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def stream(self, question: Question, **dsd: Any) -> AsyncIterator[Stream]:
+        """An answer to be read piece by piece; `dsd` are the request's options of that name."""
+        url = f"{self.system.plan.address}/v1/chat/completions"
+        async with self.http.post(url, json=question.body(dsd)) as response:
+            assert response.status == 200, await response.text()
+            yield Stream(question, response)
+
+    async def ask(self, question: Question, **dsd: Any) -> Answer:
+        """A whole answer."""
+        async with self.stream(question, **dsd) as stream:
+            return await stream.rest()
+
+    # --- look ------------------------------------------------------------------------------------------------------
+
+    def names(self, service: str) -> list[str]:
+        """The processes of one kind: "drafter", "verifier"."""
+        return [name for name in self.system.children if name.startswith(service)]
+
+    async def metrics(self, name: str) -> Metrics:
+        async with self.http.get(f"{self.child(name).urls[-1]}/metrics") as response:
+            return Metrics(await response.text())
+
+    async def busiest(self, service: str, counter: str, before: dict[str, float]) -> str:
+        """The process of a service whose counter has grown most since `before`."""
+        now = await self.read(service, counter)
+        return max(now, key=lambda name: now[name] - before[name])
+
+    async def read(self, service: str, counter: str) -> dict[str, float]:
+        """A counter of all processes of a service, by their names."""
+        return {name: (await self.metrics(name)).total(counter) for name in self.names(service)}
+
+    def child(self, name: str) -> Child:
+        return self.system.children[name]
+
+    # --- break and mend --------------------------------------------------------------------------------------------
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        pid = self.child(name).pid
+        assert pid is not None, f"{name} does not run"
+        os.killpg(pid, number)
+
+    async def restarted(self, name: str, num_starts: int) -> None:
+        """Returns when a process that had been started `num_starts` times runs again and is ready."""
+        child = self.child(name)
+
+        async def is_ready() -> bool:
+            return child.num_starts > num_starts and child.ready.is_set()
+
+        await until(is_ready, WHOLE_S, f"{name} does not come back")
+
+    async def whole(self) -> None:
+        """Returns when every process is ready and the gateway hears all verifiers and drafters, and only them."""
+        expected = {service: len(self.names(service)) for service in ("verifier", "drafter")}
+
+        async def is_whole() -> bool:
+            if not all(child.ready.is_set() and child.pid for child in self.system.children.values()):
+                return False
+            seen = await self.metrics("gateway")
+            peers = {service: seen.total("dsd_gateway_peers", service=service) for service in expected}
+            return peers == expected and seen.total("dsd_gateway_sessions") == 0
+
+        await until(is_whole, WHOLE_S, "the system is not whole")
+
+    async def balanced(self) -> None:
+        """Returns when all sessions are over at all drafters, and every guess has found its fate."""
+
+        async def is_balanced() -> bool:
+            readings = [await self.metrics(name) for name in self.names("drafter")]
+            return all(reading.drafted == sum(reading.fates.values()) for reading in readings)
+
+        await until(is_balanced, BALANCED_S, "guesses without a fate")
+
+
+async def until(condition: Callable[[], Awaitable[bool]], at_most_s: float, otherwise: str) -> None:
+    """Looks from outside until something holds."""
+    try:
+        async with asyncio.timeout(at_most_s):
+            while not await condition():
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        pytest.fail(f"{otherwise} after {at_most_s:g} s")
+
+
+@asynccontextmanager
+async def processes(models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int) -> AsyncIterator[Processes]:
+    """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
+    plan = Plan(models, drafts, num_verifiers, port=nats_server.free_port())
+    notices: list[str] = []
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSD_HEARTBEAT_S", str(HEARTBEAT_S))
+        patch.delenv("DSD_TARGET", raising=False)
+        patch.delenv("DSD_NUM_THREADS", raising=False)
+        async with running(plan, run_dir, notices.append) as system, aiohttp.ClientSession(timeout=timeout) as http:
+            whole = Processes(system, http, notices)
+            await whole.whole()
+            yield whole

@@ -1,0 +1,117 @@
+"""Linear layers, activations and head: equal to the plain ones, and to the bit whatever rows they see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from services.cloud_verifier import packed
+from services.cloud_verifier.model import pick_dtype
+from services.cloud_verifier.packed import (
+    Float32Head,
+    PackedLinear,
+    PlainLinear,
+    RowwiseActivation,
+    packing_works,
+    row_step,
+)
+
+HAS_BF16 = pick_dtype("auto", torch.device("cpu")) is torch.bfloat16
+DTYPES = [
+    torch.float32,
+    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bfloat16")),
+]
+MAX_ROWS = 64
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_packed_layer_equals_a_plain_one(dtype: torch.dtype, with_bias: bool) -> None:
+    if not packing_works(dtype):
+        pytest.skip("this torch or CPU has no packed operators")
+    weight, bias = random(96, 64, dtype=dtype), random(96, dtype=dtype, seed=1) if with_bias else None
+    rows = random(1, 24, 64, dtype=dtype, seed=2)
+    got, expected = PackedLinear(weight, bias)(rows), linear(rows, weight, bias)
+    if dtype is torch.bfloat16:
+        assert torch.equal(got, expected)
+    else:
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [PackedLinear, PlainLinear])
+@pytest.mark.parametrize(("num_out", "num_in"), [(192, 576), (576, 1536), (48, 64), (2048, 2048)])
+def test_rows_have_the_same_bits_for_every_row_count_in_steps(
+    dtype: torch.dtype, kind: type[nn.Module], num_out: int, num_in: int
+) -> None:
+    is_packed = kind is PackedLinear
+    if is_packed and not packing_works(dtype):
+        pytest.skip("this torch or CPU has no packed operators")
+    layer = kind(random(num_out, num_in, dtype=dtype), None)
+    rows = random(MAX_ROWS, num_in, dtype=dtype, seed=1)
+    expected = layer(rows)
+    step = row_step(dtype, packed=is_packed)
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        for num_rows in range(step, MAX_ROWS, step):
+            assert torch.equal(layer(rows[:num_rows]), expected[:num_rows]), (num_threads, num_rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_are_float32_and_have_the_same_bits_for_every_row_count(dtype: torch.dtype) -> None:
+    weight, bias = random(500, 96, dtype=dtype), random(500, dtype=dtype, seed=1)
+    head = Float32Head(weight, bias, packed=packing_works(torch.float32))
+    hidden = random(1, MAX_ROWS, 96, dtype=dtype, seed=2)
+    expected = head(hidden)
+    assert expected.dtype is torch.float32
+    assert torch.allclose(expected, linear(hidden.float(), weight.float(), bias.float()), rtol=1e-5, atol=1e-4)
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        for num_rows in range(MAX_ROWS):
+            assert torch.equal(head(hidden[:, :num_rows]), expected[:, :num_rows]), (num_threads, num_rows)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh")], ids=str)
+def test_an_activation_in_blocks_does_not_depend_on_rows_or_threads(activation: nn.Module) -> None:
+    blocked = RowwiseActivation(activation)
+    x = random(1, 128, 1040, dtype=torch.float32) * 3
+    torch.set_num_threads(1)
+    expected = blocked(x)
+    assert torch.equal(expected, activation(x))
+    for num_threads in (1, 2, 3, 5):
+        torch.set_num_threads(num_threads)
+        for num_rows in range(8, 128, 8):
+            assert torch.equal(blocked(x[:, :num_rows]), expected[:, :num_rows]), (num_threads, num_rows)
+
+
+def test_packing_is_off_where_the_private_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing(nn.Module):
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+            raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+    monkeypatch.setattr(packed, "PackedLinear", Missing)
+    assert not packing_works(torch.float32)
+
+
+def test_packing_is_off_where_the_private_operators_compute_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(PlainLinear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.5
+
+    monkeypatch.setattr(packed, "PackedLinear", Wrong)
+    assert not packing_works(torch.float32)

@@ -1,0 +1,123 @@
+"""The torch sampler: the same draws as numpy's, whatever rows share the batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from services.cloud_verifier import sampler
+from shared import sampling as reference
+from shared.messages import Sampling
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "shared" / "golden_noise.json").read_text())
+SAMPLINGS = [
+    Sampling(0.0),
+    Sampling(1.0, top_k=1, seed=3),
+    Sampling(1.0, seed=4),
+    Sampling(0.3, seed=-5),
+    Sampling(0.8, top_p=0.95, seed=6),
+    Sampling(0.8, top_k=20, seed=7),
+    Sampling(1.2, top_k=100_000, seed=8),
+    Sampling(1.5, top_k=50, top_p=0.9, min_p=0.02, seed=9),
+    Sampling(1.0, min_p=0.1, seed=10),
+    Sampling(40.0, top_p=0.99, seed=11),
+    Sampling(5e-324, top_p=0.5, seed=12),
+]
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def logits_of(num_rows: int, vocab_size: int, seed: int, *, tied: bool) -> torch.Tensor:
+    """Random logits; tied: rounded, so that many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num_rows, vocab_size, generator=generator) * 4
+    return (logits / 2).round() * 2 if tied else logits
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: f"{golden['seed']}@{golden['position']}")
+def test_uniform_noise_has_the_golden_bits(golden: dict) -> None:
+    u = sampler.uniform(golden["seed"], golden["position"], torch.tensor([golden["token_ids"]]))
+    assert [value.hex() for value in u[0].tolist()] == golden["u"]
+
+
+def test_uniform_noise_of_a_whole_vocabulary_has_the_bits_of_numpys() -> None:
+    ids = torch.arange(50_257).expand(3, -1)
+    for row, noise in enumerate(sampler.uniform(-77, 1000, ids)):
+        assert np.array_equal(noise.numpy(), reference.uniform(-77, 1000 + row, ids[0].numpy()))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_draws_equal_numpys(sampling: Sampling, tied: bool) -> None:
+    for case, vocab_size in enumerate([2, 97, 1000, 5003]):
+        logits = logits_of(12, vocab_size, case, tied=tied)
+        expected = [reference.draw(row.numpy(), sampling, 30 + i) for i, row in enumerate(logits)]
+        assert sampler.draw(logits, sampling, 30).tolist() == expected
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_a_rows_draw_does_not_depend_on_the_rows_beside_it_or_the_threads(
+    sampling: Sampling, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "ROWS_AT_ONCE", at_once)
+    logits = logits_of(9, 20_011, 1, tied=False)
+    logits[4] *= 0.01  # a nearly flat row, with many more candidates than the others
+    alone = [int(sampler.draw(row[None], sampling, 5 + i)) for i, row in enumerate(logits)]
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        assert sampler.draw(logits, sampling, 5).tolist() == alone
+        assert sampler.draw(logits[3:6], sampling, 8).tolist() == alone[3:6]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_noisy_scores_have_the_same_bits_in_every_batch(num_rows: int) -> None:
+    ids = torch.arange(49_999)[None]
+    keys = sampler._keys(1, 0, 7, torch.device("cpu"))
+    torch.set_num_threads(1)
+    expected = sampler._gumbel(keys, ids)
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        assert torch.equal(sampler._gumbel(keys[:num_rows], ids), expected[:num_rows])
+
+
+def test_gumbel_noise_agrees_with_numpys_within_a_few_ulp() -> None:
+    ids = torch.arange(50_000)
+    ours = sampler._gumbel(sampler._keys(1, 2, 1, ids.device), ids[None])[0].numpy()
+    assert np.allclose(ours, reference.gumbel(1, 2, ids.numpy()), rtol=4 * 2.0**-52, atol=4 * 2.0**-52)
+
+
+def test_draws_follow_the_softmax_on_a_small_vocabulary() -> None:
+    logits = torch.tensor([1.5, -0.3, 0.7, 2.1, 0.0, -2.0])
+    token_ids = sampler.draw(logits.expand(8_000, -1), Sampling(1.1, seed=2), 0)
+    expected = (logits.double() / 1.1).softmax(-1).numpy() * 8_000
+    assert chisquare(np.bincount(token_ids.numpy(), minlength=6), expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_rows_without_a_finite_best_are_marked_and_the_others_drawn(
+    sampling: Sampling, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "ROWS_AT_ONCE", at_once)
+    logits = logits_of(4, 50, 2, tied=False)
+    expected = sampler.draw(logits, sampling, 0).tolist()
+    logits[1, 7], logits[3] = torch.nan, -torch.inf
+    assert sampler.draw(logits, sampling, 0).tolist() == [expected[0], sampler.NO_DRAW, expected[2], sampler.NO_DRAW]
+    assert sampler.draw(logits[1:2], sampling, 1).tolist() == [sampler.NO_DRAW]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_no_rows_give_no_draws(sampling: Sampling) -> None:
+    assert sampler.draw(torch.empty(0, 50), sampling, 0).tolist() == []

@@ -1,8 +1,11 @@
 # Every target works from a fresh clone: what it needs is made first. Progress goes to the terminal.
 PYTHON ?= python3
+PORT ?= 8080
+PROMPT ?= Explain in a few sentences how rain is made.
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= Explain in a few sentences how rain is made.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PROMPT
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down test test-long bits lint format gpu-check clean
@@ -11,10 +14,10 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/local ## prepare the default models, start everything, stream one answer with statistics, stop
-	$(BIN)/python -m services --ask "$(PROMPT)"
+	$(BIN)/python -m services --port $(PORT) --ask "$$PROMPT"
 
-up: $(VENV)/local ## start everything and leave it running at http://127.0.0.1:8080
-	$(BIN)/python -m services --detach
+up: $(VENV)/local ## start everything and leave it running at http://127.0.0.1:8080 (PORT=... for another port)
+	$(BIN)/python -m services --port $(PORT) --detach
 
 down: $(VENV)/local ## stop what `make up` started
 	$(BIN)/python -m services --stop
@@ -26,7 +29,7 @@ test-long: $(VENV)/dev ## run all tests, those of more than a minute too
 	$(BIN)/python -m pytest
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
-	$(BIN)/python -m pytest tests/e2e/test_bits.py -m "long or not long"
+	$(BIN)/python -m pytest tests/e2e/test_bits.py
 
 lint: $(VENV)/dev ## style and types
 	$(BIN)/ruff check .
@@ -43,12 +46,14 @@ gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; sa
 clean: ## remove the virtual environment and caches of tools (prepared models stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
-$(VENV)/local: pyproject.toml
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --upgrade --editable '.[local]'
+
+$(VENV)/local: $(BIN)/python pyproject.toml
+	$(PIP) install --upgrade --editable '.[local]'
 	@touch $@
 
-$(VENV)/dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --upgrade --editable '.[dev]'
+$(VENV)/dev: $(BIN)/python pyproject.toml
+	$(PIP) install --upgrade --editable '.[dev]'
 	@touch $@ $(VENV)/local

@@ -7,6 +7,7 @@ depend on it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -85,6 +86,7 @@ class Drafter:
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
         self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
         self._timers_changed = asyncio.Event()
+        self._watched_until = math.inf  # when silence is looked for next
         self._session_ended = asyncio.Event()
         self._sequence = 0
 
@@ -110,6 +112,9 @@ class Drafter:
     # --- in --------------------------------------------------------------------------------------------------------
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, Absent) or not subjects.fits(subject, message):
+            self._drop("wrong verb", subject=subject)
+            return
         sender, now = subjects.sender(subject), now_ms()
         match message:
             case Verdict():
@@ -134,7 +139,6 @@ class Drafter:
             failure = refusal.failure(request.session_id, request.term)
             self._outbox.put_nowait((subjects.to("gateway", sender, "failure", self.instance_id), failure))
             return
-        self._timers_changed.set()
         self._advance(seat)
 
     def _on_verdict(self, sender: str, verdict: Verdict, now: float) -> None:
@@ -173,7 +177,9 @@ class Drafter:
         self._steer(decision.verifier_id, now)
 
     def _hear(self, subject: str, message: Message | Absent) -> None:
-        if isinstance(message, Heartbeat) and message.service == "controller":
+        if not isinstance(message, Heartbeat) or message.instance_id != subjects.sender(subject):
+            self._drop("foreign heartbeat", subject=subject)
+        elif message.service == "controller":
             self.steering.hear(message, now_ms())
 
     # --- sessions --------------------------------------------------------------------------------------------------
@@ -181,7 +187,6 @@ class Drafter:
     def _steer(self, verifier_id: str, now: float) -> None:
         """The window towards a verifier changed: tell its sessions."""
         choice = self.steering.choice(verifier_id, now)
-        self._metrics.window.labels(name_of(verifier_id)).set(choice.window)
         for seat in [seat for seat in self.table if seat.verifier_id == verifier_id and seat.is_adaptive]:
             steer(seat, choice)
             self._advance(seat)
@@ -194,15 +199,18 @@ class Drafter:
         self._metrics.count_fates(self.pairs.absorb(seat), state.fates)
         if state.closed:
             self._end(seat)
-        else:
-            self.loop.wake()
+            return
+        if (due := state.resend_at) is not None and due < self._watched_until:
+            self._timers_changed.set()
+        self.loop.wake()
 
     def _send_draft(self, seat: Seat, draft: Draft) -> None:
         self._outbox.put_nowait((subjects.to("verifier", seat.verifier_id, "draft", self.instance_id), draft))
 
     def _end(self, seat: Seat) -> None:
-        if self.table.drop(seat.state.session_id) is None:
-            return
+        if self.table.get(seat.state.session_id) is not seat:
+            return  # over before; a new one of the same id is another
+        self.table.drop(seat.state.session_id)
         self._metrics.count_fates(self.pairs.absorb(seat), seat.state.fates)
         self.pairs.forget(seat)
         self._session_ended.set()
@@ -234,10 +242,11 @@ class Drafter:
                 elif seat.state.closed:
                     log.warning("verifier silent, session given up", session=seat.state.session_id)
                     self._end(seat)
-            due = min((at for seat in self.table if (at := seat.state.resend_at) is not None), default=None)
+            due = min((at for seat in self.table if (at := seat.state.resend_at) is not None), default=math.inf)
+            self._watched_until = due
             self._timers_changed.clear()
             try:
-                async with asyncio.timeout(None if due is None else max(1e-3, (due - now) / 1e3)):
+                async with asyncio.timeout(None if due == math.inf else max(1e-3, (due - now) / 1e3)):
                     await self._timers_changed.wait()
             except TimeoutError:
                 continue
@@ -257,6 +266,7 @@ class Drafter:
                 report = Report(self.instance_id, self._sequence, reports)
                 self._outbox.put_nowait((subjects.broadcast("report", self.instance_id), report))
                 for pair in reports:
+                    self._metrics.window.labels(name_of(pair.verifier_id)).set(pair.window)
                     self._metrics.rtt_seconds.labels(name_of(pair.verifier_id)).set(pair.rtt_ms / 1e3)
 
     async def _beat(self) -> None:

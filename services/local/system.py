@@ -113,13 +113,15 @@ async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> A
 async def _wait_for_fleet(plan: Plan) -> None:
     """Returns when the gateway has heard of every verifier and drafter; raises TimeoutError."""
     expected = {"verifier": plan.num_verifiers, "drafter": len(plan.drafts)}
-    async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"{plan.address}/metrics") as response:
-                peers = _peers(await response.text())
-            if all(peers.get(service, 0) >= number for service, number in expected.items()):
-                return
-            await asyncio.sleep(FLEET_LOOK_S)
+    peers: dict[str, int] = {}
+    try:
+        async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as session:
+            while any(peers.get(service, 0) < number for service, number in expected.items()):
+                await asyncio.sleep(FLEET_LOOK_S)
+                async with session.get(f"{plan.address}/metrics") as response:
+                    peers = _peers(await response.text())
+    except TimeoutError:
+        raise TimeoutError(f"after {FLEET_S:.0f} s the gateway has heard of {peers}, not of {expected}") from None
 
 
 def _peers(metrics: str) -> dict[str, int]:

@@ -205,6 +205,10 @@ class DrafterSession:
             self._poll_due |= self._polled_at != self.committed
             self._polled_at = self.committed
             return True
+        fixed = self.tokens[verdict.base : self.committed][: len(verdict.token_ids)]
+        if list(verdict.token_ids[: len(fixed)]) != fixed:
+            self.close()  # this verifier takes back what it has fixed: nothing to be followed
+            return True
         rewound = verdict.epoch > self.epoch
         self._commit(verdict)
         if rewound:

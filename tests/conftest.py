@@ -10,6 +10,8 @@ import pytest
 
 from model_zoo.paths import default_models_dir
 
+pytest_plugins = ["tests.plugins.nats", "tests.plugins.networks"]
+
 
 @pytest.fixture(scope="session")
 def default_models() -> Path:

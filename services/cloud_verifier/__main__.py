@@ -2,9 +2,12 @@
 
 import sys
 
-from services.cloud_verifier.service import run
 from services.cloud_verifier.settings import VerifierSettings
 from shared.config import load
 
 if __name__ == "__main__":
-    run(load(VerifierSettings, sys.argv[1:], "python -m services.cloud_verifier"))
+    settings = load(VerifierSettings, sys.argv[1:], "python -m services.cloud_verifier")
+
+    from services.cloud_verifier.service import run  # only now: torch takes seconds to load, and a refusal needs none
+
+    run(settings)

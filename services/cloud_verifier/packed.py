@@ -9,6 +9,7 @@ Packing lays a weight out once the way oneDNN's matrix product wants it, which p
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
 HEAD_ROWS = 8  # rows of float32 matrix products come in multiples of this
-SERIAL_ELEMENTS = 1 << 15  # torch splits an elementwise operator of this size among threads
+SERIAL_ELEMENTS = 1 << 14  # torch splits no activation up to this size among threads (gelu; others twice that)
+VECTOR_ELEMENTS = 64  # and its vector code, unrolled, takes so many at a time
 
 
 class PackedLinear(nn.Module):
@@ -95,7 +97,9 @@ class RowwiseActivation(nn.Module):
         self._activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        num_rows = max((SERIAL_ELEMENTS - 1) // x.shape[-1] // HEAD_ROWS * HEAD_ROWS, 1)
+        width = x.shape[-1]
+        whole = VECTOR_ELEMENTS // gcd(width, VECTOR_ELEMENTS)  # rows that end where a vector does
+        num_rows = max(SERIAL_ELEMENTS // width // whole * whole, 1)
         blocks = [self._activation(rows) for rows in torch.split(x, num_rows, dim=-2)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
 

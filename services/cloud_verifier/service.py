@@ -21,7 +21,7 @@ from services.cloud_verifier.settings import VerifierSettings
 from shared import subjects
 from shared.batching import Batcher, PassCost
 from shared.bus import Absent, Bus
-from shared.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Verdict
+from shared.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
 from shared.runtime import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -203,7 +203,7 @@ class Verifier:
         self._metrics.dropped.labels(reason).inc()
         log.debug("dropped", reason=reason, **about)
 
-    def _send(self, service: subjects.Service, receiver: str, verb: str, message: Message) -> None:
+    def _send(self, service: Service, receiver: str, verb: str, message: Message) -> None:
         self._outbox.put_nowait((subjects.to(service, receiver, verb, self.instance_id), message))
 
     async def _publish(self) -> None:

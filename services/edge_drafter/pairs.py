@@ -74,7 +74,7 @@ class PairTable:
 
     def take_reports(self, seats: list[Seat], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
         """Reports of the pairs that changed, and a new start for their counts; idle pairs are forgotten."""
-        reports = []
+        reports: list[PairReport] = []
         for verifier_id, pair in list(self._pairs.items()):
             mine = [seat for seat in seats if seat.verifier_id == verifier_id]
             if pair.is_fresh and len(reports) < MAX_REPORTED_PAIRS:

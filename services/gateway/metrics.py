@@ -18,7 +18,7 @@ class GatewayMetrics:
         self.sessions = Gauge("dsd_gateway_sessions", "Sessions in flight", registry=registry)
         self.peers = Gauge("dsd_gateway_peers", "Live instances heard of", ["service"], registry=registry)
         self.prompt_tokens = Counter("dsd_gateway_prompt_tokens", "Tokens of prompts", registry=registry)
-        self.output_tokens = Counter("dsd_gateway_output_tokens", "Tokens told to clients", registry=registry)
+        self.output_tokens = Counter("dsd_gateway_output_tokens", "Tokens fixed for answers", registry=registry)
         self.guesses = Counter(
             "dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"], registry=registry
         )

@@ -29,11 +29,19 @@ class Placement:
     rng: random.Random
 
     def verifier(
-        self, generation: Generation, now: float, avoid: Collection[str] = (), fingerprint: str = ""
+        self,
+        generation: Generation,
+        now: float,
+        avoid: Collection[str] = (),
+        fingerprint: str = "",
+        holder: str | None = None,
     ) -> str | None:
-        """A verifier for the session; among those not to be avoided, one of the same numerics where there is any."""
+        """A verifier for the session; among those not to be avoided the `holder`, which has it already, else one of the
+        same numerics where there is any."""
         choices = self.fleet.choices("verifier", generation.model, now, generation.context)
         choices = [choice for choice in choices if choice.instance_id not in avoid]
+        if any(choice.instance_id == holder for choice in choices):
+            return holder
         alike = [choice for choice in choices if self._fingerprint(choice, now) == fingerprint]
         return self._choose(self.verifier_router, alike or choices)
 

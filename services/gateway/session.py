@@ -184,9 +184,11 @@ class Session:
         elif instance_id == self.verifier_id and self.phase != "waiting":
             self._leave_verifier(now)
 
-    def on_joined(self, now: float) -> None:
-        """A verifier has come, or come back."""
-        if self.phase == "waiting":
+    def on_joined(self, instance_id: str, now: float) -> None:
+        """A peer has come, or come back. Who waits goes on with its own verifier at once, elsewhere at its next try: after
+        an outage of the bus all come back, one after the other."""
+        self._avoided.pop(instance_id, None)
+        if self.phase == "waiting" and instance_id == self.verifier_id:
             self._place(now)
 
     def abort(self, reason: str) -> None:
@@ -219,9 +221,9 @@ class Session:
             self._speculate(now)
 
     def _place(self, now: float) -> None:
-        """Opens the session at the best verifier there is."""
+        """Opens the session at the verifier that has it, if that is back, else at the best there is."""
         avoided = {instance_id for instance_id, until in self._avoided.items() if now < until}
-        verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprint)
+        verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprint, self.verifier_id)
         if verifier_id is not None:
             self._idle_opens += 1
             if self._idle_opens > self.timing.max_idle_opens:

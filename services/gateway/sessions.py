@@ -201,7 +201,7 @@ class Sessions:
         elif self.fleet.observe(message, time.monotonic()):
             log.info("joined", peer=message.instance_id, peer_service=message.service, models=message.models)
             for live in self._live.values():
-                live.session.on_joined(time.monotonic())
+                live.session.on_joined(message.instance_id, time.monotonic())
                 live.wake()
 
     # --- out -------------------------------------------------------------------------------------------------------

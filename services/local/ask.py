@@ -81,8 +81,8 @@ def statistics(usage: dict[str, Any], dsd: dict[str, Any]) -> Table:
     table = Table(title="What speculation did", show_header=False)
     rows = {
         "tokens": f"{usage['completion_tokens']} after a prompt of {usage['prompt_tokens']}",
-        "speed": f"{1000 / dsd['tpot_ms']:.1f} tokens/s (TPOT {dsd['tpot_ms']:.1f} ms, TTFT {dsd['ttft_ms']:.0f} ms)",
-        "acceptance rate": f"{(dsd['accepted'] + dsd['late']) / judged:.2f}" if judged else "no guesses",
+        "speed": _speed(dsd["tpot_ms"], dsd["ttft_ms"]),
+        "acceptance": f"{(dsd['accepted'] + dsd['late']) / judged:.2f}" if judged else "no guesses",
         "guesses": ", ".join(f"{dsd[fate]} {fate}" for fate in ("accepted", "late", "rejected", "discarded")),
         "window": str(dsd["window"] or "adaptive"),
         "verdicts": f"{dsd['num_verdicts']}, {dsd['tokens_per_verdict']:.2f} tokens each",
@@ -92,3 +92,11 @@ def statistics(usage: dict[str, Any], dsd: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _speed(tpot_ms: float | None, ttft_ms: float | None) -> str:
+    """An answer that came in one piece has no time per token; an empty one has none at all."""
+    if ttft_ms is None:
+        return "no tokens"
+    per_token = f"{1000 / tpot_ms:.1f} tokens/s (TPOT {tpot_ms:.1f} ms), " if tpot_ms else ""
+    return f"{per_token}TTFT {ttft_ms:.0f} ms"

@@ -1,3 +1,5 @@
+"""The acceptance ladder: where it climbs, where it comes down, what does not move it."""
+
 import random
 
 import pytest

@@ -1,3 +1,5 @@
+"""Bounds of window choices, the static policy, plausible reports."""
+
 import pytest
 
 from awc.policies import POLICIES

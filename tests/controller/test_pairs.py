@@ -1,3 +1,5 @@
+"""The controller's table of pairs: what is decided on, announced, dropped and forgotten."""
+
 from collections.abc import Sequence
 
 import pytest

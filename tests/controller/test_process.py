@@ -1,3 +1,5 @@
+"""A controller as a process of its own on a real nats-server."""
+
 import asyncio
 import sys
 from collections.abc import AsyncIterator

@@ -1,3 +1,5 @@
+"""The window controller on an in-process bus: reports in, decisions out."""
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -25,9 +25,8 @@ from services.local.system import Plan, System, running
 
 MODEL = "smollm2-135m"
 FATES = ("accepted", "rejected", "late", "discarded")
-HEARTBEAT_S = 0.2  # a third of a second less than a peer may be silent; failover follows it
-ANSWER_S, WHOLE_S, BALANCED_S = 90.0, 90.0, 30.0
-LOOK_S = 0.05
+HEARTBEAT_S = 0.2  # a peer is given up after three of them
+ANSWER_S, WHOLE_S, BALANCED_S, LOOK_S = 90.0, 90.0, 30.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +125,8 @@ class Metrics:
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of all samples of that name with those labels."""
-        found = [s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()]
-        return sum(found)
+        found = (each for each in self._samples if each.name == name and labels.items() <= each.labels.items())
+        return sum(each.value for each in found)
 
     @property
     def drafted(self) -> int:
@@ -172,14 +171,14 @@ class Processes:
         async with self.http.get(f"{self.child(name).urls[-1]}/metrics") as response:
             return Metrics(await response.text())
 
+    async def read(self, service: str, counter: str) -> dict[str, float]:
+        """A counter of all processes of a service, by their names."""
+        return {name: (await self.metrics(name)).total(counter) for name in self.names(service)}
+
     async def busiest(self, service: str, counter: str, before: dict[str, float]) -> str:
         """The process of a service whose counter has grown most since `before`."""
         now = await self.read(service, counter)
         return max(now, key=lambda name: now[name] - before[name])
-
-    async def read(self, service: str, counter: str) -> dict[str, float]:
-        """A counter of all processes of a service, by their names."""
-        return {name: (await self.metrics(name)).total(counter) for name in self.names(service)}
 
     def child(self, name: str) -> Child:
         return self.system.children[name]
@@ -234,7 +233,9 @@ async def until(condition: Callable[[], Awaitable[bool]], at_most_s: float, othe
 
 
 @asynccontextmanager
-async def processes(models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int) -> AsyncIterator[Processes]:
+async def processes(
+    models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
+) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
     plan = Plan(models, drafts, num_verifiers, port=nats_server.free_port())
     notices: list[str] = []

@@ -31,7 +31,7 @@ class Way:
 
 ALONE = Way(0)
 SLIDING = [Way(window, num_at_once=num_at_once) for window in WINDOWS for num_at_once in (1, 8)]
-STOP_AND_WAIT = [Way(window, stop_and_wait=True, num_at_once=8) for window in WINDOWS]
+STOP_AND_WAIT = [Way(window, stop_and_wait=True, num_at_once=8) for window in (1, 8)]
 
 
 async def texts(

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from tests.e2e.processes import FATES, Processes, Question, processes
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPTS = (
     "Explain in a few sentences how rain is made.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient, TestServer, get_port_socket
 from prometheus_client import CollectorRegistry
 
 from services.gateway.routes import Routes, make_app
@@ -83,6 +84,13 @@ class World:
         return self.registry.get_sample_value(f"dsd_gateway_{name}", labels) or 0.0
 
 
+def narrow_socket(host: str, port: int, family: socket.AddressFamily) -> socket.socket:
+    """A listening socket whose connections buffer little, so that a client that takes nothing is felt soon."""
+    listening = get_port_socket(host, port, family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return listening
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "target")
@@ -102,7 +110,7 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
     app = make_app(routes, settings.max_body_bytes)
     health.add_routes(app)
     running = asyncio.create_task(gateway.run())
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(TestServer(app, socket_factory=narrow_socket)) as client:
         world = World(network, gateway, client, registry, running)
         try:
             yield world

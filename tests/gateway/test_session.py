@@ -275,8 +275,27 @@ def test_where_no_other_verifier_is_the_session_waits_for_it_to_come_back() -> N
     assert story.session.phase == "waiting"
     newcomer = beat("v1.2")
     story.placement.fleet.observe(newcomer, story.now)
-    story.session.on_joined(story.now)
-    assert story.verbs() == ["close v1.1", "open v1.2"]
+    story.beats = [newcomer]
+    story.session.on_joined("v1.2", story.now)
+    story.wait(TIMING.avoid_s)
+    assert story.verbs()[:2] == ["close v1.1", "open v1.2"]
+
+
+def test_after_an_outage_of_the_bus_a_session_goes_on_where_it_was_whoever_comes_back_first() -> None:
+    story = running()
+    story.placement.fleet.expire(10.0)
+    story.now = 10.0
+    for peer in ("d1.1", "v1.1"):
+        story.session.on_gone(peer, story.now)
+    assert story.session.phase == "waiting"
+    story.sends()
+    story.now += 0.2
+    for peer in ("v2.1", "d1.1", "v1.1"):
+        story.keep_alive(peer)
+        story.session.on_joined(peer, story.now)
+    (again,) = story.sends()
+    assert isinstance(again.message, Open)
+    assert (again.instance_id, again.message.drafter_id, again.message.term) == ("v1.1", "d1.1", 2)
 
 
 def test_a_verifier_that_was_given_up_but_speaks_again_is_followed_again() -> None:

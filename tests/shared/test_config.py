@@ -1,3 +1,5 @@
+"""Settings: where values come from, what a bad one is answered with, what --help lists."""
+
 from pathlib import Path
 from typing import Literal
 

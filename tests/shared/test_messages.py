@@ -1,3 +1,5 @@
+"""Messages on the wire: what is decoded, and that nothing else gets through."""
+
 import contextlib
 import struct
 from typing import get_args

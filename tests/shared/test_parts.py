@@ -1,3 +1,5 @@
+"""Splitting messages into parts and putting them together, within bounds."""
+
 import random
 import struct
 

@@ -1,3 +1,5 @@
+"""Subjects and instance ids."""
+
 import re
 
 import pytest

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from services.cloud_verifier import packed
 from services.cloud_verifier.model import pick_dtype
@@ -17,6 +19,7 @@ from services.cloud_verifier.packed import (
     PlainLinear,
     RowwiseActivation,
     packing_works,
+    replace_layers,
     row_step,
 )
 
@@ -97,6 +100,19 @@ def test_an_activation_in_blocks_does_not_depend_on_rows_or_threads(activation: 
         torch.set_num_threads(num_threads)
         for num_rows in range(8, 128, 8):
             assert torch.equal(blocked(x[:, :num_rows]), expected[:, :num_rows]), (num_threads, num_rows)
+
+
+def test_replaced_layers_are_freed() -> None:
+    if not packing_works(torch.float32):
+        pytest.skip("this torch or CPU has no packed operators")
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    matrices = [weakref.ref(weight) for weight in model.parameters() if weight.dim() == 2]
+    replace_layers(model, packed=True)
+    assert len(matrices) == 2 + 2 * 7
+    assert [matrix().shape for matrix in matrices if matrix() is not None] == [(99, 32)], "only the embedding stays"
 
 
 def test_packing_is_off_where_the_private_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

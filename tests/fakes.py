@@ -1,0 +1,161 @@
+"""A target and a draft model that compute nothing, for tests of the services around them.
+
+A token is a function of the whole text before it, so a service that feeds a wrong text, or rolls back to a wrong place,
+gets other tokens. The caches refuse what the real ones refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.cloud_verifier.model import Row
+
+VOCABULARY = 97
+MAX_CONTEXT = 1024
+WAIT_S = 10.0
+
+
+def next_token(text: Sequence[int], seed: int = 0) -> int:
+    """The target's draw behind `text`; never 0."""
+    return 1 + zlib.crc32(array("I", text).tobytes(), seed) % (VOCABULARY - 1)
+
+
+def answer(prompt: Sequence[int], num_tokens: int, seed: int = 0) -> list[int]:
+    """What the target says behind a prompt."""
+    text = list(prompt)
+    for _ in range(num_tokens):
+        text.append(next_token(text, seed))
+    return text[len(prompt) :]
+
+
+def wrong(token: int) -> int:
+    """Another token than this one."""
+    return 1 + token % (VOCABULARY - 1)
+
+
+class Gate:
+    """Holds a model's thread until the test lets it go on. Open at first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._permits = math.inf
+        self._is_held = False
+
+    def shut(self) -> None:
+        """The next step is held."""
+        self._set(0)
+
+    def let(self, num_steps: int = 1) -> None:
+        """Lets so many more steps go."""
+        self._set(self._permits + num_steps)
+
+    def open(self) -> None:
+        self._set(math.inf)
+
+    async def held(self) -> None:
+        """Returns when a step is being held."""
+        await asyncio.to_thread(self._wait_until_held)
+
+    def pass_through(self) -> None:
+        """In the model's thread."""
+        with self._changed:
+            self._is_held = self._permits < 1
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._permits >= 1, WAIT_S), "nobody opens the gate"
+            self._is_held = False
+            self._permits -= 1
+
+    def _wait_until_held(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._is_held, WAIT_S), "no step comes to the gate"
+
+    def _set(self, permits: float) -> None:
+        with self._changed:
+            self._permits = permits
+            self._is_held = self._is_held and permits < 1
+            self._changed.notify_all()
+
+
+class FakeCache:
+    """The tokens that a real cache would hold keys and values of."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.text: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.text)
+
+    def feed(self, token_ids: Sequence[int], start: int) -> None:
+        if not token_ids or not 0 <= start <= self.length or start + len(token_ids) > self.capacity:
+            raise ValueError(f"{len(token_ids)} tokens at {start} into {self.length} of {self.capacity}")
+        if max(token_ids) >= VOCABULARY:
+            raise ValueError(f"token {max(token_ids)} is outside the vocabulary")
+        self.text[start:] = token_ids
+
+
+@dataclass
+class FakeTarget:
+    """A TargetModel whose draws are `next_token`. A row that feeds `poison` fails its pass."""
+
+    name: str = "fake"
+    fingerprint: str = "fake-numerics"
+    vocab_size: int = VOCABULARY
+    max_context: int = MAX_CONTEXT
+    poison: int | None = None
+    gate: Gate = field(default_factory=Gate)
+    passes: list[list[Row]] = field(default_factory=list)  # all that were begun
+
+    def new_cache(self, capacity: int) -> FakeCache:
+        return FakeCache(capacity)
+
+    def step(self, rows: Sequence[Row]) -> list[list[int]]:
+        self.passes.append(list(rows))
+        self.gate.pass_through()
+        assert len({id(row.cache) for row in rows}) == len(rows), "two rows share a cache"
+        if any(self.poison in row.token_ids for row in rows):
+            raise RuntimeError("poisoned")
+        return [self._draws(row) for row in rows]
+
+    def _draws(self, row: Row) -> list[int]:
+        row.cache.feed(row.token_ids, row.start)
+        text, first = row.cache.text, row.cache.length - row.num_draws
+        return [next_token(text[: end + 1], row.sampling.seed) for end in range(first, row.cache.length)]
+
+
+@dataclass
+class FakeDraft:
+    """A DraftModel that guesses `next_token` where `is_right` says so of the position, and another token elsewhere."""
+
+    name: str = "fake-draft"
+    vocab_size: int = VOCABULARY
+    max_context: int = MAX_CONTEXT
+    is_right: Callable[[int], bool] = lambda position: True
+    poison: int | None = None
+    gate: Gate = field(default_factory=Gate)
+    steps: list[tuple[int, int]] = field(default_factory=list)  # first token of the text fed, number of tokens fed
+
+    def new_cache(self, capacity: int) -> FakeCache:
+        if not 1 <= capacity <= self.max_context:
+            raise ValueError(f"capacity {capacity} is not in 1..{self.max_context}")
+        return FakeCache(capacity)
+
+    def feed(self, cache: FakeCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+        self.gate.pass_through()
+        cache.feed(token_ids, start)
+        self.steps.append((cache.text[0], len(token_ids)))
+        if self.poison in token_ids:
+            raise RuntimeError("poisoned")
+        right = next_token(cache.text)
+        logits = np.zeros(self.vocab_size, dtype=np.float32)
+        logits[right if self.is_right(cache.length) else wrong(right)] = 1.0
+        return logits

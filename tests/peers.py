@@ -1,0 +1,84 @@
+"""Anybody on the bus, as a test plays it: says what the test wants, keeps what it hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from shared import subjects
+from shared.bus import Absent, Bus
+from shared.messages import Heartbeat, Load, Message, Service
+
+WAIT_S = 10.0
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+class Peer:
+    """One instance. Peers on one bus are heard in the order in which they speak."""
+
+    def __init__(self, bus: Bus, service: Service, name: str) -> None:
+        self.instance_id = subjects.new_instance_id(name)
+        self.heard: list[Message] = []
+        self.senders: set[str] = set()
+        self._service = service
+        self._bus = bus
+        self._num_taken = 0
+        self._more = asyncio.Event()
+
+    async def listen(self) -> None:
+        await self._bus.subscribe(subjects.inbox(self._service, self.instance_id), self._receive)
+
+    async def listen_to_all(self, verb: str) -> None:
+        await self._bus.subscribe(subjects.all_broadcasts(verb), self._receive)
+
+    def _receive(self, subject: str, message: Message | Absent) -> None:
+        assert not isinstance(message, Absent)
+        assert subjects.fits(subject, message), subject
+        self.heard.append(message)
+        self.senders.add(subjects.sender(subject))
+        self._more.set()
+
+    async def say(self, service: Service, receiver: str, message: Message, verb: str = "") -> None:
+        verb = verb or message.__struct_config__.tag
+        await self._bus.publish(subjects.to(service, receiver, verb, self.instance_id), message)
+
+    async def beat(self, *, instance_id: str = "", draining: bool = False, interval_s: float = 60.0) -> None:
+        """A heartbeat of this peer, in the name of `instance_id`."""
+        mine = instance_id or self.instance_id
+        heartbeat = Heartbeat(self._service, mine, interval_s, ["fake"], 1024, 97, "fake", Load(), draining)
+        await self._bus.publish(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+
+    async def next(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:
+        """The next message of a kind for which `holds`; what comes before it is passed over."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                while self._num_taken < len(self.heard):
+                    message = self.heard[self._num_taken]
+                    self._num_taken += 1
+                    if isinstance(message, kind) and holds(message):
+                        return message
+                self._more.clear()
+                await self._more.wait()
+
+    async def find(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:
+        """The first message of a kind for which `holds`, among all that it has heard or will hear."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                found = next(filter(holds, self.of(kind)), None)
+                if found is not None:
+                    return found
+                self._more.clear()
+                await self._more.wait()
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        """All it has heard of a kind."""
+        return [message for message in self.heard if isinstance(message, kind)]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for a condition that nothing tells of."""
+    async with asyncio.timeout(WAIT_S):
+        while not holds():
+            await asyncio.sleep(0.005)

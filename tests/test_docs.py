@@ -1,0 +1,267 @@
+"""The documents say what is so: links, tests, commands, metrics, dependencies; and every module says what it is for."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from services.cloud_verifier.metrics import VerifierMetrics
+from services.edge_drafter.metrics import DrafterMetrics
+from services.gateway.metrics import GatewayMetrics
+from services.window_controller.metrics import ControllerMetrics
+from services.window_controller.pairs import DropReason
+from shared.messages import FailureCode
+from shared.metrics import BusMetrics, ProcessMetrics
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PACKAGES = ("shared", "services", "awc", "model_zoo")
+CODE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+PROTOCOL_TESTS = {
+    "V": "tests/shared/test_verifier_session.py",
+    "D": "tests/shared/test_drafter_session.py",
+    "P": "tests/shared/test_protocol.py",
+}
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def anchors(markdown: str) -> set[str]:
+    """What a link may name behind a #: headings in lower case, punctuation left out, spaces as dashes."""
+    headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# --- links and names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_of_a_document_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = document.parent / file if file else document
+        assert target.exists(), f"{name_of(document)} links to {link}"
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_documents_named_in_code_or_documents_exist() -> None:
+    for path in [*CODE, *TESTS, *DOCUMENTS, ROOT / "pyproject.toml", ROOT / "Makefile"]:
+        for name in re.findall(r"(?<![\w/])docs/\w+\.md", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{name_of(path)} names {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_files_that_a_document_names_exist(document: Path) -> None:
+    """Paths from the root, in code font; a pattern with * or … names none."""
+    for name in re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests|docs)/[\w./-]+)`", document.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{name_of(document)} names {name}"
+
+
+def test_every_document_can_be_found_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", text_of("README.md")))
+    assert linked == {name_of(path) for path in DOCUMENTS if path.parent.name == "docs"}
+
+
+def test_make_targets_that_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        named = re.findall(r"`make ([a-z-]+)[^`]*`", text) + re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)
+        assert set(named) <= targets, name_of(document)
+    assert {"demo", "test", "up", "down"} <= targets
+
+
+# --- the protocol ------------------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_protocol_names_exists_where_it_says() -> None:
+    defined = {name: {function.name for function in functions(ROOT / name)} for name in PROTOCOL_TESTS.values()}
+    everywhere = {function.name for path in TESTS for function in functions(path)}
+    file = ""
+    num_named = 0
+    for letter, test in re.findall(r"\b([VDP])\b|`(test_\w+)`", text_of("docs/protocol.md")):
+        if letter:
+            file = PROTOCOL_TESTS[letter]
+        else:
+            num_named += 1
+            assert test in (defined[file] if file else everywhere), f"{test} is not in {file}"
+    assert num_named > 40
+
+
+def test_every_rule_of_the_protocol_names_a_test() -> None:
+    text = text_of("docs/protocol.md")
+    rules = re.findall(r"^(\d+)\. ((?:.+\n(?!\d+\. |\n))*.+)$", text, re.MULTILINE)
+    grouped = {
+        number
+        for first, last, where in re.findall(r"^\((\d+) to (\d+): (.+)\)$", text, re.MULTILINE)
+        if "tests/" in where
+        for number in range(int(first), int(last) + 1)
+    }
+    assert [int(number) for number, _ in rules] == list(range(1, len(rules) + 1))
+    for number, rule in rules:
+        assert re.search(r"`test_|`tests/|\(P, ", rule) or int(number) in grouped, f"rule {number} names no test"
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A row of a table in docs/metrics.md."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+def documented_metrics() -> list[MetricRow]:
+    rows = re.findall(r"^\| `(dsd_\w+)` \| (\w+) \| (.*?) ?\| (.+) \|$", text_of("docs/metrics.md"), re.MULTILINE)
+    return [
+        MetricRow(name, kind, tuple(re.findall(r"`(\w+)`", labels)), meaning) for name, kind, labels, meaning in rows
+    ]
+
+
+def registered_metrics() -> dict[str, MetricWrapperBase]:
+    """What the four services register, by the names that they expose."""
+    found = {}
+    for kind in (BusMetrics, ProcessMetrics, GatewayMetrics, DrafterMetrics, VerifierMetrics, ControllerMetrics):
+        for metric in vars(kind(CollectorRegistry())).values():
+            if isinstance(metric, MetricWrapperBase):
+                family = metric.describe()[0]
+                found[family.name + ("_total" if family.type == "counter" else "")] = metric
+    return found
+
+
+def test_every_metric_is_documented_with_its_type_and_labels() -> None:
+    documented = {row.name: row for row in documented_metrics()}
+    registered = registered_metrics()
+    assert len(documented) == len(documented_metrics()), "a metric has two rows"
+    assert set(documented) == set(registered)
+    for name, metric in registered.items():
+        row = documented[name]
+        assert row.kind == metric.describe()[0].type, name
+        assert row.meaning.strip(), name
+        assert takes_labels(metric, row.labels), f"{name} has other labels than {row.labels}"
+
+
+def takes_labels(metric: MetricWrapperBase, labels: tuple[str, ...]) -> bool:
+    if not labels:  # then it has a sample from the start
+        return bool(next(iter(metric.collect())).samples)
+    try:
+        metric.labels(**dict.fromkeys(labels, "x"))
+    except ValueError:
+        return False
+    return True
+
+
+def test_every_metric_class_of_a_service_is_looked_at() -> None:
+    """A metric made anywhere else would escape the test above."""
+    homes = {name_of(path) for path in CODE if re.search(r"\b(Counter|Gauge|Histogram)\(\s*\"", path.read_text())}
+    services = ("cloud_verifier", "edge_drafter", "gateway", "window_controller")
+    assert homes == {"shared/metrics.py"} | {f"services/{service}/metrics.py" for service in services}
+
+
+def test_every_reason_kind_and_code_that_labels_a_metric_is_documented() -> None:
+    text = text_of("docs/metrics.md")
+    values = {*get_args(FailureCode), *get_args(DropReason)}
+    for path in CODE:
+        for call in ast.walk(tree_of(path)):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args:
+                if call.func.attr in ("labels", "_drop"):
+                    values |= {leaf.value for leaf in ast.walk(call.args[0]) if isinstance(leaf, ast.Constant)}
+    values = {value for value in values if isinstance(value, str)}
+    assert {"malformed", "foreign drafter", "overloaded", "replayed"} <= values
+    assert {value for value in values if f"`{value}`" not in text} == set()
+
+
+# --- dependencies ------------------------------------------------------------------------------------------------------
+
+
+def required() -> dict[str, set[str]]:
+    """Names of the packages that pyproject.toml asks for, by extra; "" for every role."""
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: {re.split(r"[\[<>=!;~ ]", requirement)[0] for requirement in requirements} - {project["name"]}
+        for extra, requirements in groups.items()
+    }
+
+
+def documented_dependencies() -> dict[str, set[str]]:
+    """The same by the headings of docs/dependencies.md, where `a, b: …` stands for extras a and b."""
+    found = {}
+    for section in text_of("docs/dependencies.md").split("\n## ")[1:]:
+        heading, _, body = section.partition("\n")
+        names = {name for line in re.findall(r"^\* ([^:]+):", body, re.M) for name in re.findall(r"\*\*(.+?)\*\*", line)}
+        for extra in heading.partition(":")[0].split(", "):
+            found["" if extra == "Every role" else extra] = names
+    return found
+
+
+def test_every_dependency_has_its_line_under_its_role() -> None:
+    assert documented_dependencies() == required()
+
+
+def test_dependencies_are_ranges_without_pins() -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
+        for requirement in requirements:
+            assert requirement.startswith(project["name"]) or re.fullmatch(r"[\w-]+>=[\d.]+(; .+)?", requirement)
+
+
+# --- modules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*CODE, *TESTS], ids=name_of)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    tree = tree_of(path)
+    assert not tree.body or ast.get_docstring(tree), f"{name_of(path)} has no docstring"
+
+
+@pytest.mark.parametrize("path", [*CODE, *TESTS], ids=name_of)
+def test_no_module_only_re_exports(path: Path) -> None:
+    body = tree_of(path).body
+    own = [node for node in body if not is_docstring(node) and not is_import(node) and not is_all(node)]
+    assert not body or own, f"{name_of(path)} has nothing of its own"
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def is_all(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]

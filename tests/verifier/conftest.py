@@ -1,0 +1,162 @@
+"""A verifier with a fake target on any network, and a gateway, a drafter and a stranger as the test plays them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.cloud_verifier.metrics import VerifierMetrics
+from services.cloud_verifier.service import Verifier
+from services.cloud_verifier.settings import VerifierSettings
+from shared import subjects
+from shared.messages import (
+    NO_TOKENS,
+    Draft,
+    Failure,
+    Heartbeat,
+    Message,
+    Open,
+    Opened,
+    Poll,
+    Sampling,
+    TokenIds,
+    Verdict,
+)
+from tests.fakes import FakeTarget
+from tests.peers import Peer
+from tests.plugins.networks import Network
+
+PROMPT = (5, 6, 7)
+
+
+@dataclass
+class World:
+    """Everything around one verifier."""
+
+    network: Network
+    verifier: Verifier
+    model: FakeTarget
+    registry: CollectorRegistry
+    gateway: Peer
+    drafter: Peer
+    stranger: Peer
+
+    async def tell(self, peer: Peer, message: Message, verb: str = "") -> None:
+        await peer.say("verifier", self.verifier.instance_id, message, verb)
+
+    async def open(
+        self,
+        prompt: Sequence[int] = PROMPT,
+        max_tokens: int = 12,
+        *,
+        session_id: str = "",
+        term: int = 1,
+        drafted: bool = True,
+        free_run: bool = True,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+        committed: Sequence[int] = (),
+    ) -> Open:
+        """Opens a session and waits for the answer, which must be yes."""
+        request = Open(
+            session_id or subjects.new_session_id(),
+            term,
+            self.drafter.instance_id if drafted else None,
+            TokenIds(prompt),
+            TokenIds(committed),
+            Sampling(seed=seed),
+            TokenIds(stop_ids),
+            max_tokens,
+            free_run,
+        )
+        await self.tell(self.gateway, request)
+        await self.gateway.find(Opened, lambda opened: (opened.session_id, opened.term) == (request.session_id, term))
+        return request
+
+    async def draft(
+        self, request: Open, base: int, ids: Sequence[int], *, epoch: int = 0, term: int = 1, sender: Peer | None = None
+    ) -> None:
+        """Guesses for the positions `base`, ... behind the prompt."""
+        position = len(request.prompt_ids) + base
+        draft = Draft(request.session_id, term, epoch, position, TokenIds(ids), request.free_run, 1.0)
+        await self.tell(sender or self.drafter, draft)
+
+    async def text(self, request: Open) -> list[int]:
+        """The whole answer as the gateway has heard it when the session finishes."""
+        await self.finish(request)
+        return self.text_heard(request)
+
+    async def finish(self, request: Open) -> Verdict:
+        """The verdict that ends the session."""
+        return await self.gateway.find(
+            Verdict, lambda last: last.session_id == request.session_id and bool(last.finish)
+        )
+
+    def text_heard(self, request: Open) -> list[int]:
+        text: list[int] = []
+        for verdict in self.gateway.of(Verdict):
+            if verdict.session_id == request.session_id:
+                have = len(request.prompt_ids) + len(text)
+                assert verdict.base <= have, "a gap"
+                text += verdict.token_ids[have - verdict.base :]
+        return text
+
+    async def settled(self) -> None:
+        """When the verifier has handled all that was said before on this network."""
+        ask = Poll(subjects.new_session_id(), 1, 0)
+        await self.tell(self.gateway, ask)
+        await self.gateway.find(Failure, lambda failure: failure.session_id == ask.session_id)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"dsd_{name}_total", labels) or 0.0
+
+    def dropped(self, reason: str) -> float:
+        return self.count("verifier_dropped", reason=reason)
+
+    def fates(self) -> dict[str, float]:
+        """The fates of all guesses, as the metrics tell them."""
+        fates = ("accepted", "rejected", "late", "discarded")
+        return {fate: self.count("verifier_guesses", fate=fate) for fate in fates}
+
+
+Start = Callable[..., AbstractAsyncContextManager[World]]
+
+
+@asynccontextmanager
+async def running(network: Network, **settings: object) -> AsyncIterator[World]:
+    chosen = VerifierSettings(**{"name": "cloud", "target": "fake", "heartbeat_s": 60.0, **settings})
+    registry, model = CollectorRegistry(), FakeTarget()
+    instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
+    verifier = Verifier(instance_id, chosen, model, bus, VerifierMetrics(registry))
+    outside = await network.join(CollectorRegistry())  # one for all, so that they are heard in their order
+    gateway, drafter = Peer(outside, "gateway", "gateway"), Peer(outside, "drafter", "edge")
+    world = World(network, verifier, model, registry, gateway, drafter, Peer(outside, "drafter", "stranger"))
+    for peer in (gateway, drafter, world.stranger):
+        await peer.listen()
+    await gateway.listen_to_all("heartbeat")
+    task = asyncio.create_task(verifier.run())
+    try:
+        await gateway.next(Heartbeat)  # it listens
+        yield world
+        assert not task.done(), "the verifier ended"
+    finally:
+        model.gate.open()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def start(network: Network) -> Start:
+    """start(**settings): a running verifier and its peers."""
+    return lambda **settings: running(network, **settings)
+
+
+@pytest.fixture
+async def world(network: Network) -> AsyncIterator[World]:
+    async with running(network) as world:
+        yield world

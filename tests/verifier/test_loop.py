@@ -1,0 +1,246 @@
+"""The verify loop on its own: what a pass holds, what a failing one costs, that it never waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from services.cloud_verifier.loop import WARM_UP_TOKENS, VerifyLoop
+from services.cloud_verifier.metrics import VerifierMetrics
+from services.cloud_verifier.sessions import Seat, SessionTable
+from shared.batching import Batcher, PassCost
+from shared.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds, Verdict
+from shared.subjects import new_instance_id
+from tests.fakes import FakeTarget, answer
+from tests.peers import until
+
+GATEWAY, DRAFTER = new_instance_id("gateway"), new_instance_id("edge")
+PROMPT = (5, 6, 7)
+POISON = 0  # which no model draws
+
+
+class Bench:
+    """A loop, its table and model, and what it answered."""
+
+    def __init__(self, token_budget: int = 64, prefill_chunk: int = 16, kv_tokens: int = 1 << 16) -> None:
+        self.model = FakeTarget(poison=POISON)
+        self.table = SessionTable(self.model, kv_tokens, 64, 1000.0)
+        self.registry = CollectorRegistry()
+        self.cost = PassCost()
+        self.verdicts: dict[str, list[Verdict]] = {}
+        self.failed: list[str] = []
+        self.loop = VerifyLoop(
+            self.model,
+            self.table,
+            Batcher(token_budget, prefill_chunk, self.cost),
+            self.cost,
+            VerifierMetrics(self.registry),
+            self._answer,
+            self._fail,
+        )
+
+    def _answer(self, seat: Seat, verdict: Verdict) -> None:
+        self.verdicts.setdefault(seat.state.session_id, []).append(verdict)
+
+    def _fail(self, seat: Seat) -> None:
+        self.failed.append(seat.state.session_id)
+        self.table.close(seat.state.session_id, 0.0)
+
+    def open(self, number: int, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 10, seed: int = 0) -> Seat:
+        request = Open(
+            f"{number:032x}", 1, DRAFTER, TokenIds(prompt), NO_TOKENS, Sampling(seed=seed), NO_TOKENS, max_tokens, True
+        )
+        seat = self.table.open(request, GATEWAY, 0.0)
+        self.loop.wake()
+        return seat
+
+    async def finished(self, *seats: Seat) -> None:
+        await until(lambda: all(seat.state.finish for seat in seats))
+
+    def count(self, name: str) -> float:
+        return self.registry.get_sample_value(f"dsd_verifier_{name}") or 0.0
+
+
+@asynccontextmanager
+async def running(**options: int) -> AsyncIterator[Bench]:
+    bench = Bench(**options)
+    task = asyncio.create_task(bench.loop.run())
+    try:
+        yield bench
+        assert not task.done()
+    finally:
+        bench.model.gate.open()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def text_of(seat: Seat) -> list[int]:
+    return seat.state.tokens[len(seat.state.request.prompt_ids) :]
+
+
+async def test_a_session_alone_gets_one_token_a_pass_drawn_with_its_own_sampling() -> None:
+    async with running() as bench:
+        seat = bench.open(1, max_tokens=5, seed=3)
+        await bench.finished(seat)
+        assert text_of(seat) == answer(PROMPT, 5, seed=3)
+        assert text_of(seat) != answer(PROMPT, 5)
+        assert [len(verdict.token_ids) for verdict in bench.verdicts[seat.state.session_id]] == [1] * 5
+        assert bench.verdicts[seat.state.session_id][-1].finish == "length"
+        assert seat.cache is None
+
+
+async def test_the_next_batch_is_what_arrived_during_the_last_pass() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        first = bench.open(0, prompt=(1, 2, 3))
+        await bench.model.gate.held()
+        others = [bench.open(number, prompt=(number, 2, 3)) for number in range(1, 8)]
+        bench.model.gate.let(1)
+        await bench.model.gate.held()
+        assert [len(rows) for rows in bench.model.passes] == [1, 8]
+        bench.model.gate.open()
+        await bench.finished(first, *others)
+        for number, seat in enumerate([first, *others]):
+            assert text_of(seat) == answer((number or 1, 2, 3), 10)
+        assert max(verdict.batch for verdict in bench.verdicts[first.state.session_id]) == 8
+
+
+async def test_a_guess_that_arrives_during_a_pass_is_in_the_next_one() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        seat = bench.open(1)
+        await bench.model.gate.held()
+        text = answer(PROMPT, 10)
+        draft = Draft(seat.state.session_id, 1, 0, len(PROMPT), TokenIds(text[:4]), True, 0.0)
+        assert seat.state.on_draft(draft, 0.0) is None
+        bench.model.gate.let(2)
+        await bench.model.gate.held()
+        first, second = bench.verdicts[seat.state.session_id]
+        assert (first.token_ids, first.accepted) == (tuple(text[:1]), 0)
+        assert (second.token_ids, second.accepted) == (tuple(text[1:5]), 3)
+        assert (second.tally.late, second.tally.accepted) == (1, 3)
+
+
+async def test_a_long_prompt_is_fed_in_chunks_while_others_get_their_tokens() -> None:
+    async with running(prefill_chunk=16) as bench:
+        bench.model.gate.shut()
+        short = bench.open(1)
+        await bench.model.gate.held()
+        prompt = tuple(range(1, 51))
+        long = bench.open(2, prompt=prompt)
+        bench.model.gate.open()
+        await bench.finished(short, long)
+        assert text_of(long) == answer(prompt, 10)
+        assert text_of(short) == answer(PROMPT, 10)
+        fed = [[len(row.token_ids) for row in rows] for rows in bench.model.passes]
+        assert fed[:6] == [[3], [1, 16], [1, 16], [1, 16], [1, 2], [1, 1]]
+
+
+async def test_no_pass_is_larger_than_the_budget() -> None:
+    async with running(token_budget=10, prefill_chunk=8) as bench:
+        bench.model.gate.shut()
+        seats = [bench.open(number, prompt=tuple(range(1, 30))) for number in range(4)]
+        bench.model.gate.open()
+        await bench.finished(*seats)
+        assert max(sum(len(row.token_ids) for row in rows) for rows in bench.model.passes) == 10
+        assert all(text_of(seat) == answer(range(1, 30), 10) for seat in seats)
+
+
+async def test_a_failing_pass_costs_only_the_session_at_fault() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        good = bench.open(1)
+        await bench.model.gate.held()
+        bad, also_good = bench.open(2, prompt=(5, POISON)), bench.open(3, prompt=(7, 8))
+        bench.model.gate.open()
+        await bench.finished(good, also_good)
+        assert text_of(good) == answer(PROMPT, 10)
+        assert text_of(also_good) == answer((7, 8), 10)
+        assert bench.failed == [bad.state.session_id]
+        assert text_of(bad) == []
+        assert bench.count("failed_passes_total") == 1
+
+
+async def test_a_session_that_fails_alone_ends_nothing_but_itself() -> None:
+    async with running() as bench:
+        bad = bench.open(1, prompt=(POISON,))
+        await until(lambda: bench.failed == [bad.state.session_id])
+        seat = bench.open(2)
+        await bench.finished(seat)
+        assert text_of(seat) == answer(PROMPT, 10)
+
+
+async def test_the_guesses_of_a_failed_pass_are_discarded() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        seat = bench.open(1)
+        seat.state.on_draft(Draft(seat.state.session_id, 1, 0, len(PROMPT), TokenIds((POISON, 4)), True, 0.0), 0.0)
+        bench.model.gate.open()
+        await until(lambda: bench.failed == [seat.state.session_id])
+        assert seat.state.fates.discarded == 2
+
+
+async def test_a_session_that_is_closed_during_its_pass_hears_nothing_of_it() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        seat = bench.open(1)
+        await bench.model.gate.held()
+        bench.table.close(seat.state.session_id, 0.0)
+        other = bench.open(2)
+        bench.model.gate.open()
+        await bench.finished(other)
+        assert seat.state.session_id not in bench.verdicts
+        assert bench.table.free_kv_tokens == bench.table.kv_tokens
+
+
+async def test_a_session_without_room_starts_when_another_has_finished() -> None:
+    async with running(kv_tokens=512) as bench:
+        first, second = bench.open(1), bench.open(2)
+        assert second.cache is None
+        await bench.finished(first, second)
+        assert text_of(second) == answer(PROMPT, 10)
+
+
+async def test_warming_up_measures_each_size_when_the_kernels_are_warm() -> None:
+    bench = Bench()
+    bench.model.poison = None
+    before = bench.cost.predict(1, WARM_UP_TOKENS, 0).tolist()
+    await bench.loop.warm_up()
+    sizes = [len(row.token_ids) for rows in bench.model.passes for row in rows]
+    assert sizes == [size for size in WARM_UP_TOKENS for _ in range(2)]
+    assert bench.cost.predict(1, WARM_UP_TOKENS, 0).tolist() != before
+    assert bench.table.free_kv_tokens == bench.table.kv_tokens
+
+
+async def test_queue_and_pass_figures_tell_what_waits_and_what_was_done() -> None:
+    async with running(token_budget=64) as bench:
+        bench.model.gate.shut()
+        bench.open(1)
+        await bench.model.gate.held()
+        bench.open(2, prompt=tuple(range(1, 30)))
+        assert bench.loop.queue_tokens == len(PROMPT) + 29
+        assert bench.loop.queue == 0.5
+        bench.open(3, prompt=tuple(range(1, 60)))
+        assert bench.loop.queue == 1.0
+        bench.model.gate.let(1)
+        await bench.model.gate.held()
+        assert bench.loop.batch == 1
+        assert bench.loop.pass_ms > 0
+        assert (bench.count("fed_tokens_total"), bench.count("committed_tokens_total")) == (3, 1)
+
+
+async def test_cancelling_waits_for_the_pass_that_runs() -> None:
+    bench = Bench()
+    task = asyncio.create_task(bench.loop.run())
+    bench.model.gate.shut()
+    seat = bench.open(1)
+    await bench.model.gate.held()
+    bench.model.gate.open()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    assert bench.verdicts == {} or seat.state.length > len(PROMPT)
+    assert len(bench.model.passes[0][0].cache.text) >= len(PROMPT)

@@ -1,0 +1,306 @@
+"""A verifier on the bus: texts, verdicts to both sides, leases, drains. (What it does with bad input: test_input.py.)"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shared.messages import Close, Failure, Heartbeat, Open, Opened, Poll, Verdict
+from shared.subjects import new_session_id
+from tests.fakes import answer, wrong
+from tests.peers import Peer, until
+from tests.verifier.conftest import PROMPT, Start, World
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def test_without_a_drafter_the_text_is_the_targets_with_the_sessions_own_sampling(world: World) -> None:
+    request = await world.open(drafted=False, seed=9)
+    assert await world.text(request) == answer(PROMPT, 12, seed=9)
+    assert (await world.finish(request)).finish == "length"
+    assert world.fates() == {"accepted": 0, "rejected": 0, "late": 0, "discarded": 0}
+
+
+async def test_an_opening_is_answered_with_lease_load_and_fingerprint(start: Start) -> None:
+    async with start(lease_s=7.0, max_sessions=9) as world:
+        request = await world.open()
+        opened = await world.gateway.find(Opened)
+        assert (opened.session_id, opened.term) == (request.session_id, 1)
+        assert (opened.lease_s, opened.fingerprint) == (7.0, "fake-numerics")
+        assert (opened.load.num_sessions, opened.load.max_sessions) == (1, 9)
+
+
+async def test_nothing_comes_behind_a_stop_id(world: World) -> None:
+    text = answer(PROMPT, 12)
+    request = await world.open(stop_ids=text[4:5])
+    assert await world.text(request) == text[: text.index(text[4]) + 1]
+    assert (await world.finish(request)).finish == "stop"
+
+
+async def test_right_guesses_are_accepted_and_told_to_gateway_and_drafter_alike(world: World) -> None:
+    text = answer(PROMPT, 12)
+    world.model.gate.shut()
+    request = await world.open()
+    await world.model.gate.held()
+    await world.draft(request, 0, text[:4])
+    await world.settled()
+    world.model.gate.let(2)
+    of_gateway = await world.gateway.find(Verdict, lambda verdict: verdict.accepted > 0)
+    assert (of_gateway.token_ids, of_gateway.accepted) == (tuple(text[1:5]), 3)
+    assert await world.drafter.find(Verdict, lambda verdict: verdict.accepted > 0) == of_gateway
+    assert world.drafter.senders == world.gateway.senders - {world.gateway.instance_id}
+    world.model.gate.open()
+    assert await world.text(request) == text
+
+
+async def test_a_guess_that_arrives_after_its_position_is_committed_is_late_and_never_accepted(world: World) -> None:
+    text = answer(PROMPT, 12)
+    world.model.gate.shut()
+    request = await world.open()
+    world.model.gate.let(3)
+    await world.gateway.find(Verdict, lambda verdict: text[2] in verdict.token_ids)
+    await world.model.gate.held()
+    await world.draft(request, 0, text[:4])  # three are committed, the fourth is being computed
+    told = await world.drafter.find(Verdict, lambda verdict: verdict.base == len(PROMPT) and len(verdict.token_ids) > 1)
+    assert (told.token_ids, told.accepted, told.tally.late) == (tuple(text[:3]), 0, 3)
+    world.model.gate.open()
+    assert await world.text(request) == text
+    tally = (await world.finish(request)).tally
+    assert (tally.accepted, tally.late, tally.rejected, tally.discarded) == (0, 4, 0, 0)
+    assert world.fates() == {"accepted": 0, "rejected": 0, "late": 4, "discarded": 0}
+
+
+async def test_every_guess_received_has_one_fate_in_the_tally_and_in_the_metrics(world: World) -> None:
+    text = answer(PROMPT, 12)
+    world.model.gate.shut()
+    request = await world.open()
+    await world.model.gate.held()
+    await world.draft(request, 0, [*text[:3], wrong(text[3]), 1, 2])  # 1 late, 2 right, 1 wrong, 2 behind it
+    await world.draft(request, 0, text[:2])  # again: not counted again
+    await world.settled()
+    world.model.gate.let(2)
+    await world.gateway.find(Verdict, lambda verdict: verdict.accepted == 2)
+    await world.model.gate.held()
+    await world.draft(request, 4, [7, 7, 7])  # of the old epoch
+    await world.draft(request, 9, [8], epoch=1)  # a gap
+    await world.settled()
+    world.model.gate.open()
+    await world.finish(request)
+    await world.draft(request, 12, [9, 9], epoch=2)  # nothing can come behind the end
+    await world.settled()
+    await world.tell(world.gateway, Close(request.session_id, 1))
+    await world.settled()
+    assert world.fates() == {"accepted": 2, "rejected": 1, "late": 1, "discarded": 2 + 3 + 1 + 2}
+
+
+async def test_a_session_closed_in_the_middle_discards_what_is_open_and_is_heard_of_no_more(world: World) -> None:
+    text = answer(PROMPT, 12)
+    world.model.gate.shut()
+    request = await world.open()
+    await world.draft(request, 0, text[:3])
+    await world.settled()
+    await world.tell(world.gateway, Close(request.session_id, 1))
+    await world.settled()
+    assert sum(world.fates().values()) == world.fates()["discarded"] == 3
+    world.model.gate.open()
+    other = await world.open(prompt=(8, 9))
+    assert await world.text(other) == answer((8, 9), 12)
+    assert world.text_heard(request) == []
+    await world.tell(world.gateway, Poll(request.session_id, 1, 0))
+    failure = await world.gateway.find(Failure, lambda failure: failure.session_id == request.session_id)
+    assert (failure.code, failure.retryable) == ("closed", False)
+    await world.draft(request, 3, text[3:4])
+    assert (await world.drafter.find(Failure)).code == "closed"
+
+
+async def test_with_eight_sessions_the_batch_grows_above_one(world: World) -> None:
+    world.model.gate.shut()
+    prompts = [(number, 5, 6) for number in range(8)]
+    requests = [await world.open(prompt, drafted=False) for prompt in prompts]
+    world.model.gate.open()
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert await world.text(request) == answer(prompt, 12)
+    assert max(verdict.batch for verdict in world.gateway.of(Verdict)) == 8
+
+
+async def test_a_poll_is_answered_while_a_pass_runs(world: World) -> None:
+    world.model.gate.shut()
+    request = await world.open()
+    world.model.gate.let(2)
+    await world.gateway.find(Verdict, lambda verdict: verdict.base == len(PROMPT) + 1)
+    await world.model.gate.held()
+    await world.tell(world.gateway, Poll(request.session_id, 1, 0))
+    told = await world.gateway.find(Verdict, lambda verdict: len(verdict.token_ids) == 2)
+    assert (told.base, told.token_ids, told.accepted) == (len(PROMPT), tuple(answer(PROMPT, 2)), 0)
+
+
+async def test_polling_a_session_that_is_not_here_is_answered_with_a_failure(world: World) -> None:
+    await world.tell(world.gateway, Poll("ab" * 16, 3, 0))
+    failure = await world.gateway.find(Failure)
+    assert (failure.session_id, failure.term, failure.code) == ("ab" * 16, 3, "unknown_session")
+    assert failure.retryable
+
+
+async def test_opening_twice_is_answered_twice_and_changes_nothing(world: World) -> None:
+    world.model.gate.shut()
+    request = await world.open()
+    world.model.gate.let(1)
+    await world.gateway.find(Verdict)
+    await world.tell(world.gateway, request)
+    await until(lambda: len(world.gateway.of(Opened)) == 2)
+    world.model.gate.open()
+    assert await world.text(request) == answer(PROMPT, 12)
+
+
+async def test_a_higher_term_binds_another_drafter_and_the_old_one_is_not_heard(world: World) -> None:
+    text = answer(PROMPT, 12)
+    other = Peer(world.drafter._bus, "drafter", "edge-2")
+    await other.listen()
+    world.model.gate.shut()
+    request = await world.open()
+    await world.model.gate.held()
+    rebound = Open(
+        request.session_id, 2, other.instance_id, request.prompt_ids, request.committed_ids, request.sampling,
+        request.stop_ids, request.max_tokens, True,
+    )  # fmt: skip
+    await world.tell(world.gateway, rebound)
+    await world.draft(request, 0, text[:1], term=2)
+    await world.draft(request, 0, text[:3], term=2, sender=other)
+    await world.settled()
+    world.model.gate.open()
+    assert await world.text(request) == text
+    assert world.dropped("foreign drafter") == 1
+    assert world.fates()["accepted"] == 2
+    assert other.of(Verdict)
+    assert world.drafter.of(Verdict) == []
+
+
+async def test_without_free_run_the_verifier_waits_for_its_drafter_but_no_longer_than_its_lease(start: Start) -> None:
+    async with start(drafter_lease_s=0.2) as world:
+        request = await world.open(free_run=False)
+        await world.draft(request, 0, answer(PROMPT, 2))
+        await world.drafter.find(Verdict, lambda verdict: verdict.accepted == 2)
+        await world.settled()
+        assert len(world.text_heard(request)) == 3
+        assert await world.text(request) == answer(PROMPT, 12)
+
+
+async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_is_not(start: Start) -> None:
+    async with start(lease_s=0.4) as world:
+        world.model.gate.shut()
+        abandoned = await world.open()
+        other = Peer(world.gateway._bus, "gateway", "other")
+        await other.listen()
+        kept = Open(
+            "cd" * 16, 1, None, abandoned.prompt_ids, abandoned.committed_ids, abandoned.sampling,
+            abandoned.stop_ids, 5, True,
+        )  # fmt: skip
+        await world.tell(other, kept)
+        async with asyncio.timeout(10):
+            while not world.count("verifier_expired_sessions"):
+                await other.beat()
+                await asyncio.sleep(0.05)
+        await other.beat()
+        world.model.gate.open()
+        await other.find(Verdict, lambda verdict: verdict.finish == "length")
+        await world.draft(abandoned, 0, [1])
+        assert (await world.drafter.find(Failure)).code == "closed"
+        assert world.count("verifier_expired_sessions") == 1
+
+
+async def test_polling_renews_a_lease(start: Start) -> None:
+    async with start(lease_s=0.3) as world:
+        world.model.gate.shut()
+        request = await world.open()
+        for _ in range(12):
+            await world.tell(world.gateway, Poll(request.session_id, 1, 0))
+            await asyncio.sleep(0.05)
+        world.model.gate.open()
+        assert await world.text(request) == answer(PROMPT, 12)
+        assert world.count("verifier_expired_sessions") == 0
+
+
+async def test_a_session_that_can_not_be_computed_fails_and_the_others_go_on(world: World) -> None:
+    world.model.poison = 0
+    world.model.gate.shut()
+    good = await world.open()
+    bad = await world.open(prompt=(0, 1))
+    world.model.gate.open()
+    failure = await world.gateway.find(Failure)
+    assert (failure.session_id, failure.code, failure.retryable) == (bad.session_id, "internal", True)
+    assert await world.text(good) == answer(PROMPT, 12)
+    await world.tell(world.gateway, Poll(bad.session_id, 1, 0))
+    assert await world.gateway.find(Failure, lambda failure: failure.code == "closed")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "code"),
+    [((), 5, "bad_request"), ((1, 97), 5, "bad_request"), ((1,), 1024, "too_long"), ((1,), 5, "overloaded")],
+)
+async def test_an_opening_that_can_not_be_served_is_answered_with_a_failure(
+    start: Start, prompt: tuple[int, ...], max_tokens: int, code: str
+) -> None:
+    async with start(max_sessions=1) as world:
+        world.model.gate.shut()
+        victim = await world.open()
+        if code != "overloaded":
+            await world.tell(world.gateway, Close(victim.session_id, 1))
+        request = Open(
+            "cd" * 16, 4, None, type(victim.prompt_ids)(prompt), victim.committed_ids, victim.sampling,
+            victim.stop_ids, max_tokens, True,
+        )  # fmt: skip
+        await world.tell(world.gateway, request)
+        failure = await world.gateway.find(Failure)
+        assert (failure.session_id, failure.term, failure.code) == ("cd" * 16, 4, code)
+        assert failure.retryable == (code == "overloaded")
+        assert world.dropped(code) == 1
+
+
+async def test_draining_refuses_new_sessions_and_ends_when_the_running_ones_have(world: World) -> None:
+    world.model.gate.shut()
+    request = await world.open()
+    draining = asyncio.create_task(world.verifier.drain())
+    await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.draining)
+    new = Open(
+        new_session_id(), 1, None, request.prompt_ids, request.committed_ids, request.sampling, request.stop_ids, 5,
+        True,
+    )  # fmt: skip
+    await world.tell(world.gateway, new)
+    failure = await world.gateway.find(Failure)
+    assert (failure.session_id, failure.code, failure.retryable) == (new.session_id, "draining", True)
+    assert not draining.done()
+    world.model.gate.open()
+    await asyncio.wait_for(draining, 10)
+    assert await world.text(request) == answer(PROMPT, 12)
+
+
+async def test_draining_ends_when_the_last_session_is_closed_or_rebound_behind_its_end(world: World) -> None:
+    world.model.gate.shut()
+    closed = await world.open()
+    rebound = await world.open()
+    draining = asyncio.create_task(world.verifier.drain())
+    await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.draining)
+    await world.tell(world.gateway, Close(closed.session_id, 1))
+    await world.settled()
+    assert not draining.done()
+    await world.open(session_id=rebound.session_id, term=2, max_tokens=2, committed=answer(PROMPT, 2))
+    await asyncio.wait_for(draining, 10)
+
+
+async def test_a_heartbeat_tells_what_is_served_and_how_busy_it_is(start: Start) -> None:
+    async with start(heartbeat_s=0.05, kv_tokens=2048, model_name="tiny", token_budget=64) as world:
+        first = await world.gateway.find(Heartbeat)
+        assert (first.service, first.instance_id) == ("verifier", world.verifier.instance_id)
+        assert (first.models, first.fingerprint) == (["tiny"], "fake-numerics")
+        assert (first.max_context, first.vocab_size, first.interval_s) == (1024, 97, 0.05)
+        assert (first.load.kv_tokens, first.load.free_kv_tokens, first.draining) == (2048, 2048, False)
+        world.model.gate.shut()
+        await world.open(prompt=range(1, 30))
+        busy = await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 1)
+        assert (busy.load.free_kv_tokens, busy.load.queue_tokens, busy.load.token_budget) == (1536, 29, 64)
+
+
+async def test_a_context_larger_than_the_kv_cache_is_not_promised(start: Start) -> None:
+    async with start(kv_tokens=512) as world:
+        assert (await world.gateway.find(Heartbeat)).max_context == 512

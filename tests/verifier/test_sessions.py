@@ -1,0 +1,267 @@
+"""The verifier's table: who gets a KV cache and when, how long a session lives, what a closed one leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.cloud_verifier.sessions import Refused, Seat, SessionTable
+from shared.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.subjects import new_instance_id
+from shared.verifier_session import PassInfo
+from tests.fakes import VOCABULARY, FakeTarget, answer
+
+GATEWAY, OTHER_GATEWAY, DRAFTER = (new_instance_id(name) for name in ("gateway", "other", "edge"))
+LEASE_MS = 1000.0
+BLOCK = 512
+PROMPT = (5, 6, 7)
+
+
+def session_id(number: int) -> str:
+    return f"{number:032x}"
+
+
+def opening(
+    number: int = 1, term: int = 1, max_tokens: int = 20, committed: tuple[int, ...] = (), prompt: tuple = PROMPT
+) -> Open:
+    prompt_ids, committed_ids = TokenIds(prompt), TokenIds(committed)
+    return Open(
+        session_id(number), term, DRAFTER, prompt_ids, committed_ids, Sampling(), NO_TOKENS, max_tokens, True
+    )  # fmt: skip
+
+
+class Table(SessionTable):
+    """A table for `num_caches` sessions of up to 512 tokens."""
+
+    def __init__(self, num_caches: int = 2, max_sessions: int = 10) -> None:
+        super().__init__(FakeTarget(), num_caches * BLOCK, max_sessions, LEASE_MS)
+
+    def opens(self, number: int, now: float = 0.0, **options: object) -> Seat:
+        return self.open(opening(number, **options), GATEWAY, now)
+
+    def waiting(self) -> list[str]:
+        return [seat.state.session_id for seat in self if seat.cache is None]
+
+
+def commit(seat: Seat, num_tokens: int) -> None:
+    """Passes until the session has committed so many tokens."""
+    text = answer(PROMPT, num_tokens)
+    for token in text:
+        row = seat.state.begin_pass(64, 0)
+        seat.state.end_pass(row, [token], PassInfo(), now=0.0)
+
+
+def test_sessions_get_caches_while_there_is_room_and_wait_when_there_is_none() -> None:
+    table = Table(num_caches=2)
+    for number in (1, 2, 3):
+        table.opens(number)
+    assert table.waiting() == [session_id(3)]
+    assert table.free_kv_tokens == 0
+    assert [seat.state.session_id for seat in table.ready()] == [session_id(1), session_id(2)]
+
+
+def test_a_reservation_holds_prompt_and_answer_in_whole_blocks() -> None:
+    table = Table(num_caches=4)
+    exact = table.opens(1, max_tokens=BLOCK - len(PROMPT))
+    larger = table.opens(2, max_tokens=BLOCK - len(PROMPT) + 1)
+    assert (exact.reserved, larger.reserved) == (BLOCK, 2 * BLOCK)
+    assert larger.cache.capacity == 2 * BLOCK
+    assert table.free_kv_tokens == BLOCK
+
+
+def test_waiting_sessions_are_admitted_in_the_order_of_their_opening() -> None:
+    table = Table(num_caches=2)
+    for number in (1, 2, 3, 4):
+        table.opens(number)
+    table.close(session_id(2), now=0.0)
+    assert table.waiting() == [session_id(4)]
+    table.close(session_id(1), now=0.0)
+    assert table.waiting() == []
+
+
+def test_a_small_session_does_not_overtake_a_large_one_that_waits() -> None:
+    table = Table(num_caches=3)
+    table.opens(1)
+    table.opens(2)
+    table.opens(3, max_tokens=BLOCK)
+    table.opens(4)
+    assert table.waiting() == [session_id(3), session_id(4)]
+    assert table.free_kv_tokens == BLOCK
+    table.close(session_id(1), now=0.0)
+    assert table.waiting() == [session_id(4)]
+
+
+def test_a_finished_session_gives_its_cache_to_the_next_and_keeps_its_text() -> None:
+    table = Table(num_caches=1)
+    first, second = table.opens(1, max_tokens=2), table.opens(2)
+    assert second.cache is None
+    commit(first, 2)
+    table.settle(first)
+    assert first.cache is None
+    assert second.cache is not None
+    assert first.state.tokens[len(PROMPT) :] == answer(PROMPT, 2)
+    assert table.find(session_id(1)) is first
+    assert table.num_active == 1
+
+
+def test_reservations_add_up_again_when_all_sessions_are_over() -> None:
+    table = Table(num_caches=3)
+    for number in range(1, 6):
+        seat = table.opens(number, max_tokens=2)
+        if seat.cache is not None:
+            commit(seat, 2)
+            table.settle(seat)
+    for number in range(1, 6):
+        table.close(session_id(number), now=0.0)
+    assert table.free_kv_tokens == table.kv_tokens
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        (opening(prompt=()), "bad_request", "empty"),
+        (opening(prompt=(1, VOCABULARY)), "bad_request", f"token id {VOCABULARY}"),
+        (opening(committed=(VOCABULARY,)), "bad_request", f"token id {VOCABULARY}"),
+        (opening(max_tokens=1022), "too_long", "1025 tokens exceed the context of 1024"),
+        (opening(max_tokens=512), "too_long", "515 tokens don't fit the KV cache of 512"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_for_good(request_: Open, code: str, message: str) -> None:
+    table = Table(num_caches=1)
+    with pytest.raises(Refused, match=message) as refused:
+        table.open(request_, GATEWAY, 0.0)
+    assert (refused.value.code, refused.value.retryable) == (code, False)
+    assert len(table) == 0
+
+
+def test_more_sessions_than_allowed_are_refused_for_now() -> None:
+    table = Table(max_sessions=2)
+    table.opens(1)
+    table.opens(2)
+    with pytest.raises(Refused, match="all 2 sessions") as refused:
+        table.opens(3)
+    assert (refused.value.code, refused.value.retryable) == ("overloaded", True)
+    table.opens(1, now=5.0)
+
+
+def test_opening_the_same_term_again_changes_nothing_but_the_lease() -> None:
+    table = Table()
+    seat = table.opens(1)
+    commit(seat, 3)
+    again = table.opens(1, now=900.0)
+    assert again is seat
+    assert seat.state.length == len(PROMPT) + 3
+    assert table.expire(now=1500.0) == []
+
+
+def test_a_lower_term_does_not_rebind() -> None:
+    table = Table()
+    table.opens(1, term=5)
+    assert table.opens(1, term=4).state.term == 5
+
+
+def test_a_higher_term_keeps_the_cache_where_it_is_large_enough() -> None:
+    table = Table()
+    seat = table.opens(1)
+    commit(seat, 3)
+    cache = seat.cache
+    table.opens(1, term=2, committed=tuple(answer(PROMPT, 3)))
+    assert seat.state.term == 2
+    assert seat.cache is cache
+    assert seat.state.computed == len(PROMPT) + 2
+
+
+def test_a_higher_term_with_a_longer_answer_gets_a_larger_cache_and_feeds_its_text_again() -> None:
+    table = Table(num_caches=4)
+    seat = table.opens(1)
+    commit(seat, 3)
+    table.opens(1, term=2, max_tokens=BLOCK, committed=tuple(answer(PROMPT, 3)))
+    assert seat.cache.capacity == 2 * BLOCK
+    assert seat.state.computed == 0
+    assert table.free_kv_tokens == 2 * BLOCK
+
+
+def test_a_session_that_is_finished_when_it_is_opened_takes_no_cache() -> None:
+    table = Table(num_caches=1)
+    seat = table.opens(1, max_tokens=2, committed=tuple(answer(PROMPT, 2)))
+    assert seat.state.finish == "length"
+    assert seat.cache is None
+    assert table.opens(2).cache is not None
+
+
+def test_another_gateway_can_not_take_a_session_over() -> None:
+    table = Table()
+    seat = table.opens(1)
+    with pytest.raises(Refused, match="another gateway") as refused:
+        table.open(opening(1, term=2), OTHER_GATEWAY, 0.0)
+    assert not refused.value.retryable
+    assert (seat.state.term, seat.state.gateway_id) == (1, GATEWAY)
+
+
+def test_a_gateway_silent_for_a_lease_loses_its_sessions_only() -> None:
+    table = Table(num_caches=2)
+    table.opens(1)
+    table.open(opening(2), OTHER_GATEWAY, 0.0)
+    waiting = table.open(opening(3), OTHER_GATEWAY, 0.0)
+    table.renew(OTHER_GATEWAY, now=900.0)
+    assert table.expire(now=LEASE_MS) == []
+    assert [seat.state.session_id for seat in table.expire(now=LEASE_MS + 1)] == [session_id(1)]
+    assert waiting.cache is not None
+    assert [seat.state.session_id for seat in table.expire(now=900.0 + LEASE_MS + 1)] == [session_id(2), session_id(3)]
+    assert table.free_kv_tokens == table.kv_tokens
+
+
+def test_a_closed_session_leaves_a_tombstone_for_one_lease() -> None:
+    table = Table()
+    table.opens(1)
+    table.close(session_id(1), now=100.0)
+    for ask in (lambda: table.find(session_id(1)), lambda: table.opens(1, term=2, now=200.0)):
+        with pytest.raises(Refused, match="closed") as refused:
+            ask()
+        assert (refused.value.code, refused.value.retryable) == ("closed", False)
+    table.expire(now=100.0 + LEASE_MS - 1)
+    with pytest.raises(Refused, match="closed"):
+        table.find(session_id(1))
+    table.expire(now=100.0 + LEASE_MS)
+    with pytest.raises(Refused) as forgotten:
+        table.find(session_id(1))
+    assert (forgotten.value.code, forgotten.value.retryable) == ("unknown_session", True)
+
+
+def test_a_session_that_was_never_opened_is_unknown_and_closing_it_does_nothing() -> None:
+    table = Table()
+    assert table.close(session_id(9), now=0.0) is None
+    with pytest.raises(Refused) as refused:
+        table.find(session_id(9))
+    assert (refused.value.code, refused.value.retryable) == ("unknown_session", True)
+
+
+def test_closing_during_a_pass_voids_it_and_discards_every_guess() -> None:
+    table = Table()
+    seat = table.opens(1)
+    commit(seat, 1)
+    seat.state.pending = [8, 9, 10]
+    row = seat.state.begin_pass(64, 1)
+    assert (len(row.guesses), len(seat.state.pending)) == (2, 1)
+    table.close(session_id(1), now=0.0)
+    assert seat.state.fates.discarded == 3
+    assert seat.state.end_pass(row, [8, 9], PassInfo(), now=0.0) is None
+    assert table.free_kv_tokens == table.kv_tokens
+
+
+def test_a_draining_table_takes_no_new_session_but_serves_its_own() -> None:
+    table = Table()
+    seat = table.opens(1)
+    table.draining = True
+    with pytest.raises(Refused) as refused:
+        table.opens(2)
+    assert (refused.value.code, refused.value.retryable) == ("draining", True)
+    table.opens(1, term=2)
+    assert seat.state.term == 2
+    assert table.num_active == 1
+
+
+def test_a_refusal_is_told_with_the_session_and_term_that_asked() -> None:
+    failure = Refused("overloaded", "x" * 3000, retryable=True).failure(session_id(1), 7)
+    assert (failure.session_id, failure.term, failure.code, failure.retryable) == (session_id(1), 7, "overloaded", True)
+    assert len(failure.message) == 1024

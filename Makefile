@@ -5,7 +5,7 @@ PROMPT ?= Explain in a few sentences how rain is made.
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-export PROMPT
+export ASKED = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down test test-long bits lint format gpu-check clean
@@ -14,7 +14,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/local ## prepare the default models, start everything, stream one answer with statistics, stop
-	$(BIN)/python -m services --port $(PORT) --ask "$$PROMPT"
+	$(BIN)/python -m services --port $(PORT) --ask "$$ASKED"
 
 up: $(VENV)/local ## start everything and leave it running at http://127.0.0.1:8080 (PORT=... for another port)
 	$(BIN)/python -m services --port $(PORT) --detach

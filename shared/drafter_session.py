@@ -135,8 +135,9 @@ class DrafterSession:
         """
         if not self.wants_step:
             raise RuntimeError(f"session {self.session_id} wants no draft step")
-        fed = TokenIds(self.tokens[self.computed : self.computed + max_tokens])
-        self._step = DraftStep(self.computed, fed, self.computed + len(fed) == len(self.tokens))
+        start = min(self.computed, len(self.tokens) - 1)  # the last token is fed again where its logits are wanted
+        fed = TokenIds(self.tokens[start : start + max_tokens])
+        self._step = DraftStep(start, fed, start + len(fed) == len(self.tokens))
         self._valid = len(self.tokens)
         return self._step
 
@@ -176,7 +177,7 @@ class DrafterSession:
         """When to resend unless a verdict comes first; None when no verdict is owed."""
         if self.closed or (self.sent <= self.committed and not self.free_run):
             return None
-        timeout = max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + self._pass_ms)
+        timeout = max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + 2 * self._pass_ms)  # the pass under way, and its own
         return self._quiet_since + min(timeout * 2.0**self._tries, max(timeout, MAX_TIMEOUT_MS))
 
     def on_timer(self, now: float) -> Draft | None:

@@ -26,11 +26,12 @@ class Health:
         self._registry = registry
         self._stage = "starting"
         self._is_connected = True
+        self._missing = ""
 
     @property
     def reason(self) -> str:
         """Why the service is not ready; "" when it is."""
-        return self._stage or ("" if self._is_connected else "not connected to NATS")
+        return self._stage or ("" if self._is_connected else "not connected to NATS") or self._missing
 
     def become(self, stage: str) -> None:
         """Sets the stage of the service's life that keeps it from being ready; "" means none."""
@@ -40,6 +41,11 @@ class Health:
     def connected(self, is_connected: bool) -> None:
         """The bus went or came back."""
         self._is_connected = is_connected
+        self._metrics.ready.set(not self.reason)
+
+    def lack(self, missing: str) -> None:
+        """Sets what the service needs of others and does not have; "" means nothing. It outlasts the stages."""
+        self._missing = missing
         self._metrics.ready.set(not self.reason)
 
     async def watch_loop(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
@@ -105,12 +106,13 @@ class FakeCache:
 
 @dataclass
 class FakeTarget:
-    """A TargetModel whose draws are `next_token`. A row that feeds `poison` fails its pass."""
+    """A TargetModel whose draws are `next_token` after `pass_s`. A row that feeds `poison` fails its pass."""
 
     name: str = "fake"
     fingerprint: str = "fake-numerics"
     vocab_size: int = VOCABULARY
     max_context: int = MAX_CONTEXT
+    pass_s: float = 0.0
     poison: int | None = None
     gate: Gate = field(default_factory=Gate)
     passes: list[list[Row]] = field(default_factory=list)  # all that were begun
@@ -121,6 +123,7 @@ class FakeTarget:
     def step(self, rows: Sequence[Row]) -> list[list[int]]:
         self.passes.append(list(rows))
         self.gate.pass_through()
+        time.sleep(self.pass_s)
         assert len({id(row.cache) for row in rows}) == len(rows), "two rows share a cache"
         if any(self.poison in row.token_ids for row in rows):
             raise RuntimeError("poisoned")

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TypeGuard, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -53,7 +53,7 @@ def anchors(markdown: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-# --- links and names ---------------------------------------------------------------------------------------------------
+# --- links and names --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -94,7 +94,7 @@ def test_make_targets_that_documents_name_exist() -> None:
     assert {"demo", "test", "up", "down"} <= targets
 
 
-# --- the protocol ------------------------------------------------------------------------------------------------------
+# --- the protocol -----------------------------------------------------------------------------------------------------
 
 
 def test_every_test_that_the_protocol_names_exists_where_it_says() -> None:
@@ -131,7 +131,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-# --- metrics -----------------------------------------------------------------------------------------------------------
+# --- metrics ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def registered_metrics() -> dict[str, MetricWrapperBase]:
     for kind in (BusMetrics, ProcessMetrics, GatewayMetrics, DrafterMetrics, VerifierMetrics, ControllerMetrics):
         for metric in vars(kind(CollectorRegistry())).values():
             if isinstance(metric, MetricWrapperBase):
-                family = metric.describe()[0]
+                family = next(iter(metric.describe()))
                 found[family.name + ("_total" if family.type == "counter" else "")] = metric
     return found
 
@@ -169,7 +169,7 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     assert set(documented) == set(registered)
     for name, metric in registered.items():
         row = documented[name]
-        assert row.kind == metric.describe()[0].type, name
+        assert row.kind == next(iter(metric.describe())).type, name
         assert row.meaning.strip(), name
         assert takes_labels(metric, row.labels), f"{name} has other labels than {row.labels}"
 
@@ -193,18 +193,23 @@ def test_every_metric_class_of_a_service_is_looked_at() -> None:
 
 def test_every_reason_kind_and_code_that_labels_a_metric_is_documented() -> None:
     text = text_of("docs/metrics.md")
-    values = {*get_args(FailureCode), *get_args(DropReason)}
+    values: set[object] = {*get_args(FailureCode), *get_args(DropReason)}
     for path in CODE:
         for call in ast.walk(tree_of(path)):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args:
-                if call.func.attr in ("labels", "_drop"):
-                    values |= {leaf.value for leaf in ast.walk(call.args[0]) if isinstance(leaf, ast.Constant)}
-    values = {value for value in values if isinstance(value, str)}
+            if is_call_of(call, "labels", "_drop"):
+                values |= {leaf.value for leaf in ast.walk(call.args[0]) if isinstance(leaf, ast.Constant)}
     assert {"malformed", "foreign drafter", "overloaded", "replayed"} <= values
-    assert {value for value in values if f"`{value}`" not in text} == set()
+    assert {value for value in values if isinstance(value, str) and f"`{value}`" not in text} == set()
 
 
-# --- dependencies ------------------------------------------------------------------------------------------------------
+def is_call_of(node: ast.AST, *methods: str) -> TypeGuard[ast.Call]:
+    """Whether a node calls a method of one of these names with an argument."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return False
+    return isinstance(node.func, ast.Attribute) and node.func.attr in methods
+
+
+# --- dependencies -----------------------------------------------------------------------------------------------------
 
 
 def required() -> dict[str, set[str]]:
@@ -222,7 +227,8 @@ def documented_dependencies() -> dict[str, set[str]]:
     found = {}
     for section in text_of("docs/dependencies.md").split("\n## ")[1:]:
         heading, _, body = section.partition("\n")
-        names = {name for line in re.findall(r"^\* ([^:]+):", body, re.M) for name in re.findall(r"\*\*(.+?)\*\*", line)}
+        subjects = "".join(re.findall(r"^\* ([^:]+):", body, re.MULTILINE))
+        names = set(re.findall(r"\*\*(.+?)\*\*", subjects))
         for extra in heading.partition(":")[0].split(", "):
             found["" if extra == "Every role" else extra] = names
     return found
@@ -239,7 +245,7 @@ def test_dependencies_are_ranges_without_pins() -> None:
             assert requirement.startswith(project["name"]) or re.fullmatch(r"[\w-]+>=[\d.]+(; .+)?", requirement)
 
 
-# --- modules -----------------------------------------------------------------------------------------------------------
+# --- modules ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*CODE, *TESTS], ids=name_of)

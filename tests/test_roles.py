@@ -86,7 +86,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("DSD_", "PYTHON"))}
 
 
-# --- what must hold in the development environment and in a clean one -------------------------------------------------
+# --- what must hold in the development environment and in a clean one ------------------------------------------------
 
 
 def check_help(python: Python, role: Role) -> None:
@@ -134,7 +134,7 @@ def get(url: str, path: str) -> tuple[int, str]:
         connection.close()
 
 
-# --- the development environment ---------------------------------------------------------------------------------------
+# --- the development environment --------------------------------------------------------------------------------------
 
 
 @every_role
@@ -221,7 +221,7 @@ def files_of(package: str) -> list[Path]:
     return module_files(package) + sorted(ROOT.joinpath(*package.split(".")).rglob("*.py"))
 
 
-# --- a clean environment -----------------------------------------------------------------------------------------------
+# --- a clean environment ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long

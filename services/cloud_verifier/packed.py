@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
+from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
@@ -123,21 +124,25 @@ def row_step(dtype: torch.dtype, *, packed: bool) -> int:
     return 4 if packed and dtype != torch.float32 else HEAD_ROWS
 
 
-def replace_layers(model: nn.Module, *, packed: bool) -> None:
+def replace_layers(model: PreTrainedModel, *, packed: bool) -> None:
     """Swaps the model's linear layers (packed: their weights are freed one by one), activations and head in place."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    on_cpu = head.weight.device.type == "cpu"
-    activations = _activation_classes() if on_cpu else ()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child is head:
-                setattr(parent, name, Float32Head(child.weight, child.bias, packed=packed))
-            elif packed and type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
-            elif packed and type(child) is Conv1D:
-                setattr(parent, name, PackedLinear(child.weight.t(), child.bias))
-            elif isinstance(child, activations):
-                setattr(parent, name, RowwiseActivation(child))
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    activations = _activation_classes() if head.weight.device.type == "cpu" else ()
+
+    def replaced(module: nn.Module) -> nn.Module:
+        if module is head:
+            return Float32Head(module.weight, module.bias, packed=packed)
+        if packed and type(module) is nn.Linear:
+            return PackedLinear(module.weight, module.bias)
+        if packed and type(module) is Conv1D:
+            return PackedLinear(module.weight.t(), module.bias)
+        if isinstance(module, activations):
+            return RowwiseActivation(module)
+        for name, _ in list(module.named_children()):
+            setattr(module, name, replaced(getattr(module, name)))
+        return module
+
+    replaced(model)
 
 
 def _activation_classes() -> tuple[type[nn.Module], ...]:

@@ -69,13 +69,13 @@ class Gateway:
         )
         self._admission = Admission(settings.model_name, settings.default_max_tokens, tokenizer, placement)
         self._draining = False
+        self._tell_readiness()
 
     async def run(self) -> None:
-        self._tell_readiness()  # nobody is known yet
         bus = self._context.bus
         await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
-        await bus.subscribe(subjects.all_broadcasts("heartbeat"), self._on_heartbeat)
         self._routes.open(self.sessions, self._admission, self._metrics)
+        await bus.subscribe(subjects.all_broadcasts("heartbeat"), self._on_heartbeat)
         try:
             while True:
                 await self.sessions.beat(
@@ -109,5 +109,4 @@ class Gateway:
         now, fleet, name = time.monotonic(), self.sessions.fleet, self._settings.model_name
         self._metrics.peers.labels("verifier").set(fleet.count_alive("verifier", now))
         self._metrics.peers.labels("drafter").set(fleet.count_alive("drafter", now))
-        if not self._draining:
-            self._context.health.become("" if fleet.max_context(name, now) else f"no verifier serves {name}")
+        self._context.health.lack("" if fleet.max_context(name, now) else f"no verifier serves {name}")

@@ -185,8 +185,8 @@ class Session:
             self._leave_verifier(now)
 
     def on_joined(self, instance_id: str, now: float) -> None:
-        """A peer has come, or come back. Who waits goes on with its own verifier at once, elsewhere at its next try: after
-        an outage of the bus all come back, one after the other."""
+        """A peer has come, or come back. A session that waits goes on with its own verifier at once, with another at
+        its next try: after an outage of the bus all come back, one after the other."""
         self._avoided.pop(instance_id, None)
         if self.phase == "waiting" and instance_id == self.verifier_id:
             self._place(now)

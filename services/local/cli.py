@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -109,7 +110,8 @@ async def _serve_until(
 
 def address_lines(plan: Plan) -> str:
     """Where the system is, and how to ask it."""
-    body = f'{{"model": "{PAIR}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    body = json.dumps({"model": PAIR, "messages": messages, "temperature": 0, "max_tokens": 64})
     return (
         f"gateway at {plan.address}\n"
         f"curl -s {plan.address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"

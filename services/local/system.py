@@ -55,7 +55,9 @@ def check_address(plan: Plan) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise OSError(f"{plan.address} can't be listened at ({error.strerror}): choose another --port") from error
+        raise OSError(
+            f"{plan.address} can't be listened at ({error.strerror}): choose another --host or --port"
+        ) from error
 
 
 def service_programs(plan: Plan, nats_url: str) -> list[Program]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from services.cloud_verifier.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
-from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from tests.e2e.prompts import read_prompts
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +19,7 @@ def tokenizer(default_models: Path) -> TargetTokenizer:
 
 @pytest.fixture(scope="session")
 def prompts(tokenizer: TargetTokenizer) -> list[list[int]]:
-    """The 40 prompts of tests/data, as token ids of a chat."""
-    lines = (Path(__file__).parents[1] / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    messages = [ChatMessage(role="user", content=json.loads(line)["prompt"]) for line in lines]
-    return [list(tokenizer.encode_chat([message])) for message in messages]
+    return read_prompts(tokenizer)
 
 
 @pytest.fixture(scope="session")

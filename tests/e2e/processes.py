@@ -217,16 +217,17 @@ class Processes:
 
         async def is_balanced() -> bool:
             readings = [await self.metrics(name) for name in self.names("drafter")]
-            return all(reading.drafted == sum(reading.fates.values()) for reading in readings)
+            is_idle = all(reading.total("dsd_drafter_sessions") == 0 for reading in readings)
+            return is_idle and all(reading.drafted == sum(reading.fates.values()) for reading in readings)
 
-        await until(is_balanced, BALANCED_S, "guesses without a fate")
+        await until(is_balanced, BALANCED_S, "sessions left, or guesses without a fate")
 
 
 async def until(condition: Callable[[], Awaitable[bool]], at_most_s: float, otherwise: str) -> None:
     """Looks from outside until something holds."""
     try:
         async with asyncio.timeout(at_most_s):
-            while not await condition():
+            while not await condition():  # noqa: ASYNC110  what other processes do sets no event here
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:
         pytest.fail(f"{otherwise} after {at_most_s:g} s")

@@ -73,8 +73,8 @@ async def test_every_guess_of_a_session_has_one_fate_and_all_sides_agree_on_the_
 
     await fleet.balanced()
     after = await fleet.metrics("drafter-1")
-    num_drafted = after.drafted - before.drafted
     fates = {fate: after.fates[fate] - before.fates[fate] for fate in FATES}
-    assert num_drafted == sum(fates.values()) > 0
+    assert after.drafted - before.drafted == sum(fates.values()) > 0
     assert answer.num_accepted == answer.dsd["accepted"] == fates["accepted"] > 0
-    assert sum(answer.dsd[fate] for fate in FATES) <= num_drafted, "the verifier has heard more guesses than were made"
+    for fate in ("rejected", "late"):  # the drafter also judges guesses that came too late to be sent
+        assert answer.dsd[fate] <= fates[fate], (fate, answer.dsd, fates)

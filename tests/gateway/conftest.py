@@ -105,6 +105,7 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
     )
     network, registry = MemoryNetwork(), CollectorRegistry()
     health, routes = Health(registry), Routes(settings.client_timeout_s)
+    health.become("")
     context = Context(new_instance_id("gateway"), network.connect(), registry, health)
     gateway = Gateway(settings, context, load_tokenizer(folder), routes)
     app = make_app(routes, settings.max_body_bytes)

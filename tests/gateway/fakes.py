@@ -31,7 +31,7 @@ from shared.verifier_session import PassInfo, VerifierSession
 MODEL = "tiny"
 CONTEXT = 512
 VOCABULARY = 320
-HEARTBEAT_S = 0.05
+HEARTBEAT_S = 0.2
 
 Script = Callable[[TokenIds], list[int]]  # the answer to a prompt
 

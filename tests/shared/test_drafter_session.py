@@ -230,6 +230,16 @@ def test_silence_is_answered_by_resending_from_committed_with_growing_pauses() -
     assert state.resend_at - first > first
 
 
+def test_a_guess_that_just_missed_a_pass_is_not_sent_again() -> None:
+    state = session()
+    pass_ms = 20.0
+    state.on_verdict(verdict(3, 7, echo=Echo(96.0, 2.0)), now=100.0)
+    (sent,) = guess(state, 8, 9, now=100.0)
+    assert sent.base == 4
+    assert state.on_timer(100.0 + 2 * pass_ms + 2.0) is None, "the pass under way, its own, and the round trip"
+    assert state.on_timer(100.0 + 3 * pass_ms) is not None
+
+
 def test_after_too_many_silent_tries_the_session_closes() -> None:
     state = session()
     for _ in range(MAX_SILENT_TRIES):
@@ -242,7 +252,7 @@ def test_a_verdict_ends_the_silence() -> None:
     state = session()
     state.on_timer(state.resend_at)
     state.on_verdict(verdict(3), now=5000.0)
-    assert state.resend_at == 5000.0 + 1000.0 + 20.0
+    assert state.resend_at == 5000.0 + 1000.0 + 2 * 20.0
 
 
 def test_without_free_run_and_open_guesses_no_verdict_is_owed() -> None:

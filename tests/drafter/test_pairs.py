@@ -1,0 +1,162 @@
+"""What a drafter reports of its verifiers: every count once."""
+
+from __future__ import annotations
+
+import pytest
+
+from awc.policy import WindowChoice
+from services.edge_drafter import pairs as module
+from services.edge_drafter.pairs import PairTable, moving
+from services.edge_drafter.sessions import Seat, SessionTable
+from shared.messages import NO_TOKENS, PairReport, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
+from tests.fakes import FakeDraft
+
+VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"
+GATEWAY = "gateway.0123456789ab"
+PROMPT = (5, 6, 7)
+
+
+class Pairs:
+    """A pair table and the sessions that feed it."""
+
+    def __init__(self) -> None:
+        self.table = SessionTable(FakeDraft(), 1000)
+        self.pairs = PairTable()
+        self.num_started = 0
+
+    def start(self, verifier_id: str = VERIFIER) -> Seat:
+        self.num_started += 1
+        request = Speculate(
+            f"{self.num_started:032x}", 1, verifier_id, TokenIds(PROMPT), NO_TOKENS, Sampling(), NO_TOKENS, 100,
+            Speculation(),
+        )  # fmt: skip
+        return self.table.speculate(request, GATEWAY, WindowChoice(8, 2, True), 0.0)
+
+    def report(self, draft_ms: float = 5.0) -> dict[str, PairReport]:
+        windows = {verifier_id: 8 for verifier_id in self.pairs.verifier_ids()}
+        reports = self.pairs.take_reports(list(self.table), windows, draft_ms)
+        return {report.verifier_id: report for report in reports}
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    return Pairs()
+
+
+def count(seat: Seat, drafted: int = 0, **fates: int) -> None:
+    """As if the session had drafted so much, and judged so much of it."""
+    seat.state.drafted += drafted
+    for fate, number in fates.items():
+        setattr(seat.state.fates, fate, getattr(seat.state.fates, fate) + number)
+
+
+def verdict(seat: Seat, queue: float = 0.0) -> Verdict:
+    return Verdict(seat.state.session_id, 1, 0, 3, TokenIds((1,)), 0, None, None, 1.0, 1, queue, Tally())
+
+
+def test_a_report_has_the_counts_since_the_last_one(pairs: Pairs) -> None:
+    seat = pairs.start()
+    count(seat, 10, accepted=4, rejected=1, late=2, discarded=3)
+    pairs.pairs.absorb(seat)
+    report = pairs.report()[VERIFIER]
+    assert (report.drafted, report.matched, report.mismatched, report.late, report.discarded) == (10, 6, 1, 2, 3)
+    count(seat, 5, accepted=5)
+    pairs.pairs.absorb(seat)
+    report = pairs.report()[VERIFIER]
+    assert (report.drafted, report.matched, report.mismatched, report.late, report.discarded) == (5, 5, 0, 0, 0)
+
+
+def test_absorbing_tells_what_the_metrics_have_already(pairs: Pairs) -> None:
+    seat = pairs.start()
+    count(seat, 3, accepted=2)
+    assert pairs.pairs.absorb(seat).accepted == 0
+    count(seat, accepted=1)
+    before = pairs.pairs.absorb(seat)
+    assert before.accepted == 2
+    count(seat, accepted=7)
+    assert before.accepted == 2
+    assert seat.seen.fates.accepted == 3
+
+
+def test_absorbing_again_without_a_change_counts_nothing(pairs: Pairs) -> None:
+    seat = pairs.start()
+    count(seat, 3, accepted=2)
+    for _ in range(3):
+        pairs.pairs.absorb(seat)
+    assert pairs.report()[VERIFIER].drafted == 3
+    assert pairs.report() == {}
+
+
+def test_sessions_of_one_verifier_are_added_up_and_those_of_another_are_not(pairs: Pairs) -> None:
+    for verifier_id, drafted in ((VERIFIER, 3), (VERIFIER, 4), (OTHER_VERIFIER, 5)):
+        seat = pairs.start(verifier_id)
+        count(seat, drafted)
+        pairs.pairs.absorb(seat)
+    reports = pairs.report(draft_ms=7.0)
+    assert {key: (report.drafted, report.num_sessions) for key, report in reports.items()} == {
+        VERIFIER: (7, 2), OTHER_VERIFIER: (5, 1),
+    }  # fmt: skip
+    assert all((report.draft_ms, report.window, report.context) == (7.0, 8, 3) for report in reports.values())
+
+
+def test_the_counts_of_a_session_that_is_over_are_still_reported_and_then_its_pair_is_forgotten(pairs: Pairs) -> None:
+    seat = pairs.start()
+    count(seat, 3)
+    pairs.table.drop(seat.state.session_id)
+    pairs.pairs.absorb(seat)
+    pairs.pairs.forget(seat)
+    report = pairs.report()[VERIFIER]
+    assert (report.drafted, report.num_sessions, report.context) == (3, 0, 0)
+    assert pairs.pairs.verifier_ids() == []
+
+
+def test_an_idle_pair_with_sessions_is_kept_with_its_averages(pairs: Pairs) -> None:
+    seat = pairs.start()
+    pairs.pairs.observe(seat, verdict(seat, queue=0.5), 1, now=0.0)
+    assert pairs.report() == {}
+    assert pairs.pairs.verifier_ids() == [VERIFIER]
+    count(seat, 1)
+    pairs.pairs.absorb(seat)
+    assert pairs.report()[VERIFIER].queue == 0.5
+
+
+def test_time_per_token_is_the_time_since_the_sessions_last_tokens_shared_by_the_new_ones(pairs: Pairs) -> None:
+    seat, other = pairs.start(), pairs.start()
+    for who, num_new, now in ((seat, 2, 100.0), (other, 1, 120.0), (seat, 4, 180.0), (seat, 0, 500.0)):
+        pairs.pairs.observe(who, verdict(who), num_new, now)
+    count(seat, 1)
+    pairs.pairs.absorb(seat)
+    assert pairs.report()[VERIFIER].tpot_ms == 20.0
+    pairs.pairs.observe(seat, verdict(seat), 1, 220.0)
+    count(seat, 1)
+    pairs.pairs.absorb(seat)
+    assert pairs.report()[VERIFIER].tpot_ms == pytest.approx(0.8 * 20 + 0.2 * 40)
+
+
+def test_the_round_trip_is_the_sessions_smoothed_one(pairs: Pairs) -> None:
+    seat = pairs.start()
+    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
+    seat.state.round_trip.observe(30.0)
+    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
+    count(seat, 1)
+    pairs.pairs.absorb(seat)
+    assert pairs.report()[VERIFIER].rtt_ms == 30.0
+
+
+def test_more_pairs_than_a_report_may_carry_are_reported_in_turn(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_REPORTED_PAIRS", 2)
+    for number in range(5):
+        seat = pairs.start(f"cloud.{number:012x}")
+        count(seat, 1)
+        pairs.pairs.absorb(seat)
+        pairs.table.drop(seat.state.session_id)
+    sizes = [len(pairs.report()) for _ in range(4)]
+    assert sizes == [2, 2, 1, 0]
+    assert pairs.pairs.verifier_ids() == []
+
+
+def test_a_moving_average_starts_with_its_first_sample() -> None:
+    assert moving(0.0, 10.0) == 10.0
+    assert moving(10.0, 20.0) == pytest.approx(12.0)

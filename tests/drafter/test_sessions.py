@@ -1,0 +1,196 @@
+"""The drafter's table: fair turns, refusals, rebinding, windows of requests."""
+
+from __future__ import annotations
+
+import pytest
+
+from awc.policy import WindowChoice
+from services.edge_drafter.sessions import Refused, Seat, SessionTable, steer
+from shared.drafter_session import DraftStep
+from shared.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
+from tests.fakes import VOCABULARY, FakeDraft
+
+GATEWAY, OTHER_GATEWAY = "gateway.0123456789ab", "other.0123456789ab"
+VERIFIER = "cloud.0123456789ab"
+CHOICE = WindowChoice(8, 2, True)
+PROMPT = (5, 6, 7)
+FEED = 16
+
+
+def request(
+    number: int = 1,
+    prompt: tuple[int, ...] = PROMPT,
+    max_tokens: int = 100,
+    term: int = 1,
+    committed: tuple[int, ...] = (),
+    speculation: Speculation = Speculation(),  # noqa: B008  frozen
+) -> Speculate:
+    return Speculate(
+        f"{number:032x}", term, VERIFIER, TokenIds(prompt), TokenIds(committed), Sampling(), NO_TOKENS, max_tokens,
+        speculation,
+    )  # fmt: skip
+
+
+class Table(SessionTable):
+    def __init__(self, max_sessions: int = 10) -> None:
+        super().__init__(FakeDraft(), max_sessions)
+
+    def start(self, number: int = 1, choice: WindowChoice = CHOICE, **options: object) -> Seat:
+        return self.speculate(request(number, **options), GATEWAY, choice, 0.0)
+
+    def turn(self) -> tuple[int, DraftStep] | None:
+        """One draft step for whoever is first: the session's number and the step."""
+        seat = self.next_turn()
+        if seat is None:
+            return None
+        step = seat.state.begin_step(FEED)
+        seat.state.end_step(step, 1)
+        return int(seat.state.session_id, 16), step
+
+
+def test_sessions_take_turns() -> None:
+    table = Table()
+    for number in (1, 2, 3):
+        table.start(number)
+    assert [table.turn()[0] for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_a_long_prompt_delays_another_session_by_one_chunk_at_most() -> None:
+    table = Table()
+    table.start(1, prompt=tuple(range(1, 80)))
+    table.start(2)
+    turns = [table.turn() for _ in range(6)]
+    assert [number for number, _ in turns] == [1, 2, 1, 2, 1, 2]
+    assert [len(step.fed_ids) for number, step in turns if number == 1] == [FEED] * 3
+
+
+def test_a_session_whose_window_is_full_is_passed_over() -> None:
+    table = Table()
+    table.start(1, WindowChoice(2, 2, True))
+    table.start(2)
+    assert [table.turn()[0] for _ in range(6)] == [1, 2, 1, 2, 2, 2]
+
+
+def test_a_session_that_comes_later_waits_its_turn_and_no_longer() -> None:
+    table = Table()
+    table.start(1)
+    table.start(2)
+    assert [table.turn()[0] for _ in range(3)] == [1, 2, 1]
+    table.start(3)
+    assert [table.turn()[0] for _ in range(4)] == [2, 1, 3, 2]
+
+
+def test_nobody_has_a_turn_when_all_windows_are_full() -> None:
+    table = Table()
+    table.start(1, WindowChoice(1, 1, True))
+    assert table.turn()[0] == 1
+    assert table.turn() is None
+
+
+def test_a_session_in_the_middle_of_a_step_has_no_second_turn() -> None:
+    table = Table()
+    table.start(1)
+    table.next_turn().state.begin_step(FEED)
+    assert table.next_turn() is None
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "message"),
+    [
+        (request(prompt=()), "bad_request", "empty"),
+        (request(prompt=(VOCABULARY,)), "bad_request", f"token id {VOCABULARY}"),
+        (request(committed=(VOCABULARY + 1,)), "bad_request", f"token id {VOCABULARY + 1}"),
+        (request(max_tokens=1022), "too_long", "1025 tokens exceed the draft model's 1024"),
+    ],
+)
+def test_what_can_never_be_drafted_is_refused_for_good(refused: Speculate, code: str, message: str) -> None:
+    table = Table()
+    with pytest.raises(Refused, match=message) as refusal:
+        table.speculate(refused, GATEWAY, CHOICE, 0.0)
+    assert (refusal.value.code, refusal.value.retryable) == (code, False)
+    assert len(table) == 0
+
+
+def test_a_text_as_long_as_the_context_fits() -> None:
+    assert Table().start(max_tokens=1021).cache.capacity == 1024
+
+
+def test_more_sessions_than_allowed_are_refused_for_now_but_known_ones_are_rebound() -> None:
+    table = Table(max_sessions=1)
+    seat = table.start(1)
+    with pytest.raises(Refused, match="all 1 sessions") as refusal:
+        table.start(2)
+    assert (refusal.value.code, refusal.value.retryable) == ("overloaded", True)
+    assert table.start(1, term=2) is seat
+
+
+def test_a_draining_drafter_takes_no_new_session_but_serves_its_own() -> None:
+    table = Table()
+    seat = table.start(1)
+    table.draining = True
+    with pytest.raises(Refused) as refusal:
+        table.start(2)
+    assert (refusal.value.code, refusal.value.retryable) == ("draining", True)
+    assert table.start(1, term=2) is seat
+
+
+def test_another_gateway_can_not_take_a_session_over() -> None:
+    table = Table()
+    seat = table.start(1)
+    with pytest.raises(Refused, match="another gateway"):
+        table.speculate(request(1, term=2), OTHER_GATEWAY, CHOICE, 0.0)
+    assert seat.state.term == 1
+
+
+def test_a_lower_term_changes_nothing() -> None:
+    table = Table()
+    seat = table.start(1, term=3)
+    assert table.start(1, term=2, choice=WindowChoice(2, 2, True)) is seat
+    assert (seat.state.term, seat.state.window) == (3, 8)
+
+
+def test_rebinding_keeps_the_cache_that_is_large_enough_and_takes_the_new_window() -> None:
+    table = Table()
+    seat = table.start(1)
+    for _ in range(3):
+        table.turn()
+    cache = seat.cache
+    table.start(1, term=2, committed=(1,), choice=WindowChoice(4, 2, True))
+    assert seat.cache is cache
+    assert (seat.state.computed, seat.state.window) == (4, 4)
+
+
+def test_rebinding_to_a_longer_answer_gets_a_larger_cache_and_feeds_the_text_again() -> None:
+    table = Table()
+    seat = table.start(1, max_tokens=5)
+    for _ in range(3):
+        table.turn()
+    table.start(1, term=2, max_tokens=50, committed=(1,))
+    assert (seat.cache.capacity, seat.state.computed) == (53, 0)
+
+
+def test_dropping_a_session_discards_its_open_guesses_once() -> None:
+    table = Table()
+    seat = table.start(1)
+    for _ in range(3):
+        table.turn()
+    assert table.drop(seat.state.session_id) is seat
+    assert table.drop(seat.state.session_id) is None
+    assert seat.state.fates.discarded == seat.state.drafted == 3
+
+
+@pytest.mark.parametrize(
+    ("speculation", "window"), [(Speculation(), 8), (Speculation("static", 3), 3), (Speculation("static", 0), 0)]
+)
+def test_a_request_may_have_a_window_of_its_own(speculation: Speculation, window: int) -> None:
+    seat = Table().start(speculation=speculation)
+    assert (seat.state.window, seat.state.chunk) == (window, min(2, max(window, 1)))
+    assert seat.is_adaptive == (speculation.mode == "adaptive")
+    steer(seat, WindowChoice(12, 4, False))
+    assert seat.state.window == (12 if seat.is_adaptive else window)
+
+
+def test_a_refusal_is_told_with_the_session_and_term_that_asked() -> None:
+    failure = Refused("too_long", "x" * 3000, retryable=False).failure("ab" * 16, 7)
+    assert (failure.session_id, failure.term, failure.code, failure.retryable) == ("ab" * 16, 7, "too_long", False)
+    assert len(failure.message) == 1024

@@ -1,0 +1,158 @@
+"""Whose decisions a drafter follows, and for how long."""
+
+from __future__ import annotations
+
+import pytest
+
+from awc.policy import DEFAULT_CHOICE, WindowChoice
+from services.edge_drafter import steering as module
+from services.edge_drafter.steering import STALE_INTERVALS, Steering
+from shared.messages import Heartbeat, Load, WindowDecision
+
+DRAFTER = "edge.0123456789ab"
+VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"
+FIRST, SECOND, THIRD = (f"controller-{name}.0123456789ab" for name in "abc")
+TTL_MS = 1000.0
+INTERVAL_S = 0.1
+STALE_MS = STALE_INTERVALS * INTERVAL_S * 1e3
+
+
+def beat(controller_id: str, draining: bool = False) -> Heartbeat:
+    return Heartbeat("controller", controller_id, INTERVAL_S, [], 0, 0, "", Load(), draining)
+
+
+def decision(
+    window: int, sequence: int = 1, verifier_id: str = VERIFIER, chunk: int = 2, free_run: bool = True
+) -> WindowDecision:
+    return WindowDecision(DRAFTER, verifier_id, window, chunk, free_run, "test", sequence)
+
+
+def following(*controllers: str, now: float = 0.0) -> Steering:
+    steering = Steering(TTL_MS)
+    for controller_id in controllers:
+        steering.hear(beat(controller_id), now)
+    return steering
+
+
+def test_without_a_decision_the_default_holds() -> None:
+    assert Steering(TTL_MS).choice(VERIFIER, 0.0) == DEFAULT_CHOICE
+
+
+def test_a_decision_holds_for_its_verifier_only() -> None:
+    steering = following(FIRST)
+    assert steering.decide(decision(12, chunk=3, free_run=False), FIRST, 0.0)
+    assert steering.choice(VERIFIER, 0.0) == WindowChoice(12, 3, False)
+    assert steering.choice(OTHER_VERIFIER, 0.0) == DEFAULT_CHOICE
+
+
+def test_a_decision_may_come_before_the_first_heartbeat() -> None:
+    assert Steering(TTL_MS).decide(decision(12), FIRST, 0.0)
+
+
+def test_an_older_or_repeated_decision_changes_nothing() -> None:
+    steering = following(FIRST)
+    assert steering.decide(decision(12, sequence=5), FIRST, 0.0)
+    assert not steering.decide(decision(3, sequence=5), FIRST, 0.0)
+    assert not steering.decide(decision(3, sequence=4), FIRST, 0.0)
+    assert steering.choice(VERIFIER, 0.0).window == 12
+    assert steering.decide(decision(3, sequence=6), FIRST, 0.0)
+
+
+def test_numbers_of_one_verifier_say_nothing_about_another() -> None:
+    steering = following(FIRST)
+    assert steering.decide(decision(12, sequence=5), FIRST, 0.0)
+    assert steering.decide(decision(3, 1, OTHER_VERIFIER), FIRST, 0.0)
+
+
+def test_the_live_controller_with_the_lowest_id_leads_at_first() -> None:
+    steering = following(SECOND, FIRST)
+    assert steering.leader(0.0) == FIRST
+    assert not steering.decide(decision(3), SECOND, 0.0)
+    assert steering.decide(decision(12), FIRST, 0.0)
+
+
+def test_a_leader_stays_while_it_lives_although_a_lower_id_comes() -> None:
+    steering = following(SECOND)
+    assert steering.leader(0.0) == SECOND
+    steering.hear(beat(FIRST), 0.0)
+    assert steering.leader(0.0) == SECOND
+
+
+def test_a_leader_whose_heartbeat_stops_is_followed_by_the_next() -> None:
+    steering = following(FIRST, SECOND)
+    assert steering.decide(decision(12, sequence=9), FIRST, 0.0)
+    steering.hear(beat(SECOND), STALE_MS - 1)
+    assert not steering.decide(decision(3, sequence=1), SECOND, STALE_MS - 1)
+    assert steering.decide(decision(3, sequence=2), SECOND, STALE_MS)
+    assert steering.choice(VERIFIER, STALE_MS).window == 3
+
+
+def test_a_leader_that_drains_is_left_at_once_but_its_last_decision_holds_until_there_is_another() -> None:
+    steering = following(FIRST, SECOND, THIRD)
+    assert steering.decide(decision(12, sequence=9), FIRST, 0.0)
+    steering.hear(beat(FIRST, draining=True), 1.0)
+    assert steering.leader(1.0) == SECOND
+    assert steering.choice(VERIFIER, 1.0).window == 12
+    assert not steering.decide(decision(4, sequence=10), FIRST, 1.0)
+    assert steering.decide(decision(3, sequence=1), SECOND, 1.0)
+
+
+def test_a_controller_that_drains_without_having_been_heard_of_changes_nothing() -> None:
+    steering = following(SECOND)
+    steering.hear(beat(FIRST, draining=True), 0.0)
+    assert steering.leader(0.0) == SECOND
+
+
+def test_a_controller_that_comes_back_after_draining_is_heard_again() -> None:
+    steering = following(FIRST)
+    steering.hear(beat(FIRST, draining=True), 1.0)
+    assert steering.leader(1.0) is None
+    steering.hear(beat(FIRST), 2.0)
+    assert steering.leader(2.0) == FIRST
+
+
+def test_a_new_leaders_numbers_start_anew() -> None:
+    steering = following(FIRST)
+    assert steering.decide(decision(12, sequence=100), FIRST, 0.0)
+    steering.hear(beat(SECOND), STALE_MS)
+    assert steering.decide(decision(3, sequence=1), SECOND, STALE_MS)
+
+
+def test_a_decision_that_is_not_repeated_gives_way_to_the_default() -> None:
+    steering = following(FIRST)
+    steering.decide(decision(12), FIRST, 0.0)
+    steering.decide(decision(4, 1, OTHER_VERIFIER), FIRST, 10.0)
+    assert steering.choice(VERIFIER, TTL_MS - 1).window == 12
+    assert steering.expire(TTL_MS - 1) == []
+    assert steering.choice(VERIFIER, TTL_MS) == DEFAULT_CHOICE
+    assert steering.expire(TTL_MS) == [VERIFIER]
+    assert steering.expire(TTL_MS) == []
+    assert steering.choice(OTHER_VERIFIER, TTL_MS).window == 4
+
+
+def test_repeating_a_decision_prolongs_it() -> None:
+    steering = following(FIRST)
+    steering.decide(decision(12, sequence=1), FIRST, 0.0)
+    steering.decide(decision(12, sequence=2), FIRST, 900.0)
+    assert steering.choice(VERIFIER, 1800.0).window == 12
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(2, 3), (0, 2)])
+def test_a_chunk_that_the_window_can_not_hold_is_no_decision(window: int, chunk: int) -> None:
+    steering = following(FIRST)
+    assert not steering.decide(decision(window, chunk=chunk), FIRST, 0.0)
+    assert steering.choice(VERIFIER, 0.0) == DEFAULT_CHOICE
+
+
+def test_made_up_controllers_and_verifiers_take_bounded_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONTROLLERS", 2)
+    monkeypatch.setattr(module, "MAX_PAIRS", 2)
+    steering = following(SECOND, THIRD, FIRST)
+    assert steering.leader(0.0) == SECOND
+    verifiers = [f"cloud.{number:012x}" for number in range(3)]
+    assert [steering.decide(decision(4, 1, verifier_id), SECOND, 0.0) for verifier_id in verifiers] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert steering.decide(decision(5, 2, verifiers[0]), SECOND, 0.0)
+    steering.hear(beat(THIRD), 200.0)
+    assert steering.leader(STALE_MS) == THIRD

@@ -164,7 +164,7 @@ class Verifier:
         if state.gateway_id != sender or close.term < state.term:
             self._drop("stale term or foreign gateway", session=close.session_id, sender=sender)
             return
-        self._forget(self.table.close(close.session_id, now))
+        self._forget(self.table.close(close.session_id, close.term, now))
 
     def _hear(self, subject: str, message: Message | Absent) -> None:
         if isinstance(message, Heartbeat) and message.service == "gateway":
@@ -186,7 +186,7 @@ class Verifier:
         state = seat.state
         refusal = Refused("internal", "the target model failed on this session", retryable=True)
         self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
-        self._forget(self.table.close(state.session_id, now_ms()))
+        self._forget(self.table.close(state.session_id, state.term, now_ms()))
 
     def _forget(self, seat: Seat | None) -> None:
         if seat is not None:

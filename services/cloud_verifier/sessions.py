@@ -40,6 +40,14 @@ class Seat:
     counted: Tally = field(default_factory=Tally)  # what the metrics have of the session's tally
 
 
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A session closed in `term`: only a higher term may open it again until this is forgotten at `until`."""
+
+    term: int
+    until: float
+
+
 class SessionTable:
     """All sessions of one verifier, in the order of their opening."""
 
@@ -48,7 +56,7 @@ class SessionTable:
         self._max_sessions = max_sessions
         self._lease_ms = lease_ms
         self._seats: dict[str, Seat] = {}
-        self._tombstones: dict[str, float] = {}  # session id -> when it may be forgotten
+        self._tombstones: dict[str, Tombstone] = {}
         self.kv_tokens = kv_tokens
         self.free_kv_tokens = kv_tokens
         self.draining = False
@@ -69,9 +77,10 @@ class SessionTable:
         self._check(request)
         seat = self._seats.get(request.session_id)
         if seat is None:
-            self._check_room(request.session_id)
+            self._check_room(request)
             seat = Seat(VerifierSession.opened(request, gateway_id, now), now, 0)
             self._seats[request.session_id] = seat
+            self._tombstones.pop(request.session_id, None)
         elif seat.state.gateway_id != gateway_id:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
         elif request.term > seat.state.term:
@@ -89,11 +98,11 @@ class SessionTable:
             raise Refused("closed", "the session is closed", retryable=False)
         raise Refused("unknown_session", "no such session at this verifier", retryable=True)
 
-    def close(self, session_id: str, now: float) -> Seat | None:
+    def close(self, session_id: str, term: int, now: float) -> Seat | None:
         """Ends a session and leaves a tombstone for one lease; None when there is none."""
         seat = self._seats.pop(session_id, None)
         if seat is not None:
-            self._tombstones[session_id] = now + self._lease_ms
+            self._tombstones[session_id] = Tombstone(max(term, seat.state.term), now + self._lease_ms)
             seat.state.close()
             self._release(seat)
             self.admit()
@@ -107,9 +116,9 @@ class SessionTable:
 
     def expire(self, now: float) -> list[Seat]:
         """Closes sessions whose gateway has been silent for a lease; forgets old tombstones."""
-        self._tombstones = {key: until for key, until in self._tombstones.items() if until > now}
-        overdue = [seat.state.session_id for seat in self if now - seat.renewed_at > self._lease_ms]
-        return [seat for key in overdue if (seat := self.close(key, now)) is not None]
+        self._tombstones = {key: stone for key, stone in self._tombstones.items() if stone.until > now}
+        overdue = [seat.state for seat in self if now - seat.renewed_at > self._lease_ms]
+        return [seat for state in overdue if (seat := self.close(state.session_id, state.term, now)) is not None]
 
     def ready(self) -> list[Seat]:
         """Sessions that the next pass can do something for, oldest first."""
@@ -155,8 +164,9 @@ class SessionTable:
             message = f"{length} tokens don't fit the KV cache of {self.kv_tokens} tokens"
             raise Refused("too_long", message, retryable=False)
 
-    def _check_room(self, session_id: str) -> None:
-        if session_id in self._tombstones:
+    def _check_room(self, request: Open) -> None:
+        stone = self._tombstones.get(request.session_id)
+        if stone is not None and request.term <= stone.term:
             raise Refused("closed", "the session is closed", retryable=False)
         if self.draining:
             raise Refused("draining", "the verifier is shutting down", retryable=True)

@@ -60,7 +60,7 @@ class Answer:
         return DsdReport(
             seed=session.generation.sampling.seed,
             speculation=order.mode if order else "off",
-            window=order.window if order and order.mode == "static" else None,
+            window=self._live.window,
             drafter=instance_name(session.drafter_id) if session.drafter_id else None,
             verifier=instance_name(session.verifier_id) if session.verifier_id else None,
             num_verdicts=tally.num_passes,

@@ -76,6 +76,7 @@ class Gateway:
         await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
         self._routes.open(self.sessions, self._admission, self._metrics)
         await bus.subscribe(subjects.all_broadcasts("heartbeat"), self._on_heartbeat)
+        await bus.subscribe(subjects.all_said("drafter", "window"), self.sessions.on_decision)
         try:
             while True:
                 await self.sessions.beat(

@@ -21,9 +21,22 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement import Placement
 from services.gateway.session import Send, Session
 from services.gateway.timing import SessionTiming
+from services.gateway.windows import DecidedWindows
 from shared import subjects
 from shared.bus import ABSENT, Absent, Bus
-from shared.messages import Close, Failure, Heartbeat, Load, Message, Opened, Poll, Service, TokenIds, Verdict
+from shared.messages import (
+    Close,
+    Failure,
+    Heartbeat,
+    Load,
+    Message,
+    Opened,
+    Poll,
+    Service,
+    TokenIds,
+    Verdict,
+    WindowDecision,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +55,14 @@ class LiveSession:
         self.session = session
         self._sessions = sessions
         self._changed = asyncio.Event()
+
+    @property
+    def window(self) -> int | None:
+        """The window that was asked for, or else the one that a controller has decided for this session's pair."""
+        order = self.session.generation.speculation
+        if order is not None and order.mode == "static":
+            return order.window
+        return self._sessions.windows.window(self.session.drafter_id, self.session.verifier_id)
 
     def wake(self) -> None:
         """Something has happened to the session."""
@@ -98,6 +119,7 @@ class Sessions:
         self.instance_id = instance_id
         self.max_sessions = max_sessions
         self.placement = placement
+        self.windows = DecidedWindows()
         self._bus = bus
         self._timing = timing
         self._metrics = metrics
@@ -203,6 +225,11 @@ class Sessions:
             for live in self._live.values():
                 live.session.on_joined(message.instance_id, time.monotonic())
                 live.wake()
+
+    def on_decision(self, subject: str, message: Message | Absent) -> None:
+        """Handler of what controllers say to drafters."""
+        if isinstance(message, WindowDecision):
+            self.windows.observe(message)
 
     # --- out -------------------------------------------------------------------------------------------------------
 

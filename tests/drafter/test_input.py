@@ -85,7 +85,7 @@ GARBAGE = {
     "a chunk of zero": msgpack.packb(["window", "edge.0123456789ab", "cloud.0123456789ab", 8, 0, True, "test", 1]),
     "more ids than any text has": msgpack.packb(
         ["verdict", SESSION, 1, 0, 0, b"\x01\x00\x00\x00" * (MAX_TOKENS + 1), 0, None, None, 1.0, 1, 0.0, [0] * 5]
-    )[: 60_000],
+    )[:60_000],
 }
 
 

@@ -143,9 +143,7 @@ def test_the_round_trip_is_the_sessions_smoothed_one(pairs: Pairs) -> None:
     assert pairs.report()[VERIFIER].rtt_ms == 30.0
 
 
-def test_more_pairs_than_a_report_may_carry_are_reported_in_turn(
-    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_pairs_than_a_report_may_carry_are_reported_in_turn(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REPORTED_PAIRS", 2)
     for number in range(5):
         seat = pairs.start(f"cloud.{number:012x}")

@@ -75,7 +75,9 @@ async def running(network: Network) -> AsyncIterator[Pair]:
     verifier_id, drafter_id = subjects.new_instance_id("cloud"), subjects.new_instance_id("edge")
     verifier_settings = VerifierSettings(target="fake", name="cloud")
     drafter_settings = DrafterSettings(draft="fake", name="edge")
-    verifier = Verifier(verifier_id, verifier_settings, FakeTarget(pass_s=PASS_S), verifier_bus, VerifierMetrics(registry))
+    verifier = Verifier(
+        verifier_id, verifier_settings, FakeTarget(pass_s=PASS_S), verifier_bus, VerifierMetrics(registry)
+    )
     drafter = Drafter(drafter_id, drafter_settings, draft_model, drafter_bus, DrafterMetrics(registry))
     pair = Pair(verifier, drafter, draft_model, Client(outside), registry)
     await outside.subscribe(subjects.inbox("verifier", verifier_id), pair.tap)
@@ -105,7 +107,9 @@ async def test_every_guess_has_one_fate_at_the_drafter_and_at_the_verifier(pair:
     drafted = pair.count("drafter_drafted")
     assert drafted == sum(of_drafter.values())
     assert drafted > NUM_SESSIONS
-    heard = [(draft.session_id, draft.epoch, draft.base + i) for draft in pair.sent for i in range(len(draft.token_ids))]
+    heard = [
+        (draft.session_id, draft.epoch, draft.base + i) for draft in pair.sent for i in range(len(draft.token_ids))
+    ]
     assert len(set(heard)) <= sum(of_verifier.values()) <= len(heard)  # what was sent twice may count twice
     assert of_drafter["accepted"] == of_verifier["accepted"]
     assert sum(generated.tally.accepted for generated in answers) == of_verifier["accepted"]

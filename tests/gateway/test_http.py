@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Close, Open, Speculate
+from shared.messages import Close, Open, Speculate, WindowDecision
+from shared.subjects import new_instance_id, to
 from tests.gateway.conftest import World, a_world, ids_of, until
 from tests.gateway.fakes import CONTEXT, MODEL
 
@@ -146,6 +147,17 @@ async def test_the_dsd_object_chooses_speculation_window_and_drafter(world: Worl
     assert (order.speculation.mode, order.speculation.window) == ("static", 5)
     assert fast.of(Speculate) == []
     assert [opened.drafter_id for opened in verifier.of(Open)] == [None, slow.instance_id]
+
+
+async def test_an_adaptive_answer_tells_the_window_that_a_controller_decided(world: World) -> None:
+    verifier, drafter = await world.verifier(), await world.drafter("edge")
+    undecided = await (await world.client.post(CHAT, json=chat())).json()
+    assert undecided["dsd"]["window"] is None
+    controller, controller_id = world.network.connect(), new_instance_id("controller")
+    decision = WindowDecision(drafter.instance_id, verifier.instance_id, 12, 2, True, "test", 1)
+    await controller.publish(to("drafter", drafter.instance_id, "window", controller_id), decision)
+    decided = await (await world.client.post(CHAT, json=chat())).json()
+    assert (decided["dsd"]["speculation"], decided["dsd"]["window"]) == ("adaptive", 12)
 
 
 async def test_models_tell_name_and_context(world: World) -> None:

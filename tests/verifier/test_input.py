@@ -102,7 +102,9 @@ GARBAGE = {
     "a negative base": packed("draft", SESSION, 1, 0, -3, b"\x01\x00\x00\x00", True, 1.0),
     "a huge epoch": packed("draft", SESSION, 1, 1 << 60, 3, b"\x01\x00\x00\x00", True, 1.0),
     "not a number as time": packed("draft", SESSION, 1, 0, 3, b"\x01\x00\x00\x00", True, float("nan")),
-    "more than the largest window": packed("draft", SESSION, 1, 0, 3, b"\x01\x00\x00\x00" * (MAX_WINDOW + 1), True, 1.0),
+    "more than the largest window": packed(
+        "draft", SESSION, 1, 0, 3, b"\x01\x00\x00\x00" * (MAX_WINDOW + 1), True, 1.0
+    ),
     "deep nesting": b"\x91" * 100_000,
     "a giant length": b"\xdd\xff\xff\xff\xff",
     "an extension": b"\xc7\x01\x05\x00",
@@ -322,5 +324,3 @@ async def test_a_forged_word_that_nobody_listens_is_counted_and_dropped(nats_net
 
 def _fields(message: Open) -> dict[str, object]:
     return {name: getattr(message, name) for name in message.__struct_fields__}
-
-

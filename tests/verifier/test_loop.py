@@ -47,7 +47,7 @@ class Bench:
 
     def _fail(self, seat: Seat) -> None:
         self.failed.append(seat.state.session_id)
-        self.table.close(seat.state.session_id, 0.0)
+        self.table.close(seat.state.session_id, seat.state.term, 0.0)
 
     def open(self, number: int, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 10, seed: int = 0) -> Seat:
         request = Open(
@@ -188,7 +188,7 @@ async def test_a_session_that_is_closed_during_its_pass_hears_nothing_of_it() ->
         bench.model.gate.shut()
         seat = bench.open(1)
         await bench.model.gate.held()
-        bench.table.close(seat.state.session_id, 0.0)
+        bench.table.close(seat.state.session_id, seat.state.term, 0.0)
         other = bench.open(2)
         bench.model.gate.open()
         await bench.finished(other)

@@ -72,9 +72,9 @@ def test_waiting_sessions_are_admitted_in_the_order_of_their_opening() -> None:
     table = Table(num_caches=2)
     for number in (1, 2, 3, 4):
         table.opens(number)
-    table.close(session_id(2), now=0.0)
+    table.close(session_id(2), 1, now=0.0)
     assert table.waiting() == [session_id(4)]
-    table.close(session_id(1), now=0.0)
+    table.close(session_id(1), 1, now=0.0)
     assert table.waiting() == []
 
 
@@ -86,7 +86,7 @@ def test_a_small_session_does_not_overtake_a_large_one_that_waits() -> None:
     table.opens(4)
     assert table.waiting() == [session_id(3), session_id(4)]
     assert table.free_kv_tokens == BLOCK
-    table.close(session_id(1), now=0.0)
+    table.close(session_id(1), 1, now=0.0)
     assert table.waiting() == [session_id(4)]
 
 
@@ -111,7 +111,7 @@ def test_reservations_add_up_again_when_all_sessions_are_over() -> None:
             commit(seat, 2)
             table.settle(seat)
     for number in range(1, 6):
-        table.close(session_id(number), now=0.0)
+        table.close(session_id(number), 1, now=0.0)
     assert table.free_kv_tokens == table.kv_tokens
     assert len(table) == 0
 
@@ -214,8 +214,8 @@ def test_a_gateway_silent_for_a_lease_loses_its_sessions_only() -> None:
 def test_a_closed_session_leaves_a_tombstone_for_one_lease() -> None:
     table = Table()
     table.opens(1)
-    table.close(session_id(1), now=100.0)
-    for ask in (lambda: table.find(session_id(1)), lambda: table.opens(1, term=2, now=200.0)):
+    table.close(session_id(1), 1, now=100.0)
+    for ask in (lambda: table.find(session_id(1)), lambda: table.opens(1, term=1, now=200.0)):
         with pytest.raises(Refused, match="closed") as refused:
             ask()
         assert (refused.value.code, refused.value.retryable) == ("closed", False)
@@ -228,9 +228,19 @@ def test_a_closed_session_leaves_a_tombstone_for_one_lease() -> None:
     assert (forgotten.value.code, forgotten.value.retryable) == ("unknown_session", True)
 
 
+def test_a_higher_term_opens_a_closed_session_again() -> None:
+    table = Table()
+    table.opens(1)
+    table.close(session_id(1), 2, now=100.0)
+    with pytest.raises(Refused, match="closed"):
+        table.opens(1, term=2, now=200.0)
+    assert table.opens(1, term=3, now=200.0).state.term == 3
+    assert table.find(session_id(1)).cache is not None
+
+
 def test_a_session_that_was_never_opened_is_unknown_and_closing_it_does_nothing() -> None:
     table = Table()
-    assert table.close(session_id(9), now=0.0) is None
+    assert table.close(session_id(9), 1, now=0.0) is None
     with pytest.raises(Refused) as refused:
         table.find(session_id(9))
     assert (refused.value.code, refused.value.retryable) == ("unknown_session", True)
@@ -243,7 +253,7 @@ def test_closing_during_a_pass_voids_it_and_discards_every_guess() -> None:
     seat.state.pending = [8, 9, 10]
     row = seat.state.begin_pass(64, 1)
     assert (len(row.guesses), len(seat.state.pending)) == (2, 1)
-    table.close(session_id(1), now=0.0)
+    table.close(session_id(1), 1, now=0.0)
     assert seat.state.fates.discarded == 3
     assert seat.state.end_pass(row, [8, 9], PassInfo(), now=0.0) is None
     assert table.free_kv_tokens == table.kv_tokens

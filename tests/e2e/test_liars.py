@@ -1,0 +1,91 @@
+"""Drafters that lie, and drafters that are named but never send: nobody's text changes by a single token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from services.cloud_verifier.model import TargetModel
+from services.edge_drafter.model import DraftCache, DraftModel
+from shared.memory_bus import MemoryNetwork
+from shared.messages import Sampling
+from shared.subjects import new_instance_id
+from tests.e2e.harness import Cell, Generated, running
+
+pytestmark = pytest.mark.timeout(600)
+
+NUM_TOKENS = 32
+SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=21))
+
+
+class Liar:
+    """A draft model that guesses random ids, whatever the text."""
+
+    def __init__(self, honest: DraftModel, seed: int) -> None:
+        self.name = "liar"
+        self.vocab_size = honest.vocab_size
+        self.max_context = honest.max_context
+        self._honest = honest
+        self._random = np.random.default_rng(seed)
+
+    def new_cache(self, capacity: int) -> DraftCache:
+        return self._honest.new_cache(capacity)
+
+    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+        return self._random.permutation(self._honest.feed(cache, token_ids, start))
+
+
+async def answers(
+    cell: Cell, prompts: Sequence[list[int]], drafter_ids: Sequence[str | None], sampling: Sampling, **options: object
+) -> list[Generated]:
+    """All prompts at once, each with its own drafter."""
+    return await asyncio.gather(
+        *(
+            cell.client.generate(
+                prompt,
+                verifier_id=cell.verifier_id(),
+                drafter_id=drafter_id,
+                sampling=sampling,
+                max_tokens=NUM_TOKENS,
+                **options,
+            )
+            for prompt, drafter_id in zip(prompts, drafter_ids, strict=True)
+        )
+    )
+
+
+def texts(generated: Sequence[Generated]) -> list[list[int]]:
+    return [answer.token_ids for answer in generated]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+async def test_a_drafter_that_always_lies_changes_no_text_neither_its_own_sessions_nor_the_others(
+    target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], sampling: Sampling
+) -> None:
+    chosen = prompts[:4]
+    async with running(MemoryNetwork().connect, [target], [drafts["int8"], Liar(drafts["int4"], seed=5)]) as cell:
+        honest, liar = cell.drafter_id(0), cell.drafter_id(1)
+        alone = await answers(cell, chosen, [None] * 4, sampling)
+        beside = await answers(cell, chosen, [liar, liar, honest, honest], sampling)
+    assert texts(beside) == texts(alone)
+    for lied_to in beside[:2]:
+        assert lied_to.tally.rejected > 0, "nothing was guessed, so nothing was shown"
+        assert lied_to.tally.accepted + lied_to.tally.late < lied_to.tally.rejected
+    assert all(served.tally.accepted > 0 for served in beside[2:])
+
+
+@pytest.mark.parametrize("free_run", [True, False], ids=["free run", "waiting for guesses"])
+async def test_a_drafter_that_never_sends_changes_no_text_and_holds_up_nobody_for_long(
+    target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], free_run: bool
+) -> None:
+    chosen = prompts[4:7]
+    async with running(MemoryNetwork().connect, [target], [drafts["int8"]], drafter_lease_s=0.3) as cell:
+        silent, honest = new_instance_id("nobody"), cell.drafter_id()
+        alone = await answers(cell, chosen, [None] * 3, Sampling())
+        beside = await answers(cell, chosen, [silent, silent, honest], Sampling(), free_run=free_run)
+    assert texts(beside) == texts(alone)
+    assert all(sum((answer.tally.accepted, answer.tally.rejected)) == 0 for answer in beside[:2])
+    assert beside[2].tally.accepted > 0

@@ -107,7 +107,7 @@ async def measure(
     tokenizer = load_tokenizer(models / "target")
     prompts = read_prompts(tokenizer)
     prompts = prompts[:: len(prompts) // num_prompts]
-    target = load_target(str(models / "target"), device)
+    target = load_target(str(models / "target"), device, num_threads=1)
     draft = load_draft(str(models / "draft-int8"), 1)
     texts_of_ways = await measure_texts(target, draft, prompts, tokenizer.stop_ids, ways)
     greedy = texts_of_ways[0].texts

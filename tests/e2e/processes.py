@@ -26,6 +26,7 @@ from services.local.system import Plan, System, running
 MODEL = "smollm2-135m"
 FATES = ("accepted", "rejected", "late", "discarded")
 HEARTBEAT_S = 0.2  # a peer is given up after three of them
+DRAIN_S = 90.0  # streams may be slow on a busy machine
 ANSWER_S, WHOLE_S, BALANCED_S, LOOK_S = 90.0, 90.0, 30.0, 0.05
 
 
@@ -243,6 +244,7 @@ async def processes(
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSD_HEARTBEAT_S", str(HEARTBEAT_S))
+        patch.setenv("DSD_DRAIN_S", str(DRAIN_S))
         patch.delenv("DSD_TARGET", raising=False)
         patch.delenv("DSD_NUM_THREADS", raising=False)
         async with running(plan, run_dir, notices.append) as system, aiohttp.ClientSession(timeout=timeout) as http:

@@ -67,12 +67,13 @@ async def check_bits(
     prompts: Sequence[list[int]],
     stop_ids: Sequence[int],
     ways: Sequence[Way],
+    samplings: Sequence[Sampling] = SAMPLINGS,
 ) -> int:
     """Compares the texts of all `ways` with those of the verifier alone; returns the number of tokens compared."""
     num_compared = 0
     for kind, draft in drafts.items():
         async with running(MemoryNetwork().connect, [target], [draft]) as cell:
-            for sampling in SAMPLINGS:
+            for sampling in samplings:
                 alone, _ = await texts(cell, prompts, sampling, stop_ids, ALONE)
                 for way in ways:
                     drafted, accepted = await texts(cell, prompts, sampling, stop_ids, way)
@@ -92,9 +93,17 @@ async def test_speculation_changes_no_token_of_a_tenth_of_the_prompts(
 
 @pytest.mark.long
 @pytest.mark.timeout(5400)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
 async def test_speculation_changes_no_token_of_any_prompt(
-    target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], tokenizer: TargetTokenizer
+    target: TargetModel,
+    drafts: dict[str, DraftModel],
+    prompts: list[list[int]],
+    tokenizer: TargetTokenizer,
+    kind: str,
+    sampling: Sampling,
 ) -> None:
-    num_compared = await check_bits(target, drafts, prompts, tokenizer.stop_ids, SLIDING + STOP_AND_WAIT)
+    ways = SLIDING + STOP_AND_WAIT
+    num_compared = await check_bits(target, {kind: drafts[kind]}, prompts, tokenizer.stop_ids, ways, [sampling])
     print(f"{num_compared} tokens compared, 0 differ")
     assert num_compared > 10_000

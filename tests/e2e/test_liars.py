@@ -17,7 +17,7 @@ from tests.e2e.harness import Cell, Generated, running
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_TOKENS = 32
+NUM_TOKENS = 24
 SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=21))
 
 

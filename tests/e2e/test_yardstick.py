@@ -102,6 +102,21 @@ async def test_greedy_bfloat16_tokens_are_the_argmax_of_a_plain_float32_forward(
     assert num_best >= LEAST_BEST * num_tokens
 
 
+def test_the_yardstick_notices_a_wrong_token_and_a_wrong_length(plain: PlainModel, prompts: list[list[int]]) -> None:
+    prompt, stop_ids = prompts[0], [0]
+    right, _ = plain.generate(prompt, 8, stop_ids)
+    wrong = [*right[:3], right[3] + 1]
+    wrong += plain.generate(prompt + wrong, 4, stop_ids)[0]
+
+    assert plain.departures(prompt, right, 8, stop_ids) == []
+    (departure,) = plain.departures(prompt, wrong, 8, stop_ids)
+    assert departure.index == 3
+    assert departure.margin > NEAR_TIE
+    for bad in (right[:7], right + right):
+        with pytest.raises(AssertionError, match="tokens, generate has 8"):
+            plain.departures(prompt, bad, 8, stop_ids)
+
+
 @pytest.mark.parametrize("sampling", SAMPLED.values(), ids=SAMPLED)
 async def test_sampled_tokens_are_those_that_numpy_draws_from_the_dumped_logits(
     target: TargetModel,

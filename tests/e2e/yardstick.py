@@ -28,6 +28,20 @@ class PlainModel:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
+    def generate(self, text: Sequence[int], max_tokens: int, stop_ids: Sequence[int]) -> tuple[list[int], Tensor]:
+        """The greedy continuation, and its logits [tokens, vocab]."""
+        ids = torch.tensor([text], device=self._model.device)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        made = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        return made.sequences[0, len(text) :].tolist(), torch.cat(made.logits)
+
     def departures(
         self, prompt: Sequence[int], answer: Sequence[int], max_tokens: int, stop_ids: Sequence[int]
     ) -> list[Departure]:
@@ -36,7 +50,7 @@ class PlainModel:
         found: list[Departure] = []
         done = 0  # tokens of the answer that are compared
         while done < max_tokens and not (done and answer[done - 1] in stop_ids):
-            theirs, logits = self._generate([*prompt, *answer[:done]], max_tokens - done, stop_ids)
+            theirs, logits = self.generate([*prompt, *answer[:done]], max_tokens - done, stop_ids)
             ours = answer[done:]
             at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
             if at is None:
@@ -53,17 +67,3 @@ class PlainModel:
         text = torch.tensor([[*prompt, *answer]], device=self._model.device)
         best = self._model(text[:, :-1]).logits[0, len(prompt) - 1 :].argmax(dim=-1)
         return int((best == text[0, len(prompt) :]).sum())
-
-    def _generate(self, text: Sequence[int], max_tokens: int, stop_ids: Sequence[int]) -> tuple[list[int], Tensor]:
-        """The greedy continuation, and its logits [tokens, vocab]."""
-        ids = torch.tensor([text], device=self._model.device)
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            eos_token_id=list(stop_ids),
-            pad_token_id=stop_ids[0],
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        made = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        return made.sequences[0, len(text) :].tolist(), torch.cat(made.logits)

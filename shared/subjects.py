@@ -65,7 +65,8 @@ def sender(subject: str) -> str:
 
 
 def fits(subject: str, message: Message) -> bool:
-    """Whether a well-formed sender says this kind of message by its own verb: that is what permissions are granted by."""
+    """Whether a well-formed sender says this kind of message by its own verb: that is what permissions are granted
+    by."""
     said = _SAID.fullmatch(subject)
     return said is not None and said[1] == message.__struct_config__.tag
 

@@ -1,8 +1,8 @@
 """Which window a drafter uses towards a verifier: the leading controller's decision, else the default.
 
 Invariant: one controller leads until its heartbeat stops or says that it drains, then the live one with the lowest id;
-decisions of others, and older ones than the newest taken, change nothing. Without a fresh decision the default holds. Times are
-milliseconds.
+decisions of others, and older ones than the newest taken, change nothing. Without a fresh decision the default holds.
+Times are milliseconds.
 """
 
 from __future__ import annotations

@@ -54,11 +54,12 @@ class PlainModel:
             ours = answer[done:]
             at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
             if at is None:
-                assert len(ours) == len(theirs), f"{len(answer)} tokens, generate has {done + len(theirs)}"
+                done += len(theirs)
                 break
             margin = float(logits[at].max() - logits[at, ours[at]])
             found.append(Departure(done + at, margin))
             done += at + 1
+        assert done == len(answer), f"{len(answer)} tokens, generate has {done}"
         return found
 
     @torch.inference_mode()

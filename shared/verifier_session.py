@@ -289,11 +289,13 @@ class VerifierSession:
         if self._row is not None:
             self.abandon_pass(self._row)
 
-    def abandon_pass(self, row: PassRow) -> None:
-        """Gives a row back whose pass failed: nothing was committed, its guesses are lost."""
-        if row is self._row:
-            self._void_row()
-            self._raise_epoch()
+    def abandon_pass(self, row: PassRow) -> bool:
+        """Gives a row back whose pass failed: nothing is committed, its guesses are lost. False when it was void before."""
+        if row is not self._row:
+            return False
+        self._void_row()
+        self._raise_epoch()
+        return True
 
     def close(self) -> None:
         """The session is over: a pass in flight is void, and guesses without a fate are discarded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from model_zoo.paths import default_models_dir
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: its threads must not spin on shared cores
 
 pytest_plugins = ["tests.plugins.nats", "tests.plugins.networks"]
 

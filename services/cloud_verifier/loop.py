@@ -168,8 +168,8 @@ class VerifyLoop:
     def _commit_share(self, share: PassShare, draws: list[int] | None, info: PassInfo) -> int:
         state = share.seat.state
         if draws is None:
-            state.abandon_pass(share.row)
-            self._fail(share.seat)
+            if state.abandon_pass(share.row):  # else the session was closed or rebound meanwhile
+                self._fail(share.seat)
             return 0
         verdict = state.end_pass(share.row, draws, info, time.monotonic() * 1e3)
         if verdict is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 15.0
+END_S = 30.0  # between SIGTERM and SIGKILL
 STEADY_S = 30.0  # a child that ran so long starts again with the shortest pause
 
 
@@ -71,7 +72,21 @@ class Child:
             await self._read(process)
             return await process.wait()
         finally:
-            await _end(process)
+            await self._end(process)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """SIGTERM, and SIGKILL to the whole group when that takes too long; the last lines are logged too."""
+        if process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(END_S):
+                await self._read(process)
+                await process.wait()
+        except TimeoutError:
+            self._notify(f"{self.program.name} does not end within {END_S:.0f} s and is killed")
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -133,16 +148,3 @@ class Supervisor:
         for task in reversed(self._tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, and SIGKILL to the whole group when that takes too long."""
-    if process.returncode is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        async with asyncio.timeout(30):
-            await process.communicate()
-    except TimeoutError:
-        os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()

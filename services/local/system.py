@@ -65,6 +65,7 @@ def service_programs(plan: Plan, nats_url: str) -> list[Program]:
     common = {"DSD_NATS_URL": nats_url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
     target = {"DSD_TARGET": os.environ.get("DSD_TARGET", str(plan.models / "target"))}
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
+    threads |= {"OMP_WAIT_POLICY": "passive"}  # torch's threads must not spin on cores that drafters share
     gateway = {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}
     programs = [_service("window_controller", "controller", common)]
     programs += [

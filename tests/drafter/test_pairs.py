@@ -33,7 +33,7 @@ class Pairs:
         return self.table.speculate(request, GATEWAY, WindowChoice(8, 2, True), 0.0)
 
     def report(self, draft_ms: float = 5.0) -> dict[str, PairReport]:
-        windows = {verifier_id: 8 for verifier_id in self.pairs.verifier_ids()}
+        windows = dict.fromkeys(self.pairs.verifier_ids(), 8)
         reports = self.pairs.take_reports(list(self.table), windows, draft_ms)
         return {report.verifier_id: report for report in reports}
 

@@ -251,3 +251,4 @@ async def processes(
             whole = Processes(system, http, notices)
             await whole.whole()
             yield whole
+    assert not [notice for notice in notices if "is killed" in notice], notices

@@ -15,7 +15,6 @@ from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
 from shared import subjects
 from shared.messages import (
-    NO_TOKENS,
     Draft,
     Failure,
     Heartbeat,

@@ -49,9 +49,19 @@ class Bench:
         self.failed.append(seat.state.session_id)
         self.table.close(seat.state.session_id, seat.state.term, 0.0)
 
-    def open(self, number: int, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 10, seed: int = 0) -> Seat:
+    def open(
+        self, number: int, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 10, seed: int = 0, term: int = 1
+    ) -> Seat:
         request = Open(
-            f"{number:032x}", 1, DRAFTER, TokenIds(prompt), NO_TOKENS, Sampling(seed=seed), NO_TOKENS, max_tokens, True
+            f"{number:032x}",
+            term,
+            DRAFTER,
+            TokenIds(prompt),
+            NO_TOKENS,
+            Sampling(seed=seed),
+            NO_TOKENS,
+            max_tokens,
+            True,
         )
         seat = self.table.open(request, GATEWAY, 0.0)
         self.loop.wake()
@@ -181,6 +191,19 @@ async def test_the_guesses_of_a_failed_pass_are_discarded() -> None:
         bench.model.gate.open()
         await until(lambda: bench.failed == [seat.state.session_id])
         assert seat.state.fates.discarded == 2
+
+
+async def test_a_failing_pass_of_a_closed_session_does_not_fail_its_successor() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        seat = bench.open(1, prompt=(POISON,))
+        await bench.model.gate.held()
+        bench.table.close(seat.state.session_id, 1, 0.0)
+        successor = bench.open(1, prompt=PROMPT, term=2)
+        bench.model.gate.open()
+        await bench.finished(successor)
+        assert bench.failed == []
+        assert text_of(successor) == answer(PROMPT, 10)
 
 
 async def test_a_session_that_is_closed_during_its_pass_hears_nothing_of_it() -> None:

@@ -1,4 +1,4 @@
-"""A verifier on the bus: texts, verdicts to both sides, leases, drains. (What it does with bad input: test_input.py.)"""
+"""A verifier on the bus: texts, verdicts to both sides, leases, drains. (Bad input: test_input.py.)"""
 
 from __future__ import annotations
 

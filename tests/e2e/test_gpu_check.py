@@ -17,6 +17,8 @@ from tests.gpu_check import NUM_SESSIONS, NUM_TOKENS, Findings, count_differing,
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def findings(default_models: Path) -> Findings:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_zoo.manifest import read_manifest
 from model_zoo.paths import default_models_dir
-from shared.home import home
 from services.edge_drafter.model import load_draft
+from shared.home import home
 
 ROOT = Path(__file__).parents[2]
 CHAT = [{"role": "user", "content": "Write two sentences about a lighthouse keeper."}]

@@ -290,7 +290,7 @@ class VerifierSession:
             self.abandon_pass(self._row)
 
     def abandon_pass(self, row: PassRow) -> bool:
-        """Gives a row back whose pass failed: nothing is committed, its guesses are lost. False when it was void before."""
+        """Gives a row back whose pass failed: nothing is committed, its guesses are lost. False: it was void before."""
         if row is not self._row:
             return False
         self._void_row()

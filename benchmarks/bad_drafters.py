@@ -1,10 +1,10 @@
 """What one bad drafter costs the sessions of others: python -m benchmarks.bad_drafters.
 
-The same honest sessions run beside one more session, whose drafter is absent, lies (random ids) or is silent (named, but
-never sending). Only that differs, and conditions take turns in random order in every round, so that a drift of the
+The same honest sessions run beside one more session, whose drafter is absent, lies (random ids) or is silent (named,
+but never sending). Only that differs, and conditions take turns in random order in every round, so that a drift of the
 machine falls on all alike. Compared are the speeds of the honest sessions, prompt by prompt, with those of the same
-round beside a session without a drafter. That condition runs twice a round: the ratio of its two runs shows what
-chance alone does.
+round beside a session without a drafter. That condition runs twice a round: the ratio of its two runs shows what chance
+alone does.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ async def _ids_of(bus: nats_bus.NatsBus, names: tuple[str, ...]) -> list[str]:
 async def measure(
     fleet: Fleet, prompts: list[list[int]], condition: str, max_tokens: int, round_number: int
 ) -> list[Sample]:
-    """One run: all honest sessions at once, beside one session of `condition` from before their start to their end."""
+    """One run: all honest sessions at once, beside one session of `condition` that outlasts them."""
     drafter_id = fleet.drafter_of_extra(condition)
     extra = asyncio.create_task(
         fleet.client.generate(prompts[0], verifier_id=fleet.verifier_id, drafter_id=drafter_id, max_tokens=EXTRA_TOKENS)
@@ -243,7 +243,7 @@ async def _run(models: Path, draft: str, sessions: int, rounds: int, max_tokens:
 @app.command()
 def main(
     sessions: Annotated[int, typer.Option(min=1, max=32, help="Honest sessions at once.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, each with all conditions.")] = 8,
+    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds, each with all conditions.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each honest answer.")] = 96,
     draft: Annotated[str, typer.Option(help="Draft model of the honest drafter: int8 or int4.")] = "int8",
     seed: Annotated[int, typer.Option(help="Of the order of conditions and of the bootstrap.")] = 1,

@@ -231,7 +231,7 @@ async def until(condition: Callable[[], Awaitable[bool]], at_most_s: float, othe
             while not await condition():  # noqa: ASYNC110  what other processes do sets no event here
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:
-        pytest.fail(f"{otherwise} after {at_most_s:g} s")
+        raise AssertionError(f"{otherwise} after {at_most_s:g} s") from None
 
 
 @asynccontextmanager

@@ -186,6 +186,16 @@ async def test_without_free_run_the_verifier_waits_for_its_drafter_but_no_longer
         assert await world.text(request) == answer(PROMPT, 12)
 
 
+async def test_a_guess_wakes_a_verifier_that_waits_for_it(start: Start) -> None:
+    async with start(drafter_lease_s=60.0) as world:
+        request = await world.open(free_run=False)
+        state = world.verifier.table.find(request.session_id).state
+        await until(lambda: state.computed == len(PROMPT) - 1)
+        await world.draft(request, 0, answer(PROMPT, 2))
+        verdict = await world.gateway.find(Verdict, lambda verdict: verdict.accepted == 2)
+        assert verdict.token_ids == tuple(answer(PROMPT, 3))
+
+
 async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_is_not(start: Start) -> None:
     async with start(lease_s=0.4) as world:
         world.model.gate.shut()

@@ -72,6 +72,8 @@ async def test_when_the_verifier_ran_ahead_the_text_is_fed_in_chunks_and_draftin
         await world.tell(world.verifier, world.verdict(request, 0, TEXT[:30]))
         assert await world.drafted(request, 30, WINDOW) == TEXT[30 : 30 + WINDOW]
         assert [fed for _, fed in world.model.steps[:4]] == [8, 8, 7, 1]  # the 7th guess and what is behind it
+        await world.settled()
+        assert world.count("drafter_drafted") == 2 * WINDOW  # feeding is not drafting
 
 
 async def test_a_verdict_from_further_on_makes_one_poll_from_the_own_end(world: World) -> None:
@@ -408,17 +410,19 @@ async def test_a_report_tells_what_was_seen_of_a_verifier_since_the_last_one(sta
         request = await quick_link(world)
         await world.drafted(request, 0, WINDOW)
         await world.tell(world.verifier, world.verdict(request, 0, TEXT[:2], accepted=1))
+        await until(lambda: sum(pair.matched for _, pair in pairs(world)) == 2)
+        await world.drafted(request, WINDOW, 2)
         await world.tell(world.verifier, world.verdict(request, 2, TEXT[2:4], accepted=1, epoch=1))
         await world.drafted(request, 4, WINDOW, epoch=1)
         await world.tell(world.gateway, Close(request.session_id, 1))
         await world.settled()
         await world.controller.find(Report)
-        await until(lambda: sum(pair.discarded for _, pair in pairs(world)) == WINDOW - 4 + WINDOW)
+        await until(lambda: sum(pair.discarded for _, pair in pairs(world)) == WINDOW + 2 - 4 + WINDOW)
         seen = [pair for _, pair in pairs(world)]
         assert [sequence for sequence, _ in pairs(world)] == list(range(1, len(seen) + 1))
         totals = [sum(getattr(pair, name) for pair in seen) for name in ("drafted", "matched", "mismatched", "late")]
-        assert totals == [2 * WINDOW, 3, 1, 1]
-        assert sum(pair.matched + pair.mismatched + pair.discarded for pair in seen) == 2 * WINDOW
+        assert totals == [2 * WINDOW + 2, 3, 1, 1]
+        assert sum(pair.matched + pair.mismatched + pair.discarded for pair in seen) == 2 * WINDOW + 2
         assert {pair.verifier_id for pair in seen} == {world.verifier.instance_id}
         assert all(pair.window == WINDOW and pair.queue == 0.25 and pair.rtt_ms > 0 for pair in seen)
         assert all(pair.num_sessions == 0 or pair.context > len(PROMPT) for pair in seen)

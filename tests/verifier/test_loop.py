@@ -110,7 +110,10 @@ async def test_the_next_batch_is_what_arrived_during_the_last_pass() -> None:
         others = [bench.open(number, prompt=(number, 2, 3)) for number in range(1, 8)]
         bench.model.gate.let(1)
         await bench.model.gate.held()
-        assert [len(rows) for rows in bench.model.passes] == [1, 8]
+        bench.model.gate.let(1)
+        await bench.model.gate.held()
+        assert [len(rows) for rows in bench.model.passes] == [1, 8, 8]
+        assert bench.loop.batch == 8
         bench.model.gate.open()
         await bench.finished(first, *others)
         for number, seat in enumerate([first, *others]):

@@ -285,16 +285,19 @@ async def test_draining_refuses_new_sessions_and_ends_when_the_running_ones_have
     assert await world.text(request) == answer(PROMPT, 12)
 
 
-async def test_draining_ends_when_the_last_session_is_closed_or_rebound_behind_its_end(world: World) -> None:
+@pytest.mark.parametrize("last", ["closed", "rebound behind its end"])
+async def test_draining_ends_with_the_last_session_however_it_ends(world: World, last: str) -> None:
     world.model.gate.shut()
-    closed = await world.open()
-    rebound = await world.open()
+    first, second = await world.open(), await world.open()
     draining = asyncio.create_task(world.verifier.drain())
     await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.draining)
-    await world.tell(world.gateway, Close(closed.session_id, 1))
+    await world.tell(world.gateway, Close(first.session_id, 1))
     await world.settled()
     assert not draining.done()
-    await world.open(session_id=rebound.session_id, term=2, max_tokens=2, committed=answer(PROMPT, 2))
+    if last == "closed":
+        await world.tell(world.gateway, Close(second.session_id, 1))
+    else:
+        await world.open(session_id=second.session_id, term=2, max_tokens=2, committed=answer(PROMPT, 2))
     await asyncio.wait_for(draining, 10)
 
 

@@ -16,12 +16,14 @@ import structlog
 from services.cloud_verifier.loop import VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.model import TargetModel, load_target
-from services.cloud_verifier.sessions import Refused, Seat, SessionTable
+from services.cloud_verifier.sessions import Seat, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
 from shared import subjects
 from shared.batching import Batcher, PassCost
 from shared.bus import Absent, Bus
 from shared.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
+from shared.outbox import Outbox
+from shared.refusal import Refused
 from shared.runtime import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -67,13 +69,13 @@ class Verifier:
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
         self.table = SessionTable(model, settings.kv_tokens, settings.max_sessions, settings.lease_s * 1e3)
         self.loop = VerifyLoop(model, self.table, batcher, self._cost, metrics, self._answer, self._fail)
-        self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
+        self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
 
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publish(), name="publish")
+            tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("verifier", self.instance_id), self._receive)
             await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
             tasks.create_task(self._beat(), name="beat")
@@ -204,12 +206,7 @@ class Verifier:
         log.debug("dropped", reason=reason, **about)
 
     def _send(self, service: Service, receiver: str, verb: str, message: Message) -> None:
-        self._outbox.put_nowait((subjects.to(service, receiver, verb, self.instance_id), message))
-
-    async def _publish(self) -> None:
-        while True:
-            subject, message = await self._outbox.get()
-            await self._bus.publish(subject, message)
+        self._outbox.put(subjects.to(service, receiver, verb, self.instance_id), message)
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
@@ -230,7 +227,7 @@ class Verifier:
             load=self._load(),
             draining=self.table.draining,
         )
-        self._outbox.put_nowait((subjects.broadcast("heartbeat", self.instance_id), heartbeat))
+        self._outbox.put(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
 
     def _load(self) -> Load:
         load = Load(

@@ -11,22 +11,11 @@ from dataclasses import dataclass, field
 
 from services.cloud_verifier.kv import KvCache
 from services.cloud_verifier.model import TargetModel
-from shared.messages import Failure, FailureCode, Open, Tally
+from shared.messages import Open, Tally
+from shared.refusal import Refused, check_text
 from shared.verifier_session import VerifierSession
 
 KV_BLOCK = 512  # reservations are multiples of it, as the attention kernel's reads are
-
-
-class Refused(Exception):
-    """An Open, Draft or Poll that can't be served; carries the Failure's fields."""
-
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retryable = retryable
-
-    def failure(self, session_id: str, term: int) -> Failure:
-        return Failure(session_id, term, self.code, str(self)[:1024], self.retryable)
 
 
 @dataclass(slots=True, eq=False)
@@ -150,16 +139,7 @@ class SessionTable:
         return -(-length // KV_BLOCK) * KV_BLOCK
 
     def _check(self, request: Open) -> None:
-        if not request.prompt_ids:
-            raise Refused("bad_request", "the prompt is empty", retryable=False)
-        highest = max(*request.prompt_ids, *request.committed_ids, 0)
-        if highest >= self._model.vocab_size:
-            message = f"token id {highest} is outside the vocabulary of {self._model.vocab_size}"
-            raise Refused("bad_request", message, retryable=False)
-        length = len(request.prompt_ids) + request.max_tokens
-        if length > self._model.max_context:
-            message = f"prompt and answer of {length} tokens exceed the context of {self._model.max_context}"
-            raise Refused("too_long", message, retryable=False)
+        length = check_text(request, self._model.vocab_size, self._model.max_context)
         if self._reservation(length) > self.kv_tokens:
             message = f"{length} tokens don't fit the KV cache of {self.kv_tokens} tokens"
             raise Refused("too_long", message, retryable=False)

@@ -18,7 +18,7 @@ from services.edge_drafter.loop import DraftLoop
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel, load_draft
 from services.edge_drafter.pairs import PairTable
-from services.edge_drafter.sessions import Refused, Seat, SessionTable, steer
+from services.edge_drafter.sessions import Seat, SessionTable, steer
 from services.edge_drafter.settings import DrafterSettings
 from services.edge_drafter.steering import Steering
 from shared import subjects
@@ -35,6 +35,8 @@ from shared.messages import (
     Verdict,
     WindowDecision,
 )
+from shared.outbox import Outbox
+from shared.refusal import Refused
 from shared.runtime import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -84,7 +86,7 @@ class Drafter:
         self.pairs = PairTable()
         self.steering = Steering(settings.decision_ttl_s * 1e3)
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
-        self._outbox: asyncio.Queue[tuple[str, Message]] = asyncio.Queue()
+        self._outbox = Outbox(bus)
         self._timers_changed = asyncio.Event()
         self._watched_until = math.inf  # when silence is looked for next
         self._session_ended = asyncio.Event()
@@ -93,7 +95,7 @@ class Drafter:
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publish(), name="publish")
+            tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
             await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
             tasks.create_task(self._beat(), name="beat")
@@ -137,7 +139,7 @@ class Drafter:
         except Refused as refusal:
             self._drop(refusal.code, session=request.session_id, sender=sender)
             failure = refusal.failure(request.session_id, request.term)
-            self._outbox.put_nowait((subjects.to("gateway", sender, "failure", self.instance_id), failure))
+            self._outbox.put(subjects.to("gateway", sender, "failure", self.instance_id), failure)
             return
         self._advance(seat)
 
@@ -205,7 +207,7 @@ class Drafter:
         self.loop.wake()
 
     def _send_draft(self, seat: Seat, draft: Draft) -> None:
-        self._outbox.put_nowait((subjects.to("verifier", seat.verifier_id, "draft", self.instance_id), draft))
+        self._outbox.put(subjects.to("verifier", seat.verifier_id, "draft", self.instance_id), draft)
 
     def _end(self, seat: Seat) -> None:
         if self.table.get(seat.state.session_id) is not seat:
@@ -223,11 +225,6 @@ class Drafter:
     def _drop(self, reason: str, **about: str) -> None:
         self._metrics.dropped.labels(reason).inc()
         log.debug("dropped", reason=reason, **about)
-
-    async def _publish(self) -> None:
-        while True:
-            subject, message = await self._outbox.get()
-            await self._bus.publish(subject, message)
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
@@ -264,7 +261,7 @@ class Drafter:
             if reports:
                 self._sequence += 1
                 report = Report(self.instance_id, self._sequence, reports)
-                self._outbox.put_nowait((subjects.broadcast("report", self.instance_id), report))
+                self._outbox.put(subjects.broadcast("report", self.instance_id), report)
                 for pair in reports:
                     self._metrics.window.labels(name_of(pair.verifier_id)).set(pair.window)
                     self._metrics.rtt_seconds.labels(name_of(pair.verifier_id)).set(pair.rtt_ms / 1e3)
@@ -296,4 +293,4 @@ class Drafter:
             load=load,
             draining=self.table.draining,
         )
-        self._outbox.put_nowait((subjects.broadcast("heartbeat", self.instance_id), heartbeat))
+        self._outbox.put(subjects.broadcast("heartbeat", self.instance_id), heartbeat)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from awc.policy import WindowChoice
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.drafter_session import DrafterSession
-from shared.messages import Failure, FailureCode, Speculate
+from shared.messages import Speculate
+from shared.refusal import Refused, check_text
 from shared.verifier_session import Fates
 
 
@@ -42,18 +43,6 @@ class Seat:
         return self.state.request.speculation.mode == "adaptive"
 
 
-class Refused(Exception):
-    """A Speculate that can't be served; the session goes on without this drafter."""
-
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
-        super().__init__(message)
-        self.code = code
-        self.retryable = retryable
-
-    def failure(self, session_id: str, term: int) -> Failure:
-        return Failure(session_id, term, self.code, str(self)[:1024], self.retryable)
-
-
 class SessionTable:
     """All sessions of one drafter, in the order of their last turn (who waits longest is first)."""
 
@@ -74,7 +63,7 @@ class SessionTable:
 
     def speculate(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
         """Starts a session, or rebinds one (higher term, keeping what its cache holds of the text); raises Refused."""
-        self._check(request)
+        check_text(request, self._model.vocab_size, self._model.max_context)
         seat = self._seats.get(request.session_id)
         if seat is None:
             return self._start(request, gateway_id, choice, now)
@@ -116,18 +105,6 @@ class SessionTable:
         if seat.state.limit > seat.cache.capacity:
             seat.cache = self._model.new_cache(seat.state.limit)
             seat.state.drop_cache()
-
-    def _check(self, request: Speculate) -> None:
-        if not request.prompt_ids:
-            raise Refused("bad_request", "the prompt is empty", retryable=False)
-        highest = max(*request.prompt_ids, *request.committed_ids, 0)
-        if highest >= self._model.vocab_size:
-            message = f"token id {highest} is outside the draft vocabulary of {self._model.vocab_size}"
-            raise Refused("bad_request", message, retryable=False)
-        length = len(request.prompt_ids) + request.max_tokens
-        if length > self._model.max_context:
-            message = f"prompt and answer of {length} tokens exceed the draft model's {self._model.max_context}"
-            raise Refused("too_long", message, retryable=False)
 
 
 def steer(seat: Seat, choice: WindowChoice) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from awc.policy import WindowChoice
-from services.edge_drafter.sessions import Refused, Seat, SessionTable, steer
+from services.edge_drafter.sessions import Seat, SessionTable, steer
 from shared.drafter_session import DraftStep
 from shared.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
+from shared.refusal import Refused
 from tests.fakes import VOCABULARY, FakeDraft
 
 GATEWAY, OTHER_GATEWAY = "gateway.0123456789ab", "other.0123456789ab"
@@ -100,7 +101,7 @@ def test_a_session_in_the_middle_of_a_step_has_no_second_turn() -> None:
         (request(prompt=()), "bad_request", "empty"),
         (request(prompt=(VOCABULARY,)), "bad_request", f"token id {VOCABULARY}"),
         (request(committed=(VOCABULARY + 1,)), "bad_request", f"token id {VOCABULARY + 1}"),
-        (request(max_tokens=1022), "too_long", "1025 tokens exceed the draft model's 1024"),
+        (request(max_tokens=1022), "too_long", "1025 tokens exceed the context of 1024"),
     ],
 )
 def test_what_can_never_be_drafted_is_refused_for_good(refused: Speculate, code: str, message: str) -> None:

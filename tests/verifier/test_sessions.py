@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.cloud_verifier.sessions import Refused, Seat, SessionTable
+from services.cloud_verifier.sessions import Seat, SessionTable
 from shared.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.refusal import Refused
 from shared.subjects import new_instance_id
 from shared.verifier_session import PassInfo
 from tests.fakes import VOCABULARY, FakeTarget, answer

@@ -14,6 +14,7 @@ from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
 from shared import subjects
+from shared.bus import Bus
 from shared.messages import (
     NO_TOKENS,
     Draft,
@@ -24,6 +25,7 @@ from shared.messages import (
     Message,
     Report,
     Sampling,
+    Service,
     Speculate,
     Speculation,
     Tally,
@@ -37,7 +39,7 @@ from tests.plugins.networks import Network
 
 PROMPT = (5, 6, 7)
 TEXT = answer(PROMPT, 40)
-ADAPTIVE = Speculation()
+ADAPTIVE, GREEDY = Speculation(), Sampling()
 
 
 @dataclass
@@ -48,9 +50,16 @@ class World:
     drafter: Drafter
     model: FakeDraft
     registry: CollectorRegistry
+    outside: Bus
     gateway: Peer
     verifier: Peer
     controller: Peer
+
+    async def meet(self, service: Service, name: str) -> Peer:
+        """Somebody else, who listens."""
+        peer = Peer(self.outside, service, name)
+        await peer.listen()
+        return peer
 
     async def tell(self, peer: Peer, message: Message, verb: str = "") -> None:
         await peer.say("drafter", self.drafter.instance_id, message, verb)
@@ -64,6 +73,7 @@ class World:
         term: int = 1,
         committed: Sequence[int] = (),
         speculation: Speculation = ADAPTIVE,
+        sampling: Sampling = GREEDY,
         verifier: Peer | None = None,
         sender: Peer | None = None,
     ) -> Speculate:
@@ -74,7 +84,7 @@ class World:
             (verifier or self.verifier).instance_id,
             TokenIds(prompt),
             TokenIds(committed),
-            Sampling(),
+            sampling,
             NO_TOKENS,
             max_tokens,
             speculation,
@@ -174,7 +184,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
         await peer.listen()
     await gateway.listen_to_all("heartbeat")
     await controller.listen_to_all("report")
-    world = World(network, drafter, model, registry, gateway, verifier, controller)
+    world = World(network, drafter, model, registry, outside, gateway, verifier, controller)
     task = asyncio.create_task(drafter.run())
     try:
         await gateway.next(Heartbeat)  # it listens

@@ -25,7 +25,6 @@ from shared.messages import (
 )
 from tests.drafter.conftest import PROMPT, TEXT, World, running
 from tests.fakes import answer, wrong
-from tests.peers import Peer
 from tests.plugins.networks import OverNats
 
 pytestmark = pytest.mark.timeout(60)
@@ -135,7 +134,7 @@ async def test_a_verdict_of_another_term_is_dropped(siege: Siege, term: int) -> 
 
 
 async def test_a_verdict_of_a_verifier_that_the_gateway_did_not_name_is_dropped(siege: Siege) -> None:
-    stranger = Peer(siege.world.verifier._bus, "verifier", "stranger")
+    stranger = await siege.world.meet("verifier", "stranger")
     await siege.world.tell(stranger, siege.world.verdict(siege.attacked, 0, [wrong(TEXT[0])]))
     await siege.world.settled()
     assert siege.world.dropped("foreign verifier") == 1
@@ -187,8 +186,7 @@ async def test_an_absurd_echo_disturbs_nobody_else(siege: Siege, echo: Echo) -> 
 
 
 async def test_another_gateway_can_neither_close_nor_rebind_a_session(siege: Siege) -> None:
-    thief = Peer(siege.world.gateway._bus, "gateway", "thief")
-    await thief.listen()
+    thief = await siege.world.meet("gateway", "thief")
     await siege.world.tell(thief, Close(siege.attacked.session_id, 9))
     await siege.world.speculate(session_id=siege.attacked.session_id, term=9, sender=thief)
     failure = await thief.find(Failure)

@@ -133,6 +133,16 @@ def test_time_per_token_is_the_time_since_the_sessions_last_tokens_shared_by_the
     assert pairs.report()[VERIFIER].tpot_ms == pytest.approx(0.8 * 20 + 0.2 * 40)
 
 
+def test_the_pause_between_two_lives_of_a_session_is_no_time_per_token(pairs: Pairs) -> None:
+    seat = pairs.start()
+    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
+    pairs.pairs.forget(seat)
+    pairs.pairs.observe(seat, verdict(seat), 1, now=9000.0)
+    count(seat, 1)
+    pairs.pairs.absorb(seat)
+    assert pairs.report()[VERIFIER].tpot_ms == 0
+
+
 def test_the_round_trip_is_the_sessions_smoothed_one(pairs: Pairs) -> None:
     seat = pairs.start()
     pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
+import numpy as np
 import pytest
 
 from awc.policy import DEFAULT_CHOICE
-from shared import drafter_session
-from shared.messages import Close, Draft, Echo, Failure, Heartbeat, Report, Speculation, WindowDecision
+from shared import drafter_session, sampling
+from shared.messages import Close, Draft, Echo, Failure, Heartbeat, Report, Sampling, Speculation, WindowDecision
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
-from tests.fakes import answer, wrong
-from tests.peers import Peer, until
+from tests.fakes import VOCABULARY, answer, next_token, wrong
+from tests.peers import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -32,6 +33,17 @@ async def test_a_new_session_polls_at_once_then_sends_its_window_in_chunks_and_n
     assert [len(draft.token_ids) for draft in chunks] == [2, 2, 2, 2]
     assert world.count("drafter_drafted") == WINDOW
     assert world.verifier.senders == {world.drafter.instance_id}
+
+
+async def test_guesses_are_drawn_with_the_noise_of_their_own_positions(world: World) -> None:
+    options = Sampling(temperature=1.0, seed=11)
+    text = list(PROMPT)
+    for _ in range(WINDOW):
+        logits = np.zeros(VOCABULARY, dtype=np.float32)
+        logits[next_token(text)] = 1.0
+        text.append(sampling.draw(logits, options, position=len(text)))
+    request = await world.speculate(sampling=options)
+    assert await world.drafted(request, 0, WINDOW) == text[len(PROMPT) :] != TEXT[:WINDOW]
 
 
 async def test_an_accepting_verdict_slides_the_window(world: World) -> None:
@@ -138,7 +150,7 @@ async def test_a_closed_session_ends_at_once(world: World) -> None:
 
 
 async def test_failures_of_other_verifiers_or_terms_end_nothing(world: World) -> None:
-    stranger = Peer(world.verifier._bus, "verifier", "stranger")
+    stranger = await world.meet("verifier", "stranger")
     request = await world.speculate()
     await world.tell(stranger, Failure(request.session_id, 1, "closed", "over", False))
     await world.tell(world.verifier, Failure(request.session_id, 0, "closed", "over", False))
@@ -176,14 +188,15 @@ async def test_a_lost_draft_of_a_session_that_waits_for_its_verdict_is_sent_agai
 async def test_a_short_patience_is_not_kept_waiting_by_an_older_long_one(world: World) -> None:
     request = await quick_link(world)
     await world.drafted(request, 0, WINDOW)
-    resends = 0
-    while resends < 6:  # the pauses have grown to 20 * 2**6 ms
-        resent = await world.verifier.next(Draft, lambda draft: len(draft.token_ids) == WINDOW)
-        resends += 1
-    await world.tell(world.verifier, world.verdict(request, 0, (), echo=Echo(resent.sent_ms, 0.0)))
-    asked = now_ms()
-    await world.verifier.next(Draft, lambda draft: len(draft.token_ids) == WINDOW)
-    assert now_ms() - asked < 600
+
+    async def pause() -> float:
+        asked = now_ms()
+        await world.verifier.next(Draft, lambda draft: len(draft.token_ids) == WINDOW)
+        return now_ms() - asked
+
+    pauses = [await pause() for _ in range(6)]  # each about twice the one before
+    await world.tell(world.verifier, world.verdict(request, 0, ()))
+    assert await pause() < pauses[-1] / 2
 
 
 async def test_a_verifier_that_stays_silent_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +271,7 @@ async def test_a_step_that_fails_costs_its_session_only(world: World) -> None:
 
 
 async def test_a_higher_term_binds_another_verifier_and_the_old_one_is_not_heard(world: World) -> None:
-    other = Peer(world.verifier._bus, "verifier", "other")
-    await other.listen()
+    other = await world.meet("verifier", "other")
     request = await world.speculate()
     await world.drafted(request, 0, WINDOW)
     rebound = await world.speculate(session_id=request.session_id, term=2, committed=TEXT[:3], verifier=other)
@@ -376,7 +388,7 @@ async def test_an_old_decision_gives_way_to_the_default_in_running_sessions_too(
 
 
 async def test_a_draining_controller_is_left_for_the_other_at_once(world: World) -> None:
-    second = Peer(world.controller._bus, "controller", "zzz")
+    second = await world.meet("controller", "zzz")
     await world.controller.beat()
     await second.beat()
     await world.decide(4, sequence=7)
@@ -392,7 +404,7 @@ async def test_a_draining_controller_is_left_for_the_other_at_once(world: World)
 
 
 async def test_nobody_can_say_in_a_controllers_name_that_it_leaves(world: World) -> None:
-    stranger = Peer(world.controller._bus, "controller", "stranger")
+    stranger = await world.meet("controller", "stranger")
     await world.controller.beat()
     await stranger.beat(instance_id=world.controller.instance_id, draining=True)
     await world.decide(3, sequence=1, sender=stranger)

@@ -6,6 +6,7 @@ import pytest
 
 from shared import subjects
 from shared.memory_bus import matches
+from shared.messages import Close
 
 VERIFIER, DRAFTER = "cloud.0123456789ab", "edge-1.ba9876543210"
 
@@ -83,3 +84,20 @@ def test_all_that_is_said_with_a_verb_to_a_service_is_heard_whoever_it_is_for() 
 )
 def test_patterns_match_as_nats_does(pattern: str, subject: str, is_match: bool) -> None:
     assert matches(pattern, subject) is is_match
+
+
+@pytest.mark.parametrize(
+    ("subject", "fits"),
+    [
+        (f"dsd.v1.verifier.{VERIFIER}.close.{DRAFTER}", True),
+        (f"dsd.v1.close.{DRAFTER}", True),
+        (f"dsd.v1.verifier.{VERIFIER}.open.{DRAFTER}", False),
+        (f"dsd.v1.verifier.{VERIFIER}.close", False),
+        (f"dsd.v1.verifier.{VERIFIER}.close.edge", False),
+        (f"dsd.v1.verifier.{VERIFIER}.close.*.>", False),
+        (f"dsd.v1.verifier.{VERIFIER}.open.{DRAFTER}.close.{DRAFTER}", False),
+        (f"dsd.v2.close.{DRAFTER}", False),
+    ],
+)
+def test_a_subject_fits_a_message_of_its_verb_by_a_well_formed_sender(subject: str, fits: bool) -> None:
+    assert subjects.fits(subject, Close("ab" * 16, 1)) is fits

@@ -14,6 +14,7 @@ from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
 from shared import subjects
+from shared.bus import Bus
 from shared.messages import (
     Draft,
     Failure,
@@ -23,6 +24,7 @@ from shared.messages import (
     Opened,
     Poll,
     Sampling,
+    Service,
     TokenIds,
     Verdict,
 )
@@ -41,9 +43,16 @@ class World:
     verifier: Verifier
     model: FakeTarget
     registry: CollectorRegistry
+    outside: Bus
     gateway: Peer
     drafter: Peer
     stranger: Peer
+
+    async def meet(self, service: Service, name: str) -> Peer:
+        """Somebody else, who listens."""
+        peer = Peer(self.outside, service, name)
+        await peer.listen()
+        return peer
 
     async def tell(self, peer: Peer, message: Message, verb: str = "") -> None:
         await peer.say("verifier", self.verifier.instance_id, message, verb)
@@ -134,7 +143,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     verifier = Verifier(instance_id, chosen, model, bus, VerifierMetrics(registry))
     outside = await network.join(CollectorRegistry())  # one for all, so that they are heard in their order
     gateway, drafter = Peer(outside, "gateway", "gateway"), Peer(outside, "drafter", "edge")
-    world = World(network, verifier, model, registry, gateway, drafter, Peer(outside, "drafter", "stranger"))
+    world = World(network, verifier, model, registry, outside, gateway, drafter, Peer(outside, "drafter", "stranger"))
     for peer in (gateway, drafter, world.stranger):
         await peer.listen()
     await gateway.listen_to_all("heartbeat")

@@ -25,7 +25,6 @@ from shared.messages import (
     encode,
 )
 from tests.fakes import answer, wrong
-from tests.peers import Peer
 from tests.plugins.networks import OverNats
 from tests.verifier.conftest import PROMPT, World, running
 
@@ -234,8 +233,7 @@ async def test_an_epoch_as_high_as_can_be_ends_nothing(siege: Siege) -> None:
 
 
 async def test_another_gateway_can_not_poll_close_or_rebind_a_session(siege: Siege) -> None:
-    thief = Peer(siege.world.gateway._bus, "gateway", "thief")
-    await thief.listen()
+    thief = await siege.world.meet("gateway", "thief")
     session_id = siege.attacked.session_id
     await siege.world.tell(thief, Poll(session_id, 1, 0))
     await siege.world.tell(thief, Close(session_id, 9))

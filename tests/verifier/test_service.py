@@ -9,7 +9,7 @@ import pytest
 from shared.messages import Close, Failure, Heartbeat, Open, Opened, Poll, Verdict
 from shared.subjects import new_session_id
 from tests.fakes import answer, wrong
-from tests.peers import Peer, until
+from tests.peers import until
 from tests.verifier.conftest import PROMPT, Start, World
 
 pytestmark = pytest.mark.timeout(60)
@@ -155,8 +155,7 @@ async def test_opening_twice_is_answered_twice_and_changes_nothing(world: World)
 
 async def test_a_higher_term_binds_another_drafter_and_the_old_one_is_not_heard(world: World) -> None:
     text = answer(PROMPT, 12)
-    other = Peer(world.drafter._bus, "drafter", "edge-2")
-    await other.listen()
+    other = await world.meet("drafter", "edge-2")
     world.model.gate.shut()
     request = await world.open()
     await world.model.gate.held()
@@ -200,8 +199,7 @@ async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_
     async with start(lease_s=0.4) as world:
         world.model.gate.shut()
         abandoned = await world.open()
-        other = Peer(world.gateway._bus, "gateway", "other")
-        await other.listen()
+        other = await world.meet("gateway", "other")
         kept = Open(
             "cd" * 16, 1, None, abandoned.prompt_ids, abandoned.committed_ids, abandoned.sampling,
             abandoned.stop_ids, 5, True,

@@ -60,7 +60,8 @@ class OverNats:
 
     async def inject(self, subject: str, packet: bytes, reply: str = "") -> None:
         await self.raw.publish(subject, packet, reply=reply)
-        await self.raw.flush()
+        for _ in range(2):  # the first flush's ping may overtake what is still queued
+            await self.raw.flush()
 
     async def close(self) -> None:
         for member in self._members:

@@ -200,6 +200,16 @@ class Processes:
 
         await until(is_ready, WHOLE_S, f"{name} does not come back")
 
+    async def drains(self, name: str) -> None:
+        """Returns when a process says that it is draining."""
+        url = f"{self.child(name).urls[-1]}/readyz"
+
+        async def is_draining() -> bool:
+            async with self.http.get(url) as response:
+                return response.status == 503 and "draining" in await response.text()
+
+        await until(is_draining, DRAIN_S, f"{name} does not drain")
+
     async def whole(self) -> None:
         """Returns when every process is ready and the gateway hears all verifiers and drafters, and only them."""
         expected = {service: len(self.names(service)) for service in ("verifier", "drafter")}

@@ -144,6 +144,7 @@ async def test_a_verifier_told_to_stop_finishes_its_streams_and_takes_no_other(
         streams = [await stack.enter_async_context(system.stream(question)) for question in GREEDY]
         await asyncio.gather(*(stream.pieces(2) for stream in streams))
         system.signal("verifier-0", SIGTERM)
+        await system.drains("verifier-0")
         streams += [await stack.enter_async_context(system.stream(question)) for question in SAMPLED[:2]]
         answers = await asyncio.gather(*(stream.rest() for stream in streams))
 

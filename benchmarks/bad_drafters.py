@@ -5,6 +5,10 @@ but never sending). Only that differs, and conditions take turns in random order
 machine falls on all alike. Compared are the speeds of the honest sessions, prompt by prompt, with those of the same
 round beside a session without a drafter. That condition runs twice a round: the ratio of its two runs shows what chance
 alone does.
+
+The honest sessions get a fixed window, small enough that their drafter does not take all that the verifier leaves of
+the machine, and the liar computes nothing: a bad drafter would be on another machine, and must not take processor time
+from those here.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -27,6 +30,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.liar import Liar
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
 from services.local import nats_server
@@ -36,7 +40,7 @@ from shared import nats_bus, subjects
 from shared.bus import Absent
 from shared.config import ServiceSettings
 from shared.home import home
-from shared.messages import Heartbeat, Message
+from shared.messages import Heartbeat, Message, Speculation
 from shared.metrics import BusMetrics
 from tests.e2e.harness import Client
 
@@ -97,30 +101,28 @@ class Fleet:
 
 @asynccontextmanager
 async def running(models: Path, draft: str, run_dir: Path) -> AsyncIterator[Fleet]:
-    """A nats-server, a verifier, an honest drafter and a liar, each a process, and a client here."""
+    """A nats-server, a verifier and an honest drafter, each a process; a client and a liar here."""
     supervisor = Supervisor(run_dir / "logs", console.print)
     port = nats_server.free_port()
     url = f"nats://127.0.0.1:{port}"
     argv = (str(nats_server.find_binary()), "-c", str(nats_server.write_config(run_dir, port)))
     names = ("verifier-0", "drafter-0")
     programs = {program.name: program for program in service_programs(Plan(models, (draft,)), url)}
-    liar = replace(
-        programs["drafter-0"],
-        name="liar",
-        argv=(sys.executable, "-m", "benchmarks.liar"),
-        env=programs["drafter-0"].env | {"DSD_NAME": "liar"},
-    )
     lease = {"DSD_LEASE_S": "3600"}  # the client sends no heartbeats
     try:
         await supervisor.wait_ready(supervisor.start(Program("nats", argv, ready_line="Server is ready")), START_S)
-        for program in (*(programs[name] for name in names), liar):
+        for program in (programs[name] for name in names):
             supervisor.start(replace(program, env=program.env | lease))
         bus = await nats_bus.connect(
             ServiceSettings(nats_url=url), subjects.new_instance_id("bench"), BusMetrics(CollectorRegistry())
         )
         client = Client(bus)
         await client.start()
-        yield Fleet(client, *await _ids_of(bus, (*names, "liar")))
+        liar = Liar(bus, seed=1)
+        lying = asyncio.create_task(liar.run(), name="lie")
+        yield Fleet(client, *await _ids_of(bus, names), liar.instance_id)
+        lying.cancel()
+        await asyncio.wait({lying})
         await bus.close()
     finally:
         await supervisor.stop()
@@ -145,7 +147,7 @@ async def _ids_of(bus: nats_bus.NatsBus, names: tuple[str, ...]) -> list[str]:
 
 
 async def measure(
-    fleet: Fleet, prompts: list[list[int]], condition: str, max_tokens: int, round_number: int
+    fleet: Fleet, prompts: list[list[int]], condition: str, max_tokens: int, window: int, round_number: int
 ) -> list[Sample]:
     """One run: all honest sessions at once, beside one session of `condition` that outlasts them."""
     drafter_id = fleet.drafter_of_extra(condition)
@@ -156,7 +158,11 @@ async def measure(
     async def one(number: int) -> Sample:
         started = time.perf_counter()
         answer = await fleet.client.generate(
-            prompts[number], verifier_id=fleet.verifier_id, drafter_id=fleet.honest_id, max_tokens=max_tokens
+            prompts[number],
+            verifier_id=fleet.verifier_id,
+            drafter_id=fleet.honest_id,
+            max_tokens=max_tokens,
+            speculation=Speculation("static", window),
         )
         elapsed_s = time.perf_counter() - started
         return Sample(round_number, condition, number, len(answer.token_ids) / elapsed_s)
@@ -170,14 +176,14 @@ async def measure(
 
 
 async def run_rounds(
-    fleet: Fleet, prompts: list[list[int]], num_rounds: int, max_tokens: int, seed: int
+    fleet: Fleet, prompts: list[list[int]], num_rounds: int, max_tokens: int, window: int, seed: int
 ) -> list[Sample]:
     """All conditions in every round, in random order; a first run of each, when all is cold, does not count."""
     order = random.Random(seed)
     samples: list[Sample] = []
     for round_number in range(num_rounds + 1):
         for condition in order.sample(CONDITIONS, len(CONDITIONS)):
-            run = await measure(fleet, prompts, condition, max_tokens, round_number)
+            run = await measure(fleet, prompts, condition, max_tokens, window, round_number)
             speed = float(np.median([sample.tokens_per_s for sample in run]))
             console.print(f"round {round_number}: {condition}: {speed:.1f} tokens/s", highlight=False)
             samples += run if round_number else []
@@ -233,11 +239,13 @@ def _read_prompts(models: Path, number: int) -> list[list[int]]:
     ]
 
 
-async def _run(models: Path, draft: str, sessions: int, rounds: int, max_tokens: int, seed: int) -> list[Sample]:
+async def _run(
+    models: Path, draft: str, sessions: int, rounds: int, max_tokens: int, window: int, seed: int
+) -> list[Sample]:
     prompts = _read_prompts(models, sessions + 1)
     with TemporaryDirectory(prefix="dsd-bench-") as run_dir:
         async with running(models, draft, Path(run_dir)) as fleet:
-            return await run_rounds(fleet, prompts, rounds, max_tokens, seed)
+            return await run_rounds(fleet, prompts, rounds, max_tokens, window, seed)
 
 
 @app.command()
@@ -245,12 +253,13 @@ def main(
     sessions: Annotated[int, typer.Option(min=1, max=32, help="Honest sessions at once.")] = 4,
     rounds: Annotated[int, typer.Option(min=3, help="Measured rounds, each with all conditions.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each honest answer.")] = 96,
+    window: Annotated[int, typer.Option(min=1, max=64, help="Window of the honest sessions.")] = 2,
     draft: Annotated[str, typer.Option(help="Draft model of the honest drafter: int8 or int4.")] = "int8",
     seed: Annotated[int, typer.Option(help="Of the order of conditions and of the bootstrap.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Write samples and findings to this JSON file.")] = None,
 ) -> None:
     """Measures what a lying and a silent drafter cost the sessions of others, on this machine with the default pair."""
-    samples = asyncio.run(_run(home() / "models" / PAIR, draft, sessions, rounds, max_tokens, seed))
+    samples = asyncio.run(_run(home() / "models" / PAIR, draft, sessions, rounds, max_tokens, window, seed))
     found = findings(samples, seed)
     Console().print(table(found, f"{sessions} honest sessions of {max_tokens} tokens, {rounds} rounds"))
     if output is not None:
@@ -258,6 +267,7 @@ def main(
             "sessions": sessions,
             "rounds": rounds,
             "max_tokens": max_tokens,
+            "window": window,
             "draft": draft,
             "seed": seed,
             "findings": [asdict(finding) | {"verdict": finding.verdict} for finding in found],

@@ -19,6 +19,8 @@ from msgspec import Meta, Struct, ValidationError, convert
 MAX_MESSAGE_BYTES = 1 << 20  # one decoded message; the bus splits what is larger than a part (shared/parts.py)
 MAX_TOKENS = 1 << 17  # the longest prompt plus answer that any message may carry
 MAX_WINDOW = 64  # unverified tokens a drafter may have, and ids one Draft may carry
+MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1024
 
 if array("I").itemsize != 4 or sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire format needs a little-endian machine with 32-bit unsigned ints")
@@ -59,14 +61,26 @@ class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all structs on the wire."""
 
 
+class Bias(Wire, frozen=True):
+    """What is added to one token's logit."""
+
+    token_id: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+    bias: Annotated[float, Meta(ge=-100, le=100)]
+
+
 class Sampling(Wire, frozen=True):
-    """How a token is drawn (docs/sampling.md). temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off."""
+    """How a token is drawn (docs/sampling.md). temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties of 0, a
+    repetition_penalty of 1 and no biases are off."""
 
     temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] = 0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    logit_bias: Annotated[tuple[Bias, ...], Meta(max_length=MAX_BIASES)] = ()
 
 
 class Speculation(Wire, frozen=True):
@@ -107,8 +121,21 @@ class Echo(Wire, frozen=True):
     hold_ms: Millis
 
 
+class TokenLogprobs(Wire, frozen=True):
+    """ln of a token's probability under the model's own logits, before penalties, temperature and filters, and of the
+    likeliest tokens: by (probability descending, id ascending)."""
+
+    logprob: float
+    top_ids: TokenIds
+    top_logprobs: Annotated[list[float], Meta(max_length=MAX_TOP_LOGPROBS)]
+
+
 class Open(Wire, frozen=True, tag="open"):
-    """gateway -> verifier: open, resume (committed_ids) or rebind (higher term) a session."""
+    """gateway -> verifier: open, resume (committed_ids) or rebind (higher term) a session.
+
+    No stop id is drawn before `min_tokens` tokens. logprobs: how many of the likeliest tokens verdicts tell of; None:
+    no logprobs. Sessions of one cache_scope may use each other's KV cache of a common prefix; None: no sharing.
+    """
 
     session_id: SessionId
     term: Count
@@ -119,6 +146,9 @@ class Open(Wire, frozen=True, tag="open"):
     stop_ids: TokenIds
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     free_run: bool = True
+    min_tokens: Position = 0
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    cache_scope: Annotated[str, Meta(max_length=64)] | None = None
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -143,6 +173,7 @@ class Speculate(Wire, frozen=True, tag="speculate"):
     stop_ids: TokenIds
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     speculation: Speculation
+    min_tokens: Position = 0
 
 
 class Draft(Wire, frozen=True, tag="draft"):
@@ -161,7 +192,8 @@ class Verdict(Wire, frozen=True, tag="verdict"):
     """verifier -> gateway and drafter: the target has fixed token_ids for the positions base, base + 1, ...
 
     The first `accepted` of them equalled guesses that a pass had verified. `epoch` is the lowest epoch the verifier
-    still listens to. Empty token_ids at base L: exactly L tokens are fixed.
+    still listens to. Empty token_ids at base L: exactly L tokens are fixed. logprobs, to a gateway that asked for them:
+    those of the last len(logprobs) of token_ids.
     """
 
     session_id: SessionId
@@ -176,6 +208,7 @@ class Verdict(Wire, frozen=True, tag="verdict"):
     batch: Count
     queue: Share  # queued tokens / token budget, clipped
     tally: Tally
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Poll(Wire, frozen=True, tag="poll"):
@@ -267,7 +300,7 @@ def _to_wire(value: Any) -> Any:
         tag = value.__struct_config__.tag
         fields = [_to_wire(getattr(value, name)) for name in value.__struct_fields__]
         return fields if tag is None else [tag, *fields]
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_to_wire(item) for item in value]
     return value
 

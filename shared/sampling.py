@@ -4,10 +4,14 @@ Invariant: the noise of a token depends on (seed, position, token id) and on not
 bits here and in the verifier's torch sampler, so that a drafter's guess equals the target's draw whenever their logits
 lead to the same choice (drafter-invariant speculative decoding, arXiv 2408.07978). docs/sampling.md has the rules.
 
-Order: temperature, top-k, top-p, min-p, noise, argmax. Everything after the logits is float64.
+Order: penalties, biases, min_tokens, temperature, top-k, top-p, min-p, noise, argmax. Everything after the logits is
+float64.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,23 +67,90 @@ def gumbel(seed: int, position: int, token_ids: NDArray[np.integer]) -> NDArray[
     return np.negative(noise, out=noise)
 
 
-def draw(logits: NDArray[np.float32], sampling: Sampling, position: int) -> int:
-    """The token for `position`, from the logits [vocab] of the token before it. Equal scores: the lowest id.
+@dataclass(frozen=True, slots=True)
+class History:
+    """What stood before a draw, as far as it changes the scores. `output_ids`: the tokens generated so far."""
 
-    Raises ValueError where the best logit is not finite.
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
+    stop_ids: Sequence[int] = ()
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """The tokens whose scores differ from their logits at one position, and how: arrays of equal length [n]."""
+
+    token_ids: NDArray[np.int64]
+    repetition: NDArray[np.float64]  # divides positive logits and multiplies negative ones
+    penalty: NDArray[np.float64]  # presence and frequency penalty, subtracted
+    bias: NDArray[np.float64]
+
+    def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores [n] of token_ids from their logits [n]."""
+        scores = np.where(logits > 0, logits / self.repetition, logits * self.repetition)
+        return scores - self.penalty + self.bias
+
+
+def is_adjusted(sampling: Sampling, min_tokens: int = 0) -> bool:
+    """Whether any score may differ from its logit."""
+    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
+    return bool(penalties or sampling.logit_bias or min_tokens)
+
+
+def adjustment(sampling: Sampling, history: History) -> Adjustment:
+    """How the scores at the position behind `history` differ from the logits.
+
+    Presence and frequency penalties count generated tokens, the repetition penalty the prompt's too (as vLLM has them);
+    a stop id can't be drawn before min_tokens tokens.
     """
-    best = int(np.argmax(logits))  # a NaN is its own argmax
-    peak = float(logits[best])
+    outputs, counts = np.unique(np.asarray(history.output_ids, dtype=np.int64), return_counts=True)
+    repeated = outputs
+    if sampling.repetition_penalty != 1:
+        repeated = np.union1d(outputs, np.asarray(history.prompt_ids, dtype=np.int64))
+    biases = {each.token_id: each.bias for each in sampling.logit_bias}
+    if len(history.output_ids) < history.min_tokens:
+        biases |= dict.fromkeys(history.stop_ids, -np.inf)
+    biased = np.array(sorted(biases), dtype=np.int64)
+    token_ids = np.union1d(repeated, biased)
+    repetition, penalty, bias = np.ones(len(token_ids)), np.zeros(len(token_ids)), np.zeros(len(token_ids))
+    repetition[np.searchsorted(token_ids, repeated)] = sampling.repetition_penalty
+    penalty[np.searchsorted(token_ids, outputs)] = sampling.presence_penalty + sampling.frequency_penalty * counts
+    bias[np.searchsorted(token_ids, biased)] = [biases[token_id] for token_id in biased.tolist()]
+    return Adjustment(token_ids, repetition, penalty, bias)
+
+
+def adjusted(
+    logits: NDArray[np.float32], sampling: Sampling, history: History
+) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Scores [vocab]: float64 where any differs from its logit, else the logits as they are."""
+    if not is_adjusted(sampling, history.min_tokens):
+        return logits
+    changes = adjustment(sampling, history)
+    scores = logits.astype(np.float64)
+    scores[changes.token_ids] = changes.scores(scores[changes.token_ids])
+    return scores
+
+
+def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history: History | None = None) -> int:
+    """The token for `position`, from the logits [vocab] of the token before it. Equal scores: the lowest id. Without a
+    `history` nothing is adjusted.
+
+    Raises ValueError where the best score is not finite.
+    """
+    scores = logits if history is None else adjusted(logits, sampling, history)
+    best = int(np.argmax(scores))  # a NaN is its own argmax
+    peak = float(scores[best])
     if not np.isfinite(peak):
-        raise ValueError(f"the best logit for position {position} is {peak}")
+        raise ValueError(f"the best score for position {position} is {peak}")
     if is_greedy(sampling):
         return best
     with np.errstate(over="ignore"):  # a temperature next to zero: -inf is what is meant
-        scores = (logits.astype(np.float64) - peak) / sampling.temperature
+        scaled = (scores.astype(np.float64) - peak) / sampling.temperature
     if not is_filtered(sampling):
-        return int(np.argmax(scores + gumbel(sampling.seed, position, np.arange(len(scores)))))
-    token_ids = kept_ids(scores, sampling)
-    noisy = scores[token_ids] + gumbel(sampling.seed, position, token_ids)
+        return int(np.argmax(scaled + gumbel(sampling.seed, position, np.arange(len(scaled)))))
+    token_ids = kept_ids(scaled, sampling)
+    noisy = scaled[token_ids] + gumbel(sampling.seed, position, token_ids)
     return int(token_ids[np.argmax(noisy)])
 
 

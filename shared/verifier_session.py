@@ -10,9 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shared.batching import Survival
-from shared.messages import MAX_WINDOW, NO_TOKENS, Draft, Echo, Finish, Open, Poll, Tally, TokenIds, Verdict
+from shared.messages import (
+    MAX_WINDOW,
+    NO_TOKENS,
+    Draft,
+    Echo,
+    Finish,
+    Open,
+    Poll,
+    Tally,
+    TokenIds,
+    TokenLogprobs,
+    Verdict,
+)
 
 MAX_EPOCH = 1 << 48
+MAX_TOLD_WITH_LOGPROBS = 512  # tokens of one verdict, so that it stays a message; the gateway polls for the rest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +84,7 @@ class VerifierSession:
     term: int = -1
     drafter_id: str | None = None
     tokens: list[int] = field(default_factory=list)  # prompt and what is committed
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the newest tokens, where asked for
     computed: int = 0  # KV entries that hold `tokens[:computed]`
     finish: Finish | None = None
     epoch: int = 0  # drafts of lower epochs are not listened to
@@ -148,7 +162,7 @@ class VerifierSession:
         self.epoch, self._received, self._heard_at, self._sent_ms = 0, 0, now, None
         if not continues:
             self._void_row()
-            self.tokens = theirs
+            self.tokens, self.logprobs = theirs, []
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.pending_base = self.length
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
@@ -263,8 +277,16 @@ class VerifierSession:
         self.pending_base = base + len(guesses)
         return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.epoch)
 
-    def end_pass(self, row: PassRow, draws: Sequence[int], info: PassInfo, now: float) -> Verdict | None:
-        """Applies a pass's draws to the row it froze; None inside a prefill, or when a re-opening voided the row."""
+    def end_pass(
+        self,
+        row: PassRow,
+        draws: Sequence[int],
+        info: PassInfo,
+        now: float,
+        logprobs: Sequence[TokenLogprobs] = (),
+    ) -> Verdict | None:
+        """Applies a pass's draws to the row it froze; None inside a prefill, or when a re-opening voided the row.
+        `logprobs`, where asked for, are of the draws up to the first wrong guess."""
         if row is not self._row:
             return None
         self._row = None
@@ -277,6 +299,7 @@ class VerifierSession:
         accepted = min(matched, len(committed))
         self._count_row(row, accepted, len(committed))
         self.tokens.extend(committed)
+        self.logprobs.extend(logprobs[: len(committed)])
         self.computed = row.base + min(accepted, row.num_draws - 1, len(committed) - 1)
         self.finish = self._finish_of(committed)
         self.num_passes += 1
@@ -349,17 +372,23 @@ class VerifierSession:
 
     def _verdict(self, base: int, accepted: int, now: float) -> Verdict:
         echo = None if self._sent_ms is None else Echo(self._sent_ms, max(0.0, now - self._echo_at))
+        end, logprobs = self.length, None
+        if self.request.logprobs is not None:
+            end = min(end, base + MAX_TOLD_WITH_LOGPROBS)
+            first = self.length - len(self.logprobs)
+            logprobs = self.logprobs[max(0, base - first) : max(0, end - first)]
         return Verdict(
             session_id=self.session_id,
             term=self.term,
             epoch=self.epoch,
             base=base,
-            token_ids=TokenIds(self.tokens[base:]),
+            token_ids=TokenIds(self.tokens[base:end]),
             accepted=accepted,
-            finish=self.finish,
+            finish=self.finish if end == self.length else None,
             echo=echo,
             compute_ms=self.info.compute_ms,
             batch=self.info.batch,
             queue=self.info.queue,
             tally=self.tally,
+            logprobs=logprobs,
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.cloud_verifier.model import Row
+from services.cloud_verifier.model import Drawn, Row
 
 VOCABULARY = 97
 MAX_CONTEXT = 1024
@@ -120,14 +120,14 @@ class FakeTarget:
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
 
-    def step(self, rows: Sequence[Row]) -> list[list[int]]:
+    def step(self, rows: Sequence[Row]) -> list[Drawn]:
         self.passes.append(list(rows))
         self.gate.pass_through()
         time.sleep(self.pass_s)
         assert len({id(row.cache) for row in rows}) == len(rows), "two rows share a cache"
         if any(self.poison in row.token_ids for row in rows):
             raise RuntimeError("poisoned")
-        return [self._draws(row) for row in rows]
+        return [Drawn(self._draws(row), []) for row in rows]
 
     def _draws(self, row: Row) -> list[int]:
         row.cache.feed(row.token_ids, row.start)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import structlog
 
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.model import Row, TargetModel
+from services.cloud_verifier.model import Drawn, Row, TargetModel
 from services.cloud_verifier.sessions import Seat, SessionTable
 from shared.batching import Batcher, Candidate, PassCost
 from shared.messages import Sampling, TokenIds, Verdict
+from shared.sampling import History, is_adjusted
 from shared.verifier_session import PassInfo, PassRow
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ class PassShare:
 class Outcome:
     """The draws of each share, None where that session's computation failed, and the time it all took."""
 
-    draws: list[list[int] | None]
+    draws: list[Drawn | None]
     elapsed_ms: float
 
 
@@ -125,9 +126,7 @@ class VerifyLoop:
         for share in self._batcher.form(candidates):
             seat = seats[share.index]
             row = seat.state.begin_pass(share.max_tokens, share.max_guesses)
-            assert seat.cache is not None
-            compute = Row(seat.cache, row.start, row.fed_ids, row.num_draws, seat.state.request.sampling)
-            batch.append(PassShare(seat, row, compute))
+            batch.append(PassShare(seat, row, _computation(seat, row)))
         return batch
 
     async def _forward(self, batch: Sequence[PassShare]) -> Outcome:
@@ -137,7 +136,7 @@ class VerifyLoop:
     def _compute(self, rows: list[Row]) -> Outcome:
         """In the model's thread. A failing pass is repeated row by row, so that only the rows at fault fail."""
         started = time.perf_counter()
-        draws: list[list[int] | None]
+        draws: list[Drawn | None]
         try:
             draws = list(self._model.step(rows))
         except Exception:
@@ -146,7 +145,7 @@ class VerifyLoop:
             draws = [self._compute_alone(row) for row in rows]
         return Outcome(draws, (time.perf_counter() - started) * 1e3)
 
-    def _compute_alone(self, row: Row) -> list[int] | None:
+    def _compute_alone(self, row: Row) -> Drawn | None:
         try:
             return self._model.step([row])[0]
         except Exception:
@@ -165,16 +164,27 @@ class VerifyLoop:
             num_committed += self._commit_share(share, draws, info)
         self._metrics.observe_pass(outcome.elapsed_ms, len(batch), num_tokens, num_committed)
 
-    def _commit_share(self, share: PassShare, draws: list[int] | None, info: PassInfo) -> int:
+    def _commit_share(self, share: PassShare, drawn: Drawn | None, info: PassInfo) -> int:
         state = share.seat.state
-        if draws is None:
+        if drawn is None:
             if state.abandon_pass(share.row):  # else the session was closed or rebound meanwhile
                 self._fail(share.seat)
             return 0
-        verdict = state.end_pass(share.row, draws, info, time.monotonic() * 1e3)
+        verdict = state.end_pass(share.row, drawn.token_ids, info, time.monotonic() * 1e3, drawn.logprobs)
         if verdict is None:
             return 0
         if verdict.finish:
             self._table.settle(share.seat)
         self._answer(share.seat, verdict)
         return len(verdict.token_ids)
+
+
+def _computation(seat: Seat, row: PassRow) -> Row:
+    """What the model is asked for a session's share."""
+    assert seat.cache is not None
+    request = seat.state.request
+    history = None
+    if row.num_draws and is_adjusted(request.sampling, request.min_tokens):
+        output_ids = seat.state.tokens[len(request.prompt_ids) :]
+        history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
+    return Row(seat.cache, row.start, row.fed_ids, row.num_draws, request.sampling, history, request.logprobs)

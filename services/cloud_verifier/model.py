@@ -32,7 +32,9 @@ from services.cloud_verifier.attention import PassAttention, Segment
 from services.cloud_verifier.fingerprint import fingerprint_of
 from services.cloud_verifier.kv import KvCache, KvLayout, round_to_step
 from services.cloud_verifier.packed import packing_works, replace_layers, row_step
-from shared.messages import Sampling
+from shared.messages import Sampling, TokenLogprobs
+from shared.sampling import History
+from shared.verifier_session import common_prefix
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,6 +55,21 @@ class Row:
     token_ids: Sequence[int]
     num_draws: int
     sampling: Sampling
+    history: History | None = None  # before the first draw; None where nothing adjusts the scores
+    num_top: int | None = None  # None: no logprobs
+
+    @property
+    def guesses(self) -> Sequence[int]:
+        """The fed tokens that the draws but the last are to be compared with: [num_draws - 1]."""
+        return self.token_ids[len(self.token_ids) - self.num_draws + 1 :] if self.num_draws else ()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The draws of a row; logprobs, where asked for, of those that can be committed: up to the first wrong guess."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
 
 
 class TargetModel:
@@ -98,23 +115,22 @@ class TargetModel:
         return list(torch.split(logits, [row.num_draws for row in rows]))
 
     @torch.inference_mode()
-    def step(self, rows: Sequence[Row]) -> list[list[int]]:
+    def step(self, rows: Sequence[Row]) -> list[Drawn]:
         """The draws of each row: that of the token fed at position p is for position p + 1.
 
         Raises NonFiniteLogits; the caches are then as after any pass, and the same rows may be fed again.
         """
         logits = self.forward(rows)
-        first_draws = [row.start + len(row.token_ids) - row.num_draws + 1 for row in rows]
-        draws = [
-            sampler.draw(row_logits, row.sampling, position)
-            for row, row_logits, position in zip(rows, logits, first_draws, strict=True)
-        ]
+        draws = [_draw(row, row_logits) for row, row_logits in zip(rows, logits, strict=True)]
         token_ids = iter(torch.cat(draws).tolist() if draws else [])
         drawn = [list(islice(token_ids, row.num_draws)) for row in rows]
         bad = [index for index, ids in enumerate(drawn) if sampler.NO_DRAW in ids]
         if bad:
             raise NonFiniteLogits(f"the best logit of row {', '.join(map(str, bad))} is not finite")
-        return drawn
+        return [
+            Drawn(ids, _logprobs(row, row_logits, ids))
+            for row, row_logits, ids in zip(rows, logits, drawn, strict=True)
+        ]
 
     def _compute(
         self, token_ids: list[int], positions: list[int], drawing: list[int], segments: Sequence[Segment]
@@ -144,6 +160,19 @@ class TargetModel:
                 raise ValueError(f"a row ends at {end}, beyond the {capacity} tokens of its cache")
             if min(row.token_ids) < 0 or max(row.token_ids) >= self.vocab_size:
                 raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
+
+
+def _draw(row: Row, logits: Tensor) -> Tensor:
+    """Token ids [num_draws]."""
+    scores = sampler.adjust(logits, row.sampling, row.history, row.guesses)
+    return sampler.draw(scores, row.sampling, row.start + len(row.token_ids) - row.num_draws + 1)
+
+
+def _logprobs(row: Row, logits: Tensor, token_ids: list[int]) -> list[TokenLogprobs]:
+    if row.num_top is None or not token_ids:
+        return []
+    num_valid = common_prefix(row.guesses, token_ids) + 1
+    return sampler.logprobs(logits[:num_valid], token_ids[:num_valid], row.num_top)
 
 
 def load_target(

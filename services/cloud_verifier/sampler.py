@@ -1,30 +1,78 @@
 """The coupled draw of shared/sampling.py in torch, on the model's device, for all rows of one session at once.
 
-Invariant: a row's draw depends on its logits, the sampling parameters and its position alone, never on the rows drawn
-with it, and equals `shared.sampling.draw` but where two scores differ by a few ulp of float64. Reductions over the
-vocabulary are sequential (cumsum) or exact (max), so no thread count and no batch shape changes their bits.
+Invariant: a row's draw depends on its logits, the sampling parameters, its position and (where penalties ask for it)
+the text before it alone, never on the rows drawn with it, and equals `shared.sampling.draw` but where two scores differ
+by a few ulp of float64. Reductions over the vocabulary are sequential (cumsum) or exact (max), so no thread count and
+no batch shape changes their bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from shared.messages import Sampling
-from shared.sampling import GAMMA, MIX_1, MIX_2, NUCLEUS_SLACK, is_filtered, is_greedy, stream_key
+from shared.messages import Sampling, TokenIds, TokenLogprobs
+from shared.sampling import (
+    GAMMA,
+    MIX_1,
+    MIX_2,
+    NUCLEUS_SLACK,
+    History,
+    adjustment,
+    is_adjusted,
+    is_filtered,
+    is_greedy,
+    stream_key,
+)
 
 ROWS_AT_ONCE = 1  # on the CPU: the temporaries of one row stay in its caches, which is twice as fast
 NO_DRAW = -1  # stands for a draw from logits whose greatest value is not finite
 
 
 def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
-    """Token ids [n] for the positions position, position + 1, ... from logits [n, vocab] float32; NO_DRAW where a
-    row's greatest logit is not finite."""
+    """Token ids [n] for the positions position, position + 1, ... from logits [n, vocab] float32 or scores [n, vocab]
+    float64; NO_DRAW where a row's greatest one is not finite."""
     if not len(logits):  # inside a prefill nothing is drawn
         return torch.empty(0, dtype=torch.int64, device=logits.device)
     at_once = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
     starts = range(0, len(logits), at_once)
     return torch.cat([_draw(logits[i : i + at_once], sampling, position + i) for i in starts])
+
+
+def adjust(logits: Tensor, sampling: Sampling, history: History | None, guesses: Sequence[int]) -> Tensor:
+    """Scores [n, vocab] float64 where penalties, biases or min_tokens change any, else the logits as they are.
+
+    Row i stands behind `history` and the first i of `guesses`.
+    """
+    if history is None or not is_adjusted(sampling, history.min_tokens):
+        return logits
+    scores = logits.double()
+    for i in range(len(scores)):
+        output_ids = [*history.output_ids, *guesses[:i]]
+        changes = adjustment(sampling, replace(history, output_ids=output_ids))
+        token_ids = torch.from_numpy(changes.token_ids).to(scores.device)
+        changed = changes.scores(scores[i, token_ids].cpu().numpy())
+        scores[i, token_ids] = torch.from_numpy(changed).to(scores.device)
+    return scores
+
+
+def logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+    """What the model's own logits [n, vocab] say of the token drawn from each row, and of the num_top likeliest."""
+    return [_logprobs(row, token_id, num_top) for row, token_id in zip(logits, token_ids, strict=True)]
+
+
+def _logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
+    every = torch.log_softmax(logits.double(), dim=-1)
+    if num_top == 0:
+        return TokenLogprobs(float(every[token_id]), TokenIds(), [])
+    least = every.topk(min(num_top, len(every))).values[-1]
+    candidates = (every >= least).nonzero().squeeze(-1)  # ascending ids, more than num_top only where values are equal
+    ranked, order = every[candidates].sort(descending=True, stable=True)
+    top_ids = candidates[order][:num_top].tolist()
+    return TokenLogprobs(float(every[token_id]), TokenIds(top_ids), ranked[:num_top].tolist())
 
 
 def uniform(seed: int, position: int, token_ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import structlog
+from msgspec import structs
 
 from services.cloud_verifier.loop import VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
@@ -125,7 +126,7 @@ class Verifier:
         else:
             answer = state.on_draft(draft, now)
             if answer is not None:
-                self._send("drafter", sender, "verdict", answer)
+                self._tell_drafter(sender, answer)
             self.loop.wake()
 
     def _on_open(self, sender: str, request: Open, now: float) -> None:
@@ -178,10 +179,14 @@ class Verifier:
         """A pass fixed tokens: tell the gateway and the drafter alike."""
         self._send("gateway", seat.state.gateway_id, "verdict", verdict)
         if seat.state.drafter_id:
-            self._send("drafter", seat.state.drafter_id, "verdict", verdict)
+            self._tell_drafter(seat.state.drafter_id, verdict)
         self._count(seat)
         if verdict.finish:
             self._session_ended.set()
+
+    def _tell_drafter(self, drafter_id: str, verdict: Verdict) -> None:
+        """A drafter has no use for logprobs."""
+        self._send("drafter", drafter_id, "verdict", structs.replace(verdict, logprobs=None))
 
     def _fail(self, seat: Seat) -> None:
         """A session that can't be computed is closed; its gateway may open it elsewhere."""

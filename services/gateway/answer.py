@@ -29,11 +29,11 @@ class Answer:
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The text as it comes; raises SessionFailed when it can't go on."""
         async with aclosing(self._live.tokens()) as batches:
-            async for token_ids in batches:
+            async for committed in batches:
                 self._last_at = time.monotonic()
                 if self._first_at is None:
                     self._first_at = self._last_at
-                if piece := self._text.feed(token_ids):
+                if piece := self._text.feed([each.token_id for each in committed]):
                     yield piece
                 if self._text.stopped:
                     break

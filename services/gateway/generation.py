@@ -19,6 +19,9 @@ class Generation:
     stop_ids: TokenIds
     speculation: Speculation | None
     drafter_name: str | None = None  # only instances of this name may draft
+    min_tokens: int = 0
+    num_top: int | None = None  # likeliest tokens whose logprobs are wanted; None: no logprobs
+    cache_scope: str | None = None  # whose KV cache of a common prefix may be used
 
     @property
     def context(self) -> int:
@@ -36,6 +39,9 @@ class Generation:
             sampling=self.sampling,
             stop_ids=self.stop_ids,
             max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            logprobs=self.num_top,
+            cache_scope=self.cache_scope,
         )
 
     def speculate(self, term: int, verifier_id: str, committed_ids: TokenIds) -> Speculate:
@@ -52,4 +58,5 @@ class Generation:
             stop_ids=self.stop_ids,
             max_tokens=self.max_tokens,
             speculation=self.speculation,
+            min_tokens=self.min_tokens,
         )

@@ -14,7 +14,7 @@ from typing import Literal
 from services.gateway.errors import SessionFailed
 from services.gateway.generation import Generation
 from services.gateway.placement import Placement
-from services.gateway.stream import ConflictingVerdict, TallySum, VerdictStream
+from services.gateway.stream import Committed, ConflictingVerdict, TallySum, VerdictStream
 from services.gateway.timing import SessionTiming
 from shared.messages import Close, Failure, FailureCode, Open, Opened, Poll, Service, Speculate, TokenIds, Verdict
 
@@ -78,7 +78,9 @@ class Session:
     @classmethod
     def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Session:
         """A session that has chosen its verifier and asked it; or one that failed at once."""
-        stream = VerdictStream(len(generation.prompt_ids), generation.max_tokens, timing.poll)
+        stream = VerdictStream(
+            len(generation.prompt_ids), generation.max_tokens, timing.poll, generation.num_top is not None
+        )
         session = cls(generation, placement, timing, stream, _alive_at=now)
         session._place(now)
         return session
@@ -98,9 +100,9 @@ class Session:
         deadline = self._alive_at + self.timing.session_timeout_s
         return deadline if stream_due is None else min(stream_due, deadline)
 
-    def take_tokens(self) -> TokenIds:
+    def take_tokens(self) -> list[Committed]:
         """The tokens committed since the last call."""
-        new = TokenIds(self.stream.tokens[self._taken :])
+        new = self.stream.committed[self._taken :]
         self._taken += len(new)
         return new
 

@@ -20,6 +20,7 @@ from services.gateway.generation import Generation
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement import Placement
 from services.gateway.session import Send, Session
+from services.gateway.stream import Committed
 from services.gateway.timing import SessionTiming
 from services.gateway.windows import DecidedWindows
 from shared import subjects
@@ -33,7 +34,6 @@ from shared.messages import (
     Opened,
     Poll,
     Service,
-    TokenIds,
     Verdict,
     WindowDecision,
 )
@@ -75,7 +75,7 @@ class LiveSession:
         await self._sessions.send(self.session)
         self._raise_failure()
 
-    async def tokens(self) -> AsyncGenerator[TokenIds, None]:
+    async def tokens(self) -> AsyncGenerator[list[Committed], None]:
         """The committed tokens in order, as they come; raises SessionFailed when they can't come any more."""
         while True:
             over = self.session.phase == "over"

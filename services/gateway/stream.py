@@ -8,13 +8,26 @@ clock: every call gets `now`, in seconds of any one clock.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from services.gateway.timing import PollTiming
-from shared.messages import Finish, Tally, TokenIds, Verdict
+from shared.messages import Finish, Tally, TokenLogprobs, Verdict
+
+Fate: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
 
 
 class ConflictingVerdict(ValueError):
     """A verdict contradicts what was already sent on, or the session's own bounds: this verifier can't be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One token of the answer. `fate`: an accepted guess; the target's own token at a rejection (recovered) or behind
+    accepted guesses (bonus); else the target's alone, or told again, when nobody knows any more."""
+
+    token_id: int
+    fate: Fate
+    logprobs: TokenLogprobs | None
 
 
 @dataclass(slots=True)
@@ -24,8 +37,10 @@ class VerdictStream:
     prompt_length: int
     max_tokens: int
     timing: PollTiming
+    wants_logprobs: bool = False
     term: int = 0
     tokens: list[int] = field(default_factory=list)
+    committed: list[Committed] = field(default_factory=list)  # the same, with what is known of them
     finish: Finish | None = None
     num_polls: int = 0  # in all, for the metrics
     _unanswered: int = 0
@@ -33,6 +48,7 @@ class VerdictStream:
     _heard_at: float = 0.0
     _asked_at: float | None = None
     _grew_at: float | None = None
+    _num_rejected: int = 0  # as the newest verdict of this term told
     _usual_gap_s: float | None = None  # moving average of the time between verdicts that brought tokens
 
     @property
@@ -59,6 +75,7 @@ class VerdictStream:
         self.term = term
         self._unanswered, self._asked_at, self._grew_at = 0, None, None
         self._gap, self._heard_at = incomplete, now
+        self._num_rejected = 0
 
     def on_timer(self, now: float) -> int | None:
         """The base to poll from, if a Poll is due."""
@@ -77,23 +94,40 @@ class VerdictStream:
         """Whether so many Polls went unanswered that the verifier must be given up."""
         return self._unanswered >= self.timing.max_polls and self.due is not None and now >= self.due
 
-    def merge(self, verdict: Verdict, now: float) -> TokenIds:
+    def merge(self, verdict: Verdict, now: float) -> list[Committed]:
         """The tokens that the verdict adds, perhaps none; raises ConflictingVerdict and then changes nothing."""
         if verdict.term != self.term or self.finish:
-            return TokenIds()
+            return []
         self._check(verdict)
         self._heard_at, self._unanswered = now, 0
         if verdict.base > self.length:
             self._gap = True
-            return TokenIds()
-        new = verdict.token_ids[self.length - verdict.base :]
+            return []
+        new = self._added(verdict)
         if new:
             self._observe_gap(now)
-        self.tokens.extend(new)
+        self.committed.extend(new)
+        self.tokens.extend(each.token_id for each in new)
+        self._num_rejected = max(self._num_rejected, verdict.tally.rejected)
         if new or verdict.base + len(verdict.token_ids) == self.length:
             self._gap, self._asked_at = False, None
         self.finish = verdict.finish
-        return TokenIds(new)
+        return new
+
+    def _added(self, verdict: Verdict) -> list[Committed]:
+        """The tokens behind those known, each with its fate."""
+        first = self.length - verdict.base
+        new = verdict.token_ids[first:]
+        logprobs: list[TokenLogprobs] | list[None] = [None] * len(new)
+        if self.wants_logprobs and new:
+            logprobs = (verdict.logprobs or [])[-len(new) :]
+        own: Fate = "bonus" if verdict.accepted else "target"
+        if verdict.tally.rejected > self._num_rejected:
+            own = "recovered"
+        return [
+            Committed(token_id, "accepted" if i < verdict.accepted else own, each)
+            for i, token_id, each in zip(range(first, first + len(new)), new, logprobs, strict=True)
+        ]
 
     def _check(self, verdict: Verdict) -> None:
         start, end = verdict.base - self.prompt_length, verdict.base + len(verdict.token_ids)
@@ -102,6 +136,8 @@ class VerdictStream:
         known = self.tokens[start : start + len(verdict.token_ids)]
         if list(verdict.token_ids[: len(known)]) != known:
             raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already fixed")
+        if self.wants_logprobs and end - self.length > len(verdict.logprobs or ()):
+            raise ConflictingVerdict(f"tokens up to position {end} came without logprobs")
         if verdict.finish and end < self.length:
             raise ConflictingVerdict(f"finished at position {end}, behind {self.length} already fixed")
 

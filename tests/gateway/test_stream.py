@@ -7,10 +7,11 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from services.gateway.stream import ConflictingVerdict, TallySum, VerdictStream
 from services.gateway.timing import PollTiming
-from shared.messages import Finish, Tally, TokenIds, Verdict
+from shared.messages import Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 SESSION = "0" * 32
 PROMPT = 5
@@ -27,6 +28,11 @@ def stream(max_tokens: int = 100) -> VerdictStream:
     new = VerdictStream(PROMPT, max_tokens, TIMING)
     new.begin_term(1, 0.0)
     return new
+
+
+def merged(ours: VerdictStream, told: Verdict, now: float) -> list[int]:
+    """The tokens that a verdict added."""
+    return [each.token_id for each in ours.merge(told, now)]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.floats(0, 0.6), st.floats(0, 0.5), st.floats(0, 0.5))
@@ -64,7 +70,7 @@ def test_the_answer_is_whole_whatever_is_lost_repeated_or_overtaken(
             rng.shuffle(under_way)
         while under_way and rng.random() < 0.8:
             before = list(ours.tokens)
-            new = ours.merge(under_way.pop(0), now)
+            new = merged(ours, under_way.pop(0), now)
             assert ours.tokens == [*before, *new]
             assert ours.tokens == truth[: len(ours.tokens)]
         if ours.finish:
@@ -76,23 +82,61 @@ def test_the_answer_is_whole_whatever_is_lost_repeated_or_overtaken(
 
 def test_overlap_is_merged_and_only_the_new_tokens_are_told() -> None:
     ours = stream()
-    assert ours.merge(verdict(5, [1, 2, 3]), 0.1) == (1, 2, 3)
-    assert ours.merge(verdict(6, [2, 3, 4]), 0.2) == (4,)
-    assert ours.merge(verdict(5, [1, 2]), 0.3) == ()
+    assert merged(ours, verdict(5, [1, 2, 3]), 0.1) == [1, 2, 3]
+    assert merged(ours, verdict(6, [2, 3, 4]), 0.2) == [4]
+    assert merged(ours, verdict(5, [1, 2]), 0.3) == []
     assert ours.tokens == [1, 2, 3, 4]
+
+
+def test_a_token_tells_whether_it_was_an_accepted_guess_or_the_targets_own() -> None:
+    ours = stream()
+    told = [
+        structs.replace(verdict(5, [1, 2, 3]), accepted=2),
+        structs.replace(verdict(8, [4, 5], tally=Tally(rejected=1)), accepted=1),
+        verdict(10, [6], tally=Tally(rejected=2)),
+        verdict(11, [7], tally=Tally(rejected=2)),
+    ]
+    fates = [each.fate for one in told for each in ours.merge(one, 0.1)]
+    assert fates == ["accepted", "accepted", "bonus", "accepted", "recovered", "recovered", "target"]
+
+
+def test_logprobs_stay_with_their_tokens_when_verdicts_overlap() -> None:
+    ours = VerdictStream(PROMPT, 100, TIMING, wants_logprobs=True)
+    ours.begin_term(1, 0.0)
+    of = [TokenLogprobs(-float(i), TokenIds(), []) for i in range(4)]
+    ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=of[:2]), 0.1)
+    ours.merge(structs.replace(verdict(6, [2, 3, 4]), logprobs=of[1:]), 0.2)
+    assert [(each.token_id, each.logprobs) for each in ours.committed] == list(zip([1, 2, 3, 4], of, strict=True))
+
+
+def test_a_verifier_that_resumed_tells_logprobs_only_of_what_it_drew_itself() -> None:
+    ours = VerdictStream(PROMPT, 100, TIMING, wants_logprobs=True)
+    ours.begin_term(1, 0.0)
+    of = [TokenLogprobs(-float(i), TokenIds(), []) for i in range(3)]
+    ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=of[:2]), 0.1)
+    ours.merge(structs.replace(verdict(5, [1, 2, 3]), logprobs=of[2:]), 0.2)
+    assert [each.logprobs for each in ours.committed] == of
+
+
+def test_tokens_without_the_logprobs_asked_for_are_not_taken() -> None:
+    ours = VerdictStream(PROMPT, 100, TIMING, wants_logprobs=True)
+    ours.begin_term(1, 0.0)
+    with pytest.raises(ConflictingVerdict, match="without logprobs"):
+        ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=[TokenLogprobs(0.0, TokenIds(), [])]), 0.1)
+    assert ours.tokens == []
 
 
 def test_a_verdict_of_another_term_changes_nothing() -> None:
     ours = stream()
-    assert ours.merge(verdict(5, [9], term=0), 0.1) == ()
-    assert ours.merge(verdict(5, [9], term=2), 0.1) == ()
+    assert merged(ours, verdict(5, [9], term=0), 0.1) == []
+    assert merged(ours, verdict(5, [9], term=2), 0.1) == []
     assert ours.tokens == []
 
 
 def test_nothing_follows_the_finish() -> None:
     ours = stream()
     ours.merge(verdict(5, [1, 2], finish="stop"), 0.1)
-    assert ours.merge(verdict(7, [3]), 0.2) == ()
+    assert merged(ours, verdict(7, [3]), 0.2) == []
     assert (ours.finish, ours.tokens) == ("stop", [1, 2])
 
 
@@ -121,7 +165,7 @@ def test_a_gap_is_polled_at_once_and_once_only() -> None:
     assert ours.on_timer(1.1) == 6
     ours.merge(verdict(9, [5]), 1.2)  # the answer is still under way
     assert ours.on_timer(1.2) is None
-    assert ours.merge(verdict(6, [2, 3, 4, 5]), 1.3) == (2, 3, 4, 5)
+    assert merged(ours, verdict(6, [2, 3, 4, 5]), 1.3) == [2, 3, 4, 5]
     assert ours.due is not None
     assert ours.due > 1.3
 

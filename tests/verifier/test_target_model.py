@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from services.cloud_verifier import model as target_module
 from services.cloud_verifier.architecture import UnsupportedModel
 from services.cloud_verifier.kv import KV_STEP
-from services.cloud_verifier.model import NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
+from services.cloud_verifier.model import Drawn, NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
 from shared import sampling as reference
 from shared.messages import Sampling
 from tests.verifier.tiny_models import MAX_CONTEXT, REFUSED, SERVED, VOCAB_SIZE, save_model
@@ -133,11 +133,11 @@ def test_a_wrong_guess_that_was_rolled_back_leaves_no_trace(tiny_target: TargetM
 def test_a_reopened_session_goes_on_with_the_same_draws(tiny_target: TargetModel) -> None:
     prompt = Texts(tiny_target, 1, 30).ids[0]
     cache = tiny_target.new_cache(60)
-    text = prompt + tiny_target.step([Row(cache, 0, prompt, 1, SAMPLED)])[0]
+    text = prompt + tiny_target.step([Row(cache, 0, prompt, 1, SAMPLED)])[0].token_ids
     while len(text) < 50:
-        text += tiny_target.step([Row(cache, len(text) - 1, text[-1:], 1, SAMPLED)])[0]
+        text += tiny_target.step([Row(cache, len(text) - 1, text[-1:], 1, SAMPLED)])[0].token_ids
     reopened = tiny_target.new_cache(60)
-    drawn = tiny_target.step([Row(reopened, 0, text[:49], 20, SAMPLED)])[0]
+    drawn = tiny_target.step([Row(reopened, 0, text[:49], 20, SAMPLED)])[0].token_ids
     assert drawn == text[30:50]
 
 
@@ -153,7 +153,7 @@ def test_draws_equal_the_numpy_reference_on_the_same_logits(tiny_target: TargetM
     caches = [tiny_target.new_cache(25) for _ in samplings]
     rows = [Row(cache, 0, ids, 10, sampling) for cache, ids, sampling in zip(caches, texts.ids, samplings, strict=True)]
     for drawn, logits, sampling in zip(tiny_target.step(rows), texts.logits, samplings, strict=True):
-        assert drawn == [reference.draw(logits[p].numpy(), sampling, p + 1) for p in range(15, 25)]
+        assert drawn.token_ids == [reference.draw(logits[p].numpy(), sampling, p + 1) for p in range(15, 25)]
 
 
 def test_only_the_last_num_draws_tokens_yield_logits(qwen3: TargetModel) -> None:
@@ -163,15 +163,15 @@ def test_only_the_last_num_draws_tokens_yield_logits(qwen3: TargetModel) -> None
     logits = qwen3.forward(rows)
     assert [tuple(part.shape) for part in logits] == [(0, VOCAB_SIZE), (3, VOCAB_SIZE), (20, VOCAB_SIZE)]
     assert torch.equal(logits[1], texts.logits[1][-3:])
-    assert qwen3.step([Row(caches[0], 20, [1], 0, SAMPLED)]) == [[]]
+    assert qwen3.step([Row(caches[0], 20, [1], 0, SAMPLED)]) == [Drawn([], [])]
     assert qwen3.step([]) == []
 
 
 def greedy_text(target: TargetModel, prompt: list[int], num_tokens: int) -> list[int]:
     cache = target.new_cache(len(prompt) + num_tokens)
-    text = prompt + target.step([Row(cache, 0, prompt, 1, GREEDY)])[0]
+    text = prompt + target.step([Row(cache, 0, prompt, 1, GREEDY)])[0].token_ids
     while len(text) < len(prompt) + num_tokens:
-        text += target.step([Row(cache, len(text) - 1, text[-1:], 1, GREEDY)])[0]
+        text += target.step([Row(cache, len(text) - 1, text[-1:], 1, GREEDY)])[0].token_ids
     return text
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from services.cloud_verifier.kv import Prefix
 from services.cloud_verifier.model import Drawn, Row
 
 VOCABULARY = 97
@@ -103,6 +104,9 @@ class FakeCache:
             raise ValueError(f"token {max(token_ids)} is outside the vocabulary")
         self.text[start:] = token_ids
 
+    def copy(self, prefix: Prefix) -> None:
+        self.text = list(prefix.cache.text[: prefix.length])  # type: ignore[attr-defined]
+
 
 @dataclass
 class FakeTarget:
@@ -130,6 +134,8 @@ class FakeTarget:
         return [Drawn(self._draws(row), []) for row in rows]
 
     def _draws(self, row: Row) -> list[int]:
+        if row.prefix is not None:
+            row.cache.copy(row.prefix)
         row.cache.feed(row.token_ids, row.start)
         text, first = row.cache.text, row.cache.length - row.num_draws
         return [next_token(text[: end + 1], row.sampling.seed) for end in range(first, row.cache.length)]

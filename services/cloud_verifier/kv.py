@@ -58,7 +58,21 @@ class KvCache:
         self.keys[layer][:, start:end] = keys
         self.values[layer][:, start:end] = values
 
+    def copy(self, prefix: Prefix) -> None:
+        """Begins with what another cache of the same model holds at the same positions."""
+        for mine, theirs in zip([*self.keys, *self.values], [*prefix.cache.keys, *prefix.cache.values], strict=True):
+            mine[:, : prefix.length] = theirs[:, : prefix.length]
+        self.length = prefix.length
+
     def _room(self, layout: KvLayout, layer: LayerShape) -> Tensor:
         # Zeros, not garbage: a NaN behind the mask would still reach the sum as 0 x NaN.
         shape = (layer.num_kv_heads, self.capacity, layer.head_dim)
         return torch.zeros(shape, dtype=layout.dtype, device=layout.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """The first `length` tokens that a cache holds."""
+
+    cache: KvCache
+    length: int

@@ -126,7 +126,7 @@ class VerifyLoop:
         for share in self._batcher.form(candidates):
             seat = seats[share.index]
             row = seat.state.begin_pass(share.max_tokens, share.max_guesses)
-            batch.append(PassShare(seat, row, _computation(seat, row)))
+            batch.append(PassShare(seat, row, computation(seat, row)))
         return batch
 
     async def _forward(self, batch: Sequence[PassShare]) -> Outcome:
@@ -179,7 +179,7 @@ class VerifyLoop:
         return len(verdict.token_ids)
 
 
-def _computation(seat: Seat, row: PassRow) -> Row:
+def computation(seat: Seat, row: PassRow) -> Row:
     """What the model is asked for a session's share."""
     assert seat.cache is not None
     request = seat.state.request
@@ -187,4 +187,13 @@ def _computation(seat: Seat, row: PassRow) -> Row:
     if row.num_draws and is_adjusted(request.sampling, request.min_tokens):
         output_ids = seat.state.tokens[len(request.prompt_ids) :]
         history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
-    return Row(seat.cache, row.start, row.fed_ids, row.num_draws, request.sampling, history, request.logprobs)
+    return Row(
+        cache=seat.cache,
+        start=row.start,
+        token_ids=row.fed_ids,
+        num_draws=row.num_draws,
+        sampling=request.sampling,
+        history=history,
+        num_top=request.logprobs,
+        prefix=seat.take_prefix(),
+    )

@@ -26,6 +26,9 @@ class VerifierMetrics:
             registry=registry,
         )
         self.fed_tokens = Counter("dsd_verifier_fed_tokens", "Tokens computed in passes", registry=registry)
+        self.prefix_tokens = Counter(
+            "dsd_verifier_prefix_tokens", "Tokens copied from a KV cache of another session", registry=registry
+        )
         self.committed_tokens = Counter(
             "dsd_verifier_committed_tokens", "Tokens fixed by the target", registry=registry
         )

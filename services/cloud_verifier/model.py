@@ -30,7 +30,7 @@ from services.cloud_verifier.architecture import (
 )
 from services.cloud_verifier.attention import PassAttention, Segment
 from services.cloud_verifier.fingerprint import fingerprint_of
-from services.cloud_verifier.kv import KvCache, KvLayout, round_to_step
+from services.cloud_verifier.kv import KvCache, KvLayout, Prefix, round_to_step
 from services.cloud_verifier.packed import packing_works, replace_layers, row_step
 from shared.messages import Sampling, TokenLogprobs
 from shared.sampling import History
@@ -57,6 +57,7 @@ class Row:
     sampling: Sampling
     history: History | None = None  # before the first draw; None where nothing adjusts the scores
     num_top: int | None = None  # None: no logprobs
+    prefix: Prefix | None = None  # copied into the cache before anything is fed
 
     @property
     def guesses(self) -> Sequence[int]:
@@ -98,6 +99,9 @@ class TargetModel:
         """Logits [num_draws, vocab] float32 of each row; raises ValueError for a row that can't be computed."""
         if not rows:
             return []
+        for row in rows:
+            if row.prefix is not None:
+                row.cache.copy(row.prefix)
         self._check(rows)
         segments: list[Segment] = []
         drawing: list[int] = []  # tokens of the flat sequence that yield a draw

@@ -72,6 +72,7 @@ class Verifier:
         self.loop = VerifyLoop(model, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
+        self._num_shared_counted = 0
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -247,6 +248,8 @@ class Verifier:
             prefill_ms=self._cost.prefill_ms,
         )
         self._metrics.observe_load(load)
+        self._metrics.prefix_tokens.inc(self.table.num_shared_tokens - self._num_shared_counted)
+        self._num_shared_counted = self.table.num_shared_tokens
         return load
 
     async def _expire(self) -> None:

@@ -1,16 +1,21 @@
 """The verifier's sessions: admission by free KV cache, leases, tombstones.
 
-Invariant: the KV reservations of all sessions never exceed `kv_tokens`; a session without a cache waits its turn, first
-come first served, and is never given up for want of room. Times are milliseconds of one monotonic clock.
+Invariant: the KV reservations of all sessions, and of the caches kept for their prefixes, never exceed `kv_tokens`; a
+session without a cache waits its turn, first come first served, and is never given up for want of room. Times are
+milliseconds of one monotonic clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from services.cloud_verifier.kv import KvCache
+import numpy as np
+from numpy.typing import NDArray
+
+from services.cloud_verifier.kv import KvCache, Prefix
 from services.cloud_verifier.model import TargetModel
+from services.cloud_verifier.prefixes import MIN_TOKENS, PrefixCache, num_common
 from shared.messages import Open, Tally
 from shared.refusal import Refused, check_text
 from shared.verifier_session import VerifierSession
@@ -20,13 +25,24 @@ KV_BLOCK = 512  # reservations are multiples of it, as the attention kernel's re
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """A session and what the verifier keeps for it; `cache` is None while it waits for room and after it finished."""
+    """A session and what the verifier keeps for it; `cache` is None while it waits for room and after it finished.
+
+    `prefix` is to be copied into the cache by the session's next pass; `twin` is an older session that is computing a
+    prefix of the same text right now, and is waited for.
+    """
 
     state: VerifierSession
     renewed_at: float
     reserved: int
     cache: KvCache | None = None
     counted: Tally = field(default_factory=Tally)  # what the metrics have of the session's tally
+    prefix: Prefix | None = None
+    twin: Seat | None = None
+
+    def take_prefix(self) -> Prefix | None:
+        """The prefix to copy, for the pass that copies it."""
+        prefix, self.prefix = self.prefix, None
+        return prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +63,10 @@ class SessionTable:
         self._seats: dict[str, Seat] = {}
         self._tombstones: dict[str, Tombstone] = {}
         self.kv_tokens = kv_tokens
-        self.free_kv_tokens = kv_tokens
+        self.free_kv_tokens = kv_tokens  # what no session has reserved; kept caches give way
+        self.num_shared_tokens = 0  # copied instead of computed, in all
         self.draining = False
+        self._prefixes = PrefixCache()
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -111,7 +129,7 @@ class SessionTable:
 
     def ready(self) -> list[Seat]:
         """Sessions that the next pass can do something for, oldest first."""
-        return [seat for seat in self if seat.cache is not None and seat.state.ready]
+        return [seat for seat in self if seat.cache is not None and seat.state.ready and not self._waits(seat)]
 
     def settle(self, seat: Seat) -> None:
         """Brings a seat's cache in line with its state: a finished session keeps none, a longer one needs a larger."""
@@ -129,11 +147,62 @@ class SessionTable:
             if reserved > self.free_kv_tokens:
                 return
             self.free_kv_tokens -= reserved
+            self._share(seat)
+            self._prefixes.shrink(self.free_kv_tokens)
             seat.reserved, seat.cache = reserved, self._model.new_cache(reserved)
 
+    def _share(self, seat: Seat) -> None:
+        """Finds what others of the seat's scope have computed of its text, or are computing now."""
+        scope, state = seat.state.request.cache_scope, seat.state
+        if scope is None:
+            return
+        text = _array(state.tokens[:-1])  # the newest token must be fed
+        kept = self._prefixes.find(scope, text)
+        twin, common = self._twin(seat, text)
+        if twin is not None and common > (kept.length if kept else 0):
+            seat.twin = twin
+        elif kept is not None:
+            self._inherit(seat, kept)
+
+    def _twin(self, seat: Seat, text: NDArray[np.int64]) -> tuple[Seat | None, int]:
+        """The seat with a cache whose text has most in common with `text`, and how many tokens that is."""
+        scope, best, most = seat.state.request.cache_scope, None, MIN_TOKENS - 1
+        for other in self:
+            if other is seat or other.cache is None or other.state.request.cache_scope != scope:
+                continue
+            common = num_common(_array(other.state.tokens[:-1]), text)
+            if common > most:
+                best, most = other, common
+        return best, most
+
+    def _waits(self, seat: Seat) -> bool:
+        """Whether the seat's twin is still computing what they have in common; if not, it is copied."""
+        twin, seat.twin = seat.twin, None
+        if twin is None:
+            return False
+        common = num_common(_array(twin.state.tokens[:-1]), _array(seat.state.tokens[:-1]))
+        if twin.cache is None:  # over meanwhile
+            self._share(seat)
+            return seat.twin is not None
+        if twin.state.computed < common:
+            seat.twin = twin
+            return True
+        self._inherit(seat, Prefix(twin.cache, common))
+        return False
+
+    def _inherit(self, seat: Seat, prefix: Prefix) -> None:
+        if prefix.length > seat.state.computed:
+            self.num_shared_tokens += prefix.length - seat.state.computed
+            seat.prefix = prefix
+            seat.state.computed = prefix.length
+
     def _release(self, seat: Seat) -> None:
+        """Takes the seat's cache away; what it holds may serve others of its scope."""
         self.free_kv_tokens += seat.reserved
-        seat.reserved, seat.cache = 0, None
+        scope = seat.state.request.cache_scope
+        if scope is not None and seat.cache is not None and seat.prefix is None:
+            self._prefixes.keep(scope, seat.state.tokens[: seat.state.computed], seat.cache, seat.reserved)
+        seat.reserved, seat.cache, seat.prefix, seat.twin = 0, None, None, None
 
     def _reservation(self, length: int) -> int:
         return -(-length // KV_BLOCK) * KV_BLOCK
@@ -152,3 +221,7 @@ class SessionTable:
             raise Refused("draining", "the verifier is shutting down", retryable=True)
         if len(self._seats) >= self._max_sessions:
             raise Refused("overloaded", f"all {self._max_sessions} sessions are taken", retryable=True)
+
+
+def _array(token_ids: Sequence[int]) -> NDArray[np.int64]:
+    return np.array(token_ids, dtype=np.int64)

@@ -33,6 +33,7 @@ from shared.messages import (
     Speculation,
     Tally,
     TokenIds,
+    TokenLogprobs,
     Verdict,
     WindowDecision,
 )
@@ -49,6 +50,7 @@ class Generated:
     tally: Tally = field(default_factory=Tally)
     num_verdicts: int = 0
     fingerprint: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 class Client:
@@ -90,6 +92,9 @@ class Client:
         speculation: Speculation | None = None,
         free_run: bool = True,
         committed_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+        logprobs: int | None = None,
+        cache_scope: str | None = None,
     ) -> Generated:
         """One answer from beginning to end; raises RuntimeError on a Failure, TimeoutError when it takes too long."""
         session_id = subjects.new_session_id()
@@ -104,6 +109,9 @@ class Client:
             TokenIds(stop_ids),
             max_tokens,
             free_run,
+            min_tokens,
+            logprobs,
+            cache_scope,
         )
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -137,7 +145,9 @@ class Client:
             if isinstance(message, Verdict):
                 have = len(request.prompt_ids) + len(answer.token_ids)
                 assert message.base <= have, "a gap"
-                answer.token_ids.extend(message.token_ids[have - message.base :])
+                new = message.token_ids[have - message.base :]
+                answer.token_ids.extend(new)
+                answer.logprobs.extend(message.logprobs[-len(new) :] if message.logprobs and new else [])
                 answer.finish, answer.tally = message.finish, message.tally
                 answer.num_verdicts += 1
         return answer
@@ -155,6 +165,7 @@ class Client:
             request.stop_ids,
             request.max_tokens,
             speculation,
+            request.min_tokens,
         )
         await self._say("drafter", request.drafter_id, "speculate", message)
 

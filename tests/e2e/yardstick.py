@@ -68,3 +68,9 @@ class PlainModel:
         text = torch.tensor([[*prompt, *answer]], device=self._model.device)
         best = self._model(text[:, :-1]).logits[0, len(prompt) - 1 :].argmax(dim=-1)
         return int((best == text[0, len(prompt) :]).sum())
+
+    @torch.inference_mode()
+    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Log-softmax [answer, vocab] float64 at every position of the answer, by one forward pass over the text."""
+        text = torch.tensor([[*prompt, *answer]], device=self._model.device)
+        return torch.log_softmax(self._model(text[:, :-1]).logits[0, len(prompt) - 1 :].double(), dim=-1)

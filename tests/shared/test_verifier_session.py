@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
-from shared.messages import MAX_WINDOW, NO_TOKENS, Draft, Open, Poll, Sampling, TokenIds, Verdict
-from shared.verifier_session import PassInfo, VerifierSession
+from shared.messages import (
+    MAX_WINDOW,
+    NO_TOKENS,
+    Draft,
+    Open,
+    Poll,
+    Sampling,
+    TokenIds,
+    TokenLogprobs,
+    Verdict,
+    decode,
+    encode,
+)
+from shared.verifier_session import MAX_TOLD_WITH_LOGPROBS, PassInfo, VerifierSession
 
 SESSION = "ab" * 16
 DRAFTER = "edge.0123456789ab"
@@ -338,3 +351,57 @@ def test_a_session_that_is_not_ready_can_not_join_a_pass() -> None:
     with pytest.raises(RuntimeError, match="can't join"):
         state.begin_pass(64, 64)
     assert state.tell(5, now=0.0).token_ids == NO_TOKENS
+
+
+def logprobs_of(*values: float) -> list[TokenLogprobs]:
+    return [TokenLogprobs(value, TokenIds(), []) for value in values]
+
+
+def asking_for_logprobs(**options) -> VerifierSession:
+    return VerifierSession.opened(structs.replace(opening(**options), logprobs=0), "gw.0123456789ab", now=0.0)
+
+
+def test_a_verdict_carries_the_logprobs_of_its_tokens_and_a_poll_gets_them_again() -> None:
+    state = asking_for_logprobs()
+    state.on_draft(draft(3, 7, 8, 9), 1.0)
+    row = state.begin_pass(64, 64)
+    verdict = state.end_pass(row, [7, 8, 5], PassInfo(), 2.0, logprobs_of(-1, -2, -3))
+    assert verdict.token_ids == (7, 8, 5)
+    assert verdict.logprobs == logprobs_of(-1, -2, -3)
+    row = state.begin_pass(64, 64)
+    state.end_pass(row, [4], PassInfo(), 3.0, logprobs_of(-4))
+    assert state.on_poll(Poll(SESSION, 1, 4), 4.0).logprobs == logprobs_of(-2, -3, -4)
+
+
+def test_logprobs_behind_a_stop_id_are_not_told() -> None:
+    state = asking_for_logprobs()
+    state.on_draft(draft(3, 7, STOP, 9), 1.0)
+    row = state.begin_pass(64, 64)
+    verdict = state.end_pass(row, [7, STOP, 9], PassInfo(), 2.0, logprobs_of(-1, -2, -3))
+    assert (verdict.token_ids, verdict.logprobs) == ((7, STOP), logprobs_of(-1, -2))
+
+
+def test_a_resumed_session_tells_logprobs_of_its_own_draws_alone() -> None:
+    state = asking_for_logprobs(committed=(7, 8))
+    row = state.begin_pass(64, 64)
+    state.end_pass(row, [9], PassInfo(), 2.0, logprobs_of(-3))
+    told = state.on_poll(Poll(SESSION, 1, 3), 3.0)
+    assert (told.token_ids, told.logprobs) == ((7, 8, 9), logprobs_of(-3))
+
+
+def test_a_long_answer_with_logprobs_is_told_in_pieces_that_stay_messages() -> None:
+    num = 3 * MAX_TOLD_WITH_LOGPROBS // 2
+    state = asking_for_logprobs(max_tokens=num)
+    widest = TokenLogprobs(-1.0, TokenIds(range(20)), [-1.0] * 20)
+    for _ in range(num):
+        row = state.begin_pass(64, 0)
+        state.end_pass(row, [7], PassInfo(), 1.0, [widest])
+    first = state.on_poll(Poll(SESSION, 1, 3), 2.0)
+    assert (len(first.token_ids), len(first.logprobs), first.finish) == (MAX_TOLD_WITH_LOGPROBS,) * 2 + (None,)
+    assert decode(encode(first)) == first
+    rest = state.on_poll(Poll(SESSION, 1, 3 + MAX_TOLD_WITH_LOGPROBS), 3.0)
+    assert (len(rest.token_ids), len(rest.logprobs), rest.finish) == (num - MAX_TOLD_WITH_LOGPROBS,) * 2 + ("length",)
+
+
+def test_without_asking_nobody_is_told_logprobs() -> None:
+    assert run_pass(session(), [7]).logprobs is None

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 from services.cloud_verifier import sampler
 from shared import sampling as reference
-from shared.messages import Sampling
+from shared.messages import Bias, Sampling
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "shared" / "golden_noise.json").read_text())
 SAMPLINGS = [
@@ -121,3 +121,50 @@ def test_rows_without_a_finite_best_are_marked_and_the_others_drawn(
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_no_rows_give_no_draws(sampling: Sampling) -> None:
     assert sampler.draw(torch.empty(0, 50), sampling, 0).tolist() == []
+
+
+ADJUSTED = [
+    Sampling(presence_penalty=1.1, frequency_penalty=0.3),
+    Sampling(0.9, seed=2, repetition_penalty=1.4),
+    Sampling(0.8, top_p=0.9, seed=3, frequency_penalty=-1.5, logit_bias=(Bias(5, 4.0), Bias(90, -100.0))),
+    Sampling(1.0, top_k=10, seed=4, presence_penalty=-2.0),
+]
+
+
+@pytest.mark.parametrize("sampling", ADJUSTED, ids=str)
+@pytest.mark.parametrize("min_tokens", [0, 6])
+def test_each_row_is_penalised_by_the_guesses_before_it(sampling: Sampling, min_tokens: int) -> None:
+    logits = logits_of(9, 97, 5, tied=True)
+    prompt, output, guesses = [1, 5, 5, 90], [7, 7, 13], [20, 7, 5, 5, 96, 0, 20, 20]
+    history = reference.History(prompt, output, [5, 20, 7], min_tokens)
+    expected = []
+    for i, row in enumerate(logits):
+        before = reference.History(prompt, [*output, *guesses[:i]], [5, 20, 7], min_tokens)
+        expected.append(reference.draw(row.numpy(), sampling, 40 + i, before))
+    assert sampler.draw(sampler.adjust(logits, sampling, history, guesses), sampling, 40).tolist() == expected
+
+
+def test_scores_have_the_bits_of_numpys() -> None:
+    logits = logits_of(1, 5003, 8, tied=False)
+    history = reference.History(list(range(0, 5003, 7)), list(range(0, 5003, 11)), [3], 9999)
+    for sampling in ADJUSTED:
+        scores = sampler.adjust(logits, sampling, history, [])
+        assert np.array_equal(scores[0].numpy(), reference.adjusted(logits[0].numpy(), sampling, history))
+
+
+def test_logprobs_are_those_of_the_logits_and_ranked_with_ties_by_id() -> None:
+    logits = logits_of(6, 500, 2, tied=True)
+    every = torch.log_softmax(logits.double(), dim=-1)
+    for row, told in enumerate(sampler.logprobs(logits, [0, 1, 2, 3, 4, 5], 20)):
+        ranked = sorted(range(500), key=lambda token_id: (-float(logits[row, token_id]), token_id))[:20]
+        assert told.logprob == pytest.approx(float(every[row, row]), abs=1e-12)
+        assert list(told.top_ids) == ranked
+        assert told.top_logprobs == pytest.approx([float(every[row, token_id]) for token_id in ranked], abs=1e-12)
+
+
+def test_logprobs_of_the_token_alone_and_of_a_vocabulary_smaller_than_what_is_asked_for() -> None:
+    logits = torch.tensor([[0.0, 1.0]])
+    alone, all_two = sampler.logprobs(logits, [0], 0)[0], sampler.logprobs(logits, [0], 20)[0]
+    assert (alone.top_ids, alone.top_logprobs) == ((), [])
+    assert list(all_two.top_ids) == [1, 0]
+    assert np.exp(all_two.top_logprobs).sum() == pytest.approx(1)

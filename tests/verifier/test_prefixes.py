@@ -1,0 +1,176 @@
+"""Prefix caching: who may use whose KV cache, when, and that not one bit changes by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from services.cloud_verifier.kv import KvCache, Prefix
+from services.cloud_verifier.loop import computation
+from services.cloud_verifier.model import Row, TargetModel, load_target
+from services.cloud_verifier.prefixes import MIN_TOKENS, PrefixCache
+from services.cloud_verifier.sessions import Seat, SessionTable
+from shared.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.subjects import new_instance_id
+from shared.verifier_session import PassInfo
+from tests.fakes import FakeTarget, answer
+from tests.verifier.tiny_models import SERVED, save_model
+
+GATEWAY = new_instance_id("gateway")
+BLOCK = 512
+PROMPT = tuple(range(5, 5 + 2 * MIN_TOKENS))
+
+
+class Table(SessionTable):
+    """A table for `num_caches` sessions of up to 512 tokens, and the passes of its sessions."""
+
+    def __init__(self, num_caches: int) -> None:
+        self.model = FakeTarget()
+        super().__init__(self.model, num_caches * BLOCK, 10, 1000.0)
+
+    def opens(self, number: int, prompt: Sequence[int] = PROMPT, scope: str | None = "a", max_tokens: int = 4) -> Seat:
+        ids = TokenIds(prompt)
+        request = Open(f"{number:032x}", 1, None, ids, NO_TOKENS, Sampling(), NO_TOKENS, max_tokens, cache_scope=scope)
+        return self.open(request, GATEWAY, 0.0)
+
+    def run_pass(self, chunk: int = 8) -> list[str]:
+        """One pass of all that are ready; their session ids."""
+        seats = self.ready()
+        rows = [seat.state.begin_pass(chunk, 0) for seat in seats]
+        drawn = self.model.step([computation(seat, row) for seat, row in zip(seats, rows, strict=True)])
+        for seat, row, draws in zip(seats, rows, drawn, strict=True):
+            verdict = seat.state.end_pass(row, draws.token_ids, PassInfo(), 0.0)
+            if verdict and verdict.finish:
+                self.settle(seat)
+        return [seat.state.session_id for seat in seats]
+
+    def finish(self, seat: Seat) -> int:
+        """Passes until the session has its answer; how many."""
+        num_passes = 0
+        while seat.state.finish is None:
+            self.run_pass()
+            num_passes += 1
+        assert seat.state.tokens == [*seat.state.request.prompt_ids, *answer(seat.state.request.prompt_ids, 4)]
+        return num_passes
+
+
+def kept(*texts: Sequence[int], scope: str = "a", reserved: int = BLOCK) -> PrefixCache:
+    cache = PrefixCache()
+    for text in texts:
+        cache.keep(scope, text, object(), reserved)  # type: ignore[arg-type]
+    return cache
+
+
+def found(cache: PrefixCache, text: Sequence[int], scope: str = "a") -> int:
+    prefix = cache.find(scope, np.array(text))
+    return prefix.length if prefix else 0
+
+
+def test_the_longest_common_prefix_is_found() -> None:
+    text = list(range(100))
+    cache = kept([*text[:30], 7, 7], [*text[:60], 9], [1, *text[1:90]])
+    assert found(cache, text) == 60
+    assert found(cache, text[:20]) == 20
+    assert found(cache, [3, *text]) == 0
+
+
+def test_nothing_is_found_in_another_scope() -> None:
+    assert found(kept(range(100)), range(100), scope="b") == 0
+
+
+def test_a_text_that_another_goes_on_with_is_kept_once() -> None:
+    assert kept(range(50), range(80)).reserved == BLOCK
+    assert kept(range(80), range(50)).reserved == BLOCK
+    assert kept(range(80), [*range(50), 1]).reserved == 2 * BLOCK
+
+
+def test_the_cache_used_longest_ago_gives_way_first() -> None:
+    texts = [[number] * 40 for number in range(3)]
+    cache = kept(*texts)
+    assert found(cache, texts[0]) == 40
+    cache.shrink(2 * BLOCK)
+    assert [found(cache, text) for text in texts] == [40, 0, 40]
+
+
+def test_a_second_question_after_the_first_answer_is_computed_from_where_they_part() -> None:
+    table = Table(4)
+    first = table.opens(1)
+    assert table.finish(first) > 4
+    again = table.opens(2, [*first.state.tokens, *range(60, 64)])
+    assert again.state.computed == len(PROMPT) + 3  # the newest token was never fed
+    assert table.finish(again) == 4
+    assert table.num_shared_tokens == len(PROMPT) + 3
+
+
+def test_sessions_of_another_scope_or_of_none_compute_everything_themselves() -> None:
+    table = Table(4)
+    table.finish(table.opens(1, scope="a"))
+    table.finish(table.opens(2, scope=None))
+    others = [table.opens(3, scope="b"), table.opens(4, scope=None)]
+    assert [seat.state.computed for seat in others] == [0, 0]
+    assert table.num_shared_tokens == 0
+
+
+def test_kept_caches_give_way_to_sessions() -> None:
+    table = Table(2)
+    for number in range(3):
+        table.finish(table.opens(number, [number + 5] * 40))
+    assert table.free_kv_tokens == 2 * BLOCK
+    seats = [table.opens(number, [number + 5] * 40) for number in (10, 11)]
+    assert all(seat.cache is not None for seat in seats)
+    table.finish(seats[0])
+    assert table.opens(12, [10 + 5] * 40).state.computed > 0
+
+
+def test_a_twin_waits_for_the_prefill_under_way_and_is_spared_its_own() -> None:
+    table = Table(4)
+    first, twin = table.opens(1), table.opens(2)
+    while first.state.num_todo > 1:
+        assert table.run_pass() == [first.state.session_id]
+    assert table.run_pass() == [first.state.session_id, twin.state.session_id]
+    assert table.num_shared_tokens == len(PROMPT) - 1
+    table.finish(first)
+    table.finish(twin)
+
+
+def test_a_twin_computes_for_itself_when_the_other_is_closed_mid_prefill() -> None:
+    table = Table(4)
+    first, twin = table.opens(1), table.opens(2)
+    table.run_pass(MIN_TOKENS)
+    table.close(first.state.session_id, 1, 0.0)
+    table.finish(twin)
+    assert table.num_shared_tokens == MIN_TOKENS, "what the closed one had computed is used"
+
+
+def test_a_closed_session_that_had_copied_nothing_yet_leaves_nothing() -> None:
+    table = Table(4)
+    table.finish(table.opens(1))
+    inheriting = table.opens(2)
+    assert inheriting.prefix is not None
+    table.close(inheriting.state.session_id, 1, 0.0)
+    assert table.opens(3).prefix is not None
+    assert table.free_kv_tokens == 3 * BLOCK
+
+
+def test_logits_behind_a_copied_prefix_have_the_same_bits(tmp_path) -> None:
+    target = load_target(str(save_model(SERVED["qwen3"](), tmp_path)), "cpu", "auto")
+    rng = np.random.default_rng(3)
+    text = rng.integers(target.vocab_size, size=90).tolist()
+    other = [*text[:70], *rng.integers(target.vocab_size, size=20).tolist()]
+    source, whole = fed(target, text), target.new_cache(600)
+    expected = target.forward([Row(whole, 0, other, 90, Sampling())])[0]
+    for length in (1, 33, 70):
+        cache = target.new_cache(90)
+        row = Row(cache, length, other[length:], 90 - length, Sampling(), prefix=Prefix(source, length))
+        assert torch.equal(target.forward([row])[0], expected[length:])
+    target.forward([Row(source, 89, text[89:], 1, Sampling())])  # the source is as good as before
+
+
+def fed(target: TargetModel, text: list[int]) -> KvCache:
+    """A cache that holds the text, fed in uneven chunks."""
+    cache = target.new_cache(len(text))
+    for start, end in ((0, 40), (40, 41), (41, len(text))):
+        target.forward([Row(cache, start, text[start:end], 0, Sampling())])
+    return cache

@@ -79,6 +79,11 @@ class SessionTable:
         """Sessions that still have tokens to commit."""
         return sum(seat.state.finish is None for seat in self)
 
+    @property
+    def kept_kv_tokens(self) -> int:
+        """Room taken by caches of sessions that are over; it gives way to sessions."""
+        return self._prefixes.reserved
+
     def open(self, request: Open, gateway_id: str, now: float) -> Seat:
         """Opens, re-opens (same term: nothing changes) or rebinds (higher term) a session; raises Refused."""
         self._check(request)

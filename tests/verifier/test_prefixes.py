@@ -117,9 +117,10 @@ def test_kept_caches_give_way_to_sessions() -> None:
     table = Table(2)
     for number in range(3):
         table.finish(table.opens(number, [number + 5] * 40))
-    assert table.free_kv_tokens == 2 * BLOCK
+    assert (table.free_kv_tokens, table.kept_kv_tokens) == (2 * BLOCK, 2 * BLOCK)
     seats = [table.opens(number, [number + 5] * 40) for number in (10, 11)]
     assert all(seat.cache is not None for seat in seats)
+    assert (table.free_kv_tokens, table.kept_kv_tokens) == (0, 0)
     table.finish(seats[0])
     assert table.opens(12, [10 + 5] * 40).state.computed > 0
 
@@ -145,13 +146,21 @@ def test_a_twin_computes_for_itself_when_the_other_is_closed_mid_prefill() -> No
 
 
 def test_a_closed_session_that_had_copied_nothing_yet_leaves_nothing() -> None:
-    table = Table(4)
+    table = Table(2)
     table.finish(table.opens(1))
     inheriting = table.opens(2)
     assert inheriting.prefix is not None
+    table.opens(3, scope="b")
+    assert table.kept_kv_tokens == 0, "the first one's cache gave way"
     table.close(inheriting.state.session_id, 1, 0.0)
-    assert table.opens(3).prefix is not None
-    assert table.free_kv_tokens == 3 * BLOCK
+    assert table.kept_kv_tokens == 0
+
+
+def test_a_session_of_another_scope_does_not_wait_for_a_prefill_under_way() -> None:
+    table = Table(4)
+    seats = [table.opens(1, scope="a"), table.opens(2, scope="b"), table.opens(3, scope=None)]
+    assert table.run_pass() == [seat.state.session_id for seat in seats]
+    assert table.num_shared_tokens == 0
 
 
 def test_logits_behind_a_copied_prefix_have_the_same_bits(tmp_path) -> None:

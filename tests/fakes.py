@@ -19,6 +19,7 @@ import numpy as np
 
 from services.cloud_verifier.kv import Prefix
 from services.cloud_verifier.model import Drawn, Row
+from shared.messages import TokenIds, TokenLogprobs
 
 VOCABULARY = 97
 MAX_CONTEXT = 1024
@@ -41,6 +42,13 @@ def answer(prompt: Sequence[int], num_tokens: int, seed: int = 0) -> list[int]:
 def wrong(token: int) -> int:
     """Another token than this one."""
     return 1 + token % (VOCABULARY - 1)
+
+
+def no_doubt(row: Row, num_draws: int) -> list[TokenLogprobs]:
+    """The logprobs of a target that is sure of its tokens, where the row asks for any."""
+    if row.num_top is None:
+        return []
+    return [TokenLogprobs(0.0, TokenIds(range(row.num_top)), [0.0] * row.num_top)] * num_draws
 
 
 class Gate:
@@ -131,7 +139,8 @@ class FakeTarget:
         assert len({id(row.cache) for row in rows}) == len(rows), "two rows share a cache"
         if any(self.poison in row.token_ids for row in rows):
             raise RuntimeError("poisoned")
-        return [Drawn(self._draws(row), []) for row in rows]
+        drawn = [self._draws(row) for row in rows]
+        return [Drawn(ids, no_doubt(row, len(ids))) for row, ids in zip(rows, drawn, strict=True)]
 
     def _draws(self, row: Row) -> list[int]:
         if row.prefix is not None:
@@ -143,12 +152,14 @@ class FakeTarget:
 
 @dataclass
 class FakeDraft:
-    """A DraftModel that guesses `next_token` where `is_right` says so of the position, and another token elsewhere."""
+    """A DraftModel that guesses `next_token` where `is_right` says so of the position, and another token elsewhere;
+    `logit` says how sure it is there: e^logit times as sure as of any other token."""
 
     name: str = "fake-draft"
     vocab_size: int = VOCABULARY
     max_context: int = MAX_CONTEXT
     is_right: Callable[[int], bool] = lambda position: True
+    logit: Callable[[int], float] = lambda position: 1.0
     poison: int | None = None
     gate: Gate = field(default_factory=Gate)
     steps: list[tuple[int, int]] = field(default_factory=list)  # first token of the text fed, number of tokens fed
@@ -166,5 +177,5 @@ class FakeDraft:
             raise RuntimeError("poisoned")
         right = next_token(cache.text)
         logits = np.zeros(self.vocab_size, dtype=np.float32)
-        logits[right if self.is_right(cache.length) else wrong(right)] = 1.0
+        logits[right if self.is_right(cache.length) else wrong(right)] = self.logit(cache.length)
         return logits

@@ -389,6 +389,16 @@ def test_a_resumed_session_tells_logprobs_of_its_own_draws_alone() -> None:
     assert (told.token_ids, told.logprobs) == ((7, 8, 9), logprobs_of(-3))
 
 
+def test_a_rebinding_with_another_text_forgets_the_logprobs_of_the_old_one() -> None:
+    state = asking_for_logprobs()
+    row = state.begin_pass(64, 0)
+    state.end_pass(row, [7], PassInfo(), 1.0, logprobs_of(-1))
+    state.rebind(structs.replace(opening(term=2, committed=(5,)), logprobs=0), 2.0)
+    row = state.begin_pass(64, 0)
+    state.end_pass(row, [9], PassInfo(), 3.0, logprobs_of(-2))
+    assert state.on_poll(Poll(SESSION, 2, 3), 4.0).logprobs == logprobs_of(-2)
+
+
 def test_a_long_answer_with_logprobs_is_told_in_pieces_that_stay_messages() -> None:
     num = 3 * MAX_TOLD_WITH_LOGPROBS // 2
     state = asking_for_logprobs(max_tokens=num)

@@ -69,6 +69,7 @@ class World:
         seed: int = 0,
         stop_ids: Sequence[int] = (),
         committed: Sequence[int] = (),
+        logprobs: int | None = None,
     ) -> Open:
         """Opens a session and waits for the answer, which must be yes."""
         request = Open(
@@ -81,6 +82,7 @@ class World:
             TokenIds(stop_ids),
             max_tokens,
             free_run,
+            logprobs=logprobs,
         )
         await self.tell(self.gateway, request)
         await self.gateway.find(Opened, lambda opened: (opened.session_id, opened.term) == (request.session_id, term))

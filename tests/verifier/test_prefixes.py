@@ -158,7 +158,7 @@ def test_a_closed_session_that_had_copied_nothing_yet_leaves_nothing() -> None:
 
 def test_a_session_of_another_scope_does_not_wait_for_a_prefill_under_way() -> None:
     table = Table(4)
-    seats = [table.opens(1, scope="a"), table.opens(2, scope="b"), table.opens(3, scope=None)]
+    seats = [table.opens(number, scope=scope) for number, scope in enumerate(("a", "b", None, None))]
     assert table.run_pass() == [seat.state.session_id for seat in seats]
     assert table.num_shared_tokens == 0
 

@@ -124,6 +124,16 @@ async def test_with_eight_sessions_the_batch_grows_above_one(world: World) -> No
     assert max(verdict.batch for verdict in world.gateway.of(Verdict)) == 8
 
 
+async def test_logprobs_go_to_the_gateway_that_asked_and_not_to_the_drafter(world: World) -> None:
+    request = await world.open(logprobs=2)
+    await world.finish(request)
+    told = [verdict for verdict in world.gateway.of(Verdict) if verdict.token_ids]
+    assert all(len(verdict.logprobs) == len(verdict.token_ids) for verdict in told)
+    assert [len(each.top_ids) for verdict in told for each in verdict.logprobs] == [2] * 12
+    await world.drafter.find(Verdict, lambda verdict: bool(verdict.finish))
+    assert all(verdict.logprobs is None for verdict in world.drafter.of(Verdict))
+
+
 async def test_a_poll_is_answered_while_a_pass_runs(world: World) -> None:
     world.model.gate.shut()
     request = await world.open()

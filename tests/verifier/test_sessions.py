@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from services.cloud_verifier.sessions import Seat, SessionTable
-from shared.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
 from shared.refusal import Refused
 from shared.subjects import new_instance_id
 from shared.verifier_session import PassInfo
@@ -276,3 +277,21 @@ def test_a_refusal_is_told_with_the_session_and_term_that_asked() -> None:
     failure = Refused("overloaded", "x" * 3000, retryable=True).failure(session_id(1), 7)
     assert (failure.session_id, failure.term, failure.code, failure.retryable) == (session_id(1), 7, "overloaded", True)
     assert len(failure.message) == 1024
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"sampling": Sampling(logit_bias=(Bias(VOCABULARY, 1.0),))}, f"token id {VOCABULARY} is outside"),
+        ({"stop_ids": TokenIds((VOCABULARY,)), "min_tokens": 2}, f"token id {VOCABULARY} is outside"),
+        ({"min_tokens": 21}, "min_tokens 21 exceeds max_tokens 20"),
+    ],
+)
+def test_options_that_the_model_cannot_honour_are_refused_by_name(asked: dict, why: str) -> None:
+    with pytest.raises(Refused, match=why) as refused:
+        Table().open(structs.replace(opening(), **asked), GATEWAY, 0.0)
+    assert (refused.value.code, refused.value.retryable) == ("bad_request", False)
+
+
+def test_a_stop_id_outside_the_vocabulary_is_harmless_without_min_tokens() -> None:
+    assert Table().open(structs.replace(opening(), stop_ids=TokenIds((VOCABULARY,))), GATEWAY, 0.0).cache is not None

@@ -156,6 +156,19 @@ def test_draws_equal_the_numpy_reference_on_the_same_logits(tiny_target: TargetM
         assert drawn.token_ids == [reference.draw(logits[p].numpy(), sampling, p + 1) for p in range(15, 25)]
 
 
+def test_logprobs_are_given_for_the_draws_up_to_the_first_wrong_guess(qwen3: TargetModel) -> None:
+    texts = Texts(qwen3, 1, 12)
+    text, cache = texts.ids[0], qwen3.new_cache(20)
+    right = qwen3.step([Row(cache, 0, text, 1, GREEDY)])[0].token_ids
+    guesses = [*right, (qwen3.step([Row(cache, 12, right, 1, GREEDY)])[0].token_ids[0] + 1) % qwen3.vocab_size, 5]
+    drawn = qwen3.step([Row(cache, 11, [text[-1], *guesses], 4, GREEDY, num_top=3)])[0]
+    assert len(drawn.token_ids) == 4
+    assert [len(each.top_ids) for each in drawn.logprobs] == [3, 3]
+    assert [each.top_ids[0] for each in drawn.logprobs] == drawn.token_ids[:2]
+    assert drawn.token_ids[0] == guesses[0]
+    assert drawn.token_ids[1] != guesses[1]
+
+
 def test_only_the_last_num_draws_tokens_yield_logits(qwen3: TargetModel) -> None:
     texts = Texts(qwen3, 3, 20)
     caches = [qwen3.new_cache(20) for _ in range(3)]

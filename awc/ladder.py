@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from awc.policy import WindowChoice
@@ -22,7 +22,8 @@ from shared.messages import MAX_WINDOW, PairReport
 
 @dataclass(frozen=True, slots=True)
 class LadderPolicy:
-    """Starts at the highest rung not above `start.window`; chunk (as far as the window holds it) and free_run stay.
+    """Starts at the highest rung not above `start.window`; the rest of the start stays, the chunk as far as the window
+    holds it.
 
     A sample is the acceptance of at least `sample_guesses` guesses, and of at least one report. The first move may come
     after `warm_up` samples, the following ones every `interval`. Raises ValueError for what can't work.
@@ -93,4 +94,4 @@ class LadderPair:
 
     def _choice(self) -> WindowChoice:
         window, start = self._policy.rungs[self._rung], self._policy.start
-        return WindowChoice(window=window, chunk=min(start.chunk, window), free_run=start.free_run)
+        return replace(start, window=window, chunk=min(start.chunk, window))

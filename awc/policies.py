@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awc.confidence import ConfidencePolicy
 from awc.ladder import LadderPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc.static import StaticPolicy
@@ -11,4 +12,5 @@ from awc.static import StaticPolicy
 POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
     LadderPolicy.name: LadderPolicy,
+    ConfidencePolicy.name: ConfidencePolicy,
 }

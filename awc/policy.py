@@ -20,18 +20,22 @@ class WindowChoice:
     """How far a drafter may run ahead of one verifier.
 
     `window` tokens may be unverified, they are sent `chunk` at a time, and with `free_run` the verifier goes on by
-    itself while it waits for guesses. A window of 0 is target-only serving. Raises ValueError when out of bounds.
+    itself while it waits for guesses. A window of 0 is target-only serving. Behind a guess whose confidence is under
+    `min_confidence` none is drafted until that one has a verdict. Raises ValueError when out of bounds.
     """
 
     window: int
     chunk: int
     free_run: bool
+    min_confidence: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.window <= MAX_WINDOW:
             raise ValueError(f"window {self.window} must be 0 to {MAX_WINDOW}")
         if not 1 <= self.chunk <= max(self.window, 1):
             raise ValueError(f"chunk {self.chunk} must be 1 to {max(self.window, 1)} with a window of {self.window}")
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence {self.min_confidence} must be 0 to 1")
 
 
 DEFAULT_CHOICE = WindowChoice(window=8, chunk=2, free_run=True)  # until a controller decides, and when none is alive

@@ -3,7 +3,8 @@
 Invariant: `tokens[:committed]` is a prefix of what the verifier has fixed; everything behind is a guess of its own, at
 most `window` of them, and each guess ends in exactly one count: accepted, rejected, late or discarded.
 
-Sliding window (go-back-N): drafting goes on while verdicts are in flight. Stop-and-wait is chunk = window.
+Sliding window (go-back-N): drafting goes on while verdicts are in flight. Stop-and-wait is chunk = window. Behind a
+guess of too little confidence drafting waits until that guess has a verdict.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class DrafterSession:
     window: int
     chunk: int
     free_run: bool
+    min_confidence: float = 0.0
     term: int = -1
     tokens: list[int] = field(default_factory=list)
     committed: int = 0  # tokens that the verifier has fixed
@@ -66,6 +68,7 @@ class DrafterSession:
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     _speculate: Speculate | None = None
     _step: DraftStep | None = None
+    _confidence: float = 1.0  # of the newest guess: behind an unsure one nothing is drafted, so it is the last token
     _valid: int = 0  # positions below it were not rolled back since the step in flight began
     _poll_due: bool = False
     _polled_at: int = -1
@@ -109,20 +112,26 @@ class DrafterSession:
         self._tries, self._quiet_since = 0, now
         self._poll_due, self._polled_at = True, -1
 
-    def steer(self, window: int, chunk: int, free_run: bool) -> None:
+    def steer(self, window: int, chunk: int, free_run: bool, min_confidence: float = 0.0) -> None:
         """Takes a new window; guesses beyond a smaller one stay, but none is added until they are fewer."""
         self.window = max(0, min(window, MAX_WINDOW))
         self.chunk = max(1, min(chunk, max(1, self.window)))
         self.free_run = free_run or self.window == 0
+        self.min_confidence = min_confidence
 
     # --- draft -----------------------------------------------------------------------------------------------------
 
     @property
     def can_draft(self) -> bool:
         """Whether the window has room for one more guess."""
-        if self.closed or self.num_guesses >= self.window or len(self.tokens) >= self.limit:
+        if self.closed or self.num_guesses >= self.window or len(self.tokens) >= self.limit or self.is_unsure:
             return False
         return not (self.num_guesses and self.tokens[-1] in self.request.stop_ids)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the window ends at the last guess, for want of confidence in it."""
+        return self.num_guesses > 0 and self._confidence < self.min_confidence
 
     @property
     def wants_step(self) -> bool:
@@ -141,15 +150,17 @@ class DrafterSession:
         self._valid = len(self.tokens)
         return self._step
 
-    def end_step(self, step: DraftStep, guess: int) -> bool:
+    def end_step(self, step: DraftStep, guess: int, confidence: float = 1.0) -> bool:
         """Applies a finished step. A guess drawn before a rollback, or behind what the verifier said since, is thrown
-        away (False); what the cache holds of the valid text is kept."""
+        away (False); what the cache holds of the valid text is kept. `confidence`: the draft's own probability of the
+        guess."""
         self._step = None
         end = step.start + len(step.fed_ids)
         self.computed = min(end, self._valid)
         if not step.draws or end != len(self.tokens) or self._valid < end or not self.can_draft:
             return False
         self.tokens.append(guess)
+        self._confidence = confidence
         self.drafted += 1
         return True
 

@@ -84,10 +84,12 @@ class Sampling(Wire, frozen=True):
 
 
 class Speculation(Wire, frozen=True):
-    """How far a drafter may run ahead for one request: by the controller's decisions, or a fixed window."""
+    """How far a drafter may run ahead for one request: by the controller's decisions, or a fixed window that ends early
+    behind a guess whose confidence is under min_confidence (0: never)."""
 
     mode: Literal["adaptive", "static"] = "adaptive"
     window: Window = 0
+    min_confidence: Share = 0.0
 
 
 class Load(Wire, frozen=True):
@@ -253,7 +255,10 @@ class Report(Wire, frozen=True, tag="report"):
 
 
 class WindowDecision(Wire, frozen=True, tag="window"):
-    """controller -> drafter (gateways may listen): how far the drafter may run ahead towards one verifier."""
+    """controller -> drafter (gateways may listen): how far the drafter may run ahead towards one verifier.
+
+    A window ends early behind a guess whose confidence is under min_confidence.
+    """
 
     drafter_id: InstanceId
     verifier_id: InstanceId
@@ -262,6 +267,7 @@ class WindowDecision(Wire, frozen=True, tag="window"):
     free_run: bool
     policy: Name
     sequence: Count
+    min_confidence: Share = 0.0
 
 
 class Heartbeat(Wire, frozen=True, tag="heartbeat"):

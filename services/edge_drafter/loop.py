@@ -14,16 +14,16 @@ from functools import partial
 
 import structlog
 
+from services.edge_drafter.guess import Guess, Question
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftCache, DraftModel
 from services.edge_drafter.sessions import Seat, SessionTable
-from shared import sampling
 from shared.drafter_session import DraftStep
-from shared.messages import Sampling
 
 log = structlog.get_logger(__name__)
 
 WARM_UP_STEPS = 4
+NO_GUESS = Guess(0)  # of a step that only catches up
 
 
 class DraftLoop:
@@ -82,7 +82,7 @@ class DraftLoop:
     async def _draft(self, seat: Seat) -> None:
         state = seat.state
         step = state.begin_step(self._feed_tokens)
-        compute = partial(self._compute, seat.cache, step, state.request.sampling)
+        compute = partial(self._compute, seat.cache, step, Question.behind(state) if step.draws else None)
         started = time.perf_counter()
         try:
             guess = await asyncio.get_running_loop().run_in_executor(self._executor, compute)
@@ -92,14 +92,15 @@ class DraftLoop:
             self._fail(seat)
             return
         self._observe((time.perf_counter() - started) * 1e3, len(step.fed_ids))
-        if state.end_step(step, guess):
+        if state.end_step(step, guess.token_id, guess.confidence):
             self._metrics.drafted.inc()
+            self._metrics.unsure.inc(state.is_unsure)
         self._send(seat)
 
-    def _compute(self, cache: DraftCache, step: DraftStep, options: Sampling) -> int:
-        """In the model's thread: the guess for the position behind the fed tokens."""
+    def _compute(self, cache: DraftCache, step: DraftStep, question: Question | None) -> Guess:
+        """In the model's thread: the guess for the position behind the fed tokens, where one is asked for."""
         logits = self._model.feed(cache, step.fed_ids, step.start)
-        return sampling.draw(logits, options, step.start + len(step.fed_ids)) if step.draws else 0
+        return question.answer(logits) if question else NO_GUESS
 
     def _observe(self, elapsed_ms: float, num_tokens: int) -> None:
         self._metrics.step_seconds.observe(elapsed_ms / 1e3)

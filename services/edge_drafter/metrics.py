@@ -24,9 +24,16 @@ class DrafterMetrics:
         self.dropped = Counter(
             "dsd_drafter_dropped", "Messages not acted upon, by reason", ["reason"], registry=registry
         )
+        self.unsure = Counter("dsd_drafter_unsure", "Guesses that ended a window early", registry=registry)
         self.failed_steps = Counter("dsd_drafter_failed_steps", "Draft steps that raised an error", registry=registry)
         self.sessions = Gauge("dsd_drafter_sessions", "Sessions drafted for", registry=registry)
         self.window = Gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"], registry=registry)
+        self.min_confidence = Gauge(
+            "dsd_drafter_min_confidence",
+            "Confidence under which a guess ends a window",
+            ["verifier"],
+            registry=registry,
+        )
         self.rtt_seconds = Gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"], registry=registry)
 
     def count_fates(self, before: Fates, after: Fates) -> None:

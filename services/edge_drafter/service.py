@@ -254,17 +254,18 @@ class Drafter:
             now = now_ms()
             for verifier_id in self.steering.expire(now):
                 self._steer(verifier_id, now)
-            windows = {
-                verifier_id: self.steering.choice(verifier_id, now).window for verifier_id in self.pairs.verifier_ids()
-            }
+            choices = {verifier_id: self.steering.choice(verifier_id, now) for verifier_id in self.pairs.verifier_ids()}
+            windows = {verifier_id: choice.window for verifier_id, choice in choices.items()}
             reports = self.pairs.take_reports(list(self.table), windows, self.loop.step_ms)
             if reports:
                 self._sequence += 1
                 report = Report(self.instance_id, self._sequence, reports)
                 self._outbox.put(subjects.broadcast("report", self.instance_id), report)
                 for pair in reports:
-                    self._metrics.window.labels(name_of(pair.verifier_id)).set(pair.window)
-                    self._metrics.rtt_seconds.labels(name_of(pair.verifier_id)).set(pair.rtt_ms / 1e3)
+                    name = name_of(pair.verifier_id)
+                    self._metrics.window.labels(name).set(pair.window)
+                    self._metrics.min_confidence.labels(name).set(choices[pair.verifier_id].min_confidence)
+                    self._metrics.rtt_seconds.labels(name).set(pair.rtt_ms / 1e3)
 
     async def _beat(self) -> None:
         while True:

@@ -108,9 +108,9 @@ class SessionTable:
 
 
 def steer(seat: Seat, choice: WindowChoice) -> None:
-    """Gives a session its window: the request's own when it named one, else the controller's."""
+    """Gives a session its window and threshold: the request's own when it named a window, else the controller's."""
     speculation = seat.state.request.speculation
     if seat.is_adaptive:
-        seat.state.steer(choice.window, choice.chunk, choice.free_run)
+        seat.state.steer(choice.window, choice.chunk, choice.free_run, choice.min_confidence)
     else:
-        seat.state.steer(speculation.window, choice.chunk, choice.free_run)
+        seat.state.steer(speculation.window, choice.chunk, choice.free_run, speculation.min_confidence)

@@ -61,7 +61,7 @@ class Steering:
         if known is None and len(self._decided) >= MAX_PAIRS:
             return False
         try:
-            choice = WindowChoice(decision.window, decision.chunk, decision.free_run)
+            choice = WindowChoice(decision.window, decision.chunk, decision.free_run, decision.min_confidence)
         except ValueError:
             return False
         self._decided[decision.verifier_id] = Decided(choice, sender, decision.sequence, now + self._ttl_ms)

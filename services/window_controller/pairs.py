@@ -125,4 +125,5 @@ class PairTable:
             free_run=choice.free_run,
             policy=self._policy.name,
             sequence=self._num_decisions,
+            min_confidence=choice.min_confidence,
         )

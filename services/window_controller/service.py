@@ -19,7 +19,7 @@ from services.window_controller.verifiers import LiveVerifiers
 from shared.bus import Absent, Bus
 from shared.messages import Heartbeat, Load, Message, Report, WindowDecision
 from shared.runtime import Context, run_service
-from shared.subjects import all_broadcasts, broadcast, sender, to
+from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 
 log = structlog.get_logger(__name__)
 
@@ -53,8 +53,8 @@ class WindowController:
     async def start(cls, settings: ControllerSettings, context: Context) -> WindowController:
         """A controller that hears reports and heartbeats from here on."""
         controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry))
-        await context.bus.subscribe(all_broadcasts("heartbeat"), controller._on_heartbeat)
-        await context.bus.subscribe(all_broadcasts("report"), controller._on_report)
+        await context.bus.subscribe(all_broadcasts("heartbeat"), controller._receive)
+        await context.bus.subscribe(all_broadcasts("report"), controller._receive)
         return controller
 
     async def run(self) -> None:
@@ -120,18 +120,27 @@ class WindowController:
         )
         await self._bus.publish(broadcast("heartbeat", self._instance_id), heartbeat)
 
-    def _on_report(self, subject: str, message: Message | Absent) -> None:
-        if not isinstance(message, Report) or message.drafter_id != sender(subject):
+    def _receive(self, subject: str, message: Message | Absent) -> None:
+        if isinstance(message, Absent) or not fits(subject, message):
             self._drop("foreign")
-        elif self._reports.full():
+            return
+        speaker = sender(subject)
+        match message:
+            case Report(drafter_id=named) if named == speaker:
+                self._on_report(message)
+            case Heartbeat(instance_id=named) if named == speaker:
+                self._on_heartbeat(message)
+            case _:
+                self._drop("foreign")
+
+    def _on_report(self, report: Report) -> None:
+        if self._reports.full():
             self._drop("overflow")
         else:
-            self._reports.put_nowait(message)
+            self._reports.put_nowait(report)
 
-    def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
-        if not isinstance(message, Heartbeat) or message.instance_id != sender(subject):
-            self._drop("foreign")
-        elif message.service == "verifier" and not self._verifiers.hear(message, time.monotonic()):
+    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.service == "verifier" and not self._verifiers.hear(heartbeat, time.monotonic()):
             self._drop("full")
 
     def _drop(self, reason: DropReason) -> None:

@@ -17,13 +17,21 @@ class ControllerSettings(ServiceSettings):
     name: str = Field(
         "controller", pattern=r"^[a-z0-9-]{1,64}$", description="Name of this instance, part of its subjects"
     )
-    window_policy: Literal["static", "ladder"] = Field("ladder", description="How windows are chosen (docs/awc.md)")
+    window_policy: Literal["static", "ladder", "confidence"] = Field(
+        "ladder", description="How windows are chosen (docs/awc.md)"
+    )
     window: int = Field(DEFAULT_CHOICE.window, ge=0, le=MAX_WINDOW, description="Unverified tokens a pair starts with")
     chunk: int = Field(
         DEFAULT_CHOICE.chunk, ge=1, le=MAX_WINDOW, description="Guesses sent together, at most the window"
     )
     free_run: bool = Field(
         DEFAULT_CHOICE.free_run, description="Whether verifiers go on alone while guesses are missing"
+    )
+    min_confidence: float = Field(
+        DEFAULT_CHOICE.min_confidence,
+        ge=0,
+        le=1,
+        description="A window ends early behind a guess less probable than this; the policy confidence starts with it",
     )
     announce_s: float = Field(2.0, gt=0, le=60, description="Seconds between two repeats of unchanged decisions")
     pair_expiry_s: float = Field(30.0, gt=0, description="Seconds without a report after which a pair is forgotten")
@@ -41,4 +49,4 @@ class ControllerSettings(ServiceSettings):
     @property
     def start(self) -> WindowChoice:
         """The choice that a pair starts with."""
-        return WindowChoice(self.window, min(self.chunk, max(self.window, 1)), self.free_run)
+        return WindowChoice(self.window, min(self.chunk, max(self.window, 1)), self.free_run, self.min_confidence)

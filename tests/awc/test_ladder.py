@@ -117,12 +117,12 @@ def test_a_report_with_huge_counts_weighs_no_more_than_any_other_sample() -> Non
     assert [pair.decide(report(matched=16)).window for _ in range(60)][-1] == 16
 
 
-def test_chunk_and_free_run_are_those_of_the_start_as_far_as_the_window_holds_them() -> None:
-    pair = LadderPolicy(WindowChoice(window=8, chunk=4, free_run=False)).for_pair()
-    assert pair.decide(report()) == WindowChoice(8, 4, False)
+def test_the_rest_of_a_choice_is_that_of_the_start_as_far_as_the_window_holds_it() -> None:
+    pair = LadderPolicy(WindowChoice(window=8, chunk=4, free_run=False, min_confidence=0.3)).for_pair()
+    assert pair.decide(report()) == WindowChoice(8, 4, False, 0.3)
     for _ in range(60):
         choice = pair.decide(report(mismatched=16))
-    assert choice == WindowChoice(window=2, chunk=2, free_run=False)
+    assert choice == WindowChoice(window=2, chunk=2, free_run=False, min_confidence=0.3)
 
 
 @pytest.mark.parametrize(("start", "first"), [(0, 2), (1, 2), (3, 2), (8, 8), (11, 8), (MAX_WINDOW, 16)])

@@ -35,6 +35,12 @@ def test_a_choice_outside_the_bounds_cannot_be_made(window: int, chunk: int) -> 
         WindowChoice(window, chunk, True)
 
 
+@pytest.mark.parametrize("min_confidence", [-0.1, 1.1, float("nan")])
+def test_a_threshold_that_is_no_probability_cannot_be_chosen(min_confidence: float) -> None:
+    with pytest.raises(ValueError, match="must be 0 to 1"):
+        WindowChoice(8, 2, True, min_confidence)
+
+
 @pytest.mark.parametrize(("window", "chunk"), [(0, 1), (1, 1), (8, 8), (MAX_WINDOW, MAX_WINDOW)])
 def test_every_choice_within_the_bounds_can_be_made(window: int, chunk: int) -> None:
     assert WindowChoice(window, chunk, False).window == window
@@ -45,7 +51,7 @@ def test_the_default_choice_loses_nothing_with_free_run() -> None:
 
 
 def test_the_static_policy_answers_the_same_choice_whatever_it_sees() -> None:
-    start = WindowChoice(window=4, chunk=4, free_run=False)
+    start = WindowChoice(window=4, chunk=4, free_run=False, min_confidence=0.4)
     pair = StaticPolicy(start).for_pair()
     assert {pair.decide(changed(matched=0, mismatched=count)) for count in (0, 5, 1 << 48)} == {start}
 

@@ -12,7 +12,12 @@ DRAFTER, VERIFIER = new_instance_id("edge-1"), new_instance_id("cloud")
 
 
 def report(
-    sequence: int, matched: int = 16, mismatched: int = 0, drafter_id: str = DRAFTER, verifier_id: str = VERIFIER
+    sequence: int,
+    matched: int = 16,
+    mismatched: int = 0,
+    drafter_id: str = DRAFTER,
+    verifier_id: str = VERIFIER,
+    discarded: int = 0,
 ) -> Report:
     seen = PairReport(
         verifier_id=verifier_id,
@@ -22,7 +27,7 @@ def report(
         matched=matched,
         mismatched=mismatched,
         late=0,
-        discarded=0,
+        discarded=discarded,
         draft_ms=10.0,
         rtt_ms=20.0,
         queue=0.5,

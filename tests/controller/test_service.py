@@ -63,7 +63,7 @@ async def running(faults: Faults | None = None, **settings: object) -> AsyncIter
 
 
 async def test_a_report_is_answered_with_a_decision_to_its_drafter_only() -> None:
-    async with running(window_policy="static", window=4, chunk=4, free_run=False) as world:
+    async with running(window_policy="static", window=4, chunk=4, free_run=False, min_confidence=0.4) as world:
         await world.outside.beat()
         await world.outside.report(report(0))
         assert await world.outside.decision() == WindowDecision(
@@ -74,6 +74,7 @@ async def test_a_report_is_answered_with_a_decision_to_its_drafter_only() -> Non
             free_run=False,
             policy="static",
             sequence=1,
+            min_confidence=0.4,
         )
         assert world.outside.senders == {world.controller_id}
         await world.settled()
@@ -90,6 +91,16 @@ async def test_the_ladder_widens_the_window_of_a_drafter_that_is_always_right() 
         assert [decision.sequence for decision in decisions] == [1, 2, 3]
         await world.settled()
         assert world.count("reports_total") == 31
+
+
+async def test_the_confidence_policy_stops_a_drafter_sooner_whose_guesses_are_mostly_discarded() -> None:
+    async with running(window_policy="confidence") as world:
+        await world.outside.beat()
+        for sequence in range(2):
+            await world.outside.report(report(sequence, matched=8, mismatched=8, discarded=48))
+        decisions = [await world.outside.decision() for _ in range(2)]
+        assert [(decision.window, decision.policy) for decision in decisions] == [(8, "confidence")] * 2
+        assert 0 < decisions[0].min_confidence < decisions[1].min_confidence
 
 
 async def test_a_lost_decision_is_announced_again_although_nothing_is_reported() -> None:

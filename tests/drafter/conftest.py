@@ -16,7 +16,6 @@ from services.edge_drafter.settings import DrafterSettings
 from shared import subjects
 from shared.bus import Bus
 from shared.messages import (
-    NO_TOKENS,
     Draft,
     Echo,
     Failure,
@@ -74,6 +73,8 @@ class World:
         committed: Sequence[int] = (),
         speculation: Speculation = ADAPTIVE,
         sampling: Sampling = GREEDY,
+        stop_ids: Sequence[int] = (),
+        min_tokens: int = 0,
         verifier: Peer | None = None,
         sender: Peer | None = None,
     ) -> Speculate:
@@ -85,9 +86,10 @@ class World:
             TokenIds(prompt),
             TokenIds(committed),
             sampling,
-            NO_TOKENS,
+            TokenIds(stop_ids),
             max_tokens,
             speculation,
+            min_tokens,
         )
         await self.tell(sender or self.gateway, request)
         return request
@@ -136,10 +138,23 @@ class World:
         )
 
     async def decide(
-        self, window: int, chunk: int = 2, free_run: bool = True, sequence: int = 1, sender: Peer | None = None
+        self,
+        window: int,
+        chunk: int = 2,
+        free_run: bool = True,
+        sequence: int = 1,
+        sender: Peer | None = None,
+        min_confidence: float = 0.0,
     ) -> None:
         decision = WindowDecision(
-            self.drafter.instance_id, self.verifier.instance_id, window, chunk, free_run, "test", sequence
+            self.drafter.instance_id,
+            self.verifier.instance_id,
+            window,
+            chunk,
+            free_run,
+            "test",
+            sequence,
+            min_confidence,
         )
         await self.tell(sender or self.controller, decision)
 

@@ -10,7 +10,7 @@ import pytest
 
 from awc.policy import DEFAULT_CHOICE
 from shared import drafter_session, sampling
-from shared.messages import Close, Draft, Echo, Failure, Heartbeat, Report, Sampling, Speculation, WindowDecision
+from shared.messages import Bias, Close, Draft, Echo, Failure, Heartbeat, Report, Sampling, Speculation, WindowDecision
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.fakes import VOCABULARY, answer, next_token, wrong
 from tests.peers import until
@@ -44,6 +44,36 @@ async def test_guesses_are_drawn_with_the_noise_of_their_own_positions(world: Wo
         text.append(sampling.draw(logits, options, position=len(text)))
     request = await world.speculate(sampling=options)
     assert await world.drafted(request, 0, WINDOW) == text[len(PROMPT) :] != TEXT[:WINDOW]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Sampling(frequency_penalty=2.0, logit_bias=(Bias(9, 5.0), Bias(11, 4.5))),
+        Sampling(temperature=0.5, seed=3, presence_penalty=1.5, logit_bias=(Bias(9, 5.0), Bias(11, 4.5))),
+        Sampling(repetition_penalty=9.0, logit_bias=(Bias(PROMPT[0], 0.5),)),
+    ],
+    ids=["frequency", "presence", "repetition"],
+)
+async def test_guesses_are_drawn_with_the_penalties_of_the_prompt_and_of_what_was_guessed_before(
+    world: World, options: Sampling
+) -> None:
+    request = await world.speculate(sampling=options, stop_ids=(9,), min_tokens=3)
+    expected = by_the_rules(options, (9,), 3)
+    biased = Sampling(options.temperature, seed=options.seed, logit_bias=options.logit_bias)
+    assert expected != by_the_rules(biased, (9,), 3), "nothing can be seen of the penalties"
+    assert await world.drafted(request, 0, len(expected)) == expected
+
+
+def by_the_rules(options: Sampling, stop_ids: tuple[int, ...], min_tokens: int) -> list[int]:
+    """What a window of the fake draft's guesses must be."""
+    output: list[int] = []
+    while len(output) < WINDOW and not (output and output[-1] in stop_ids):
+        logits = np.zeros(VOCABULARY, dtype=np.float32)
+        logits[next_token([*PROMPT, *output])] = 1.0
+        history = sampling.History(PROMPT, tuple(output), stop_ids, min_tokens)
+        output.append(sampling.draw(logits, options, len(PROMPT) + len(output), history))
+    return output
 
 
 async def test_an_accepting_verdict_slides_the_window(world: World) -> None:
@@ -359,6 +389,29 @@ async def test_a_window_that_shrinks_during_a_step_and_grows_again_costs_nothing
     assert world.count("drafter_failed_steps") == 0
 
 
+async def test_a_window_ends_early_behind_an_unsure_guess_until_that_one_has_a_verdict(world: World) -> None:
+    unsure = len(PROMPT) + 2
+    world.model.logit = lambda position: 1.0 if position == unsure else 9.0
+    await world.decide(WINDOW, chunk=WINDOW, min_confidence=0.5)
+    request = await world.speculate()
+    assert await world.drafted(request, 0, 3) == TEXT[:3]
+    await world.tell(world.verifier, world.verdict(request, 0, TEXT[:2], accepted=2))
+    await world.settled()
+    assert [len(draft.token_ids) for draft in world.drafts(request)] == [0, 3]
+    assert world.count("drafter_unsure") == 1
+    await world.tell(world.verifier, world.verdict(request, 2, TEXT[2:3], accepted=1))
+    assert await world.drafted(request, 3, WINDOW) == TEXT[3 : 3 + WINDOW]
+    assert world.count("drafter_unsure") == 1
+
+
+async def test_a_lowered_threshold_lets_a_stopped_session_go_on(world: World) -> None:
+    await world.decide(WINDOW, min_confidence=0.5)
+    request = await world.speculate()
+    await world.drafted(request, 0, 1)
+    await world.decide(WINDOW, sequence=2)
+    assert await world.drafted(request, 0, WINDOW) == TEXT[:WINDOW]
+
+
 async def test_a_request_with_a_window_of_its_own_is_not_steered(world: World) -> None:
     await world.decide(12, chunk=3)
     request = await world.speculate(speculation=Speculation("static", 5))
@@ -462,6 +515,7 @@ async def test_the_metrics_of_a_verifier_are_labelled_by_its_name_and_never_by_w
         await world.drafted(request, 0, WINDOW)
         await world.controller.find(Report)
         assert world.registry.get_sample_value("dsd_drafter_window", {"verifier": "cloud"}) == WINDOW
+        assert world.registry.get_sample_value("dsd_drafter_min_confidence", {"verifier": "cloud"}) == 0
         assert world.registry.get_sample_value("dsd_drafter_window", {"verifier": "made-up"}) is None
 
 

@@ -191,6 +191,13 @@ def test_a_request_may_have_a_window_of_its_own(speculation: Speculation, window
     assert seat.state.window == (12 if seat.is_adaptive else window)
 
 
+def test_a_request_with_a_window_of_its_own_has_its_own_threshold_too() -> None:
+    static = Table().start(speculation=Speculation("static", 3, 0.6), choice=WindowChoice(8, 2, True, 0.3))
+    assert static.state.min_confidence == 0.6
+    adaptive = Table().start(speculation=Speculation(), choice=WindowChoice(8, 2, True, 0.3))
+    assert adaptive.state.min_confidence == 0.3
+
+
 def test_a_refusal_is_told_with_the_session_and_term_that_asked() -> None:
     failure = Refused("too_long", "x" * 3000, retryable=False).failure("ab" * 16, 7)
     assert (failure.session_id, failure.term, failure.code, failure.retryable) == ("ab" * 16, 7, "too_long", False)

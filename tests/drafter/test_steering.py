@@ -22,9 +22,14 @@ def beat(controller_id: str, draining: bool = False) -> Heartbeat:
 
 
 def decision(
-    window: int, sequence: int = 1, verifier_id: str = VERIFIER, chunk: int = 2, free_run: bool = True
+    window: int,
+    sequence: int = 1,
+    verifier_id: str = VERIFIER,
+    chunk: int = 2,
+    free_run: bool = True,
+    min_confidence: float = 0.0,
 ) -> WindowDecision:
-    return WindowDecision(DRAFTER, verifier_id, window, chunk, free_run, "test", sequence)
+    return WindowDecision(DRAFTER, verifier_id, window, chunk, free_run, "test", sequence, min_confidence)
 
 
 def following(*controllers: str, now: float = 0.0) -> Steering:
@@ -40,8 +45,8 @@ def test_without_a_decision_the_default_holds() -> None:
 
 def test_a_decision_holds_for_its_verifier_only() -> None:
     steering = following(FIRST)
-    assert steering.decide(decision(12, chunk=3, free_run=False), FIRST, 0.0)
-    assert steering.choice(VERIFIER, 0.0) == WindowChoice(12, 3, False)
+    assert steering.decide(decision(12, chunk=3, free_run=False, min_confidence=0.4), FIRST, 0.0)
+    assert steering.choice(VERIFIER, 0.0) == WindowChoice(12, 3, False, 0.4)
     assert steering.choice(OTHER_VERIFIER, 0.0) == DEFAULT_CHOICE
 
 

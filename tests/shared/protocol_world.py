@@ -57,6 +57,7 @@ class World:
     chunk: int = 2
     free_run: bool = True
     accuracy: float = 0.7
+    min_confidence: float = 0.0  # guesses are as sure as a random number from 0 to 1
     faults: Faults = field(default_factory=Faults)
     pass_ms: float = 20.0
     step_ms: float = 5.0
@@ -78,6 +79,7 @@ class World:
         self.finish: str | None = None
         self.cut = False  # an outage: nothing gets through
         self.drops = 0
+        self.num_unsure = 0
 
     # --- time and bus ----------------------------------------------------------------------------------------------
 
@@ -222,6 +224,7 @@ class World:
         session = self.drafter_sessions.get(drafter_id)
         if session is None:
             session = DrafterSession.started(said, self.window, self.chunk, self.free_run, self.now)
+            session.steer(self.window, self.chunk, self.free_run, self.min_confidence)
             self.drafter_sessions[drafter_id] = session
         elif session.term < said.term:
             session.rebind(said, self.now)
@@ -244,7 +247,8 @@ class World:
 
     def step_done(self, drafter_id: str, session: DrafterSession, step: object, guess: int) -> None:
         if self.drafter_sessions.get(drafter_id) is session:
-            session.end_step(step, guess)  # type: ignore[arg-type]
+            if session.end_step(step, guess, self.rng.random()) and session.is_unsure:  # type: ignore[arg-type]
+                self.num_unsure += 1
             self.draft(drafter_id)
 
     def deliver(self, drafter_id: str, message: Draft) -> None:

@@ -27,13 +27,13 @@ def session(window: int = 8, chunk: int = 2, free_run: bool = True, **options) -
     return state
 
 
-def guess(state: DrafterSession, *tokens: int, now: float = 0.0) -> list[Draft]:
+def guess(state: DrafterSession, *tokens: int, now: float = 0.0, confidence: float = 1.0) -> list[Draft]:
     """Drafts `tokens`; returns the Drafts that became due."""
     sent = []
     for token in tokens:
         step = state.begin_step(64)
         assert step.draws
-        state.end_step(step, token)
+        state.end_step(step, token, confidence)
         while (message := state.take_draft(now)) is not None:
             sent.append(message)
     return sent
@@ -209,6 +209,92 @@ def test_nothing_is_drafted_behind_an_own_stop_id_or_max_tokens() -> None:
     state = session(max_tokens=2)
     guess(state, 7, 8)
     assert not state.wants_step
+
+
+def stopped(window: int = 8, chunk: int = 4, free_run: bool = True) -> tuple[DrafterSession, list[Draft]]:
+    """A session with a sure and an unsure guess, and what it has sent of them."""
+    state = session(window, chunk, free_run)
+    state.steer(window, chunk, free_run, 0.5)
+    return state, [*guess(state, 7, confidence=0.5), *guess(state, 8, confidence=0.49)]
+
+
+@pytest.mark.parametrize("free_run", [True, False])
+def test_a_window_ends_early_behind_an_unsure_guess_and_is_sent_at_once(free_run: bool) -> None:
+    state, sent = stopped(free_run=free_run)
+    assert [(draft.base, draft.token_ids) for draft in sent] == [(3, (7, 8))]  # the chunk is not full
+    assert state.is_unsure
+    assert not state.wants_step
+    assert state.resend_at is not None
+
+
+def test_a_window_that_is_unsure_from_the_first_guess_on_is_not_empty() -> None:
+    state = session(window=8, chunk=8, free_run=False)
+    state.steer(8, 8, False, 1.0)
+    (sent,) = guess(state, 7, confidence=0.99)
+    assert sent.token_ids == (7,)
+
+
+def test_drafting_goes_on_when_the_unsure_guess_was_right() -> None:
+    state, _ = stopped()
+    state.on_verdict(verdict(3, 7, accepted=1), now=1.0)
+    assert not state.wants_step  # not before that position is fixed
+    state.on_verdict(verdict(4, 8, 9, accepted=1), now=2.0)
+    assert guess(state, 6, 5, 4, 3)[0].token_ids == (6, 5, 4, 3)
+    assert counts(state) == (2, 0, 0, 0)
+
+
+def test_drafting_goes_on_when_the_unsure_guess_was_wrong() -> None:
+    state, _ = stopped()
+    state.on_verdict(verdict(3, 7, 5, accepted=1, epoch=1), now=1.0)
+    assert guess(state, 6, 5, 4, 3)[0].base == 5
+    assert counts(state) == (1, 1, 0, 0)
+
+
+def test_drafting_goes_on_when_a_guess_before_the_unsure_one_was_wrong() -> None:
+    state, _ = stopped()
+    state.on_verdict(verdict(3, 9, epoch=1), now=1.0)
+    (sent,) = guess(state, 6, 5, 4, 3)  # the first of them is where the unsure one was
+    assert sent.token_ids == (6, 5, 4, 3)
+    assert counts(state) == (0, 1, 0, 1)
+
+
+def test_drafting_goes_on_behind_a_verifier_that_ran_ahead_of_an_unsure_guess() -> None:
+    state, _ = stopped()
+    state.on_verdict(verdict(3, 7, 8, 9, 6), now=1.0)
+    assert state.begin_step(64).fed_ids == (8, 9, 6)
+
+
+def test_a_rewind_sends_the_unsure_guess_again_and_adds_none() -> None:
+    state, _ = stopped()
+    state.on_verdict(verdict(3, epoch=1), now=1.0)
+    assert state.take_draft(1.0).token_ids == (7, 8)
+    assert not state.wants_step
+
+
+def test_an_unsure_guess_does_not_stop_the_session_under_another_term() -> None:
+    state, _ = stopped()
+    state.rebind(request(term=2, committed=(7, 8)), now=1.0)
+    assert state.wants_step
+
+
+def test_a_lower_threshold_takes_effect_at_once() -> None:
+    state, _ = stopped()
+    state.steer(8, 4, True, 0.4)
+    assert state.wants_step
+
+
+def test_a_higher_threshold_ends_the_window_behind_the_newest_guess_and_sends_it() -> None:
+    state = session(window=8, chunk=4)
+    assert guess(state, 7, confidence=0.6) == []
+    state.steer(8, 4, True, 0.7)
+    assert state.take_draft(0.0).token_ids == (7,)
+    assert not state.wants_step
+
+
+def test_without_a_threshold_no_guess_is_unsure() -> None:
+    state = session()
+    guess(state, 7, confidence=0.0)
+    assert state.wants_step
 
 
 def test_speculate_with_a_higher_term_rebinds_and_keeps_the_common_cache() -> None:

@@ -90,7 +90,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         samplings,
         token_ids,
         max_tokens,
-        st.builds(Speculation, st.sampled_from(["adaptive", "static"]), windows),
+        st.builds(Speculation, st.sampled_from(["adaptive", "static"]), windows, shares),
     ),
     Draft: st.builds(Draft, session_ids, counts, counts, positions, guesses, flags, millis),
     Verdict: st.builds(
@@ -112,7 +112,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
     Close: st.builds(Close, session_ids, counts),
     Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4)),
     WindowDecision: st.builds(
-        WindowDecision, instance_ids, instance_ids, windows, st.integers(1, MAX_WINDOW), flags, names, counts
+        WindowDecision, instance_ids, instance_ids, windows, st.integers(1, MAX_WINDOW), flags, names, counts, shares
     ),
     Heartbeat: st.builds(
         Heartbeat,
@@ -248,6 +248,17 @@ def test_a_draft_with_a_wrong_field_is_malformed(changes: dict[str, object]) -> 
 def test_an_instance_id_that_could_change_a_subject_is_malformed(drafter_id: str) -> None:
     with pytest.raises(MalformedMessage):
         decode(encode(WindowDecision(drafter_id, VERIFIER, 8, 2, True, "static", 1)))
+
+
+@pytest.mark.parametrize("min_confidence", [-0.1, 1.1, float("nan"), "high"])
+def test_a_threshold_that_is_no_probability_is_malformed(min_confidence: object) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, min_confidence)))
+
+
+def test_a_decision_of_a_controller_that_knows_no_threshold_never_stops_early() -> None:
+    known = encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, 0.5))
+    assert decode(msgpack.packb(msgpack.unpackb(known)[:-1])).min_confidence == 0
 
 
 def test_a_draft_that_lacks_a_field_is_malformed() -> None:

@@ -16,6 +16,7 @@ worlds = st.builds(
     chunk=st.integers(1, 16),
     free_run=st.booleans(),
     accuracy=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    min_confidence=st.sampled_from([0.0, 0.0, 0.3, 0.7, 1.0]),
     faults=st.builds(
         Faults,
         loss=st.sampled_from([0.0, 0.05, 0.3]),
@@ -110,3 +111,44 @@ def test_a_perfect_drafter_on_a_perfect_bus_has_nearly_all_its_guesses_accepted(
     fates = world.drafter_sessions["d.0"].fates
     assert fates.accepted >= 50
     assert fates.rejected == 0
+
+
+@pytest.mark.parametrize("min_confidence", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("free_run", [True, False])
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_no_session_waits_for_ever_at_a_window_that_ended_early(
+    min_confidence: float, free_run: bool, loss: float
+) -> None:
+    num_unsure = 0
+    for seed in range(10):
+        world = World(seed, chunk=8, free_run=free_run, min_confidence=min_confidence, faults=Faults(loss=loss))
+        world.start()
+        finish(world)
+        num_unsure += world.num_unsure
+    assert num_unsure > 10
+
+
+@pytest.mark.parametrize("min_confidence", [0.3, 0.8, 1.0])
+def test_without_free_run_a_window_that_ended_early_is_answered_long_before_the_drafters_lease(
+    min_confidence: float,
+) -> None:
+    for seed in range(10):
+        world = World(seed, chunk=8, free_run=False, min_confidence=min_confidence, drafter_lease_ms=1e9)
+        world.start()
+        world.run(stop=lambda world=world: world.finish is not None)
+        slowest = 2 * world.faults.delay_ms + world.pass_ms + 2 * world.step_ms  # a window of one guess
+        assert world.now < 200 + slowest * len(world.received)
+        finish(world)
+
+
+def test_the_sooner_windows_end_the_fewer_guesses_are_discarded() -> None:
+    seed = next(s for s in range(1000) if len(target_text(s, 60)) == 60)
+    discarded = []
+    for min_confidence in (0.0, 0.5, 1.0):
+        world = World(seed, 60, chunk=8, free_run=False, min_confidence=min_confidence, accuracy=0.5)
+        world.start()
+        finish(world)
+        fates = world.drafter_sessions["d.0"].fates
+        discarded.append(fates.discarded)
+    assert discarded[0] > 2 * discarded[1] > 0
+    assert discarded[2] == 0

@@ -1,0 +1,59 @@
+"""A guess: the token that the draft model draws for a position, and how sure it is of it.
+
+Invariant: a guess is drawn as the target draws (the same penalties, biases, least length, filters and noise), so that
+it is wrong only where the two models differ. Whatever a session becomes during a step, a guess belongs to the text
+before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.drafter_session import DrafterSession
+from shared.messages import Sampling
+from shared.sampling import History, adjusted, draw, is_adjusted
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A token, and its probability under the draft's scores at temperature 1 (1 where nobody asked)."""
+
+    token_id: int
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a guess depends on beside its logits."""
+
+    sampling: Sampling
+    position: int
+    history: History | None  # None: scores are logits
+    wants_confidence: bool
+
+    @classmethod
+    def behind(cls, state: DrafterSession) -> Question:
+        """The question for the position behind a session's tokens as they are now."""
+        request = state.request
+        history = None
+        if is_adjusted(request.sampling, request.min_tokens):
+            output_ids = tuple(state.tokens[len(request.prompt_ids) :])
+            history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
+        return cls(request.sampling, len(state.tokens), history, state.min_confidence > 0)
+
+    def answer(self, logits: NDArray[np.float32]) -> Guess:
+        """The guess, from the logits [vocab] of the token before it; raises ValueError where they allow none."""
+        token_id = draw(logits, self.sampling, self.position, self.history)
+        if not self.wants_confidence:
+            return Guess(token_id)
+        scores = logits if self.history is None else adjusted(logits, self.sampling, self.history)
+        return Guess(token_id, confidence_of(token_id, scores))
+
+
+def confidence_of(token_id: int, scores: NDArray[np.floating]) -> float:
+    """The softmax probability of a token under scores [vocab], whose greatest is finite."""
+    weights = np.exp(scores - scores.max())
+    return float(weights[token_id] / weights.sum(dtype=np.float64))

@@ -13,11 +13,12 @@ from shared.routing import Candidate
 
 STALE_INTERVALS = 3
 MAX_PEERS = 4096  # heartbeats of more instances than that are not remembered
+WORKERS = ("verifier", "drafter")  # may be given sessions; controllers are only told of
 
 
 @dataclass(slots=True)
 class Peer:
-    """A verifier or drafter, as its newest heartbeat describes it."""
+    """A verifier, drafter or controller, as its newest heartbeat describes it."""
 
     heartbeat: Heartbeat
     heard_at: float
@@ -33,21 +34,21 @@ class Peer:
 
 
 class Fleet:
-    """The verifiers and drafters that a gateway hears."""
+    """The verifiers, drafters and controllers that a gateway hears."""
 
     def __init__(self) -> None:
         self._peers: dict[str, Peer] = {}
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
         """Takes a heartbeat; True when it brings an instance that could not be chosen before it."""
-        if heartbeat.service not in ("verifier", "drafter"):
+        if heartbeat.service not in (*WORKERS, "controller"):
             return False
         known = self._peers.get(heartbeat.instance_id)
         if known is None and len(self._peers) >= MAX_PEERS:
             return False
         self._peers[heartbeat.instance_id] = Peer(heartbeat, now)
         was_candidate = known is not None and not known.heartbeat.draining and now < known.stale_at
-        return not heartbeat.draining and not was_candidate
+        return heartbeat.service in WORKERS and not heartbeat.draining and not was_candidate
 
     def expire(self, now: float) -> list[str]:
         """Forgets the instances whose heartbeat is stale, and names them."""
@@ -65,6 +66,12 @@ class Fleet:
         """The newest heartbeat of an instance that is alive, draining or not."""
         peer = self._peers.get(instance_id)
         return peer.heartbeat if peer and now < peer.stale_at else None
+
+    def alive(self, service: Service, now: float) -> list[Peer]:
+        """The live instances of a service by their ids, draining or not."""
+        return [
+            peer for _, peer in sorted(self._peers.items()) if peer.heartbeat.service == service and now < peer.stale_at
+        ]
 
     def is_alive(self, instance_id: str, now: float) -> bool:
         return self.find(instance_id, now) is not None

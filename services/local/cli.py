@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import signal
@@ -16,24 +15,37 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client import statistics
+from client.ask import ask as ask_gateway
+from client.ask import conversation
+from client.gateway import ClientError, connected
+from client.wire import Options, Speculation
 from services.local import pidfile
-from services.local.ask import AnswerFailed, print_answer
+from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
 from services.local.system import Plan, check_address, running
 from shared.home import home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, soft_wrap=True)
 
-PAIR = "smollm2-135m"
 UP_TIMEOUT_S = 600.0
-DRAFTS = ["int8"]
 
 
 @app.command()
 def main(
     drafters: Annotated[int, typer.Option(min=0, max=64, help="Number of edge drafters.")] = 1,
     verifiers: Annotated[int, typer.Option(min=1, max=16, help="Number of cloud verifiers.")] = 1,
-    draft: Annotated[list[str], typer.Option(help="int8, int4 or a folder; several take turns.")] = DRAFTS,
+    target: Annotated[
+        Path | None,
+        typer.Option(envvar="DSD_TARGET", help="Folder of a target of your own; without it the default target."),
+    ] = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(help="int8 (the default), int4 or a folder; with --target a folder. Several take turns."),
+    ] = None,
+    model_name: Annotated[
+        str, typer.Option(envvar="DSD_MODEL_NAME", help="Name under which --target is served; else its folder's.")
+    ] = "",
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
     ask: Annotated[str, typer.Option(help="Ask this one prompt, print the answer and statistics, and stop.")] = "",
@@ -43,30 +55,38 @@ def main(
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the system that --detach left running.")] = False,
 ) -> None:
-    """Runs NATS, a window controller, verifiers, drafters and the gateway on this machine, with the default models.
+    """Runs NATS, a window controller, verifiers, drafters and the gateway on this machine.
 
-    Models are prepared first where they are missing. Settings of the services come from DSD_* variables (see `python -m
-    services.gateway --help` and the others); DSD_NATS_URL uses a NATS server that runs already.
+    The models are the default pair, prepared first where it is missing, or a --target and --draft of your own. Settings
+    of the services come from DSD_* variables (see `python -m services.gateway --help` and the others); DSD_NATS_URL
+    uses a NATS server that runs already.
     """
     run_dir = home() / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
-    drafts = tuple(itertools.islice(itertools.cycle(draft), drafters))
-    plan = Plan(home() / "models" / PAIR, drafts, verifiers, host, port, os.environ.get("DSD_NATS_URL", ""))
     try:
         if stop:
             _stop(run_dir)
-        elif detach:
+            return
+        pair = (
+            default_pair(home() / "models" / DEFAULT_NAME, draft or ["int8"], drafters)
+            if target is None
+            else own_pair(target, draft or [], drafters, model_name)
+        )
+        plan = Plan(pair, verifiers, host, port, os.environ.get("DSD_NATS_URL", ""))
+        if detach:
             _detach(plan, run_dir)
         else:
-            _prepare()
+            _prepare(pair)
             _run(plan, run_dir, ask, max_tokens)
-    except (TimeoutError, OSError, AnswerFailed, pidfile.AlreadyRunning) as error:
+    except (TimeoutError, OSError, ClientError, PairRefused, pidfile.AlreadyRunning) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
 
 
-def _prepare() -> None:
+def _prepare(pair: Pair) -> None:
     """Makes the default models where they are missing; a process of its own, since services know no model zoo."""
+    if not pair.is_default:
+        return
     finished = subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)
@@ -102,16 +122,26 @@ async def _serve_until(
         ready()  # type: ignore[operator]
         pidfile.mark_ready(run_dir)
         if ask:
-            await print_answer(Console(), plan.address, ask, max_tokens, {"speculation": "adaptive"})
+            await _ask(plan.address, ask, max_tokens)
             return
         print(address_lines(plan), flush=True)
         await asyncio.shield(stopped)
 
 
+async def _ask(address: str, prompt: str, max_tokens: int) -> None:
+    """Prints the greedy answer to one prompt as it streams, and then what speculation did for it."""
+    options = Options(max_tokens, temperature=0, speculation=Speculation("adaptive"))
+    print(f"> {prompt}\n", flush=True)
+    async with connected(address) as gateway:
+        answer = await ask_gateway(gateway, None, conversation(prompt, None), options, sys.stdout)
+    print(flush=True)
+    Console().print(statistics.table(answer))
+
+
 def address_lines(plan: Plan) -> str:
     """Where the system is, and how to ask it."""
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    body = json.dumps({"model": PAIR, "messages": messages, "temperature": 0, "max_tokens": 64})
+    body = json.dumps({"model": plan.pair.model_name, "messages": messages, "temperature": 0, "max_tokens": 64})
     return (
         f"gateway at {plan.address}\n"
         f"curl -s {plan.address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
@@ -122,18 +152,13 @@ def _detach(plan: Plan, run_dir: Path) -> None:
     """Starts this command again in the background and waits for its word that it is ready."""
     pidfile.check_free(run_dir)
     check_address(plan)
-    _prepare()
-    argv = [
-        sys.executable,
-        "-m",
-        "services",
-        "--drafters",
-        str(len(plan.drafts)),
-        "--verifiers",
-        str(plan.num_verifiers),
-    ]
+    _prepare(plan.pair)
+    drafts = plan.pair.drafts
+    argv = [sys.executable, "-m", "services", "--drafters", str(len(drafts)), "--verifiers", str(plan.num_verifiers)]
     argv += ["--host", plan.host, "--port", str(plan.port)]
-    argv += [part for draft in dict.fromkeys(plan.drafts) for part in ("--draft", draft)]
+    argv += [part for draft in dict.fromkeys(drafts) for part in ("--draft", str(draft))]
+    if not plan.pair.is_default:
+        argv += ["--target", str(plan.pair.target), "--model-name", plan.pair.model_name]
     log_path = run_dir / "services.log"
     with log_path.open("ab") as log_file:
         process = subprocess.Popen(

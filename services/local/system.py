@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 
 from services.local import nats_server
+from services.local.pair import Pair
 from services.local.supervisor import Child, Program, Supervisor
 
 READY_S = 180.0
@@ -26,10 +27,9 @@ FLEET_S, FLEET_LOOK_S = 30.0, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: one drafter for each of `drafts` (int8, int4, or a folder), beside the target in `models`."""
+    """What to run: one drafter for each draft of the pair."""
 
-    models: Path
-    drafts: tuple[str, ...] = ("int8",)
+    pair: Pair
     num_verifiers: int = 1
     host: str = "127.0.0.1"
     port: int = 8080
@@ -43,7 +43,7 @@ class Plan:
     def verifier_threads(self) -> int:
         """The cores that the drafters leave, shared by the verifiers."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, (cores - len(self.drafts)) // self.num_verifiers)
+        return max(1, (cores - len(self.pair.drafts)) // self.num_verifiers)
 
 
 def check_address(plan: Plan) -> None:
@@ -63,7 +63,8 @@ def check_address(plan: Plan) -> None:
 def service_programs(plan: Plan, nats_url: str) -> list[Program]:
     """The services' processes in the order of their start."""
     common = {"DSD_NATS_URL": nats_url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
-    target = {"DSD_TARGET": os.environ.get("DSD_TARGET", str(plan.models / "target"))}
+    common |= {"DSD_MODEL_NAME": plan.pair.model_name}
+    target = {"DSD_TARGET": str(plan.pair.target)}
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
     threads |= {"OMP_WAIT_POLICY": "passive"}  # torch's threads must not spin on cores that drafters share
     gateway = {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}
@@ -71,8 +72,7 @@ def service_programs(plan: Plan, nats_url: str) -> list[Program]:
     programs += [
         _service("cloud_verifier", f"verifier-{i}", common | target | threads) for i in range(plan.num_verifiers)
     ]
-    for i, draft in enumerate(plan.drafts):
-        folder = plan.models / f"draft-{draft}" if draft in ("int8", "int4") else Path(draft)
+    for i, folder in enumerate(plan.pair.drafts):
         kind = {"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"}
         programs += [_service("edge_drafter", f"drafter-{i}", common | kind)]
     return [*programs, _service("gateway", "gateway", common | target | gateway)]
@@ -115,7 +115,7 @@ async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> A
 
 async def _wait_for_fleet(plan: Plan) -> None:
     """Returns when the gateway has heard of every verifier and drafter; raises TimeoutError."""
-    expected = {"verifier": plan.num_verifiers, "drafter": len(plan.drafts)}
+    expected = {"verifier": plan.num_verifiers, "drafter": len(plan.pair.drafts)}
     peers: dict[str, int] = {}
     try:
         async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as session:

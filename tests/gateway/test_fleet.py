@@ -102,3 +102,13 @@ def test_only_a_drafter_of_the_wanted_name_is_asked_and_none_when_speculation_is
     assert chooser.drafter(generation(speculation=None), "v.1", 50, 0.1) is None
     assert chooser.has_drafter("slow", MODEL, 0.1)
     assert not chooser.has_drafter("none", MODEL, 0.1)
+
+
+def test_a_controller_is_heard_of_and_is_no_choice() -> None:
+    fleet = Fleet()
+    assert not fleet.observe(beat("c.1", service="controller"), 0.0)
+    assert not fleet.observe(beat("g.1", service="gateway"), 0.0)
+    assert [peer.heartbeat.instance_id for peer in fleet.alive("controller", 1.0)] == ["c.1"]
+    assert fleet.alive("gateway", 1.0) == []
+    assert fleet.choices("verifier", MODEL, 1.0) == fleet.choices("drafter", MODEL, 1.0) == []
+    assert fleet.alive("controller", STALE_INTERVALS + 0.1) == []

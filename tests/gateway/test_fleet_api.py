@@ -1,0 +1,113 @@
+"""GET /dsd/fleet: who is there, how busy, with which windows."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from shared import subjects
+from shared.bus import Bus
+from shared.messages import Heartbeat, Load, Service, WindowDecision
+from shared.subjects import new_instance_id
+from tests.gateway.conftest import World, until
+from tests.gateway.fakes import CONTEXT, MODEL
+
+BUSY = Load(3, 8, 100, 256, 2, 5000, 8000, 12.5, 0.25)
+
+
+async def fleet(world: World) -> dict:
+    response = await world.client.get("/dsd/fleet")
+    assert response.status == 200
+    return await response.json()
+
+
+async def beat(bus: Bus, service: Service, **changes: object) -> str:
+    """One heartbeat of an instance that then says nothing more."""
+    instance_id = new_instance_id(service)
+    models = [] if service == "controller" else [MODEL]
+    fields = {"interval_s": 60.0, "fingerprint": "cpu", "load": BUSY, "draining": False, **changes}
+    message = Heartbeat(
+        service=service, instance_id=instance_id, models=models, max_context=CONTEXT, vocab_size=320, **fields
+    )
+    await bus.publish(subjects.broadcast("heartbeat", instance_id), message)
+    return instance_id
+
+
+async def test_it_tells_what_the_newest_heartbeats_said(world: World) -> None:
+    bus = world.network.connect()
+    verifier_id = await beat(bus, "verifier", draining=True)
+    drafter_id, controller_id = await beat(bus, "drafter"), await beat(bus, "controller")
+    alive = world.gateway.sessions.fleet.alive
+    await until(lambda: bool(alive("controller", time.monotonic())))
+
+    told = await fleet(world)
+
+    (verifier,), (drafter,), (controller,) = told["verifiers"], told["drafters"], told["controllers"]
+    ids = [each["instance_id"] for each in (verifier, drafter, controller)]
+    assert ids == [verifier_id, drafter_id, controller_id]
+    assert [each["name"] for each in (verifier, drafter, controller)] == ["verifier", "drafter", "controller"]
+    assert [each["draining"] for each in (verifier, drafter, controller)] == [True, False, False]
+    assert 0 <= verifier.pop("heartbeat_age_ms") < 10_000
+    assert verifier == {
+        "name": "verifier",
+        "instance_id": verifier_id,
+        "models": [MODEL],
+        "fingerprint": "cpu",
+        "max_context": CONTEXT,
+        "num_sessions": 3,
+        "max_sessions": 8,
+        "queue_tokens": 100,
+        "batch": 2,
+        "free_kv_tokens": 5000,
+        "kv_tokens": 8000,
+        "step_ms": 12.5,
+        "prefill_ms": 0.25,
+        "draining": True,
+    }
+    assert told["gateway"] == {
+        "name": "gateway",
+        "instance_id": world.gateway.sessions.instance_id,
+        "model": MODEL,
+        "num_sessions": 0,
+        "max_sessions": 256,
+        "num_waiting": 0,
+    }
+    await bus.close()
+
+
+async def test_windows_are_told_of_live_pairs_alone(world: World) -> None:
+    verifier, drafter = await world.verifier(), await world.drafter()
+    bus, controller_id = world.network.connect(), new_instance_id("controller")
+    decision = WindowDecision(drafter.instance_id, verifier.instance_id, 6, 2, True, "ladder", 1)
+    for each in (decision, msgspec.structs.replace(decision, drafter_id=new_instance_id("gone"))):
+        await bus.publish(subjects.to("drafter", each.drafter_id, "window", controller_id), each)
+    await until(lambda: len(list(world.gateway.sessions.windows)) == 2)
+    assert (await fleet(world))["windows"] == [
+        {
+            "drafter_id": drafter.instance_id,
+            "verifier_id": verifier.instance_id,
+            "window": 6,
+            "chunk": 2,
+            "free_run": True,
+            "policy": "ladder",
+        }
+    ]
+    await bus.close()
+
+
+async def test_who_has_gone_is_told_no_more(world: World) -> None:
+    verifier = await world.verifier()
+    assert [each["name"] for each in (await fleet(world))["verifiers"]] == ["verifier"]
+    await verifier.kill()
+    await until(lambda: not world.knows(verifier))
+    assert (await fleet(world))["verifiers"] == []
+
+
+async def test_errors_have_the_shape_of_the_api(world: World) -> None:
+    for response, status in (
+        (await world.client.post("/dsd/fleet"), 405),
+        (await world.client.get("/dsd/other"), 404),
+    ):
+        assert response.status == status
+        assert (await response.json())["error"]["type"] == "invalid_request_error"

@@ -56,6 +56,9 @@ class ServiceSettings(BaseSettings):
     http_port: int = Field(
         0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0 takes a free one"
     )
+    http_keepalive_s: float = Field(
+        75.0, gt=0, description="A connection that sends no request for so many seconds is closed"
+    )
     drain_s: float = Field(20.0, ge=0, le=3600, description="Seconds that running sessions get to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")

@@ -158,7 +158,12 @@ async def _unless(stop: asyncio.Event, step: Coroutine[None, None, Outcome]) -> 
 @asynccontextmanager
 async def _serving_http(app: web.Application, settings: ServiceSettings) -> AsyncIterator[None]:
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_END_S, handler_cancellation=True
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=HTTP_END_S,
+        handler_cancellation=True,
+        keepalive_timeout=settings.http_keepalive_s,
     )
     await runner.setup()
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("shared", "services", "awc", "model_zoo")
+OURS = ("shared", "services", "awc", "model_zoo", "client")
 SERVICES = ("gateway", "edge_drafter", "cloud_verifier", "window_controller", "local")
 
 
@@ -71,13 +71,14 @@ def test_no_service_imports_another_nor_the_model_zoo(service: str) -> None:
     for name in in_package(own):
         foreign = {i for i in all_imports(name) if i in MODULES and i.startswith("services.") and not i.startswith(own)}
         assert not foreign, f"{name} imports {foreign}"
-        assert not tops(all_imports(name)) & {"model_zoo", "dsd_sim", "benchmarks", "tests"}, name
+        forbidden = {"model_zoo", "dsd_sim", "benchmarks", "tests"} | ({"client"} if service != "local" else set())
+        assert not tops(all_imports(name)) & forbidden, name
 
 
 def test_shared_imports_nothing_of_ours_and_no_model_runtime() -> None:
     for name in in_package("shared"):
         reached = tops(all_imports(name))
-        assert not reached & {"services", "awc", "model_zoo", "torch", "onnxruntime", "transformers"}, name
+        assert not reached & {"services", "awc", "model_zoo", "client", "torch", "onnxruntime", "transformers"}, name
     assert MODULES["shared"].read_text(encoding="utf-8") == ""
 
 
@@ -87,6 +88,12 @@ def test_awc_policies_import_only_pure_parts_of_shared_and_numpy() -> None:
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
         assert ours <= allowed, f"{name} imports {ours - allowed}"
         assert not tops(all_imports(name)) & {"torch", "nats", "aiohttp", "asyncio", "services"}, name
+
+
+def test_the_client_imports_nothing_of_ours_and_speaks_to_a_gateway_over_http_alone() -> None:
+    assert in_package("client")
+    for name in in_package("client"):
+        assert not tops(all_imports(name)) & {"shared", "services", "awc", "model_zoo", "benchmarks", "nats"}, name
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,8 @@ def test_model_runtimes_stay_in_their_homes(library: str, homes: tuple[str, ...]
             assert library not in tops(all_imports(name)), f"{name} reaches {library}"
 
 
-def test_model_zoo_imports_of_services_only_the_two_model_modules() -> None:
+def test_model_zoo_imports_of_services_only_the_two_model_modules_and_the_drafts_configuration() -> None:
     for name in in_package("model_zoo"):
         reached = {i for i in direct_imports(name) if i.startswith("services.") and i in MODULES}
-        assert reached <= {"services.edge_drafter.model", "services.cloud_verifier.model"}, name
+        allowed = {"services.edge_drafter.model", "services.edge_drafter.draft_config", "services.cloud_verifier.model"}
+        assert reached <= allowed, name

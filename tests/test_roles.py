@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-INSTALLED = ("shared", "services", "awc", "model_zoo")
+INSTALLED = ("shared", "services", "awc", "model_zoo", "client")
 NOBODY = "nats://127.0.0.1:1"
 END_S = 60
 MODEL_RUNTIMES = {"torch", "onnxruntime", "transformers"}
@@ -176,6 +176,7 @@ def test_a_roles_extra_names_all_that_its_service_imports(role: Role) -> None:
 def test_the_extras_of_a_local_system_name_all_that_it_imports() -> None:
     assert imported_distributions("services.local", "services.__main__") <= required("", "local")
     assert imported_distributions("model_zoo") <= required("", "zoo")
+    assert imported_distributions("client") <= required("", "client")
 
 
 def required(*extras: str) -> set[str]:
@@ -228,6 +229,25 @@ def files_of(package: str) -> list[Path]:
 @pytest.mark.timeout(1800)
 @every_role
 def test_a_role_installs_alone_and_starts(role: Role, tmp_path: Path) -> None:
+    python = install(role.extra, tmp_path)
+    assert installed(python) & MODEL_RUNTIMES == role.runtimes
+    check_help(python, role)
+    check_refusal(python, role, tmp_path)
+    check_life_without_nats(python, role, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_client_installs_alone_as_dsd(tmp_path: Path) -> None:
+    python = install("client", tmp_path)
+    assert not installed(python) & MODEL_RUNTIMES
+    command = [str(python.executable.with_name("dsd")), "ask", "hi", "--url", "http://127.0.0.1:1"]
+    done = subprocess.run(command, cwd=python.folder, env=environment(), capture_output=True, text=True, timeout=END_S)
+    assert (done.returncode, done.stderr) == (3, "dsd: Can't connect to http://127.0.0.1:1: Connection refused\n")
+
+
+def install(extra: str, tmp_path: Path) -> Python:
+    """A virtual environment with nothing but one extra of ours."""
     copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
     elsewhere.mkdir()
     for package in INSTALLED:
@@ -236,11 +256,8 @@ def test_a_role_installs_alone_and_starts(role: Role, tmp_path: Path) -> None:
         shutil.copy(ROOT / file, copy)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = Python(tmp_path / "venv" / "bin" / "python", elsewhere)
-    subprocess.run([python.executable, "-m", "pip", "install", "-q", f"{copy}[{role.extra}]"], check=True)
-    assert installed(python) & MODEL_RUNTIMES == role.runtimes
-    check_help(python, role)
-    check_refusal(python, role, tmp_path)
-    check_life_without_nats(python, role, tmp_path)
+    subprocess.run([python.executable, "-m", "pip", "install", "-q", f"{copy}[{extra}]"], check=True)
+    return python
 
 
 def installed(python: Python) -> set[str]:

@@ -1,4 +1,4 @@
-"""One answer under way: a live session's tokens as text, with its usage and its report."""
+"""One choice under way: a live session's tokens as pieces of text, with its count of tokens and its report."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from services.gateway.answer_text import AnswerText, Piece, Span
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement import instance_name
-from services.gateway.replies import DsdReport, TokenDetails, Usage
+from services.gateway.replies import DsdReport
 from services.gateway.sessions import LiveSession
-from services.gateway.text import AnswerText
-from shared.messages import Finish
+from shared.messages import Finish, Tally
 
 
 class Answer:
-    """Follows a session to its end, or to a stop string."""
+    """Follows a session to its end, or to a stop string. echo: text that the answer begins with."""
 
-    def __init__(self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics, echo: str = ""
+    ) -> None:
         self._session = live.session
         self._live = live
         self._text = text
         self._metrics = metrics
         self._asked_at = asked_at
+        self._echo = echo
         self._first_at: float | None = None
         self._last_at = asked_at
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The text as it comes; raises SessionFailed when it can't go on."""
+        if self._echo:
+            yield Piece([Span(self._echo, "target")], [])
         async with aclosing(self._live.tokens()) as batches:
             async for committed in batches:
                 self._last_at = time.monotonic()
                 if self._first_at is None:
                     self._first_at = self._last_at
-                if piece := self._text.feed([each.token_id for each in committed]):
+                if piece := self._text.feed(committed):
                     yield piece
                 if self._text.stopped:
                     break
@@ -47,20 +52,31 @@ class Answer:
         return "stop" if self._text.stopped else self._session.stream.finish or "stop"
 
     @property
-    def usage(self) -> Usage:
-        num_prompt, num_output = len(self._session.generation.prompt_ids), self._text.num_tokens
-        tally = self._session.tallies.total
-        details = TokenDetails(tally.accepted, tally.rejected + tally.discarded)
-        return Usage(num_prompt, num_output, num_prompt + num_output, details)
+    def scores_tokens(self) -> bool:
+        """Whether pieces tell the logprobs of their tokens."""
+        return self._session.generation.num_top is not None
+
+    @property
+    def num_tokens(self) -> int:
+        return self._text.num_tokens
+
+    @property
+    def tally(self) -> Tally:
+        return self._session.tallies.total
+
+    @property
+    def window(self) -> int | None:
+        """The window asked for, or decided last for the pair that works on the answer."""
+        return self._live.window
 
     @property
     def report(self) -> DsdReport:
-        session, tally = self._session, self._session.tallies.total
+        session, tally = self._session, self.tally
         order = session.generation.speculation
         return DsdReport(
             seed=session.generation.sampling.seed,
             speculation=order.mode if order else "off",
-            window=self._live.window,
+            window=self.window,
             drafter=instance_name(session.drafter_id) if session.drafter_id else None,
             verifier=instance_name(session.verifier_id) if session.verifier_id else None,
             num_verdicts=tally.num_passes,

@@ -29,7 +29,7 @@ class SessionFailed(Exception):
         self.retryable = retryable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)  # not frozen: context managers set the traceback of what passes through them
 class ApiError(Exception):
     """An answer with an HTTP status that is no success; `param` names the field at fault."""
 
@@ -37,6 +37,7 @@ class ApiError(Exception):
     message: str
     param: str | None = None
     code: str | None = None
+    retry_after_s: int = RETRY_AFTER_S
 
     def __str__(self) -> str:
         return self.message
@@ -50,22 +51,26 @@ class ApiError(Exception):
 
     @property
     def body(self) -> bytes:
-        return msgspec.json.encode(_Envelope(_Detail(self.message, self.kind, self.param, self.code)))
+        return msgspec.json.encode(ErrorReply(ErrorDetail(self.message, self.kind, self.param, self.code)))
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {"Retry-After": str(self.retry_after_s)} if self.status in (429, 503) else {}
 
 
-class _Detail(msgspec.Struct):
+class ErrorDetail(msgspec.Struct):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class _Envelope(msgspec.Struct):
-    error: _Detail
+class ErrorReply(msgspec.Struct):
+    """The body of every answer that is no success."""
+
+    error: ErrorDetail
 
 
 def of_failure(failure: SessionFailed) -> ApiError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.gateway.session import Session
@@ -16,6 +18,23 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter("dsd_gateway_requests", "Answers given", ["endpoint", "status"], registry=registry)
         self.sessions = Gauge("dsd_gateway_sessions", "Sessions in flight", registry=registry)
+        self.queue = Gauge("dsd_gateway_queue", "Requests that wait for a place", registry=registry)
+        self.queue_seconds = Histogram(
+            "dsd_gateway_queue_seconds", "Wait for a place", buckets=TTFT_BUCKETS, registry=registry
+        )
+        self.refused = Counter(
+            "dsd_gateway_refused", "Requests sent away by a limit, by reason", ["reason"], registry=registry
+        )
+        self.keys = Gauge("dsd_gateway_keys", "API keys in force", registry=registry)
+        self.key_reloads = Counter(
+            "dsd_gateway_key_reloads", "Changed files of keys, by what became of them", ["outcome"], registry=registry
+        )
+        self.key_requests = Counter(
+            "dsd_gateway_key_requests", "Requests let in, by the key's name", ["key"], registry=registry
+        )
+        self.key_tokens = Counter(
+            "dsd_gateway_key_tokens", "Tokens of prompts and answers, by the key's name", ["key"], registry=registry
+        )
         self.peers = Gauge("dsd_gateway_peers", "Live instances heard of", ["service"], registry=registry)
         self.prompt_tokens = Counter("dsd_gateway_prompt_tokens", "Tokens of prompts", registry=registry)
         self.output_tokens = Counter("dsd_gateway_output_tokens", "Tokens fixed for answers", registry=registry)
@@ -43,6 +62,19 @@ class GatewayMetrics:
         self.tpot_seconds = Histogram(
             "dsd_gateway_tpot_seconds", "Time per output token after the first", buckets=TPOT_BUCKETS, registry=registry
         )
+
+    def count_visit(self, key_name: str, num_tokens: int) -> None:
+        """Adds a request that was let in and is over now; without keys there is nobody to name."""
+        if key_name:
+            self.key_requests.labels(key_name).inc()
+            self.key_tokens.labels(key_name).inc(num_tokens)
+
+    def forget_keys(self, names: set[str]) -> None:
+        """Keys that are no more are not told any more, so that labels stay as few as keys."""
+        for name in names:
+            for counter in (self.key_requests, self.key_tokens):
+                with contextlib.suppress(KeyError):  # it never came
+                    counter.remove(name)
 
     def count_session(self, session: Session) -> None:
         """Adds what became of a session that ends now."""

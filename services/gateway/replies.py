@@ -1,16 +1,16 @@
-"""Answers in OpenAI's shapes: whole, or as chunks of an event stream; one dialect for each endpoint.
+"""Answers in OpenAI's shapes, as they go out: whole, and as the events of a stream.
 
-Every answer carries a `dsd` object (docs/api.md): what speculation did for it.
+Every whole answer and every last chunk of a choice carries a `dsd` object (docs/api.md): what speculation did for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from services.gateway.stream import Fate
 from shared.messages import Finish
 
 DONE = b"data: [DONE]\n\n"
@@ -24,6 +24,8 @@ class TokenDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
+    """Tokens of all choices; each prompt counts once."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -31,7 +33,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class DsdReport(msgspec.Struct, frozen=True):
-    """What speculation did for one answer; times in milliseconds, counts over all verifiers that served it."""
+    """What speculation did for one choice, or for several together; times in milliseconds, counts over all verifiers
+    that served it."""
 
     seed: int
     speculation: Literal["off", "static", "adaptive"]
@@ -46,152 +49,145 @@ class DsdReport(msgspec.Struct, frozen=True):
     tokens_per_verdict: float
     ttft_ms: float | None
     tpot_ms: float | None
+    choices: list[DsdReport] | UnsetType = UNSET
+
+
+class TokenPiece(msgspec.Struct, frozen=True):
+    """Text of one token, or a part of it, and how the token came to be."""
+
+    text: str
+    fate: Fate
+
+
+class DsdPieces(msgspec.Struct, frozen=True):
+    """Whose text a chunk brings; the texts put together are the chunk's. window: as it now is for the pair."""
+
+    pieces: list[TokenPiece]
+    window: int | None
+
+
+class LikelyToken(msgspec.Struct, frozen=True):
+    """One of the likeliest tokens at a position. bytes: null for a special token."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatToken(msgspec.Struct, frozen=True):
+    """One token of the answer, with the likeliest ones at its position."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    content: list[ChatToken]
+    refusal: None = None
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """One entry a token in each list; offsets are characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
 
 
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: str | UnsetType = UNSET
+    role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
 class ChatMessageReply(msgspec.Struct, frozen=True):
-    role: str
     content: str
+    role: Literal["assistant"] = "assistant"
     refusal: None = None
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: ChatDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Finish | None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatMessageReply
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Finish
+
+
+class CompletionChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish | None
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
-    logprobs: None
-    finish_reason: Finish | None
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish
 
 
-Choice = ChatChunkChoice | ChatChoice | CompletionChoice
+ChoiceT = TypeVar("ChoiceT")
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """A whole answer or one chunk of it."""
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer and all its chunks begin with."""
 
     id: str
-    object: str
+    object: Literal["chat.completion", "chat.completion.chunk", "text_completion"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Choice]
-    usage: Usage | UnsetType | None = UNSET
-    dsd: DsdReport | UnsetType = UNSET
+
+
+class Whole(Head, Generic[ChoiceT], frozen=True, kw_only=True):
+    """An answer in one piece, its choices by their index."""
+
+    choices: list[ChoiceT]
+    usage: Usage
+    dsd: DsdReport
+
+
+class Chunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
+    """The next text of one choice. usage: null where the stream tells it in the end."""
+
+    choices: list[ChoiceT]
+    usage: UnsetType | None = UNSET
+    dsd: DsdPieces | UnsetType = UNSET
+
+
+class LastChunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
+    """The end of one choice, without text."""
+
+    choices: list[ChoiceT]
+    usage: UnsetType | None = UNSET
+    dsd: DsdReport
+
+
+class UsageChunk(Head, frozen=True, kw_only=True):
+    """The end of a stream that tells its usage; it belongs to no choice."""
+
+    usage: Usage
+    choices: list[None] = []
 
 
 class Model(msgspec.Struct, frozen=True):
     id: str
     created: int
     max_model_len: int
-    object: str = "model"
+    object: Literal["model"] = "model"
     owned_by: str = "dsd"
 
 
 class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
-    object: str = "list"
-
-
-class Dialect(Protocol):
-    """How one endpoint words an answer."""
-
-    prefix: str
-    whole: str
-    chunk: str
-
-    def first(self) -> Choice | None:
-        """What a stream begins with."""
-        ...
-
-    def piece(self, text: str, finish: Finish | None) -> Choice: ...
-
-    def answer(self, text: str, finish: Finish) -> Choice: ...
-
-
-class ChatDialect:
-    """/v1/chat/completions"""
-
-    prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-
-    def first(self) -> Choice | None:
-        return ChatChunkChoice(0, ChatDelta(role="assistant", content=""), None, None)
-
-    def piece(self, text: str, finish: Finish | None) -> Choice:
-        return ChatChunkChoice(0, ChatDelta(content=text) if text else ChatDelta(), None, finish)
-
-    def answer(self, text: str, finish: Finish) -> Choice:
-        return ChatChoice(0, ChatMessageReply("assistant", text), None, finish)
-
-
-class CompletionDialect:
-    """/v1/completions"""
-
-    prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
-
-    def first(self) -> Choice | None:
-        return None
-
-    def piece(self, text: str, finish: Finish | None) -> Choice:
-        return CompletionChoice(0, text, None, finish)
-
-    def answer(self, text: str, finish: Finish) -> Choice:
-        return CompletionChoice(0, text, None, finish)
-
-
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """One answer's dialect and the head that all its chunks share."""
-
-    dialect: Dialect
-    session_id: str
-    created: int
-    model: str
-    fingerprint: str
-    streams_usage: bool
-
-    def opening(self) -> bytes:
-        """The event that begins a stream, if the dialect has one."""
-        first = self.dialect.first()
-        return b"" if first is None else self._event([first])
-
-    def piece(self, text: str) -> bytes:
-        """The event with the next piece of text."""
-        return self._event([self.dialect.piece(text, None)])
-
-    def ending(self, finish: Finish, usage: Usage, report: DsdReport) -> bytes:
-        """The events that end a stream."""
-        last = self._event([self.dialect.piece("", finish)], dsd=report)
-        return last + (self._event([], usage=usage) if self.streams_usage else b"") + DONE
-
-    def whole(self, text: str, finish: Finish, usage: Usage, report: DsdReport) -> bytes:
-        """The body of an answer in one piece."""
-        return self._encode(self.dialect.whole, [self.dialect.answer(text, finish)], usage, report)
-
-    def _event(self, choices: list[Choice], usage: Usage | None = None, dsd: DsdReport | UnsetType = UNSET) -> bytes:
-        body = self._encode(self.dialect.chunk, choices, usage if self.streams_usage else UNSET, dsd)
-        return b"data: " + body + b"\n\n"
-
-    def _encode(
-        self, kind: str, choices: list[Choice], usage: Usage | UnsetType | None, dsd: DsdReport | UnsetType
-    ) -> bytes:
-        reply_id = self.dialect.prefix + self.session_id
-        return msgspec.json.encode(
-            Reply(reply_id, kind, self.created, self.model, self.fingerprint, choices, usage, dsd)
-        )
+    object: Literal["list"] = "list"

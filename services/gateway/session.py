@@ -20,6 +20,7 @@ from shared.messages import Close, Failure, FailureCode, Open, Opened, Poll, Ser
 
 Phase = Literal["opening", "running", "waiting", "over"]
 
+PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that are waited out
 NUM_ABSENTS = 2  # nobody at a verifier's subject: a hint, believed when repeated
 MIN_TOKENS_FOR_DRAFTER = 4  # fewer tokens to come are not worth a change of drafter
 
@@ -232,7 +233,7 @@ class Session:
                 self._fail("internal", f"{self.timing.max_idle_opens} openings in a row brought no token")
             else:
                 self._bind(verifier_id, self._choose_drafter(verifier_id, now), now)
-        elif self.was_opened or (avoided and self._refusal is None):
+        elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
         else:
@@ -282,6 +283,10 @@ class Session:
             self._place(now)  # it lives, but lost the session
         elif failure.retryable or failure.code == "closed":  # closed by its lease, say: others may still take it
             self._refusal = failure
+            if failure.code in PASSING:  # nothing is wrong with this session
+                self._idle_opens = 0
+            if failure.code == "overloaded":  # and the verifier lives: to be waited for until the request's deadline
+                self._alive_at = now
             self._leave_verifier(now)
         else:
             self._fail(failure.code, failure.message, retryable=False)

@@ -44,10 +44,6 @@ PUBLISH_TIMEOUT_S = 5.0
 _ABSENT_VERB = re.compile(ABSENT + r"-(?P<session>[0-9a-f]{32})-(?P<service>verifier|drafter)-(?P<term>[0-9]+)")
 
 
-class Full(Exception):
-    """As many sessions are in flight as the gateway may have."""
-
-
 class LiveSession:
     """One session and the task that owns it."""
 
@@ -125,8 +121,6 @@ class Sessions:
         self._metrics = metrics
         self._live: dict[str, LiveSession] = {}
         self._strays: list[Send] = []  # to close sessions that peers still work on and nobody here wants
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -137,13 +131,10 @@ class Sessions:
 
     @asynccontextmanager
     async def live(self, generation: Generation) -> AsyncIterator[LiveSession]:
-        """A session that lives as long as the block; raises Full."""
-        if len(self._live) >= self.max_sessions:
-            raise Full
+        """A session that lives as long as the block; for those who hold a place (entry.py)."""
         session = Session.started(generation, self.placement, self._timing, time.monotonic())
         live = LiveSession(session, self)
         self._live[session.session_id] = live
-        self._empty.clear()
         self._metrics.sessions.set(len(self._live))
         try:
             yield live
@@ -151,14 +142,8 @@ class Sessions:
             del self._live[session.session_id]
             self._metrics.sessions.set(len(self._live))
             self._metrics.count_session(session)
-            if not self._live:
-                self._empty.set()
             session.close()
             await self.send(session)
-
-    async def wait_empty(self) -> None:
-        """Returns when no session is in flight."""
-        await self._empty.wait()
 
     def abort(self, reason: str) -> None:
         """Fails every session in flight; their owners tell their clients."""

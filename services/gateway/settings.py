@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from services.gateway.keys import KeyFile
 from services.gateway.timing import PollTiming, SessionTiming
 from shared.config import ServiceSettings
 from shared.routing import ROUTERS
@@ -27,7 +28,13 @@ class GatewaySettings(ServiceSettings):
     )
     verifier_routing: Routing = Field("jsq", description="Which verifier gets a session")
     drafter_routing: Routing = Field("jsq2", description="Which drafter gets a session")
-    max_sessions: int = Field(256, ge=1, description="Most answers under way; more are refused with status 429")
+    max_sessions: int = Field(256, ge=1, description="Most answers under way; more requests wait")
+    max_queue: int = Field(256, ge=0, description="Most requests that wait; more are refused with status 503")
+    queue_timeout_s: float = Field(30.0, gt=0, description="A request waits at most so many seconds for its turn")
+    request_timeout_s: float = Field(
+        600.0, ge=0, description="An answer must be complete so many seconds after its request; 0: whenever it is"
+    )
+    api_keys_file: str = Field("", description="File with the API keys that may ask (docs/api.md); empty: all may")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes")
     client_timeout_s: float = Field(
         60.0, gt=0, description="A client that neither sends its request nor takes its answer for so long is dropped"
@@ -44,6 +51,13 @@ class GatewaySettings(ServiceSettings):
         if not (Path(target) / "tokenizer.json").is_file():
             raise ValueError("a folder with a tokenizer.json is needed")
         return target
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _holds_keys(cls, api_keys_file: str) -> str:
+        if api_keys_file:
+            KeyFile(Path(api_keys_file))
+        return api_keys_file
 
     @property
     def timing(self) -> SessionTiming:

@@ -1,4 +1,4 @@
-"""From committed tokens to the text a client sees: incremental detokenising and stop strings.
+"""From tokens to text: incremental detokenising, and the stop strings in it.
 
 Invariant: the pieces of text, put together, are the same however the tokens were cut into verdicts; no piece ends
 inside a character, and none holds a character of a stop string or of what may still become one.
@@ -64,13 +64,14 @@ class StopScanner:
         self._held = ""  # text not let go: it may be the beginning of a stop string
         self.found: str | None = None
 
-    def feed(self, text: str) -> str:
-        """The text that may be shown now; what follows a stop string, and the stop string, never is."""
+    def feed(self, text: str, *, may_stop: bool = True) -> str:
+        """The text that may be shown now; what follows a stop string, and the stop string, never is. Without `may_stop`
+        no character of this text completes one."""
         if self.found is not None or not self._stops:
             return "" if self.found is not None else text
         known = len(self._held)
         self._held += text
-        for end in range(known + 1, len(self._held) + 1):
+        for end in range(known + 1, len(self._held) + 1) if may_stop else ():
             self.found = next((stop for stop in self._stops if self._held.endswith(stop, 0, end)), None)
             if self.found is not None:
                 shown, self._held = self._held[: end - len(self.found)], ""
@@ -90,35 +91,4 @@ class StopScanner:
         return next((n for n in range(longest, 0, -1) if self._begins_a_stop(self._held[-n:])), 0)
 
     def _begins_a_stop(self, text: str) -> bool:
-        return any(stop.startswith(text) for stop in self._stops)
-
-
-class AnswerText:
-    """The text of one answer and its count of tokens, up to and including the one that completes a stop string."""
-
-    def __init__(self, detokenizer: Detokenizer, stops: Iterable[str], stop_ids: Iterable[int]) -> None:
-        self._detokenizer = detokenizer
-        self._scanner = StopScanner(stops)
-        self._stop_ids = frozenset(stop_ids)
-        self.num_tokens = 0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string is complete: no later token counts, whatever finish it carries."""
-        return self._scanner.found is not None
-
-    def feed(self, token_ids: Iterable[int]) -> str:
-        """The text these tokens let go of; a stop id (end of sequence) counts as a token and shows nothing."""
-        pieces = []
-        for token_id in token_ids:
-            if self.stopped:
-                break
-            self.num_tokens += 1
-            if token_id not in self._stop_ids:
-                pieces.append(self._scanner.feed(self._detokenizer.step(token_id)))
-        return "".join(pieces)
-
-    def flush(self) -> str:
-        """The text held back, when no token follows. It may still complete a stop string."""
-        shown = self._scanner.feed(self._detokenizer.flush())
-        return shown + self._scanner.flush()
+        return any(stop.startswith(text) and stop != text for stop in self._stops)

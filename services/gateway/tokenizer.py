@@ -14,8 +14,11 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer
 
+from services.gateway.answer_text import AnswerText
+from services.gateway.generation import Generation
 from services.gateway.template import ChatMessage, ChatTemplate, TemplateRefused
-from services.gateway.text import AnswerText, Detokenizer
+from services.gateway.text import Detokenizer
+from services.gateway.token_bytes import TokenBytes
 from shared.messages import TokenIds
 
 
@@ -29,6 +32,7 @@ class TargetTokenizer:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, stop_ids: TokenIds) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._token_bytes = TokenBytes(tokenizer)
         self.stop_ids = stop_ids
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
 
@@ -43,9 +47,14 @@ class TargetTokenizer:
         """Plain text, with the special tokens (if any) that the tokenizer begins every text with."""
         return TokenIds(self._tokenizer.encode(text).ids)
 
-    def answer(self, prompt_ids: Sequence[int], stops: Iterable[str]) -> AnswerText:
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt given as token ids; special tokens are not shown."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
         """A fresh reader for the tokens of one answer."""
-        return AnswerText(Detokenizer(self._tokenizer, prompt_ids), stops, self.stop_ids)
+        detokenizer = Detokenizer(self._tokenizer, generation.prompt_ids)
+        return AnswerText(detokenizer, self._token_bytes, stops, generation.stop_ids, generation.min_tokens)
 
 
 def load_tokenizer(folder: Path) -> TargetTokenizer:

@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.local import nats_server
+from services.local.pair import default_pair
 from services.local.supervisor import Child
 from services.local.system import Plan, System, running
 
@@ -249,7 +250,7 @@ async def processes(
     models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
 ) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
-    plan = Plan(models, drafts, num_verifiers, port=nats_server.free_port())
+    plan = Plan(default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port())
     notices: list[str] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
     with pytest.MonkeyPatch.context() as patch:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -78,3 +80,30 @@ async def test_every_guess_of_a_session_has_one_fate_and_all_sides_agree_on_the_
     assert answer.num_accepted == answer.dsd["accepted"] == fates["accepted"] > 0
     for fate in ("rejected", "late"):  # the drafter also judges guesses that came too late to be sent
         assert answer.dsd[fate] <= fates[fate], (fate, answer.dsd, fates)
+
+
+async def test_dsd_gets_the_same_text_and_sees_the_whole_fleet(fleet: Processes) -> None:
+    question = GREEDY[2]
+    expected = await fleet.ask(question, speculation="off")
+
+    asked = json.loads(await dsd(fleet, "ask", question.prompt, "--json", "--temperature", "0", "--max-tokens", "48"))
+    told = json.loads(await dsd(fleet, "status", "--json"))
+
+    assert (asked["text"], asked["finish_reason"]) == (expected.text, expected.finish)
+    assert asked["usage"]["completion_tokens"] == expected.num_tokens
+    assert asked["dsd"]["drafter"] in {peer["name"] for peer in told["drafters"]}
+    for service in ("verifier", "drafter", "controller"):
+        assert [peer["name"] for peer in told[f"{service}s"]] == sorted(fleet.names(service))
+    assert all(peer["num_sessions"] == 0 < peer["step_ms"] for peer in told["drafters"])
+    pairs = {(pair["drafter_id"].split(".")[0], pair["verifier_id"].split(".")[0]) for pair in told["windows"]}
+    assert (asked["dsd"]["drafter"], asked["dsd"]["verifier"]) in pairs
+
+
+async def dsd(fleet: Processes, *argv: str) -> str:
+    """What `dsd` prints; it must succeed."""
+    command = (sys.executable, "-m", "client", *argv, "--url", fleet.system.plan.address)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(90):
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()

@@ -61,6 +61,11 @@ class Machine:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def dsd(self, beginning: str) -> str:
+        """A `dsd` line of the README, run as a module: where tests run, the program need not be installed."""
+        _, *arguments = shlex.split(line(f".venv/bin/{beginning}"))
+        return self.run([sys.executable, "-m", "client", *arguments, "--url", f"http://127.0.0.1:{self.port}"])
+
     def make(self, command: str) -> str:
         """A `make` line of the README, in the environment that runs the tests instead of one that it would make."""
         words = shlex.split(command)
@@ -85,6 +90,9 @@ def test_make_up_serves_the_curl_line_and_the_openai_client_until_make_down(mach
     answer = json.loads(machine.run(["bash", "-c", curl]))
     assert "Paris" in answer["choices"][0]["message"]["content"]
     assert answer["choices"][0]["finish_reason"] == "stop"
+
+    assert "Paris" in machine.dsd("dsd ask")
+    assert re.search(r"verifier-0 .*\n.*drafter-0 ", machine.dsd("dsd status"))
 
     (client,) = blocks("python")
     assert "Paris" in machine.run([sys.executable, "-c", machine.placed(client)])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import limits.storage.memory
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, get_port_socket
 from prometheus_client import CollectorRegistry
 
+from services.gateway import quotas
 from services.gateway.routes import Routes, make_app
-from services.gateway.service import Gateway
+from services.gateway.service import Gateway, the_door
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokenizer import load_tokenizer
 from shared.health import Health
@@ -32,7 +35,12 @@ WAIT_S = 10.0
 
 
 def ids_of(text: str) -> list[int]:
-    return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
+    return list(_ids(text))
+
+
+@functools.cache  # fake peers ask for the same answer at every pass and guess
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -91,6 +99,24 @@ def narrow_socket(host: str, port: int, family: socket.AddressFamily) -> socket.
     return listening
 
 
+class Clock:
+    """The wall clock by which requests and tokens of a minute are counted; it stands still."""
+
+    def __init__(self) -> None:
+        self.now = 60.0 * int(time.time() / 60) + 6000.0  # a minute begins, and none of its counts is of the past
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(limits.storage.memory, "time", clock)
+    monkeypatch.setattr(quotas, "time", clock)
+    return clock
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "target")
@@ -104,14 +130,16 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
         **{"heartbeat_s": 0.05, "poll_after_s": 0.1, "open_timeout_s": 0.2, "session_timeout_s": 5.0, **changes},
     )
     network, registry = MemoryNetwork(), CollectorRegistry()
-    health, routes = Health(registry), Routes(settings.client_timeout_s)
+    health, routes, door = Health(registry), Routes(settings.client_timeout_s), the_door(settings)
     health.become("")
     context = Context(new_instance_id("gateway"), network.connect(), registry, health)
-    gateway = Gateway(settings, context, load_tokenizer(folder), routes)
-    app = make_app(routes, settings.max_body_bytes)
+    gateway = Gateway(settings, context, load_tokenizer(folder), routes, door)
+    app = make_app(routes, door, settings.max_body_bytes)
     health.add_routes(app)
     running = asyncio.create_task(gateway.run())
-    async with TestClient(TestServer(app, socket_factory=narrow_socket)) as client:
+    server = TestServer(app, socket_factory=narrow_socket)
+    await server.start_server(keepalive_timeout=settings.http_keepalive_s)
+    async with TestClient(server) as client:
         world = World(network, gateway, client, registry, running)
         try:
             yield world

@@ -23,6 +23,7 @@ from shared.messages import (
     Service,
     Speculate,
     TokenIds,
+    TokenLogprobs,
     Verdict,
 )
 from shared.subjects import new_instance_id
@@ -38,6 +39,12 @@ Script = Callable[[TokenIds], list[int]]  # the answer to a prompt
 
 def now_ms() -> float:
     return time.monotonic() * 1e3
+
+
+def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
+    """Of the token itself, which is the likeliest, and of those behind it."""
+    top = [(token_id + n) % VOCABULARY for n in range(num_top)]
+    return TokenLogprobs(-token_id / 64, TokenIds(top), [-token_id / 64 - n for n in range(num_top)])
 
 
 @dataclass
@@ -111,6 +118,8 @@ class FakeVerifier(Peer):
         self.refuses: FailureCode | None = None
         self.refuses_finally = False
         self.mute = False  # hears, and says nothing
+        self.refused_seeds: set[int] = set()  # sessions with these seeds fail for good
+        self.by_seed: dict[int, list[int]] = {}  # other answers, to sampling with these seeds
         self.sessions: dict[str, VerifierSession] = {}
         self.num_cut_short = 0  # sessions closed before their finish
         self._changed = asyncio.Event()
@@ -143,6 +152,9 @@ class FakeVerifier(Peer):
         if self.refuses:
             self._refuse(sender_id, message, self.refuses)
             return
+        if message.sampling.seed in self.refused_seeds:
+            self._refuse(sender_id, message, "internal", finally_=True)
+            return
         session = self.sessions.get(message.session_id)
         if session is None:
             self.sessions[message.session_id] = VerifierSession.opened(message, sender_id, now_ms())
@@ -151,8 +163,9 @@ class FakeVerifier(Peer):
         opened = Opened(message.session_id, message.term, 30.0, Load(), f"{self.name}-numerics")
         self._post("gateway", sender_id, "opened", opened)
 
-    def _refuse(self, sender_id: str, message: Open | Poll, code: FailureCode) -> None:
-        failure = Failure(message.session_id, message.term, code, f"{self.name} says no", not self.refuses_finally)
+    def _refuse(self, sender_id: str, message: Open | Poll, code: FailureCode, *, finally_: bool = False) -> None:
+        retryable = not (self.refuses_finally or finally_)
+        failure = Failure(message.session_id, message.term, code, f"{self.name} says no", retryable)
         self._post("gateway", sender_id, "failure", failure)
 
     def _post(self, service: Service, receiver: str, verb: str, message: Message) -> None:
@@ -180,10 +193,12 @@ class FakeVerifier(Peer):
 
     def _pass(self, session: VerifierSession) -> None:
         row = session.begin_pass(CONTEXT, 8)
-        text = self.script(session.request.prompt_ids)
-        first = row.base - len(session.request.prompt_ids)
+        request = session.request
+        text = self.by_seed.get(request.sampling.seed) or self.script(request.prompt_ids)
+        first = row.base - len(request.prompt_ids)
         draws = [text[(first + n) % len(text)] for n in range(row.num_draws)]
-        verdict = session.end_pass(row, draws, PassInfo(batch=1), now_ms())
+        told = [] if request.logprobs is None else [logprobs_of(draw, request.logprobs) for draw in draws]
+        verdict = session.end_pass(row, draws, PassInfo(batch=1), now_ms(), told)
         if verdict is not None:
             self._post("gateway", session.gateway_id, "verdict", verdict)
             if session.drafter_id:
@@ -191,13 +206,15 @@ class FakeVerifier(Peer):
 
 
 class FakeDrafter(Peer):
-    """Sends the next three tokens of the script after every verdict."""
+    """Sends the next three tokens of the script after every verdict that tells it something new. (Answering every
+    verdict would not end: a late guess is answered with a verdict, and repeated messages would multiply.)"""
 
     def __init__(self, bus: Bus, script: Script, name: str = "drafter") -> None:
         super().__init__(bus, name, "drafter")
         self.script = script
         self.refuses: FailureCode | None = None
         self.sessions: dict[str, Speculate] = {}
+        self._lengths: dict[str, int] = {}  # up to where each session's text is known here
         self._outbox: asyncio.Queue[tuple[Service, str, str, Message]] = asyncio.Queue()
 
     def _hear(self, sender_id: str, message: Message) -> None:
@@ -207,13 +224,16 @@ class FakeDrafter(Peer):
                 self._outbox.put_nowait(("gateway", sender_id, "failure", failure))
             case Speculate():
                 self.sessions[message.session_id] = message
-                self._draft(message, len(message.prompt_ids) + len(message.committed_ids), 0, 0)
+                self._lengths[message.session_id] = len(message.prompt_ids) + len(message.committed_ids)
+                self._draft(message, self._lengths[message.session_id], 0, 0)
             case Verdict() if message.session_id in self.sessions and not message.finish:
-                order = self.sessions[message.session_id]
-                if message.term == order.term:
-                    self._draft(order, message.base + len(message.token_ids), message.epoch, 3)
+                order, length = self.sessions[message.session_id], message.base + len(message.token_ids)
+                if message.term == order.term and length > self._lengths[message.session_id]:
+                    self._lengths[message.session_id] = length
+                    self._draft(order, length, message.epoch, 3)
             case Close():
                 self.sessions.pop(message.session_id, None)
+                self._lengths.pop(message.session_id, None)
 
     def _draft(self, order: Speculate, base: int, epoch: int, num_guesses: int) -> None:
         text = self.script(order.prompt_ids)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import World
-from tests.gateway.fakes import CONTEXT, MODEL
+from tests.gateway.fakes import CONTEXT, MODEL, VOCABULARY
 from tests.gateway.test_http import CHAT, COMPLETIONS, chat
 
 
@@ -48,10 +48,35 @@ from tests.gateway.test_http import CHAT, COMPLETIONS, chat
         (chat(stop=[""]), "stop.0"),
         (chat(stop=["a"] * 17), "stop"),
         (chat(stop=[1]), "stop.0"),
-        (chat(n=2), "n"),
+        (chat(n=0), "n"),
+        (chat(n=17), "n"),
         (chat(n=True), "n"),
-        (chat(logprobs=True), "logprobs"),
-        (chat(frequency_penalty=0.5), "frequency_penalty"),
+        (chat(best_of=2), "best_of"),
+        (chat(logprobs=1), "logprobs"),
+        (chat(top_logprobs=2), "top_logprobs"),
+        (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+        (chat(frequency_penalty=2.5), "frequency_penalty"),
+        (chat(presence_penalty=-2.5), "presence_penalty"),
+        (chat(repetition_penalty=0), "repetition_penalty"),
+        (chat(repetition_penalty=10.5), "repetition_penalty"),
+        (chat(logit_bias=[5]), "logit_bias"),
+        (chat(logit_bias={"five": 5}), "logit_bias"),
+        (chat(logit_bias={"05": 5}), "logit_bias"),
+        (chat(logit_bias={"5": 101}), "logit_bias"),
+        (chat(logit_bias={str(VOCABULARY): 1}), "logit_bias"),
+        (chat(logit_bias={str(1 << 33): 1}), "logit_bias"),
+        (chat(logit_bias={str(n): 1 for n in range(1025)}), "logit_bias"),
+        (chat(min_tokens=-1), "min_tokens"),
+        (chat(min_tokens=6, max_tokens=5), "min_tokens"),
+        (chat(min_tokens=CONTEXT), "min_tokens"),
+        (chat(stop_token_ids=[VOCABULARY]), "stop_token_ids"),
+        (chat(stop_token_ids=[-1]), "stop_token_ids.0"),
+        (chat(stop_token_ids=[1] * 65), "stop_token_ids"),
+        (chat(ignore_eos=1), "ignore_eos"),
+        (chat(echo=True), "echo"),
+        (chat(store=0), "store"),
+        (chat(suffix="x"), "suffix"),
+        (chat(dsd={"fates": True}), "dsd.fates"),
         (chat(response_format={"type": "json_object"}), "response_format"),
         (chat(tools=[{"type": "function"}]), "tools"),
         (chat(stream="yes"), "stream"),
@@ -62,6 +87,8 @@ from tests.gateway.test_http import CHAT, COMPLETIONS, chat
         (chat(dsd={"speculation": "static"}), "dsd.window"),
         (chat(dsd={"speculation": "static", "window": 65}), "dsd.window"),
         (chat(dsd={"window": 3}), "dsd.window"),
+        (chat(dsd={"speculation": "static", "window": 3, "min_confidence": 1.5}), "dsd.min_confidence"),
+        (chat(dsd={"min_confidence": 0.5}), "dsd.min_confidence"),
         (chat(dsd={"speculation": "off", "drafter": "d"}), "dsd.drafter"),
         (chat(dsd={"drafter": "Nobody!"}), "dsd.drafter"),
         (chat(dsd={"drafter": "nobody"}), "dsd.drafter"),
@@ -85,8 +112,10 @@ async def test_a_bad_chat_is_refused_by_the_field_at_fault(world: World, body: A
         ("", "empty"),
         ([], "empty"),
         ([""], "empty"),
-        (["a", "b"], "one prompt"),
-        ([[1], [2]], "one prompt"),
+        (["a"] * 17, "16 choices"),
+        (["a", [1]], "string"),
+        ([[1], [-2]], "vocabulary"),
+        ([["a"]], "string"),
         (5, "string"),
         (None, "string"),
         ([1, "a"], "string"),
@@ -105,6 +134,39 @@ async def test_a_bad_prompt_is_refused(world: World, prompt: Any, told: str) -> 
     assert told in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"n": 9, "prompt": ["a", "b"]}, "prompt"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "stream": True, "dsd": {"fates": True}}, "echo"),
+        ({"echo": 1}, "echo"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"messages": []}, "messages"),
+        ({"max_completion_tokens": 3}, "max_completion_tokens"),
+    ],
+)
+async def test_a_bad_completion_is_refused_by_the_field_at_fault(
+    world: World, options: dict[str, Any], param: str
+) -> None:
+    await world.verifier()
+    response = await world.client.post(COMPLETIONS, json={"model": MODEL, "prompt": "a", **options})
+    error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, param), error
+    assert param in error["message"]
+
+
+async def test_a_body_that_is_not_what_its_headers_say_is_refused(world: World) -> None:
+    await world.verifier()
+    response = await world.client.post(CHAT, data=b"no gzip", headers={"Content-Encoding": "gzip"})
+    assert response.status == 400
+    assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
 async def test_an_unknown_model_is_404_and_named(world: World) -> None:
     await world.verifier()
     response = await world.client.post(CHAT, json=chat(model="gpt-9"))
@@ -118,4 +180,5 @@ async def test_an_unknown_model_is_404_and_named(world: World) -> None:
 async def test_wrong_endpoints_answer_in_the_same_shape(world: World, method: str, path: str, status: int) -> None:
     response = await world.client.request(method, path)
     assert response.status == status
+    assert ("Allow" in response.headers) == (status == 405)
     assert (await response.json())["error"]["type"] == "invalid_request_error"

@@ -48,11 +48,11 @@ async def test_completion_and_models(world: World, client: openai.AsyncOpenAI) -
 
 async def test_errors_arrive_as_the_client_s_own(world: World, client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        await client.chat.completions.create(model=MODEL, messages=HI, presence_penalty=1.0)
+        await client.chat.completions.create(model=MODEL, messages=HI, presence_penalty=3.0)
     assert refused.value.param == "presence_penalty"
     with pytest.raises(openai.NotFoundError):
         await client.chat.completions.create(model="other", messages=HI)
     for peer in world.peers:
-        peer.refuses = "overloaded"
+        peer.refuses = "internal"
     with pytest.raises(openai.InternalServerError, match="says no"):
         await client.chat.completions.create(model=MODEL, messages=HI)

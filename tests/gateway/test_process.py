@@ -42,7 +42,7 @@ class Running:
     client: aiohttp.ClientSession
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await response.content.read()
 
 
@@ -56,7 +56,7 @@ def free_port() -> int:
 async def running(folder: Path, nats_server: NatsServer) -> AsyncIterator[Running]:
     port = free_port()
     settings = GatewaySettings(
-        target=str(folder), model_name=MODEL, nats_url=nats_server.url, http_port=port, heartbeat_s=0.1, drain_s=5.0
+        target=str(folder), model_name=MODEL, nats_url=nats_server.url, http_port=port, heartbeat_s=0.1, drain_s=60.0
     )
     stop = asyncio.Event()
     start, app = prepare(settings)
@@ -68,7 +68,8 @@ async def running(folder: Path, nats_server: NatsServer) -> AsyncIterator[Runnin
         await ready(client)
         yield Running(settings.nats_url, stop, living, verifier, client)
         stop.set()
-        await asyncio.wait_for(living, 20)
+        async with asyncio.timeout(60):
+            await living
     await verifier.kill()
 
 
@@ -120,7 +121,8 @@ async def test_the_end_lets_streams_finish(running: Running) -> None:
     running.stop.set()
     body = await running.read(response)
     assert text_of(body) == ANSWER
-    await asyncio.wait_for(running.living, 20)
+    async with asyncio.timeout(60):
+        await running.living
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ async def test_the_end_lets_streams_finish(running: Running) -> None:
     [
         (["--target", "/nowhere"], "--target"),
         (["--target", "FOLDER", "--verifier-routing", "best"], "--verifier-routing"),
+        (["--target", "FOLDER", "--api-keys-file", "/nowhere"], "--api-keys-file"),
         ([], "--target"),
     ],
 )

@@ -333,14 +333,57 @@ def test_a_verifier_that_opens_and_never_brings_a_token_is_not_tried_for_ever() 
     assert story.session.failure.code == "internal"
 
 
-@pytest.mark.parametrize("code", ["overloaded", "draining", "internal"])
-def test_a_refused_session_goes_to_the_next_verifier_and_fails_when_all_refuse(code: FailureCode) -> None:
+def test_a_refused_session_goes_to_the_next_verifier_and_fails_when_all_refuse() -> None:
     story = Story(two_of_each())
-    story.failure("v1.1", code, retryable=True)
+    story.failure("v1.1", "internal", retryable=True)
     assert story.session.verifier_id == "v2.1"
-    story.failure("v2.1", code, retryable=True)
+    story.failure("v2.1", "internal", retryable=True)
     assert story.session.failure is not None
-    assert story.session.failure.code == code
+    assert story.session.failure.code == "internal"
+
+
+@pytest.mark.parametrize("code", ["overloaded", "draining"])
+def test_a_session_that_no_verifier_has_room_for_tries_one_after_the_other_until_one_has(code: FailureCode) -> None:
+    story = Story(two_of_each())
+    asked: list[str] = []
+    for _ in range(12):
+        story.sends()
+        assert story.session.verifier_id is not None
+        asked.append(story.session.verifier_id)
+        story.failure(asked[-1], code, retryable=True)
+        assert story.session.failure is None
+        if story.session.phase == "waiting":
+            assert story.verbs() == [], "nobody is asked again at once"
+            story.wait(TIMING.avoid_s)
+    assert set(asked[0::2]) | set(asked[1::2]) == {"v1.1", "v2.1"}
+    assert all(first != second for first, second in zip(asked[0::2], asked[1::2], strict=True))
+    story.opened(story.session.verifier_id or "")
+    assert story.session.phase == "running"
+
+
+def test_full_verifiers_are_waited_for_beyond_the_session_s_timeout_and_draining_ones_are_not() -> None:
+    failures = {}
+    for code in ("overloaded", "draining"):
+        story = Story([beat("v1.1")])
+        while story.now < 2 * TIMING.session_timeout_s and story.session.failure is None:
+            story.failure("v1.1", code, retryable=True)
+            story.wait(TIMING.avoid_s)
+        failures[code] = story.session.failure
+    assert failures["overloaded"] is None
+    assert failures["draining"] is not None
+    assert failures["draining"].code == "overloaded"
+
+
+def test_a_session_refused_by_the_last_verifier_before_it_drains_waits_for_another() -> None:
+    story = Story([beat("v1.1")])
+    story.failure("v1.1", "draining", retryable=True)
+    story.beats = [beat("v1.1", draining=True)]
+    story.wait(3 * TIMING.avoid_s)
+    assert (story.session.phase, story.session.failure) == ("waiting", None)
+    story.beats = [beat("v2.1")]
+    story.placement.fleet.observe(story.beats[0], story.now)
+    story.wait(TIMING.avoid_s)
+    assert story.session.verifier_id == "v2.1"
 
 
 def test_a_final_refusal_is_told_as_it_is() -> None:

@@ -11,36 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from services.gateway.text import AnswerText, Detokenizer, StopScanner
-from tests.gateway.tiny import make_tokenizer
-
-TOKENIZER = make_tokenizer()
-EOS = 2
+from services.gateway.text import Detokenizer, StopScanner
+from tests.gateway.answers import TOKENIZER, ids_of
 
 
-def ids_of(text: str) -> list[int]:
-    return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
-
-
-def cut(items: list[int], seed: int) -> list[list[int]]:
-    """The items in random non-empty pieces."""
+def cut(items: str, seed: int) -> list[str]:
+    """The text in random non-empty pieces."""
     rng = random.Random(seed)
     places = sorted({0, len(items), *(rng.randrange(len(items) + 1) for _ in range(len(items) // 2))})
     return [items[a:b] for a, b in pairwise(places)]
-
-
-def read(answer: AnswerText, batches: list[list[int]]) -> list[str]:
-    pieces = [answer.feed(batch) for batch in batches]
-    return [*pieces, answer.flush()]
-
-
-@given(st.text(max_size=40), st.integers(0, 1000))
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_any_text_comes_out_whole_however_its_tokens_are_cut(text: str, seed: int) -> None:
-    ids = ids_of(text)
-    pieces = read(AnswerText(Detokenizer(TOKENIZER), (), [EOS]), cut(ids, seed))
-    assert "".join(pieces) == TOKENIZER.decode(ids, skip_special_tokens=True)
-    assert not any(piece.endswith("\ufffd") for piece in pieces if "\ufffd" not in text)
 
 
 def test_an_emoji_across_tokens_appears_with_its_last_token() -> None:
@@ -48,23 +27,6 @@ def test_an_emoji_across_tokens_appears_with_its_last_token() -> None:
     assert len(ids) > 2
     detokenizer = Detokenizer(TOKENIZER)
     assert [detokenizer.step(token_id) for token_id in ids] == [""] * (len(ids) - 1) + ["🚀"]
-
-
-def test_an_unfinished_character_becomes_a_replacement_character_at_the_end() -> None:
-    answer = AnswerText(Detokenizer(TOKENIZER), (), [EOS])
-    assert read(answer, [ids_of("ab🚀")[:-1]]) == ["ab", "\ufffd"]
-
-
-def test_special_tokens_are_not_shown_and_the_end_of_sequence_counts_as_a_token() -> None:
-    answer = AnswerText(Detokenizer(TOKENIZER), (), [EOS])
-    assert "".join(read(answer, [[1, *ids_of("hello"), EOS]])) == "hello"
-    assert answer.num_tokens == 2 + len(ids_of("hello"))
-
-
-def test_a_stop_id_that_is_an_ordinary_token_is_not_shown_either() -> None:
-    (full_stop,) = ids_of(".")
-    answer = AnswerText(Detokenizer(TOKENIZER), (), [full_stop])
-    assert "".join(read(answer, [[*ids_of("hello"), full_stop]])) == "hello"
 
 
 def test_bytes_that_are_no_text_never_raise_with_a_byte_fallback_tokenizer() -> None:
@@ -120,24 +82,21 @@ def test_text_that_may_become_a_stop_string_is_held_back_until_it_can_not() -> N
 def test_stopping_does_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], seed: int) -> None:
     whole, pieces = StopScanner(stops), StopScanner(stops)
     expected = whole.feed(text) + whole.flush()
-    parts = cut([ord(character) for character in text], seed)
-    assert "".join(pieces.feed("".join(map(chr, part))) for part in parts) + pieces.flush() == expected
+    assert "".join(pieces.feed(part) for part in cut(text, seed)) + pieces.flush() == expected
     assert pieces.found == whole.found
     assert not any(stop in expected for stop in stops)
 
 
-def test_usage_counts_up_to_the_token_that_completes_the_stop_string() -> None:
-    ids = ids_of("hello world, the quick brown fox")
-    answer = AnswerText(Detokenizer(TOKENIZER), ["wor"], [EOS])
-    assert answer.feed(ids) + answer.flush() == "hello "
-    assert answer.stopped
-    seen = TOKENIZER.decode(ids[: answer.num_tokens])
-    assert "wor" in seen
-    assert "wor" not in TOKENIZER.decode(ids[: answer.num_tokens - 1])
-
-
-def test_an_earlier_stop_string_beats_a_later_end_of_sequence() -> None:
-    answer = AnswerText(Detokenizer(TOKENIZER), ["wor"], [EOS])
-    answer.feed([*ids_of("hello world, the"), EOS])
-    assert answer.stopped
-    assert answer.num_tokens < len(ids_of("hello world, the"))
+@pytest.mark.parametrize(
+    ("stops", "unscanned", "scanned", "shown"),
+    [
+        (["ab"], "xabx", "yab", "xabxy"),  # complete too early: no stop string
+        (["ab"], "xa", "b", "x"),  # begun early, completed later
+        (["abc", "b"], "ab", "x", "abx"),
+    ],
+)
+def test_no_stop_string_is_completed_where_none_may_be(
+    stops: list[str], unscanned: str, scanned: str, shown: str
+) -> None:
+    scanner = StopScanner(stops)
+    assert scanner.feed(unscanned, may_stop=False) + scanner.feed(scanned) + scanner.flush() == shown

@@ -10,6 +10,7 @@ import pytest
 from services.gateway.template import ChatMessage, ChatTemplate, TemplateRefused
 from services.gateway.tokenizer import UnusableTarget, load_tokenizer
 from shared.messages import TokenIds
+from tests.gateway.answers import order, target
 from tests.gateway.tiny import SPECIAL, TEMPLATE, make_folder, make_tokenizer
 
 HELLO = [ChatMessage("system", "Be brief."), ChatMessage("user", "hello")]
@@ -124,5 +125,6 @@ def test_the_default_model_s_text_comes_out_of_its_tokens_whole(default_models: 
     ours = load_tokenizer(default_models / "target")
     for text in ("2048 😀 日本語, naïve café\n\tdef f(x): return x**2", "🏳️‍🌈👩‍👩‍👧 ﷺ"):
         ids = ours.encode_text(text)
-        answer = ours.answer([], ())
-        assert "".join([*(answer.feed([token_id]) for token_id in ids), answer.flush()]) == text
+        answer = ours.answer(order(prompt_ids=[]), ())
+        pieces = [*(answer.feed([target(token_id)]) for token_id in ids), answer.flush()]
+        assert "".join(piece.text for piece in pieces) == text

@@ -274,3 +274,15 @@ async def test_a_life_inside_a_running_loop_ends_when_told(nats_server: NatsServ
     stop.set()
     await asyncio.wait_for(life, TIMEOUT_S)
     assert drained.is_set()
+
+
+async def test_an_idle_connection_is_closed_after_the_keep_alive_time(nats_server: NatsServer, launch: Launch) -> None:
+    service = await launch(nats_server.url, "--http-keepalive-s", "0.3")
+    host, port = service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(TIMEOUT_S):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"ok\n")

@@ -1,0 +1,190 @@
+"""What requests of all endpoints share, checked strictly (docs/api.md): types, bounds, and the options not offered.
+
+Invariant: a body that was built has every value in bounds, and no field that is not honoured.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from shared.messages import MAX_BIASES, MAX_WINDOW, Bias, Speculation
+
+MAX_CHOICES = 16  # of one request, over all its prompts
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_STOP_IDS = 64
+MAX_NAME_CHARACTERS = 256
+MAX_TIMEOUT_S = 86400.0
+
+
+def blame(field: str, message: str) -> PydanticCustomError:
+    """An error found in the body as a whole, told by the field at fault."""
+    return PydanticCustomError("blame", "{message}", {"field": field, "message": message})
+
+
+class Body(BaseModel):
+    """Strict: no unknown field, no conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DsdOptions(Body):
+    """How to speculate for this request, and what to tell of it (an extension of the OpenAI API)."""
+
+    speculation: Literal["off", "static", "adaptive"] = "adaptive"
+    window: int | None = Field(default=None, ge=1, le=MAX_WINDOW)
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    drafter: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,64}$")
+    fates: bool = False
+    timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S)
+
+    @model_validator(mode="after")
+    def _window_is_for_static(self) -> Self:
+        if (self.speculation == "static") != (self.window is not None):
+            raise blame("window", 'window is needed with speculation "static", and only there')
+        if self.min_confidence is not None and self.window is None:
+            raise blame("min_confidence", 'min_confidence is only allowed with speculation "static"')
+        if self.speculation == "off" and self.drafter is not None:
+            raise blame("drafter", 'drafter can\'t be named with speculation "off"')
+        return self
+
+    @property
+    def order(self) -> Speculation | None:
+        """None: no drafter."""
+        if self.speculation == "off":
+            return None
+        if self.window is None:
+            return Speculation()
+        return Speculation("static", self.window, self.min_confidence or 0.0)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class ResponseFormat(Body):
+    """Plain text is the only format."""
+
+    type: Literal["text"]
+
+
+def _is_off(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("off", "must be false")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"const": False, "type": "boolean"})]
+
+
+class Unoffered(Body):
+    """Options of the OpenAI API that are not offered: each takes only what means the same as leaving it out."""
+
+    function_call: Literal["none"] | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    parallel_tool_calls: bool | None = None  # there are no tools that could be called
+    response_format: ResponseFormat | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Off | None = None
+    suffix: Literal[""] | None = None
+    tool_choice: Literal["none"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
+StopId = Annotated[int, Field(ge=0)]
+TokenIdText = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+LogitBias = Annotated[float, Field(ge=-100, le=100)]
+LogitBiases = Annotated[
+    dict[TokenIdText, LogitBias], Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False})
+]
+
+
+class GenerationBody(Unoffered):
+    """What both generating endpoints take. None always stands for the default."""
+
+    unoffered: ClassVar[frozenset[str]] = frozenset(Unoffered.model_fields)
+
+    model: str = Field(max_length=MAX_NAME_CHARACTERS)
+    max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=1 << 31)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, ge=1e-6, le=10)  # a score must stay finite
+    logit_bias: LogitBiases | None = None
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    stop: Annotated[StopStrings | None, BeforeValidator(_as_list, StopString | StopStrings | None)] = None
+    stop_token_ids: Annotated[list[StopId], Field(max_length=MAX_STOP_IDS)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    dsd: DsdOptions | None = None
+
+    @model_validator(mode="after")
+    def _streaming_needs_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise blame("stream_options", "stream_options is only allowed when stream is true")
+        if self.fates and not self.stream:
+            raise blame("dsd.fates", "fates are only told when stream is true")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_all(self) -> Self:
+        if self.best_of not in (None, self.num_choices):
+            raise blame("best_of", "best_of must be equal to n: no choice is thrown away")
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        """For each prompt."""
+        return self.n or 1
+
+    @property
+    def biases(self) -> tuple[Bias, ...]:
+        """logit_bias by token id."""
+        return tuple(sorted((Bias(int(text), bias) for text, bias in (self.logit_bias or {}).items()), key=_token_id))
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """None: no drafter."""
+        return (self.dsd or DsdOptions()).order
+
+    @property
+    def drafter(self) -> str | None:
+        """Name of the only drafter to use, if one is wanted."""
+        return self.dsd.drafter if self.dsd else None
+
+    @property
+    def fates(self) -> bool:
+        """Whether the chunks of a stream tell the fate of their tokens."""
+        return self.dsd is not None and self.dsd.fates
+
+    @property
+    def timeout_s(self) -> float | None:
+        """In which the whole answer is wanted."""
+        return self.dsd.timeout_s if self.dsd else None
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+def _token_id(bias: Bias) -> int:
+    return bias.token_id

@@ -1,0 +1,86 @@
+"""The bytes that single tokens stand for, which need be no whole characters.
+
+Invariant: `split` gives bytes that, put together, are the UTF-8 of the text that a decoder has made of the tokens, or
+what the decoder has replaced where they are no text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+
+
+class TokenBytes:
+    """Bytes and names of one tokenizer's tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._added = tokenizer.get_added_tokens_decoder()
+        kinds = _decoder_kinds(tokenizer)
+        self._byte_of = _byte_level_alphabet() if "ByteLevel" in kinds else {}
+        self._has_byte_tokens = "ByteFallback" in kinds
+        self._anchor = next((i for i in range(tokenizer.get_vocab_size()) if self._is_anchor(i)), None)
+
+    def of(self, token_id: int) -> bytes | None:
+        """What the token adds behind other text; None for a special token, which shows nothing."""
+        added = self._added.get(token_id)
+        if added is not None:
+            return None if added.special else added.content.encode()
+        piece = self._tokenizer.id_to_token(token_id)
+        if piece is None:  # the model's vocabulary may be padded beyond its tokenizer's
+            return None
+        if self._byte_of and all(character in self._byte_of for character in piece):
+            return bytes(self._byte_of[character] for character in piece)
+        if self._has_byte_tokens and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes.fromhex(piece[3:5])
+        return self._decoded(token_id).encode()
+
+    def name(self, token_id: int, data: bytes | None) -> str:
+        """The token as a string: its text, a special token's name, or `bytes:\\xf0\\x9f` for part of a character."""
+        if data is None:
+            return self._tokenizer.id_to_token(token_id) or f"<{token_id}>"
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def split(self, token_ids: Sequence[int], text: str) -> list[bytes | None]:
+        """The bytes of each of the tokens that a decoder has turned into `text` together."""
+        parts = [self.of(token_id) for token_id in token_ids]
+        if b"".join(part or b"" for part in parts).decode(errors="replace") == text:
+            return parts
+        shown = [i for i, part in enumerate(parts) if part is not None]
+        for i in shown:
+            parts[i] = b""
+        parts[shown[-1] if shown else -1] = text.encode()
+        return parts
+
+    def _is_anchor(self, token_id: int) -> bool:
+        """Whether the token decodes to text that other tokens can stand behind."""
+        text = self._tokenizer.decode([token_id], skip_special_tokens=True)
+        return text.isalpha() and _REPLACEMENT not in text
+
+    def _decoded(self, token_id: int) -> str:
+        """What a decoder adds for the token behind an ordinary one."""
+        before = [] if self._anchor is None else [self._anchor]
+        alone = self._tokenizer.decode(before, skip_special_tokens=True)
+        whole = self._tokenizer.decode([*before, token_id], skip_special_tokens=True)
+        return whole[len(alone) :] if whole.startswith(alone) else whole
+
+
+def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
+    """Names of the steps that the tokenizer's decoder is made of."""
+    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+    return {step["type"] for step in [decoder, *decoder.get("decoders", [])] if step}
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, those from
+    U+0100 on for the other bytes, in their order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

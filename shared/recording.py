@@ -1,0 +1,104 @@
+"""Recordings: what a target said to prompts, and where a draft model was right, for replaying both without computing.
+
+Invariant: a recording that was read is consistent: as many judged positions as tokens, ids within the vocabulary,
+probabilities from 0 to 1. Anything else raises MalformedRecording with the file and line.
+
+A file of JSON lines: first a `Header`, then one `Recorded` for each prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+FORMAT = "dsd-recording-1"
+
+Kind = TypeVar("Kind", bound=Struct)
+
+
+class MalformedRecording(ValueError):
+    """A file is no recording, or an inconsistent one."""
+
+
+class Header(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whose texts these are, and how they came about."""
+
+    target: str
+    draft: str
+    vocab_size: Annotated[int, Meta(ge=2)]
+    max_context: Annotated[int, Meta(ge=1)]
+    origin: str  # prompts, command, machine, date
+    format: str = FORMAT
+
+
+class Recorded(Struct, frozen=True, forbid_unknown_fields=True):
+    """One prompt and its answer.
+
+    `draft_right[i]`: whether the draft's guess behind prompt_ids and target_ids[:i] was target_ids[i]; `confidence[i]`:
+    the draft's own probability of that guess.
+    """
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    draft_right: tuple[bool, ...]
+    confidence: tuple[Annotated[float, Meta(gt=0, le=1)], ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids or not self.target_ids:
+            raise ValueError("a recording needs a prompt and an answer")
+        if not len(self.target_ids) == len(self.draft_right) == len(self.confidence):
+            raise ValueError(
+                f"{len(self.target_ids)} target_ids, {len(self.draft_right)} draft_right and {len(self.confidence)} "
+                "confidence must be as many"
+            )
+
+    @property
+    def acceptance(self) -> float:
+        """The share of positions at which the draft was right."""
+        return sum(self.draft_right) / len(self.draft_right)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A whole file."""
+
+    header: Header
+    prompts: tuple[Recorded, ...]
+
+    def write(self, path: Path) -> None:
+        lines = [msgspec.json.encode(each) for each in (self.header, *self.prompts)]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def read_recording(path: Path) -> Recording:
+    """Raises MalformedRecording, or OSError where the file can't be read."""
+    lines = path.read_bytes().splitlines()
+    if not lines:
+        raise MalformedRecording(f"{path} is empty")
+    header = _decode(path, 1, lines[0], Header)
+    if header.format != FORMAT:
+        raise MalformedRecording(f"{path}:1: the format is {header.format}, not {FORMAT}")
+    prompts = tuple(_decode(path, number, line, Recorded) for number, line in enumerate(lines[1:], start=2))
+    if not prompts:
+        raise MalformedRecording(f"{path} holds no prompt")
+    for number, each in enumerate(prompts, start=2):
+        _check_ids(path, number, (*each.prompt_ids, *each.target_ids), header.vocab_size)
+    return Recording(header, prompts)
+
+
+def _decode(path: Path, number: int, line: bytes, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.DecodeError as error:
+        raise MalformedRecording(f"{path}:{number}: {error}") from error
+
+
+def _check_ids(path: Path, number: int, token_ids: Iterable[int], vocab_size: int) -> None:
+    wrong = next((each for each in token_ids if not 0 <= each < vocab_size), None)
+    if wrong is not None:
+        raise MalformedRecording(f"{path}:{number}: token id {wrong} is not in 0..{vocab_size - 1}")

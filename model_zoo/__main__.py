@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from model_zoo.errors import ExportError, UnusableModel
 from model_zoo.gguf_llama import UnsupportedGguf
-from model_zoo.onnx_export import ExportError
+from model_zoo.onnx_export import Exporter
 from model_zoo.paths import DEFAULT_PAIR, default_models_dir
 from model_zoo.prepare import Notify, prepare
 from model_zoo.smollm2 import Part, recipes
@@ -24,9 +29,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console(stderr=True, soft_wrap=True)
 
 
+class Quantization(StrEnum):
+    """The bits of a draft's weights."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 @app.callback()
 def model_zoo() -> None:
     """Make the models that DSD runs."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit that cleans up, like Ctrl-C
 
 
 @app.command("prepare")
@@ -40,7 +53,6 @@ def prepare_default_pair(
     The models go to the cache folder: DSD_HOME, else the folder dsd in your user cache directory. What is there and
     intact is kept, so a second run is quick.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit that cleans up, like Ctrl-C
     folder = default_models_dir()
     started = time.monotonic()
     try:
@@ -51,6 +63,59 @@ def prepare_default_pair(
         raise typer.Exit(1) from error
     made = f"made {', '.join(built)} in {time.monotonic() - started:.0f} s" if built else "nothing to do"
     console.print(f"{DEFAULT_PAIR} is ready in {folder} ({made})", markup=False, highlight=False)
+
+
+@app.command("export")
+def export_draft_of_a_model(
+    model: Annotated[str, typer.Option(help="Folder or hub id of a Hugging Face causal language model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the draft; made new.")],
+    quantize: Annotated[Quantization, typer.Option(help="Bits of the weights.")] = Quantization.INT8,
+    exporter: Annotated[
+        Exporter,
+        typer.Option(help="Who writes the graph; auto: the model builder where it knows the architecture, else torch."),
+    ] = Exporter.AUTO,
+) -> None:
+    """Export a model of your own as a draft, and compare what it computes with the model itself.
+
+    The draft is written when it agrees; how well its guesses follow the model is reported and kept in export.json.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: its threads must not spin
+    from model_zoo.export import export_model  # loads torch, which `prepare` with nothing to do must not wait for
+
+    started = time.monotonic()
+    try:
+        with _progress(f"looking at {model}") as notify:
+            record = export_model(model, out, quantize.value, exporter, notify)
+    except (UnusableModel, ExportError, OSError) as error:
+        console.print(f"export failed: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    made = f"{record.architecture}, {quantize}, {time.monotonic() - started:.0f} s"
+    agreement = f"at {record.agreement:.0%} of the positions of sampled texts its first choice is its source's"
+    console.print(f"{out} is a draft of {model} ({made}); {agreement}", markup=False, highlight=False)
+
+
+@app.command("check")
+def check_that_a_pair_fits(
+    draft: Annotated[str, typer.Option(help="Folder of an exported draft, or folder or hub id of a model.")],
+    target: Annotated[str, typer.Option(help="Folder or hub id of the target.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Check that each token id means the same to a draft and a target; exit status 1 where it does not."""
+    from model_zoo.vocabulary import compare, read_draft, read_model  # loads transformers
+
+    try:
+        comparison = compare(read_draft(draft), read_model(target))
+    except (UnusableModel, OSError) as error:
+        console.print(f"check failed: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(comparison)).decode())
+    else:
+        print(f"{'fits' if comparison.agrees else 'does not fit'}: {comparison.verdict}")
+        for name in ("vocab_sizes", "max_contexts", "eos_token_ids"):
+            ours, theirs = getattr(comparison, name)
+            print(f"  {name.replace('_', ' ')}: {ours} in the draft, {theirs} in the target")
+    raise typer.Exit(0 if comparison.agrees else 1)
 
 
 @contextmanager

@@ -16,24 +16,34 @@ no other logits.
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from model_zoo.errors import ExportError
 from services.edge_drafter.model import load_draft
 
 Precision: TypeAlias = Literal["fp32", "int8", "int4"]
 
+
+class Exporter(StrEnum):
+    """Who writes a graph; auto: the model builder where it knows the architecture, else torch."""
+
+    AUTO = "auto"
+    BUILDER = "builder"
+    TORCH = "torch"
+
+
 _OPTIONS: dict[Precision, list[str]] = {"fp32": [], "int8": ["block_size=128"], "int4": ["block_size=32"]}
-
-
-class ExportError(RuntimeError):
-    """The model builder failed, or what it made doesn't work."""
 
 
 def export_draft(source_folder: Path, out_folder: Path, precision: Precision) -> None:
@@ -42,21 +52,53 @@ def export_draft(source_folder: Path, out_folder: Path, precision: Precision) ->
     source_folder: config.json, safetensors and tokenizer of a causal language model; no network is used.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        command += ["-i", str(source_folder), "-o", str(out_folder), "-p", precision, "-e", "cpu", "-c", scratch]
-        command += ["--extra_options", "prune_lm_head=true", "hf_token=false", *_OPTIONS[precision]]
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
+        arguments = ["-i", str(source_folder.resolve()), "-o", str(out_folder.resolve()), "-c", scratch]
+        arguments += ["-p", precision, "-e", "cpu"]
+        arguments += ["--extra_options", "prune_lm_head=true", "hf_token=false", *_OPTIONS[precision]]
+        done = run_exporter("onnxruntime_genai.models.builder", arguments)
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.strip().splitlines()[-12:])
-        raise ExportError(f"the model builder could not export {source_folder} as {precision}:\n{tail}")
+        raise ExportError(f"the model builder could not export {source_folder} as {precision}:\n{tail_of(done.stdout)}")
     _check(out_folder)
+
+
+def run_exporter(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a Python module as a process of its own, without network; what it prints is collected in stdout.
+
+    Paths among the arguments are absolute: the process works where our packages are found.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def tail_of(printed: str) -> str:
+    """The end of what an exporter printed: where it says why it stopped."""
+    return "\n".join(printed.strip().splitlines()[-12:])
+
+
+def builder_architectures() -> frozenset[str]:
+    """The architectures that the model builder knows, as its own choice among them names them."""
+    package = importlib.util.find_spec("onnxruntime_genai")
+    if package is None or package.origin is None:
+        raise ExportError("onnxruntime-genai is not installed")
+    text = (Path(package.origin).parent / "models" / "builder.py").read_text(encoding="utf-8")
+    names = frozenset(_compared_architectures(ast.parse(text)))
+    if not names:
+        raise ExportError("this onnxruntime-genai does not say which architectures its model builder knows")
+    return names
+
+
+def _compared_architectures(tree: ast.AST) -> Iterator[str]:
+    """X of each `config.architectures[0] == X`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and ast.unparse(node.left) == "config.architectures[0]":
+            yield from (ast.literal_eval(each) for each in node.comparators)
 
 
 def _check(folder: Path) -> None:

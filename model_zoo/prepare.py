@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from model_zoo.manifest import Manifest, describe, read_manifest, sync, write_manifest
+from model_zoo.staging import remove_leftovers, settle, staging
 
-_STAGING_PREFIX = ".building-"
 _LOCK_FILE = ".lock"
 
 Notify: TypeAlias = Callable[[str], None]  # takes one line for whoever is waiting
@@ -46,7 +44,7 @@ def prepare(folder: Path, recipes: Sequence[Recipe], notify: Notify) -> list[str
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, notify):
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         built = []
         for recipe in recipes:
             if not _is_current(folder, recipe, read_manifest(folder)):
@@ -65,8 +63,8 @@ def _is_current(folder: Path, recipe: Recipe, manifest: Manifest) -> bool:
 
 
 def _build(folder: Path, recipe: Recipe, notify: Notify) -> None:
-    with _staging(folder) as staging:
-        made = staging / "made"
+    with staging(folder) as hidden:
+        made = hidden / "made"
         made.mkdir()
         sources = recipe.build(folder, made, notify)
         manifest = read_manifest(folder)
@@ -74,34 +72,13 @@ def _build(folder: Path, recipe: Recipe, notify: Notify) -> None:
             sources = {**sources, recipe.needs: manifest.parts[recipe.needs].digest()}
         notify("checking and storing")
         entry = describe(made, recipe.revision, sources, recipe.packages)
-        _settle(made)
+        settle(made)
         place = folder / recipe.part
         if place.exists():
-            place.rename(staging / "replaced")
+            place.rename(hidden / "replaced")
         made.rename(place)
         sync(folder)
         write_manifest(folder, manifest.with_part(recipe.part, entry))
-
-
-def _settle(folder: Path) -> None:
-    """Readable for whoever may read the folder, and on disk."""
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        sync(path)
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(f"{_STAGING_PREFIX}*"):
-        shutil.rmtree(path)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""The draft model against transformers' own forward, and against itself: chunks, rollback, several caches, misuse."""
+"""The draft model in both of its forms, against transformers' own forward and against itself: chunks, rollback, several
+caches, misuse."""
 
 from __future__ import annotations
 
@@ -11,21 +12,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import GPTNeoXConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
+from transformers.models.auto import AutoModelForCausalLM
 
-from model_zoo.onnx_export import export_draft
+from model_zoo.onnx_export import export_draft, run_exporter
 from services.edge_drafter.model import DraftModel, load_draft
 
 VOCAB = 512
 MAX_CONTEXT = 256
 
 
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_CONTEXT,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,  # large enough for attention to matter and for keys mistaken for values to show
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "genai_config.json": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=64),
+    "draft_config.json": GPTNeoXConfig(**SHAPE),
+}
+
+
 @dataclass(frozen=True)
 class TinyPair:
-    """A randomly initialised Qwen3 and its float32 export: no quantisation, so the two must agree closely."""
+    """A randomly initialised model and its float32 export: no quantisation, so the two must agree closely."""
 
-    reference: Qwen3ForCausalLM
+    reference: PreTrainedModel
     folder: Path
+    config_file: str
     draft: DraftModel
 
     def reference_logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -35,30 +57,19 @@ class TinyPair:
         return logits
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+@pytest.fixture(scope="module", params=CONFIGS)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    """In the model builder's form and in that of torch's exporter, told by their configuration files."""
     torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=MAX_CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=0.2,  # large enough for attention to matter and for keys mistaken for values to show
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    reference = Qwen3ForCausalLM(config).eval()
+    reference = AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
     source = tmp_path_factory.mktemp("tiny")
     reference.save_pretrained(source)
-    folder = source / "draft-fp32"
-    export_draft(source, folder, "fp32")
-    return TinyPair(reference, folder, load_draft(str(folder), num_threads=1))
+    if request.param == "genai_config.json":
+        export_draft(source, source / "fp32", "fp32")
+    else:
+        done = run_exporter("model_zoo.torch_export", [str(source), str(source), "fp32"])
+        assert done.returncode == 0, done.stdout
+    return TinyPair(reference, source / "fp32", request.param, load_draft(str(source / "fp32"), num_threads=1))
 
 
 def random_ids(seed: int, count: int) -> list[int]:
@@ -77,7 +88,7 @@ def feed_in_chunks(draft: DraftModel, token_ids: Sequence[int], sizes: Sequence[
 
 
 def test_it_knows_its_vocabulary_and_context_from_its_folder(tiny: TinyPair) -> None:
-    assert (tiny.draft.name, tiny.draft.vocab_size, tiny.draft.max_context) == ("draft-fp32", VOCAB, MAX_CONTEXT)
+    assert (tiny.draft.name, tiny.draft.vocab_size, tiny.draft.max_context) == ("fp32", VOCAB, MAX_CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -168,19 +179,25 @@ def test_a_cache_beyond_the_models_context_is_refused(tiny: TinyPair, capacity: 
         tiny.draft.new_cache(capacity)
 
 
-@pytest.mark.parametrize("name", ["genai_config.json", "model.onnx"])
-def test_a_missing_file_is_named(tiny: TinyPair, tmp_path: Path, name: str) -> None:
+def test_a_missing_configuration_is_named_in_both_forms(tiny: TinyPair, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.folder, tmp_path / "draft")
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"no draft model in .*draft: {name} is missing"):
+    (folder / tiny.config_file).unlink()
+    with pytest.raises(FileNotFoundError, match=r"draft: genai_config\.json is missing, and so is draft_config\.json"):
         load_draft(str(folder), num_threads=1)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model": {"decoder": {}}}'])
+def test_a_missing_graph_is_named(tiny: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny.folder, tmp_path / "draft")
+    (folder / "model.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no draft model in .*draft: model\.onnx is missing"):
+        load_draft(str(folder), num_threads=1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {"decoder": {}}}', '{"file": "model.onnx", "kv": [["a"]]}'])
 def test_a_broken_configuration_is_named(tiny: TinyPair, tmp_path: Path, content: str) -> None:
     folder = shutil.copytree(tiny.folder, tmp_path / "draft")
-    (folder / "genai_config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"genai_config\.json is not the configuration of a decoder"):
+    (folder / tiny.config_file).write_text(content)
+    with pytest.raises(ValueError, match=rf"{tiny.config_file} is not the configuration of an? (decoder|exported)"):
         load_draft(str(folder), num_threads=1)
 
 
@@ -193,10 +210,15 @@ def test_a_broken_graph_is_named(tiny: TinyPair, tmp_path: Path) -> None:
 
 def test_a_graph_with_other_tensors_than_configured_is_refused(tiny: TinyPair, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.folder, tmp_path / "draft")
-    config = json.loads((folder / "genai_config.json").read_text())
-    config["model"]["decoder"]["num_hidden_layers"] = 2
-    (folder / "genai_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"disagree about past_key_values\.2\.key, .*, present\.2\.value"):
+    config = json.loads((folder / tiny.config_file).read_text())
+    if "model" in config:
+        config["model"]["decoder"]["num_hidden_layers"] = 2
+        odd = r"past_key_values\.2\.key, .*, present\.2\.value"
+    else:
+        config["kv"] = config["kv"][:4]
+        odd = "new_key_2, new_value_2, past_key_2, past_value_2"
+    (folder / tiny.config_file).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{tiny.config_file} disagree about {odd}"):
         load_draft(str(folder), num_threads=1)
 
 

@@ -1,0 +1,84 @@
+"""A user's own Hugging Face model: where its files are, and whether a draft can be made of it.
+
+Invariant: what is read is the model's own folder; no code that it brings is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from model_zoo.errors import UnusableModel
+
+TEXT_FILES = ("*.json", "*.jinja")
+ALL_FILES = (*TEXT_FILES, "*.safetensors")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A causal language model on disk."""
+
+    named: str  # as the user wrote it
+    folder: Path
+    config: PretrainedConfig
+
+    @property
+    def architecture(self) -> str:
+        return (self.config.architectures or [self.config.model_type])[0]
+
+
+def locate(model: str, files: Sequence[str]) -> Path:
+    """The folder itself, or of a hub id the cached copy of those of its files that match the patterns `files`."""
+    if Path(model).is_dir():
+        return Path(model)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise UnusableModel(f"there is no folder {model}")
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnusableModel(
+            f"there is no folder {model}, and the hub does not give a model of this id: {reason}"
+        ) from error
+
+
+def open_source(model: str) -> Source:
+    """The causal language model in a folder or of a hub id; raises UnusableModel."""
+    folder = locate(model, ALL_FILES)
+    facts = read_json(folder / "config.json")
+    if "model_type" not in facts:
+        raise UnusableModel(f"{folder} is no folder of a Hugging Face model: it has no config.json with a model_type")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise UnusableModel(f"{model}: transformers has no code of its own for {facts['model_type']}") from error
+    if config.is_encoder_decoder:
+        raise UnusableModel(f"{model} is an encoder-decoder ({config.model_type}); a draft is a causal language model")
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnusableModel(f"{model} is no causal language model ({config.model_type})")
+    if not list(folder.glob("*.safetensors")):
+        raise UnusableModel(f"{folder} holds no weights: *.safetensors are missing")
+    if not (folder / "tokenizer.json").is_file():
+        raise UnusableModel(f"{folder / 'tokenizer.json'} is missing: the draft's vocabulary could not be checked")
+    return Source(model, folder, config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where the file is absent; raises UnusableModel for anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnusableModel(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UnusableModel(f"{path} holds no JSON object")
+    return content

@@ -1,0 +1,108 @@
+"""Whether a draft fits a target: only token ids cross the network, so each must mean the same to both.
+
+Invariant: a pair that passes has the same token under every id of either tokenizer, and a row in the draft for each.
+Rows beyond the tokenizer are padding and may differ. End tokens, template and tokenizing are the target's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+from transformers import AutoConfig
+
+from model_zoo.errors import UnusableModel
+from model_zoo.source import TEXT_FILES, locate, read_json
+from services.edge_drafter.draft_config import EXPORTED_CONFIG, GENAI_CONFIG, read_config
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model's files say about its tokens."""
+
+    tokens: Mapping[int, str]  # the tokenizer's
+    vocab_size: int  # rows of the model
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """A draft's vocabulary beside a target's."""
+
+    agrees: bool
+    verdict: str
+    num_differing: int
+    num_tokens: int  # of the target's tokenizer
+    vocab_sizes: tuple[int, int]  # of the draft and of the target, as in all that follows
+    max_contexts: tuple[int, int]
+    eos_token_ids: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def read_draft(model: str) -> Vocabulary:
+    """Of an exported draft, or of a model that is to become one (a folder or hub id). Raises UnusableModel."""
+    folder = Path(model)
+    if not any((folder / name).is_file() for name in (EXPORTED_CONFIG, GENAI_CONFIG)):
+        return read_model(model)
+    try:
+        config = read_config(folder)
+    except (ValueError, OSError) as error:
+        raise UnusableModel(str(error)) from error
+    return Vocabulary(_tokens_of(folder), config.vocab_size, config.max_context, config.eos_token_ids)
+
+
+def read_model(model: str) -> Vocabulary:
+    """Of a Hugging Face model, a folder or hub id. Raises UnusableModel."""
+    folder = locate(model, TEXT_FILES)
+    if "model_type" not in read_json(folder / "config.json"):
+        raise UnusableModel(f"{folder} is no folder of a model: it has no config.json with a model_type")
+    try:
+        text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        vocab_size, max_context = int(text.vocab_size), int(text.max_position_embeddings)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UnusableModel(f"{folder / 'config.json'} names no vocab_size or no longest context: {error}") from error
+    eos = read_json(folder / "generation_config.json").get("eos_token_id", text.eos_token_id)
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    return Vocabulary(_tokens_of(folder), vocab_size, max_context, tuple(ids))
+
+
+def compare(draft: Vocabulary, target: Vocabulary) -> Comparison:
+    """Every id of either tokenizer, in order."""
+    ids = sorted(draft.tokens.keys() | target.tokens.keys())
+    differing = [i for i in ids if draft.tokens.get(i) != target.tokens.get(i) or i >= draft.vocab_size]
+    return Comparison(
+        agrees=not differing,
+        verdict=_difference(differing, draft, target) if differing else f"all {len(target.tokens)} tokens are the same",
+        num_differing=len(differing),
+        num_tokens=len(target.tokens),
+        vocab_sizes=(draft.vocab_size, target.vocab_size),
+        max_contexts=(draft.max_context, target.max_context),
+        eos_token_ids=(draft.eos_token_ids, target.eos_token_ids),
+    )
+
+
+def _difference(differing: list[int], draft: Vocabulary, target: Vocabulary) -> str:
+    first = differing[0]
+    ours, theirs = draft.tokens.get(first), target.tokens.get(first)
+    if ours == theirs:
+        return f"token id {first} ({ours!r}) has no row in the draft, which has {draft.vocab_size}"
+    described = [
+        f"{text!r} in the {side}" if text is not None else f"no token of the {side}"
+        for text, side in ((ours, "draft"), (theirs, "target"))
+    ]
+    return f"{len(differing)} tokens differ, first id {first}: {described[0]}, {described[1]}"
+
+
+def _tokens_of(folder: Path) -> dict[int, str]:
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise UnusableModel(f"{path} is missing: the vocabularies can't be compared")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UnusableModel(f"{path} is no tokenizer: {error}") from error
+    return {token_id: token for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}

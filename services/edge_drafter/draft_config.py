@@ -1,0 +1,92 @@
+"""What the files beside a draft's ONNX graph say: its vocabulary, its context and the names of its tensors.
+
+Invariant: tensors are found by name, never by order: keys and values have equal shapes, so a mix-up would be silent.
+
+Two forms: genai_config.json, as onnxruntime-genai's model builder writes it, and draft_config.json, which `python -m
+model_zoo export` writes for architectures that the builder does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+GENAI_CONFIG, EXPORTED_CONFIG = "genai_config.json", "draft_config.json"
+
+
+@dataclass(frozen=True)
+class GenaiConfig:
+    """A graph whose present keys and values of a layer are the same memory as the past ones."""
+
+    file: str  # the ONNX file, beside genai_config.json
+    vocab_size: int
+    max_context: int
+    num_kv_heads: int
+    head_size: int
+    eos_token_ids: tuple[int, ...]
+    ids: str
+    mask: str
+    logits: str
+    kv: tuple[tuple[str, str], ...]  # (past input, present output) of the keys and of the values, layer by layer
+
+
+class ExportedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A graph that takes past keys and values and gives the new ones alone, each [tokens, kv_heads, head_dim]."""
+
+    file: str  # the ONNX file, beside draft_config.json
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    ids: str
+    logits: str
+    kv: tuple[tuple[str, str], ...]  # (past input, new output) of the keys and of the values, layer by layer
+
+
+def read_config(folder: Path) -> GenaiConfig | ExportedConfig:
+    """The configuration of the draft in `folder`.
+
+    FileNotFoundError: there is none, or the graph that it names is missing. ValueError: it is malformed.
+    """
+    if (folder / EXPORTED_CONFIG).is_file():
+        config: GenaiConfig | ExportedConfig = _read_exported(folder / EXPORTED_CONFIG)
+    elif (folder / GENAI_CONFIG).is_file():
+        config = _read_genai(folder / GENAI_CONFIG)
+    else:
+        raise FileNotFoundError(f"no draft model in {folder}: {GENAI_CONFIG} is missing, and so is {EXPORTED_CONFIG}")
+    if not (folder / config.file).is_file():
+        raise FileNotFoundError(f"no draft model in {folder}: {config.file} is missing")
+    return config
+
+
+def _read_exported(path: Path) -> ExportedConfig:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ExportedConfig)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not the configuration of an exported draft: {error}") from error
+
+
+def _read_genai(path: Path) -> GenaiConfig:
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        decoder = model["decoder"]
+        inputs, outputs = decoder["inputs"], decoder["outputs"]
+        patterns = [(inputs[f"past_{kind}_names"], outputs[f"present_{kind}_names"]) for kind in ("key", "value")]
+        layers = range(decoder["num_hidden_layers"])
+        eos = model.get("eos_token_id", [])
+        return GenaiConfig(
+            file=decoder["filename"],
+            vocab_size=model["vocab_size"],
+            max_context=model["context_length"],
+            num_kv_heads=decoder["num_key_value_heads"],
+            head_size=decoder["head_size"],
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            ids=inputs["input_ids"],
+            mask=inputs["attention_mask"],
+            logits=outputs["logits"],
+            kv=tuple((past % layer, present % layer) for layer in layers for past, present in patterns),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a decoder with a KV cache: {error!r}") from error

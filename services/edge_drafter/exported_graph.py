@@ -1,0 +1,67 @@
+"""The form of `python -m model_zoo export` for any architecture: the graph takes the past and gives the new alone.
+
+A layer's keys, and its values, lie tokens first in one buffer. The past is bound as the buffer's beginning, the new as
+the place directly behind it, so the graph itself puts keys and values where the next run finds them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+
+from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
+from services.edge_drafter.graph import numpy_type, tensors_by_name
+
+
+class ExportedGraph:
+    """A graph with inputs for ids and pasts, and outputs for the last token's logits and new keys and values."""
+
+    def __init__(self, session: ort.InferenceSession, config: ExportedConfig) -> None:
+        past, new = zip(*config.kv, strict=True)
+        self.tensors = tensors_by_name(session, (config.ids, *past), (config.logits, *new), EXPORTED_CONFIG)
+        self.session = session
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.max_context = config.max_context
+        self.logits_type = numpy_type(self.tensors[config.logits])
+
+    def new_memory(self, capacity: int) -> ExportedMemory:
+        return ExportedMemory(self, capacity)
+
+
+class ExportedMemory:
+    """A buffer [capacity, kv_heads, head_dim] for the keys of each layer, one for its values."""
+
+    def __init__(self, graph: ExportedGraph, capacity: int) -> None:
+        self._graph = graph
+        self._binding = graph.session.io_binding()
+        self._buffers = [_Buffer(graph, past, new, capacity) for past, new in graph.config.kv]
+
+    def run(self, ids: np.ndarray, start: int) -> np.ndarray:
+        graph, binding = self._graph, self._binding
+        logits = ort.OrtValue.ortvalue_from_shape_and_type([1, graph.vocab_size], graph.logits_type)
+        binding.bind_cpu_input(graph.config.ids, ids)
+        binding.bind_ortvalue_output(graph.config.logits, logits)
+        for buffer in self._buffers:
+            buffer.bind(binding, start, ids.shape[1])
+        graph.session.run_with_iobinding(binding)
+        after_last: np.ndarray = logits.numpy()[0]
+        return after_last
+
+
+class _Buffer:
+    """The memory behind one past input and the new output that belongs to it."""
+
+    def __init__(self, graph: ExportedGraph, past: str, new: str, capacity: int) -> None:
+        tensor = graph.tensors[past]
+        self._past, self._new = past, new
+        self._row_shape = tuple(tensor.shape[1:])  # (kv_heads, head_dim)
+        self._memory = np.zeros((capacity, *self._row_shape), numpy_type(tensor))
+        self._address = self._memory.ctypes.data
+        self._row_bytes = self._memory.strides[0]
+
+    def bind(self, binding: ort.IOBinding, start: int, num_new: int) -> None:
+        kind = self._memory.dtype.type
+        binding.bind_input(self._past, "cpu", 0, kind, (start, *self._row_shape), self._address)
+        behind = self._address + start * self._row_bytes
+        binding.bind_output(self._new, "cpu", 0, kind, (num_new, *self._row_shape), behind)

@@ -19,7 +19,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -30,12 +30,13 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import cell
+from benchmarks.cell_plan import DRAFTER, VERIFIER, CellPlan
 from benchmarks.liar import Liar
+from benchmarks.paired import compare, median_of_ratios
+from benchmarks.prompts import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
-from services.local import nats_server
-from services.local.supervisor import Program, Supervisor
-from services.local.system import Plan, service_programs
 from shared import nats_bus, subjects
 from shared.bus import Absent
 from shared.config import ServiceSettings
@@ -46,11 +47,9 @@ from tests.e2e.harness import Client
 
 ALONE, CONTROL, LYING, SILENT = "no drafter", "no drafter, again", "lying drafter", "silent drafter"
 CONDITIONS = (ALONE, CONTROL, LYING, SILENT)
-PROMPTS = Path(__file__).parents[1] / "tests" / "data" / "prompts.jsonl"
 PAIR = "smollm2-135m"
 START_S = 180.0
 EXTRA_TOKENS = 4000  # more than it gets to: it runs as long as the others
-NUM_RESAMPLES = 4000
 LIMIT = 0.05
 
 console = Console(stderr=True)
@@ -102,30 +101,25 @@ class Fleet:
 @asynccontextmanager
 async def running(models: Path, draft: str, run_dir: Path) -> AsyncIterator[Fleet]:
     """A nats-server, a verifier and an honest drafter, each a process; a client and a liar here."""
-    supervisor = Supervisor(run_dir / "logs", console.print)
-    port = nats_server.free_port()
-    url = f"nats://127.0.0.1:{port}"
-    argv = (str(nats_server.find_binary()), "-c", str(nats_server.write_config(run_dir, port)))
-    names = ("verifier-0", "drafter-0")
-    programs = {program.name: program for program in service_programs(Plan(models, (draft,)), url)}
     lease = {"DSD_LEASE_S": "3600"}  # the client sends no heartbeats
-    try:
-        await supervisor.wait_ready(supervisor.start(Program("nats", argv, ready_line="Server is ready")), START_S)
-        for program in (programs[name] for name in names):
-            supervisor.start(replace(program, env=program.env | lease))
+    plan = CellPlan(models, draft, names=(VERIFIER, DRAFTER), is_pinned=False, env=lease)
+    async with cell.running(plan, run_dir, console.print) as services:
         bus = await nats_bus.connect(
-            ServiceSettings(nats_url=url), subjects.new_instance_id("bench"), BusMetrics(CollectorRegistry())
+            ServiceSettings(nats_url=services.nats_url),
+            subjects.new_instance_id("bench"),
+            BusMetrics(CollectorRegistry()),
         )
         client = Client(bus)
         await client.start()
         liar = Liar(bus, seed=1)
         lying = asyncio.create_task(liar.run(), name="lie")
-        yield Fleet(client, *await _ids_of(bus, names), liar.instance_id)
-        lying.cancel()
-        await asyncio.wait({lying})
-        await bus.close()
-    finally:
-        await supervisor.stop()
+        try:
+            verifier_id, honest_id = await _ids_of(bus, (VERIFIER, DRAFTER))
+            yield Fleet(client, verifier_id, honest_id, liar.instance_id)
+        finally:
+            lying.cancel()
+            await asyncio.wait({lying})
+            await bus.close()
 
 
 async def _ids_of(bus: nats_bus.NatsBus, names: tuple[str, ...]) -> list[str]:
@@ -197,14 +191,8 @@ def findings(samples: list[Sample], seed: int) -> list[Finding]:
 
 def _finding(samples: list[Sample], condition: str, seed: int) -> Finding:
     speeds = _speeds(samples, condition)
-    ratios = speeds / _speeds(samples, ALONE)  # [rounds, sessions]
-    generator = np.random.default_rng(seed)
-    num_rounds, num_sessions = ratios.shape
-    rounds = generator.integers(num_rounds, size=(NUM_RESAMPLES, num_rounds, 1))
-    sessions = generator.integers(num_sessions, size=(NUM_RESAMPLES, num_rounds, num_sessions))
-    medians = np.median(ratios[rounds, sessions], axis=(1, 2))
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Finding(condition, float(np.median(speeds)), float(np.median(ratios)), float(low), float(high))
+    ratio = compare(speeds, _speeds(samples, ALONE), median_of_ratios, seed=seed)
+    return Finding(condition, float(np.median(speeds)), ratio.value, ratio.low, ratio.high)
 
 
 def _speeds(samples: list[Sample], condition: str) -> np.ndarray:
@@ -233,10 +221,8 @@ def table(found: list[Finding], title: str) -> Table:
 
 def _read_prompts(models: Path, number: int) -> list[list[int]]:
     tokenizer = load_tokenizer(models / "target")
-    lines = PROMPTS.read_text(encoding="utf-8").splitlines()[:number]
-    return [
-        list(tokenizer.encode_chat([ChatMessage(role="user", content=json.loads(line)["prompt"])])) for line in lines
-    ]
+    prompts = read_prompts()[:number]
+    return [list(tokenizer.encode_chat([ChatMessage(role="user", content=prompt)])) for prompt in prompts]
 
 
 async def _run(

@@ -1,0 +1,119 @@
+"""Measures DSD on this machine with the default pair: make bench, make bench-quick, python -m benchmarks.bench --help.
+
+Invariant: a finished cell stands in a file of its own and is not measured again, unless its figures are void; the
+report is made of what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from benchmarks.bench_cell import CellResult, Effort, read_result, run_cell, write_result
+from benchmarks.bench_findings import find
+from benchmarks.bench_plan import CellSpec, full_plan, quick_plan
+from benchmarks.bench_report import markdown, plot_speeds
+from benchmarks.cell_plan import Standin
+from benchmarks.origin import Origin
+from benchmarks.prompts import OWN, read_prompts
+from benchmarks.standin_settings import Kind
+from services.local.pair import DEFAULT_NAME
+from shared.home import home
+
+FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+OVERHEAD_S = 45.0  # of a cell: starting, warming up, stopping
+
+console = Console(stderr=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def matches(result: CellResult, spec: CellSpec, effort: Effort) -> bool:
+    """Whether a finished cell is the one asked for, and its figures count."""
+    measured = (result.modes, result.max_tokens, result.standin)
+    return not result.complaints and measured == (
+        [mode.name for mode in spec.modes],
+        effort.max_tokens,
+        effort.kind_of_models,
+    )
+
+
+def unfinished(plan: Sequence[CellSpec], folder: Path, effort: Effort) -> list[CellSpec]:
+    """The cells of the plan without a result, or with one of other settings."""
+
+    def is_finished(spec: CellSpec) -> bool:
+        path = folder / f"{spec.name}.json"
+        return path.is_file() and matches(read_result(path), spec, effort)
+
+    return [spec for spec in plan if not is_finished(spec)]
+
+
+async def run_all(specs: Sequence[CellSpec], effort: Effort, folder: Path, budget_s: float) -> None:
+    """Measures cells in order; what one doesn't use of its share of the time is there for the others."""
+    ends_at = time.monotonic() + budget_s
+    for number, spec in enumerate(specs):
+        left = specs[number:]
+        share = spec.weight / sum(each.weight for each in left)
+        seconds = max(0.0, share * (ends_at - time.monotonic() - OVERHEAD_S * len(left)))
+        console.print(f"{spec}: {seconds:.0f} s of rounds, {len(left) - 1} cells behind it", highlight=False)
+        origin = Origin.here("benchmarks.bench")
+        result = await run_cell(spec, replace(effort, seconds=seconds), origin, console.print)
+        for complaint in result.complaints[:5]:
+            console.print(f"void: {complaint}", style="red", highlight=False)
+        write_result(folder / f"{spec.name}.json", result)
+
+
+def report(plan: Sequence[CellSpec], folder: Path) -> Path:
+    """Writes report.md, findings.json and plots of the cells that are there; the report's place."""
+    paths = [folder / f"{spec.name}.json" for spec in plan]
+    results = [read_result(path) for path in paths if path.is_file()]
+    findings = [find(result) for result in results]
+    plots = plot_speeds(findings, folder)
+    origin = results[0].origin if results else Origin.here("benchmarks.bench")
+    (folder / "findings.json").write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=1))
+    (folder / "report.md").write_text(markdown(findings, origin, plots), encoding="utf-8")
+    return folder / "report.md"
+
+
+@app.command()
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Two cells instead of all.")] = False,
+    budget_min: Annotated[float | None, typer.Option(min=1, help="Minutes in all.", show_default="80 or 4.5")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where results go.", show_default="docs/benchmarks")] = None,
+    prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = OWN,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 64,
+    only: Annotated[list[str] | None, typer.Option(help="Only cells named like int8-rtt30.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of modes.")] = 1,
+    standin_kind: Annotated[str | None, typer.Option(help="paced or replayed: stand-ins for both models.")] = None,
+    standin_profile: Annotated[Path | None, typer.Option(help="Profile of the stand-ins.")] = None,
+    standin_recording: Annotated[Path | None, typer.Option(help="Recording to replay.")] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
+) -> None:
+    """Compares ways of serving, cell by cell; finished cells are kept."""
+    plan = quick_plan() if quick else full_plan()
+    plan = [spec for spec in plan if not only or any(part in spec.name for part in only)]
+    standin = None
+    if standin_kind is not None:
+        if standin_profile is None or standin_kind not in ("paced", "replayed"):
+            raise typer.BadParameter("--standin-kind is paced or replayed, and needs --standin-profile")
+        kind: Kind = "paced" if standin_kind == "paced" else "replayed"
+        standin = Standin(kind, standin_profile, standin_recording)
+    place = folder or FOLDER / ("stand-in" if standin else "quick" if quick else "")
+    place.mkdir(parents=True, exist_ok=True)
+    models = home() / "models" / DEFAULT_NAME
+    effort = Effort(models, read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin)
+    todo = [] if report_only else unfinished(plan, place, effort)
+    console.print(f"{len(todo)} of {len(plan)} cells to measure", highlight=False)
+    asyncio.run(run_all(todo, effort, place, 60 * (budget_min or (4.5 if quick else 80))))
+    console.print(f"see {report(plan, place)}", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

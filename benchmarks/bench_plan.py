@@ -1,0 +1,75 @@
+"""Which cells `make bench` measures, and the ways of serving that are compared in each (docs/benchmarks.md).
+
+Invariant: every cell has target-only among its modes, through the same processes: what all ratios are to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from awc.policy import WindowChoice
+
+STOP_AND_WAIT = (1, 2, 4, 6, 8, 12)
+RTTS_MS = (0, 10, 30, 60, 100, 200)
+SHARED_RTTS_MS = (0, 30, 100)  # of the cells with several sessions
+NUM_SHARED = 8
+SLIDING = WindowChoice(16, 2, free_run=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A way of serving: what a request asks for, and what the controller decides (None: the adaptive policy)."""
+
+    name: str
+    speculation: Literal["off", "adaptive"] = "adaptive"
+    choice: WindowChoice | None = None
+
+
+def stop_and_wait(window: int) -> Mode:
+    """The paper's scheme: a whole window, then wait for its verdict."""
+    return Mode(f"stop-and-wait {window}", choice=WindowChoice(window, window, free_run=False))
+
+
+TARGET_ONLY = Mode("target-only", "off", SLIDING)
+SLIDING_WAITING = Mode("sliding", choice=WindowChoice(SLIDING.window, SLIDING.chunk, free_run=False))
+SLIDING_FREE = Mode("sliding, free running", choice=SLIDING)
+ADAPTIVE = Mode("adaptive")
+ALL_MODES = (TARGET_ONLY, *map(stop_and_wait, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
+FEW_MODES = (TARGET_ONLY, stop_and_wait(4), SLIDING_FREE, ADAPTIVE)
+MODES = {mode.name: mode for mode in ALL_MODES}
+
+
+@dataclass(frozen=True, slots=True)
+class CellSpec:
+    """One running system, and what is compared in it."""
+
+    draft: str
+    rtt_ms: int
+    num_sessions: int
+    modes: tuple[Mode, ...]
+    weight: float = 1.0  # its share of the time
+
+    @property
+    def name(self) -> str:
+        return f"{self.draft}-rtt{self.rtt_ms}-{self.num_sessions}"
+
+    def __str__(self) -> str:
+        return f"{self.draft} draft, RTT {self.rtt_ms} ms, {self.num_sessions} at once"
+
+
+def full_plan() -> list[CellSpec]:
+    """One session at every RTT with all modes, several at some with few; those that matter most first."""
+    alone = [CellSpec(draft, rtt_ms, 1, ALL_MODES) for rtt_ms in RTTS_MS for draft in ("int8", "int4")]
+    shared = [
+        CellSpec(draft, rtt_ms, NUM_SHARED, FEW_MODES, weight=0.6)
+        for rtt_ms in SHARED_RTTS_MS
+        for draft in ("int8", "int4")
+    ]
+    return sorted([*alone, *shared], key=lambda spec: spec.rtt_ms != 30)
+
+
+def quick_plan() -> list[CellSpec]:
+    """Two cells, enough to see whether something broke."""
+    modes = (TARGET_ONLY, stop_and_wait(4), stop_and_wait(8), SLIDING_FREE, ADAPTIVE)
+    return [CellSpec("int8", 30, 1, modes), CellSpec("int8", 30, NUM_SHARED, FEW_MODES)]

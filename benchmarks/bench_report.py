@@ -1,0 +1,130 @@
+"""Findings as Markdown tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+from benchmarks.bench_findings import CellFinding, ModeFinding
+from benchmarks.bench_plan import ADAPTIVE, SLIDING_FREE, TARGET_ONLY
+from benchmarks.origin import Origin
+from benchmarks.paired import Ratio
+
+mpl.use("agg")  # files, no window
+
+from matplotlib import pyplot
+
+NEVER_SLOWER, SLIDING_GAIN, SLIDING_LOW, TTFT_LIMIT = 0.97, 1.2, 1.1, 1.1
+
+
+def markdown(findings: Sequence[CellFinding], origin: Origin, plots: Sequence[str]) -> str:
+    """The whole report."""
+    parts = ["# Benchmark run", _about(origin), "## What must hold", *_musts(findings)]
+    parts += [f"![{plot.removesuffix('.png')}]({plot})" for plot in plots]
+    for finding in sorted(findings, key=lambda each: (each.num_sessions, each.draft, each.rtt_ms)):
+        parts += [f"## {_title(finding)}", *_void(finding), _table(finding)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(origin: Origin) -> str:
+    return (
+        f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Ratios are geometric means over "
+        "answers to the same prompts in one run, with 95 % bootstrap intervals over rounds; above 1 is faster than "
+        "target-only. The default pair is a model and its own quantised copies: it proves nothing about a small draft "
+        "for a large target."
+    )
+
+
+def _title(finding: CellFinding) -> str:
+    sessions = "one session" if finding.num_sessions == 1 else f"{finding.num_sessions} sessions at once"
+    return f"{_models(finding)}, RTT {finding.rtt_ms} ms, {sessions}"
+
+
+def _models(finding: CellFinding) -> str:
+    return f"{finding.draft} draft" + (f" ({finding.standin})" if finding.standin else "")
+
+
+def _void(finding: CellFinding) -> list[str]:
+    if not finding.complaints:
+        return []
+    shown = "; ".join(finding.complaints[:5])
+    return [f"**Void**: {shown}" + ("; …" if len(finding.complaints) > 5 else "")]
+
+
+def _table(finding: CellFinding) -> str:
+    rows = [
+        "| mode | TPOT ms | speed to target-only | TTFT ms | TTFT to target-only | tokens/s in all | acceptance |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*rows, *(_row(mode) for mode in finding.modes), "", f"{finding.num_rounds} rounds."])
+
+
+def _row(mode: ModeFinding) -> str:
+    acceptance = "" if mode.acceptance is None else f"{mode.acceptance:.3f}"
+    is_base = mode.mode == TARGET_ONLY.name
+    speed, ttft = ("", "") if is_base else (str(mode.speed), str(mode.ttft))
+    cells = (mode.mode, f"{mode.tpot_ms:.1f}", speed, f"{mode.ttft_ms:.0f}", ttft, f"{mode.tokens_per_s:.1f}")
+    return f"| {' | '.join((*cells, acceptance))} |"
+
+
+def _musts(findings: Sequence[CellFinding]) -> list[str]:
+    """The requirements that these cells can decide."""
+    rows = ["| what | where | ratio | holds |", "| --- | --- | --- | --- |"]
+    for finding in findings:
+        if finding.complaints:
+            continue
+        where = _title(finding)
+        for name in (ADAPTIVE.name, SLIDING_FREE.name):
+            mode = finding.of(name)
+            if mode is not None and (name == ADAPTIVE.name or finding.num_sessions == 1):
+                rows.append(
+                    _must(f"{name}: never slower than target-only", where, mode.speed, mode.speed.high >= NEVER_SLOWER)
+                )
+                rows.append(_must(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, mode.ttft, mode.ttft.value <= TTFT_LIMIT))
+        gain = finding.against_best
+        if gain is not None and finding.num_sessions == 1 and finding.rtt_ms == 30:
+            holds = gain.value >= SLIDING_GAIN and gain.low >= SLIDING_LOW
+            rows.append(_must(f"sliding against {finding.best_stop_and_wait}", where, gain, holds))
+    return ["\n".join(rows)]
+
+
+def _must(what: str, where: str, ratio: Ratio, holds: bool) -> str:
+    return f"| {what} | {where} | {ratio} | {'yes' if holds else '**no**'} |"
+
+
+def plot_speeds(findings: Sequence[CellFinding], folder: Path) -> list[str]:
+    """One picture for each draft and number of sessions measured at several RTTs; their names."""
+    names = []
+    for draft, num_sessions in sorted({(each.draft, each.num_sessions) for each in findings}):
+        mine = [each for each in findings if (each.draft, each.num_sessions) == (draft, num_sessions)]
+        if len(mine) > 1 and all(each.modes for each in mine):
+            name = f"speed-{draft}-{num_sessions}.png"
+            _plot(
+                sorted(mine, key=lambda each: each.rtt_ms), f"{_models(mine[0])}, {num_sessions} at once", folder / name
+            )
+            names.append(name)
+    return names
+
+
+def _plot(findings: Sequence[CellFinding], title: str, path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for mode in findings[0].modes:
+        found = [(each.rtt_ms, here.speed) for each in findings if (here := each.of(mode.mode)) is not None]
+        rtts, speeds = [rtt_ms for rtt_ms, _ in found], [speed for _, speed in found]
+        is_ours = mode.mode in (SLIDING_FREE.name, ADAPTIVE.name)
+        (line,) = axes.plot(
+            rtts, [speed.value for speed in speeds], marker="o", label=mode.mode, linewidth=2.5 if is_ours else 1
+        )
+        if is_ours:
+            axes.fill_between(
+                rtts, [s.low for s in speeds], [s.high for s in speeds], color=line.get_color(), alpha=0.2
+            )
+    axes.set_xlabel("RTT between drafter and verifier, ms")
+    axes.set_ylabel("speed, target-only = 1")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

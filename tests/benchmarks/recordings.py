@@ -1,0 +1,39 @@
+"""A recording of made-up texts, and a profile so quick that replaying it takes no time worth noting."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+from benchmarks.pace import HardwareProfile, PassTimes, StepTimes
+from shared.recording import Header, Recorded, Recording
+
+VOCABULARY = 200
+NUM_TOKENS = 48
+QUICK = HardwareProfile("quick", "made up", PassTimes(base_ms=2.0), StepTimes(step_ms=0.3, prefill_ms=0.01))
+
+
+def recording(acceptance: float, num_prompts: int = 3, seed: int = 1) -> Recording:
+    """Prompts of different lengths, the second the beginning of the third."""
+    generator = random.Random(seed)
+    lengths = [20 + 5 * number for number in range(num_prompts)]
+    prompts = [tuple(generator.randrange(1, VOCABULARY) for _ in range(length)) for length in lengths]
+    if num_prompts > 2:
+        prompts[2] = (*prompts[1], *prompts[2][len(prompts[1]) :])
+    header = Header(target="t", draft="d", vocab_size=VOCABULARY, max_context=512, origin="made up")
+    return Recording(header, tuple(_recorded(prompt, acceptance, generator) for prompt in prompts))
+
+
+def _recorded(prompt: tuple[int, ...], acceptance: float, generator: random.Random) -> Recorded:
+    positions = range(NUM_TOKENS)
+    return Recorded(
+        prompt,
+        tuple(generator.randrange(1, VOCABULARY) for _ in positions),
+        tuple(generator.random() < acceptance for _ in positions),
+        tuple(generator.uniform(0.05, 1) for _ in positions),
+    )
+
+
+def profile_json(profile: HardwareProfile) -> bytes:
+    return msgspec.json.encode(profile)

@@ -1,0 +1,220 @@
+"""The runner of `make bench`: what is measured, what it comes to, what is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from awc.policy import WindowChoice
+from benchmarks.asking import connected
+from benchmarks.bench import report, unfinished
+from benchmarks.bench_cell import (
+    MIN_ROUNDS,
+    CellBench,
+    CellResult,
+    Effort,
+    Round,
+    complaints_about,
+    read_result,
+    write_result,
+)
+from benchmarks.bench_findings import find
+from benchmarks.bench_plan import (
+    ADAPTIVE,
+    ALL_MODES,
+    FEW_MODES,
+    NUM_SHARED,
+    RTTS_MS,
+    SLIDING_FREE,
+    TARGET_ONLY,
+    CellSpec,
+    Mode,
+    full_plan,
+    quick_plan,
+    stop_and_wait,
+)
+from benchmarks.bench_report import markdown
+from benchmarks.cell import Usage
+from benchmarks.cell_plan import Standin
+from benchmarks.conductor import Conductor
+from benchmarks.latency import Sample
+from benchmarks.origin import Origin
+from tests.benchmarks.fake_gateway import serving
+from tests.benchmarks.recordings import QUICK, profile_json
+
+ORIGIN = Origin("python -m benchmarks.bench", "a machine", "a date", "3")
+MAX_TOKENS = 11
+
+
+def sample(tpot_ms: float, ttft_ms: float = 50.0, **changes: object) -> Sample:
+    made = Sample(0, 0.0, 0.0, ttft_ms / 1e3, ttft_ms / 1e3 + tpot_ms * (MAX_TOKENS - 1) / 1e3, num_tokens=MAX_TOKENS)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def result(tpot_ms: dict[Mode, float], num_sessions: int = 1, rtt_ms: int = 30, num_rounds: int = 6) -> CellResult:
+    """Rounds of prompts that are harder and harder, each mode as much slower as it is."""
+    rounds = [
+        Round({mode.name: [sample(ms * math.exp(number / 3))] * num_sessions for mode, ms in tpot_ms.items()})
+        for number in range(num_rounds)
+    ]
+    modes = [mode.name for mode in tpot_ms]
+    return CellResult("int8", rtt_ms, num_sessions, modes, MAX_TOKENS, rounds, {"gateway": Usage(90, 1)}, [], ORIGIN)
+
+
+FAST = {TARGET_ONLY: 40.0, stop_and_wait(1): 35.0, stop_and_wait(4): 20.0, SLIDING_FREE: 16.0, ADAPTIVE: 50.0}
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_plan_has_every_cell_once_and_target_only_in_each() -> None:
+    plan = full_plan()
+    assert len({spec.name for spec in plan}) == len(plan) == 2 * len(RTTS_MS) + 6
+    assert all(spec.modes[0] == TARGET_ONLY for spec in (*plan, *quick_plan()))
+    assert {spec.modes for spec in plan if spec.num_sessions == 1} == {ALL_MODES}
+    assert {spec.rtt_ms for spec in plan if spec.num_sessions == NUM_SHARED} == {0, 30, 100}
+
+
+def test_stop_and_wait_sends_whole_windows_and_never_runs_free() -> None:
+    modes = [mode for mode in ALL_MODES if mode.name.startswith("stop-and-wait")]
+    assert [mode.choice for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_of_the_same_prompts_and_above_one_is_faster() -> None:
+    finding = find(result(FAST))
+    speeds = {mode.mode: mode.speed.value for mode in finding.modes}
+    assert speeds[TARGET_ONLY.name] == 1
+    assert speeds[SLIDING_FREE.name] == pytest.approx(40 / 16)
+    assert speeds[ADAPTIVE.name] == pytest.approx(40 / 50)
+    assert finding.best_stop_and_wait == "stop-and-wait 4"
+    assert finding.against_best is not None
+    assert finding.against_best.value == pytest.approx(20 / 16)
+    sliding = finding.of(SLIDING_FREE.name)
+    assert sliding is not None
+    assert sliding.speed.low == pytest.approx(sliding.speed.high), "how hard prompts are must not matter"
+
+
+def test_throughput_is_that_of_all_sessions_together() -> None:
+    finding = find(result({TARGET_ONLY: 95.0}, num_sessions=4, num_rounds=1))
+    assert finding.modes[0].tokens_per_s == pytest.approx(4 * MAX_TOKENS / 1.0)
+
+
+def test_a_cell_in_which_requests_failed_has_no_figures() -> None:
+    failed = result(FAST)
+    failed.rounds[0].samples[ADAPTIVE.name][0] = sample(10.0, status="503", num_tokens=0)
+    assert find(failed).modes == []
+    assert complaints_about(failed.rounds)[0] == "round 0, adaptive: 503"
+
+
+def test_answers_whose_length_depends_on_the_mode_are_a_complaint() -> None:
+    uneven = result(FAST)
+    assert complaints_about(uneven.rounds) == []
+    uneven.rounds[1].samples[ADAPTIVE.name][0] = sample(10.0, num_tokens=MAX_TOKENS + 1)
+    assert "differ in length" in complaints_about(uneven.rounds)[0]
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_cell_is_kept_and_not_measured_again(tmp_path: Path) -> None:
+    spec = CellSpec("int8", 30, 1, tuple(FAST))
+    effort = Effort(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
+    assert unfinished([spec], tmp_path, effort) == [spec]
+    write_result(tmp_path / f"{spec.name}.json", result(FAST))
+    assert read_result(tmp_path / f"{spec.name}.json") == result(FAST)
+    assert unfinished([spec], tmp_path, effort) == []
+    assert unfinished([replace(spec, modes=FEW_MODES)], tmp_path, effort) != []
+    assert unfinished([spec], tmp_path, replace(effort, max_tokens=MAX_TOKENS + 1)) == [spec]
+    (tmp_path / "profile.json").write_bytes(profile_json(QUICK))
+    standin = Standin("paced", tmp_path / "profile.json")
+    assert unfinished([spec], tmp_path, replace(effort, standin=standin)) == [spec]
+    write_result(tmp_path / f"{spec.name}.json", replace(result(FAST), complaints=["pass failed"]))
+    assert unfinished([spec], tmp_path, effort) == [spec], "void figures are measured again"
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "int8-rtt30-1.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"int8-rtt30-1\.json is no result"):
+        read_result(tmp_path / "int8-rtt30-1.json")
+
+
+def test_the_report_says_what_holds_and_what_does_not() -> None:
+    text = markdown([find(result(FAST))], ORIGIN, ["speed.png"])
+    assert "| adaptive: never slower than target-only | int8 draft, RTT 30 ms, one session | 0.800" in text
+    assert text.count("**no**") == 1
+    assert (
+        "| sliding against stop-and-wait 4 | int8 draft, RTT 30 ms, one session | 1.250 (1.250 … 1.250) | yes |" in text
+    )
+    assert "![speed](speed.png)" in text
+    assert ORIGIN.command in text
+    assert ORIGIN.machine in text
+
+
+def test_a_report_on_stand_ins_says_so_wherever_it_names_them() -> None:
+    text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], ORIGIN, [])
+    assert text.count("int8 draft (stand-in: paced quick), RTT 30 ms") == text.count("int8 draft") > 1
+
+
+def test_void_cells_are_told_as_such_and_decide_nothing() -> None:
+    void = replace(result(FAST), complaints=["verifier-0: pass failed"])
+    text = markdown([find(void)], ORIGIN, [])
+    assert "**Void**: verifier-0: pass failed" in text
+    assert "never slower" not in text
+
+
+def test_report_and_plots_are_written_of_the_cells_that_are_there(tmp_path: Path) -> None:
+    plan = [CellSpec("int8", rtt_ms, 1, tuple(FAST)) for rtt_ms in (0, 30, 100)]
+    for spec in plan[:2]:
+        write_result(tmp_path / f"{spec.name}.json", result(FAST, rtt_ms=spec.rtt_ms))
+    path = report(plan, tmp_path)
+    assert "RTT 0 ms" in path.read_text()
+    assert "RTT 100 ms" not in path.read_text()
+    assert (tmp_path / "speed-int8-1.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "findings.json").is_file()
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+class FakeConductor:
+    """Notes what was chosen."""
+
+    def __init__(self) -> None:
+        self.chosen: list[WindowChoice | None] = []
+
+    async def choose(self, choice: WindowChoice | None) -> None:
+        self.chosen.append(choice)
+
+
+async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> None:
+    conductor, prompts = FakeConductor(), [f"prompt {number}" for number in range(10)]
+    effort = Effort(Path("m"), prompts, MAX_TOKENS, seconds=0.0, seed=1)
+    spec = CellSpec("int8", 0, 2, FEW_MODES)
+    notices: list[str] = []
+    async with serving() as fake, connected(fake.url) as gateway:
+        gateways = dict.fromkeys((mode.name for mode in FEW_MODES), gateway)
+        bench = CellBench(spec, effort, gateways, cast(Conductor, conductor), "fake")
+        rounds = await bench.rounds(notices.append)
+    assert len(rounds) == len(notices) == MIN_ROUNDS
+    per_round = len(FEW_MODES) * spec.num_sessions
+    for number, each in enumerate(rounds):
+        bodies = fake.bodies[number * per_round : (number + 1) * per_round]
+        assert {body["messages"][0]["content"] for body in bodies} == set(prompts[2 * number + 2 : 2 * number + 4])
+        assert sum(body["dsd"]["speculation"] == "off" for body in bodies) == spec.num_sessions
+        assert set(each.samples) == {mode.name for mode in FEW_MODES}
+        asked = {mode: {prompts[sample.prompt_number] for sample in samples} for mode, samples in each.samples.items()}
+        assert len(set(map(frozenset, asked.values()))) == 1
+    orders = [tuple(conductor.chosen[i : i + len(FEW_MODES)]) for i in range(0, len(conductor.chosen), len(FEW_MODES))]
+    assert len(set(orders)) > 1
+    by_text: Callable[[WindowChoice | None], str] = repr
+    assert {tuple(sorted(order, key=by_text)) for order in orders} == {
+        tuple(sorted((mode.choice for mode in FEW_MODES), key=by_text))
+    }

@@ -1,0 +1,100 @@
+"""A conductor changes what drafters do from one answer to the next, and lets the adaptive policy decide when told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+from prometheus_client import CollectorRegistry
+
+from awc.policy import DEFAULT_CHOICE, WindowChoice
+from benchmarks.conductor import ADAPTIVE, Conductor
+from services.cloud_verifier.model import TargetModel
+from services.edge_drafter.model import DraftModel
+from shared import subjects
+from shared.messages import PairReport, Report, Tally, WindowDecision
+from tests.e2e.harness import Cell
+from tests.e2e.harness import running as serving
+from tests.fakes import FakeDraft, FakeTarget
+from tests.peers import Peer
+from tests.plugins.networks import Network
+
+NUM_TOKENS = 40
+STOP_AND_WAIT = [WindowChoice(window, window, free_run=False) for window in (1, 4, 1, 3)]
+
+
+@asynccontextmanager
+async def conducting(network: Network) -> AsyncIterator[Conductor]:
+    conductor = Conductor(await network.join(CollectorRegistry()))
+    work = asyncio.create_task(conductor.run())
+    try:
+        yield conductor
+        assert not work.done()
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+
+
+async def tally_of_answer(cell: Cell) -> Tally:
+    answer = await cell.client.generate(
+        (1, 2, 3),
+        verifier_id=cell.verifier_id(),
+        drafter_id=cell.drafter_id(),
+        max_tokens=NUM_TOKENS,
+        free_run=False,
+    )
+    return answer.tally
+
+
+async def test_each_answer_has_the_window_that_was_chosen_before_it(network: Network) -> None:
+    buses = [await network.join(CollectorRegistry()) for _ in range(3)]
+    target, draft = cast(TargetModel, FakeTarget(pass_s=0.001)), cast(DraftModel, FakeDraft())
+    async with serving(buses.pop, [target], [draft]) as cell, conducting(network) as conductor:
+        await cell.verifiers[0].loop.warm_up()
+        for choice in STOP_AND_WAIT:
+            await conductor.choose(choice)
+            tally = await tally_of_answer(cell)
+            assert tally.num_passes == -(-NUM_TOKENS // (choice.window + 1)), choice
+
+
+async def test_without_a_choice_the_adaptive_policy_decides_from_what_it_has_seen_of_its_own(
+    network: Network,
+) -> None:
+    bus = await network.join(CollectorRegistry())
+    drafter = Peer(bus, "drafter", "d")
+    verifier = Peer(await network.join(CollectorRegistry()), "verifier", "v")
+    await drafter.listen()
+    async with conducting(network) as conductor:
+        choosing = asyncio.create_task(conductor.choose(WindowChoice(3, 3, free_run=False)))
+        while not choosing.done():
+            await drafter.beat()
+            await verifier.beat()
+            await asyncio.wait({choosing}, timeout=0.05)
+        forced = await drafter.find(WindowDecision, lambda decision: decision.window == 3)
+        assert (forced.chunk, forced.free_run, forced.policy) == (3, False, "static")
+        assert forced.verifier_id == verifier.instance_id
+        for number in range(40):
+            await bus.publish(*report(drafter, verifier, number))
+        await conductor.choose(WindowChoice(2, 2, free_run=False))  # it has heard the reports by then
+        await conductor.choose(None)
+        first = await drafter.find(WindowDecision, lambda decision: decision.policy == ADAPTIVE)
+        assert (first.window, first.chunk) == (DEFAULT_CHOICE.window, DEFAULT_CHOICE.chunk)
+        for number in range(40, 80):
+            await bus.publish(*report(drafter, verifier, number))
+        later = await drafter.find(WindowDecision, lambda decision: decision.window > DEFAULT_CHOICE.window)
+        assert later.policy == ADAPTIVE
+        await conductor.choose(WindowChoice(3, 3, free_run=False))
+        await conductor.choose(None)
+        newest = drafter.of(WindowDecision)[-1]
+        assert newest.policy == ADAPTIVE
+        assert newest.window >= later.window
+        numbers = [decision.sequence for decision in drafter.of(WindowDecision)]
+        assert numbers == sorted(set(numbers))
+
+
+def report(drafter: Peer, verifier: Peer, number: int) -> tuple[str, Report]:
+    """All guesses were right; and where a drafter says so."""
+    seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, 10.0, 1.0, 0.0, 20.0, 100)
+    return subjects.broadcast("report", drafter.instance_id), Report(drafter.instance_id, number, [seen])

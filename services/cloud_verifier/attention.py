@@ -1,9 +1,10 @@
-"""Attention of one pass: every session over its own cache alone, in blocks of one fixed shape.
+"""Attention of one pass: every session over its own cache alone, in blocks of tokens.
 
 Invariant: what a token gets depends on its session's cache and its position, not on the other sessions, not on how
-many tokens are fed with it, and not on the cache's capacity. It holds because each kernel call works on blocks of
-exactly BLOCK_TOKENS tokens x all query heads of a key head (short ones are filled up with dead queries), over a
-multiple of KV_STEP positions: a kernel never sees another shape that it could round differently.
+many tokens are fed with it, and not on the cache's capacity. It holds because a token is computed over as many cached
+positions as its own position asks for (a multiple of KV_STEP), whatever is fed with it, in blocks whose size changes no
+bit: of LEAST_ROWS to MOST_ROWS rows, where `find_blocks` has seen the kernel compute rows alike in all of these,
+else of always the same size. Short blocks are filled up with dead queries.
 
 `attend` is the function that transformers' attention interface calls in each layer; the pass travels to it in the
 model's forward keyword arguments.
@@ -11,7 +12,7 @@ model's forward keyword arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,10 +21,15 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from services.cloud_verifier.kv import KvCache, LayerShape, round_to_step
+from services.cloud_verifier.kv import KV_STEP, KvCache, KvLayout, LayerShape, round_to_step
 
 ATTENTION_NAME = "dsd"
-BLOCK_TOKENS = 4
+# Rows (query heads of a key head x tokens) of a block: fewer are computed by other kernels, more have not been tried.
+LEAST_ROWS, MOST_ROWS = 4, 192
+FIXED_BLOCK_TOKENS = 4
+PROBED_ROWS = (4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 30, 31, 32, 33, 45, 48, 63, 64, 65, 96, 128, 150)
+PROBED_LENGTHS = tuple(KV_STEP * n for n in (1, 2, 3, 5, 8, 9, 17))
+PROBED_HEADS = 4
 
 # Arguments that change nothing here: positions are in the pass already, and the rest is about what is returned.
 _HARMLESS = {"cache_position", "position_ids", "position_embeddings", "use_cache", "output_attentions", "training"}
@@ -88,7 +94,63 @@ def attend(
 AttentionInterface.register(ATTENTION_NAME, attend)
 
 
-@dataclass
+def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(queries keys^T scale + mask) values for each key head: [kv_heads, rows, head_dim].
+
+    queries: [kv_heads, rows, head_dim]; keys, values: [kv_heads, positions, head_dim]; mask: [1, rows, positions].
+
+    On the CPU two products and a softmax, scores rounded to the model's dtype as in transformers' `eager` attention:
+    with few rows that takes half the time of torch's fused kernel (docs/performance.md).
+    """
+    if queries.device.type != "cpu":
+        fused = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask[None], scale=scale)
+        return fused[0]
+    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, dim=-1), values)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many tokens a block has."""
+
+    min_tokens: int
+    max_tokens: int
+
+
+def find_blocks(layout: KvLayout) -> Blocks:
+    """Of a model: of several sizes where rows have the same bits in all of them, or on a GPU, else of one."""
+    groups = [layer.group for layer in layout.layers]
+    least = -(-LEAST_ROWS // min(groups))
+    blocks = Blocks(least, max(least, MOST_ROWS // max(groups)))
+    shapes = {(layer.group, layer.head_dim) for layer in layout.layers}
+    if layout.device.type != "cpu" or all(_rows_are_alike(layout, *shape, blocks) for shape in shapes):
+        return blocks
+    return Blocks(FIXED_BLOCK_TOKENS, FIXED_BLOCK_TOKENS)
+
+
+@torch.inference_mode()
+def _rows_are_alike(layout: KvLayout, group: int, head_dim: int, blocks: Blocks) -> bool:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(num_rows: int) -> Tensor:
+        return torch.randn(PROBED_HEADS, num_rows, head_dim, generator=generator).to(layout.dtype)
+
+    num_rows = blocks.max_tokens * group
+    for length in PROBED_LENGTHS:
+        queries, values = random(num_rows), random(length)
+        keys = random(length).transpose(1, 2).contiguous().transpose(1, 2)  # as a cache has them
+        mask = torch.zeros(1, num_rows, length, dtype=layout.dtype)
+        mask[..., length - KV_STEP // 2 :] = -torch.inf
+        together = masked_attention(queries, keys, values, mask, head_dim**-0.5)
+        for rows in PROBED_ROWS:
+            if blocks.min_tokens * group <= rows < num_rows:
+                alone = masked_attention(queries[:, :rows], keys, values, mask[:, :rows], head_dim**-0.5)
+                if not torch.equal(alone, together[:, :rows]):
+                    return False
+    return True
+
+
+@dataclass(frozen=True)
 class Segment:
     """One session's tokens in a pass: tokens offset .. offset + num_tokens - 1 of the pass, at positions from start."""
 
@@ -96,72 +158,103 @@ class Segment:
     start: int
     num_tokens: int
     offset: int
+
+    def pieces(self, blocks: Blocks) -> Iterator[Piece]:
+        """Its tokens in order, cut where one sees KV_STEP positions more than the one before."""
+        first = 0
+        while first < self.num_tokens:
+            seen = round_to_step(self.start + first + 1)
+            count = min(seen - (self.start + first), self.num_tokens - first)
+            for begin in range(first, first + count, blocks.max_tokens):
+                num_tokens = min(blocks.max_tokens, first + count - begin)
+                yield Piece(self, begin, num_tokens, max(num_tokens, blocks.min_tokens), seen)
+            first += count
+
+
+@dataclass
+class Piece:
+    """A block of a segment's tokens that see the same number of positions."""
+
+    segment: Segment
+    first: int  # of the segment's tokens
+    num_tokens: int
+    block_tokens: int  # more than num_tokens where dead queries fill up
+    seen: int  # positions, the rejected and empty ones that the mask hides among them
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.num_tokens // BLOCK_TOKENS)
-
     def slots(self) -> list[int]:
-        """Token of the pass in each slot of the blocks; the last token also fills the dead slots."""
+        """Token of the pass in each slot of the block; the last one also fills the dead slots."""
         last = self.num_tokens - 1
-        return [self.offset + min(i, last) for i in range(self.num_blocks * BLOCK_TOKENS)]
+        return [self.segment.offset + self.first + min(slot, last) for slot in range(self.block_tokens)]
 
     def attend(self, index: int, queries: Tensor, heads: Heads) -> Tensor:
-        """[blocks, kv_heads, group x BLOCK_TOKENS, head_dim] of queries in the same shape; writes the cache first."""
-        fed = slice(self.offset, self.offset + self.num_tokens)
-        self.cache.write(index, self.start, heads.key[:, fed], heads.value[:, fed])
-        length = round_to_step(self.start + self.num_tokens)
-        keys = self.cache.keys[index][:, :length].expand(self.num_blocks, -1, -1, -1)
-        values = self.cache.values[index][:, :length].expand(self.num_blocks, -1, -1, -1)
-        mask = self._mask(length, queries, heads)
-        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=heads.scaling)
+        """Layer `index`: [kv_heads, group x block_tokens, head_dim] of queries in the same shape."""
+        keys, values = self.segment.cache.seen(index, self.seen)
+        scale = queries.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
+        return masked_attention(queries, keys, values, self._mask(heads), scale)
 
-    def _mask(self, length: int, queries: Tensor, heads: Heads) -> Tensor:
-        """[blocks, 1, group x BLOCK_TOKENS, length], added to the scores; built once per pass and kind of layer."""
+    def _mask(self, heads: Heads) -> Tensor:
+        """[1, group x block_tokens, seen], added to the scores; built once per pass and kind of layer."""
         kind = (heads.group, heads.sliding_window)
         if kind not in self._masks:
-            slots = torch.arange(self.num_blocks * BLOCK_TOKENS, device=queries.device)
-            positions = self.start + slots.clamp_max(self.num_tokens - 1)[:, None]
-            seen = torch.arange(length, device=queries.device)
+            device, dtype = heads.query.device, heads.query.dtype
+            slots = torch.arange(self.block_tokens, device=device).clamp_max(self.num_tokens - 1)
+            positions = self.segment.start + self.first + slots[:, None]
+            seen = torch.arange(self.seen, device=device)
             hidden = seen > positions
             if heads.sliding_window is not None:
                 hidden |= seen <= positions - heads.sliding_window
-            mask = torch.zeros(hidden.shape, dtype=queries.dtype, device=queries.device)
-            mask = mask.masked_fill_(hidden, -torch.inf).view(self.num_blocks, 1, 1, BLOCK_TOKENS, length)
-            self._masks[kind] = mask.expand(-1, -1, heads.group, -1, -1).flatten(2, 3)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+            self._masks[kind] = mask.repeat(heads.group, 1)[None]
         return self._masks[kind]
+
+
+class _Shelf:
+    """The pieces of a pass whose blocks have the same size: their queries are laid out together."""
+
+    def __init__(self, pieces: Sequence[Piece], num_tokens: int, device: torch.device) -> None:
+        self.slots = [slot for piece in pieces for slot in piece.slots()]
+        self._pieces = pieces
+        self._block_tokens = pieces[0].block_tokens
+        is_in_order = self.slots == list(range(num_tokens))
+        self._gathered = None if is_in_order else torch.tensor(self.slots, device=device)
+
+    def attend(self, index: int, heads: Heads) -> Tensor:
+        """[slots, query_heads, head_dim]"""
+        query_heads, _, head_dim = heads.query.shape
+        tokens, kv_heads = self._block_tokens, query_heads // heads.group
+        queries = heads.query if self._gathered is None else heads.query[:, self._gathered]
+        # -> [blocks, kv_heads, group x block_tokens, head_dim]
+        queries = queries.reshape(kv_heads, heads.group, -1, tokens, head_dim).permute(2, 0, 1, 3, 4)
+        queries = queries.reshape(-1, kv_heads, heads.group * tokens, head_dim)
+        outputs = [piece.attend(index, block, heads) for piece, block in zip(self._pieces, queries, strict=True)]
+        output = torch.stack(outputs).view(-1, query_heads, tokens, head_dim)
+        return output.transpose(1, 2).reshape(-1, query_heads, head_dim)
 
 
 class PassAttention:
     """The attention of one verify pass over several sessions."""
 
-    def __init__(self, segments: Sequence[Segment], num_tokens: int, device: torch.device) -> None:
+    def __init__(self, segments: Sequence[Segment], num_tokens: int, blocks: Blocks, device: torch.device) -> None:
         """num_tokens: all tokens of the pass, with the dead ones behind the last segment."""
         self._segments = segments
-        slots = [slot for segment in segments for slot in segment.slots()]
-        self._slots = torch.tensor(slots, device=device)
-        self._homes = torch.tensor(self._find_homes(num_tokens), device=device)
+        by_size: dict[int, list[Piece]] = {}
+        for piece in (piece for segment in segments for piece in segment.pieces(blocks)):
+            by_size.setdefault(piece.block_tokens, []).append(piece)
+        self._shelves = [_Shelf(pieces, num_tokens, device) for pieces in by_size.values()]
+        slots = [slot for shelf in self._shelves for slot in shelf.slots]
+        slot_of = {token: slot for slot, token in enumerate(slots)}
+        homes = [slot_of.get(token, 0) for token in range(num_tokens)]  # dead tokens get what is at least finite
+        is_in_order = homes == list(range(len(slots)))
+        self._homes = None if is_in_order else torch.tensor(homes, device=device)
 
     def layer(self, index: int, heads: Heads) -> Tensor:
-        kv_heads, _, head_dim = heads.key.shape
-        # [tokens, query_heads, head_dim] -> [blocks, kv_heads, group x BLOCK_TOKENS, head_dim]
-        queries = heads.query.transpose(0, 1)[self._slots].view(-1, BLOCK_TOKENS, kv_heads, heads.group, head_dim)
-        queries = queries.permute(0, 2, 3, 1, 4).reshape(-1, kv_heads, heads.group * BLOCK_TOKENS, head_dim)
-        parts = torch.split(queries, [segment.num_blocks for segment in self._segments])
-        outputs = [segment.attend(index, part, heads) for segment, part in zip(self._segments, parts, strict=True)]
-        output = torch.cat(outputs).view(-1, kv_heads, heads.group, BLOCK_TOKENS, head_dim)
-        output = output.permute(0, 3, 1, 2, 4).reshape(-1, kv_heads * heads.group, head_dim)
-        return output[self._homes]
-
-    def _find_homes(self, num_tokens: int) -> list[int]:
-        """Slot of each token; the dead tokens of a pass share the first token's output, which is at least finite."""
-        homes: list[int] = []
-        first_slot = 0
         for segment in self._segments:
-            homes.extend(range(first_slot, first_slot + segment.num_tokens))
-            first_slot += segment.num_blocks * BLOCK_TOKENS
-        return homes + [0] * (num_tokens - len(homes))
+            fed = slice(segment.offset, segment.offset + segment.num_tokens)
+            segment.cache.write(index, segment.start, heads.key[:, fed], heads.value[:, fed])
+        outputs = [shelf.attend(index, heads) for shelf in self._shelves]
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return output if self._homes is None else output[self._homes]
 
 
 class LayoutRecorder:
@@ -174,6 +267,6 @@ class LayoutRecorder:
         if index in self.layers:
             raise AttentionRefused(f"its layer {index} attends more than once per pass")
         kv_heads, _, head_dim = heads.key.shape
-        self.layers[index] = LayerShape(kv_heads, head_dim, heads.sliding_window)
+        self.layers[index] = LayerShape(kv_heads, heads.group, head_dim, heads.sliding_window)
         keys, values = (kv.repeat_interleave(heads.group, dim=0) for kv in (heads.key, heads.value))
         return scaled_dot_product_attention(heads.query, keys, values, is_causal=True).transpose(0, 1)

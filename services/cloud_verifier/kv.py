@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KV_STEP = 512  # attention sees a multiple of this many positions: the kernels' own block, so bits don't depend on it
+KV_STEP = 64  # attention sees a multiple of this many positions
 
 
 def round_to_step(num_tokens: int) -> int:
@@ -22,9 +22,10 @@ def round_to_step(num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one attention layer keeps per token, and how far back it sees (None: everything)."""
+    """What one attention layer keeps per token, for whom, and how far back it sees (None: everything)."""
 
     num_kv_heads: int
+    group: int  # query heads that share a key head
     head_dim: int
     sliding_window: int | None
 
@@ -51,17 +52,22 @@ class KvCache:
         self.length = 0
         self.keys = [self._room(layout, layer) for layer in layout.layers]  # each [kv_heads, capacity, head_dim]
         self.values = [self._room(layout, layer) for layer in layout.layers]
+        if layout.device.type == "cpu":  # attention.py's product of queries and keys reads them transposed
+            self.keys = [keys.mT.contiguous().mT for keys in self.keys]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Puts keys and values [kv_heads, tokens, head_dim] of one layer at the positions from start on."""
-        end = start + keys.shape[1]
-        self.keys[layer][:, start:end] = keys
-        self.values[layer][:, start:end] = values
+        self.keys[layer].narrow(1, start, keys.shape[1]).copy_(keys)
+        self.values[layer].narrow(1, start, values.shape[1]).copy_(values)
+
+    def seen(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, length, head_dim] of one layer at the first `length` positions; no copies."""
+        return self.keys[layer].narrow(1, 0, length), self.values[layer].narrow(1, 0, length)
 
     def copy(self, prefix: Prefix) -> None:
         """Begins with what another cache of the same model holds at the same positions."""
         for mine, theirs in zip([*self.keys, *self.values], [*prefix.cache.keys, *prefix.cache.values], strict=True):
-            mine[:, : prefix.length] = theirs[:, : prefix.length]
+            mine.narrow(1, 0, prefix.length).copy_(theirs.narrow(1, 0, prefix.length))
         self.length = prefix.length
 
     def _room(self, layout: KvLayout, layer: LayerShape) -> Tensor:

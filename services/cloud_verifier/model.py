@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from services.cloud_verifier import sampler
@@ -28,12 +28,14 @@ from services.cloud_verifier.architecture import (
     probe_texts,
     read_config,
 )
-from services.cloud_verifier.attention import PassAttention, Segment
+from services.cloud_verifier.attention import Blocks, PassAttention, Segment, find_blocks
 from services.cloud_verifier.fingerprint import fingerprint_of
 from services.cloud_verifier.kv import KvCache, KvLayout, Prefix, round_to_step
-from services.cloud_verifier.packed import packing_works, replace_layers, row_step
+from services.cloud_verifier.llama import LlamaNetwork, is_llama
+from services.cloud_verifier.network import Network, Outputs, TransformersNetwork
+from services.cloud_verifier.packed import packing_works
 from shared.messages import Sampling, TokenLogprobs
-from shared.sampling import History
+from shared.sampling import History, is_adjusted, is_greedy
 from shared.verifier_session import common_prefix
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,15 +78,16 @@ class Drawn:
 class TargetModel:
     """A loaded causal language model; not for use by several threads at once."""
 
-    def __init__(self, model: PreTrainedModel, layout: KvLayout, name: str, fingerprint: str, step: int) -> None:
-        """step: the number of tokens in a pass is made a multiple of it."""
+    def __init__(
+        self, network: Network, config: PretrainedConfig, layout: KvLayout, blocks: Blocks, name: str, fingerprint: str
+    ) -> None:
         self.name = name
         self.fingerprint = fingerprint
-        self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.max_context = int(model.config.get_text_config().max_position_embeddings)
-        self._model = model
+        self.vocab_size = int(config.get_text_config().vocab_size)
+        self.max_context = int(config.get_text_config().max_position_embeddings)
+        self._network = network
         self._layout = layout
-        self._step = step
+        self._blocks = blocks
 
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for at least `capacity` tokens."""
@@ -99,24 +102,8 @@ class TargetModel:
         """Logits [num_draws, vocab] float32 of each row; raises ValueError for a row that can't be computed."""
         if not rows:
             return []
-        for row in rows:
-            if row.prefix is not None:
-                row.cache.copy(row.prefix)
-        self._check(rows)
-        segments: list[Segment] = []
-        drawing: list[int] = []  # tokens of the flat sequence that yield a draw
-        offset = 0
-        for row in rows:
-            segments.append(Segment(row.cache, row.start, len(row.token_ids), offset))
-            offset += len(row.token_ids)
-            drawing.extend(range(offset - row.num_draws, offset))
-        token_ids = [token_id for row in rows for token_id in row.token_ids]
-        positions = [row.start + i for row in rows for i in range(len(row.token_ids))]
-        dead = [0] * (-len(token_ids) % self._step)
-        logits = self._compute(token_ids + dead, positions + dead, drawing, segments)
-        for row in rows:
-            row.cache.length = row.start + len(row.token_ids)
-        return list(torch.split(logits, [row.num_draws for row in rows]))
+        outputs, spans = self._feed(rows)
+        return [outputs.logits(torch.tensor(span, dtype=torch.int64)) for span in spans]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
@@ -124,31 +111,52 @@ class TargetModel:
 
         Raises NonFiniteLogits; the caches are then as after any pass, and the same rows may be fed again.
         """
-        logits = self.forward(rows)
-        draws = [_draw(row, row_logits) for row, row_logits in zip(rows, logits, strict=True)]
+        if not rows:
+            return []
+        outputs, spans = self._feed(rows)
+        found = _Found(outputs, rows, spans)
+        draws = [found.draw(row, span) for row, span in zip(rows, spans, strict=True) if span]
         token_ids = iter(torch.cat(draws).tolist() if draws else [])
         drawn = [list(islice(token_ids, row.num_draws)) for row in rows]
         bad = [index for index, ids in enumerate(drawn) if sampler.NO_DRAW in ids]
         if bad:
             raise NonFiniteLogits(f"the best logit of row {', '.join(map(str, bad))} is not finite")
-        return [
-            Drawn(ids, _logprobs(row, row_logits, ids))
-            for row, row_logits, ids in zip(rows, logits, drawn, strict=True)
-        ]
+        return [Drawn(ids, found.logprobs(row, span, ids)) for row, span, ids in zip(rows, spans, drawn, strict=True)]
+
+    def _feed(self, rows: Sequence[Row]) -> tuple[Outputs, list[range]]:
+        """One pass; its outputs, and which of their rows are each row's."""
+        for row in rows:
+            if row.prefix is not None:
+                row.cache.copy(row.prefix)
+        self._check(rows)
+        segments: list[Segment] = []
+        drawing: list[int] = []  # tokens of the flat sequence that yield a draw
+        spans: list[range] = []
+        offset = 0
+        for row in rows:
+            segments.append(Segment(row.cache, row.start, len(row.token_ids), offset))
+            offset += len(row.token_ids)
+            spans.append(range(len(drawing), len(drawing) + row.num_draws))
+            drawing.extend(range(offset - row.num_draws, offset))
+        token_ids = [token_id for row in rows for token_id in row.token_ids]
+        positions = [row.start + i for row in rows for i in range(len(row.token_ids))]
+        dead = [0] * (self._network.row_rule.fill(len(token_ids)) - len(token_ids))
+        outputs = self._compute(token_ids + dead, positions + dead, drawing, segments)
+        for row in rows:
+            row.cache.length = row.start + len(row.token_ids)
+        return outputs, spans
 
     def _compute(
         self, token_ids: list[int], positions: list[int], drawing: list[int], segments: Sequence[Segment]
-    ) -> Tensor:
-        """Logits [len(drawing), vocab] of the tokens `drawing` of the flat sequence."""
+    ) -> Outputs:
+        """Of the tokens `drawing` of the flat sequence."""
         device = self._layout.device
-        logits: Tensor = self._model(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(drawing, dtype=torch.int64, device=device),
-            dsd_attention=PassAttention(segments, len(token_ids), device),
-        ).logits
-        return logits[0].float()
+        return self._network(
+            torch.tensor(token_ids, device=device),
+            torch.tensor(positions, device=device),
+            torch.tensor(drawing, dtype=torch.int64, device=device),
+            PassAttention(segments, len(token_ids), self._blocks, device),
+        )
 
     def _check(self, rows: Sequence[Row]) -> None:
         if len({id(row.cache) for row in rows}) < len(rows):
@@ -166,17 +174,43 @@ class TargetModel:
                 raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
 
 
-def _draw(row: Row, logits: Tensor) -> Tensor:
-    """Token ids [num_draws]."""
-    scores = sampler.adjust(logits, row.sampling, row.history, row.guesses)
-    return sampler.draw(scores, row.sampling, row.start + len(row.token_ids) - row.num_draws + 1)
+class _Found:
+    """The outputs of a pass as its rows ask for them: no logits for rows that only need their best tokens."""
+
+    def __init__(self, outputs: Outputs, rows: Sequence[Row], spans: Sequence[range]) -> None:
+        best: list[int] = []
+        scored: list[int] = []
+        for row, span in zip(rows, spans, strict=True):
+            if _is_best(row):
+                best.extend(span)
+            if not _is_best(row) or row.num_top is not None:
+                scored.extend(span)
+        self._best, self._scored = ({index: i for i, index in enumerate(each)} for each in (best, scored))
+        self._token_ids = outputs.best(torch.tensor(best)) if best else None
+        self._logits = outputs.logits(torch.tensor(scored)) if scored else None
+
+    def draw(self, row: Row, span: range) -> Tensor:
+        """Token ids [num_draws]; num_draws > 0."""
+        if _is_best(row):
+            assert self._token_ids is not None
+            return self._token_ids[self._best[span.start] : self._best[span.start] + len(span)]
+        scores = sampler.adjust(self._logits_of(span), row.sampling, row.history, row.guesses)
+        return sampler.draw(scores, row.sampling, row.start + len(row.token_ids) - row.num_draws + 1)
+
+    def logprobs(self, row: Row, span: range, token_ids: list[int]) -> list[TokenLogprobs]:
+        if row.num_top is None or not token_ids:
+            return []
+        num_valid = common_prefix(row.guesses, token_ids) + 1
+        return sampler.logprobs(self._logits_of(span)[:num_valid], token_ids[:num_valid], row.num_top)
+
+    def _logits_of(self, span: range) -> Tensor:
+        assert self._logits is not None
+        return self._logits[self._scored[span.start] : self._scored[span.start] + len(span)]
 
 
-def _logprobs(row: Row, logits: Tensor, token_ids: list[int]) -> list[TokenLogprobs]:
-    if row.num_top is None or not token_ids:
-        return []
-    num_valid = common_prefix(row.guesses, token_ids) + 1
-    return sampler.logprobs(logits[:num_valid], token_ids[:num_valid], row.num_top)
+def _is_best(row: Row) -> bool:
+    """Whether its draws are the tokens with the greatest logits."""
+    return is_greedy(row.sampling) and not is_adjusted(row.sampling, row.history.min_tokens if row.history else 0)
 
 
 def load_target(
@@ -199,8 +233,8 @@ def load_target(
         packed = place.type == "cpu" and packing_works(numbers)
         fingerprint = fingerprint_of(model, name, packed=packed)
         layout = find_layout(model, texts[0])
-        replace_layers(model, packed=packed)
-    target = TargetModel(model, layout, name, fingerprint, row_step(numbers, packed=packed))
+        network: Network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
+    target = TargetModel(network, model.config, layout, find_blocks(layout), name, fingerprint)
     check_logits(model.config, _feed_in_chunks(target, texts), expected, numbers)
     return target
 

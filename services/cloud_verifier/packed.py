@@ -1,14 +1,15 @@
 """Linear layers and activations whose result for a row does not depend on the rows beside it.
 
-Invariant: for every row count that `model.py` feeds (multiples of `row_step`), each output row has the same bits as
-alone, with any number of threads where the kernels are packed. The packed operators are private to torch (what
-inductor's freezing emits), so they live here alone: where they are missing or wrong, plain linear layers stand in.
+Invariant: for every row count that a layer's RowRule allows, each output row has the same bits; the rule is found by
+trying when a model is loaded. The packed operators are private to torch (what inductor's freezing emits), so they live
+here alone: where they are missing or wrong, plain linear layers stand in.
 
 Packing lays a weight out once the way oneDNN's matrix product wants it, which plain `linear` does again in each call.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
@@ -19,9 +20,29 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-HEAD_ROWS = 8  # rows of float32 matrix products come in multiples of this
+PROBED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 100, 128, 200, 256)
 SERIAL_ELEMENTS = 1 << 14  # torch splits no activation up to this size among threads (gelu; others twice that)
 VECTOR_ELEMENTS = 64  # and its vector code, unrolled, takes so many at a time
+
+
+@dataclass(frozen=True, order=True)
+class RowRule:
+    """Row counts that a layer is given: at least `least`, and multiples of `step`."""
+
+    least: int
+    step: int
+
+    def allows(self, num_rows: int) -> bool:
+        return num_rows == self.fill(num_rows)
+
+    def fill(self, num_rows: int) -> int:
+        """The smallest count that is allowed and holds num_rows."""
+        return max(self.least, -(-num_rows // self.step) * self.step)
+
+
+# A single row takes another kernel in every dtype, though it differs for some numbers only. The last suffices for all
+# kernels seen so far.
+ROW_RULES = (RowRule(2, 1), RowRule(4, 4), RowRule(8, 8))
 
 
 class PackedLinear(nn.Module):
@@ -49,43 +70,6 @@ class PlainLinear(nn.Module):
         return linear(x, self._weight, self._bias)
 
 
-class MixedLinear(nn.Module):
-    """float32 results of 16-bit rows and weights on cuda, where one kernel does it without a float32 copy."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self._weight = weight.t()
-        self._bias = None if bias is None else bias.float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.mm(x, self._weight, out_dtype=torch.float32)
-        return y if self._bias is None else y + self._bias
-
-
-class Float32Head(nn.Module):
-    """The language model head with float32 logits: rounded to bfloat16 the best logits would tie (docs/sampling.md)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
-        super().__init__()
-        self._linear: nn.Module
-        self._input_dtype = torch.float32
-        if weight.device.type == "cuda" and weight.dtype != torch.float32:
-            self._linear = MixedLinear(weight, bias)
-            self._input_dtype = weight.dtype
-        else:
-            kind = PackedLinear if packed else PlainLinear
-            self._linear = kind(weight.float(), None if bias is None else bias.float())
-        self._vocab_size = len(weight)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows may be 0."""
-        rows = hidden[0].to(self._input_dtype)
-        if not len(rows):
-            return rows.new_empty((1, 0, self._vocab_size), dtype=torch.float32)
-        logits: Tensor = self._linear(pad(rows, (0, 0, 0, -len(rows) % HEAD_ROWS)))
-        return logits[None, : len(rows)]
-
-
 class RowwiseActivation(nn.Module):
     """An activation in blocks of rows so small that torch does not split them among threads.
 
@@ -101,8 +85,11 @@ class RowwiseActivation(nn.Module):
         width = x.shape[-1]
         whole = VECTOR_ELEMENTS // gcd(width, VECTOR_ELEMENTS)  # rows that end where a vector does
         num_rows = max(SERIAL_ELEMENTS // width // whole * whole, 1)
+        num_given = x.shape[-2]
+        if num_short := -num_given % whole:
+            x = pad(x, (0, 0, 0, num_short))
         blocks = [self._activation(rows) for rows in torch.split(x, num_rows, dim=-2)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
+        return blocks[0][..., :num_given, :] if len(blocks) == 1 else torch.cat(blocks, dim=-2)[..., :num_given, :]
 
 
 def packing_works(dtype: torch.dtype) -> bool:
@@ -116,26 +103,45 @@ def packing_works(dtype: torch.dtype) -> bool:
     return torch.allclose(got.float(), linear(rows, weight).float(), rtol=0.02, atol=0.02)
 
 
-def row_step(dtype: torch.dtype, *, packed: bool) -> int:
-    """Row counts that are multiples of this give bit-equal rows (tests/verifier/test_packed.py).
+@torch.inference_mode()
+def row_rule(layer: nn.Module, num_in: int, dtype: torch.dtype, device: torch.device) -> RowRule:
+    """The first of ROW_RULES under which the layer's rows have the same bits, whatever their number.
 
-    A single row takes another kernel in every dtype; plain float32 products differ up to 11 rows on two threads.
+    Kernels differ by dtype, sizes, torch build and CPU. On a GPU, where bits are not promised, the last.
     """
-    return 4 if packed and dtype != torch.float32 else HEAD_ROWS
+    if device.type == "cpu":
+        rows = torch.randn(PROBED_ROWS[-1], num_in, generator=torch.Generator().manual_seed(0)).to(dtype)
+        together = layer(rows)
+        differing = [n for n in PROBED_ROWS if not torch.equal(layer(rows[:n]), together[:n])]
+        for rule in ROW_RULES:
+            if not any(map(rule.allows, differing)):
+                return rule
+    return ROW_RULES[-1]
 
 
-def replace_layers(model: PreTrainedModel, *, packed: bool) -> None:
-    """Swaps the model's linear layers (packed: their weights are freed one by one), activations and head in place."""
+def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool) -> RowRule:
+    """Swaps the model's linear layers (packed: their weights are freed one by one), activations and head in place.
+
+    Returns the row rule that suits all of them.
+    """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     activations = _activation_classes() if head.weight.device.type == "cpu" else ()
+    rules: dict[tuple[int, ...], RowRule] = {}  # by shape of the weight
+
+    def probed(layer: nn.Module, weight: Tensor, num_in: int) -> nn.Module:
+        shape = tuple(weight.shape)
+        rules[shape] = rules.get(shape) or row_rule(layer, num_in, weight.dtype, weight.device)
+        return layer
 
     def replaced(module: nn.Module) -> nn.Module:
         if module is head:
-            return Float32Head(module.weight, module.bias, packed=packed)
-        if packed and type(module) is nn.Linear:
-            return PackedLinear(module.weight, module.bias)
-        if packed and type(module) is Conv1D:
-            return PackedLinear(module.weight.t(), module.bias)
+            return new_head
+        if type(module) is nn.Linear:
+            linear = PackedLinear(module.weight, module.bias) if packed else module
+            return probed(linear, module.weight, module.in_features)
+        if type(module) is Conv1D:
+            transposed = PackedLinear(module.weight.t(), module.bias) if packed else module
+            return probed(transposed, module.weight, len(module.weight))
         if isinstance(module, activations):
             return RowwiseActivation(module)
         for name, _ in list(module.named_children()):
@@ -143,6 +149,7 @@ def replace_layers(model: PreTrainedModel, *, packed: bool) -> None:
         return module
 
     replaced(model)
+    return max(rules.values(), default=ROW_RULES[-1])
 
 
 def _activation_classes() -> tuple[type[nn.Module], ...]:

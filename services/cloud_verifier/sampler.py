@@ -37,7 +37,7 @@ def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
     float64; NO_DRAW where a row's greatest one is not finite."""
     if not len(logits):  # inside a prefill nothing is drawn
         return torch.empty(0, dtype=torch.int64, device=logits.device)
-    at_once = ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
+    at_once = len(logits) if is_greedy(sampling) or logits.device.type != "cpu" else ROWS_AT_ONCE
     starts = range(0, len(logits), at_once)
     return torch.cat([_draw(logits[i : i + at_once], sampling, position + i) for i in starts])
 
@@ -81,9 +81,17 @@ def uniform(seed: int, position: int, token_ids: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
-    peak, best = logits.max(dim=-1, keepdim=True)  # the first of equals
+    peak, best = greatest(logits)
     token_ids = best if is_greedy(sampling) else _sample(logits, peak, sampling, position)
     return token_ids.where(peak.isfinite(), NO_DRAW).squeeze(-1)
+
+
+def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest of each row and the first of the ids that have it, each [n, 1]; a NaN counts as the greatest."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1, keepdim=True)
+    best = torch.from_numpy(logits.numpy().argmax(axis=-1, keepdims=True))  # ten times as fast as torch's
+    return logits.gather(-1, best), best
 
 
 def _sample(logits: Tensor, peak: Tensor, sampling: Sampling, position: int) -> Tensor:

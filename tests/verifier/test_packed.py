@@ -13,15 +13,17 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from services.cloud_verifier import packed
+from services.cloud_verifier.head import Float32Head
 from services.cloud_verifier.model import pick_dtype
+from services.cloud_verifier.network import TransformersNetwork
 from services.cloud_verifier.packed import (
-    Float32Head,
+    ROW_RULES,
     PackedLinear,
     PlainLinear,
+    RowRule,
     RowwiseActivation,
     packing_works,
-    replace_layers,
-    row_step,
+    row_rule,
 )
 
 HAS_BF16 = pick_dtype("auto", torch.device("cpu")) is torch.bfloat16
@@ -60,20 +62,35 @@ def test_a_packed_layer_equals_a_plain_one(dtype: torch.dtype, with_bias: bool) 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", [PackedLinear, PlainLinear])
 @pytest.mark.parametrize(("num_out", "num_in"), [(192, 576), (576, 1536), (48, 64), (2048, 2048)])
-def test_rows_have_the_same_bits_for_every_row_count_in_steps(
+def test_rows_have_the_same_bits_for_every_row_count_that_the_rule_allows(
     dtype: torch.dtype, kind: type[nn.Module], num_out: int, num_in: int
 ) -> None:
-    is_packed = kind is PackedLinear
-    if is_packed and not packing_works(dtype):
+    if kind is PackedLinear and not packing_works(dtype):
         pytest.skip("this torch or CPU has no packed operators")
     layer = kind(random(num_out, num_in, dtype=dtype), None)
     rows = random(MAX_ROWS, num_in, dtype=dtype, seed=1)
     expected = layer(rows)
-    step = row_step(dtype, packed=is_packed)
+    rule = row_rule(layer, num_in, dtype, rows.device)
+    assert rule in ROW_RULES
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
-        for num_rows in range(step, MAX_ROWS, step):
+        for num_rows in filter(rule.allows, range(1, MAX_ROWS)):
             assert torch.equal(layer(rows[:num_rows]), expected[:num_rows]), (num_threads, num_rows)
+
+
+@pytest.mark.parametrize(
+    ("odd_counts", "rule"),
+    [(set(), RowRule(2, 1)), ({1}, RowRule(2, 1)), ({1, 2, 3, 5, 7, 9}, RowRule(4, 4)), ({4, 12}, RowRule(8, 8))],
+)
+def test_a_row_rule_avoids_the_counts_at_which_a_kernel_computes_otherwise(odd_counts: set[int], rule: RowRule) -> None:
+    class Odd(nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows * (1 + 1e-6 * (len(rows) in odd_counts))
+
+    assert row_rule(Odd(), 16, torch.float32, torch.device("cpu")) == rule
+    assert [rule.fill(n) for n in (1, 4, 5, 8)] == [
+        max(rule.least, -(-n // rule.step) * rule.step) for n in (1, 4, 5, 8)
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -99,7 +116,7 @@ def test_an_activation_in_blocks_does_not_depend_on_rows_or_threads(activation: 
     assert torch.equal(expected, activation(x))
     for num_threads in (1, 2, 3, 5):
         torch.set_num_threads(num_threads)
-        for num_rows in range(8, 128, 8):
+        for num_rows in (1, 2, 3, 5, 7, *range(8, 128, 8)):
             assert torch.equal(blocked(x[:, :num_rows]), expected[:, :num_rows]), (num_threads, num_rows)
 
 
@@ -111,10 +128,15 @@ def test_replaced_layers_are_freed() -> None:
     )
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
     matrices = [weakref.ref(weight) for weight in model.parameters() if weight.dim() == 2]
-    replace_layers(model, packed=True)
+    TransformersNetwork(model, packed=True)
     gc.collect()
     assert len(matrices) == 2 + 2 * 7
     assert [matrix().shape for matrix in matrices if matrix() is not None] == [(99, 32)], "only the embedding stays"
+
+
+def test_a_row_rule_fills_row_counts_up() -> None:
+    assert [RowRule(2, 1).fill(n) for n in (1, 2, 5)] == [2, 2, 5]
+    assert [RowRule(4, 4).fill(n) for n in (1, 4, 5)] == [4, 4, 8]
 
 
 def test_packing_is_off_where_the_private_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,20 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from services.cloud_verifier import model as target_module
 from services.cloud_verifier.architecture import UnsupportedModel
 from services.cloud_verifier.kv import KV_STEP
+from services.cloud_verifier.llama import LlamaNetwork
 from services.cloud_verifier.model import Drawn, NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
+from services.cloud_verifier.network import TransformersNetwork
 from shared import sampling as reference
 from shared.messages import Sampling
-from tests.verifier.tiny_models import MAX_CONTEXT, REFUSED, SERVED, VOCAB_SIZE, save_model
+from tests.verifier.tiny_models import LLAMA_SHAPE, MAX_CONTEXT, REFUSED, SERVED, VOCAB_SIZE, save_model
 
 GREEDY = Sampling()
 SAMPLED = Sampling(0.8, top_p=0.95, seed=17)
 HAS_BF16 = pick_dtype("auto", torch.device("cpu")) is torch.bfloat16
 bf16 = pytest.param("bfloat16", marks=pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bfloat16"))
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 PROMPTS = [
     "Write one sentence about the sea.",
     "What is 17 times 23? Think step by step.",
@@ -147,6 +157,24 @@ def test_without_packed_operators_bits_are_equal_too(qwen3_folder: Path, monkeyp
     check_bits(plain, length=60, chunks=[1, 7, 31], num_mixed=10, threads=[1, 2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", bf16])
+def test_the_lean_network_of_llama_has_the_bits_of_transformers_code(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(**LLAMA_SHAPE, rope_parameters=LLAMA_3_ROPE, attention_bias=True, mlp_bias=True)
+    folder = str(save_model(config, tmp_path))
+    lean = load_target(folder, "cpu", dtype)
+    monkeypatch.setattr(target_module, "is_llama", lambda model: False)
+    plain = load_target(folder, "cpu", dtype)
+    assert type(lean._network) is LlamaNetwork
+    assert type(plain._network) is TransformersNetwork
+    texts = Texts(plain, 3, 90)
+    caches = [lean.new_cache(90) for _ in texts.ids]
+    texts.target = lean
+    for start, end in ((0, 70), (70, 71), (71, 73), (73, 90)):
+        texts.feed(caches, [(text, start, end) for text in range(3)])
+
+
 def test_draws_equal_the_numpy_reference_on_the_same_logits(tiny_target: TargetModel) -> None:
     texts = Texts(tiny_target, 3, 25)
     samplings = [GREEDY, SAMPLED, Sampling(1.3, top_k=30, min_p=0.01, seed=-9)]
@@ -269,7 +297,7 @@ def test_a_missing_model_is_an_os_error(tmp_path: Path) -> None:
         (0, [1, 2], 3, "3 draws from 2 tokens"),
         (11, [1], 1, "starts at 11, its cache holds 10"),
         (-1, [1], 1, "starts at -1"),
-        (10, [1] * KV_STEP, 1, f"ends at {KV_STEP + 10}, beyond the {KV_STEP} tokens"),
+        (10, [1] * 2 * KV_STEP, 1, f"ends at {2 * KV_STEP + 10}, beyond the {2 * KV_STEP} tokens"),
         (10, [VOCAB_SIZE], 1, f"outside the vocabulary of {VOCAB_SIZE}"),
         (10, [-1], 1, "outside the vocabulary"),
     ],
@@ -294,7 +322,7 @@ def test_two_rows_of_one_cache_and_a_text_beyond_the_context_are_refused(qwen3: 
 
 def test_a_row_whose_logits_are_not_finite_is_named_and_the_others_can_go_on(qwen3_folder: Path) -> None:
     target = load_target(str(qwen3_folder), "cpu", "float32")
-    embedding = target._model.get_input_embeddings()
+    embedding = target._network._model.get_input_embeddings()
     rows = [all_of(target.new_cache(9), 0, ids) for ids in ([1, 2], [1, 2, 77])]
     expected = target.step(rows[:1])
     with torch.inference_mode():

@@ -31,19 +31,21 @@ _SHAPE = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-_LLAMA = {**_SHAPE, "num_key_value_heads": 2, "intermediate_size": 96}
+LLAMA_SHAPE = {**_SHAPE, "num_key_value_heads": 2, "intermediate_size": 96}
 
 SERVED: dict[str, Callable[[], PretrainedConfig]] = {
     # Norms on queries and keys, head size apart from the hidden size, activations split among three threads.
-    "qwen3": lambda: Qwen3Config(**{**_LLAMA, "intermediate_size": 1040}, head_dim=32),
+    "qwen3": lambda: Qwen3Config(**{**LLAMA_SHAPE, "intermediate_size": 1040}, head_dim=32),
     # Partial rotary embedding, parallel residual, LayerNorm, biases, one matrix for q, k and v.
     "gpt_neox": lambda: GPTNeoXConfig(**_SHAPE, intermediate_size=128, rotary_pct=0.25),
     # Learned positions, Conv1D layers, tied head.
     "gpt2": lambda: GPT2Config(vocab_size=VOCAB_SIZE, n_embd=64, n_layer=2, n_head=4, n_positions=MAX_CONTEXT),
-    "mistral with a sliding window": lambda: MistralConfig(**_LLAMA, sliding_window=8),
+    # What LlamaNetwork computes, without a bias and with plain angles.
+    "llama": lambda: LlamaConfig(**LLAMA_SHAPE),
+    "mistral with a sliding window": lambda: MistralConfig(**LLAMA_SHAPE, sliding_window=8),
 }
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
-    "softcap": (lambda: Gemma2Config(**_LLAMA, head_dim=16), "Gemma2ForCausalLM.*softcap"),
+    "softcap": (lambda: Gemma2Config(**LLAMA_SHAPE, head_dim=16), "Gemma2ForCausalLM.*softcap"),
     "encoder-decoder": (
         lambda: T5Config(vocab_size=VOCAB_SIZE, d_model=32, d_ff=32, num_layers=1, num_heads=2),
         "T5ForConditionalGeneration.*encoder-decoder",
@@ -61,10 +63,10 @@ REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
         "BloomForCausalLM",
     ),
     "batch-dependent angles": (
-        lambda: LlamaConfig(**_LLAMA, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        lambda: LlamaConfig(**LLAMA_SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
         "LlamaForCausalLM.*dynamic",
     ),
-    "experts": (lambda: MixtralConfig(**_LLAMA, num_local_experts=2), "MixtralForCausalLM.*experts"),
+    "experts": (lambda: MixtralConfig(**LLAMA_SHAPE, num_local_experts=2), "MixtralForCausalLM.*experts"),
 }
 
 

@@ -1,0 +1,99 @@
+"""The language model head: float32 logits, and the best token of a row without all of them.
+
+Invariant: a row's logits, and its best token, have the same bits whatever rows are computed with it. Rounded to
+bfloat16 the best logits would tie (docs/sampling.md), so logits are float32 although the body may be bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from services.cloud_verifier.packed import PackedLinear, PlainLinear, row_rule
+from services.cloud_verifier.sampler import NO_DRAW
+
+ROUNDING = 1.05 * 2.0**-8  # of a bfloat16 number, relative, and a little more for the sum that was rounded
+FLOAT32_UNIT = 2.0**-24
+BLOCK_IDS = 256  # candidates are looked for in blocks of the vocabulary
+
+
+class MixedLinear(nn.Module):
+    """float32 results of 16-bit rows and weights on cuda, where one kernel does it without a float32 copy."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight = weight.t()
+        self._bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.mm(x, self._weight, out_dtype=torch.float32)
+        return y if self._bias is None else y + self._bias
+
+
+class Float32Head(nn.Module):
+    """float32 logits of hidden states in the model's dtype."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
+        super().__init__()
+        self._linear: nn.Module
+        self._input_dtype = torch.float32
+        if weight.device.type == "cuda" and weight.dtype != torch.float32:
+            self._linear = MixedLinear(weight, bias)
+            self._input_dtype = weight.dtype
+        else:
+            kind = PackedLinear if packed else PlainLinear
+            self._linear = kind(weight.float(), None if bias is None else bias.float())
+        self._vocab_size, num_in = weight.shape
+        self._rule = row_rule(self._linear, num_in, self._input_dtype, weight.device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows may be 0."""
+        rows = hidden[0].to(self._input_dtype)
+        if not len(rows):
+            return rows.new_empty((1, 0, self._vocab_size), dtype=torch.float32)
+        logits: Tensor = self._linear(pad(rows, (0, 0, 0, self._rule.fill(len(rows)) - len(rows))))
+        return logits[None, : len(rows)]
+
+
+class BestToken:
+    """The greedy draw of bfloat16 hidden states on the CPU, at half the cost of their float32 logits.
+
+    The logits of all tokens are computed in bfloat16. Only a token whose rounded logit comes close enough to the
+    greatest can be the best one: for these few the products are summed in float64, and the greatest sum, or of equals
+    the lowest id, is the draw.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight: [vocab, hidden] bfloat16, kept."""
+        self._weight, self._bias = weight, bias
+        self._rounded = PackedLinear(weight, bias)
+        vocab_size, num_in = weight.shape
+        self._rule = row_rule(self._rounded, num_in, weight.dtype, weight.device)
+        self._num_filling = -vocab_size % BLOCK_IDS
+        self._summing_error = num_in * FLOAT32_UNIT * float(weight.float().norm(dim=-1).max())
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Token ids [rows], NO_DRAW where the greatest logit is not finite; hidden: [rows, hidden]."""
+        num_rows = len(hidden)
+        rounded = self._rounded(pad(hidden, (0, 0, 0, self._rule.fill(num_rows) - num_rows)))[:num_rows].float()
+        blocks = pad(rounded, (0, self._num_filling), value=-torch.inf).view(num_rows, -1, BLOCK_IDS)
+        block_peaks = blocks.amax(dim=-1)  # [rows, blocks]
+        peaks = block_peaks.amax(dim=-1, keepdim=True)
+        errors = ROUNDING * peaks.abs() + self._summing_error * hidden.float().norm(dim=-1, keepdim=True)
+        lowest = peaks - 2 * errors
+        rows, places = (block_peaks >= lowest).nonzero(as_tuple=True)
+        nth, offsets = (blocks[rows, places] >= lowest[rows]).nonzero(as_tuple=True)
+        rows, token_ids = rows[nth], places[nth] * BLOCK_IDS + offsets
+        return self._best_of(hidden, rows, token_ids).where(peaks.isfinite().squeeze(-1), NO_DRAW)
+
+    def _best_of(self, hidden: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """For each row of hidden states the best of its candidates, which come in the order of rows and ids."""
+        scores = (self._weight[token_ids].double() * hidden[rows].double()).sum(dim=-1)
+        if self._bias is not None:
+            scores += self._bias[token_ids].double()
+        best = [(-torch.inf, NO_DRAW)] * len(hidden)
+        for row, token_id, score in zip(rows.tolist(), token_ids.tolist(), scores.tolist(), strict=True):
+            if score > best[row][0]:
+                best[row] = score, token_id
+        return torch.tensor([token_id for _, token_id in best])

@@ -1,0 +1,145 @@
+"""The Llama family without the parts of transformers' code that a verify pass has no use for.
+
+Invariant: to the last bit the logits of TransformersNetwork over the same model: the same operations in the same order,
+with queries, keys and values from one matrix product and rotated together, and no module, keyword or shape beside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+from transformers.models.llama import LlamaForCausalLM
+
+from services.cloud_verifier.attention import Attention, Heads
+from services.cloud_verifier.head import BestToken, Float32Head
+from services.cloud_verifier.network import ComputedLogits, Outputs
+from services.cloud_verifier.packed import (
+    PackedLinear,
+    PlainLinear,
+    RowwiseActivation,
+    row_rule,
+)
+
+ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
+
+
+class LlamaNetwork:
+    """A LlamaForCausalLM; takes the model apart: its weights are packed and freed layer by layer."""
+
+    def __init__(self, model: PreTrainedModel, *, packed: bool) -> None:
+        body: Any = model.model
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._embed = body.embed_tokens
+        self._angles = body.rotary_emb
+        self._layers = []
+        for index in range(len(body.layers)):
+            self._layers.append(_Layer(body.layers[index], index, packed=packed))
+            body.layers[index] = nn.Identity()
+        self._norm = _Norm(body.norm)
+        self._head = Float32Head(head.weight, head.bias, packed=packed)
+        is_rounded = packed and head.weight.dtype is torch.bfloat16
+        self._best_token = BestToken(head.weight, head.bias) if is_rounded else None
+        self.row_rule = max(layer.row_rule for layer in self._layers)
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
+        hidden = self._embed(token_ids)
+        cos, sin = self._cos_and_sin(hidden, positions)
+        for layer in self._layers:
+            hidden = layer(hidden, cos, sin, attention)
+        hidden = self._norm(hidden[drawing])
+        if self._best_token is None:
+            return ComputedLogits(self._head(hidden[None])[0])
+        return _HiddenStates(hidden, self._head, self._best_token)
+
+    def _cos_and_sin(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Each [tokens, 1, head_dim]; the sines' first half negated, as the half that they belong to is."""
+        num_tokens = len(positions)
+        filled = pad(positions, (0, -num_tokens % ANGLE_ROWS))
+        parts = [self._angles(hidden, rows[None]) for rows in torch.split(filled, ANGLE_ROWS)]
+        cos, sin = (torch.cat(kind, dim=1)[0, :num_tokens, None] for kind in zip(*parts, strict=True))
+        first, second = torch.chunk(sin, 2, dim=-1)
+        return cos, torch.cat((-first, second), dim=-1)
+
+
+class _HiddenStates:
+    """Outputs whose logits are computed when they are asked for."""
+
+    def __init__(self, hidden: Tensor, head: Float32Head, best_token: BestToken) -> None:
+        self._hidden, self._head, self._best_token = hidden, head, best_token
+
+    def logits(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self._head(self._hidden[rows][None])[0]
+        return logits
+
+    def best(self, rows: Tensor) -> Tensor:
+        return self._best_token(self._hidden[rows])
+
+
+def is_llama(model: PreTrainedModel) -> bool:
+    """Whether LlamaNetwork computes this model: that very class, which others extend to compute something else."""
+    return type(model) is LlamaForCausalLM
+
+
+class _Layer:
+    def __init__(self, layer: Any, index: int, *, packed: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+        biases = [part.bias for part in parts]
+        self._index = index
+        self._head_dim, self._scaling = attention.head_dim, attention.scaling
+        self._num_kv_heads = attention.k_proj.out_features // attention.head_dim
+        self._num_rotated = attention.q_proj.out_features // attention.head_dim + self._num_kv_heads
+        kind = PackedLinear if packed else PlainLinear
+        qkv_bias = None if biases[0] is None else torch.cat(biases)
+        self._qkv = kind(torch.cat([part.weight for part in parts]), qkv_bias)
+        self._out, self._gate, self._up, self._down = (
+            kind(part.weight, part.bias) for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        )
+        self._activation = RowwiseActivation(mlp.act_fn)
+        self._norm_in, self._norm_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.row_rule = max(
+            row_rule(ours, theirs.in_features, theirs.weight.dtype, theirs.weight.device)
+            for ours, theirs in (
+                (self._qkv, attention.q_proj),
+                (self._out, attention.o_proj),
+                (self._gate, mlp.gate_proj),
+                (self._down, mlp.down_proj),
+            )
+        )
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """hidden: [tokens, hidden size], the caller's no more."""
+        heads = self._qkv(self._norm_in(hidden)).view(len(hidden), -1, self._head_dim)
+        rotated = heads[:, : self._num_rotated]
+        rotated = rotated * cos + torch.roll(rotated, self._head_dim // 2, dims=-1) * sin
+        attended = attention.layer(
+            self._index,
+            Heads(
+                rotated[:, : -self._num_kv_heads].transpose(0, 1),
+                rotated[:, -self._num_kv_heads :].transpose(0, 1),
+                heads[:, self._num_rotated :].transpose(0, 1),
+                self._scaling,
+                None,
+            ),
+        )
+        hidden = hidden + self._out(attended.reshape(len(hidden), -1))
+        x = self._norm_mlp(hidden)
+        output: Tensor = hidden + self._down(self._activation(self._gate(x)) * self._up(x))
+        return output
+
+
+class _Norm:
+    """LlamaRMSNorm."""
+
+    def __init__(self, norm: Any) -> None:
+        self._weight, self._epsilon = norm.weight, norm.variance_epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + self._epsilon)
+        normed: Tensor = self._weight * y.to(x.dtype)
+        return normed

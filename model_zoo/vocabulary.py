@@ -65,7 +65,8 @@ def read_model(model: str) -> Vocabulary:
         vocab_size, max_context = int(text.vocab_size), int(text.max_position_embeddings)
     except (ValueError, AttributeError, TypeError) as error:
         raise UnusableModel(f"{folder / 'config.json'} names no vocab_size or no longest context: {error}") from error
-    eos = read_json(folder / "generation_config.json").get("eos_token_id", text.eos_token_id)
+    eos = read_json(folder / "generation_config.json").get("eos_token_id")
+    eos = text.eos_token_id if eos is None else eos
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return Vocabulary(_tokens_of(folder), vocab_size, max_context, tuple(ids))
 

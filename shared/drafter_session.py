@@ -90,6 +90,7 @@ class DrafterSession:
 
     @property
     def limit(self) -> int:
+        """The length behind which nothing is drafted."""
         return len(self.request.prompt_ids) + self.request.max_tokens
 
     @property
@@ -167,9 +168,14 @@ class DrafterSession:
     # --- send ------------------------------------------------------------------------------------------------------
 
     def take_draft(self, now: float) -> Draft | None:
-        """The next Draft to send, if one is due: a poll, a full chunk, or all there is when no more can be drafted."""
+        """The next Draft to send, if one is due: a poll, a full chunk, or all there is when no more can be drafted.
+        Where the answer goes on behind the limit, a last one lets the verifier go on alone, and the session closes."""
         if self.closed:
             return None
+        if self.committed >= self.limit:
+            self.free_run = True
+            self.close()
+            return self._draft(self.committed, NO_TOKENS, now)
         if self._poll_due:
             self._poll_due = False
             return self._draft(self.committed, NO_TOKENS, now)

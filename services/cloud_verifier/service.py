@@ -192,6 +192,7 @@ class Verifier:
     def _fail(self, seat: Seat) -> None:
         """A session that can't be computed is closed; its gateway may open it elsewhere."""
         state = seat.state
+        state.drop_cache()  # nobody else is to go on with what this session computed
         refusal = Refused("internal", "the target model failed on this session", retryable=True)
         self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
         self._forget(self.table.close(state.session_id, state.term, now_ms()))

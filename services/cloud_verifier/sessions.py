@@ -170,10 +170,13 @@ class SessionTable:
             self._inherit(seat, kept)
 
     def _twin(self, seat: Seat, text: NDArray[np.int64]) -> tuple[Seat | None, int]:
-        """The seat with a cache whose text has most in common with `text`, and how many tokens that is."""
+        """The older seat with a cache whose text has most in common with `text`, and how many tokens that is. Younger
+        ones may wait for `seat`, and two that wait for each other would wait for ever."""
         scope, best, most = seat.state.request.cache_scope, None, MIN_TOKENS - 1
         for other in self:
-            if other is seat or other.cache is None or other.state.request.cache_scope != scope:
+            if other is seat:
+                break
+            if other.cache is None or other.state.request.cache_scope != scope:
                 continue
             common = num_common(_array(other.state.tokens[:-1]), text)
             if common > most:
@@ -192,7 +195,8 @@ class SessionTable:
         if twin.state.computed < common:
             seat.twin = twin
             return True
-        self._inherit(seat, Prefix(twin.cache, common))
+        source = twin.prefix.cache if twin.prefix else twin.cache  # what the twin has yet to copy is not in its own
+        self._inherit(seat, Prefix(source, common))
         return False
 
     def _inherit(self, seat: Seat, prefix: Prefix) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from awc.policy import WindowChoice
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.drafter_session import DrafterSession
@@ -62,7 +64,9 @@ class SessionTable:
         return self._seats.get(session_id)
 
     def speculate(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
-        """Starts a session, or rebinds one (higher term, keeping what its cache holds of the text); raises Refused."""
+        """Starts a session, or rebinds one (higher term, keeping what its cache holds of the text); raises Refused. An
+        answer that may become longer than the model can see is drafted for as far as it can."""
+        request = self._fitted(request)
         check_text(request, self._model.vocab_size, self._model.max_context)
         seat = self._seats.get(request.session_id)
         if seat is None:
@@ -88,6 +92,17 @@ class SessionTable:
         if seat is not None:
             self._seats[seat.state.session_id] = self._seats.pop(seat.state.session_id)
         return seat
+
+    def _fitted(self, request: Speculate) -> Speculate:
+        """The part of the request that the model can see; raises Refused where there is no room for one guess."""
+        context, num_prompt = self._model.max_context, len(request.prompt_ids)
+        length = num_prompt + len(request.committed_ids)
+        if length >= context:
+            message = f"a text of {length} tokens leaves no room in the context of {context}"
+            raise Refused("too_long", message, retryable=False)
+        most = context - num_prompt
+        max_tokens, min_tokens = min(request.max_tokens, most), min(request.min_tokens, most)
+        return structs.replace(request, max_tokens=max_tokens, min_tokens=min_tokens)
 
     def _start(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
         if self.draining:

@@ -11,7 +11,7 @@ class DrafterSettings(ServiceSettings):
     """Settings of `python -m services.edge_drafter`."""
 
     name: str = Field("drafter", description="Name of this instance, part of its subjects and permissions")
-    draft: str = Field(..., description="Folder of the draft model (ONNX, with genai_config.json)")
+    draft: str = Field(..., description="Folder of the draft model (ONNX, with genai_config.json or draft_config.json)")
     model_name: str = Field("smollm2-135m", description="Name of the target model that this draft model guesses for")
     num_threads: int = Field(1, ge=1, description="CPU threads of the draft model")
     feed_tokens: int = Field(64, ge=1, description="Most tokens fed in one step when catching up with a text")

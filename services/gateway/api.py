@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+import json
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -21,9 +23,32 @@ MAX_TOLD_CHARACTERS = 200  # of a field's name, which may be as long as the body
 def parse(kind: type[Parsed], raw: bytes) -> Parsed:
     """The body in `raw`; raises ApiError."""
     try:
-        return kind.model_validate_json(raw)
+        body = kind.model_validate_json(raw)
     except ValidationError as error:
         raise _explain(kind, error.errors(include_url=False, include_input=False)[0]) from error
+    _check_keys(raw)
+    return body
+
+
+def check_query(names: Iterable[str]) -> None:
+    """Everything is asked for in the body; raises ApiError for a parameter in the address."""
+    for name in names:
+        told = name[:MAX_TOLD_CHARACTERS]
+        raise bad_request(f"{told!r} is no query parameter here: options stand in the body", told, "unknown_parameter")
+
+
+def _check_keys(raw: bytes) -> None:
+    """Raises ApiError where an object has two equal keys, of which pydantic takes the last."""
+    json.loads(raw, object_pairs_hook=_check_pairs, parse_int=str, parse_float=str)  # no number is looked at
+
+
+def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            told = key[:MAX_TOLD_CHARACTERS]
+            raise bad_request(f"{told!r} is there more than once", told, "repeated_parameter")
+        seen.add(key)
 
 
 def _explain(kind: type[GenerationBody], first: ErrorDetails) -> ApiError:

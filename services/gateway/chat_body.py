@@ -29,10 +29,16 @@ TextParts = Annotated[list[TextPart], Field(min_length=1)]
 
 
 class MessageBody(Body):
-    """One turn; text parts are joined by line breaks."""
+    """One turn; text parts are joined by line breaks. Clients send an answer's message back as it came: what else such
+    a message has is taken where it says nothing."""
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[TextParts, BeforeValidator(_as_parts, str | TextParts)]
+    name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     @property
     def message(self) -> ChatMessage:

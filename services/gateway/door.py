@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 from services.gateway.errors import ApiError
 from services.gateway.keys import ANYBODY, ApiKey, BadKeyFile, KeyFile
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.responses import error_response
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
 _asking: ContextVar[ApiKey] = ContextVar("asking")  # set while a handler runs, in its task
@@ -80,5 +81,4 @@ class Door:
         if self._metrics is not None:
             self._metrics.refused.labels("invalid_api_key").inc()
         message = "A valid API key is needed: Authorization: Bearer <key>"
-        error = ApiError(401, message, code="invalid_api_key")
-        return web.Response(status=401, body=error.body, content_type="application/json", headers=error.headers)
+        return error_response(ApiError(401, message, code="invalid_api_key"))

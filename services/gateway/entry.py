@@ -21,10 +21,11 @@ from services.gateway.session import Session
 
 @dataclass(slots=True)
 class Visit:
-    """A request that was let in, and the sessions of its answers."""
+    """A request that was let in, and the sessions of its answers, `num_choices` of them for each prompt in turn."""
 
     key: ApiKey
     num_sessions: int
+    num_choices: int
     deadline: Deadline
     _sessions: list[Session] = field(default_factory=list)
 
@@ -35,9 +36,9 @@ class Visit:
     @property
     def num_tokens(self) -> int:
         """Tokens taken so far; a prompt counts once for all answers to it, and not where no verifier took it."""
-        opened = [session for session in self._sessions if session.was_opened]
-        prompts = {session.generation.prompt_ids for session in opened}
-        return sum(map(len, prompts)) + sum(len(session.stream.tokens) for session in opened)
+        opened = {i // self.num_choices: session for i, session in enumerate(self._sessions) if session.was_opened}
+        num_read = sum(len(session.generation.prompt_ids) for session in opened.values())
+        return num_read + sum(len(session.stream.tokens) for session in self._sessions)
 
 
 class Entry:
@@ -61,13 +62,22 @@ class Entry:
             raise bad_request(f"An answer may take {most_s:g} s here", "dsd.timeout_s", "invalid_value")
         return Deadline(asked_at, wanted_s, self._metrics)
 
+    def check_line(self, num_sessions: int = 1) -> None:
+        """Raises ApiError where a request for so many answers would find the queue full."""
+        if not self.places.has_room(num_sessions):
+            self._metrics.refused.labels("queue_full").inc()
+            message = f"All {self.places.capacity} sessions are in use and {self.places.max_waiting} requests wait"
+            raise ApiError(503, message, code="queue_full")
+
     @asynccontextmanager
-    async def admitted(self, key: ApiKey, num_sessions: int, deadline: Deadline) -> AsyncIterator[Visit]:
-        """Places for so many answers as long as the block lasts; raises ApiError. Not for reentry by one request:
-        two that each hold a part of what they need would wait for ever."""
-        visit = Visit(key, num_sessions, deadline)
+    async def admitted(
+        self, key: ApiKey, num_sessions: int, num_choices: int, deadline: Deadline
+    ) -> AsyncIterator[Visit]:
+        """Places for so many answers, `num_choices` to each prompt, as long as the block lasts; raises ApiError. Not
+        for reentry by one request: two that each hold a part of what they need would wait for ever."""
+        visit = Visit(key, num_sessions, num_choices, deadline)
         self._check_number(visit)
-        self._check_line(visit)  # first, so that a full queue costs nobody a request of its limit
+        self.check_line(num_sessions)  # first, so that a full queue costs nobody a request of its limit
         self._enter(visit)
         try:
             async with AsyncExitStack() as places:
@@ -83,12 +93,6 @@ class Entry:
             raise bad_request(
                 f"{visit.num_sessions} answers at once are more than the {most} allowed", "n", "invalid_value"
             )
-
-    def _check_line(self, visit: Visit) -> None:
-        if not self.places.has_room(visit.num_sessions):
-            self._metrics.refused.labels("queue_full").inc()
-            message = f"All {self.places.capacity} sessions are in use and {self.places.max_waiting} requests wait"
-            raise ApiError(503, message, code="queue_full")
 
     async def _take_places(self, held: AsyncExitStack, visit: Visit) -> None:
         try:

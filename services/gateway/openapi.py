@@ -47,7 +47,7 @@ REPLIES: dict[str, Any] = {
     "ErrorReply": ErrorReply,
 }
 ERRORS = {
-    "400": "A field is wrong, unknown or not offered: `param` names it",
+    "400": "A field is wrong, unknown, repeated or not offered, or there is a query parameter: `param` names it",
     "401": "A valid API key is needed",
     "404": "Another model is served here",
     "408": "The body did not arrive in time",
@@ -106,15 +106,23 @@ def _paths() -> Json:
 
 
 def _generating(summary: str, body: type[ChatBody] | type[CompletionBody], whole: str, chunks: tuple[str, ...]) -> Json:
-    told = ", ".join(f"`{name}`" for name in (*chunks, "UsageChunk", "ErrorReply"))
-    stream = {"type": "string", "description": f"Events `data: ` with {told} as JSON, at last `data: [DONE]`"}
     answer = {
         "description": "The answer, as an event stream where `stream` is true",
         "headers": SEED,
-        "content": {"application/json": {"schema": _ref(whole)}, "text/event-stream": {"schema": stream}},
+        "content": {
+            "application/json": {"schema": _ref(whole)},
+            "text/event-stream": {"schema": _event(*chunks, "UsageChunk", "ErrorReply")},
+        },
     }
     request = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     return {"summary": summary, "requestBody": request, "responses": {"200": answer} | _errors(OF_A_BODY)}
+
+
+def _event(*names: str) -> Json:
+    """One event of a stream: before version 3.2 the schema of a stream is that of each of its events."""
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, names)]}}
+    data = {"description": "`[DONE]` is the last", "anyOf": [{"const": "[DONE]"}, told]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _reading(summary: str, reply: str, *more_errors: str) -> Json:

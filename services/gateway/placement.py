@@ -48,13 +48,14 @@ class Placement:
     def drafter(
         self, generation: Generation, verifier_id: str, num_left: int, now: float, avoid: Collection[str] = ()
     ) -> str | None:
-        """A drafter for the session, or None: where speculation is off, nobody is there, or it would come too late for
-        the `num_left` tokens still to be generated."""
+        """A drafter for the session, or None: where speculation is off, nobody is there who can hold one more token of
+        the text, or it would come too late for the `num_left` tokens still to be generated."""
         if generation.speculation is None:
             return None
+        length = generation.context - num_left
         choices = [
             choice
-            for choice in self.fleet.choices("drafter", generation.model, now, len(generation.prompt_ids) + 1)
+            for choice in self.fleet.choices("drafter", generation.model, now, length + 1)
             if choice.instance_id not in avoid
             and generation.drafter_name in (None, instance_name(choice.instance_id))
             and self._is_in_time(choice, generation, verifier_id, num_left, now)

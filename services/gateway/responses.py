@@ -7,8 +7,8 @@ for the client timeout has left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
 
 import structlog
 from aiohttp import web
@@ -27,6 +27,7 @@ EVENT_STREAM = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+PIECE_BYTES = 64 << 10  # of a whole answer; each must be taken within the client timeout
 
 
 class ClientGone(Exception):
@@ -41,8 +42,8 @@ def error_response(error: ApiError) -> web.Response:
     return web.Response(status=error.status, body=error.body, content_type="application/json", headers=error.headers)
 
 
-async def whole_response(choices: Choices, voice: Voice, headers: dict[str, str]) -> web.Response:
-    """All choices at once."""
+async def whole_answer(choices: Choices, voice: Voice) -> bytes:
+    """All choices at once, when all are complete."""
     texts: list[list[str]] = [[] for _ in choices.answers]
     tokens: list[list[ScoredToken]] = [[] for _ in choices.answers]
     async with aclosing(choices.pieces()) as pieces:
@@ -54,7 +55,19 @@ async def whole_response(choices: Choices, voice: Voice, headers: dict[str, str]
         voice.choice(i, "".join(texts[i]), tokens[i] if answer.scores_tokens else None, answer.finish)
         for i, answer in enumerate(choices.answers)
     ]
-    return json_response(voice.whole(told_choices, choices.usage, choices.report), headers)
+    return voice.whole(told_choices, choices.usage, choices.report)
+
+
+async def whole_response(
+    request: web.Request, body: bytes, headers: dict[str, str], client_timeout_s: float
+) -> web.StreamResponse:
+    """An answer in one piece; with logprobs it may be larger than all buffers on the way."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
+    response.content_length = len(body)
+    async with _client_of(request, response, client_timeout_s) as client:
+        for start in range(0, len(body), PIECE_BYTES):
+            await client.write(body[start : start + PIECE_BYTES])
+    return response
 
 
 async def streamed_response(
@@ -67,15 +80,8 @@ async def streamed_response(
 ) -> web.StreamResponse:
     """The choices piece by piece."""
     response = web.StreamResponse(headers={**EVENT_STREAM, **headers})
-    client = _Client(response, client_timeout_s)
-    try:
-        await client.taken(response.prepare(request))
+    async with _client_of(request, response, client_timeout_s) as client:
         await _write_events(client, choices, voice, deadline)
-        await client.taken(response.write_eof())
-    except ClientGone:
-        log.info("client gone", session=voice.session_id)
-        if request.transport is not None:
-            request.transport.abort()
     return response
 
 
@@ -97,6 +103,20 @@ class _Client:
                 await writing
         except (TimeoutError, ConnectionResetError) as error:
             raise ClientGone from error
+
+
+@asynccontextmanager
+async def _client_of(request: web.Request, response: web.StreamResponse, timeout_s: float) -> AsyncIterator[_Client]:
+    """Begins the response and ends it; breaks off, and the connection too, when the client is gone."""
+    client = _Client(response, timeout_s)
+    try:
+        await client.taken(response.prepare(request))
+        yield client
+        await client.taken(response.write_eof())
+    except ClientGone:
+        log.info("client gone", path=request.path)
+        if request.transport is not None:
+            request.transport.abort()
 
 
 async def _write_events(client: _Client, choices: Choices, voice: Voice, deadline: Deadline) -> None:

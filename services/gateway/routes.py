@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from services.gateway.admission import Admission, Order, Prompt
 from services.gateway.answer import Answer
-from services.gateway.api import AnyBody, parse
+from services.gateway.api import AnyBody, check_query, parse
 from services.gateway.chat_body import ChatBody
 from services.gateway.choices import Choices, opened
 from services.gateway.completion_body import CompletionBody
@@ -29,14 +29,14 @@ from services.gateway.fleet_api import fleet_status
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.openapi import openapi_document
 from services.gateway.replies import Model, ModelList
-from services.gateway.responses import error_response, json_response, streamed_response, whole_response
+from services.gateway.responses import error_response, json_response, streamed_response, whole_answer, whole_response
 from services.gateway.sessions import LiveSession, Sessions
 from services.gateway.voice import Voice
 
 log = structlog.get_logger(__name__)
 
 SEED_HEADER = "X-DSD-Seed"
-API_PREFIXES = ("/v1/", "/dsd/", "/openapi.json")
+PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # the runtime's, in shapes of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Routes:
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Turns every error of an API endpoint into OpenAI's shape, and counts the answers."""
-        if not request.path.startswith(API_PREFIXES):
+        """Turns every error into OpenAI's shape, and counts the answers."""
+        if request.path in PLAIN_PATHS:
             return await handler(request)
         try:
             response = await handler(request)
@@ -129,13 +129,15 @@ class Routes:
     ) -> web.StreamResponse:
         asked_at = time.monotonic()
         service = self._entered()
+        check_query(request.query)
+        service.entry.check_line()  # a body that could not even wait is not worth its memory and its tokens
         raw = await self._read(request)
         body, prompts = await asyncio.to_thread(_prepare, service.admission, kind, raw)
         self._entered()
         key, deadline = asking_key(), service.entry.deadline(asked_at, body.timeout_s)
         orders = service.admission.orders(body, prompts, key.cache_scope, time.monotonic())
         async with (
-            service.entry.admitted(key, len(orders), deadline) as visit,
+            service.entry.admitted(key, len(orders), body.num_choices, deadline) as visit,
             opened(visit, service.sessions, [order.generation for order in orders]) as lives,
         ):
             choices = _choices(service, body, orders, lives, asked_at)
@@ -143,7 +145,8 @@ class Routes:
             if body.stream:
                 return await streamed_response(request, choices, voice, headers, deadline, self._client_timeout_s)
             async with deadline.kept():
-                return await whole_response(choices, voice, headers)
+                answer = await whole_answer(choices, voice)
+        return await whole_response(request, answer, headers, self._client_timeout_s)
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 

@@ -68,11 +68,14 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt, ready for the assistant's turn; raises TemplateRefused with the template's own words."""
+        """The prompt, ready for the assistant's turn; raises TemplateRefused with the template's own words, or
+        what went wrong in it."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(
                 messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from error
+        except Exception as error:  # a program of the model's makers: it may fail in any way
+            raise TemplateRefused(f"{type(error).__name__}: {error}") from error

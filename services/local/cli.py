@@ -44,7 +44,7 @@ def main(
         typer.Option(help="int8 (the default), int4 or a folder; with --target a folder. Several take turns."),
     ] = None,
     model_name: Annotated[
-        str, typer.Option(envvar="DSD_MODEL_NAME", help="Name under which --target is served; else its folder's.")
+        str, typer.Option(envvar="DSD_MODEL_NAME", help="Name under which the target is served; else its folder's.")
     ] = "",
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
@@ -68,7 +68,7 @@ def main(
             _stop(run_dir)
             return
         pair = (
-            default_pair(home() / "models" / DEFAULT_NAME, draft or ["int8"], drafters)
+            default_pair(home() / "models" / DEFAULT_NAME, draft or ["int8"], drafters, model_name)
             if target is None
             else own_pair(target, draft or [], drafters, model_name)
         )
@@ -155,10 +155,10 @@ def _detach(plan: Plan, run_dir: Path) -> None:
     _prepare(plan.pair)
     drafts = plan.pair.drafts
     argv = [sys.executable, "-m", "services", "--drafters", str(len(drafts)), "--verifiers", str(plan.num_verifiers)]
-    argv += ["--host", plan.host, "--port", str(plan.port)]
-    argv += [part for draft in dict.fromkeys(drafts) for part in ("--draft", str(draft))]
+    argv += ["--host", plan.host, "--port", str(plan.port), "--model-name", plan.pair.model_name]
+    argv += [part for draft in drafts for part in ("--draft", str(draft))]
     if not plan.pair.is_default:
-        argv += ["--target", str(plan.pair.target), "--model-name", plan.pair.model_name]
+        argv += ["--target", str(plan.pair.target)]
     log_path = run_dir / "services.log"
     with log_path.open("ab") as log_file:
         process = subprocess.Popen(

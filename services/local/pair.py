@@ -29,10 +29,10 @@ class Pair:
     is_default: bool = False  # `python -m model_zoo prepare` makes it where it is missing
 
 
-def default_pair(models: Path, drafts: Sequence[str], num_drafters: int) -> Pair:
+def default_pair(models: Path, drafts: Sequence[str], num_drafters: int, model_name: str = "") -> Pair:
     """The default target in `models`; drafts: int8, int4, or a folder, in turn. Raises PairRefused."""
     folders = [models / f"draft-{draft}" if draft in DEFAULT_DRAFTS else _own_draft(draft) for draft in drafts]
-    return Pair(DEFAULT_NAME, models / "target", _in_turn(folders, num_drafters), is_default=True)
+    return Pair(model_name or DEFAULT_NAME, models / "target", _in_turn(folders, num_drafters), is_default=True)
 
 
 def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name: str) -> Pair:

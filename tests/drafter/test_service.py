@@ -136,6 +136,21 @@ async def test_no_guess_goes_behind_max_tokens(world: World) -> None:
     assert world.count("drafter_drafted") == 3
 
 
+async def test_a_session_whose_answer_goes_on_behind_the_context_lets_the_verifier_run_and_ends(world: World) -> None:
+    prompt = (1,) * (world.model.max_context - 3)
+    text = answer(prompt, 9)
+    await world.decide(window=4, chunk=4, free_run=False)
+    request = await world.speculate(prompt, max_tokens=5000)
+    assert await world.drafted(request, 0, 3) == text[:3]
+    await world.tell(world.verifier, world.verdict(request, 0, text[:4], accepted=3))
+    await world.settled()
+    (*_, last) = world.drafts(request)
+    assert (last.base, last.token_ids, last.free_run) == (len(prompt) + 4, (), True)
+    assert not any(draft.free_run for draft in world.drafts(request)[:-1])
+    assert len(world.drafter.table) == 0
+    assert world.fates() == {"accepted": 3, "rejected": 0, "late": 0, "discarded": 0}
+
+
 async def test_the_last_verdict_ends_the_session_and_every_guess_has_one_fate(world: World) -> None:
     world.model.is_right = lambda position: position % 3 > 0
     request = await world.speculate()
@@ -249,7 +264,7 @@ async def test_a_verifier_that_stays_silent_is_given_up(world: World, monkeypatc
     [
         ((), 5, "bad_request", False),
         ((1, 97), 5, "bad_request", False),
-        ((1,), 1024, "too_long", False),
+        ((1,) * 1024, 5, "too_long", False),
         ((1,), 5, "overloaded", True),
     ],
 )

@@ -25,10 +25,11 @@ def request(
     term: int = 1,
     committed: tuple[int, ...] = (),
     speculation: Speculation = Speculation(),  # noqa: B008  frozen
+    min_tokens: int = 0,
 ) -> Speculate:
     return Speculate(
         f"{number:032x}", term, VERIFIER, TokenIds(prompt), TokenIds(committed), Sampling(), NO_TOKENS, max_tokens,
-        speculation,
+        speculation, min_tokens,
     )  # fmt: skip
 
 
@@ -101,7 +102,8 @@ def test_a_session_in_the_middle_of_a_step_has_no_second_turn() -> None:
         (request(prompt=()), "bad_request", "empty"),
         (request(prompt=(VOCABULARY,)), "bad_request", f"token id {VOCABULARY}"),
         (request(committed=(VOCABULARY + 1,)), "bad_request", f"token id {VOCABULARY + 1}"),
-        (request(max_tokens=1022), "too_long", "1025 tokens exceed the context of 1024"),
+        (request(prompt=(1,) * 1024), "too_long", "1024 tokens leaves no room in the context of 1024"),
+        (request(prompt=(1,) * 1000, committed=(1,) * 24), "too_long", "1024 tokens leaves no room"),
     ],
 )
 def test_what_can_never_be_drafted_is_refused_for_good(refused: Speculate, code: str, message: str) -> None:
@@ -114,6 +116,23 @@ def test_what_can_never_be_drafted_is_refused_for_good(refused: Speculate, code:
 
 def test_a_text_as_long_as_the_context_fits() -> None:
     assert Table().start(max_tokens=1021).cache.capacity == 1024
+
+
+def test_an_answer_that_may_outgrow_the_context_is_drafted_for_up_to_there() -> None:
+    table = Table()
+    seat = table.start(prompt=(1,) * 1020, max_tokens=5000, min_tokens=2000)
+    assert (seat.state.limit, seat.cache.capacity) == (1024, 1024)
+    while table.turn() is not None:
+        pass
+    assert (len(seat.state.tokens), seat.state.drafted) == (1024, 4)
+
+
+def test_a_session_that_has_outgrown_the_context_is_not_rebound() -> None:
+    table = Table()
+    seat = table.start(prompt=(1,) * 1000, max_tokens=5000)
+    with pytest.raises(Refused, match="no room"):
+        table.start(prompt=(1,) * 1000, max_tokens=5000, term=2, committed=(1,) * 30)
+    assert seat.state.term == 1
 
 
 def test_more_sessions_than_allowed_are_refused_for_now_but_known_ones_are_rebound() -> None:

@@ -68,11 +68,15 @@ async def ask(cell: Cell, prompt: list[int], name: str, stop_ids: Sequence[int],
 async def test_an_option_gives_the_same_text_at_every_window_and_numpys_own(
     name: str, cell: Cell, target: TargetModel, prompts: list[list[int]], tokenizer: TargetTokenizer
 ) -> None:
+    num_right = 0
     for prompt in (prompts[0], prompts[16]):
         alone = (await ask(cell, prompt, name, tokenizer.stop_ids, 0)).token_ids
         assert alone == drawn_by_numpy(target, prompt, alone, name, tokenizer.stop_ids)
         for window in WINDOWS:
-            assert (await ask(cell, prompt, name, tokenizer.stop_ids, window)).token_ids == alone, window
+            answer = await ask(cell, prompt, name, tokenizer.stop_ids, window)
+            assert answer.token_ids == alone, window
+            num_right += answer.tally.accepted + answer.tally.late
+    assert num_right, "nothing was speculated"
 
 
 def drawn_by_numpy(

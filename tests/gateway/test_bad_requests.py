@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gateway.conftest import World
+from tests.gateway.conftest import World, a_world
 from tests.gateway.fakes import CONTEXT, MODEL, VOCABULARY
 from tests.gateway.test_http import CHAT, COMPLETIONS, chat
 
@@ -160,6 +161,52 @@ async def test_a_bad_completion_is_refused_by_the_field_at_fault(
     assert param in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        (CHAT, '{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "seed": 1, "seed": 2}', "seed"),
+        (CHAT, '{"model": "tiny", "messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+        (CHAT, '{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "dsd": {}, "dsd": {}}', "dsd"),
+        (COMPLETIONS, '{"model": "tiny", "prompt": "a", "logit_bias": {"5": 1, "5": -1}}', "5"),
+        (COMPLETIONS, '{"model": "tiny", "prompt": "a", "se\\u0065d": 1, "seed": 2}', "seed"),
+    ],
+)
+async def test_a_key_that_is_there_twice_is_refused(world: World, path: str, body: str, key: str) -> None:
+    await world.verifier()
+    response = await world.client.post(path, data=body, headers={"Content-Type": "application/json"})
+    error = (await response.json())["error"]
+    assert (response.status, error["param"], error["code"]) == (400, key, "repeated_parameter"), error
+    assert f"'{key}'" in error["message"]
+
+
+async def test_keys_of_one_name_in_different_objects_are_no_repetition(world: World) -> None:
+    await world.verifier()
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}] * 2
+    assert (await world.client.post(CHAT, json=chat(messages=turns))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, chat()), (COMPLETIONS, {"model": MODEL, "prompt": "a"}), (CHAT, "not even a body")]
+)
+async def test_options_in_the_address_are_refused_by_their_name(world: World, path: str, body: Any) -> None:
+    await world.verifier()
+    response = await world.client.post(f"{path}?temperature=0&seed=1", json=body)
+    error = (await response.json())["error"]
+    assert (response.status, error["param"], error["code"]) == (400, "temperature", "unknown_parameter"), error
+    assert "'temperature'" in error["message"]
+    assert (await world.client.post(f"{path}?x", json=body)).status == 400
+
+
+async def test_a_conversation_at_which_the_template_fails_is_told_what_it_says(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages | length / (messages | length - 1) }}")
+    async with a_world(folder) as world:
+        await world.verifier()
+        response = await world.client.post(CHAT, json=chat())
+        error = (await response.json())["error"]
+        assert (response.status, error["param"], error["code"]) == (400, "messages", "invalid_value"), error
+        assert "division by zero" in error["message"]
+
+
 async def test_a_body_that_is_not_what_its_headers_say_is_refused(world: World) -> None:
     await world.verifier()
     response = await world.client.post(CHAT, data=b"no gzip", headers={"Content-Encoding": "gzip"})
@@ -175,7 +222,14 @@ async def test_an_unknown_model_is_404_and_named(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", CHAT, 405), ("POST", "/v1/embeddings", 404), ("DELETE", "/v1/models", 405)]
+    ("method", "path", "status"),
+    [
+        ("GET", CHAT, 405),
+        ("POST", "/v1/embeddings", 404),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/chat/completions", 404),
+        ("GET", "/", 404),
+    ],
 )
 async def test_wrong_endpoints_answer_in_the_same_shape(world: World, method: str, path: str, status: int) -> None:
     response = await world.client.request(method, path)

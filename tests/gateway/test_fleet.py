@@ -95,6 +95,14 @@ def test_no_drafter_is_asked_whose_prefill_would_outlast_the_answer(prefill_ms: 
     assert chooser.drafter(generation(num_prompt=100, max_tokens=50), "v.1", 50, 0.1) == expected
 
 
+def test_a_drafter_is_asked_while_its_context_has_room_for_one_more_token() -> None:
+    chooser = placement(beat("v.1"), beat("d.1", service="drafter", max_context=60))
+    order = generation(num_prompt=10, max_tokens=500)
+    assert chooser.drafter(order, "v.1", 500, 0.1) == "d.1"
+    assert chooser.drafter(order, "v.1", 451, 0.1) == "d.1"
+    assert chooser.drafter(order, "v.1", 450, 0.1) is None
+
+
 def test_only_a_drafter_of_the_wanted_name_is_asked_and_none_when_speculation_is_off() -> None:
     chooser = placement(beat("v.1"), beat("fast.1", service="drafter"), beat("slow.1", service="drafter"))
     assert chooser.drafter(generation(drafter_name="slow"), "v.1", 50, 0.1) == "slow.1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -277,17 +276,3 @@ async def test_a_client_that_does_not_send_its_body_is_dropped(folder: Any) -> N
         head = await asyncio.wait_for(reader.readline(), 5)
         assert b"408" in head
         writer.close()
-
-
-async def test_a_client_that_takes_nothing_is_dropped_and_its_session_ends(folder: Any) -> None:
-    async with a_world(folder, client_timeout_s=0.2) as world:
-        await world.verifier(pass_s=0.0)
-        world.answer = "7" * 480  # about 120 kB of events, more than all buffers on the way hold
-        body = json.dumps(chat(stream=True)).encode()
-        with socket.socket() as silent:
-            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            silent.connect((world.client.host, world.client.port))
-            silent.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            await until(lambda: len(world.gateway.sessions) == 1)
-            await until(lambda: not world.client.server.runner.server.connections)
-            await world.no_session_is_left()

@@ -312,6 +312,20 @@ async def test_tokens_are_charged_when_the_answer_ends_or_breaks_off(
         assert await status(world, KEYS["alice"]) == 200
 
 
+async def test_every_prompt_is_charged_once_whatever_its_choices_and_its_likeness(folder: Path, file: Path) -> None:
+    async with a_world(folder, api_keys_file=str(file)) as world:
+        await world.verifier()
+        charged = 0.0
+        for prompts in (["once", "once"], ["once", "upon a time"], [[5, 6, 7]] * 3):
+            asked = {"model": MODEL, "prompt": prompts, "n": 2, "max_tokens": 3}
+            response = await world.client.post("/v1/completions", json=asked, headers=bearer(KEYS["alice"]))
+            usage = (await response.json())["usage"]
+            assert usage["completion_tokens"] == 2 * 3 * len(prompts)
+            charged += usage["total_tokens"]
+            await world.no_session_is_left()
+            assert world.count("key_tokens_total", key="alice") == charged
+
+
 async def test_a_key_has_its_own_number_of_answers_under_way_or_waiting(folder: Path, file: Path) -> None:
     write(file, entry("alice", KEYS["alice"], max_sessions=2), entry("bob", KEYS["bob"]))
     async with a_world(folder, api_keys_file=str(file), max_sessions=1) as world:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,18 @@ CHECKS = [
 ]
 
 
-def explore(document: dict[str, Any], address: str) -> set[tuple[str, int]]:
-    """Asks every endpoint as the document says and as it forbids; returns the paths and statuses seen."""
-    seen: set[tuple[str, int]] = set()
+@dataclass(frozen=True)
+class Seen:
+    """One kind of answer."""
+
+    path: str
+    status: int
+    is_stream: bool
+
+
+def explore(document: dict[str, Any], address: str) -> set[Seen]:
+    """Asks every endpoint as the document says and as it forbids; returns what kinds of answers came."""
+    seen: set[Seen] = set()
     for found in schemathesis.openapi.from_dict(document).get_all_operations():
         operation = found.ok()
         for mode in GenerationMode if operation.method == "post" else (GenerationMode.POSITIVE,):
@@ -49,8 +59,8 @@ def explore(document: dict[str, Any], address: str) -> set[tuple[str, int]]:
     return seen
 
 
-def examine(operation: schemathesis.APIOperation, mode: GenerationMode, address: str) -> set[tuple[str, int]]:
-    seen = set()
+def examine(operation: schemathesis.APIOperation, mode: GenerationMode, address: str) -> set[Seen]:
+    seen: set[Seen] = set()
     checks = [*CHECKS, negative_data_rejection] if mode is GenerationMode.NEGATIVE else CHECKS
 
     @settings(
@@ -63,7 +73,8 @@ def examine(operation: schemathesis.APIOperation, mode: GenerationMode, address:
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: schemathesis.Case) -> None:
         response = case.call_and_validate(base_url=address, checks=checks)
-        seen.add((operation.path, response.status_code))
+        (kind,) = response.headers["content-type"]
+        seen.add(Seen(operation.path, response.status_code, kind.startswith("text/event-stream")))
 
     ask()
     return seen
@@ -74,14 +85,17 @@ async def test_no_request_made_from_the_document_gets_an_answer_that_is_not_in_i
         world.answer = "ok"
         await world.verifier(pass_s=0.0)
         document = await (await world.client.get("/openapi.json")).json()
-        for body in ("ChatBody", "CompletionBody"):  # most requests are for the model that is there
-            document["components"]["schemas"][body]["properties"]["model"] = {"enum": [MODEL, "another"]}
+        for body in ("ChatBody", "CompletionBody"):  # most requests are for the model that is there, half want streams
+            schema = document["components"]["schemas"][body]
+            schema["properties"] |= {"model": {"enum": [MODEL, "another"]}, "stream": {"type": "boolean"}}
+            schema["required"] += ["stream"]
         seen = await asyncio.to_thread(explore, document, f"http://{world.client.host}:{world.client.port}")
         await world.no_session_is_left()
     paths = set(document["paths"])
-    assert {path for path, status in seen if status == 200} >= paths - {"/v1/models/{name}"}
-    assert {path for path, status in seen if status == 400} >= {"/v1/chat/completions", "/v1/completions"}
-    assert {path for path, status in seen if status == 404} >= {"/v1/models/{name}", "/v1/completions"}
+    assert {each.path for each in seen if each.status == 200} >= paths - {"/v1/models/{name}"}
+    assert {each.path for each in seen if each.status == 400} >= {CHAT, COMPLETIONS}
+    assert {each.path for each in seen if each.status == 404} >= {"/v1/models/{name}", COMPLETIONS}
+    assert {each.path for each in seen if each.is_stream} == {CHAT, COMPLETIONS}
 
 
 @pytest.mark.parametrize(

@@ -161,12 +161,13 @@ async def test_a_client_that_leaves_ends_its_sessions_everywhere(world: World, s
     assert len(drafter.of(Close)) >= n
 
 
-async def test_a_client_that_takes_nothing_is_dropped_at_both_peers(folder: Path) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_takes_nothing_is_dropped_at_both_peers(folder: Path, stream: bool) -> None:
     async with a_world(folder, client_timeout_s=0.2) as world:
         await world.verifier(pass_s=0.0)
         await world.drafter()
-        world.answer = "7" * 480  # about 120 kB of events, more than all buffers on the way hold
-        body = json.dumps(chat(stream=True)).encode()
+        world.answer = "7" * 480  # with logprobs 500 kB or more, more than all buffers on the way hold
+        body = json.dumps(chat(stream=stream, logprobs=True, top_logprobs=20)).encode()
         async with nothing_left(world):
             with socket.socket() as silent:
                 silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -212,6 +213,22 @@ async def test_requests_beyond_the_places_wait_their_turn_and_those_beyond_the_q
         assert [order.sampling.seed for order in verifier.of(Open) if isinstance(order, Open)] == list(range(5))
         assert world.count("refused_total", reason="queue_full") == 1
         assert world.count("queue_seconds_count") >= 5
+
+
+async def test_no_body_is_awaited_that_could_not_even_wait(folder: Path) -> None:
+    async with a_world(folder, max_sessions=1, max_queue=0) as world:
+        await world.verifier(pass_s=0.02)
+        world.answer = LONG
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n".encode()
+        async with nothing_left(world), a_client(world) as client:
+            first = await client.post(CHAT, json=chat(stream=True))
+            async with raw(world, head) as reader, asyncio.timeout(10):
+                told = await reader.readuntil(b"}}")
+            assert told.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nRetry-After: 1\r\n" in told
+            assert b'"code":"queue_full"' in told
+            first.close()
+        assert world.count("refused_total", reason="queue_full") == 1
 
 
 async def test_a_request_that_waits_too_long_is_told_so(folder: Path) -> None:

@@ -56,16 +56,21 @@ def test_templates_find_what_the_field_gives_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "told"),
     [
-        "{{ raise_exception('roles must alternate') }}",
-        "{{ messages[7]['content'] + 'x' }}",
-        "{{ ''.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
+        ("{{ raise_exception('roles must alternate') }}", "^roles must alternate$"),
+        ("{{ messages[7]['content'] + 'x' }}", "no element 7"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ 1 / 0 }}", "^ZeroDivisionError: division by zero$"),
+        ("{{ messages | dictsort }}", "^AttributeError: 'list' object"),
+        ("{{ messages | sum }}", "^TypeError: unsupported operand"),
+        ("{{ 'é'.encode('ascii') }}", "^UnicodeEncodeError: 'ascii' codec"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "^RecursionError: maximum recursion depth"),
     ],
 )
-def test_a_template_that_refuses_or_misbehaves_raises_one_error(source: str) -> None:
-    with pytest.raises(TemplateRefused):
+def test_a_template_that_refuses_or_misbehaves_raises_one_error(source: str, told: str) -> None:
+    with pytest.raises(TemplateRefused, match=told):
         ChatTemplate(source, {}).render(HELLO)
 
 

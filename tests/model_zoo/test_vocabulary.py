@@ -123,6 +123,8 @@ def test_json_holds_all_of_it_and_the_status_stays(tmp_path: Path) -> None:
 def test_end_tokens_come_from_the_generation_configuration_else_from_the_configuration(tmp_path: Path) -> None:
     folder = target_folder(tmp_path / "target")
     assert read_model(str(folder)).eos_token_ids == (2,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert read_model(str(folder)).eos_token_ids == (0,)
     (folder / "generation_config.json").unlink()
     assert read_model(str(folder)).eos_token_ids == (0,)
 

@@ -341,6 +341,18 @@ def test_a_verdict_ends_the_silence() -> None:
     assert state.resend_at == 5000.0 + 1000.0 + 2 * 20.0
 
 
+def test_where_the_answer_goes_on_behind_the_limit_the_verifier_is_let_go_on_alone() -> None:
+    state = session(window=4, chunk=4, free_run=False, max_tokens=3)
+    (draft,) = guess(state, 7, 8, 9)
+    assert (draft.token_ids, draft.free_run) == ((7, 8, 9), False)
+    state.on_verdict(verdict(3, 7, 8, 9, 6, accepted=3), now=1.0)
+    last = state.take_draft(1.0)
+    assert (last.base, last.token_ids, last.free_run) == (7, (), True)
+    assert state.closed
+    assert state.take_draft(1.0) is None
+    assert counts(state) == (3, 0, 0, 0)
+
+
 def test_without_free_run_and_open_guesses_no_verdict_is_owed() -> None:
     assert session(free_run=False).resend_at is None
 

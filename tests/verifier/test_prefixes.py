@@ -50,7 +50,7 @@ class Table(SessionTable):
         """Passes until the session has its answer; how many."""
         num_passes = 0
         while seat.state.finish is None:
-            self.run_pass()
+            assert self.run_pass(), "a session waits for nobody"
             num_passes += 1
         assert seat.state.tokens == [*seat.state.request.prompt_ids, *answer(seat.state.request.prompt_ids, 4)]
         return num_passes
@@ -143,6 +143,30 @@ def test_a_twin_computes_for_itself_when_the_other_is_closed_mid_prefill() -> No
     table.close(first.state.session_id, 1, 0.0)
     table.finish(twin)
     assert table.num_shared_tokens == MIN_TOKENS, "what the closed one had computed is used"
+
+
+def test_twins_of_one_that_is_over_do_not_wait_for_each_other() -> None:
+    table = Table(4)
+    first = table.opens(1, [*PROMPT, 80])
+    twins = [table.opens(number, [*PROMPT, 90, 91]) for number in (2, 3)]  # more alike than like the first
+    table.run_pass(MIN_TOKENS)
+    table.close(first.state.session_id, 1, 0.0)
+    for twin in twins:
+        assert table.finish(twin) < 20
+
+
+def test_what_a_twin_has_yet_to_copy_is_copied_from_where_it_is() -> None:
+    table = Table(4)
+    table.finish(table.opens(1))
+    first = table.opens(2, [*PROMPT, 90])
+    assert first.prefix is not None
+    source = first.prefix.cache
+    table._prefixes.shrink(0)  # room was needed meanwhile
+    second = table.opens(3, PROMPT)
+    assert second.twin is first
+    assert second in table.ready()
+    assert second.prefix is not None
+    assert second.prefix.cache is source
 
 
 def test_a_closed_session_that_had_copied_nothing_yet_leaves_nothing() -> None:

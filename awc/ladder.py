@@ -41,7 +41,7 @@ class LadderPolicy:
 
     def __post_init__(self) -> None:
         increasing = all(low < high for low, high in zip(self.rungs, self.rungs[1:], strict=False))
-        # At window 0 nothing would be observed any more, so there would be no way back up.
+        # At window 0 nothing would be observed any more: resting.py sees to that.
         if not self.rungs or not increasing or self.rungs[0] < 1 or self.rungs[-1] > MAX_WINDOW:
             raise ValueError(f"rungs {self.rungs} must be increasing windows of 1 to {MAX_WINDOW}")
         if self.sample_guesses < 1:

@@ -1,4 +1,4 @@
-"""The window policies by name. Each is made from the choice it starts with."""
+"""The window policies by name. Each is made from the choice it starts with; those that adapt rest as well."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable
 from awc.confidence import ConfidencePolicy
 from awc.ladder import LadderPolicy
 from awc.policy import WindowChoice, WindowPolicy
+from awc.resting import RestingPolicy
 from awc.static import StaticPolicy
 
 POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
-    LadderPolicy.name: LadderPolicy,
-    ConfidencePolicy.name: ConfidencePolicy,
+    LadderPolicy.name: lambda start: RestingPolicy(LadderPolicy(start)),
+    ConfidencePolicy.name: lambda start: RestingPolicy(ConfidencePolicy(start)),
 }

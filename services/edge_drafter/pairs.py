@@ -73,11 +73,11 @@ class PairTable:
         self._pair(seat.verifier_id).last_verdict.pop(seat.state.session_id, None)
 
     def take_reports(self, seats: list[Seat], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
-        """Reports of the pairs that changed, and a new start for their counts; idle pairs are forgotten."""
+        """Reports of pairs that have sessions or changed, and a new start for their counts; others are forgotten."""
         reports: list[PairReport] = []
         for verifier_id, pair in list(self._pairs.items()):
             mine = [seat for seat in seats if seat.verifier_id == verifier_id]
-            if pair.is_fresh and len(reports) < MAX_REPORTED_PAIRS:
+            if (mine or pair.is_fresh) and len(reports) < MAX_REPORTED_PAIRS:
                 reports.append(self._report(verifier_id, pair, mine, windows[verifier_id], draft_ms))
                 pair.drafted, pair.fates = 0, Fates()
             if not mine and not pair.is_fresh:

@@ -57,9 +57,10 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The samples of each mode, one for each session."""
+    """The samples of each mode, one for each session, and the drafter's step when they were over (0: none yet)."""
 
     samples: dict[str, list[Sample]]
+    draft_ms: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +170,11 @@ class CellBench:
         made: list[Round] = []
         while len(made) < MIN_ROUNDS or time.monotonic() < ends_at:
             modes = order.sample(self.spec.modes, len(self.spec.modes))
-            number, length = len(made) + 1, self.effort.max_tokens
-            made.append(Round({mode.name: await self._answers(mode, number, length) for mode in modes}))
+            current = Round({}, {})
+            for mode in modes:
+                current.samples[mode.name] = await self._answers(mode, len(made) + 1, self.effort.max_tokens)
+                current.draft_ms[mode.name] = self.conductor.draft_ms
+            made.append(current)
             notify(f"{self.spec}: round {len(made)}")
         return made
 

@@ -36,8 +36,8 @@ class ModeFinding:
 
 @dataclass(frozen=True, slots=True)
 class CellFinding:
-    """One cell; without modes where requests failed. `against_best`: sliding with free running against the best
-    stop-and-wait window (None: not measured)."""
+    """One cell; without modes where requests failed. Of sliding with free running, where it was measured:
+    `against_best` its speed against the best stop-and-wait window, `in_steps` its TPOT in steps of its drafter."""
 
     draft: str
     standin: str  # which; empty: the real models
@@ -48,6 +48,7 @@ class CellFinding:
     modes: list[ModeFinding]
     best_stop_and_wait: str | None
     against_best: Ratio | None
+    in_steps: Ratio | None
 
     def of(self, mode: str) -> ModeFinding | None:
         return next((finding for finding in self.modes if finding.mode == mode), None)
@@ -57,7 +58,7 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
     """All ratios of a cell."""
     place = (result.draft, result.standin, result.rtt_ms, result.num_sessions, len(result.rounds), result.complaints)
     if not is_whole(result):
-        return CellFinding(*place, modes=[], best_stop_and_wait=None, against_best=None)
+        return CellFinding(*place, modes=[], best_stop_and_wait=None, against_best=None, in_steps=None)
     tpot = {mode: figures(result, mode, time_per_token) for mode in result.modes}
     ttft = {mode: figures(result, mode, lambda sample: sample.ttft_ms) for mode in result.modes}
     base = TARGET_ONLY.name
@@ -75,10 +76,12 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
     ]
     waiting = [finding for finding in modes if finding.mode.startswith(STOP_AND_WAIT_PREFIX)]
     best = max(waiting, key=lambda finding: finding.speed.value, default=None)
-    against_best = None
-    if best is not None and SLIDING_FREE.name in tpot:
-        against_best = compare(tpot[best.mode], tpot[SLIDING_FREE.name], seed=seed)
-    return CellFinding(*place, modes, best.mode if best else None, against_best)
+    sliding, against_best, in_steps = tpot.get(SLIDING_FREE.name), None, None
+    if sliding is not None:
+        steps = np.array([each.draft_ms[SLIDING_FREE.name] for each in result.rounds])
+        in_steps = compare(sliding, np.broadcast_to(steps[:, None], sliding.shape), seed=seed)
+        against_best = compare(tpot[best.mode], sliding, seed=seed) if best else None
+    return CellFinding(*place, modes, best.mode if best else None, against_best, in_steps)
 
 
 def is_whole(result: CellResult) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.asking import connected
@@ -27,7 +27,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one process took so far."""
+    """What one process took: the most memory ever, and processor time."""
 
     peak_rss_mib: float
     cpu_s: float
@@ -42,10 +42,12 @@ class Cell:
     children: dict[str, Child]
     log_dir: Path
     _read_from: dict[str, int] = field(default_factory=dict)
+    _cpu_before: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """From here on complaints count: what happened while all was cold is over."""
+        """From here on complaints and processor time count: what happened while all was cold is over."""
         self._read_from = {path.name: path.stat().st_size for path in self.log_dir.glob("*.log")}
+        self._cpu_before = {name: usage_of(pid).cpu_s for name, pid in self.pids().items()}
 
     def complaints(self) -> list[str]:
         """Why the figures since `begin` don't count; empty when they do."""
@@ -53,9 +55,14 @@ class Cell:
         found = [line for path in sorted(self.log_dir.glob("*.log")) for line in self._complaints_in(path)]
         return restarted + found
 
-    def usage(self) -> dict[str, Usage]:
+    def pids(self) -> dict[str, int]:
         """Of every process that runs."""
-        return {name: usage_of(child.pid) for name, child in self.children.items() if child.pid is not None}
+        return {name: child.pid for name, child in self.children.items() if child.pid is not None}
+
+    def usage(self) -> dict[str, Usage]:
+        """Of every process that runs; processor time since `begin`."""
+        found = {name: usage_of(pid) for name, pid in self.pids().items()}
+        return {name: replace(used, cpu_s=used.cpu_s - self._cpu_before.get(name, 0.0)) for name, used in found.items()}
 
     def _complaints_in(self, path: Path) -> list[str]:
         with path.open("rb") as file:

@@ -41,6 +41,7 @@ class Conductor:
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._sequence = self._passed_on = 0
         self._came_back = asyncio.Event()
+        self.draft_ms = 0.0  # the drafter's step as it last reported it
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -68,6 +69,7 @@ class Conductor:
             case Heartbeat(service="verifier", instance_id=name):
                 self._verifier_id = name
             case Report(drafter_id=name) if name == self._drafter_id:
+                self.draft_ms = next((seen.draft_ms for seen in message.pairs), self.draft_ms)
                 self._reports.put_nowait(message)
             case WindowDecision(sequence=sequence) if subjects.sender(subject) == self._instance_id:
                 self._passed_on = max(self._passed_on, sequence)

@@ -49,6 +49,7 @@ from tests.benchmarks.recordings import QUICK, profile_json
 
 ORIGIN = Origin("python -m benchmarks.bench", "a machine", "a date", "3")
 MAX_TOKENS = 11
+DRAFT_MS = 12.0
 
 
 def sample(tpot_ms: float, ttft_ms: float = 50.0, **changes: object) -> Sample:
@@ -57,11 +58,12 @@ def sample(tpot_ms: float, ttft_ms: float = 50.0, **changes: object) -> Sample:
 
 
 def result(tpot_ms: dict[Mode, float], num_sessions: int = 1, rtt_ms: int = 30, num_rounds: int = 6) -> CellResult:
-    """Rounds of prompts that are harder and harder, each mode as much slower as it is."""
-    rounds = [
-        Round({mode.name: [sample(ms * math.exp(number / 3))] * num_sessions for mode, ms in tpot_ms.items()})
-        for number in range(num_rounds)
-    ]
+    """Rounds on a machine that gets slower and slower, drafter and all modes alike."""
+    rounds = []
+    for number in range(num_rounds):
+        slower = math.exp(number / 3)
+        samples = {mode.name: [sample(ms * slower)] * num_sessions for mode, ms in tpot_ms.items()}
+        rounds.append(Round(samples, {mode.name: DRAFT_MS * slower for mode in tpot_ms}))
     modes = [mode.name for mode in tpot_ms]
     return CellResult("int8", rtt_ms, num_sessions, modes, MAX_TOKENS, rounds, {"gateway": Usage(90, 1)}, [], ORIGIN)
 
@@ -100,6 +102,13 @@ def test_ratios_are_of_the_same_prompts_and_above_one_is_faster() -> None:
     sliding = finding.of(SLIDING_FREE.name)
     assert sliding is not None
     assert sliding.speed.low == pytest.approx(sliding.speed.high), "how hard prompts are must not matter"
+
+
+def test_a_token_of_sliding_is_told_in_steps_of_its_drafter() -> None:
+    steps = find(result(FAST)).in_steps
+    assert steps is not None
+    assert steps.value == pytest.approx(16 / DRAFT_MS)
+    assert find(result({TARGET_ONLY: 40.0, ADAPTIVE: 50.0})).in_steps is None
 
 
 def test_throughput_is_that_of_all_sessions_together() -> None:
@@ -150,9 +159,9 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
     text = markdown([find(result(FAST))], ORIGIN, ["speed.png"])
     assert "| adaptive: never slower than target-only | int8 draft, RTT 30 ms, one session | 0.800" in text
     assert text.count("**no**") == 1
-    assert (
-        "| sliding against stop-and-wait 4 | int8 draft, RTT 30 ms, one session | 1.250 (1.250 … 1.250) | yes |" in text
-    )
+    where = "int8 draft, RTT 30 ms, one session"
+    assert f"| sliding against stop-and-wait 4: ≥ 1.2× | {where} | 1.250 (1.250 … 1.250) | yes |" in text
+    assert f"| sliding: a token takes ≤ 1.5 drafter's steps | {where} | 1.333 (1.333 … 1.333) | yes |" in text
     assert "![speed](speed.png)" in text
     assert ORIGIN.command in text
     assert ORIGIN.machine in text
@@ -161,6 +170,7 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
 def test_a_report_on_stand_ins_says_so_wherever_it_names_them() -> None:
     text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], ORIGIN, [])
     assert text.count("int8 draft (stand-in: paced quick), RTT 30 ms") == text.count("int8 draft") > 1
+    assert "≥ 1.3×" in text, "what is asked of stand-ins for large models"
 
 
 def test_void_cells_are_told_as_such_and_decide_nothing() -> None:
@@ -189,9 +199,11 @@ class FakeConductor:
 
     def __init__(self) -> None:
         self.chosen: list[WindowChoice | None] = []
+        self.draft_ms = 0.0
 
     async def choose(self, choice: WindowChoice | None) -> None:
         self.chosen.append(choice)
+        self.draft_ms += 1
 
 
 async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> None:
@@ -210,6 +222,7 @@ async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> No
         assert {body["messages"][0]["content"] for body in bodies} == set(prompts[2 * number + 2 : 2 * number + 4])
         assert sum(body["dsd"]["speculation"] == "off" for body in bodies) == spec.num_sessions
         assert set(each.samples) == {mode.name for mode in FEW_MODES}
+        assert sorted(each.draft_ms.values()) == [number * len(FEW_MODES) + 1 + turn for turn in range(len(FEW_MODES))]
         asked = {mode: {prompts[sample.prompt_number] for sample in samples} for mode, samples in each.samples.items()}
         assert len(set(map(frozenset, asked.values()))) == 1
     orders = [tuple(conductor.chosen[i : i + len(FEW_MODES)]) for i in range(0, len(conductor.chosen), len(FEW_MODES))]

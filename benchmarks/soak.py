@@ -1,0 +1,175 @@
+"""Ten minutes under load: does memory stay, does anything complain? python -m benchmarks.soak.
+
+Invariant: memory counts from /proc, of every process, all through the run; a process whose memory in the last third of
+it is above that of the middle third by more than GROWTH_MIB has grown, and any error in any log fails the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import cell as cells
+from benchmarks.arrivals import closed_loop
+from benchmarks.asking import Asking, Due, connected, measure
+from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan
+from benchmarks.latency import OK, Objective, Sample, Summary, summarise
+from benchmarks.origin import Origin
+from benchmarks.prompts import read_prompts
+from client.gateway import Gateway
+from client.wire import Options
+from services.cloud_verifier.architecture import read_config
+from services.cloud_verifier.settings import VerifierSettings
+from services.local.pair import DEFAULT_NAME
+from shared.home import home
+
+FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+LOOK_S = 2.0
+GROWTH_MIB = 8.0
+MIB = 1 << 20
+
+console = Console(stderr=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process, in MiB. `allowed`: the most that the peak may be; None: nothing is asked."""
+
+    peak: float
+    middle: float  # median of the run's middle third
+    last: float
+    allowed: float | None
+
+    @property
+    def is_flat(self) -> bool:
+        return self.last - self.middle <= GROWTH_MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """A run."""
+
+    seconds: float
+    summary: Summary
+    memory: dict[str, Memory]
+    complaints: list[str]
+    origin: Origin
+
+
+def allowed_mib(models: Path, draft: str) -> dict[str, float]:
+    """What each service may take (issue and docs/benchmarks.md): models, the KV cache that is configured, and room."""
+    target = sum(path.stat().st_size for path in (models / "target").glob("*.safetensors")) / MIB
+    graph = sum(path.stat().st_size for path in (models / f"draft-{draft}").glob("*.onnx*")) / MIB
+    return {
+        VERIFIER: target + kv_mib(models / "target") + 500,
+        DRAFTER: 1.5 * graph + 250,
+        GATEWAY: 300,
+        CONTROLLER: 120,
+    }
+
+
+def kv_mib(target: Path) -> float:
+    """The KV cache of as many tokens as are configured, in bfloat16."""
+    config = read_config(str(target)).get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    return float(VerifierSettings.model_fields["kv_tokens"].default * token_bytes / MIB)
+
+
+def rss_mib(pid: int) -> float:
+    """Memory of a process now."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def spread_of(figures: Sequence[float], peak: float, allowed: float | None) -> Memory:
+    """Of a process whose memory was looked at through the run."""
+    _, middle, last = np.array_split(np.array(figures), 3)
+    return Memory(peak, float(np.median(middle)), float(np.median(last)), allowed)
+
+
+async def watch(cell: cells.Cell, seen: dict[str, list[float]]) -> None:
+    """Notes every process's memory until cancelled."""
+    while True:
+        for name, pid in cell.pids().items():
+            seen.setdefault(name, []).append(rss_mib(pid))
+        await asyncio.sleep(LOOK_S)
+
+
+async def load(gateway: Gateway, seconds: float, num_clients: int, max_tokens: int) -> list[Sample]:
+    """Clients that ask all the time; each answer that was begun in time is waited for."""
+    options, model = Options(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
+    ends_at = time.monotonic() + seconds
+
+    async def ask(due: Due) -> Sample:
+        return await measure(gateway, Asking(model, options), due)
+
+    samples: list[Sample] = []
+    while time.monotonic() < ends_at:
+        samples += await closed_loop(ask, read_prompts(), num_clients, 4 * num_clients, think_s=0.0)
+        console.print(f"{len(samples)} answers, {max(0.0, ends_at - time.monotonic()):.0f} s left", highlight=False)
+    return samples
+
+
+async def run(models: Path, draft: str, seconds: float, num_clients: int, max_tokens: int) -> Soak:
+    seen: dict[str, list[float]] = {}
+    with TemporaryDirectory(prefix="dsd-bench-") as folder:
+        async with (
+            cells.running(CellPlan(models, draft), Path(folder), console.print) as cell,
+            connected(cell.url) as gateway,
+        ):
+            watching = asyncio.create_task(watch(cell, seen), name="watch")
+            samples = await load(gateway, seconds, num_clients, max_tokens)
+            watching.cancel()
+            await asyncio.wait({watching})
+            usage, complaints = cell.usage(), cell.complaints()
+    allowed = allowed_mib(models, draft)
+    memory = {name: spread_of(figures, usage[name].peak_rss_mib, allowed.get(name)) for name, figures in seen.items()}
+    complaints += [f"a request came to {sample.status}" for sample in samples if sample.status != OK]
+    return Soak(seconds, summarise(samples, Objective()), memory, complaints, Origin.here("benchmarks.soak"))
+
+
+def table(soak: Soak) -> Table:
+    """For a terminal."""
+    title = f"{soak.seconds:.0f} s, {soak.summary.num_tokens} tokens, {soak.summary.tokens_per_s:.1f} tokens/s"
+    shown = Table("process", "peak, MiB", "allowed", "middle third", "last third", "flat", title=title)
+    for name, memory in sorted(soak.memory.items()):
+        allowed = "" if memory.allowed is None else f"{memory.allowed:.0f}"
+        figures = f"{memory.middle:.1f}", f"{memory.last:.1f}", "yes" if memory.is_flat else "no"
+        shown.add_row(name, f"{memory.peak:.0f}", allowed, *figures)
+    for complaint in soak.complaints:
+        shown.add_row("complaint", complaint)
+    return shown
+
+
+@app.command()
+def main(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    clients: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 8,
+    draft: Annotated[str, typer.Option(help="Draft model: int8 or int4.")] = "int8",
+    max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 128,
+    folder: Annotated[Path, typer.Option(help="Where soak.json goes.")] = FOLDER,
+) -> None:
+    """Runs the default pair with every service under load; exit status 1 where something grew or complained."""
+    soak = asyncio.run(run(home() / "models" / DEFAULT_NAME, draft, 60 * minutes, clients, max_tokens))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "soak.json").write_bytes(msgspec.json.format(msgspec.json.encode(soak), indent=1))
+    Console().print(table(soak))
+    if soak.complaints or not all(memory.is_flat for memory in soak.memory.values()):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,85 @@
+"""What DSD costs a token is measured on a real drafter and on real services, beside models and network."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import against_transformers, overhead, soak
+from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER
+from benchmarks.draft_steps import measure_steps
+from benchmarks.origin import Origin
+from benchmarks.paired import Ratio
+from benchmarks.replaying import measure_services
+from benchmarks.soak import GROWTH_MIB, Memory, allowed_mib, rss_mib, spread_of
+from services.local.pair import DEFAULT_NAME
+from shared.home import home
+
+ORIGIN = Origin("a command", "a machine", "a date", "3")
+
+
+async def test_a_drafter_at_work_is_compared_with_bare_steps_of_the_same_graph(default_models: Path) -> None:
+    ours, bares = await measure_steps(default_models / "draft-int8", repeats=2, seed=1)
+    assert len(ours) == len(bares) == 2
+    assert min(bares) > 0.5, "a step of the default draft takes milliseconds"
+    assert min(ours) > 0.8 * min(bares), "a drafter's step holds one of the graph's"
+
+
+@pytest.mark.timeout(180)
+async def test_rounds_and_the_gateways_time_are_measured_on_running_services(default_models: Path) -> None:
+    rounds, gateway_ms, complaints = await measure_services(default_models, repeats=3, seed=1)
+    assert complaints == []
+    assert len(rounds) == 3
+    assert min(rounds) > 0, "messages and loops take some time"
+    assert set(gateway_ms) == {"target-only", "sliding"}
+    assert min(gateway_ms.values()) > 0
+
+
+def test_the_table_of_costs_shows_what_must_be() -> None:
+    costs = overhead.Costs(7.0, 6.5, Ratio(1.077, 1.05, 1.09), 1.2, (1.0, 1.5), {"sliding": 0.25}, ["void"], ORIGIN)
+    shown = overhead.table(costs)
+    assert [list(column.cells) for column in shown.columns][2] == ["≤ 1.15", "≤ 2.0", "≤ 0.5", ""]
+    assert "1.077 (1.050 … 1.090)" in next(iter(list(shown.columns[1].cells)))
+
+
+# --- soak -------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_grows_in_the_last_third_is_not_flat() -> None:
+    flat = spread_of([100.0] * 10 + [500.0] * 20, peak=510.0, allowed=600.0)
+    assert (flat.peak, flat.middle, flat.last, flat.allowed) == (510.0, 500.0, 500.0, 600.0)
+    assert flat.is_flat
+    assert not Memory(510.0, 500.0, 500.0 + GROWTH_MIB + 1, None).is_flat
+
+
+def test_a_service_may_take_its_model_and_what_is_configured(default_models: Path) -> None:
+    allowed = allowed_mib(default_models, "int8")
+    # 134.5 M parameters of 2 bytes; 32768 tokens of 30 layers x 3 heads x 64 numbers x 2 bytes, keys and values
+    assert allowed[VERIFIER] == pytest.approx(256.6 + 720 + 500, abs=5)
+    assert 250 < allowed[DRAFTER] < 600
+    assert (allowed[GATEWAY], allowed[CONTROLLER]) == (300, 120)
+
+
+def test_the_memory_of_a_process_is_what_it_holds_now() -> None:
+    before = rss_mib(os.getpid())
+    held = os.urandom(64 << 20)
+    assert rss_mib(os.getpid()) > before + 60
+    del held
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_short_soak_and_a_short_comparison_with_transformers_run(default_models: Path) -> None:
+    models = home() / "models" / DEFAULT_NAME
+    soaked = asyncio.run(soak.run(models, "int8", seconds=10.0, num_clients=4, max_tokens=16))
+    assert soaked.complaints == []
+    assert set(soaked.memory) == {"nats-server", CONTROLLER, VERIFIER, DRAFTER, GATEWAY}
+    assert soaked.summary.num_tokens > 100
+    assert soak.table(soaked).row_count == 5
+    found = asyncio.run(against_transformers.run(models, "int8", num_rounds=1, max_tokens=8, seed=1))
+    assert found.complaints == []
+    assert found.alone.value > 0
+    assert against_transformers.table(found).row_count == 3

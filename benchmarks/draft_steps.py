@@ -24,7 +24,7 @@ from services.edge_drafter.settings import DrafterSettings
 from shared import subjects
 from shared.bus import Absent, Bus
 from shared.memory_bus import MemoryNetwork
-from shared.messages import NO_TOKENS, Close, Draft, Message, Sampling, Speculate, Speculation, TokenIds
+from shared.messages import NO_TOKENS, Close, Draft, Heartbeat, Message, Sampling, Speculate, Speculation, TokenIds
 
 CONTEXT, NUM_STEPS = 256, 32  # tokens before the measured steps, and how many
 
@@ -61,13 +61,18 @@ class Drafting:
         self._verifier_id = subjects.new_instance_id("bench")
         self._gateway_id = subjects.new_instance_id("bench")
         self._drafts: asyncio.Queue[Draft] = asyncio.Queue()
+        self.is_alive = asyncio.Event()  # the drafter listens
 
     async def listen(self) -> None:
         await self._bus.subscribe(subjects.inbox("verifier", self._verifier_id), self._hear)
+        await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
 
     def _hear(self, subject: str, message: Message | Absent) -> None:
-        if isinstance(message, Draft) and message.token_ids:
-            self._drafts.put_nowait(message)
+        match message:
+            case Draft() if message.token_ids:
+                self._drafts.put_nowait(message)
+            case Heartbeat() if message.instance_id == self._drafter_id:
+                self.is_alive.set()
 
     async def step_ms(self, prompt_ids: Sequence[int]) -> float:
         """Mean time of a step from the first guess behind the prompt to the last one of the window."""
@@ -99,16 +104,17 @@ async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[flo
     network, generator = MemoryNetwork(), random.Random(seed)
     drafter_id = subjects.new_instance_id("drafter")
     settings = DrafterSettings(draft=str(folder), name="drafter")
-    bus = network.connect(drafter_id)
+    bus = network.connect()
     drafter = Drafter(drafter_id, settings, load_draft(str(folder), 1), bus, DrafterMetrics(CollectorRegistry()))
     await drafter.loop.warm_up()
     bare = bare_step(folder, CONTEXT + NUM_STEPS // 2)
-    drafting = Drafting(network.connect(subjects.new_instance_id("bench")), drafter)
+    drafting = Drafting(network.connect(), drafter)
     await drafting.listen()
     work = asyncio.create_task(drafter.run(), name="drafter")
     ours: list[float] = []
     bares: list[float] = []
     try:
+        await drafting.is_alive.wait()
         for _ in range(repeats + 1):
             ours.append(await drafting.step_ms([generator.randrange(1000, 40_000) for _ in range(CONTEXT)]))
             started = time.perf_counter()

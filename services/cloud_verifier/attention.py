@@ -22,12 +22,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from services.cloud_verifier.kv import KV_STEP, KvCache, KvLayout, LayerShape, round_to_step
+from services.cloud_verifier.packed import fill_step
 
 ATTENTION_NAME = "dsd"
 # Rows (query heads of a key head x tokens) of a block: fewer are computed by other kernels, more have not been tried.
 LEAST_ROWS, MOST_ROWS = 4, 192
 FIXED_BLOCK_TOKENS = 4
-PROBED_ROWS = (4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 30, 31, 32, 33, 45, 48, 63, 64, 65, 96, 128, 150)
+PROBED_TOKENS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 24, 30, 32, 36, 48, 64, 96, 128, 160)
 PROBED_LENGTHS = tuple(KV_STEP * n for n in (1, 2, 3, 5, 8, 9, 17))
 PROBED_HEADS = 4
 
@@ -116,6 +117,11 @@ class Blocks:
     min_tokens: int
     max_tokens: int
 
+    def fill(self, num_tokens: int) -> int:
+        """Size of the block for so many tokens, of few sizes for the sake of packed.fill_step's kernels."""
+        step = fill_step(num_tokens)
+        return min(max(-(-num_tokens // step) * step, self.min_tokens), self.max_tokens)
+
 
 def find_blocks(layout: KvLayout) -> Blocks:
     """Of a model: of several sizes where rows have the same bits in all of them, or on a GPU, else of one."""
@@ -142,11 +148,10 @@ def _rows_are_alike(layout: KvLayout, group: int, head_dim: int, blocks: Blocks)
         mask = torch.zeros(1, num_rows, length, dtype=layout.dtype)
         mask[..., length - KV_STEP // 2 :] = -torch.inf
         together = masked_attention(queries, keys, values, mask, head_dim**-0.5)
-        for rows in PROBED_ROWS:
-            if blocks.min_tokens * group <= rows < num_rows:
-                alone = masked_attention(queries[:, :rows], keys, values, mask[:, :rows], head_dim**-0.5)
-                if not torch.equal(alone, together[:, :rows]):
-                    return False
+        for rows in sorted({group * blocks.fill(tokens) for tokens in PROBED_TOKENS if tokens < blocks.max_tokens}):
+            alone = masked_attention(queries[:, :rows], keys, values, mask[:, :rows], head_dim**-0.5)
+            if not torch.equal(alone, together[:, :rows]):
+                return False
     return True
 
 
@@ -167,7 +172,7 @@ class Segment:
             count = min(seen - (self.start + first), self.num_tokens - first)
             for begin in range(first, first + count, blocks.max_tokens):
                 num_tokens = min(blocks.max_tokens, first + count - begin)
-                yield Piece(self, begin, num_tokens, max(num_tokens, blocks.min_tokens), seen)
+                yield Piece(self, begin, num_tokens, blocks.fill(num_tokens), seen)
             first += count
 
 
@@ -182,9 +187,15 @@ class Piece:
     seen: int  # positions, the rejected and empty ones that the mask hides among them
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
-    def slots(self) -> list[int]:
-        """Token of the pass in each slot of the block; the last one also fills the dead slots."""
-        last = self.num_tokens - 1
+    @property
+    def end(self) -> int:
+        """Behind its last token of the pass."""
+        return self.segment.offset + self.first + self.num_tokens
+
+    def slots(self, num_dead: int) -> list[int]:
+        """Token of the pass in each slot of the block: behind its own up to `num_dead` more that follow them, and in
+        all slots that are left the last one again."""
+        last = self.num_tokens + num_dead - 1
         return [self.segment.offset + self.first + min(slot, last) for slot in range(self.block_tokens)]
 
     def attend(self, index: int, queries: Tensor, heads: Heads) -> Tensor:
@@ -212,8 +223,10 @@ class Piece:
 class _Shelf:
     """The pieces of a pass whose blocks have the same size: their queries are laid out together."""
 
-    def __init__(self, pieces: Sequence[Piece], num_tokens: int, device: torch.device) -> None:
-        self.slots = [slot for piece in pieces for slot in piece.slots()]
+    def __init__(self, pieces: Sequence[Piece], num_living: int, num_tokens: int, device: torch.device) -> None:
+        """Of the pass's num_tokens tokens the first num_living are some session's."""
+        dead = [num_tokens - num_living if piece.end == num_living else 0 for piece in pieces]
+        self.slots = [slot for piece, num_dead in zip(pieces, dead, strict=True) for slot in piece.slots(num_dead)]
         self._pieces = pieces
         self._block_tokens = pieces[0].block_tokens
         is_in_order = self.slots == list(range(num_tokens))
@@ -241,7 +254,8 @@ class PassAttention:
         by_size: dict[int, list[Piece]] = {}
         for piece in (piece for segment in segments for piece in segment.pieces(blocks)):
             by_size.setdefault(piece.block_tokens, []).append(piece)
-        self._shelves = [_Shelf(pieces, num_tokens, device) for pieces in by_size.values()]
+        num_living = sum(segment.num_tokens for segment in segments)
+        self._shelves = [_Shelf(pieces, num_living, num_tokens, device) for pieces in by_size.values()]
         slots = [slot for shelf in self._shelves for slot in shelf.slots]
         slot_of = {token: slot for slot, token in enumerate(slots)}
         homes = [slot_of.get(token, 0) for token in range(num_tokens)]  # dead tokens get what is at least finite

@@ -273,6 +273,8 @@ def _load(folder_or_id: str, device: torch.device, dtype: torch.dtype) -> PreTra
     model.to(device)  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
+    for parameter in model.parameters():  # out of the mapped file, which stays in memory as long as one is in it
+        parameter.data = parameter.data.clone()
     return model
 
 

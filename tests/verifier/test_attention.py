@@ -38,7 +38,7 @@ def test_blocks_have_few_and_many_rows_where_kernels_compute_them_alike(
 
 def test_blocks_have_one_size_where_a_kernel_computes_some_sizes_differently(monkeypatch: pytest.MonkeyPatch) -> None:
     def odd(queries: torch.Tensor, *others: object) -> torch.Tensor:
-        return queries * (1 + 1e-6 * (queries.shape[1] == 33))
+        return queries * (1 + 1e-6 * (queries.shape[1] == 36))
 
     monkeypatch.setattr(attention, "masked_attention", odd)
     assert find_blocks(layout()) == Blocks(FIXED_BLOCK_TOKENS, FIXED_BLOCK_TOKENS)
@@ -51,8 +51,21 @@ def test_a_token_sees_as_many_positions_as_its_own_asks_for_whatever_is_fed_with
         tokens = []
         for piece in Segment(cache, start, num_tokens, offset=0).pieces(blocks):
             assert blocks.min_tokens <= piece.block_tokens <= blocks.max_tokens
-            assert len(piece.slots()) == piece.block_tokens
+            assert len(piece.slots(0)) == piece.block_tokens
             for token in range(piece.first, piece.first + piece.num_tokens):
                 tokens.append(token)
                 assert piece.seen == ((start + token) // KV_STEP + 1) * KV_STEP
         assert tokens == list(range(num_tokens))
+
+
+def test_a_block_is_filled_up_with_the_dead_tokens_behind_it_and_then_with_its_last_one() -> None:
+    segment = Segment(KvCache(layout(), KV_STEP), 10, num_tokens=5, offset=7)
+    (piece,) = segment.pieces(Blocks(8, 64))
+    assert piece.end == 12
+    assert piece.slots(0) == [7, 8, 9, 10, 11, 11, 11, 11]
+    assert piece.slots(2) == [7, 8, 9, 10, 11, 12, 13, 13]
+
+
+def test_blocks_come_in_few_sizes() -> None:
+    assert [Blocks(2, 64).fill(n) for n in (1, 2, 3, 16, 17, 33, 50, 64)] == [2, 2, 4, 16, 18, 36, 52, 64]
+    assert {Blocks(4, 4).fill(n) for n in range(1, 5)} == {4}

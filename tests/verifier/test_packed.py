@@ -80,7 +80,7 @@ def test_rows_have_the_same_bits_for_every_row_count_that_the_rule_allows(
 
 @pytest.mark.parametrize(
     ("odd_counts", "rule"),
-    [(set(), RowRule(2, 1)), ({1}, RowRule(2, 1)), ({1, 2, 3, 5, 7, 9}, RowRule(4, 4)), ({4, 12}, RowRule(8, 8))],
+    [(set(), RowRule(4, 2)), ({1, 2, 3, 5}, RowRule(4, 2)), ({6, 10}, RowRule(4, 4)), ({4, 12}, RowRule(8, 8))],
 )
 def test_a_row_rule_avoids_the_counts_at_which_a_kernel_computes_otherwise(odd_counts: set[int], rule: RowRule) -> None:
     class Odd(nn.Module):
@@ -135,8 +135,9 @@ def test_replaced_layers_are_freed() -> None:
 
 
 def test_a_row_rule_fills_row_counts_up() -> None:
-    assert [RowRule(2, 1).fill(n) for n in (1, 2, 5)] == [2, 2, 5]
+    assert [RowRule(4, 2).fill(n) for n in (1, 4, 5, 17, 33, 65, 200, 256)] == [4, 4, 6, 18, 36, 72, 208, 256]
     assert [RowRule(4, 4).fill(n) for n in (1, 4, 5)] == [4, 4, 8]
+    assert all(n <= RowRule(4, 2).fill(n) <= max(4, n * 9 / 8 + 1) for n in range(1, 1000))
 
 
 def test_packing_is_off_where_the_private_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ class RowRule:
 # One to three rows take other kernels, which are no faster and differ for some numbers. The last suffices for all
 # kernels seen so far.
 ROW_RULES = (RowRule(4, 2), RowRule(4, 4), RowRule(8, 8))
+PLAIN_ROW_RULES = ROW_RULES[1:]  # of unpacked layers: which rows differ depends on the number of threads as well
 
 
 class PackedLinear(nn.Module):
@@ -114,18 +115,19 @@ def packing_works(dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def row_rule(layer: nn.Module, num_in: int, dtype: torch.dtype, device: torch.device) -> RowRule:
-    """The first of ROW_RULES under which the layer's rows have the same bits, whatever their number.
+    """The first of its kind's rules under which the layer's rows have the same bits, whatever their number.
 
     Kernels differ by dtype, sizes, torch build and CPU. On a GPU, where bits are not promised, the last.
     """
+    rules = ROW_RULES if isinstance(layer, PackedLinear) else PLAIN_ROW_RULES
     if device.type == "cpu":
         rows = torch.randn(PROBED_ROWS[-1], num_in, generator=torch.Generator().manual_seed(0)).to(dtype)
         together = layer(rows)
         differing = [n for n in PROBED_ROWS if not torch.equal(layer(rows[:n]), together[:n])]
-        for rule in ROW_RULES:
+        for rule in rules:
             if not any(map(rule.allows, differing)):
                 return rule
-    return ROW_RULES[-1]
+    return rules[-1]
 
 
 def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool) -> RowRule:

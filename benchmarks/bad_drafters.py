@@ -37,6 +37,7 @@ from benchmarks.paired import compare, median_of_ratios
 from benchmarks.prompts import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
+from services.local.pair import DEFAULT_NAME
 from shared import nats_bus, subjects
 from shared.bus import Absent
 from shared.config import ServiceSettings
@@ -47,7 +48,6 @@ from tests.e2e.harness import Client
 
 ALONE, CONTROL, LYING, SILENT = "no drafter", "no drafter, again", "lying drafter", "silent drafter"
 CONDITIONS = (ALONE, CONTROL, LYING, SILENT)
-PAIR = "smollm2-135m"
 START_S = 180.0
 EXTRA_TOKENS = 4000  # more than it gets to: it runs as long as the others
 LIMIT = 0.05
@@ -245,7 +245,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write samples and findings to this JSON file.")] = None,
 ) -> None:
     """Measures what a lying and a silent drafter cost the sessions of others, on this machine with the default pair."""
-    samples = asyncio.run(_run(home() / "models" / PAIR, draft, sessions, rounds, max_tokens, window, seed))
+    samples = asyncio.run(_run(home() / "models" / DEFAULT_NAME, draft, sessions, rounds, max_tokens, window, seed))
     found = findings(samples, seed)
     Console().print(table(found, f"{sessions} honest sessions of {max_tokens} tokens, {rounds} rounds"))
     if output is not None:

@@ -69,7 +69,7 @@ class Soak:
 
 
 def allowed_mib(models: Path, draft: str) -> dict[str, float]:
-    """What each service may take (issue and docs/benchmarks.md): models, the KV cache that is configured, and room."""
+    """What each service may take: its model, the KV cache that is configured, and room."""
     target = sum(path.stat().st_size for path in (models / "target").glob("*.safetensors")) / MIB
     graph = sum(path.stat().st_size for path in (models / f"draft-{draft}").glob("*.onnx*")) / MIB
     return {

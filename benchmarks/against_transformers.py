@@ -61,7 +61,8 @@ class Finding:
 def generating(place: Path, num_threads: int, max_tokens: int) -> Callable[[list[int]], None]:
     """Greedy generate of a prompt's ids by transformers as one would write it, to `max_tokens` tokens."""
     torch.set_num_threads(num_threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(place), dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(str(place), dtype=torch.bfloat16)
+    model.eval()
 
     def run(prompt_ids: list[int]) -> None:
         ids = torch.tensor([prompt_ids])

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -77,7 +77,8 @@ def plain_pass(model: PreTrainedModel, texts: list[list[int]], num_tokens: int) 
     def run() -> Tensor:
         logits = model(ids, cache=cache, use_cache=True).logits
         cache.crop(num_cached - cache.get_seq_length())
-        return logits.argmax(dim=-1)
+        best: Tensor = logits.argmax(dim=-1)
+        return best
 
     with torch.inference_mode():
         model(torch.tensor(texts), cache=cache, use_cache=True)
@@ -114,7 +115,8 @@ def main(
     """Times passes of the default target."""
     torch.set_num_threads(threads)
     place = str(home() / "models" / DEFAULT_NAME / "target")
-    plain = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype)).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
+    plain.eval()
     target = load_target(place, "cpu", dtype)
     order = random.Random(seed)
     found = []

@@ -6,10 +6,10 @@ The client speaks the gateway's side of the protocol and returns token ids, so t
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -26,9 +26,11 @@ from shared.bus import Bus
 from shared.messages import (
     Close,
     Failure,
+    Message,
     Open,
     Opened,
     Sampling,
+    Service,
     Speculate,
     Speculation,
     Tally,
@@ -169,7 +171,7 @@ class Client:
         )
         await self._say("drafter", request.drafter_id, "speculate", message)
 
-    async def _say(self, service: str, instance_id: str, verb: str, message: object) -> None:
+    async def _say(self, service: Service, instance_id: str, verb: str, message: Message) -> None:
         await self._bus.publish(subjects.to(service, instance_id, verb, self.instance_id), message)
 
 
@@ -193,16 +195,17 @@ async def running(
     connect: Callable[[], Bus],
     targets: Sequence[TargetModel],
     drafts: Sequence[DraftModel],
-    **verifier_options: object,
+    **verifier_options: Any,
 ) -> AsyncIterator[Cell]:
     """Runs a verifier for each target and a drafter for each draft, and a client. `connect` makes a bus for each."""
     verifiers = [make_verifier(connect(), model, f"v{i}", **verifier_options) for i, model in enumerate(targets)]
     drafters = [make_drafter(connect(), model, f"d{i}") for i, model in enumerate(drafts)]
     client = Client(connect())
     await client.start()
-    tasks = [asyncio.create_task(part.run()) for part in itertools.chain(verifiers, drafters)]
+    parts: list[Verifier | Drafter] = [*verifiers, *drafters]
+    tasks = [asyncio.create_task(part.run()) for part in parts]
     try:
-        await client.wait_for({part.instance_id for part in itertools.chain(verifiers, drafters)})
+        await client.wait_for({part.instance_id for part in parts})
         yield Cell(verifiers, drafters, client)
         for task in tasks:
             assert not task.done(), f"a service ended: {task}"
@@ -212,8 +215,10 @@ async def running(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def make_verifier(bus: Bus, model: TargetModel, name: str, **options: object) -> Verifier:
-    lease = {"lease_s": ANSWER_S}  # the client here sends no heartbeats, and passes may be slow on a busy machine
+def make_verifier(bus: Bus, model: TargetModel, name: str, **options: Any) -> Verifier:
+    lease: dict[str, Any] = {
+        "lease_s": ANSWER_S
+    }  # the client here sends no heartbeats, and passes may be slow on a busy machine
     settings = VerifierSettings(name=name, target="in-process", **(lease | options))
     return Verifier(subjects.new_instance_id(name), settings, model, bus, VerifierMetrics(CollectorRegistry()))
 

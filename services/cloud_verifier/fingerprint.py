@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-NUMERICS = 3
+NUMERICS = 4
 _SAMPLES = 64  # values of each tensor; any training step changes some of these
 _ELSEWHERE = {"_name_or_path", "transformers_version", "dtype", "architectures"}  # path, or told apart elsewhere
 

@@ -31,19 +31,41 @@ class MixedLinear(nn.Module):
         return y if self._bias is None else y + self._bias
 
 
+class SplitLinear(nn.Module):
+    """The same on the CPU, off by 2^-18 of a result: the packed layer's 16-bit result and the remainder of rounding.
+
+    Two 16-bit products take as long as one in float32, which would need a float32 copy of the weights.
+    """
+
+    def __init__(self, rounded: PackedLinear) -> None:
+        super().__init__()
+        self._rounded = rounded
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._rounded(x)
+        logits: Tensor = y.float() + self._rounded.remainder(x, y)
+        return logits
+
+
 class Float32Head(nn.Module):
     """float32 logits of hidden states in the model's dtype."""
+
+    rounded: PackedLinear | None  # the 16-bit layer that they are made of
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
         super().__init__()
         self._linear: nn.Module
-        self._input_dtype = torch.float32
+        self._input_dtype = weight.dtype
+        self.rounded = None
         if weight.device.type == "cuda" and weight.dtype != torch.float32:
             self._linear = MixedLinear(weight, bias)
-            self._input_dtype = weight.dtype
+        elif packed and weight.dtype != torch.float32:
+            self.rounded = PackedLinear(weight, bias)
+            self._linear = SplitLinear(self.rounded)
         else:
             kind = PackedLinear if packed else PlainLinear
             self._linear = kind(weight.float(), None if bias is None else bias.float())
+            self._input_dtype = torch.float32
         self._vocab_size, num_in = weight.shape
         self._rule = row_rule(self._linear, num_in, self._input_dtype, weight.device)
 
@@ -64,12 +86,11 @@ class BestToken:
     the lowest id, is the draw.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight: [vocab, hidden] bfloat16, kept."""
-        self._weight, self._bias = weight, bias
-        self._rounded = PackedLinear(weight, bias)
+    def __init__(self, weight: Tensor, bias: Tensor | None, rounded: PackedLinear) -> None:
+        """weight: [vocab, hidden] bfloat16, kept; rounded: of this weight and bias."""
+        self._weight, self._bias, self._rounded = weight, bias, rounded
         vocab_size, num_in = weight.shape
-        self._rule = row_rule(self._rounded, num_in, weight.dtype, weight.device)
+        self._rule = row_rule(rounded, num_in, weight.dtype, weight.device)
         self._num_filling = -vocab_size % BLOCK_IDS
         self._summing_error = num_in * FLOAT32_UNIT * float(weight.float().norm(dim=-1).max())
 

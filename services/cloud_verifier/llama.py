@@ -41,8 +41,8 @@ class LlamaNetwork:
             body.layers[index] = nn.Identity()
         self._norm = _Norm(body.norm)
         self._head = Float32Head(head.weight, head.bias, packed=packed)
-        is_rounded = packed and head.weight.dtype is torch.bfloat16
-        self._best_token = BestToken(head.weight, head.bias) if is_rounded else None
+        rounded = self._head.rounded
+        self._best_token = None if rounded is None else BestToken(head.weight, head.bias, rounded)
         self.row_rule = max(layer.row_rule for layer in self._layers)
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:

@@ -9,6 +9,7 @@ Packing lays a weight out once the way oneDNN's matrix product wants it, which p
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -23,6 +24,12 @@ from transformers.pytorch_utils import Conv1D
 PROBED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 24, 30, 32, 36, 40, 48, 64, 72, 96, 128, 144, 208, 256)
 SERIAL_ELEMENTS = 1 << 14  # torch splits no activation up to this size among threads (gelu; others twice that)
 VECTOR_ELEMENTS = 64  # and its vector code, unrolled, takes so many at a time
+
+
+# Kernels that oneDNN keeps for products of two activations, and torch's layer over it for those with packed weights;
+# read at the first product. By default each keeps 1024, up to a MiB each (docs/performance.md).
+for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(name, "128")
 
 
 def fill_step(num_rows: int) -> int:
@@ -67,6 +74,11 @@ class PackedLinear(nn.Module):
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return y
 
+    def remainder(self, x: Tensor, y: Tensor) -> Tensor:
+        """x W^T + b - y, rounded once, in y's dtype: what rounding took from y = forward(x)."""
+        rest: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, self._weight, self._bias, "sub")
+        return rest
+
 
 class PlainLinear(nn.Module):
     """The same with torch's public operator, on any device."""
@@ -107,10 +119,13 @@ def packing_works(dtype: torch.dtype) -> bool:
     weight = torch.linspace(-1, 1, 16 * 32).view(16, 32).to(dtype)
     rows = torch.linspace(1, -1, 8 * 32).view(8, 32).to(dtype)
     try:
-        got = PackedLinear(weight, None)(rows)
+        packed = PackedLinear(weight, None)
+        rounded = packed(rows)
+        whole = rounded.float() + packed.remainder(rows, rounded).float()
     except (AttributeError, RuntimeError):  # no such operator; not for this CPU or build
         return False
-    return torch.allclose(got.float(), linear(rows, weight).float(), rtol=0.02, atol=0.02)
+    exact = linear(rows.float(), weight.float())
+    return torch.allclose(rounded.float(), exact, rtol=0.02, atol=0.02) and torch.allclose(whole, exact, atol=1e-4)
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ def test_a_row_rule_avoids_the_counts_at_which_a_kernel_computes_otherwise(odd_c
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_logits_are_float32_and_have_the_same_bits_for_every_row_count(dtype: torch.dtype) -> None:
     weight, bias = random(500, 96, dtype=dtype), random(500, dtype=dtype, seed=1)
-    head = Float32Head(weight, bias, packed=packing_works(torch.float32))
+    head = Float32Head(weight, bias, packed=packing_works(dtype))
     hidden = random(1, MAX_ROWS, 96, dtype=dtype, seed=2)
     expected = head(hidden)
     assert expected.dtype is torch.float32
@@ -149,10 +149,19 @@ def test_packing_is_off_where_the_private_operators_are_missing(monkeypatch: pyt
     assert not packing_works(torch.float32)
 
 
-def test_packing_is_off_where_the_private_operators_compute_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(PlainLinear):
+@pytest.mark.parametrize(("product", "remainder"), [(1.0, 1.0), (1.5, 1.0), (1.0, 3.0)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packing_is_off_where_the_private_operators_compute_something_else(
+    product: float, remainder: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scaled(PlainLinear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) * 1.5
+            return super().forward(x) * product
 
-    monkeypatch.setattr(packed, "PackedLinear", Wrong)
-    assert not packing_works(torch.float32)
+        def remainder(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            exact = linear(x.float(), self._weight.float())
+            return ((exact - y.float()) * remainder).to(x.dtype)
+
+    monkeypatch.setattr(packed, "PackedLinear", Scaled)
+    is_right = product == 1 and (remainder == 1 or dtype is torch.float32)
+    assert packing_works(dtype) == is_right

@@ -22,8 +22,8 @@ up: $(VENV)/local ## start everything and leave it running at http://127.0.0.1:8
 down: $(VENV)/local ## stop what `make up` started
 	$(BIN)/python -m services --stop
 
-test: $(VENV)/dev ## run the tests (not the long ones)
-	$(BIN)/python -m pytest -m "not long"
+test: $(VENV)/dev ## run the tests (not the long ones), two files at a time
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
 test-long: $(VENV)/dev ## run all tests, those of more than a minute too
 	$(BIN)/python -m pytest

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+HINGES = (8, 32, 128)  # fed tokens from which on each more may cost something else
+LEAST_MS = 0.01  # no pass is predicted to take less
+
 
 @dataclass(slots=True)
 class Survival:
@@ -46,7 +49,6 @@ class PassCost:
     fall when fed tokens are added. Units: milliseconds, tokens.
     """
 
-    HINGES = (8, 32, 128)
     PRIOR = (10.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5)
 
     def __init__(self, forgetting: float = 0.995, prior_weight: float = 1e-3) -> None:
@@ -54,11 +56,11 @@ class PassCost:
         self._ridge = prior_weight * np.eye(len(self.PRIOR))
         self._squares = np.zeros_like(self._ridge)
         self._products = np.zeros(len(self.PRIOR))
-        self._weights = np.array(self.PRIOR)
+        self.weights = np.array(self.PRIOR)  # of the features
 
     @classmethod
     def _features(cls, num_sessions: int, num_tokens: int, cached_tokens: int) -> NDArray[np.float64]:
-        excess = [max(0, num_tokens - hinge) for hinge in cls.HINGES]
+        excess = [max(0, num_tokens - hinge) for hinge in HINGES]
         return np.array([1.0, num_sessions, num_tokens, *excess, cached_tokens / 1000])
 
     def observe(self, num_sessions: int, num_tokens: int, cached_tokens: int, elapsed_ms: float) -> None:
@@ -68,7 +70,7 @@ class PassCost:
         self._squares = self._forgetting * self._squares + np.outer(x, x)
         self._products = self._forgetting * self._products + x * (elapsed_ms * scale)
         target = self._products + self._ridge @ np.array(self.PRIOR)
-        self._weights = np.linalg.solve(self._squares + self._ridge, target)
+        self.weights = np.linalg.solve(self._squares + self._ridge, target)
 
     @property
     def prefill_ms(self) -> float:
@@ -79,7 +81,7 @@ class PassCost:
     def predict(self, num_sessions: int, num_tokens: Sequence[int], cached_tokens: int) -> NDArray[np.float64]:
         """Milliseconds of passes over each of the ascending counts `num_tokens`: [len(num_tokens)], at least 0.01."""
         x = np.array([self._features(num_sessions, n, cached_tokens) for n in num_tokens])
-        return np.maximum.accumulate(np.maximum(x @ self._weights, 0.01))
+        return np.maximum.accumulate(np.maximum(x @ self.weights, LEAST_MS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,57 @@ class Share:
     max_guesses: int
 
 
+def form_pass(
+    num_todo: NDArray[np.int64],
+    num_guesses: NDArray[np.int64],
+    probability: NDArray[np.float64],
+    cached_tokens: int,
+    token_budget: int,
+    prefill_chunk: int,
+    weights: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of the first row, and bought guesses, of each candidate (oldest first) that fits into a pass.
+
+    Arrays [candidates] as in `Candidate`; cached_tokens: of all; weights: of `PassCost`'s features. Only arrays and
+    numbers, so that DSD-Sim can compile these very lines.
+    """
+    left = token_budget
+    rows = np.minimum(num_todo[:token_budget], prefill_chunk)
+    bought = np.zeros_like(rows)
+    num_offers = num_draws = 0
+    for i in range(len(rows)):
+        reserved = min(left - 1, len(num_todo) - i - 1)  # a token for each that follows
+        rows[i] = min(rows[i], left - reserved)
+        left -= rows[i]
+        if rows[i] == num_todo[i]:
+            num_draws += 1
+            num_offers += num_guesses[i]
+    if num_offers == 0 or left == 0:
+        return rows, bought
+    gains = np.empty(num_offers)
+    owners = np.empty(num_offers, np.int64)
+    end = 0
+    for i in range(len(rows)):
+        if rows[i] == num_todo[i]:
+            start, end = end, end + num_guesses[i]
+            gains[start:end] = probability[i] ** np.arange(1, num_guesses[i] + 1)
+            owners[start:end] = i
+    order = np.argsort(-gains, kind="mergesort")[:left]  # stable: of equal gains the oldest session's
+    expected = np.empty(len(order) + 1)
+    expected[0] = num_draws
+    expected[1:] = num_draws + np.cumsum(gains[order])
+    num_tokens = np.arange(len(order) + 1) + rows.sum()
+    times = weights[0] + weights[1] * len(rows) + weights[2] * num_tokens + weights[-1] * (cached_tokens / 1000)
+    for k in range(len(HINGES)):
+        times += weights[3 + k] * np.maximum(num_tokens - HINGES[k], 0)
+    times[0] = max(times[0], LEAST_MS)
+    for k in range(1, len(times)):
+        times[k] = max(times[k], times[k - 1])
+    for k in range(np.argmax(expected / times)):
+        bought[owners[order[k]]] += 1
+    return rows, bought
+
+
 class Batcher:
     """Forms passes under one token budget; prompts go in chunks of at most `prefill_chunk` tokens a session."""
 
@@ -113,36 +166,13 @@ class Batcher:
 
     def form(self, candidates: Sequence[Candidate]) -> list[Share]:
         """Shares of the next pass for `candidates` in order of their age, oldest first."""
-        rows, left = self._first_rows(candidates)
-        drafts = [(i, c) for i, c in enumerate(candidates[: len(rows)]) if c.num_guesses and rows[i] == c.num_todo]
-        offers = sorted(
-            ((-(c.probability**depth), i) for i, c in drafts for depth in range(1, c.num_guesses + 1)),
-        )[:left]
-        num_bought = self._num_worth([-gain for gain, _ in offers], candidates[: len(rows)], rows)
-        bought = [0] * len(rows)
-        for _, i in offers[:num_bought]:
-            bought[i] += 1
-        return [Share(i, rows[i] + bought[i], bought[i]) for i in range(len(rows))]
-
-    def _first_rows(self, candidates: Sequence[Candidate]) -> tuple[list[int], int]:
-        """Tokens of every candidate's first row within the budget, one reserved for each, and what is left."""
-        left = self.token_budget
-        rows: list[int] = []
-        for later, candidate in enumerate(candidates, start=1):
-            if left < 1:
-                break
-            reserved = min(left - 1, len(candidates) - later)
-            rows.append(min(candidate.num_todo, self._prefill_chunk, left - reserved))
-            left -= rows[-1]
-        return rows, left
-
-    def _num_worth(self, gains: list[float], candidates: Sequence[Candidate], rows: list[int]) -> int:
-        """How many of the offered guesses, best first, maximise the expected tokens per millisecond."""
-        if not gains:
-            return 0
-        num_draws = sum(rows[i] == c.num_todo for i, c in enumerate(candidates))
-        expected = num_draws + np.concatenate(([0.0], np.cumsum(gains)))
-        first = sum(rows)
-        cached = sum(c.cached_tokens for c in candidates)
-        times = self._cost.predict(len(rows), range(first, first + len(gains) + 1), cached)
-        return int(np.argmax(expected / times))
+        rows, bought = form_pass(
+            np.array([c.num_todo for c in candidates], np.int64),
+            np.array([c.num_guesses for c in candidates], np.int64),
+            np.array([c.probability for c in candidates], np.float64),
+            sum(c.cached_tokens for c in candidates[: self.token_budget]),
+            self.token_budget,
+            self._prefill_chunk,
+            self._cost.weights,
+        )
+        return [Share(i, row + n, n) for i, (row, n) in enumerate(zip(rows.tolist(), bought.tolist(), strict=True))]

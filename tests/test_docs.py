@@ -24,7 +24,7 @@ from shared.metrics import BusMetrics, ProcessMetrics
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-PACKAGES = ("shared", "services", "awc", "model_zoo", "client", "benchmarks")
+PACKAGES = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client", "benchmarks")
 CODE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("shared", "services", "awc", "model_zoo", "client")
+OURS = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client")
 SERVICES = ("gateway", "edge_drafter", "cloud_verifier", "window_controller", "local")
 
 
@@ -88,6 +88,17 @@ def test_awc_policies_import_only_pure_parts_of_shared_and_numpy() -> None:
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
         assert ours <= allowed, f"{name} imports {ours - allowed}"
         assert not tops(all_imports(name)) & {"torch", "nats", "aiohttp", "asyncio", "services"}, name
+
+
+def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_service_nor_runtime() -> None:
+    assert in_package("dsd_sim")
+    allowed = {f"shared.{part}" for part in ("drafter_session", "verifier_session", "messages", "batching", "routing")}
+    for name in in_package("dsd_sim"):
+        ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
+        assert ours <= allowed, f"{name} imports {ours - allowed}"
+        reached = tops(all_imports(name))
+        assert not reached & {"torch", "transformers", "onnxruntime", "nats", "aiohttp", "asyncio"}, name
+        assert not reached & {"services", "model_zoo", "client", "benchmarks"}, name
 
 
 def test_the_client_imports_nothing_of_ours_and_speaks_to_a_gateway_over_http_alone() -> None:

@@ -1,0 +1,122 @@
+"""Virtual time: the heap of events, chance, links, and the pools of messages and session slots.
+
+Invariant: events are served in the order of their times, equal times in the order of their making, and random numbers
+come from the world's own generator, so the same world gives the same run. `w` is a World.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# Kinds of events. Those up to LAST_OF_PYTHON are returned.
+ARRIVAL, TICK, CONDITION, DONE = 0, 1, 2, 3
+LAST_OF_PYTHON = DONE
+OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = 4, 5, 6, 7, 8, 9, 10, 11
+NOTHING = -1
+
+
+@njit(cache=True)
+def uniform(w):
+    """The next random number in [0, 1): splitmix64."""
+    c = w.clock[0]
+    c.random = c.random + np.uint64(0x9E3779B97F4A7C15)
+    z = c.random
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True)
+def push(w, time, kind, who):
+    """Puts an event where it belongs in the heap."""
+    c = w.clock[0]
+    i = c.num_events
+    if i >= len(w.events):
+        raise RuntimeError("more events than the world has room for")
+    c.num_events += 1
+    sequence = c.sequence
+    c.sequence += 1
+    while i > 0:
+        parent = (i - 1) >> 1
+        if w.events[parent].time <= time:
+            break
+        w.events[i] = w.events[parent]
+        i = parent
+    w.events[i].time, w.events[i].sequence = time, sequence
+    w.events[i].kind, w.events[i].who = kind, who
+
+
+@njit(cache=True)
+def pop(w):
+    """Removes the first event; returns its time, kind and whom it concerns."""
+    c, events = w.clock[0], w.events
+    time, kind, who = events[0].time, events[0].kind, events[0].who
+    c.num_events -= 1
+    last = c.num_events
+    i, child = 0, 1
+    moved_time, moved_sequence = events[last].time, events[last].sequence
+    while child < last:
+        other = child + 1
+        if other < last and _is_before(events[other], events[child].time, events[child].sequence):
+            child = other
+        if not _is_before(events[child], moved_time, moved_sequence):
+            break
+        events[i] = events[child]
+        i, child = child, 2 * child + 1
+    events[i] = events[last]
+    return time, kind, who
+
+
+@njit(cache=True)
+def _is_before(event, time, sequence):
+    return event.time < time or (event.time == time and event.sequence < sequence)
+
+
+@njit(cache=True)
+def passage(w, device, free_at, num_bytes):
+    """When the wire of a link has taken a message, and how long that one is under way from then on."""
+    wire = num_bytes * 8 / device.bits_per_ms if device.bits_per_ms > 0 else 0.0
+    late = device.delay_ms
+    if device.jitter_ms > 0:
+        late += device.jitter_ms * uniform(w)
+    if device.stall_rate > 0 and uniform(w) < device.stall_rate:
+        late += device.stall_ms
+    return max(w.clock[0].now, free_at) + wire, late
+
+
+@njit(cache=True)
+def take_message(w, slot):
+    c = w.clock[0]
+    if c.num_free_messages == 0:
+        raise RuntimeError("more messages under way than the world has room for")
+    c.num_free_messages -= 1
+    index = w.free_messages[c.num_free_messages]
+    w.generations[index] = w.slots[slot].generation
+    w.messages[index].session = slot
+    return index
+
+
+@njit(cache=True)
+def free_message(w, index):
+    c = w.clock[0]
+    w.free_messages[c.num_free_messages] = index
+    c.num_free_messages += 1
+
+
+@njit(cache=True)
+def free_slot(w, slot):
+    c = w.clock[0]
+    w.slots[slot].generation += 1
+    w.free_slots[c.num_free_slots] = slot
+    c.num_free_slots += 1
+
+
+@njit(cache=True)
+def remove(order, num, slot):
+    place = 0
+    while order[place] != slot:
+        place += 1
+    for i in range(place, num - 1):
+        order[i] = order[i + 1]

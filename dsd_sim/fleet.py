@@ -1,0 +1,190 @@
+"""A simulated fleet: requests come, gateways place them, policies steer, and the compiled event loop does the rest.
+
+Invariant: routers and window policies are the services' own objects, asked at the moments at which a service asks them
+and shown no more than a service sees: loads as of the last heartbeat, and reports of a drafter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awc.policy import PairControl, WindowChoice, WindowPolicy, is_plausible
+from dsd_sim import cloud, edge, events, kernel
+from dsd_sim.acceptance import Acceptance
+from dsd_sim.world import World
+from shared.messages import Load, PairReport
+from shared.routing import Candidate, Router
+
+SPECULATE_BYTES = 400  # on the wire, beside 4 a token of the prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds between heartbeats of verifiers, and between reports of drafters."""
+
+    heartbeat_ms: float = 1000.0
+    report_ms: float = 250.0
+
+
+@dataclass
+class Fleet:
+    """Runs a world whose requests are written into it: arrival, lengths, device (-1: target-only), client.
+
+    A request of a client comes when that client's one before is done and `think` milliseconds are over, whatever its
+    own arrival says; the arrivals of others are in order.
+    """
+
+    world: World
+    router: Router
+    acceptance: Acceptance
+    policy: WindowPolicy
+    seed: int
+    timing: Timing = Timing()
+    think: Callable[[np.random.Generator], float] = lambda rng: 0.0
+    place: Callable[[World, int], None] | None = None  # gives a request its device; by default it has one
+    num_done: int = 0
+    _given: NDArray[np.int64] = field(init=False)  # sessions placed at each node since its heartbeat
+    _loads: list[Load] = field(init=False)
+    _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._rng = np.random.default_rng(self.seed)
+        self._given = np.zeros(len(self.world.nodes), np.int64)
+        self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
+        self._next = 0
+        self._waiting: dict[int, list[int]] = {}
+
+    def run(self, until: float = np.inf) -> None:
+        """Serves all requests, or those events that come up to the time `until`."""
+        self._schedule()
+        self._listen()
+        served = {events.ARRIVAL: self._arrive, events.TICK: self._tick, events.DONE: self._finish}
+        clock = self.world.clock[0]
+        while self.num_done < len(self.world.requests) or clock["num_free_slots"] < len(self.world.slots):
+            kind, who = kernel.run(self.world, until)
+            if kind == events.NOTHING:
+                return
+            served[kind](who)
+
+    @property
+    def now(self) -> float:
+        return float(self.world.clock[0]["now"])
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        requests = self.world.requests
+        clients = requests["client"]
+        for index in np.flatnonzero(clients >= 0)[::-1].tolist():
+            self._waiting.setdefault(int(clients[index]), []).append(index)
+        for waiting in self._waiting.values():
+            first = waiting.pop()
+            events.push(self.world, float(requests[first]["arrival_ms"]), events.ARRIVAL, first)
+        self._open = np.flatnonzero(clients < 0)
+        self._push_next()
+        events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
+        events.push(self.world, self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
+
+    def _push_next(self) -> None:
+        if self._next < len(self._open):
+            index = int(self._open[self._next])
+            self._next += 1
+            events.push(self.world, float(self.world.requests[index]["arrival_ms"]), events.ARRIVAL, index)
+
+    def _arrive(self, index: int) -> None:
+        request = self.world.requests[index]
+        if request["client"] < 0:
+            self._push_next()
+        else:
+            request["arrival_ms"] = self.now
+        if self.place is not None:
+            self.place(self.world, index)
+        candidates = [
+            Candidate(i, load, int(n)) for i, load, n in zip(self._node_ids, self._loads, self._given, strict=True)
+        ]
+        chosen = self.router.choose(candidates, self._random)
+        assert chosen is not None
+        node = self._node_ids.index(chosen.instance_id)
+        self._given[node] += 1
+        request["node"] = node
+        slot = kernel.ask(self.world, index, SPECULATE_BYTES + 4 * int(request["prompt"]))
+        if request["device"] >= 0:
+            num = int(request["tokens"]) + 1
+            self.acceptance.fill(self.world.right[slot, :num], self.world.confidence[slot, :num], self._rng)
+
+    def _finish(self, index: int) -> None:
+        self.num_done += 1
+        client = int(self.world.requests[index]["client"])
+        waiting = self._waiting.get(client)
+        if waiting:
+            events.push(self.world, self.now + self.think(self._rng), events.ARRIVAL, waiting.pop())
+
+    # --- heartbeats and reports ------------------------------------------------------------------------------------
+
+    def _tick(self, which: int) -> None:
+        if which == HEARTBEATS:
+            self._listen()
+            events.push(self.world, self.now + self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
+        else:
+            self._steer()
+            events.push(self.world, self.now + self.timing.report_ms, events.TICK, REPORTS)
+
+    def _listen(self) -> None:
+        """Every verifier's load, as its heartbeat tells it."""
+        loads = cloud.loads(self.world)
+        self._loads = [Load(num_sessions=int(sessions), queue_tokens=int(queue)) for sessions, queue in loads]
+        self._given[:] = 0
+
+    def _steer(self) -> None:
+        """Shows the policy a report of every pair that has sessions or counts, and sends its choices out."""
+        world = self.world
+        edge.absorb_all(world)
+        pairs = world.pairs
+        is_fresh = (pairs["num_sessions"] > 0) | (pairs["drafted"] + pairs["discarded"] > 0)
+        for device, node in zip(*(axis.tolist() for axis in np.nonzero(is_fresh)), strict=True):
+            pair = pairs[device, node]
+            seen = report_of(pair, self._node_ids[node], float(world.devices[device]["step_ms"]))
+            if is_plausible(seen):
+                control = self._controls.setdefault((device, node), self.policy.for_pair())
+                self._announce(device, node, pair, control.decide(seen))
+        for name in ("drafted", "accepted", "rejected", "late", "discarded"):
+            pairs[name] = 0
+
+    def _announce(self, device: int, node: int, pair: Any, choice: WindowChoice) -> None:
+        """A decision is under way for one round trip: the report up, the decision down."""
+        new = (choice.window, choice.chunk, choice.free_run, choice.min_confidence)
+        if new == tuple(pair[f"next_{name}"].item() for name in ("window", "chunk", "free_run", "min_confidence")):
+            return
+        pair["next_window"], pair["next_chunk"], pair["next_free_run"], pair["next_min_confidence"] = new
+        arrival = self.now + 2 * float(self.world.devices[device]["delay_ms"])
+        events.push(self.world, arrival, events.STEERS, device * len(self.world.nodes) + node)
+
+
+REPORTS, HEARTBEATS = 0, 1
+
+
+def report_of(pair: Any, verifier_id: str, draft_ms: float) -> PairReport:
+    """What the drafter would report of a pair now."""
+    sessions = int(pair["num_sessions"])
+    return PairReport(
+        verifier_id=verifier_id,
+        num_sessions=sessions,
+        window=int(pair["window"]),
+        drafted=int(pair["drafted"]),
+        matched=int(pair["accepted"] + pair["late"]),
+        mismatched=int(pair["rejected"]),
+        late=int(pair["late"]),
+        discarded=int(pair["discarded"]),
+        draft_ms=draft_ms,
+        rtt_ms=float(pair["rtt_ms"]),
+        queue=float(pair["queue"]),
+        tpot_ms=float(pair["tpot_ms"]),
+        context=int(pair["context"]) // sessions if sessions else 0,
+    )

@@ -1,0 +1,75 @@
+"""The compiled event loop of DSD-Sim.
+
+What happens once per request or more rarely (arrivals, reports, changing conditions) is left to Python: `run` returns
+there and goes on later (fleet.py). `w` is a World.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from dsd_sim import cloud, edge
+from dsd_sim.events import (
+    DRAFT_COMES,
+    LAST_OF_PYTHON,
+    NOTHING,
+    OPENS,
+    PASS_ENDS,
+    SPECULATES,
+    STEP_ENDS,
+    TIMER,
+    VERDICT_COMES,
+    passage,
+    pop,
+    push,
+)
+
+
+@njit(cache=True)
+def ask(w, index, speculate_bytes):
+    """The gateway opens a routed request's session at its verifier, and then tells the drafter; returns the slot."""
+    c, request = w.clock[0], w.requests[index]
+    if c.num_free_slots == 0:
+        raise RuntimeError("more sessions at once than the world has room for")
+    c.num_free_slots -= 1
+    slot = w.free_slots[c.num_free_slots]
+    s, hop = w.slots[slot], w.nodes[request.node].delay_ms
+    s.request, s.reserved = index, 0
+    s.has_timer = s.is_told = s.is_drafted = s.is_over = False
+    s.seen_drafted = s.seen_accepted = s.seen_rejected = s.seen_late = s.seen_discarded = 0
+    push(w, c.now + hop, OPENS, slot)
+    if request.device >= 0:
+        device = w.devices[request.device]
+        free_at, late = passage(w, device, device.down_free, speculate_bytes)
+        device.down_free = free_at
+        device.down_newest = max(device.down_newest, free_at + late + 2 * hop)
+        push(w, device.down_newest, SPECULATES, slot)
+    return slot
+
+
+@njit(cache=True)
+def run(w, until):
+    """Serves events up to the time `until`; returns the first event for Python and whom it concerns, or NOTHING."""
+    c = w.clock[0]
+    while c.num_events > 0 and w.events[0].time <= until:
+        time, kind, who = pop(w)
+        c.now = time
+        if kind <= LAST_OF_PYTHON:
+            return kind, who
+        if kind == STEP_ENDS:
+            edge.step_ends(w, who)
+        elif kind == DRAFT_COMES:
+            cloud.draft_comes(w, who)
+        elif kind == VERDICT_COMES:
+            edge.verdict_comes(w, who)
+        elif kind == PASS_ENDS:
+            cloud.pass_ends(w, who)
+        elif kind == TIMER:
+            edge.timer(w, who)
+        elif kind == OPENS:
+            cloud.opens(w, who)
+        elif kind == SPECULATES:
+            edge.speculates(w, who)
+        else:
+            edge.steers(w, who)
+    return NOTHING, NOTHING

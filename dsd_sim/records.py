@@ -1,0 +1,106 @@
+"""The records of the counting form: both sides of a session, and what they tell each other.
+
+A simulation has no texts: of a guess it only matters whether it is the target's own token. Guesses stand in a row on
+one path, and behind the first wrong one all are wrong, so a path is told by that one position (`wrong`, NEVER without
+one). Everything else is positions and counts. Times are milliseconds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+NEVER = 1 << 30  # a position that no text reaches
+
+DRAFTER = np.dtype(
+    [
+        ("length", np.int32),  # of the text with the guesses, prompt included
+        ("wrong", np.int32),  # position of the first wrong guess
+        ("committed", np.int32),
+        ("computed", np.int32),  # KV entries
+        ("sent", np.int32),
+        ("stop", np.int32),  # length at which the target's text ends
+        ("limit", np.int32),  # length at which max_tokens is reached
+        ("window", np.int32),
+        ("chunk", np.int32),
+        ("epoch", np.int32),
+        ("step_start", np.int32),  # of the draft step in flight
+        ("step_fed", np.int32),
+        ("valid", np.int32),
+        ("polled_at", np.int32),
+        ("tries", np.int32),
+        ("in_step", np.bool_),
+        ("free_run", np.bool_),
+        ("closed", np.bool_),
+        ("poll_due", np.bool_),
+        ("drafted", np.int64),
+        ("accepted", np.int64),
+        ("rejected", np.int64),
+        ("late", np.int64),
+        ("discarded", np.int64),
+        ("confidence", np.float64),  # of the newest guess
+        ("min_confidence", np.float64),
+        ("quiet_since", np.float64),
+        ("pass_ms", np.float64),
+        ("rtt_ms", np.float64),  # below 0 before the first sample
+        ("rtt_deviation_ms", np.float64),
+    ],
+    align=True,
+)
+
+VERIFIER = np.dtype(
+    [
+        ("length", np.int32),  # committed tokens, prompt included
+        ("computed", np.int32),
+        ("stop", np.int32),
+        ("limit", np.int32),
+        ("epoch", np.int32),
+        ("pending", np.int32),  # number of guesses for pending_base, ...
+        ("pending_base", np.int32),
+        ("pending_wrong", np.int32),
+        ("received", np.int32),
+        ("row_start", np.int32),  # of the pass in flight
+        ("row_fed", np.int32),
+        ("row_draws", np.int32),
+        ("row_base", np.int32),
+        ("row_guesses", np.int32),
+        ("row_wrong", np.int32),
+        ("row_epoch", np.int32),
+        ("passes", np.int32),
+        ("in_pass", np.bool_),
+        ("free_run", np.bool_),
+        ("has_drafter", np.bool_),
+        ("finished", np.bool_),
+        ("accepted", np.int64),
+        ("rejected", np.int64),
+        ("late", np.int64),
+        ("discarded", np.int64),
+        ("matches", np.float64),  # of shared.batching.Survival
+        ("comparisons", np.float64),
+        ("heard_at", np.float64),
+        ("echo_at", np.float64),
+        ("sent_ms", np.float64),  # below 0 before the first draft
+        ("info_ms", np.float64),  # of the newest pass: its time, sessions and queue utilisation
+        ("info_queue", np.float64),
+        ("info_batch", np.int32),
+    ],
+    align=True,
+)
+
+MESSAGE = np.dtype(
+    [  # a Draft (num guesses of the path that goes wrong at `wrong`) or a Verdict (num committed tokens)
+        ("session", np.int32),
+        ("epoch", np.int32),
+        ("base", np.int32),
+        ("num", np.int32),
+        ("wrong", np.int32),
+        ("accepted", np.int32),
+        ("batch", np.int32),
+        ("free_run", np.bool_),
+        ("finish", np.bool_),
+        ("sent_ms", np.float64),  # a verdict's: echo of the newest draft's; below 0 without one
+        ("hold_ms", np.float64),
+        ("compute_ms", np.float64),
+        ("queue", np.float64),
+    ],
+    align=True,
+)

@@ -81,7 +81,7 @@ class Markov:
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class Answer:
     """One answer of a real pair: for each token whether the draft guessed it, and its probability of the guess."""
 
     right: NDArray[np.bool_]
@@ -92,13 +92,13 @@ class Recording:
 class Replay:
     """Recorded answers; each request replays one drawn at random, from its start, round and round."""
 
-    recordings: tuple[Recording, ...]
+    answers: tuple[Answer, ...]
 
     def __post_init__(self) -> None:
-        if not self.recordings or not all(len(recording.right) for recording in self.recordings):
-            raise ValueError("there must be recordings, each of at least one token")
+        if not self.answers or not all(len(answer.right) for answer in self.answers):
+            raise ValueError("there must be answers, each of at least one token")
 
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
-        recording = self.recordings[int(rng.integers(len(self.recordings)))]
-        right[:] = np.resize(recording.right, len(right))
-        confidence[:] = np.resize(recording.confidence, len(confidence))
+        answer = self.answers[int(rng.integers(len(self.answers)))]
+        right[:] = np.resize(answer.right, len(right))
+        confidence[:] = np.resize(answer.confidence, len(confidence))

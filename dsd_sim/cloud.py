@@ -57,11 +57,17 @@ def _admit(w, index):
         if s.reserved > 0:
             continue
         request = w.requests[s.request]
-        needed = -(-(request.prompt + request.max_tokens) // KV_BLOCK) * KV_BLOCK
+        needed = reservation(request.prompt + request.max_tokens)
         if needed > node.free_kv:
             return
         node.free_kv -= needed
         s.reserved = needed
+
+
+@njit(cache=True)
+def reservation(num_tokens):
+    """KV tokens that a session of so many tokens reserves."""
+    return -(-num_tokens // KV_BLOCK) * KV_BLOCK
 
 
 @njit(cache=True)

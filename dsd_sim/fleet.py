@@ -7,7 +7,7 @@ and shown no more than a service sees: loads as of the last heartbeat, and repor
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,18 +36,17 @@ class Timing:
 class Fleet:
     """Runs a world whose requests are written into it: arrival, lengths, device (-1: target-only), client.
 
-    A request of a client comes when that client's one before is done and `think` milliseconds are over, whatever its
-    own arrival says; the arrivals of others are in order.
+    A request of a client comes when that client's one before is done and `think()` milliseconds are over, whatever its
+    own arrival says; the arrivals of others are in order. The guesses of a request depend on the seed and its index.
     """
 
     world: World
     router: Router
-    acceptance: Acceptance
+    acceptance: Sequence[Acceptance]  # [devices]
     policy: WindowPolicy
     seed: int
     timing: Timing = Timing()
-    think: Callable[[np.random.Generator], float] = lambda rng: 0.0
-    place: Callable[[World, int], None] | None = None  # gives a request its device; by default it has one
+    think: Callable[[], float] = lambda: 0.0
     num_done: int = 0
     _given: NDArray[np.int64] = field(init=False)  # sessions placed at each node since its heartbeat
     _loads: list[Load] = field(init=False)
@@ -55,7 +54,6 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        self._rng = np.random.default_rng(self.seed)
         self._given = np.zeros(len(self.world.nodes), np.int64)
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._next = 0
@@ -104,8 +102,6 @@ class Fleet:
             self._push_next()
         else:
             request["arrival_ms"] = self.now
-        if self.place is not None:
-            self.place(self.world, index)
         candidates = [
             Candidate(i, load, int(n)) for i, load, n in zip(self._node_ids, self._loads, self._given, strict=True)
         ]
@@ -115,16 +111,18 @@ class Fleet:
         self._given[node] += 1
         request["node"] = node
         slot = kernel.ask(self.world, index, SPECULATE_BYTES + 4 * int(request["prompt"]))
-        if request["device"] >= 0:
+        device = int(request["device"])
+        if device >= 0:
             num = int(request["tokens"]) + 1
-            self.acceptance.fill(self.world.right[slot, :num], self.world.confidence[slot, :num], self._rng)
+            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
+            self.acceptance[device].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
 
     def _finish(self, index: int) -> None:
         self.num_done += 1
         client = int(self.world.requests[index]["client"])
         waiting = self._waiting.get(client)
         if waiting:
-            events.push(self.world, self.now + self.think(self._rng), events.ARRIVAL, waiting.pop())
+            events.push(self.world, self.now + self.think(), events.ARRIVAL, waiting.pop())
 
     # --- heartbeats and reports ------------------------------------------------------------------------------------
 

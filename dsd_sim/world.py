@@ -75,7 +75,6 @@ DEVICE = np.dtype(
         ("step_ms_per_1000", np.float64),  # more for each thousand tokens of context
         ("fed_ms", np.float64),  # more for each further token fed
         ("feed_tokens", np.int32),  # at most in a step
-        ("max_sessions", np.int32),
         ("delay_ms", np.float64),  # of the link, one way
         ("jitter_ms", np.float64),
         ("bits_per_ms", np.float64),  # 0: no limit
@@ -173,7 +172,7 @@ def make_world(
     def records(shape: int | tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
         return np.zeros(shape, kind).view(np.recarray)
 
-    num_messages = 64 * num_slots + 64
+    num_messages = 32 * num_slots + 1024
     world = World(
         clock=records(1, CLOCK),
         events=records(num_messages + 4 * num_slots + num_devices + num_nodes + 64, EVENT),

@@ -92,7 +92,10 @@ def test_awc_policies_import_only_pure_parts_of_shared_and_numpy() -> None:
 
 def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_service_nor_runtime() -> None:
     assert in_package("dsd_sim")
-    allowed = {f"shared.{part}" for part in ("drafter_session", "verifier_session", "messages", "batching", "routing")}
+    allowed = {
+        f"shared.{part}"
+        for part in ("drafter_session", "verifier_session", "messages", "batching", "routing", "recording")
+    }
     for name in in_package("dsd_sim"):
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
         assert ours <= allowed, f"{name} imports {ours - allowed}"

@@ -39,7 +39,7 @@ def a_world(
     world = make_world(num_devices, num_nodes, num_requests, num_slots or num_requests, tokens, seed)
     requests, devices, nodes = world.requests, world.devices, world.nodes
     requests["prompt"], requests["tokens"], requests["max_tokens"], requests["client"] = 16, tokens, tokens, -1
-    devices["step_ms"], devices["feed_tokens"], devices["max_sessions"] = step_ms, 64, 8
+    devices["step_ms"], devices["feed_tokens"] = step_ms, 64
     devices["delay_ms"] = rtt_ms / 2
     nodes["token_budget"], nodes["prefill_chunk"], nodes["selection"] = 4096, 256, selection
     nodes["kv_tokens"] = nodes["free_kv"] = 1 << 40
@@ -52,7 +52,8 @@ def a_world(
 def a_fleet(world: World, *, rate: float = 0.8, seed: int = 1, **options: Any) -> Fleet:
     policy = options.pop("policy", None) or StaticPolicy(choice_of(world))
     acceptance = options.pop("acceptance", None) or Independent(rate)
-    return Fleet(world, ROUTERS[options.pop("router", "jsq")](), acceptance, policy, seed, **options)
+    acceptances = [acceptance] * len(world.devices)
+    return Fleet(world, ROUTERS[options.pop("router", "jsq")](), acceptances, policy, seed, **options)
 
 
 def choice_of(world: World) -> WindowChoice:

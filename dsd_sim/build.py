@@ -1,0 +1,169 @@
+"""From a scenario to a fleet that is ready to run.
+
+Invariant: everything random is drawn from the scenario's seed, each kind of thing from a stream of its own, so that a
+change of policy meets the same requests and the same guesses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awc.policies import POLICIES
+from awc.policy import WindowChoice
+from dsd_sim import cloud
+from dsd_sim.acceptance import Acceptance, Answer, ByPosition, Independent, Markov, Replay
+from dsd_sim.fleet import Fleet
+from dsd_sim.scenario import (
+    BadScenario,
+    Closed,
+    Guesses,
+    GuessesByPosition,
+    IndependentGuesses,
+    MarkovGuesses,
+    RecordedGuesses,
+    Scenario,
+)
+from dsd_sim.workload import NOBODY, Requests, make_requests
+from dsd_sim.world import World, make_world
+from shared.recording import MalformedRecording, read_recording
+from shared.routing import ROUTERS
+
+WORKLOAD, PLACES, THINKING = 0, 1, 2  # streams of random numbers; the fleet has the seed itself
+SELECTIONS = {"all": cloud.ALL, "worth": cloud.WORTH}
+
+
+def make_fleet(scenario: Scenario, folder: Path) -> Fleet:
+    """`folder`: where the scenario's files are looked for. Raises BadScenario."""
+    requests = make_requests(scenario.workload, folder, _stream(scenario, WORKLOAD))
+    num_devices = sum(edge.count for edge in scenario.edge)
+    num_nodes = sum(part.count for part in scenario.cloud)
+    num_slots = len(requests.prompt)
+    if isinstance(scenario.workload, Closed):  # a session may still be under way at its drafter when the next begins
+        num_slots = min(num_slots, 2 * scenario.workload.num_clients + 16)
+    world = make_world(
+        max(num_devices, 1), num_nodes, len(requests.prompt), num_slots, int(requests.answer.max()), scenario.seed
+    )
+    _write_devices(world, scenario)
+    _write_nodes(world, scenario)
+    choice = _write_pairs(world, scenario)
+    _write_requests(world, requests, _devices_of(requests, scenario))
+    think_ms = scenario.workload.think_s * 1000 if isinstance(scenario.workload, Closed) else 0.0
+    thinking = _stream(scenario, THINKING)
+    return Fleet(
+        world,
+        ROUTERS[scenario.policies.routing](),
+        _acceptances(scenario, folder),
+        _policy(scenario, choice),
+        scenario.seed,
+        think=lambda: float(thinking.exponential(think_ms)) if think_ms else 0.0,
+    )
+
+
+def _stream(scenario: Scenario, which: int) -> np.random.Generator:
+    return np.random.default_rng([scenario.seed, which])
+
+
+def _write_devices(world: World, scenario: Scenario) -> None:
+    start = 0
+    for edge in scenario.edge:
+        devices = world.devices[start : start + edge.count]
+        start += edge.count
+        times, link = edge.times, edge.link
+        devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
+        devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, times.feed_tokens
+        devices["delay_ms"], devices["jitter_ms"] = link.rtt_ms / 2, link.jitter_ms
+        devices["bits_per_ms"] = link.bandwidth_mbit * 1000
+        devices["stall_rate"], devices["stall_ms"] = link.stall_rate, link.stall_ms
+
+
+def _write_nodes(world: World, scenario: Scenario) -> None:
+    start = 0
+    for part in scenario.cloud:
+        nodes = world.nodes[start : start + part.count]
+        start += part.count
+        times = part.times
+        nodes["weights"] = (times.base_ms, times.session_ms, times.token_ms, *times.above_ms, times.cached_ms)
+        nodes["noise"] = times.noise
+        nodes["token_budget"], nodes["prefill_chunk"] = part.token_budget, part.prefill_chunk
+        nodes["kv_tokens"] = nodes["free_kv"] = part.kv_tokens
+        nodes["delay_ms"], nodes["selection"] = part.hop_ms, SELECTIONS[part.guesses]
+
+
+def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:
+    policies = scenario.policies
+    choice = WindowChoice(policies.window, policies.chunk, policies.free_run or policies.window == 0)
+    for name in ("window", "chunk", "free_run"):
+        world.pairs[name] = world.pairs[f"next_{name}"] = getattr(choice, name)
+    return choice
+
+
+def _write_requests(world: World, requests: Requests, devices: NDArray[np.int64]) -> None:
+    records = world.requests
+    room = min(int(part) for part in world.nodes["kv_tokens"])
+    longest = int((requests.prompt + requests.max_tokens).max())
+    if cloud.reservation(longest) > room:
+        raise BadScenario(f"cloud.kv_tokens: {room} hold no request of {longest} tokens, prompt and max_tokens")
+    records["arrival_ms"], records["prompt"], records["tokens"] = requests.arrival_ms, requests.prompt, requests.answer
+    records["max_tokens"], records["client"], records["device"] = requests.max_tokens, requests.client, devices
+
+
+def _devices_of(requests: Requests, scenario: Scenario) -> NDArray[np.int64]:
+    """Which device drafts for each request: drawn by weight, of its tier where it has one; a client keeps its own."""
+    num = len(requests.prompt)
+    if not scenario.policies.drafting:
+        return np.full(num, NOBODY)
+    rng = _stream(scenario, PLACES)
+    tiers = np.repeat([edge.name for edge in scenario.edge], [edge.count for edge in scenario.edge])
+    weights = np.repeat([edge.weight for edge in scenario.edge], [edge.count for edge in scenario.edge])
+    if any(tier is not None and tier not in tiers for tier in requests.tier):
+        missing = next(tier for tier in requests.tier if tier is not None and tier not in tiers)
+        raise BadScenario(f"edge: the trace names the device_tier {missing!r}, and no edge has that name")
+    devices = rng.choice(len(tiers), num, p=weights / weights.sum())
+    if (requests.client >= 0).any():
+        return devices[requests.client]
+    for index, tier in enumerate(requests.tier):
+        if tier is not None:
+            of_tier = np.flatnonzero(tiers == tier)
+            devices[index] = rng.choice(of_tier, p=weights[of_tier] / weights[of_tier].sum())
+    return devices
+
+
+def _policy(scenario: Scenario, choice: WindowChoice) -> Any:
+    name = scenario.policies.windows
+    if name not in POLICIES:
+        raise BadScenario(f"policies.windows: {name!r} must be one of {', '.join(POLICIES)}")
+    return POLICIES[name](choice)
+
+
+def _acceptances(scenario: Scenario, folder: Path) -> list[Acceptance]:
+    """[devices]"""
+    found: list[Acceptance] = []
+    for edge in scenario.edge:
+        found += [_acceptance(edge.guesses, folder)] * edge.count
+    return found
+
+
+def _acceptance(guesses: Guesses, folder: Path) -> Acceptance:
+    match guesses:
+        case IndependentGuesses(rate=rate):
+            return Independent(rate)
+        case GuessesByPosition(rates=rates):
+            return ByPosition(rates)
+        case MarkovGuesses():
+            return Markov(guesses.easy, guesses.hard, guesses.to_hard, guesses.to_easy)
+        case RecordedGuesses(file=file):
+            return _replay(folder / file)
+    assert_never(guesses)
+
+
+def _replay(path: Path) -> Replay:
+    try:
+        prompts = read_recording(path).prompts
+    except (MalformedRecording, OSError) as error:
+        raise BadScenario(f"edge.guesses.file: {error}") from error
+    answers = [Answer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
+    return Replay(tuple(answers))

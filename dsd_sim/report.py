@@ -1,0 +1,146 @@
+"""What a simulation showed, in the words of docs/glossary.md.
+
+Invariant: scenario and seed stand in every report, and nothing of the run's own time: equal runs report equal bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from rich.table import Table
+
+from dsd_sim.fleet import Fleet
+from dsd_sim.scenario import Scenario
+
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+class Times(Struct, frozen=True):
+    """Milliseconds over requests."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class Fates(Struct, frozen=True):
+    """Guesses of all requests."""
+
+    drafted: int
+    accepted: int
+    rejected: int
+    late: int
+    discarded: int
+
+
+class Report(Struct, frozen=True):
+    """One simulation."""
+
+    scenario: str
+    seed: int
+    num_requests: int
+    num_tokens: int
+    num_windows: int  # verdicts of passes with draws
+    virtual_s: float  # from the first arrival to the end of the last answer
+    tokens_per_s: float
+    requests_per_s: float
+    goodput: float  # tokens per second of answers within the objective
+    ttft_ms: Times
+    tpot_ms: Times  # of answers of two tokens and more
+    latency_ms: Times
+    fates: Fates
+    acceptance: float  # right guesses of those judged, in time or not
+    acceptance_length: float  # tokens committed per verify step
+    verifier_utilisation: float  # share of the time that passes run, mean over verifiers
+    drafter_utilisation: float
+    batch: float  # sessions of a pass, mean
+    queue: float  # queue utilisation at the end of a pass, mean
+
+    def encode(self) -> bytes:
+        """JSON, ending with a line feed."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def report_of(scenario: Scenario, fleet: Fleet) -> Report:
+    """Of a fleet that has served all requests."""
+    world = fleet.world
+    requests, nodes = world.requests, world.nodes
+    begin, end = float(requests["arrival_ms"].min()), float(requests["done_ms"].max())
+    virtual_s = max(end - begin, 1e-9) / 1000
+    ttft = requests["first_ms"] - requests["arrival_ms"]
+    spans = requests["done_ms"] - requests["first_ms"]
+    tpot = spans / np.maximum(requests["tokens"] - 1, 1)
+    is_good = (ttft <= scenario.objective.ttft_ms) & (tpot <= scenario.objective.tpot_ms)
+    fates = Fates(*(int(requests[name].sum()) for name in Fates.__struct_fields__))
+    num_judged = fates.accepted + fates.late + fates.rejected
+    num_passes = int(nodes["num_passes"].sum())
+    num_tokens = int(requests["tokens"].sum())
+    return Report(
+        scenario=scenario.name,
+        seed=scenario.seed,
+        num_requests=len(requests),
+        num_tokens=num_tokens,
+        num_windows=int(world.clock[0]["num_windows"]),
+        virtual_s=virtual_s,
+        tokens_per_s=num_tokens / virtual_s,
+        requests_per_s=len(requests) / virtual_s,
+        goodput=float(requests["tokens"][is_good].sum()) / virtual_s,
+        ttft_ms=_times(ttft),
+        tpot_ms=_times(tpot[requests["tokens"] > 1]),
+        latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
+        fates=fates,
+        acceptance=(fates.accepted + fates.late) / num_judged if num_judged else 0.0,
+        acceptance_length=num_tokens / max(int(requests["passes"].sum()), 1),
+        verifier_utilisation=float(nodes["busy_ms"].mean()) / (virtual_s * 1000),
+        drafter_utilisation=float(world.devices["busy_ms"].mean()) / (virtual_s * 1000),
+        batch=float(nodes["sum_batch"].sum()) / max(num_passes, 1),
+        queue=float(nodes["sum_queue"].sum()) / max(num_passes, 1),
+    )
+
+
+def _times(values: NDArray[np.float64]) -> Times:
+    if not len(values):
+        return Times(0.0, 0.0, 0.0, 0.0)
+    return Times(float(values.mean()), *(float(np.quantile(values, quantile)) for quantile in QUANTILES))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table for people."""
+
+    name: str
+    value: str
+
+
+def table_of(report: Report) -> Table:
+    table = Table("", "", title=f"{report.scenario}, seed {report.seed}", title_justify="left", show_header=False)
+    for row in _rows(report):
+        table.add_row(row.name, row.value)
+    return table
+
+
+def _rows(report: Report) -> list[Row]:
+    fates = report.fates
+    shares: dict[str, Any] = {name: getattr(fates, name) for name in ("accepted", "rejected", "late", "discarded")}
+    return [
+        Row("requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"),
+        Row("throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"),
+        Row("goodput", f"{report.goodput:,.1f} tokens/s"),
+        Row("TTFT, ms", _told(report.ttft_ms)),
+        Row("TPOT, ms", _told(report.tpot_ms)),
+        Row("latency, ms", _told(report.latency_ms)),
+        Row("drafted", f"{fates.drafted:,}: " + ", ".join(f"{num:,} {name}" for name, num in shares.items())),
+        Row("acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"),
+        Row("utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"),
+        Row("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),
+    ]
+
+
+def _told(times: Times) -> str:
+    return f"{times.p50:,.1f} median, {times.p90:,.1f} p90, {times.p99:,.1f} p99, {times.mean:,.1f} mean"

@@ -1,0 +1,290 @@
+"""A scenario: what a simulation is to run, read from a TOML file in which every key is known and checked.
+
+Invariant: what was read is complete and possible; anything else raises BadScenario, one line that names file and key.
+Times carry their unit in the key. The keys are described here and in docs/simulator.md.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from shared.messages import MAX_WINDOW
+from shared.routing import ROUTERS
+
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+
+
+class BadScenario(ValueError):
+    """A file can't be run; the message names it and the key at fault."""
+
+
+class Part(BaseModel):
+    """A table of the file; keys that are not described are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Between(Part):
+    """Any whole number from `low` to `high`, all alike."""
+
+    low: Count
+    high: Count
+
+    @model_validator(mode="after")
+    def _check(self) -> Between:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class Histogram(Part):
+    """Lengths as they were measured: `counts[i]` of them from edges[i] up to, and without, edges[i + 1]."""
+
+    edges: tuple[Count, ...]
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Histogram:
+        if len(self.edges) != len(self.counts) + 1 or sum(self.counts) == 0:
+            raise ValueError("edges must be one more than counts, and a count above 0")
+        if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError("edges must increase")
+        return self
+
+
+def _kind_of_length(value: Any) -> str:
+    if isinstance(value, dict):
+        return "histogram" if "edges" in value or "counts" in value else "between"
+    return "number"
+
+
+Length: TypeAlias = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[Between, Tag("between")] | Annotated[Histogram, Tag("histogram")],
+    Discriminator(_kind_of_length),
+]
+
+
+class Lengths(Part):
+    """Tokens of prompts and of answers."""
+
+    prompt: Length
+    answer: Length
+    max_tokens: Count = 4096  # that a request reserves room for; longer answers are cut
+
+
+class Poisson(Part):
+    """Requests come independently of each other."""
+
+    kind: Literal["poisson"]
+    rate_per_s: Positive
+    num_requests: Count
+    lengths: Lengths
+
+
+class Bursts(Part):
+    """Calm and busy times in turn, each of exponential length, with Poisson arrivals in both (MMPP)."""
+
+    kind: Literal["bursts"]
+    calm_per_s: Positive
+    busy_per_s: Positive
+    calm_s: Positive  # mean
+    busy_s: Positive
+    num_requests: Count
+    lengths: Lengths
+
+
+class Diurnal(Part):
+    """A Poisson process whose rate swings as a sine around its mean."""
+
+    kind: Literal["diurnal"]
+    mean_per_s: Positive
+    swing: Share
+    period_s: Positive
+    num_requests: Count
+    lengths: Lengths
+
+
+class Closed(Part):
+    """Clients that each ask, wait for the end of the answer, think, and ask again."""
+
+    kind: Literal["closed"]
+    num_clients: Count
+    think_s: NotNegative = 0.0  # mean of an exponential time
+    num_requests: Count
+    lengths: Lengths
+
+
+class Trace(Part):
+    """Requests of a JSONL file: arrival_ms, prompt_tokens, target_tokens, device_tier."""
+
+    kind: Literal["trace"]
+    file: str  # relative to the scenario
+    speed: Positive = 1.0  # 2: twice as many in the same time
+
+
+Workload: TypeAlias = Annotated[Poisson | Bursts | Diurnal | Closed | Trace, Field(discriminator="kind")]
+
+
+class IndependentGuesses(Part):
+    kind: Literal["independent"]
+    rate: Share
+
+
+class GuessesByPosition(Part):
+    kind: Literal["by-position"]
+    rates: Annotated[tuple[Share, ...], Field(min_length=1)]
+
+
+class MarkovGuesses(Part):
+    kind: Literal["markov"]
+    easy: Share
+    hard: Share
+    to_hard: Share
+    to_easy: Share
+
+
+class RecordedGuesses(Part):
+    kind: Literal["recorded"]
+    file: str  # relative to the scenario
+
+
+Guesses: TypeAlias = Annotated[
+    IndependentGuesses | GuessesByPosition | MarkovGuesses | RecordedGuesses, Field(discriminator="kind")
+]
+
+
+class Link(Part):
+    """From a device to the cloud; half of `rtt_ms` each way, jitter uniform from 0 on each way, in order as TCP."""
+
+    rtt_ms: NotNegative
+    jitter_ms: NotNegative = 0.0
+    bandwidth_mbit: NotNegative = 0.0  # 0: no limit
+    stall_rate: Share = 0.0  # of messages that are lost once and come stall_ms later
+    stall_ms: NotNegative = 200.0
+
+
+class DraftTimes(Part):
+    """Of a draft step: step_ms for one token, more by the context and for each further token fed."""
+
+    step_ms: Positive
+    step_ms_per_1000: NotNegative = 0.0
+    fed_ms: NotNegative = 0.0
+    feed_tokens: Count = 64
+
+
+class Edge(Part):
+    """`count` devices alike. Requests go to devices in proportion to `weight`."""
+
+    name: str = "edge"  # the device_tier of a trace
+    count: Count
+    times: DraftTimes
+    link: Link
+    guesses: Guesses
+    weight: Positive = 1.0
+
+
+class PassTimes(Part):
+    """Of a verify pass, by the features of shared.batching.PassCost."""
+
+    base_ms: Positive
+    session_ms: NotNegative = 0.0
+    token_ms: NotNegative = 0.0
+    above_ms: tuple[float, float, float] = (0.0, 0.0, 0.0)  # more a token above 8, 32 and 128 tokens
+    cached_ms: NotNegative = 0.0  # a thousand tokens in the caches read
+    noise: Share = 0.0  # a pass takes up to this share longer or shorter
+
+
+class Cloud(Part):
+    """`count` verifiers alike."""
+
+    count: Count
+    times: PassTimes
+    token_budget: Count = 256
+    prefill_chunk: Count = 64
+    kv_tokens: Count = 32768
+    hop_ms: NotNegative = 0.0  # gateway to verifier, one way
+    guesses: Literal["worth", "all"] = "worth"  # of a pass: as many as pay, or as many as fit
+
+    @model_validator(mode="after")
+    def _check(self) -> Cloud:
+        if self.prefill_chunk > self.token_budget:
+            raise ValueError(f"prefill_chunk {self.prefill_chunk} is above token_budget {self.token_budget}")
+        return self
+
+
+class Policies(Part):
+    """Who gets a request, and how far drafters run ahead."""
+
+    routing: str = "jsq"
+    drafting: bool = True  # false: target-only
+    windows: str = "static"  # a policy of awc.policies, which starts with the values below
+    window: Annotated[int, Field(ge=0, le=MAX_WINDOW)] = 8
+    chunk: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 2
+    free_run: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Policies:
+        if self.routing not in ROUTERS:
+            raise ValueError(f"routing {self.routing!r} must be one of {', '.join(ROUTERS)}")
+        if self.chunk > max(self.window, 1):
+            raise ValueError(f"chunk {self.chunk} is above window {self.window}")
+        return self
+
+
+class Objective(Part):
+    """What an answer must keep to count as goodput."""
+
+    ttft_ms: Positive = 1000.0
+    tpot_ms: Positive = 100.0
+
+
+class Scenario(Part):
+    """One simulation."""
+
+    name: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)] = 1
+    workload: Workload
+    edge: tuple[Edge, ...] = ()
+    cloud: Annotated[tuple[Cloud, ...], Field(min_length=1)]
+    policies: Policies = Policies()
+    objective: Objective = Objective()
+
+    @model_validator(mode="after")
+    def _check(self) -> Scenario:
+        if self.policies.drafting and not self.edge:
+            raise ValueError("edge is empty: with policies.drafting there must be devices")
+        return self
+
+
+def read_scenario(path: Path) -> Scenario:
+    """Raises BadScenario for what can't be run, OSError for a file that can't be read."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadScenario(f"{path}: no TOML: {error}") from error
+    try:
+        return Scenario.model_validate_json(json.dumps(content, default=str))  # lists are tuples there
+    except ValidationError as error:
+        raise BadScenario(f"{path}: {_told(error, content)}") from error
+
+
+def _told(error: ValidationError, content: dict[str, Any]) -> str:
+    """The first thing that is wrong: its key as it stands in the file, and what it should be."""
+    first = error.errors()[0]
+    keys: list[str] = []
+    place: Any = content
+    for step in first["loc"]:
+        is_key = step in place if isinstance(place, dict) else isinstance(place, list) and isinstance(step, int)
+        if is_key:
+            place = place[step]
+        if is_key or (first["type"] == "missing" and step == first["loc"][-1]):
+            keys.append(str(step))
+    return f"{'.'.join(keys) or 'the file'}: {first['msg'].removeprefix('Value error, ')}"

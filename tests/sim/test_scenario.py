@@ -1,0 +1,196 @@
+"""Scenarios: what they may say, what is refused and how, and that a seed gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsd_sim.build import make_fleet
+from dsd_sim.report import report_of
+from dsd_sim.scenario import BadScenario, Scenario, read_scenario
+from dsd_sim.workload import make_requests
+
+ROOT = Path(__file__).parents[2]
+SCENARIO = """
+name = "test"
+seed = 3
+[workload]
+kind = "poisson"
+rate_per_s = 2.0
+num_requests = 60
+lengths = { prompt = 40, answer = { low = 5, high = 60 }, max_tokens = 100 }
+[[edge]]
+name = "near"
+count = 3
+times = { step_ms = 8.0 }
+link = { rtt_ms = 20 }
+guesses = { kind = "independent", rate = 0.8 }
+[[cloud]]
+count = 2
+times = { base_ms = 15.0, token_ms = 0.5 }
+[policies]
+windows = "ladder"
+"""
+TRACE = [
+    {"arrival_ms": 0.0, "prompt_tokens": 10, "target_tokens": 5, "device_tier": "near", "metadata": {}},
+    {"arrival_ms": 20.0, "prompt_tokens": 20, "target_tokens": 7, "device_tier": "near"},
+]
+
+
+def written(folder: Path, text: str = SCENARIO, *changes: tuple[str, str]) -> Path:
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "scenario.toml"
+    path.write_text(text)
+    return path
+
+
+def traced(folder: Path, lines: list[str]) -> Path:
+    (folder / "trace.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    start, end = SCENARIO.index("[workload]"), SCENARIO.index("[[edge]]")
+    return written(folder, SCENARIO[:start] + '[workload]\nkind = "trace"\nfile = "trace.jsonl"\n' + SCENARIO[end:])
+
+
+def report(path: Path) -> bytes:
+    scenario = read_scenario(path)
+    fleet = make_fleet(scenario, path.parent)
+    fleet.run()
+    return report_of(scenario, fleet).encode()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    first, again = report(written(tmp_path)), report(written(tmp_path))
+    other = report(written(tmp_path, SCENARIO, ("seed = 3", "seed = 4")))
+    assert first == again != other
+    found = json.loads(first)
+    assert (found["scenario"], found["seed"], found["num_requests"]) == ("test", 3, 60)
+    fates = found["fates"]
+    assert fates["drafted"] == sum(num for name, num in fates.items() if name != "drafted") > 0
+
+
+def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) -> None:
+    adaptive = json.loads(report(written(tmp_path)))
+    static = json.loads(report(written(tmp_path, SCENARIO, ('windows = "ladder"', 'windows = "static"'))))
+    alone = json.loads(report(written(tmp_path, SCENARIO, ('windows = "ladder"', "drafting = false"))))
+    assert adaptive["num_tokens"] == static["num_tokens"] == alone["num_tokens"]
+    assert alone["fates"]["drafted"] == 0
+    assert static["acceptance"] == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rate_per_s = 2.0", "rate_per_second = 2.0", "workload.rate_per_s: Field required"),
+        ("rate_per_s = 2.0", "rate_per_s = 0", "workload.rate_per_s: Input should be greater than 0"),
+        ("rate_per_s = 2.0", "rate_per_s = nan", "workload.rate_per_s: Input should be a finite number"),
+        ("rate_per_s = 2.0", 'rate_per_s = "2"', "workload.rate_per_s: Input should be a valid number"),
+        ("count = 2", "count = 0", "cloud.0.count: Input should be greater than or equal to 1"),
+        ("rtt_ms = 20", "rtt = 20", "edge.0.link.rtt_ms: Field required"),
+        ("rtt_ms = 20", "rtt_ms = 20, hops = 3", "edge.0.link.hops: Extra inputs are not permitted"),
+        ("rate = 0.8", "rate = 1.8", "edge.0.guesses.rate: Input should be less than or equal to 1"),
+        ('kind = "independent"', 'kind = "lucky"', "edge.0.guesses: Input tag 'lucky'"),
+        ("low = 5", "low = 61", "workload.lengths.answer: low 61 is above high 60"),
+        ('windows = "ladder"', "window = 80", "policies.window: Input should be less than or equal to 64"),
+        ('windows = "ladder"', "window = 1", "policies: chunk 2 is above window 1"),
+        ('windows = "ladder"', 'windows = "oracle"', "policies.windows: 'oracle' must be one of static, ladder"),
+        ('windows = "ladder"', 'routing = "best"', "policies: routing 'best' must be one of random, round-robin"),
+        ("count = 2", "count = 2\nkv_tokens = 64", "cloud.kv_tokens: 64 hold no request of 140 tokens"),
+        ("name = \"test\"", "name = ", "no TOML"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_that_names_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = written(tmp_path, SCENARIO, (old, new))
+    command = [sys.executable, "-m", "dsd_sim", "run", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(str(path))
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "the trace is empty"),
+        ([json.dumps(TRACE[1]), json.dumps(TRACE[0])], "line 2: arrival_ms 0.0 is before the line above it"),
+        ([json.dumps(TRACE[0] | {"target_tokens": 0})], "line 1: Expected `int` >= 1 - at `$.target_tokens`"),
+        (["{"], "line 1: Input data was truncated"),
+        ([json.dumps(TRACE[0] | {"device_tier": "far"})], "the trace names the device_tier 'far', and no edge"),
+    ],
+)
+def test_a_trace_that_cannot_be_played_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = traced(tmp_path, lines)
+    with pytest.raises(BadScenario, match=re.escape(message)):
+        make_fleet(read_scenario(path), tmp_path)
+
+
+def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:
+    path = traced(tmp_path, [json.dumps(line) for line in TRACE])
+    fleet = make_fleet(read_scenario(path), tmp_path)
+    fleet.run()
+    requests = fleet.world.requests
+    assert requests["arrival_ms"].tolist() == [0.0, 20.0]
+    assert requests["prompt"].tolist() == [10, 20]
+    assert requests["tokens"].tolist() == [5, 7]
+
+
+WORKLOADS = {
+    "poisson": {"rate_per_s": 5.0},
+    "bursts": {"calm_per_s": 2.0, "busy_per_s": 20.0, "calm_s": 6.0, "busy_s": 2.0},
+    "diurnal": {"mean_per_s": 5.0, "swing": 0.9, "period_s": 20.0},
+}
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("poisson", 5.0), ("bursts", 6.5), ("diurnal", 5.0)])
+def test_an_open_workload_has_its_rate(kind: str, rate: float) -> None:
+    scenario = Scenario.model_validate_json(json.dumps(scenario_of(kind)))
+    requests = make_requests(scenario.workload, Path(), np.random.default_rng(1))
+    assert (np.diff(requests.arrival_ms) >= 0).all()
+    assert len(requests.arrival_ms) / requests.arrival_ms[-1] * 1000 == pytest.approx(rate, rel=0.05)
+    counts = np.bincount((requests.arrival_ms / 1000).astype(int))
+    spread = counts.var() / counts.mean()
+    assert 0.9 < spread < 1.1 if kind == "poisson" else spread > 2, "others are burstier than Poisson"
+
+
+def scenario_of(kind: str) -> dict[str, object]:
+    lengths = {"prompt": {"edges": [10, 20, 40], "counts": [1, 3]}, "answer": 4}
+    return {
+        "name": kind,
+        "workload": {"kind": kind, "num_requests": 20_000, "lengths": lengths, **WORKLOADS[kind]},
+        "cloud": [{"count": 1, "times": {"base_ms": 10.0}}],
+        "policies": {"drafting": False},
+    }
+
+
+def test_lengths_follow_their_histogram() -> None:
+    scenario = Scenario.model_validate_json(json.dumps(scenario_of("poisson")))
+    prompt = make_requests(scenario.workload, Path(), np.random.default_rng(1)).prompt
+    assert (prompt.min(), prompt.max()) == (10, 39)
+    assert (prompt >= 20).mean() == pytest.approx(0.75, abs=0.02)
+
+
+def test_clients_wait_for_their_answers_and_think(tmp_path: Path) -> None:
+    text = SCENARIO.replace('kind = "poisson"\nrate_per_s = 2.0', 'kind = "closed"\nnum_clients = 4\nthink_s = 0.5')
+    path = written(tmp_path, text)
+    fleet = make_fleet(read_scenario(path), tmp_path)
+    fleet.run()
+    requests = fleet.world.requests
+    for client in range(4):
+        mine = requests[requests["client"] == client]
+        pauses = mine["arrival_ms"][1:] - mine["done_ms"][:-1]
+        assert len(mine) == 15
+        assert (pauses >= 0).all()
+        assert 100 < pauses.mean() < 1500
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").rglob("*.toml")), ids=lambda path: path.stem)
+def test_a_scenario_that_ships_runs(path: Path) -> None:
+    assert json.loads(report(path))["num_requests"] > 0

@@ -112,7 +112,7 @@ def _write_requests(world: World, requests: Requests, devices: NDArray[np.int64]
 
 
 def _devices_of(requests: Requests, scenario: Scenario) -> NDArray[np.int64]:
-    """Which device drafts for each request: drawn by weight, of its tier where it has one; a client keeps its own."""
+    """Which device drafts for each request: drawn by weight, of its tier where it has one. A client keeps its own."""
     num = len(requests.prompt)
     if not scenario.policies.drafting:
         return np.full(num, NOBODY)
@@ -122,9 +122,11 @@ def _devices_of(requests: Requests, scenario: Scenario) -> NDArray[np.int64]:
     if any(tier is not None and tier not in tiers for tier in requests.tier):
         missing = next(tier for tier in requests.tier if tier is not None and tier not in tiers)
         raise BadScenario(f"edge: the trace names the device_tier {missing!r}, and no edge has that name")
+    if (requests.client >= 0).any():  # clients are spread over the devices as evenly as their weights allow
+        num_clients = int(requests.client.max()) + 1
+        places = (np.arange(num_clients) + 0.5) / num_clients
+        return np.searchsorted(np.cumsum(weights) / weights.sum(), places)[requests.client]
     devices = rng.choice(len(tiers), num, p=weights / weights.sum())
-    if (requests.client >= 0).any():
-        return devices[requests.client]
     for index, tier in enumerate(requests.tier):
         if tier is not None:
             of_tier = np.flatnonzero(tiers == tier)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from dsd_sim.world import World
 from shared.messages import Load, PairReport
 from shared.routing import Candidate, Router
 
+REPORTS, HEARTBEATS = 0, 1  # ticks
 SPECULATE_BYTES = 400  # on the wire, beside 4 a token of the prompt
 
 
@@ -50,7 +50,8 @@ class Fleet:
     num_done: int = 0
     _given: NDArray[np.int64] = field(init=False)  # sessions placed at each node since its heartbeat
     _loads: list[Load] = field(init=False)
-    _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)
+    _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
+    _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # announced last
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -142,47 +143,80 @@ class Fleet:
 
     def _steer(self) -> None:
         """Shows the policy a report of every pair that has sessions or counts, and sends its choices out."""
-        world = self.world
-        edge.absorb_all(world)
-        pairs = world.pairs
+        pairs = self.world.pairs
+        edge.absorb_all(self.world)
         is_fresh = (pairs["num_sessions"] > 0) | (pairs["drafted"] + pairs["discarded"] > 0)
-        for device, node in zip(*(axis.tolist() for axis in np.nonzero(is_fresh)), strict=True):
-            pair = pairs[device, node]
-            seen = report_of(pair, self._node_ids[node], float(world.devices[device]["step_ms"]))
-            if is_plausible(seen):
-                control = self._controls.setdefault((device, node), self.policy.for_pair())
-                self._announce(device, node, pair, control.decide(seen))
+        devices, nodes = np.nonzero(is_fresh)
+        steps = self.world.devices["step_ms"][devices].tolist()
+        seen = pairs[devices, nodes][list(REPORTED)].tolist()
+        for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
+            report = report_of(self._node_ids[node], step_ms, *values)
+            if is_plausible(report):
+                self._announce(device, node, self._control(device, node).decide(report))
         for name in ("drafted", "accepted", "rejected", "late", "discarded"):
             pairs[name] = 0
 
-    def _announce(self, device: int, node: int, pair: Any, choice: WindowChoice) -> None:
+    def _control(self, device: int, node: int) -> PairControl:
+        control = self._controls.get((device, node))
+        if control is None:
+            control = self._controls[device, node] = self.policy.for_pair()
+        return control
+
+    def _announce(self, device: int, node: int, choice: WindowChoice) -> None:
         """A decision is under way for one round trip: the report up, the decision down."""
-        new = (choice.window, choice.chunk, choice.free_run, choice.min_confidence)
-        if new == tuple(pair[f"next_{name}"].item() for name in ("window", "chunk", "free_run", "min_confidence")):
+        if self._choices.get((device, node)) == choice:
             return
-        pair["next_window"], pair["next_chunk"], pair["next_free_run"], pair["next_min_confidence"] = new
+        self._choices[device, node] = choice
+        pair = self.world.pairs[device, node]
+        pair["next_window"], pair["next_chunk"] = choice.window, choice.chunk
+        pair["next_free_run"], pair["next_min_confidence"] = choice.free_run, choice.min_confidence
         arrival = self.now + 2 * float(self.world.devices[device]["delay_ms"])
         events.push(self.world, arrival, events.STEERS, device * len(self.world.nodes) + node)
 
 
-REPORTS, HEARTBEATS = 0, 1
+REPORTED = (
+    "num_sessions",
+    "window",
+    "drafted",
+    "accepted",
+    "rejected",
+    "late",
+    "discarded",
+    "rtt_ms",
+    "queue",
+    "tpot_ms",
+    "context",
+)
 
 
-def report_of(pair: Any, verifier_id: str, draft_ms: float) -> PairReport:
-    """What the drafter would report of a pair now."""
-    sessions = int(pair["num_sessions"])
+def report_of(
+    verifier_id: str,
+    draft_ms: float,
+    num_sessions: int,
+    window: int,
+    drafted: int,
+    accepted: int,
+    rejected: int,
+    late: int,
+    discarded: int,
+    rtt_ms: float,
+    queue: float,
+    tpot_ms: float,
+    context: int,
+) -> PairReport:
+    """What the drafter would report of a pair now; `context`: the sum over its sessions."""
     return PairReport(
         verifier_id=verifier_id,
-        num_sessions=sessions,
-        window=int(pair["window"]),
-        drafted=int(pair["drafted"]),
-        matched=int(pair["accepted"] + pair["late"]),
-        mismatched=int(pair["rejected"]),
-        late=int(pair["late"]),
-        discarded=int(pair["discarded"]),
+        num_sessions=num_sessions,
+        window=window,
+        drafted=drafted,
+        matched=accepted + late,
+        mismatched=rejected,
+        late=late,
+        discarded=discarded,
         draft_ms=draft_ms,
-        rtt_ms=float(pair["rtt_ms"]),
-        queue=float(pair["queue"]),
-        tpot_ms=float(pair["tpot_ms"]),
-        context=int(pair["context"]) // sessions if sessions else 0,
+        rtt_ms=rtt_ms,
+        queue=queue,
+        tpot_ms=tpot_ms,
+        context=context // num_sessions if num_sessions else 0,
     )

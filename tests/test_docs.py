@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+from dsd_sim import scenario
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
@@ -245,6 +246,15 @@ def test_dependencies_are_ranges_without_pins() -> None:
     for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
         for requirement in requirements:
             assert requirement.startswith(project["name"]) or re.fullmatch(r"[\w-]+>=[\d.]+(; .+)?", requirement)
+
+
+def test_every_key_of_a_scenario_is_described_with_its_table() -> None:
+    text = text_of("docs/simulator.md")
+    tables = dict(section.split("\n", 1) for section in text.split("\n### ")[1:])
+    parts = [kind for kind in vars(scenario).values() if isinstance(kind, type) and issubclass(kind, scenario.Part)]
+    expected = {kind.__name__: set(kind.model_fields) for kind in parts if kind is not scenario.Part}
+    rows = {name: re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name, table in tables.items()}
+    assert {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()} == expected
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

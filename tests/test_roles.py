@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[1]
-INSTALLED = ("shared", "services", "awc", "model_zoo", "client")
+INSTALLED = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client")
 NOBODY = "nats://127.0.0.1:1"
-END_S = 60
+END_S = 120
 MODEL_RUNTIMES = {"torch", "onnxruntime", "transformers"}
 
 
@@ -244,6 +244,16 @@ def test_the_client_installs_alone_as_dsd(tmp_path: Path) -> None:
     command = [str(python.executable.with_name("dsd")), "ask", "hi", "--url", "http://127.0.0.1:1"]
     done = subprocess.run(command, cwd=python.folder, env=environment(), capture_output=True, text=True, timeout=END_S)
     assert (done.returncode, done.stderr) == (3, "dsd: Can't connect to http://127.0.0.1:1: Connection refused\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_simulator_installs_alone_and_runs_a_scenario(tmp_path: Path) -> None:
+    python = install("sim", tmp_path)
+    assert not installed(python) & MODEL_RUNTIMES
+    done = python.run("-m", "dsd_sim", "run", str(ROOT / "scenarios" / "small.toml"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["scenario"] == "small"
 
 
 def install(extra: str, tmp_path: Path) -> Python:

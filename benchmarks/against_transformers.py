@@ -28,9 +28,10 @@ from benchmarks.cell_plan import CellPlan
 from benchmarks.latency import OK
 from benchmarks.origin import Origin
 from benchmarks.paired import Ratio, compare
-from benchmarks.prompts import read_prompts
+from benchmarks.prompts import OWN
 from client.gateway import Gateway
 from client.wire import Options
+from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
@@ -91,7 +92,7 @@ async def answer(gateway: Gateway, asking: Asking, prompts: Sequence[str]) -> fl
 
 async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: int) -> Finding:
     """A round: the same prompts by transformers one by one, by DSD one by one, and by DSD at once."""
-    prompts, order = read_prompts(), random.Random(seed)
+    prompts, order = read_prompts(OWN), random.Random(seed)
     tokenizer = load_tokenizer(models / "target")
     generate = generating(models / "target", num_threads=2, max_tokens=max_tokens)
     theirs_s: list[float] = []

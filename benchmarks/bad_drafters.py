@@ -34,7 +34,8 @@ from benchmarks import cell
 from benchmarks.cell_plan import DRAFTER, VERIFIER, CellPlan
 from benchmarks.liar import Liar
 from benchmarks.paired import compare, median_of_ratios
-from benchmarks.prompts import read_prompts
+from benchmarks.prompts import OWN
+from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
@@ -221,7 +222,7 @@ def table(found: list[Finding], title: str) -> Table:
 
 def _read_prompts(models: Path, number: int) -> list[list[int]]:
     tokenizer = load_tokenizer(models / "target")
-    prompts = read_prompts()[:number]
+    prompts = read_prompts(OWN)[:number]
     return [list(tokenizer.encode_chat([ChatMessage(role="user", content=prompt)])) for prompt in prompts]
 
 

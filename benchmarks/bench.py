@@ -23,8 +23,9 @@ from benchmarks.bench_plan import CellSpec, full_plan, quick_plan
 from benchmarks.bench_report import markdown, plot_speeds
 from benchmarks.cell_plan import Standin
 from benchmarks.origin import Origin
-from benchmarks.prompts import OWN, read_prompts
+from benchmarks.prompts import OWN
 from benchmarks.standin_settings import Kind
+from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
 from shared.home import home
 

@@ -22,9 +22,10 @@ from benchmarks.arrivals import closed_loop, open_loop, poisson_times
 from benchmarks.asking import Asking, connected, measure
 from benchmarks.latency import OK, PERCENTILES, Objective, Sample, Spread, Summary, summarise
 from benchmarks.origin import Origin
-from benchmarks.prompts import OWN, Arrival, read_arrivals, read_prompts
+from benchmarks.prompts import OWN, Arrival, read_arrivals
 from client.gateway import KEY_VARIABLE, ClientError
 from client.wire import Options, Speculation
+from model_zoo.prompt_file import read_prompts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -25,9 +25,10 @@ from benchmarks.conductor import Conductor, conducting
 from benchmarks.latency import OK, Sample
 from benchmarks.pace import HardwareProfile, PassTimes, StepTimes
 from benchmarks.paced import OVERRUN
-from benchmarks.prompts import read_prompts
+from benchmarks.prompts import OWN
 from client.gateway import Gateway
 from client.wire import Options, Speculation
+from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
 from shared.recording import Header, Recorded, Recording
@@ -108,7 +109,7 @@ class Replaying:
 
 async def measure_services(models: Path, repeats: int, seed: int) -> tuple[list[float], dict[str, float], list[str]]:
     """Milliseconds of rounds, the gateway's of a token by way of serving, and complaints."""
-    prompts = read_prompts()[: 2 * NUM_STREAMS]
+    prompts = read_prompts(OWN)[: 2 * NUM_STREAMS]
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         standin = write_standin(load_tokenizer(models / "target"), prompts, Path(folder), seed)
         plan = CellPlan(models, names=NAMES, standin=standin)

@@ -26,9 +26,10 @@ from benchmarks.asking import Asking, Due, connected, measure
 from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan
 from benchmarks.latency import OK, Objective, Sample, Summary, summarise
 from benchmarks.origin import Origin
-from benchmarks.prompts import read_prompts
+from benchmarks.prompts import OWN
 from client.gateway import Gateway
 from client.wire import Options
+from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.architecture import read_config
 from services.cloud_verifier.settings import VerifierSettings
 from services.local.pair import DEFAULT_NAME
@@ -118,7 +119,7 @@ async def load(gateway: Gateway, seconds: float, num_clients: int, max_tokens: i
 
     samples: list[Sample] = []
     while time.monotonic() < ends_at:
-        samples += await closed_loop(ask, read_prompts(), num_clients, 4 * num_clients, think_s=0.0)
+        samples += await closed_loop(ask, read_prompts(OWN), num_clients, 4 * num_clients, think_s=0.0)
         console.print(f"{len(samples)} answers, {max(0.0, ends_at - time.monotonic()):.0f} s left", highlight=False)
     return samples
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +24,11 @@ from model_zoo.gguf_llama import UnsupportedGguf
 from model_zoo.onnx_export import Exporter
 from model_zoo.paths import DEFAULT_PAIR, default_models_dir
 from model_zoo.prepare import Notify, prepare
+from model_zoo.prompt_file import read_prompts
 from model_zoo.smollm2 import Part, recipes
 from model_zoo.wheel import DownloadError
+from shared.messages import Sampling
+from shared.recording import Header, Recorded, Recording
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console(stderr=True, soft_wrap=True)
@@ -116,6 +121,53 @@ def check_that_a_pair_fits(
             ours, theirs = getattr(comparison, name)
             print(f"  {name.replace('_', ' ')}: {ours} in the draft, {theirs} in the target")
     raise typer.Exit(0 if comparison.agrees else 1)
+
+
+@app.command("record")
+def record_what_a_pair_says(
+    prompts: Annotated[Path, typer.Option(help="JSONL file, a prompt in each line's object.", exists=True)],
+    out: Annotated[Path, typer.Option(help="File of the recording; replaced.")],
+    target: Annotated[Path | None, typer.Option(help="Folder of the target; the prepared default.")] = None,
+    draft: Annotated[Path | None, typer.Option(help="Folder of the draft; the prepared int8 one.")] = None,
+    field: Annotated[str | None, typer.Option(help="Of a line's object; found where not given.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of both models.")] = 1,
+) -> None:
+    """Record what a target says to prompts, and where a draft would have guessed it, to replay both elsewhere."""
+    from model_zoo.record import prompt_ids, record, stop_ids  # loads torch and transformers
+    from services.cloud_verifier.model import load_target
+    from services.edge_drafter.model import load_draft
+
+    folders = target or default_models_dir() / "target", draft or default_models_dir() / "draft-int8"
+    try:
+        texts = read_prompts(prompts, field)
+        with _progress(f"loading {folders[0]} and {folders[1]}") as notify:
+            models = load_target(str(folders[0]), num_threads=threads), load_draft(str(folders[1]), threads)
+            sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+            found: list[Recorded] = []
+            for each in record(*models, prompt_ids(folders[0], texts), stop_ids(folders[0]), sampling, max_tokens):
+                found.append(each)
+                notify(f"prompt {len(found)} of {len(texts)}")
+        how = f"{max_tokens} tokens, temperature {temperature:g}, top_p {top_p:g}, seed {seed}"
+        origin = f"model_zoo record, {prompts.name}, {how}, {platform.machine()}, {date.today()}"
+        header = Header(
+            target=models[0].name,
+            draft=models[1].name,
+            vocab_size=models[0].vocab_size,
+            max_context=min(model.max_context for model in models),
+            origin=origin,
+        )
+        Recording(header, tuple(found)).write(out)
+    except (UnusableModel, ValueError, OSError) as error:
+        console.print(f"record failed: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    num_tokens = sum(len(each.target_ids) for each in found)
+    share = sum(sum(each.draft_right) for each in found) / num_tokens
+    line = f"{out}: {len(found)} answers, {num_tokens} tokens, {share:.1%} of them guessed"
+    console.print(line, markup=False, highlight=False)
 
 
 @contextmanager

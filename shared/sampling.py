@@ -154,6 +154,12 @@ def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history
     return int(token_ids[np.argmax(noisy)])
 
 
+def confidence_of(token_id: int, scores: NDArray[np.floating]) -> float:
+    """The softmax probability of a token under scores [vocab], whose greatest is finite."""
+    weights = np.exp(scores - scores.max())
+    return float(weights[token_id] / weights.sum(dtype=np.float64))
+
+
 def kept_ids(scores: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64]:
     """The token ids, ascending, that top-k, top-p and min-p leave of scores [vocab] whose greatest is 0."""
     weights = np.exp(scores) if sampling.top_p < 1 or sampling.min_p > 0 else None

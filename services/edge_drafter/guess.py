@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.drafter_session import DrafterSession
 from shared.messages import Sampling
-from shared.sampling import History, adjusted, draw, is_adjusted
+from shared.sampling import History, adjusted, confidence_of, draw, is_adjusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,3 @@ class Question:
             return Guess(token_id)
         scores = logits if self.history is None else adjusted(logits, self.sampling, self.history)
         return Guess(token_id, confidence_of(token_id, scores))
-
-
-def confidence_of(token_id: int, scores: NDArray[np.floating]) -> float:
-    """The softmax probability of a token under scores [vocab], whose greatest is finite."""
-    weights = np.exp(scores - scores.max())
-    return float(weights[token_id] / weights.sum(dtype=np.float64))

@@ -20,8 +20,9 @@ from benchmarks.link import Conditions
 from benchmarks.load import Load, run
 from benchmarks.pace import HardwareProfile, PassTimes, StepTimes
 from benchmarks.paced import OVERRUN
-from benchmarks.prompts import read_prompts
+from benchmarks.prompts import OWN
 from client.wire import Options
+from model_zoo.prompt_file import read_prompts
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
 from services.local.supervisor import Program
 from shared.recording import Header, Recorded, Recording
@@ -141,7 +142,7 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
     plan = CellPlan(default_models, names=names, link=link, standin=standin)
     notices: list[str] = []
     options = Options(max_tokens=NUM_TOKENS, temperature=0.0)
-    load = Load(read_prompts()[:NUM_PROMPTS], (), num_clients=2, num_requests=NUM_PROMPTS, think_s=0.0)
+    load = Load(read_prompts(OWN)[:NUM_PROMPTS], (), num_clients=2, num_requests=NUM_PROMPTS, think_s=0.0)
     async with running(plan, tmp_path / "run", notices.append) as cell:
         async with conducting(cell.nats_url) as conductor:
             await conductor.choose(WindowChoice(4, 4, free_run=False))

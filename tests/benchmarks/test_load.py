@@ -19,8 +19,9 @@ from benchmarks import load
 from benchmarks.arrivals import closed_loop, open_loop, poisson_times
 from benchmarks.asking import Asking, Due, connected, measure
 from benchmarks.latency import Sample
-from benchmarks.prompts import OWN, Arrival, read_arrivals, read_prompts
+from benchmarks.prompts import OWN, Arrival, read_arrivals
 from client.wire import Options, Speculation
+from model_zoo.prompt_file import read_prompts
 from tests.benchmarks.fake_gateway import serving
 
 PROMPTS = ["a", "b", "c"]
@@ -185,8 +186,8 @@ def test_a_run_is_told_as_a_table_and_written_as_json(tmp_path: Path) -> None:
 
 
 def test_our_own_prompts_are_read() -> None:
-    assert len(read_prompts()) == len(OWN.read_text().splitlines())
-    assert read_prompts() == read_prompts(OWN, "prompt")
+    assert len(read_prompts(OWN)) == len(OWN.read_text().splitlines())
+    assert read_prompts(OWN, "prompt") == read_prompts(OWN)
 
 
 def test_the_field_of_a_prompt_is_found_or_named(tmp_path: Path) -> None:

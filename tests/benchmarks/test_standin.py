@@ -18,12 +18,12 @@ from benchmarks.paced import OVERRUN, PacedDraft, PacedTarget
 from benchmarks.replayed import NotRecorded, ReplayedDraft, ReplayedTarget
 from benchmarks.standin_settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.model import Row, TargetModel
-from services.edge_drafter.guess import confidence_of
 from services.edge_drafter.model import DraftModel
 from shared.config import load
 from shared.memory_bus import MemoryNetwork
 from shared.messages import Sampling, Speculation
 from shared.recording import Recorded, Recording
+from shared.sampling import confidence_of
 from tests.benchmarks.recordings import NUM_TOKENS, QUICK, profile_json, recording
 from tests.e2e.harness import Cell, Generated, running
 from tests.fakes import FakeDraft, FakeTarget

@@ -1,0 +1,89 @@
+"""Recordings of a pair: what the target writes to prompts, and at each token whether the draft would have guessed it.
+
+Invariant: a text is the target's own under its sampling and seed, as the verifier computes it; every guess is asked
+behind the true text, drawn as the drafter draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from services.cloud_verifier.model import Row, TargetModel
+from services.edge_drafter.model import DraftModel
+from shared.messages import Sampling
+from shared.recording import Recorded
+from shared.sampling import confidence_of, draw
+
+NUM_TOGETHER = 8  # prompts that the target answers in one batch
+
+
+def prompt_ids(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt as a user's message in the chat template of the target's folder; plain text where it has none."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer.chat_template is None:
+        return [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)) for chat in chats]
+
+
+def stop_ids(folder: Path) -> frozenset[int]:
+    """The ids behind which the target's text ends, from its own files."""
+    found = GenerationConfig.from_pretrained(str(folder)).eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+def record(
+    target: TargetModel,
+    draft: DraftModel,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    sampling: Sampling,
+    max_tokens: int,
+) -> Iterator[Recorded]:
+    """One after the other; raises ValueError for a prompt that leaves no room for an answer."""
+    room = min(target.max_context, draft.max_context)
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) + max_tokens > room:
+            raise ValueError(f"prompt {number}: {len(prompt)} tokens and an answer of {max_tokens} exceed {room}")
+    for first in range(0, len(prompts), NUM_TOGETHER):
+        group = prompts[first : first + NUM_TOGETHER]
+        for prompt, answer in zip(group, _answers(target, group, stops, sampling, max_tokens), strict=True):
+            yield _judged(draft, prompt, answer, sampling)
+
+
+def _answers(
+    target: TargetModel,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    sampling: Sampling,
+    max_tokens: int,
+) -> list[list[int]]:
+    """The target's texts, all a token further with each pass."""
+    caches = [target.new_cache(len(prompt) + max_tokens) for prompt in prompts]
+    texts = [list(prompt) for prompt in prompts]
+    ends = [len(prompt) + max_tokens for prompt in prompts]
+    while open_ := [i for i, text in enumerate(texts) if len(text) < ends[i]]:
+        rows = [Row(caches[i], caches[i].length, texts[i][caches[i].length :], 1, sampling) for i in open_]
+        for i, drawn in zip(open_, target.step(rows), strict=True):
+            texts[i].extend(drawn.token_ids)
+            if texts[i][-1] in stops:
+                ends[i] = len(texts[i])
+    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _judged(draft: DraftModel, prompt: Sequence[int], answer: Sequence[int], sampling: Sampling) -> Recorded:
+    cache = draft.new_cache(len(prompt) + len(answer))
+    right: list[bool] = []
+    confidence: list[float] = []
+    fed = list(prompt)
+    for token_id in answer:
+        logits = draft.feed(cache, fed, cache.length)
+        guess = draw(logits, sampling, cache.length)
+        right.append(guess == token_id)
+        confidence.append(round(max(confidence_of(guess, logits), 1e-6), 6))
+        fed = [token_id]
+    return Recorded(tuple(prompt), tuple(answer), tuple(right), tuple(confidence))

@@ -31,7 +31,7 @@ TEMPLATE = (
 NUM_TOKENS, MAX_CONTEXT = 1000, 512
 PART_LENGTH = 600  # characters of an answer
 WINDOW, BATCH, LEARNING_RATE = 96, 8, 3e-3
-STEPS = 500
+STEPS = 900
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ down: $(VENV)/local ## stop what `make up` started
 	$(BIN)/python -m services --stop
 
 test: $(VENV)/dev ## run the tests (not the long ones), two files at a time
-	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/dev ## run all tests, those of more than a minute too
 	$(BIN)/python -m pytest

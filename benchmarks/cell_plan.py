@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.link import Conditions
-from benchmarks.pace import read_profile
 from benchmarks.relay import READY_LINE
 from benchmarks.standin_settings import MODEL_NAME, STANDIN, Kind
 from services.local.pair import default_pair
 from services.local.supervisor import Program
 from services.local.system import Plan, service_programs
+from shared.profiles import read_profile
 
 CONTROLLER, VERIFIER, DRAFTER, GATEWAY = "controller", "verifier-0", "drafter-0", "gateway"
 ALL = (CONTROLLER, VERIFIER, DRAFTER, GATEWAY)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 
-from benchmarks.pace import HardwareProfile, Pace, PassTimes
+from benchmarks.pace import Pace
 from benchmarks.standin_settings import STANDIN
 from services.cloud_verifier.kv import KvCache
 from services.cloud_verifier.model import Drawn, Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
+from shared.profiles import PassTimes, Profile
 
 OVERRUN = "stand-in overrun"  # what a log line of one says
 
@@ -26,14 +27,14 @@ log = structlog.get_logger(__name__)
 class PacedTarget:
     """A TargetModel that takes its time."""
 
-    def __init__(self, model: TargetModel, profile: HardwareProfile) -> None:
+    def __init__(self, model: TargetModel, profile: Profile) -> None:
         self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
         self.fingerprint = f"{STANDIN}-paced-{profile.name}-{model.fingerprint}"
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.pace = Pace()
         self._model = model
-        self._times = profile.verifier
+        self._times = profile.pass_times
 
     def new_cache(self, capacity: int) -> KvCache:
         return self._model.new_cache(capacity)
@@ -51,13 +52,13 @@ class PacedTarget:
 class PacedDraft:
     """A DraftModel that takes its time."""
 
-    def __init__(self, model: DraftModel, profile: HardwareProfile) -> None:
+    def __init__(self, model: DraftModel, profile: Profile) -> None:
         self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.pace = Pace()
         self._model = model
-        self._times = profile.drafter
+        self._times = profile.step_times
 
     def new_cache(self, capacity: int) -> DraftCache:
         return self._model.new_cache(capacity)
@@ -65,7 +66,7 @@ class PacedDraft:
     def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
         started = time.perf_counter()
         logits = self._model.feed(cache, token_ids, start)
-        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids)))
+        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids), start))
         return logits
 
 

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.pace import HardwareProfile, Pace
+from benchmarks.pace import Pace
 from benchmarks.paced import wait_for_pass, wait_or_tell
 from benchmarks.standin_settings import STANDIN
 from services.cloud_verifier.kv import Prefix
 from services.cloud_verifier.model import Drawn, Row
+from shared.profiles import Profile
 from shared.recording import Recorded, Recording
 from shared.verifier_session import common_prefix
 
@@ -77,14 +78,14 @@ class Library:
 class ReplayedTarget:
     """A TargetModel without a model."""
 
-    def __init__(self, recording: Recording, profile: HardwareProfile) -> None:
+    def __init__(self, recording: Recording, profile: Profile) -> None:
         self.name = f"{STANDIN}-replayed-{profile.name}-{recording.header.target}"
         self.fingerprint = self.name
         self.vocab_size = recording.header.vocab_size
         self.max_context = recording.header.max_context
         self.pace = Pace()
         self._library = Library(recording)
-        self._times = profile.verifier
+        self._times = profile.pass_times
 
     def new_cache(self, capacity: int) -> ReplayCache:
         return ReplayCache(capacity)
@@ -122,13 +123,13 @@ class ReplayedTarget:
 class ReplayedDraft:
     """A DraftModel without a model."""
 
-    def __init__(self, recording: Recording, profile: HardwareProfile) -> None:
+    def __init__(self, recording: Recording, profile: Profile) -> None:
         self.name = f"{STANDIN}-replayed-{profile.name}-{recording.header.draft}"
         self.vocab_size = recording.header.vocab_size
         self.max_context = recording.header.max_context
         self.pace = Pace()
         self._library = Library(recording)
-        self._times = profile.drafter
+        self._times = profile.step_times
 
     def new_cache(self, capacity: int) -> ReplayCache:
         if not 1 <= capacity <= self.max_context:
@@ -140,7 +141,7 @@ class ReplayedDraft:
         started = time.perf_counter()
         cache.feed(token_ids, start)
         logits = self._logits(cache)
-        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids)))
+        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids), start))
         return logits
 
     def _logits(self, cache: ReplayCache) -> np.ndarray:

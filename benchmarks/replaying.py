@@ -23,7 +23,6 @@ from benchmarks.bench_plan import SLIDING
 from benchmarks.cell_plan import GATEWAY, CellPlan, Standin
 from benchmarks.conductor import Conductor, conducting
 from benchmarks.latency import OK, Sample
-from benchmarks.pace import HardwareProfile, PassTimes, StepTimes
 from benchmarks.paced import OVERRUN
 from benchmarks.prompts import OWN
 from client.gateway import Gateway
@@ -31,10 +30,11 @@ from client.wire import Options, Speculation
 from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from shared.profiles import PassTimes, Profile, StepTimes
 from shared.recording import Header, Recorded, Recording
 
 NUM_TOKENS, NUM_STREAMS, ACCEPTANCE = 129, 8, 0.9
-TIMES = HardwareProfile("no-compute", "made up", PassTimes(base_ms=2.0), StepTimes(step_ms=1.0))
+TIMES = Profile(name="no-compute", origin="made up", verifier=PassTimes(base_ms=2.0), drafter=StepTimes(step_ms=1.0))
 ONE_BY_ONE = WindowChoice(1, 1, free_run=False)
 
 
@@ -82,7 +82,7 @@ class Replaying:
             assert sample.first_s is not None
             num_rounds = sample.num_tokens - 1 - sample.accepted  # each commits one token, and an accepted guess
             took_ms = (sample.total_s - sample.first_s) * 1e3 / num_rounds
-            found.append(took_ms - TIMES.verifier.base_ms - TIMES.drafter.step_ms)
+            found.append(took_ms - TIMES.pass_times.base_ms - TIMES.step_times.step_ms)
         return found
 
     async def gateway_ms(self, speculation: Speculation, repeats: int) -> float:

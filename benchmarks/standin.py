@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from benchmarks.pace import read_profile
 from benchmarks.paced import PacedDraft, PacedTarget
 from benchmarks.replayed import ReplayedDraft, ReplayedTarget
 from benchmarks.standin_settings import StandinDrafterSettings, StandinVerifierSettings
@@ -20,6 +19,7 @@ from services.edge_drafter import service as edge_drafter
 from services.edge_drafter.model import DraftModel
 from services.edge_drafter.settings import DrafterSettings
 from shared.config import load
+from shared.profiles import read_profile
 from shared.recording import read_recording
 
 PROG = "python -m benchmarks.standin"

@@ -10,10 +10,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.pace import read_profile
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
 from shared.config import ServiceSettings
+from shared.profiles import read_profile
 from shared.recording import read_recording
 
 STANDIN = "stand-in"

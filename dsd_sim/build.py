@@ -20,6 +20,8 @@ from dsd_sim.fleet import Fleet
 from dsd_sim.scenario import (
     BadScenario,
     Closed,
+    Cloud,
+    Edge,
     Guesses,
     GuessesByPosition,
     IndependentGuesses,
@@ -29,6 +31,7 @@ from dsd_sim.scenario import (
 )
 from dsd_sim.workload import NOBODY, Requests, make_requests
 from dsd_sim.world import World, make_world
+from shared.profiles import PassTimes, StepTimes, read_profile
 from shared.recording import MalformedRecording, read_recording
 from shared.routing import ROUTERS
 
@@ -47,8 +50,8 @@ def make_fleet(scenario: Scenario, folder: Path) -> Fleet:
     world = make_world(
         max(num_devices, 1), num_nodes, len(requests.prompt), num_slots, int(requests.answer.max()), scenario.seed
     )
-    _write_devices(world, scenario)
-    _write_nodes(world, scenario)
+    _write_devices(world, scenario, folder)
+    _write_nodes(world, scenario, folder)
     choice = _write_pairs(world, scenario)
     _write_requests(world, requests, _devices_of(requests, scenario))
     think_ms = scenario.workload.think_s * 1000 if isinstance(scenario.workload, Closed) else 0.0
@@ -67,30 +70,51 @@ def _stream(scenario: Scenario, which: int) -> np.random.Generator:
     return np.random.default_rng([scenario.seed, which])
 
 
-def _write_devices(world: World, scenario: Scenario) -> None:
+def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
     start = 0
     for edge in scenario.edge:
         devices = world.devices[start : start + edge.count]
         start += edge.count
-        times, link = edge.times, edge.link
+        times, link = _step_times(edge, folder), edge.link
+        if times.step_ms == 0:
+            raise BadScenario("edge.times.step_ms: a draft step takes more than 0 ms")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
-        devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, times.feed_tokens
+        devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, edge.feed_tokens
         devices["delay_ms"], devices["jitter_ms"] = link.rtt_ms / 2, link.jitter_ms
         devices["bits_per_ms"] = link.bandwidth_mbit * 1000
         devices["stall_rate"], devices["stall_ms"] = link.stall_rate, link.stall_ms
 
 
-def _write_nodes(world: World, scenario: Scenario) -> None:
+def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
     start = 0
     for part in scenario.cloud:
         nodes = world.nodes[start : start + part.count]
         start += part.count
-        times = part.times
-        nodes["weights"] = (times.base_ms, times.session_ms, times.token_ms, *times.above_ms, times.cached_ms)
-        nodes["noise"] = times.noise
+        times = _pass_times(part, folder)
+        nodes["weights"], nodes["noise"] = times.weights, part.noise
         nodes["token_budget"], nodes["prefill_chunk"] = part.token_budget, part.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = part.kv_tokens
         nodes["delay_ms"], nodes["selection"] = part.hop_ms, SELECTIONS[part.guesses]
+
+
+def _step_times(edge: Edge, folder: Path) -> StepTimes:
+    if edge.times is not None:
+        return edge.times
+    assert edge.profile is not None
+    try:
+        return read_profile(folder / edge.profile).step_times
+    except (ValueError, OSError) as error:
+        raise BadScenario(f"edge.profile: {error}") from error
+
+
+def _pass_times(part: Cloud, folder: Path) -> PassTimes:
+    if part.times is not None:
+        return part.times
+    assert part.profile is not None
+    try:
+        return read_profile(folder / part.profile).pass_times
+    except (ValueError, OSError) as error:
+        raise BadScenario(f"cloud.profile: {error}") from error
 
 
 def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:

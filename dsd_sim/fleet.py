@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awc.policy import PairControl, WindowChoice, WindowPolicy, is_plausible
+from awc.static import StaticPolicy
 from dsd_sim import cloud, edge, events, kernel
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.world import World
@@ -88,7 +89,8 @@ class Fleet:
             events.push(self.world, float(requests[first]["arrival_ms"]), events.ARRIVAL, first)
         self._open = np.flatnonzero(clients < 0)
         self._push_next()
-        events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
+        if not isinstance(self.policy, StaticPolicy):  # whose choice holds from the start, and is all it ever says
+            events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
         events.push(self.world, self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
 
     def _push_next(self) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from shared.messages import MAX_WINDOW
+from shared.profiles import PassTimes, StepTimes
 from shared.routing import ROUTERS
 
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -171,13 +172,9 @@ class Link(Part):
     stall_ms: NotNegative = 200.0
 
 
-class DraftTimes(Part):
-    """Of a draft step: step_ms for one token, more by the context and for each further token fed."""
-
-    step_ms: Positive
-    step_ms_per_1000: NotNegative = 0.0
-    fed_ms: NotNegative = 0.0
-    feed_tokens: Count = 64
+def _check_times(part: Edge | Cloud) -> None:
+    if (part.times is None) == (part.profile is None):
+        raise ValueError("either times or a profile must be given")
 
 
 class Edge(Part):
@@ -185,28 +182,26 @@ class Edge(Part):
 
     name: str = "edge"  # the device_tier of a trace
     count: Count
-    times: DraftTimes
+    times: StepTimes | None = None
+    profile: str | None = None  # a file with them, relative to the scenario
+    feed_tokens: Count = 64  # in one draft step at most
     link: Link
     guesses: Guesses
     weight: Positive = 1.0
 
-
-class PassTimes(Part):
-    """Of a verify pass, by the features of shared.batching.PassCost."""
-
-    base_ms: Positive
-    session_ms: NotNegative = 0.0
-    token_ms: NotNegative = 0.0
-    above_ms: tuple[float, float, float] = (0.0, 0.0, 0.0)  # more a token above 8, 32 and 128 tokens
-    cached_ms: NotNegative = 0.0  # a thousand tokens in the caches read
-    noise: Share = 0.0  # a pass takes up to this share longer or shorter
+    @model_validator(mode="after")
+    def _check(self) -> Edge:
+        _check_times(self)
+        return self
 
 
 class Cloud(Part):
     """`count` verifiers alike."""
 
     count: Count
-    times: PassTimes
+    times: PassTimes | None = None
+    profile: str | None = None  # a file with them, relative to the scenario
+    noise: Share = 0.0  # a pass takes up to this share longer or shorter
     token_budget: Count = 256
     prefill_chunk: Count = 64
     kv_tokens: Count = 32768
@@ -215,6 +210,7 @@ class Cloud(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Cloud:
+        _check_times(self)
         if self.prefill_chunk > self.token_budget:
             raise ValueError(f"prefill_chunk {self.prefill_chunk} is above token_budget {self.token_budget}")
         return self

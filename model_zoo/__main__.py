@@ -27,7 +27,9 @@ from model_zoo.prepare import Notify, prepare
 from model_zoo.prompt_file import read_prompts
 from model_zoo.smollm2 import Part, recipes
 from model_zoo.wheel import DownloadError
+from shared.machine import describe_machine
 from shared.messages import Sampling
+from shared.profiles import Profile
 from shared.recording import Header, Recorded, Recording
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -168,6 +170,41 @@ def record_what_a_pair_says(
     share = sum(sum(each.draft_right) for each in found) / num_tokens
     line = f"{out}: {len(found)} answers, {num_tokens} tokens, {share:.1%} of them guessed"
     console.print(line, markup=False, highlight=False)
+
+
+@app.command("profile")
+def time_a_model_on_this_machine(
+    out: Annotated[Path, typer.Option(help="JSON file of the profile; replaced.")],
+    target: Annotated[Path | None, typer.Option(help="Folder of a target.")] = None,
+    draft: Annotated[Path | None, typer.Option(help="Folder of a draft.")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Time a target's passes, or a draft's steps, and fit the times that the simulator goes by."""
+    from model_zoo import profile  # loads torch
+    from services.cloud_verifier.model import load_target
+    from services.edge_drafter.model import load_draft
+
+    if (target is None) == (draft is None):
+        raise typer.BadParameter("either --target or --draft must be given")
+    try:
+        with _progress("measuring; nothing else should run now"):
+            passes = steps = None
+            if target is not None:
+                verifying = load_target(str(target), num_threads=threads)
+                passes, error = profile.fit_passes(profile.time_passes(verifying))
+                name = verifying.name
+            else:
+                drafting = load_draft(str(draft), threads)
+                steps, error = profile.fit_steps(profile.time_steps(drafting))
+                name = drafting.name
+    except (UnusableModel, ValueError, OSError) as failure:
+        console.print(f"profile failed: {failure}", style="red", markup=False)
+        raise typer.Exit(1) from failure
+    how = f"{name}, {threads} thread{'s' * (threads > 1)}, {describe_machine()}, {date.today()}"
+    origin = f"model_zoo profile: {how}; off by {error}; peak memory {profile.peak_mib():.0f} MiB"
+    found = Profile(name=out.stem, origin=origin, verifier=passes, drafter=steps)
+    out.write_text(found.model_dump_json(indent=2, exclude_none=True) + "\n")
+    console.print(f"{out}: {origin}", markup=False, highlight=False)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.window_controller.metrics import ControllerMetrics
 from services.window_controller.pairs import DropReason
+from shared import profiles
 from shared.messages import FailureCode
 from shared.metrics import BusMetrics, ProcessMetrics
 
@@ -251,8 +252,9 @@ def test_dependencies_are_ranges_without_pins() -> None:
 def test_every_key_of_a_scenario_is_described_with_its_table() -> None:
     text = text_of("docs/simulator.md")
     tables = dict(section.split("\n", 1) for section in text.split("\n### ")[1:])
-    parts = [kind for kind in vars(scenario).values() if isinstance(kind, type) and issubclass(kind, scenario.Part)]
-    expected = {kind.__name__: set(kind.model_fields) for kind in parts if kind is not scenario.Part}
+    found = [*vars(scenario).values(), *vars(profiles).values()]
+    parts = {kind for kind in found if isinstance(kind, type) and issubclass(kind, scenario.Part | profiles.Times)}
+    expected = {kind.__name__: set(kind.model_fields) for kind in parts - {scenario.Part, profiles.Times}}
     rows = {name: re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name, table in tables.items()}
     assert {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()} == expected
 

@@ -94,7 +94,7 @@ def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_serv
     assert in_package("dsd_sim")
     allowed = {
         f"shared.{part}"
-        for part in ("drafter_session", "verifier_session", "messages", "batching", "routing", "recording")
+        for part in ("drafter_session", "verifier_session", "messages", "batching", "routing", "recording", "profiles")
     }
     for name in in_package("dsd_sim"):
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}

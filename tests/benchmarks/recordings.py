@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 
-import msgspec
-
-from benchmarks.pace import HardwareProfile, PassTimes, StepTimes
+from shared.profiles import PassTimes, Profile, StepTimes
 from shared.recording import Header, Recorded, Recording
 
 VOCABULARY = 200
 NUM_TOKENS = 48
-QUICK = HardwareProfile("quick", "made up", PassTimes(base_ms=2.0), StepTimes(step_ms=0.3, prefill_ms=0.01))
+QUICK = Profile(
+    name="quick", origin="made up", verifier=PassTimes(base_ms=2.0), drafter=StepTimes(step_ms=0.3, fed_ms=0.01)
+)
 
 
 def recording(acceptance: float, num_prompts: int = 3, seed: int = 1) -> Recording:
@@ -35,5 +35,5 @@ def _recorded(prompt: tuple[int, ...], acceptance: float, generator: random.Rand
     )
 
 
-def profile_json(profile: HardwareProfile) -> bytes:
-    return msgspec.json.encode(profile)
+def profile_json(profile: Profile) -> bytes:
+    return profile.model_dump_json().encode()

@@ -18,19 +18,21 @@ from benchmarks.conductor import conducting
 from benchmarks.latency import OK
 from benchmarks.link import Conditions
 from benchmarks.load import Load, run
-from benchmarks.pace import HardwareProfile, PassTimes, StepTimes
 from benchmarks.paced import OVERRUN
 from benchmarks.prompts import OWN
 from client.wire import Options
 from model_zoo.prompt_file import read_prompts
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
 from services.local.supervisor import Program
+from shared.profiles import PassTimes, Profile, StepTimes
 from shared.recording import Header, Recorded, Recording
 from tests.benchmarks.recordings import profile_json
 from tests.e2e.prompts import read_prompts as read_chats
 
 NUM_PROMPTS, NUM_TOKENS, RTT_MS = 3, 24, 40.0
-PROFILE = HardwareProfile("test", "made up", PassTimes(base_ms=20.0), StepTimes(step_ms=2.0, prefill_ms=0.1))
+PROFILE = Profile(
+    name="test", origin="made up", verifier=PassTimes(base_ms=20.0), drafter=StepTimes(step_ms=2.0, fed_ms=0.1)
+)
 
 
 def programs(plan: CellPlan) -> dict[str, Program]:

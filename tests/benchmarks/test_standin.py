@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from benchmarks import standin
-from benchmarks.pace import HardwareProfile, Pace, PassTimes, StepTimes, read_profile
+from benchmarks.pace import Pace
 from benchmarks.paced import OVERRUN, PacedDraft, PacedTarget
 from benchmarks.replayed import NotRecorded, ReplayedDraft, ReplayedTarget
 from benchmarks.standin_settings import StandinDrafterSettings, StandinVerifierSettings
@@ -22,14 +22,22 @@ from services.edge_drafter.model import DraftModel
 from shared.config import load
 from shared.memory_bus import MemoryNetwork
 from shared.messages import Sampling, Speculation
+from shared.profiles import PassTimes, Profile, StepTimes, read_profile
 from shared.recording import Recorded, Recording
 from shared.sampling import confidence_of
 from tests.benchmarks.recordings import NUM_TOKENS, QUICK, profile_json, recording
 from tests.e2e.harness import Cell, Generated, running
 from tests.fakes import FakeDraft, FakeTarget
 
-SLOW = HardwareProfile("slow", "made up", PassTimes(3.0, 1.0, 0.5, 1000.0), StepTimes(2.0, 1.0))
-IMPOSSIBLE = HardwareProfile("impossible", "made up", PassTimes(0.0), StepTimes(0.0))
+SLOW = Profile(
+    name="slow",
+    origin="made up",
+    verifier=PassTimes(base_ms=3.0, session_ms=1.0, token_ms=0.5, cached_ms=1000.0),
+    drafter=StepTimes(step_ms=2.0, fed_ms=1.0),
+)
+IMPOSSIBLE = Profile(
+    name="impossible", origin="made up", verifier=PassTimes(base_ms=0.0), drafter=StepTimes(step_ms=0.0)
+)
 
 
 # --- replayed ---------------------------------------------------------------------------------------------------------
@@ -226,7 +234,7 @@ def test_every_name_of_a_stand_in_says_that_it_is_one(files: list[str]) -> None:
         (lambda flags: flags[:2], "standin_recording is needed"),
         (lambda flags: [*flags, "--target=models/target"], "target is needed for a paced"),
         (lambda flags: [flags[0], "--standin-profile=/no/such/file", flags[2]], "/no/such/file: No such file"),
-        (lambda flags: [flags[0], flags[2].replace("recording=", "profile="), flags[2]], "no hardware profile"),
+        (lambda flags: [flags[0], flags[2].replace("recording=", "profile="), flags[2]], "is no profile"),
     ],
 )
 def test_settings_that_do_not_fit_a_stand_in_are_refused_in_one_line(
@@ -251,5 +259,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_bytes(profile_json(SLOW))
     assert read_profile(path) == SLOW
     path.write_text('{"name": "x", "origin": "", "verifier": {"base_ms": -1}, "drafter": {"step_ms": 1}}')
-    with pytest.raises(ValueError, match="no hardware profile"):
+    with pytest.raises(
+        ValueError, match=r"is no profile: verifier\.base_ms: Input should be greater than"
+    ):
         read_profile(path)

@@ -1,0 +1,157 @@
+"""How long a target's passes and a draft's steps take on this machine, and the cost model fitted to them.
+
+Invariant: what is timed is the code that the services run, every kind of pass or step several times in random order, so
+that a busy moment of the machine spoils no single point; the fit is told with its errors.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
+
+from services.cloud_verifier.model import Row, TargetModel
+from services.edge_drafter.model import DraftModel
+from shared.batching import HINGES
+from shared.messages import Sampling
+from shared.profiles import PassTimes, StepTimes
+
+Kind = TypeVar("Kind")
+
+SESSIONS = (1, 2, 4, 8)
+TOKENS = (1, 2, 3, 5, 9, 17, 33, 64)  # of each session
+CONTEXTS = (64, 256, 768)  # tokens in each session's cache before
+FED = (1, 2, 4, 8, 16, 32, 64)
+MOST_TOKENS = 256  # of a pass
+MOST_DRAWS = 17
+TIMES = 5  # of each kind
+
+
+@dataclass(frozen=True, slots=True)
+class PassPoint:
+    """A kind of verify pass and how long it took, the median."""
+
+    num_sessions: int
+    num_tokens: int
+    num_cached: int
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepPoint:
+    """A kind of draft step and how long it took, the median."""
+
+    context: int
+    num_fed: int
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitError:
+    """Of the fitted times at the points, relative."""
+
+    median: float
+    worst: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.1%} in the median, {self.worst:.1%} at worst"
+
+
+def time_passes(model: TargetModel, seed: int = 1) -> list[PassPoint]:
+    """Of the contexts that the model can see."""
+    kinds = [
+        (num, tokens, context)
+        for num in SESSIONS
+        for tokens in TOKENS
+        for context in CONTEXTS
+        if num * tokens <= MOST_TOKENS and context + tokens <= model.max_context
+    ]
+    rng = random.Random(seed)
+    caches = [model.new_cache(max(CONTEXTS) + max(TOKENS)) for _ in range(max(SESSIONS))]
+    for cache in caches:
+        text = [rng.randrange(model.vocab_size) for _ in range(min(max(CONTEXTS) + max(TOKENS), model.max_context))]
+        for start in range(0, len(text), MOST_TOKENS):
+            model.step([Row(cache, start, text[start : start + MOST_TOKENS], 0, Sampling())])
+    found: dict[tuple[int, int, int], list[float]] = {kind: [] for kind in kinds}
+    for num, tokens, context in _in_random_order(kinds, rng):
+        draws = tokens if tokens <= MOST_DRAWS else 1  # longer ones are chunks of prompts
+        rows = [
+            Row(cache, context, [rng.randrange(model.vocab_size) for _ in range(tokens)], draws, Sampling())
+            for cache in caches[:num]
+        ]
+        found[num, tokens, context].append(_elapsed_ms(partial(model.step, rows)))
+    return [PassPoint(n, n * t, n * c, median(times[1:])) for (n, t, c), times in found.items()]
+
+
+def time_steps(model: DraftModel, seed: int = 1) -> list[StepPoint]:
+    """Of the contexts that the model can see."""
+    most = max(CONTEXTS) + max(FED)
+    kinds = [(context, fed) for context in CONTEXTS for fed in FED if context + fed <= model.max_context]
+    rng = random.Random(seed)
+    cache = model.new_cache(min(most, model.max_context))
+    text = [rng.randrange(model.vocab_size) for _ in range(min(most, model.max_context))]
+    for start in range(0, len(text), max(FED)):
+        model.feed(cache, text[start : start + max(FED)], start)
+    found: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
+    for context, fed in _in_random_order(kinds, rng):
+        feed = partial(model.feed, cache, text[context : context + fed], context)
+        found[context, fed].append(_elapsed_ms(feed))
+    return [StepPoint(context, fed, median(times[1:])) for (context, fed), times in found.items()]
+
+
+def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, FitError]:
+    """Not negative, and least in the squares of the relative errors."""
+    features = np.array(
+        [
+            [1, p.num_sessions, p.num_tokens, *(max(0, p.num_tokens - h) for h in HINGES), p.num_cached / 1000]
+            for p in points
+        ]
+    )
+    weights, error = _fit(features, np.array([p.elapsed_ms for p in points]))
+    base, session, token, *above, cached = weights
+    return PassTimes(
+        base_ms=base, session_ms=session, token_ms=token, above_ms=(above[0], above[1], above[2]), cached_ms=cached
+    ), error
+
+
+def fit_steps(points: Sequence[StepPoint]) -> tuple[StepTimes, FitError]:
+    """Likewise."""
+    features = np.array([[1, p.context / 1000, p.num_fed - 1] for p in points])
+    (step, per_1000, fed), error = _fit(features, np.array([p.elapsed_ms for p in points]))
+    return StepTimes(step_ms=step, step_ms_per_1000=per_1000, fed_ms=fed), error
+
+
+def peak_mib() -> float:
+    """Of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform != "darwin" else 1 << 20)
+
+
+def _fit(features: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], FitError]:
+    weights = lsq_linear(features / times[:, None], np.ones(len(times)), bounds=(0, np.inf)).x
+    errors = np.abs(features @ weights / times - 1)
+    return [round(float(weight), 6) for weight in weights], FitError(float(np.median(errors)), float(errors.max()))
+
+
+def _in_random_order(kinds: Sequence[Kind], rng: random.Random) -> Iterator[Kind]:
+    """Each once to warm up, then each TIMES times."""
+    yield from kinds
+    again = [kind for kind in kinds for _ in range(TIMES)]
+    rng.shuffle(again)
+    yield from again
+
+
+def _elapsed_ms(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1e3

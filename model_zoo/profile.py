@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from services.cloud_verifier.model import Row, TargetModel
-from services.edge_drafter.model import DraftModel
+from services.edge_drafter.model import DraftCache, DraftModel
 from shared.batching import HINGES
 from shared.messages import Sampling
 from shared.profiles import PassTimes, StepTimes
@@ -77,17 +77,13 @@ def time_passes(model: TargetModel, seed: int = 1) -> list[PassPoint]:
         if num * tokens <= MOST_TOKENS and context + tokens <= model.max_context
     ]
     rng = random.Random(seed)
-    caches = [model.new_cache(max(CONTEXTS) + max(TOKENS)) for _ in range(max(SESSIONS))]
-    for cache in caches:
-        text = [rng.randrange(model.vocab_size) for _ in range(min(max(CONTEXTS) + max(TOKENS), model.max_context))]
-        for start in range(0, len(text), MOST_TOKENS):
-            model.step([Row(cache, start, text[start : start + MOST_TOKENS], 0, Sampling())])
+    caches = {context: _target_caches(model, context, rng) for context in sorted({kind[2] for kind in kinds})}
     found: dict[tuple[int, int, int], list[float]] = {kind: [] for kind in kinds}
     for num, tokens, context in _in_random_order(kinds, rng):
         draws = tokens if tokens <= MOST_DRAWS else 1  # longer ones are chunks of prompts
         rows = [
             Row(cache, context, [rng.randrange(model.vocab_size) for _ in range(tokens)], draws, Sampling())
-            for cache in caches[:num]
+            for cache in caches[context][:num]
         ]
         found[num, tokens, context].append(_elapsed_ms(partial(model.step, rows)))
     return [PassPoint(n, n * t, n * c, median(times[1:])) for (n, t, c), times in found.items()]
@@ -95,18 +91,30 @@ def time_passes(model: TargetModel, seed: int = 1) -> list[PassPoint]:
 
 def time_steps(model: DraftModel, seed: int = 1) -> list[StepPoint]:
     """Of the contexts that the model can see."""
-    most = max(CONTEXTS) + max(FED)
     kinds = [(context, fed) for context in CONTEXTS for fed in FED if context + fed <= model.max_context]
     rng = random.Random(seed)
-    cache = model.new_cache(min(most, model.max_context))
-    text = [rng.randrange(model.vocab_size) for _ in range(min(most, model.max_context))]
-    for start in range(0, len(text), max(FED)):
-        model.feed(cache, text[start : start + max(FED)], start)
+    caches = {context: _draft_cache(model, context, rng) for context in sorted({kind[0] for kind in kinds})}
     found: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
     for context, fed in _in_random_order(kinds, rng):
-        feed = partial(model.feed, cache, text[context : context + fed], context)
+        ids = [rng.randrange(model.vocab_size) for _ in range(fed)]
+        feed = partial(model.feed, caches[context], ids, context)
         found[context, fed].append(_elapsed_ms(feed))
     return [StepPoint(context, fed, median(times[1:])) for (context, fed), times in found.items()]
+
+
+def _target_caches(model: TargetModel, context: int, rng: random.Random) -> list[Any]:
+    """One for each session, that holds so many tokens."""
+    caches = [model.new_cache(context + max(TOKENS)) for _ in range(max(SESSIONS))]
+    for cache in caches:
+        model.step([Row(cache, 0, [rng.randrange(model.vocab_size) for _ in range(context)], 0, Sampling())])
+    return caches
+
+
+def _draft_cache(model: DraftModel, context: int, rng: random.Random) -> DraftCache:
+    cache = model.new_cache(context + max(FED))
+    for start in range(0, context, max(FED)):
+        model.feed(cache, [rng.randrange(model.vocab_size) for _ in range(min(max(FED), context - start))], start)
+    return cache
 
 
 def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, FitError]:

@@ -259,7 +259,5 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_bytes(profile_json(SLOW))
     assert read_profile(path) == SLOW
     path.write_text('{"name": "x", "origin": "", "verifier": {"base_ms": -1}, "drafter": {"step_ms": 1}}')
-    with pytest.raises(
-        ValueError, match=r"is no profile: verifier\.base_ms: Input should be greater than"
-    ):
+    with pytest.raises(ValueError, match=r"is no profile: verifier\.base_ms: Input should be greater than"):
         read_profile(path)

@@ -24,7 +24,7 @@ from benchmarks import cell as cells
 from benchmarks.arrivals import closed_loop
 from benchmarks.asking import Asking, Due, connected, measure
 from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan
-from benchmarks.latency import OK, Objective, Sample, Summary, summarise
+from benchmarks.latency import OK, Objective, Sample, Spread, summarise
 from benchmarks.origin import Origin
 from benchmarks.prompts import OWN
 from client.gateway import Gateway
@@ -63,7 +63,10 @@ class Soak:
     """A run."""
 
     seconds: float
-    summary: Summary
+    statuses: dict[str, int]
+    num_tokens: int
+    ttft_ms: Spread | None
+    tpot_ms: Spread | None
     memory: dict[str, Memory]
     complaints: list[str]
     origin: Origin
@@ -139,12 +142,22 @@ async def run(models: Path, draft: str, seconds: float, num_clients: int, max_to
     allowed = allowed_mib(models, draft)
     memory = {name: spread_of(figures, usage[name].peak_rss_mib, allowed.get(name)) for name, figures in seen.items()}
     complaints += [f"a request came to {sample.status}" for sample in samples if sample.status != OK]
-    return Soak(seconds, summarise(samples, Objective()), memory, complaints, Origin.here("benchmarks.soak"))
+    found = summarise(samples, Objective())
+    return Soak(
+        seconds=seconds,
+        statuses=found.statuses,
+        num_tokens=found.num_tokens,
+        ttft_ms=found.ttft_ms,
+        tpot_ms=found.tpot_ms,
+        memory=memory,
+        complaints=complaints,
+        origin=Origin.here("benchmarks.soak"),
+    )
 
 
 def table(soak: Soak) -> Table:
     """For a terminal."""
-    title = f"{soak.seconds:.0f} s, {soak.summary.num_tokens} tokens, {soak.summary.tokens_per_s:.1f} tokens/s"
+    title = f"{soak.seconds:.0f} s, {soak.num_tokens} tokens, {soak.num_tokens / soak.seconds:.1f} tokens/s"
     shown = Table("process", "peak, MiB", "allowed", "middle third", "last third", "flat", title=title)
     for name, memory in sorted(soak.memory.items()):
         allowed = "" if memory.allowed is None else f"{memory.allowed:.0f}"

@@ -8,6 +8,7 @@ position again; nothing is copied.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -41,7 +42,11 @@ class KvLayout:
     @property
     def token_bytes(self) -> int:
         """Bytes that one token takes in all layers."""
-        return 2 * self.dtype.itemsize * sum(layer.num_kv_heads * layer.head_dim for layer in self.layers)
+        return 2 * self.dtype.itemsize * sum(self.sizes(1))
+
+    def sizes(self, capacity: int) -> list[int]:
+        """Numbers that each layer's keys, and its values, have room for."""
+        return [capacity * layer.num_kv_heads * layer.head_dim for layer in self.layers]
 
 
 class KvCache:
@@ -50,10 +55,17 @@ class KvCache:
     def __init__(self, layout: KvLayout, capacity: int) -> None:
         self.capacity = round_to_step(max(capacity, 1))
         self.length = 0
-        self.keys = [self._room(layout, layer) for layer in layout.layers]  # each [kv_heads, capacity, head_dim]
-        self.values = [self._room(layout, layer) for layer in layout.layers]
-        if layout.device.type == "cpu":  # attention.py's product of queries and keys reads them transposed
-            self.keys = [keys.mT.contiguous().mT for keys in self.keys]
+        self.keys: list[Tensor] = []  # each [kv_heads, capacity, head_dim]
+        self.values: list[Tensor] = []
+        is_cpu = layout.device.type == "cpu"
+        sizes = [size for size in layout.sizes(self.capacity) for _ in range(2)]
+        rooms = iter(torch.split(_zeros(layout, self.capacity), sizes))
+        for layer in layout.layers:
+            shape = (layer.num_kv_heads, self.capacity, layer.head_dim)
+            # attention.py's product of queries and keys reads them transposed on the CPU
+            keys = next(rooms).view(shape[0], shape[2], shape[1]).mT if is_cpu else next(rooms).view(shape)
+            self.keys.append(keys)
+            self.values.append(next(rooms).view(shape))
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Puts keys and values [kv_heads, tokens, head_dim] of one layer at the positions from start on."""
@@ -70,10 +82,18 @@ class KvCache:
             mine.narrow(1, 0, prefix.length).copy_(theirs.narrow(1, 0, prefix.length))
         self.length = prefix.length
 
-    def _room(self, layout: KvLayout, layer: LayerShape) -> Tensor:
-        # Zeros, not garbage: a NaN behind the mask would still reach the sum as 0 x NaN.
-        shape = (layer.num_kv_heads, self.capacity, layer.head_dim)
-        return torch.zeros(shape, dtype=layout.dtype, device=layout.device)
+
+def _zeros(layout: KvLayout, capacity: int) -> Tensor:
+    """All numbers of a cache in a row. Zeros, not garbage: a NaN behind the mask would still reach the sum as 0 x NaN.
+
+    On the CPU pages of their own, which count from their first use on and go back to the system with the cache: among
+    other allocations, and freed in another order than they were made, caches leave holes that stay.
+    """
+    num = sum(2 * size for size in layout.sizes(capacity))
+    if layout.device.type != "cpu":
+        return torch.zeros(num, dtype=layout.dtype, device=layout.device)
+    pages = mmap(-1, num * layout.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=layout.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -78,7 +78,7 @@ def test_a_short_soak_and_a_short_comparison_with_transformers_run(default_model
     soaked = asyncio.run(soak.run(models, "int8", seconds=10.0, num_clients=4, max_tokens=16))
     assert soaked.complaints == []
     assert set(soaked.memory) == {"nats-server", CONTROLLER, VERIFIER, DRAFTER, GATEWAY}
-    assert soaked.summary.num_tokens > 100
+    assert soaked.num_tokens > 100
     assert soak.table(soaked).row_count == 5
     found = asyncio.run(against_transformers.run(models, "int8", num_rounds=1, max_tokens=8, seed=1))
     assert found.complaints == []

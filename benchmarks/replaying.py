@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
-
 from awc.policy import WindowChoice
 from benchmarks import cell as cells
 from benchmarks.asking import Asking, Due, connected, measure
@@ -56,7 +54,7 @@ def write_standin(tokenizer: TargetTokenizer, prompts: Sequence[str], folder: Pa
         recorded.append(Recorded(tuple(chat), tuple(words), rights, (0.9,) * len(words)))
     recording, profile = folder / "recording.jsonl", folder / "profile.json"
     Recording(header, tuple(recorded)).write(recording)
-    profile.write_bytes(msgspec.json.encode(TIMES))
+    profile.write_text(TIMES.model_dump_json(), encoding="utf-8")
     return Standin("replayed", profile, recording)
 
 

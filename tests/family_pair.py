@@ -2,7 +2,7 @@
 
 Both are GPT-NeoX, which onnxruntime-genai's model builder does not know, and learn some of the project's documents:
 DIR/target and DIR/draft are then what a user would bring, with tokenizer, chat template and end tokens of their own.
-They know those documents, half by heart, and nothing else: the pair shows that any model is served, not how fast.
+They know those documents by heart, and nothing else: the pair shows that any model is served, not how fast.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class MixedLinear(nn.Module):
 class SplitLinear(nn.Module):
     """The same on the CPU, off by 2^-18 of a result: the packed layer's 16-bit result and the remainder of rounding.
 
-    Two 16-bit products take as long as one in float32, which would need a float32 copy of the weights.
+    Two 16-bit products read as many bytes as one in float32, which would need a float32 copy of the weights.
     """
 
     def __init__(self, rounded: PackedLinear) -> None:

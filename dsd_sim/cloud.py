@@ -43,7 +43,6 @@ def opens(w, slot):
     node = w.nodes[request.node]
     w.node_slots[request.node, node.num_sessions] = slot
     node.num_sessions += 1
-    request.opened_ms = w.clock[0].now
     _admit(w, request.node)
     collect(w, request.node)
 
@@ -95,7 +94,6 @@ def collect(w, index):
         node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
     node.busy_ms += node.pass_ms
     node.num_passes += 1
-    node.num_fed += fed
     node.sum_batch += num_batch
     push(w, w.clock[0].now + node.pass_ms, PASS_ENDS, index)
 
@@ -160,7 +158,6 @@ def _send_verdict(w, slot, index):
     free_at, late = passage(w, device, device.down_free, num_bytes)
     device.down_free = free_at
     device.down_newest = max(device.down_newest, free_at + late)
-    device.received_bytes += num_bytes
     push(w, device.down_newest, VERDICT_COMES, index)
 
 

@@ -93,7 +93,6 @@ def _send_draft(w, slot, index):
     free_at, late = passage(w, device, device.up_free, num_bytes)
     device.up_free = free_at
     device.up_newest = max(device.up_newest, free_at + late)
-    device.sent_bytes += num_bytes
     push(w, device.up_newest, DRAFT_COMES, index)
 
 

@@ -10,10 +10,9 @@ import numpy as np
 from numba import njit
 
 # Kinds of events. Those up to LAST_OF_PYTHON are returned.
-ARRIVAL, TICK, CONDITION, DONE = 0, 1, 2, 3
+ARRIVAL, TICK, DONE = 0, 1, 2
 LAST_OF_PYTHON = DONE
-OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = 4, 5, 6, 7, 8, 9, 10, 11
-NOTHING = -1
+OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = 3, 4, 5, 6, 7, 8, 9, 10
 
 
 @njit(cache=True)

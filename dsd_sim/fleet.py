@@ -61,16 +61,14 @@ class Fleet:
         self._next = 0
         self._waiting: dict[int, list[int]] = {}
 
-    def run(self, until: float = np.inf) -> None:
-        """Serves all requests, or those events that come up to the time `until`."""
+    def run(self) -> None:
+        """Serves all requests; to be called once."""
         self._schedule()
         self._listen()
         served = {events.ARRIVAL: self._arrive, events.TICK: self._tick, events.DONE: self._finish}
         clock = self.world.clock[0]
         while self.num_done < len(self.world.requests) or clock["num_free_slots"] < len(self.world.slots):
-            kind, who = kernel.run(self.world, until)
-            if kind == events.NOTHING:
-                return
+            kind, who = kernel.run(self.world)
             served[kind](who)
 
     @property

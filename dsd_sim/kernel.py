@@ -1,6 +1,6 @@
 """The compiled event loop of DSD-Sim.
 
-What happens once per request or more rarely (arrivals, reports, changing conditions) is left to Python: `run` returns
+What happens once per request or more rarely (arrivals, reports) is left to Python: `run` returns
 there and goes on later (fleet.py). `w` is a World.
 """
 
@@ -12,7 +12,6 @@ from dsd_sim import cloud, edge
 from dsd_sim.events import (
     DRAFT_COMES,
     LAST_OF_PYTHON,
-    NOTHING,
     OPENS,
     PASS_ENDS,
     SPECULATES,
@@ -48,10 +47,10 @@ def ask(w, index, speculate_bytes):
 
 
 @njit(cache=True)
-def run(w, until):
-    """Serves events up to the time `until`; returns the first event for Python and whom it concerns, or NOTHING."""
+def run(w):
+    """Serves events up to the first one for Python; returns its kind and whom it concerns."""
     c = w.clock[0]
-    while c.num_events > 0 and w.events[0].time <= until:
+    while c.num_events > 0:
         time, kind, who = pop(w)
         c.now = time
         if kind <= LAST_OF_PYTHON:
@@ -72,4 +71,4 @@ def run(w, until):
             edge.speculates(w, who)
         else:
             edge.steers(w, who)
-    return NOTHING, NOTHING
+    raise RuntimeError("no event is left")

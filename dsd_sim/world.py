@@ -37,7 +37,6 @@ REQUEST = np.dtype(
         ("device", np.int32),  # that drafts for it; -1: none
         ("node", np.int32),  # that verifies
         ("client", np.int32),  # closed loop: who asks next; -1: nobody
-        ("opened_ms", np.float64),
         ("first_ms", np.float64),  # at the gateway
         ("done_ms", np.float64),
         ("passes", np.int32),
@@ -87,8 +86,6 @@ DEVICE = np.dtype(
         ("num_sessions", np.int32),
         ("active", np.int32),  # slot whose draft step runs; -1: none
         ("busy_ms", np.float64),
-        ("sent_bytes", np.int64),
-        ("received_bytes", np.int64),
     ],
     align=True,
 )
@@ -108,7 +105,6 @@ NODE = np.dtype(
         ("noise", np.float64),  # a pass takes up to this share longer or shorter, uniformly
         ("busy_ms", np.float64),
         ("num_passes", np.int64),
-        ("num_fed", np.int64),
         ("num_committed", np.int64),
         ("sum_batch", np.int64),
         ("sum_queue", np.float64),  # of the utilisations at the ends of passes

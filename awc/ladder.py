@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from awc.policy import WindowChoice
@@ -22,8 +22,7 @@ from shared.messages import MAX_WINDOW, PairReport
 
 @dataclass(frozen=True, slots=True)
 class LadderPolicy:
-    """Starts at the highest rung not above `start.window`; the rest of the start stays, the chunk as far as the window
-    holds it.
+    """Starts at the highest rung not above `start.window`; the scheme of the start stays (WindowChoice.with_window).
 
     A sample is the acceptance of at least `sample_guesses` guesses, and of at least one report. The first move may come
     after `warm_up` samples, the following ones every `interval`. Raises ValueError for what can't work.
@@ -93,5 +92,4 @@ class LadderPair:
             self._rung = rung - 1
 
     def _choice(self) -> WindowChoice:
-        window, start = self._policy.rungs[self._rung], self._policy.start
-        return replace(start, window=window, chunk=min(start.chunk, window))
+        return self._policy.start.with_window(self._policy.rungs[self._rung])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awc.closed_form import ClosedFormPolicy
 from awc.confidence import ConfidencePolicy
 from awc.ladder import LadderPolicy
 from awc.policy import WindowChoice, WindowPolicy
@@ -14,4 +15,5 @@ POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
     LadderPolicy.name: lambda start: RestingPolicy(LadderPolicy(start)),
     ConfidencePolicy.name: lambda start: RestingPolicy(ConfidencePolicy(start)),
+    ClosedFormPolicy.name: lambda start: RestingPolicy(ClosedFormPolicy(start)),
 }

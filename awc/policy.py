@@ -7,7 +7,7 @@ the controller and in the simulator alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from shared.messages import MAX_WINDOW, PairReport
@@ -36,6 +36,17 @@ class WindowChoice:
             raise ValueError(f"chunk {self.chunk} must be 1 to {max(self.window, 1)} with a window of {self.window}")
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence {self.min_confidence} must be 0 to 1")
+
+    @property
+    def is_stop_and_wait(self) -> bool:
+        """Whether a whole window is sent at once and then waited for, the paper's scheme (arXiv 2511.21669)."""
+        return not self.free_run and self.chunk == self.window
+
+    def with_window(self, window: int) -> WindowChoice:
+        """The same scheme with another window: stop-and-wait stays that, else the chunk as far as the window holds it."""
+        if window == 0:
+            return replace(self, window=0, chunk=1, free_run=True)
+        return replace(self, window=window, chunk=window if self.is_stop_and_wait else min(self.chunk, window))
 
 
 DEFAULT_CHOICE = WindowChoice(window=8, chunk=2, free_run=True)  # until a controller decides, and when none is alive

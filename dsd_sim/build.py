@@ -7,7 +7,6 @@ change of policy meets the same requests and the same guesses.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,40 +14,37 @@ from numpy.typing import NDArray
 from awc.policies import POLICIES
 from awc.policy import WindowChoice
 from dsd_sim import cloud
-from dsd_sim.acceptance import Acceptance, Answer, ByPosition, Independent, Markov, Replay
 from dsd_sim.fleet import Fleet
-from dsd_sim.scenario import (
-    BadScenario,
-    Closed,
-    Cloud,
-    Edge,
-    Guesses,
-    GuessesByPosition,
-    IndependentGuesses,
-    MarkovGuesses,
-    RecordedGuesses,
-    Scenario,
-)
-from dsd_sim.workload import NOBODY, Requests, make_requests
+from dsd_sim.guesses import acceptances_of
+from dsd_sim.happenings import happenings_of, write_link
+from dsd_sim.scenario import BadScenario, Closed, Cloud, Edge, Scenario
+from dsd_sim.workload import NOBODY, LoadChange, Requests, hurried, make_requests
 from dsd_sim.world import World, make_world
 from shared.profiles import PassTimes, StepTimes, read_profile
-from shared.recording import MalformedRecording, read_recording
 from shared.routing import ROUTERS
 
-WORKLOAD, PLACES, THINKING = 0, 1, 2  # streams of random numbers; the fleet has the seed itself
-SELECTIONS = {"all": cloud.ALL, "worth": cloud.WORTH}
+WORKLOAD, PLACES, THINKING, FAILING = 0, 1, 2, 3  # streams of random numbers; the fleet has the seed itself
+BATCHING = {"fifo": cloud.FIFO, "lab": cloud.LAB, "tetris": cloud.TETRIS, "worth": cloud.WORTH}
 
 
-def make_fleet(scenario: Scenario, folder: Path) -> Fleet:
-    """`folder`: where the scenario's files are looked for. Raises BadScenario."""
+def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> Fleet:
+    """`folder`: where the scenario's files are looked for; num_logged: room of the world's log. Raises BadScenario."""
     requests = make_requests(scenario.workload, folder, _stream(scenario, WORKLOAD))
+    loads = [LoadChange(each.at_s * 1000, each.load) for each in scenario.change if each.load is not None]
+    requests = hurried(requests, loads)
     num_devices = sum(edge.count for edge in scenario.edge)
     num_nodes = sum(part.count for part in scenario.cloud)
     num_slots = len(requests.prompt)
     if isinstance(scenario.workload, Closed):  # a session may still be under way at its drafter when the next begins
         num_slots = min(num_slots, 2 * scenario.workload.num_clients + 16)
     world = make_world(
-        max(num_devices, 1), num_nodes, len(requests.prompt), num_slots, int(requests.answer.max()), scenario.seed
+        max(num_devices, 1),
+        num_nodes,
+        len(requests.prompt),
+        num_slots,
+        int(requests.answer.max()),
+        scenario.seed,
+        num_logged,
     )
     _write_devices(world, scenario, folder)
     _write_nodes(world, scenario, folder)
@@ -59,9 +55,11 @@ def make_fleet(scenario: Scenario, folder: Path) -> Fleet:
     return Fleet(
         world,
         ROUTERS[scenario.policies.routing](),
-        _acceptances(scenario, folder),
-        _policy(scenario, choice),
+        acceptances_of(scenario, folder),
+        POLICIES[scenario.policies.windows](choice),
         scenario.seed,
+        groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
+        happenings=happenings_of(scenario, folder, _stream(scenario, FAILING)),
         think=lambda: float(thinking.exponential(think_ms)) if think_ms else 0.0,
     )
 
@@ -75,14 +73,12 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
     for edge in scenario.edge:
         devices = world.devices[start : start + edge.count]
         start += edge.count
-        times, link = _step_times(edge, folder), edge.link
+        times = _step_times(edge, folder)
         if times.step_ms == 0:
             raise BadScenario("edge.times.step_ms: a draft step takes more than 0 ms")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
         devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, edge.feed_tokens
-        devices["delay_ms"], devices["jitter_ms"] = link.rtt_ms / 2, link.jitter_ms
-        devices["bits_per_ms"] = link.bandwidth_mbit * 1000
-        devices["stall_rate"], devices["stall_ms"] = link.stall_rate, link.stall_ms
+        write_link(devices, edge.link)
 
 
 def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
@@ -94,7 +90,7 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
         nodes["weights"], nodes["noise"] = times.weights, part.noise
         nodes["token_budget"], nodes["prefill_chunk"] = part.token_budget, part.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = part.kv_tokens
-        nodes["delay_ms"], nodes["selection"] = part.hop_ms, SELECTIONS[part.guesses]
+        nodes["delay_ms"], nodes["batching"] = part.hop_ms, BATCHING[scenario.policies.batching]
 
 
 def _step_times(edge: Edge, folder: Path) -> StepTimes:
@@ -118,8 +114,7 @@ def _pass_times(part: Cloud, folder: Path) -> PassTimes:
 
 
 def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:
-    policies = scenario.policies
-    choice = WindowChoice(policies.window, policies.chunk, policies.free_run or policies.window == 0)
+    choice = scenario.policies.choice
     for name in ("window", "chunk", "free_run"):
         world.pairs[name] = world.pairs[f"next_{name}"] = getattr(choice, name)
     return choice
@@ -156,40 +151,3 @@ def _devices_of(requests: Requests, scenario: Scenario) -> NDArray[np.int64]:
             of_tier = np.flatnonzero(tiers == tier)
             devices[index] = rng.choice(of_tier, p=weights[of_tier] / weights[of_tier].sum())
     return devices
-
-
-def _policy(scenario: Scenario, choice: WindowChoice) -> Any:
-    name = scenario.policies.windows
-    if name not in POLICIES:
-        raise BadScenario(f"policies.windows: {name!r} must be one of {', '.join(POLICIES)}")
-    return POLICIES[name](choice)
-
-
-def _acceptances(scenario: Scenario, folder: Path) -> list[Acceptance]:
-    """[devices]"""
-    found: list[Acceptance] = []
-    for edge in scenario.edge:
-        found += [_acceptance(edge.guesses, folder)] * edge.count
-    return found
-
-
-def _acceptance(guesses: Guesses, folder: Path) -> Acceptance:
-    match guesses:
-        case IndependentGuesses(rate=rate):
-            return Independent(rate)
-        case GuessesByPosition(rates=rates):
-            return ByPosition(rates)
-        case MarkovGuesses():
-            return Markov(guesses.easy, guesses.hard, guesses.to_hard, guesses.to_easy)
-        case RecordedGuesses(file=file):
-            return _replay(folder / file)
-    assert_never(guesses)
-
-
-def _replay(path: Path) -> Replay:
-    try:
-        prompts = read_recording(path).prompts
-    except (MalformedRecording, OSError) as error:
-        raise BadScenario(f"edge.guesses.file: {error}") from error
-    answers = [Answer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
-    return Replay(tuple(answers))

@@ -15,15 +15,20 @@ from dsd_sim.events import (
     VERDICT_COMES,
     free_message,
     free_slot,
+    note,
     passage,
     push,
     remove,
     take_message,
     uniform,
 )
+from dsd_sim.world import PASS
 from shared import batching
 
-ALL, WORTH = 0, 1  # guesses that a pass takes: as many as fit, first come first served; as many as pay
+# Of the ready sessions and their guesses a pass takes: as many as fit, oldest first; the same, shortest rows first
+# (length-aware); all first rows, then the guesses likeliest to survive as they fit, and as they pay.
+FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
+FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
 KV_BLOCK = 512  # as the verifier's sessions.KV_BLOCK
 VERDICT_BYTES, TOKEN_BYTES = 300, 4  # on the wire: NATS subject and TCP/IP headers included
 
@@ -35,10 +40,13 @@ def opens(w, slot):
     """An Open reaches the verifier."""
     s = w.slots[slot]
     request = w.requests[s.request]
-    has_drafter = request.device >= 0
-    free_run = not has_drafter or w.pairs[request.device, request.node].free_run
+    if w.nodes[request.node].is_down:
+        s.is_homeless, s.lost_ms = True, w.clock[0].now
+        return
     stop, limit = request.prompt + request.tokens, request.prompt + request.max_tokens
-    verify_session.open_verifier(w.verifiers[slot], request.prompt, stop, limit, free_run, has_drafter, w.clock[0].now)
+    text, now = request.prompt + s.begun, w.clock[0].now
+    # Until the first draft says otherwise it runs free, as the gateway's Open has it.
+    verify_session.open_verifier(w.verifiers[slot], text, stop, limit, True, request.device >= 0, now)
     s.reserved = 0
     node = w.nodes[request.node]
     w.node_slots[request.node, node.num_sessions] = slot
@@ -84,18 +92,41 @@ def collect(w, index):
             num_ready += 1
     if num_ready == 0:
         return
+    if node.batching == LAB:
+        _shortest_first(w, batch, num_ready)
     cached = 0
     for i in range(min(num_ready, node.token_budget)):
         cached += w.verifiers[batch[i]].computed
     num_batch, fed = _share_out(w, node, batch, num_ready, cached)
     node.num_batch = num_batch
-    node.pass_ms = pass_ms(node.weights, num_batch, fed, cached)
+    node.pass_ms = node.slowdown * pass_ms(node.weights, num_batch, fed, cached)
     if node.noise > 0:
         node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
     node.busy_ms += node.pass_ms
     node.num_passes += 1
     node.sum_batch += num_batch
-    push(w, w.clock[0].now + node.pass_ms, PASS_ENDS, index)
+    now = w.clock[0].now
+    node.ends_at = now + node.pass_ms
+    push(w, node.ends_at, PASS_ENDS, index)
+    note(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
+
+
+@njit(cache=True)
+def _shortest_first(w, batch, num):
+    """Orders sessions by the tokens that they have to compute; of equal ones the oldest comes first."""
+    for i in range(1, num):
+        slot = batch[i]
+        length = _num_waiting(w.verifiers[slot])
+        place = i
+        while place > 0 and _num_waiting(w.verifiers[batch[place - 1]]) > length:
+            batch[place] = batch[place - 1]
+            place -= 1
+        batch[place] = slot
+
+
+@njit(cache=True)
+def _num_waiting(v):
+    return v.length - v.computed + v.pending
 
 
 @njit(cache=True)
@@ -108,10 +139,9 @@ def _share_out(w, node, batch, num_ready, cached):
         v = w.verifiers[batch[i]]
         todo[i], guesses[i], probability[i] = v.length - v.computed, v.pending, verify_session.survival(v)
     fed = 0
-    if node.selection == WORTH:
-        rows, bought = form_pass(
-            todo, guesses, probability, cached, node.token_budget, node.prefill_chunk, node.weights
-        )
+    if node.batching >= TETRIS:
+        weights = node.weights if node.batching == WORTH else FREE_OF_CHARGE
+        rows, bought = form_pass(todo, guesses, probability, cached, node.token_budget, node.prefill_chunk, weights)
         for i in range(len(rows)):
             fed += verify_session.begin_pass(w.verifiers[batch[i]], rows[i] + bought[i], bought[i])
         return len(rows), fed
@@ -151,14 +181,26 @@ def draft_comes(w, index):
 
 
 @njit(cache=True)
+def lease_ends(w, index):
+    """A verifier has waited long enough for the guesses of a drafter that is gone."""
+    slot = w.messages[index].session
+    s = w.slots[slot]
+    if w.generations[index] == s.generation and s.is_orphan and not s.is_homeless:
+        w.verifiers[slot].free_run = True
+        collect(w, w.requests[s.request].node)
+    free_message(w, index)
+
+
+@njit(cache=True)
 def _send_verdict(w, slot, index):
     """To the drafter."""
-    device = w.devices[w.requests[w.slots[slot].request].device]
+    request = w.requests[w.slots[slot].request]
+    device = w.devices[request.device]
     num_bytes = VERDICT_BYTES + TOKEN_BYTES * w.messages[index].num
     free_at, late = passage(w, device, device.down_free, num_bytes)
     device.down_free = free_at
     device.down_newest = max(device.down_newest, free_at + late)
-    push(w, device.down_newest, VERDICT_COMES, index)
+    push(w, device.down_newest + w.nodes[request.node].delay_ms, VERDICT_COMES, index)
 
 
 @njit(cache=True)
@@ -166,6 +208,8 @@ def pass_ends(w, index):
     """Commits what the pass drew and answers; then the next pass begins."""
     node, batch = w.nodes[index], w.batches[index]
     now, num_batch = w.clock[0].now, node.num_batch
+    if now != node.ends_at:
+        return  # the node was down since
     queue = _queue(w, index)
     node.sum_queue += queue
     node.num_batch = 0
@@ -184,7 +228,7 @@ def pass_ends(w, index):
                 request.first_ms = now + node.delay_ms
             if v.finished:
                 request.done_ms = now + node.delay_ms
-                request.passes = v.passes
+                request.passes += v.passes
                 _leave_node(w, index, slot)
                 is_any_done = True
                 push(w, request.done_ms, DONE, w.slots[slot].request)
@@ -209,8 +253,7 @@ def _queue(w, index):
 def _queued(w, index):
     num = 0
     for i in range(w.nodes[index].num_sessions):
-        v = w.verifiers[w.node_slots[index, i]]
-        num += v.length - v.computed + v.pending
+        num += _num_waiting(w.verifiers[w.node_slots[index, i]])
     return num
 
 

@@ -9,28 +9,53 @@ import numpy as np
 from numba import njit
 
 from dsd_sim import draft_session
-from dsd_sim.events import DRAFT_COMES, STEP_ENDS, TIMER, free_message, free_slot, passage, push, remove, take_message
+from dsd_sim.events import (
+    DRAFT_COMES,
+    LEASE_ENDS,
+    STEP_ENDS,
+    TIMER,
+    free_message,
+    free_slot,
+    note,
+    passage,
+    push,
+    remove,
+    take_message,
+)
+from dsd_sim.records import NEVER
+from dsd_sim.world import STEER, STEP
 
 IDLE, NOBODYS = -1, -2  # of a device's draft model: free; running a step for a session that is over
+NOBODY = -1  # in place of a device
+DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
 MOVING = 0.2  # weight of the newest sample, as the drafter's pairs.WEIGHT
 DRAFT_BYTES, TOKEN_BYTES = 190, 4  # on the wire: NATS subject and TCP/IP headers included
 
 
 @njit(cache=True)
 def speculates(w, slot):
-    """A Speculate reaches the drafter: a new session under the pair's window."""
+    """A Speculate reaches the drafter: a session begins there, under the pair's window."""
     s = w.slots[slot]
+    s.is_spoken = False
     if s.is_over:
         free_slot(w, slot)
         return
-    s.is_drafted = True
     request = w.requests[s.request]
+    device = w.devices[request.device]
+    if device.is_down:
+        orphan(w, slot)
+        return
+    if s.is_homeless:  # its next verifier is not known yet, and neither what it has said by then
+        return
+    s.is_drafted = True
+    s.seen_drafted = s.seen_accepted = s.seen_rejected = s.seen_late = s.seen_discarded = 0
     pair = w.pairs[request.device, request.node]
     d, now = w.drafters[slot], w.clock[0].now
     stop, limit = request.prompt + request.tokens, request.prompt + request.max_tokens
-    draft_session.start_drafter(d, request.prompt, stop, limit, pair.window, pair.chunk, pair.free_run, now)
+    text = request.prompt + s.begun
+    draft_session.start_drafter(d, text, stop, limit, pair.window, pair.chunk, pair.free_run, now)
     draft_session.steer(d, pair.window, pair.chunk, pair.free_run, pair.min_confidence)
-    device = w.devices[request.device]
+    interrupt(w, request.device)
     w.device_slots[request.device, device.num_sessions] = slot
     device.num_sessions += 1
     send(w, slot)
@@ -41,7 +66,7 @@ def speculates(w, slot):
 def draft(w, index):
     """Gives the draft model, when it is free, to the session that has waited longest for a step."""
     device, order = w.devices[index], w.device_slots[index]
-    if device.active != IDLE:
+    if device.active != IDLE or device.is_down:
         return
     for place in range(device.num_sessions):
         slot = order[place]
@@ -51,26 +76,91 @@ def draft(w, index):
         for i in range(place, device.num_sessions - 1):
             order[i] = order[i + 1]
         order[device.num_sessions - 1] = slot
-        fed = draft_session.begin_step(d, device.feed_tokens)
-        elapsed = device.step_ms + device.step_ms_per_1000 * d.step_start / 1000 + device.fed_ms * (fed - 1)
-        device.active = slot
-        device.busy_ms += elapsed
-        push(w, w.clock[0].now + elapsed, STEP_ENDS, index)
+        _begin_step(w, index, slot, w.clock[0].now)
+        device.num_more = _num_more(device, d)
+        device.ends_at = device.step_end
+        for i in range(device.num_more):
+            device.ends_at += _step_ms(device, d.length + i, 1)
+        push(w, device.ends_at, STEP_ENDS, index)
         return
+
+
+@njit(cache=True)
+def _begin_step(w, index, slot, now):
+    device, d = w.devices[index], w.drafters[slot]
+    fed = draft_session.begin_step(d, device.feed_tokens)
+    elapsed = _step_ms(device, d.step_start, fed)
+    device.active, device.step_end = slot, now + elapsed
+    device.busy_ms += elapsed
+    note(w, STEP, index, w.slots[slot].request, fed, now, device.step_end)
+
+
+@njit(cache=True)
+def _step_ms(device, context, fed):
+    elapsed = device.step_ms + device.step_ms_per_1000 * context / 1000 + device.fed_ms * (fed - 1)
+    return elapsed * device.slowdown
+
+
+@njit(cache=True)
+def _num_more(device, d):
+    """How many steps follow the one that begins before a draft is due or another session has its turn; unless something
+    comes between, one event stands for all of them."""
+    if device.num_sessions > 1 or d.min_confidence > 0 or d.step_start + d.step_fed < d.length:
+        return 0
+    room = min(d.chunk - (d.length - d.sent), d.window - (d.length - d.committed), d.limit - d.length)
+    if d.wrong == NEVER and d.length < d.stop:
+        room = min(room, d.stop - d.length)
+    return max(0, room - 1)
+
+
+@njit(cache=True)
+def _advance(w, index):
+    """Ends the steps that are over by now, all but the last of those that belong together."""
+    device, now = w.devices[index], w.clock[0].now
+    while device.num_more > 0 and device.step_end <= now:
+        device.num_more -= 1
+        slot = device.active
+        _end_step(w, slot)
+        _begin_step(w, index, slot, device.step_end)
+
+
+@njit(cache=True)
+def interrupt(w, index):
+    """Something comes between: steps that were to follow the one that runs are planned anew behind it."""
+    _advance(w, index)
+    device = w.devices[index]
+    if device.num_more > 0:
+        device.num_more = 0
+        device.ends_at = device.step_end
+        push(w, device.ends_at, STEP_ENDS, index)
+
+
+@njit(cache=True)
+def interrupt_all(w):
+    for index in range(len(w.devices)):
+        interrupt(w, index)
 
 
 @njit(cache=True)
 def step_ends(w, index):
     device = w.devices[index]
+    if w.clock[0].now != device.ends_at:
+        return  # something came between, or the device was down
+    _advance(w, index)
     slot = device.active
     device.active = IDLE
     if slot >= 0:
-        d = w.drafters[slot]
-        place = d.step_start + d.step_fed - w.requests[w.slots[slot].request].prompt  # of the guess in the answer
-        place = min(max(place, 0), w.right.shape[1] - 1)
-        draft_session.end_step(d, w.right[slot, place], w.confidence[slot, place])
+        _end_step(w, slot)
         send(w, slot)
     draft(w, index)
+
+
+@njit(cache=True)
+def _end_step(w, slot):
+    d = w.drafters[slot]
+    place = d.step_start + d.step_fed - w.requests[w.slots[slot].request].prompt  # of the guess in the answer
+    place = min(max(place, 0), w.right.shape[1] - 1)
+    draft_session.end_step(d, w.right[slot, place], w.confidence[slot, place])
 
 
 @njit(cache=True)
@@ -88,12 +178,13 @@ def send(w, slot):
 
 @njit(cache=True)
 def _send_draft(w, slot, index):
-    device = w.devices[w.requests[w.slots[slot].request].device]
+    request = w.requests[w.slots[slot].request]
+    device = w.devices[request.device]
     num_bytes = DRAFT_BYTES + TOKEN_BYTES * w.messages[index].num
     free_at, late = passage(w, device, device.up_free, num_bytes)
     device.up_free = free_at
     device.up_newest = max(device.up_newest, free_at + late)
-    push(w, device.up_newest, DRAFT_COMES, index)
+    push(w, device.up_newest + w.nodes[request.node].delay_ms, DRAFT_COMES, index)
 
 
 @njit(cache=True)
@@ -113,6 +204,7 @@ def timer(w, index):
     if not is_new:
         return
     w.slots[slot].has_timer = False
+    interrupt(w, w.requests[w.slots[slot].request].device)
     index = take_message(w, slot)
     if draft_session.on_timer(w.drafters[slot], w.messages[index], w.clock[0].now):
         _send_draft(w, slot, index)
@@ -131,12 +223,15 @@ def verdict_comes(w, index):
         s.is_over = m.finish  # it was faster than its Speculate
     elif w.generations[index] == s.generation:
         d, request = w.drafters[slot], w.requests[s.request]
+        interrupt(w, request.device)
         _observe_verdict(w, slot, m, w.pairs[request.device, request.node])
         draft_session.on_verdict(d, m, w.clock[0].now)
         send(w, slot)
+        index_of_device = request.device
         if d.closed and m.finish:
-            _leave_device(w, slot)
-        draft(w, request.device)
+            stop_drafting(w, slot)
+            free_slot(w, slot)
+        draft(w, index_of_device)
     free_message(w, index)
 
 
@@ -145,29 +240,55 @@ def _observe_verdict(w, slot, m, pair):
     """Moving averages of the pair, as the drafter's PairTable."""
     d, s, now = w.drafters[slot], w.slots[slot], w.clock[0].now
     num_new = m.base + m.num - d.committed
-    pair.queue = m.queue if pair.queue == 0 else (1 - MOVING) * pair.queue + MOVING * m.queue
+    pair.queue = _moving(pair.queue, m.queue)
+    pair.pass_ms = _moving(pair.pass_ms, m.compute_ms)
     if d.rtt_ms >= 0:
         pair.rtt_ms = d.rtt_ms
     if num_new > 0:
         if s.is_told:
-            tpot = (now - s.told_ms) / num_new
-            pair.tpot_ms = tpot if pair.tpot_ms == 0 else (1 - MOVING) * pair.tpot_ms + MOVING * tpot
+            pair.tpot_ms = _moving(pair.tpot_ms, (now - s.told_ms) / num_new)
         s.is_told, s.told_ms = True, now
 
 
 @njit(cache=True)
-def _leave_device(w, slot):
-    """The session is over at its drafter: its last counts are reported with the pair, and its slot is free."""
-    request = w.requests[w.slots[slot].request]
+def _moving(average, sample):
+    return sample if average == 0 else (1 - MOVING) * average + MOVING * sample
+
+
+@njit(cache=True)
+def stop_drafting(w, slot):
+    """The session is over at its drafter: its last counts go to pair and request, and messages under way are lost."""
+    s = w.slots[slot]
+    request = w.requests[s.request]
     device, order, d = w.devices[request.device], w.device_slots[request.device], w.drafters[slot]
+    interrupt(w, request.device)
     remove(order, device.num_sessions, slot)
     device.num_sessions -= 1
     if device.active == slot:
         device.active = NOBODYS
+    if not d.closed:
+        draft_session.close_drafter(d)
     absorb(w, slot)
-    request.drafted, request.accepted, request.rejected = d.drafted, d.accepted, d.rejected
-    request.late, request.discarded = d.late, d.discarded
-    free_slot(w, slot)
+    request.drafted += d.drafted
+    request.accepted += d.accepted
+    request.rejected += d.rejected
+    request.late += d.late
+    request.discarded += d.discarded
+    s.is_drafted = s.has_timer = s.is_told = False
+    s.generation += 1
+
+
+@njit(cache=True)
+def orphan(w, slot):
+    """The session goes on without its drafter, which it waits for no longer than a lease."""
+    s, v, now = w.slots[slot], w.verifiers[slot], w.clock[0].now
+    if v.finished:
+        free_slot(w, slot)
+        return
+    w.requests[s.request].device = NOBODY
+    s.is_orphan, s.lost_ms = True, now
+    if not v.free_run:
+        push(w, now + DRAFTER_LEASE_MS, LEASE_ENDS, take_message(w, slot))
 
 
 @njit(cache=True)
@@ -189,6 +310,7 @@ def absorb(w, slot):
 def absorb_all(w):
     """Brings all pairs up to date for a report: their sessions' counts, how many these are, and their contexts."""
     for device in range(len(w.devices)):
+        _advance(w, device)
         for node in range(len(w.nodes)):
             w.pairs[device, node].num_sessions = 0
             w.pairs[device, node].context = 0
@@ -207,6 +329,8 @@ def steers(w, index):
     pair = w.pairs[device, node]
     pair.window, pair.chunk = pair.next_window, pair.next_chunk
     pair.free_run, pair.min_confidence = pair.next_free_run, pair.next_min_confidence
+    interrupt(w, device)
+    note(w, STEER, index, -1, pair.window, w.clock[0].now, w.clock[0].now)
     for i in range(w.devices[device].num_sessions):
         slot = w.device_slots[device, i]
         if w.requests[w.slots[slot].request].node == node:

@@ -10,9 +10,9 @@ import numpy as np
 from numba import njit
 
 # Kinds of events. Those up to LAST_OF_PYTHON are returned.
-ARRIVAL, TICK, DONE = 0, 1, 2
-LAST_OF_PYTHON = DONE
-OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = 3, 4, 5, 6, 7, 8, 9, 10
+ARRIVAL, TICK, DONE, HAPPENS = 0, 1, 2, 3
+LAST_OF_PYTHON = HAPPENS
+OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS, LEASE_ENDS = range(4, 13)
 
 
 @njit(cache=True)
@@ -86,6 +86,17 @@ def passage(w, device, free_at, num_bytes):
 
 
 @njit(cache=True)
+def note(w, kind, who, request, num, start, end):
+    """Writes what happened into the log while there is room."""
+    c = w.clock[0]
+    if c.num_logged < len(w.log):
+        entry = w.log[c.num_logged]
+        entry.kind, entry.who, entry.request, entry.num = kind, who, request, num
+        entry.start, entry.end = start, end
+        c.num_logged += 1
+
+
+@njit(cache=True)
 def take_message(w, slot):
     c = w.clock[0]
     if c.num_free_messages == 0:
@@ -107,7 +118,9 @@ def free_message(w, index):
 @njit(cache=True)
 def free_slot(w, slot):
     c = w.clock[0]
-    w.slots[slot].generation += 1
+    s = w.slots[slot]
+    s.generation += 1
+    s.is_orphan = s.is_homeless = False
     w.free_slots[c.num_free_slots] = slot
     c.num_free_slots += 1
 

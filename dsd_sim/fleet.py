@@ -6,6 +6,7 @@ and shown no more than a service sees: loads as of the last heartbeat, and repor
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.policy import PairControl, WindowChoice, WindowPolicy, is_plausible
+from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, is_plausible
 from awc.static import StaticPolicy
-from dsd_sim import cloud, edge, events, kernel
+from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
+from dsd_sim.beats import STALE_INTERVALS, Beats
+from dsd_sim.workload import NOBODY
 from dsd_sim.world import World
 from shared.messages import Load, PairReport
 from shared.routing import Candidate, Router
@@ -27,10 +30,19 @@ SPECULATE_BYTES = 400  # on the wire, beside 4 a token of the prompt
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds between heartbeats of verifiers, and between reports of drafters."""
+    """Milliseconds between heartbeats, between reports of drafters, and for which a decision holds unless repeated."""
 
     heartbeat_ms: float = 1000.0
     report_ms: float = 250.0
+    decision_ms: float = 30_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that is done to a fleet at a time."""
+
+    at_ms: float
+    act: Callable[[Fleet], None]
 
 
 @dataclass
@@ -43,9 +55,11 @@ class Fleet:
 
     world: World
     router: Router
-    acceptance: Sequence[Acceptance]  # [devices]
+    acceptance: list[Acceptance]  # [devices]
     policy: WindowPolicy
     seed: int
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [devices] those that are alike
+    happenings: Sequence[Happening] = ()
     timing: Timing = Timing()
     think: Callable[[], float] = lambda: 0.0
     num_done: int = 0
@@ -60,12 +74,23 @@ class Fleet:
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._next = 0
         self._waiting: dict[int, list[int]] = {}
+        self._unplaced: set[int] = set()  # requests that have met no verifier
+        self._homes = self.world.requests["device"].copy()  # who was to draft for each request
+        self._silent_until, self._forgotten_ms = 0.0, math.inf
+        self._beats = Beats(len(self.world.devices), len(self.world.nodes))
 
     def run(self) -> None:
         """Serves all requests; to be called once."""
         self._schedule()
         self._listen()
-        served = {events.ARRIVAL: self._arrive, events.TICK: self._tick, events.DONE: self._finish}
+        for number, happening in enumerate(self.happenings):
+            events.push(self.world, happening.at_ms, events.HAPPENS, number)
+        served = {
+            events.ARRIVAL: self._arrive,
+            events.TICK: self._tick,
+            events.DONE: self._finish,
+            events.HAPPENS: self._happen,
+        }
         clock = self.world.clock[0]
         while self.num_done < len(self.world.requests) or clock["num_free_slots"] < len(self.world.slots):
             kind, who = kernel.run(self.world)
@@ -74,6 +99,10 @@ class Fleet:
     @property
     def now(self) -> float:
         return float(self.world.clock[0]["now"])
+
+    def _happen(self, number: int) -> None:
+        edge.interrupt_all(self.world)
+        self.happenings[number].act(self)
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -87,7 +116,8 @@ class Fleet:
             events.push(self.world, float(requests[first]["arrival_ms"]), events.ARRIVAL, first)
         self._open = np.flatnonzero(clients < 0)
         self._push_next()
-        if not isinstance(self.policy, StaticPolicy):  # whose choice holds from the start, and is all it ever says
+        # A static policy's choice holds from the start and is all that it ever says, unless it falls silent.
+        if self.happenings or not isinstance(self.policy, StaticPolicy):
             events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
         events.push(self.world, self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
 
@@ -98,25 +128,48 @@ class Fleet:
             events.push(self.world, float(self.world.requests[index]["arrival_ms"]), events.ARRIVAL, index)
 
     def _arrive(self, index: int) -> None:
+        """A request comes, or has waited for a verifier."""
         request = self.world.requests[index]
-        if request["client"] < 0:
-            self._push_next()
-        else:
-            request["arrival_ms"] = self.now
-        candidates = [
-            Candidate(i, load, int(n)) for i, load, n in zip(self._node_ids, self._loads, self._given, strict=True)
-        ]
-        chosen = self.router.choose(candidates, self._random)
-        assert chosen is not None
-        node = self._node_ids.index(chosen.instance_id)
-        self._given[node] += 1
-        request["node"] = node
-        slot = kernel.ask(self.world, index, SPECULATE_BYTES + 4 * int(request["prompt"]))
+        if index not in self._unplaced:
+            if request["client"] < 0:
+                self._push_next()
+            else:
+                request["arrival_ms"] = self.now
+        node = self._route()
+        if node is None:
+            self._unplaced.add(index)
+            events.push(self.world, self.now + self.timing.heartbeat_ms, events.ARRIVAL, index)
+            return
+        self._unplaced.discard(index)
         device = int(request["device"])
+        if device >= 0 and self._beats.is_device_gone(device):
+            device = self._another(device)
+        request["node"], request["device"] = node, device
+        slot = kernel.ask(self.world, index, speculate_bytes(request))
         if device >= 0:
             num = int(request["tokens"]) + 1
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
             self.acceptance[device].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
+
+    def _route(self) -> int | None:
+        """The verifier for a session, of those that are taken for alive."""
+        candidates = [
+            Candidate(i, load, int(n))
+            for index, (i, load, n) in enumerate(zip(self._node_ids, self._loads, self._given, strict=True))
+            if not self._beats.is_node_gone(index)
+        ]
+        chosen = self.router.choose(candidates, self._random)
+        if chosen is None:
+            return None
+        node = self._node_ids.index(chosen.instance_id)
+        self._given[node] += 1
+        return node
+
+    def _another(self, device: int) -> int:
+        """The device of the same kind with the fewest sessions, of those taken for alive; NOBODY without one."""
+        alike = np.flatnonzero(self.groups == self.groups[device]).tolist() if len(self.groups) else [device]
+        alive = [index for index in alike if not self._beats.is_device_gone(index)]
+        return min(alive, key=lambda index: int(self.world.devices[index]["num_sessions"]), default=NOBODY)
 
     def _finish(self, index: int) -> None:
         self.num_done += 1
@@ -136,14 +189,70 @@ class Fleet:
             events.push(self.world, self.now + self.timing.report_ms, events.TICK, REPORTS)
 
     def _listen(self) -> None:
-        """Every verifier's load, as its heartbeat tells it."""
-        loads = cloud.loads(self.world)
-        self._loads = [Load(num_sessions=int(sessions), queue_tokens=int(queue)) for sessions, queue in loads]
+        """Every verifier's load, as its heartbeat tells it; who is silent for too long is replaced."""
+        nodes, loads = self.world.nodes, cloud.loads(self.world)
+        self._loads = [
+            Load(num_sessions=int(sessions), queue_tokens=int(queue), step_ms=float(step), rtt_ms=2 * float(hop))
+            for (sessions, queue), step, hop in zip(loads, nodes["pass_ms"], nodes["delay_ms"], strict=True)
+        ]
         self._given[:] = 0
+        self._beats.hear(self.world.devices["is_down"], nodes["is_down"])
+        if self.happenings:
+            self._replace()
+
+    def _replace(self) -> None:
+        """Sessions that lost their verifier or their drafter long enough ago get another one, if there is one."""
+        world = self.world
+        for slot in outages.lost_slots(world, self.now - (STALE_INTERVALS - 1) * self.timing.heartbeat_ms).tolist():
+            request = world.requests[world.slots[slot]["request"]]
+            node = self._route() if world.slots[slot]["is_homeless"] else int(request["node"])
+            if node is None:
+                continue
+            if world.slots[slot]["is_homeless"]:
+                outages.reopen(world, slot, node, speculate_bytes(request))
+            elif (device := self._another(self._homes[int(world.slots[slot]["request"])])) != NOBODY:
+                outages.join(world, slot, device, speculate_bytes(request))
+
+    # --- what happens (happenings.py) ------------------------------------------------------------------------------
+
+    def lose_devices(self, devices: Sequence[int]) -> None:
+        for index in devices:
+            outages.lose_device(self.world, index)
+
+    def restore_devices(self, devices: Sequence[int]) -> None:
+        for index in devices:
+            self.world.devices[index]["is_down"] = False
+
+    def lose_nodes(self, nodes: Sequence[int]) -> None:
+        for index in nodes:
+            outages.lose_node(self.world, index)
+
+    def restore_nodes(self, nodes: Sequence[int]) -> None:
+        for index in nodes:
+            self.world.nodes[index]["is_down"] = False
+
+    def cut_links(self, devices: Sequence[int], until_ms: float) -> None:
+        """What is sent on these links comes out behind `until_ms`."""
+        for index in devices:
+            device = self.world.devices[index]
+            device["up_free"], device["down_free"] = (
+                max(float(device[name]), until_ms) for name in ("up_free", "down_free")
+            )
+
+    def silence(self, until_ms: float) -> None:
+        """The controller decides nothing until then, and knows nothing of what was before when it is back."""
+        self._silent_until = max(self._silent_until, until_ms)
+        self._controls.clear()
+        if until_ms - self.now > self.timing.decision_ms:
+            self._forgotten_ms = self.now + self.timing.decision_ms
 
     def _steer(self) -> None:
         """Shows the policy a report of every pair that has sessions or counts, and sends its choices out."""
         pairs = self.world.pairs
+        if self.now < self._silent_until:
+            if self.now >= self._forgotten_ms:
+                self._forget()
+            return
         edge.absorb_all(self.world)
         is_fresh = (pairs["num_sessions"] > 0) | (pairs["drafted"] + pairs["discarded"] > 0)
         devices, nodes = np.nonzero(is_fresh)
@@ -162,6 +271,12 @@ class Fleet:
             control = self._controls[device, node] = self.policy.for_pair()
         return control
 
+    def _forget(self) -> None:
+        """Decisions are too old to count: the default holds."""
+        self._forgotten_ms = math.inf
+        for device, node in list(self._choices):
+            self._announce(device, node, DEFAULT_CHOICE)
+
     def _announce(self, device: int, node: int, choice: WindowChoice) -> None:
         """A decision is under way for one round trip: the report up, the decision down."""
         if self._choices.get((device, node)) == choice:
@@ -172,6 +287,11 @@ class Fleet:
         pair["next_free_run"], pair["next_min_confidence"] = choice.free_run, choice.min_confidence
         arrival = self.now + 2 * float(self.world.devices[device]["delay_ms"])
         events.push(self.world, arrival, events.STEERS, device * len(self.world.nodes) + node)
+
+
+def speculate_bytes(request: np.void) -> int:
+    """On the wire."""
+    return SPECULATE_BYTES + 4 * int(request["prompt"])
 
 
 REPORTED = (
@@ -186,6 +306,7 @@ REPORTED = (
     "queue",
     "tpot_ms",
     "context",
+    "pass_ms",
 )
 
 
@@ -203,6 +324,7 @@ def report_of(
     queue: float,
     tpot_ms: float,
     context: int,
+    pass_ms: float,
 ) -> PairReport:
     """What the drafter would report of a pair now; `context`: the sum over its sessions."""
     return PairReport(
@@ -219,4 +341,5 @@ def report_of(
         queue=queue,
         tpot_ms=tpot_ms,
         context=context // num_sessions if num_sessions else 0,
+        pass_ms=pass_ms,
     )

@@ -12,6 +12,7 @@ from dsd_sim import cloud, edge
 from dsd_sim.events import (
     DRAFT_COMES,
     LAST_OF_PYTHON,
+    LEASE_ENDS,
     OPENS,
     PASS_ENDS,
     SPECULATES,
@@ -33,17 +34,25 @@ def ask(w, index, speculate_bytes):
     c.num_free_slots -= 1
     slot = w.free_slots[c.num_free_slots]
     s, hop = w.slots[slot], w.nodes[request.node].delay_ms
-    s.request, s.reserved = index, 0
-    s.has_timer = s.is_told = s.is_drafted = s.is_over = False
-    s.seen_drafted = s.seen_accepted = s.seen_rejected = s.seen_late = s.seen_discarded = 0
+    s.request, s.reserved, s.begun = index, 0, 0
+    s.has_timer = s.is_told = s.is_drafted = s.is_over = s.is_spoken = False
+    request.is_come = True
+    w.verifiers[slot].finished = False  # it may not be open yet when its drafter is lost
     push(w, c.now + hop, OPENS, slot)
     if request.device >= 0:
-        device = w.devices[request.device]
-        free_at, late = passage(w, device, device.down_free, speculate_bytes)
-        device.down_free = free_at
-        device.down_newest = max(device.down_newest, free_at + late + 2 * hop)
-        push(w, device.down_newest, SPECULATES, slot)
+        speak(w, slot, 2 * hop, speculate_bytes)
     return slot
+
+
+@njit(cache=True)
+def speak(w, slot, wait_ms, num_bytes):
+    """The gateway's Speculate is under way to the session's drafter, `wait_ms` from now on at the earliest."""
+    device = w.devices[w.requests[w.slots[slot].request].device]
+    free_at, late = passage(w, device, device.down_free, num_bytes)
+    device.down_free = free_at
+    device.down_newest = max(device.down_newest, free_at + late + wait_ms)
+    w.slots[slot].is_spoken = True
+    push(w, device.down_newest, SPECULATES, slot)
 
 
 @njit(cache=True)
@@ -69,6 +78,8 @@ def run(w):
             cloud.opens(w, who)
         elif kind == SPECULATES:
             edge.speculates(w, who)
+        elif kind == LEASE_ENDS:
+            cloud.lease_ends(w, who)
         else:
             edge.steers(w, who)
     raise RuntimeError("no event is left")

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from awc.policies import POLICIES
+from awc.policy import WindowChoice
 from shared.messages import MAX_WINDOW
 from shared.profiles import PassTimes, StepTimes
 from shared.routing import ROUTERS
@@ -73,12 +75,28 @@ Length: TypeAlias = Annotated[
 ]
 
 
-class Lengths(Part):
-    """Tokens of prompts and of answers."""
+class MeasuredLengths(Part):
+    """A file of lengths."""
 
-    prompt: Length
-    answer: Length
+    origin: str  # what was measured, and how
+    prompt: Histogram
+    answer: Histogram
+
+
+class Lengths(Part):
+    """Tokens of prompts and of answers, either here or in a file."""
+
+    prompt: Length | None = None
+    answer: Length | None = None
+    file: str | None = None  # with histograms of both, relative to the scenario
     max_tokens: Count = 4096  # that a request reserves room for; longer answers are cut
+
+    @model_validator(mode="after")
+    def _check(self) -> Lengths:
+        given = [self.prompt is not None, self.answer is not None]
+        if any(given) if self.file is not None else not all(given):
+            raise ValueError("either prompt and answer or a file with both must be given")
+        return self
 
 
 class Poisson(Part):
@@ -205,8 +223,7 @@ class Cloud(Part):
     token_budget: Count = 256
     prefill_chunk: Count = 64
     kv_tokens: Count = 32768
-    hop_ms: NotNegative = 0.0  # gateway to verifier, one way
-    guesses: Literal["worth", "all"] = "worth"  # of a pass: as many as pay, or as many as fit
+    hop_ms: NotNegative = 0.0  # to it from gateway and links, one way
 
     @model_validator(mode="after")
     def _check(self) -> Cloud:
@@ -225,14 +242,56 @@ class Policies(Part):
     window: Annotated[int, Field(ge=0, le=MAX_WINDOW)] = 8
     chunk: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 2
     free_run: bool = True
+    stop_and_wait: bool = False  # the chunk is the window, and there is no free run
+    batching: Literal["worth", "fifo", "lab", "tetris"] = "worth"
+
+    @property
+    def choice(self) -> WindowChoice:
+        """What holds at the start."""
+        if self.stop_and_wait:
+            return WindowChoice(self.window, max(self.window, 1), free_run=self.window == 0)
+        return WindowChoice(self.window, min(self.chunk, max(self.window, 1)), self.free_run or self.window == 0)
 
     @model_validator(mode="after")
     def _check(self) -> Policies:
+        said = {"chunk", "free_run"} & self.model_fields_set
+        if self.stop_and_wait and said:
+            raise ValueError(f"stop_and_wait and {min(said)} can't both be given")
         if self.routing not in ROUTERS:
             raise ValueError(f"routing {self.routing!r} must be one of {', '.join(ROUTERS)}")
-        if self.chunk > max(self.window, 1):
+        if self.windows not in POLICIES:
+            raise ValueError(f"windows {self.windows!r} must be one of {', '.join(POLICIES)}")
+        if "chunk" in self.model_fields_set and self.chunk > max(self.window, 1):
             raise ValueError(f"chunk {self.chunk} is above window {self.window}")
         return self
+
+
+class Change(Part):
+    """From `at_s` on something is otherwise, until another change. What is not given stays as it is."""
+
+    at_s: NotNegative
+    edge: str | None = None  # the devices of this name; all without it
+    link: Link | None = None
+    guesses: Guesses | None = None  # of requests that come from then on
+    draft_slowdown: Positive | None = None  # times what a draft step takes in the beginning
+    pass_slowdown: Positive | None = None  # likewise a verify pass, of all verifiers
+    load: Positive | None = None  # times as many requests as in the beginning
+
+    @model_validator(mode="after")
+    def _check(self) -> Change:
+        if not self.model_fields_set - {"at_s", "edge"}:
+            raise ValueError("nothing changes: one of link, guesses, draft_slowdown, pass_slowdown, load must be given")
+        return self
+
+
+class Failure(Part):
+    """From `at_s` on, for `for_s`, something does not work."""
+
+    part: Literal["drafters", "verifiers", "links", "controller"]
+    at_s: NotNegative
+    for_s: Positive
+    edge: str | None = None  # drafters and links of the devices of this name; all without it
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of them, drawn at random, at least one
 
 
 class Objective(Part):
@@ -251,21 +310,41 @@ class Scenario(Part):
     edge: tuple[Edge, ...] = ()
     cloud: Annotated[tuple[Cloud, ...], Field(min_length=1)]
     policies: Policies = Policies()
+    change: tuple[Change, ...] = ()
+    failure: tuple[Failure, ...] = ()
     objective: Objective = Objective()
 
     @model_validator(mode="after")
     def _check(self) -> Scenario:
         if self.policies.drafting and not self.edge:
             raise ValueError("edge is empty: with policies.drafting there must be devices")
+        names = {edge.name for edge in self.edge}
+        for name in (*(change.edge for change in self.change), *(failure.edge for failure in self.failure)):
+            if name is not None and name not in names:
+                raise ValueError(f"a change or failure names the edge {name!r}, and none has that name")
+        loads = [change for change in self.change if change.load is not None]
+        if loads and isinstance(self.workload, Closed):
+            raise ValueError("change.load: in a closed loop clients decide on their own when they ask")
+        if any(a.at_s > b.at_s for a, b in zip(self.change, self.change[1:], strict=False)):
+            raise ValueError("change: the changes must be in the order of their at_s")
         return self
 
 
 def read_scenario(path: Path) -> Scenario:
     """Raises BadScenario for what can't be run, OSError for a file that can't be read."""
+    return scenario_of(read_toml(path), path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file's content, not checked yet. Raises BadScenario where it is no TOML, OSError where it can't be read."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadScenario(f"{path}: no TOML: {error}") from error
+
+
+def scenario_of(content: dict[str, Any], path: Path) -> Scenario:
+    """`path`: of the file with this content, for messages. Raises BadScenario."""
     try:
         return Scenario.model_validate_json(json.dumps(content, default=str))  # lists are tuples there
     except ValidationError as error:

@@ -31,6 +31,15 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
 
 
 @njit(cache=True)
+def rebind(v, free_run, now):
+    """Another drafter joins the session; the pass in flight, if any, stays as it is."""
+    _clear_pending(v)
+    v.epoch = v.received = 0
+    v.heard_at, v.sent_ms = now, -1.0
+    v.free_run, v.has_drafter = free_run, True
+
+
+@njit(cache=True)
 def draws(v):
     return v.free_run or not v.has_drafter or v.pending > 0
 

@@ -5,7 +5,8 @@ Invariant: the same workload and seed give the same requests, in the order of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeAlias, assert_never
 
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from dsd_sim.scenario import (
     BadScenario,
@@ -23,6 +25,7 @@ from dsd_sim.scenario import (
     Histogram,
     Length,
     Lengths,
+    MeasuredLengths,
     Poisson,
     Trace,
     Workload,
@@ -55,21 +58,49 @@ class Arrival(Struct, frozen=True):
     device_tier: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoadChange:
+    """From at_ms on `factor` times as many requests come as in the beginning."""
+
+    at_ms: float
+    factor: float
+
+
+def hurried(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
+    """The same requests under another load: what would come in a time comes in a `factor`-th of it."""
+    then = np.array([0.0, *(change.at_ms for change in changes)])
+    factors = np.array([1.0, *(change.factor for change in changes)])
+    before = np.concatenate(([0.0], np.cumsum(np.diff(then) * factors[:-1])))  # of the unchanged time, at each change
+    part = np.searchsorted(before, requests.arrival_ms, side="right") - 1
+    return replace(requests, arrival_ms=then[part] + (requests.arrival_ms - before[part]) / factors[part])
+
+
 def make_requests(workload: Workload, folder: Path, rng: np.random.Generator) -> Requests:
-    """`folder`: where a trace's file is looked for. Raises BadScenario for a trace that can't be played."""
+    """`folder`: where the workload's files are looked for. Raises BadScenario for one that can't be used."""
     if isinstance(workload, Trace):
         return _read_trace(folder / workload.file, workload.speed)
     if isinstance(workload, Closed):
         clients = np.arange(workload.num_requests) % workload.num_clients
-        return _of_lengths(workload.lengths, np.zeros(workload.num_requests), clients, rng)
-    return _of_lengths(workload.lengths, _arrivals(workload, rng), np.full(workload.num_requests, NOBODY), rng)
+        return _of_lengths(workload.lengths, folder, np.zeros(workload.num_requests), clients, rng)
+    nobody = np.full(workload.num_requests, NOBODY)
+    return _of_lengths(workload.lengths, folder, _arrivals(workload, rng), nobody, rng)
 
 
-def _of_lengths(lengths: Lengths, arrival_ms: Floats, client: Ints, rng: np.random.Generator) -> Requests:
+def _of_lengths(lengths: Lengths, folder: Path, arrival_ms: Floats, client: Ints, rng: np.random.Generator) -> Requests:
     num = len(arrival_ms)
-    prompt, answer = (_draw(length, num, rng) for length in (lengths.prompt, lengths.answer))
+    source = lengths if lengths.file is None else _read_lengths(folder / lengths.file)
+    assert source.prompt is not None
+    assert source.answer is not None
+    prompt, answer = _draw(source.prompt, num, rng), _draw(source.answer, num, rng)
     answer = np.minimum(answer, lengths.max_tokens)
     return Requests(arrival_ms, prompt, answer, np.full(num, lengths.max_tokens), client, (None,) * num)
+
+
+def _read_lengths(path: Path) -> MeasuredLengths:
+    try:
+        return MeasuredLengths.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise BadScenario(f"workload.lengths.file: {path} holds no lengths: {error}") from error
 
 
 def _draw(length: Length, num: int, rng: np.random.Generator) -> Ints:

@@ -22,6 +22,7 @@ CLOCK = np.dtype(
         ("num_free_slots", np.int32),
         ("num_free_messages", np.int32),
         ("num_windows", np.int64),  # verified: verdicts of passes with draws
+        ("num_logged", np.int64),
     ],
     align=True,
 )
@@ -40,6 +41,7 @@ REQUEST = np.dtype(
         ("first_ms", np.float64),  # at the gateway
         ("done_ms", np.float64),
         ("passes", np.int32),
+        ("is_come", np.bool_),  # a gateway has placed it
         ("drafted", np.int32),
         ("accepted", np.int32),
         ("rejected", np.int32),
@@ -54,7 +56,12 @@ SLOT = np.dtype(
         ("request", np.int32),
         ("generation", np.int32),  # messages of an earlier session in the same slot are not heard
         ("reserved", np.int32),  # KV tokens; 0 while it waits for room
+        ("begun", np.int32),  # tokens of the answer that the gateway had when it last told a verifier or a drafter
         ("has_timer", np.bool_),
+        ("is_spoken", np.bool_),  # a Speculate is under way to the drafter
+        ("is_orphan", np.bool_),  # its drafter is gone
+        ("is_homeless", np.bool_),  # its verifier is gone
+        ("lost_ms", np.float64),  # since when
         ("is_drafted", np.bool_),  # its Speculate came to the drafter
         ("is_over", np.bool_),  # its end came to the drafter before that
         ("is_told", np.bool_),  # a verdict with tokens came to the drafter
@@ -73,6 +80,7 @@ DEVICE = np.dtype(
         ("step_ms", np.float64),  # of a draft step behind no context, one token fed
         ("step_ms_per_1000", np.float64),  # more for each thousand tokens of context
         ("fed_ms", np.float64),  # more for each further token fed
+        ("slowdown", np.float64),  # times that a step takes
         ("feed_tokens", np.int32),  # at most in a step
         ("delay_ms", np.float64),  # of the link, one way
         ("jitter_ms", np.float64),
@@ -85,6 +93,10 @@ DEVICE = np.dtype(
         ("down_newest", np.float64),
         ("num_sessions", np.int32),
         ("active", np.int32),  # slot whose draft step runs; -1: none
+        ("step_end", np.float64),  # when it is over
+        ("num_more", np.int32),  # steps that follow it without anything else between
+        ("ends_at", np.float64),  # when all of them are over: the event
+        ("is_down", np.bool_),
         ("busy_ms", np.float64),
     ],
     align=True,
@@ -97,11 +109,14 @@ NODE = np.dtype(
         ("kv_tokens", np.int64),
         ("free_kv", np.int64),
         ("delay_ms", np.float64),  # gateway to verifier, one way
-        ("selection", np.int32),  # which guesses a pass takes: ALL or WORTH
+        ("batching", np.int32),  # FIFO, LAB, TETRIS or WORTH
         ("num_sessions", np.int32),
         ("num_batch", np.int32),  # sessions of the pass that runs; 0: none runs
         ("pass_ms", np.float64),
+        ("ends_at", np.float64),  # when it is over
+        ("is_down", np.bool_),
         ("weights", np.float64, (7,)),  # of the features of shared.batching.PassCost
+        ("slowdown", np.float64),  # times that a pass takes
         ("noise", np.float64),  # a pass takes up to this share longer or shorter, uniformly
         ("busy_ms", np.float64),
         ("num_passes", np.int64),
@@ -132,9 +147,23 @@ PAIR = np.dtype(
         ("queue", np.float64),  # moving averages
         ("tpot_ms", np.float64),
         ("rtt_ms", np.float64),
+        ("pass_ms", np.float64),
     ],
     align=True,
 )
+
+LOG = np.dtype(
+    [  # what happened, for people to look at (trace.py)
+        ("kind", np.int32),  # PASS: a verify pass; STEP: a draft step; STEER: a window reaches a device
+        ("who", np.int32),  # its node, its device, its pair (device * nodes + node)
+        ("request", np.int32),  # of a step; else -1
+        ("num", np.int32),  # sessions of the pass, tokens fed by the step, the window
+        ("start", np.float64),
+        ("end", np.float64),
+    ],
+    align=True,
+)
+PASS, STEP, STEER = 0, 1, 2
 
 
 class World(NamedTuple):
@@ -158,12 +187,13 @@ class World(NamedTuple):
     node_slots: NDArray[np.int32]  # [nodes, sessions] in the order of their opening
     batches: NDArray[np.int32]  # [nodes, sessions] slots of the pass that runs
     pairs: NDArray[Any]  # [devices, nodes]
+    log: NDArray[Any]  # the first of what happened, as far as there is room
 
 
 def make_world(
-    num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int, seed: int
+    num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int, seed: int, num_logged: int = 0
 ) -> World:
-    """Empty arrays; answers have at most max_tokens tokens."""
+    """Empty arrays; answers have at most max_tokens tokens; num_logged: room of the log."""
 
     def records(shape: int | tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
         return np.zeros(shape, kind).view(np.recarray)
@@ -171,7 +201,7 @@ def make_world(
     num_messages = 32 * num_slots + 1024
     world = World(
         clock=records(1, CLOCK),
-        events=records(num_messages + 4 * num_slots + num_devices + num_nodes + 64, EVENT),
+        events=records(num_messages + 4 * num_slots + 64 * num_devices + num_nodes + 64, EVENT),
         requests=records(num_requests, REQUEST),
         slots=records(num_slots, SLOT),
         drafters=records(num_slots, DRAFTER),
@@ -188,9 +218,11 @@ def make_world(
         node_slots=np.zeros((num_nodes, num_slots), np.int32),
         batches=np.zeros((num_nodes, num_slots), np.int32),
         pairs=records((num_devices, num_nodes), PAIR),
+        log=records(num_logged, LOG),
     )
     clock = world.clock[0]
     clock["random"] = seed
     clock["num_free_slots"], clock["num_free_messages"] = num_slots, num_messages
     world.devices["active"] = -1
+    world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
     return world

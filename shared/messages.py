@@ -104,6 +104,7 @@ class Load(Wire, frozen=True):
     kv_tokens: Count = 0
     step_ms: Millis = 0.0  # one verify pass, or one draft step
     prefill_ms: Millis = 0.0  # per prompt token
+    rtt_ms: Millis = 0.0  # a drafter's to its verifiers, mean; 0 before the first is measured
 
 
 class Tally(Wire, frozen=True):
@@ -244,6 +245,7 @@ class PairReport(Wire, frozen=True):
     queue: Share
     tpot_ms: Millis
     context: Count  # tokens, mean over sessions
+    pass_ms: Millis = 0.0  # a verify pass of the verifier; 0 before the first
 
 
 class Report(Wire, frozen=True, tag="report"):

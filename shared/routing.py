@@ -71,9 +71,24 @@ class TwoChoicesRouter:
         return min(drawn, key=lambda candidate: candidate.queue_length, default=None)
 
 
+class NearShortestQueueRouter:
+    """RTT-aware JSQ: the candidate at which a new session would come to its first turn soonest, its round trip
+    included, if every session before it took one step.
+    """
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        return min(candidates, key=self._wait, default=None)
+
+    @staticmethod
+    def _wait(candidate: Candidate) -> tuple[float, int, int, str]:
+        load, queue_length = candidate.load, candidate.queue_length
+        return (load.rtt_ms + load.step_ms * (queue_length[0] + 1), *queue_length)
+
+
 ROUTERS: dict[str, Callable[[], Router]] = {
     "random": RandomRouter,
     "round-robin": RoundRobinRouter,
     "jsq": ShortestQueueRouter,
     "jsq2": TwoChoicesRouter,
+    "rtt-jsq": NearShortestQueueRouter,
 }

@@ -29,6 +29,7 @@ class PairStats:
     queue: float = 0.0
     tpot_ms: float = 0.0
     rtt_ms: float = 0.0
+    pass_ms: float = 0.0
     last_verdict: dict[str, float] = field(default_factory=dict)  # session id -> when its last tokens came
 
     @property
@@ -60,6 +61,7 @@ class PairTable:
         """Learns times from a verdict that fixed `num_new` tokens."""
         pair = self._pair(seat.verifier_id)
         pair.queue = moving(pair.queue, verdict.queue)
+        pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
         if seat.state.round_trip.mean_ms is not None:
             pair.rtt_ms = seat.state.round_trip.mean_ms
         if num_new:
@@ -87,6 +89,10 @@ class PairTable:
     def verifier_ids(self) -> list[str]:
         return list(self._pairs)
 
+    def rtt_ms(self) -> float:
+        """Mean over the verifiers whose link has been measured; 0 without one."""
+        return fmean([pair.rtt_ms for pair in self._pairs.values() if pair.rtt_ms] or [0.0])
+
     def _pair(self, verifier_id: str) -> PairStats:
         return self._pairs.setdefault(verifier_id, PairStats())
 
@@ -106,4 +112,5 @@ class PairTable:
             queue=pair.queue,
             tpot_ms=pair.tpot_ms,
             context=int(fmean(len(seat.state.tokens) for seat in seats)) if seats else 0,
+            pass_ms=pair.pass_ms,
         )

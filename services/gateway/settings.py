@@ -12,7 +12,7 @@ from services.gateway.timing import PollTiming, SessionTiming
 from shared.config import ServiceSettings
 from shared.routing import ROUTERS
 
-Routing = Literal["random", "round-robin", "jsq", "jsq2"]
+Routing = Literal["random", "round-robin", "jsq", "jsq2", "rtt-jsq"]
 assert set(ROUTERS) == set(Routing.__args__)  # type: ignore[attr-defined]
 
 

@@ -17,7 +17,7 @@ class ControllerSettings(ServiceSettings):
     name: str = Field(
         "controller", pattern=r"^[a-z0-9-]{1,64}$", description="Name of this instance, part of its subjects"
     )
-    window_policy: Literal["static", "ladder", "confidence"] = Field(
+    window_policy: Literal["static", "ladder", "confidence", "closed-form"] = Field(
         "ladder", description="How windows are chosen (docs/awc.md)"
     )
     window: int = Field(DEFAULT_CHOICE.window, ge=0, le=MAX_WINDOW, description="Unverified tokens a pair starts with")

@@ -50,3 +50,18 @@ def test_two_choices_prefers_the_less_loaded_and_never_takes_the_worst_of_all() 
     counts = chosen("jsq2", [instance("a", 0), instance("b", 5), instance("c", 9)], 3000)
     assert counts["a"] > 1.8 * counts["b"] > 0
     assert counts["c"] == 0
+
+
+def placed(name: str, rtt_ms: float, step_ms: float, num_sessions: int, num_since: int = 0) -> Candidate:
+    load = Load(num_sessions=num_sessions, step_ms=step_ms, rtt_ms=rtt_ms)
+    return Candidate(f"{name}.000000000000", load, num_since)
+
+
+def test_rtt_aware_jsq_weighs_a_near_queue_against_a_far_empty_place() -> None:
+    near, far = placed("near", 5, 10, num_sessions=3), placed("far", 60, 10, num_sessions=0)
+    assert chosen("rtt-jsq", [near, far], 3) == {"near": 3}
+    assert chosen("rtt-jsq", [placed("near", 5, 10, num_sessions=3, num_since=4), far], 3) == {"far": 3}
+
+
+def test_rtt_aware_jsq_prefers_the_faster_of_equally_loaded_instances() -> None:
+    assert chosen("rtt-jsq", [placed("slow", 5, 30, 2), placed("fast", 5, 10, 2)], 3) == {"fast": 3}

@@ -32,7 +32,7 @@ def a_world(
     rtt_ms: float = 10.0,
     step_ms: float = 10.0,
     weights: tuple[float, ...] = (20.0, 0, 0, 0, 0, 0, 0),
-    selection: int = cloud.ALL,
+    batching: int = cloud.FIFO,
     seed: int = 1,
 ) -> World:
     """All requests at 0 from device 0, with a prompt of 16 tokens; nothing but what is named takes time."""
@@ -41,7 +41,7 @@ def a_world(
     requests["prompt"], requests["tokens"], requests["max_tokens"], requests["client"] = 16, tokens, tokens, -1
     devices["step_ms"], devices["feed_tokens"] = step_ms, 64
     devices["delay_ms"] = rtt_ms / 2
-    nodes["token_budget"], nodes["prefill_chunk"], nodes["selection"] = 4096, 256, selection
+    nodes["token_budget"], nodes["prefill_chunk"], nodes["batching"] = 4096, 256, batching
     nodes["kv_tokens"] = nodes["free_kv"] = 1 << 40
     nodes["weights"] = weights
     for name in ("window", "chunk", "free_run"):

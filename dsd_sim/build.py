@@ -17,7 +17,7 @@ from dsd_sim import cloud
 from dsd_sim.fleet import Fleet
 from dsd_sim.guesses import acceptances_of
 from dsd_sim.happenings import happenings_of, write_link
-from dsd_sim.scenario import BadScenario, Closed, Cloud, Edge, Scenario
+from dsd_sim.scenario import BadScenario, Closed, Cloud, Scenario
 from dsd_sim.workload import NOBODY, LoadChange, Requests, hurried, make_requests
 from dsd_sim.world import World, make_world
 from shared.profiles import PassTimes, StepTimes, read_profile
@@ -59,6 +59,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> Fleet:
         POLICIES[scenario.policies.windows](choice),
         scenario.seed,
         groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
+        colocated=scenario.policies.colocated,
         happenings=happenings_of(scenario, folder, _stream(scenario, FAILING)),
         think=lambda: float(thinking.exponential(think_ms)) if think_ms else 0.0,
     )
@@ -73,7 +74,7 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
     for edge in scenario.edge:
         devices = world.devices[start : start + edge.count]
         start += edge.count
-        times = _step_times(edge, folder)
+        times = _step_times(edge.times, edge.profile, folder, "edge.profile")
         if times.step_ms == 0:
             raise BadScenario("edge.times.step_ms: a draft step takes more than 0 ms")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
@@ -91,16 +92,21 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
         nodes["token_budget"], nodes["prefill_chunk"] = part.token_budget, part.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = part.kv_tokens
         nodes["delay_ms"], nodes["batching"] = part.hop_ms, BATCHING[scenario.policies.batching]
+        if scenario.policies.colocated:
+            draft = _step_times(part.draft_times, part.draft_profile, folder, "cloud.draft_profile")
+            nodes["draft_window"], nodes["draft_ms"] = scenario.policies.window, draft.step_ms
+            nodes["draft_ms_per_session"], nodes["draft_ms_per_1000"] = draft.fed_ms, draft.step_ms_per_1000
 
 
-def _step_times(edge: Edge, folder: Path) -> StepTimes:
-    if edge.times is not None:
-        return edge.times
-    assert edge.profile is not None
+def _step_times(times: StepTimes | None, profile: str | None, folder: Path, key: str) -> StepTimes:
+    """What is given, here or in a file that `key` names."""
+    if times is not None:
+        return times
+    assert profile is not None
     try:
-        return read_profile(folder / edge.profile).step_times
+        return read_profile(folder / profile).step_times
     except (ValueError, OSError) as error:
-        raise BadScenario(f"edge.profile: {error}") from error
+        raise BadScenario(f"{key}: {error}") from error
 
 
 def _pass_times(part: Cloud, folder: Path) -> PassTimes:

@@ -92,6 +92,9 @@ def collect(w, index):
             num_ready += 1
     if num_ready == 0:
         return
+    drafted_ms = 0.0
+    if node.draft_window > 0:
+        drafted_ms = _draft_beside(w, node, batch, num_ready)
     if node.batching == LAB:
         _shortest_first(w, batch, num_ready)
     cached = 0
@@ -99,7 +102,7 @@ def collect(w, index):
         cached += w.verifiers[batch[i]].computed
     num_batch, fed = _share_out(w, node, batch, num_ready, cached)
     node.num_batch = num_batch
-    node.pass_ms = node.slowdown * pass_ms(node.weights, num_batch, fed, cached)
+    node.pass_ms = node.slowdown * (drafted_ms + pass_ms(node.weights, num_batch, fed, cached))
     if node.noise > 0:
         node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
     node.busy_ms += node.pass_ms
@@ -109,6 +112,28 @@ def collect(w, index):
     node.ends_at = now + node.pass_ms
     push(w, node.ends_at, PASS_ENDS, index)
     note(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
+
+
+@njit(cache=True)
+def _draft_beside(w, node, batch, num_ready):
+    """The node's own draft model guesses for all decoding sessions, in steps of all at once; returns its time."""
+    num = cached = 0
+    for i in range(num_ready):
+        slot = batch[i]
+        v = w.verifiers[slot]
+        if v.length - v.computed > 1:
+            continue
+        num += 1
+        cached += v.length
+        begun = v.length - w.requests[w.slots[slot].request].prompt
+        first = 0
+        while first < node.draft_window and w.right[slot, min(begun + first, w.right.shape[1] - 1)]:
+            first += 1
+        verify_session.guess_beside(v, node.draft_window, v.length + first)
+    if num == 0:
+        return 0.0
+    step_ms = node.draft_ms + node.draft_ms_per_session * (num - 1) + node.draft_ms_per_1000 * cached / 1000
+    return node.draft_window * step_ms
 
 
 @njit(cache=True)
@@ -229,6 +254,8 @@ def pass_ends(w, index):
             if v.finished:
                 request.done_ms = now + node.delay_ms
                 request.passes += v.passes
+                if node.draft_window > 0:
+                    _count_beside(request, v)
                 _leave_node(w, index, slot)
                 is_any_done = True
                 push(w, request.done_ms, DONE, w.slots[slot].request)
@@ -241,6 +268,14 @@ def pass_ends(w, index):
     if is_any_done:
         _admit(w, index)
     collect(w, index)
+
+
+@njit(cache=True)
+def _count_beside(request, v):
+    request.accepted += v.accepted
+    request.rejected += v.rejected
+    request.discarded += v.discarded
+    request.drafted += v.accepted + v.rejected + v.discarded
 
 
 @njit(cache=True)

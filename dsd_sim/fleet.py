@@ -59,6 +59,7 @@ class Fleet:
     policy: WindowPolicy
     seed: int
     groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [devices] those that are alike
+    colocated: bool = False  # verifiers draft themselves what the request's device would
     happenings: Sequence[Happening] = ()
     timing: Timing = Timing()
     think: Callable[[], float] = lambda: 0.0
@@ -144,7 +145,7 @@ class Fleet:
         device = int(request["device"])
         if device >= 0 and self._beats.is_device_gone(device):
             device = self._another(device)
-        request["node"], request["device"] = node, device
+        request["node"], request["device"] = node, NOBODY if self.colocated else device
         slot = kernel.ask(self.world, index, speculate_bytes(request))
         if device >= 0:
             num = int(request["tokens"]) + 1

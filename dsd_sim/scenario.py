@@ -219,6 +219,8 @@ class Cloud(Part):
     count: Count
     times: PassTimes | None = None
     profile: str | None = None  # a file with them, relative to the scenario
+    draft_times: StepTimes | None = None  # of a draft model beside the target, for policies.colocated
+    draft_profile: str | None = None  # a file with them, relative to the scenario
     noise: Share = 0.0  # a pass takes up to this share longer or shorter
     token_budget: Count = 256
     prefill_chunk: Count = 64
@@ -228,6 +230,8 @@ class Cloud(Part):
     @model_validator(mode="after")
     def _check(self) -> Cloud:
         _check_times(self)
+        if self.draft_times is not None and self.draft_profile is not None:
+            raise ValueError("draft_times and draft_profile can't both be given")
         if self.prefill_chunk > self.token_budget:
             raise ValueError(f"prefill_chunk {self.prefill_chunk} is above token_budget {self.token_budget}")
         return self
@@ -238,6 +242,7 @@ class Policies(Part):
 
     routing: str = "jsq"
     drafting: bool = True  # false: target-only
+    colocated: bool = False  # the verifiers draft themselves, guesses that the request's device would make
     windows: str = "static"  # a policy of awc.policies, which starts with the values below
     window: Annotated[int, Field(ge=0, le=MAX_WINDOW)] = 8
     chunk: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 2
@@ -257,6 +262,8 @@ class Policies(Part):
         said = {"chunk", "free_run"} & self.model_fields_set
         if self.stop_and_wait and said:
             raise ValueError(f"stop_and_wait and {min(said)} can't both be given")
+        if self.colocated and (not self.drafting or self.windows != "static" or self.window == 0):
+            raise ValueError("colocated needs drafting, and a static window above 0")
         if self.routing not in ROUTERS:
             raise ValueError(f"routing {self.routing!r} must be one of {', '.join(ROUTERS)}")
         if self.windows not in POLICIES:
@@ -325,6 +332,8 @@ class Scenario(Part):
         loads = [change for change in self.change if change.load is not None]
         if loads and isinstance(self.workload, Closed):
             raise ValueError("change.load: in a closed loop clients decide on their own when they ask")
+        if self.policies.colocated and not all(part.draft_times or part.draft_profile for part in self.cloud):
+            raise ValueError("policies.colocated: every cloud must have draft_times or a draft_profile")
         if any(a.at_s > b.at_s for a, b in zip(self.change, self.change[1:], strict=False)):
             raise ValueError("change: the changes must be in the order of their at_s")
         return self

@@ -40,6 +40,13 @@ def rebind(v, free_run, now):
 
 
 @njit(cache=True)
+def guess_beside(v, num, wrong):
+    """The verifier's own draft model has made `num` guesses, the first wrong one for position `wrong`."""
+    _clear_pending(v)
+    v.pending, v.pending_wrong = max(0, min(num, v.limit - v.length - 1)), wrong
+
+
+@njit(cache=True)
 def draws(v):
     return v.free_run or not v.has_drafter or v.pending > 0
 

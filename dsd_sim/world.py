@@ -110,6 +110,10 @@ NODE = np.dtype(
         ("free_kv", np.int64),
         ("delay_ms", np.float64),  # gateway to verifier, one way
         ("batching", np.int32),  # FIFO, LAB, TETRIS or WORTH
+        ("draft_window", np.int32),  # guesses that its own draft model makes of each session before a pass; 0: none
+        ("draft_ms", np.float64),  # a step of it, for one session behind no context
+        ("draft_ms_per_session", np.float64),  # more for each further session
+        ("draft_ms_per_1000", np.float64),  # more for each thousand tokens of all contexts
         ("num_sessions", np.int32),
         ("num_batch", np.int32),  # sessions of the pass that runs; 0: none runs
         ("pass_ms", np.float64),

@@ -88,13 +88,13 @@ def test_whatever_passes_are_made_of_every_guess_has_a_fate(batching: int) -> No
 
 
 def test_a_verifier_far_from_the_links_is_reached_later_by_all_that_is_said_to_it() -> None:
-    """Stop-and-wait of right guesses: a round of 4 takes RTT + two hops + a pass + 4 steps."""
-    world = a_world(1, tokens=400, rtt_ms=10, step_ms=5)
+    """Stop-and-wait: a round of 4 takes RTT + two hops + a pass + 4 steps, for 1 + a + ... + a^4 tokens."""
+    world = a_world(1, tokens=8000, rtt_ms=10, step_ms=5)
     world.pairs["window"] = world.pairs["chunk"] = world.pairs["next_window"] = world.pairs["next_chunk"] = 4
     world.pairs["free_run"] = world.pairs["next_free_run"] = False
     world.nodes["delay_ms"] = 7
-    a_fleet(world, rate=1.0).run()
-    assert tpot_ms(world)[0] == pytest.approx((10 + 2 * 7 + 20 + 4 * 5) / 5, rel=0.02)
+    a_fleet(world, rate=0.8).run()
+    assert tpot_ms(world)[0] == pytest.approx((10 + 2 * 7 + 20 + 4 * 5) / sum(0.8**i for i in range(5)), rel=0.02)
 
 
 @pytest.mark.parametrize("choice", [SLIDING, stop_and_wait(6), WindowChoice(16, 5, free_run=False)])
@@ -119,3 +119,27 @@ def test_steps_that_are_simulated_in_one_event_change_nothing(choice: WindowChoi
 
 def slow_down(fleet: Fleet) -> None:
     fleet.world.devices["slowdown"] = 1.7
+
+
+def colocated(num: int, rate: float, window: int) -> World:
+    world = a_world(num, tokens=2000, weights=(20, 0, 0.5, 0, 0, 0, 0))
+    world.nodes["draft_window"], world.nodes["draft_ms"], world.nodes["draft_ms_per_session"] = window, 3.0, 0.2
+    a_fleet(world, rate=rate, colocated=True).run()
+    return world
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
+def test_drafting_beside_the_target_takes_the_time_of_its_formula(rate: float) -> None:
+    """Three sessions in step: 4 draft steps of 3 + 2 * 0.2 ms and a pass of 15 tokens, for 1 + a + ... + a^4 tokens."""
+    world = colocated(3, rate, window=4)
+    round_ms = 4 * (3 + 2 * 0.2) + 20 + 0.5 * 15
+    assert tpot_ms(world).mean() == pytest.approx(round_ms / sum(rate**i for i in range(5)), rel=0.03)
+
+
+def test_guesses_made_beside_the_target_have_a_fate_and_nobody_else_drafts() -> None:
+    world = colocated(5, 0.7, window=6)
+    requests = world.requests
+    fates = requests["accepted"] + requests["rejected"] + requests["discarded"]
+    assert (requests["drafted"] == fates).all()
+    assert requests["accepted"].sum() > 0.9 * 5 * 2000 * (1 - 1 / sum(0.7**i for i in range(7)))
+    assert world.devices["busy_ms"].sum() == 0

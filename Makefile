@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ASKED = $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-long bits lint format bench bench-quick gpu-check clean
+.PHONY: help demo up down test test-long bits lint format bench bench-quick validate gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/benchma
 
 bench-quick: $(VENV)/dev ## the same for two cells (5 minutes)
 	$(BIN)/python -m benchmarks.bench --quick
+
+validate: $(VENV)/dev ## compare the simulator with the services, into docs/validation; goes on where it was stopped (35 minutes)
+	$(BIN)/python -m benchmarks.validate
 
 gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none
 	$(BIN)/python -m tests.gpu_check

@@ -98,7 +98,7 @@ async def run_cell(spec: CellSpec, effort: Effort, origin: Origin, notify: Calla
     """Starts the system, measures, stops it."""
     with TemporaryDirectory(prefix="dsd-bench-") as run_dir:
         keys = {mode.name: new_key() for mode in spec.modes}
-        plan = _plan(spec, effort, _write_keys(Path(run_dir), keys.values()), keys[TARGET_ONLY.name])
+        plan = _plan(spec, effort, write_keys(Path(run_dir), keys.values()), keys[TARGET_ONLY.name])
         async with (
             cells.running(plan, Path(run_dir), notify) as cell,
             conducting(cell.nats_url) as conductor,
@@ -138,10 +138,10 @@ def _plan(spec: CellSpec, effort: Effort, keys_file: Path, api_key: str) -> Cell
     )
 
 
-def _write_keys(folder: Path, keys: Iterable[str]) -> Path:
+def write_keys(folder: Path, keys: Iterable[str]) -> Path:
     """The file from which the gateway knows the keys."""
     path = folder / "keys.toml"
-    entries = [f'[mode-{number}]\nsha256 = "{digest(key).hex()}"\n' for number, key in enumerate(keys)]
+    entries = [f'[key-{number}]\nsha256 = "{digest(key).hex()}"\n' for number, key in enumerate(keys)]
     path.write_text("\n".join(entries), encoding="utf-8")
     return path
 

@@ -129,11 +129,11 @@ async def _start_relay(supervisor: Supervisor, plan: CellPlan, nats_url: str) ->
 
 
 async def _wait_for_fleet(url: str, plan: CellPlan) -> None:
-    """Returns when the gateway has heard of the verifier and the drafter."""
+    """Returns when the gateway has heard of every verifier and drafter."""
     try:
         async with asyncio.timeout(FLEET_S), connected(url, plan.api_key) as gateway:
             while True:
-                if await _is_complete(gateway, plan.names):
+                if await _is_complete(gateway, plan):
                     return
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:
@@ -142,9 +142,10 @@ async def _wait_for_fleet(url: str, plan: CellPlan) -> None:
         ) from None
 
 
-async def _is_complete(gateway: Gateway, names: tuple[str, ...]) -> bool:
+async def _is_complete(gateway: Gateway, plan: CellPlan) -> bool:
     try:
         fleet = await gateway.fleet()
     except ClientError:  # it may not serve yet
         return False
-    return len(fleet.verifiers) == (VERIFIER in names) and len(fleet.drafters) == (DRAFTER in names)
+    num_wanted = len(plan.processes(VERIFIER)), len(plan.processes(DRAFTER))
+    return (len(fleet.verifiers), len(fleet.drafters)) == num_wanted

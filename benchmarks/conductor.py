@@ -1,8 +1,8 @@
 """A window controller that a benchmark conducts: from one prompt to the next every drafter gets another choice.
 
-Invariant: when `choose` returns, the NATS server has passed the choice on, so that a session opened afterwards starts
-with it at its drafter. Decisions are said again before they would expire, as any controller does; a conductor must be
-the only one.
+Invariant: when `choose` returns, the NATS server has passed the choice on to every pair, so that a session opened
+afterwards starts with it at its drafter. Decisions are said again before they would expire, as any controller does; a
+conductor must be the only one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from prometheus_client import CollectorRegistry
 
@@ -27,21 +27,32 @@ REPEAT_S = 2.0
 WAIT_S = 30.0
 
 
-class Conductor:
-    """For one drafter and one verifier on a bus."""
+class Pair(NamedTuple):
+    """A drafter and a verifier, by their instance ids."""
 
-    def __init__(self, bus: Bus) -> None:
+    drafter_id: str
+    verifier_id: str
+
+
+class Conductor:
+    """For so many drafters and verifiers on a bus."""
+
+    def __init__(self, bus: Bus, num_drafters: int = 1, num_verifiers: int = 1) -> None:
         self._bus = bus
         self._instance_id = subjects.new_instance_id("bench")
-        self._drafter_id = self._verifier_id = ""
+        self._num_drafters = num_drafters
+        self._num_verifiers = num_verifiers
+        self._drafters: dict[str, str] = {}  # newest instance ids by configured name
+        self._verifiers: dict[str, str] = {}
         self._complete = asyncio.Event()
         self._forced: WindowChoice | None = DEFAULT_CHOICE
-        self._control: PairControl = POLICIES[ADAPTIVE](DEFAULT_CHOICE).for_pair()
-        self._adapted = DEFAULT_CHOICE
+        self._policy = POLICIES[ADAPTIVE](DEFAULT_CHOICE)
+        self._controls: dict[Pair, PairControl] = {}
+        self._adapted: dict[Pair, WindowChoice] = {}
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._sequence = self._passed_on = 0
         self._came_back = asyncio.Event()
-        self.draft_ms = 0.0  # the drafter's step as it last reported it
+        self.draft_ms = 0.0  # a drafter's step as it was reported last
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -53,11 +64,12 @@ class Conductor:
             tasks.create_task(self._repeat(), name="repeat")
 
     async def choose(self, choice: WindowChoice | None) -> None:
-        """From now on this choice; None: what the adaptive policy decides, which goes on from where it was."""
+        """From now on this choice for every pair; None: what the adaptive policy decides for each, which goes on from
+        where it was."""
         self._forced = choice
         async with asyncio.timeout(WAIT_S):
             await self._complete.wait()
-            sequence = await self._say()
+            sequence = await self._say_all()
             while self._passed_on < sequence:
                 self._came_back.clear()
                 await self._came_back.wait()
@@ -65,41 +77,53 @@ class Conductor:
     def _hear(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Heartbeat(service="drafter", instance_id=name):
-                self._drafter_id = name
+                self._drafters[_configured(name)] = name
             case Heartbeat(service="verifier", instance_id=name):
-                self._verifier_id = name
-            case Report(drafter_id=name) if name == self._drafter_id:
+                self._verifiers[_configured(name)] = name
+            case Report(drafter_id=name) if name in self._drafters.values():
                 self.draft_ms = next((seen.draft_ms for seen in message.pairs), self.draft_ms)
                 self._reports.put_nowait(message)
             case WindowDecision(sequence=sequence) if subjects.sender(subject) == self._instance_id:
                 self._passed_on = max(self._passed_on, sequence)
                 self._came_back.set()
-        if self._drafter_id and self._verifier_id:
+        if len(self._drafters) >= self._num_drafters and len(self._verifiers) >= self._num_verifiers:
             self._complete.set()
+
+    @property
+    def _pairs(self) -> list[Pair]:
+        return [Pair(drafter, verifier) for drafter in self._drafters.values() for verifier in self._verifiers.values()]
 
     async def _adapt(self) -> NoReturn:
         """The adaptive policy sees only what it decided on itself."""
         while True:
             report = await self._reports.get()
             for seen in report.pairs if self._forced is None else ():
-                adapted = self._control.decide(seen)
-                if adapted != self._adapted:
-                    self._adapted = adapted
-                    await self._say()
+                pair = Pair(report.drafter_id, seen.verifier_id)
+                if pair not in self._controls:
+                    self._controls[pair] = self._policy.for_pair()
+                adapted = self._controls[pair].decide(seen)
+                if adapted != self._adapted.get(pair, DEFAULT_CHOICE):
+                    self._adapted[pair] = adapted
+                    await self._say(pair)
 
     async def _repeat(self) -> NoReturn:
         await self._complete.wait()
         while True:
-            await self._say()
+            await self._say_all()
             await asyncio.sleep(REPEAT_S)
 
-    async def _say(self) -> int:
-        """The choice in force; returns the decision's number."""
-        choice = self._forced or self._adapted
+    async def _say_all(self) -> int:
+        """Every pair's choice in force; returns the number of the newest decision."""
+        for pair in self._pairs:
+            await self._say(pair)
+        return self._sequence
+
+    async def _say(self, pair: Pair) -> None:
+        choice = self._forced or self._adapted.get(pair, DEFAULT_CHOICE)
         self._sequence += 1
         decision = WindowDecision(
-            self._drafter_id,
-            self._verifier_id,
+            pair.drafter_id,
+            pair.verifier_id,
             choice.window,
             choice.chunk,
             choice.free_run,
@@ -107,16 +131,20 @@ class Conductor:
             self._sequence,
             choice.min_confidence,
         )
-        await self._bus.publish(subjects.to("drafter", self._drafter_id, "window", self._instance_id), decision)
-        return decision.sequence
+        await self._bus.publish(subjects.to("drafter", pair.drafter_id, "window", self._instance_id), decision)
+
+
+def _configured(instance_id: str) -> str:
+    """The configured part of an instance id."""
+    return instance_id.rpartition(".")[0]
 
 
 @asynccontextmanager
-async def conducting(nats_url: str) -> AsyncIterator[Conductor]:
+async def conducting(nats_url: str, num_drafters: int = 1, num_verifiers: int = 1) -> AsyncIterator[Conductor]:
     """A conductor at work on a NATS server."""
     metrics = BusMetrics(CollectorRegistry())
     bus = await nats_bus.connect(ServiceSettings(nats_url=nats_url), subjects.new_instance_id("bench"), metrics)
-    conductor = Conductor(bus)
+    conductor = Conductor(bus, num_drafters, num_verifiers)
     work = asyncio.create_task(conductor.run(), name="conduct")
     try:
         yield conductor

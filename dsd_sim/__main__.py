@@ -1,45 +1,190 @@
-"""python -m dsd_sim: runs scenarios in virtual time."""
+"""python -m dsd_sim: runs scenarios in virtual time: one, one that is varied, or many under several policies."""
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from dsd_sim.build import make_fleet
-from dsd_sim.report import report_of, table_of
-from dsd_sim.scenario import BadScenario, read_scenario
+from dsd_sim.cells import Cell, complaint
+from dsd_sim.compare import file_of, findings_of, read_comparison, write_comparison
+from dsd_sim.fleet import Fleet
+from dsd_sim.report import Report, figures_of, report_of, table_of, write_csv
+from dsd_sim.roofline_cli import roofline
+from dsd_sim.runner import num_cores, progress_shown, run_cells
+from dsd_sim.scenario import BadScenario, Scenario, read_toml, scenario_of
+from dsd_sim.sweep import capacities_of, outcomes_of, read_plan, write_sweep
+from dsd_sim.tables import capacity_table, comparison_table, notes_of, sweep_table, terminal
+from dsd_sim.trace import LOG_ROOM, cut_ms, write_trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+OUT = Path("results")  # where results go unless said otherwise, in a folder named after the file
+Out: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Folder for results; cells that it holds are kept.", show_default=f"{OUT}/NAME")
+]
+Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
 
 
 @app.callback()
 def main() -> None:
     """DSD-Sim: fleets of drafters and verifiers in virtual time."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit that cleans up, like Ctrl-C
 
 
 @app.command()
 def run(
     scenario: Annotated[Path, typer.Argument(help="A scenario file (TOML).")],
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.csv.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="File for a trace to open in Perfetto (JSON).")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for plots of windows, utilisation and times.")] = None,
 ) -> None:
     """Runs one scenario and prints what it showed."""
-    try:
-        read = read_scenario(scenario)
-        fleet = make_fleet(read, scenario.parent)
-    except (BadScenario, OSError) as error:
-        message = str(error)
-        print(message if str(scenario) in message else f"{scenario}: {message}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    fleet.run()
-    report = report_of(read, fleet)
+    with _bad_input_told(scenario):
+        read = _read_single(scenario)
+        fleet = make_fleet(read, scenario.parent, LOG_ROOM if trace or plots else 0)
+        with _watched(fleet):
+            fleet.run()
+        report = report_of(read, fleet)
+        _write_run(read, fleet, report, out, trace, plots)
     if json:
         sys.stdout.write(report.encode().decode())
     else:
         Console().print(table_of(report))
+
+
+@app.command()
+def sweep(
+    scenario: Annotated[Path, typer.Argument(help="A scenario file with a table named sweep.")],
+    out: Out = None,
+    workers: Workers = None,
+) -> None:
+    """Runs a scenario with every combination of the values that its sweep table lists. Goes on where it was stopped."""
+    folder = out or OUT / scenario.stem
+    with _bad_input_told(scenario):
+        plan = read_plan(scenario)
+        outcomes = outcomes_of(plan, _reports((point.cell for point in plan.points), folder, workers))
+        capacities = capacities_of(plan, outcomes)
+        write_sweep(plan, outcomes, capacities, folder)
+        from dsd_sim.plots import plot_capacities, plot_sweep  # loads matplotlib
+
+        plots = plot_sweep(plan, outcomes, folder)
+        if capacities:
+            plots.append(plot_capacities(capacities, folder))
+    console = terminal()
+    console.print(sweep_table(plan, outcomes))
+    if capacities:
+        console.print(capacity_table(capacities))
+    _say_written([folder / "sweep.json", folder / "sweep.csv", *plots])
+
+
+@app.command()
+def compare(
+    comparison: Annotated[Path, typer.Argument(help="A comparison (TOML), or a folder with compare.toml.")],
+    out: Out = None,
+    workers: Workers = None,
+) -> None:
+    """Runs scenarios under several policies, and prints ratios to one of them. Goes on where it was stopped."""
+    path = file_of(comparison)
+    name = comparison.resolve().name if comparison.is_dir() else comparison.stem
+    folder = out or OUT / name
+    with _bad_input_told(path):
+        plan = read_comparison(path)
+        findings = findings_of(plan, _reports(plan.cells, folder, workers))
+        write_comparison(plan, findings, folder)
+        from dsd_sim.plots import plot_comparison  # loads matplotlib
+
+        plots = plot_comparison(plan, findings, folder)
+    console = terminal()
+    for figure in plan.comparison.figures:
+        console.print(comparison_table(plan, findings, figure))
+    for note in notes_of(plan):
+        console.print(Text(note), soft_wrap=True)
+    _say_written([folder / "compare.json", folder / "compare.csv", *plots])
+
+
+app.command()(roofline)
+
+
+@contextmanager
+def _bad_input_told(path: Path) -> Iterator[None]:
+    """Ends the program with one line that names the file and the key."""
+    try:
+        yield
+    except (BadScenario, OSError) as error:
+        print(complaint(path, error), file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _read_single(path: Path) -> Scenario:
+    content = read_toml(path)
+    if "sweep" in content:
+        raise BadScenario(f"{path}: sweep: a file with this table is for `sweep`; `run` runs one scenario")
+    return scenario_of(content, path)
+
+
+@contextmanager
+def _watched(fleet: Fleet) -> Iterator[None]:
+    """On a terminal, one line with how far it is."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    num = len(fleet.world.requests)
+
+    def line() -> Text:
+        return Text(f"{fleet.num_done:,} of {num:,} requests are done, after {fleet.now / 1000:,.0f} s of virtual time")
+
+    with Live(get_renderable=line, console=console, transient=True):
+        yield
+
+
+def _write_run(
+    scenario: Scenario, fleet: Fleet, report: Report, out: Path | None, trace: Path | None, plots: Path | None
+) -> None:
+    """Whatever was asked for."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_bytes(report.encode())
+        row = {"scenario": report.scenario, "seed": report.seed} | figures_of(report)
+        write_csv(out / "report.csv", [row])
+    if trace is not None:
+        write_trace(trace, scenario, fleet.world)
+    if plots is not None:
+        from dsd_sim.plots import plot_run  # loads matplotlib
+
+        plots.mkdir(parents=True, exist_ok=True)
+        plot_run(scenario, fleet.world, plots)
+    end_ms = cut_ms(fleet.world)
+    if end_ms is not None:
+        print(f"trace and plots over time end at {end_ms / 1000:,.1f} s: the log was full there", file=sys.stderr)
+
+
+def _reports(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, Report]:
+    try:
+        with progress_shown() as tell:
+            return run_cells(cells, folder / "cells", workers or num_cores(), tell)
+    except KeyboardInterrupt as interrupt:
+        print(f"stopped; what is done stays in {folder}, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from interrupt
+    except BrokenProcessPool as error:
+        print("a worker process was killed; fewer --workers need less memory", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _say_written(paths: Iterable[Path]) -> None:
+    print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

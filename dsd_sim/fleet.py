@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,8 +50,9 @@ class Happening:
 class Fleet:
     """Runs a world whose requests are written into it: arrival, lengths, device (-1: target-only), client.
 
-    A request of a client comes when that client's one before is done and `think()` milliseconds are over, whatever its
-    own arrival says; the arrivals of others are in order. The guesses of a request depend on the seed and its index.
+    A client asks once its request before is done and `think()` milliseconds are over: the next request of those that
+    clients are to make, whatever arrival, client and device it says. The arrivals of others are in order. The guesses
+    of a request depend on the seed and its index.
     """
 
     world: World
@@ -74,7 +76,7 @@ class Fleet:
         self._given = np.zeros(len(self.world.nodes), np.int64)
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._next = 0
-        self._waiting: dict[int, list[int]] = {}
+        self._waiting: deque[int] = deque()  # requests that clients are to make
         self._unplaced: set[int] = set()  # requests that have met no verifier
         self._homes = self.world.requests["device"].copy()  # who was to draft for each request
         self._silent_until, self._forgotten_ms = 0.0, math.inf
@@ -110,11 +112,11 @@ class Fleet:
     def _schedule(self) -> None:
         requests = self.world.requests
         clients = requests["client"]
-        for index in np.flatnonzero(clients >= 0)[::-1].tolist():
-            self._waiting.setdefault(int(clients[index]), []).append(index)
-        for waiting in self._waiting.values():
-            first = waiting.pop()
+        of_clients = np.flatnonzero(clients >= 0)
+        firsts = of_clients[np.unique(clients[of_clients], return_index=True)[1]]
+        for first in firsts.tolist():
             events.push(self.world, float(requests[first]["arrival_ms"]), events.ARRIVAL, first)
+        self._waiting.extend(np.setdiff1d(of_clients, firsts).tolist())
         self._open = np.flatnonzero(clients < 0)
         self._push_next()
         # A static policy's choice holds from the start and is all that it ever says, unless it falls silent.
@@ -174,10 +176,12 @@ class Fleet:
 
     def _finish(self, index: int) -> None:
         self.num_done += 1
-        client = int(self.world.requests[index]["client"])
-        waiting = self._waiting.get(client)
-        if waiting:
-            events.push(self.world, self.now + self.think(), events.ARRIVAL, waiting.pop())
+        requests = self.world.requests
+        if requests[index]["client"] >= 0 and self._waiting:
+            following = self._waiting.popleft()
+            requests[following]["client"] = requests[index]["client"]
+            requests[following]["device"] = self._homes[following] = self._homes[index]
+            events.push(self.world, self.now + self.think(), events.ARRIVAL, following)
 
     # --- heartbeats and reports ------------------------------------------------------------------------------------
 

@@ -5,7 +5,11 @@ Invariant: scenario and seed stand in every report, and nothing of the run's own
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -65,6 +69,40 @@ class Report(Struct, frozen=True):
     def encode(self) -> bytes:
         """JSON, ending with a line feed."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def _names_of_figures() -> Iterator[str]:
+    for field in msgspec.structs.fields(Report):
+        if isinstance(field.type, type) and issubclass(field.type, Struct):
+            yield from (f"{field.name}.{part}" for part in field.type.__struct_fields__)
+        elif field.type in (int, float) and field.name != "seed":
+            yield field.name
+
+
+FIGURES = tuple(_names_of_figures())  # what a report says in numbers: ttft_ms.p50, goodput and so on
+
+
+def figure_of(report: Report, name: str) -> float:
+    """By its name in FIGURES."""
+    return float(attrgetter(name)(report))
+
+
+def figures_of(report: Report) -> dict[str, float]:
+    """All of them by their names."""
+    return {name: attrgetter(name)(report) for name in FIGURES}
+
+
+def is_lower_better(figure: str) -> bool:
+    """Of times; of all others more is better."""
+    return figure.partition(".")[0].endswith("_ms")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each row, below one with the keys that all of them have."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def report_of(scenario: Scenario, fleet: Fleet) -> Report:

@@ -21,6 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from model_zoo.errors import ExportError, UnusableModel
 from model_zoo.gguf_llama import UnsupportedGguf
+from model_zoo.lengths import MeasuredLengths, histogram, read_trace
 from model_zoo.onnx_export import Exporter
 from model_zoo.paths import DEFAULT_PAIR, default_models_dir
 from model_zoo.prepare import Notify, prepare
@@ -170,6 +171,58 @@ def record_what_a_pair_says(
     share = sum(sum(each.draft_right) for each in found) / num_tokens
     line = f"{out}: {len(found)} answers, {num_tokens} tokens, {share:.1%} of them guessed"
     console.print(line, markup=False, highlight=False)
+
+
+@app.command("lengths")
+def measure_lengths_of_prompts_and_answers(
+    out: Annotated[Path, typer.Option(help="JSON file of the histograms; replaced.")],
+    prompts: Annotated[Path | None, typer.Option(help="JSONL file, a prompt in each line's object.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="JSONL file with prompt_tokens and target_tokens.")] = None,
+    target: Annotated[Path | None, typer.Option(help="Folder of the target; the prepared default.")] = None,
+    field: Annotated[str | None, typer.Option(help="Of a line's object; found where not given.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Prompts from the first on; all where not given.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Measure how long prompts are and how long a target's greedy answers, or take both from a trace."""
+    if (prompts is None) == (trace is None):
+        raise typer.BadParameter("either --prompts or --trace must be given")
+    try:
+        if trace is not None:
+            found = _lengths_of_trace(trace)
+        else:
+            assert prompts is not None
+            folder = target or default_models_dir() / "target"
+            found = _lengths_of_answers(read_prompts(prompts, field)[:most], prompts.name, folder, max_tokens, threads)
+        found.write(out)
+    except (UnusableModel, ValueError, OSError) as error:
+        console.print(f"lengths failed: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    console.print(f"{out}: {found.origin}", markup=False, highlight=False)
+
+
+def _lengths_of_trace(path: Path) -> MeasuredLengths:
+    found = read_trace(path)
+    origin = f"model_zoo lengths, {path.name}, {len(found.prompt)} requests"
+    return MeasuredLengths(origin, histogram(found.prompt), histogram(found.answer))
+
+
+def _lengths_of_answers(texts: list[str], name: str, folder: Path, max_tokens: int, threads: int) -> MeasuredLengths:
+    from model_zoo.record import answers, prompt_ids, stop_ids  # loads torch and transformers
+    from services.cloud_verifier.model import load_target
+
+    with _progress(f"loading {folder}") as notify:
+        model = load_target(str(folder), num_threads=threads)
+        ids = prompt_ids(folder, texts)
+        lengths: list[int] = []
+        for answer in answers(model, ids, stop_ids(folder), Sampling(), max_tokens, model.max_context):
+            lengths.append(len(answer))
+            notify(f"prompt {len(lengths)} of {len(ids)}")
+    origin = (
+        f"model_zoo lengths, {name}, {len(ids)} prompts, greedy answers of {model.name} of at most {max_tokens} "
+        f"tokens, {platform.machine()}, {date.today()}"
+    )
+    return MeasuredLengths(origin, histogram([len(prompt) for prompt in ids]), histogram(lengths))
 
 
 @app.command("profile")

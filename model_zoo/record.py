@@ -46,16 +46,28 @@ def record(
 ) -> Iterator[Recorded]:
     """One after the other; raises ValueError for a prompt that leaves no room for an answer."""
     room = min(target.max_context, draft.max_context)
+    texts = answers(target, prompts, stops, sampling, max_tokens, room)
+    for prompt, answer in zip(prompts, texts, strict=True):
+        yield _judged(draft, prompt, answer, sampling)
+
+
+def answers(
+    target: TargetModel,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    sampling: Sampling,
+    max_tokens: int,
+    room: int,
+) -> Iterator[list[int]]:
+    """The target's texts, one after the other; raises ValueError for a prompt that with its answer exceeds `room`."""
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + max_tokens > room:
             raise ValueError(f"prompt {number}: {len(prompt)} tokens and an answer of {max_tokens} exceed {room}")
     for first in range(0, len(prompts), NUM_TOGETHER):
-        group = prompts[first : first + NUM_TOGETHER]
-        for prompt, answer in zip(group, _answers(target, group, stops, sampling, max_tokens), strict=True):
-            yield _judged(draft, prompt, answer, sampling)
+        yield from _together(target, prompts[first : first + NUM_TOGETHER], stops, sampling, max_tokens)
 
 
-def _answers(
+def _together(
     target: TargetModel,
     prompts: Sequence[Sequence[int]],
     stops: Collection[int],

@@ -257,7 +257,7 @@ async def processes(
         patch.setenv("DSD_HEARTBEAT_S", str(HEARTBEAT_S))
         patch.setenv("DSD_DRAIN_S", str(DRAIN_S))
         patch.delenv("DSD_TARGET", raising=False)
-        patch.delenv("DSD_NUM_THREADS", raising=False)
+        patch.setenv("DSD_NUM_THREADS", "1")  # there are several verifiers, and other tests beside them
         async with running(plan, run_dir, notices.append) as system, aiohttp.ClientSession(timeout=timeout) as http:
             whole = Processes(system, http, notices)
             await whole.whole()

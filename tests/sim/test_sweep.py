@@ -1,0 +1,426 @@
+"""Sweeps: all combinations, each computed once, kept, and reported as `run` reports it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dsd_sim import cells
+from dsd_sim.cells import cell_of, settings_of
+from dsd_sim.plots import plot_sweep
+from dsd_sim.report import FIGURES, Fates, Report, Times
+from dsd_sim.runner import run_cells
+from dsd_sim.scenario import BadScenario, read_toml
+from dsd_sim.sweep import Outcome, capacities_of, groups_of, outcomes_of, read_plan
+from dsd_sim.tables import brief, number, told_capacity
+
+ROOT = Path(__file__).parents[2]
+PNG = b"\x89PNG"
+REPEATED = """
+[sweep]
+keys = { "policies.window" = [2, 4, 8], "edge.*.link.rtt_ms" = [10, 30] }
+seeds = [1, 2]
+"""
+BASE = """
+name = "test"
+seed = 3
+{sweep}
+[workload]
+kind = "closed"
+num_clients = 8
+num_requests = 40
+lengths = {{ prompt = 40, answer = {{ low = 5, high = 60 }}, max_tokens = 100 }}
+[[edge]]
+name = "near"
+count = 2
+times = {{ step_ms = 8.0 }}
+link = {{ rtt_ms = 20 }}
+guesses = {{ kind = "independent", rate = 0.8 }}
+[[edge]]
+name = "far"
+count = 2
+times = {{ step_ms = 8.0 }}
+link = {{ rtt_ms = 50 }}
+guesses = {{ kind = "independent", rate = 0.7 }}
+[[cloud]]
+count = 1
+times = {{ base_ms = 15.0, token_ms = 0.5 }}
+[policies]
+window = 8
+"""
+
+
+def written(folder: Path, sweep: str = REPEATED, *changes: tuple[str, str]) -> Path:
+    text = BASE.format(sweep=sweep)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "scenario.toml"
+    path.write_text(text)
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dsd_sim", *map(str, arguments)]
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def results_in(folder: Path) -> dict[str, int]:
+    """When each file of a cell was written."""
+    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+
+
+class Told:
+    """What a runner told of its progress."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[int, int]] = []
+
+    def __call__(self, num_done: int, num: int) -> None:
+        self.all.append((num_done, num))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that was run by its command."""
+
+    path: Path
+    folder: Path
+    out: str
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("sweep")
+    path = written(folder)
+    done = call("sweep", path, "--out", folder / "out", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 cells are done" in done.stderr
+    return Swept(path, folder / "out", done.stdout, json.loads((folder / "out" / "sweep.json").read_bytes()))
+
+
+# --- what a sweep writes ----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_every_combination_with_every_seed(swept: Swept) -> None:
+    settings = [outcome["settings"] for outcome in swept.found["outcomes"]]
+    expected = [(window, rtt_ms, seed) for window in (2, 4, 8) for rtt_ms in (10, 30) for seed in (1, 2)]
+    assert [tuple(each.values()) for each in settings] == expected
+    assert set(swept.found["keys"]) == {"policies.window", "edge.*.link.rtt_ms", "seed"}
+    assert len(results_in(swept.folder / "cells")) == 12
+    assert swept.found["capacities"] == []
+
+
+def test_its_csv_has_the_varied_keys_and_all_figures(swept: Swept) -> None:
+    with (swept.folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["policies.window", "edge.*.link.rtt_ms", "seed", *FIGURES]
+    assert len(rows) == 12
+    for row, outcome in zip(rows, swept.found["outcomes"], strict=True):
+        assert float(row["ttft_ms.p90"]) == outcome["report"]["ttft_ms"]["p90"]
+        assert int(row["seed"]) == outcome["report"]["seed"] == outcome["settings"]["seed"]
+
+
+def test_its_table_and_plots_show_means_over_seeds(swept: Swept) -> None:
+    assert "means over 2 seeds" in swept.out
+    group = swept.found["outcomes"][:2]
+    mean = sum(outcome["report"]["tokens_per_s"] for outcome in group) / 2
+    assert "window 2, rtt_ms 10 " in swept.out
+    assert number(mean) in swept.out
+    plots = {path.name for path in swept.folder.glob("*.png") if path.read_bytes().startswith(PNG)}
+    assert plots == {"by-policies.window.png"}, "two round trips are too few to plot over"
+
+
+def test_what_would_be_too_many_lines_is_a_picture_for_each_value_of_another_key(tmp_path: Path) -> None:
+    sweep = """[sweep]
+keys = { "workload.num_clients" = [1, 8], "edge.*.link.rtt_ms" = [0, 5, 10], "policies.window" = WINDOWS }
+"""
+    for windows, names in (
+        ([1, 2, 3, 4], {"by-edge._.link.rtt_ms.png", "by-policies.window.png"}),
+        ([1, 2, 3, 4, 5], {"by-edge._.link.rtt_ms-num_clients_1.png", "by-edge._.link.rtt_ms-num_clients_8.png",
+                           "by-policies.window.png"}),
+    ):  # fmt: skip
+        plan = read_plan(written(tmp_path, sweep.replace("WINDOWS", str(windows))))
+        outcomes = [Outcome(point.settings, point.cell.key, True, a_report()) for point in plan.points]
+        paths = plot_sweep(plan, outcomes, tmp_path)
+        assert {path.name for path in paths} == names
+        assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+def test_a_cell_holds_the_bytes_that_run_reports(swept: Swept, tmp_path: Path) -> None:
+    outcome = swept.found["outcomes"][-1]
+    assert outcome["settings"] == {"policies.window": 8, "edge.*.link.rtt_ms": 30, "seed": 2}
+    changes = ("rtt_ms = 20", "rtt_ms = 30"), ("rtt_ms = 50", "rtt_ms = 30")
+    path = written(tmp_path, "", *changes, ("seed = 3", "seed = 2"))
+    done = call("run", path, "--json", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    cell = (swept.folder / "cells" / f"{outcome['cell']}.json").read_bytes()
+    assert cell == (tmp_path / "out" / "report.json").read_bytes() == done.stdout.encode()
+    with (tmp_path / "out" / "report.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert list(row) == ["scenario", "seed", *FIGURES]
+    assert float(row["goodput"]) == outcome["report"]["goodput"]
+
+
+# --- once -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_computed_again(swept: Swept) -> None:
+    plan, folder = read_plan(swept.path), swept.folder / "cells"
+    before, told = results_in(folder), Told()
+    again = run_cells((point.cell for point in plan.points), folder, 2, told)
+    assert results_in(folder) == before
+    assert told.all == [(12, 12)]
+    assert outcomes_of(plan, again) == msgspec.convert(swept.found["outcomes"], list[Outcome])
+
+
+def test_only_what_is_missing_or_of_another_form_is_computed(swept: Swept) -> None:
+    plan, folder = read_plan(swept.path), swept.folder / "cells"
+    before, told = results_in(folder), Told()
+    gone, strange = sorted(before)[:2]
+    content = (folder / f"{gone}.json").read_bytes()
+    (folder / f"{gone}.json").unlink()
+    (folder / f"{strange}.json").write_text('{"scenario": "test"}')
+    run_cells((point.cell for point in plan.points), folder, 1, told)
+    changed = {key for key, written_ns in results_in(folder).items() if written_ns != before[key]}
+    assert changed == {gone, strange}
+    assert told.all == [(10, 12), (11, 12), (12, 12)]
+    assert (folder / f"{gone}.json").read_bytes() == content
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_equal_cells_are_computed_once(tmp_path: Path) -> None:
+    values = "{ window = 8 }, { windows = 'static' }, { window = 8, drafting = true }"
+    plan = read_plan(written(tmp_path, f"[sweep]\nkeys = {{ policies = [{values}] }}"))
+    told = Told()
+    reports = run_cells((point.cell for point in plan.points), tmp_path / "cells", 2, told)
+    assert len(plan.points) == 3
+    assert len(reports) == len(results_in(tmp_path / "cells")) == 1
+    assert told.all == [(0, 1), (1, 1)]
+
+
+def test_a_key_is_made_of_the_scenario_and_of_the_content_of_its_files(tmp_path: Path) -> None:
+    lengths = 'kind = "trace"\nfile = "trace.jsonl"'
+    text = BASE.format(sweep="")
+    start, end = text.index("kind = "), text.index("[[edge]]")
+    path = tmp_path / "scenario.toml"
+    path.write_text(text[:start] + lengths + "\n" + text[end:])
+    line = {"arrival_ms": 0.0, "prompt_tokens": 10, "target_tokens": 5}
+    (tmp_path / "trace.jsonl").write_text(json.dumps(line))
+    content = read_toml(path)
+    first, again = (cell_of(content, path, {}).key for _ in range(2))
+    as_default = cell_of(content, path, {"workload.speed": 1.0}).key
+    other = cell_of(content, path, {"workload.speed": 2.0}).key
+    (tmp_path / "trace.jsonl").write_text(json.dumps(line | {"target_tokens": 50}))
+    changed = cell_of(content, path, {}).key
+    for part in ("edge.0", "cloud.0"):  # whatever else names a file
+        with pytest.raises(BadScenario, match="none"):
+            cell_of(content, path, {f"{part}.times": None, f"{part}.profile": "none.json"})
+    assert first == again == as_default
+    assert len({first, other, changed}) == 3
+    assert re.fullmatch("[0-9a-f]{16}", first)
+
+
+def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("awc", "dsd_sim", "shared"):
+        (tmp_path / package).mkdir()
+    policy, kernel, table = (tmp_path / name for name in ("awc/policy.npz", "dsd_sim/kernel.py", "dsd_sim/tables.py"))
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    path = written(tmp_path, "")
+    found = []
+    for changed in (policy, kernel, table):
+        changed.write_text("x = 1")
+        cells._digest_of_code.cache_clear()
+        found.append(cell_of(read_toml(path), path, {}).key)
+    cells._digest_of_code.cache_clear()
+    assert found[0] != found[1] == found[2]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    sweep = '[sweep]\nkeys = { "policies.window" = [2, 3, 4, 5, 6, 7, 8, 9] }\nseeds = [1, 2]'
+    path = written(tmp_path, sweep, ("num_requests = 40", "num_requests = 2000"))
+    folder = tmp_path / "out" / "cells"
+    arguments = command("sweep", path, "--out", tmp_path / "out", "--workers", 1)
+    with Interruptible(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_results(folder, process)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert "stopped; what is done stays" in err
+    assert "Traceback" not in err
+    before, told = results_in(folder), Told()
+    assert 1 <= len(before) < 16
+    plan = read_plan(path)
+    reports = run_cells((point.cell for point in plan.points), folder, 2, told)
+    after = results_in(folder)
+    assert len(reports) == len(after) == 16
+    assert told.all[0] == (len(before), 16)
+    assert {key: after[key] for key in before} == before
+
+
+class Interruptible(subprocess.Popen[str]):
+    """A process that Ctrl-C reaches even where this one runs in the background and is deaf to it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            super().__init__(*arguments, **options)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def wait_for_results(folder: Path, process: subprocess.Popen[str]) -> None:
+    ends_at = time.monotonic() + 240
+    while not results_in(folder):
+        assert process.poll() is None
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_star_sets_all_entries_of_a_list_and_a_number_one(tmp_path: Path) -> None:
+    sweep = '[sweep]\nkeys = { "edge.*.link.rtt_ms" = [7], "edge.1.count" = [5], "objective.ttft_ms" = [50] }'
+    (point,) = read_plan(written(tmp_path, sweep)).points
+    scenario = point.cell.scenario
+    assert [(edge.link.rtt_ms, edge.count) for edge in scenario.edge] == [(7.0, 2), (7.0, 5)]
+    assert scenario.objective.ttft_ms == 50.0
+    assert scenario.policies.window == 8
+
+
+def test_a_table_stands_for_its_keys_unless_it_has_a_kind() -> None:
+    assert settings_of("policies", {"window": 0, "chunk": 1}) == {"policies.window": 0, "policies.chunk": 1}
+    assert settings_of("a", {"b": {"c": [1, 2]}, "d": True}) == {"a.b.c": [1, 2], "a.d": True}
+    guesses = {"kind": "independent", "rate": 0.5}
+    assert settings_of("edge.0.guesses", guesses) == {"edge.0.guesses": guesses}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (REPEATED, "", "sweep: there must be a table that says what to vary"),
+        (REPEATED, "[sweep]\n", "sweep.keys: Field required"),
+        (REPEATED, "[sweep]\nkeys = {}", "sweep.keys: Dictionary should have at least 1 item"),
+        ("[2, 4, 8]", "[]", "sweep.keys.policies.window: "),
+        ("[2, 4, 8]", "2", "sweep.keys.policies.window: "),
+        ("[1, 2]", "[1, -2]", "sweep.seeds.1: Input should be greater than or equal to 0"),
+        ("seeds =", "repeats =", "sweep.repeats: Extra inputs are not permitted"),
+        ("policies.window", "policies.wind", "policies.wind: Extra inputs are not permitted (with policies.wind = 2"),
+        ("[2, 4, 8]", "[2, 80]", "window: Input should be less than or equal to 64 (with policies.window = 80"),
+        ("edge.*", "edge.2", "edge.2.link.rtt_ms: '2' is none of 2 entries"),
+        ("edge.*", "edge.near", "edge.near.link.rtt_ms: 'near' is none of 2 entries"),
+        ('"edge.*.link.rtt_ms" = [10, 30]', "policies = [{ window = 2 }]", "policies.window is varied twice"),
+        ('"edge.*.link.rtt_ms" = [10, 30]', "seed = [2]", "sweep.keys: seed is varied twice"),
+        ('"edge.*.link.rtt_ms" = [10, 30]', '"edge.0.guesses" = [{ kind = "recorded", file = "none.jsonl" }]',
+         "edge.0.guesses.file: [Errno 2] No such file or directory"),
+    ],
+)  # fmt: skip
+def test_a_bad_sweep_is_told_in_one_line_that_names_file_and_key(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = written(tmp_path, REPEATED, (old, new))
+    with pytest.raises(BadScenario) as refusal:
+        read_plan(path)
+    told = str(refusal.value)
+    assert told.startswith(f"{path}: ")
+    assert message in told
+    assert "\n" not in told
+
+
+def test_the_commands_end_with_status_2_on_bad_input(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    for arguments, message in (
+        (("run", path), f"{path}: sweep: a file with this table is for `sweep`; `run` runs one scenario\n"),
+        (("sweep", tmp_path / "none.toml"), f"[Errno 2] No such file or directory: '{tmp_path / 'none.toml'}'\n"),
+    ):
+        done = call(*arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_a_cell_that_turns_out_impossible_in_a_worker_is_told_likewise(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, '[sweep]\nkeys = { "cloud.0.kv_tokens" = [64] }'))
+    with pytest.raises(BadScenario) as refusal:
+        run_cells((point.cell for point in plan.points), tmp_path / "cells", 1, Told())
+    told = str(refusal.value)
+    assert told.startswith(f"{tmp_path / 'scenario.toml'}: cloud.kv_tokens: 64 hold no request of 140 tokens")
+    assert told.endswith("(with cloud.0.kv_tokens = 64)")
+
+
+def test_every_command_has_help() -> None:
+    told = call("--help").stdout
+    for name in ("run", "sweep", "compare", "roofline"):
+        assert name in told
+        done = call(name, "--help")
+        assert (done.returncode, "--out" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios" / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_sweep_that_ships_can_be_planned(path: Path) -> None:
+    plan = read_plan(path)
+    assert plan.scenario == path.stem
+    assert len({point.cell.key for point in plan.points}) == len(plan.points) > 1
+
+
+def test_settings_are_told_by_the_last_part_of_their_keys_where_that_is_clear() -> None:
+    settings = {"edge.0.count": 2, "edge.1.count": 3, "edge.*.link.rtt_ms": 10.0, "policies.batching": "fifo"}
+    assert brief(settings) == "edge.0.count 2, edge.1.count 3, rtt_ms 10, batching fifo"
+
+
+def test_numbers_have_three_digits_or_all_before_the_point() -> None:
+    assert [number(value) for value in (0, 0.0868, 9.87, 49.84, 101.2, 12345.6)] == [
+        "0.00", "0.09", "9.87", "49.8", "101", "12,346",
+    ]  # fmt: skip
+
+
+# --- capacity ---------------------------------------------------------------------------------------------------------
+
+
+def a_report() -> Report:
+    """With nothing in it."""
+    nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0), Fates: Fates(0, 0, 0, 0, 0)}
+    return Report(**{field.name: nothing[field.type] for field in msgspec.structs.fields(Report)})
+
+
+def test_capacity_is_the_highest_load_up_to_which_the_objective_is_kept_with_every_seed(tmp_path: Path) -> None:
+    sweep = '[sweep]\nkeys = { "workload.num_clients" = [1, 2, 4, 8], "policies.window" = [2, 4, 8] }\nseeds = [1, 2]'
+    plan = read_plan(written(tmp_path, sweep))
+    failing = {(2, 4, 1), (2, 8, 1), (4, 1, 1), (4, 1, 2)}  # window, clients, seed
+    outcomes = []
+    for point in plan.points:
+        clients, window, seed = point.settings.values()
+        outcomes.append(Outcome(point.settings, point.cell.key, (window, clients, seed) not in failing, a_report()))
+    found = capacities_of(plan, outcomes)
+    assert [each.settings for each in found] == [{"policies.window": window} for window in (2, 4, 8)]
+    assert [told_capacity(each) for each in found] == ["2", "0", "at least 8"]
+    assert {each.key for each in found} == {"workload.num_clients"}
+    assert [len(group.outcomes) for group in groups_of(outcomes, ("seed",))] == [2] * 12
+
+
+def test_an_outcome_is_within_the_objective_by_its_90th_percentiles(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, '[sweep]\nkeys = { "objective.ttft_ms" = [100], "objective.tpot_ms" = [20] }'))
+    key = plan.points[0].cell.key
+    for ttft, tpot, is_within in ((100.0, 20.0, True), (101.0, 20.0, False), (100.0, 21.0, False)):
+        times = {"ttft_ms": Times(0.0, 0.0, ttft, 999.0), "tpot_ms": Times(0.0, 0.0, tpot, 999.0)}
+        report = msgspec.structs.replace(a_report(), **times)
+        assert [outcome.is_within for outcome in outcomes_of(plan, {key: report})] == [is_within]

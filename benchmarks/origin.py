@@ -5,10 +5,31 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from shared.machine import describe_machine
+
+
+def without_places(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the folder that results go to, and of other absolute paths only their last part: where files
+    lie on one machine says nothing to readers on others."""
+    kept: list[str] = []
+    is_folder = False
+    for argument in arguments:
+        if not is_folder and not argument.startswith("--folder="):
+            kept.append(_name_of(argument))
+        is_folder = argument == "--folder"
+        if is_folder:
+            kept.pop()
+    return kept
+
+
+def _name_of(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +45,7 @@ class Origin:
     def here(cls, module: str) -> Origin:
         """Of this process, started as `python -m module`."""
         return cls(
-            command=shlex.join(["python", "-m", module, *sys.argv[1:]]),
+            command=shlex.join(["python", "-m", module, *without_places(sys.argv[1:])]),
             machine=describe_machine(),
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             python=platform.python_version(),

@@ -1,4 +1,4 @@
-"""The window policies by name. Each is made from the choice it starts with; those that adapt rest as well."""
+"""The window policies by name. Each is made from the choice it starts with; those that look at acceptance only rest."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
     LadderPolicy.name: lambda start: RestingPolicy(LadderPolicy(start)),
     ConfidencePolicy.name: lambda start: RestingPolicy(ConfidencePolicy(start)),
-    ClosedFormPolicy.name: lambda start: RestingPolicy(ClosedFormPolicy(start)),
+    ClosedFormPolicy.name: ClosedFormPolicy,  # it goes to a window of 0, and comes back, by itself
 }

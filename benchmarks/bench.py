@@ -24,6 +24,7 @@ from benchmarks.bench_report import markdown, plot_speeds
 from benchmarks.cell_plan import Standin
 from benchmarks.origin import Origin
 from benchmarks.prompts import OWN
+from benchmarks.signals import exit_on_sigterm
 from benchmarks.standin_settings import Kind
 from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
@@ -98,6 +99,7 @@ def main(
     report_only: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
 ) -> None:
     """Compares ways of serving, cell by cell; finished cells are kept."""
+    exit_on_sigterm()
     plan = quick_plan() if quick else full_plan()
     plan = [spec for spec in plan if not only or any(part in spec.name for part in only)]
     standin = None

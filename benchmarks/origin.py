@@ -28,7 +28,7 @@ def without_places(arguments: Sequence[str]) -> list[str]:
 
 
 def _name_of(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 

@@ -85,10 +85,9 @@ def of_dsd_sim(num_requests: int) -> Speed:
                     "times": {"base_ms": PASS_MS, "session_ms": SESSION_MS},
                     "token_budget": 2048,
                     "kv_tokens": 10_000_000,
-                    "guesses": "all",
                 },
             ),
-            "policies": {"window": WINDOW, "chunk": WINDOW, "free_run": False},
+            "policies": {"window": WINDOW, "stop_and_wait": True, "batching": "fifo"},
         }
     )
     fleet = make_fleet(scenario, Path())

@@ -7,6 +7,7 @@ made of what is there. Recordings are made anew by every call that runs a case.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import subprocess
 import sys
 import time
@@ -20,8 +21,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.origin import Origin
-from benchmarks.validate_calibration import NotCalibrated
-from benchmarks.validate_cell import CaseFailed, CaseResult, Effort, read_result, run_case
+from benchmarks.signals import exit_on_sigterm
+from benchmarks.validate_cell import CaseResult, Effort, read_result, run_case
 from benchmarks.validate_plan import CASES, NUM_TOKENS, Case
 from benchmarks.validate_record import JUDGED, OTHERS, record_all
 from benchmarks.validate_report import markdown, summaries, table
@@ -29,7 +30,8 @@ from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
 from shared.home import home
 
-FOLDER = Path(__file__).parents[1] / "docs" / "validation"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "validation"
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -39,24 +41,33 @@ def path_of(case: Case, folder: Path) -> Path:
     return folder / f"{case.name}.json"
 
 
-def matches(result: CaseResult, case: Case, num_tokens: int = NUM_TOKENS) -> bool:
-    """Whether a finished case is the one asked for, and its figures count."""
-    return not result.complaints and (result.case, result.num_tokens) == (case, num_tokens)
+def digest_of(models: Path) -> str:
+    """Of the code that runs and is simulated, and of the models: a result of others says nothing about these."""
+    digest = hashlib.sha256()
+    for package in ("awc", "dsd_sim", "services", "shared"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    manifest = models / "manifest.json"
+    digest.update(manifest.read_bytes() if manifest.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
-def unfinished(cases: Sequence[Case], folder: Path) -> list[Case]:
-    """Those without a result, with a void one or with one of other settings."""
-
-    def is_finished(case: Case) -> bool:
-        path = path_of(case, folder)
-        return path.is_file() and matches(read_result(path), case)
-
-    return [case for case in cases if not is_finished(case)]
+def matches(result: CaseResult, case: Case, code: str, num_tokens: int = NUM_TOKENS) -> bool:
+    """Whether a result is of the case asked for, and of this code."""
+    return (result.case, result.code, result.num_tokens) == (case, code, num_tokens)
 
 
-def results_of(cases: Sequence[Case], folder: Path) -> list[CaseResult]:
-    """Those that are there."""
-    return [read_result(path_of(case, folder)) for case in cases if path_of(case, folder).is_file()]
+def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResult]:
+    """Those that are there, void ones too."""
+    found = [read_result(path_of(case, folder)) for case in cases if path_of(case, folder).is_file()]
+    asked = {case.name: case for case in cases}
+    return [result for result in found if matches(result, asked[result.case.name], code)]
+
+
+def unfinished(cases: Sequence[Case], folder: Path, code: str) -> list[Case]:
+    """Those without a result that counts."""
+    finished = {result.case.name for result in results_of(cases, folder, code) if not result.complaints}
+    return [case for case in cases if case.name not in finished]
 
 
 def write_result(path: Path, result: CaseResult) -> None:
@@ -72,14 +83,15 @@ def run_all(cases: Sequence[Case], models: Path, folder: Path) -> None:
     with TemporaryDirectory(prefix="dsd-validate-") as place:
         console.print(f"recording {', '.join(drafts) or 'nothing'}", highlight=False)
         recordings = asyncio.run(record_all(drafts, Path(place), NUM_TOKENS))
-        effort = Effort(models, recordings, read_prompts(JUDGED), read_prompts(OTHERS))
+        effort = Effort(models, recordings, read_prompts(JUDGED), read_prompts(OTHERS), digest_of(models))
         for number, case in enumerate(cases, start=1):
             started = time.monotonic()
             console.print(f"{number} of {len(cases)}: {case.name}", highlight=False)
             try:
                 result = run_case(case, effort, Origin.here("benchmarks.validate"), _notify)
-            except (CaseFailed, NotCalibrated, TimeoutError) as error:
-                console.print(f"{case.name} failed: {error}", style="red", highlight=False, markup=False)
+            except Exception:  # the others can still be run
+                console.print(f"{case.name} failed:", style="red", highlight=False)
+                console.print_exception()
                 continue
             for complaint in result.complaints[:5]:
                 console.print(f"void: {complaint}", style="red", highlight=False, markup=False)
@@ -94,7 +106,9 @@ def _notify(line: str) -> None:
 def write_report(results: Sequence[CaseResult], folder: Path) -> Path:
     """Writes report.md; its place."""
     path = folder / "report.md"
-    path.write_text(markdown(results, results[-1].origin), encoding="utf-8")
+    names = {result.case.name for result in results}
+    missing = [case.name for case in CASES if case.name not in names]
+    path.write_text(markdown(results, missing, results[-1].origin), encoding="utf-8")
     return path
 
 
@@ -111,17 +125,21 @@ def main(
     cases = [case for case in CASES if not only or any(part in case.name for part in only)]
     if not cases:
         raise typer.BadParameter(f"no case is named so: {', '.join(case.name for case in CASES)}", param_hint="--only")
+    exit_on_sigterm()
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [] if report_only else unfinished(cases, folder)
+    models = home() / "models" / DEFAULT_NAME
+    if not report_only:
+        subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
+    code = digest_of(models)
+    todo = [] if report_only else unfinished(cases, folder, code)
     console.print(f"{len(todo)} of {len(cases)} cases to run", highlight=False)
     if todo:
-        subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
-        run_all(todo, home() / "models" / DEFAULT_NAME, folder)
-    results = results_of(cases, folder)
+        run_all(todo, models, folder)
+    results = results_of(cases, folder, code)
     if not results:
         console.print("no case has a result", style="red")
         raise typer.Exit(1)
-    console.print(f"see {write_report(results_of(CASES, folder), folder)}", highlight=False)
+    console.print(f"see {write_report(results_of(CASES, folder, code), folder)}", highlight=False)
     Console().print(table(results))
     is_whole = len(results) == len(cases) and not any(result.complaints for result in results)
     if not is_whole or not all(summary.holds for summary in summaries(results)):

@@ -66,6 +66,7 @@ class Effort:
     recordings: Recordings
     judged: Sequence[str]  # prompts
     others: Sequence[str]
+    code: str
     num_tokens: int = NUM_TOKENS
 
 
@@ -75,6 +76,7 @@ class CaseResult:
 
     case: Case
     num_tokens: int
+    code: str  # which simulator, services and models (validate.digest_of)
     live: Figures
     simulated: Figures
     calibration: Calibration
@@ -203,10 +205,10 @@ class LiveCase:
         self.watch.begin()
         beginning = time.monotonic()
         samples = await ask(beginning)
-        after = await served(self.asker.url)
         failed = [sample.status for sample in samples if sample.status != OK]
         if failed:
             raise CaseFailed(f"{len(failed)} of {len(samples)} requests came to {', '.join(sorted(set(failed)))}")
+        after = await served(self.asker.url)
         phase = Phase(beginning, time.monotonic(), samples)
         return Asked(requests, phase, self.watch.heard(), after.length_since(before))
 
@@ -278,6 +280,7 @@ def run_case(case: Case, effort: Effort, origin: Origin, notify: Callable[[str],
     return CaseResult(
         case=case,
         num_tokens=effort.num_tokens,
+        code=effort.code,
         live=judged.figures,
         simulated=simulated,
         calibration=calibration,

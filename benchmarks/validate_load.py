@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.asking import Asking, Due, connected, measure
 from benchmarks.latency import Sample
@@ -56,8 +56,8 @@ class Asker:
 def requests_of_clients(
     prompts: Sequence[str], num: int, num_clients: int, drafters: Sequence[str], max_tokens: int
 ) -> list[Request]:
-    """Prompts in turn; request i is of client i % num_clients, and clients are spread evenly over the drafters, as the
-    simulator does it."""
+    """Prompts in turn. The first are of one client each; clients are spread evenly over the drafters, as the simulator
+    does it, and keep theirs, whichever requests they make later (`ask_in_turn`)."""
     owners = [_of_client(i % num_clients, num_clients, drafters) for i in range(num)]
     return [_request(prompts, i, owner, max_tokens) for i, owner in enumerate(owners)]
 
@@ -81,17 +81,19 @@ def _of_client(client: int, num_clients: int, drafters: Sequence[str]) -> str | 
 
 
 async def ask_in_turn(asker: Asker, requests: Sequence[Request], num_clients: int, beginning: float) -> list[Sample]:
-    """A closed loop: client c makes the requests c, c + num_clients, …, each when the one before is answered. Samples
-    in the order of the requests."""
+    """A closed loop: whichever client has its answer makes the next request, with its own drafter, as in the simulator.
+    Samples in the order of the requests."""
     samples: dict[int, Sample] = {}
+    coming = iter(range(len(requests)))
 
-    async def client(first: int) -> None:
-        for number in range(first, len(requests), num_clients):
-            samples[number] = await asker.ask(requests[number], time.monotonic(), beginning)
+    async def client(drafter: str | None) -> None:
+        for number in coming:
+            request = replace(requests[number], drafter=drafter)
+            samples[number] = await asker.ask(request, time.monotonic(), beginning)
 
     async with asyncio.TaskGroup() as tasks:
-        for first in range(num_clients):
-            tasks.create_task(client(first))
+        for first in requests[:num_clients]:
+            tasks.create_task(client(first.drafter))
     return [samples[number] for number in range(len(requests))]
 
 

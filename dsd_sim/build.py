@@ -35,7 +35,8 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> Fleet:
     num_devices = sum(edge.count for edge in scenario.edge)
     num_nodes = sum(part.count for part in scenario.cloud)
     num_slots = len(requests.prompt)
-    if isinstance(scenario.workload, Closed):  # a session may still be under way at its drafter when the next begins
+    if isinstance(scenario.workload, Closed) and not scenario.failure:
+        # a session may still be under way at its drafter when the client's next one begins
         num_slots = min(num_slots, 2 * scenario.workload.num_clients + 16)
     world = make_world(
         max(num_devices, 1),

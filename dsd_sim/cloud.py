@@ -29,6 +29,7 @@ from shared import batching
 # (length-aware); all first rows, then the guesses likeliest to survive as they fit, and as they pay.
 FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
 FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
+DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
 KV_BLOCK = 512  # as the verifier's sessions.KV_BLOCK
 VERDICT_BYTES, TOKEN_BYTES = 300, 4  # on the wire: NATS subject and TCP/IP headers included
 
@@ -40,7 +41,7 @@ def opens(w, slot):
     """An Open reaches the verifier."""
     s = w.slots[slot]
     request = w.requests[s.request]
-    if w.nodes[request.node].is_down:
+    if w.nodes[request.node].num_failures > 0:
         s.is_homeless, s.lost_ms = True, w.clock[0].now
         return
     stop, limit = request.prompt + request.tokens, request.prompt + request.max_tokens
@@ -101,6 +102,9 @@ def collect(w, index):
     for i in range(min(num_ready, node.token_budget)):
         cached += w.verifiers[batch[i]].computed
     num_batch, fed = _share_out(w, node, batch, num_ready, cached)
+    cached = 0
+    for i in range(num_batch):
+        cached += w.verifiers[batch[i]].row_start
     node.num_batch = num_batch
     node.pass_ms = node.slowdown * (drafted_ms + pass_ms(node.weights, num_batch, fed, cached))
     if node.noise > 0:
@@ -206,14 +210,14 @@ def draft_comes(w, index):
 
 
 @njit(cache=True)
-def lease_ends(w, index):
-    """A verifier has waited long enough for the guesses of a drafter that is gone."""
-    slot = w.messages[index].session
-    s = w.slots[slot]
-    if w.generations[index] == s.generation and s.is_orphan and not s.is_homeless:
-        w.verifiers[slot].free_run = True
-        collect(w, w.requests[s.request].node)
-    free_message(w, index)
+def expire_drafters(w):
+    """Sessions whose drafter has been silent for its lease run free from now on."""
+    for index in range(len(w.nodes)):
+        for i in range(w.nodes[index].num_sessions):
+            v = w.verifiers[w.node_slots[index, i]]
+            if not v.free_run and w.clock[0].now - v.heard_at >= DRAFTER_LEASE_MS:
+                v.free_run = True
+        collect(w, index)
 
 
 @njit(cache=True)

@@ -11,7 +11,6 @@ from numba import njit
 from dsd_sim import draft_session
 from dsd_sim.events import (
     DRAFT_COMES,
-    LEASE_ENDS,
     STEP_ENDS,
     TIMER,
     free_message,
@@ -27,7 +26,6 @@ from dsd_sim.world import STEER, STEP
 
 IDLE, NOBODYS = -1, -2  # of a device's draft model: free; running a step for a session that is over
 NOBODY = -1  # in place of a device
-DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
 MOVING = 0.2  # weight of the newest sample, as the drafter's pairs.WEIGHT
 DRAFT_BYTES, TOKEN_BYTES = 190, 4  # on the wire: NATS subject and TCP/IP headers included
 
@@ -42,7 +40,7 @@ def speculates(w, slot):
         return
     request = w.requests[s.request]
     device = w.devices[request.device]
-    if device.is_down:
+    if device.num_failures > 0:
         orphan(w, slot)
         return
     if s.is_homeless:  # its next verifier is not known yet, and neither what it has said by then
@@ -66,7 +64,7 @@ def speculates(w, slot):
 def draft(w, index):
     """Gives the draft model, when it is free, to the session that has waited longest for a step."""
     device, order = w.devices[index], w.device_slots[index]
-    if device.active != IDLE or device.is_down:
+    if device.active != IDLE or device.num_failures > 0:
         return
     for place in range(device.num_sessions):
         slot = order[place]
@@ -280,15 +278,13 @@ def stop_drafting(w, slot):
 
 @njit(cache=True)
 def orphan(w, slot):
-    """The session goes on without its drafter, which it waits for no longer than a lease."""
-    s, v, now = w.slots[slot], w.verifiers[slot], w.clock[0].now
-    if v.finished:
+    """The session goes on without its drafter."""
+    s = w.slots[slot]
+    if w.verifiers[slot].finished:
         free_slot(w, slot)
         return
     w.requests[s.request].device = NOBODY
-    s.is_orphan, s.lost_ms = True, now
-    if not v.free_run:
-        push(w, now + DRAFTER_LEASE_MS, LEASE_ENDS, take_message(w, slot))
+    s.is_orphan, s.lost_ms = True, w.clock[0].now
 
 
 @njit(cache=True)

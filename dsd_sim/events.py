@@ -12,7 +12,8 @@ from numba import njit
 # Kinds of events. Those up to LAST_OF_PYTHON are returned.
 ARRIVAL, TICK, DONE, HAPPENS = 0, 1, 2, 3
 LAST_OF_PYTHON = HAPPENS
-OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS, LEASE_ENDS = range(4, 13)
+NO_ROOM = -1  # returned, too, before pools run out
+OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = range(4, 12)
 
 
 @njit(cache=True)

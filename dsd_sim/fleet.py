@@ -21,7 +21,7 @@ from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.beats import STALE_INTERVALS, Beats
 from dsd_sim.workload import NOBODY
-from dsd_sim.world import World
+from dsd_sim.world import World, with_more_room
 from shared.messages import Load, PairReport
 from shared.routing import Candidate, Router
 
@@ -93,6 +93,7 @@ class Fleet:
             events.TICK: self._tick,
             events.DONE: self._finish,
             events.HAPPENS: self._happen,
+            events.NO_ROOM: self._make_room,
         }
         clock = self.world.clock[0]
         while self.num_done < len(self.world.requests) or clock["num_free_slots"] < len(self.world.slots):
@@ -102,6 +103,9 @@ class Fleet:
     @property
     def now(self) -> float:
         return float(self.world.clock[0]["now"])
+
+    def _make_room(self, _: int) -> None:
+        self.world = with_more_room(self.world)
 
     def _happen(self, number: int) -> None:
         edge.interrupt_all(self.world)
@@ -195,13 +199,14 @@ class Fleet:
 
     def _listen(self) -> None:
         """Every verifier's load, as its heartbeat tells it; who is silent for too long is replaced."""
+        cloud.expire_drafters(self.world)
         nodes, loads = self.world.nodes, cloud.loads(self.world)
         self._loads = [
             Load(num_sessions=int(sessions), queue_tokens=int(queue), step_ms=float(step), rtt_ms=2 * float(hop))
             for (sessions, queue), step, hop in zip(loads, nodes["pass_ms"], nodes["delay_ms"], strict=True)
         ]
         self._given[:] = 0
-        self._beats.hear(self.world.devices["is_down"], nodes["is_down"])
+        self._beats.hear(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
         if self.happenings:
             self._replace()
 
@@ -226,7 +231,7 @@ class Fleet:
 
     def restore_devices(self, devices: Sequence[int]) -> None:
         for index in devices:
-            self.world.devices[index]["is_down"] = False
+            self.world.devices[index]["num_failures"] -= 1
 
     def lose_nodes(self, nodes: Sequence[int]) -> None:
         for index in nodes:
@@ -234,7 +239,7 @@ class Fleet:
 
     def restore_nodes(self, nodes: Sequence[int]) -> None:
         for index in nodes:
-            self.world.nodes[index]["is_down"] = False
+            self.world.nodes[index]["num_failures"] -= 1
 
     def cut_links(self, devices: Sequence[int], until_ms: float) -> None:
         """What is sent on these links comes out behind `until_ms`."""

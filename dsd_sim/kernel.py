@@ -12,7 +12,7 @@ from dsd_sim import cloud, edge
 from dsd_sim.events import (
     DRAFT_COMES,
     LAST_OF_PYTHON,
-    LEASE_ENDS,
+    NO_ROOM,
     OPENS,
     PASS_ENDS,
     SPECULATES,
@@ -36,7 +36,6 @@ def ask(w, index, speculate_bytes):
     s, hop = w.slots[slot], w.nodes[request.node].delay_ms
     s.request, s.reserved, s.begun = index, 0, 0
     s.has_timer = s.is_told = s.is_drafted = s.is_over = s.is_spoken = False
-    request.is_come = True
     w.verifiers[slot].finished = False  # it may not be open yet when its drafter is lost
     push(w, c.now + hop, OPENS, slot)
     if request.device >= 0:
@@ -57,9 +56,12 @@ def speak(w, slot, wait_ms, num_bytes):
 
 @njit(cache=True)
 def run(w):
-    """Serves events up to the first one for Python; returns its kind and whom it concerns."""
-    c = w.clock[0]
+    """Serves events up to the first one for Python; returns its kind and whom it concerns. NO_ROOM: nothing was served
+    that needs more messages or events than there are; the world must get more room."""
+    c, most = w.clock[0], len(w.slots) + 64  # messages that one event may send, and events that it may make
     while c.num_events > 0:
+        if c.num_free_messages < most or len(w.events) - c.num_events < 2 * most:
+            return NO_ROOM, 0
         time, kind, who = pop(w)
         c.now = time
         if kind <= LAST_OF_PYTHON:
@@ -78,8 +80,6 @@ def run(w):
             cloud.opens(w, who)
         elif kind == SPECULATES:
             edge.speculates(w, who)
-        elif kind == LEASE_ENDS:
-            cloud.lease_ends(w, who)
         else:
             edge.steers(w, who)
     raise RuntimeError("no event is left")

@@ -19,7 +19,7 @@ from dsd_sim.kernel import speak
 def lose_device(w, index):
     """A device stops; its sessions are orphans."""
     device = w.devices[index]
-    device.is_down = True
+    device.num_failures += 1
     while device.num_sessions > 0:
         slot = w.device_slots[index, 0]
         edge.stop_drafting(w, slot)
@@ -31,7 +31,7 @@ def lose_device(w, index):
 def lose_node(w, index):
     """A verifier stops; its sessions are homeless, and the pass that runs is lost."""
     node = w.nodes[index]
-    node.is_down = True
+    node.num_failures += 1
     for i in range(node.num_sessions):
         slot = w.node_slots[index, i]
         s, v = w.slots[slot], w.verifiers[slot]
@@ -65,7 +65,7 @@ def join(w, slot, device, num_bytes):
     s.is_orphan = False
     s.begun = v.length - request.prompt
     s.generation += 1
-    verify_session.rebind(v, w.pairs[device, request.node].free_run, w.clock[0].now)
+    verify_session.rebind(v, w.clock[0].now)
     if not s.is_spoken:
         speak(w, slot, 0.0, num_bytes)
 

@@ -169,6 +169,12 @@ class MarkovGuesses(Part):
     to_hard: Share
     to_easy: Share
 
+    @model_validator(mode="after")
+    def _check(self) -> MarkovGuesses:
+        if self.to_hard + self.to_easy == 0:
+            raise ValueError("to_hard and to_easy are both 0: the stretches would never change")
+        return self
+
 
 class RecordedGuesses(Part):
     kind: Literal["recorded"]
@@ -260,6 +266,8 @@ class Policies(Part):
     @model_validator(mode="after")
     def _check(self) -> Policies:
         said = {"chunk", "free_run"} & self.model_fields_set
+        if self.stop_and_wait and self.window == 0 and self.windows != "static":
+            raise ValueError(f"stop_and_wait needs a window above 0 for {self.windows} to start with")
         if self.stop_and_wait and said:
             raise ValueError(f"stop_and_wait and {min(said)} can't both be given")
         if self.colocated and (not self.drafting or self.windows != "static" or self.window == 0):
@@ -288,6 +296,8 @@ class Change(Part):
     def _check(self) -> Change:
         if not self.model_fields_set - {"at_s", "edge"}:
             raise ValueError("nothing changes: one of link, guesses, draft_slowdown, pass_slowdown, load must be given")
+        if self.edge is not None and not self.model_fields_set & {"link", "guesses", "draft_slowdown"}:
+            raise ValueError("edge means nothing to pass_slowdown and load")
         return self
 
 
@@ -299,6 +309,14 @@ class Failure(Part):
     for_s: Positive
     edge: str | None = None  # drafters and links of the devices of this name; all without it
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of them, drawn at random, at least one
+
+    @model_validator(mode="after")
+    def _check(self) -> Failure:
+        if self.edge is not None and self.part not in ("drafters", "links"):
+            raise ValueError(f"edge means nothing to {self.part}")
+        if self.part == "controller" and "share" in self.model_fields_set:
+            raise ValueError("there is one controller: share means nothing to it")
+        return self
 
 
 class Objective(Part):
@@ -312,7 +330,7 @@ class Scenario(Part):
     """One simulation."""
 
     name: Annotated[str, Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     workload: Workload
     edge: tuple[Edge, ...] = ()
     cloud: Annotated[tuple[Cloud, ...], Field(min_length=1)]
@@ -329,6 +347,8 @@ class Scenario(Part):
         for name in (*(change.edge for change in self.change), *(failure.edge for failure in self.failure)):
             if name is not None and name not in names:
                 raise ValueError(f"a change or failure names the edge {name!r}, and none has that name")
+        if self.policies.colocated and any(failure.part != "verifiers" for failure in self.failure):
+            raise ValueError("failure: with policies.colocated only verifiers can fail, as nothing else takes part")
         loads = [change for change in self.change if change.load is not None]
         if loads and isinstance(self.workload, Closed):
             raise ValueError("change.load: in a closed loop clients decide on their own when they ask")

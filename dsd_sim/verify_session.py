@@ -31,12 +31,12 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
 
 
 @njit(cache=True)
-def rebind(v, free_run, now):
+def rebind(v, now):
     """Another drafter joins the session; the pass in flight, if any, stays as it is."""
     _clear_pending(v)
     v.epoch = v.received = 0
     v.heard_at, v.sent_ms = now, -1.0
-    v.free_run, v.has_drafter = free_run, True
+    v.free_run, v.has_drafter = True, True  # until its first draft says otherwise
 
 
 @njit(cache=True)

@@ -41,7 +41,6 @@ REQUEST = np.dtype(
         ("first_ms", np.float64),  # at the gateway
         ("done_ms", np.float64),
         ("passes", np.int32),
-        ("is_come", np.bool_),  # a gateway has placed it
         ("drafted", np.int32),
         ("accepted", np.int32),
         ("rejected", np.int32),
@@ -96,7 +95,7 @@ DEVICE = np.dtype(
         ("step_end", np.float64),  # when it is over
         ("num_more", np.int32),  # steps that follow it without anything else between
         ("ends_at", np.float64),  # when all of them are over: the event
-        ("is_down", np.bool_),
+        ("num_failures", np.int32),  # that it has now
         ("busy_ms", np.float64),
     ],
     align=True,
@@ -118,7 +117,7 @@ NODE = np.dtype(
         ("num_batch", np.int32),  # sessions of the pass that runs; 0: none runs
         ("pass_ms", np.float64),
         ("ends_at", np.float64),  # when it is over
-        ("is_down", np.bool_),
+        ("num_failures", np.int32),  # that it has now
         ("weights", np.float64, (7,)),  # of the features of shared.batching.PassCost
         ("slowdown", np.float64),  # times that a pass takes
         ("noise", np.float64),  # a pass takes up to this share longer or shorter, uniformly
@@ -230,3 +229,25 @@ def make_world(
     world.devices["active"] = -1
     world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
     return world
+
+
+def with_more_room(world: World) -> World:
+    """The same world with twice the room for messages under way, and for events."""
+    num, clock = len(world.messages), world.clock[0]
+    num_free = int(clock["num_free_messages"])
+    free = np.zeros(2 * num, np.int32)
+    free[:num_free] = world.free_messages[:num_free]
+    free[num_free : num_free + num] = np.arange(num, 2 * num)
+    clock["num_free_messages"] = num_free + num
+
+    def longer(array: NDArray[Any], num_more: int) -> NDArray[Any]:
+        made = np.zeros(len(array) + num_more, array.dtype).view(type(array))
+        made[: len(array)] = array
+        return made
+
+    return world._replace(
+        messages=longer(world.messages, num),
+        generations=longer(world.generations, num),
+        free_messages=free,
+        events=longer(world.events, len(world.events) + num),
+    )

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+from safetensors import SafetensorError
 
 from model_zoo.errors import ExportError
 from services.edge_drafter.model import load_draft
@@ -52,7 +53,7 @@ def export_draft(source_folder: Path, out_folder: Path, precision: Precision) ->
 
     source_folder: config.json, safetensors and tokenizer of a causal language model; no network is used.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=out_folder.parent) as scratch:
         source = _easier(source_folder, Path(scratch)) if precision == "int8" else source_folder
         arguments = ["-i", str(source.resolve()), "-o", str(out_folder.resolve()), "-c", scratch]
         arguments += ["-p", precision, "-e", "cpu"]
@@ -70,7 +71,10 @@ def _easier(source_folder: Path, scratch: Path) -> Path:
     config = source_folder / "config.json"
     if not config.is_file() or not can_rotate(json.loads(config.read_text(encoding="utf-8"))):
         return source_folder
-    rotate(source_folder, scratch / "rotated")
+    try:
+        rotate(source_folder, scratch / "rotated")
+    except (KeyError, OSError, SafetensorError) as error:
+        raise ExportError(f"the weights of {source_folder} are no whole Llama: {error}") from error
     return scratch / "rotated"
 
 

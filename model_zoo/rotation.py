@@ -20,20 +20,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 Weights = dict[str, torch.Tensor]
+SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers")
 TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 EMBEDDING, HEAD, LAST_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 
 def can_rotate(config: dict[str, Any]) -> bool:
-    """Whether the model of this config.json is of the plain Llama kind, without biases."""
-    return config.get("model_type") == "llama" and not config.get("attention_bias") and not config.get("mlp_bias")
+    """Whether the model of this config.json is of the plain Llama kind: no biases, not quantised, sizes said."""
+    is_plain = not any(config.get(name) for name in ("attention_bias", "mlp_bias", "quantization_config"))
+    return config.get("model_type") == "llama" and is_plain and all(name in config for name in SIZES)
 
 
 def rotate(source: Path, out: Path) -> None:
-    """Writes the rotated model of the folder `source` to the new folder `out`, in float32, its head untied."""
+    """Writes the rotated model of the folder `source` to the new folder `out`, in float32, its head untied.
+
+    Raises KeyError for a tensor that is missing, OSError or SafetensorError for a file that is or can't be read.
+    """
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     weights: Weights = {}
-    for path in sorted(source.glob("*.safetensors")):
+    for path in weight_files(source):
         weights |= load_file(path)
     rotated = rotated_weights(weights, config)
     out.mkdir()
@@ -46,12 +51,21 @@ def rotate(source: Path, out: Path) -> None:
     save_file(rotated, out / "model.safetensors", metadata={"format": "pt"})
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The parts that its index names, or the one file without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+
+
 def rotated_weights(weights: Weights, config: dict[str, Any]) -> Weights:
     """Of a Llama's weights, [out, in] each; in float32, computed in float64."""
     hidden, num_heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // num_heads
     q, r = rotation_of(hidden), rotation_of(head_dim)
-    head, scale = weights.get(HEAD, weights[EMBEDDING]).double(), weights[LAST_NORM].double()
+    head = weights[EMBEDDING if config.get("tie_word_embeddings", False) else HEAD].double()
+    scale = weights[LAST_NORM].double()
     made = {HEAD: head * scale @ q, EMBEDDING: weights[EMBEDDING].double() @ q, LAST_NORM: torch.ones_like(scale)}
     for number in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{number}."

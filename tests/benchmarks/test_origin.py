@@ -17,6 +17,7 @@ from benchmarks.origin import Origin
         (["--rounds", "4", "--folder=/home/me/out"], "--rounds 4"),
         (["--prompts", "/home/me/gsm8k.jsonl"], "--prompts gsm8k.jsonl"),
         (["--prompts=/home/me/gsm8k.jsonl", "--quick"], "--prompts=gsm8k.jsonl --quick"),
+        (["--prompts=/home/me/a=b/x.jsonl"], "--prompts=x.jsonl"),
         (["--standin-profile", "profiles/70b-edge.json"], "--standin-profile profiles/70b-edge.json"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.validate_calibration import (
 )
 from benchmarks.validate_cell import CaseResult, Effort, read_result, run_case
 from benchmarks.validate_clock import ClockedDraft, ClockedTarget, Computed, Notes, read_notes
-from benchmarks.validate_load import Phase, Request, requests_at_random, requests_of_clients
+from benchmarks.validate_load import Phase, Request, ask_in_turn, requests_at_random, requests_of_clients
 from benchmarks.validate_plan import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding, stop_and_wait
 from benchmarks.validate_record import JUDGED, OTHERS, Recordings, acceptance_of
 from benchmarks.validate_report import differences, error_of, excesses, markdown, summaries, table
@@ -57,6 +58,7 @@ CALIBRATION = Calibration(
     num_passes=100,
     num_steps=100,
 )
+CODE = "0123456789abcdef"
 CASE = Case("test", "real", ("int8",), stop_and_wait(4), num_clients=2, num_requests=4)
 
 
@@ -64,7 +66,7 @@ def result(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) 
     """With simulated figures that are so many times the live ones."""
     simulated = replace(LIVE, **{name: getattr(LIVE, name) * factor for name, factor in factors.items()})
     drift = Drift(passes=0.04, steps=-0.01, rtt_ms=11.0)
-    return CaseResult(case, NUM_TOKENS, LIVE, simulated, CALIBRATION, drift, 30.0, list(complaints), ORIGIN)
+    return CaseResult(case, NUM_TOKENS, CODE, LIVE, simulated, CALIBRATION, drift, 30.0, list(complaints), ORIGIN)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -222,6 +224,26 @@ async def test_a_pass_counts_once_however_many_verdicts_tell_of_it() -> None:
     await until(lambda: watch.heard().queue == pytest.approx(0.25))
 
 
+class FakeAsker:
+    """Answers at once, or at a drafter named slow after a while."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str | None]] = []
+
+    async def ask(self, request: Request, at: float, beginning: float) -> Sample:
+        self.asked.append((request.prompt_number, request.drafter))
+        await asyncio.sleep(0.05 if request.drafter == "slow" else 0.0)
+        return sample(0.0, 0.1, 40)
+
+
+async def test_in_a_closed_loop_whoever_is_free_makes_the_next_request_with_its_own_drafter() -> None:
+    requests = requests_of_clients([str(number) for number in range(8)], 8, 2, ["slow", "quick"], NUM_TOKENS)
+    fake = FakeAsker()
+    samples = await ask_in_turn(cast(Any, fake), requests, 2, beginning=0.0)
+    assert len(samples) == 8
+    assert fake.asked == [(0, "slow"), *((number, "quick") for number in range(1, 8))]
+
+
 # --- the simulated counterpart ----------------------------------------------------------------------------------------
 
 
@@ -313,16 +335,25 @@ def test_what_exceeds_is_named_with_what_was_otherwise() -> None:
     found = [result(tpot_ms=1.2)]
     assert not next(each for each in summaries(found) if each.figure == "tpot_ms").holds
     assert [(each.figure, round(each.error, 3)) for each in excesses(found)] == [("tpot_ms", 0.2)]
-    text = markdown(found, ORIGIN)
+    text = markdown(found, ["lost"], ORIGIN)
+    assert "Without figures: lost." in text
     assert "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes took +4.0%; draft steps -1.0%" in text
     assert "| TPOT, ms | 20.0% | 5% | 20.0% | 15% | test | **no** |" in text
     assert "round trip 11.0 ms, calibrated 10.0" in differences(found[0])
     assert ORIGIN.command in text
 
 
+def test_the_throughput_of_an_open_loop_counts_for_nothing_and_unlimited_figures_are_named_too() -> None:
+    given = replace(CASE, name="open", num_clients=0, rate_per_s=1.0)
+    found = [result(tokens_per_s=1.04), result(given, tokens_per_s=1.0), result(given, queue=1.3)]
+    throughput = next(each for each in summaries(found) if each.figure == "tokens_per_s")
+    assert (throughput.median, throughput.worst) == (pytest.approx(0.04), pytest.approx(0.04))
+    assert [each.figure for each in excesses(found)] == ["queue"]
+
+
 def test_void_cases_are_shown_as_such() -> None:
     found = [result(complaints=["verifier-0: pass failed"])]
-    assert "| test **void**: verifier-0: pass failed |" in markdown(found, ORIGIN)
+    assert "| test **void**: verifier-0: pass failed |" in markdown(found, [], ORIGIN)
     assert next(iter(table(found).columns[0].cells)) == "test (void)"
 
 
@@ -330,22 +361,24 @@ def test_void_cases_are_shown_as_such() -> None:
 
 
 def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
-    assert unfinished([CASE], tmp_path) == [CASE]
+    assert unfinished([CASE], tmp_path, CODE) == [CASE]
     write_result(path_of(CASE, tmp_path), result())
     assert read_result(path_of(CASE, tmp_path)) == result()
-    assert unfinished([CASE], tmp_path) == []
-    assert not matches(result(), replace(CASE, rtt_ms=5))
-    assert not matches(result(), CASE, NUM_TOKENS + 1)
+    assert unfinished([CASE], tmp_path, CODE) == []
+    assert not matches(result(), replace(CASE, rtt_ms=5), CODE)
+    assert not matches(result(), CASE, "of another simulator")
+    assert not matches(result(), CASE, CODE, NUM_TOKENS + 1)
+    assert results_of([replace(CASE, rtt_ms=5)], tmp_path, CODE) == []
     write_result(path_of(CASE, tmp_path), result(complaints=["pass failed"]))
-    assert unfinished([CASE], tmp_path) == [CASE], "void figures are measured again"
-    assert len(results_of([CASE, replace(CASE, name="missing")], tmp_path)) == 1
+    assert unfinished([CASE], tmp_path, CODE) == [CASE], "void figures are measured again"
+    assert len(results_of([CASE, replace(CASE, name="missing")], tmp_path, CODE)) == 1
     assert write_report([result()], tmp_path).read_text().startswith("# DSD-Sim against the services")
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     path_of(CASE, tmp_path).write_text("{}")
     with pytest.raises(ValueError, match=r"test\.json is no result"):
-        unfinished([CASE], tmp_path)
+        unfinished([CASE], tmp_path, CODE)
 
 
 # --- a whole case -----------------------------------------------------------------------------------------------------
@@ -367,7 +400,8 @@ def test_a_case_of_replayed_stand_ins_is_run_calibrated_and_simulated(default_mo
     assert acceptance_of(recordings.others("int8")) == pytest.approx(0.8, abs=0.02)
     case = Case("tiny", "replayed", ("int8",) * 2, sliding(4), rtt_ms=20, num_clients=2, num_requests=4)
     notices: list[str] = []
-    made = run_case(case, Effort(default_models, recordings, judged, others, num_tokens=24), ORIGIN, notices.append)
+    effort = Effort(default_models, recordings, judged, others, CODE, num_tokens=24)
+    made = run_case(case, effort, ORIGIN, notices.append)
     assert made.complaints == [], notices
     assert 20 < made.calibration.rtt_ms < 60
     assert 0 < made.calibration.step_gap_ms < 20

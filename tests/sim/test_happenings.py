@@ -47,7 +47,8 @@ def run(content: dict[str, Any], num_logged: int = 0) -> Fleet:
 
 
 def failure(part: str, at_s: float = 4.0, for_s: float = 8.0, share: float = 0.5) -> dict[str, Any]:
-    return {"part": part, "at_s": at_s, "for_s": for_s, "share": share}
+    some = {} if part == "controller" else {"share": share}
+    return {"part": part, "at_s": at_s, "for_s": for_s} | some
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -70,6 +71,37 @@ def test_whatever_fails_every_request_ends_whole_and_every_guess_has_a_fate(
     assert (world.nodes["num_sessions"] == 0).all()
     assert (world.nodes["free_kv"] == world.nodes["kv_tokens"]).all()
     assert (world.devices["num_sessions"] == 0).all()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("kind", ["poisson", "closed"])
+def test_links_that_are_cut_for_a_minute_end_no_request_early_and_leave_none_open(kind: str, waits: bool) -> None:
+    """Longer than a drafter tries again for, and more messages under way than there is room for at first."""
+    workload = {"kind": kind, "num_requests": 200, "lengths": {"prompt": 40, "answer": 900, "max_tokens": 900}}
+    workload |= {"rate_per_s": 1.0} if kind == "poisson" else {"num_clients": 8}
+    policies = {"window": 4, "stop_and_wait": True} if waits else {"window": 8}
+    cut = failure("links", at_s=5.0, for_s=60.0, share=1.0)
+    world = run(scenario(workload=workload, policies=policies, failure=[cut])).world
+    requests = world.requests
+    assert (requests["done_ms"] >= requests["first_ms"]).all()
+    assert (requests["drafted"] == sum(requests[name] for name in FATES)).all()
+    assert world.nodes["num_committed"].sum() == requests["tokens"].sum()
+    during = (requests["arrival_ms"] > 8000) & (requests["done_ms"] < 60_000)
+    assert during.any()  # the verifiers go on alone
+
+
+def test_a_device_that_fails_twice_at_once_is_back_when_both_are_over() -> None:
+    world = a_world(1, tokens=2500, rtt_ms=10, step_ms=5)
+    happenings = [
+        Happening(1000, lambda f: f.lose_devices([0])),
+        Happening(2000, lambda f: f.lose_devices([0])),
+        Happening(6000, lambda f: f.restore_devices([0])),
+        Happening(20_000, lambda f: f.restore_devices([0])),
+    ]
+    drafted: list[int] = []
+    look = [Happening(t, lambda f: drafted.append(int(f.world.requests[0]["drafted"]))) for t in (3000, 19_000)]
+    a_fleet(world, rate=1.0, happenings=[*happenings, *look]).run()
+    assert drafted[0] == drafted[1] < world.requests[0]["drafted"]
 
 
 def test_a_failure_changes_what_is_measured_and_the_same_seed_gives_the_same_bytes() -> None:

@@ -1,4 +1,4 @@
-"""The window policies by name. Each is made from the choice it starts with; those that look at acceptance only rest."""
+"""The window policies by name. Each is made from the choice it starts with; those that see acceptance only rest."""
 
 from __future__ import annotations
 

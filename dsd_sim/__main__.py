@@ -19,10 +19,11 @@ from dsd_sim.build import make_fleet
 from dsd_sim.cells import Cell, complaint
 from dsd_sim.compare import file_of, findings_of, read_comparison, write_comparison
 from dsd_sim.fleet import Fleet
+from dsd_sim.part import BadScenario
 from dsd_sim.report import Report, figures_of, report_of, table_of, write_csv
 from dsd_sim.roofline_cli import roofline
 from dsd_sim.runner import num_cores, progress_shown, run_cells
-from dsd_sim.scenario import BadScenario, Scenario, read_toml, scenario_of
+from dsd_sim.scenario import Scenario, read_toml, scenario_of
 from dsd_sim.sweep import capacities_of, outcomes_of, read_plan, write_sweep
 from dsd_sim.tables import capacity_table, comparison_table, notes_of, sweep_table, terminal
 from dsd_sim.trace import LOG_ROOM, cut_ms, write_trace

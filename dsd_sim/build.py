@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from awc.policies import POLICIES
 from awc.policy import WindowChoice
 from dsd_sim import cloud
+from dsd_sim.demand import Closed
 from dsd_sim.fleet import Fleet
 from dsd_sim.guesses import acceptances_of
 from dsd_sim.happenings import happenings_of, write_link
-from dsd_sim.scenario import BadScenario, Closed, Cloud, Scenario
+from dsd_sim.part import BadScenario
+from dsd_sim.scenario import Cloud, Scenario
 from dsd_sim.workload import NOBODY, LoadChange, Requests, hurried, make_requests
 from dsd_sim.world import World, make_world
 from shared.profiles import PassTimes, StepTimes, read_profile

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dsd_sim.scenario import BadScenario, Part, Scenario, scenario_of
+from dsd_sim.part import BadScenario, Part
+from dsd_sim.scenario import Scenario, scenario_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dsd_sim"

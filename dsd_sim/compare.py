@@ -17,8 +17,9 @@ from msgspec import Struct
 from pydantic import Field, model_validator
 
 from dsd_sim.cells import Cell, cell_of, part_of, settings_of, told_settings
+from dsd_sim.part import BadScenario, Part, Positive
 from dsd_sim.report import FIGURES, Report, figure_of, is_lower_better, write_csv
-from dsd_sim.scenario import BadScenario, Part, Positive, read_toml, scenario_of
+from dsd_sim.scenario import read_toml, scenario_of
 from dsd_sim.sweep import SEED, Seeds
 
 FILE = "compare.toml"

@@ -20,9 +20,10 @@ from awc.static import StaticPolicy
 from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.beats import STALE_INTERVALS, Beats
+from dsd_sim.reports import REPORTED, report_of
 from dsd_sim.workload import NOBODY
 from dsd_sim.world import World, with_more_room
-from shared.messages import Load, PairReport
+from shared.messages import Load
 from shared.routing import Candidate, Router
 
 REPORTS, HEARTBEATS = 0, 1  # ticks
@@ -74,6 +75,7 @@ class Fleet:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._given = np.zeros(len(self.world.nodes), np.int64)
+        self._adopted = np.zeros(len(self.world.devices), np.int64)  # sessions that changed to each device, likewise
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._next = 0
         self._waiting: deque[int] = deque()  # requests that clients are to make
@@ -148,15 +150,18 @@ class Fleet:
             events.push(self.world, self.now + self.timing.heartbeat_ms, events.ARRIVAL, index)
             return
         self._unplaced.discard(index)
-        device = int(request["device"])
-        if device >= 0 and self._beats.is_device_gone(device):
-            device = self._another(device)
+        home = device = int(request["device"])
+        if home >= 0 and self._beats.is_device_gone(home):
+            device = self._another(home)
         request["node"], request["device"] = node, NOBODY if self.colocated else device
         slot = kernel.ask(self.world, index, speculate_bytes(request))
-        if device >= 0:
+        if home >= 0:
             num = int(request["tokens"]) + 1
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
-            self.acceptance[device].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
+            self.acceptance[home].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
+        if device != home:
+            self.world.slots[slot]["is_orphan"] = device == NOBODY  # it gets a drafter when there is one
+            self.world.slots[slot]["lost_ms"] = -math.inf
 
     def _route(self) -> int | None:
         """The verifier for a session, of those that are taken for alive."""
@@ -173,10 +178,15 @@ class Fleet:
         return node
 
     def _another(self, device: int) -> int:
-        """The device of the same kind with the fewest sessions, of those taken for alive; NOBODY without one."""
+        """The device of the same kind with the fewest sessions, those given to it since the last heartbeat included, of
+        those taken for alive; NOBODY without one."""
         alike = np.flatnonzero(self.groups == self.groups[device]).tolist() if len(self.groups) else [device]
         alive = [index for index in alike if not self._beats.is_device_gone(index)]
-        return min(alive, key=lambda index: int(self.world.devices[index]["num_sessions"]), default=NOBODY)
+        sessions = self.world.devices["num_sessions"] + self._adopted
+        chosen = min(alive, key=lambda index: int(sessions[index]), default=NOBODY)
+        if chosen != NOBODY:
+            self._adopted[chosen] += 1
+        return chosen
 
     def _finish(self, index: int) -> None:
         self.num_done += 1
@@ -205,7 +215,7 @@ class Fleet:
             Load(num_sessions=int(sessions), queue_tokens=int(queue), step_ms=float(step), rtt_ms=2 * float(hop))
             for (sessions, queue), step, hop in zip(loads, nodes["pass_ms"], nodes["delay_ms"], strict=True)
         ]
-        self._given[:] = 0
+        self._given[:] = self._adopted[:] = 0
         self._beats.hear(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
         if self.happenings:
             self._replace()
@@ -251,22 +261,21 @@ class Fleet:
 
     def silence(self, until_ms: float) -> None:
         """The controller decides nothing until then, and knows nothing of what was before when it is back."""
+        if self.now >= self._silent_until:
+            self._forgotten_ms = self.now + self.timing.decision_ms
         self._silent_until = max(self._silent_until, until_ms)
         self._controls.clear()
-        if until_ms - self.now > self.timing.decision_ms:
-            self._forgotten_ms = self.now + self.timing.decision_ms
 
     def _steer(self) -> None:
         """Shows the policy a report of every pair that has sessions or counts, and sends its choices out."""
         pairs = self.world.pairs
-        if self.now < self._silent_until:
-            if self.now >= self._forgotten_ms:
-                self._forget()
-            return
         edge.absorb_all(self.world)
         is_fresh = (pairs["num_sessions"] > 0) | (pairs["drafted"] + pairs["discarded"] > 0)
-        devices, nodes = np.nonzero(is_fresh)
-        steps = self.world.devices["step_ms"][devices].tolist()
+        is_silent = self.now < self._silent_until
+        if is_silent and self.now >= self._forgotten_ms:
+            self._forget()
+        devices, nodes = np.nonzero(is_fresh & (not is_silent))
+        steps = (self.world.devices["step_ms"] * self.world.devices["slowdown"])[devices].tolist()
         seen = pairs[devices, nodes][list(REPORTED)].tolist()
         for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
             report = report_of(self._node_ids[node], step_ms, *values)
@@ -302,54 +311,3 @@ class Fleet:
 def speculate_bytes(request: np.void) -> int:
     """On the wire."""
     return SPECULATE_BYTES + 4 * int(request["prompt"])
-
-
-REPORTED = (
-    "num_sessions",
-    "window",
-    "drafted",
-    "accepted",
-    "rejected",
-    "late",
-    "discarded",
-    "rtt_ms",
-    "queue",
-    "tpot_ms",
-    "context",
-    "pass_ms",
-)
-
-
-def report_of(
-    verifier_id: str,
-    draft_ms: float,
-    num_sessions: int,
-    window: int,
-    drafted: int,
-    accepted: int,
-    rejected: int,
-    late: int,
-    discarded: int,
-    rtt_ms: float,
-    queue: float,
-    tpot_ms: float,
-    context: int,
-    pass_ms: float,
-) -> PairReport:
-    """What the drafter would report of a pair now; `context`: the sum over its sessions."""
-    return PairReport(
-        verifier_id=verifier_id,
-        num_sessions=num_sessions,
-        window=window,
-        drafted=drafted,
-        matched=accepted + late,
-        mismatched=rejected,
-        late=late,
-        discarded=discarded,
-        draft_ms=draft_ms,
-        rtt_ms=rtt_ms,
-        queue=queue,
-        tpot_ms=tpot_ms,
-        context=context // num_sessions if num_sessions else 0,
-        pass_ms=pass_ms,
-    )

@@ -8,8 +8,8 @@ from typing import assert_never
 import numpy as np
 
 from dsd_sim.acceptance import Acceptance, Answer, ByPosition, Independent, Markov, Replay
+from dsd_sim.part import BadScenario
 from dsd_sim.scenario import (
-    BadScenario,
     Guesses,
     GuessesByPosition,
     IndependentGuesses,

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dsd_sim.build import make_fleet
 from dsd_sim.cells import Cell, complaint
+from dsd_sim.part import BadScenario
 from dsd_sim.report import Report, report_of
-from dsd_sim.scenario import BadScenario
 
 Tell: TypeAlias = Callable[[int, int], None]  # how many cells are done, and of how many
 

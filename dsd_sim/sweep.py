@@ -18,8 +18,9 @@ from msgspec import Struct
 from pydantic import Field
 
 from dsd_sim.cells import Cell, cell_of, part_of, settings_of, told, told_settings
+from dsd_sim.part import BadScenario, Part
 from dsd_sim.report import Report, figure_of, figures_of, write_csv
-from dsd_sim.scenario import BadScenario, Objective, Part, read_toml
+from dsd_sim.scenario import Objective, read_toml
 
 LOADS = ("workload.rate_per_s", "workload.mean_per_s", "workload.num_clients")
 SEED = "seed"

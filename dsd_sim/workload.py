@@ -16,8 +16,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dsd_sim.scenario import (
-    BadScenario,
+from dsd_sim.demand import (
     Between,
     Bursts,
     Closed,
@@ -30,6 +29,7 @@ from dsd_sim.scenario import (
     Trace,
     Workload,
 )
+from dsd_sim.part import BadScenario
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]

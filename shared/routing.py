@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Protocol
 
 from shared.messages import Load
@@ -77,12 +78,14 @@ class NearShortestQueueRouter:
     """
 
     def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-        return min(candidates, key=self._wait, default=None)
+        steps = [candidate.load.step_ms for candidate in candidates if candidate.load.step_ms]
+        typical_ms = fmean(steps) if steps else 1.0  # of who has not taken a step yet
 
-    @staticmethod
-    def _wait(candidate: Candidate) -> tuple[float, int, int, str]:
-        load, queue_length = candidate.load, candidate.queue_length
-        return (load.rtt_ms + load.step_ms * (queue_length[0] + 1), *queue_length)
+        def wait(candidate: Candidate) -> tuple[float, int, int, str]:
+            load, queue_length = candidate.load, candidate.queue_length
+            return (load.rtt_ms + (load.step_ms or typical_ms) * (queue_length[0] + 1), *queue_length)
+
+        return min(candidates, key=wait, default=None)
 
 
 ROUTERS: dict[str, Callable[[], Router]] = {

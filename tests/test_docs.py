@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from dsd_sim import compare, scenario, sweep
+from dsd_sim import compare, demand, part, scenario, sweep
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
@@ -252,9 +252,9 @@ def test_dependencies_are_ranges_without_pins() -> None:
 def test_every_key_of_a_scenario_is_described_with_its_table() -> None:
     text = text_of("docs/simulator.md")
     tables = dict(section.split("\n", 1) for section in text.split("\n### ")[1:])
-    found = [kind for module in (scenario, sweep, compare, profiles) for kind in vars(module).values()]
-    parts = {kind for kind in found if isinstance(kind, type) and issubclass(kind, scenario.Part | profiles.Times)}
-    expected = {kind.__name__: set(kind.model_fields) for kind in parts - {scenario.Part, profiles.Times}}
+    found = [kind for module in (demand, scenario, sweep, compare, profiles) for kind in vars(module).values()]
+    parts = {kind for kind in found if isinstance(kind, type) and issubclass(kind, part.Part | profiles.Times)}
+    expected = {kind.__name__: set(kind.model_fields) for kind in parts - {part.Part, profiles.Times}}
     rows = {name: re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name, table in tables.items()}
     assert {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()} == expected
 

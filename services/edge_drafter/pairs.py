@@ -42,6 +42,7 @@ class PairTable:
 
     def __init__(self) -> None:
         self._pairs: dict[str, PairStats] = {}
+        self.rtt_ms = 0.0  # to all verifiers, moving average; 0 before the first sample
 
     def absorb(self, seat: Seat) -> Fates:
         """Moves what changed in a session's counts into its pair; returns the fates as they were before."""
@@ -64,6 +65,7 @@ class PairTable:
         pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
         if seat.state.round_trip.mean_ms is not None:
             pair.rtt_ms = seat.state.round_trip.mean_ms
+            self.rtt_ms = moving(self.rtt_ms, pair.rtt_ms)
         if num_new:
             last = pair.last_verdict.get(verdict.session_id)
             if last is not None:
@@ -88,10 +90,6 @@ class PairTable:
 
     def verifier_ids(self) -> list[str]:
         return list(self._pairs)
-
-    def rtt_ms(self) -> float:
-        """Mean over the verifiers whose link has been measured; 0 without one."""
-        return fmean([pair.rtt_ms for pair in self._pairs.values() if pair.rtt_ms] or [0.0])
 
     def _pair(self, verifier_id: str) -> PairStats:
         return self._pairs.setdefault(verifier_id, PairStats())

@@ -281,7 +281,7 @@ class Drafter:
             batch=1,
             step_ms=self.loop.step_ms,
             prefill_ms=self.loop.prefill_ms,
-            rtt_ms=self.pairs.rtt_ms(),
+            rtt_ms=self.pairs.rtt_ms,
         )
         self._metrics.sessions.set(load.num_sessions)
         heartbeat = Heartbeat(

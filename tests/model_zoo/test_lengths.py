@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsd_sim.scenario import MeasuredLengths as ReadLengths
+from dsd_sim.demand import MeasuredLengths as ReadLengths
 from dsd_sim.scenario import Scenario
 from dsd_sim.workload import make_requests
 from model_zoo.lengths import MeasuredLengths, histogram, read_trace

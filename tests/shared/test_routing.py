@@ -65,3 +65,9 @@ def test_rtt_aware_jsq_weighs_a_near_queue_against_a_far_empty_place() -> None:
 
 def test_rtt_aware_jsq_prefers_the_faster_of_equally_loaded_instances() -> None:
     assert chosen("rtt-jsq", [placed("slow", 5, 30, 2), placed("fast", 5, 10, 2)], 3) == {"fast": 3}
+
+
+def test_rtt_aware_jsq_takes_an_instance_without_a_step_yet_for_as_slow_as_the_others() -> None:
+    fresh, known = placed("fresh", 5, 0, num_sessions=6), placed("known", 5, 10, num_sessions=2)
+    assert chosen("rtt-jsq", [fresh, known], 3) == {"known": 3}
+    assert chosen("rtt-jsq", [placed("a", 5, 0, 1), placed("b", 5, 0, 0)], 3) == {"b": 3}

@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from dsd_sim.compare import Finding, Plan, file_of, findings_of, of_variant, read_comparison
+from dsd_sim.part import BadScenario
 from dsd_sim.report import FIGURES, Fates, Report, Times
 from dsd_sim.runner import run_cells
-from dsd_sim.scenario import BadScenario
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dsd_sim.compare import read_comparison
+from dsd_sim.demand import Closed, Trace
 from dsd_sim.roofline import SHIPPED
-from dsd_sim.scenario import Closed, MarkovGuesses, Scenario, Trace, read_scenario, read_toml, scenario_of
+from dsd_sim.scenario import MarkovGuesses, Scenario, read_scenario, read_toml, scenario_of
 from dsd_sim.sweep import read_plan
 
 ROOT = Path(__file__).parents[2]

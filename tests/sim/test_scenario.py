@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from dsd_sim.build import make_fleet
+from dsd_sim.part import BadScenario
 from dsd_sim.report import report_of
-from dsd_sim.scenario import BadScenario, Scenario, read_scenario, read_toml
+from dsd_sim.scenario import Scenario, read_scenario, read_toml
 from dsd_sim.workload import make_requests
 
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,11 @@ import pytest
 
 from dsd_sim import cells
 from dsd_sim.cells import cell_of, settings_of
+from dsd_sim.part import BadScenario
 from dsd_sim.plots import plot_sweep
 from dsd_sim.report import FIGURES, Fates, Report, Times
 from dsd_sim.runner import run_cells
-from dsd_sim.scenario import BadScenario, read_toml
+from dsd_sim.scenario import read_toml
 from dsd_sim.sweep import Outcome, capacities_of, groups_of, outcomes_of, read_plan
 from dsd_sim.tables import brief, number, told_capacity
 

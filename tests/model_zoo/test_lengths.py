@@ -15,6 +15,7 @@ from dsd_sim.demand import MeasuredLengths as ReadLengths
 from dsd_sim.scenario import Scenario
 from dsd_sim.workload import make_requests
 from model_zoo.lengths import MeasuredLengths, histogram, read_trace
+from tests.model_zoo.command import model_zoo
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["Name three colours of the sea.", "Count from one to twelve in words, please."]
@@ -118,7 +119,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_takes_both_lengths_from_a_trace(tmp_path: Path) -> None:
     trace, out = tmp_path / "trace.jsonl", tmp_path / "lengths.json"
     trace.write_text("".join(json.dumps(row) + "\n" for row in TRACE))
-    done = command("--trace", str(trace), "--out", str(out))
+    done = model_zoo("lengths", "--trace", str(trace), "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = ReadLengths.model_validate_json(out.read_bytes())
     assert found.origin == "model_zoo lengths, trace.jsonl, 40 requests"
@@ -152,7 +153,7 @@ def test_what_cannot_be_measured_is_told_in_one_line(
 ) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "lengths.json"
     prompts.write_text(line + "\n")
-    done = command("--prompts", str(prompts), "--out", str(out), *arguments)
+    done = model_zoo("lengths", "--prompts", str(prompts), "--out", str(out), *arguments)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("lengths failed: ")
     assert message in done.stderr
@@ -160,6 +161,6 @@ def test_what_cannot_be_measured_is_told_in_one_line(
 
 
 def test_prompts_or_a_trace_must_be_given(tmp_path: Path) -> None:
-    done = command("--out", str(tmp_path / "lengths.json"))
+    done = model_zoo("lengths", "--out", str(tmp_path / "lengths.json"))
     assert done.returncode == 2
     assert "either --prompts or --trace must be given" in done.stderr

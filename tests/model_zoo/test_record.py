@@ -18,6 +18,7 @@ from shared.messages import Sampling
 from shared.recording import Recorded, read_recording
 from shared.sampling import confidence_of, draw
 from tests.e2e.harness import running
+from tests.model_zoo.command import model_zoo
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["Name three colours of the sea.", "Count from one to twelve in words, please."]
@@ -93,7 +94,7 @@ def test_what_cannot_be_recorded_is_told_in_one_line(
 ) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text(line + "\n")
-    done = command("--prompts", str(prompts), "--out", str(out), *arguments)
+    done = model_zoo("record", "--prompts", str(prompts), "--out", str(out), *arguments)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("record failed: ")
     assert message in done.stderr

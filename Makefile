@@ -46,7 +46,7 @@ bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/benchma
 bench-quick: $(VENV)/dev ## the same for two cells (5 minutes)
 	$(BIN)/python -m benchmarks.bench --quick
 
-validate: $(VENV)/dev ## compare the simulator with the services, into docs/validation; goes on where it was stopped (35 minutes)
+validate: $(VENV)/dev ## compare the simulator with the services, into docs/validation; goes on where it was stopped (half an hour)
 	$(BIN)/python -m benchmarks.validate
 
 gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none

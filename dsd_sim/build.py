@@ -20,8 +20,8 @@ from dsd_sim.guesses import acceptances_of
 from dsd_sim.happenings import happenings_of, write_link
 from dsd_sim.part import BadScenario
 from dsd_sim.scenario import Cloud, Scenario
-from dsd_sim.workload import NOBODY, LoadChange, Requests, hurried, make_requests
-from dsd_sim.world import World, make_world
+from dsd_sim.workload import LoadChange, Requests, hurried, make_requests
+from dsd_sim.world import NOBODY, World, make_world
 from shared.profiles import PassTimes, StepTimes, read_profile
 from shared.routing import ROUTERS
 

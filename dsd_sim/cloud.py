@@ -12,6 +12,7 @@ from dsd_sim import verify_session
 from dsd_sim.events import (
     DONE,
     PASS_ENDS,
+    TOKEN_BYTES,
     VERDICT_COMES,
     free_message,
     free_slot,
@@ -31,7 +32,7 @@ FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
 FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
 DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
 KV_BLOCK = 512  # as the verifier's sessions.KV_BLOCK
-VERDICT_BYTES, TOKEN_BYTES = 300, 4  # on the wire: NATS subject and TCP/IP headers included
+VERDICT_BYTES = 300  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
 
 form_pass = njit(cache=True)(batching.form_pass)
 

@@ -13,6 +13,7 @@ from dsd_sim.events import (
     DRAFT_COMES,
     STEP_ENDS,
     TIMER,
+    TOKEN_BYTES,
     free_message,
     free_slot,
     note,
@@ -22,12 +23,11 @@ from dsd_sim.events import (
     take_message,
 )
 from dsd_sim.records import NEVER
-from dsd_sim.world import STEER, STEP
+from dsd_sim.world import NOBODY, STEER, STEP
 
 IDLE, NOBODYS = -1, -2  # of a device's draft model: free; running a step for a session that is over
-NOBODY = -1  # in place of a device
 MOVING = 0.2  # weight of the newest sample, as the drafter's pairs.WEIGHT
-DRAFT_BYTES, TOKEN_BYTES = 190, 4  # on the wire: NATS subject and TCP/IP headers included
+DRAFT_BYTES = 190  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
 
 
 @njit(cache=True)

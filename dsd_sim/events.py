@@ -12,6 +12,7 @@ from numba import njit
 # Kinds of events. Those up to LAST_OF_PYTHON are returned.
 ARRIVAL, TICK, DONE, HAPPENS = 0, 1, 2, 3
 LAST_OF_PYTHON = HAPPENS
+TOKEN_BYTES = 4  # on the wire
 NO_ROOM = -1  # returned, too, before pools run out
 OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = range(4, 12)
 

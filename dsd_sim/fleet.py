@@ -20,14 +20,13 @@ from awc.static import StaticPolicy
 from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.beats import STALE_INTERVALS, Beats
-from dsd_sim.reports import REPORTED, report_of
-from dsd_sim.workload import NOBODY
-from dsd_sim.world import World, with_more_room
+from dsd_sim.pair_reports import REPORTED, report_of
+from dsd_sim.world import NOBODY, World, with_more_room
 from shared.messages import Load
 from shared.routing import Candidate, Router
 
 REPORTS, HEARTBEATS = 0, 1  # ticks
-SPECULATE_BYTES = 400  # on the wire, beside 4 a token of the prompt
+SPECULATE_BYTES = 400  # on the wire, beside its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,4 +309,4 @@ class Fleet:
 
 def speculate_bytes(request: np.void) -> int:
     """On the wire."""
-    return SPECULATE_BYTES + 4 * int(request["prompt"])
+    return SPECULATE_BYTES + events.TOKEN_BYTES * int(request["prompt"])

@@ -30,10 +30,10 @@ from dsd_sim.demand import (
     Workload,
 )
 from dsd_sim.part import BadScenario
+from dsd_sim.world import NOBODY
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
-NOBODY = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,7 @@ LOG = np.dtype(
     align=True,
 )
 PASS, STEP, STEER = 0, 1, 2
+NOBODY = -1  # in place of a device or a client
 
 
 class World(NamedTuple):

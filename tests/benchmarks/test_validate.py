@@ -12,12 +12,8 @@ from typing import Any, cast
 import pytest
 
 from benchmarks.latency import Sample
-from benchmarks.origin import Origin
-from benchmarks.validate import matches, path_of, results_of, unfinished, write_report, write_result
 from benchmarks.validate_calibration import (
-    Calibration,
     Clocks,
-    Drift,
     Known,
     NotCalibrated,
     calibrate,
@@ -25,13 +21,13 @@ from benchmarks.validate_calibration import (
     fit_gaps,
     pass_weights,
 )
-from benchmarks.validate_cell import CaseResult, Effort, read_result, run_case
+from benchmarks.validate_cell import Effort, run_case
 from benchmarks.validate_clock import ClockedDraft, ClockedTarget, Computed, Notes, read_notes
 from benchmarks.validate_load import Phase, Request, ask_in_turn, requests_at_random, requests_of_clients
 from benchmarks.validate_plan import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding, stop_and_wait
 from benchmarks.validate_record import JUDGED, OTHERS, Recordings, acceptance_of
-from benchmarks.validate_report import differences, error_of, excesses, markdown, summaries, table
-from benchmarks.validate_scenario import Figures, scenario_of, simulate
+from benchmarks.validate_report import error_of
+from benchmarks.validate_scenario import scenario_of, simulate
 from benchmarks.validate_watch import Watch
 from dsd_sim.build import make_fleet
 from model_zoo.prompt_file import read_prompts
@@ -43,31 +39,8 @@ from shared.messages import PairReport, Report, Tally, TokenIds, Verdict
 from shared.profiles import PassTimes
 from shared.recording import Header, Recorded, Recording
 from tests.benchmarks.recordings import recording
+from tests.benchmarks.validating import CALIBRATION, CODE, ORIGIN
 from tests.peers import until
-
-ORIGIN = Origin("python -m benchmarks.validate", "a machine", "a date", "3")
-LIVE = Figures(50.0, 100.0, 20.0, 3.0, 0.02, 0.8)
-CALIBRATION = Calibration(
-    passes=[20.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-    steps=[8.0, 0.0, 0.0],
-    pass_gap_ms=0.0,
-    session_gap_ms=0.0,
-    step_gap_ms=0.0,
-    request_ms=4.0,
-    rtt_ms=10.0,
-    num_passes=100,
-    num_steps=100,
-)
-CODE = "0123456789abcdef"
-CASE = Case("test", "real", ("int8",), stop_and_wait(4), num_clients=2, num_requests=4)
-
-
-def result(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) -> CaseResult:
-    """With simulated figures that are so many times the live ones."""
-    simulated = replace(LIVE, **{name: getattr(LIVE, name) * factor for name, factor in factors.items()})
-    drift = Drift(passes=0.04, steps=-0.01, rtt_ms=11.0)
-    return CaseResult(case, NUM_TOKENS, CODE, LIVE, simulated, CALIBRATION, drift, 30.0, list(complaints), ORIGIN)
-
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
@@ -308,77 +281,6 @@ def test_a_simulation_without_drafters_takes_a_pass_a_token_and_the_request_besi
     assert figures.acceptance_length == pytest.approx(1.0)
     assert figures.tokens_per_s == pytest.approx(1000 / 20, rel=0.02)
     assert figures.acceptance is None
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def test_an_error_is_relative_to_the_live_figure() -> None:
-    found = result(tpot_ms=1.1, ttft_ms=0.8)
-    assert error_of(found, "tpot_ms") == pytest.approx(0.1)
-    assert error_of(found, "ttft_ms") == pytest.approx(-0.2)
-    assert error_of(found, "queue") == 0
-
-
-def test_medians_and_the_worst_are_of_the_cases_that_count() -> None:
-    cases = [replace(CASE, name=name) for name in ("a", "b", "c", "void")]
-    found = [result(case, tpot_ms=factor) for case, factor in zip(cases, (1.02, 0.9, 1.04, 2.0), strict=True)]
-    found[3] = replace(found[3], complaints=["pass failed"])
-    tpot = next(each for each in summaries(found) if each.figure == "tpot_ms")
-    assert (tpot.median, tpot.worst, tpot.worst_case) == (pytest.approx(0.04), pytest.approx(0.1), "b")
-    assert tpot.holds
-    assert excesses(found) == []
-    assert summaries(found[3:]) == []
-
-
-def test_what_exceeds_is_named_with_what_was_otherwise() -> None:
-    found = [result(tpot_ms=1.2)]
-    assert not next(each for each in summaries(found) if each.figure == "tpot_ms").holds
-    assert [(each.figure, round(each.error, 3)) for each in excesses(found)] == [("tpot_ms", 0.2)]
-    text = markdown(found, ["lost"], ORIGIN)
-    assert "Without figures: lost." in text
-    assert "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes took +4.0%; draft steps -1.0%" in text
-    assert "| TPOT, ms | 20.0% | 5% | 20.0% | 15% | test | **no** |" in text
-    assert "round trip 11.0 ms, calibrated 10.0" in differences(found[0])
-    assert ORIGIN.command in text
-
-
-def test_the_throughput_of_an_open_loop_counts_for_nothing_and_unlimited_figures_are_named_too() -> None:
-    given = replace(CASE, name="open", num_clients=0, rate_per_s=1.0)
-    found = [result(tokens_per_s=1.04), result(given, tokens_per_s=1.0), result(given, queue=1.3)]
-    throughput = next(each for each in summaries(found) if each.figure == "tokens_per_s")
-    assert (throughput.median, throughput.worst) == (pytest.approx(0.04), pytest.approx(0.04))
-    assert [each.figure for each in excesses(found)] == ["queue"]
-
-
-def test_void_cases_are_shown_as_such() -> None:
-    found = [result(complaints=["verifier-0: pass failed"])]
-    assert "| test **void**: verifier-0: pass failed |" in markdown(found, [], ORIGIN)
-    assert next(iter(table(found).columns[0].cells)) == "test (void)"
-
-
-# --- what is kept -----------------------------------------------------------------------------------------------------
-
-
-def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
-    assert unfinished([CASE], tmp_path, CODE) == [CASE]
-    write_result(path_of(CASE, tmp_path), result())
-    assert read_result(path_of(CASE, tmp_path)) == result()
-    assert unfinished([CASE], tmp_path, CODE) == []
-    assert not matches(result(), replace(CASE, rtt_ms=5), CODE)
-    assert not matches(result(), CASE, "of another simulator")
-    assert not matches(result(), CASE, CODE, NUM_TOKENS + 1)
-    assert results_of([replace(CASE, rtt_ms=5)], tmp_path, CODE) == []
-    write_result(path_of(CASE, tmp_path), result(complaints=["pass failed"]))
-    assert unfinished([CASE], tmp_path, CODE) == [CASE], "void figures are measured again"
-    assert len(results_of([CASE, replace(CASE, name="missing")], tmp_path, CODE)) == 1
-    assert write_report([result()], tmp_path).read_text().startswith("# DSD-Sim against the services")
-
-
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
-    path_of(CASE, tmp_path).write_text("{}")
-    with pytest.raises(ValueError, match=r"test\.json is no result"):
-        unfinished([CASE], tmp_path, CODE)
 
 
 # --- a whole case -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from awc.acceptance import Acceptance
 from awc.policy import WindowChoice
 from shared.messages import MAX_WINDOW, PairReport
 
@@ -51,23 +52,18 @@ class ClosedFormPair:
     def __init__(self, policy: ClosedFormPolicy) -> None:
         self._policy = policy
         self._choice = policy.start
-        self._matched = self._judged = 0.0
+        self._acceptance = Acceptance(policy.half_life)
 
     def decide(self, seen: PairReport) -> WindowChoice:
-        self._observe(seen.matched, seen.matched + seen.mismatched)
+        self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if self._choice.window == 0 and seen.num_sessions:
-            self._observe(self._policy.hope, self._policy.hope)
-        if self._judged and seen.pass_ms:
-            rates = speeds(self._matched / self._judged, seen.rtt_ms, seen.pass_ms, seen.draft_ms)
+            self._acceptance.observe(self._policy.hope, self._policy.hope)
+        if self._acceptance.rate is not None and seen.pass_ms:
+            rates = speeds(self._acceptance.rate, seen.rtt_ms, seen.pass_ms, seen.draft_ms)
             best = int(np.argmax(rates))
             if rates[best] > (1 + self._policy.margin) * rates[self._choice.window]:
                 self._choice = self._policy.start.with_window(best)
         return self._choice
-
-    def _observe(self, num_matched: float, num: float) -> None:
-        fading = 0.5 ** (num / self._policy.half_life)
-        self._matched = fading * self._matched + num_matched
-        self._judged = fading * self._judged + num
 
 
 def speeds(acceptance: float, rtt_ms: float, pass_ms: float, draft_ms: float) -> NDArray[np.float64]:

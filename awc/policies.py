@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 from awc.closed_form import ClosedFormPolicy
 from awc.confidence import ConfidencePolicy
+from awc.delay_bandit import DelayBanditPolicy
+from awc.goodput import GoodputPolicy
 from awc.ladder import LadderPolicy
+from awc.nightjar import NightjarPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc.resting import RestingPolicy
 from awc.static import StaticPolicy
@@ -15,5 +18,9 @@ POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
     LadderPolicy.name: lambda start: RestingPolicy(LadderPolicy(start)),
     ConfidencePolicy.name: lambda start: RestingPolicy(ConfidencePolicy(start)),
-    ClosedFormPolicy.name: ClosedFormPolicy,  # it goes to a window of 0, and comes back, by itself
+    DelayBanditPolicy.name: lambda start: RestingPolicy(DelayBanditPolicy(start)),
+    # These go to a window of 0, and come back, by themselves.
+    ClosedFormPolicy.name: ClosedFormPolicy,
+    GoodputPolicy.name: GoodputPolicy,
+    NightjarPolicy.name: NightjarPolicy,
 }

@@ -1,8 +1,8 @@
 """What a window policy is: what it sees of a drafter-verifier pair, what it answers, and the choice without one.
 
 Invariant: a `WindowChoice` is always sendable and safe: a window of 0 to MAX_WINDOW tokens, and a chunk that the window
-can hold. A policy is pure (no I/O, no clock, no random numbers): equal reports in equal order give equal choices, in
-the controller and in the simulator alike.
+can hold. A policy is pure (no I/O, no clock, no chance but from a fixed seed): equal reports in equal order give equal
+choices, in the controller and in the simulator alike.
 """
 
 from __future__ import annotations

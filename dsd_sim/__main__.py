@@ -20,12 +20,13 @@ from dsd_sim.cells import Cell, complaint
 from dsd_sim.compare import file_of, findings_of, read_comparison, write_comparison
 from dsd_sim.fleet import Fleet
 from dsd_sim.part import BadScenario
+from dsd_sim.plan_cli import plan
 from dsd_sim.report import Report, figures_of, report_of, table_of, write_csv
 from dsd_sim.roofline_cli import roofline
 from dsd_sim.runner import num_cores, progress_shown, run_cells
 from dsd_sim.scenario import Scenario, read_toml, scenario_of
-from dsd_sim.sweep import capacities_of, outcomes_of, read_plan, write_sweep
-from dsd_sim.tables import capacity_table, comparison_table, notes_of, sweep_table, terminal
+from dsd_sim.sweep import capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
+from dsd_sim.tables import capacity_table, comparison_table, crossover_table, notes_of, sweep_table, terminal
 from dsd_sim.trace import LOG_ROOM, cut_ms, write_trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -77,7 +78,8 @@ def sweep(
         plan = read_plan(scenario)
         outcomes = outcomes_of(plan, _reports((point.cell for point in plan.points), folder, workers))
         capacities = capacities_of(plan, outcomes)
-        write_sweep(plan, outcomes, capacities, folder)
+        crossings = crossings_of(plan, outcomes)
+        write_sweep(plan, outcomes, capacities, crossings, folder)
         from dsd_sim.plots import plot_capacities, plot_sweep  # loads matplotlib
 
         plots = plot_sweep(plan, outcomes, folder)
@@ -87,6 +89,8 @@ def sweep(
     console.print(sweep_table(plan, outcomes))
     if capacities:
         console.print(capacity_table(capacities))
+    if plan.crossover is not None:
+        console.print(crossover_table(plan.crossover, crossings))
     _say_written([folder / "sweep.json", folder / "sweep.csv", *plots])
 
 
@@ -116,6 +120,7 @@ def compare(
 
 
 app.command()(roofline)
+app.command()(plan)
 
 
 @contextmanager

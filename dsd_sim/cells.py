@@ -16,13 +16,17 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from awc.policy import WindowPolicy
 from dsd_sim.part import BadScenario, Part
 from dsd_sim.scenario import Scenario, scenario_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dsd_sim"
 # Its modules that results don't depend on.
-SHOWING = ("__main__", "compare", "plots", "roofline", "roofline_cli", "runner", "sweep", "tables", "trace")
+SHOWING = (
+    "__main__", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "runner", "sweep",
+    "tables", "trace",
+)  # fmt: skip
 FILE = "file"  # how keys end whose values are files of a scenario: file, profile, draft_profile
 
 Kind = TypeVar("Kind", bound=Part)
@@ -30,12 +34,14 @@ Kind = TypeVar("Kind", bound=Part)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One simulation. `path`: of its scenario's file; `told`: what was set in it, for messages."""
+    """One simulation. `path`: of its scenario's file; `told`: what was set in it, for messages. A `policy` stands in
+    for the one that the scenario names, and its reports are summed up even where it is static."""
 
     scenario: Scenario
     path: Path
     told: str
     key: str
+    policy: WindowPolicy | None = None
 
 
 def cell_of(content: dict[str, Any], path: Path, settings: Mapping[str, Any]) -> Cell:
@@ -106,8 +112,8 @@ def _changed(place: Any, key: str, steps: Sequence[str], value: Any) -> Any:
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-def key_of(scenario: Scenario, folder: Path) -> str:
-    """16 hexadecimal digits. Raises BadScenario for a file that can't be read."""
+def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None) -> str:
+    """16 hexadecimal digits. A policy counts by its `repr`. Raises BadScenario for a file that can't be read."""
     content = scenario.model_dump(mode="json", warnings=False)
     files = {}
     for place, name in _files(content):
@@ -116,7 +122,7 @@ def key_of(scenario: Scenario, folder: Path) -> str:
             files[place] = _digest(folder / name, found.st_mtime_ns, found.st_size)
         except OSError as error:
             raise BadScenario(f"{place}: {error}") from error
-    depends_on = json.dumps([_digest_of_code(), content, files], sort_keys=True)
+    depends_on = json.dumps([_digest_of_code(), content, files, repr(policy)], sort_keys=True)
     return hashlib.sha256(depends_on.encode()).hexdigest()[:16]
 
 

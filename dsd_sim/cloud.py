@@ -106,7 +106,7 @@ def collect(w, index):
     cached = 0
     for i in range(num_batch):
         cached += w.verifiers[batch[i]].row_start
-    node.num_batch = num_batch
+    node.num_batch, node.num_fed = num_batch, fed
     node.pass_ms = node.slowdown * (drafted_ms + pass_ms(node.weights, num_batch, fed, cached))
     if node.noise > 0:
         node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
@@ -250,7 +250,7 @@ def pass_ends(w, index):
         request = w.requests[w.slots[slot].request]
         before = v.length
         answer = take_message(w, slot)
-        is_told = verify_session.end_pass(v, w.messages[answer], node.pass_ms, num_batch, queue, now)
+        is_told = verify_session.end_pass(v, w.messages[answer], node.pass_ms, num_batch, queue, node.num_fed, now)
         if is_told:
             w.clock[0].num_windows += 1
             node.num_committed += v.length - before

@@ -240,11 +240,15 @@ def _observe_verdict(w, slot, m, pair):
     num_new = m.base + m.num - d.committed
     pair.queue = _moving(pair.queue, m.queue)
     pair.pass_ms = _moving(pair.pass_ms, m.compute_ms)
+    pair.batch = _moving(pair.batch, m.batch)
+    pair.pass_tokens = _moving(pair.pass_tokens, m.pass_tokens)
     if d.rtt_ms >= 0:
         pair.rtt_ms = d.rtt_ms
     if num_new > 0:
         if s.is_told:
-            pair.tpot_ms = _moving(pair.tpot_ms, (now - s.told_ms) / num_new)
+            pair.gap_ms = _moving(pair.gap_ms, now - s.told_ms)
+            pair.gap_tokens = _moving(pair.gap_tokens, num_new)
+            pair.tpot_ms = pair.gap_ms / pair.gap_tokens
         s.is_told, s.told_ms = True, now
 
 

@@ -20,7 +20,7 @@ from awc.static import StaticPolicy
 from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.beats import STALE_INTERVALS, Beats
-from dsd_sim.pair_reports import REPORTED, report_of
+from dsd_sim.pair_reports import REPORTED, Sums, report_of
 from dsd_sim.world import NOBODY, World, with_more_room
 from shared.messages import Load
 from shared.routing import Candidate, Router
@@ -66,6 +66,8 @@ class Fleet:
     timing: Timing = Timing()
     think: Callable[[], float] = lambda: 0.0
     num_done: int = 0
+    is_watched: bool = False  # reports are made and summed up though the policy never says anything new
+    reported: Sums = field(default_factory=Sums)
     _given: NDArray[np.int64] = field(init=False)  # sessions placed at each node since its heartbeat
     _loads: list[Load] = field(init=False)
     _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
@@ -125,7 +127,7 @@ class Fleet:
         self._open = np.flatnonzero(clients < 0)
         self._push_next()
         # A static policy's choice holds from the start and is all that it ever says, unless it falls silent.
-        if self.happenings or not isinstance(self.policy, StaticPolicy):
+        if self.happenings or self.is_watched or not isinstance(self.policy, StaticPolicy):
             events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
         events.push(self.world, self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
 
@@ -275,7 +277,9 @@ class Fleet:
             self._forget()
         devices, nodes = np.nonzero(is_fresh & (not is_silent))
         steps = (self.world.devices["step_ms"] * self.world.devices["slowdown"])[devices].tolist()
-        seen = pairs[devices, nodes][list(REPORTED)].tolist()
+        shown = pairs[devices, nodes]
+        self.reported.add(shown)
+        seen = shown[list(REPORTED)].tolist()
         for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
             report = report_of(self._node_ids[node], step_ms, *values)
             if is_plausible(report):

@@ -79,9 +79,10 @@ VERIFIER = np.dtype(
         ("heard_at", np.float64),
         ("echo_at", np.float64),
         ("sent_ms", np.float64),  # below 0 before the first draft
-        ("info_ms", np.float64),  # of the newest pass: its time, sessions and queue utilisation
+        ("info_ms", np.float64),  # of the newest pass: its time, queue utilisation, sessions and tokens fed
         ("info_queue", np.float64),
         ("info_batch", np.int32),
+        ("info_tokens", np.int32),
     ],
     align=True,
 )
@@ -95,6 +96,7 @@ MESSAGE = np.dtype(
         ("wrong", np.int32),
         ("accepted", np.int32),
         ("batch", np.int32),
+        ("pass_tokens", np.int32),
         ("free_run", np.bool_),
         ("finish", np.bool_),
         ("sent_ms", np.float64),  # a verdict's: echo of the newest draft's; below 0 without one

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from dsd_sim.fleet import Fleet
+from dsd_sim.pair_reports import Seen
 from dsd_sim.scenario import Scenario
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -55,6 +56,7 @@ class Report(Struct, frozen=True):
     tokens_per_s: float
     requests_per_s: float
     goodput: float  # tokens per second of answers within the objective
+    soft_goodput: float  # the same, an answer beyond it counting by objective / time, of TTFT and of TPOT
     ttft_ms: Times
     tpot_ms: Times  # of answers of two tokens and more
     latency_ms: Times
@@ -65,6 +67,7 @@ class Report(Struct, frozen=True):
     drafter_utilisation: float
     batch: float  # sessions of a pass, mean
     queue: float  # queue utilisation at the end of a pass, mean
+    seen: Seen | None  # what controllers were shown; None where nothing was reported
 
     def encode(self) -> bytes:
         """JSON, ending with a line feed."""
@@ -114,7 +117,9 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
     ttft = requests["first_ms"] - requests["arrival_ms"]
     spans = requests["done_ms"] - requests["first_ms"]
     tpot = spans / np.maximum(requests["tokens"] - 1, 1)
-    is_good = (ttft <= scenario.objective.ttft_ms) & (tpot <= scenario.objective.tpot_ms)
+    objective = scenario.objective
+    is_good = (ttft <= objective.ttft_ms) & (tpot <= objective.tpot_ms)
+    kept = _kept(ttft, objective.ttft_ms) * _kept(tpot, objective.tpot_ms)
     fates = Fates(*(int(requests[name].sum()) for name in Fates.__struct_fields__))
     num_judged = fates.accepted + fates.late + fates.rejected
     num_passes = int(nodes["num_passes"].sum())
@@ -129,6 +134,7 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
         tokens_per_s=num_tokens / virtual_s,
         requests_per_s=len(requests) / virtual_s,
         goodput=float(requests["tokens"][is_good].sum()) / virtual_s,
+        soft_goodput=float((requests["tokens"] * kept).sum()) / virtual_s,
         ttft_ms=_times(ttft),
         tpot_ms=_times(tpot[requests["tokens"] > 1]),
         latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
@@ -139,7 +145,13 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
         drafter_utilisation=float(world.devices["busy_ms"].mean()) / (virtual_s * 1000),
         batch=float(nodes["sum_batch"].sum()) / max(num_passes, 1),
         queue=float(nodes["sum_queue"].sum()) / max(num_passes, 1),
+        seen=fleet.reported.means(),
     )
+
+
+def _kept(times: NDArray[np.float64], objective_ms: float) -> NDArray[np.float64]:
+    """How far each time keeps to the objective: 1 where it does, else objective / time."""
+    return objective_ms / np.maximum(times, objective_ms)
 
 
 def _times(values: NDArray[np.float64]) -> Times:

@@ -187,6 +187,9 @@ SHIPPED: tuple[Setup, ...] = (
     *(Setup(Role.DRAFTER, device, model) for device in ("a40", "v100") for model in ("llama-2-7b", "qwen2-7b")),
     Setup(Role.DRAFTER, "orin", "qwen2.5-0.5b"),
     Setup(Role.DRAFTER, "phone-npu", "llama-3.2-1b", weight_bits=4),
+    Setup(Role.DRAFTER, "a100", "llama-2-7b", 2),
+    Setup(Role.DRAFTER, "a100", "qwen2.5-0.5b", 2),
+    Setup(Role.DRAFTER, "h100", "llama-3.2-1b", 4),
 )
 
 

@@ -113,6 +113,8 @@ def _run(cell: Cell, folder: Path) -> None:
         fleet = make_fleet(cell.scenario, cell.path.parent)
     except (BadScenario, OSError) as error:
         raise BadScenario(complaint(cell.path, error, cell.told)) from error
+    if cell.policy is not None:
+        fleet.policy, fleet.is_watched = cell.policy, True
     fleet.run()
     write_whole(_path_of(folder, cell.key), report_of(cell.scenario, fleet).encode())
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from pydantic import Field
 
 from dsd_sim.cells import Cell, cell_of, part_of, settings_of, told, told_settings
+from dsd_sim.crossover import Crossing, Crossover, complaint_about, crossing_of
 from dsd_sim.part import BadScenario, Part
 from dsd_sim.report import Report, figure_of, figures_of, write_csv
 from dsd_sim.scenario import Objective, read_toml
@@ -35,6 +36,7 @@ class Sweep(Part):
 
     keys: Annotated[dict[str, Values], Field(min_length=1)]  # dotted, with an entry's number in a list, or * for all
     seeds: Seeds | None = None  # the scenario's own
+    crossover: Crossover | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Plan:
     scenario: str
     axes: tuple[Axis, ...]
     points: tuple[Point, ...]
+    crossover: Crossover | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -120,11 +123,14 @@ def read_plan(path: Path) -> Plan:
     twice = [key for key, num in Counter(key for axis in axes for key in axis.keys).items() if num > 1]
     if twice:
         raise BadScenario(f"{path}: sweep.keys: {twice[0]} is varied twice")
+    plan_keys = [key for axis in axes for key in axis.keys]
+    if sweep.crossover is not None and (complaint := complaint_about(sweep.crossover, plan_keys)):
+        raise BadScenario(f"{path}: sweep.crossover.{complaint}")
     points = []
     for chosen in itertools.product(*(axis.values for axis in axes)):
         settings = {key: value for values in chosen for key, value in values.items()}
         points.append(Point(settings, cell_of(content, path, settings)))
-    return Plan(points[0].cell.scenario.name, tuple(axes), tuple(points))
+    return Plan(points[0].cell.scenario.name, tuple(axes), tuple(points), sweep.crossover)
 
 
 def outcomes_of(plan: Plan, reports: Mapping[str, Report]) -> list[Outcome]:
@@ -168,6 +174,41 @@ def _capacity(group: Group, key: str) -> Capacity:
     return Capacity(group.settings, key, kept[-1] if kept else 0.0, len(kept) < len(is_kept))
 
 
+def crossings_of(plan: Plan, outcomes: Sequence[Outcome]) -> list[Crossing]:
+    """Of each combination of what isn't the crossover's key and isn't among those to beat; means over seeds."""
+    crossover = plan.crossover
+    if crossover is None:
+        return []
+    key, figure, against = crossover.key, crossover.figure, crossover.against
+    beside = {name for axis in plan.axes if set(axis.keys) & set(against) for name in axis.keys}
+    lines: dict[str, list[Group]] = {}
+    for group in groups_of(outcomes, (SEED,)):
+        lines.setdefault(told_settings(_without(group.settings, {key})), []).append(group)
+    theirs: dict[str, list[float]] = {}
+    for groups in lines.values():
+        if against.items() <= groups[0].settings.items():
+            shared = _without(groups[0].settings, {key, *beside})
+            theirs[told_settings(shared)] = [group.mean(figure) for group in _along(groups, key)]
+    found = []
+    for groups in lines.values():
+        settings = _without(groups[0].settings, {key})
+        if against.items() <= settings.items():
+            continue
+        along = _along(groups, key)
+        beaten = theirs[told_settings(_without(settings, beside))]
+        values, ours = [group.settings[key] for group in along], [group.mean(figure) for group in along]
+        found.append(crossing_of(crossover, settings, values, ours, beaten))
+    return found
+
+
+def _without(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def _along(groups: Sequence[Group], key: str) -> list[Group]:
+    return sorted(groups, key=lambda group: float(group.settings[key]))
+
+
 class Findings(Struct, frozen=True):
     """A sweep's JSON file."""
 
@@ -175,11 +216,14 @@ class Findings(Struct, frozen=True):
     keys: tuple[str, ...]
     outcomes: list[Outcome]
     capacities: list[Capacity]
+    crossings: list[Crossing]
 
 
-def write_sweep(plan: Plan, outcomes: list[Outcome], capacities: list[Capacity], folder: Path) -> None:
+def write_sweep(
+    plan: Plan, outcomes: list[Outcome], capacities: list[Capacity], crossings: list[Crossing], folder: Path
+) -> None:
     """Writes sweep.json and sweep.csv, a line for each combination."""
-    findings = Findings(plan.scenario, plan.keys, outcomes, capacities)
+    findings = Findings(plan.scenario, plan.keys, outcomes, capacities, crossings)
     content = msgspec.json.format(msgspec.json.encode(findings), indent=1)
     (folder / "sweep.json").write_bytes(content + b"\n")
     write_csv(folder / "sweep.csv", [_row(plan, outcome) for outcome in outcomes])

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dsd_sim.cells import told
 from dsd_sim.compare import Finding, Plan, of_variant, sources_of
+from dsd_sim.crossover import Crossing, Crossover
 from dsd_sim.sweep import SEED, Capacity, Outcome, groups_of
 from dsd_sim.sweep import Plan as SweepPlan
 
@@ -100,6 +101,23 @@ def capacity_table(capacities: Sequence[Capacity]) -> Table:
 
 def told_capacity(capacity: Capacity) -> str:
     return ("" if capacity.is_limit else "at least ") + f"{capacity.load:g}"
+
+
+def crossover_table(crossover: Crossover, crossings: Sequence[Crossing]) -> Table:
+    """A line for each combination that is compared."""
+    title = f"Up to which {crossover.key} {name_of(crossover.figure)} is as good as with {brief(crossover.against)}"
+    table = _tight(title)
+    table.add_column("")
+    table.add_column(Text(crossover.key), justify="right")
+    for crossing in crossings:
+        table.add_row(Text(brief(crossing.settings) or "all"), told_crossing(crossing))
+    return table
+
+
+def told_crossing(crossing: Crossing) -> str:
+    if crossing.at is None:
+        return "never"
+    return number(crossing.at) if crossing.is_limit else f"above {crossing.at:g}"
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------

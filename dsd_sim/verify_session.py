@@ -27,7 +27,7 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     v.accepted = v.rejected = v.late = v.discarded = 0
     v.matches = v.comparisons = 0.0
     v.heard_at, v.sent_ms = now, -1.0
-    v.info_ms, v.info_queue, v.info_batch = 0.0, 0.0, 0
+    v.info_ms, v.info_queue, v.info_batch, v.info_tokens = 0.0, 0.0, 0, 0
 
 
 @njit(cache=True)
@@ -47,16 +47,11 @@ def guess_beside(v, num, wrong):
 
 
 @njit(cache=True)
-def draws(v):
-    return v.free_run or not v.has_drafter or v.pending > 0
-
-
-@njit(cache=True)
 def is_ready(v):
     """Whether a pass can do anything for the session."""
     if v.finished or v.in_pass:
         return False
-    return v.length - v.computed > 1 or draws(v)
+    return v.free_run or not v.has_drafter or v.pending > 0 or v.length - v.computed > 1 or v.passes == 0
 
 
 @njit(cache=True)
@@ -149,11 +144,10 @@ def _raise_epoch(v):
 @njit(cache=True)
 def begin_pass(v, max_tokens, max_guesses):
     """Freezes the session's share of the next pass; returns the number of tokens that it feeds."""
-    is_drawing = draws(v)
-    todo = v.length - v.computed if is_drawing else v.length - v.computed - 1
+    todo = v.length - v.computed
     v.row_start, v.row_base, v.row_epoch, v.row_wrong = v.computed, v.length, v.epoch, v.pending_wrong
-    if todo > max_tokens or not is_drawing:
-        v.row_fed, v.row_draws, v.row_guesses = min(todo, max_tokens), 0, 0
+    if todo > max_tokens:
+        v.row_fed, v.row_draws, v.row_guesses = max_tokens, 0, 0
     else:
         fed = max(0, min(max_guesses, max_tokens - todo, v.pending, v.limit - v.length - 1))
         v.row_guesses = min(v.pending, fed + 1)
@@ -165,10 +159,10 @@ def begin_pass(v, max_tokens, max_guesses):
 
 
 @njit(cache=True)
-def end_pass(v, answer, compute_ms, batch, queue, now):
+def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
     """Applies the pass to the row that it froze and writes the verdict into `answer`; False inside a prefill."""
     v.in_pass = False
-    v.info_ms, v.info_batch, v.info_queue = compute_ms, batch, queue
+    v.info_ms, v.info_batch, v.info_queue, v.info_tokens = compute_ms, batch, queue, num_tokens
     if v.row_draws == 0:
         v.computed = v.row_start + v.row_fed
         return False
@@ -223,6 +217,7 @@ def _tell(v, answer, base, accepted, now):
     answer.epoch, answer.base, answer.num, answer.accepted = v.epoch, base, v.length - base, accepted
     answer.finish = v.finished
     answer.compute_ms, answer.batch, answer.queue = v.info_ms, v.info_batch, v.info_queue
+    answer.pass_tokens = v.info_tokens
     answer.sent_ms = v.sent_ms
     answer.hold_ms = max(0.0, now - v.echo_at) if v.sent_ms >= 0 else 0.0
     return True

@@ -115,6 +115,7 @@ NODE = np.dtype(
         ("draft_ms_per_1000", np.float64),  # more for each thousand tokens of all contexts
         ("num_sessions", np.int32),
         ("num_batch", np.int32),  # sessions of the pass that runs; 0: none runs
+        ("num_fed", np.int32),  # tokens of it
         ("pass_ms", np.float64),
         ("ends_at", np.float64),  # when it is over
         ("num_failures", np.int32),  # that it has now
@@ -148,9 +149,13 @@ PAIR = np.dtype(
         ("late", np.int64),
         ("discarded", np.int64),
         ("queue", np.float64),  # moving averages
-        ("tpot_ms", np.float64),
+        ("gap_ms", np.float64),  # between verdicts with tokens
+        ("gap_tokens", np.float64),
+        ("tpot_ms", np.float64),  # the former over the latter
         ("rtt_ms", np.float64),
         ("pass_ms", np.float64),
+        ("batch", np.float64),
+        ("pass_tokens", np.float64),
     ],
     align=True,
 )

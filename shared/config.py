@@ -1,4 +1,5 @@
-"""Settings of a service: one frozen class each, filled from flags, then DSD_* environment variables, then defaults.
+"""Settings of a service: one frozen class each, filled from flags, then DSD_* environment variables, then a file where
+the class has one (`SettingsFile`), then defaults.
 
 Invariant: a process either has settings that were checked as a whole, or it has stopped with status 2 and one line that
 names the bad one; `--help` lists every setting with its variable and default. Secrets never show there, nor in logs.
@@ -8,14 +9,16 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from shared.subjects import new_instance_id
 
@@ -23,6 +26,10 @@ ENV_PREFIX = "DSD_"
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 
 _FLAG_NAME = re.compile(r"--[a-zA-Z0-9_-]+")
+
+
+class BadSettings(ValueError):
+    """Settings that can't be used; the message is one line that names the bad one."""
 
 
 class ServiceSettings(BaseSettings):
@@ -87,17 +94,49 @@ class ServiceSettings(BaseSettings):
         return nats_ca
 
 
+class SettingsFile(PydanticBaseSettingsSource):
+    """The TOML file that `config_file` names, a setting of a source before this one; none where it is empty."""
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config_file")
+        if not path:
+            return {}
+        try:
+            told = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"{path} is no TOML: {error}") from error
+        for name in told:
+            if name not in self.settings_cls.model_fields:
+                raise SettingsError(f"{path}: there is no setting {name}")
+        return told
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError("the file is read as a whole")
+
+
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def load(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
-    """Settings from `argv` (without the program's name) and the environment; exits with status 2 on a bad value."""
+    """Settings as `read` gives them; exits with status 2 on a bad value."""
+    try:
+        return read(kind, argv, prog)
+    except BadSettings as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def read(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
+    """Settings from `argv` (without the program's name) and the environment; raises BadSettings."""
     try:
         return kind(_cli_parse_args=[_dashed(flag) for flag in argv], _cli_prog_name=prog)
     except ValidationError as error:
-        _stop(prog, _told(kind, error.errors(include_url=False)[0]))
+        reason = _told(kind, error.errors(include_url=False)[0])
     except SettingsError as error:
-        _stop(prog, str(error).removeprefix("error parsing CLI: "))
+        reason = str(error).removeprefix("error parsing CLI: ")
+    raise BadSettings(" ".join(reason.split()))
 
 
 def _dashed(flag: str) -> str:
@@ -113,9 +152,3 @@ def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
     may_show = kind.model_fields[name].annotation is not SecretStr and error["type"] != "missing"
     given = f" (got {error['input']!r})" if may_show else ""
     return f"--{name.replace('_', '-')} / {ENV_PREFIX}{name.upper()}: {message}{given}"
-
-
-def _stop(prog: str, reason: str) -> NoReturn:
-    """Ends the process with one line."""
-    print(f"{prog}: {' '.join(reason.split())}", file=sys.stderr)
-    raise SystemExit(2)

@@ -47,6 +47,7 @@ InstanceId: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\.[0-9a-f]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 48)]
 Position: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Millis: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
+Mean: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
 Window: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -212,6 +213,7 @@ class Verdict(Wire, frozen=True, tag="verdict"):
     queue: Share  # queued tokens / token budget, clipped
     tally: Tally
     logprobs: list[TokenLogprobs] | None = None
+    pass_tokens: Count = 0  # that the pass behind it was fed
 
 
 class Poll(Wire, frozen=True, tag="poll"):
@@ -246,6 +248,8 @@ class PairReport(Wire, frozen=True):
     tpot_ms: Millis
     context: Count  # tokens, mean over sessions
     pass_ms: Millis = 0.0  # a verify pass of the verifier; 0 before the first
+    batch: Mean = 0.0  # sessions in it
+    pass_tokens: Mean = 0.0  # fed to it
 
 
 class Report(Wire, frozen=True, tag="report"):
@@ -256,8 +260,22 @@ class Report(Wire, frozen=True, tag="report"):
     pairs: Annotated[list[PairReport], Meta(max_length=256)]
 
 
+class Reason(Wire, frozen=True):
+    """What a decision was made from: figures of the newest report of its pair, and the acceptance of all guesses judged
+    so far, older ones fading; None before the first."""
+
+    num_sessions: Count
+    acceptance: Share | None
+    draft_ms: Millis
+    rtt_ms: Millis
+    pass_ms: Millis
+    tpot_ms: Millis
+    queue: Share
+    batch: Mean
+
+
 class WindowDecision(Wire, frozen=True, tag="window"):
-    """controller -> drafter (gateways may listen): how far the drafter may run ahead towards one verifier.
+    """controller -> drafter (gateways listen): how far the drafter may run ahead towards one verifier, and why.
 
     A window ends early behind a guess whose confidence is under min_confidence.
     """
@@ -270,6 +288,7 @@ class WindowDecision(Wire, frozen=True, tag="window"):
     policy: Name
     sequence: Count
     min_confidence: Share = 0.0
+    reason: Reason | None = None  # None: the controller tells none
 
 
 class Heartbeat(Wire, frozen=True, tag="heartbeat"):

@@ -2,7 +2,7 @@
 
 Invariant: the health endpoint is up before anything that may take long; every task has an owner; SIGTERM and SIGINT let
 open sessions finish for at most `drain_s`, then the process ends with status 0; a crash ends it with status 1 and a
-traceback. Neither waits for a thread that hangs.
+traceback. Neither waits for a thread that hangs. SIGHUP ends a process at once, unless its service has a use for it.
 """
 
 from __future__ import annotations
@@ -60,14 +60,21 @@ Start: TypeAlias = Callable[[Context], Coroutine[None, None, Work]]
 Outcome = TypeVar("Outcome")
 
 
-def run_service(service: Service, settings: ServiceSettings, start: Start, app: web.Application | None = None) -> None:
+def run_service(
+    service: Service,
+    settings: ServiceSettings,
+    start: Start,
+    app: web.Application | None = None,
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
     """Runs a service to its end. `start` makes its work (it may load a model in a thread); `app` may carry routes of
-    its own beside the health endpoints. Exits with status 1 after a crash."""
+    its own beside the health endpoints; `on_hangup` is what SIGHUP does, in the loop. Exits with status 1 after a
+    crash."""
     instance_id = subjects.new_instance_id(settings.name)
     logs.set_up(settings, service, instance_id)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_live_until_signalled(instance_id, settings, start, app or web.Application()))
+            runner.run(_live_until_signalled(instance_id, settings, start, app or web.Application(), on_hangup))
             _exit_after(END_S, 0)
     except Exception as error:
         _exit_after(END_S, 1)
@@ -99,7 +106,11 @@ async def live(
 
 
 async def _live_until_signalled(
-    instance_id: str, settings: ServiceSettings, start: Start, app: web.Application
+    instance_id: str,
+    settings: ServiceSettings,
+    start: Start,
+    app: web.Application,
+    on_hangup: Callable[[], None] | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -113,6 +124,8 @@ async def _live_until_signalled(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await live(instance_id, settings, start, stop, app)
 
 

@@ -53,6 +53,7 @@ class PassInfo:
     compute_ms: float = 0.0
     batch: int = 0
     queue: float = 0.0
+    num_tokens: int = 0  # fed
 
 
 @dataclass(slots=True)
@@ -131,15 +132,15 @@ class VerifierSession:
 
     @property
     def draws(self) -> bool:
-        """Whether the session may be given a draw now: it runs free, or there is a guess to check."""
-        return self._free_run or self.drafter_id is None or bool(self.pending)
+        """Whether the next pass may draw: the session runs free, there is a guess to check, or text has to be computed
+        anyhow, whose last token yields a draw at no cost (the first one always)."""
+        waits = not self._free_run and self.drafter_id is not None and not self.pending
+        return not waits or self.num_todo > 1 or self.num_passes == 0
 
     @property
     def ready(self) -> bool:
         """Whether a pass can do anything for this session."""
-        if self.finish or self._row is not None:
-            return False
-        return self.num_todo > 1 or self.draws
+        return not self.finish and self._row is None and self.draws
 
     @property
     def tally(self) -> Tally:
@@ -258,11 +259,10 @@ class VerifierSession:
         """
         if not self.ready or max_tokens < 1:
             raise RuntimeError(f"session {self.session_id} can't join a pass of {max_tokens} tokens")
-        todo = self.num_todo if self.draws else self.num_todo - 1
-        start, base = self.computed, self.length
-        if todo > max_tokens or not self.draws:
-            fed = TokenIds(self.tokens[start : start + min(todo, max_tokens)])
-            row = PassRow(start, fed, 0, base, NO_TOKENS, self.term, self.epoch)
+        todo, start = self.num_todo, self.computed
+        if todo > max_tokens:
+            fed = TokenIds(self.tokens[start : start + max_tokens])
+            row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.epoch)
         else:
             row = self._decoding_row(todo, min(max_guesses, max_tokens - todo))
         self._row = row
@@ -391,4 +391,5 @@ class VerifierSession:
             queue=self.info.queue,
             tally=self.tally,
             logprobs=logprobs,
+            pass_tokens=self.info.num_tokens,
         )

@@ -158,7 +158,7 @@ class VerifyLoop:
         self._cost.observe(len(batch), num_tokens, cached, outcome.elapsed_ms)
         self.pass_ms = outcome.elapsed_ms if self.pass_ms == 0 else 0.8 * self.pass_ms + 0.2 * outcome.elapsed_ms
         self.batch = len(batch)
-        info = PassInfo(outcome.elapsed_ms, len(batch), self.queue)
+        info = PassInfo(outcome.elapsed_ms, len(batch), self.queue, num_tokens)
         num_committed = 0
         for share, draws in zip(batch, outcome.draws, strict=True):
             num_committed += self._commit_share(share, draws, info)

@@ -27,10 +27,18 @@ class PairStats:
     drafted: int = 0
     fates: Fates = field(default_factory=Fates)
     queue: float = 0.0
-    tpot_ms: float = 0.0
+    gap_ms: float = 0.0  # between verdicts with tokens
+    gap_tokens: float = 0.0  # that the later one brought
     rtt_ms: float = 0.0
     pass_ms: float = 0.0
+    batch: float = 0.0
+    pass_tokens: float = 0.0
     last_verdict: dict[str, float] = field(default_factory=dict)  # session id -> when its last tokens came
+
+    @property
+    def tpot_ms(self) -> float:
+        """Time over tokens; the mean of their quotients would be longer wherever verdicts bring more or fewer."""
+        return self.gap_ms / self.gap_tokens if self.gap_tokens else 0.0
 
     @property
     def is_fresh(self) -> bool:
@@ -63,13 +71,16 @@ class PairTable:
         pair = self._pair(seat.verifier_id)
         pair.queue = moving(pair.queue, verdict.queue)
         pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
+        pair.batch = moving(pair.batch, verdict.batch)
+        pair.pass_tokens = moving(pair.pass_tokens, verdict.pass_tokens)
         if seat.state.round_trip.mean_ms is not None:
             pair.rtt_ms = seat.state.round_trip.mean_ms
             self.rtt_ms = moving(self.rtt_ms, pair.rtt_ms)
         if num_new:
             last = pair.last_verdict.get(verdict.session_id)
             if last is not None:
-                pair.tpot_ms = moving(pair.tpot_ms, (now - last) / num_new)
+                pair.gap_ms = moving(pair.gap_ms, now - last)
+                pair.gap_tokens = moving(pair.gap_tokens, num_new)
             pair.last_verdict[verdict.session_id] = now
 
     def forget(self, seat: Seat) -> None:
@@ -111,4 +122,6 @@ class PairTable:
             tpot_ms=pair.tpot_ms,
             context=int(fmean(len(seat.state.tokens) for seat in seats)) if seats else 0,
             pass_ms=pair.pass_ms,
+            batch=pair.batch,
+            pass_tokens=pair.pass_tokens,
         )

@@ -1,7 +1,7 @@
-"""GET /dsd/fleet: who is alive, how busy, and which windows are decided, as this gateway hears it (docs/api.md).
+"""GET /dsd/fleet and /v1/dsd/windows: who is alive, how busy, and which windows are decided, as this gateway hears it.
 
 Invariant: it tells of live instances only, and only what their newest heartbeat and the newest decision said. It is
-read by people and consoles; nothing on the path of a token needs it.
+read by people and consoles (docs/api.md); nothing on the path of a token needs it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import msgspec
 from services.gateway.fleet import Fleet, Peer
 from services.gateway.placement import instance_name
 from services.gateway.sessions import Sessions
-from services.gateway.windows import DecidedWindows
+from services.gateway.windows import HeardDecision
 from shared.messages import Service
 
 
@@ -46,15 +46,39 @@ class PeerStatus(msgspec.Struct, frozen=True):
     heartbeat_age_ms: float
 
 
+class WindowReason(msgspec.Struct, frozen=True):
+    """What a controller made a decision from (`Reason` of shared/messages.py)."""
+
+    num_sessions: int
+    acceptance: float | None
+    draft_ms: float
+    rtt_ms: float
+    pass_ms: float
+    tpot_ms: float
+    queue: float
+    batch: float
+
+
 class PairWindow(msgspec.Struct, frozen=True):
-    """What a controller has decided last for one drafter towards one verifier, both alive."""
+    """What a controller has decided last for one drafter towards one verifier, both alive, and why."""
 
     drafter_id: str
     verifier_id: str
     window: int
     chunk: int
     free_run: bool
+    min_confidence: float
     policy: str
+    reason: WindowReason | None
+    controller_id: str
+    sequence: int
+    age_ms: float
+
+
+class WindowList(msgspec.Struct, frozen=True):
+    """The answer of GET /v1/dsd/windows."""
+
+    windows: list[PairWindow]
 
 
 class FleetStatus(msgspec.Struct, frozen=True):
@@ -82,7 +106,36 @@ def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -
         verifiers=_peers(fleet, "verifier", now),
         drafters=_peers(fleet, "drafter", now),
         controllers=_peers(fleet, "controller", now),
-        windows=_windows(sessions.windows, fleet, now),
+        windows=pair_windows(sessions, now),
+    )
+
+
+def pair_windows(sessions: Sessions, now: float) -> list[PairWindow]:
+    """The newest decision of every pair that is alive, in the order of ids."""
+    fleet = sessions.fleet
+    alive = {peer.heartbeat.instance_id for service in ("drafter", "verifier") for peer in fleet.alive(service, now)}
+    pairs = [
+        _pair(heard, now)
+        for heard in sessions.windows
+        if {heard.decision.drafter_id, heard.decision.verifier_id} <= alive
+    ]
+    return sorted(pairs, key=lambda pair: (pair.drafter_id, pair.verifier_id))
+
+
+def _pair(heard: HeardDecision, now: float) -> PairWindow:
+    decision, reason = heard.decision, heard.decision.reason
+    return PairWindow(
+        drafter_id=decision.drafter_id,
+        verifier_id=decision.verifier_id,
+        window=decision.window,
+        chunk=decision.chunk,
+        free_run=decision.free_run,
+        min_confidence=decision.min_confidence,
+        policy=decision.policy,
+        reason=WindowReason(**msgspec.structs.asdict(reason)) if reason else None,
+        controller_id=heard.controller_id,
+        sequence=decision.sequence,
+        age_ms=_age_ms(heard.heard_at, now),
     )
 
 
@@ -107,15 +160,9 @@ def _peer(peer: Peer, now: float) -> PeerStatus:
         step_ms=load.step_ms,
         prefill_ms=load.prefill_ms,
         draining=beat.draining,
-        heartbeat_age_ms=round((now - peer.heard_at) * 1e3, 1),
+        heartbeat_age_ms=_age_ms(peer.heard_at, now),
     )
 
 
-def _windows(windows: DecidedWindows, fleet: Fleet, now: float) -> list[PairWindow]:
-    alive = {peer.heartbeat.instance_id for service in ("drafter", "verifier") for peer in fleet.alive(service, now)}
-    pairs = [
-        PairWindow(each.drafter_id, each.verifier_id, each.window, each.chunk, each.free_run, each.policy)
-        for each in windows
-        if {each.drafter_id, each.verifier_id} <= alive
-    ]
-    return sorted(pairs, key=lambda pair: (pair.drafter_id, pair.verifier_id))
+def _age_ms(heard_at: float, now: float) -> float:
+    return round((now - heard_at) * 1e3, 1)

@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 from services.gateway.chat_body import ChatBody
 from services.gateway.completion_body import CompletionBody
 from services.gateway.errors import ErrorReply
-from services.gateway.fleet_api import FleetStatus
+from services.gateway.fleet_api import FleetStatus, WindowList
 from services.gateway.replies import (
     ChatChoice,
     ChatChunkChoice,
@@ -44,6 +44,7 @@ REPLIES: dict[str, Any] = {
     "Model": Model,
     "ModelList": ModelList,
     "FleetStatus": FleetStatus,
+    "WindowList": WindowList,
     "ErrorReply": ErrorReply,
 }
 ERRORS = {
@@ -102,6 +103,7 @@ def _paths() -> Json:
             "get": _reading("A model by its name", "Model", "404") | {"parameters": [name]},
         },
         "/dsd/fleet": {"get": _reading("Who is alive and how busy", "FleetStatus")},
+        "/v1/dsd/windows": {"get": _reading("Which windows are decided, and why", "WindowList")},
     }
 
 

@@ -25,7 +25,7 @@ from services.gateway.dialects import ChatDialect, CompletionDialect, Dialect
 from services.gateway.door import Door, asking_key
 from services.gateway.entry import Entry
 from services.gateway.errors import ApiError, SessionFailed, bad_request, of_failure
-from services.gateway.fleet_api import fleet_status
+from services.gateway.fleet_api import WindowList, fleet_status, pair_windows
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.openapi import openapi_document
 from services.gateway.replies import Model, ModelList
@@ -73,6 +73,7 @@ class Routes:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{name:.+}", self._model)
         app.router.add_get("/dsd/fleet", self._fleet)
+        app.router.add_get("/v1/dsd/windows", self._windows)
         app.router.add_get("/openapi.json", self._openapi)
 
     @web.middleware
@@ -120,6 +121,10 @@ class Routes:
         num_waiting = service.entry.places.num_waiting
         status = fleet_status(service.sessions, num_waiting, service.admission.model_name, time.monotonic())
         return json_response(msgspec.json.encode(status))
+
+    async def _windows(self, request: web.Request) -> web.Response:
+        decided = WindowList(pair_windows(self._entered().sessions, time.monotonic()))
+        return json_response(msgspec.json.encode(decided))
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return json_response(openapi_document())

@@ -214,7 +214,7 @@ class Sessions:
     def on_decision(self, subject: str, message: Message | Absent) -> None:
         """Handler of what controllers say to drafters."""
         if isinstance(message, WindowDecision):
-            self.windows.observe(message)
+            self.windows.observe(message, subjects.sender(subject), time.monotonic())
 
     # --- out -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The windows that controllers have decided, for the reports that answers carry.
+"""The windows that controllers have decided, for the reports that answers carry and for GET /v1/dsd/windows.
 
 Invariant: at most MAX_PAIRS are remembered, the oldest forgotten first.
 """
@@ -6,26 +6,36 @@ Invariant: at most MAX_PAIRS are remembered, the oldest forgotten first.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from shared.messages import WindowDecision
 
 MAX_PAIRS = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class HeardDecision:
+    """A decision, the controller that made it, and when it was heard, in seconds."""
+
+    decision: WindowDecision
+    controller_id: str
+    heard_at: float
+
+
 class DecidedWindows:
     """The newest window of each drafter-verifier pair that the gateway has heard of."""
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[str, str], WindowDecision] = {}
+        self._newest: dict[tuple[str, str], HeardDecision] = {}
 
-    def __iter__(self) -> Iterator[WindowDecision]:
+    def __iter__(self) -> Iterator[HeardDecision]:
         """The newest decisions, the oldest first."""
         return iter(self._newest.values())
 
-    def observe(self, decision: WindowDecision) -> None:
+    def observe(self, decision: WindowDecision, controller_id: str, now: float) -> None:
         pair = decision.drafter_id, decision.verifier_id
         self._newest.pop(pair, None)
-        self._newest[pair] = decision
+        self._newest[pair] = HeardDecision(decision, controller_id, now)
         if len(self._newest) > MAX_PAIRS:
             del self._newest[next(iter(self._newest))]
 
@@ -33,5 +43,5 @@ class DecidedWindows:
         """Unverified tokens that the drafter may have towards the verifier; None before any decision on them."""
         if drafter_id is None or verifier_id is None:
             return None
-        decision = self._newest.get((drafter_id, verifier_id))
-        return decision.window if decision else None
+        heard = self._newest.get((drafter_id, verifier_id))
+        return heard.decision.window if heard else None

@@ -4,7 +4,10 @@ import sys
 
 from services.window_controller.service import run
 from services.window_controller.settings import ControllerSettings
-from shared.config import load
+from shared.config import load, read
+
+PROG = "python -m services.window_controller"
 
 if __name__ == "__main__":
-    run(load(ControllerSettings, sys.argv[1:], "python -m services.window_controller"))
+    argv = sys.argv[1:]
+    run(load(ControllerSettings, argv, PROG), lambda: read(ControllerSettings, argv, PROG))

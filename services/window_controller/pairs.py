@@ -2,19 +2,23 @@
 
 Invariant: a report counts once, in order, and only for pairs that are plausible and whose verifier was alive when the
 pair began; what is not taken is named to `drop`. There are never more than `max_pairs` pairs, and `expire` leaves none
-whose last report is `expiry_s` old. Pure: the time is passed in, in seconds of one monotonic clock.
+whose last report is `expiry_s` old. A decision names the policy that made its choice. Pure: the time is passed in, in
+seconds of one monotonic clock.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+from awc.acceptance import Acceptance
 from awc.policy import PairControl, WindowChoice, WindowPolicy, is_plausible
 from services.window_controller.verifiers import LiveVerifiers
-from shared.messages import PairReport, Report, WindowDecision
+from shared.messages import PairReport, Reason, Report, WindowDecision
+
+ACCEPTANCE_HALF_LIFE = 200.0  # what was judged counts half after so many more guesses
 
 DropReason: TypeAlias = Literal["foreign", "overflow", "replayed", "implausible", "unknown_verifier", "full"]
 
@@ -28,22 +32,45 @@ class Pair(NamedTuple):
 
 @dataclass(slots=True)
 class PairState:
-    """A pair's policy state, its choice in force, and when it was last reported and announced."""
+    """A pair's policy state, its choice in force, what that was made from, and when it was last reported and announced.
+    Guesses matched and judged fade."""
 
     control: PairControl
     choice: WindowChoice | None = None
+    reason: Reason | None = None
+    acceptance: Acceptance = field(default_factory=lambda: Acceptance(ACCEPTANCE_HALF_LIFE))
     reported_at: float = -math.inf
     announced_at: float = -math.inf
 
+    def decide(self, seen: PairReport, now: float) -> WindowChoice:
+        """The policy's choice after one more report."""
+        choice = self.control.decide(seen)
+        self.reason, self.reported_at = self._reason(seen), now
+        return choice
+
+    def _reason(self, seen: PairReport) -> Reason:
+        self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
+        return Reason(
+            num_sessions=seen.num_sessions,
+            acceptance=self.acceptance.rate,
+            draft_ms=seen.draft_ms,
+            rtt_ms=seen.rtt_ms,
+            pass_ms=seen.pass_ms,
+            tpot_ms=seen.tpot_ms,
+            queue=seen.queue,
+            batch=seen.batch,
+        )
+
 
 class PairTable:
-    """All pairs."""
+    """All pairs. `tell` hears of every decision that changes a choice."""
 
     def __init__(
         self,
         policy: WindowPolicy,
         verifiers: LiveVerifiers,
         drop: Callable[[DropReason], None],
+        tell: Callable[[WindowDecision], None],
         *,
         max_pairs: int,
         expiry_s: float,
@@ -52,6 +79,7 @@ class PairTable:
         self._policy = policy
         self._verifiers = verifiers
         self._drop = drop
+        self._tell = tell
         self._max_pairs = max_pairs
         self._expiry_s = expiry_s
         self._announce_s = announce_s
@@ -61,6 +89,12 @@ class PairTable:
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def follow(self, policy: WindowPolicy) -> None:
+        """Another policy from now on, with fresh state for every pair; none is announced before its next report."""
+        self._policy = policy
+        for state in self._pairs.values():
+            state.control, state.choice = policy.for_pair(), None
 
     def observe(self, report: Report, now: float) -> list[WindowDecision]:
         """Take a report; the decisions to announce now: choices that changed, and those not announced for a while."""
@@ -73,7 +107,7 @@ class PairTable:
             if self._takes(pair, seen, now):
                 self._sequences[report.drafter_id] = report.sequence
                 state = self._state_of(pair)
-                choice, state.reported_at = state.control.decide(seen), now
+                choice = state.decide(seen, now)
                 if choice != state.choice or self._is_due(state, now):
                     decisions.append(self._decide(pair, state, choice, now))
         return decisions
@@ -115,9 +149,10 @@ class PairTable:
         return now - state.announced_at >= self._announce_s
 
     def _decide(self, pair: Pair, state: PairState, choice: WindowChoice, now: float) -> WindowDecision:
+        changes = choice != state.choice
         state.choice, state.announced_at = choice, now
         self._num_decisions += 1
-        return WindowDecision(
+        decision = WindowDecision(
             drafter_id=pair.drafter_id,
             verifier_id=pair.verifier_id,
             window=choice.window,
@@ -126,4 +161,8 @@ class PairTable:
             policy=self._policy.name,
             sequence=self._num_decisions,
             min_confidence=choice.min_confidence,
+            reason=state.reason,
         )
+        if changes:
+            self._tell(decision)
+        return decision

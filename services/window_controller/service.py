@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
+import msgspec
 import structlog
 
-from awc.policies import POLICIES
 from services.window_controller.metrics import ControllerMetrics
 from services.window_controller.pairs import DropReason, PairTable
+from services.window_controller.reloads import Reloads
 from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
 from shared.bus import Absent, Bus
@@ -24,35 +26,45 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 log = structlog.get_logger(__name__)
 
 
-def run(settings: ControllerSettings) -> None:
-    """Runs a controller until SIGTERM or SIGINT."""
-    run_service("controller", settings, lambda context: WindowController.start(settings, context))
+def run(settings: ControllerSettings, read_again: Callable[[], ControllerSettings]) -> None:
+    """Runs a controller until SIGTERM or SIGINT; SIGHUP makes it read its configuration again."""
+    reloads = Reloads(read_again)
+    run_service(
+        "controller",
+        settings,
+        lambda context: WindowController.start(settings, context, reloads),
+        on_hangup=reloads.ask,
+    )
 
 
 class WindowController:
     """One controller (a `Work` of shared/runtime.py)."""
 
-    def __init__(self, settings: ControllerSettings, instance_id: str, bus: Bus, metrics: ControllerMetrics) -> None:
+    def __init__(
+        self, settings: ControllerSettings, instance_id: str, bus: Bus, metrics: ControllerMetrics, reloads: Reloads
+    ) -> None:
         self._settings = settings
         self._instance_id = instance_id
         self._bus = bus
         self._metrics = metrics
+        self._reloads = reloads
         self._draining = False
         self._reports: asyncio.Queue[Report] = asyncio.Queue(settings.max_waiting)
         self._verifiers = LiveVerifiers(settings.max_verifiers)
         self._pairs = PairTable(
-            POLICIES[settings.window_policy](settings.start),
+            settings.make_policy(),
             self._verifiers,
             self._drop,
+            _log,
             max_pairs=settings.max_pairs,
             expiry_s=settings.pair_expiry_s,
             announce_s=settings.announce_s,
         )
 
     @classmethod
-    async def start(cls, settings: ControllerSettings, context: Context) -> WindowController:
+    async def start(cls, settings: ControllerSettings, context: Context, reloads: Reloads) -> WindowController:
         """A controller that hears reports and heartbeats from here on."""
-        controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry))
+        controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry), reloads)
         await context.bus.subscribe(all_broadcasts("heartbeat"), controller._receive)
         await context.bus.subscribe(all_broadcasts("report"), controller._receive)
         return controller
@@ -62,6 +74,7 @@ class WindowController:
             tasks.create_task(self._control(), name="control")
             tasks.create_task(self._refresh(), name="refresh")
             tasks.create_task(self._beat(), name="beat")
+            tasks.create_task(self._reload(), name="reload")
 
     async def drain(self) -> None:
         """Tells drafters to follow another controller from now on; nothing is open that would have to end."""
@@ -106,6 +119,17 @@ class WindowController:
             await self._say_alive()
             await asyncio.sleep(self._settings.heartbeat_s)
 
+    async def _reload(self) -> NoReturn:
+        """Another policy, or another start of it, is taken at once; pairs and sessions go on."""
+        while True:
+            wanted, running = await self._reloads.next(), self._settings
+            self._settings = running.steered_by(wanted)
+            if wanted.steering != running.steering:
+                self._pairs.follow(wanted.make_policy())
+            log.info("configuration taken", **wanted.steering)
+            if waiting := self._settings.differing(wanted):
+                log.warning("settings that have changed and need a restart", names=waiting)
+
     async def _say_alive(self) -> None:
         heartbeat = Heartbeat(
             service="controller",
@@ -145,3 +169,9 @@ class WindowController:
 
     def _drop(self, reason: DropReason) -> None:
         self._metrics.dropped.labels(reason).inc()
+
+
+def _log(decision: WindowDecision) -> None:
+    """A decision that changes a choice, and what it was made from."""
+    reason = msgspec.structs.asdict(decision.reason) if decision.reason else None
+    log.info("window decided", **msgspec.structs.asdict(decision) | {"reason": reason})

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from awc.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, WindowChoice
 from awc.static import StaticPolicy
-from services.window_controller.pairs import DropReason, PairTable
+from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, PairTable
 from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers
-from shared.messages import Heartbeat, Load, PairReport, Report, WindowDecision
+from shared.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
 from shared.subjects import new_instance_id
 
 DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
@@ -45,19 +46,28 @@ def seen(verifier_id: str = VERIFIER, matched: int = 16, mismatched: int = 0) ->
         queue=0.5,
         tpot_ms=30.0,
         context=100,
+        pass_ms=40.0,
+        batch=2.5,
     )
 
 
 class Table:
-    """A pair table with two live verifiers, and what it dropped."""
+    """A pair table with two live verifiers, what it dropped, and the decisions that changed a choice."""
 
     def __init__(self, policy: LadderPolicy | StaticPolicy, max_pairs: int = 100) -> None:
         self.dropped: list[DropReason] = []
+        self.told: list[WindowDecision] = []
         self.verifiers = LiveVerifiers(max_verifiers=10)
         for verifier_id in (VERIFIER, OTHER_VERIFIER):
             self.verifiers.hear(heartbeat(verifier_id), now=0.0)
         self.pairs = PairTable(
-            policy, self.verifiers, self.dropped.append, max_pairs=max_pairs, expiry_s=30.0, announce_s=2.0
+            policy,
+            self.verifiers,
+            self.dropped.append,
+            self.told.append,
+            max_pairs=max_pairs,
+            expiry_s=30.0,
+            announce_s=2.0,
         )
 
     def report(
@@ -91,6 +101,16 @@ def test_the_first_report_of_a_pair_is_answered_with_the_policys_choice() -> Non
             free_run=False,
             policy="static",
             sequence=1,
+            reason=Reason(
+                num_sessions=1,
+                acceptance=1.0,
+                draft_ms=10.0,
+                rtt_ms=20.0,
+                pass_ms=40.0,
+                tpot_ms=30.0,
+                queue=0.5,
+                batch=2.5,
+            ),
         )
     ]
 
@@ -106,6 +126,51 @@ def test_a_choice_that_changes_is_announced_at_once_with_a_higher_sequence_numbe
     second = ladder.report(1, seen(), now=0.1)
     assert windows([*first, *second]) == [(VERIFIER, 12), (VERIFIER, 16)]
     assert first[0].sequence < second[0].sequence
+
+
+def acceptances(decisions: Sequence[WindowDecision]) -> list[float | None]:
+    return [decision.reason.acceptance for decision in decisions if decision.reason]
+
+
+def test_a_decision_tells_the_acceptance_of_all_that_was_judged_and_older_guesses_count_less(static: Table) -> None:
+    half_life = round(ACCEPTANCE_HALF_LIFE)
+    reports = (seen(matched=0), seen(matched=half_life), seen(matched=0, mismatched=half_life), seen(matched=0))
+    decided = [static.report(number, each, now=2.0 * number) for number, each in enumerate(reports)]
+    assert [acceptances(each) for each in decided] == [[None], [1.0], [pytest.approx(1 / 3)], [pytest.approx(1 / 3)]]
+
+
+def test_a_repeated_decision_tells_the_same_policy_and_reason(static: Table) -> None:
+    (first,) = static.report(0, seen(matched=12, mismatched=4), now=0.0)
+    (again,) = static.pairs.refresh(now=2.0)
+    assert again == msgspec.structs.replace(first, sequence=2)
+
+
+def test_decisions_that_change_a_choice_are_told_and_repetitions_are_not(ladder: Table) -> None:
+    climbed = [*ladder.report(0, seen(), now=0.0), *ladder.report(1, seen(), now=0.1)]
+    repeated = [*ladder.report(2, seen(), now=2.5), *ladder.pairs.refresh(now=5.0)]
+    assert windows([*climbed, *repeated]) == [(VERIFIER, 12), (VERIFIER, 16), (VERIFIER, 16), (VERIFIER, 16)]
+    assert ladder.told == climbed
+
+
+def test_another_policy_decides_on_the_next_report_of_the_same_pairs(ladder: Table) -> None:
+    ladder.report(0, seen(VERIFIER), seen(OTHER_VERIFIER), now=0.0)
+    ladder.pairs.follow(StaticPolicy(WindowChoice(window=4, chunk=2, free_run=True)))
+    assert ladder.pairs.refresh(now=2.0) == []
+    assert ladder.report(0, seen(), now=2.0) == []
+    (decision,) = ladder.report(1, seen(), now=2.0)
+    assert (decision.verifier_id, decision.window, decision.policy, decision.sequence) == (VERIFIER, 4, "static", 3)
+    assert len(ladder.pairs) == 2
+    assert ladder.dropped == ["replayed"]
+
+
+def test_another_policy_starts_afresh_and_names_itself_although_the_choice_is_the_same(ladder: Table) -> None:
+    assert windows([*ladder.report(0, seen(), now=0.0), *ladder.report(1, seen(), now=0.1)]) == [
+        (VERIFIER, 12), (VERIFIER, 16),
+    ]  # fmt: skip
+    ladder.pairs.follow(LadderPolicy(DEFAULT_CHOICE, warm_up=1, interval=1))
+    assert windows(ladder.report(2, seen(), now=0.2)) == [(VERIFIER, 12)]
+    ladder.pairs.follow(StaticPolicy(WindowChoice(window=12, chunk=2, free_run=True)))
+    assert [decision.policy for decision in ladder.report(3, seen(), now=0.3)] == ["static"]
 
 
 def test_a_pair_without_reports_is_refreshed_until_it_expires(static: Table) -> None:

@@ -1,25 +1,29 @@
 """The window controller on an in-process bus: reports in, decisions out."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from awc.policies import POLICIES
 from awc.static import StaticPolicy
+from services.window_controller.reloads import Reloads
 from services.window_controller.service import WindowController
 from services.window_controller.settings import ControllerSettings
-from shared.config import load
+from shared.config import BadSettings, load
 from shared.health import Health
 from shared.memory_bus import Faults, MemoryNetwork
-from shared.messages import Heartbeat, Load, WindowDecision
+from shared.messages import Heartbeat, Load, Reason, WindowDecision
 from shared.runtime import Context
 from shared.subjects import broadcast, inbox, new_instance_id, to
 from tests.controller.outside import DRAFTER, VERIFIER, Outside, report
 
 PROBE = new_instance_id("probe")
+LADDER = {"window_policy": "ladder", "announce_s": 60.0, "heartbeat_s": 60.0}
 
 
 class World:
@@ -27,6 +31,8 @@ class World:
 
     def __init__(self, network: MemoryNetwork, settings: ControllerSettings) -> None:
         self.network = network
+        self.configuration: ControllerSettings | BadSettings = settings
+        self.reloads = Reloads(self._read)
         self.registry = CollectorRegistry()
         self.controller_id = new_instance_id(settings.name)
         self.context = Context(self.controller_id, network.connect(), self.registry, Health(CollectorRegistry()))
@@ -34,6 +40,21 @@ class World:
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"dsd_controller_{name}", labels) or 0.0
+
+    def _read(self) -> ControllerSettings:
+        if isinstance(self.configuration, BadSettings):
+            raise self.configuration
+        return self.configuration
+
+    async def reload(self, configuration: ControllerSettings | BadSettings) -> list[MutableMapping[str, Any]]:
+        """Has the controller read this; what it logged until it had done so."""
+        self.configuration = configuration
+        with structlog.testing.capture_logs() as logged:
+            self.reloads.ask()
+            async with asyncio.timeout(5):
+                while not logged:  # noqa: ASYNC110  it is read in a thread
+                    await asyncio.sleep(0.005)
+        return logged
 
     async def settled(self) -> None:
         """When the controller has done all that was said before: it answers reports in order. Once per test."""
@@ -47,11 +68,10 @@ class World:
 
 @asynccontextmanager
 async def running(faults: Faults | None = None, **settings: object) -> AsyncIterator[World]:
-    slow = {"announce_s": 60.0, "heartbeat_s": 60.0}
-    chosen = ControllerSettings.model_validate(slow | settings)
+    chosen = ControllerSettings.model_validate(LADDER | settings)
     world = World(MemoryNetwork(seed=1, faults=faults), chosen)
     await world.outside.subscribe()
-    controller = await WindowController.start(chosen, world.context)
+    controller = await WindowController.start(chosen, world.context, world.reloads)
     task = asyncio.create_task(controller.run())
     try:
         yield world
@@ -75,6 +95,7 @@ async def test_a_report_is_answered_with_a_decision_to_its_drafter_only() -> Non
             policy="static",
             sequence=1,
             min_confidence=0.4,
+            reason=Reason(1, 1.0, draft_ms=10.0, rtt_ms=20.0, pass_ms=0.0, tpot_ms=30.0, queue=0.5, batch=0.0),
         )
         assert world.outside.senders == {world.controller_id}
         await world.settled()
@@ -220,7 +241,7 @@ async def test_two_controllers_announce_with_numbers_of_their_own() -> None:
             new_instance_id("controller"), world.network.connect(), CollectorRegistry(), world.context.health
         )
         settings = ControllerSettings(window_policy="static", window=4)
-        controller = await WindowController.start(settings, second)
+        controller = await WindowController.start(settings, second, world.reloads)
         task = asyncio.create_task(controller.run())
         await world.outside.beat()
         await world.outside.report(report(0))
@@ -229,6 +250,74 @@ async def test_two_controllers_announce_with_numbers_of_their_own() -> None:
         assert world.outside.senders == {world.controller_id, second.instance_id}
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_decision_that_changes_a_window_is_logged_with_policy_and_reason() -> None:
+    async with running(window_policy="static", window=4) as world:
+        await world.outside.beat()
+        with structlog.testing.capture_logs() as logged:
+            await world.outside.report(report(0))
+            await world.outside.decision()
+        (line,) = logged
+        told = {name: line[name] for name in ("event", "drafter_id", "verifier_id", "window", "policy")}
+        assert list(told.values()) == ["window decided", DRAFTER, VERIFIER, 4, "static"]
+        assert (line["reason"]["acceptance"], line["reason"]["rtt_ms"]) == (1.0, 20.0)
+
+
+async def test_another_policy_is_taken_while_pairs_go_on() -> None:
+    async with running() as world:
+        await world.outside.beat()
+        await world.outside.report(report(0))
+        first = await world.outside.decision()
+        wanted = ControllerSettings.model_validate(LADDER | {"window_policy": "static", "window": 1})
+        (line,) = await world.reload(wanted)
+        assert (line["event"], line["window_policy"], line["window"]) == ("configuration taken", "static", 1)
+        await world.outside.report(report(1))
+        second = await world.outside.decision()
+        assert [(each.policy, each.window, each.chunk) for each in (first, second)] == [
+            ("ladder", 8, 2), ("static", 1, 1),
+        ]  # fmt: skip
+        assert first.sequence < second.sequence
+
+
+async def test_another_start_of_the_same_policy_is_taken_too() -> None:
+    async with running() as world:
+        await world.reload(ControllerSettings.model_validate(LADDER | {"window": 2}))
+        await world.outside.beat()
+        await world.outside.report(report(0))
+        assert (await world.outside.decision()).window == 2
+
+
+@pytest.mark.parametrize(
+    ("configuration", "event"),
+    [
+        (BadSettings("no setting is called windo"), "configuration not taken, the old one stays"),
+        (ControllerSettings.model_validate(LADDER), "configuration taken"),
+    ],
+    ids=["bad", "unchanged"],
+)
+async def test_a_configuration_that_is_bad_or_says_the_same_leaves_the_pairs_their_state(
+    configuration: ControllerSettings | BadSettings, event: str
+) -> None:
+    async with running() as world:
+        await world.outside.beat()
+        for sequence in range(9):
+            await world.outside.report(report(sequence))
+        assert (await world.outside.decision()).window == 8
+        await world.settled()
+        (line,) = await world.reload(configuration)
+        assert line["event"] == event
+        await world.outside.report(report(9))  # the tenth sample: the ladder may move
+        assert (await world.outside.decision()).window == 12
+
+
+async def test_a_changed_setting_that_needs_a_restart_is_named_each_time() -> None:
+    async with running() as world:
+        wanted = ControllerSettings.model_validate(LADDER | {"window": 4, "max_pairs": 5, "drain_s": 1.0})
+        for _ in range(2):
+            taken, waiting = await world.reload(wanted)
+            assert taken["event"] == "configuration taken"
+            assert (waiting["log_level"], sorted(waiting["names"])) == ("warning", ["drain_s", "max_pairs"])
 
 
 def test_the_settings_offer_exactly_the_policies_there_are() -> None:

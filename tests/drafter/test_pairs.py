@@ -128,7 +128,7 @@ def test_time_per_token_is_the_time_since_the_sessions_last_tokens_shared_by_the
     pairs.pairs.observe(seat, verdict(seat), 1, 220.0)
     count(seat, 1)
     pairs.pairs.absorb(seat)
-    assert pairs.report()[VERIFIER].tpot_ms == pytest.approx(0.8 * 20 + 0.2 * 40)
+    assert pairs.report()[VERIFIER].tpot_ms == pytest.approx((0.8 * 80 + 0.2 * 40) / (0.8 * 4 + 0.2 * 1))
 
 
 def test_the_pause_between_two_lives_of_a_session_is_no_time_per_token(pairs: Pairs) -> None:

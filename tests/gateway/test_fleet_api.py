@@ -1,14 +1,12 @@
-"""GET /dsd/fleet: who is there, how busy, with which windows."""
+"""GET /dsd/fleet: who is there and how busy. (Windows: test_windows.py.)"""
 
 from __future__ import annotations
 
 import time
 
-import msgspec
-
 from shared import subjects
 from shared.bus import Bus
-from shared.messages import Heartbeat, Load, Service, WindowDecision
+from shared.messages import Heartbeat, Load, Service
 from shared.subjects import new_instance_id
 from tests.gateway.conftest import World, until
 from tests.gateway.fakes import CONTEXT, MODEL
@@ -73,26 +71,6 @@ async def test_it_tells_what_the_newest_heartbeats_said(world: World) -> None:
         "max_sessions": 256,
         "num_waiting": 0,
     }
-    await bus.close()
-
-
-async def test_windows_are_told_of_live_pairs_alone(world: World) -> None:
-    verifier, drafter = await world.verifier(), await world.drafter()
-    bus, controller_id = world.network.connect(), new_instance_id("controller")
-    decision = WindowDecision(drafter.instance_id, verifier.instance_id, 6, 2, True, "ladder", 1)
-    for each in (decision, msgspec.structs.replace(decision, drafter_id=new_instance_id("gone"))):
-        await bus.publish(subjects.to("drafter", each.drafter_id, "window", controller_id), each)
-    await until(lambda: len(list(world.gateway.sessions.windows)) == 2)
-    assert (await fleet(world))["windows"] == [
-        {
-            "drafter_id": drafter.instance_id,
-            "verifier_id": verifier.instance_id,
-            "window": 6,
-            "chunk": 2,
-            "free_run": True,
-            "policy": "ladder",
-        }
-    ]
     await bus.close()
 
 

@@ -26,6 +26,7 @@ from services.gateway.bodies import GenerationBody
 from services.gateway.chat_body import ChatBody
 from services.gateway.completion_body import CompletionBody
 from services.gateway.openapi import ERRORS, openapi_document
+from services.gateway.routes import PLAIN_PATHS
 from tests.gateway.conftest import World, a_world
 from tests.gateway.fakes import MODEL
 from tests.gateway.test_http import CHAT, COMPLETIONS, chat, events
@@ -138,6 +139,11 @@ async def test_the_document_is_told_before_a_verifier_is_there(world: World) -> 
     assert response.status == 200
     assert (await response.json())["openapi"].startswith("3.1")
     assert (await world.client.post("/openapi.json")).status == 405
+
+
+async def test_every_endpoint_but_the_runtimes_is_described(world: World) -> None:
+    served = {resource.canonical for resource in world.client.app.router.resources()}
+    assert served - PLAIN_PATHS - {"/openapi.json"} == set(json.loads(openapi_document())["paths"])
 
 
 @pytest.mark.parametrize("body", [ChatBody, CompletionBody])

@@ -26,6 +26,7 @@ from shared.messages import (
     Opened,
     PairReport,
     Poll,
+    Reason,
     Report,
     Sampling,
     Speculate,
@@ -112,7 +113,16 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
     Close: st.builds(Close, session_ids, counts),
     Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4)),
     WindowDecision: st.builds(
-        WindowDecision, instance_ids, instance_ids, windows, st.integers(1, MAX_WINDOW), flags, names, counts, shares
+        WindowDecision,
+        instance_ids,
+        instance_ids,
+        windows,
+        st.integers(1, MAX_WINDOW),
+        flags,
+        names,
+        counts,
+        shares,
+        st.none() | st.builds(Reason, counts, st.none() | shares, *[millis] * 4, shares, millis),
     ),
     Heartbeat: st.builds(
         Heartbeat,
@@ -258,7 +268,7 @@ def test_a_threshold_that_is_no_probability_is_malformed(min_confidence: object)
 
 def test_a_decision_of_a_controller_that_knows_no_threshold_never_stops_early() -> None:
     known = encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, 0.5))
-    assert decode(msgpack.packb(msgpack.unpackb(known)[:-1])).min_confidence == 0
+    assert decode(msgpack.packb(msgpack.unpackb(known)[:-2])).min_confidence == 0
 
 
 def test_a_draft_that_lacks_a_field_is_malformed() -> None:

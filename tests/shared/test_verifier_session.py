@@ -220,28 +220,35 @@ def test_a_prompt_is_computed_in_chunks_and_only_the_last_one_draws() -> None:
     assert (row.start, row.fed_ids, row.num_draws) == (2, (3,), 1)
 
 
-def test_without_free_run_the_verifier_waits_for_guesses_but_computes_the_prompt() -> None:
+def test_without_free_run_the_verifier_waits_for_guesses_behind_its_first_token() -> None:
     state = session(free_run=False)
-    row = state.begin_pass(64, 64)
-    assert (row.fed_ids, row.num_draws) == ((1, 2), 0)
-    state.end_pass(row, [], PassInfo(), now=1.0)
+    assert run_pass(state, [7]).token_ids == (7,)
     assert not state.ready
-    state.on_draft(draft(3, 7, free_run=False), now=2.0)
-    assert state.ready
-    assert run_pass(state, [7, 8]).token_ids == (7, 8)
+    state.on_draft(draft(4, 8, free_run=False), now=2.0)
+    assert run_pass(state, [8, 9]).token_ids == (8, 9)
+
+
+def test_without_free_run_a_text_computed_again_yields_a_token_too() -> None:
+    state = decoding(7, 8, free_run=True)
+    state.on_draft(draft(5, free_run=False), now=1.0)
+    assert not state.ready
+    state.drop_cache()
+    row = state.begin_pass(64, 64)
+    assert (row.fed_ids, row.num_draws) == ((1, 2, 3, 7, 8), 1)
 
 
 def test_the_newest_draft_says_whether_the_verifier_may_run_free() -> None:
-    state = session(free_run=False)
-    state.on_draft(draft(3, free_run=True, sent_ms=5.0), now=1.0)
-    assert state.draws
-    state.on_draft(draft(3, free_run=False, sent_ms=4.0), now=2.0)  # older, overtaken
-    assert state.draws
+    state = decoding(7)
+    state.on_draft(draft(4, free_run=False, sent_ms=5.0), now=1.0)
+    assert not state.draws
+    state.on_draft(draft(4, free_run=True, sent_ms=4.0), now=2.0)  # older, overtaken
+    assert not state.draws
 
 
 def test_a_drafter_silent_for_its_lease_lets_the_verifier_run_free() -> None:
-    state = session(free_run=False)
+    state = decoding(7, free_run=False)
     assert not state.expire_drafter(now=900.0, lease_ms=1000.0)
+    assert not state.draws
     assert state.expire_drafter(now=1000.0, lease_ms=1000.0)
     assert state.draws
 

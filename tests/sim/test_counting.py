@@ -137,19 +137,18 @@ class Pair:
         if self.row is None:
             return
         draws = self.truth[self.row.base : self.row.base + self.row.num_draws]
-        verdict = self.verifier.end_pass(self.row, draws, PassInfo(7.0, 2, 0.5), self.now)
+        verdict = self.verifier.end_pass(self.row, draws, PassInfo(7.0, 2, 0.5, 9), self.now)
         self.row = None
         answer = new_message()
-        assert verify_session.end_pass(self.v, answer, 7.0, 2, 0.5, self.now) == (verdict is not None)
+        assert verify_session.end_pass(self.v, answer, 7.0, 2, 0.5, 9, self.now) == (verdict is not None)
         self.told(verdict, answer)
 
     def told(self, verdict: Verdict | None, m: Any) -> None:
         if verdict is None:
             return
         assert (verdict.epoch, verdict.base, len(verdict.token_ids)) == told_in(m, "epoch", "base", "num")
-        assert (verdict.accepted, verdict.finish is not None, verdict.batch) == told_in(
-            m, "accepted", "finish", "batch"
-        )
+        assert (verdict.accepted, verdict.finish is not None) == told_in(m, "accepted", "finish")
+        assert (verdict.batch, verdict.pass_tokens) == told_in(m, "batch", "pass_tokens")
         if self.rng.random() < 0.95:
             self.verdicts.append((verdict, m))
 

@@ -20,13 +20,21 @@ PAIRS = ("a40-a100", "orin-a100", "phone-h100")
 FAMILIES = {"gsm8k": "llama-2", "humaneval": "qwen2", "cnndm": "llama-2"}
 RIGHT = {"gsm8k": 0.80, "humaneval": 0.84, "cnndm": 0.70}
 CELLS = list(product(FAMILIES, (600, 1000), (10, 30)))
-FILES = sorted(path for path in SCENARIOS.rglob("*.toml") if path.name != "compare.toml")
+OTHERS = ("compare.toml", "plan")  # no scenarios: the name of a file, and of a folder
+FILES = sorted(path for path in SCENARIOS.rglob("*.toml") if not set(path.parts) & set(OTHERS))
 ROOM = {f"{setup.name}.json": setup.kv_tokens for setup in SHIPPED}
 
 
 def read(path: Path) -> Scenario:
     """Without what a sweep changes."""
     return scenario_of({key: value for key, value in read_toml(path).items() if key != "sweep"}, path)
+
+
+def profiles_of(scenario: Scenario) -> list[str]:
+    """Files, relative to the scenario's."""
+    beside = [part.draft_profile for part in scenario.cloud]
+    named = [part.profile for part in (*scenario.edge, *scenario.cloud)]
+    return [name for name in (*named, *beside) if name is not None]
 
 
 def share_of(guesses: MarkovGuesses) -> float:
@@ -41,7 +49,7 @@ def share_of(guesses: MarkovGuesses) -> float:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_scenario_that_ships_reads_and_names_files_that_are_there(path: Path) -> None:
     scenario = read(path)
-    named = [part.profile for part in (*scenario.edge, *scenario.cloud) if part.profile is not None]
+    named = profiles_of(scenario)
     workload = scenario.workload
     file = workload.file if isinstance(workload, Trace) else workload.lengths.file
     for name in [*named, *([file] if file is not None else [])]:
@@ -56,8 +64,7 @@ def test_caches_are_no_larger_than_the_memory_beside_the_weights(path: Path) -> 
 
 
 def test_the_rooflines_that_ship_are_those_that_scenarios_name() -> None:
-    parts = [part for path in FILES for part in (*read(path).edge, *read(path).cloud)]
-    named = {Path(part.profile).name for part in parts if part.profile is not None}
+    named = {Path(name).name for path in FILES for name in profiles_of(read(path))}
     assert set(ROOM) == {name for name in named if name.startswith("roofline-")}
 
 
@@ -135,5 +142,9 @@ def test_a_capacity_has_an_objective_and_the_cloud_alone_to_compare_with(pair: s
     cells = [point.cell.scenario for point in plan.points]
     assert plan.scenario == f"capacity-{pair}"
     assert {cell.objective.tpot_ms for cell in cells} <= {20, 30, 50}
-    assert {cell.policies.drafting for cell in cells} == {True, False}
+    assert {(cell.policies.drafting, cell.policies.colocated) for cell in cells} == {
+        (False, False),
+        (True, False),
+        (True, True),
+    }
     assert len({point.settings["workload.rate_per_s"] for point in plan.points}) >= 8

@@ -22,8 +22,8 @@ from dsd_sim.plots import plot_sweep
 from dsd_sim.report import FIGURES, Fates, Report, Times
 from dsd_sim.runner import run_cells
 from dsd_sim.scenario import read_toml
-from dsd_sim.sweep import Outcome, capacities_of, groups_of, outcomes_of, read_plan
-from dsd_sim.tables import number, told_capacity
+from dsd_sim.sweep import Outcome, capacities_of, crossings_of, groups_of, outcomes_of, read_plan
+from dsd_sim.tables import number, told_capacity, told_crossing
 from tests.sim.sweeping import BASE, ROOT, call, command, written
 
 PNG = b"\x89PNG"
@@ -247,13 +247,63 @@ def wait_for_results(folder: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+# --- crossover --------------------------------------------------------------------------------------------------------
+
+CROSSED = """[sweep]
+keys = { "edge.*.link.rtt_ms" = [0, 10, 30], policies = [{ drafting = false }, { window = 4 }] }
+[sweep.crossover]
+key = "edge.*.link.rtt_ms"
+against = { "policies.drafting" = false }
+"""
+
+
+def crossed(folder: Path, times: dict[float, tuple[float, float]]) -> list[str]:
+    """`times`: TPOT of the cloud alone, and with a window of 4, at each round trip."""
+    plan = read_plan(written(folder, CROSSED))
+    outcomes = []
+    for point in plan.points:
+        alone, drafted = times[point.settings["edge.*.link.rtt_ms"]]
+        mean = drafted if "policies.window" in point.settings else alone
+        report = msgspec.structs.replace(a_report(), tpot_ms=Times(mean, 0.0, 0.0, 0.0))
+        outcomes.append(Outcome(point.settings, point.cell.key, True, report))
+    found = crossings_of(plan, outcomes)
+    assert [each.settings for each in found] == [{"policies.window": 4}]
+    return [told_crossing(each) for each in found]
+
+
+def test_a_crossover_lies_between_the_values_where_the_figure_becomes_the_worse_one(tmp_path: Path) -> None:
+    assert crossed(tmp_path, {0: (20, 10), 10: (20, 15), 30: (20, 25)}) == ["20.0"]
+
+
+def test_what_is_worse_from_the_start_never_crosses(tmp_path: Path) -> None:
+    assert crossed(tmp_path, {0: (20, 21), 10: (20, 15), 30: (20, 15)}) == ["never"]
+
+
+def test_what_stays_ahead_crosses_above_the_last_value(tmp_path: Path) -> None:
+    assert crossed(tmp_path, {0: (20, 10), 10: (20, 15), 30: (20, 20)}) == ["above 30"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('key = "policies.chunk"', "sweep.crossover.policies.chunk is not varied"),
+        ('figure = "speed"', "sweep.crossover.figure: 'speed' must be one of"),
+        ("against = {}", "sweep.crossover.against: "),
+    ],
+)
+def test_a_crossover_of_what_is_not_there_is_refused(tmp_path: Path, line: str, complaint: str) -> None:
+    kept = [each for each in CROSSED.splitlines() if each.split(" ")[0] != line.split(" ")[0]]
+    with pytest.raises(BadScenario, match=re.escape(complaint)):
+        read_plan(written(tmp_path, "\n".join([*kept, line])))
+
+
 # --- capacity ---------------------------------------------------------------------------------------------------------
 
 
 def a_report() -> Report:
     """With nothing in it."""
     nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0), Fates: Fates(0, 0, 0, 0, 0)}
-    return Report(**{field.name: nothing[field.type] for field in msgspec.structs.fields(Report)})
+    return Report(**{field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)})
 
 
 def test_capacity_is_the_highest_load_up_to_which_the_objective_is_kept_with_every_seed(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The network of the paper's controller, in numpy: inputs to one number by two residual blocks with SiLU.
+
+Invariant: pure and small; the same inputs give the same output, alone and in a batch up to rounding. The arrays come
+from a file that awc.training wrote; nothing in it is code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+NUM_BLOCKS = 2
+LEAST = -500.0  # below it SiLU is 0, and exp would overflow
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Network:
+    """y = w_out · (x2) + b_out, where x0 = w_in z + b_in of the normalised inputs z, and each block is
+    x + w2 silu(w1 x + b1) + b2.
+    """
+
+    mean: Array  # [inputs]
+    scale: Array  # [inputs]
+    w_in: Array  # [inputs, hidden]
+    b_in: Array  # [hidden]
+    w1: Array  # [blocks, hidden, hidden]
+    b1: Array  # [blocks, hidden]
+    w2: Array  # [blocks, hidden, hidden]
+    b2: Array  # [blocks, hidden]
+    w_out: Array  # [hidden]
+    b_out: Array  # []
+
+    def __post_init__(self) -> None:
+        num_inputs, hidden = self.w_in.shape
+        shapes: dict[str, tuple[int, ...]] = {
+            "mean": (num_inputs,),
+            "scale": (num_inputs,),
+            "b_in": (hidden,),
+            "w1": (NUM_BLOCKS, hidden, hidden),
+            "b1": (NUM_BLOCKS, hidden),
+            "w2": (NUM_BLOCKS, hidden, hidden),
+            "b2": (NUM_BLOCKS, hidden),
+            "w_out": (hidden,),
+            "b_out": (),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"{name} of shape {array.shape} must be finite numbers of shape {shape}")
+
+    def predict(self, inputs: Array) -> Array:
+        """[pairs, inputs] to [pairs]."""
+        x = ((inputs - self.mean) / self.scale) @ self.w_in + self.b_in
+        for block in range(NUM_BLOCKS):
+            inner = x @ self.w1[block] + self.b1[block]
+            active = inner / (1 + np.exp(-np.maximum(inner, LEAST)))
+            x = x + active @ self.w2[block] + self.b2[block]
+        return np.asarray(x @ self.w_out + self.b_out, np.float64)
+
+
+def read_network(path: Path) -> Network:
+    """Raises ValueError for what is no network, OSError for a file that can't be read."""
+    with np.load(path, allow_pickle=False) as arrays:
+        given: dict[str, Any] = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
+    wanted = {field.name for field in fields(Network)}
+    if given.keys() != wanted:
+        raise ValueError(f"{path}: holds {sorted(given)}, and should hold {sorted(wanted)}")
+    return Network(**given)
+
+
+def write_network(network: Network, path: Path) -> None:
+    np.savez(path, **{field.name: getattr(network, field.name) for field in fields(Network)})

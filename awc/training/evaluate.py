@@ -1,0 +1,93 @@
+"""Every policy on scenarios that training never saw: python -m awc.training evaluate.
+
+Each policy runs in the transport of what it is compared with. The oracle is the best static window of a scenario,
+chosen with hindsight. All meet the same requests and the same guesses.
+
+Invariant: what is compared is one score (`runs.scores`); a policy's own idea of speed is never asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct, json
+from numpy.typing import NDArray
+
+from awc.policies import POLICIES
+from awc.training.runs import SLIDING, STOP_AND_WAIT, TRANSPORTS, Reports, Transport, cell, run, scores, static_cell
+from awc.training.scenarios import HELD_OUT, Drawn, Family, drawn
+from dsd_sim.cells import Cell
+
+NUM_HELD_OUT = 210
+START = 4  # the window that every policy starts with
+STATIC = {STOP_AND_WAIT.name: (0, *range(1, 13)), SLIDING.name: (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)}
+POLICY_NAMES = ("wc-dnn", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb", "adaptive")
+
+
+class Scores(Struct, frozen=True):
+    """Of one transport: soft goodput of every scenario, under each static window and each policy."""
+
+    windows: tuple[int, ...]
+    static: list[list[float]]  # [scenarios, windows]
+    policies: dict[str, list[float]]  # [scenarios]
+
+    def at(self, window: int) -> NDArray[np.float64]:
+        """[scenarios]"""
+        return np.array(self.static, np.float64)[:, self.windows.index(window)]
+
+    @property
+    def oracle(self) -> NDArray[np.float64]:
+        """[scenarios] the best static window's."""
+        best: NDArray[np.float64] = np.array(self.static, np.float64).max(axis=1)
+        return best
+
+
+class Evaluation(Struct, frozen=True):
+    """What was run, and what it scored."""
+
+    family: str
+    num_scenarios: int
+    classes: list[tuple[str, ...]]  # [scenarios]
+    transports: dict[str, Scores]
+
+
+def evaluate(
+    folder: Path, family: Family = HELD_OUT, num: int = NUM_HELD_OUT, workers: int | None = None
+) -> Evaluation:
+    """`folder`: for results of runs; what it holds is not run again."""
+    scenarios = drawn(family, num)
+    cells = {name: _cells(scenarios, transport) for name, transport in TRANSPORTS.items()}
+    wanted = [cell for found in cells.values() for row in found.values() for cell in row]
+    reports = run(wanted, folder, workers)
+    found = {name: _scores(cells[name], STATIC[name], reports) for name in TRANSPORTS}
+    return Evaluation(family.name, num, [each.classes for each in scenarios], found)
+
+
+def _cells(scenarios: Sequence[Drawn], transport: Transport) -> dict[str, list[Cell]]:
+    """Of every window, named by its number, and of every policy: [scenarios] each."""
+    found = {
+        str(window): [static_cell(each.scenario, transport, window) for each in scenarios]
+        for window in STATIC[transport.name]
+    }
+    for name in POLICY_NAMES:
+        if name in POLICIES:
+            policy = POLICIES[name](transport.choice(START))
+            found[name] = [cell(each.scenario, transport, policy, START) for each in scenarios]
+    return found
+
+
+def _scores(cells: Mapping[str, list[Cell]], windows: tuple[int, ...], reports: Reports) -> Scores:
+    static = [scores(cells[str(window)], reports) for window in windows]
+    policies = {name: scores(found, reports) for name, found in cells.items() if not name.isdecimal()}
+    return Scores(windows, np.array(static).T.tolist(), policies)
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    path.write_bytes(json.format(json.encode(evaluation), indent=1) + b"\n")
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Raises OSError where there is none, ValueError for another file."""
+    return json.decode(path.read_bytes(), type=Evaluation)

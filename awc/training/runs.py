@@ -1,0 +1,69 @@
+"""Runs of scenarios under policies, on all cores, kept so that none is computed twice.
+
+Invariant: a run's result depends on its scenario, its policy and the code alone, and is found by a key made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from awc.policy import WindowChoice, WindowPolicy
+from awc.static import StaticPolicy
+from awc.training.scenarios import FOLDER
+from dsd_sim.cells import Cell, key_of
+from dsd_sim.report import Report
+from dsd_sim.runner import num_cores, progress_shown, run_cells
+from dsd_sim.scenario import Scenario
+
+Reports: TypeAlias = dict[str, Report]
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """How guesses travel, and how a verifier forms passes; a policy sets the window."""
+
+    name: str
+    chunk: int  # 0: as large as the window
+    free_run: bool
+    batching: str
+
+    def choice(self, window: int) -> WindowChoice:
+        if window == 0:
+            return WindowChoice(0, 1, free_run=True)
+        return WindowChoice(window, min(self.chunk or window, window), self.free_run)
+
+
+# The paper's: a whole window at a time, batches by length (LAB, as its full stack has it). Ours: docs/architecture.md.
+STOP_AND_WAIT = Transport("stop-and-wait", chunk=0, free_run=False, batching="lab")
+SLIDING = Transport("sliding", chunk=2, free_run=True, batching="worth")
+TRANSPORTS = {transport.name: transport for transport in (STOP_AND_WAIT, SLIDING)}
+
+
+def static_cell(scenario: Scenario, transport: Transport, window: int) -> Cell:
+    """A run with one window, 0 for target-only."""
+    return cell(scenario, transport, StaticPolicy(transport.choice(window)), window)
+
+
+def cell(scenario: Scenario, transport: Transport, policy: WindowPolicy, window: int) -> Cell:
+    """A run that starts with `window` and goes on as the policy says."""
+    start = transport.choice(window)
+    policies: dict[str, Any] = {"window": window, "batching": transport.batching}
+    policies |= {"chunk": start.chunk, "free_run": start.free_run}
+    chosen = scenario.policies.model_copy(update=policies)
+    ready = scenario.model_copy(update={"policies": chosen})
+    path = FOLDER / f"{scenario.name}.toml"
+    return Cell(ready, path, f"{policy.name} {window}, {transport.name}", key_of(ready, FOLDER, policy), policy)
+
+
+def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> Reports:
+    """By the keys of cells. Stopped and started again it goes on."""
+    with progress_shown() as tell:
+        return run_cells(cells, folder, workers or num_cores(), tell)
+
+
+def scores(cells: Sequence[Cell], reports: Reports) -> list[float]:
+    """Of each cell's run."""
+    return [reports[cell.key].soft_goodput for cell in cells]

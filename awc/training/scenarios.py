@@ -1,0 +1,254 @@
+"""The worlds that windows are learned and judged in: small fleets drawn at random, the same ones for the same seed.
+
+Invariant: the held-out scenarios have seeds, round trips, draft steps, passes and loads that no training scenario has.
+Both families and the score (score.py) are fixed before anything is trained on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsd_sim.scenario import Scenario
+
+FOLDER = Path(__file__).parents[2] / "scenarios"  # what file names in the scenarios are relative to
+TOKENS = 12_000  # of all answers of a scenario, about
+BATCH = 16  # sessions with which a verifier is taken to write as fast as it can
+RECORDINGS = ("../recordings/smollm2-135m-int8.jsonl", "../recordings/smollm2-135m-int4.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What is drawn from; no two families share a seed or a value."""
+
+    name: str
+    seed: int
+    rtt_ms: tuple[float, ...]
+    step_ms: tuple[float, ...]
+    pass_ms: tuple[float, ...]  # of one session's token
+    loads: tuple[float, ...]  # of what the verifiers could write target-only
+
+
+TRAINING = Family(
+    name="training",
+    seed=20511,
+    rtt_ms=(2, 5, 10, 20, 40, 60, 100),
+    step_ms=(2, 4, 6, 9, 14, 20),
+    pass_ms=(20, 30, 45, 60, 80),
+    loads=(0.15, 0.4, 0.7, 1.1),
+)
+HELD_OUT = Family(
+    name="held-out",
+    seed=90021,
+    rtt_ms=(1, 8, 15, 30, 50, 80, 150),
+    step_ms=(3, 5, 7, 11, 16, 24),
+    pass_ms=(16, 25, 38, 52, 70, 100),
+    loads=(0.1, 0.25, 0.55, 0.85, 1.3),
+)
+NEAR_MS, MID_MS = 25.0, 70.0  # round trips up to which a scenario is near, and not far
+HEAVY_LOAD = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A scenario, and the classes that it belongs to."""
+
+    scenario: Scenario
+    classes: tuple[str, ...]
+
+
+def drawn(family: Family, num: int) -> list[Drawn]:
+    """The first `num` scenarios of a family."""
+    return [_draw(family, index) for index in range(num)]
+
+
+def _draw(family: Family, index: int) -> Drawn:
+    rng = np.random.default_rng([family.seed, index])
+    rtt_ms, pass_ms = _one_of(rng, family.rtt_ms), _one_of(rng, family.pass_ms)
+    num_verifiers = int(rng.choice([1, 1, 1, 2]))
+    times = _pass_times(rng, pass_ms)
+    load, is_closed = _one_of(rng, family.loads), rng.random() < 0.5
+    num_sessions = num_verifiers * (int(np.exp(rng.uniform(0, np.log(24)))) if is_closed else load * BATCH)
+    num_drafters = max(1, round(num_sessions * rng.uniform(0.7, 2.0)))  # most have a session or none, some have more
+    answer = int(rng.integers(40, 161))
+    workload = _workload(rng, is_closed, load, round(num_sessions), num_verifiers, times, answer)
+    edges, rates = _edges(rng, family, rtt_ms, num_drafters)
+    content = {
+        "name": f"{family.name}-{index}",
+        "seed": int(rng.integers(1 << 31)),
+        "workload": workload,
+        "edge": edges,
+        "cloud": [{"count": num_verifiers, "times": times, "noise": 0.05}],
+        "objective": {"ttft_ms": _one_of(rng, (500, 1000, 2000)), "tpot_ms": pass_ms * _one_of(rng, (0.3, 0.5, 0.8))},
+    }
+    classes = (
+        "near" if rtt_ms <= NEAR_MS else "mid" if rtt_ms <= MID_MS else "far",
+        "closed" if is_closed else "heavy" if load > HEAVY_LOAD else "light",
+        "often right" if np.mean(rates) >= 0.75 else "often wrong",
+    )
+    return Drawn(Scenario.model_validate(content, strict=False), classes)
+
+
+def _one_of(rng: np.random.Generator, values: tuple[float, ...]) -> float:
+    return float(values[int(rng.integers(len(values)))])
+
+
+def _pass_times(rng: np.random.Generator, pass_ms: float) -> dict[str, Any]:
+    """Of a GPU, on which a further token costs little until arithmetic is the limit, or of a CPU."""
+    is_gpu = rng.random() < 0.6
+    token, session = (rng.uniform(0.001, 0.006), 0.008) if is_gpu else (rng.uniform(0.02, 0.06), rng.uniform(0.03, 0.1))
+    above = (0.0, 0.0, 0.004) if is_gpu else (0.0, 0.0, 0.0)
+    return {
+        "base_ms": pass_ms * (1 - token - session),
+        "session_ms": pass_ms * session,
+        "token_ms": pass_ms * token,
+        "above_ms": tuple(pass_ms * share for share in above),
+        "cached_ms": pass_ms * rng.uniform(0.005, 0.05),
+    }
+
+
+def _workload(
+    rng: np.random.Generator,
+    is_closed: bool,
+    load: float,
+    num_clients: int,
+    num_verifiers: int,
+    times: dict[str, Any],
+    answer: int,
+) -> dict[str, Any]:
+    num_requests = max(TOKENS // answer, 40)
+    lengths = {
+        "prompt": {"low": 16, "high": int(rng.integers(40, 400))},
+        "answer": {"low": answer // 2, "high": answer + answer // 2},
+        "max_tokens": 512,
+    }
+    if is_closed:
+        think_s = float(rng.choice([0.0, 0.0, 1.0]))
+        asked = {"kind": "closed", "num_clients": num_clients, "think_s": think_s}
+    else:
+        tokens_per_s = 1000 * BATCH / (times["base_ms"] + BATCH * (times["session_ms"] + times["token_ms"]))
+        rate = load * num_verifiers * tokens_per_s / answer
+        asked = {"kind": "poisson", "rate_per_s": rate}
+        if rng.random() < 0.3:
+            asked = {"kind": "bursts", "calm_per_s": rate / 2, "busy_per_s": 2 * rate, "calm_s": 4.0, "busy_s": 2.0}
+    return asked | {"num_requests": num_requests, "lengths": lengths}
+
+
+def _edges(
+    rng: np.random.Generator, family: Family, rtt_ms: float, num_drafters: int
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """One class of devices or two, and how often the guesses of each are right."""
+    counts = [num_drafters]
+    if num_drafters > 1 and rng.random() < 0.4:
+        counts = [num_drafters - num_drafters // 2, num_drafters // 2]
+    edges, rates = [], []
+    for number, count in enumerate(counts):
+        guesses, rate = _guesses(rng)
+        step_ms = _one_of(rng, family.step_ms) * rng.uniform(0.9, 1.1)
+        rates.append(rate)
+        edges.append(
+            {
+                "name": f"edge-{number}",
+                "count": count,
+                "times": {
+                    "step_ms": step_ms,
+                    "step_ms_per_1000": step_ms * rng.uniform(0.02, 0.15),
+                    "fed_ms": step_ms * rng.uniform(0.02, 0.3),
+                },
+                "link": {"rtt_ms": rtt_ms, "jitter_ms": rtt_ms * rng.uniform(0, 0.1)},
+                "guesses": guesses,
+            }
+        )
+    return edges, rates
+
+
+def _guesses(rng: np.random.Generator) -> tuple[dict[str, Any], float]:
+    """A model of acceptance, and its mean."""
+    kind = rng.random()
+    if kind < 0.2:
+        is_int4 = rng.random() < 0.5
+        return {"kind": "recorded", "file": RECORDINGS[int(is_int4)]}, 0.7 if is_int4 else 0.96
+    if kind < 0.6:
+        rate = float(rng.uniform(0.4, 0.95))
+        return {"kind": "independent", "rate": rate}, rate
+    easy, hard = float(rng.uniform(0.8, 0.98)), float(rng.uniform(0.2, 0.7))
+    to_hard, to_easy = float(rng.uniform(0.02, 0.2)), float(rng.uniform(0.1, 0.4))
+    rate = (easy * to_easy + hard * to_hard) / (to_easy + to_hard)
+    return {"kind": "markov", "easy": easy, "hard": hard, "to_hard": to_hard, "to_easy": to_easy}, rate
+
+
+# --- scenarios that change --------------------------------------------------------------------------------------------
+
+CHANGE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Changing:
+    """Before and after CHANGE_S the world is another; `phases` are the same worlds without a change, for the oracle."""
+
+    scenario: Scenario
+    phases: tuple[Scenario, Scenario]
+
+
+def changing() -> list[Changing]:
+    """RTT 10 to 80 ms, three times the load, acceptance 0.9 to 0.5, each with few and with many sessions."""
+    far = {"link": {"rtt_ms": 80.0, "jitter_ms": 1.0}}
+    wrong = {"guesses": {"kind": "independent", "rate": 0.5}}
+    found = []
+    for num_drafters, rate_per_s in ((2, 0.6), (16, 4.0)):
+        found += [
+            _changing("rtt", num_drafters, rate_per_s, change=far, edge=far),
+            _changing("load", num_drafters, rate_per_s, change={"load": 3.0}, edge={}),
+            _changing("acceptance", num_drafters, rate_per_s, change=wrong, edge=wrong),
+        ]
+    return found
+
+
+def _changing(
+    what: str, num_drafters: int, rate_per_s: float, change: dict[str, Any], edge: dict[str, Any]
+) -> Changing:
+    """`edge`: what of the devices is otherwise after the change."""
+    load = change.get("load", 1.0)
+    num_requests = round(rate_per_s * CHANGE_S * (1 + load))
+    before = _steady(f"{what}-{num_drafters}", num_drafters, rate_per_s, num_requests)
+    after = _steady(f"{what}-{num_drafters}-after", num_drafters, rate_per_s * load, num_requests)
+    after["edge"] = [after["edge"][0] | edge]
+    changed = before | {"change": [{"at_s": CHANGE_S} | change]}
+    scenario, *phases = (Scenario.model_validate(each, strict=False) for each in (changed, before, after))
+    return Changing(scenario, (phases[0], phases[1]))
+
+
+def _steady(name: str, num_drafters: int, rate_per_s: float, num_requests: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seed": 7,
+        "workload": {
+            "kind": "poisson",
+            "rate_per_s": rate_per_s,
+            "num_requests": num_requests,
+            "lengths": {"prompt": {"low": 20, "high": 120}, "answer": {"low": 60, "high": 140}, "max_tokens": 256},
+        },
+        "edge": [
+            {
+                "count": num_drafters,
+                "times": {"step_ms": 10.0, "step_ms_per_1000": 1.0, "fed_ms": 1.0},
+                "link": {"rtt_ms": 10.0, "jitter_ms": 1.0},
+                "guesses": {"kind": "independent", "rate": 0.9},
+            }
+        ],
+        "cloud": [
+            {
+                "count": 1,
+                "times": {
+                    "base_ms": 32.0,
+                    "session_ms": 0.3,
+                    "token_ms": 0.2,
+                    "above_ms": (0.0, 0.0, 0.2),
+                    "cached_ms": 0.5,
+                },
+            }
+        ],
+    }

@@ -1,4 +1,4 @@
-"""The network of the paper's controller, in numpy: inputs to one number by two residual blocks with SiLU.
+"""The network of both learned policies, in numpy: inputs to outputs by two residual blocks with SiLU.
 
 Invariant: pure and small; the same inputs give the same output, alone and in a batch up to rounding. The arrays come
 from a file that awc.training wrote; nothing in it is code.
@@ -20,33 +20,37 @@ LEAST = -500.0  # below it SiLU is 0, and exp would overflow
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Network:
-    """y = w_out · (x2) + b_out, where x0 = w_in z + b_in of the normalised inputs z, and each block is
-    x + w2 silu(w1 x + b1) + b2.
+    """y = w_out x2 + b_out, where x0 = w_in z + b_in of the normalised inputs z, and each block is
+    x + w2 silu(w1 x + b1) + b2. `low` and `high` bound the inputs that it was trained on.
     """
 
     mean: Array  # [inputs]
     scale: Array  # [inputs]
+    low: Array  # [inputs]
+    high: Array  # [inputs]
     w_in: Array  # [inputs, hidden]
     b_in: Array  # [hidden]
     w1: Array  # [blocks, hidden, hidden]
     b1: Array  # [blocks, hidden]
     w2: Array  # [blocks, hidden, hidden]
     b2: Array  # [blocks, hidden]
-    w_out: Array  # [hidden]
-    b_out: Array  # []
+    w_out: Array  # [hidden, outputs]
+    b_out: Array  # [outputs]
 
     def __post_init__(self) -> None:
         num_inputs, hidden = self.w_in.shape
         shapes: dict[str, tuple[int, ...]] = {
             "mean": (num_inputs,),
             "scale": (num_inputs,),
+            "low": (num_inputs,),
+            "high": (num_inputs,),
             "b_in": (hidden,),
             "w1": (NUM_BLOCKS, hidden, hidden),
             "b1": (NUM_BLOCKS, hidden),
             "w2": (NUM_BLOCKS, hidden, hidden),
             "b2": (NUM_BLOCKS, hidden),
-            "w_out": (hidden,),
-            "b_out": (),
+            "w_out": (hidden, *self.b_out.shape),
+            "b_out": self.b_out.shape[:1],
         }
         for name, shape in shapes.items():
             array = getattr(self, name)
@@ -54,13 +58,18 @@ class Network:
                 raise ValueError(f"{name} of shape {array.shape} must be finite numbers of shape {shape}")
 
     def predict(self, inputs: Array) -> Array:
-        """[pairs, inputs] to [pairs]."""
+        """[pairs, inputs] to [pairs, outputs]."""
         x = ((inputs - self.mean) / self.scale) @ self.w_in + self.b_in
         for block in range(NUM_BLOCKS):
             inner = x @ self.w1[block] + self.b1[block]
             active = inner / (1 + np.exp(-np.maximum(inner, LEAST)))
             x = x + active @ self.w2[block] + self.b2[block]
         return np.asarray(x @ self.w_out + self.b_out, np.float64)
+
+    def knows(self, inputs: Array) -> NDArray[np.bool_]:
+        """[pairs, inputs] to [pairs]: whether all inputs are such as it was trained on."""
+        is_within = (inputs >= self.low) & (inputs <= self.high)
+        return np.asarray(is_within.all(axis=1), np.bool_)
 
 
 def read_network(path: Path) -> Network:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from awc.acceptance import Acceptance
-from awc.features import inputs_of
+from awc.features import window_inputs
 from awc.network import Network, read_network
 from awc.policy import WindowChoice
 from shared.messages import PairReport
@@ -57,7 +57,7 @@ class WcDnnPolicy:
     def decide_all(self, pairs: Sequence[WcDnnPair], reports: Sequence[PairReport]) -> list[WindowChoice]:
         """The choices of several pairs after a report of each: what `decide` says, for less time a pair."""
         inputs = np.array([pair.observe(report) for pair, report in zip(pairs, reports, strict=True)])
-        predicted = self.network.predict(inputs).tolist()
+        predicted = self.network.predict(inputs)[:, 0].tolist()
         return [pair.settle(seen, value) for pair, seen, value in zip(pairs, reports, predicted, strict=True)]
 
 
@@ -78,7 +78,7 @@ class WcDnnPair:
         """The network's inputs after one more report."""
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         acceptance = 1.0 if self._acceptance.rate is None else self._acceptance.rate
-        return inputs_of(seen.queue, acceptance, seen.rtt_ms, seen.tpot_ms, max(self._choice.window, 1))
+        return window_inputs(seen.queue, acceptance, seen.rtt_ms, seen.tpot_ms, max(self._choice.window, 1))
 
     def settle(self, seen: PairReport, predicted: float) -> WindowChoice:
         """The choice that follows from a prediction; as it was before there is anything to predict from."""

@@ -16,6 +16,7 @@ from dsd_sim.events import (
     VERDICT_COMES,
     free_message,
     free_slot,
+    inlined,
     note,
     passage,
     push,
@@ -186,7 +187,7 @@ def _share_out(w, node, batch, num_ready, cached):
     return num_ready, fed
 
 
-@njit(cache=True)
+@inlined
 def pass_ms(weights, num_sessions, num_tokens, cached_tokens):
     """Milliseconds of a pass by the features of shared.batching.PassCost."""
     elapsed = weights[0] + weights[1] * num_sessions + weights[2] * num_tokens + weights[6] * cached_tokens / 1000
@@ -221,7 +222,7 @@ def expire_drafters(w):
         collect(w, index)
 
 
-@njit(cache=True)
+@inlined
 def _send_verdict(w, slot, index):
     """To the drafter."""
     request = w.requests[w.slots[slot].request]
@@ -283,13 +284,13 @@ def _count_beside(request, v):
     request.drafted += v.accepted + v.rejected + v.discarded
 
 
-@njit(cache=True)
+@inlined
 def _queue(w, index):
     """Queue utilisation: tokens that wait to be computed / token budget, clipped to 1."""
     return min(1.0, _queued(w, index) / w.nodes[index].token_budget)
 
 
-@njit(cache=True)
+@inlined
 def _queued(w, index):
     num = 0
     for i in range(w.nodes[index].num_sessions):

@@ -16,6 +16,7 @@ from dsd_sim.events import (
     TOKEN_BYTES,
     free_message,
     free_slot,
+    inlined,
     note,
     passage,
     push,
@@ -83,7 +84,7 @@ def draft(w, index):
         return
 
 
-@njit(cache=True)
+@inlined
 def _begin_step(w, index, slot, now):
     device, d = w.devices[index], w.drafters[slot]
     fed = draft_session.begin_step(d, device.feed_tokens)
@@ -93,13 +94,13 @@ def _begin_step(w, index, slot, now):
     note(w, STEP, index, w.slots[slot].request, fed, now, device.step_end)
 
 
-@njit(cache=True)
+@inlined
 def _step_ms(device, context, fed):
     elapsed = device.step_ms + device.step_ms_per_1000 * context / 1000 + device.fed_ms * (fed - 1)
     return elapsed * device.slowdown
 
 
-@njit(cache=True)
+@inlined
 def _num_more(device, d):
     """How many steps follow the one that begins before a draft is due or another session has its turn; unless something
     comes between, one event stands for all of them."""
@@ -111,7 +112,7 @@ def _num_more(device, d):
     return max(0, room - 1)
 
 
-@njit(cache=True)
+@inlined
 def _advance(w, index):
     """Ends the steps that are over by now, all but the last of those that belong together."""
     device, now = w.devices[index], w.clock[0].now
@@ -122,7 +123,7 @@ def _advance(w, index):
         _begin_step(w, index, slot, device.step_end)
 
 
-@njit(cache=True)
+@inlined
 def interrupt(w, index):
     """Something comes between: steps that were to follow the one that runs are planned anew behind it."""
     _advance(w, index)
@@ -153,7 +154,7 @@ def step_ends(w, index):
     draft(w, index)
 
 
-@njit(cache=True)
+@inlined
 def _end_step(w, slot):
     d = w.drafters[slot]
     place = d.step_start + d.step_fed - w.requests[w.slots[slot].request].prompt  # of the guess in the answer
@@ -161,7 +162,7 @@ def _end_step(w, slot):
     draft_session.end_step(d, w.right[slot, place], w.confidence[slot, place])
 
 
-@njit(cache=True)
+@inlined
 def send(w, slot):
     """Sends what is due of a session, and sees to it that silence is noticed."""
     d = w.drafters[slot]
@@ -174,7 +175,7 @@ def send(w, slot):
     _arm(w, slot)
 
 
-@njit(cache=True)
+@inlined
 def _send_draft(w, slot, index):
     request = w.requests[w.slots[slot].request]
     device = w.devices[request.device]
@@ -185,7 +186,7 @@ def _send_draft(w, slot, index):
     push(w, device.up_newest + w.nodes[request.node].delay_ms, DRAFT_COMES, index)
 
 
-@njit(cache=True)
+@inlined
 def _arm(w, slot):
     due = draft_session.resend_at(w.drafters[slot])
     if due < np.inf and not w.slots[slot].has_timer:
@@ -202,12 +203,13 @@ def timer(w, index):
     if not is_new:
         return
     w.slots[slot].has_timer = False
-    interrupt(w, w.requests[w.slots[slot].request].device)
-    index = take_message(w, slot)
-    if draft_session.on_timer(w.drafters[slot], w.messages[index], w.clock[0].now):
-        _send_draft(w, slot, index)
-    else:
-        free_message(w, index)
+    if w.clock[0].now >= draft_session.resend_at(w.drafters[slot]):
+        interrupt(w, w.requests[w.slots[slot].request].device)
+        index = take_message(w, slot)
+        if draft_session.on_timer(w.drafters[slot], w.messages[index], w.clock[0].now):
+            _send_draft(w, slot, index)
+        else:
+            free_message(w, index)
     _arm(w, slot)
 
 
@@ -233,7 +235,7 @@ def verdict_comes(w, index):
     free_message(w, index)
 
 
-@njit(cache=True)
+@inlined
 def _observe_verdict(w, slot, m, pair):
     """Moving averages of the pair, as the drafter's PairTable."""
     d, s, now = w.drafters[slot], w.slots[slot], w.clock[0].now

@@ -10,7 +10,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,16 +68,15 @@ class Fleet:
     num_done: int = 0
     is_watched: bool = False  # reports are made and summed up though the policy never says anything new
     reported: Sums = field(default_factory=Sums)
-    _given: NDArray[np.int64] = field(init=False)  # sessions placed at each node since its heartbeat
-    _loads: list[Load] = field(init=False)
+    _candidates: dict[int, Candidate] = field(init=False)  # nodes taken for alive
     _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
     _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # announced last
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        self._given = np.zeros(len(self.world.nodes), np.int64)
         self._adopted = np.zeros(len(self.world.devices), np.int64)  # sessions that changed to each device, likewise
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
+        self._nodes_by_id = {name: index for index, name in enumerate(self._node_ids)}
         self._next = 0
         self._waiting: deque[int] = deque()  # requests that clients are to make
         self._unplaced: set[int] = set()  # requests that have met no verifier
@@ -166,16 +165,11 @@ class Fleet:
 
     def _route(self) -> int | None:
         """The verifier for a session, of those that are taken for alive."""
-        candidates = [
-            Candidate(i, load, int(n))
-            for index, (i, load, n) in enumerate(zip(self._node_ids, self._loads, self._given, strict=True))
-            if not self._beats.is_node_gone(index)
-        ]
-        chosen = self.router.choose(candidates, self._random)
+        chosen = self.router.choose(list(self._candidates.values()), self._random)
         if chosen is None:
             return None
-        node = self._node_ids.index(chosen.instance_id)
-        self._given[node] += 1
+        node = self._nodes_by_id[chosen.instance_id]
+        self._candidates[node] = replace(chosen, num_since=chosen.num_since + 1)
         return node
 
     def _another(self, device: int) -> int:
@@ -211,13 +205,18 @@ class Fleet:
     def _listen(self) -> None:
         """Every verifier's load, as its heartbeat tells it; who is silent for too long is replaced."""
         cloud.expire_drafters(self.world)
-        nodes, loads = self.world.nodes, cloud.loads(self.world)
-        self._loads = [
+        nodes, busy = self.world.nodes, cloud.loads(self.world)
+        loads = [
             Load(num_sessions=int(sessions), queue_tokens=int(queue), step_ms=float(step), rtt_ms=2 * float(hop))
-            for (sessions, queue), step, hop in zip(loads, nodes["pass_ms"], nodes["delay_ms"], strict=True)
+            for (sessions, queue), step, hop in zip(busy, nodes["pass_ms"], nodes["delay_ms"], strict=True)
         ]
-        self._given[:] = self._adopted[:] = 0
+        self._adopted[:] = 0
         self._beats.hear(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
+        self._candidates = {
+            index: Candidate(self._node_ids[index], load)
+            for index, load in enumerate(loads)
+            if not self._beats.is_node_gone(index)
+        }
         if self.happenings:
             self._replace()
 
@@ -277,11 +276,10 @@ class Fleet:
             self._forget()
         devices, nodes = np.nonzero(is_fresh & (not is_silent))
         steps = (self.world.devices["step_ms"] * self.world.devices["slowdown"])[devices].tolist()
-        shown = pairs[devices, nodes]
-        self.reported.add(shown)
-        seen = shown[list(REPORTED)].tolist()
+        seen = pairs[devices, nodes][list(REPORTED)].tolist()
         for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
             report = report_of(self._node_ids[node], step_ms, *values)
+            self.reported.add(report)
             if is_plausible(report):
                 self._announce(device, node, self._control(device, node).decide(report))
         for name in ("drafted", "accepted", "rejected", "late", "discarded"):

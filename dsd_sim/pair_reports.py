@@ -6,11 +6,8 @@ Invariant: what is summed up of all reports is what a controller was shown, no m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from shared.messages import PairReport
 
@@ -78,16 +75,17 @@ class Seen(Struct, frozen=True):
     acceptance: float  # right guesses of all that were judged; 0 where none was
     window: float
     num_sessions: float
+    context: float  # tokens, of a session
     rtt_ms: float
     queue: float
     tpot_ms: float
     pass_ms: float
     batch: float
     pass_tokens: float
+    draft_ms: float
 
 
-AVERAGED = ("window", "num_sessions", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
-COUNTED = ("accepted", "late", "rejected")
+AVERAGED = ("window", "num_sessions", "context", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
 
 
 @dataclass
@@ -95,20 +93,22 @@ class Sums:
     """Of the reports of a simulation."""
 
     num: int = 0
-    averaged: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(AVERAGED)))
-    counted: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(COUNTED)))
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*AVERAGED, "draft_ms"), 0.0))
+    matched: int = 0
+    judged: int = 0
 
-    def add(self, reported: NDArray[Any]) -> None:
-        """PAIR records [reports]."""
-        shown = reported[(reported["num_sessions"] > 0) & (reported["tpot_ms"] > 0)]
-        self.num += len(shown)
-        self.averaged += [shown[name].sum() for name in AVERAGED]
-        self.counted += [shown[name].sum() for name in COUNTED]
+    def add(self, seen: PairReport) -> None:
+        if not seen.num_sessions or not seen.tpot_ms:
+            return
+        self.num += 1
+        self.matched += seen.matched
+        self.judged += seen.matched + seen.mismatched
+        for name in self.totals:
+            self.totals[name] += getattr(seen, name)
 
     def means(self) -> Seen | None:
         """None without a report."""
         if self.num == 0:
             return None
-        accepted, late, rejected = self.counted.tolist()
-        judged = accepted + late + rejected
-        return Seen(self.num, (accepted + late) / judged if judged else 0.0, *(self.averaged / self.num).tolist())
+        acceptance = self.matched / self.judged if self.judged else 0.0
+        return Seen(self.num, acceptance, **{name: total / self.num for name, total in self.totals.items()})

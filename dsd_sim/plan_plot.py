@@ -44,7 +44,6 @@ def _draw(place: Axes, rows: Sequence[Row], goal: Goal) -> None:
         place.plot([], [], "o", color=f"C{number % 10}", label=" ".join(draft).strip() or "cloud alone")
     place.set_xlabel("goodput of a session, tokens/s")
     place.set_ylabel(AXES[goal])
-    place.set_xlim(left=0)
     if rows and all(_loss(row, goal) > 0 for row in rows):
         place.set_yscale("log")
         for axis_formatter in (place.yaxis.set_major_formatter, place.yaxis.set_minor_formatter):

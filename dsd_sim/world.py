@@ -205,7 +205,7 @@ def make_world(
     """Empty arrays; answers have at most max_tokens tokens; num_logged: room of the log."""
 
     def records(shape: int | tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
-        return np.zeros(shape, kind).view(np.recarray)
+        return np.zeros(shape, kind)
 
     num_messages = 32 * num_slots + 1024
     world = World(
@@ -247,7 +247,7 @@ def with_more_room(world: World) -> World:
     clock["num_free_messages"] = num_free + num
 
     def longer(array: NDArray[Any], num_more: int) -> NDArray[Any]:
-        made = np.zeros(len(array) + num_more, array.dtype).view(type(array))
+        made = np.zeros(len(array) + num_more, array.dtype)
         made[: len(array)] = array
         return made
 

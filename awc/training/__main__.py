@@ -7,14 +7,16 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from awc import adaptive, wc_dnn
+from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.network import write_network
-from awc.training.dataset import NUM_SCENARIOS, make_dataset, read_dataset, write_dataset
+from awc.training.dataset import NUM_SCENARIOS, make_datasets, read_dataset, write_dataset
 from awc.training.evaluate import NUM_HELD_OUT, evaluate, write_evaluation
-from awc.wc_dnn import WEIGHTS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OUT = Path("results/awc")
+NETWORKS = {"wc-dnn": (WINDOW_INPUTS, wc_dnn.WEIGHTS), "adaptive": (CHOICE_INPUTS, adaptive.WEIGHTS)}
 Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; runs that it holds are kept.")]
 Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
 
@@ -31,20 +33,22 @@ def dataset(
     num: Annotated[int, typer.Option(min=10, help="Training scenarios.")] = NUM_SCENARIOS,
 ) -> None:
     """Runs training scenarios under every window, and labels what a controller sees. Goes on where it was stopped."""
-    made = make_dataset(out / "runs", num, workers)
-    write_dataset(made, out / "dataset.npz")
-    print(f"{len(made.labels)} rows of {num} scenarios: {out / 'dataset.npz'}")
+    for name, made in zip(NETWORKS, make_datasets(out / "runs", num, workers), strict=True):
+        path = out / f"{name}.npz"
+        write_dataset(made, path)
+        print(f"{len(made.targets)} rows of {num} scenarios: {path}")
 
 
 @app.command()
 def train(out: Out = OUT, seed: int = 1) -> None:
-    """Trains the paper's network on the dataset, and writes its weights and their card into awc/."""
+    """Trains both networks on their datasets, and writes weights and cards into awc/."""
     from awc.training import train as training  # loads torch
 
-    network, card = training.train(read_dataset(out / "dataset.npz"), seed)
-    write_network(network, WEIGHTS)
-    training.write_card(card, WEIGHTS.with_suffix(".json"))
-    print(f"{card.num_parameters} parameters, off by {card.mean_error:.2f} windows: {WEIGHTS}")
+    for name, (names, weights) in NETWORKS.items():
+        network, card = training.train(read_dataset(out / f"{name}.npz"), names, seed)
+        write_network(network, weights)
+        training.write_card(card, weights.with_suffix(".json"))
+        print(f"{name}: {card.num_parameters} parameters, off by {card.mean_error:.3f}: {weights}")
 
 
 @app.command(name="evaluate")

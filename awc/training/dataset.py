@@ -1,75 +1,115 @@
-"""Labelled telemetry for the paper's network: python -m awc.training dataset.
+"""Labelled telemetry for both networks: python -m awc.training dataset.
 
-Every training scenario runs under each window from 2 to 12 and cloud-only, in stop-and-wait (arXiv 2511.21669: an
-exhaustive sweep of more than 2,000 scenarios). A row is what a controller sees of a scenario under one window; its
-label is the window with the scenario's best score, CLOUD_ONLY where that is target-only serving.
-
-Invariant: rows of one scenario stay together, and a seed makes the same rows again.
+Invariant: rows of one scenario stay together, and the same number of scenarios makes the same rows again. Inputs are
+what a controller sees of a scenario under one choice; targets are what all choices brought.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.features import NUM_INPUTS, inputs_of
-from awc.training.runs import STOP_AND_WAIT, Reports, run, static_cell
+from awc.adaptive import CHOICES
+from awc.features import choice_inputs, window_inputs
+from awc.training.runs import SLIDING, STOP_AND_WAIT, Reports, run, static_cell
 from awc.training.scenarios import TRAINING, drawn
 from dsd_sim.cells import Cell
 from dsd_sim.report import Report
+from dsd_sim.scenario import Scenario
+from shared.batching import HINGES
 
 CLOUD_ONLY = 1  # the label, and the window as the network sees it: the paper's controller takes 1 and below for it
 WINDOWS = (0, *range(2, 13))
+LEAST_WORTH = -0.7  # of a choice against the best, as a logarithm; how bad the worse ones are need not be learned
 NUM_SCENARIOS = 2400
+
+Rows: TypeAlias = tuple[list[list[float]], list[list[float]]]  # inputs, targets
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    inputs: NDArray[np.float64]  # [rows, NUM_INPUTS]
-    labels: NDArray[np.float64]  # [rows] windows
+    inputs: NDArray[np.float64]  # [rows, inputs]
+    targets: NDArray[np.float64]  # [rows, outputs]
     groups: NDArray[np.int64]  # [rows] number of the scenario
 
 
-def make_dataset(folder: Path, num: int, workers: int | None) -> Dataset:
-    """`folder`: for results of runs; what it holds is not run again."""
-    cells = [[static_cell(each.scenario, STOP_AND_WAIT, w) for w in WINDOWS] for each in drawn(TRAINING, num)]
-    reports = run((cell for row in cells for cell in row), folder, workers)
-    parts = [_rows(row, reports) for row in cells]
-    groups = np.repeat(np.arange(num), [len(part.labels) for part in parts])
-    inputs = np.concatenate([part.inputs for part in parts])
-    return Dataset(inputs, np.concatenate([part.labels for part in parts]), groups)
+def make_datasets(folder: Path, num: int, workers: int | None) -> tuple[Dataset, Dataset]:
+    """That of the paper's network, and ours. `folder`: for results of runs; what it holds is not run again."""
+    scenarios = [each.scenario for each in drawn(TRAINING, num)]
+    waiting = [[static_cell(each, STOP_AND_WAIT, STOP_AND_WAIT.choice(w)) for w in WINDOWS] for each in scenarios]
+    sliding = [[static_cell(each, SLIDING, choice) for choice in CHOICES] for each in scenarios]
+    reports = run((cell for row in (*waiting, *sliding) for cell in row), folder, workers)
+    return _gathered(waiting, reports, window_rows), _gathered(sliding, reports, choice_rows)
 
 
-def _rows(cells: Sequence[Cell], reports: Reports) -> Dataset:
-    """Of one scenario. While nothing is drafted acceptance is what was seen last, here in all other runs."""
-    found = [reports[cell.key] for cell in cells]
+def _gathered(
+    cells: Iterable[Sequence[Cell]], reports: Reports, rows_of: Callable[[Scenario, Sequence[Report]], Rows]
+) -> Dataset:
+    inputs: list[list[float]] = []
+    targets: list[list[float]] = []
+    groups: list[int] = []
+    for number, row in enumerate(cells):
+        found = rows_of(row[0].scenario, [reports[cell.key] for cell in row])
+        inputs += found[0]
+        targets += found[1]
+        groups += [number] * len(found[0])
+    return Dataset(np.array(inputs), np.array(targets), np.array(groups))
+
+
+def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
+    """The paper's (arXiv 2511.21669): a row for each of WINDOWS, its target the window with the best score."""
     best = WINDOWS[int(np.argmax([report.soft_goodput for report in found]))]
-    known = float(np.mean([_acceptance(report) for report in found[1:]]))
-    rows = [_row(window, report, known) for window, report in zip(WINDOWS, found, strict=True) if report.seen]
-    inputs = np.array(rows).reshape(-1, NUM_INPUTS)
-    return Dataset(inputs, np.full(len(rows), float(best or CLOUD_ONLY)), np.zeros(len(rows), np.int64))
+    known = _acceptance_when_drafting(found)
+    inputs = []
+    for window, report in zip(WINDOWS, found, strict=True):
+        seen = report.seen
+        if seen is not None:
+            acceptance = seen.acceptance if window else known
+            inputs.append(window_inputs(seen.queue, acceptance, seen.rtt_ms, seen.tpot_ms, window or CLOUD_ONLY))
+    return inputs, [[float(best or CLOUD_ONLY)]] * len(inputs)
 
 
-def _acceptance(report: Report) -> float:
-    return report.seen.acceptance if report.seen else report.acceptance
+def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
+    """A row for each of CHOICES, its target the worth of all of them: log(score / best score)."""
+    scores = np.array([report.soft_goodput for report in found])
+    worth = np.maximum(np.log(np.maximum(scores, 1e-9) / scores.max()), LEAST_WORTH).tolist()
+    known, times = _acceptance_when_drafting(found), scenario.cloud[0].times
+    assert times is not None
+    inputs = []
+    for choice, report in zip(CHOICES, found, strict=True):
+        seen = report.seen
+        if seen is not None:
+            above = sum(ms for ms, hinge in zip(times.above_ms, HINGES, strict=True) if seen.pass_tokens > hinge)
+            inputs.append(
+                choice_inputs(
+                    acceptance=seen.acceptance if choice.window else known,
+                    pass_ms=seen.pass_ms,
+                    guess_ms=seen.draft_ms * max(seen.num_sessions, 1.0),
+                    rtt_ms=seen.rtt_ms,
+                    token_ms=times.token_ms + above,
+                    batch=seen.batch,
+                    queue=seen.queue,
+                )
+            )
+    return inputs, [worth] * len(inputs)
 
 
-def _row(window: int, report: Report, known: float) -> list[float]:
-    seen = report.seen
-    assert seen is not None
-    acceptance = seen.acceptance if window else known
-    return inputs_of(seen.queue, acceptance, seen.rtt_ms, seen.tpot_ms, window or CLOUD_ONLY)
+def _acceptance_when_drafting(found: Sequence[Report]) -> float:
+    """What a controller saw last, before nothing was drafted any more: here, the mean of all other runs."""
+    rates = [report.seen.acceptance for report in found if report.seen is not None and report.fates.drafted]
+    return float(np.mean(rates)) if rates else 1.0
 
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    np.savez_compressed(path, inputs=dataset.inputs, labels=dataset.labels, groups=dataset.groups)
+    np.savez_compressed(path, inputs=dataset.inputs, targets=dataset.targets, groups=dataset.groups)
 
 
 def read_dataset(path: Path) -> Dataset:
     """Raises OSError where there is none."""
     with np.load(path, allow_pickle=False) as arrays:
-        return Dataset(arrays["inputs"], arrays["labels"], arrays["groups"])
+        return Dataset(arrays["inputs"], arrays["targets"], arrays["groups"])

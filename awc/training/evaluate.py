@@ -68,13 +68,13 @@ def evaluate(
 def _cells(scenarios: Sequence[Drawn], transport: Transport) -> dict[str, list[Cell]]:
     """Of every window, named by its number, and of every policy: [scenarios] each."""
     found = {
-        str(window): [static_cell(each.scenario, transport, window) for each in scenarios]
+        str(window): [static_cell(each.scenario, transport, transport.choice(window)) for each in scenarios]
         for window in STATIC[transport.name]
     }
     for name in POLICY_NAMES:
         if name in POLICIES:
             policy = POLICIES[name](transport.choice(START))
-            found[name] = [cell(each.scenario, transport, policy, START) for each in scenarios]
+            found[name] = [cell(each.scenario, transport, policy, transport.choice(START)) for each in scenarios]
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from awc.policy import WindowChoice, WindowPolicy
 from awc.static import StaticPolicy
@@ -16,7 +16,7 @@ from awc.training.scenarios import FOLDER
 from dsd_sim.cells import Cell, key_of
 from dsd_sim.report import Report
 from dsd_sim.runner import num_cores, progress_shown, run_cells
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario import Policies, Scenario
 
 Reports: TypeAlias = dict[str, Report]
 
@@ -35,6 +35,17 @@ class Transport:
             return WindowChoice(0, 1, free_run=True)
         return WindowChoice(window, min(self.chunk or window, window), self.free_run)
 
+    def policies(self, given: Policies, start: WindowChoice) -> Policies:
+        """Those of a scenario with this transport, and a start."""
+        return given.model_copy(
+            update={
+                "window": start.window,
+                "chunk": start.chunk,
+                "free_run": start.free_run,
+                "batching": self.batching,
+            }
+        )
+
 
 # The paper's: a whole window at a time, batches by length (LAB, as its full stack has it). Ours: docs/architecture.md.
 STOP_AND_WAIT = Transport("stop-and-wait", chunk=0, free_run=False, batching="lab")
@@ -42,20 +53,16 @@ SLIDING = Transport("sliding", chunk=2, free_run=True, batching="worth")
 TRANSPORTS = {transport.name: transport for transport in (STOP_AND_WAIT, SLIDING)}
 
 
-def static_cell(scenario: Scenario, transport: Transport, window: int) -> Cell:
-    """A run with one window, 0 for target-only."""
-    return cell(scenario, transport, StaticPolicy(transport.choice(window)), window)
+def static_cell(scenario: Scenario, transport: Transport, choice: WindowChoice) -> Cell:
+    """A run with one choice from beginning to end."""
+    return cell(scenario, transport, StaticPolicy(choice), choice)
 
 
-def cell(scenario: Scenario, transport: Transport, policy: WindowPolicy, window: int) -> Cell:
-    """A run that starts with `window` and goes on as the policy says."""
-    start = transport.choice(window)
-    policies: dict[str, Any] = {"window": window, "batching": transport.batching}
-    policies |= {"chunk": start.chunk, "free_run": start.free_run}
-    chosen = scenario.policies.model_copy(update=policies)
-    ready = scenario.model_copy(update={"policies": chosen})
+def cell(scenario: Scenario, transport: Transport, policy: WindowPolicy, start: WindowChoice) -> Cell:
+    """A run that starts with `start` and goes on as the policy says."""
+    ready = scenario.model_copy(update={"policies": transport.policies(scenario.policies, start)})
     path = FOLDER / f"{scenario.name}.toml"
-    return Cell(ready, path, f"{policy.name} {window}, {transport.name}", key_of(ready, FOLDER, policy), policy)
+    return Cell(ready, path, f"{policy.name}, {transport.name}", key_of(ready, FOLDER, policy), policy)
 
 
 def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> Reports:

@@ -30,6 +30,7 @@ class Family:
     step_ms: tuple[float, ...]
     pass_ms: tuple[float, ...]  # of one session's token
     loads: tuple[float, ...]  # of what the verifiers could write target-only
+    mixed: float  # share of the scenarios that have two classes of devices
 
 
 TRAINING = Family(
@@ -39,6 +40,7 @@ TRAINING = Family(
     step_ms=(2, 4, 6, 9, 14, 20),
     pass_ms=(20, 30, 45, 60, 80),
     loads=(0.15, 0.4, 0.7, 1.1),
+    mixed=0.0,
 )
 HELD_OUT = Family(
     name="held-out",
@@ -47,6 +49,7 @@ HELD_OUT = Family(
     step_ms=(3, 5, 7, 11, 16, 24),
     pass_ms=(16, 25, 38, 52, 70, 100),
     loads=(0.1, 0.25, 0.55, 0.85, 1.3),
+    mixed=0.4,
 )
 NEAR_MS, MID_MS = 25.0, 70.0  # round trips up to which a scenario is near, and not far
 HEAVY_LOAD = 0.6
@@ -142,7 +145,7 @@ def _edges(
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """One class of devices or two, and how often the guesses of each are right."""
     counts = [num_drafters]
-    if num_drafters > 1 and rng.random() < 0.4:
+    if num_drafters > 1 and rng.random() < family.mixed:
         counts = [num_drafters - num_drafters // 2, num_drafters // 2]
     edges, rates = [], []
     for number, count in enumerate(counts):

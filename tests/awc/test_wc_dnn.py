@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.network import NUM_BLOCKS, Network
+from awc.network import Network
 from awc.policy import WindowChoice
 from awc.wc_dnn import MAX_PREDICTED, WcDnnPair, WcDnnPolicy
 from shared.messages import PairReport
+from tests.awc import networks
 
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)
 SEEN = PairReport(
@@ -32,37 +33,12 @@ SEEN = PairReport(
 )
 
 
-def saying(value: float, hidden: int = 4) -> Network:
-    """A network that predicts one number whatever it sees."""
-    square = (NUM_BLOCKS, hidden, hidden)
-    return Network(
-        mean=np.zeros(5),
-        scale=np.ones(5),
-        w_in=np.zeros((5, hidden)),
-        b_in=np.zeros(hidden),
-        w1=np.zeros(square),
-        b1=np.zeros((NUM_BLOCKS, hidden)),
-        w2=np.zeros(square),
-        b2=np.zeros((NUM_BLOCKS, hidden)),
-        w_out=np.zeros(hidden),
-        b_out=np.array(value),
-    )
+def saying(value: float) -> Network:
+    return networks.saying(np.array([value]), num_inputs=5)
 
 
-def random_network(seed: int, hidden: int = 8) -> Network:
-    rng = np.random.default_rng(seed)
-    return Network(
-        mean=rng.normal(size=5),
-        scale=rng.uniform(0.5, 2, 5),
-        w_in=rng.normal(size=(5, hidden)) / 4,
-        b_in=rng.normal(size=hidden),
-        w1=rng.normal(size=(NUM_BLOCKS, hidden, hidden)) / 4,
-        b1=rng.normal(size=(NUM_BLOCKS, hidden)),
-        w2=rng.normal(size=(NUM_BLOCKS, hidden, hidden)) / 4,
-        b2=rng.normal(size=(NUM_BLOCKS, hidden)),
-        w_out=rng.normal(size=hidden),
-        b_out=np.array(6.0),
-    )
+def random_network(seed: int) -> Network:
+    return networks.random_network(seed, 5, np.array([6.0]))
 
 
 def pair_told(*values: float) -> tuple[WcDnnPair, list[int]]:
@@ -113,7 +89,7 @@ def test_acceptance_that_was_not_observed_stays_what_it_was() -> None:
 
 
 def test_pairs_decided_together_decide_what_each_would_alone() -> None:
-    policy = WcDnnPolicy(STOP_AND_WAIT, network=random_network(3))
+    policy = WcDnnPolicy(STOP_AND_WAIT, network=random_network(8))
     reports = [changed(SEEN, rtt_ms=float(rtt), matched=rtt % 7, queue=rtt / 300) for rtt in range(1, 200, 7)]
     alone = [policy.for_pair() for _ in reports]
     together = [policy.for_pair() for _ in reports]
@@ -130,12 +106,18 @@ def test_absurd_reports_lead_to_no_window_out_of_bounds(absurd: dict[str, float]
         assert 0 <= pair.decide(changed(SEEN, **absurd)).window <= MAX_PREDICTED
 
 
+def test_a_network_knows_inputs_within_those_it_was_trained_on() -> None:
+    network = networks.saying(np.array([1.0]), num_inputs=5, high=1.0)
+    inputs = np.array([[0.5] * 5, [1.0] * 5, [0.5, 0.5, 1.1, 0.5, 0.5]])
+    assert network.knows(inputs).tolist() == [True, True, False]
+
+
 def test_a_network_of_wrong_shapes_or_numbers_is_refused() -> None:
     good = saying(1.0)
     with pytest.raises(ValueError, match="w_out of shape"):
-        replace(good, w_out=np.zeros(3))
+        replace(good, w_out=np.zeros((3, 1)))
     with pytest.raises(ValueError, match="b_out"):
-        replace(good, b_out=np.array(np.nan))
+        replace(good, b_out=np.array([np.nan]))
 
 
 @pytest.mark.parametrize("given", [{"new_weight": 0.0}, {"patience": 0}, {"half_life": 0.0}])

@@ -174,7 +174,7 @@ def test_a_shorter_time_is_better_and_the_first_of_equal_ones_counts(tmp_path: P
 def a_report() -> Report:
     """With nothing in it."""
     nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0), Fates: Fates(0, 0, 0, 0, 0)}
-    return Report(**{field.name: nothing[field.type] for field in msgspec.structs.fields(Report)})
+    return Report(**{field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)})
 
 
 # --- what it shows ----------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_clients_wait_for_their_answers_and_think(tmp_path: Path) -> None:
 def singles() -> list[Path]:
     """Files of one scenario each; those of the paper's table are large, and test_paper.py reads them."""
     paths = sorted((ROOT / "scenarios").rglob("*.toml"))
-    return [path for path in paths if path.parent.name != "paper" and "sweep" not in read_toml(path)]
+    return [path for path in paths if path.parent.name not in ("paper", "plan") and "sweep" not in read_toml(path)]
 
 
 def test_the_next_request_is_made_by_whoever_is_free(tmp_path: Path) -> None:

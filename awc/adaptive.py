@@ -1,0 +1,199 @@
+"""Adaptive window control as this project serves it: a learned choice of window, chunk and free run, then checked.
+
+A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES, the logarithm of the
+goodput that it would bring, up to a constant. The best one is taken when it promises `margin` more than the one in
+force, twice in a row. A prediction is not trusted blindly:
+
+* Inputs unlike those of training: the window follows from the pipeline instead, as many guesses as the drafter makes
+  until the first of them has a verdict, which is never far from the best where the verifier runs free.
+* After each change the time per token is compared with that before. What was promised and did not come is held against
+  the choice, and fades.
+* While nothing is drafted nothing is judged, so acceptance is hoped to rise until drafting is tried again.
+
+Invariant: the choice is one of CHOICES or a window of the pipeline, whatever reports say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from awc.acceptance import Acceptance
+from awc.features import choice_inputs
+from awc.network import Network, read_network
+from awc.pass_cost import PassCost, PassCosts
+from awc.policy import WindowChoice
+from shared.messages import PairReport
+
+WEIGHTS = Path(__file__).with_name("adaptive.npz")
+CHOICES = (
+    WindowChoice(0, 1, free_run=True),
+    *(WindowChoice(window, 2, free_run=True) for window in (2, 4, 8, 16, 24, 32)),
+    *(WindowChoice(window, 1, free_run=True) for window in (4, 12, 24)),
+    *(WindowChoice(window, chunk, free_run=False) for window, chunk in ((4, 2), (8, 4), (16, 4), (16, 8), (32, 8))),
+    *(WindowChoice(window, window, free_run=False) for window in (3, 5, 8)),
+)
+LONGEST = 32  # window of the pipeline
+
+
+@lru_cache(maxsize=1)
+def shipped_network() -> Network:
+    return read_network(WEIGHTS)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptivePolicy:
+    """Starts with `start`. What was judged fades to half with each `half_life` guesses; a choice is compared with the
+    one before over `compared` reports of each; what is held against it fades by `forgetting` a report.
+    """
+
+    name: ClassVar[str] = "adaptive"
+    start: WindowChoice
+    margin: float = 0.03
+    patience: int = 2  # reports in a row that must promise as much
+    half_life: float = 128.0
+    hope: float = 0.5  # right guesses that each report counts for while none is made
+    compared: int = 8
+    settling: int = 3  # reports behind a change that are not compared
+    forgetting: float = 0.997
+    network: Network = field(default_factory=shipped_network, repr=False)
+    costs: PassCosts = field(default_factory=PassCosts, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (self.margin >= 0 and self.hope >= 0):
+            raise ValueError(f"margin {self.margin} and hope {self.hope} must be 0 or more")
+        if self.patience < 1 or self.compared < 1 or self.settling < 0 or not self.half_life > 0:
+            raise ValueError(
+                f"patience {self.patience} and compared {self.compared} must be 1 or more, settling {self.settling} "
+                f"0 or more, and the half-life {self.half_life} above 0"
+            )
+        if not 0 <= self.forgetting <= 1:
+            raise ValueError(f"forgetting {self.forgetting} must be 0 to 1")
+        if self.network.b_out.shape != (len(CHOICES),):
+            raise ValueError(f"a network of {self.network.b_out.shape} outputs can't judge {len(CHOICES)} choices")
+
+    def for_pair(self) -> AdaptivePair:
+        return AdaptivePair(self)
+
+    def decide_all(self, pairs: Sequence[AdaptivePair], reports: Sequence[PairReport]) -> list[WindowChoice]:
+        """The choices of several pairs after a report of each: what `decide` says, for less time a pair."""
+        inputs = np.array([pair.observe(report) for pair, report in zip(pairs, reports, strict=True)])
+        values, known = self.network.predict(inputs).tolist(), self.network.knows(inputs).tolist()
+        return [pair.settle(*each) for pair, each in zip(pairs, zip(reports, values, known, strict=True), strict=True)]
+
+
+class AdaptivePair:
+    """One pair: what was judged, the choice in force, and what earlier ones turned out to be worth."""
+
+    def __init__(self, policy: AdaptivePolicy) -> None:
+        self._policy = policy
+        self._choice = policy.start
+        self._acceptance = Acceptance(policy.half_life)
+        self._wanted: WindowChoice | None = None  # promised more by the last reports, `_num_wanted` of them
+        self._num_wanted = 0
+        self._against: dict[WindowChoice, float] = {}  # shortfall of log goodput
+        self._check = Check(policy.settling, policy.compared)
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        return self._policy.decide_all([self], [seen])[0]
+
+    def observe(self, seen: PairReport) -> list[float]:
+        """The network's inputs after one more report."""
+        cost = self._policy.costs.observe(seen)
+        self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
+        if self._choice.window == 0 and seen.num_sessions:
+            self._acceptance.observe(self._policy.hope, self._policy.hope)
+        return _inputs(self._acceptance.rate, seen, cost)
+
+    def settle(self, seen: PairReport, values: Sequence[float], is_known: bool) -> WindowChoice:
+        """The choice that follows from what the network predicts; as before while there is nothing to go by."""
+        if not seen.num_sessions or seen.tpot_ms == 0 or seen.pass_ms == 0:
+            return self._choice
+        self._learn(seen)
+        if not is_known:
+            self._want(pipeline(seen, self._policy.start.chunk), 0.0)
+            return self._choice
+        worth = {choice: value - self._against.get(choice, 0.0) for choice, value in zip(CHOICES, values, strict=True)}
+        best = max(worth, key=worth.__getitem__)
+        gain = worth[best] - worth.get(self._choice, -math.inf)
+        if gain > self._policy.margin:
+            self._want(best, gain)
+        else:
+            self._wanted = None
+        return self._choice
+
+    def _want(self, choice: WindowChoice, gain: float) -> None:
+        """Changes to `choice` when it has been wanted often enough in a row."""
+        if choice == self._choice:
+            return
+        self._num_wanted = self._num_wanted + 1 if choice == self._wanted else 1
+        self._wanted = choice
+        if self._num_wanted >= self._policy.patience:
+            self._check.begin(promised=gain)
+            self._choice, self._wanted = choice, None
+
+    def _learn(self, seen: PairReport) -> None:
+        """Holds against the choice in force what it promised and did not bring."""
+        if self._against:
+            faded = {choice: value * self._policy.forgetting for choice, value in self._against.items()}
+            self._against = {choice: value for choice, value in faded.items() if value > self._policy.margin / 4}
+        if seen.window == self._choice.window:
+            shortfall = self._check.observe(math.log(max(seen.tpot_ms, 1e-3)))
+            if shortfall is not None:
+                self._against[self._choice] = self._against.get(self._choice, 0.0) + shortfall
+
+
+@dataclass(slots=True)
+class Check:
+    """Compares times per token, as logarithms, behind a change with those before it."""
+
+    num_settling: int
+    num_compared: int
+    settling: int = 0
+    num: int = 0
+    mean: float = 0.0  # over the last reports of the choice in force
+    before: float | None = None
+    promised: float = 0.0
+
+    def begin(self, promised: float) -> None:
+        self.before = self.mean if self.num >= self.num_compared and math.isfinite(promised) else None
+        self.promised, self.settling, self.num = promised, self.num_settling, 0
+
+    def observe(self, time: float) -> float | None:
+        """Once for each change: how much of the promise is missing where the change made it worse; else None."""
+        if self.settling:
+            self.settling -= 1
+            return None
+        self.num += 1
+        self.mean += (time - self.mean) / min(self.num, self.num_compared)
+        if self.before is None or self.num < self.num_compared:
+            return None
+        gained, self.before = self.before - self.mean, None
+        return self.promised - gained if gained < 0 else None
+
+
+def _inputs(acceptance: float | None, seen: PairReport, cost: PassCost) -> list[float]:
+    return choice_inputs(
+        acceptance=1.0 if acceptance is None else acceptance,
+        pass_ms=seen.pass_ms,
+        guess_ms=seen.draft_ms * max(seen.num_sessions, 1),
+        rtt_ms=seen.rtt_ms,
+        token_ms=cost.per_token_ms,
+        batch=seen.batch,
+        queue=seen.queue,
+    )
+
+
+def pipeline(seen: PairReport, chunk: int) -> WindowChoice:
+    """As many guesses as the drafter makes for a session until the first of them has a verdict: it waits for its chunk,
+    the link, half a pass under way, and its own."""
+    guess_ms = max(seen.draft_ms * max(seen.num_sessions, 1), 1e-3)
+    verdict_ms = seen.rtt_ms + 1.5 * seen.pass_ms
+    window = int(min(max(verdict_ms / guess_ms + 2 * chunk, 2.0), float(LONGEST)))
+    return WindowChoice(window, min(max(chunk, 1), window), free_run=True)

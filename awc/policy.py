@@ -7,8 +7,9 @@ choices, in the controller and in the simulator alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared.messages import MAX_WINDOW, PairReport
 
@@ -74,3 +75,22 @@ class WindowPolicy(Protocol):
 def is_plausible(seen: PairReport) -> bool:
     """Whether the counts can come from a working drafter; a policy should not be shown others."""
     return max(seen.drafted, seen.matched + seen.mismatched, seen.late, seen.discarded) <= MAX_JUDGED
+
+
+class BatchPolicy(WindowPolicy, Protocol):
+    """A policy to which many decisions together cost less than one by one."""
+
+    def decide_all(self, pairs: Sequence[Any], reports: Sequence[PairReport]) -> list[WindowChoice]:
+        """What each pair would decide alone on its report; no pair comes twice."""
+        ...
+
+
+def decide_all(
+    policy: WindowPolicy | BatchPolicy, pairs: Sequence[PairControl], reports: Sequence[PairReport]
+) -> list[WindowChoice]:
+    """The choices of pairs of one policy, each after one more report of its own."""
+    together = getattr(policy, "decide_all", None)
+    if together is not None:
+        choices: list[WindowChoice] = together(pairs, reports)
+        return choices
+    return [pair.decide(seen) for pair, seen in zip(pairs, reports, strict=True)]

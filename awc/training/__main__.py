@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+from msgspec import json
 
 from awc import adaptive, wc_dnn
 from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.network import write_network
+from awc.training.cards import read_card, write_card
+from awc.training.changes import follow
 from awc.training.dataset import NUM_SCENARIOS, make_datasets, read_dataset, write_dataset
-from awc.training.evaluate import NUM_HELD_OUT, evaluate, write_evaluation
+from awc.training.evaluate import NUM_HELD_OUT, evaluate
+from awc.training.paper import paper_cells
+from awc.training.report import Found, write_report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OUT = Path("results/awc")
+DOCS = Path("docs/awc")
+FOLLOWING = ("ladder", "closed-form", "goodput", "nightjar", "adaptive")
 NETWORKS = {"wc-dnn": (WINDOW_INPUTS, wc_dnn.WEIGHTS), "adaptive": (CHOICE_INPUTS, adaptive.WEIGHTS)}
 Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; runs that it holds are kept.")]
 Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
@@ -47,7 +54,7 @@ def train(out: Out = OUT, seed: int = 1) -> None:
     for name, (names, weights) in NETWORKS.items():
         network, card = training.train(read_dataset(out / f"{name}.npz"), names, seed)
         write_network(network, weights)
-        training.write_card(card, weights.with_suffix(".json"))
+        write_card(card, weights.with_suffix(".json"))
         print(f"{name}: {card.num_parameters} parameters, off by {card.mean_error:.3f}: {weights}")
 
 
@@ -58,7 +65,22 @@ def evaluate_all(
     num: Annotated[int, typer.Option(min=1, help="Held-out scenarios.")] = NUM_HELD_OUT,
 ) -> None:
     """Runs every policy on scenarios that training never saw. Goes on where it was stopped."""
-    write_evaluation(evaluate(out / "runs", num=num, workers=workers), out / "evaluation.json")
+    runs = out / "runs"
+    found = Found(
+        evaluation=evaluate(runs, num=num, workers=workers),
+        followed=follow(FOLLOWING, runs, workers),
+        paper=paper_cells(runs, workers),
+    )
+    (out / "found.json").write_bytes(json.format(json.encode(found), indent=1) + b"\n")
+
+
+@app.command()
+def report(out: Out = OUT) -> None:
+    """Writes what `evaluate` found into docs/awc."""
+    found = json.decode((out / "found.json").read_bytes(), type=Found)
+    cards = {name: read_card(weights.with_suffix(".json")) for name, (_, weights) in NETWORKS.items()}
+    write_report(DOCS / "report.md", found, cards)
+    print(f"written: {DOCS / 'report.md'}")
 
 
 if __name__ == "__main__":

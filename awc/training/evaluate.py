@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from msgspec import Struct, json
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from awc.policies import POLICIES
@@ -82,12 +82,3 @@ def _scores(cells: Mapping[str, list[Cell]], windows: tuple[int, ...], reports: 
     static = [scores(cells[str(window)], reports) for window in windows]
     policies = {name: scores(found, reports) for name, found in cells.items() if not name.isdecimal()}
     return Scores(windows, np.array(static).T.tolist(), policies)
-
-
-def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    path.write_bytes(json.format(json.encode(evaluation), indent=1) + b"\n")
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Raises OSError where there is none, ValueError for another file."""
-    return json.decode(path.read_bytes(), type=Evaluation)

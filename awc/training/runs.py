@@ -53,16 +53,18 @@ SLIDING = Transport("sliding", chunk=2, free_run=True, batching="worth")
 TRANSPORTS = {transport.name: transport for transport in (STOP_AND_WAIT, SLIDING)}
 
 
-def static_cell(scenario: Scenario, transport: Transport, choice: WindowChoice) -> Cell:
+def static_cell(scenario: Scenario, transport: Transport, choice: WindowChoice, folder: Path = FOLDER) -> Cell:
     """A run with one choice from beginning to end."""
-    return cell(scenario, transport, StaticPolicy(choice), choice)
+    return cell(scenario, transport, StaticPolicy(choice), choice, folder)
 
 
-def cell(scenario: Scenario, transport: Transport, policy: WindowPolicy, start: WindowChoice) -> Cell:
-    """A run that starts with `start` and goes on as the policy says."""
+def cell(
+    scenario: Scenario, transport: Transport, policy: WindowPolicy, start: WindowChoice, folder: Path = FOLDER
+) -> Cell:
+    """A run that starts with `start` and goes on as the policy says. `folder`: of the scenario's files."""
     ready = scenario.model_copy(update={"policies": transport.policies(scenario.policies, start)})
-    path = FOLDER / f"{scenario.name}.toml"
-    return Cell(ready, path, f"{policy.name}, {transport.name}", key_of(ready, FOLDER, policy), policy)
+    path = folder / f"{scenario.name}.toml"
+    return Cell(ready, path, f"{policy.name}, {transport.name}", key_of(ready, folder, policy), policy)
 
 
 def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> Reports:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from msgspec import Struct, json
 from numpy.typing import NDArray
 from torch import nn
 
 from awc.network import NUM_BLOCKS, Network
+from awc.training.cards import Card
 from awc.training.dataset import Dataset
 
 HIDDEN = 32
@@ -26,23 +25,6 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
 KEPT_APART = 0.1  # of the scenarios
 BEYOND = 0.05  # of the range of an input
-
-
-class Card(Struct, frozen=True):
-    """What the weights are, beside them."""
-
-    source: str
-    inputs: tuple[str, ...]
-    num_scenarios: int
-    num_rows: int
-    dataset_sha256: str
-    seed: int
-    hidden: int
-    epochs: int
-    num_parameters: int
-    mean_error: float  # of an output, on scenarios kept apart
-    mean_error_of_median: float  # of always saying the median
-    versions: dict[str, str]
 
 
 class Residual(nn.Module):
@@ -179,7 +161,3 @@ def network_of(
         w_out=weights["exit.weight"].T,
         b_out=weights["exit.bias"],
     )
-
-
-def write_card(card: Card, path: Path) -> None:
-    path.write_bytes(json.format(json.encode(card), indent=2) + b"\n")

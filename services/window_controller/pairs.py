@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from awc.acceptance import Acceptance
-from awc.policy import PairControl, WindowChoice, WindowPolicy, is_plausible
+from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
 from services.window_controller.verifiers import LiveVerifiers
 from shared.messages import PairReport, Reason, Report, WindowDecision
 
@@ -42,15 +42,11 @@ class PairState:
     reported_at: float = -math.inf
     announced_at: float = -math.inf
 
-    def decide(self, seen: PairReport, now: float) -> WindowChoice:
-        """The policy's choice after one more report."""
-        choice = self.control.decide(seen)
-        self.reason, self.reported_at = self._reason(seen), now
-        return choice
-
-    def _reason(self, seen: PairReport) -> Reason:
+    def note(self, seen: PairReport, now: float) -> None:
+        """What the next choice is made from."""
         self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
-        return Reason(
+        self.reported_at = now
+        self.reason = Reason(
             num_sessions=seen.num_sessions,
             acceptance=self.acceptance.rate,
             draft_ms=seen.draft_ms,
@@ -101,16 +97,23 @@ class PairTable:
         if report.sequence <= self._sequences.get(report.drafter_id, -1):
             self._drop("replayed")
             return []
-        decisions = []
+        taken: dict[Pair, PairReport] = {}
         for seen in report.pairs:
             pair = Pair(report.drafter_id, seen.verifier_id)
-            if self._takes(pair, seen, now):
-                self._sequences[report.drafter_id] = report.sequence
-                state = self._state_of(pair)
-                choice = state.decide(seen, now)
-                if choice != state.choice or self._is_due(state, now):
-                    decisions.append(self._decide(pair, state, choice, now))
-        return decisions
+            if pair in taken:
+                self._drop("replayed")
+            elif self._takes(pair, seen, now):
+                taken[pair] = seen
+                self._state_of(pair).note(seen, now)
+        if taken:
+            self._sequences[report.drafter_id] = report.sequence
+        states = [self._pairs[pair] for pair in taken]
+        choices = decide_all(self._policy, [state.control for state in states], list(taken.values()))
+        return [
+            self._decide(pair, state, choice, now)
+            for pair, state, choice in zip(taken, states, choices, strict=True)
+            if choice != state.choice or self._is_due(state, now)
+        ]
 
     def refresh(self, now: float) -> list[WindowDecision]:
         """The decisions not announced for a while."""

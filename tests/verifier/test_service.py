@@ -188,10 +188,11 @@ async def test_a_higher_term_binds_another_drafter_and_the_old_one_is_not_heard(
 async def test_without_free_run_the_verifier_waits_for_its_drafter_but_no_longer_than_its_lease(start: Start) -> None:
     async with start(drafter_lease_s=0.2) as world:
         request = await world.open(free_run=False)
-        await world.draft(request, 0, answer(PROMPT, 2))
+        await until(lambda: len(world.text_heard(request)) == 1)
+        await world.draft(request, 1, answer(PROMPT, 3)[1:])
         await world.drafter.find(Verdict, lambda verdict: verdict.accepted == 2)
         await world.settled()
-        assert len(world.text_heard(request)) == 3
+        assert len(world.text_heard(request)) == 4
         assert await world.text(request) == answer(PROMPT, 12)
 
 
@@ -199,10 +200,10 @@ async def test_a_guess_wakes_a_verifier_that_waits_for_it(start: Start) -> None:
     async with start(drafter_lease_s=60.0) as world:
         request = await world.open(free_run=False)
         state = world.verifier.table.find(request.session_id).state
-        await until(lambda: state.computed == len(PROMPT) - 1)
-        await world.draft(request, 0, answer(PROMPT, 2))
+        await until(lambda: state.length == len(PROMPT) + 1)
+        await world.draft(request, 1, answer(PROMPT, 3)[1:])
         verdict = await world.gateway.find(Verdict, lambda verdict: verdict.accepted == 2)
-        assert verdict.token_ids == tuple(answer(PROMPT, 3))
+        assert verdict.token_ids == tuple(answer(PROMPT, 4)[1:])
 
 
 async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_is_not(start: Start) -> None:

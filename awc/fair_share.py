@@ -1,0 +1,154 @@
+"""Shares of a crowded verifier: how deep each of its drafters' guesses may go when passes cost by the token.
+
+As in GoodSpeed (arXiv 2512.09963), what is maximised is the sum of the logarithms of all sessions' speeds, so nobody
+starves. A session whose guesses go k deep, right with probability a, gets x(k) = 1 + a + ... + a^k tokens a pass. All n
+sessions share a pass of T = base + c * (n + guesses) milliseconds, so one more guess of a session is worth it while
+
+    a^k / x(k - 1)  >=  n * c / T,
+
+its own relative gain against what the longer pass takes from everybody (the marginal goodput of DSDE, arXiv 2509.01083,
+and TETRIS, arXiv 2502.15197, under that objective). Where tokens cost next to nothing no depth is cut.
+
+Invariant: a policy's choice is only ever shortened, and only where its verifier's passes cost by the token; the table
+of verifiers, and of pairs of each, is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awc.acceptance import Acceptance
+from awc.pass_cost import PassCost, PassCosts
+from awc.policy import PairControl, WindowChoice, WindowPolicy
+from shared.messages import MAX_WINDOW, PairReport
+
+DEPTHS = np.arange(1, MAX_WINDOW + 1, dtype=np.float64)
+ROUNDS = 8  # in which the length of the pass and the depths settle on each other
+MAX_PAIRS = 4096  # of one verifier
+MAX_VERIFIERS = 1024
+SILENT = 8  # reports of every other pair, on average, without one of a pair: it is gone
+HALF_LIFE = 128.0  # of judged guesses
+HIGHEST = 0.999  # acceptance
+
+
+def fair_depths(
+    acceptance: NDArray[np.float64], sessions: NDArray[np.float64], base_ms: float, token_ms: float
+) -> NDArray[np.int64]:
+    """How many guesses of each session a pass should have: [pairs], 0 to MAX_WINDOW.
+
+    `acceptance`: of a pair's guesses, `sessions`: that it has, [pairs] both; a pass takes base_ms and token_ms a token.
+    """
+    rate = np.clip(acceptance, 0.0, HIGHEST)[:, None]
+    powers = rate**DEPTHS
+    tokens_before = (1 - powers) / (1 - rate)  # x(k - 1)
+    gains = powers / tokens_before  # fall with k
+    num, depths = float(sessions.sum()), np.zeros(len(acceptance), np.int64)
+    for _ in range(ROUNDS):
+        pass_ms = base_ms + token_ms * (num + float(sessions @ depths))
+        least = num * token_ms / pass_ms if pass_ms > 0 else math.inf
+        found = (gains >= least).sum(axis=1)
+        if np.array_equal(found, depths):
+            break
+        depths = (found + depths + 1) // 2 if (found > depths).any() else found
+    return depths
+
+
+@dataclass(frozen=True, slots=True)
+class FairSharePolicy:
+    """Another policy, whose windows are cut to fair depths."""
+
+    active: WindowPolicy
+    crowds: dict[str, Crowd] = field(default_factory=dict, init=False, repr=False, compare=False)
+    costs: PassCosts = field(default_factory=PassCosts, init=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.active.name
+
+    def for_pair(self) -> FairSharePair:
+        return FairSharePair(self, self.active.for_pair())
+
+    def crowd(self, verifier_id: str) -> Crowd:
+        found = self.crowds.get(verifier_id)
+        if found is None:
+            if len(self.crowds) >= MAX_VERIFIERS:
+                del self.crowds[next(iter(self.crowds))]
+            found = self.crowds[verifier_id] = Crowd()
+        return found
+
+
+@dataclass(slots=True)
+class Member:
+    """What a crowd was told last of one of its pairs, and its depth since the last look."""
+
+    acceptance: float
+    num_sessions: int
+    heard: int
+    depth: int
+
+
+class Crowd:
+    """The pairs of one verifier that were reported lately. Depths are looked at again when, on average, every pair was
+    reported once more."""
+
+    def __init__(self) -> None:
+        self._members: dict[FairSharePair, Member] = {}
+        self._num_heard = self._looked_at = 0
+
+    def depth(self, pair: FairSharePair, acceptance: float, num_sessions: int, cost: PassCost) -> int:
+        """Of a pair that is reported now."""
+        self._num_heard += 1
+        known = self._members.pop(pair, None)
+        member = Member(acceptance, num_sessions, self._num_heard, known.depth if known else MAX_WINDOW)
+        self._members[pair] = member
+        if len(self._members) > MAX_PAIRS:
+            del self._members[next(iter(self._members))]
+        if self._num_heard - self._looked_at >= len(self._members):
+            self._look(cost)
+        return member.depth
+
+    def _look(self, cost: PassCost) -> None:
+        self._looked_at = self._num_heard
+        oldest = self._num_heard - SILENT * len(self._members)
+        self._members = {pair: each for pair, each in self._members.items() if each.heard > oldest}
+        busy = [each for each in self._members.values() if each.num_sessions]
+        acceptance = np.array([each.acceptance for each in busy], np.float64)
+        sessions = np.array([each.num_sessions for each in busy], np.float64)
+        for each, depth in zip(busy, fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms), strict=True):
+            each.depth = int(depth)
+
+
+class FairSharePair:
+    """One pair under another control."""
+
+    def __init__(self, policy: FairSharePolicy, active: PairControl) -> None:
+        self._policy = policy
+        self._active = active
+        self._acceptance = Acceptance(HALF_LIFE)
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        cost = self._policy.costs.observe(seen)
+        self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
+        rate = 1.0 if self._acceptance.rate is None else self._acceptance.rate
+        depth = self._policy.crowd(seen.verifier_id).depth(self, rate, seen.num_sessions, cost)
+        return cut(self._active.decide(seen), depth, seen)
+
+
+def cut(choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
+    """The choice with room for `depth` guesses in each of the passes that begin until the first has its verdict."""
+    if depth >= MAX_WINDOW or not choice.window:
+        return choice
+    passes = 2 + math.ceil(min(seen.rtt_ms / max(seen.pass_ms, 1e-3), float(MAX_WINDOW)))
+    window = min(choice.window, depth * passes)
+    return choice if window == choice.window else choice.with_window(window)
+
+
+def jain_index(values: Sequence[float]) -> float:
+    """Of fairness: 1 where all are equal, 1 / n where one has everything (Jain, Chiu, Hawe, 1984)."""
+    total = sum(values)
+    return total * total / (len(values) * sum(value * value for value in values)) if total else 1.0

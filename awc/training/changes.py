@@ -1,0 +1,92 @@
+"""How policies follow a world that changes: when their windows settle, and how often they move.
+
+Invariant: a window has settled when it stays near where it ends up; the time is that of the slowest pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from awc.policies import POLICIES
+from awc.training.runs import SLIDING, cell, run, static_cell
+from awc.training.scenarios import CHANGE_S, FOLDER, Changing, changing
+from dsd_sim.build import make_fleet
+from dsd_sim.report import report_of
+from dsd_sim.world import STEER, World
+
+START = 8
+WINDOWS = (0, 2, 4, 8, 16, 24, 32)
+LOG_ROOM = 1 << 18
+NEAR = 0.25  # of the window in the end, or one token
+SLOWEST = 0.9  # of the pairs
+
+
+class Followed(Struct, frozen=True):
+    """One policy through one change."""
+
+    scenario: str
+    policy: str
+    settled_s: float  # from the change until 9 of 10 pairs stay near their last window
+    changes_per_min: float  # of a pair's window, over the whole run
+    changes_settled: int  # of all pairs, once settled
+    against_oracle: float  # soft goodput, to the mean of the best static windows of both phases
+
+
+def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[Followed]:
+    """Every policy through every change. `folder`: for results of runs with static windows."""
+    worlds = changing()
+    oracles = _oracles(worlds, folder, workers)
+    return [_followed(each, name, oracles[each.scenario.name]) for each in worlds for name in names]
+
+
+def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> dict[str, float]:
+    cells = {
+        each.scenario.name: [
+            [static_cell(phase, SLIDING, SLIDING.choice(window)) for window in WINDOWS] for phase in each.phases
+        ]
+        for each in worlds
+    }
+    reports = run((cell for phases in cells.values() for row in phases for cell in row), folder, workers)
+    return {
+        name: float(np.mean([max(reports[cell.key].soft_goodput for cell in row) for row in phases]))
+        for name, phases in cells.items()
+    }
+
+
+def _followed(changed: Changing, name: str, oracle: float) -> Followed:
+    start = SLIDING.choice(START)
+    policy = POLICIES[name](start)
+    ready = cell(changed.scenario, SLIDING, policy, start).scenario
+    fleet = make_fleet(ready, FOLDER, LOG_ROOM)
+    fleet.policy, fleet.is_watched = policy, True
+    fleet.run()
+    report, moves = report_of(ready, fleet), moves_of(fleet.world)
+    settled = [settled_s(pair, CHANGE_S) for pair in moves.values()]
+    slowest = float(np.quantile(settled, SLOWEST)) if settled else 0.0
+    late = sum(time > CHANGE_S + slowest for pair in moves.values() for time, _ in pair)
+    num = sum(map(len, moves.values()))
+    minutes = report.virtual_s / 60 * max(len(moves), 1)
+    return Followed(changed.scenario.name, name, slowest, num / minutes, late, report.soft_goodput / oracle)
+
+
+def moves_of(world: World) -> Mapping[int, list[tuple[float, int]]]:
+    """Seconds and window of every decision that reached a device, by pair."""
+    logged = world.log[: int(world.clock[0]["num_logged"])]
+    found: dict[int, list[tuple[float, int]]] = {}
+    for entry in logged[logged["kind"] == STEER].tolist():
+        _, pair, _, window, start, _ = entry
+        found.setdefault(pair, []).append((start / 1000, window))
+    return found
+
+
+def settled_s(moves: Sequence[tuple[float, int]], change_s: float) -> float:
+    """Seconds from the change until the window stays near its last one; 0 where it was there before."""
+    last = moves[-1][1]
+    band = max(1.0, NEAR * last)
+    times = [time for time, _ in moves[1:]]
+    away = [until for (_, window), until in zip(moves, times, strict=False) if abs(window - last) > band]
+    return max(0.0, max(away, default=0.0) - change_s)

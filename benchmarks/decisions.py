@@ -1,0 +1,179 @@
+"""What a window decision costs: python -m benchmarks.decisions. Every policy alone, and a controller under many pairs.
+
+Invariant: the policies decide on reports that change, as live ones do; the controller is the real service on a real
+nats-server, and its processor time is the system's own count of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import msgspec
+import typer
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.table import Table
+
+from awc.policies import POLICIES
+from awc.policy import DEFAULT_CHOICE, decide_all
+from benchmarks.cell import usage_of
+from benchmarks.origin import Origin
+from services.local.nats_server import find_binary, free_port, write_config
+from shared import nats_bus
+from shared.config import ServiceSettings
+from shared.messages import Heartbeat, Load, PairReport, Report
+from shared.metrics import BusMetrics
+from shared.subjects import broadcast, new_instance_id
+
+FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+BATCH = 256  # pairs of one report at most
+NUM_ROUNDS = 200
+NUM_PAIRS = 10_000
+MOST_US, MOST_BATCHED_US, MOST_CORES = 50.0, 5.0, 0.5
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one policy, in microseconds a pair: medians over rounds."""
+
+    policy: str
+    alone: float
+    batched: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """`cores`: of a controller with `num_pairs`, each reported once a second."""
+
+    costs: list[Cost]
+    num_pairs: int
+    cores: float
+    origin: Origin
+
+
+def reports(verifier_ids: list[str], chance: random.Random) -> list[PairReport]:
+    """What a drafter might report of each verifier."""
+    return [
+        PairReport(
+            verifier_id=verifier_id,
+            num_sessions=1,
+            window=8,
+            drafted=20,
+            matched=chance.randrange(8, 17),
+            mismatched=chance.randrange(4),
+            late=1,
+            discarded=5,
+            draft_ms=chance.uniform(8, 12),
+            rtt_ms=chance.uniform(20, 40),
+            queue=chance.random() / 2,
+            tpot_ms=chance.uniform(15, 25),
+            context=200,
+            pass_ms=chance.uniform(30, 50),
+            batch=4.0,
+            pass_tokens=20.0,
+        )
+        for verifier_id in verifier_ids
+    ]
+
+
+def cost_of(name: str, num_pairs: int) -> float:
+    """Microseconds a decision."""
+    policy, chance = POLICIES[name](DEFAULT_CHOICE), random.Random(1)
+    verifier_ids = [new_instance_id("cloud") for _ in range(num_pairs)]
+    pairs = [policy.for_pair() for _ in verifier_ids]
+    times = []
+    for _ in range(NUM_ROUNDS):
+        seen = reports(verifier_ids, chance)
+        started = time.perf_counter()
+        decide_all(policy, pairs, seen)
+        times.append((time.perf_counter() - started) * 1e6 / num_pairs)
+    return median(times)
+
+
+@asynccontextmanager
+async def running(*command: str) -> AsyncIterator[int]:
+    """A process until the end of the block; its id."""
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def cores_of_controller(num_pairs: int, seconds: float) -> float:
+    """Drafters of BATCH pairs each report once a second, spread over it."""
+    with TemporaryDirectory(prefix="dsd-bench-") as folder:
+        port = free_port()
+        url = f"nats://127.0.0.1:{port}"
+        async with running(str(find_binary()), "-c", str(write_config(Path(folder), port))):
+            await asyncio.sleep(1.0)
+            async with running(sys.executable, "-m", "services.window_controller", "--nats-url", url) as pid:
+                return await _measure(url, pid, num_pairs, seconds)
+
+
+async def _measure(url: str, pid: int, num_pairs: int, seconds: float) -> float:
+    bus = await nats_bus.connect(
+        ServiceSettings(nats_url=url), new_instance_id("bench"), BusMetrics(CollectorRegistry())
+    )
+    await asyncio.sleep(2.0)
+    verifier_ids = [new_instance_id("cloud") for _ in range(BATCH)]
+    drafter_ids = [new_instance_id("edge") for _ in range(-(-num_pairs // BATCH))]
+    chance, num_rounds = random.Random(1), round(seconds)
+    rounds = [[reports(verifier_ids, chance) for _ in drafter_ids] for _ in range(4)]
+    before = 0.0
+    for number in range(-2, num_rounds):  # the first two make the pairs known
+        if number == 0:
+            before, started = usage_of(pid).cpu_s, time.monotonic()
+        if number % 4 == -2:
+            for verifier_id in verifier_ids:
+                beat = Heartbeat("verifier", verifier_id, 10.0, ["any"], 1024, 100, "", Load(), False)
+                await bus.publish(broadcast("heartbeat", verifier_id), beat)
+        due = time.monotonic()
+        for place, drafter_id in enumerate(drafter_ids):
+            told = Report(drafter_id, number + 2, rounds[number % 4][place])
+            await bus.publish(broadcast("report", drafter_id), told)
+            await asyncio.sleep(max(0.0, due + (place + 1) / len(drafter_ids) - time.monotonic()))
+    cores = (usage_of(pid).cpu_s - before) / (time.monotonic() - started)
+    await bus.close()
+    return cores
+
+
+def table(findings: Findings) -> Table:
+    """For a terminal."""
+    title = f"{findings.num_pairs:,} pairs reported once a second take {findings.cores:.2f} cores of the controller"
+    shown = Table("policy", "a pair alone, µs", f"a pair of {BATCH}, µs", title=title)
+    for cost in findings.costs:
+        shown.add_row(cost.policy, f"{cost.alone:.1f}", f"{cost.batched:.1f}")
+    return shown
+
+
+@app.command()
+def main(
+    seconds: Annotated[float, typer.Option(min=4, help="How long the controller is loaded.")] = 30.0,
+    folder: Annotated[Path, typer.Option(help="Where decisions.json goes.")] = FOLDER,
+) -> None:
+    """Measures every policy, and a controller that serves the default one."""
+    costs = [Cost(name, cost_of(name, 1), cost_of(name, BATCH)) for name in POLICIES]
+    cores = asyncio.run(cores_of_controller(NUM_PAIRS, seconds))
+    findings = Findings(costs, NUM_PAIRS, cores, Origin.here("benchmarks.decisions"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "decisions.json").write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=1))
+    Console().print(table(findings))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,127 @@
+"""Fair shares of a crowded verifier: the best depths, nobody starves, and where tokens are free nothing is cut."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from msgspec.structs import replace as changed
+
+from awc.fair_share import FairSharePolicy, cut, fair_depths, jain_index
+from awc.policy import WindowChoice
+from awc.static import StaticPolicy
+from shared.messages import MAX_WINDOW, PairReport
+
+WIDE = WindowChoice(16, 2, free_run=True)
+SEEN = PairReport(
+    verifier_id="v.000000000001",
+    num_sessions=1,
+    window=16,
+    drafted=40,
+    matched=8,
+    mismatched=2,
+    late=0,
+    discarded=0,
+    draft_ms=5.0,
+    rtt_ms=30.0,
+    queue=0.5,
+    tpot_ms=25.0,
+    context=100,
+    pass_ms=40.0,
+    batch=8.0,
+    pass_tokens=40.0,
+)
+
+
+def speed(acceptance: float, depth: int) -> float:
+    return sum(acceptance**k for k in range(depth + 1))
+
+
+def fairness(depths: tuple[int, ...], acceptance: tuple[float, ...], base_ms: float, token_ms: float) -> float:
+    pass_ms = base_ms + token_ms * (len(depths) + sum(depths))
+    return sum(math.log(speed(a, k) / pass_ms) for a, k in zip(acceptance, depths, strict=True))
+
+
+@pytest.mark.parametrize("token_ms", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("acceptance", [(0.9, 0.9, 0.9), (0.95, 0.6, 0.3), (0.8, 0.5, 0.5)])
+def test_no_other_depths_have_a_greater_sum_of_logarithms(acceptance: tuple[float, ...], token_ms: float) -> None:
+    found = fair_depths(np.array(acceptance), np.ones(3), 20.0, token_ms)
+    best = max(itertools.product(range(12), repeat=3), key=lambda depths: fairness(depths, acceptance, 20.0, token_ms))
+    ours = fairness(tuple(found.tolist()), acceptance, 20.0, token_ms)
+    assert ours > fairness(best, acceptance, 20.0, token_ms) - 0.01
+
+
+def test_where_tokens_cost_nothing_no_depth_is_cut() -> None:
+    assert fair_depths(np.array([0.9, 0.4]), np.ones(2), 20.0, 0.0).tolist() == [MAX_WINDOW, MAX_WINDOW]
+
+
+def test_more_sessions_leave_less_depth_to_each() -> None:
+    depths = [int(fair_depths(np.array([0.8]), np.array([n]), 20.0, 0.5)[0]) for n in (1.0, 8.0, 64.0, 512.0)]
+    assert depths == sorted(depths, reverse=True)
+    assert depths[0] > depths[-1]
+
+
+def test_a_better_draft_may_go_deeper() -> None:
+    shallow, deep = fair_depths(np.array([0.5, 0.9]), np.ones(2), 20.0, 1.0)
+    assert shallow < deep
+
+
+def pairs_of(num: int, policy: FairSharePolicy, seen: PairReport, rounds: int = 40) -> list[WindowChoice]:
+    """The choices of as many pairs of one verifier, after some reports of each. Longer passes take more time."""
+    pairs = [policy.for_pair() for _ in range(num)]
+    for number in range(rounds):
+        tokens = 20.0 + number
+        report = changed(seen, pass_tokens=tokens, pass_ms=10.0 + tokens, batch=float(num))
+        choices = [pair.decide(report) for pair in pairs]
+    return choices
+
+
+def test_windows_are_cut_in_a_crowd_and_stay_as_they_were_alone() -> None:
+    crowded = pairs_of(64, FairSharePolicy(StaticPolicy(WIDE)), SEEN)
+    assert {choice.window for choice in crowded} < set(range(WIDE.window))
+    flat = pairs_of(64, FairSharePolicy(StaticPolicy(WIDE)), SEEN, rounds=1)
+    assert flat[0].window <= WIDE.window
+    alone = pairs_of(1, FairSharePolicy(StaticPolicy(WIDE)), changed(SEEN, matched=99, mismatched=1))
+    assert alone == [WIDE]
+
+
+def test_pairs_that_are_not_reported_any_more_take_no_share() -> None:
+    policy = FairSharePolicy(StaticPolicy(WIDE))
+    in_crowd = pairs_of(64, policy, SEEN)[0]
+    pair = policy.for_pair()
+    later = [pair.decide(changed(SEEN, pass_tokens=40.0, pass_ms=50.0)) for _ in range(2000)]
+    assert later[-1].window > in_crowd.window
+
+
+def test_a_pair_without_sessions_takes_no_share() -> None:
+    policy = FairSharePolicy(StaticPolicy(WIDE))
+    pairs_of(64, policy, changed(SEEN, num_sessions=0))
+    assert pairs_of(1, policy, changed(SEEN, matched=99, mismatched=1), rounds=200) == [WIDE]
+
+
+def test_a_cut_leaves_room_for_the_passes_that_begin_until_a_verdict_comes() -> None:
+    assert cut(WIDE, 2, changed(SEEN, rtt_ms=0.0)).window == 4
+    assert cut(WIDE, 2, changed(SEEN, rtt_ms=80.0)).window == 8
+    assert cut(WIDE, 0, SEEN) == WindowChoice(0, 1, free_run=True)
+    assert cut(WIDE, MAX_WINDOW, SEEN) is WIDE
+
+
+def test_the_name_is_that_of_the_policy_whose_windows_are_cut() -> None:
+    assert FairSharePolicy(StaticPolicy(WIDE)).name == StaticPolicy.name
+
+
+@pytest.mark.parametrize(
+    "absurd", [{"rtt_ms": 1e15}, {"pass_ms": 0.0}, {"pass_ms": 1e15, "pass_tokens": 1e15}], ids=str
+)
+def test_absurd_reports_only_ever_shorten_a_window(absurd: dict[str, float]) -> None:
+    pair = FairSharePolicy(StaticPolicy(WIDE)).for_pair()
+    for _ in range(50):
+        assert 0 <= pair.decide(changed(SEEN, **absurd)).window <= WIDE.window
+
+
+def test_the_index_of_fairness_is_one_for_equals_and_an_nth_for_one_who_has_all() -> None:
+    assert jain_index([2.0, 2.0, 2.0]) == pytest.approx(1.0)
+    assert jain_index([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
+    assert jain_index([0.0, 0.0]) == 1.0

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.bench_cell import CellResult, Effort, read_result, run_cell, write_result
 from benchmarks.bench_findings import find
-from benchmarks.bench_plan import CellSpec, full_plan, quick_plan
+from benchmarks.bench_plan import CellSpec, full_plan, policy_plan, quick_plan
 from benchmarks.bench_report import markdown, plot_speeds
 from benchmarks.cell_plan import Standin
 from benchmarks.origin import Origin
@@ -87,6 +87,7 @@ def report(plan: Sequence[CellSpec], folder: Path) -> Path:
 @app.command()
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Two cells instead of all.")] = False,
+    policies: Annotated[bool, typer.Option("--policies", help="Window policies against each other.")] = False,
     budget_min: Annotated[float | None, typer.Option(min=1, help="Minutes in all.", show_default="80 or 4.5")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where results go.", show_default="docs/benchmarks")] = None,
     prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = OWN,
@@ -100,7 +101,9 @@ def main(
 ) -> None:
     """Compares ways of serving, cell by cell; finished cells are kept."""
     exit_on_sigterm()
-    plan = quick_plan() if quick else full_plan()
+    if quick and policies:
+        raise typer.BadParameter("--quick and --policies can't both be given")
+    plan = quick_plan() if quick else policy_plan() if policies else full_plan()
     plan = [spec for spec in plan if not only or any(part in spec.name for part in only)]
     standin = None
     if standin_kind is not None:
@@ -108,7 +111,7 @@ def main(
             raise typer.BadParameter("--standin-kind is paced or replayed, and needs --standin-profile")
         kind: Kind = "paced" if standin_kind == "paced" else "replayed"
         standin = Standin(kind, standin_profile, standin_recording)
-    place = folder or FOLDER / ("stand-in" if standin else "quick" if quick else "")
+    place = folder or FOLDER / ("stand-in" if standin else "quick" if quick else "policies" if policies else "")
     place.mkdir(parents=True, exist_ok=True)
     models = home() / "models" / DEFAULT_NAME
     effort = Effort(models, read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin)

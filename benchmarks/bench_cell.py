@@ -159,7 +159,7 @@ class CellBench:
     async def warm_up(self) -> None:
         """Answers that don't count: then kernels, fitted costs and adaptive window are those of a running system."""
         for mode in self.spec.modes:
-            is_learning = mode.speculation == "adaptive" and mode.choice is None
+            is_learning = isinstance(mode.way, str)
             for _ in range(NUM_LEARNING if is_learning else 1):
                 await self._answers(mode, 0, self.effort.max_tokens if is_learning else WARM_UP_TOKENS)
 
@@ -180,7 +180,7 @@ class CellBench:
 
     async def _answers(self, mode: Mode, number: int, max_tokens: int) -> list[Sample]:
         """One answer a session, all at once."""
-        await self.conductor.choose(mode.choice)
+        await self.conductor.choose(mode.way)
         options = Options(max_tokens, temperature=0.0, speculation=Speculation(mode.speculation))
         asking, beginning, prompts = Asking(self.model, options), time.monotonic(), self.effort.prompts
 

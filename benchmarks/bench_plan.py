@@ -15,25 +15,26 @@ RTTS_MS = (0, 10, 30, 60, 100, 200)
 SHARED_RTTS_MS = (0, 30, 100)  # of the cells with several sessions
 NUM_SHARED = 8
 SLIDING = WindowChoice(16, 2, free_run=True)
+SERVED = "ladder"  # the policy of a controller that is told none
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way of serving: what a request asks for, and what the controller decides (None: the adaptive policy)."""
+    """A way of serving: what a request asks for, and what the controller decides: a choice, or by a policy."""
 
     name: str
     speculation: Literal["off", "adaptive"] = "adaptive"
-    choice: WindowChoice | None = None
+    way: WindowChoice | str = SERVED
 
 
 def stop_and_wait(window: int) -> Mode:
     """The paper's scheme: a whole window, then wait for its verdict."""
-    return Mode(f"stop-and-wait {window}", choice=WindowChoice(window, window, free_run=False))
+    return Mode(f"stop-and-wait {window}", way=WindowChoice(window, window, free_run=False))
 
 
 TARGET_ONLY = Mode("target-only", "off", SLIDING)
-SLIDING_WAITING = Mode("sliding", choice=WindowChoice(SLIDING.window, SLIDING.chunk, free_run=False))
-SLIDING_FREE = Mode("sliding, free running", choice=SLIDING)
+SLIDING_WAITING = Mode("sliding", way=WindowChoice(SLIDING.window, SLIDING.chunk, free_run=False))
+SLIDING_FREE = Mode("sliding, free running", way=SLIDING)
 ADAPTIVE = Mode("adaptive")
 ALL_MODES = (TARGET_ONLY, *map(stop_and_wait, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
 FEW_MODES = (TARGET_ONLY, stop_and_wait(4), SLIDING_FREE, ADAPTIVE)
@@ -67,6 +68,14 @@ def full_plan() -> list[CellSpec]:
         for draft in ("int8", "int4")
     ]
     return sorted([*alone, *shared], key=lambda spec: spec.rtt_ms != 30)
+
+
+def policy_plan() -> list[CellSpec]:
+    """Window policies against each other and against static windows, at some RTTs with one and several sessions."""
+    static = [Mode(f"window {window}", way=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)]
+    rivals = [Mode(name, way=name) for name in ("ladder", "goodput") if name != SERVED]
+    modes = (TARGET_ONLY, *static, *rivals, ADAPTIVE)
+    return [CellSpec("int8", rtt_ms, num, modes) for num in (1, 4, 16) for rtt_ms in SHARED_RTTS_MS]
 
 
 def quick_plan() -> list[CellSpec]:

@@ -1,4 +1,5 @@
-"""A window controller that a benchmark conducts: from one prompt to the next every drafter gets another choice.
+"""A window controller that a benchmark conducts: from one prompt to the next every drafter gets another choice, or
+another policy.
 
 Invariant: when `choose` returns, the NATS server has passed the choice on to every pair, so that a session opened
 afterwards starts with it at its drafter. Decisions are said again before they would expire, as any controller does; a
@@ -10,19 +11,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
 from prometheus_client import CollectorRegistry
 
 from awc.policies import POLICIES
-from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice
+from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy
+from awc.static import StaticPolicy
 from shared import nats_bus, subjects
 from shared.bus import Absent, Bus
 from shared.config import ServiceSettings
-from shared.messages import Heartbeat, Message, Report, WindowDecision
+from shared.messages import Heartbeat, Message, PairReport, Report, WindowDecision
 from shared.metrics import BusMetrics
 
-ADAPTIVE = "ladder"  # the policy of a controller that is told none
 REPEAT_S = 2.0
 WAIT_S = 30.0
 
@@ -32,6 +34,25 @@ class Pair(NamedTuple):
 
     drafter_id: str
     verifier_id: str
+
+
+@dataclass
+class Steered:
+    """A policy, and what it has seen and decided while it was followed."""
+
+    policy: WindowPolicy
+    controls: dict[Pair, PairControl] = field(default_factory=dict)
+    choices: dict[Pair, WindowChoice] = field(default_factory=dict)
+
+    def decide(self, pair: Pair, seen: PairReport) -> bool:
+        """Whether the pair has another choice after one more report."""
+        if pair not in self.controls:
+            self.controls[pair] = self.policy.for_pair()
+        before, self.choices[pair] = self.choice(pair), self.controls[pair].decide(seen)
+        return self.choices[pair] != before
+
+    def choice(self, pair: Pair) -> WindowChoice:
+        return self.choices.get(pair, DEFAULT_CHOICE)
 
 
 class Conductor:
@@ -46,9 +67,8 @@ class Conductor:
         self._verifiers: dict[str, str] = {}
         self._complete = asyncio.Event()
         self._forced: WindowChoice | None = DEFAULT_CHOICE
-        self._policy = POLICIES[ADAPTIVE](DEFAULT_CHOICE)
-        self._controls: dict[Pair, PairControl] = {}
-        self._adapted: dict[Pair, WindowChoice] = {}
+        self._steered = Steered(StaticPolicy(DEFAULT_CHOICE))
+        self._known: dict[str, Steered] = {}  # policies that were followed, by name
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._sequence = self._passed_on = 0
         self._came_back = asyncio.Event()
@@ -63,10 +83,15 @@ class Conductor:
             tasks.create_task(self._adapt(), name="adapt")
             tasks.create_task(self._repeat(), name="repeat")
 
-    async def choose(self, choice: WindowChoice | None) -> None:
-        """From now on this choice for every pair; None: what the adaptive policy decides for each, which goes on from
+    async def choose(self, way: WindowChoice | str) -> None:
+        """From now on this choice for every pair, or what the policy of this name decides for each, which goes on from
         where it was."""
-        self._forced = choice
+        if isinstance(way, str):
+            if way not in self._known:
+                self._known[way] = Steered(POLICIES[way](DEFAULT_CHOICE))
+            self._forced, self._steered = None, self._known[way]
+        else:
+            self._forced = way
         async with asyncio.timeout(WAIT_S):
             await self._complete.wait()
             sequence = await self._say_all()
@@ -94,16 +119,12 @@ class Conductor:
         return [Pair(drafter, verifier) for drafter in self._drafters.values() for verifier in self._verifiers.values()]
 
     async def _adapt(self) -> NoReturn:
-        """The adaptive policy sees only what it decided on itself."""
+        """A policy sees only what it decided on itself."""
         while True:
             report = await self._reports.get()
             for seen in report.pairs if self._forced is None else ():
                 pair = Pair(report.drafter_id, seen.verifier_id)
-                if pair not in self._controls:
-                    self._controls[pair] = self._policy.for_pair()
-                adapted = self._controls[pair].decide(seen)
-                if adapted != self._adapted.get(pair, DEFAULT_CHOICE):
-                    self._adapted[pair] = adapted
+                if self._steered.decide(pair, seen):
                     await self._say(pair)
 
     async def _repeat(self) -> NoReturn:
@@ -119,7 +140,7 @@ class Conductor:
         return self._sequence
 
     async def _say(self, pair: Pair) -> None:
-        choice = self._forced or self._adapted.get(pair, DEFAULT_CHOICE)
+        choice = self._forced or self._steered.choice(pair)
         self._sequence += 1
         decision = WindowDecision(
             pair.drafter_id,
@@ -127,7 +148,7 @@ class Conductor:
             choice.window,
             choice.chunk,
             choice.free_run,
-            ADAPTIVE if self._forced is None else "static",
+            "static" if self._forced else self._steered.policy.name,
             self._sequence,
             choice.min_confidence,
         )

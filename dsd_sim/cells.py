@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from awc.policy import WindowPolicy
+from awc.static import StaticPolicy
 from dsd_sim.part import BadScenario, Part
 from dsd_sim.scenario import Scenario, scenario_of
 
@@ -27,6 +28,7 @@ SHOWING = (
     "__main__", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "runner", "sweep",
     "tables", "trace",
 )  # fmt: skip
+STATIC = ("policy", "static")  # the modules of awc that a run with one choice from beginning to end depends on
 FILE = "file"  # how keys end whose values are files of a scenario: file, profile, draft_profile
 
 Kind = TypeVar("Kind", bound=Part)
@@ -122,7 +124,8 @@ def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None)
             files[place] = _digest(folder / name, found.st_mtime_ns, found.st_size)
         except OSError as error:
             raise BadScenario(f"{place}: {error}") from error
-    depends_on = json.dumps([_digest_of_code(), content, files, repr(policy)], sort_keys=True)
+    code = _digest_of_code(policies_matter=not _is_static(scenario, policy))
+    depends_on = json.dumps([code, content, files, repr(policy)], sort_keys=True)
     return hashlib.sha256(depends_on.encode()).hexdigest()[:16]
 
 
@@ -143,12 +146,17 @@ def _digest(path: Path, changed_ns: int, num_bytes: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _digest_of_code() -> str:
-    """Of the simulator, of the policies and their weights, and of what both share with the services."""
+def _is_static(scenario: Scenario, policy: WindowPolicy | None) -> bool:
+    return isinstance(policy, StaticPolicy) or (policy is None and scenario.policies.windows == StaticPolicy.name)
+
+
+@lru_cache(maxsize=2)
+def _digest_of_code(*, policies_matter: bool) -> str:
+    """Of the simulator, of what it shares with the services, and of the policies that matter and their weights."""
     digest = hashlib.sha256()
     for package in ("awc", PACKAGE, "shared"):
         for path in sorted((ROOT / package).iterdir()):
-            if path.is_file() and not (package == PACKAGE and path.stem in SHOWING):
+            is_idle = package == "awc" and not policies_matter and path.stem not in STATIC
+            if path.is_file() and not is_idle and not (package == PACKAGE and path.stem in SHOWING):
                 digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -35,6 +35,7 @@ from benchmarks.bench_plan import (
     CellSpec,
     Mode,
     full_plan,
+    policy_plan,
     quick_plan,
     stop_and_wait,
 )
@@ -77,14 +78,14 @@ FAST = {TARGET_ONLY: 40.0, stop_and_wait(1): 35.0, stop_and_wait(4): 20.0, SLIDI
 def test_the_whole_plan_has_every_cell_once_and_target_only_in_each() -> None:
     plan = full_plan()
     assert len({spec.name for spec in plan}) == len(plan) == 2 * len(RTTS_MS) + 6
-    assert all(spec.modes[0] == TARGET_ONLY for spec in (*plan, *quick_plan()))
+    assert all(spec.modes[0] == TARGET_ONLY for spec in (*plan, *quick_plan(), *policy_plan()))
     assert {spec.modes for spec in plan if spec.num_sessions == 1} == {ALL_MODES}
     assert {spec.rtt_ms for spec in plan if spec.num_sessions == NUM_SHARED} == {0, 30, 100}
 
 
 def test_stop_and_wait_sends_whole_windows_and_never_runs_free() -> None:
     modes = [mode for mode in ALL_MODES if mode.name.startswith("stop-and-wait")]
-    assert [mode.choice for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
+    assert [mode.way for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------
@@ -198,11 +199,11 @@ class FakeConductor:
     """Notes what was chosen."""
 
     def __init__(self) -> None:
-        self.chosen: list[WindowChoice | None] = []
+        self.chosen: list[WindowChoice | str] = []
         self.draft_ms = 0.0
 
-    async def choose(self, choice: WindowChoice | None) -> None:
-        self.chosen.append(choice)
+    async def choose(self, way: WindowChoice | str) -> None:
+        self.chosen.append(way)
         self.draft_ms += 1
 
 
@@ -227,7 +228,7 @@ async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> No
         assert len(set(map(frozenset, asked.values()))) == 1
     orders = [tuple(conductor.chosen[i : i + len(FEW_MODES)]) for i in range(0, len(conductor.chosen), len(FEW_MODES))]
     assert len(set(orders)) > 1
-    by_text: Callable[[WindowChoice | None], str] = repr
+    by_text: Callable[[WindowChoice | str], str] = repr
     assert {tuple(sorted(order, key=by_text)) for order in orders} == {
-        tuple(sorted((mode.choice for mode in FEW_MODES), key=by_text))
+        tuple(sorted((mode.way for mode in FEW_MODES), key=by_text))
     }

@@ -10,7 +10,8 @@ from typing import cast
 from prometheus_client import CollectorRegistry
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from benchmarks.conductor import ADAPTIVE, Conductor
+from benchmarks.bench_plan import SERVED
+from benchmarks.conductor import Conductor
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftModel
 from shared import subjects
@@ -60,7 +61,7 @@ async def test_each_answer_has_the_window_that_was_chosen_before_it(network: Net
             assert tally.num_passes in (num_rounds, num_rounds + 1), choice  # the first token may come with the prompt
 
 
-async def test_without_a_choice_the_adaptive_policy_decides_from_what_it_has_seen_of_its_own(
+async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
     network: Network,
 ) -> None:
     bus = await network.join(CollectorRegistry())
@@ -79,17 +80,17 @@ async def test_without_a_choice_the_adaptive_policy_decides_from_what_it_has_see
         for number in range(40):
             await bus.publish(*report(drafter, verifier, number))
         await conductor.choose(WindowChoice(2, 2, free_run=False))  # it has heard the reports by then
-        await conductor.choose(None)
-        first = await drafter.find(WindowDecision, lambda decision: decision.policy == ADAPTIVE)
+        await conductor.choose(SERVED)
+        first = await drafter.find(WindowDecision, lambda decision: decision.policy == SERVED)
         assert (first.window, first.chunk) == (DEFAULT_CHOICE.window, DEFAULT_CHOICE.chunk)
         for number in range(40, 80):
             await bus.publish(*report(drafter, verifier, number))
         later = await drafter.find(WindowDecision, lambda decision: decision.window > DEFAULT_CHOICE.window)
-        assert later.policy == ADAPTIVE
+        assert later.policy == SERVED
         await conductor.choose(WindowChoice(3, 3, free_run=False))
-        await conductor.choose(None)
+        await conductor.choose(SERVED)
         newest = drafter.of(WindowDecision)[-1]
-        assert newest.policy == ADAPTIVE
+        assert newest.policy == SERVED
         assert newest.window >= later.window
         numbers = [decision.sequence for decision in drafter.of(WindowDecision)]
         assert numbers == sorted(set(numbers))

@@ -91,9 +91,11 @@ async def check_bits(
 async def test_speculation_changes_no_token_of_a_tenth_of_the_prompts(
     target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], tokenizer: TargetTokenizer
 ) -> None:
-    for num_at_once, every in ((1, 20), (8, 5)):  # 2 prompts alone and 8 together are a tenth of the answers
+    num_compared = 0
+    for num_at_once, every in ((1, 40), (8, 5)):  # one prompt alone and 8 together: of 40 each, more than a tenth
         ways = [way for way in SLIDING if way.num_at_once == num_at_once]
-        assert await check_bits(target, drafts, prompts[::every], tokenizer.stop_ids, ways) > 1000
+        num_compared += await check_bits(target, drafts, prompts[::every], tokenizer.stop_ids, ways)
+    assert num_compared > 4000
 
 
 @pytest.mark.long

@@ -191,16 +191,27 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
 ) -> None:
     for package in ("awc", "dsd_sim", "shared"):
         (tmp_path / package).mkdir()
-    policy, kernel, table = (tmp_path / name for name in ("awc/policy.npz", "dsd_sim/kernel.py", "dsd_sim/tables.py"))
     monkeypatch.setattr(cells, "ROOT", tmp_path)
     path = written(tmp_path, "")
-    found = []
-    for changed in (policy, kernel, table):
-        changed.write_text("x = 1")
+
+    def keys() -> tuple[str, str]:
         cells._digest_of_code.cache_clear()
-        found.append(cell_of(read_toml(path), path, {}).key)
+        found = [cell_of(read_toml(path), path, {"policies.windows": name}).key for name in ("static", "ladder")]
+        return found[0], found[1]
+
+    before, changes = keys(), {}
+    for name in ("dsd_sim/kernel.py", "dsd_sim/tables.py", "awc/static.py", "awc/weights.npz"):
+        (tmp_path / name).write_text("x = 1")
+        after = keys()
+        changes[name] = [old != new for old, new in zip(before, after, strict=True)]
+        before = after
     cells._digest_of_code.cache_clear()
-    assert found[0] != found[1] == found[2]
+    assert changes == {
+        "dsd_sim/kernel.py": [True, True],
+        "dsd_sim/tables.py": [False, False],
+        "awc/static.py": [True, True],
+        "awc/weights.npz": [False, True],  # a window that never changes depends on no policy
+    }
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -116,11 +116,12 @@ class Crowd:
         self._looked_at = self._num_heard
         oldest = self._num_heard - SILENT * len(self._members)
         self._members = {pair: each for pair, each in self._members.items() if each.heard > oldest}
-        busy = [each for each in self._members.values() if each.num_sessions]
-        acceptance = np.array([each.acceptance for each in busy], np.float64)
-        sessions = np.array([each.num_sessions for each in busy], np.float64)
-        for each, depth in zip(busy, fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms), strict=True):
-            each.depth = int(depth)
+        members = list(self._members.values())
+        acceptance = np.array([each.acceptance for each in members], np.float64)
+        sessions = np.array([each.num_sessions for each in members], np.float64)
+        depths = fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms)
+        for each, depth in zip(members, depths.tolist(), strict=True):
+            each.depth = depth
 
 
 class FairSharePair:

@@ -78,6 +78,15 @@ def test_what_was_promised_and_made_it_slower_is_given_up_and_tried_again_later(
     assert FAST in {pair.decide(before) for _ in range(2000)}
 
 
+def test_reports_just_behind_a_change_are_not_compared() -> None:
+    policy = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12, settling=3, compared=8)
+    pair = policy.for_pair()
+    before, after = changed(SEEN, window=SLOW.window), changed(SEEN, window=FAST.window)
+    told(pair, *[before] * 12)
+    slow_at_first = [changed(after, tpot_ms=90.0)] * 3 + [changed(after, tpot_ms=22.0)] * 60
+    assert {pair.decide(seen) for seen in slow_at_first} == {FAST}
+
+
 def test_what_came_as_promised_stays() -> None:
     pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12).for_pair()
     before, after = changed(SEEN, window=SLOW.window), changed(SEEN, window=FAST.window, tpot_ms=20.0)

@@ -89,10 +89,10 @@ def test_windows_are_cut_in_a_crowd_and_stay_as_they_were_alone() -> None:
 
 def test_pairs_that_are_not_reported_any_more_take_no_share() -> None:
     policy = FairSharePolicy(StaticPolicy(WIDE))
-    in_crowd = pairs_of(64, policy, SEEN)[0]
-    pair = policy.for_pair()
-    later = [pair.decide(changed(SEEN, pass_tokens=40.0, pass_ms=50.0)) for _ in range(2000)]
-    assert later[-1].window > in_crowd.window
+    assert pairs_of(64, policy, SEEN)[0].window < WIDE.window
+    pair, right = policy.for_pair(), changed(SEEN, matched=99, mismatched=1, pass_tokens=40.0, pass_ms=50.0)
+    alone = [pair.decide(right) for _ in range(2000)]
+    assert alone[-1] == WIDE
 
 
 def test_a_pair_without_sessions_takes_no_share() -> None:

@@ -221,6 +221,13 @@ def test_an_implausible_pair_is_dropped_and_the_others_of_its_report_count(ladde
     assert len(ladder.pairs) == 1
 
 
+def test_a_pair_that_a_report_names_twice_counts_once(ladder: Table) -> None:
+    [decision] = ladder.report(1, seen(matched=8), seen(matched=0, mismatched=16))
+    assert decision.reason is not None
+    assert decision.reason.acceptance == 1.0
+    assert ladder.dropped == ["replayed"]
+
+
 def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Table) -> None:
     assert static.report(0, seen(new_instance_id("nobody"))) == []
     assert static.report(0, seen(), now=MISSED_BEATS * 1.0) == []

@@ -228,6 +228,13 @@ def test_without_free_run_the_verifier_waits_for_guesses_behind_its_first_token(
     assert run_pass(state, [8, 9]).token_ids == (8, 9)
 
 
+def test_without_free_run_a_prompt_of_one_token_yields_the_first_token_too() -> None:
+    request = Open(SESSION, 1, DRAFTER, TokenIds((5,)), TokenIds(()), Sampling(), TokenIds((STOP,)), 20, False)
+    state = VerifierSession.opened(request, "gw.0123456789ab", now=0.0)
+    assert run_pass(state, [7]).token_ids == (7,)
+    assert not state.ready
+
+
 def test_without_free_run_a_text_computed_again_yields_a_token_too() -> None:
     state = decoding(7, 8, free_run=True)
     state.on_draft(draft(5, free_run=False), now=1.0)

@@ -286,6 +286,10 @@ def test_a_crossover_lies_between_the_values_where_the_figure_becomes_the_worse_
     assert crossed(tmp_path, {0: (20, 10), 10: (20, 15), 30: (20, 25)}) == ["20.0"]
 
 
+def test_what_is_as_good_in_the_beginning_is_as_good_up_to_where_it_becomes_worse(tmp_path: Path) -> None:
+    assert crossed(tmp_path, {0: (20, 20), 10: (20, 20), 30: (20, 25)}) == ["10.0"]
+
+
 def test_what_is_worse_from_the_start_never_crosses(tmp_path: Path) -> None:
     assert crossed(tmp_path, {0: (20, 21), 10: (20, 15), 30: (20, 15)}) == ["never"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import http.client
 import json
 import os
 import re
@@ -17,14 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+
+from tests.endpoints import END_S, get, http_url
 
 ROOT = Path(__file__).parents[1]
 INSTALLED = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client")
 NOBODY = "nats://127.0.0.1:1"
-END_S = 120
 MODEL_RUNTIMES = {"torch", "onnxruntime", "transformers"}
 
 
@@ -111,27 +110,6 @@ def check_life_without_nats(python: Python, role: Role, folder: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=END_S)
         assert process.returncode == 0
-
-
-def http_url(process: subprocess.Popen[str]) -> str:
-    """Where the process says that its endpoints are."""
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if line.startswith("{") and json.loads(line)["event"] == "http endpoints up":
-            return str(json.loads(line)["url"])
-    raise AssertionError("ended before its endpoints were up:\n" + "".join(lines))
-
-
-def get(url: str, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=END_S)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
 
 
 # --- the development environment --------------------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+# dsd-drafter: the edge drafter. How to build it, and what a container needs: docs/images.md
+# The tag fixes Python and Debian and follows their security updates; give one with a digest to fix every byte.
+ARG PYTHON_IMAGE=python:3.11-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS dependencies
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+# Our packages are not here yet: what is installed is what the role needs, and stays cached while only code changes.
+RUN python -m venv --without-pip /opt/dsd \
+    && pip --python /opt/dsd/bin/python install --no-cache-dir './[edge]'
+
+FROM ${PYTHON_IMAGE}
+COPY --from=dependencies /opt/dsd /opt/dsd
+WORKDIR /app
+COPY LICENSE ./
+COPY shared shared
+COPY awc awc
+COPY services/__init__.py services/
+COPY services/edge_drafter services/edge_drafter
+# onnxruntime reports its use to its maker unless it is told not to.
+ENV PATH=/opt/dsd/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    DSD_HTTP_HOST=0.0.0.0 \
+    DSD_HTTP_PORT=8080 \
+    DSD_DRAFT=/var/lib/dsd/models/smollm2-135m/draft-int8
+EXPOSE 8080
+USER 65532:65532
+# No HEALTHCHECK: Kubernetes doesn't read it; its probes ask /healthz and /readyz.
+ENTRYPOINT ["python", "-m", "services.edge_drafter"]
+ARG SOURCE
+ARG REVISION
+LABEL org.opencontainers.image.title="dsd-drafter" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.revision="${REVISION}"

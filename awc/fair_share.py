@@ -4,10 +4,11 @@ As in GoodSpeed (arXiv 2512.09963), what is maximised is the sum of the logarith
 starves. A session whose guesses go k deep, right with probability a, gets x(k) = 1 + a + ... + a^k tokens a pass. All n
 sessions share a pass of T = base + c * (n + guesses) milliseconds, so one more guess of a session is worth it while
 
-    a^k / x(k - 1)  >=  n * c / T,
+    a^k / x(k - 1)  >=  n * c / T = t,
 
 its own relative gain against what the longer pass takes from everybody (the marginal goodput of DSDE, arXiv 2509.01083,
-and TETRIS, arXiv 2502.15197, under that objective). Where tokens cost next to nothing no depth is cut.
+and TETRIS, arXiv 2502.15197, under that objective). As x(k - 1) = (1 - a^k) / (1 - a), that is so while
+a^k >= t / (1 - a + t). Where tokens cost next to nothing no depth is cut.
 
 Invariant: a policy's choice is only ever shortened, and only where its verifier's passes cost by the token; the table
 of verifiers, and of pairs of each, is bounded.
@@ -24,16 +25,16 @@ from numpy.typing import NDArray
 
 from awc.acceptance import Acceptance
 from awc.pass_cost import PassCost, PassCosts
-from awc.policy import PairControl, WindowChoice, WindowPolicy
+from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.messages import MAX_WINDOW, PairReport
 
-DEPTHS = np.arange(1, MAX_WINDOW + 1, dtype=np.float64)
 ROUNDS = 8  # in which the length of the pass and the depths settle on each other
 MAX_PAIRS = 4096  # of one verifier
 MAX_VERIFIERS = 1024
 SILENT = 8  # reports of every other pair, on average, without one of a pair: it is gone
 HALF_LIFE = 128.0  # of judged guesses
-HIGHEST = 0.999  # acceptance
+LOWEST, HIGHEST = 1e-6, 0.999  # acceptance
+LEAST_REPORTS = 4  # between two looks at a crowd
 
 
 def fair_depths(
@@ -43,19 +44,19 @@ def fair_depths(
 
     `acceptance`: of a pair's guesses, `sessions`: that it has, [pairs] both; a pass takes base_ms and token_ms a token.
     """
-    rate = np.clip(acceptance, 0.0, HIGHEST)[:, None]
-    powers = rate**DEPTHS
-    tokens_before = (1 - powers) / (1 - rate)  # x(k - 1)
-    gains = powers / tokens_before  # fall with k
-    num, depths = float(sessions.sum()), np.zeros(len(acceptance), np.int64)
+    rate = np.clip(acceptance, LOWEST, HIGHEST)
+    miss, falls = 1 - rate, np.log(rate)
+    num, depths = float(sessions.sum()), np.zeros(len(acceptance))
     for _ in range(ROUNDS):
         pass_ms = base_ms + token_ms * (num + float(sessions @ depths))
-        least = num * token_ms / pass_ms if pass_ms > 0 else math.inf
-        found = (gains >= least).sum(axis=1)
-        if np.array_equal(found, depths):
+        least = num * token_ms / pass_ms if pass_ms > 0 else 0.0
+        if least == 0:
+            return np.full(len(acceptance), MAX_WINDOW)
+        found = np.minimum(np.floor(np.log(least / (miss + least)) / falls), MAX_WINDOW)
+        if (found == depths).all():
             break
-        depths = (found + depths + 1) // 2 if (found > depths).any() else found
-    return depths
+        depths = np.ceil((found + depths) / 2) if (found > depths).any() else found
+    return depths.astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,12 @@ class FairSharePolicy:
 
     def for_pair(self) -> FairSharePair:
         return FairSharePair(self, self.active.for_pair())
+
+    def decide_all(self, pairs: Sequence[FairSharePair], reports: Sequence[PairReport]) -> list[WindowChoice]:
+        """The choices of several pairs after a report of each."""
+        depths = [pair.depth(seen) for pair, seen in zip(pairs, reports, strict=True)]
+        choices = decide_all(self.active, [pair.active for pair in pairs], reports)
+        return [cut(*each) for each in zip(choices, depths, reports, strict=True)]
 
     def crowd(self, verifier_id: str) -> Crowd:
         found = self.crowds.get(verifier_id)
@@ -108,7 +115,7 @@ class Crowd:
         self._members[pair] = member
         if len(self._members) > MAX_PAIRS:
             del self._members[next(iter(self._members))]
-        if self._num_heard - self._looked_at >= len(self._members):
+        if self._num_heard - self._looked_at >= max(len(self._members), LEAST_REPORTS):
             self._look(cost)
         return member.depth
 
@@ -129,15 +136,18 @@ class FairSharePair:
 
     def __init__(self, policy: FairSharePolicy, active: PairControl) -> None:
         self._policy = policy
-        self._active = active
+        self.active = active
         self._acceptance = Acceptance(HALF_LIFE)
 
     def decide(self, seen: PairReport) -> WindowChoice:
+        return self._policy.decide_all([self], [seen])[0]
+
+    def depth(self, seen: PairReport) -> int:
+        """What it is left after one more report."""
         cost = self._policy.costs.observe(seen)
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         rate = 1.0 if self._acceptance.rate is None else self._acceptance.rate
-        depth = self._policy.crowd(seen.verifier_id).depth(self, rate, seen.num_sessions, cost)
-        return cut(self._active.decide(seen), depth, seen)
+        return self._policy.crowd(seen.verifier_id).depth(self, rate, seen.num_sessions, cost)
 
 
 def cut(choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:

@@ -54,6 +54,9 @@ class ServiceSettings(BaseSettings):
     nats_password: SecretStr = Field(
         SecretStr(""), description="Password of the NATS user; not as a flag, which others see"
     )
+    nats_nkey_seed: str = Field(
+        "", description="File with the NKey seed of the NATS user, in place of user and password (docs/deploy.md)"
+    )
     nats_ca: str = Field(
         "",
         description="File with the CA certificate to hold the NATS server to; empty: the system's authorities",
@@ -85,6 +88,13 @@ class ServiceSettings(BaseSettings):
                 raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
             parts.port  # noqa: B018  raises ValueError for a port that is none
         return nats_url
+
+    @field_validator("nats_nkey_seed")
+    @classmethod
+    def _holds_a_seed(cls, nats_nkey_seed: str) -> str:
+        if nats_nkey_seed:
+            _check_seed(Path(nats_nkey_seed))
+        return nats_nkey_seed
 
     @field_validator("nats_ca")
     @classmethod
@@ -152,3 +162,19 @@ def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
     may_show = kind.model_fields[name].annotation is not SecretStr and error["type"] != "missing"
     given = f" (got {error['input']!r})" if may_show else ""
     return f"--{name.replace('_', '-')} / {ENV_PREFIX}{name.upper()}: {message}{given}"
+
+
+def _check_seed(path: Path) -> None:
+    """Raises ValueError for a file without the seed of a NATS user."""
+    import nkeys  # only where keys are used: it loads libsodium
+
+    try:
+        seed = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"can't be read: {error.strerror}") from error
+    if not seed.startswith(b"SU"):
+        raise ValueError("no NKey seed of a user is in it")
+    try:
+        nkeys.from_seed(bytearray(seed))
+    except (nkeys.NkeysError, ValueError):
+        raise ValueError("no NKey seed of a user is in it") from None  # the error may quote the seed

@@ -95,6 +95,7 @@ class NatsBus:
             name=instance_id,
             user=settings.nats_user or None,
             password=settings.nats_password.get_secret_value() or None,
+            nkeys_seed=settings.nats_nkey_seed or None,
             tls=ssl.create_default_context(cafile=settings.nats_ca) if settings.nats_ca else None,
             max_reconnect_attempts=-1,
             reconnect_time_wait=self._reconnect_wait_s,  # type: ignore[arg-type]  # a float is as good

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from shared.config import ServiceSettings, load
 
 PROG = "python -m services.edge_drafter"
+USER_SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"  # the example of NATS's documentation
 
 
 class DrafterSettings(ServiceSettings):
@@ -30,7 +31,17 @@ class DrafterSettings(ServiceSettings):
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NAME", "DRAFT", "WINDOW", "NATS_URL", "NATS_PASSWORD", "HTTP_PORT", "KEY", "FREE_RUN"):
+    for name in (
+        "NAME",
+        "DRAFT",
+        "WINDOW",
+        "NATS_URL",
+        "NATS_PASSWORD",
+        "NATS_NKEY_SEED",
+        "HTTP_PORT",
+        "KEY",
+        "FREE_RUN",
+    ):
         monkeypatch.delenv(f"DSD_{name}", raising=False)
 
 
@@ -141,3 +152,28 @@ def test_secrets_never_show(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     settings = load(DrafterSettings, ["--draft", "a"], PROG)
     assert settings.key.get_secret_value() == "hush"
     assert "hush" not in repr(settings)
+
+
+def test_the_seed_of_a_nats_user_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "seed"
+    file.write_text(USER_SEED + "\n")
+    assert load(DrafterSettings, ["--draft", "a", "--nats-nkey-seed", str(file)], PROG).nats_nkey_seed == str(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "secret", USER_SEED[:-8], "SA" + USER_SEED[2:], USER_SEED.replace("3", "1"), f"# of edge-1\n{USER_SEED}"],
+    ids=["empty", "no-seed", "cut", "of-an-account", "no-base32", "with-a-comment"],
+)
+def test_a_file_without_a_seed_is_refused_and_its_content_not_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "seed"
+    file.write_text(content)
+    line = refusal(capsys, "--draft", "a", "--nats-nkey-seed", str(file))
+    assert f"--nats-nkey-seed / DSD_NATS_NKEY_SEED: no NKey seed of a user is in it (got '{file}')" in line
+    assert USER_SEED[2:20] not in line
+
+
+def test_a_missing_file_of_a_seed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "can't be read: No such file" in refusal(capsys, "--draft", "a", "--nats-nkey-seed", "missing.seed")

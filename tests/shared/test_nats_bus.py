@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import structlog
@@ -43,6 +44,17 @@ authorization {
     }}
   ]
 }
+"""
+
+
+SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"  # the example of NATS's documentation
+OWNER = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
+NKEY_USERS = f"""
+authorization {{
+  users = [
+    {{nkey: {OWNER}, permissions: {{publish: ["dsd.v1.>"], subscribe: ["dsd.v1.drafter.edge-1.*.>"]}}}}
+  ]
+}}
 """
 
 
@@ -166,6 +178,33 @@ async def test_a_wrong_password_is_named_and_tried_again(start_nats_server: Star
         server.reload(USERS % "wrong")
         await asyncio.wait_for(connecting, 20)
     await member.bus.close()
+    assert "authorization violation" in lines[0]["error"].lower()
+
+
+async def test_a_seed_proves_who_its_owner_is_at_every_connection(
+    start_nats_server: StartNatsServer, connect: Connect, tmp_path: Path
+) -> None:
+    server, seed = start_nats_server(NKEY_USERS), tmp_path / "seed"
+    seed.write_text(SEED + "\n")
+    drafter = await connect(server, nats_nkey_seed=str(seed))
+    server.stop()
+    await drafter.until(drafter.is_down)
+    server.start()
+    await drafter.until(drafter.is_up)
+    with pytest.raises(PermissionError, match=INBOX):
+        await drafter.bus.subscribe(INBOX, Heard())
+
+
+async def test_a_seed_that_the_server_does_not_know_is_named(
+    start_nats_server: StartNatsServer, tmp_path: Path
+) -> None:
+    server, seed = start_nats_server(NKEY_USERS), tmp_path / "seed"
+    seed.write_text(SEED[:-12] + "A" * 12)
+    member = NatsMember(ServiceSettings(nats_url=server.url, nats_nkey_seed=str(seed)))
+    with structlog.testing.capture_logs() as lines:
+        connecting = asyncio.create_task(member.connect())
+        await member.until_count(1, "errors", kind="connection")
+    connecting.cancel()
     assert "authorization violation" in lines[0]["error"].lower()
 
 

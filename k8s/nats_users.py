@@ -1,0 +1,168 @@
+"""NATS users of DSD: what each may say and hear, their keys, and the password of the cluster's routes (docs/deploy.md).
+
+    python k8s/nats_users.py rights verifier verifier-0 verifier-1 > verifiers.conf
+    python k8s/nats_users.py keys gateways.conf verifiers.conf --out FOLDER
+    python k8s/nats_users.py routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
+
+Invariant: a user's rights follow from its kind and name alone, as the table of docs/protocol.md says; nobody has a
+wildcard where a speaker's name stands, nor a shared inbox. A seed is only ever written to a file of its owner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # an NKey begins with what it is: S for a seed, U for a user
+SEED_BYTES = 32
+PASSWORD_BYTES = 32
+
+_RIGHTS_OF = re.compile(r"^rights-([a-z0-9-]+): \{$", re.MULTILINE)
+_USER_LINE = re.compile(r"^ *\{nkey: .+\}$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Subjects behind `dsd.v1.` that a user may publish and subscribe; NAME stands for the user's name."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+KINDS = {
+    "gateway": Rights(
+        publish=(
+            "verifier.*.*.open.NAME.*",
+            "verifier.*.*.poll.NAME.*",
+            "verifier.*.*.close.NAME.*",
+            "drafter.*.*.speculate.NAME.*",
+            "drafter.*.*.close.NAME.*",
+            "heartbeat.NAME.*",
+        ),
+        subscribe=("gateway.NAME.*.>", "heartbeat.*.*", "drafter.*.*.window.>"),
+    ),
+    "drafter": Rights(
+        publish=("verifier.*.*.draft.NAME.*", "gateway.*.*.failure.NAME.*", "heartbeat.NAME.*", "report.NAME.*"),
+        subscribe=("drafter.NAME.*.>", "heartbeat.*.*"),
+    ),
+    "verifier": Rights(
+        publish=(
+            "gateway.*.*.opened.NAME.*",
+            "gateway.*.*.verdict.NAME.*",
+            "gateway.*.*.failure.NAME.*",
+            "drafter.*.*.verdict.NAME.*",
+            "drafter.*.*.failure.NAME.*",
+            "heartbeat.NAME.*",
+        ),
+        subscribe=("verifier.NAME.*.>", "heartbeat.*.*"),
+    ),
+    "controller": Rights(
+        publish=("drafter.*.*.window.NAME.*", "heartbeat.NAME.*"),
+        subscribe=("report.*.*", "heartbeat.*.*"),
+    ),
+}
+
+
+def rights_file(kind: str, names: list[str], together: str = "") -> str:
+    """A file that nats.conf can include: the rights of each name, or of all of them for the one user `together`."""
+    users = {together: names} if together else {name: [name] for name in names}
+    merged = f" --together {together}" if together else ""
+    command = f"python k8s/nats_users.py rights {kind} {' '.join(names)}{merged}"
+    blocks = [_rights_block(user, KINDS[kind], members) for user, members in users.items()]
+    return "\n".join([f"# What a {kind} may say and hear (docs/protocol.md). Made by: {command}", *blocks])
+
+
+def _rights_block(user: str, rights: Rights, names: list[str]) -> str:
+    lines = [f"rights-{user}: {{"]
+    for verb, subjects in (("publish", rights.publish), ("subscribe", rights.subscribe)):
+        own = dict.fromkeys(subject.replace("NAME", name) for name in names for subject in subjects)
+        lines += [f"  {verb}: [", *(f'    "dsd.v1.{subject}"' for subject in own), "  ]"]
+    return "\n".join([*lines, "}", ""])
+
+
+def new_seed() -> str:
+    """A fresh NKey seed of a user: its prefixes, 32 random bytes and their CRC16, in base32."""
+    raw = bytes([SEED_PREFIX | USER_PREFIX >> 5, (USER_PREFIX & 31) << 3]) + secrets.token_bytes(SEED_BYTES)
+    return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def public_key(seed: str) -> str:
+    """What the server knows the owner of a seed by."""
+    import nkeys  # loads libsodium
+
+    return str(nkeys.from_seed(bytearray(seed.encode())).public_key.decode())
+
+
+def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
+    """Makes the keys that are missing: out/<file of rights>/<name> are seeds, out/users.conf has the public keys.
+
+    also: an earlier users.conf whose keys go on being good, while services change to the new ones.
+    """
+    lines = [line for path in rights for line in _user_lines(path, out / path.stem)]
+    lines += _USER_LINE.findall(also.read_text()) if also else []
+    users = [
+        "# The users of a DSD, by their public keys. Made by k8s/nats_users.py.",
+        *(f'include "{path.name}"' for path in rights),
+        "authorization {",
+        "  users: [",
+        *dict.fromkeys(lines),
+        "  ]",
+        "}",
+        "",
+    ]
+    (out / "users.conf").write_text("\n".join(users))
+
+
+def _user_lines(rights: Path, folder: Path) -> Iterator[str]:
+    for name in _RIGHTS_OF.findall(rights.read_text()):
+        yield f"    {{nkey: {public_key(_seed_in(folder / name))}, permissions: $rights-{name}}}"
+
+
+def _seed_in(path: Path) -> str:
+    """The seed in a file, which is made where it is missing."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(new_seed())
+    return path.read_text().strip()
+
+
+def routes_file(addresses: Iterable[str]) -> str:
+    """What cluster.conf includes: a new password for routes, and the servers' addresses with it."""
+    password = secrets.token_hex(PASSWORD_BYTES)
+    routes = [f'  "nats://route:{password}@{address}"' for address in addresses]
+    return "\n".join([f'authorization {{user: route, password: "{password}"}}', "routes: [", *routes, "]", ""])
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python k8s/nats_users.py", description="NATS users of DSD (docs/deploy.md).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    rights = commands.add_parser("rights", help="print what instances of a kind may say and hear, a user for each name")
+    rights.add_argument("kind", choices=KINDS)
+    rights.add_argument("names", nargs="+", metavar="NAME")
+    rights.add_argument("--together", default="", metavar="USER", help="one user for all names: the leaf of a site")
+    keys = commands.add_parser("keys", help="make keys for all users in files of rights, and users.conf")
+    keys.add_argument("rights", nargs="+", type=Path, metavar="FILE")
+    keys.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    keys.add_argument("--also", type=Path, metavar="FILE", help="earlier users.conf, whose keys go on being good")
+    routes = commands.add_parser("routes", help="print routes.conf with a new password")
+    routes.add_argument("addresses", nargs="+", metavar="HOST:PORT")
+    asked = parser.parse_args(argv)
+    if asked.command == "rights":
+        sys.stdout.write(rights_file(asked.kind, asked.names, asked.together))
+    elif asked.command == "keys":
+        write_keys(asked.rights, asked.out, asked.also)
+    else:
+        sys.stdout.write(routes_file(asked.addresses))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,126 @@
+"""Changes to a build's manifests, each of which breaks one rule of checks.py."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.k8s import checks
+from tests.k8s.checks import Check
+from tests.k8s.manifests import Manifest, the
+
+GONE = object()  # in place of a new value: the field is taken away
+
+POD = "spec/template/spec"
+VERIFIER = f"{POD}/containers/0"
+TRIGGER = "spec/triggers/0/metadata"
+
+
+@dataclass(frozen=True)
+class Break:
+    """A field of one manifest with another value, and what the rule says then."""
+
+    check: Check
+    manifest: str  # kind and name
+    path: str
+    value: object
+    told: str
+    build: str = "own pair"
+
+    @property
+    def title(self) -> str:
+        return f"{self.manifest} {self.path} {'gone' if self.value is GONE else self.value}"
+
+    def applied_to(self, manifests: list[Manifest]) -> list[Manifest]:
+        """A copy with the change."""
+        broken = copy.deepcopy(manifests)
+        place: Any = the(broken, *self.manifest.split())
+        *steps, last = [int(step) if step.isdigit() else step for step in self.path.split("/")]
+        for step in steps:
+            place = place[step]
+        if self.value is GONE:
+            del place[last]
+        else:
+            place[last] = self.value
+        return broken
+
+
+def _of(check: Check, *breaks: Callable[[Check], Break]) -> list[Break]:
+    return [make(check) for make in breaks]
+
+
+def _in(manifest: str, path: str, value: object, told: str, build: str = "own pair") -> Callable[[Check], Break]:
+    return lambda check: Break(check, manifest, path, value, told, build)
+
+
+BREAKS = [
+    *_of(
+        checks.images_have_a_version,
+        _in("StatefulSet verifier", f"{VERIFIER}/image", "dsd-verifier:latest", "dsd-verifier:latest has no version"),
+        _in("StatefulSet verifier", f"{VERIFIER}/image", "host:5000/dsd-verifier", "host:5000/dsd-verifier has no"),
+    ),
+    *_of(
+        checks.containers_have_requests_and_limits,
+        _in("StatefulSet verifier", f"{VERIFIER}/resources/limits", GONE, "verifier has no limits"),
+        _in("StatefulSet drafter", f"{POD}/initContainers/0/resources", GONE, "models has no requests", "dev"),
+    ),
+    *_of(
+        checks.pods_are_restricted,
+        _in("StatefulSet nats", f"{POD}/securityContext/runAsNonRoot", GONE, "may run as root"),
+        _in("StatefulSet nats", f"{POD}/securityContext/runAsUser", 0, "may run as root"),
+        _in("StatefulSet nats", f"{POD}/securityContext/seccompProfile", GONE, "no seccomp profile"),
+        _in("StatefulSet nats", f"{POD}/automountServiceAccountToken", GONE, "service account's token"),
+        _in("StatefulSet verifier", f"{VERIFIER}/securityContext", GONE, "verifier may do more than it needs"),
+    ),
+    *_of(
+        checks.probes_ask_what_is_served,
+        _in("StatefulSet verifier", f"{VERIFIER}/livenessProbe", GONE, "livenessProbe asks None"),
+        _in("StatefulSet verifier", f"{VERIFIER}/startupProbe/httpGet/path", "/ready", "startupProbe asks /ready"),
+    ),
+    *_of(
+        checks.pods_have_time_to_end,
+        _in("StatefulSet nats", f"{POD}/terminationGracePeriodSeconds", GONE, "nats is killed before its 40.0 s"),
+        _in("Deployment gateway", f"{POD}/terminationGracePeriodSeconds", 134, "gateway is killed before its 135.0 s"),
+    ),
+    *_of(
+        checks.what_is_referred_to_exists,
+        _in("StatefulSet verifier", f"{VERIFIER}/envFrom/0/configMapRef/name", "x", "no configMapRef x"),
+        _in("StatefulSet nats", f"{POD}/volumes/0/projected/sources/1/secret/name", "x", "no secret x", "dev"),
+        _in("StatefulSet verifier", f"{POD}/volumes/1/secret/secretName", "x", "no secret x", "cloud"),
+        _in("ScaledObject verifier", "spec/maxReplicaCount", 5, "nkeys has no key verifier-4"),
+    ),
+    *_of(
+        checks.volumes_that_are_mounted_exist,
+        _in("StatefulSet verifier", f"{POD}/volumes/2/name", "temp", "volume tmp is not there"),
+        _in("StatefulSet verifier", f"{POD}/volumes/2/name", "temp", "volume temp is not mounted"),
+    ),
+    *_of(
+        checks.ports_that_are_named_exist,
+        _in("StatefulSet verifier", f"{VERIFIER}/startupProbe/httpGet/port", "web", "startupProbe has no port"),
+        _in("Service gateway", "spec/ports/0/targetPort", "web", "Deployment gateway has no port web"),
+        _in("Service gateway", "spec/selector", {"x": "y"}, "Service gateway selects no pods"),
+        _in("NetworkPolicy services-to-nats", "spec/egress/0/ports/0/port", "web", "StatefulSet nats has no port web"),
+        _in("NetworkPolicy metrics", "spec/ingress/0/ports/0/port", 9090, "StatefulSet verifier has no port 9090"),
+        _in("ServiceMonitor dsd", "spec/endpoints/0/port", "web", "Service verifier lacks a port"),
+        _in("ServiceMonitor dsd", "spec/selector/matchLabels", {"x": "y"}, "selects no Service"),
+    ),
+    *_of(
+        checks.autoscaled_workloads_name_no_number,
+        _in("Deployment gateway", "spec/replicas", 2, "Deployment gateway has a number"),
+        _in("ScaledObject verifier", "spec/scaleTargetRef/name", "x", "ScaledObject verifier scales nothing"),
+    ),
+    *_of(
+        checks.metrics_that_are_named_exist,
+        _in("ScaledObject verifier", f"{TRIGGER}/query", "dsd_verifier_queue", "no metric dsd_verifier_queue"),
+        _in("ScaledObject verifier", f"{TRIGGER}/query", "sum(dsd_gateway_queue)", "no metric dsd_gateway_queue"),
+        _in(
+            "HorizontalPodAutoscaler gateway",
+            "spec/metrics/0",
+            {"type": "Pods", "pods": {"metric": {"name": "dsd_gateway_session"}}},
+            "no metric dsd_gateway_session",
+        ),
+        _in("ServiceMonitor dsd", "spec/endpoints/0/path", "/metric", "scrapes /metric"),
+    ),
+]

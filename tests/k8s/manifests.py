@@ -1,0 +1,143 @@
+"""What `kustomize build` makes of k8s/, and how tests look into it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+DOCUMENT = ROOT / "docs" / "deploy.md"
+BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "own pair")
+OVERLAYS = BUILDS[1:]
+
+Manifest = dict[str, Any]
+Secrets = dict[str, dict[str, str]]  # content by key, by Secret
+WORKLOADS = ("Deployment", "StatefulSet")
+SERVICES = {  # the name that labels a pod: the package of the service in it
+    "gateway": "gateway",
+    "controller": "window_controller",
+    "verifier": "cloud_verifier",
+    "drafter": "edge_drafter",
+}
+MONITORED_EDGE = """
+resources: [../k8s/overlays/edge]
+components: [../k8s/components/service-monitor]
+"""
+
+
+def build(name: str, scratch: Path) -> list[Manifest]:
+    """The manifests of a build; `scratch` is a folder for those that stand on an overlay."""
+    if name in ("base", "dev", "cloud", "edge"):
+        return kustomized(K8S / ("base" if name == "base" else f"overlays/{name}"))
+    (scratch / "k8s").symlink_to(K8S)
+    folder = scratch / "on-top"
+    folder.mkdir()
+    text = own_pair() if name == "own pair" else MONITORED_EDGE
+    (folder / "kustomization.yaml").write_text(text)
+    return kustomized(folder)
+
+
+def own_pair() -> str:
+    """The kustomization that docs/deploy.md shows."""
+    (text,) = re.findall(r"^```yaml\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+@functools.cache
+def kustomized(folder: Path) -> list[Manifest]:
+    """What `kustomize build` prints for a folder; a test that needs it is skipped where there is no kustomize."""
+    if shutil.which("kustomize") is None:
+        reason = "kustomize is not installed (Debian: apt-get install kustomize)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    done = subprocess.run(["kustomize", "build", str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+def secrets_for(name: str, documented: dict[str, Secrets]) -> Secrets:
+    """What docs/deploy.md makes for a build's cluster; the overlay for trying out brings its own."""
+    return {"dev": {}, "edge": documented["edge"], "monitored edge": documented["edge"]}.get(name, documented["cloud"])
+
+
+def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] in kinds]
+
+
+def the(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [manifest for manifest in of_kind(manifests, kind) if manifest["metadata"]["name"] == name]
+    return found
+
+
+def title(manifest: Manifest) -> str:
+    return f"{manifest['kind']} {manifest['metadata']['name']}"
+
+
+def pod_of(workload: Manifest) -> Manifest:
+    """The pod's specification."""
+    return dict(workload["spec"]["template"]["spec"])
+
+
+def labels_of(workload: Manifest) -> dict[str, str]:
+    """The labels of a workload's pods."""
+    return dict(workload["spec"]["template"]["metadata"]["labels"])
+
+
+def containers_of(workload: Manifest) -> list[Manifest]:
+    """All containers of the pod, those that run first too."""
+    pod = pod_of(workload)
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def service_of(workload: Manifest) -> str:
+    """The package of the service that a workload runs; "" for NATS."""
+    return SERVICES.get(labels_of(workload)["app.kubernetes.io/name"], "")
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a selector of matchLabels alone takes these labels."""
+    assert set(selector) <= {"matchLabels"}, selector
+    return bool(selector.get("matchLabels", {}).items() <= labels.items())
+
+
+def settings_of(container: Manifest, manifests: list[Manifest]) -> dict[str, Any]:
+    """A container's variables: their values, or where they come from."""
+    found: dict[str, Any] = {}
+    for source in container.get("envFrom", []):
+        found |= the(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
+    return found | {
+        variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container.get("env", [])
+    }
+
+
+def pod_names(workload: Manifest, manifests: list[Manifest]) -> list[str]:
+    """The names that pods of a StatefulSet may get, as many as an autoscaler may want; a Deployment's share one."""
+    if workload["kind"] == "Deployment":
+        return [labels_of(workload)["app.kubernetes.io/name"]]
+    name = workload["metadata"]["name"]
+    scalers = [each for each in of_kind(manifests, "ScaledObject") if target_of(each) == ("StatefulSet", name)]
+    numbers = [workload["spec"].get("replicas", 1), *(scaler["spec"]["maxReplicaCount"] for scaler in scalers)]
+    return [f"{name}-{ordinal}" for ordinal in range(max(numbers))]
+
+
+def target_of(scaler: Manifest) -> tuple[str, str]:
+    """Kind and name of what an autoscaler scales."""
+    reference = scaler["spec"]["scaleTargetRef"]
+    return reference["kind"], reference["name"]
+
+
+def walk(value: object) -> Iterator[Manifest]:
+    """Every mapping inside a manifest, itself included."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from walk(inner)

@@ -1,0 +1,116 @@
+"""`kustomize build` of everything in k8s/ works, and the result is what Kubernetes' own schemas describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jsonschema_rs
+import kubernetes_validate
+import pytest
+
+from tests.k8s.conftest import Built
+from tests.k8s.manifests import BUILDS, DOCUMENT, K8S, OVERLAYS, ROOT, Manifest, of_kind, title
+
+OLDEST = re.search(r"Kubernetes (1\.\d+) or newer", DOCUMENT.read_text())
+assert OLDEST
+VERSIONS = (OLDEST[1], kubernetes_validate.latest_version())
+
+KUSTOMIZATIONS = sorted(K8S.rglob("kustomization.yaml"))
+TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
+
+
+def fields(*required: str, **known: object) -> dict[str, object]:
+    """The schema of an object with these fields and no others."""
+    return {"type": "object", "properties": known, "required": list(required), "additionalProperties": False}
+
+
+def listed(items: object) -> dict[str, object]:
+    return {"type": "array", "items": items}
+
+
+POLICIES = listed(fields("type", "value", "periodSeconds", type=TEXT, value=NUMBER, periodSeconds=NUMBER))
+SCALE_DOWN = fields(stabilizationWindowSeconds=NUMBER, policies=POLICIES)
+QUERY = fields("serverAddress", "query", "threshold", serverAddress=TEXT, query=TEXT, threshold=TEXT)
+CUSTOM = {  # what is used here of these custom resources' definitions
+    "monitoring.coreos.com/v1 ServiceMonitor": fields(
+        "selector",
+        "endpoints",
+        selector=fields(matchLabels={"type": "object", "additionalProperties": TEXT}),
+        endpoints=listed(fields(port=TEXT, path=TEXT, interval=TEXT)),
+    ),
+    "keda.sh/v1alpha1 ScaledObject": fields(
+        "scaleTargetRef",
+        "triggers",
+        scaleTargetRef=fields("name", name=TEXT, kind=TEXT),
+        minReplicaCount=NUMBER,
+        maxReplicaCount=NUMBER,
+        pollingInterval=NUMBER,
+        advanced=fields(horizontalPodAutoscalerConfig=fields(behavior=fields(scaleDown=SCALE_DOWN))),
+        triggers=listed(fields("type", "metadata", type={"const": "prometheus"}, metadata=QUERY)),
+    ),
+}
+
+
+def complain_about(manifest: Manifest, version: str) -> None:
+    """Raises where a manifest has a field that is unknown, missing or of another type."""
+    custom = CUSTOM.get(f"{manifest['apiVersion']} {manifest['kind']}")
+    if custom is not None:
+        jsonschema_rs.validate(custom, manifest["spec"])
+    else:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_build_keeps_to_the_schemas_of_kubernetes(built: Built, name: str, version: str) -> None:
+    for manifest in built(name):
+        complain_about(manifest, version)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found(built: Built) -> None:
+    for manifest in built("own pair"):
+        place = "spec" if "spec" in manifest else "metadata"
+        misspelt = manifest | {place: manifest[place] | {"sepc": 1}}
+        with pytest.raises((kubernetes_validate.ValidationError, jsonschema_rs.ValidationError)):
+            complain_about(misspelt, VERSIONS[0])
+
+
+@pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: str(path.parent.relative_to(K8S)))
+def test_a_kustomization_says_in_its_first_line_what_it_is(path: Path) -> None:
+    assert re.match(r"# [A-Z].{20,}\.$", path.read_text().splitlines()[0])
+
+
+def test_every_file_is_part_of_a_kustomization() -> None:
+    for folder in (path.parent for path in KUSTOMIZATIONS):
+        text = (folder / "kustomization.yaml").read_text()
+        for file in folder.iterdir():
+            assert file.is_dir() or file.name in (text + "kustomization.yaml"), file.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_everything_is_in_the_namespace_dsd(built: Built, name: str) -> None:
+    for manifest in built(name):
+        place = manifest["metadata"].get("namespace", manifest["metadata"]["name"])
+        assert place == "dsd", title(manifest)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDS if name != "dev"])
+def test_only_the_overlay_for_trying_out_holds_keys(built: Built, name: str) -> None:
+    assert of_kind(built(name), "Secret") == []
+
+
+def test_seeds_are_in_the_repository_as_examples_only() -> None:
+    """Wherever a file of k8s/ or docs/ has a seed in it, it lies in the folder that says so."""
+    files = [path for folder in (K8S, ROOT / "docs") for path in folder.rglob("*") if path.is_file()]
+    seeds = [path for path in files if holds_a_seed(path)]
+    examples = K8S / "overlays" / "dev" / "example-keys"
+    assert seeds
+    assert all(examples in path.parents for path in seeds)
+    text = "".join(path.read_text() for path in KUSTOMIZATIONS if path.parent.name != "dev")
+    assert "example-keys" not in text
+    assert "secretGenerator" not in text
+
+
+def holds_a_seed(path: Path) -> bool:
+    return re.search(rb"\bS[UAONC][A-Z2-7]{56}\b", path.read_bytes()) is not None

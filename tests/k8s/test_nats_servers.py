@@ -1,0 +1,235 @@
+"""Real nats-servers run with the configuration of the builds and the keys that docs/deploy.md makes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from k8s.nats_users import main
+from services.local.nats_server import find_binary, free_port
+from shared import nats_bus, subjects
+from shared.bus import Bus
+from shared.config import ServiceSettings
+from shared.messages import Close, Draft, Message, Service, TokenIds
+from shared.metrics import BusMetrics
+from tests.k8s.commands import CLOUD_NAME
+from tests.k8s.conftest import Built
+from tests.k8s.manifests import K8S, Manifest, Secrets, of_kind, pod_of, the
+from tests.plugins.nats import NatsServer
+from tests.shared.bus_helpers import Heard
+
+pytestmark = pytest.mark.timeout(60)
+
+SESSION = "0123456789abcdef" * 2
+
+
+def files_of(manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
+    """What a NATS pod sees at all its mounts, by file name."""
+    known = {each["metadata"]["name"]: each["data"] for each in of_kind(manifests, "ConfigMap")} | secrets
+    for secret in of_kind(manifests, "Secret"):
+        decoded = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+        known[secret["metadata"]["name"]] = decoded
+    found: dict[str, str] = {}
+    for volume in pod_of(the(manifests, "StatefulSet", "nats"))["volumes"]:
+        for source in volume.get("projected", {}).get("sources", [volume]):
+            reference = source.get("configMap") or source.get("secret") or {}
+            found |= known.get(reference.get("name", reference.get("secretName")), {})
+    return found
+
+
+class Machine:
+    """Servers with the builds' configuration, on loopback: only addresses and folders are replaced."""
+
+    def __init__(self, folder: Path, built: Built, documented: dict[str, Secrets]) -> None:
+        self._folder = folder
+        self._built = built
+        self._documented = documented
+        self._route_ports = [free_port() for _ in range(3)]
+        self._leaf_port = free_port()
+        self.servers: list[NatsServer] = []
+
+    def write(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> Path:
+        """The files of one server; its folder."""
+        folder = self._folder / f"{name}-{number}"
+        folder.mkdir()
+        for file, content in (files_of(self._built(name), self._documented.get(name, {})) | (changed or {})).items():
+            (folder / file).write_text(self._at_home(content, folder, number))
+        return folder
+
+    def _at_home(self, content: str, folder: Path, number: int) -> str:
+        replaced = {f"nats-{i}.nats-pods:6222": f"127.0.0.1:{port}" for i, port in enumerate(self._route_ports)}
+        replaced |= {"port: 6222": f'listen: "127.0.0.1:{self._route_ports[number]}"'}
+        replaced |= {"port: 7422": f'listen: "127.0.0.1:{self._leaf_port if number == 1 else -1}"'}
+        replaced |= {f"{CLOUD_NAME}:7422": f"localhost:{self._leaf_port}"}
+        replaced |= {"/etc/nats-tls": str(folder), "/etc/nats": str(folder)}
+        for text, other in replaced.items():
+            content = content.replace(text, other)
+        return content
+
+    def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> NatsServer:
+        folder = self.write(name, number, changed)
+        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text()))
+        self.servers[-1].start()
+        return self.servers[-1]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, built: Built, documented: dict[str, Secrets]) -> Iterator[Machine]:
+    found = Machine(tmp_path, built, documented)
+    yield found
+    for server in found.servers:
+        server.stop(kill=True)
+
+
+class Member:
+    """One named instance on a server, with its key."""
+
+    def __init__(self, service: Service, name: str) -> None:
+        self.service = service
+        self.id = subjects.new_instance_id(name)
+        self.heard = Heard()
+        self.registry = CollectorRegistry()
+        self.bus: Bus
+
+    @property
+    def denials(self) -> float:
+        return self.registry.get_sample_value("dsd_bus_errors_total", {"kind": "permission violation"}) or 0.0
+
+    async def say(self, verb: str, to: Member, message: Message) -> None:
+        await self.bus.publish(subjects.to(to.service, to.id, verb, self.id), message)
+
+
+Join = Callable[..., Awaitable[Member]]
+
+
+@pytest.fixture
+async def join(tmp_path: Path) -> AsyncIterator[Join]:
+    """join(server, service, name, seed) -> a member that listens to its inbox."""
+    members: list[Member] = []
+
+    async def connect(server: NatsServer, service: Service, name: str, seed: str = "") -> Member:
+        member, file = Member(service, name), tmp_path / f"{len(members)}.seed"
+        file.write_text(seed)
+        settings = ServiceSettings(name=name, nats_url=server.url, nats_nkey_seed=str(file) if seed else "")
+        member.bus = await asyncio.wait_for(nats_bus.connect(settings, member.id, BusMetrics(member.registry)), 20)
+        members.append(member)
+        await member.bus.subscribe(subjects.inbox(service, member.id), member.heard)
+        return member
+
+    yield connect
+    for member in members:
+        await member.bus.close()
+
+
+def seeds_of_dev() -> dict[str, str]:
+    folder = K8S / "overlays/dev/example-keys"
+    return {file.name: file.read_text() for file in folder.glob("*/*")}
+
+
+async def until_heard(member: Member, say: Callable[[], Awaitable[None]]) -> None:
+    """Says something again until a member has heard something: interest takes its time from server to server."""
+    async with asyncio.timeout(20):
+        while not member.heard.all:
+            await say()
+            await asyncio.sleep(0.05)
+
+
+def draft(base: int) -> Draft:
+    return Draft(SESSION, 1, 0, base, TokenIds((1, 2)), True, 0.0)
+
+
+@pytest.mark.parametrize("name", ["dev", "cloud", "edge"])
+def test_the_configuration_is_one_that_nats_takes(machine: Machine, name: str) -> None:
+    folder = machine.write(name)
+    done = subprocess.run([find_binary(), "-t", "-c", folder / "nats.conf"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_every_user_hears_its_inbox_and_nobody_else_s(machine: Machine, join: Join) -> None:
+    server, seeds = machine.start("dev"), seeds_of_dev()
+    names: dict[Service, list[str]] = {
+        "gateway": ["gateway"],
+        "verifier": ["verifier-0", "verifier-1", "verifier-2", "verifier-3"],
+        "drafter": ["drafter-0", "drafter-1"],
+    }
+    members = [await join(server, service, name, seeds[name]) for service in names for name in names[service]]
+    for member in members:
+        for other in members:
+            if other is not member:
+                with pytest.raises(PermissionError):
+                    await member.bus.subscribe(subjects.inbox(other.service, other.id), Heard())
+        for pattern in ("dsd.v1.>", ">"):
+            with pytest.raises(PermissionError):
+                await member.bus.subscribe(pattern, Heard())
+
+
+async def test_nobody_speaks_in_another_s_name(machine: Machine, join: Join) -> None:
+    server, seeds = machine.start("dev"), seeds_of_dev()
+    verifier = await join(server, "verifier", "verifier-0", seeds["verifier-0"])
+    drafter = await join(server, "drafter", "drafter-0", seeds["drafter-0"])
+    forged = subjects.new_instance_id("drafter-1")
+    await drafter.bus.publish(subjects.to("verifier", verifier.id, "draft", forged), draft(1))
+    await drafter.say("close", verifier, Close(SESSION, 1))
+    await drafter.say("draft", verifier, draft(2))
+    assert await verifier.heard.wait_for(1) == [draft(2)]
+    assert drafter.denials == 2
+
+
+async def test_old_and_new_keys_are_good_while_they_change(machine: Machine, join: Join, tmp_path: Path) -> None:
+    rights = [str(K8S / f"base/nats/{kind}.conf") for kind in ("gateways", "controllers", "verifiers", "drafters")]
+    old = K8S / "overlays/dev/example-keys/users.conf"
+    main(["keys", *rights, "--out", str(tmp_path / "new"), "--also", str(old)])
+    server = machine.start("dev", changed={"users.conf": (tmp_path / "new/users.conf").read_text()})
+    await join(server, "verifier", "verifier-0", seeds_of_dev()["verifier-0"])
+    await join(server, "verifier", "verifier-0", (tmp_path / "new/verifiers/verifier-0").read_text())
+
+
+async def test_a_site_s_drafter_and_the_cloud_s_verifier_hear_each_other(
+    machine: Machine, join: Join, documented: dict[str, Secrets]
+) -> None:
+    """Through the leaf link over TLS, and a route between two of the cloud's servers."""
+    hubs = [machine.start("cloud", number) for number in range(3)]
+    edge = machine.start("edge")
+    cloud, site = documented["cloud"], documented["edge"]
+    verifier = await join(hubs[0], "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
+    gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
+    drafter = await join(edge, "drafter", "site-a-drafter-0", site["nkeys-drafters"]["site-a-drafter-0"])
+    await until_heard(verifier, lambda: drafter.say("draft", verifier, draft(1)))
+    await until_heard(drafter, lambda: gateway.say("close", drafter, Close(SESSION, 1)))
+    assert verifier.heard.messages[0] == draft(1)
+    assert drafter.heard.messages[0] == Close(SESSION, 1)
+    assert drafter.denials == verifier.denials == gateway.denials == 0
+
+
+async def test_a_site_that_was_taken_over_is_no_more_than_its_own_drafters(
+    machine: Machine, join: Join, documented: dict[str, Secrets]
+) -> None:
+    """Its NATS server asks nobody for a key any more; the cloud holds it to the rights of its leaf all the same."""
+    hub = machine.start("cloud", 1)
+    cloud = documented["cloud"]
+    verifier = await join(hub, "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
+    other = await join(hub, "verifier", "verifier-1", cloud["nkeys-verifiers"]["verifier-1"])
+    edge = machine.start("edge", changed={"users.conf": ""})
+    liar = await join(edge, "drafter", "site-a-drafter-0")
+    spied = Heard()
+    await liar.bus.subscribe("dsd.v1.>", spied)
+    forged = subjects.new_instance_id("site-b-drafter-0")
+    gateway = await join(hub, "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
+
+    async def lie() -> None:
+        await liar.bus.publish(subjects.to("verifier", verifier.id, "draft", forged), draft(1))
+        await liar.bus.publish(subjects.to("verifier", verifier.id, "close", gateway.id), Close(SESSION, 1))
+        await liar.say("draft", verifier, draft(2))  # this it may
+
+    await until_heard(verifier, lie)
+    await until_heard(other, lambda: gateway.say("close", other, Close(SESSION, 2)))
+    await until_heard(liar, lambda: gateway.say("close", liar, Close(SESSION, 3)))
+    assert all(message == draft(2) for message in verifier.heard.messages)
+    assert Close(SESSION, 3) in spied.messages
+    assert Close(SESSION, 2) not in spied.messages

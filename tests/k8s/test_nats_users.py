@@ -1,0 +1,143 @@
+"""k8s/nats_users.py gives names the rights of docs/protocol.md, and k8s/ holds what it prints for the names in use."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from k8s.nats_users import KINDS, Rights, main, new_seed, public_key
+from shared import subjects
+from tests.k8s.conftest import Built
+from tests.k8s.manifests import K8S, ROOT, WORKLOADS, Manifest, Secrets, of_kind, pod_names, service_of
+
+RIGHTS_FILES = [path for path in sorted(K8S.rglob("*.conf")) if "rights-" in path.read_text().splitlines()[1]]
+
+
+def table_of_the_protocol() -> dict[str, Rights]:
+    """The rows of docs/protocol.md: | gateway `g` | `…`, `…` | `…` |."""
+    rows = re.findall(r"^\| (\w+) `(\w)` \| (.+) \| (.+) \|$", (ROOT / "docs/protocol.md").read_text(), re.MULTILINE)
+    return {
+        kind: Rights(granted(publish, letter), granted(subscribe, letter)) for kind, letter, publish, subscribe in rows
+    }
+
+
+def granted(cell: str, letter: str) -> tuple[str, ...]:
+    """`a.{b,c}.g.*` of a cell, as a.b.NAME.* and a.c.NAME.*."""
+    found = []
+    for subject in re.findall(r"`(.+?)`", cell):
+        tokens = [token[1:-1].split(",") if token.startswith("{") else [token] for token in subject.split(".")]
+        found += [
+            ".".join("NAME" if token == letter else token for token in chosen) for chosen in itertools.product(*tokens)
+        ]
+    return tuple(found)
+
+
+def test_the_rights_are_those_of_the_protocol() -> None:
+    assert table_of_the_protocol() == KINDS
+
+
+def test_a_publisher_s_name_is_in_every_subject_where_the_bus_looks_for_the_sender() -> None:
+    for rights in KINDS.values():
+        for subject in rights.publish:
+            name, nonce = subjects.sender(subject).split(".")
+            assert (name, nonce) == ("NAME", "*")
+
+
+def test_nobody_has_a_shared_inbox() -> None:
+    for rights in KINDS.values():
+        for subject in rights.publish + rights.subscribe:
+            assert not subject.startswith(("*", ">", "_INBOX"))
+
+
+@pytest.mark.parametrize("path", RIGHTS_FILES, ids=lambda path: path.name)
+def test_a_file_of_rights_is_what_its_first_line_s_command_prints(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, command = path.read_text().splitlines()[0].partition("Made by: python k8s/nats_users.py ")
+    main(shlex.split(command))
+    assert path.read_text() == capsys.readouterr().out
+
+
+def test_the_files_of_rights_are_looked_at() -> None:
+    names = [path.name for path in RIGHTS_FILES]
+    assert names == [
+        "controllers.conf",
+        "drafters.conf",
+        "gateways.conf",
+        "verifiers.conf",
+        "sites.conf",
+        "drafters.conf",
+    ]
+
+
+def configuration(manifests: list[Manifest]) -> dict[str, str]:
+    (found,) = [each["data"] for each in of_kind(manifests, "ConfigMap") if "nats.conf" in each["data"]]
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", ["dev", "cloud", "edge", "own pair"])
+def test_every_pod_that_there_may_be_has_a_user(built: Built, name: str) -> None:
+    rights = "".join(configuration(built(name)).values())
+    for workload in of_kind(built(name), *WORKLOADS):
+        for pod_name in pod_names(workload, built(name)) if service_of(workload) else []:
+            assert f"rights-{pod_name}: {{" in rights
+
+
+def test_a_site_s_leaf_may_what_its_drafters_may(built: Built) -> None:
+    """The cloud grants the leaf all that the site grants its drafters, and no more."""
+    leaf = granted_subjects(configuration(built("cloud"))["sites.conf"])
+    assert leaf == granted_subjects(configuration(built("edge"))["drafters.conf"])
+
+
+def granted_subjects(conf: str) -> set[tuple[str, str]]:
+    lists: Iterator[tuple[str, str]] = iter(re.findall(r"(publish|subscribe): \[(.+?)\]", conf, re.DOTALL))
+    return {(verb, subject) for verb, listed in lists for subject in re.findall(r'"(.+)"', listed)}
+
+
+def test_seeds_are_new_each_time_and_prove_a_user() -> None:
+    seeds = {new_seed() for _ in range(20)}
+    assert len(seeds) == len({public_key(seed) for seed in seeds}) == 20
+    assert all(re.fullmatch("SU[A-Z2-7]{56}", seed) for seed in seeds)
+    assert all(re.fullmatch("U[A-Z2-7]{55}", public_key(seed)) for seed in seeds)
+
+
+def test_the_public_key_is_the_one_that_nats_documents_for_a_seed() -> None:
+    seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
+    assert public_key(seed) == "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
+
+
+def test_keys_that_are_there_are_kept_and_missing_ones_made(tmp_path: Path) -> None:
+    rights = K8S / "base/nats/verifiers.conf"
+    main(["keys", str(rights), "--out", str(tmp_path)])
+    kept = (tmp_path / "verifiers/verifier-0").read_text()
+    (tmp_path / "verifiers/verifier-1").unlink()
+    main(["keys", str(rights), "--out", str(tmp_path)])
+    assert (tmp_path / "verifiers/verifier-0").read_text() == kept
+    users = (tmp_path / "users.conf").read_text()
+    for file in (tmp_path / "verifiers").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert f"{{nkey: {public_key(file.read_text())}, permissions: $rights-{file.name}}}" in users
+        assert file.read_text() not in users
+
+
+def test_routes_share_a_password_that_is_new_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for _ in range(2):
+        main(["routes", "a:1", "b:2"])
+        found.append(set(re.findall(r"[0-9a-f]{64}", capsys.readouterr().out)))
+    assert [len(passwords) for passwords in found] == [1, 1]
+    assert found[0] != found[1]
+
+
+def test_after_a_rotation_only_new_keys_are_good(documented: dict[str, Secrets]) -> None:
+    old, new = (
+        set(re.findall(r"nkey: (\w+)", documented[when]["nats-auth"]["users.conf"])) for when in ("cloud", "rotated")
+    )
+    assert len(old) == len(new)
+    assert not old & new
+    assert documented["rotated"]["nats-auth"]["routes.conf"] == documented["cloud"]["nats-auth"]["routes.conf"]

@@ -1,0 +1,138 @@
+"""Every container of a service sets what its service knows, to values that the service takes."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from shared.config import read
+from shared.home import home
+from tests.k8s.conftest import Built
+from tests.k8s.manifests import (
+    OVERLAYS,
+    ROOT,
+    WORKLOADS,
+    Manifest,
+    Secrets,
+    containers_of,
+    of_kind,
+    pod_names,
+    pod_of,
+    secrets_for,
+    service_of,
+    settings_of,
+    the,
+    title,
+)
+from tests.k8s.services import SETTINGS
+
+
+def service_containers(manifests: list[Manifest]) -> list[tuple[Manifest, Manifest]]:
+    """Each workload of a service with its container."""
+    return [(each, pod_of(each)["containers"][0]) for each in of_kind(manifests, *WORKLOADS) if service_of(each)]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_variable_is_a_setting_of_the_service(built: Built, name: str) -> None:
+    for workload, container in service_containers(built(name)):
+        fields = {f"DSD_{field.upper()}" for field in SETTINGS[service_of(workload)].model_fields}
+        assert set(settings_of(container, built(name))) <= fields, title(workload)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_service_takes_its_settings(
+    built: Built, documented: dict[str, Secrets], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable in [variable for variable in os.environ if variable.startswith("DSD_")]:
+        monkeypatch.delenv(variable)
+    for workload, container in service_containers(built(name)):
+        pod_name = pod_names(workload, built(name))[0]
+        root = tmp_path / workload["metadata"]["name"]
+        mount(workload, container, pod_name, built(name), secrets_for(name, documented), root)
+        with monkeypatch.context() as process:
+            for variable, value in settings_of(container, built(name)).items():
+                process.setenv(variable, inside(root, value_of(value, container, pod_name)))
+            settings = read(SETTINGS[service_of(workload)], [], title(workload))
+        assert settings.name == pod_name
+        assert settings.http_host == "0.0.0.0"
+        assert settings.http_port == next(
+            port["containerPort"] for port in container["ports"] if port["name"] == "http"
+        )
+        assert Path(settings.nats_nkey_seed).is_file()
+
+
+def value_of(value: str | Manifest, container: Manifest, pod_name: str) -> str:
+    """What the kubelet makes of a variable."""
+    if isinstance(value, str):
+        return value
+    if "fieldRef" in value:
+        assert value["fieldRef"]["fieldPath"] == "metadata.name"
+        return pod_name
+    assert value["resourceFieldRef"]["resource"] == "limits.cpu"
+    return str(math.ceil(float(container["resources"]["limits"]["cpu"])))
+
+
+def inside(root: Path, value: str) -> str:
+    """A path of the container as one of this machine."""
+    return f"{root}{value}" if value.startswith("/") else value
+
+
+def mount(
+    workload: Manifest, container: Manifest, pod_name: str, manifests: list[Manifest], secrets: Secrets, root: Path
+) -> None:
+    """Writes what a container sees at its mounts; the models are there as files without content."""
+    volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
+    for each in container["volumeMounts"]:
+        place, volume = Path(inside(root, each["mountPath"])), volumes[each["name"]]
+        files: dict[str, str] = {}
+        if "secret" in volume:
+            files = content_of(volume["secret"]["secretName"], manifests, secrets)
+        elif "configMap" in volume:
+            files = the(manifests, "ConfigMap", volume["configMap"]["name"])["data"]
+        if "subPathExpr" in each:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(files[pod_name])
+            continue
+        place.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (place / file).write_text(content)
+    folder = settings_of(container, manifests).get("DSD_TARGET")
+    if folder:
+        Path(inside(root, folder)).mkdir(parents=True)
+        Path(inside(root, folder), "tokenizer.json").touch()
+
+
+def content_of(name: str, manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
+    if name in secrets:
+        return secrets[name]
+    return {key: base64.b64decode(value).decode() for key, value in the(manifests, "Secret", name)["data"].items()}
+
+
+@pytest.mark.parametrize("name", ["dev", "cloud", "edge"])
+def test_models_lie_where_the_init_container_makes_them(
+    built: Built, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workload in of_kind(built(name), *WORKLOADS):
+        for making in pod_of(workload).get("initContainers", []):
+            command, flag, part = making["args"]
+            assert (command, flag) == ("prepare", "--only")
+            monkeypatch.setenv("DSD_HOME", settings_of(making, built(name))["DSD_HOME"])
+            folder = home() / "models" / "smollm2-135m" / {"target": "target", "int8": "draft-int8"}[part]
+            (container,) = pod_of(workload)["containers"]
+            assert str(folder) in settings_of(container, built(name)).values(), title(workload)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_our_images_have_the_version_of_the_package_and_a_dockerfile(built: Built, name: str) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for workload in of_kind(built(name), *WORKLOADS):
+        for container in containers_of(workload):
+            image, _, tag = container["image"].rpartition("/")[2].partition(":")
+            if image != "nats":
+                assert tag == version, container["image"]
+                assert (ROOT / "images" / f"{image.removeprefix('dsd-')}.Dockerfile").is_file(), image

@@ -157,9 +157,3 @@ def cut(choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
     passes = 2 + math.ceil(min(seen.rtt_ms / max(seen.pass_ms, 1e-3), float(MAX_WINDOW)))
     window = min(choice.window, depth * passes)
     return choice if window == choice.window else choice.with_window(window)
-
-
-def jain_index(values: Sequence[float]) -> float:
-    """Of fairness: 1 where all are equal, 1 / n where one has everything (Jain, Chiu, Hawe, 1984)."""
-    total = sum(values)
-    return total * total / (len(values) * sum(value * value for value in values)) if total else 1.0

@@ -12,26 +12,9 @@ from awc.network import Network
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.messages import MAX_WINDOW, PairReport
 from tests.awc import networks
+from tests.awc.reports import SEEN
 
 FAST, SLOW = CHOICES[4], CHOICES[2]
-SEEN = PairReport(
-    verifier_id="v.000000000001",
-    num_sessions=1,
-    window=8,
-    drafted=8,
-    matched=6,
-    mismatched=2,
-    late=0,
-    discarded=0,
-    draft_ms=10.0,
-    rtt_ms=30.0,
-    queue=0.1,
-    tpot_ms=25.0,
-    context=100,
-    pass_ms=40.0,
-    batch=2.0,
-    pass_tokens=9.0,
-)
 
 
 def promising(worth: dict[WindowChoice, float], *, is_known: bool = True) -> Network:

@@ -9,30 +9,14 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.fair_share import FairSharePolicy, cut, fair_depths, jain_index
+from awc.fair_share import FairSharePolicy, cut, fair_depths
 from awc.policy import WindowChoice
 from awc.static import StaticPolicy
 from shared.messages import MAX_WINDOW, PairReport
+from tests.awc.reports import SEEN as ONE
 
 WIDE = WindowChoice(16, 2, free_run=True)
-SEEN = PairReport(
-    verifier_id="v.000000000001",
-    num_sessions=1,
-    window=16,
-    drafted=40,
-    matched=8,
-    mismatched=2,
-    late=0,
-    discarded=0,
-    draft_ms=5.0,
-    rtt_ms=30.0,
-    queue=0.5,
-    tpot_ms=25.0,
-    context=100,
-    pass_ms=40.0,
-    batch=8.0,
-    pass_tokens=40.0,
-)
+SEEN = changed(ONE, window=16, drafted=40, matched=8, draft_ms=5.0, queue=0.5, batch=8.0, pass_tokens=40.0)
 
 
 def speed(acceptance: float, depth: int) -> float:
@@ -119,9 +103,3 @@ def test_absurd_reports_only_ever_shorten_a_window(absurd: dict[str, float]) -> 
     pair = FairSharePolicy(StaticPolicy(WIDE)).for_pair()
     for _ in range(50):
         assert 0 <= pair.decide(changed(SEEN, **absurd)).window <= WIDE.window
-
-
-def test_the_index_of_fairness_is_one_for_equals_and_an_nth_for_one_who_has_all() -> None:
-    assert jain_index([2.0, 2.0, 2.0]) == pytest.approx(1.0)
-    assert jain_index([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
-    assert jain_index([0.0, 0.0]) == 1.0

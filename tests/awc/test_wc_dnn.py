@@ -11,26 +11,10 @@ from msgspec.structs import replace as changed
 from awc.network import Network
 from awc.policy import WindowChoice
 from awc.wc_dnn import MAX_PREDICTED, WcDnnPair, WcDnnPolicy
-from shared.messages import PairReport
 from tests.awc import networks
+from tests.awc.reports import SEEN
 
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)
-SEEN = PairReport(
-    verifier_id="v.000000000001",
-    num_sessions=1,
-    window=4,
-    drafted=8,
-    matched=6,
-    mismatched=2,
-    late=0,
-    discarded=0,
-    draft_ms=10.0,
-    rtt_ms=30.0,
-    queue=0.1,
-    tpot_ms=25.0,
-    context=100,
-    pass_ms=40.0,
-)
 
 
 def saying(value: float) -> Network:

@@ -25,8 +25,8 @@ down: $(VENV)/local ## stop what `make up` started
 test: $(VENV)/dev ## run the tests (not the long ones), two files at a time
 	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-long: $(VENV)/dev ## run all tests, those of more than a minute too
-	$(BIN)/python -m pytest
+test-long: $(VENV)/dev ## run the long tests, which `make test` leaves out
+	$(BIN)/python -m pytest -m long
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
 	$(BIN)/python -m pytest tests/e2e/test_bits.py

@@ -1,8 +1,8 @@
-"""Adaptive window control as this project serves it: a learned choice of window, chunk and free run, then checked.
+"""Adaptive window control as this project serves it: a learned choice of how to draft, then checked.
 
-A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES, the logarithm of the
-goodput that it would bring, up to a constant. The best one is taken when it promises `margin` more than the one in
-force, twice in a row. A prediction is not trusted blindly:
+A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES (window, chunk, free
+run, confidence to stop at), the logarithm of the goodput that it would bring, up to a constant. The best one is taken
+when it promises `margin` more than the one in force, twice in a row. A prediction is not trusted blindly:
 
 * Inputs unlike those of training: the window follows from the pipeline instead, as many guesses as the drafter makes
   until the first of them has a verdict, which is never far from the best where the verifier runs free.
@@ -38,6 +38,8 @@ CHOICES = (
     *(WindowChoice(window, 1, free_run=True) for window in (4, 12, 24)),
     *(WindowChoice(window, chunk, free_run=False) for window, chunk in ((4, 2), (8, 4), (16, 4), (16, 8), (32, 8))),
     *(WindowChoice(window, window, free_run=False) for window in (3, 5, 8)),
+    *(WindowChoice(window, 2, free_run=True, min_confidence=0.5) for window in (12, 24)),
+    WindowChoice(12, 4, free_run=False, min_confidence=0.5),
 )
 LONGEST = 32  # window of the pipeline
 

@@ -19,7 +19,7 @@ from benchmarks.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
 from benchmarks.paced import OVERRUN
 from client.gateway import ClientError, Gateway
 from services.local import nats_server
-from services.local.supervisor import Child, Program, Supervisor
+from services.local.supervisor import Child, Supervisor
 
 READY_S, FLEET_S, LOOK_S = 180.0, 30.0, 0.1
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -116,10 +116,9 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
 
 
 async def _start_nats(supervisor: Supervisor, run_dir: Path) -> str:
-    port = nats_server.free_port()
-    argv = (str(nats_server.find_binary()), "-c", str(nats_server.write_config(run_dir, port)))
-    await supervisor.wait_ready(supervisor.start(Program("nats-server", argv, ready_line="Server is ready")), READY_S)
-    return f"nats://127.0.0.1:{port}"
+    access = nats_server.write_open(run_dir / "nats", nats_server.free_port())
+    await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
+    return access.url
 
 
 async def _start_relay(supervisor: Supervisor, plan: CellPlan, nats_url: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.link import Conditions
 from benchmarks.relay import READY_LINE
 from benchmarks.standin_settings import MODEL_NAME, STANDIN, Kind
+from services.local.nats_server import Access
 from services.local.pair import default_pair
 from services.local.supervisor import Program
 from services.local.system import Plan, service_programs
@@ -88,7 +89,7 @@ class CellPlan:
         """The services, in the order of their start; drafters speak to `relay_url`."""
         drafts = self.draft_of_each
         pair = default_pair(self.models, drafts, num_drafters=len(drafts))
-        made = service_programs(Plan(pair, self.num_verifiers, port=http_port), nats_url)
+        made = service_programs(Plan(pair, self.num_verifiers, port=http_port), Access(nats_url))
         return [self._adapted(program, relay_url) for program in made if kind_of(program.name) in self.names]
 
     def relay(self, nats_url: str, port: int) -> Program:

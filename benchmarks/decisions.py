@@ -30,7 +30,7 @@ from awc.policies import POLICIES
 from awc.policy import DEFAULT_CHOICE, decide_all
 from benchmarks.cell import usage_of
 from benchmarks.origin import Origin
-from services.local.nats_server import find_binary, free_port, write_config
+from services.local.nats_server import free_port, program, write_open
 from shared import nats_bus
 from shared.config import ServiceSettings
 from shared.messages import Heartbeat, Load, PairReport, Report
@@ -118,9 +118,8 @@ async def running(*command: str) -> AsyncIterator[int]:
 async def cores_of_controller(num_pairs: int, seconds: float) -> float:
     """Drafters of BATCH pairs each report once a second, spread over it."""
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
-        port = free_port()
-        url = f"nats://127.0.0.1:{port}"
-        async with running(str(find_binary()), "-c", str(write_config(Path(folder), port))):
+        url = write_open(Path(folder), free_port()).url
+        async with running(*program(Path(folder)).argv):
             await asyncio.sleep(1.0)
             http_port = free_port()
             flags = ("--nats-url", url, "--http-port", str(http_port))

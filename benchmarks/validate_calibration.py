@@ -25,6 +25,7 @@ from model_zoo.profile import PassPoint, StepPoint, fit_passes, fit_steps
 from services.cloud_verifier.settings import VerifierSettings
 from shared.profiles import PassTimes, StepTimes
 
+LARGE = 32  # tokens: passes with more compute rather than read weights, and feel other things on a machine
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
 
 
@@ -93,10 +94,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How much longer than the calibration says passes and steps took later, as shares, and the round trip then, in
-    milliseconds. None: there were none."""
+    """How much longer than the calibration says passes and steps took in the judged run, as shares, and the round trip
+    then, in milliseconds. None: there were none."""
 
     passes: float
+    large_passes: float | None  # those of them with more than LARGE tokens
     steps: float | None
     rtt_ms: float | None
 
@@ -114,15 +116,16 @@ def step_times_of(weights: Sequence[float]) -> StepTimes:
 
 
 def calibrate(
-    clocks: Clocks, known: Known, alone: Phase, busy: Phase, load: Phase, rtt_ms: float | None
+    clocks: Clocks, known: Known, alone: Phase, busy: Phase, load: Sequence[Phase], rtt_ms: float | None
 ) -> Calibration:
     """`alone`: one answer after the other, target-only. `busy`: nobody waits for anybody, so that models work all the
-    time. `load`: as what is to be simulated, with its round trip. Raises NotCalibrated."""
+    time. `load`: as what is to be simulated, with its round trip, before and behind it. Raises NotCalibrated."""
     if clocks.steps and rtt_ms is None:
         raise NotCalibrated("no drafter has told its round trip")
-    loaded, hurried = clocks.within(load), clocks.within(busy)
+    loaded, hurried = [clocks.within(phase) for phase in load], clocks.within(busy)
     base_gap, session_gap = fit_gaps(hurried.passes)
-    passes, steps = loaded.all_passes, loaded.all_steps
+    passes = [each for part in loaded for each in part.all_passes]
+    steps = [each for part in loaded for each in part.all_steps]
     requests = [overhead_ms(sample, alone, clocks.all_passes) for sample in alone.samples]
     return Calibration(
         passes=pass_weights(passes, known.passes),
@@ -169,10 +172,12 @@ def _predicted_ms(each: Computed, times: PassTimes | StepTimes) -> float:
 
 
 def drift_of(calibration: Calibration, judged: Clocks, rtt_ms: float | None) -> Drift:
-    """Of what was computed later."""
-    steps = judged.all_steps
+    """Of what was computed in the judged run."""
+    passes, steps, times = judged.all_passes, judged.all_steps, pass_times_of(calibration.passes)
+    large = [each for each in passes if each.num_tokens > LARGE]
     return Drift(
-        passes=excess(judged.all_passes, pass_times_of(calibration.passes)),
+        passes=excess(passes, times),
+        large_passes=excess(large, times) if large else None,
         steps=excess(steps, step_times_of(calibration.steps)) if steps else None,
         rtt_ms=rtt_ms,
     )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import msgspec
@@ -51,7 +52,7 @@ BUSY_ANSWERS, BUSY_TOKENS = 2, 32  # of each client
 MIN_BUSY = 4  # answers
 WARM_UP_TOKENS = 16
 AHEAD = sliding(MAX_WINDOW)  # nobody waits for anybody
-CALIBRATING, JUDGED = 1, 2  # seeds of arrivals
+BEFORE, JUDGED, BEHIND = 1, 2, 3  # seeds of arrivals
 
 
 class CaseFailed(RuntimeError):
@@ -131,7 +132,7 @@ def known_times(case: Case) -> Known:
 
 def num_keys(case: Case) -> int:
     """One for each request, and one to ask the gateway about itself."""
-    return 1 + case.num_at_once + NUM_ALONE + _num_busy(case) + case.num_calibrating + case.num_requests
+    return 1 + case.num_at_once + NUM_ALONE + _num_busy(case) + 2 * case.num_calibrating + case.num_requests
 
 
 def _num_busy(case: Case) -> int:
@@ -241,14 +242,25 @@ async def measure(case: Case, effort: Effort, folder: Path, notify: Callable[[st
         cell.begin()
         alone = await live.clients(effort.others, NUM_ALONE, 1, ALONE_TOKENS, None)
         busy = await live.clients(effort.others, _num_busy(case), num, BUSY_TOKENS, AHEAD if case.drafts else None)
-        notify(f"{case.name}: calibrating with {case.num_calibrating} requests")
-        load = await live.load(effort.others, case.num_calibrating, CALIBRATING)
+        # Before and behind, so that a machine that changes meanwhile is met about in the middle.
+        num, others = case.num_calibrating, effort.others
+        notify(f"{case.name}: calibrating with {num} requests, and with as many behind")
+        before = await live.load(others, num, BEFORE)
         notify(f"{case.name}: judged by {case.num_requests} requests")
         judged = await live.load(effort.judged, case.num_requests, JUDGED)
+        behind = await live.load([*others[num:], *others[:num]], num, BEHIND)
         complaints = [each for each in cell.complaints() if OVERRUN not in each]  # clocks have seen how long it took
         clocks = read_clocks(plan)
     complaints += complaints_about(judged, effort.num_tokens)
-    calibration = calibrate(clocks, known_times(case), alone.phase, busy.phase, load.phase, load.heard.rtt_ms)
+    rtts_ms = [asked.heard.rtt_ms for asked in (before, behind) if asked.heard.rtt_ms is not None]
+    calibration = calibrate(
+        clocks,
+        known_times(case),
+        alone.phase,
+        busy.phase,
+        [before.phase, behind.phase],
+        fmean(rtts_ms) if rtts_ms else None,
+    )
     drift = drift_of(calibration, clocks.within(judged.phase), judged.heard.rtt_ms)
     return Live(judged, calibration, drift, complaints)
 

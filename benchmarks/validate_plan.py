@@ -74,8 +74,8 @@ class Case:
 
     @property
     def num_calibrating(self) -> int:
-        """Requests that are measured before those that are judged."""
-        return max(self.num_requests // 2, 2 * self.num_clients)
+        """Requests that are measured before those that are judged, and as many behind them."""
+        return max(self.num_requests // 4, self.num_clients)
 
     @property
     def fleet(self) -> str:

@@ -13,6 +13,7 @@ from statistics import median
 from rich.table import Table
 
 from benchmarks.origin import Origin
+from benchmarks.validate_calibration import LARGE
 from benchmarks.validate_cell import CaseResult
 from benchmarks.validate_plan import LIMITS, Limit
 
@@ -96,7 +97,8 @@ def told(result: CaseResult, figure: str) -> str:
 def differences(result: CaseResult) -> list[str]:
     """What was otherwise in the judged run than what the simulator was told."""
     drift, calibration = result.drift, result.calibration
-    found = [f"passes took {drift.passes:+.1%}"]
+    large = "" if drift.large_passes is None else f", those over {LARGE} tokens {drift.large_passes:+.1%}"
+    found = [f"passes took {drift.passes:+.1%}{large}"]
     if drift.steps is not None:
         found.append(f"draft steps {drift.steps:+.1%}")
     if drift.rtt_ms is not None:

@@ -50,8 +50,9 @@ def broadcast(verb: str, sender_id: str) -> str:
 
 
 def all_broadcasts(verb: str) -> str:
-    """Pattern of all broadcasts of one verb."""
-    return f"{PREFIX}.{verb}.*.*"
+    """Pattern of all broadcasts of one verb. It ends in `>`: from a leaf node that may only speak for some senders,
+    nats-server lets nothing through to a pattern that ends in `*`."""
+    return f"{PREFIX}.{verb}.>"
 
 
 def all_said(service: Service, verb: str) -> str:

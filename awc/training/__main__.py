@@ -13,6 +13,7 @@ from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.network import write_network
 from awc.training.cards import read_card, write_card
 from awc.training.changes import follow
+from awc.training.crowds import crowds
 from awc.training.dataset import NUM_SCENARIOS, make_datasets, read_dataset, write_dataset
 from awc.training.evaluate import NUM_HELD_OUT, evaluate
 from awc.training.paper import paper_cells
@@ -64,11 +65,13 @@ def evaluate_all(
     workers: Workers = None,
     num: Annotated[int, typer.Option(min=1, help="Held-out scenarios.")] = NUM_HELD_OUT,
 ) -> None:
-    """Runs every policy on scenarios that training never saw. Goes on where it was stopped."""
+    """Tunes rivals on training scenarios, and runs every policy on some that training never saw. Goes on where it was
+    stopped."""
     runs = out / "runs"
     found = Found(
         evaluation=evaluate(runs, num=num, workers=workers),
         followed=follow(FOLLOWING, runs, workers),
+        crowded=crowds(),
         paper=paper_cells(runs, workers),
     )
     (out / "found.json").write_bytes(json.format(json.encode(found), indent=1) + b"\n")

@@ -1,7 +1,8 @@
 """Every policy on scenarios that training never saw: python -m awc.training evaluate.
 
-Each policy runs in the transport of what it is compared with. The oracle is the best static window of a scenario,
-chosen with hindsight. All meet the same requests and the same guesses.
+Each policy runs in the transport of what it is compared with, a rival as the variant that is best there on training
+scenarios. The oracle is the best static window of a scenario, chosen with hindsight. All meet the same requests and the
+same guesses.
 
 Invariant: what is compared is one score (`runs.scores`); a policy's own idea of speed is never asked.
 """
@@ -15,13 +16,12 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from awc.policies import POLICIES
-from awc.training.runs import SLIDING, STOP_AND_WAIT, TRANSPORTS, Reports, Transport, cell, run, scores, static_cell
+from awc.training.rivals import NUM_TUNING, Variant, tuned
+from awc.training.runs import SLIDING, STOP_AND_WAIT, TRANSPORTS, Reports, Transport, run, scores, static_cell
 from awc.training.scenarios import HELD_OUT, Drawn, Family, drawn
 from dsd_sim.cells import Cell
 
 NUM_HELD_OUT = 210
-START = 4  # the window that every policy starts with
 STATIC = {STOP_AND_WAIT.name: (0, *range(1, 13)), SLIDING.name: (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)}
 POLICY_NAMES = ("wc-dnn", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb", "adaptive")
 
@@ -32,6 +32,7 @@ class Scores(Struct, frozen=True):
     windows: tuple[int, ...]
     static: list[list[float]]  # [scenarios, windows]
     policies: dict[str, list[float]]  # [scenarios]
+    tuned: dict[str, str]  # what of each policy is otherwise than registered
 
     def at(self, window: int) -> NDArray[np.float64]:
         """[scenarios]"""
@@ -54,31 +55,37 @@ class Evaluation(Struct, frozen=True):
 
 
 def evaluate(
-    folder: Path, family: Family = HELD_OUT, num: int = NUM_HELD_OUT, workers: int | None = None
+    folder: Path,
+    family: Family = HELD_OUT,
+    num: int = NUM_HELD_OUT,
+    workers: int | None = None,
+    num_tuning: int = NUM_TUNING,
 ) -> Evaluation:
-    """`folder`: for results of runs; what it holds is not run again."""
+    """`folder`: for results of runs; what it holds is not run again. `num_tuning`: scenarios to tune rivals on."""
     scenarios = drawn(family, num)
-    cells = {name: _cells(scenarios, transport) for name, transport in TRANSPORTS.items()}
+    best = tuned(folder, POLICY_NAMES, num_tuning, workers)
+    cells = {name: _cells(scenarios, transport, best[name]) for name, transport in TRANSPORTS.items()}
     wanted = [cell for found in cells.values() for row in found.values() for cell in row]
     reports = run(wanted, folder, workers)
-    found = {name: _scores(cells[name], STATIC[name], reports) for name in TRANSPORTS}
+    found = {name: _scores(cells[name], STATIC[name], reports, best[name]) for name in TRANSPORTS}
     return Evaluation(family.name, num, [each.classes for each in scenarios], found)
 
 
-def _cells(scenarios: Sequence[Drawn], transport: Transport) -> dict[str, list[Cell]]:
+def _cells(scenarios: Sequence[Drawn], transport: Transport, best: Mapping[str, Variant]) -> dict[str, list[Cell]]:
     """Of every window, named by its number, and of every policy: [scenarios] each."""
     found = {
         str(window): [static_cell(each.scenario, transport, transport.choice(window)) for each in scenarios]
         for window in STATIC[transport.name]
     }
-    for name in POLICY_NAMES:
-        if name in POLICIES:
-            policy = POLICIES[name](transport.choice(START))
-            found[name] = [cell(each.scenario, transport, policy, transport.choice(START)) for each in scenarios]
-    return found
+    return found | {
+        name: [variant.cell(each.scenario, transport) for each in scenarios] for name, variant in best.items()
+    }
 
 
-def _scores(cells: Mapping[str, list[Cell]], windows: tuple[int, ...], reports: Reports) -> Scores:
+def _scores(
+    cells: Mapping[str, list[Cell]], windows: tuple[int, ...], reports: Reports, best: Mapping[str, Variant]
+) -> Scores:
     static = [scores(cells[str(window)], reports) for window in windows]
-    policies = {name: scores(found, reports) for name, found in cells.items() if not name.isdecimal()}
-    return Scores(windows, np.array(static).T.tolist(), policies)
+    policies = {name: scores(cells[name], reports) for name in best}
+    told = {name: variant.told for name, variant in best.items()}
+    return Scores(windows, np.array(static).T.tolist(), policies, told)

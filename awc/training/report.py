@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from awc.training.cards import Card
 from awc.training.changes import Followed
+from awc.training.crowds import Crowded
 from awc.training.evaluate import Evaluation
 from awc.training.judged import BASE, LEAST_GAIN, by_class, judged
 from awc.training.paper import PaperCell
@@ -24,6 +25,7 @@ class Found(Struct, frozen=True):
 
     evaluation: Evaluation
     followed: list[Followed]
+    crowded: list[Crowded]
     paper: list[PaperCell]
 
 
@@ -33,6 +35,7 @@ def write_report(path: Path, found: Found, cards: dict[str, Card]) -> None:
         _held_out(found.evaluation),
         _classes(found.evaluation),
         _changes(found.followed),
+        _crowds(found.crowded),
         _paper(found.paper),
         _cards(cards),
     ]
@@ -50,10 +53,11 @@ def _held_out(evaluation: Evaluation) -> Iterator[str]:
         yield f"## {transport}"
         yield ""
         yield from _table(
-            ("policy", "mean", "gain", "worst", "median", "decile"),
+            ("policy", "tuned to", "mean", "gain", "worst", "median", "decile"),
             [
                 (
                     each.name,
+                    scores.tuned.get(each.name, ""),
                     f"{each.mean:.3f}",
                     f"{each.share:.0%}",
                     f"{each.worst:.3f}",
@@ -94,6 +98,28 @@ def _changes(followed: Sequence[Followed]) -> Iterator[str]:
                 f"{each.against_oracle:.3f}",
             )
             for each in followed
+        ],
+    )
+
+
+def _crowds(crowded: Sequence[Crowded]) -> Iterator[str]:
+    yield "## Crowded verifiers"
+    yield ""
+    yield "Half of the drafters are right nine times in ten, half of them every other time. *Jain*: index of fairness"
+    yield "of their tokens per second; *slowest*: of them, to the mean of target-only."
+    yield ""
+    yield from _table(
+        ("verifier, drafters", "way", "tokens/s", "TPOT, ms", "Jain", "slowest"),
+        [
+            (
+                each.scenario,
+                each.way,
+                f"{each.tokens_per_s:.0f}",
+                f"{each.tpot_ms:.1f}",
+                f"{each.jain:.3f}",
+                f"{each.slowest:.3f}",
+            )
+            for each in crowded
         ],
     )
 

@@ -183,6 +183,41 @@ def _guesses(rng: np.random.Generator) -> tuple[dict[str, Any], float]:
     return {"kind": "markov", "easy": easy, "hard": hard, "to_hard": to_hard, "to_easy": to_easy}, rate
 
 
+# --- crowds -----------------------------------------------------------------------------------------------------------
+
+CROWD_PASS_MS = 40.0  # of a session alone
+
+
+def crowded() -> list[Scenario]:
+    """A verifier whose tokens cost (of a CPU), or cost once there are many (of a GPU), and more drafters than it needs;
+    half of them are right nine times in ten, half of them every other time."""
+    cpu = {"base_ms": 0.9 * CROWD_PASS_MS, "session_ms": 0.05 * CROWD_PASS_MS, "token_ms": 0.05 * CROWD_PASS_MS}
+    gpu = {"base_ms": CROWD_PASS_MS, "session_ms": 0.3, "token_ms": 0.1, "above_ms": (0.0, 0.1, 0.3)}
+    kinds = (("cpu", cpu, 4), ("cpu", cpu, 16), ("gpu", gpu, 16), ("gpu", gpu, 64))
+    return [_crowd(f"{name}-{num}", times, num) for name, times, num in kinds]
+
+
+def _crowd(name: str, times: dict[str, Any], num: int) -> Scenario:
+    edge = {"count": num // 2, "times": {"step_ms": 8.0, "fed_ms": 0.8}, "link": {"rtt_ms": 30.0, "jitter_ms": 2.0}}
+    rates = {"often-right": 0.9, "often-wrong": 0.5}
+    content = {
+        "name": name,
+        "seed": 11,
+        "workload": {
+            "kind": "closed",
+            "num_clients": num,
+            "think_s": 0.0,
+            "num_requests": 10 * num,
+            "lengths": {"prompt": {"low": 20, "high": 120}, "answer": {"low": 80, "high": 160}, "max_tokens": 256},
+        },
+        "edge": [
+            edge | {"name": each, "guesses": {"kind": "independent", "rate": rate}} for each, rate in rates.items()
+        ],
+        "cloud": [{"count": 1, "times": times | {"cached_ms": 0.5}}],
+    }
+    return Scenario.model_validate(content, strict=False)
+
+
 # --- scenarios that change --------------------------------------------------------------------------------------------
 
 CHANGE_S = 20.0

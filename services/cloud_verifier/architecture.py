@@ -63,6 +63,17 @@ def check_config(config: PretrainedConfig, device: torch.device) -> None:
         raise UnsupportedModel(config, "its configuration names no longest context")
 
 
+def check_heads(config: PretrainedConfig, num_ranks: int) -> None:
+    """Refuses a model whose heads can't be dealt out to so many ranks: each has a part of every layer's."""
+    text = config.get_text_config()
+    num_heads = text.num_attention_heads
+    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
+    if num_heads % num_ranks or num_kv_heads % num_ranks:
+        raise UnsupportedModel(
+            config, f"its {num_heads} query and {num_kv_heads} key heads can't be shared by {num_ranks} ranks"
+        )
+
+
 @contextmanager
 def refusing(config: PretrainedConfig) -> Iterator[None]:
     """Names the architecture in what its layers refuse."""

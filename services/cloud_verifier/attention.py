@@ -250,7 +250,7 @@ class PassAttention:
 
     def __init__(self, segments: Sequence[Segment], num_tokens: int, blocks: Blocks, device: torch.device) -> None:
         """num_tokens: all tokens of the pass, with the dead ones behind the last segment."""
-        self._segments = segments
+        self.segments = segments
         by_size: dict[int, list[Piece]] = {}
         for piece in (piece for segment in segments for piece in segment.pieces(blocks)):
             by_size.setdefault(piece.block_tokens, []).append(piece)
@@ -263,7 +263,7 @@ class PassAttention:
         self._homes = None if is_in_order else torch.tensor(homes, device=device)
 
     def layer(self, index: int, heads: Heads) -> Tensor:
-        for segment in self._segments:
+        for segment in self.segments:
             fed = slice(segment.offset, segment.offset + segment.num_tokens)
             segment.cache.write(index, segment.start, heads.key[:, fed], heads.value[:, fed])
         outputs = [shelf.attend(index, heads) for shelf in self._shelves]

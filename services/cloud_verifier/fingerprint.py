@@ -13,18 +13,24 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from services.cloud_verifier.ranks import Ranks, digest_of_all, local
+
 NUMERICS = 4
 _SAMPLES = 64  # values of each tensor; any training step changes some of these
-_ELSEWHERE = {"_name_or_path", "transformers_version", "dtype", "architectures"}  # path, or told apart elsewhere
+# The path, and what is told apart elsewhere.
+_ELSEWHERE = {"_name_or_path", "transformers_version", "dtype", "architectures", "distributed_config"}
 
 
-def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool) -> str:
-    """`dsd-` and 16 hexadecimal digits; call it before the layers are replaced."""
+def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool, ranks: Ranks | None = None) -> str:
+    """`dsd-` and 16 hexadecimal digits; call it before the layers are replaced, and on all ranks."""
     device = model.device
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
     facts = [name, str(model.dtype), torch.__version__, transformers.__version__, device.type, machine]
-    facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), _weights(model)]
+    weights = _weights(model)
+    if ranks is not None:
+        weights = digest_of_all(weights, ranks)
+    facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), weights]
     return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
@@ -37,8 +43,10 @@ def _weights(model: PreTrainedModel) -> str:
     """A hash of every tensor's name, shape and a spread sample of its values."""
     digest = sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.flatten()
+        part = local(tensor)
+        assert part is not None
+        values = part.flatten()
         sample = values[:: max(1, len(values) // _SAMPLES)].contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(f"{name}{tuple(part.shape)}".encode())
         digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -19,12 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from services.cloud_verifier import sampler
 from services.cloud_verifier.architecture import (
     UnsupportedModel,
     check_config,
+    check_heads,
     check_logits,
     find_layout,
     probe_texts,
@@ -36,6 +38,7 @@ from services.cloud_verifier.kv import KvCache, KvLayout, Prefix, round_to_step
 from services.cloud_verifier.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.packed import packing_works
+from services.cloud_verifier.ranks import LeadingNetwork, PartNetwork, Ranks, follow
 from shared.messages import Sampling, TokenLogprobs
 from shared.sampling import History, is_adjusted, is_greedy
 from shared.verifier_session import common_prefix
@@ -83,6 +86,7 @@ class TargetModel:
     def __init__(
         self, network: Network, config: PretrainedConfig, layout: KvLayout, blocks: Blocks, name: str, fingerprint: str
     ) -> None:
+        """A network of several ranks makes the caches itself."""
         self.name = name
         self.fingerprint = fingerprint
         self.vocab_size = int(config.get_text_config().vocab_size)
@@ -93,6 +97,8 @@ class TargetModel:
 
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for at least `capacity` tokens."""
+        if isinstance(self._network, LeadingNetwork):
+            return self._network.new_cache(self._layout, capacity)
         return KvCache(self._layout, capacity)
 
     def cache_bytes(self, capacity: int) -> int:
@@ -221,25 +227,62 @@ def load_target(
     """Loads a Hugging Face causal LM; raises UnsupportedModel, or OSError where there is no model.
 
     device: auto, cpu, cuda or cuda:N. dtype: auto, float32 or bfloat16. num_threads: of the CPU, for the whole process.
+    Under torchrun each rank holds a part of it; this is rank 0, and all others must be in `follow_target` meanwhile.
     """
+    loaded = _load(folder_or_id, device, dtype, num_threads)
+    network = loaded.network
+    if loaded.ranks is not None:
+        assert isinstance(network, PartNetwork)
+        network = LeadingNetwork(network, loaded.ranks, network.row_rule)
+    target = TargetModel(network, loaded.config, loaded.layout, loaded.blocks, loaded.name, loaded.fingerprint)
+    check_logits(loaded.config, _feed_in_chunks(target, loaded.texts), loaded.expected, loaded.layout.dtype)
+    _return_freed_memory()
+    return target
+
+
+def follow_target(folder_or_id: str, device: str = "auto", dtype: str = "auto", num_threads: int | None = None) -> None:
+    """Of a rank other than 0: loads its part as `load_target` does, and computes what rank 0 does until that ends."""
+    loaded = _load(folder_or_id, device, dtype, num_threads)
+    assert loaded.ranks is not None
+    assert isinstance(loaded.network, PartNetwork)
+    _return_freed_memory()
+    follow(loaded.network, loaded.layout, loaded.blocks, loaded.ranks)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model, or a rank's part of it, ready for passes; and what its plain forward pass says of two texts."""
+
+    network: Network
+    config: PretrainedConfig
+    layout: KvLayout
+    blocks: Blocks
+    name: str
+    fingerprint: str
+    ranks: Ranks | None
+    texts: list[list[int]]
+    expected: list[Tensor]  # each [tokens, vocab]
+
+
+@torch.inference_mode()
+def _load(folder_or_id: str, device: str, dtype: str, num_threads: int | None) -> _Loaded:
+    """All ranks come here, and go through it in step."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    place = pick_device(device)
-    numbers = pick_dtype(dtype, place)
-    model = _load(folder_or_id, place, numbers)
-    name = _name_of(folder_or_id)
-    with torch.inference_mode():
-        texts = probe_texts(model.config.get_text_config().vocab_size)
-        expected = [model(torch.tensor([text], device=place), use_cache=False).logits[0] for text in texts]
-        packed = place.type == "cpu" and packing_works(numbers)
-        fingerprint = fingerprint_of(model, name, packed=packed)
-        layout = find_layout(model, texts[0])
-        network: Network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
-    target = TargetModel(network, model.config, layout, find_blocks(layout), name, fingerprint)
-    check_logits(model.config, _feed_in_chunks(target, texts), expected, numbers)
-    _return_freed_memory()
-    return target
+    ranks, place, name = Ranks.here(), pick_device(device), _name_of(folder_or_id)
+    model = _read(folder_or_id, place, pick_dtype(dtype, place), ranks)
+    texts = probe_texts(model.config.get_text_config().vocab_size)
+    expected = [model(torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
+    packed = ranks is None and place.type == "cpu" and packing_works(model.dtype)
+    fingerprint = fingerprint_of(model, name, packed=packed, ranks=ranks)
+    layout = find_layout(model, texts[0])
+    network: Network
+    if ranks is not None:
+        network = PartNetwork(model)
+    else:
+        network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
+    return _Loaded(network, model.config, layout, find_blocks(layout), name, fingerprint, ranks, texts, expected)
 
 
 def pick_device(device: str) -> torch.device:
@@ -262,22 +305,29 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _load(folder_or_id: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype, ranks: Ranks | None) -> PreTrainedModel:
     config = read_config(folder_or_id)
     check_config(config, device)
+    parts = {}
+    if ranks is not None:  # transformers makes their group, and takes each one's part of the weights to its device
+        check_heads(config, ranks.size)
+        parts["distributed_config"] = DistributedConfig(tp_size=ranks.size)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder_or_id, config=config, dtype=dtype, attn_implementation="eager"
+            folder_or_id, config=config, dtype=dtype, attn_implementation="eager", **parts
         )
     except ValueError as error:
         raise UnsupportedModel(config, str(error).splitlines()[0]) from error
     if not isinstance(model.get_output_embeddings(), nn.Linear):  # type: ignore[no-untyped-call]
         raise UnsupportedModel(config, "its language model head is no linear layer")
-    model.to(device)  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    for parameter in model.parameters():  # out of the mapped file, which stays in memory as long as one is in it
-        parameter.data = parameter.data.clone()
+    if ranks is not None and model.device.type != device.type:
+        raise ValueError(f"device {device}: ranks of torchrun are on {model.device.type}")
+    if ranks is None:
+        model.to(device)  # type: ignore[arg-type]
+        for parameter in model.parameters():  # out of the mapped file, which stays in memory as long as one is in it
+            parameter.data = parameter.data.clone()
     return model
 
 

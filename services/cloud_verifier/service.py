@@ -7,6 +7,7 @@ and answers go only to subjects derived from the sender's id.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -16,10 +17,11 @@ from msgspec import structs
 
 from services.cloud_verifier.loop import VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.model import TargetModel, load_target
+from services.cloud_verifier.model import TargetModel, follow_target, load_target
+from services.cloud_verifier.ranks import Ranks
 from services.cloud_verifier.sessions import Seat, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
-from shared import subjects
+from shared import logs, subjects
 from shared.batching import Batcher, PassCost
 from shared.bus import Absent, Bus
 from shared.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
@@ -39,7 +41,12 @@ def load_model(settings: VerifierSettings) -> TargetModel:
 
 
 def run(settings: VerifierSettings, load_model: LoadModel = load_model) -> None:
-    """Runs a verifier process to its end; `load_model` is where a stand-in may enter."""
+    """Runs a verifier process to its end; `load_model` is where a stand-in may enter. Under torchrun rank 0 is the
+    verifier, and the other ranks end with it."""
+    ranks = Ranks.here()
+    if ranks is not None and ranks.rank:
+        _follow(settings, ranks)
+        return
 
     async def start(context: Context) -> Verifier:
         model = await asyncio.to_thread(load_model, settings)
@@ -48,7 +55,19 @@ def run(settings: VerifierSettings, load_model: LoadModel = load_model) -> None:
         await verifier.loop.warm_up()
         return verifier
 
-    run_service("verifier", settings, start)
+    try:
+        run_service("verifier", settings, start)
+    finally:
+        if ranks is not None:
+            ranks.end()
+
+
+def _follow(settings: VerifierSettings, ranks: Ranks) -> None:
+    """A rank's life: signals that torchrun hands to all of them are rank 0's affair."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    logs.set_up(settings, "verifier", f"{settings.name} rank {ranks.rank}")
+    follow_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)
 
 
 def now_ms() -> float:

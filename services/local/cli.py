@@ -21,6 +21,7 @@ from client.ask import conversation
 from client.gateway import ClientError, connected
 from client.wire import Options, Speculation
 from services.local import pidfile
+from services.local.nats_server import Access
 from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
 from services.local.system import Plan, check_address, running
 from shared.home import home
@@ -50,6 +51,10 @@ def main(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
     ask: Annotated[str, typer.Option(help="Ask this one prompt, print the answer and statistics, and stop.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to --ask.")] = 160,
+    secure: Annotated[
+        bool,
+        typer.Option("--secure", envvar="DSD_SECURE", help="NATS with a user and a key for each process, over TLS."),
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Leave the system running, return when it is ready.")
     ] = False,
@@ -72,7 +77,7 @@ def main(
             if target is None
             else own_pair(target, draft or [], drafters, model_name)
         )
-        plan = Plan(pair, verifiers, host, port, os.environ.get("DSD_NATS_URL", ""))
+        plan = Plan(pair, verifiers, host, port, _given_nats(secure), secure)
         if detach:
             _detach(plan, run_dir)
         else:
@@ -81,6 +86,14 @@ def main(
     except (TimeoutError, OSError, ClientError, PairRefused, pidfile.AlreadyRunning) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
+
+
+def _given_nats(secure: bool) -> Access | None:
+    """The server that runs already, if one was named; there can't be a secured one of our own beside it."""
+    url = os.environ.get("DSD_NATS_URL", "")
+    if url and secure:
+        raise typer.BadParameter(f"starts a NATS server of its own, but DSD_NATS_URL is {url}", param_hint="--secure")
+    return Access(url) if url else None
 
 
 def _prepare(pair: Pair) -> None:
@@ -159,6 +172,8 @@ def _detach(plan: Plan, run_dir: Path) -> None:
     argv += [part for draft in drafts for part in ("--draft", str(draft))]
     if not plan.pair.is_default:
         argv += ["--target", str(plan.pair.target)]
+    if plan.secure:
+        argv += ["--secure"]
     log_path = run_dir / "services.log"
     with log_path.open("ab") as log_file:
         process = subprocess.Popen(

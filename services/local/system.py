@@ -18,10 +18,11 @@ from pathlib import Path
 import aiohttp
 
 from services.local import nats_server
+from services.local.nats_server import Access
 from services.local.pair import Pair
 from services.local.supervisor import Child, Program, Supervisor
 
-READY_S = 180.0
+READY_S, NATS_S = 180.0, 20.0
 FLEET_S, FLEET_LOOK_S = 30.0, 0.1
 
 
@@ -33,11 +34,22 @@ class Plan:
     num_verifiers: int = 1
     host: str = "127.0.0.1"
     port: int = 8080
-    nats_url: str = ""  # empty: a nats-server of its own
+    nats: Access | None = None  # else a nats-server of its own
+    secure: bool = False  # that one has users and TLS
 
     @property
     def address(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Of the processes of each kind."""
+        return {
+            "controller": ["controller"],
+            "verifier": [f"verifier-{number}" for number in range(self.num_verifiers)],
+            "drafter": [f"drafter-{number}" for number in range(len(self.pair.drafts))],
+            "gateway": ["gateway"],
+        }
 
     @property
     def verifier_threads(self) -> int:
@@ -60,22 +72,25 @@ def check_address(plan: Plan) -> None:
         ) from error
 
 
-def service_programs(plan: Plan, nats_url: str) -> list[Program]:
+def service_programs(plan: Plan, nats: Access) -> list[Program]:
     """The services' processes in the order of their start."""
-    common = {"DSD_NATS_URL": nats_url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
+    common = {"DSD_NATS_URL": nats.url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
     common |= {"DSD_MODEL_NAME": plan.pair.model_name}
     target = {"DSD_TARGET": str(plan.pair.target)}
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
     threads |= {"OMP_WAIT_POLICY": "passive"}  # torch's threads must not spin on cores that drafters share
-    gateway = {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}
-    programs = [_service("window_controller", "controller", common)]
-    programs += [
-        _service("cloud_verifier", f"verifier-{i}", common | target | threads) for i in range(plan.num_verifiers)
+    drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]
+    kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and settings of each of its processes
+        "controller": ("window_controller", [{}]),
+        "verifier": ("cloud_verifier", [target | threads] * plan.num_verifiers),
+        "drafter": ("edge_drafter", drafts),
+        "gateway": ("gateway", [target | {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}]),
+    }
+    return [
+        _service(module, name, common | own | nats.settings.get(name, {}))
+        for kind, (module, settings) in kinds.items()
+        for name, own in zip(plan.names[kind], settings, strict=True)
     ]
-    for i, folder in enumerate(plan.pair.drafts):
-        kind = {"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"}
-        programs += [_service("edge_drafter", f"drafter-{i}", common | kind)]
-    return [*programs, _service("gateway", "gateway", common | target | gateway)]
 
 
 def _service(module: str, name: str, env: dict[str, str]) -> Program:
@@ -87,7 +102,6 @@ class System:
     """A running system."""
 
     plan: Plan
-    nats_url: str
     children: dict[str, Child]
 
 
@@ -100,13 +114,13 @@ async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> A
     check_address(plan)
     supervisor = Supervisor(run_dir / "logs", notify)
     try:
-        nats_url = plan.nats_url or await _start_nats(supervisor, run_dir)
-        children = [supervisor.start(program) for program in service_programs(plan, nats_url)]
+        nats = plan.nats or await _start_nats(plan, supervisor, run_dir / "nats")
+        children = [supervisor.start(program) for program in service_programs(plan, nats)]
         async with asyncio.TaskGroup() as tasks:
             for child in children:
                 tasks.create_task(_announce(supervisor, child, notify))
         await _wait_for_fleet(plan)
-        yield System(plan, nats_url, supervisor.children)
+        yield System(plan, supervisor.children)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
@@ -133,13 +147,13 @@ def _peers(metrics: str) -> dict[str, int]:
     return {service: int(float(number)) for service, number in found}
 
 
-async def _start_nats(supervisor: Supervisor, run_dir: Path) -> str:
+async def _start_nats(plan: Plan, supervisor: Supervisor, folder: Path) -> Access:
     port = nats_server.free_port()
-    config = nats_server.write_config(run_dir, port)
-    argv = (str(nats_server.find_binary()), "-c", str(config))
-    child = supervisor.start(Program("nats-server", argv, ready_line="Server is ready"))
-    await supervisor.wait_ready(child, 20)
-    return f"nats://127.0.0.1:{port}"
+    access = (
+        nats_server.write_secured(folder, port, plan.names) if plan.secure else nats_server.write_open(folder, port)
+    )
+    await supervisor.wait_ready(supervisor.start(nats_server.program(folder)), NATS_S)
+    return access
 
 
 async def _announce(supervisor: Supervisor, child: Child, notify: Callable[[str], None]) -> None:

@@ -68,15 +68,20 @@ async def ask(
 
 def stop_and_wait_counts(prompt: Recorded, window: int) -> set[tuple[int, int, int, int]]:
     """Passes, accepted, rejected and late guesses of an answer, as the recording has it. The pass over the prompt
-    yields a token: guesses for it come in time, or were not sent yet, or are late."""
-    late = int(prompt.draft_right[0])
-    behind = rounds(prompt, prompt.draft_right[1:window], 1, window) if late else rounds(prompt, (), 1, window)
+    yields a token: guesses for it come in time, or were not sent yet, or are late. Behind a late one that was right
+    there is room for one guess more, which may come with those that are there, or be late itself."""
+    right = prompt.draft_right
     in_time, unsent = rounds(prompt, (), 0, window), rounds(prompt, (), 1, window)
-    return {
-        (*in_time, 0),
-        (1 + unsent[0], *unsent[1:], 0),
-        (1 + behind[0], behind[1], behind[2] + 1 - late, late),
-    }
+    counts = {(*in_time, 0), (1 + unsent[0], *unsent[1:], 0)}
+    if not right[0]:
+        return counts | {(1 + unsent[0], unsent[1], unsent[2] + 1, 0)}
+    for last in (window, window + 1):
+        passes, accepted, rejected = rounds(prompt, right[1:last], 1, window)
+        counts.add((1 + passes, accepted, rejected, 1))
+    if window > 1 and all(right[1:window]):
+        passes, accepted, rejected = rounds(prompt, right[1:window], 1, window)
+        counts.add((1 + passes, accepted, rejected + 1 - right[window], 1 + right[window]))
+    return counts
 
 
 def rounds(prompt: Recorded, pending: Sequence[bool], position: int, window: int) -> tuple[int, int, int]:

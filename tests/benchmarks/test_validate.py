@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.latency import Sample
 from benchmarks.validate_calibration import (
+    LARGE,
     Clocks,
     Known,
     NotCalibrated,
@@ -131,7 +132,7 @@ STEPS = [*in_a_row(20.0, [9.0] * 20, 0.4), *in_a_row(40.0, [8.0 + 0.25 * number 
 
 
 def test_each_part_of_a_round_is_what_its_clock_says() -> None:
-    found = calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, LOAD, rtt_ms=31.0)
+    found = calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, [LOAD], rtt_ms=31.0)
     assert (found.pass_gap_ms, found.session_gap_ms) == pytest.approx((0.5, 0.5))
     assert found.step_gap_ms == pytest.approx(0.4)
     assert found.request_ms == pytest.approx(2.0 + 3.0 - 1.0), "the way there and back, the gap behind a pass taken off"
@@ -148,26 +149,42 @@ def test_known_times_of_stand_ins_are_taken_as_they_are_and_scaled_to_what_passe
     assert pass_weights(passes, known)[:2] == pytest.approx([50.0 * scale, 2.0 * scale])
 
 
+def test_what_was_computed_before_and_behind_the_judged_run_counts_alike() -> None:
+    before, behind = in_a_row(70.0, [20.0, 20.0], 1.0), in_a_row(90.0, [30.0, 30.0], 1.0)
+    notes = [*PASSES, *before, *in_a_row(80.0, [90.0], 1.0), *behind]
+    load = [Phase(69.0, 75.0, []), Phase(89.0, 95.0, [])]
+    found = calibrate(Clocks([notes], []), Known(), ALONE, BUSY, load, rtt_ms=None)
+    assert found.num_passes == 4
+    assert sum(found.pass_times.pass_ms(1, tokens, 100) for tokens in (1, 2)) == pytest.approx(2 * (25.0 + 1.0))
+
+
 def test_a_cell_without_drafters_is_calibrated_without_steps() -> None:
-    found = calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, LOAD, rtt_ms=None)
+    found = calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, [LOAD], rtt_ms=None)
     assert (found.steps, found.step_gap_ms, found.rtt_ms) == ([], 0.0, 0.0)
 
 
 def test_a_cell_in_which_too_little_was_computed_is_not_calibrated() -> None:
     with pytest.raises(NotCalibrated, match="round trip"):
-        calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, LOAD, rtt_ms=None)
+        calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, [LOAD], rtt_ms=None)
     with pytest.raises(NotCalibrated, match="followed each other"):
         fit_gaps([[PASSES[0]]])
     with pytest.raises(NotCalibrated, match="no pass was made under load"):
-        calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, Phase(70.0, 80.0, []), rtt_ms=None)
+        calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, [Phase(70.0, 80.0, [])], rtt_ms=None)
 
 
 def test_drift_is_how_much_longer_the_same_took_later() -> None:
     calibration = replace(CALIBRATION, pass_gap_ms=5.0, step_gap_ms=5.0)  # which clocks don't see
     later = Clocks([in_a_row(0.0, [22.0, 22.0], 1.0)], [in_a_row(0.0, [7.6], 1.0)])
     found = drift_of(calibration, later, rtt_ms=12.0)
-    assert (found.passes, found.steps, found.rtt_ms) == pytest.approx((0.1, -0.05, 12.0))
+    assert (found.passes, found.large_passes, found.steps, found.rtt_ms) == (
+        pytest.approx(0.1),
+        None,
+        pytest.approx(-0.05),
+        12.0,
+    )
     assert drift_of(calibration, Clocks(later.passes, []), None).steps is None
+    large = Clocks([[*later.passes[0], Computed(1.0, 1.03, 1, LARGE + 1, 0)]], [])
+    assert drift_of(calibration, large, None).large_passes == pytest.approx(0.5)
 
 
 # --- what services tell -----------------------------------------------------------------------------------------------
@@ -300,7 +317,8 @@ def test_a_case_of_replayed_stand_ins_is_run_calibrated_and_simulated(default_mo
     Recording(header, found).write(recordings.all("int8"))
     Recording(header, found[: len(others)]).write(recordings.others("int8"))
     assert acceptance_of(recordings.others("int8")) == pytest.approx(0.8, abs=0.02)
-    case = Case("tiny", "replayed", ("int8",) * 2, sliding(4), rtt_ms=20, num_clients=2, num_requests=4)
+    choice = sliding(4, free_run=False)
+    case = Case("tiny", "replayed", ("int8",) * 2, choice, rtt_ms=20, num_clients=2, num_requests=4)
     notices: list[str] = []
     effort = Effort(default_models, recordings, judged, others, CODE, num_tokens=24)
     made = run_case(case, effort, ORIGIN, notices.append)

@@ -38,7 +38,10 @@ def test_what_exceeds_is_named_with_what_was_otherwise() -> None:
     assert [(each.figure, round(each.error, 3)) for each in excesses(found)] == [("tpot_ms", 0.2)]
     text = markdown(found, ["lost"], ORIGIN)
     assert "Without figures: lost." in text
-    assert "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes took +4.0%; draft steps -1.0%" in text
+    assert (
+        "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes took +4.0%, those over 32 tokens +20.0%; draft steps -1.0%"
+        in text
+    )
     assert "| TPOT, ms | 20.0% | 5% | 20.0% | 15% | test | **no** |" in text
     assert "round trip 11.0 ms, calibrated 10.0" in differences(found[0])
     assert ORIGIN.command in text

@@ -64,6 +64,8 @@ class Client:
         self._inboxes: dict[str, asyncio.Queue[object]] = {}
         self._alive: asyncio.Queue[str] = asyncio.Queue()
         self._num_decisions = 0
+        self._num_opened = 0
+        self._opened = asyncio.Condition()
 
     async def start(self) -> None:
         await self._bus.subscribe(subjects.inbox("gateway", self.instance_id), self._receive)
@@ -76,6 +78,18 @@ class Client:
         async with asyncio.timeout(30):
             while instance_ids:
                 instance_ids = instance_ids - {await self._alive.get()}
+
+    async def hear_of(self, name: str) -> str:
+        """The id of the first instance of that name that sends a heartbeat."""
+        async with asyncio.timeout(30):
+            while not (instance_id := await self._alive.get()).startswith(f"{name}."):
+                pass
+        return instance_id
+
+    async def until_opened(self, number: int) -> None:
+        """Returns when so many sessions have been opened altogether."""
+        async with asyncio.timeout(30), self._opened:
+            await self._opened.wait_for(lambda: self._num_opened >= number)
 
     def _receive(self, subject: str, message: object) -> None:
         queue = self._inboxes.get(getattr(message, "session_id", ""))
@@ -143,6 +157,9 @@ class Client:
                 raise RuntimeError(f"{message.code}: {message.message}")
             if isinstance(message, Opened):
                 answer.fingerprint = message.fingerprint
+                async with self._opened:
+                    self._num_opened += 1
+                    self._opened.notify_all()
                 await self._speculate(request, verifier_id, speculation)
             if isinstance(message, Verdict):
                 have = len(request.prompt_ids) + len(answer.token_ids)

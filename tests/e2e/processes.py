@@ -1,5 +1,7 @@
 """A whole local system of real processes around a real nats-server, and a client of its gateway.
 
+The environment chooses the bus: DSD_SECURE=1 gives users and TLS, as `python -m services --secure` has them;
+DSD_JOINED=1 a cloud's and a site's server, joined by the leaf link of the overlays (test_buses.py).
 Failures are triggered by what a stream has told so far (its k-th chunk), never by the clock.
 """
 
@@ -10,8 +12,8 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from services.local import nats_server
 from services.local.pair import default_pair
 from services.local.supervisor import Child
 from services.local.system import Plan, System, running
+from tests.k8s.joined import joined
+from tests.plugins.nats import NatsServer
 
 MODEL = "smollm2-135m"
 FATES = ("accepted", "rejected", "late", "discarded")
@@ -147,16 +151,20 @@ class Processes:
     system: System
     http: aiohttp.ClientSession
     notices: list[str]
+    servers: list[NatsServer] = field(default_factory=list)  # of NATS, that are none of the system's children
 
     # --- ask -------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def stream(self, question: Question, **dsd: Any) -> AsyncIterator[Stream]:
         """An answer to be read piece by piece; `dsd` are the request's options of that name."""
-        url = f"{self.system.plan.address}/v1/chat/completions"
-        async with self.http.post(url, json=question.body(dsd)) as response:
+        async with self.post(question, **dsd) as response:
             assert response.status == 200, await response.text()
             yield Stream(question, response)
+
+    def post(self, question: Question, **dsd: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """The gateway's response, whatever it is."""
+        return self.http.post(f"{self.system.plan.address}/v1/chat/completions", json=question.body(dsd))
 
     async def ask(self, question: Question, **dsd: Any) -> Answer:
         """A whole answer."""
@@ -191,6 +199,17 @@ class Processes:
         pid = self.child(name).pid
         assert pid is not None, f"{name} does not run"
         os.killpg(pid, number)
+
+    async def crash_nats(self) -> None:
+        """Every NATS server is killed, and comes back."""
+        for server in self.servers:
+            server.stop(kill=True)
+        for server in self.servers:
+            await asyncio.to_thread(server.start)
+        if not self.servers:
+            num_starts = self.child("nats-server").num_starts
+            self.signal("nats-server", signal.SIGKILL)
+            await self.restarted("nats-server", num_starts)
 
     async def restarted(self, name: str, num_starts: int) -> None:
         """Returns when a process that had been started `num_starts` times runs again and is ready."""
@@ -250,16 +269,22 @@ async def processes(
     models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
 ) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
-    plan = Plan(default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port())
+    secure, is_joined = (os.environ.get(name) == "1" for name in ("DSD_SECURE", "DSD_JOINED"))
+    plan = Plan(default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port(), secure=secure)
     notices: list[str] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("DSD_HEARTBEAT_S", str(HEARTBEAT_S))
         patch.setenv("DSD_DRAIN_S", str(DRAIN_S))
         patch.delenv("DSD_TARGET", raising=False)
         patch.setenv("DSD_NUM_THREADS", "1")  # there are several verifiers, and other tests beside them
+        servers: list[NatsServer] = []
+        if is_joined:
+            access, servers = stack.enter_context(joined(run_dir / "joined", plan.names))
+            plan = replace(plan, nats=access)
         async with running(plan, run_dir, notices.append) as system, aiohttp.ClientSession(timeout=timeout) as http:
-            whole = Processes(system, http, notices)
+            whole = Processes(system, http, notices, servers)
             await whole.whole()
             yield whole
     assert not [notice for notice in notices if "is killed" in notice], notices

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.k8s.commands import run_commands
+from tests.k8s.machine import Built, Machine
 from tests.k8s.manifests import Manifest, Secrets, build
-
-Built = Callable[[str], list[Manifest]]
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def documented(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Secrets]:
     """The Secrets that the commands of docs/deploy.md make in each cluster, by name and key."""
     return run_commands(tmp_path_factory.mktemp("operator"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, built: Built, documented: dict[str, Secrets]) -> Iterator[Machine]:
+    found = Machine(tmp_path, built, documented)
+    yield found
+    for server in found.servers:
+        server.stop(kill=True)

@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 DOCUMENT = ROOT / "docs" / "deploy.md"
-BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "own pair")
+BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "many GPUs", "own pair")
 OVERLAYS = BUILDS[1:]
 
 Manifest = dict[str, Any]
@@ -29,10 +29,10 @@ SERVICES = {  # the name that labels a pod: the package of the service in it
     "verifier": "cloud_verifier",
     "drafter": "edge_drafter",
 }
-MONITORED_EDGE = """
-resources: [../k8s/overlays/edge]
-components: [../k8s/components/service-monitor]
-"""
+ON_TOP = {  # builds that add a component to an overlay
+    "monitored edge": "resources: [../k8s/overlays/edge]\ncomponents: [../k8s/components/service-monitor]\n",
+    "many GPUs": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/many-gpus]\n",
+}
 
 
 def build(name: str, scratch: Path) -> list[Manifest]:
@@ -42,8 +42,7 @@ def build(name: str, scratch: Path) -> list[Manifest]:
     (scratch / "k8s").symlink_to(K8S)
     folder = scratch / "on-top"
     folder.mkdir()
-    text = own_pair() if name == "own pair" else MONITORED_EDGE
-    (folder / "kustomization.yaml").write_text(text)
+    (folder / "kustomization.yaml").write_text(ON_TOP.get(name) or own_pair())
     return kustomized(folder)
 
 

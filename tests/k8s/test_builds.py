@@ -9,7 +9,7 @@ import jsonschema_rs
 import kubernetes_validate
 import pytest
 
-from tests.k8s.conftest import Built
+from tests.k8s.machine import Built
 from tests.k8s.manifests import BUILDS, DOCUMENT, K8S, OVERLAYS, ROOT, Manifest, of_kind, title
 
 OLDEST = re.search(r"Kubernetes (1\.\d+) or newer", DOCUMENT.read_text())

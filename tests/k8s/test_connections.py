@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.k8s.conftest import Built
+from tests.k8s.machine import Built
 from tests.k8s.manifests import WORKLOADS, Manifest, containers_of, labels_of, of_kind, selects
 
 Connection = tuple[str, str, str]  # who, to whom, at which port (its name, or number outside)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from services.local import system
-from services.local.nats_server import free_port
+from services.local.nats_server import Access, free_port
 from services.local.pair import default_pair
-from services.local.supervisor import Program
 from services.local.system import Plan, running
 from tests.e2e.processes import Processes, Question, until
-from tests.k8s.conftest import Built
+from tests.k8s.machine import Machine
 from tests.k8s.manifests import K8S
-from tests.k8s.test_nats_servers import Machine
 
 EXAMPLE_KEYS = K8S / "overlays/dev/example-keys"
-
-
-def with_keys(programs: list[Program]) -> list[Program]:
-    """The same, each with the key of its name."""
-    keys = {path.name: {"DSD_NATS_NKEY_SEED": str(path)} for path in EXAMPLE_KEYS.glob("*/*")}
-    return [replace(program, env=program.env | keys[program.name]) for program in programs]
 
 
 async def hears_decisions(http: aiohttp.ClientSession, plan: Plan) -> bool:
@@ -34,19 +24,16 @@ async def hears_decisions(http: aiohttp.ClientSession, plan: Plan) -> bool:
 
 @pytest.mark.timeout(300)
 async def test_rights_are_enough_for_an_answer_with_guesses_and_window_decisions(
-    default_models: Path, tmp_path: Path, built: Built, monkeypatch: pytest.MonkeyPatch
+    default_models: Path, tmp_path: Path, machine: Machine
 ) -> None:
-    machine, make_programs = Machine(tmp_path, built, {}), system.service_programs
-    monkeypatch.setattr(system, "service_programs", lambda plan, nats_url: with_keys(make_programs(plan, nats_url)))
-    plan = Plan(default_pair(default_models, ["int8"], 1), port=free_port(), nats_url=machine.start("dev").url)
-    try:
-        async with running(plan, tmp_path, lambda notice: None) as whole, aiohttp.ClientSession() as http:
-            processes = Processes(whole, http, [])
-            answer = await processes.ask(Question("Why is the sky blue?", max_tokens=96), speculation="adaptive")
-            assert answer.num_accepted > 0
-            await until(lambda: hears_decisions(http, plan), 20, "the gateway hears no window decision")
-            for name in whole.children:
-                denied = (await processes.metrics(name)).total("dsd_bus_errors_total", kind="permission violation")
-                assert denied == 0, name
-    finally:
-        machine.servers[0].stop(kill=True)
+    keys = {path.name: {"DSD_NATS_NKEY_SEED": str(path)} for path in EXAMPLE_KEYS.glob("*/*")}
+    nats = Access(machine.start("dev").url, keys)
+    plan = Plan(default_pair(default_models, ["int8"], 1), port=free_port(), nats=nats)
+    async with running(plan, tmp_path, lambda notice: None) as whole, aiohttp.ClientSession() as http:
+        processes = Processes(whole, http, [])
+        answer = await processes.ask(Question("Why is the sky blue?", max_tokens=96), speculation="adaptive")
+        assert answer.num_accepted > 0
+        await until(lambda: hears_decisions(http, plan), 20, "the gateway hears no window decision")
+        for name in whole.children:
+            denied = (await processes.metrics(name)).total("dsd_bus_errors_total", kind="permission violation")
+            assert denied == 0, name

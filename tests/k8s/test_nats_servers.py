@@ -3,88 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from k8s.nats_users import main
-from services.local.nats_server import find_binary, free_port
+from services.local.nats_server import find_binary
+from services.local.nats_users import main
 from shared import nats_bus, subjects
 from shared.bus import Bus
 from shared.config import ServiceSettings
 from shared.messages import Close, Draft, Message, Service, TokenIds
 from shared.metrics import BusMetrics
-from tests.k8s.commands import CLOUD_NAME
-from tests.k8s.conftest import Built
-from tests.k8s.manifests import K8S, Manifest, Secrets, of_kind, pod_of, the
+from tests.k8s.machine import Machine
+from tests.k8s.manifests import K8S, Secrets
 from tests.plugins.nats import NatsServer
 from tests.shared.bus_helpers import Heard
 
 pytestmark = pytest.mark.timeout(60)
 
 SESSION = "0123456789abcdef" * 2
-
-
-def files_of(manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
-    """What a NATS pod sees at all its mounts, by file name."""
-    known = {each["metadata"]["name"]: each["data"] for each in of_kind(manifests, "ConfigMap")} | secrets
-    for secret in of_kind(manifests, "Secret"):
-        decoded = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
-        known[secret["metadata"]["name"]] = decoded
-    found: dict[str, str] = {}
-    for volume in pod_of(the(manifests, "StatefulSet", "nats"))["volumes"]:
-        for source in volume.get("projected", {}).get("sources", [volume]):
-            reference = source.get("configMap") or source.get("secret") or {}
-            found |= known.get(reference.get("name", reference.get("secretName")), {})
-    return found
-
-
-class Machine:
-    """Servers with the builds' configuration, on loopback: only addresses and folders are replaced."""
-
-    def __init__(self, folder: Path, built: Built, documented: dict[str, Secrets]) -> None:
-        self._folder = folder
-        self._built = built
-        self._documented = documented
-        self._route_ports = [free_port() for _ in range(3)]
-        self._leaf_port = free_port()
-        self.servers: list[NatsServer] = []
-
-    def write(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> Path:
-        """The files of one server; its folder."""
-        folder = self._folder / f"{name}-{number}"
-        folder.mkdir()
-        for file, content in (files_of(self._built(name), self._documented.get(name, {})) | (changed or {})).items():
-            (folder / file).write_text(self._at_home(content, folder, number))
-        return folder
-
-    def _at_home(self, content: str, folder: Path, number: int) -> str:
-        replaced = {f"nats-{i}.nats-pods:6222": f"127.0.0.1:{port}" for i, port in enumerate(self._route_ports)}
-        replaced |= {"port: 6222": f'listen: "127.0.0.1:{self._route_ports[number]}"'}
-        replaced |= {"port: 7422": f'listen: "127.0.0.1:{self._leaf_port if number == 1 else -1}"'}
-        replaced |= {f"{CLOUD_NAME}:7422": f"localhost:{self._leaf_port}"}
-        replaced |= {"/etc/nats-tls": str(folder), "/etc/nats": str(folder)}
-        for text, other in replaced.items():
-            content = content.replace(text, other)
-        return content
-
-    def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> NatsServer:
-        folder = self.write(name, number, changed)
-        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text()))
-        self.servers[-1].start()
-        return self.servers[-1]
-
-
-@pytest.fixture
-def machine(tmp_path: Path, built: Built, documented: dict[str, Secrets]) -> Iterator[Machine]:
-    found = Machine(tmp_path, built, documented)
-    yield found
-    for server in found.servers:
-        server.stop(kill=True)
 
 
 class Member:
@@ -202,6 +142,12 @@ async def test_a_site_s_drafter_and_the_cloud_s_verifier_hear_each_other(
     drafter = await join(edge, "drafter", "site-a-drafter-0", site["nkeys-drafters"]["site-a-drafter-0"])
     await until_heard(verifier, lambda: drafter.say("draft", verifier, draft(1)))
     await until_heard(drafter, lambda: gateway.say("close", drafter, Close(SESSION, 1)))
+    news = Heard()
+    await gateway.bus.subscribe(subjects.all_broadcasts("heartbeat"), news)
+    async with asyncio.timeout(20):
+        while not news.all:
+            await drafter.bus.publish(subjects.broadcast("heartbeat", drafter.id), Close(SESSION, 2))
+            await asyncio.sleep(0.05)
     assert verifier.heard.messages[0] == draft(1)
     assert drafter.heard.messages[0] == Close(SESSION, 1)
     assert drafter.denials == verifier.denials == gateway.denials == 0

@@ -1,4 +1,4 @@
-"""k8s/nats_users.py gives names the rights of docs/protocol.md, and k8s/ holds what it prints for the names in use."""
+"""nats_users.py gives names the rights of docs/protocol.md, and k8s/ holds what it prints for the names in use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from k8s.nats_users import KINDS, Rights, main, new_seed, public_key
+from services.local.nats_users import KINDS, Rights, main, new_seed, public_key
 from shared import subjects
-from tests.k8s.conftest import Built
+from tests.k8s.machine import Built
 from tests.k8s.manifests import K8S, ROOT, WORKLOADS, Manifest, Secrets, of_kind, pod_names, service_of
 
 RIGHTS_FILES = [path for path in sorted(K8S.rglob("*.conf")) if "rights-" in path.read_text().splitlines()[1]]
@@ -58,7 +58,7 @@ def test_nobody_has_a_shared_inbox() -> None:
 def test_a_file_of_rights_is_what_its_first_line_s_command_prints(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, command = path.read_text().splitlines()[0].partition("Made by: python k8s/nats_users.py ")
+    _, _, command = path.read_text().splitlines()[0].partition("Made by: python -m services.local.nats_users ")
     main(shlex.split(command))
     assert path.read_text() == capsys.readouterr().out
 

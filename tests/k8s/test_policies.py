@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from shared.runtime import END_S
 from tests.k8s.breaks import BREAKS, Break
 from tests.k8s.checks import CHECKS, Check
-from tests.k8s.conftest import Built
+from tests.k8s.machine import Built
 from tests.k8s.manifests import OVERLAYS, WORKLOADS, Manifest, Secrets, of_kind, pod_of, secrets_for, the
 
 
@@ -39,6 +40,19 @@ def test_gpu_verifiers_ask_for_one_gpu_each(built: Built) -> None:
     )
     assert "dsd-verifier-cuda" in verifier["image"]
     assert "nvidia.com/gpu" not in str(built("dev"))
+
+
+def test_a_target_over_many_gpus_has_a_rank_for_each_and_time_to_drain(built: Built) -> None:
+    manifests = built("many GPUs")
+    verifier = container(manifests, "StatefulSet", "verifier")
+    assert verifier["command"][0] == "torchrun"
+    assert verifier["command"][-2:] == ["-m", "services.cloud_verifier"]
+    flags = dict(flag[2:].split("=") for flag in verifier["command"] if "=" in flag)
+    assert verifier["resources"]["limits"]["nvidia.com/gpu"] == flags["nproc-per-node"]
+    maps = {each["metadata"]["name"].rpartition("-")[0]: each["data"] for each in of_kind(manifests, "ConfigMap")}
+    grace_s = pod_of(the(manifests, "StatefulSet", "verifier"))["terminationGracePeriodSeconds"]
+    assert int(maps["verifier-settings"]["DSD_DRAIN_S"]) + END_S <= int(flags["shutdown-timeout"]) < grace_s
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in verifier["volumeMounts"]
 
 
 def test_what_runs_more_than_once_in_the_cloud_survives_a_node_that_is_drained(built: Built) -> None:

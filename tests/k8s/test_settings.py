@@ -12,7 +12,7 @@ import pytest
 
 from shared.config import read
 from shared.home import home
-from tests.k8s.conftest import Built
+from tests.k8s.machine import Built
 from tests.k8s.manifests import (
     OVERLAYS,
     ROOT,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from services.local import pidfile
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,17 @@ def test_stopping_when_nothing_runs_says_so(tmp_path: Path) -> None:
     done = services(tmp_path, "--stop")
     assert done.returncode == 0
     assert done.stderr == "no system is running\n"
+
+
+def test_a_secured_server_beside_one_that_runs_already_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSD_NATS_URL", "nats://127.0.0.1:4222")
+    done = services(tmp_path, "--secure")
+    assert done.returncode == 2
+    assert "--secure" in done.stderr
+    assert "DSD_NATS_URL is nats://127.0.0.1:4222" in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_number_that_is_out_of_bounds_ends_with_status_2_and_names_the_flag(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from awc.adaptive import CHOICES
 from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.training.cards import Card
 from awc.training.changes import Followed, settled_s
+from awc.training.crowds import Crowded
 from awc.training.dataset import CLOUD_ONLY, LEAST_WORTH, WINDOWS, choice_rows, window_rows
 from awc.training.evaluate import Evaluation, Scores
 from awc.training.judged import by_class, judged
@@ -90,8 +91,13 @@ EVALUATION = Evaluation(
     num_scenarios=2,
     classes=[("near", "light"), ("far", "light")],
     transports={
-        "stop-and-wait": Scores((0, 4), [[5.0, 10.0], [20.0, 10.0]], {"wc-dnn": [9.9, 18.0]}),
-        "sliding": Scores((0, 4), [[5.0, 10.0], [20.0, 10.0]], {"adaptive": [12.0, 20.0], "ladder": [6.0, 10.0]}),
+        "stop-and-wait": Scores((0, 4), [[5.0, 10.0], [20.0, 10.0]], {"wc-dnn": [9.9, 18.0]}, {}),
+        "sliding": Scores(
+            (0, 4),
+            [[5.0, 10.0], [20.0, 10.0]],
+            {"adaptive": [12.0, 20.0], "ladder": [6.0, 10.0]},
+            {"ladder": "interval 3"},
+        ),
     },
 )
 
@@ -133,12 +139,15 @@ def test_a_report_tells_every_policy_change_cell_and_card(tmp_path: Path) -> Non
     figures = Figures(100.0, 40.0, 300.0, 0.9)
     better = Figures(150.0, 30.0, 300.0, 0.9)
     cell = PaperCell("gsm8k-600-10", {"static 4": figures, "wc-dnn": figures, "adaptive": better})
-    found = Found(EVALUATION, [Followed("rtt-2", "adaptive", 1.5, 2.0, 0, 0.98)], [cell])
+    crowd = Crowded("cpu-4", "static 8", 100.0, 40.0, 0.9, 0.8)
+    found = Found(EVALUATION, [Followed("rtt-2", "adaptive", 1.5, 2.0, 0, 0.98)], [crowd], [cell])
     card = Card("", ("a",), 3, 30, "", 1, 32, 100, 4321, 0.5, 2.0, {})
     write_report(tmp_path / "awc" / "report.md", found, {"wc-dnn": card})
     text = (tmp_path / "awc" / "report.md").read_text()
     for line in (
-        "| wc-dnn | 1.395 | 80% | 0.990 | 0.945 | 0.909 |",
+        "| wc-dnn |  | 1.395 | 80% | 0.990 | 0.945 | 0.909 |",
+        "| ladder | interval 3 | 0.800 |",
+        "| cpu-4 | static 8 | 100 | 40.0 | 0.900 | 0.800 |",
         "| ladder | 2.000 | 2.000 | 2.000 |",
         "| rtt-2 | adaptive | 1.5 | 2.0 | 0 | 0.980 |",
         "| gsm8k-600-10 | 100, 40.0, 300 | 100, 40.0, 300 | 150, 30.0, 300 | 1.500, 0.750, 1.000 |",

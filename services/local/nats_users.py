@@ -1,8 +1,8 @@
 """NATS users of DSD: what each may say and hear, their keys, and the password of the cluster's routes (docs/deploy.md).
 
-    python k8s/nats_users.py rights verifier verifier-0 verifier-1 > verifiers.conf
-    python k8s/nats_users.py keys gateways.conf verifiers.conf --out FOLDER
-    python k8s/nats_users.py routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
+    python -m services.local.nats_users rights verifier verifier-0 verifier-1 > verifiers.conf
+    python -m services.local.nats_users keys gateways.conf verifiers.conf --out FOLDER
+    python -m services.local.nats_users routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
 
 Invariant: a user's rights follow from its kind and name alone, as the table of docs/protocol.md says; nobody has a
 wildcard where a speaker's name stands, nor a shared inbox. A seed is only ever written to a file of its owner.
@@ -47,11 +47,11 @@ KINDS = {
             "drafter.*.*.close.NAME.*",
             "heartbeat.NAME.*",
         ),
-        subscribe=("gateway.NAME.*.>", "heartbeat.*.*", "drafter.*.*.window.>"),
+        subscribe=("gateway.NAME.*.>", "heartbeat.>", "drafter.*.*.window.>"),
     ),
     "drafter": Rights(
         publish=("verifier.*.*.draft.NAME.*", "gateway.*.*.failure.NAME.*", "heartbeat.NAME.*", "report.NAME.*"),
-        subscribe=("drafter.NAME.*.>", "heartbeat.*.*"),
+        subscribe=("drafter.NAME.*.>", "heartbeat.>"),
     ),
     "verifier": Rights(
         publish=(
@@ -62,11 +62,11 @@ KINDS = {
             "drafter.*.*.failure.NAME.*",
             "heartbeat.NAME.*",
         ),
-        subscribe=("verifier.NAME.*.>", "heartbeat.*.*"),
+        subscribe=("verifier.NAME.*.>", "heartbeat.>"),
     ),
     "controller": Rights(
         publish=("drafter.*.*.window.NAME.*", "heartbeat.NAME.*"),
-        subscribe=("report.*.*", "heartbeat.*.*"),
+        subscribe=("report.>", "heartbeat.>"),
     ),
 }
 
@@ -75,7 +75,7 @@ def rights_file(kind: str, names: list[str], together: str = "") -> str:
     """A file that nats.conf can include: the rights of each name, or of all of them for the one user `together`."""
     users = {together: names} if together else {name: [name] for name in names}
     merged = f" --together {together}" if together else ""
-    command = f"python k8s/nats_users.py rights {kind} {' '.join(names)}{merged}"
+    command = f"python -m services.local.nats_users rights {kind} {' '.join(names)}{merged}"
     blocks = [_rights_block(user, KINDS[kind], members) for user, members in users.items()]
     return "\n".join([f"# What a {kind} may say and hear (docs/protocol.md). Made by: {command}", *blocks])
 
@@ -109,7 +109,7 @@ def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
     lines = [line for path in rights for line in _user_lines(path, out / path.stem)]
     lines += _USER_LINE.findall(also.read_text()) if also else []
     users = [
-        "# The users of a DSD, by their public keys. Made by k8s/nats_users.py.",
+        "# The users of a DSD, by their public keys. Made by services/local/nats_users.py.",
         *(f'include "{path.name}"' for path in rights),
         "authorization {",
         "  users: [",
@@ -143,7 +143,9 @@ def routes_file(addresses: Iterable[str]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python k8s/nats_users.py", description="NATS users of DSD (docs/deploy.md).")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.local.nats_users", description="NATS users of DSD (docs/deploy.md)."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     rights = commands.add_parser("rights", help="print what instances of a kind may say and hear, a user for each name")
     rights.add_argument("kind", choices=KINDS)

@@ -1,0 +1,37 @@
+"""End-to-end tests of whole systems again: with users and TLS, and with drafters behind a site's own NATS server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent
+# Those that start processes; all others have one process and no server.
+OF_PROCESSES = ("test_clients.py", "test_failures.py", "test_fleet.py", "test_restarts.py")
+OF_COMMANDS = ("test_own_pair.py", "test_readme.py")  # they run `python -m services`
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("variable", "files"),
+    [("DSD_SECURE", OF_PROCESSES + OF_COMMANDS), ("DSD_JOINED", OF_PROCESSES)],
+    ids=["users and TLS", "a site joined by a leaf link"],
+)
+def test_everything_works_on_a_bus_with(variable: str, files: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", *(str(FOLDER / file) for file in files)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {variable: "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-20_000:]
+    assert " passed" in done.stdout
+
+
+def test_every_file_that_starts_processes_is_run_again() -> None:
+    found = [path.name for path in sorted(FOLDER.glob("test_*.py")) if "tests.e2e.processes import" in path.read_text()]
+    assert found == list(OF_PROCESSES)

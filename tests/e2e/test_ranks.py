@@ -1,0 +1,213 @@
+"""A target over several ranks of torchrun serves the text that one process writes, and ends as one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from services.edge_drafter.model import DraftModel
+from services.gateway.tokenizer import TargetTokenizer
+from shared import nats_bus, subjects
+from shared.bus import Bus
+from shared.config import ServiceSettings
+from shared.metrics import BusMetrics
+from tests.e2e.harness import Client, Generated, make_drafter
+from tests.e2e.yardstick import PlainModel
+from tests.plugins.nats import NatsServer
+
+NEAR_TIE = 1e-4
+NUM_PROMPTS, NUM_TOKENS = 20, 64
+READY_S, END_S = 120.0, 40.0
+TINY = LlamaConfig(
+    vocab_size=211,  # odd, so that the ranks' parts of it differ
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    tie_word_embeddings=False,
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(TINY).save_pretrained(folder)
+    return folder
+
+
+class Ranks:
+    """A verifier under torchrun."""
+
+    def __init__(self, process: Process, log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    async def until_ready(self) -> None:
+        async with asyncio.timeout(READY_S):
+            while '"event": "ready"' not in self.log:  # what another process writes sets no event here
+                assert self.process.returncode is None, self.log
+                await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def ranks(target: Path, number: int, nats_url: str, folder: Path) -> AsyncIterator[Ranks]:
+    flags = ("--target", target, "--nats-url", nats_url, "--dtype", "float32", "--device", "cpu", "--http-port", "0")
+    command = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        number,
+        "--shutdown-timeout",
+        60,
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DSD_LOG_FORMAT": "json", "DSD_LEASE_S": "300"}
+    with (folder / "ranks.log").open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *map(str, (*command, "-m", "services.cloud_verifier", *flags)),
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+        try:
+            yield Ranks(process, folder / "ranks.log")
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+
+
+@asynccontextmanager
+async def bus_on(server: NatsServer, name: str) -> AsyncIterator[Bus]:
+    settings = ServiceSettings(name=name, nats_url=server.url)
+    bus = await nats_bus.connect(settings, subjects.new_instance_id(name), BusMetrics(CollectorRegistry()))
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+@asynccontextmanager
+async def client_on(server: NatsServer) -> AsyncIterator[Client]:
+    async with bus_on(server, "client") as bus:
+        client = Client(bus)
+        await client.start()
+        yield client
+
+
+async def answers_of(client: Client, prompts: list[list[int]], num_tokens: int, **options: object) -> list[Generated]:
+    """The verifier's, as many asked at once as a drafter has room for."""
+    verifier_id, room = await client.hear_of("verifier"), asyncio.Semaphore(8)
+
+    async def ask(prompt: list[int]) -> Generated:
+        async with room:
+            return await client.generate(prompt, verifier_id=verifier_id, max_tokens=num_tokens, **options)  # type: ignore[arg-type]
+
+    return await asyncio.gather(*map(ask, prompts))
+
+
+async def test_two_ranks_write_the_text_of_one_process(
+    tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(1, 211, (length,), generator=generator).tolist() for length in (5, 70, 130, 33)]
+    prompts.append(prompts[2][:100])  # begins with what a cache holds already
+    plain = PlainModel(tiny_folder)
+    async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
+        await found.until_ready()
+        answers = [
+            answer
+            for part in (prompts[:4], prompts[4:])
+            for answer in await answers_of(client, part, 24, cache_scope="shared", stop_ids=(210,))
+        ]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        departures = plain.departures(prompt, answer.token_ids, 24, [210])
+        assert all(each.margin < NEAR_TIE for each in departures), departures
+
+
+async def test_told_to_stop_the_ranks_finish_what_is_open_and_end(
+    tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """torchrun hands the signal to all ranks, and waits for them."""
+    async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
+        await found.until_ready()
+        answering = asyncio.create_task(answers_of(client, [[1, 2, 3], [4, 5]], 400))
+        await client.until_opened(2)
+        found.process.send_signal(signal.SIGTERM)
+        answers = await answering
+        async with asyncio.timeout(END_S):
+            await found.process.wait()
+    assert [len(answer.token_ids) for answer in answers] == [400, 400]
+    assert '"event": "stopped"' in found.log
+    assert '"event": "rank ends"' in found.log
+
+
+async def test_heads_that_ranks_can_t_share_are_refused_by_name(
+    tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with ranks(tiny_folder, 3, nats_server.url, tmp_path) as found:
+        async with asyncio.timeout(READY_S):
+            assert await found.process.wait() != 0
+        assert "architecture LlamaForCausalLM can't be served: its 4 query and 2 key heads can't be shared" in found.log
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_three_ranks_write_the_default_target_s_text_with_guesses_but_for_near_ties(
+    default_models: Path,
+    nats_server: NatsServer,
+    tmp_path: Path,
+    drafts: dict[str, DraftModel],
+    prompts: list[list[int]],
+    tokenizer: TargetTokenizer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its 9 query and 3 key heads are shared by three."""
+    asked, plain = prompts[:NUM_PROMPTS], PlainModel(default_models / "target")
+    async with (
+        ranks(default_models / "target", 3, nats_server.url, tmp_path) as found,
+        client_on(nats_server) as client,
+        bus_on(nats_server, "drafter") as bus,
+    ):
+        await found.until_ready()
+        drafter = make_drafter(bus, drafts["int8"], "drafter")
+        running = asyncio.create_task(drafter.run())
+        answers = await answers_of(
+            client, asked, NUM_TOKENS, stop_ids=tokenizer.stop_ids, drafter_id=drafter.instance_id
+        )
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    departures = [
+        (number, each.index, each.margin)
+        for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True))
+        for each in plain.departures(prompt, answer.token_ids, NUM_TOKENS, tokenizer.stop_ids)
+    ]
+    with capsys.disabled():
+        num_tokens = sum(len(answer.token_ids) for answer in answers)
+        print(f"\n{num_tokens} tokens of {len(answers)} texts, {len(departures)} of them not generate's")
+        for number, index, margin in departures:
+            print(f"  prompt {number}, token {index} of the answer: generate's logit is {margin:.1e} above ours")
+    assert all(margin < NEAR_TIE for _, _, margin in departures), departures
+    assert sum(answer.tally.accepted for answer in answers) > NUM_PROMPTS

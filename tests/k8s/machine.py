@@ -1,0 +1,64 @@
+"""Real nats-servers with the configuration of the builds, all on this machine."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+from services.local.nats_server import free_port
+from tests.k8s.commands import CLOUD_NAME
+from tests.k8s.manifests import Manifest, Secrets, of_kind, pod_of, the
+from tests.plugins.nats import NatsServer
+
+Built = Callable[[str], list[Manifest]]
+
+
+def files_of(manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
+    """What a NATS pod sees at all its mounts, by file name."""
+    known = {each["metadata"]["name"]: each["data"] for each in of_kind(manifests, "ConfigMap")} | secrets
+    for secret in of_kind(manifests, "Secret"):
+        decoded = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+        known[secret["metadata"]["name"]] = decoded
+    found: dict[str, str] = {}
+    for volume in pod_of(the(manifests, "StatefulSet", "nats"))["volumes"]:
+        for source in volume.get("projected", {}).get("sources", [volume]):
+            reference = source.get("configMap") or source.get("secret") or {}
+            found |= known.get(reference.get("name", reference.get("secretName")), {})
+    return found
+
+
+class Machine:
+    """Servers with the builds' configuration, on loopback: only addresses and folders are replaced."""
+
+    def __init__(self, folder: Path, built: Built, documented: dict[str, Secrets]) -> None:
+        self._folder = folder
+        self._built = built
+        self._documented = documented
+        self._route_ports = [free_port() for _ in range(3)]
+        self._leaf_port = free_port()
+        self.servers: list[NatsServer] = []
+
+    def write(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> Path:
+        """The files of one server; its folder."""
+        folder = self._folder / f"{name}-{number}"
+        folder.mkdir()
+        for file, content in (files_of(self._built(name), self._documented.get(name, {})) | (changed or {})).items():
+            (folder / file).write_text(self._at_home(content, folder, number))
+        return folder
+
+    def _at_home(self, content: str, folder: Path, number: int) -> str:
+        replaced = {f"nats-{i}.nats-pods:6222": f"127.0.0.1:{port}" for i, port in enumerate(self._route_ports)}
+        replaced |= {"port: 6222": f'listen: "127.0.0.1:{self._route_ports[number]}"'}
+        replaced |= {"port: 7422": f'listen: "127.0.0.1:{self._leaf_port if number == 1 else -1}"'}
+        replaced |= {f"{CLOUD_NAME}:7422": f"localhost:{self._leaf_port}"}
+        replaced |= {"/etc/nats-tls": str(folder), "/etc/nats": str(folder)}
+        for text, other in replaced.items():
+            content = content.replace(text, other)
+        return content
+
+    def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> NatsServer:
+        folder = self.write(name, number, changed)
+        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text()))
+        self.servers[-1].start()
+        return self.servers[-1]

@@ -1,0 +1,152 @@
+"""Every user tries every subject of every role on a real nats-server, and is let or denied as docs/protocol.md says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from services.local.nats_server import free_port, write_secured
+from services.local.nats_users import KINDS
+from tests.k8s.machine import Machine
+from tests.k8s.manifests import K8S
+from tests.plugins.nats import NatsServer
+
+NAMES = {
+    "gateway": ["gateway"],
+    "controller": ["controller"],
+    "verifier": ["verifier-0", "verifier-1"],
+    "drafter": ["drafter-0", "drafter-1"],
+}
+KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
+UNHEARD_OF = ("dsd.v1.x", "dsd.v2.heartbeat.gateway.x", "x", "_INBOX.x.y", "$SYS.REQ.SERVER.PING")
+LAST = "last"  # that nobody may use either
+TOO_WIDE = (">", "dsd.>", "dsd.v1.>", "dsd.v1.*.*.*.>", "_INBOX.>", "$SYS.>", "$SYS.ACCOUNT.*.CONNECT")
+
+
+def patterns(verb: str, name: str) -> list[str]:
+    """What the table lets a user publish or subscribe."""
+    return ["dsd.v1." + subject.replace("NAME", name) for subject in getattr(KINDS[KIND_OF[name]], verb)]
+
+
+def published() -> list[str]:
+    """A subject for each right to speak of each user, and some that nobody may use."""
+    rights = [pattern for name in KIND_OF for pattern in patterns("publish", name)]
+    return [*dict.fromkeys(right.replace("*", "x") for right in rights), *UNHEARD_OF]
+
+
+def subscribed() -> list[str]:
+    """Each right to hear of each user, and some that nobody has."""
+    return [*dict.fromkeys(pattern for name in KIND_OF for pattern in patterns("subscribe", name)), *TOO_WIDE]
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Whether every subject that the second stands for is one of the first."""
+    wide, narrow = pattern.split("."), subject.split(".")
+    for place, token in enumerate(wide):
+        if token == ">":
+            return len(narrow) > place
+        if place >= len(narrow) or narrow[place] == ">" or (token != "*" and token != narrow[place]):
+            return False
+    return len(narrow) == len(wide)
+
+
+def denied(verb: str, name: str, subjects: list[str]) -> set[str]:
+    """As nats-py tells it, in lower case."""
+    rights = patterns(verb, name)
+    return {each.lower() for each in subjects if not any(covers(pattern, each) for pattern in rights)}
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A running server, and how its users get in."""
+
+    url: str
+    seeds: dict[str, Path]
+    ca: Path | None = None
+
+
+def of_manifests(folder: Path, machine: Machine) -> Guarded:
+    """With the configuration and the keys of the overlay for trying out."""
+    keys = K8S / "overlays/dev/example-keys"
+    return Guarded(machine.start("dev").url, {name: keys / f"{kind}s" / name for name, kind in KIND_OF.items()})
+
+
+def of_a_local_system(folder: Path, machine: Machine) -> Guarded:
+    """As `python -m services --secure` starts it."""
+    folder = folder / "secured"
+    access = write_secured(folder, free_port(), NAMES)
+    server = NatsServer(folder, (folder / "nats.conf").read_text())
+    machine.servers.append(server)
+    server.start()
+    seeds = {name: Path(settings["DSD_NATS_NKEY_SEED"]) for name, settings in access.settings.items()}
+    return Guarded(server.url.replace("nats:", "tls:"), seeds, folder / "ca.crt")
+
+
+class User:
+    """A connection with a user's key, and what the server did not let it do."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self._complaints: list[str] = []
+
+    async def connect(self, server: Guarded, name: str) -> None:
+        tls = ssl.create_default_context(cafile=server.ca) if server.ca else None
+        await self.client.connect(server.url, nkeys_seed=str(server.seeds[name]), tls=tls, error_cb=self._complain)
+
+    async def _complain(self, error: Exception) -> None:
+        self._complaints.append(str(error))
+
+    async def settled(self) -> None:
+        """Returns when the server has seen all that was sent: it complains in the order of what it reads."""
+        await self.client.publish(LAST, b"")
+        async with asyncio.timeout(20):
+            while LAST not in self.denied("publish"):  # noqa: ASYNC110  the client sets no event
+                await asyncio.sleep(0.01)
+
+    def denied(self, what: str) -> set[str]:
+        """The subjects of violations so far."""
+        found = re.findall(rf'permissions violation for {what} to "(.+?)"', "\n".join(self._complaints), re.IGNORECASE)
+        return set(found)
+
+
+def test_the_table_denies_far_more_than_it_grants() -> None:
+    for name in KIND_OF:
+        assert len(denied("publish", name, published())) > len(published()) / 2
+        assert len(denied("subscribe", name, subscribed())) > len(subscribed()) / 2
+    assert covers("dsd.*.x.>", "dsd.v1.x.y.z")
+    assert not covers("dsd.*.x.>", "dsd.v1.x")
+    assert not covers("dsd.*", "dsd.>")
+
+
+@pytest.mark.parametrize("start", [of_manifests, of_a_local_system])
+async def test_what_is_not_granted_is_denied(
+    tmp_path: Path, machine: Machine, start: Callable[[Path, Machine], Guarded]
+) -> None:
+    server = start(tmp_path, machine)
+    for name in KIND_OF:
+        user = User()
+        await user.connect(server, name)
+        for subject in published():
+            await user.client.publish(subject, b"")
+        for subject in subscribed():
+            await user.client.subscribe(subject)
+        await user.settled()
+        await user.client.close()
+        assert user.denied("publish") == denied("publish", name, [*published(), LAST]), name
+        assert user.denied("subscription") == denied("subscribe", name, subscribed()), name
+
+
+async def test_nobody_gets_in_without_a_key(tmp_path: Path, machine: Machine) -> None:
+    server = of_a_local_system(tmp_path, machine)
+    stranger = Client()
+    with pytest.raises(Exception, match=r"(?i)authorization"):
+        await stranger.connect(
+            server.url, tls=ssl.create_default_context(cafile=server.ca), allow_reconnect=False, connect_timeout=5
+        )

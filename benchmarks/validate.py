@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.origin import Origin
 from benchmarks.signals import exit_on_sigterm
-from benchmarks.validate_cell import CaseResult, Effort, read_result, run_case
+from benchmarks.validate_cell import CaseResult, Effort, code_of, read_result, run_case
 from benchmarks.validate_plan import CASES, NUM_TOKENS, Case
 from benchmarks.validate_record import JUDGED, OTHERS, record_all
 from benchmarks.validate_report import markdown, summaries, table
@@ -58,8 +58,9 @@ def matches(result: CaseResult, case: Case, code: str, num_tokens: int = NUM_TOK
 
 
 def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResult]:
-    """Those that are there, void ones too."""
-    found = [read_result(path_of(case, folder)) for case in cases if path_of(case, folder).is_file()]
+    """Those that are there, void ones too. What other code wrote may have another form, and is not read."""
+    paths = [path_of(case, folder) for case in cases]
+    found = [read_result(path) for path in paths if path.is_file() and code_of(path) == code]
     asked = {case.name: case for case in cases}
     return [result for result in found if matches(result, asked[result.case.name], code)]
 

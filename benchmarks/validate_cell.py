@@ -95,6 +95,18 @@ def read_result(path: Path) -> CaseResult:
         raise ValueError(f"{path} is no result of a case: {error}") from error
 
 
+class _Made(msgspec.Struct):
+    code: str
+
+
+def code_of(path: Path) -> str:
+    """Of which code a result is. Raises ValueError naming the file for one that is no result."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Made).code
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is no result of a case: {error}") from error
+
+
 def plan_of(case: Case, effort: Effort, folder: Path, keys: Sequence[str]) -> CellPlan:
     """What runs. Writes the stand-ins' profile and the keys into `folder`."""
     folder.joinpath("clocks").mkdir()

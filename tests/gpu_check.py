@@ -101,9 +101,18 @@ class Findings:
 
 
 async def measure(
-    models: Path, device: str, num_prompts: int = 8, ways: Sequence[Way] = WAYS, num_repeats: int = 20
+    models: Path,
+    device: str,
+    num_prompts: int = 8,
+    ways: Sequence[Way] = WAYS,
+    num_repeats: int = 20,
+    context: int = CONTEXT,
+    most_compared: int | None = None,
 ) -> Findings:
-    """Everything but the demo, with the default pair: the target on `device`, the draft on the CPU as always."""
+    """Everything but the demo, with the default pair: the target on `device`, the draft on the CPU as always.
+
+    context: tokens before timed passes; most_compared: tokens of the text whose logits are compared.
+    """
     tokenizer = load_tokenizer(models / "target")
     prompts = read_prompts(tokenizer)
     prompts = prompts[:: len(prompts) // num_prompts]
@@ -114,8 +123,8 @@ async def measure(
     return Findings(
         target.fingerprint,
         texts_of_ways,
-        measure_logits(target, prompts[0] + greedy[0]),
-        measure_passes(target, num_repeats),
+        measure_logits(target, (prompts[0] + greedy[0])[:most_compared]),
+        measure_passes(target, num_repeats, context),
         share_of_best(PlainModel(models / "target", device), prompts, greedy),
     )
 
@@ -168,20 +177,20 @@ def passes(target: TargetModel, text: Sequence[int], num_sessions: int, chunk: i
         yield torch.stack(target.forward([Row(cache, start, fed, len(fed), Sampling()) for cache in caches]))
 
 
-def measure_passes(target: TargetModel, num_repeats: int) -> list[PassTime]:
-    """The time of passes of NUM_TOKENS over NUM_SESSIONS, as evenly as it goes, behind CONTEXT tokens each."""
+def measure_passes(target: TargetModel, num_repeats: int, context: int) -> list[PassTime]:
+    """The time of passes of NUM_TOKENS over NUM_SESSIONS, as evenly as it goes, behind `context` tokens each."""
     rng = random.Random(0)
-    ids = [rng.randrange(target.vocab_size) for _ in range(CONTEXT + max(NUM_TOKENS))]
+    ids = [rng.randrange(target.vocab_size) for _ in range(context + max(NUM_TOKENS))]
     caches = [target.new_cache(len(ids)) for _ in range(max(NUM_SESSIONS))]
     for cache in caches:
-        target.forward([Row(cache, 0, ids[:CONTEXT], 0, Sampling())])
+        target.forward([Row(cache, 0, ids[:context], 0, Sampling())])
     times = []
     for num_sessions in NUM_SESSIONS:
         for num_tokens in NUM_TOKENS:
             shares = [len(range(i, num_tokens, num_sessions)) for i in range(num_sessions)]
             if min(shares):
                 pairs = zip(caches, shares, strict=False)
-                rows = [Row(cache, CONTEXT, ids[CONTEXT:][:share], share, Sampling()) for cache, share in pairs]
+                rows = [Row(cache, context, ids[context:][:share], share, Sampling()) for cache, share in pairs]
                 times.append(PassTime(num_sessions, num_tokens, time_pass(target, rows, num_repeats)))
     return times
 

@@ -76,6 +76,12 @@ def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
     assert write_report([result()], tmp_path).read_text().startswith("# DSD-Sim against the services")
 
 
+def test_a_result_of_other_code_is_measured_again_even_where_it_has_another_form(tmp_path: Path) -> None:
+    path_of(CASE, tmp_path).write_text('{"code": "fedcba9876543210", "what": "earlier code knew"}')
+    assert results_of([CASE], tmp_path, CODE) == []
+    assert unfinished([CASE], tmp_path, CODE) == [CASE]
+
+
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     path_of(CASE, tmp_path).write_text("{}")
     with pytest.raises(ValueError, match=r"test\.json is no result"):

@@ -23,8 +23,9 @@ PROMPTS = (
     "Write a Python function that returns the n-th Fibonacci number.",
     "Why is the sky blue?",
 )
-GREEDY = [Question(prompt) for prompt in PROMPTS]
-SAMPLED = [Question(prompt, temperature=0.8, top_p=0.95, seed=20 + i) for i, prompt in enumerate(PROMPTS)]
+NUM_TOKENS = 32
+GREEDY = [Question(prompt, NUM_TOKENS) for prompt in PROMPTS]
+SAMPLED = [Question(prompt, NUM_TOKENS, temperature=0.8, top_p=0.95, seed=20 + i) for i, prompt in enumerate(PROMPTS)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -86,7 +87,9 @@ async def test_dsd_gets_the_same_text_and_sees_the_whole_fleet(fleet: Processes)
     question = GREEDY[2]
     expected = await fleet.ask(question, speculation="off")
 
-    asked = json.loads(await dsd(fleet, "ask", question.prompt, "--json", "--temperature", "0", "--max-tokens", "48"))
+    asked = json.loads(
+        await dsd(fleet, "ask", question.prompt, "--json", "--temperature", "0", "--max-tokens", str(NUM_TOKENS))
+    )
     told = json.loads(await dsd(fleet, "status", "--json"))
 
     assert (asked["text"], asked["finish_reason"]) == (expected.text, expected.finish)

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def findings(default_models: Path) -> Findings:
-    return asyncio.run(measure(default_models, "cpu", num_prompts=1, ways=(ALONE, Way(8)), num_repeats=1))
+    ways = (ALONE, Way(8))
+    return asyncio.run(measure(default_models, "cpu", 1, ways, num_repeats=1, context=64, most_compared=30))
 
 
 def test_without_a_cuda_device_it_says_so_and_succeeds() -> None:

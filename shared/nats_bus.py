@@ -47,11 +47,21 @@ class BusLost(ConnectionError):
 
 
 class _Client(Client):
-    """nats-py's client, except that a message that it can't parse costs that message and not its reading loop."""
+    """nats-py's client, except that a message that it can't parse costs that message and not its reading loop, and that
+    where TLS was asked for a server that offers none is told nothing."""
 
     def __init__(self, metrics: BusMetrics) -> None:
         super().__init__()
         self._metrics = metrics
+        self.needs_tls = False  # at all addresses, whatever their schemes
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """The server's first word comes in clear, so that whoever is between might leave TLS out of it."""
+        scheme = self._current_server.uri.scheme if self._current_server else ""
+        wants_tls = scheme == "tls" or (self.needs_tls and scheme == "nats")
+        if initial_connection and wants_tls and not info.get("tls_required"):
+            raise nats.errors.Error("the server offers no TLS")
+        await super()._process_info(info, initial_connection=initial_connection)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
@@ -90,6 +100,7 @@ class NatsBus:
 
     async def connect(self, settings: ServiceSettings, instance_id: str) -> None:
         """Returns once connected, trying for ever; each failure is counted and logged."""
+        self._client.needs_tls = bool(settings.nats_ca)
         await self._client.connect(
             servers=[url.strip() for url in settings.nats_url.split(",")],
             name=instance_id,

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from services.cloud_verifier.ranks import Ranks, digest_of_all, local
+from services.cloud_verifier.ranks import Ranks, local
 
 NUMERICS = 4
 _SAMPLES = 64  # values of each tensor; any training step changes some of these
@@ -27,9 +27,8 @@ def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool, ranks: Ra
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
     facts = [name, str(model.dtype), torch.__version__, transformers.__version__, device.type, machine]
-    weights = _weights(model)
-    if ranks is not None:
-        weights = digest_of_all(weights, ranks)
+    digest = _weights(model)
+    weights = digest.hex() if ranks is None else ranks.digest_of_all(digest)
     facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), weights]
     return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]
 
@@ -39,7 +38,7 @@ def _config(config: PretrainedConfig) -> str:
     return json.dumps(facts, sort_keys=True, default=str)
 
 
-def _weights(model: PreTrainedModel) -> str:
+def _weights(model: PreTrainedModel) -> bytes:
     """A hash of every tensor's name, shape and a spread sample of its values."""
     digest = sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -49,4 +48,4 @@ def _weights(model: PreTrainedModel) -> str:
         sample = values[:: max(1, len(values) // _SAMPLES)].contiguous()
         digest.update(f"{name}{tuple(part.shape)}".encode())
         digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return digest.digest()

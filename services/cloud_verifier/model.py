@@ -1,7 +1,8 @@
 """The target model: one forward pass over the new tokens of many sessions, with a cache of our own.
 
-Invariant: the logits of a token depend on its session's text alone, to the last bit on the CPU: not on the other rows
-of the pass, the sizes of the chunks in which the text was fed, nor on what was fed and rolled back before.
+Invariant: the logits of a token depend on its session's text alone, to the last bit on the CPU (in one process): not
+on the other rows of the pass, the sizes of the chunks in which the text was fed, nor on what was fed and rolled back
+before.
 
 All tokens of a pass go through the model as one flat sequence with explicit positions. The linear layers see the
 batch, attention sees each session alone (attention.py), and only rows that need a draw go through the head.
@@ -322,8 +323,10 @@ def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype, ranks: Ra
         raise UnsupportedModel(config, "its language model head is no linear layer")
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    if ranks is not None and model.device.type != device.type:
-        raise ValueError(f"device {device}: ranks of torchrun are on {model.device.type}")
+    if ranks is not None:
+        if model.device.type != device.type:
+            raise ValueError(f"device {device}: ranks of torchrun are on {model.device.type}")
+        ranks.join()
     if ranks is None:
         model.to(device)  # type: ignore[arg-type]
         for parameter in model.parameters():  # out of the mapped file, which stays in memory as long as one is in it

@@ -7,7 +7,6 @@ and answers go only to subjects derived from the sender's id.
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -63,9 +62,7 @@ def run(settings: VerifierSettings, load_model: LoadModel = load_model) -> None:
 
 
 def _follow(settings: VerifierSettings, ranks: Ranks) -> None:
-    """A rank's life: signals that torchrun hands to all of them are rank 0's affair."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    """The life of a rank that is not the verifier."""
     logs.set_up(settings, "verifier", f"{settings.name} rank {ranks.rank}")
     follow_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)
 

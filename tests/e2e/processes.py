@@ -29,6 +29,7 @@ from tests.k8s.joined import joined
 from tests.plugins.nats import NatsServer
 
 MODEL = "smollm2-135m"
+SECURE = "DSD_SECURE"
 FATES = ("accepted", "rejected", "late", "discarded")
 HEARTBEAT_S = 0.2  # a peer is given up after three of them
 DRAIN_S = 90.0  # streams may be slow on a busy machine
@@ -269,7 +270,7 @@ async def processes(
     models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
 ) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
-    secure, is_joined = (os.environ.get(name) == "1" for name in ("DSD_SECURE", "DSD_JOINED"))
+    secure, is_joined = (os.environ.get(name) == "1" for name in (SECURE, "DSD_JOINED"))
     plan = Plan(default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port(), secure=secure)
     notices: list[str] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
@@ -285,6 +286,9 @@ async def processes(
             plan = replace(plan, nats=access)
         async with running(plan, run_dir, notices.append) as system, aiohttp.ClientSession(timeout=timeout) as http:
             whole = Processes(system, http, notices, servers)
+            settings = system.children["drafter-0"].program.env
+            assert settings["DSD_NATS_URL"].startswith("tls:") == secure
+            assert ("DSD_NATS_NKEY_SEED" in settings) == (secure or is_joined)
             await whole.whole()
             yield whole
     assert not [notice for notice in notices if "is killed" in notice], notices

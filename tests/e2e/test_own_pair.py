@@ -20,6 +20,8 @@ import pytest
 
 from services.local.nats_server import free_port
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8080"
 QUICK = " --steps 40"
@@ -47,7 +49,7 @@ class Shell:
 
     def run(self, line: str) -> str:
         """What a line prints to standard output; it must succeed."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith("DSD_")}
+        own = {name: value for name, value in os.environ.items() if name == "DSD_SECURE" or not name.startswith("DSD_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = own | {"DSD_HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT), "PATH": path}
         line = line.replace(ADDRESS, f"http://127.0.0.1:{self.port}")
@@ -111,6 +113,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def test_the_documented_commands_serve_a_pair_of_another_family(shell: Shell) -> None:
     assert shell.run(CHECK).startswith("fits: all 1000 tokens are the same\n")
     assert '"model": "family"' in shell.serve()
+    is_secured = (shell.folder / "home/run/nats/users.conf").exists()
+    assert is_secured == (os.environ.get("DSD_SECURE") == "1")
     answer = json.loads(shell.run(ASK))
     assert answer["model"] == "family"
     assert answer["choices"][0]["message"]["content"]
@@ -142,8 +146,6 @@ def test_a_target_without_a_chat_template_completes_texts_and_says_so_when_it_is
         bare.run(STOP)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
 def test_a_pair_with_its_whole_training_guesses_well_and_ends_where_its_own_files_say(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     for line in (MAKE, EXPORT, CHECK):

@@ -16,11 +16,13 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from services.cloud_verifier.architecture import UnsupportedModel, check_heads
 from services.edge_drafter.model import DraftModel
 from services.gateway.tokenizer import TargetTokenizer
 from shared import nats_bus, subjects
 from shared.bus import Bus
 from shared.config import ServiceSettings
+from shared.messages import Opened, Verdict
 from shared.metrics import BusMetrics
 from tests.e2e.harness import Client, Generated, make_drafter
 from tests.e2e.yardstick import PlainModel
@@ -28,7 +30,7 @@ from tests.plugins.nats import NatsServer
 
 NEAR_TIE = 1e-4
 NUM_PROMPTS, NUM_TOKENS = 20, 64
-READY_S, END_S = 120.0, 40.0
+READY_S, END_S, DRAIN_S = 120.0, 40.0, 30.0
 TINY = LlamaConfig(
     vocab_size=211,  # odd, so that the ranks' parts of it differ
     hidden_size=64,
@@ -62,6 +64,18 @@ class Ranks:
     def log(self) -> str:
         return self._log.read_text()
 
+    def pid_of(self, rank: int) -> int:
+        """Of a child of torchrun."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it has ended
+                continue
+            if parent == self.process.pid and f"RANK={rank}".encode() in variables:
+                return int(folder.name)
+        raise AssertionError(f"there is no rank {rank}")
+
     async def until_ready(self) -> None:
         async with asyncio.timeout(READY_S):
             while '"event": "ready"' not in self.log:  # what another process writes sets no event here
@@ -72,17 +86,10 @@ class Ranks:
 @asynccontextmanager
 async def ranks(target: Path, number: int, nats_url: str, folder: Path) -> AsyncIterator[Ranks]:
     flags = ("--target", target, "--nats-url", nats_url, "--dtype", "float32", "--device", "cpu", "--http-port", "0")
-    command = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        number,
-        "--shutdown-timeout",
-        60,
-    )
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DSD_LOG_FORMAT": "json", "DSD_LEASE_S": "300"}
+    environment |= {"DSD_DRAFTER_LEASE_S": "300", "DSD_DRAIN_S": str(DRAIN_S)}
+    environment |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "ranks.log").open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *map(str, (*command, "-m", "services.cloud_verifier", *flags)),
@@ -154,7 +161,7 @@ async def test_told_to_stop_the_ranks_finish_what_is_open_and_end(
     async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
         await found.until_ready()
         answering = asyncio.create_task(answers_of(client, [[1, 2, 3], [4, 5]], 400))
-        await client.until_opened(2)
+        await client.until_heard(Opened, 2)
         found.process.send_signal(signal.SIGTERM)
         answers = await answering
         async with asyncio.timeout(END_S):
@@ -164,13 +171,27 @@ async def test_told_to_stop_the_ranks_finish_what_is_open_and_end(
     assert '"event": "rank ends"' in found.log
 
 
-async def test_heads_that_ranks_can_t_share_are_refused_by_name(
+async def test_a_rank_that_dies_takes_the_others_with_it(
     tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    async with ranks(tiny_folder, 3, nats_server.url, tmp_path) as found:
-        async with asyncio.timeout(READY_S):
+    """While nothing is computed, too: torchrun would let rank 0 drain, and this session waits for guesses for ever."""
+    async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
+        await found.until_ready()
+        verifier_id, drafter_id = await client.hear_of("verifier"), subjects.new_instance_id("nobody")
+        asking = client.generate([1, 2, 3], verifier_id=verifier_id, drafter_id=drafter_id, free_run=False)
+        answering = asyncio.create_task(asking)
+        await client.until_heard(Verdict, 1)
+        os.kill(found.pid_of(1), signal.SIGKILL)
+        async with asyncio.timeout(DRAIN_S / 2):
             assert await found.process.wait() != 0
-        assert "architecture LlamaForCausalLM can't be served: its 4 query and 2 key heads can't be shared" in found.log
+        answering.cancel()
+    assert '"event": "another rank has ended, so this one ends"' in found.log
+
+
+def test_heads_that_ranks_can_t_share_are_refused_by_name() -> None:
+    check_heads(TINY, 2)
+    with pytest.raises(UnsupportedModel, match="4 query and 2 key heads can't be shared by 3 ranks"):
+        check_heads(TINY, 3)
 
 
 @pytest.mark.long

@@ -47,9 +47,10 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {name: value for name, value in os.environ.items() if not name.startswith("DSD_")} | {
-            "DSD_HOME": str(self.home)
+        given = {
+            name: value for name, value in os.environ.items() if name == "DSD_SECURE" or not name.startswith("DSD_")
         }
+        return given | {"DSD_HOME": str(self.home)}
 
     def placed(self, text: str) -> str:
         """The README's text with this machine's address."""
@@ -87,6 +88,7 @@ def test_make_up_serves_the_curl_line_and_the_openai_client_until_make_down(mach
     curl = machine.placed(line("curl "))
     assert machine.make(line("make up")).splitlines() == [f"gateway at http://127.0.0.1:{machine.port}", curl]
 
+    assert (machine.home / "run/nats/users.conf").exists() == (os.environ.get("DSD_SECURE") == "1")
     answer = json.loads(machine.run(["bash", "-c", curl]))
     assert "Paris" in answer["choices"][0]["message"]["content"]
     assert answer["choices"][0]["finish_reason"] == "stop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 
@@ -12,7 +13,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.e2e.processes import Answer, Processes, Question, Stream, processes
+from tests.e2e.processes import WHOLE_S, Answer, Processes, Question, Stream, processes, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -86,11 +87,20 @@ async def test_a_rolling_restart_of_everything_fails_no_stream(
                 pass  # before anything was accepted: the gateway goes, or is not back yet
             await asyncio.sleep(0.1)
 
+    async def has_streams() -> bool:
+        return (await system.metrics("gateway")).total("dsd_gateway_sessions") > 0
+
+    async def has_more_than(number: int) -> bool:
+        return len(told) > number
+
     async with asyncio.TaskGroup() as tasks:
         for question in QUESTIONS:
             tasks.create_task(keep_asking(question))
         for name in names_of(system):
+            num_told = len(told)
+            await until(has_streams, WHOLE_S, f"no stream runs that {name} could fail")
             await stop(system, name)
+            await until(partial(has_more_than, num_told), WHOLE_S, f"no answer ends behind {name}'s restart")
         over.set()
     assert len(told) >= NUM_STREAMS
     for question, answer in told:

@@ -1,39 +1,113 @@
-"""The real services answer on a NATS server with the configuration and keys of the overlay for trying out."""
+"""The containers of the overlay for trying out run as processes of this machine, and answer a request."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from services.local.nats_server import Access, free_port
-from services.local.pair import default_pair
-from services.local.system import Plan, running
-from tests.e2e.processes import Processes, Question, until
-from tests.k8s.machine import Machine
-from tests.k8s.manifests import K8S
+from model_zoo.paths import default_models_dir
+from services.local.nats_server import find_binary, free_port
+from services.local.supervisor import Child, Program, Supervisor
+from tests.e2e.processes import Metrics, until
+from tests.k8s.containers import inside, mount, program_of
+from tests.k8s.machine import Built, Machine
+from tests.k8s.manifests import ROOT, WORKLOADS, Manifest, of_kind, pod_names, pod_of, service_of, the
 
-EXAMPLE_KEYS = K8S / "overlays/dev/example-keys"
+READY_S = 120.0
+BODY = {
+    "model": "smollm2-135m",
+    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+    "temperature": 0,
+    "max_tokens": 96,
+    "dsd": {"speculation": "adaptive"},
+}
 
 
-async def hears_decisions(http: aiohttp.ClientSession, plan: Plan) -> bool:
-    async with http.get(f"{plan.address}/v1/dsd/windows") as response:
-        return bool((await response.json())["windows"])
+def make_models(pod: Manifest, name: str, manifests: list[Manifest], root: Path) -> None:
+    """Runs the init containers; the volume is the home of the default pair, where all is made already."""
+    home = Path(inside(root, "/var/lib/dsd"))
+    home.parent.mkdir(parents=True)
+    home.symlink_to(default_models_dir().parents[1], target_is_directory=True)
+    for container in pod["initContainers"]:
+        program = program_of(name, container, manifests, root, {})
+        command = [*program.argv]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | program.env, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def nats_program(manifests: list[Manifest], machine: Machine, port: int) -> Program:
+    """The overlay has one server."""
+    (container,) = pod_of(the(manifests, "StatefulSet", "nats"))["containers"]
+    folder = machine.write("dev")
+    there = {"/etc/nats": str(folder), "/run/nats": str(folder), "$(POD_NAME)": "nats-0", "8222": str(free_port())}
+    words = list(container["args"])
+    for text, other in there.items():
+        words = [word.replace(text, other) for word in words]
+    assert container["command"] == ["nats-server"]
+    argv = (str(find_binary()), *words, "--addr=127.0.0.1", f"--port={port}")
+    return Program("nats", argv, ready_line="Server is ready")
 
 
 @pytest.mark.timeout(300)
-async def test_rights_are_enough_for_an_answer_with_guesses_and_window_decisions(
-    default_models: Path, tmp_path: Path, machine: Machine
+async def test_each_container_s_command_runs_and_together_they_answer_with_guesses(
+    default_models: Path, tmp_path: Path, built: Built, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {path.name: {"DSD_NATS_NKEY_SEED": str(path)} for path in EXAMPLE_KEYS.glob("*/*")}
-    nats = Access(machine.start("dev").url, keys)
-    plan = Plan(default_pair(default_models, ["int8"], 1), port=free_port(), nats=nats)
-    async with running(plan, tmp_path, lambda notice: None) as whole, aiohttp.ClientSession() as http:
-        processes = Processes(whole, http, [])
-        answer = await processes.ask(Question("Why is the sky blue?", max_tokens=96), speculation="adaptive")
-        assert answer.num_accepted > 0
-        await until(lambda: hears_decisions(http, plan), 20, "the gateway hears no window decision")
-        for name in whole.children:
-            denied = (await processes.metrics(name)).total("dsd_bus_errors_total", kind="permission violation")
+    for variable in [variable for variable in os.environ if variable.startswith("DSD_")]:
+        if variable != "DSD_HOME":  # where the default pair is
+            monkeypatch.delenv(variable)
+    manifests, nats_port = built("dev"), free_port()
+    there = {"DSD_NATS_URL": f"nats://127.0.0.1:{nats_port}", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
+    notices: list[str] = []
+    supervisor = Supervisor(tmp_path / "logs", notices.append)
+    try:
+        await supervisor.wait_ready(supervisor.start(nats_program(manifests, machine, nats_port)), 20)
+        for workload in of_kind(manifests, *WORKLOADS):
+            for name in pod_names(workload, manifests) if service_of(workload) else []:
+                root, pod = tmp_path / name, pod_of(workload)
+                if "initContainers" in pod:
+                    await asyncio.to_thread(make_models, pod, name, manifests, root)
+                (container,) = pod["containers"]
+                mount(workload, container, name, manifests, {}, root)
+                program = program_of(name, container, manifests, root, there | {"DSD_LOG_FORMAT": "json"})
+                assert program.env["DSD_NAME"] == name
+                supervisor.start(program)
+        services = {name: child for name, child in supervisor.children.items() if name != "nats"}
+        for child in services.values():
+            await supervisor.wait_ready(child, READY_S)
+        await answers(services)
+    finally:
+        await supervisor.stop()
+    assert not notices, notices
+
+
+async def answers(services: dict[str, Child]) -> None:
+    """Asks the gateway, once it is ready, until a controller has decided; nobody may have been denied anything."""
+    (gateway,) = (child for name, child in services.items() if name.startswith("gateway"))
+    url = gateway.urls[-1]
+    async with aiohttp.ClientSession() as http:
+
+        async def is_ready() -> bool:
+            async with http.get(f"{url}/readyz") as response:
+                return response.status == 200
+
+        async def hears_decisions() -> bool:
+            async with http.get(f"{url}/v1/dsd/windows") as response:
+                return bool((await response.json())["windows"])
+
+        await until(is_ready, READY_S, "the gateway is not ready")
+        async with http.post(f"{url}/v1/chat/completions", json=BODY) as response:
+            answer = await response.json()
+        assert answer["choices"][0]["message"]["content"]
+        assert answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 0, answer
+        await until(hears_decisions, 20, "the gateway hears no window decision")
+        for name, child in services.items():
+            async with http.get(f"{child.urls[-1]}/metrics") as response:
+                denied = Metrics(await response.text()).total("dsd_bus_errors_total", kind="permission violation")
             assert denied == 0, name

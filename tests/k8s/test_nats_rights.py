@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from services.local.nats_server import free_port, write_secured
 from services.local.nats_users import KINDS
 from tests.k8s.machine import Machine
-from tests.k8s.manifests import K8S
+from tests.k8s.manifests import K8S, Secrets
 from tests.plugins.nats import NatsServer
 
 NAMES = {
@@ -25,25 +25,31 @@ NAMES = {
     "drafter": ["drafter-0", "drafter-1"],
 }
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
+SITE = ("site-a-drafter-0", "site-a-drafter-1")
+MEMBERS = {name: (name,) for name in (*KIND_OF, *SITE)} | {"site-a": SITE}  # whose rights a user has
 UNHEARD_OF = ("dsd.v1.x", "dsd.v2.heartbeat.gateway.x", "x", "_INBOX.x.y", "$SYS.REQ.SERVER.PING")
 LAST = "last"  # that nobody may use either
-TOO_WIDE = (">", "dsd.>", "dsd.v1.>", "dsd.v1.*.*.*.>", "_INBOX.>", "$SYS.>", "$SYS.ACCOUNT.*.CONNECT")
+TOO_WIDE = (
+    ">", "dsd.>", "dsd.v1.>", "dsd.v1.*.*.*.>", "dsd.v1.drafter.>", "dsd.v1.gateway.>", "dsd.v1.verifier.>",
+    "dsd.v1.*.drafter-1.*.>", "dsd.v1.drafter.*.*.verdict.>", "_INBOX.>", "$SYS.>", "$SYS.ACCOUNT.*.CONNECT",
+)  # fmt: skip
 
 
 def patterns(verb: str, name: str) -> list[str]:
-    """What the table lets a user publish or subscribe."""
-    return ["dsd.v1." + subject.replace("NAME", name) for subject in getattr(KINDS[KIND_OF[name]], verb)]
+    """What the table lets a user publish or subscribe; a site's leaf may what its drafters may."""
+    rights = [(member, getattr(KINDS[KIND_OF.get(member, "drafter")], verb)) for member in MEMBERS[name]]
+    return ["dsd.v1." + subject.replace("NAME", member) for member, subjects in rights for subject in subjects]
 
 
 def published() -> list[str]:
     """A subject for each right to speak of each user, and some that nobody may use."""
-    rights = [pattern for name in KIND_OF for pattern in patterns("publish", name)]
+    rights = [pattern for name in MEMBERS for pattern in patterns("publish", name)]
     return [*dict.fromkeys(right.replace("*", "x") for right in rights), *UNHEARD_OF]
 
 
 def subscribed() -> list[str]:
     """Each right to hear of each user, and some that nobody has."""
-    return [*dict.fromkeys(pattern for name in KIND_OF for pattern in patterns("subscribe", name)), *TOO_WIDE]
+    return [*dict.fromkeys(pattern for name in MEMBERS for pattern in patterns("subscribe", name)), *TOO_WIDE]
 
 
 def covers(pattern: str, subject: str) -> bool:
@@ -72,13 +78,28 @@ class Guarded:
     ca: Path | None = None
 
 
-def of_manifests(folder: Path, machine: Machine) -> Guarded:
+def of_manifests(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
     """With the configuration and the keys of the overlay for trying out."""
     keys = K8S / "overlays/dev/example-keys"
     return Guarded(machine.start("dev").url, {name: keys / f"{kind}s" / name for name, kind in KIND_OF.items()})
 
 
-def of_a_local_system(folder: Path, machine: Machine) -> Guarded:
+def of_a_site(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
+    """The site's own server, to its drafters."""
+    found = documented["edge"]["nkeys-drafters"]
+    for name, seed in found.items():
+        (folder / name).write_text(seed)
+    return Guarded(machine.start("edge").url, {name: folder / name for name in found})
+
+
+def of_a_leaf(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
+    """A server of the cloud, to who has the key of a site's leaf."""
+    seed = documented["edge"]["nats-auth"]["leaf-key.conf"].partition("nkey: ")[2].strip()
+    (folder / "site-a").write_text(seed)
+    return Guarded(machine.start("cloud").url, {"site-a": folder / "site-a"})
+
+
+def of_a_local_system(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
     """As `python -m services --secure` starts it."""
     folder = folder / "secured"
     access = write_secured(folder, free_port(), NAMES)
@@ -117,7 +138,7 @@ class User:
 
 
 def test_the_table_denies_far_more_than_it_grants() -> None:
-    for name in KIND_OF:
+    for name in MEMBERS:
         assert len(denied("publish", name, published())) > len(published()) / 2
         assert len(denied("subscribe", name, subscribed())) > len(subscribed()) / 2
     assert covers("dsd.*.x.>", "dsd.v1.x.y.z")
@@ -125,12 +146,15 @@ def test_the_table_denies_far_more_than_it_grants() -> None:
     assert not covers("dsd.*", "dsd.>")
 
 
-@pytest.mark.parametrize("start", [of_manifests, of_a_local_system])
+@pytest.mark.parametrize("start", [of_manifests, of_a_site, of_a_leaf, of_a_local_system])
 async def test_what_is_not_granted_is_denied(
-    tmp_path: Path, machine: Machine, start: Callable[[Path, Machine], Guarded]
+    tmp_path: Path,
+    machine: Machine,
+    documented: dict[str, Secrets],
+    start: Callable[[Path, Machine, dict[str, Secrets]], Guarded],
 ) -> None:
-    server = start(tmp_path, machine)
-    for name in KIND_OF:
+    server = start(tmp_path, machine, documented)
+    for name in server.seeds:
         user = User()
         await user.connect(server, name)
         for subject in published():
@@ -143,8 +167,8 @@ async def test_what_is_not_granted_is_denied(
         assert user.denied("subscription") == denied("subscribe", name, subscribed()), name
 
 
-async def test_nobody_gets_in_without_a_key(tmp_path: Path, machine: Machine) -> None:
-    server = of_a_local_system(tmp_path, machine)
+async def test_nobody_gets_in_without_a_key(tmp_path: Path, machine: Machine, documented: dict[str, Secrets]) -> None:
+    server = of_a_local_system(tmp_path, machine, documented)
     stranger = Client()
     with pytest.raises(Exception, match=r"(?i)authorization"):
         await stranger.connect(

@@ -51,7 +51,12 @@ def test_a_target_over_many_gpus_has_a_rank_for_each_and_time_to_drain(built: Bu
     assert verifier["resources"]["limits"]["nvidia.com/gpu"] == flags["nproc-per-node"]
     maps = {each["metadata"]["name"].rpartition("-")[0]: each["data"] for each in of_kind(manifests, "ConfigMap")}
     grace_s = pod_of(the(manifests, "StatefulSet", "verifier"))["terminationGracePeriodSeconds"]
-    assert int(maps["verifier-settings"]["DSD_DRAIN_S"]) + END_S <= int(flags["shutdown-timeout"]) < grace_s
+    variables = {each["name"]: each.get("value") for each in verifier["env"]}
+    patience_s = int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    assert int(maps["verifier-settings"]["DSD_DRAIN_S"]) + END_S <= patience_s < grace_s
+    assert int(variables["DSD_NUM_THREADS"]) * int(flags["nproc-per-node"]) <= int(
+        verifier["resources"]["limits"]["cpu"]
+    )
     assert {"name": "shared-memory", "mountPath": "/dev/shm"} in verifier["volumeMounts"]
 
 

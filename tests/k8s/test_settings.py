@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import math
 import os
 import tomllib
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from shared.config import read
 from shared.home import home
+from tests.k8s.containers import inside, mount, value_of
 from tests.k8s.machine import Built
 from tests.k8s.manifests import (
     OVERLAYS,
@@ -26,7 +25,6 @@ from tests.k8s.manifests import (
     secrets_for,
     service_of,
     settings_of,
-    the,
     title,
 )
 from tests.k8s.services import SETTINGS
@@ -41,7 +39,8 @@ def service_containers(manifests: list[Manifest]) -> list[tuple[Manifest, Manife
 def test_every_variable_is_a_setting_of_the_service(built: Built, name: str) -> None:
     for workload, container in service_containers(built(name)):
         fields = {f"DSD_{field.upper()}" for field in SETTINGS[service_of(workload)].model_fields}
-        assert set(settings_of(container, built(name))) <= fields, title(workload)
+        others = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}  # of torchrun, around the service
+        assert set(settings_of(container, built(name))) <= fields | others, title(workload)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -54,6 +53,9 @@ def test_the_service_takes_its_settings(
         pod_name = pod_names(workload, built(name))[0]
         root = tmp_path / workload["metadata"]["name"]
         mount(workload, container, pod_name, built(name), secrets_for(name, documented), root)
+        if folder := settings_of(container, built(name)).get("DSD_TARGET"):
+            Path(inside(root, folder)).mkdir(parents=True)
+            Path(inside(root, folder), "tokenizer.json").touch()
         with monkeypatch.context() as process:
             for variable, value in settings_of(container, built(name)).items():
                 process.setenv(variable, inside(root, value_of(value, container, pod_name)))
@@ -64,53 +66,6 @@ def test_the_service_takes_its_settings(
             port["containerPort"] for port in container["ports"] if port["name"] == "http"
         )
         assert Path(settings.nats_nkey_seed).is_file()
-
-
-def value_of(value: str | Manifest, container: Manifest, pod_name: str) -> str:
-    """What the kubelet makes of a variable."""
-    if isinstance(value, str):
-        return value
-    if "fieldRef" in value:
-        assert value["fieldRef"]["fieldPath"] == "metadata.name"
-        return pod_name
-    assert value["resourceFieldRef"]["resource"] == "limits.cpu"
-    return str(math.ceil(float(container["resources"]["limits"]["cpu"])))
-
-
-def inside(root: Path, value: str) -> str:
-    """A path of the container as one of this machine."""
-    return f"{root}{value}" if value.startswith("/") else value
-
-
-def mount(
-    workload: Manifest, container: Manifest, pod_name: str, manifests: list[Manifest], secrets: Secrets, root: Path
-) -> None:
-    """Writes what a container sees at its mounts; the models are there as files without content."""
-    volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
-    for each in container["volumeMounts"]:
-        place, volume = Path(inside(root, each["mountPath"])), volumes[each["name"]]
-        files: dict[str, str] = {}
-        if "secret" in volume:
-            files = content_of(volume["secret"]["secretName"], manifests, secrets)
-        elif "configMap" in volume:
-            files = the(manifests, "ConfigMap", volume["configMap"]["name"])["data"]
-        if "subPathExpr" in each:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(files[pod_name])
-            continue
-        place.mkdir(parents=True, exist_ok=True)
-        for file, content in files.items():
-            (place / file).write_text(content)
-    folder = settings_of(container, manifests).get("DSD_TARGET")
-    if folder:
-        Path(inside(root, folder)).mkdir(parents=True)
-        Path(inside(root, folder), "tokenizer.json").touch()
-
-
-def content_of(name: str, manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
-    if name in secrets:
-        return secrets[name]
-    return {key: base64.b64decode(value).decode() for key, value in the(manifests, "Secret", name)["data"].items()}
 
 
 @pytest.mark.parametrize("name", ["dev", "cloud", "edge"])

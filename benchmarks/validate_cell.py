@@ -1,7 +1,7 @@
 """One case: its services run for real, are calibrated with other prompts, are judged, and then are simulated.
 
-Invariant: what the simulator is told was measured in the same running system, before the judged requests, with other
-prompts. No phase begins before all answers of the one before are complete, so that each pass and each verdict belongs
+Invariant: what the simulator is told was measured in the same running system, before and behind the judged requests,
+with other prompts. No phase begins before all answers of the one before are complete, so that each pass and each verdict belongs
 to one phase.
 """
 

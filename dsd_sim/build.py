@@ -36,10 +36,10 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> Fleet:
     requests = hurried(requests, loads)
     num_devices = sum(edge.count for edge in scenario.edge)
     num_nodes = sum(part.count for part in scenario.cloud)
-    num_slots = len(requests.prompt)
-    if isinstance(scenario.workload, Closed) and not scenario.failure:
-        # a session may still be under way at its drafter when the client's next one begins
-        num_slots = min(num_slots, 2 * scenario.workload.num_clients + 16)
+    _check_lengths(requests, scenario)
+    # For a beginning; a session may still be under way at its drafter when its client's next one begins.
+    num_likely = 2 * scenario.workload.num_clients + 16 if isinstance(scenario.workload, Closed) else 256
+    num_slots = min(len(requests.prompt), num_likely)
     world = make_world(
         max(num_devices, 1),
         num_nodes,
@@ -64,6 +64,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> Fleet:
         groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
         colocated=scenario.policies.colocated,
         happenings=happenings_of(scenario, folder, _stream(scenario, FAILING)),
+        max_sessions=scenario.policies.max_sessions,
         think=lambda: float(thinking.exponential(think_ms)) if think_ms else 0.0,
     )
 
@@ -79,7 +80,8 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
         start += edge.count
         times = _step_times(edge.times, edge.profile, folder, "edge.profile")
         if times.step_ms == 0:
-            raise BadScenario("edge.times.step_ms: a draft step takes more than 0 ms")
+            key = f"edge.profile: {edge.profile}" if edge.times is None else "edge.times"
+            raise BadScenario(f"{key}.step_ms: a draft step takes more than 0 ms")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
         devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, edge.feed_tokens
         write_link(devices, edge.link)
@@ -125,16 +127,19 @@ def _pass_times(part: Cloud, folder: Path) -> PassTimes:
 def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:
     choice = scenario.policies.choice
     for name in ("window", "chunk", "free_run"):
-        world.pairs[name] = world.pairs[f"next_{name}"] = getattr(choice, name)
+        world.pairs[name] = getattr(choice, name)
     return choice
+
+
+def _check_lengths(requests: Requests, scenario: Scenario) -> None:
+    room = min(part.kv_tokens for part in scenario.cloud)
+    longest = int((requests.prompt + requests.max_tokens).max())
+    if cloud.reservation(longest) > room:
+        raise BadScenario(f"cloud.kv_tokens: {room} hold no request of {longest} tokens, prompt and max_tokens")
 
 
 def _write_requests(world: World, requests: Requests, devices: NDArray[np.int64]) -> None:
     records = world.requests
-    room = min(int(part) for part in world.nodes["kv_tokens"])
-    longest = int((requests.prompt + requests.max_tokens).max())
-    if cloud.reservation(longest) > room:
-        raise BadScenario(f"cloud.kv_tokens: {room} hold no request of {longest} tokens, prompt and max_tokens")
     records["arrival_ms"], records["prompt"], records["tokens"] = requests.arrival_ms, requests.prompt, requests.answer
     records["max_tokens"], records["client"], records["device"] = requests.max_tokens, requests.client, devices
 

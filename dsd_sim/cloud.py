@@ -260,6 +260,8 @@ def pass_ends(w, index):
             if v.finished:
                 request.done_ms = now + node.delay_ms
                 request.passes += v.passes
+                request.recovered += v.recovered
+                request.bonus += v.bonus
                 if node.draft_window > 0:
                     _count_beside(request, v)
                 _leave_node(w, index, slot)

@@ -137,7 +137,7 @@ class Finding(Struct, frozen=True):
     scenario: str
     variant: str
     chosen: dict[str, Any]
-    num_seeds: int
+    seeds: tuple[int, ...]
     figures: dict[str, Spread]
     ratios: dict[str, float | None]  # None where the baseline's is 0
     reported: dict[str, float]
@@ -220,7 +220,8 @@ def findings_of(plan: Plan, reports: Mapping[str, Report]) -> list[Finding]:
                 if (each.scenario, each.variant) == (scenario, name)
             }
             keys = tuple(cell.key for cell in choice.cells)
-            found.append(Finding(scenario, name, choice.chosen, len(keys), spreads[name], ratios, told, keys))
+            seeds = tuple(cell.scenario.seed for cell in choice.cells)
+            found.append(Finding(scenario, name, choice.chosen, seeds, spreads[name], ratios, told, keys))
     return found
 
 
@@ -282,6 +283,7 @@ def _rows(finding: Finding) -> Iterator[dict[str, Any]]:
             "scenario": finding.scenario,
             "variant": finding.variant,
             "chosen": told_settings(finding.chosen),
+            "seeds": " ".join(map(str, finding.seeds)),
             "figure": name,
             "mean": spread.mean,
             "low": spread.low,

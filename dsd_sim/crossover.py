@@ -34,14 +34,28 @@ class Crossing(Struct, frozen=True):
     is_limit: bool
 
 
-def complaint_about(crossover: Crossover, keys: Sequence[str]) -> str | None:
-    """What is wrong with it in a sweep of these keys."""
+def complaint_about(crossover: Crossover, axes: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
+    """What is wrong with it in a sweep along these axes, each a list of settings that are tried."""
     if crossover.figure not in FIGURES:
         return f"figure: {crossover.figure!r} must be one of {', '.join(FIGURES)}"
+    varied = [{name for values in axis for name in values} for axis in axes]
     for name in (crossover.key, *crossover.against):
-        if name not in keys:
+        if not any(name in names for names in varied):
             return f"{name} is not varied"
+    for axis, names in zip(axes, varied, strict=True):
+        beaten = {name: value for name, value in crossover.against.items() if name in names}
+        if crossover.key in names:
+            if beaten:
+                return f"key: {crossover.key} is varied together with {', '.join(beaten)}"
+            if not all(_is_number(values.get(crossover.key)) for values in axis):
+                return f"key: the values of {crossover.key} must be numbers"
+        if not any(beaten.items() <= values.items() for values in axis):
+            return f"against: none of what is tried has {', '.join(f'{name} = {beaten[name]}' for name in beaten)}"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def crossing_of(

@@ -326,11 +326,9 @@ def absorb_all(w):
 
 @njit(cache=True)
 def steers(w, index):
-    """A decision reaches its drafter."""
+    """A decision has reached its drafter, and stands in the pair."""
     device, node = index // len(w.nodes), index % len(w.nodes)
     pair = w.pairs[device, node]
-    pair.window, pair.chunk = pair.next_window, pair.next_chunk
-    pair.free_run, pair.min_confidence = pair.next_free_run, pair.next_min_confidence
     interrupt(w, device)
     note(w, STEER, index, -1, pair.window, w.clock[0].now, w.clock[0].now)
     for i in range(w.devices[device].num_sessions):

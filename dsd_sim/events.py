@@ -10,12 +10,12 @@ import numpy as np
 from numba import njit
 
 # Kinds of events. Those up to LAST_OF_PYTHON are returned.
-ARRIVAL, TICK, DONE, HAPPENS = 0, 1, 2, 3
-LAST_OF_PYTHON = HAPPENS
+ARRIVAL, TICK, DONE, HAPPENS, STEERS = range(5)
+LAST_OF_PYTHON = STEERS
 WAYS = 4  # fewer levels than with 2, and the children lie side by side in memory
 TOKEN_BYTES = 4  # on the wire
 NO_ROOM = -1  # returned, too, before pools run out
-OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER, STEERS = range(4, 12)
+OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER = range(5, 12)
 
 # A call passes every array of a World by value, which takes longer than what short functions do; these have no calls.
 inlined = njit(cache=True, inline="always")

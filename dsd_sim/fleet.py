@@ -21,7 +21,7 @@ from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.beats import STALE_INTERVALS, Beats
 from dsd_sim.pair_reports import REPORTED, Sums, report_of
-from dsd_sim.world import NOBODY, World, with_more_room
+from dsd_sim.world import NOBODY, World, with_more_room, with_more_slots
 from shared.messages import Load
 from shared.routing import Candidate, Router
 
@@ -31,11 +31,13 @@ SPECULATE_BYTES = 400  # on the wire, beside its tokens
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds between heartbeats, between reports of drafters, and for which a decision holds unless repeated."""
+    """Milliseconds between heartbeats, between reports of drafters, for which a decision holds unless repeated, and
+    after which a pair without reports is forgotten."""
 
     heartbeat_ms: float = 1000.0
     report_ms: float = 250.0
     decision_ms: float = 30_000.0
+    expiry_ms: float = 30_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,15 @@ class Fleet:
     happenings: Sequence[Happening] = ()
     timing: Timing = Timing()
     think: Callable[[], float] = lambda: 0.0
+    max_sessions: int | None = None  # that gateways have at once; further requests wait, first come first served
     num_done: int = 0
     is_watched: bool = False  # reports are made and summed up though the policy never says anything new
     reported: Sums = field(default_factory=Sums)
     _candidates: dict[int, Candidate] = field(init=False)  # nodes taken for alive
     _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
     _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # announced last
+    _heard: dict[tuple[int, int], float] = field(default_factory=dict)  # last report of a pair that was steered
+    _under_way: dict[int, deque[WindowChoice]] = field(default_factory=dict)  # decisions, by the number of the pair
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -79,7 +84,11 @@ class Fleet:
         self._nodes_by_id = {name: index for index, name in enumerate(self._node_ids)}
         self._next = 0
         self._waiting: deque[int] = deque()  # requests that clients are to make
-        self._unplaced: set[int] = set()  # requests that have met no verifier
+        self._unplaced: set[int] = set()  # requests that have met no verifier yet, or wait to be admitted
+        self._queue: deque[int] = deque()  # those that wait to be admitted
+        self._num_admitted = 0
+        first = self.world.pairs[0, 0]
+        self._start = WindowChoice(int(first["window"]), int(first["chunk"]), bool(first["free_run"]))
         self._homes = self.world.requests["device"].copy()  # who was to draft for each request
         self._silent_until, self._forgotten_ms = 0.0, math.inf
         self._beats = Beats(len(self.world.devices), len(self.world.nodes))
@@ -95,6 +104,7 @@ class Fleet:
             events.TICK: self._tick,
             events.DONE: self._finish,
             events.HAPPENS: self._happen,
+            events.STEERS: self._take_decision,
             events.NO_ROOM: self._make_room,
         }
         clock = self.world.clock[0]
@@ -144,16 +154,25 @@ class Fleet:
                 self._push_next()
             else:
                 request["arrival_ms"] = self.now
+        if self.max_sessions is not None and self._num_admitted >= self.max_sessions:
+            self._unplaced.add(index)
+            self._queue.append(index)
+            return
         node = self._route()
         if node is None:
             self._unplaced.add(index)
             events.push(self.world, self.now + self.timing.heartbeat_ms, events.ARRIVAL, index)
             return
         self._unplaced.discard(index)
+        self._num_admitted += 1
         home = device = int(request["device"])
         if home >= 0 and self._beats.is_device_gone(home):
             device = self._another(home)
         request["node"], request["device"] = node, NOBODY if self.colocated else device
+        if device >= 0:
+            self._revive(device, node)
+        if not self.world.clock[0]["num_free_slots"]:
+            self.world = with_more_slots(self.world)
         slot = kernel.ask(self.world, index, speculate_bytes(request))
         if home >= 0:
             num = int(request["tokens"]) + 1
@@ -162,6 +181,15 @@ class Fleet:
         if device != home:
             self.world.slots[slot]["is_orphan"] = device == NOBODY  # it gets a drafter when there is one
             self.world.slots[slot]["lost_ms"] = -math.inf
+
+    def _revive(self, device: int, node: int) -> None:
+        """A pair that was not reported for so long that its last decision has expired too is as new."""
+        heard = self._heard.get((device, node))
+        if heard is not None and self.now - heard > self.timing.expiry_ms + self.timing.decision_ms:
+            del self._heard[device, node]
+            self._choices.pop((device, node), None)
+            self._controls.pop((device, node), None)
+            self._write(device * len(self.world.nodes) + node, self._start)
 
     def _route(self) -> int | None:
         """The verifier for a session, of those that are taken for alive."""
@@ -185,6 +213,9 @@ class Fleet:
 
     def _finish(self, index: int) -> None:
         self.num_done += 1
+        self._num_admitted -= 1
+        if self._queue:
+            events.push(self.world, self.now, events.ARRIVAL, self._queue.popleft())
         requests = self.world.requests
         if requests[index]["client"] >= 0 and self._waiting:
             following = self._waiting.popleft()
@@ -286,9 +317,11 @@ class Fleet:
             pairs[name] = 0
 
     def _control(self, device: int, node: int) -> PairControl:
-        control = self._controls.get((device, node))
-        if control is None:
+        """Of a pair that is reported now; it is forgotten when it was not for long."""
+        control, heard = self._controls.get((device, node)), self._heard.get((device, node), self.now)
+        if control is None or self.now - heard > self.timing.expiry_ms:
             control = self._controls[device, node] = self.policy.for_pair()
+        self._heard[device, node] = self.now
         return control
 
     def _forget(self) -> None:
@@ -302,11 +335,22 @@ class Fleet:
         if self._choices.get((device, node)) == choice:
             return
         self._choices[device, node] = choice
-        pair = self.world.pairs[device, node]
-        pair["next_window"], pair["next_chunk"] = choice.window, choice.chunk
-        pair["next_free_run"], pair["next_min_confidence"] = choice.free_run, choice.min_confidence
-        arrival = self.now + 2 * float(self.world.devices[device]["delay_ms"])
-        events.push(self.world, arrival, events.STEERS, device * len(self.world.nodes) + node)
+        index, link = device * len(self.world.nodes) + node, self.world.devices[device]
+        self._under_way.setdefault(index, deque()).append(choice)
+        reported_ms = max(self.now, float(link["up_free"])) + float(link["delay_ms"])
+        decided_ms = max(reported_ms, float(link["down_free"])) + float(link["delay_ms"])
+        events.push(self.world, decided_ms, events.STEERS, index)
+
+    def _take_decision(self, index: int) -> None:
+        """A decision reaches its drafter."""
+        self._write(index, self._under_way[index].popleft())
+        edge.steers(self.world, index)
+
+    def _write(self, index: int, choice: WindowChoice) -> None:
+        """What a pair does from now on."""
+        pair = self.world.pairs.reshape(-1)[index]
+        pair["window"], pair["chunk"] = choice.window, choice.chunk
+        pair["free_run"], pair["min_confidence"] = choice.free_run, choice.min_confidence
 
 
 def speculate_bytes(request: np.void) -> int:

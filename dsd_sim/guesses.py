@@ -24,11 +24,12 @@ def acceptances_of(scenario: Scenario, folder: Path) -> list[Acceptance]:
     """Of each device, in the order of the edges. Raises BadScenario for a recording that can't be used."""
     found: list[Acceptance] = []
     for edge in scenario.edge:
-        found += [acceptance_of(edge.guesses, folder)] * edge.count
+        found += [acceptance_of(edge.guesses, folder, "edge")] * edge.count
     return found
 
 
-def acceptance_of(guesses: Guesses, folder: Path) -> Acceptance:
+def acceptance_of(guesses: Guesses, folder: Path, place: str) -> Acceptance:
+    """`place`: the table that the guesses stand in, for messages."""
     match guesses:
         case IndependentGuesses(rate=rate):
             return Independent(rate)
@@ -37,14 +38,14 @@ def acceptance_of(guesses: Guesses, folder: Path) -> Acceptance:
         case MarkovGuesses():
             return Markov(guesses.easy, guesses.hard, guesses.to_hard, guesses.to_easy)
         case RecordedGuesses(file=file):
-            return _replay(folder / file)
+            return _replay(folder / file, place)
     assert_never(guesses)
 
 
-def _replay(path: Path) -> Replay:
+def _replay(path: Path, place: str) -> Replay:
     try:
         prompts = read_recording(path).prompts
     except (MalformedRecording, OSError) as error:
-        raise BadScenario(f"edge.guesses.file: {error}") from error
+        raise BadScenario(f"{place}.guesses.file: {error}") from error
     answers = [Answer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
     return Replay(tuple(answers))

@@ -39,7 +39,7 @@ def _devices(scenario: Scenario, name: str | None) -> list[int]:
 
 
 def _changed(change: Change, devices: list[int], folder: Path) -> Happening:
-    acceptance = acceptance_of(change.guesses, folder) if change.guesses is not None else None
+    acceptance = acceptance_of(change.guesses, folder, "change") if change.guesses is not None else None
 
     def act(fleet: Fleet) -> None:
         for index in devices:

@@ -49,9 +49,9 @@ def speak(w, slot, wait_ms, num_bytes):
     device = w.devices[w.requests[w.slots[slot].request].device]
     free_at, late = passage(w, device, device.down_free, num_bytes)
     device.down_free = free_at
-    device.down_newest = max(device.down_newest, free_at + late + wait_ms)
+    device.down_newest = max(device.down_newest, free_at + late)
     w.slots[slot].is_spoken = True
-    push(w, device.down_newest, SPECULATES, slot)
+    push(w, device.down_newest + wait_ms, SPECULATES, slot)
 
 
 @njit(cache=True)
@@ -78,8 +78,6 @@ def run(w):
             edge.timer(w, who)
         elif kind == OPENS:
             cloud.opens(w, who)
-        elif kind == SPECULATES:
-            edge.speculates(w, who)
         else:
-            edge.steers(w, who)
+            edge.speculates(w, who)
     raise RuntimeError("no event is left")

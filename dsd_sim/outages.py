@@ -41,6 +41,8 @@ def lose_node(w, index):
         s.is_homeless, s.lost_ms = True, w.clock[0].now
         s.reserved, s.begun = 0, v.length - request.prompt
         request.passes += v.passes
+        request.recovered += v.recovered
+        request.bonus += v.bonus
     node.num_sessions = node.num_batch = 0
     node.free_kv, node.ends_at = node.kv_tokens, -1.0
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
+MOST = 10_000_000
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class BadScenario(ValueError):

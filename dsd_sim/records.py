@@ -74,6 +74,8 @@ VERIFIER = np.dtype(
         ("rejected", np.int64),
         ("late", np.int64),
         ("discarded", np.int64),
+        ("recovered", np.int32),
+        ("bonus", np.int32),
         ("matches", np.float64),  # of shared.batching.Survival
         ("comparisons", np.float64),
         ("heard_at", np.float64),

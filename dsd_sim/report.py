@@ -44,6 +44,13 @@ class Fates(Struct, frozen=True):
     discarded: int
 
 
+class Own(Struct, frozen=True):
+    """Tokens of all answers that the target drew with guesses before it."""
+
+    recovered: int  # in place of a wrong guess of the same pass
+    bonus: int  # behind guesses of a pass that were all right
+
+
 class Report(Struct, frozen=True):
     """One simulation."""
 
@@ -61,6 +68,7 @@ class Report(Struct, frozen=True):
     tpot_ms: Times  # of answers of two tokens and more
     latency_ms: Times
     fates: Fates
+    own: Own
     acceptance: float  # right guesses of those judged, in time or not
     acceptance_length: float  # tokens committed per verify step
     verifier_utilisation: float  # share of the time that passes run, mean over verifiers
@@ -139,6 +147,7 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
         tpot_ms=_times(tpot[requests["tokens"] > 1]),
         latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
         fates=fates,
+        own=Own(*(int(requests[name].sum()) for name in Own.__struct_fields__)),
         acceptance=(fates.accepted + fates.late) / num_judged if num_judged else 0.0,
         acceptance_length=num_tokens / max(int(requests["passes"].sum()), 1),
         verifier_utilisation=float(nodes["busy_ms"].mean()) / (virtual_s * 1000),
@@ -186,6 +195,7 @@ def _rows(report: Report) -> list[Row]:
         Row("TPOT, ms", _told(report.tpot_ms)),
         Row("latency, ms", _told(report.latency_ms)),
         Row("drafted", f"{fates.drafted:,}: " + ", ".join(f"{num:,} {name}" for name, num in shares.items())),
+        Row("of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"),
         Row("acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"),
         Row("utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"),
         Row("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),

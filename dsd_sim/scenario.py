@@ -117,6 +117,7 @@ class Policies(Part):
     """Who gets a request, and how far drafters run ahead."""
 
     routing: str = "jsq"
+    max_sessions: Count | None = None  # that gateways have at once; other requests wait their turn
     drafting: bool = True  # false: target-only
     colocated: bool = False  # the verifiers draft themselves, guesses that the request's device would make
     windows: str = "static"  # a policy of awc.policies, which starts with the values below

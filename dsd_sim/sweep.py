@@ -123,8 +123,8 @@ def read_plan(path: Path) -> Plan:
     twice = [key for key, num in Counter(key for axis in axes for key in axis.keys).items() if num > 1]
     if twice:
         raise BadScenario(f"{path}: sweep.keys: {twice[0]} is varied twice")
-    plan_keys = [key for axis in axes for key in axis.keys]
-    if sweep.crossover is not None and (complaint := complaint_about(sweep.crossover, plan_keys)):
+    tried = [axis.values for axis in axes]
+    if sweep.crossover is not None and (complaint := complaint_about(sweep.crossover, tried)):
         raise BadScenario(f"{path}: sweep.crossover.{complaint}")
     points = []
     for chosen in itertools.product(*(axis.values for axis in axes)):

@@ -20,7 +20,7 @@ PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
 def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     """A new session behind a prompt of so many tokens; target-only without a drafter."""
     v.length = v.pending_base = prompt
-    v.computed = v.epoch = v.pending = v.received = v.passes = 0
+    v.computed = v.epoch = v.pending = v.received = v.passes = v.recovered = v.bonus = 0
     v.stop, v.limit, v.pending_wrong = stop, limit, NEVER
     v.in_pass, v.finished = False, prompt >= limit
     v.free_run, v.has_drafter = free_run, has_drafter
@@ -171,6 +171,9 @@ def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
     num = end - v.row_base
     accepted = min(matched, num)
     _count_row(v, accepted, num)
+    if num > accepted:  # the last token is the target's own
+        v.recovered += 1 if accepted < min(v.row_guesses, num) else 0
+        v.bonus += 1 if 0 < v.row_guesses == accepted else 0
     v.length = end
     v.computed = v.row_base + min(accepted, v.row_draws - 1, num - 1)
     v.finished = end >= v.limit or end >= v.stop

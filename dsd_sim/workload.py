@@ -29,7 +29,7 @@ from dsd_sim.demand import (
     Trace,
     Workload,
 )
-from dsd_sim.part import BadScenario
+from dsd_sim.part import MOST, BadScenario
 from dsd_sim.world import NOBODY
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -53,8 +53,8 @@ class Arrival(Struct, frozen=True):
     """One line of a trace; other keys are not read."""
 
     arrival_ms: Annotated[float, Meta(ge=0)]
-    prompt_tokens: Annotated[int, Meta(ge=1)]
-    target_tokens: Annotated[int, Meta(ge=1)]
+    prompt_tokens: Annotated[int, Meta(ge=1, le=MOST)]
+    target_tokens: Annotated[int, Meta(ge=1, le=MOST)]
     device_tier: str | None = None
 
 
@@ -156,7 +156,11 @@ def _thinned(mean: float, swing: float, period_s: float, num: int, rng: np.rando
 def _read_trace(path: Path, speed: float) -> Requests:
     arrivals: list[Arrival] = []
     decoder = msgspec.json.Decoder(Arrival)
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise BadScenario(f"workload.file: {error}") from error
+    for number, line in enumerate(lines, start=1):
         try:
             arrival = decoder.decode(line)
         except msgspec.DecodeError as error:

@@ -46,6 +46,8 @@ REQUEST = np.dtype(
         ("rejected", np.int32),
         ("late", np.int32),
         ("discarded", np.int32),
+        ("recovered", np.int32),  # tokens of the target in place of a wrong guess of the same pass
+        ("bonus", np.int32),  # and behind guesses of a pass that were all right
     ],
     align=True,
 )
@@ -137,10 +139,6 @@ PAIR = np.dtype(
         ("chunk", np.int32),
         ("free_run", np.bool_),
         ("min_confidence", np.float64),
-        ("next_window", np.int32),  # under way to the device
-        ("next_chunk", np.int32),
-        ("next_free_run", np.bool_),
-        ("next_min_confidence", np.float64),
         ("num_sessions", np.int32),
         ("context", np.int64),  # sum over sessions
         ("drafted", np.int64),  # since the last report
@@ -235,6 +233,31 @@ def make_world(
     world.devices["active"] = -1
     world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
     return world
+
+
+def with_more_slots(world: World) -> World:
+    """The same world with room for twice as many sessions at once."""
+    num, clock = len(world.slots), world.clock[0]
+    num_free = int(clock["num_free_slots"])
+    free = np.zeros(2 * num, np.int32)
+    free[:num_free] = world.free_slots[:num_free]
+    free[num_free : num_free + num] = np.arange(2 * num - 1, num - 1, -1)
+    clock["num_free_slots"] = num_free + num
+
+    def wider(array: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate((array, np.zeros_like(array)), axis=1)
+
+    return with_more_room(world)._replace(
+        slots=np.concatenate((world.slots, np.zeros_like(world.slots))),
+        drafters=np.concatenate((world.drafters, np.zeros_like(world.drafters))),
+        verifiers=np.concatenate((world.verifiers, np.zeros_like(world.verifiers))),
+        right=np.concatenate((world.right, np.zeros_like(world.right))),
+        confidence=np.concatenate((world.confidence, np.ones_like(world.confidence))),
+        free_slots=free,
+        device_slots=wider(world.device_slots),
+        node_slots=wider(world.node_slots),
+        batches=wider(world.batches),
+    )
 
 
 def with_more_room(world: World) -> World:

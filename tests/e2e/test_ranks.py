@@ -101,8 +101,8 @@ async def ranks(target: Path, number: int, nats_url: str, folder: Path) -> Async
         try:
             yield Ranks(process, folder / "ranks.log")
         finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.returncode is None:  # ranks have sessions of their own, so torchrun has to end them
+                process.terminate()
                 await process.wait()
 
 

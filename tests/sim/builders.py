@@ -34,9 +34,10 @@ def a_world(
     weights: tuple[float, ...] = (20.0, 0, 0, 0, 0, 0, 0),
     batching: int = cloud.FIFO,
     seed: int = 1,
+    num_logged: int = 0,
 ) -> World:
     """All requests at 0 from device 0, with a prompt of 16 tokens; nothing but what is named takes time."""
-    world = make_world(num_devices, num_nodes, num_requests, num_slots or num_requests, tokens, seed)
+    world = make_world(num_devices, num_nodes, num_requests, num_slots or num_requests, tokens, seed, num_logged)
     requests, devices, nodes = world.requests, world.devices, world.nodes
     requests["prompt"], requests["tokens"], requests["max_tokens"], requests["client"] = 16, tokens, tokens, -1
     devices["step_ms"], devices["feed_tokens"] = step_ms, 64
@@ -45,7 +46,7 @@ def a_world(
     nodes["kv_tokens"] = nodes["free_kv"] = 1 << 40
     nodes["weights"] = weights
     for name in ("window", "chunk", "free_run"):
-        world.pairs[name] = world.pairs[f"next_{name}"] = getattr(choice, name)
+        world.pairs[name] = getattr(choice, name)
     return world
 
 

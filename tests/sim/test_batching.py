@@ -62,7 +62,7 @@ def test_under_a_short_budget_tetris_takes_the_guesses_that_are_likeliest_to_sur
         world.requests["device"] = [0, 1]
         world.requests["arrival_ms"] = [0, 5]
         world.nodes["token_budget"] = 6
-        world.pairs["window"] = world.pairs["next_window"] = 8
+        world.pairs["window"] = 8
         fleet = a_fleet(world)
         fleet.acceptance = [type(fleet.acceptance[0])(0.1), type(fleet.acceptance[0])(0.95)]
         fleet.run()
@@ -90,8 +90,8 @@ def test_whatever_passes_are_made_of_every_guess_has_a_fate(batching: int) -> No
 def test_a_verifier_far_from_the_links_is_reached_later_by_all_that_is_said_to_it() -> None:
     """Stop-and-wait: a round of 4 takes RTT + two hops + a pass + 4 steps, for 1 + a + ... + a^4 tokens."""
     world = a_world(1, tokens=8000, rtt_ms=10, step_ms=5)
-    world.pairs["window"] = world.pairs["chunk"] = world.pairs["next_window"] = world.pairs["next_chunk"] = 4
-    world.pairs["free_run"] = world.pairs["next_free_run"] = False
+    world.pairs["window"] = world.pairs["chunk"] = 4
+    world.pairs["free_run"] = False
     world.nodes["delay_ms"] = 7
     a_fleet(world, rate=0.8).run()
     assert tpot_ms(world)[0] == pytest.approx((10 + 2 * 7 + 20 + 4 * 5) / sum(0.8**i for i in range(5)), rel=0.02)
@@ -107,7 +107,7 @@ def test_steps_that_are_simulated_in_one_event_change_nothing(choice: WindowChoi
         world.requests["device"] = rng.integers(0, 5, 80)
         world.requests["arrival_ms"] = np.sort(rng.uniform(0, 40_000, 80))
         world.devices["jitter_ms"], world.devices["step_ms_per_1000"] = 4.0, 3.0
-        world.pairs["min_confidence"] = world.pairs["next_min_confidence"] = min_confidence
+        world.pairs["min_confidence"] = min_confidence
         start = replace(choice, min_confidence=min_confidence)
         happenings = [Happening(9000, lambda fleet: fleet.lose_devices([1])), Happening(15_000, slow_down)]
         a_fleet(world, rate=0.8, policy=LadderPolicy(start), happenings=happenings).run()

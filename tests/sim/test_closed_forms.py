@@ -53,7 +53,7 @@ def test_a_sliding_window_of_right_guesses_runs_at_the_speed_of_its_slower_part(
 ) -> None:
     """Where the drafter is slower than the verifier alone, the verifier runs free at its own speed."""
     world = a_world(1, tokens=4000, step_ms=step_ms, rtt_ms=rtt_ms)
-    world.pairs["window"] = world.pairs["next_window"] = 32
+    world.pairs["window"] = 32
     a_fleet(world, rate=1.0).run()
     assert tpot_ms(world)[0] == pytest.approx(expected, rel=0.01)
 

@@ -135,7 +135,7 @@ def test_ratios_are_of_means_over_seeds_to_the_baseline(compared: Compared) -> N
         assert {ratio for ratio in base.ratios.values() if ratio is not None} == {1.0}
         for variant in VARIANTS:
             finding = of_variant(compared.findings, scenario, variant)
-            assert finding.num_seeds == len(finding.cells) == 2
+            assert len(finding.seeds) == len(finding.cells) == 2
             values = [compared.reports[key].tpot_ms.mean for key in finding.cells]
             spread = finding.figures["tpot_ms.mean"]
             assert (spread.mean, spread.low, spread.high) == (fmean(values), min(values), max(values))

@@ -17,6 +17,7 @@ from dsd_sim.report import report_of
 from dsd_sim.scenario import scenario_of
 from dsd_sim.workload import LoadChange, Requests, hurried
 from dsd_sim.world import STEER
+from shared.messages import PairReport
 from tests.sim.builders import a_fleet, a_world, stop_and_wait
 
 FATES = ("accepted", "rejected", "late", "discarded")
@@ -241,6 +242,41 @@ def test_decisions_are_logged_when_they_reach_their_device() -> None:
     steers = steers[steers["kind"] == STEER]
     assert len(steers) > 0
     assert set(steers["num"]) <= {0, 2, 4, 8, 12, 16}  # rests, and the ladder's rungs
+
+
+class Turning:
+    """Says another window at each report."""
+
+    name = "turning"
+
+    def for_pair(self) -> Turning:
+        self.num = 0
+        return self
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        self.num += 1
+        return WindowChoice(1 + self.num % 60, 1, free_run=True)
+
+
+def test_a_decision_reaches_its_device_one_round_trip_behind_its_report_and_none_overtakes_another() -> None:
+    world = a_world(1, tokens=200, rtt_ms=600.0, num_logged=1000)
+    fleet = a_fleet(world, policy=Turning())
+    fleet.run()
+    steers = fleet.world.log[fleet.world.log["kind"] == STEER][: int(world.clock[0]["num_logged"])]
+    steers = steers[steers["start"] > 0]
+    assert len(steers) > 5
+    assert steers["num"].tolist() == [2 + number for number in range(len(steers))]
+    assert ((steers["start"] - 600.0) % fleet.timing.report_ms == 0).all()
+
+
+def test_a_cut_link_holds_reports_and_decisions_back() -> None:
+    world = a_world(1, tokens=400, rtt_ms=20.0, num_logged=1000)
+    fleet = a_fleet(world, policy=Turning())
+    fleet.happenings = [Happening(1000.0, lambda fleet: fleet.cut_links([0], 4000.0))]
+    fleet.run()
+    times = fleet.world.log[(fleet.world.log["kind"] == STEER) & (fleet.world.log["start"] > 0)]["start"]
+    assert not ((times > 1020.0) & (times < 4000.0)).any()
+    assert (times > 4000.0).any()
 
 
 def test_the_closed_form_comes_near_the_best_static_window_in_stop_and_wait() -> None:

@@ -312,6 +312,30 @@ def test_a_crossover_of_what_is_not_there_is_refused(tmp_path: Path, line: str, 
         read_plan(written(tmp_path, "\n".join([*kept, line])))
 
 
+@pytest.mark.parametrize(
+    ("keys", "key", "complaint"),
+    [
+        ('"edge.*.link.rtt_ms" = [0, 10], "policies.drafting" = [true]', "edge.*.link.rtt_ms",
+         "sweep.crossover.against: none of what is tried has policies.drafting = False"),
+        ("policies = [{ drafting = false }, { window = 4 }]", "policies.window",
+         "sweep.crossover.key: policies.window is varied together with policies.drafting"),
+        ('"policies.drafting" = [true, false], "policies.windows" = ["static", "ladder"]', "policies.windows",
+         "sweep.crossover.key: the values of policies.windows must be numbers"),
+    ],
+)  # fmt: skip
+def test_a_crossover_that_nothing_could_be_told_of_is_refused_before_anything_runs(
+    tmp_path: Path, keys: str, key: str, complaint: str
+) -> None:
+    table = f"""[sweep]
+keys = {{ {keys} }}
+[sweep.crossover]
+key = "{key}"
+against = {{ "policies.drafting" = false }}
+"""
+    with pytest.raises(BadScenario, match=re.escape(complaint)):
+        read_plan(written(tmp_path, table))
+
+
 # --- capacity ---------------------------------------------------------------------------------------------------------
 
 

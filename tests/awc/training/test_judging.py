@@ -20,7 +20,7 @@ from awc.training.paper import Figures, PaperCell
 from awc.training.report import Found, write_report
 from awc.training.scenarios import TRAINING, drawn
 from dsd_sim.pair_reports import Seen
-from dsd_sim.report import Fates, Report, Times
+from dsd_sim.report import Fates, Own, Report, Times
 
 SCENARIO = drawn(TRAINING, 1)[0].scenario
 SEEN = Seen(
@@ -42,7 +42,9 @@ SEEN = Seen(
 def report(score: float, seen: Seen | None = SEEN, drafted: int = 10) -> Report:
     nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0)}
     found = {field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)}
-    return Report(**(found | {"soft_goodput": score, "seen": seen, "fates": Fates(drafted, 0, 0, 0, 0)}))
+    return Report(
+        **(found | {"soft_goodput": score, "seen": seen, "fates": Fates(drafted, 0, 0, 0, 0), "own": Own(0, 0)})
+    )
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------

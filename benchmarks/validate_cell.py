@@ -1,8 +1,8 @@
 """One case: its services run for real, are calibrated with other prompts, are judged, and then are simulated.
 
 Invariant: what the simulator is told was measured in the same running system, before and behind the judged requests,
-with other prompts. No phase begins before all answers of the one before are complete, so that each pass and each verdict
-belongs to one phase.
+with other prompts. No phase begins before all answers of the one before are complete, so that each pass and each
+verdict belongs to one phase.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8080"
 QUICK = " --steps 40"
+LENGTH = 400  # of 512 tokens, the prompt's among them
 QUESTION = "Five ideas that hold it"
 
 
@@ -77,7 +78,8 @@ class Shell:
 
     def chat(self, speculation: str, temperature: float, **options: Any) -> dict[str, Any]:
         messages = [{"role": "user", "content": QUESTION}]
-        options |= {"temperature": temperature, "seed": 7, "max_tokens": 120, "dsd": {"speculation": speculation}}
+        options = {"max_tokens": 120} | options
+        options |= {"temperature": temperature, "seed": 7, "dsd": {"speculation": speculation}}
         return self.post("/v1/chat/completions", messages=messages, **options)
 
 
@@ -90,10 +92,11 @@ def check_texts(shell: Shell) -> int:
     """Speculation changes no text, greedy or sampled, and guesses are right; returns how many."""
     right = 0
     for temperature in (0.0, 0.8):
-        plain, guessed = (shell.chat(speculation, temperature) for speculation in ("off", "adaptive"))
+        length = {"max_tokens": LENGTH, "min_tokens": LENGTH}  # time for a draft beside so quick a target
+        plain, guessed = (shell.chat(speculation, temperature, **length) for speculation in ("off", "adaptive"))
         assert (plain["status"], guessed["status"]) == (200, 200)
         assert guessed["choices"][0] == plain["choices"][0]
-        assert plain["usage"]["completion_tokens"] > 10
+        assert plain["usage"]["completion_tokens"] == LENGTH
         assert num_right(plain) == 0
         right += num_right(guessed)
     assert right > 0

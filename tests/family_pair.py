@@ -20,7 +20,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging as transformers_logging
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/glossary.md")
+DOCUMENTS = ("docs/architecture.md", "docs/glossary.md")
 PAD, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
     "{% for message in messages %}"
@@ -31,7 +31,7 @@ TEMPLATE = (
 NUM_TOKENS, MAX_CONTEXT = 1000, 512
 PART_LENGTH = 600  # characters of an answer
 WINDOW, BATCH, LEARNING_RATE = 96, 8, 3e-3
-STEPS = 900
+STEPS = 1100
 
 
 @dataclass(frozen=True)

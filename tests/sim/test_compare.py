@@ -16,7 +16,7 @@ import pytest
 
 from dsd_sim.compare import Finding, Plan, file_of, findings_of, of_variant, read_comparison
 from dsd_sim.part import BadScenario
-from dsd_sim.report import FIGURES, Fates, Report, Times
+from dsd_sim.report import FIGURES, Fates, Own, Report, Times
 from dsd_sim.runner import run_cells
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,8 @@ def test_a_shorter_time_is_better_and_the_first_of_equal_ones_counts(tmp_path: P
 
 def a_report() -> Report:
     """With nothing in it."""
-    nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0), Fates: Fates(0, 0, 0, 0, 0)}
+    nothing: dict[object, object] = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0)}
+    nothing |= {Fates: Fates(0, 0, 0, 0, 0), Own: Own(0, 0)}
     return Report(**{field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)})
 
 
@@ -199,7 +200,18 @@ def test_what_others_reported_stands_beside_ours_and_what_differs_below(compared
 def test_its_csv_has_a_line_for_each_figure_of_each_variant(compared: Compared) -> None:
     with (compared.folder / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [*rows[0]] == ["scenario", "variant", "chosen", "figure", "mean", "low", "high", "ratio", "reported"]
+    assert [*rows[0]] == [
+        "scenario",
+        "variant",
+        "chosen",
+        "seeds",
+        "figure",
+        "mean",
+        "low",
+        "high",
+        "ratio",
+        "reported",
+    ]
     assert len(rows) == 2 * len(VARIANTS) * len(FIGURES)
     (reported,) = (row for row in rows if row["reported"])
     assert (reported["scenario"], reported["variant"], reported["figure"]) == ("far", "sliding", "requests_per_s")

@@ -133,8 +133,8 @@ def _about(origin: Origin) -> str:
         "measured in the same running system before and behind the judged requests, with other prompts of the same "
         "kinds; guesses were recorded with those prompts. A request's way to its first pass and back is measured as a "
         "whole, on answers one after the other, and added to TTFT. The throughput of an open loop is that of its "
-        "arrivals and counts for nothing. Paced and replayed models are stand-ins: they show the services' behaviour and "
-        "the simulator's, not a device's speed."
+        "arrivals and counts for nothing. Paced and replayed models are stand-ins: they show the services' behaviour "
+        "and the simulator's, not a device's speed."
     )
 
 

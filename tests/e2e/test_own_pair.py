@@ -158,7 +158,7 @@ def test_a_pair_with_its_whole_training_guesses_well_and_ends_where_its_own_file
         answer = json.loads(shell.run(ASK))
         assert answer["choices"][0]["finish_reason"] == "stop"
         num_judged = num_right(answer) + answer["dsd"]["rejected"]
-        assert num_right(answer) > 0.9 * num_judged
+        assert num_right(answer) > 0.6 * num_judged
         assert num_judged > 20, "this target may write faster than any draft guesses: then the pair rests"
         check_texts(shell)
     finally:

@@ -66,11 +66,18 @@ class TransformersNetwork:
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
-        logits: Tensor = self._model(
-            input_ids=token_ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=drawing,
-            dsd_attention=attention,
-        ).logits
-        return ComputedLogits(logits[0].float())
+        return computed(self._model, token_ids, positions, drawing, attention)
+
+
+def computed(
+    model: PreTrainedModel, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention
+) -> Outputs:
+    """What the model's own code says of the tokens `drawing`, as Network has it."""
+    logits: Tensor = model(
+        input_ids=token_ids[None],
+        position_ids=positions[None],
+        use_cache=False,
+        logits_to_keep=drawing,
+        dsd_attention=attention,
+    ).logits
+    return ComputedLogits(logits[0].float())

@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from services.cloud_verifier.attention import Attention, Blocks, PassAttention, Segment
 from services.cloud_verifier.head import Float32Head
 from services.cloud_verifier.kv import KvCache, KvLayout, Prefix
-from services.cloud_verifier.network import WHOLE_VECTORS, ComputedLogits, Outputs
+from services.cloud_verifier.network import WHOLE_VECTORS, Outputs, computed
 from services.cloud_verifier.packed import ROW_RULES, RowRule
 
 PATIENCE = timedelta(days=365)  # of ranks that wait for the next pass
@@ -178,14 +178,7 @@ class PartNetwork:
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
-        logits: Tensor = self._model(
-            input_ids=token_ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=drawing,
-            dsd_attention=attention,
-        ).logits
-        return ComputedLogits(logits[0].float())
+        return computed(self._model, token_ids, positions, drawing, attention)
 
 
 # --- rank 0 -----------------------------------------------------------------------------------------------------------
@@ -198,18 +191,19 @@ class LeadingCache(KvCache):
         super().__init__(layout, capacity)
         self.number = number
         self.is_known = False
-        self.copied: list[Prefix] = []  # since the last pass; kept, so that no cache is gone before it was copied
+        # Prefixes since the last pass, cache and length; kept, so that no cache is gone before it was copied.
+        self.copied: list[tuple[LeadingCache, int]] = []
 
     def copy(self, prefix: Prefix) -> None:
         assert isinstance(prefix.cache, LeadingCache)
         if not prefix.cache.is_known:
             raise ValueError("a prefix was never fed on all ranks")
         super().copy(prefix)
-        self.copied.append(prefix)
+        self.copied.append((prefix.cache, prefix.length))
 
     def told(self, segment: Segment) -> Fed:
         """Its part of a pass, for the others."""
-        copied = [(each.cache.number, each.length) for each in self.copied if isinstance(each.cache, LeadingCache)]
+        copied = [(cache.number, length) for cache, length in self.copied]
         return Fed(self.number, self.capacity, copied, segment.start, segment.num_tokens, segment.offset)
 
 

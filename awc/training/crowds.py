@@ -12,11 +12,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from awc.adaptive import AdaptivePolicy
-from awc.fair_share import FairSharePolicy
-from awc.policies import POLICIES
 from awc.policy import WindowChoice, WindowPolicy
 from awc.static import StaticPolicy
-from awc.training.runs import SLIDING, cell
+from awc.training.runs import JUDGED, SLIDING, cell
 from awc.training.scenarios import FOLDER, crowded
 from dsd_sim.build import make_fleet
 from dsd_sim.report import report_of
@@ -26,9 +24,9 @@ START = 8
 WAYS: dict[str, tuple[int, Callable[[WindowChoice], WindowPolicy]]] = {  # the first window, and the policy
     "target-only": (0, StaticPolicy),
     "static 8": (8, StaticPolicy),
-    "ladder": (START, POLICIES["ladder"]),
+    "ladder": (START, JUDGED["ladder"]),
     "adaptive without shares": (START, AdaptivePolicy),
-    "adaptive": (START, lambda start: FairSharePolicy(AdaptivePolicy(start))),
+    "adaptive": (START, JUDGED["adaptive"]),
 }
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from awc.policies import POLICIES
-from awc.training.runs import SLIDING, STOP_AND_WAIT, cell, run, static_cell
+from awc.training.runs import JUDGED, SLIDING, STOP_AND_WAIT, cell, run, static_cell
 from awc.training.scenarios import FOLDER
 from dsd_sim.cells import Cell
 from dsd_sim.report import Report
@@ -52,8 +51,8 @@ def _ways(scenario: Scenario) -> dict[str, Cell]:
     return {
         "cloud only": static_cell(scenario, STOP_AND_WAIT, STOP_AND_WAIT.choice(0), PAPER),
         "static 4": static_cell(scenario, STOP_AND_WAIT, waiting, PAPER),
-        "wc-dnn": cell(scenario, STOP_AND_WAIT, POLICIES["wc-dnn"](waiting), waiting, PAPER),
-        "adaptive": cell(scenario, SLIDING, POLICIES["adaptive"](sliding), sliding, PAPER),
+        "wc-dnn": cell(scenario, STOP_AND_WAIT, JUDGED["wc-dnn"](waiting), waiting, PAPER),
+        "adaptive": cell(scenario, SLIDING, JUDGED["adaptive"](sliding), sliding, PAPER),
     }
 
 

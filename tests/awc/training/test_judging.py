@@ -20,7 +20,8 @@ from awc.training.paper import Figures, PaperCell
 from awc.training.report import Found, write_report
 from awc.training.scenarios import TRAINING, drawn
 from dsd_sim.pair_reports import Seen
-from dsd_sim.report import Fates, Own, Report, Times
+from dsd_sim.report import Fates, Report
+from tests.sim.reports import a_report
 
 SCENARIO = drawn(TRAINING, 1)[0].scenario
 SEEN = Seen(
@@ -40,11 +41,7 @@ SEEN = Seen(
 
 
 def report(score: float, seen: Seen | None = SEEN, drafted: int = 10) -> Report:
-    nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0)}
-    found = {field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)}
-    return Report(
-        **(found | {"soft_goodput": score, "seen": seen, "fates": Fates(drafted, 0, 0, 0, 0), "own": Own(0, 0)})
-    )
+    return a_report(soft_goodput=score, seen=seen, fates=Fates(drafted, 0, 0, 0, 0))
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------

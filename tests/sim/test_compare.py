@@ -16,8 +16,9 @@ import pytest
 
 from dsd_sim.compare import Finding, Plan, file_of, findings_of, of_variant, read_comparison
 from dsd_sim.part import BadScenario
-from dsd_sim.report import FIGURES, Fates, Own, Report, Times
+from dsd_sim.report import FIGURES, Report, Times
 from dsd_sim.runner import run_cells
+from tests.sim.reports import a_report
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG"
@@ -169,13 +170,6 @@ def test_a_shorter_time_is_better_and_the_first_of_equal_ones_counts(tmp_path: P
     assert of_variant(findings, "far", "best static").chosen == {"policies.window": 4}
     assert of_variant(findings, "far", "sliding").chosen == {}
     assert of_variant(findings, "far", "sliding").ratios["goodput"] is None, "the baseline has none"
-
-
-def a_report() -> Report:
-    """With nothing in it."""
-    nothing: dict[object, object] = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0)}
-    nothing |= {Fates: Fates(0, 0, 0, 0, 0), Own: Own(0, 0)}
-    return Report(**{field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)})
 
 
 # --- what it shows ----------------------------------------------------------------------------------------------------

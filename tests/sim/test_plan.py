@@ -36,10 +36,10 @@ from dsd_sim.plan import (
 )
 from dsd_sim.plan_cli import choice_told
 from dsd_sim.plan_plot import plot_plan
-from dsd_sim.report import Fates, Report, Times
 from dsd_sim.roofline import Role, roofline_profile
 from dsd_sim.tables import number
 from shared.profiles import read_profile
+from tests.sim.reports import a_report
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "scenarios" / "plan").glob("*.toml"))
@@ -259,13 +259,6 @@ def test_what_has_no_goodput_is_never_chosen(tmp_path: Path) -> None:
     rows = rows_of(plan, nothing | {last: a_report(goodput=1.0, verifier_utilisation=1.0)})
     assert [row.best_for for row in rows] == [()] * (len(rows) - 1) + [tuple(Goal)]
     assert [row.is_dominated for row in rows if row.device == "slow"] == [True, True, False]
-
-
-def a_report(**figures: object) -> Report:
-    """With nothing in it but these."""
-    nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0), Fates: Fates(0, 0, 0, 0, 0)}
-    fields = {field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)}
-    return Report(**(fields | figures))
 
 
 # --- what the command shows and writes --------------------------------------------------------------------------------

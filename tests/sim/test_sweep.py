@@ -19,11 +19,12 @@ from dsd_sim import cells
 from dsd_sim.cells import cell_of
 from dsd_sim.part import BadScenario
 from dsd_sim.plots import plot_sweep
-from dsd_sim.report import FIGURES, Fates, Report, Times
+from dsd_sim.report import FIGURES, Times
 from dsd_sim.runner import run_cells
 from dsd_sim.scenario import read_toml
 from dsd_sim.sweep import Outcome, capacities_of, crossings_of, groups_of, outcomes_of, read_plan
 from dsd_sim.tables import number, told_capacity, told_crossing
+from tests.sim.reports import a_report
 from tests.sim.sweeping import BASE, ROOT, call, command, written
 
 PNG = b"\x89PNG"
@@ -337,12 +338,6 @@ against = {{ "policies.drafting" = false }}
 
 
 # --- capacity ---------------------------------------------------------------------------------------------------------
-
-
-def a_report() -> Report:
-    """With nothing in it."""
-    nothing = {int: 0, float: 0.0, str: "", Times: Times(0.0, 0.0, 0.0, 0.0), Fates: Fates(0, 0, 0, 0, 0)}
-    return Report(**{field.name: nothing.get(field.type) for field in msgspec.structs.fields(Report)})
 
 
 def test_capacity_is_the_highest_load_up_to_which_the_objective_is_kept_with_every_seed(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What a drafter tells of itself: reports, heartbeats, metrics; and turns of its sessions."""
+
+from __future__ import annotations
+
+import pytest
+
+from awc.policy import DEFAULT_CHOICE
+from shared.messages import Close, Heartbeat, Report, WindowDecision
+from tests.drafter.conftest import PROMPT, TEXT, Start, World
+from tests.peers import until
+
+pytestmark = pytest.mark.timeout(60)
+
+WINDOW = DEFAULT_CHOICE.window
+
+
+async def test_a_report_tells_what_was_seen_of_a_verifier_since_the_last_one(start: Start) -> None:
+    async with start(report_s=0.3) as world:
+        world.model.is_right = lambda position: position != len(PROMPT) + 3
+        request = await world.quick_link()
+        await world.drafted(request, 0, WINDOW)
+        await world.tell(world.verifier, world.verdict(request, 0, TEXT[:2], accepted=1))
+        await until(lambda: sum(pair.matched for _, pair in pairs(world)) == 2)
+        await world.drafted(request, WINDOW, 2)
+        await world.tell(world.verifier, world.verdict(request, 2, TEXT[2:4], accepted=1, epoch=1))
+        await world.drafted(request, 4, WINDOW, epoch=1)
+        await world.tell(world.gateway, Close(request.session_id, 1))
+        await world.settled()
+        await world.controller.find(Report)
+        await until(lambda: sum(pair.discarded for _, pair in pairs(world)) == WINDOW + 2 - 4 + WINDOW)
+        seen = [pair for _, pair in pairs(world)]
+        assert [sequence for sequence, _ in pairs(world)] == list(range(1, len(seen) + 1))
+        totals = [sum(getattr(pair, name) for pair in seen) for name in ("drafted", "matched", "mismatched", "late")]
+        assert totals == [2 * WINDOW + 2, 3, 1, 1]
+        assert sum(pair.matched + pair.mismatched + pair.discarded for pair in seen) == 2 * WINDOW + 2
+        assert {pair.verifier_id for pair in seen} == {world.verifier.instance_id}
+        assert all(pair.window == WINDOW and pair.queue == 0.25 and pair.rtt_ms > 0 for pair in seen)
+        assert all(pair.num_sessions == 0 or pair.context > len(PROMPT) for pair in seen)
+
+
+def pairs(world: World) -> list:
+    return [(report.sequence, pair) for report in world.controller.of(Report) for pair in report.pairs]
+
+
+async def test_an_idle_drafter_reports_nothing(start: Start) -> None:
+    async with start(report_s=0.05, heartbeat_s=0.05) as world:
+        heard = len(world.gateway.heard)
+        await until(lambda: len(world.gateway.heard) > heard + 4)
+        assert world.controller.of(Report) == []
+
+
+async def test_the_metrics_of_a_verifier_are_labelled_by_its_name_and_never_by_what_a_stranger_says(
+    start: Start,
+) -> None:
+    async with start(report_s=0.05) as world:
+        await world.tell(
+            world.controller, WindowDecision(world.drafter.instance_id, "made-up.0123456789ab", 3, 2, True, "test", 1)
+        )
+        request = await world.speculate()
+        await world.drafted(request, 0, WINDOW)
+        await world.controller.find(Report)
+        assert world.registry.get_sample_value("dsd_drafter_window", {"verifier": "cloud"}) == WINDOW
+        assert world.registry.get_sample_value("dsd_drafter_min_confidence", {"verifier": "cloud"}) == 0
+        assert world.registry.get_sample_value("dsd_drafter_window", {"verifier": "made-up"}) is None
+
+
+async def test_a_heartbeat_tells_what_it_drafts_for_and_how_busy_it_is(start: Start) -> None:
+    async with start(heartbeat_s=0.05, model_name="tiny", max_sessions=3, feed_tokens=32) as world:
+        first = await world.gateway.find(Heartbeat)
+        assert (first.service, first.instance_id, first.models) == ("drafter", world.drafter.instance_id, ["tiny"])
+        assert (first.fingerprint, first.vocab_size, first.max_context) == ("fake-draft", 97, 1024)
+        assert (first.interval_s, first.draining) == (0.05, False)
+        world.model.gate.shut()
+        await world.speculate(prompt=range(1, 50))
+        busy = await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 1)
+        assert (busy.load.max_sessions, busy.load.queue_tokens, busy.load.token_budget) == (3, 49, 32)
+
+
+async def test_warming_up_measures_the_speed_of_drafting_and_of_prefill(world: World) -> None:
+    await world.drafter.loop.warm_up()
+    assert world.drafter.loop.step_ms > 0
+    assert world.drafter.loop.prefill_ms > 0
+    assert [fed for _, fed in world.model.steps] == [64, 64, 1, 1, 1, 1]
+
+
+async def test_steps_of_several_sessions_take_turns(world: World) -> None:
+    world.model.gate.shut()
+    requests = [await world.speculate(prompt=(number, 2)) for number in (1, 2, 3)]
+    await world.settled()
+    world.model.gate.open()
+    for request in requests:
+        await world.drafted(request, 0, WINDOW)
+    order = [first for first, _ in world.model.steps]
+    assert order[:9] == [1, 2, 3] * 3

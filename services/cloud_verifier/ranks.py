@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
@@ -127,7 +128,7 @@ class Ranks:
     def _watch(self, pids: Sequence[int]) -> None:
         """In a thread: ends this process with the first other one of this machine that ends before its time. Kernels of
         a GPU wait for a rank that is gone for hours, while the verifier would go on to say that it lives."""
-        with selectors.DefaultSelector() as watched:
+        with suppress(ProcessLookupError), selectors.DefaultSelector() as watched:  # it may be gone already
             for pid in pids:
                 watched.register(os.pidfd_open(pid), selectors.EVENT_READ)
             watched.select()

@@ -22,7 +22,7 @@ from scipy.optimize import lsq_linear
 
 from services.cloud_verifier.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
-from shared.batching import HINGES
+from shared.batching import HINGES, LEAST_MS
 from shared.messages import Sampling
 from shared.profiles import PassTimes, StepTimes
 
@@ -35,6 +35,7 @@ FED = (1, 2, 4, 8, 16, 32, 64)
 MOST_TOKENS = 256  # of a pass
 MOST_DRAWS = 17
 TIMES = 5  # of each kind
+REFITS = 4  # in which errors come to be relative to the fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ def _draft_cache(model: DraftModel, context: int, rng: random.Random) -> DraftCa
 
 
 def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, FitError]:
-    """Not negative, and least in the squares of the relative errors."""
+    """Not negative, and least in the squares of the errors relative to the fit: a time that was longer for once counts
+    for what it adds to the mean."""
     features = np.array(
         [
             [1, p.num_sessions, p.num_tokens, *(max(0, p.num_tokens - h) for h in HINGES), p.num_cached / 1000]
@@ -146,7 +148,10 @@ def peak_mib() -> float:
 
 
 def _fit(features: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], FitError]:
-    weights = lsq_linear(features / times[:, None], np.ones(len(times)), bounds=(0, np.inf)).x
+    fitted = times
+    for _ in range(REFITS):
+        weights = lsq_linear(features / fitted[:, None], times / fitted, bounds=(0, np.inf)).x
+        fitted = np.maximum(features @ weights, LEAST_MS)
     errors = np.abs(features @ weights / times - 1)
     return [round(float(weight), 6) for weight in weights], FitError(float(np.median(errors)), float(errors.max()))
 

@@ -32,6 +32,15 @@ def test_a_fit_finds_the_times_that_made_the_points() -> None:
     assert error.worst < 1e-4
 
 
+def test_passes_that_take_longer_now_and_then_are_fitted_to_their_mean() -> None:
+    rng = random.Random(2)
+    small = [PassPoint(1, 1 + i % 5, 200, 40.0 * rng.uniform(0.98, 1.02)) for i in range(200)]
+    large = [PassPoint(1, 40 + i, 40 + i, 55.0 + (25.0 if i % 3 == 0 else 0.0)) for i in range(21)]
+    passes, _ = fit_passes([*small, *large])
+    predicted = sum(passes.pass_ms(p.num_sessions, p.num_tokens, p.num_cached) for p in large)
+    assert predicted == pytest.approx(sum(p.elapsed_ms for p in large), rel=0.01)
+
+
 def test_a_fit_has_no_negative_times_and_tells_how_far_it_is_off() -> None:
     steps, error = fit_steps([StepPoint(0, 1, 10.0), StepPoint(500, 1, 8.0), StepPoint(0, 9, 12.0)])
     assert min(steps.step_ms, steps.step_ms_per_1000, steps.fed_ms) >= 0

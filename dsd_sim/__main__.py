@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -180,13 +181,16 @@ def _write_run(
 def _reports(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, Report]:
     try:
         with progress_shown() as tell:
-            return run_cells(cells, folder / "cells", workers or num_cores(), tell)
+            reports = run_cells(cells, folder / "cells", workers or num_cores(), tell)
     except KeyboardInterrupt as interrupt:
         print(f"stopped; what is done stays in {folder}, and the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from interrupt
     except BrokenProcessPool as error:
         print("a worker process was killed; fewer --workers need less memory", file=sys.stderr)
         raise typer.Exit(1) from error
+    for what, num in Counter(each for report in reports.values() for each in report.unreached).items():
+        print(f"{num} of {len(reports)} runs ended before: {what}", file=sys.stderr)
+    return reports
 
 
 def _say_written(paths: Iterable[Path]) -> None:

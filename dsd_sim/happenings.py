@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from dsd_sim.fleet import Fleet, Happening
 from dsd_sim.guesses import acceptance_of
-from dsd_sim.scenario import Change, Failure, Link, Scenario
+from dsd_sim.scenario import Change, Failure, Link, LinkChange, Scenario
+
+LINK_COLUMNS = {  # of the world's devices, and what a link's number is multiplied with
+    "rtt_ms": ("delay_ms", 0.5),
+    "jitter_ms": ("jitter_ms", 1.0),
+    "bandwidth_mbit": ("bits_per_ms", 1000.0),
+    "stall_rate": ("stall_rate", 1.0),
+    "stall_ms": ("stall_ms", 1.0),
+}
 
 
 def happenings_of(scenario: Scenario, folder: Path, rng: np.random.Generator) -> list[Happening]:
@@ -25,11 +33,12 @@ def happenings_of(scenario: Scenario, folder: Path, rng: np.random.Generator) ->
     return found
 
 
-def write_link(devices: NDArray[Any], link: Link) -> None:
-    """`devices`: those that have this link from now on."""
-    devices["delay_ms"], devices["jitter_ms"] = link.rtt_ms / 2, link.jitter_ms
-    devices["bits_per_ms"] = link.bandwidth_mbit * 1000
-    devices["stall_rate"], devices["stall_ms"] = link.stall_rate, link.stall_ms
+def write_link(devices: NDArray[Any], link: Link | LinkChange) -> None:
+    """`devices`: those whose links are as is given from now on."""
+    for name, (column, factor) in LINK_COLUMNS.items():
+        value = getattr(link, name)
+        if value is not None:
+            devices[column] = value * factor
 
 
 def _devices(scenario: Scenario, name: str | None) -> list[int]:

@@ -76,6 +76,7 @@ class Report(Struct, frozen=True):
     batch: float  # sessions of a pass, mean
     queue: float  # queue utilisation at the end of a pass, mean
     seen: Seen | None  # what controllers were shown; None where nothing was reported
+    unreached: tuple[str, ...] = ()  # changes and failures that it ended before
 
     def encode(self) -> bytes:
         """JSON, ending with a line feed."""
@@ -155,7 +156,13 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
         batch=float(nodes["sum_batch"].sum()) / max(num_passes, 1),
         queue=float(nodes["sum_queue"].sum()) / max(num_passes, 1),
         seen=fleet.reported.means(),
+        unreached=tuple(_unreached(scenario, end / 1000)),
     )
+
+
+def _unreached(scenario: Scenario, end_s: float) -> Iterator[str]:
+    yield from (f"change at {each.at_s:g} s" for each in scenario.change if each.at_s >= end_s)
+    yield from (f"failure of {each.part} at {each.at_s:g} s" for each in scenario.failure if each.at_s >= end_s)
 
 
 def _kept(times: NDArray[np.float64], objective_ms: float) -> NDArray[np.float64]:
@@ -187,7 +194,7 @@ def table_of(report: Report) -> Table:
 def _rows(report: Report) -> list[Row]:
     fates = report.fates
     shares: dict[str, Any] = {name: getattr(fates, name) for name in ("accepted", "rejected", "late", "discarded")}
-    return [
+    rows = [
         Row("requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"),
         Row("throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"),
         Row("goodput", f"{report.goodput:,.1f} tokens/s"),
@@ -200,6 +207,9 @@ def _rows(report: Report) -> list[Row]:
         Row("utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"),
         Row("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),
     ]
+    if report.unreached:
+        rows.append(Row("ended before", "; ".join(report.unreached)))
+    return rows
 
 
 def _told(times: Times) -> str:

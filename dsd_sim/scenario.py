@@ -66,6 +66,22 @@ class Link(Part):
     stall_ms: NotNegative = 200.0
 
 
+class LinkChange(Part):
+    """What of a Link is otherwise; what is not given stays as it is."""
+
+    rtt_ms: NotNegative | None = None
+    jitter_ms: NotNegative | None = None
+    bandwidth_mbit: NotNegative | None = None
+    stall_rate: Share | None = None
+    stall_ms: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LinkChange:
+        if not self.model_fields_set:
+            raise ValueError(f"nothing changes: one of {', '.join(type(self).model_fields)} must be given")
+        return self
+
+
 def _check_times(part: Edge | Cloud) -> None:
     if (part.times is None) == (part.profile is None):
         raise ValueError("either times or a profile must be given")
@@ -157,7 +173,7 @@ class Change(Part):
 
     at_s: NotNegative
     edge: str | None = None  # the devices of this name; all without it
-    link: Link | None = None
+    link: LinkChange | None = None
     guesses: Guesses | None = None  # of requests that come from then on
     draft_slowdown: Positive | None = None  # times what a draft step takes in the beginning
     pass_slowdown: Positive | None = None  # likewise a verify pass, of all verifiers

@@ -212,6 +212,25 @@ def test_a_change_of_the_link_is_what_the_link_is_like_from_then_on() -> None:
     assert np.allclose(tpot[after], 19 * (80 + 20 + 20) / 99, rtol=0.05)
 
 
+def test_what_a_change_of_the_link_does_not_give_stays_as_it_was() -> None:
+    content = scenario()
+    content["edge"][0]["link"] = {"rtt_ms": 20, "jitter_ms": 3.0, "bandwidth_mbit": 5.0, "stall_rate": 0.1}
+    fleet = run(
+        content | {"change": [{"at_s": 1.0, "link": {"stall_rate": 0.2}}, {"at_s": 2.0, "link": {"rtt_ms": 50}}]}
+    )
+    columns = ("delay_ms", "jitter_ms", "bits_per_ms", "stall_rate", "stall_ms")
+    assert {tuple(device[column] for column in columns) for device in fleet.world.devices} == {(25, 3, 5000, 0.2, 200)}
+
+
+def test_a_report_names_what_was_to_happen_behind_its_end() -> None:
+    content = scenario(
+        change=[{"at_s": 3.0, "pass_slowdown": 2.0}, {"at_s": 900.0, "pass_slowdown": 1.0}],
+        failure=[failure("links", at_s=800.5), failure("drafters", at_s=2.0)],
+    )
+    report = report_of(scenario_of(content, Path("test.toml")), run(content))
+    assert report.unreached == ("change at 900 s", "failure of links at 800.5 s")
+
+
 def test_slower_passes_and_steps_and_other_guesses_hold_from_their_change_on() -> None:
     change = [{"at_s": 10.0, "pass_slowdown": 3.0, "draft_slowdown": 2.0,
                "guesses": {"kind": "independent", "rate": 0.0}}]  # fmt: skip

@@ -107,6 +107,7 @@ def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) ->
         ("prompt = 40", 'prompt = 40, file = "x.json"', "workload.lengths: either prompt and answer or a file"),
         ("prompt = 40, answer = { low = 5, high = 60 }", 'file = "x.json"', "x.json holds no lengths"),
         ("[policies]", "[[change]]\nat_s = 1.0\n[policies]", "change.0: nothing changes"),
+        ("[policies]", "[[change]]\nat_s = 1.0\nlink = {}\n[policies]", "change.0.link: nothing changes: one of"),
         ("[policies]", '[[failure]]\npart = "nats"\nat_s = 1\nfor_s = 1\n[policies]', "failure.0.part: Input should"),
         ("[policies]", '[[failure]]\npart = "verifiers"\nat_s = 1\nfor_s = 1\nedge = "near"\n[policies]',
          "failure.0: edge means nothing to verifiers"),

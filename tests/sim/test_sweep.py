@@ -128,6 +128,14 @@ def test_a_cell_holds_the_bytes_that_run_reports(swept: Swept, tmp_path: Path) -
     assert float(row["goodput"]) == outcome["report"]["goodput"]
 
 
+def test_a_change_that_some_runs_ended_before_is_told(tmp_path: Path) -> None:
+    slower = "[[change]]\nat_s = 1.0\npass_slowdown = 2.0\n[policies]"
+    sweep = '[sweep]\nkeys = { "change.*.at_s" = [0.5, 900.0] }\n'
+    done = call("sweep", written(tmp_path, sweep, ("[policies]", slower)), "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 runs ended before: change at 900 s" in done.stderr
+
+
 # --- once -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,26 +15,19 @@ from rich.live import Live
 from rich.text import Text
 
 from dsd_sim.build import make_fleet
-from dsd_sim.cells import Cell, complaint
+from dsd_sim.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
 from dsd_sim.compare import file_of, findings_of, read_comparison, write_comparison
 from dsd_sim.fleet import Fleet
 from dsd_sim.part import BadScenario
 from dsd_sim.plan_cli import plan
 from dsd_sim.report import Report, figures_of, report_of, table_of, write_csv
 from dsd_sim.roofline_cli import roofline
-from dsd_sim.runner import num_cores, progress_shown, run_cells
 from dsd_sim.scenario import Scenario, read_toml, scenario_of
 from dsd_sim.sweep import capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
 from dsd_sim.tables import capacity_table, comparison_table, crossover_table, notes_of, sweep_table, terminal
 from dsd_sim.trace import LOG_ROOM, cut_ms, write_trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
-OUT = Path("results")  # where results go unless said otherwise, in a folder named after the file
-Out: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Folder for results; cells that it holds are kept.", show_default=f"{OUT}/NAME")
-]
-Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
 
 
 @app.callback()
@@ -54,7 +45,7 @@ def run(
     plots: Annotated[Path | None, typer.Option(help="Folder for plots of windows, utilisation and times.")] = None,
 ) -> None:
     """Runs one scenario and prints what it showed."""
-    with _bad_input_told(scenario):
+    with bad_input_told(scenario):
         read = _read_single(scenario)
         fleet = make_fleet(read, scenario.parent, LOG_ROOM if trace or plots else 0)
         with _watched(fleet):
@@ -75,9 +66,9 @@ def sweep(
 ) -> None:
     """Runs a scenario with every combination of the values that its sweep table lists. Goes on where it was stopped."""
     folder = out or OUT / scenario.stem
-    with _bad_input_told(scenario):
+    with bad_input_told(scenario):
         plan = read_plan(scenario)
-        outcomes = outcomes_of(plan, _reports((point.cell for point in plan.points), folder, workers))
+        outcomes = outcomes_of(plan, reports_of((point.cell for point in plan.points), folder, workers))
         capacities = capacities_of(plan, outcomes)
         crossings = crossings_of(plan, outcomes)
         write_sweep(plan, outcomes, capacities, crossings, folder)
@@ -92,7 +83,7 @@ def sweep(
         console.print(capacity_table(capacities))
     if plan.crossover is not None:
         console.print(crossover_table(plan.crossover, crossings))
-    _say_written([folder / "sweep.json", folder / "sweep.csv", *plots])
+    say_written([folder / "sweep.json", folder / "sweep.csv", *plots])
 
 
 @app.command()
@@ -105,9 +96,9 @@ def compare(
     path = file_of(comparison)
     name = comparison.resolve().name if comparison.is_dir() else comparison.stem
     folder = out or OUT / name
-    with _bad_input_told(path):
+    with bad_input_told(path):
         plan = read_comparison(path)
-        findings = findings_of(plan, _reports(plan.cells, folder, workers))
+        findings = findings_of(plan, reports_of(plan.cells, folder, workers))
         write_comparison(plan, findings, folder)
         from dsd_sim.plots import plot_comparison  # loads matplotlib
 
@@ -117,21 +108,11 @@ def compare(
         console.print(comparison_table(plan, findings, figure))
     for note in notes_of(plan):
         console.print(Text(note), soft_wrap=True)
-    _say_written([folder / "compare.json", folder / "compare.csv", *plots])
+    say_written([folder / "compare.json", folder / "compare.csv", *plots])
 
 
 app.command()(roofline)
 app.command()(plan)
-
-
-@contextmanager
-def _bad_input_told(path: Path) -> Iterator[None]:
-    """Ends the program with one line that names the file and the key."""
-    try:
-        yield
-    except (BadScenario, OSError) as error:
-        print(complaint(path, error), file=sys.stderr)
-        raise typer.Exit(2) from error
 
 
 def _read_single(path: Path) -> Scenario:
@@ -176,25 +157,6 @@ def _write_run(
     end_ms = cut_ms(fleet.world)
     if end_ms is not None:
         print(f"trace and plots over time end at {end_ms / 1000:,.1f} s: the log was full there", file=sys.stderr)
-
-
-def _reports(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, Report]:
-    try:
-        with progress_shown() as tell:
-            reports = run_cells(cells, folder / "cells", workers or num_cores(), tell)
-    except KeyboardInterrupt as interrupt:
-        print(f"stopped; what is done stays in {folder}, and the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from interrupt
-    except BrokenProcessPool as error:
-        print("a worker process was killed; fewer --workers need less memory", file=sys.stderr)
-        raise typer.Exit(1) from error
-    for what, num in Counter(each for report in reports.values() for each in report.unreached).items():
-        print(f"{num} of {len(reports)} runs ended before: {what}", file=sys.stderr)
-    return reports
-
-
-def _say_written(paths: Iterable[Path]) -> None:
-    print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "dsd_sim"
 # Its modules that results don't depend on.
 SHOWING = (
-    "__main__", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "runner", "sweep",
+    "__main__", "cli", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "runner", "sweep",
     "tables", "trace",
 )  # fmt: skip
 STATIC = ("policy", "static")  # the modules of awc that a run with one choice from beginning to end depends on

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dsd_sim.cells import complaint
-from dsd_sim.part import BadScenario
+from dsd_sim.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
 from dsd_sim.plan import DeviceClass, Goal, Plan, Row, read_plan, rows_of, write_plan
-from dsd_sim.runner import num_cores, progress_shown, run_cells
 from dsd_sim.tables import number, terminal
 
-OUT = Path("results")
 COLUMNS = (
     "tokens/s\na session",
     "tokens/s\na verifier",
@@ -33,35 +28,21 @@ COLUMNS = (
 def plan(
     file: Annotated[Path, typer.Argument(help="A plan (TOML).")],
     objective: Annotated[Goal, typer.Option(help="What the choice is the best by.")] = Goal.GOODPUT,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for results; cells that it holds are kept.", show_default=f"{OUT}/NAME"),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    out: Out = None,
+    workers: Workers = None,
 ) -> None:
     """Picks draft model, quantisation and window for each class of devices. Goes on where it was stopped."""
     folder = out or OUT / file.stem
-    try:
+    with bad_input_told(file):
         planned = read_plan(file)
-        with progress_shown() as tell:
-            cells = (candidate.cell for candidate in planned.candidates)
-            reports = run_cells(cells, folder / "cells", workers or num_cores(), tell)
-        rows = rows_of(planned, reports)
+        cells = (candidate.cell for candidate in planned.candidates)
+        rows = rows_of(planned, reports_of(cells, folder, workers))
         write_plan(planned, rows, folder)
-    except (BadScenario, OSError) as error:
-        print(complaint(file, error), file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as interrupt:
-        print(f"stopped; what is done stays in {folder}, and the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from interrupt
-    except BrokenProcessPool as error:
-        print("a worker process was killed; fewer --workers need less memory", file=sys.stderr)
-        raise typer.Exit(1) from error
     from dsd_sim.plan_plot import plot_plan  # loads matplotlib
 
     plot = plot_plan(planned.deployment.name, rows, folder)
     _show(planned, rows, objective)
-    print(f"written: {folder / 'plan.json'}, {folder / 'plan.csv'}, {plot}", file=sys.stderr)
+    say_written([folder / "plan.json", folder / "plan.csv", plot])
 
 
 def _show(planned: Plan, rows: Sequence[Row], goal: Goal) -> None:

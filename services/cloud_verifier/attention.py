@@ -25,12 +25,13 @@ from services.cloud_verifier.kv import KV_STEP, KvCache, KvLayout, LayerShape, r
 from services.cloud_verifier.packed import fill_step
 
 ATTENTION_NAME = "dsd"
-# Rows (query heads of a key head x tokens) of a block: fewer are computed by other kernels, more have not been tried.
-LEAST_ROWS, MOST_ROWS = 4, 192
+# Rows (query heads of a key head x tokens) of a block: fewer are computed by other kernels, more have not been tried;
+# fewer at most where kernels differ for more.
+LEAST_ROWS = 4
+MOST_ROWS = (192, 32, 16)
 FIXED_BLOCK_TOKENS = 4
 PROBED_TOKENS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 24, 30, 32, 36, 48, 64, 96, 128, 160)
-PROBED_LENGTHS = tuple(KV_STEP * n for n in (1, 2, 3, 5, 8, 9, 17))
-PROBED_HEADS = 4
+PROBED_LENGTHS = tuple(KV_STEP * n for n in (1, 2, 3, 5, 8, 9, 17, 32))
 
 # Arguments that change nothing here: positions are in the pass already, and the rest is about what is returned.
 _HARMLESS = {"cache_position", "position_ids", "position_embeddings", "use_cache", "output_attentions", "training"}
@@ -123,23 +124,25 @@ class Blocks:
         return min(max(-(-num_tokens // step) * step, self.min_tokens), self.max_tokens)
 
 
-def find_blocks(layout: KvLayout) -> Blocks:
-    """Of a model: of several sizes where rows have the same bits in all of them, or on a GPU, else of one."""
+def find_blocks(layout: KvLayout, most_rows: int) -> Blocks:
+    """Of a model: of several sizes where rows have the same bits in all of them, or on a GPU, else of one. `most_rows`:
+    that products of the model's layers may have."""
     groups = [layer.group for layer in layout.layers]
     least = -(-LEAST_ROWS // min(groups))
-    blocks = Blocks(least, max(least, MOST_ROWS // max(groups)))
-    shapes = {(layer.group, layer.head_dim) for layer in layout.layers}
-    if layout.device.type != "cpu" or all(_rows_are_alike(layout, *shape, blocks) for shape in shapes):
-        return blocks
+    shapes = {(layer.num_kv_heads, layer.group, layer.head_dim) for layer in layout.layers}
+    for most in sorted({min(most, most_rows) for most in MOST_ROWS}, reverse=True):
+        blocks = Blocks(least, max(least, most // max(groups)))
+        if layout.device.type != "cpu" or all(_rows_are_alike(layout, *shape, blocks) for shape in shapes):
+            return blocks
     return Blocks(FIXED_BLOCK_TOKENS, FIXED_BLOCK_TOKENS)
 
 
 @torch.inference_mode()
-def _rows_are_alike(layout: KvLayout, group: int, head_dim: int, blocks: Blocks) -> bool:
+def _rows_are_alike(layout: KvLayout, kv_heads: int, group: int, head_dim: int, blocks: Blocks) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def random(num_rows: int) -> Tensor:
-        return torch.randn(PROBED_HEADS, num_rows, head_dim, generator=generator).to(layout.dtype)
+        return torch.randn(kv_heads, num_rows, head_dim, generator=generator).to(layout.dtype)
 
     num_rows = blocks.max_tokens * group
     for length in PROBED_LENGTHS:

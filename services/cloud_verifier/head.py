@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from services.cloud_verifier.packed import PackedLinear, PlainLinear, row_rule
+from services.cloud_verifier.packed import BlockedLinear, PackedLinear, PlainLinear, row_rule
 from services.cloud_verifier.sampler import NO_DRAW
 
 ROUNDING = 1.05 * 2.0**-8  # of a bfloat16 number, relative, and a little more for the sum that was rounded
@@ -31,7 +31,7 @@ class MixedLinear(nn.Module):
         return y if self._bias is None else y + self._bias
 
 
-class SplitLinear(nn.Module):
+class SplitLinear(BlockedLinear):
     """The same on the CPU, off by 2^-18 of a result: the packed layer's 16-bit result and the remainder of rounding.
 
     Two 16-bit products read as many bytes as one in float32, which would need a float32 copy of the weights.
@@ -41,8 +41,8 @@ class SplitLinear(nn.Module):
         super().__init__()
         self._rounded = rounded
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._rounded(x)
+    def product(self, x: Tensor) -> Tensor:
+        y = self._rounded.product(x)
         logits: Tensor = y.float() + self._rounded.remainder(x, y)
         return logits
 
@@ -67,14 +67,14 @@ class Float32Head(nn.Module):
             self._linear = kind(weight.float(), None if bias is None else bias.float())
             self._input_dtype = torch.float32
         self._vocab_size, num_in = weight.shape
-        self._rule = row_rule(self._linear, num_in, self._input_dtype, weight.device)
+        self.row_rule = row_rule(self._linear, num_in, self._input_dtype, weight.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows may be 0."""
         rows = hidden[0].to(self._input_dtype)
         if not len(rows):
             return rows.new_empty((1, 0, self._vocab_size), dtype=torch.float32)
-        logits: Tensor = self._linear(pad(rows, (0, 0, 0, self._rule.fill(len(rows)) - len(rows))))
+        logits: Tensor = self._linear(pad(rows, (0, 0, 0, self.row_rule.fill(len(rows)) - len(rows))))
         return logits[None, : len(rows)]
 
 
@@ -90,14 +90,14 @@ class BestToken:
         """weight: [vocab, hidden] bfloat16, kept; rounded: of this weight and bias."""
         self._weight, self._bias, self._rounded = weight, bias, rounded
         vocab_size, num_in = weight.shape
-        self._rule = row_rule(rounded, num_in, weight.dtype, weight.device)
+        self.row_rule = row_rule(rounded, num_in, weight.dtype, weight.device)
         self._num_filling = -vocab_size % BLOCK_IDS
         self._summing_error = num_in * FLOAT32_UNIT * float(weight.float().norm(dim=-1).max())
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Token ids [rows], NO_DRAW where the greatest logit is not finite; hidden: [rows, hidden]."""
         num_rows = len(hidden)
-        rounded = self._rounded(pad(hidden, (0, 0, 0, self._rule.fill(num_rows) - num_rows)))[:num_rows].float()
+        rounded = self._rounded(pad(hidden, (0, 0, 0, self.row_rule.fill(num_rows) - num_rows)))[:num_rows].float()
         blocks = pad(rounded, (0, self._num_filling), value=-torch.inf).view(num_rows, -1, BLOCK_IDS)
         block_peaks = blocks.amax(dim=-1)  # [rows, blocks]
         peaks = block_peaks.amax(dim=-1, keepdim=True)

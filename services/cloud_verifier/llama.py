@@ -6,6 +6,7 @@ with queries, keys and values from one matrix product and rotated together, and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from services.cloud_verifier.packed import (
     PackedLinear,
     PlainLinear,
     RowwiseActivation,
+    limit_rows,
+    most_rows,
     row_rule,
+    strictest,
 )
 
 ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
@@ -43,7 +47,11 @@ class LlamaNetwork:
         self._head = Float32Head(head.weight, head.bias, packed=packed)
         rounded = self._head.rounded
         self._best_token = None if rounded is None else BestToken(head.weight, head.bias, rounded)
-        self.row_rule = max(layer.row_rule for layer in self._layers)
+        rule = strictest(layer.row_rule for layer in self._layers)
+        heads = [head for head in (self._head, self._best_token) if head is not None]
+        limits = [most_rows(head.weight, packed=packed), *(each.row_rule.most for each in heads)]
+        self.row_rule = replace(rule, most=min(rule.most, *limits))
+        limit_rows((self._head, *(linear for layer in self._layers for linear in layer.linears)), self.row_rule.most)
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
         hidden = self._embed(token_ids)
@@ -99,9 +107,10 @@ class _Layer:
         self._out, self._gate, self._up, self._down = (
             kind(part.weight, part.bias) for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         )
+        self.linears = (self._qkv, self._out, self._gate, self._up, self._down)
         self._activation = RowwiseActivation(mlp.act_fn)
         self._norm_in, self._norm_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.row_rule = max(
+        self.row_rule = strictest(
             row_rule(ours, theirs.in_features, theirs.weight.dtype, theirs.weight.device)
             for ours, theirs in (
                 (self._qkv, attention.q_proj),

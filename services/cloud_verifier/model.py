@@ -283,7 +283,8 @@ def _load(folder_or_id: str, device: str, dtype: str, num_threads: int | None) -
         network = PartNetwork(model)
     else:
         network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
-    return _Loaded(network, model.config, layout, find_blocks(layout), name, fingerprint, ranks, texts, expected)
+    blocks = find_blocks(layout, network.row_rule.most)
+    return _Loaded(network, model.config, layout, blocks, name, fingerprint, ranks, texts, expected)
 
 
 def pick_device(device: str) -> torch.device:

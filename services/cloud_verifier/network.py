@@ -6,6 +6,7 @@ tokens that `row_rule` allows.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from services.cloud_verifier.attention import Attention
 from services.cloud_verifier.head import Float32Head
-from services.cloud_verifier.packed import RowRule, replace_layers
+from services.cloud_verifier.packed import RowRule, limit_rows, most_rows, replace_layers, strictest
 from services.cloud_verifier.sampler import NO_DRAW, greatest
 
 # Elementwise code of a model may treat the last elements of a vector apart: they are dead tokens' then.
@@ -62,7 +63,10 @@ class TransformersNetwork:
     def __init__(self, model: PreTrainedModel, *, packed: bool) -> None:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         new_head = Float32Head(head.weight, head.bias, packed=packed)
-        self.row_rule = max(WHOLE_VECTORS, replace_layers(model, new_head, packed=packed))
+        rule = strictest((WHOLE_VECTORS, replace_layers(model, new_head, packed=packed)))
+        limits = most_rows(head.weight, packed=packed), new_head.row_rule.most
+        self.row_rule = replace(rule, most=min(rule.most, *limits))
+        limit_rows((model,), self.row_rule.most)
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:

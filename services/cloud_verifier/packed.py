@@ -10,10 +10,12 @@ Packing lays a weight out once the way oneDNN's matrix product wants it, which p
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
@@ -21,10 +23,18 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
+UNLIMITED = 1 << 30
+# Rows that a layer may compute at once, the later ones only where none of the earlier suffices: oneDNN's AMX kernels
+# compute up to 32 rows otherwise than more (docs/performance.md).
+MOST_ROWS = ((UNLIMITED, 32), (16,), (8,))
 PROBED_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 24, 30, 32, 36, 40, 48, 64, 72, 96, 128, 144, 208, 256)
+PROBED_ELSEWHERE = (4, 8, 16, 32, 36, 64)  # tried at another place among the rows as well
+ELSEWHERE = 5
 SERIAL_ELEMENTS = 1 << 14  # torch splits no activation up to this size among threads (gelu; others twice that)
 VECTOR_ELEMENTS = 64  # and its vector code, unrolled, takes so many at a time
 
+
+log = structlog.get_logger(__name__)
 
 # Kernels that oneDNN keeps for products of two activations, and torch's layer over it for those with packed weights;
 # read at the first product. By default each keeps 1024, up to a MiB each (docs/performance.md).
@@ -42,10 +52,12 @@ def fill_step(num_rows: int) -> int:
 
 @dataclass(frozen=True, order=True)
 class RowRule:
-    """Row counts that a layer is given: at least `least`, and multiples of `step` and of `fill_step`; powers of two."""
+    """Row counts that a layer is given: at least `least`, and multiples of `step` and of `fill_step`; powers of two.
+    It computes at most `most` of them at once."""
 
     least: int
     step: int
+    most: int = UNLIMITED
 
     def allows(self, num_rows: int) -> bool:
         return num_rows == self.fill(num_rows)
@@ -56,13 +68,34 @@ class RowRule:
         return max(self.least, -(-num_rows // step) * step)
 
 
+def strictest(rules: Iterable[RowRule]) -> RowRule:
+    """Under which all that have these rules are computed alike."""
+    found = list(rules)
+    return RowRule(max(r.least for r in found), max(r.step for r in found), min(r.most for r in found))
+
+
 # One to three rows take other kernels, which are no faster and differ for some numbers. The last suffices for all
 # kernels seen so far.
 ROW_RULES = (RowRule(4, 2), RowRule(4, 4), RowRule(8, 8))
 PLAIN_ROW_RULES = ROW_RULES[1:]  # of unpacked layers: which rows differ depends on the number of threads as well
 
 
-class PackedLinear(nn.Module):
+class BlockedLinear(nn.Module):
+    """A function of rows [..., rows, in], `most_rows` at once and no more."""
+
+    most_rows = UNLIMITED
+
+    def product(self, x: Tensor) -> Tensor:
+        """Of at most `most_rows`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2] <= self.most_rows:
+            return self.product(x)
+        return torch.cat([self.product(rows) for rows in torch.split(x, self.most_rows, dim=-2)], dim=-2)
+
+
+class PackedLinear(BlockedLinear):
     """y = x W^T + b on the CPU with W [out, in] packed; x [..., in] and y in W's dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -70,17 +103,17 @@ class PackedLinear(nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self._bias = bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return y
 
     def remainder(self, x: Tensor, y: Tensor) -> Tensor:
-        """x W^T + b - y, rounded once, in y's dtype: what rounding took from y = forward(x)."""
+        """x W^T + b - y, rounded once, in y's dtype: what rounding took from y = product(x)."""
         rest: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, self._weight, self._bias, "sub")
         return rest
 
 
-class PlainLinear(nn.Module):
+class PlainLinear(BlockedLinear):
     """The same with torch's public operator, on any device."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -88,7 +121,7 @@ class PlainLinear(nn.Module):
         self._weight = weight
         self._bias = bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         return linear(x, self._weight, self._bias)
 
 
@@ -130,44 +163,72 @@ def packing_works(dtype: torch.dtype) -> bool:
 
 @torch.inference_mode()
 def row_rule(layer: nn.Module, num_in: int, dtype: torch.dtype, device: torch.device) -> RowRule:
-    """The first of its kind's rules under which the layer's rows have the same bits, whatever their number.
+    """The first of its kind's rules under which the layer's rows have the same bits, whatever their number and place.
 
-    Kernels differ by dtype, sizes, torch build and CPU. On a GPU, where bits are not promised, the last.
+    Kernels differ by dtype, sizes, torch build and CPU. On a GPU, where bits are not promised, the last; on the CPU
+    `layer` is a BlockedLinear, which afterwards computes as many rows at once as the rule says.
     """
     rules = ROW_RULES if isinstance(layer, PackedLinear) else PLAIN_ROW_RULES
-    if device.type == "cpu":
-        rows = torch.randn(PROBED_ROWS[-1], num_in, generator=torch.Generator().manual_seed(0)).to(dtype)
-        together = layer(rows)
-        differing = [n for n in PROBED_ROWS if not torch.equal(layer(rows[:n]), together[:n])]
+    if device.type != "cpu":
+        return rules[-1]
+    assert isinstance(layer, BlockedLinear)
+    rows = torch.randn(PROBED_ROWS[-1], num_in, generator=torch.Generator().manual_seed(0)).to(dtype)
+    differing: dict[int, set[int]] = {}  # by the most rows at once
+    for limits in MOST_ROWS:
         for rule in rules:
-            if not any(map(rule.allows, differing)):
-                return rule
-    return rules[-1]
+            for most in limits:
+                if most not in differing:
+                    differing[most] = _differing(layer, rows, most)
+                if not any(map(rule.allows, differing[most])):
+                    layer.most_rows = most
+                    return replace(rule, most=most)
+    log.warning("rows are computed otherwise beside others", rows=sorted(differing[most]), dtype=str(dtype))
+    return replace(rules[-1], most=most)
+
+
+def _differing(layer: BlockedLinear, rows: Tensor, most: int) -> set[int]:
+    """Probed numbers of rows that have other bits than the same ones among all, `most` of them computed at once."""
+    layer.most_rows = most
+    together = layer(rows)
+
+    def differs(first: int, num: int) -> bool:
+        return not torch.equal(layer(rows[first : first + num]), together[first : first + num])
+
+    here = {num for num in PROBED_ROWS if differs(0, num)}
+    return here | {num for num in PROBED_ELSEWHERE if differs(ELSEWHERE, num)}
+
+
+def most_rows(weight: Tensor, *, packed: bool) -> int:
+    """Rows that products of a model's layers may have at once, as a large one shows: small ones seldom show anything.
+    `weight`: any of the model's, for its dtype and device."""
+    shape = (512, 2048)
+    large = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(weight)
+    layer = (PackedLinear if packed else PlainLinear)(large, None)
+    return row_rule(layer, shape[1], weight.dtype, weight.device).most
 
 
 def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool) -> RowRule:
     """Swaps the model's linear layers (packed: their weights are freed one by one), activations and head in place.
 
-    Returns the row rule that suits all of them.
+    Returns the row rule that suits all of them but the head.
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     activations = _activation_classes() if head.weight.device.type == "cpu" else ()
     rules: dict[tuple[int, ...], RowRule] = {}  # by shape of the weight
+    kind = PackedLinear if packed else PlainLinear
 
-    def probed(layer: nn.Module, weight: Tensor, num_in: int) -> nn.Module:
-        shape = tuple(weight.shape)
-        rules[shape] = rules.get(shape) or row_rule(layer, num_in, weight.dtype, weight.device)
+    def probed(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        layer, shape = kind(weight, bias), tuple(weight.shape)
+        rules[shape] = rules.get(shape) or row_rule(layer, weight.shape[1], weight.dtype, weight.device)
         return layer
 
     def replaced(module: nn.Module) -> nn.Module:
         if module is head:
             return new_head
         if type(module) is nn.Linear:
-            linear = PackedLinear(module.weight, module.bias) if packed else module
-            return probed(linear, module.weight, module.in_features)
+            return probed(module.weight, module.bias)
         if type(module) is Conv1D:
-            transposed = PackedLinear(module.weight.t(), module.bias) if packed else module
-            return probed(transposed, module.weight, len(module.weight))
+            return probed(module.weight.t(), module.bias)
         if isinstance(module, activations):
             return RowwiseActivation(module)
         for name, _ in list(module.named_children()):
@@ -175,7 +236,15 @@ def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool)
         return module
 
     replaced(model)
-    return max(rules.values(), default=ROW_RULES[-1])
+    return strictest(rules.values() or ROW_RULES[-1:])
+
+
+def limit_rows(modules: Iterable[nn.Module], most: int) -> None:
+    """What one layer needs, all get: that another shows no difference may be luck."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, BlockedLinear):
+                layer.most_rows = min(layer.most_rows, most)
 
 
 def _activation_classes() -> tuple[type[nn.Module], ...]:

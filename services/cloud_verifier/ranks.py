@@ -36,7 +36,7 @@ from services.cloud_verifier.attention import Attention, Blocks, PassAttention, 
 from services.cloud_verifier.head import Float32Head
 from services.cloud_verifier.kv import KvCache, KvLayout, Prefix
 from services.cloud_verifier.network import WHOLE_VECTORS, Outputs, computed
-from services.cloud_verifier.packed import ROW_RULES, RowRule
+from services.cloud_verifier.packed import ROW_RULES, RowRule, strictest
 
 PATIENCE = timedelta(days=365)  # of ranks that wait for the next pass
 END_S = 1.0  # between the first rank that ends in order and the last
@@ -175,7 +175,7 @@ class PartNetwork:
     def __init__(self, model: PreTrainedModel) -> None:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         model.set_output_embeddings(GatheredHead(head))  # type: ignore[no-untyped-call]
-        self.row_rule = max(WHOLE_VECTORS, ROW_RULES[-1])
+        self.row_rule = strictest((WHOLE_VECTORS, ROW_RULES[-1]))
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:

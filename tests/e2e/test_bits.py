@@ -93,7 +93,7 @@ async def test_speculation_changes_no_token_of_a_tenth_of_the_prompts(
 ) -> None:
     num_compared = 0
     for num_at_once, every in ((1, 40), (8, 5)):  # one prompt alone and 8 together: of 40 each, more than a tenth
-        ways = [way for way in SLIDING if way.num_at_once == num_at_once]
+        ways = [way for way in (*SLIDING, *STOP_AND_WAIT[1:]) if way.num_at_once == num_at_once]
         num_compared += await check_bits(target, drafts, prompts[::every], tokenizer.stop_ids, ways)
     assert num_compared > 4000
 

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from services.cloud_verifier import attention
 from services.cloud_verifier.attention import FIXED_BLOCK_TOKENS, Blocks, Segment, find_blocks, masked_attention
 from services.cloud_verifier.kv import KV_STEP, KvCache, KvLayout, LayerShape
+from services.cloud_verifier.packed import UNLIMITED
 
 CPU = torch.device("cpu")
 
@@ -25,23 +26,38 @@ def test_masked_attention_is_torchs_own() -> None:
     assert torch.allclose(masked_attention(queries, keys, values, mask, 0.3), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("group", "blocks"), [(1, Blocks(4, 192)), (3, Blocks(2, 64)), (8, Blocks(1, 24))])
+@pytest.mark.parametrize(
+    ("group", "most_rows", "blocks"),
+    [
+        (1, UNLIMITED, Blocks(4, 192)),
+        (3, UNLIMITED, Blocks(2, 64)),
+        (8, UNLIMITED, Blocks(1, 24)),
+        (3, 32, Blocks(2, 10)),
+        (48, 32, Blocks(1, 1)),
+    ],
+)
 def test_blocks_have_few_and_many_rows_where_kernels_compute_them_alike(
-    group: int, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+    group: int, most_rows: int, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rowwise(queries: torch.Tensor, *others: object) -> torch.Tensor:
         return queries * 2
 
     monkeypatch.setattr(attention, "masked_attention", rowwise)
-    assert find_blocks(layout(group)) == blocks
+    assert find_blocks(layout(group), most_rows) == blocks
 
 
-def test_blocks_have_one_size_where_a_kernel_computes_some_sizes_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("odd_rows", "blocks"),
+    [(36, Blocks(2, 10)), (18, Blocks(2, 5)), (6, Blocks(FIXED_BLOCK_TOKENS, FIXED_BLOCK_TOKENS))],
+)
+def test_blocks_leave_out_the_sizes_that_a_kernel_computes_differently(
+    odd_rows: int, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def odd(queries: torch.Tensor, *others: object) -> torch.Tensor:
-        return queries * (1 + 1e-6 * (queries.shape[1] == 36))
+        return queries * (1 + 1e-6 * (queries.shape[1] == odd_rows))
 
     monkeypatch.setattr(attention, "masked_attention", odd)
-    assert find_blocks(layout()) == Blocks(FIXED_BLOCK_TOKENS, FIXED_BLOCK_TOKENS)
+    assert find_blocks(layout(), UNLIMITED) == blocks
 
 
 @pytest.mark.parametrize("blocks", [Blocks(2, 64), Blocks(4, 4), Blocks(1, 10)])

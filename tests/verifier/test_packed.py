@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -18,12 +19,16 @@ from services.cloud_verifier.model import pick_dtype
 from services.cloud_verifier.network import TransformersNetwork
 from services.cloud_verifier.packed import (
     ROW_RULES,
+    UNLIMITED,
+    BlockedLinear,
     PackedLinear,
     PlainLinear,
     RowRule,
     RowwiseActivation,
+    limit_rows,
     packing_works,
     row_rule,
+    strictest,
 )
 
 HAS_BF16 = pick_dtype("auto", torch.device("cpu")) is torch.bfloat16
@@ -69,11 +74,11 @@ def test_rows_have_the_same_bits_for_every_row_count_that_the_rule_allows(
         pytest.skip("this torch or CPU has no packed operators")
     layer = kind(random(num_out, num_in, dtype=dtype), None)
     rows = random(MAX_ROWS, num_in, dtype=dtype, seed=1)
-    expected = layer(rows)
-    rule = row_rule(layer, num_in, dtype, rows.device)
-    assert rule in ROW_RULES
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
+        rule = row_rule(layer, num_in, dtype, rows.device)
+        assert RowRule(rule.least, rule.step) in ROW_RULES
+        expected = layer(rows)
         for num_rows in filter(rule.allows, range(1, MAX_ROWS)):
             assert torch.equal(layer(rows[:num_rows]), expected[:num_rows]), (num_threads, num_rows)
 
@@ -83,14 +88,61 @@ def test_rows_have_the_same_bits_for_every_row_count_that_the_rule_allows(
     [(set(), RowRule(4, 4)), ({1, 2, 3, 5, 6, 7, 9, 10}, RowRule(4, 4)), ({4, 12}, RowRule(8, 8))],
 )
 def test_a_row_rule_avoids_the_counts_at_which_a_kernel_computes_otherwise(odd_counts: set[int], rule: RowRule) -> None:
-    class Odd(nn.Module):
-        def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            return rows * (1 + 1e-6 * (len(rows) in odd_counts))
+    class Odd(BlockedLinear):
+        def product(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (1 + 1e-6 * (len(x) in odd_counts))
 
     assert row_rule(Odd(), 16, torch.float32, torch.device("cpu")) == rule
     assert [rule.fill(n) for n in (1, 4, 5, 8)] == [
         max(rule.least, -(-n // rule.step) * rule.step) for n in (1, 4, 5, 8)
     ]
+
+
+@pytest.mark.parametrize(("least", "most"), [(33, 32), (17, 16), (9, 8), (1000, UNLIMITED)])
+def test_a_layer_whose_large_products_differ_computes_its_rows_in_blocks(least: int, most: int) -> None:
+    class Odd(BlockedLinear):
+        def product(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (1 + 1e-6 * (len(x) >= least))
+
+    layer = Odd()
+    rule = row_rule(layer, 16, torch.float32, torch.device("cpu"))
+    assert rule == RowRule(4, 4, most)
+    assert layer.most_rows == most
+    rows = random(256, 16, dtype=torch.float32)
+    for num_rows in filter(rule.allows, range(1, 257)):
+        assert torch.equal(layer(rows[:num_rows]), rows[:num_rows])
+
+
+def test_rows_that_depend_on_their_place_are_told_of() -> None:
+    class Placed(BlockedLinear):
+        def product(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (1 + 1e-6 * (torch.arange(len(x))[:, None] % 2))
+
+    with capture_logs() as logs:
+        row_rule(Placed(), 16, torch.float32, torch.device("cpu"))
+    assert [(each["event"], each["rows"]) for each in logs] == [
+        ("rows are computed otherwise beside others", [4, 8, 16, 32, 36, 64])
+    ]
+
+
+def test_what_one_layer_needs_all_get() -> None:
+    layers = nn.ModuleList([PlainLinear(torch.eye(4), None) for _ in range(3)])
+    layers[1].most_rows = 8
+    limit_rows((layers,), 16)
+    assert [layer.most_rows for layer in layers] == [16, 8, 16]
+    assert strictest((RowRule(4, 2, 16), RowRule(8, 8), RowRule(4, 4, 32))) == RowRule(8, 8, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [PackedLinear, PlainLinear])
+def test_rows_in_blocks_are_those_of_the_whole(dtype: torch.dtype, kind: type[BlockedLinear]) -> None:
+    if kind is PackedLinear and not packing_works(dtype):
+        pytest.skip("this torch or CPU has no packed operators")
+    layer = kind(random(48, 64, dtype=dtype), random(48, dtype=dtype, seed=1))
+    x = random(1, 40, 64, dtype=dtype, seed=2)
+    expected = torch.cat([layer(x[:, :16]), layer(x[:, 16:32]), layer(x[:, 32:])], dim=1)
+    layer.most_rows = 16
+    assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

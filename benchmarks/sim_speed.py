@@ -33,6 +33,7 @@ NUM_VERIFIERS, NUM_DRAFTERS, WINDOW, ACCEPTANCE = 20, 1000, 4, 0.8
 STEP_MS, RTT_MS, PASS_MS, SESSION_MS = 12.0, 10.0, 40.0, 0.2
 LENGTHS, ANSWER = "lengths/gsm8k.json", 138  # tokens, the mean of the former
 LEAST_WINDOWS_PER_S = 100_000
+MOST_MIB = 1024
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -182,7 +183,11 @@ def main(
     (folder / "sim_speed.json").write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=2) + b"\n")
     console = Console()
     console.print(table(findings))
-    console.print(f"{LEAST_WINDOWS_PER_S:,} windows a second and core are asked; peak memory {peak_mib:.0f} MiB")
+    slowest = min(speed.windows_per_s for speed in (engines[0], *by_size))
+    told = f"{LEAST_WINDOWS_PER_S:,} windows a second and core are asked, in less than {MOST_MIB} MiB"
+    console.print(f"{told}: {slowest:,.0f} at least, {peak_mib:.0f} MiB at most; making a fleet is not counted")
+    if slowest < LEAST_WINDOWS_PER_S or peak_mib >= MOST_MIB:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

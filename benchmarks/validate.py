@@ -44,9 +44,10 @@ def path_of(case: Case, folder: Path) -> Path:
 def digest_of(models: Path) -> str:
     """Of the code that runs and is simulated, and of the models: a result of others says nothing about these."""
     digest = hashlib.sha256()
-    for package in ("awc", "dsd_sim", "services", "shared"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    for package in ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared"):
+        for path in sorted((ROOT / package).rglob("*.py*")):
+            if path.suffix in (".py", ".jsonl"):
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     manifest = models / "manifest.json"
     digest.update(manifest.read_bytes() if manifest.is_file() else b"")
     return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dsd_sim.build import make_fleet
 from dsd_sim.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
-from dsd_sim.compare import file_of, findings_of, read_comparison, write_comparison
+from dsd_sim.compare import FILE, file_of, findings_of, read_comparison, write_comparison
 from dsd_sim.fleet import Fleet
 from dsd_sim.part import BadScenario
 from dsd_sim.plan_cli import plan
@@ -94,7 +94,7 @@ def compare(
 ) -> None:
     """Runs scenarios under several policies, and prints ratios to one of them. Goes on where it was stopped."""
     path = file_of(comparison)
-    name = comparison.resolve().name if comparison.is_dir() else comparison.stem
+    name = path.resolve().parent.name if path.name == FILE else path.stem
     folder = out or OUT / name
     with bad_input_told(path):
         plan = read_comparison(path)

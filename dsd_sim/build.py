@@ -75,12 +75,12 @@ def _stream(scenario: Scenario, which: int) -> np.random.Generator:
 
 def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
     start = 0
-    for edge in scenario.edge:
+    for number, edge in enumerate(scenario.edge):
         devices = world.devices[start : start + edge.count]
         start += edge.count
-        times = _step_times(edge.times, edge.profile, folder, "edge.profile")
+        times = _step_times(edge.times, edge.profile, folder, f"edge.{number}.profile")
         if times.step_ms == 0:
-            key = f"edge.profile: {edge.profile}" if edge.times is None else "edge.times"
+            key = f"edge.{number}." + (f"profile: {edge.profile}" if edge.times is None else "times")
             raise BadScenario(f"{key}.step_ms: a draft step takes more than 0 ms")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
         devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, edge.feed_tokens
@@ -89,16 +89,16 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
 
 def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
     start = 0
-    for part in scenario.cloud:
+    for number, part in enumerate(scenario.cloud):
         nodes = world.nodes[start : start + part.count]
         start += part.count
-        times = _pass_times(part, folder)
+        times = _pass_times(part, folder, f"cloud.{number}.profile")
         nodes["weights"], nodes["noise"] = times.weights, part.noise
         nodes["token_budget"], nodes["prefill_chunk"] = part.token_budget, part.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = part.kv_tokens
         nodes["delay_ms"], nodes["batching"] = part.hop_ms, BATCHING[scenario.policies.batching]
         if scenario.policies.colocated:
-            draft = _step_times(part.draft_times, part.draft_profile, folder, "cloud.draft_profile")
+            draft = _step_times(part.draft_times, part.draft_profile, folder, f"cloud.{number}.draft_profile")
             nodes["draft_window"], nodes["draft_ms"] = scenario.policies.window, draft.step_ms
             nodes["draft_ms_per_session"], nodes["draft_ms_per_1000"] = draft.fed_ms, draft.step_ms_per_1000
 
@@ -114,14 +114,14 @@ def _step_times(times: StepTimes | None, profile: str | None, folder: Path, key:
         raise BadScenario(f"{key}: {error}") from error
 
 
-def _pass_times(part: Cloud, folder: Path) -> PassTimes:
+def _pass_times(part: Cloud, folder: Path, key: str) -> PassTimes:
     if part.times is not None:
         return part.times
     assert part.profile is not None
     try:
         return read_profile(folder / part.profile).pass_times
     except (ValueError, OSError) as error:
-        raise BadScenario(f"cloud.profile: {error}") from error
+        raise BadScenario(f"{key}: {error}") from error
 
 
 def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:

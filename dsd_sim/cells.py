@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from awc.policy import WindowPolicy
 from awc.static import StaticPolicy
 from dsd_sim.part import BadScenario, Part
-from dsd_sim.scenario import Scenario, scenario_of
+from dsd_sim.scenario import Scenario, scenario_of, told_error
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dsd_sim"
 # Its modules that results don't depend on.
 SHOWING = (
-    "__main__", "cli", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "runner", "sweep",
+    "__main__", "cli", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "sweep",
     "tables", "trace",
 )  # fmt: skip
 STATIC = ("policy", "static")  # the modules of awc that a run with one choice from beginning to end depends on
@@ -69,10 +69,7 @@ def part_of(kind: type[Kind], content: Any, path: Path, place: str = "") -> Kind
     try:
         return kind.model_validate_json(json.dumps(content, default=str))  # lists are tuples there
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, (place, *first["loc"]) if place else first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise BadScenario(f"{path}: {key}: {message}" if key else f"{path}: {message}") from error
+        raise BadScenario(f"{path}: {told_error(error, content, place)}") from error
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

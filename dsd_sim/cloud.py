@@ -33,7 +33,7 @@ FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
 FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
 DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
 KV_BLOCK = 512  # as the verifier's sessions.KV_BLOCK
-VERDICT_BYTES = 300  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
+VERDICT_BYTES = 240  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
 
 form_pass = njit(cache=True)(batching.form_pass)
 
@@ -263,7 +263,7 @@ def pass_ends(w, index):
                 request.recovered += v.recovered
                 request.bonus += v.bonus
                 if node.draft_window > 0:
-                    _count_beside(request, v)
+                    count_beside(request, v)
                 _leave_node(w, index, slot)
                 is_any_done = True
                 push(w, request.done_ms, DONE, w.slots[slot].request)
@@ -279,7 +279,8 @@ def pass_ends(w, index):
 
 
 @njit(cache=True)
-def _count_beside(request, v):
+def count_beside(request, v):
+    """Of a verifier that drafts itself: what became of the guesses of a session that ends there."""
     request.accepted += v.accepted
     request.rejected += v.rejected
     request.discarded += v.discarded

@@ -26,7 +26,7 @@ from shared.messages import Load
 from shared.routing import Candidate, Router
 
 REPORTS, HEARTBEATS = 0, 1  # ticks
-SPECULATE_BYTES = 400  # on the wire, beside its tokens
+SPECULATE_BYTES = 310  # on the wire, beside its tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from shared.recording import MalformedRecording, read_recording
 def acceptances_of(scenario: Scenario, folder: Path) -> list[Acceptance]:
     """Of each device, in the order of the edges. Raises BadScenario for a recording that can't be used."""
     found: list[Acceptance] = []
-    for edge in scenario.edge:
-        found += [acceptance_of(edge.guesses, folder, "edge")] * edge.count
+    for number, edge in enumerate(scenario.edge):
+        found += [acceptance_of(edge.guesses, folder, f"edge.{number}")] * edge.count
     return found
 
 

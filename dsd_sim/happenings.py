@@ -27,7 +27,9 @@ LINK_COLUMNS = {  # of the world's devices, and what a link's number is multipli
 
 def happenings_of(scenario: Scenario, folder: Path, rng: np.random.Generator) -> list[Happening]:
     """Of a scenario, in no order. Raises BadScenario for a recording that can't be used."""
-    found = [_changed(change, _devices(scenario, change.edge), folder) for change in scenario.change]
+    found = []
+    for number, change in enumerate(scenario.change):
+        found.append(_changed(change, _devices(scenario, change.edge), folder, f"change.{number}"))
     for failure in scenario.failure:
         found += _failed(failure, scenario, rng)
     return found
@@ -47,8 +49,8 @@ def _devices(scenario: Scenario, name: str | None) -> list[int]:
     return [index for index, each in enumerate(names) if name in (None, each)]
 
 
-def _changed(change: Change, devices: list[int], folder: Path) -> Happening:
-    acceptance = acceptance_of(change.guesses, folder, "change") if change.guesses is not None else None
+def _changed(change: Change, devices: list[int], folder: Path, place: str) -> Happening:
+    acceptance = acceptance_of(change.guesses, folder, place) if change.guesses is not None else None
 
     def act(fleet: Fleet) -> None:
         for index in devices:

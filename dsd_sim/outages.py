@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dsd_sim import edge, verify_session
+from dsd_sim import cloud, edge, verify_session
 from dsd_sim.events import OPENS, push
 from dsd_sim.kernel import speak
 
@@ -43,6 +43,8 @@ def lose_node(w, index):
         request.passes += v.passes
         request.recovered += v.recovered
         request.bonus += v.bonus
+        if node.draft_window > 0:
+            cloud.count_beside(request, v)
     node.num_sessions = node.num_batch = 0
     node.free_kv, node.ends_at = node.kv_tokens, -1.0
 

@@ -315,13 +315,16 @@ class Findings(Struct, frozen=True):
     plan: str
     transport: str
     assumed: tuple[str, ...]
+    seed: int
     rows: list[Row]
 
 
 def write_plan(plan: Plan, rows: list[Row], folder: Path) -> None:
     """Writes plan.json and plan.csv, a line for each candidate."""
     deployment = plan.deployment
-    findings = Findings(deployment.name, deployment.transport, deployment.assumed, rows)
+    findings = Findings(deployment.name, deployment.transport, deployment.assumed, deployment.seed, rows)
     content = msgspec.json.format(msgspec.json.encode(findings), indent=1)
     (folder / "plan.json").write_bytes(content + b"\n")
-    write_csv(folder / "plan.csv", [msgspec.structs.asdict(row) | {"best_for": " ".join(row.best_for)} for row in rows])
+    shared = {"plan": deployment.name, "seed": deployment.seed}
+    lines = [shared | msgspec.structs.asdict(row) | {"best_for": " ".join(row.best_for)} for row in rows]
+    write_csv(folder / "plan.csv", lines)

@@ -236,6 +236,8 @@ class Scenario(Part):
                 raise ValueError(f"a change or failure names the edge {name!r}, and none has that name")
         if self.policies.colocated and any(failure.part != "verifiers" for failure in self.failure):
             raise ValueError("failure: with policies.colocated only verifiers can fail, as nothing else takes part")
+        if self.policies.colocated and any(change.link or change.draft_slowdown for change in self.change):
+            raise ValueError("change: with policies.colocated no link and no drafter takes part")
         loads = [change for change in self.change if change.load is not None]
         if loads and isinstance(self.workload, Closed):
             raise ValueError("change.load: in a closed loop clients decide on their own when they ask")
@@ -264,13 +266,14 @@ def scenario_of(content: dict[str, Any], path: Path) -> Scenario:
     try:
         return Scenario.model_validate_json(json.dumps(content, default=str))  # lists are tuples there
     except ValidationError as error:
-        raise BadScenario(f"{path}: {_told(error, content)}") from error
+        raise BadScenario(f"{path}: {told_error(error, content)}") from error
 
 
-def _told(error: ValidationError, content: dict[str, Any]) -> str:
-    """The first thing that is wrong: its key as it stands in the file, and what it should be."""
+def told_error(error: ValidationError, content: Any, table: str = "") -> str:
+    """The first thing that is wrong: its key as it stands in the file, and what it should be. `table`: the key of the
+    table that the content is of."""
     first = error.errors()[0]
-    keys: list[str] = []
+    keys = [table] if table else []
     place: Any = content
     for step in first["loc"]:
         is_key = step in place if isinstance(place, dict) else isinstance(place, list) and isinstance(step, int)

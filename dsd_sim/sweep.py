@@ -6,7 +6,6 @@ Invariant: a combination differs from its scenario's file in its settings and in
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +119,14 @@ def read_plan(path: Path) -> Plan:
     axes = [Axis(tuple(settings_of(key, value) for value in values)) for key, values in sweep.keys.items()]
     if sweep.seeds is not None:
         axes.append(Axis(tuple({SEED: seed} for seed in sweep.seeds)))
-    twice = [key for key, num in Counter(key for axis in axes for key in axis.keys).items() if num > 1]
-    if twice:
-        raise BadScenario(f"{path}: sweep.keys: {twice[0]} is varied twice")
+    for one, other in itertools.combinations(axes, 2):
+        for key, again in itertools.product(one.keys, other.keys):
+            if _overlap(key.split("."), again.split(".")):
+                told_keys = key if key == again else f"{key}, as a part of {again},"
+                raise BadScenario(f"{path}: sweep.keys: {told_keys} is varied twice")
+    for axis in axes:
+        if len({told_settings(value) for value in axis.values}) < len(axis.values):
+            raise BadScenario(f"{path}: sweep: {' and '.join(axis.keys)} has a value twice")
     tried = [axis.values for axis in axes]
     if sweep.crossover is not None and (complaint := complaint_about(sweep.crossover, tried)):
         raise BadScenario(f"{path}: sweep.crossover.{complaint}")
@@ -131,6 +135,11 @@ def read_plan(path: Path) -> Plan:
         settings = {key: value for values in chosen for key, value in values.items()}
         points.append(Point(settings, cell_of(content, path, settings)))
     return Plan(points[0].cell.scenario.name, tuple(axes), tuple(points), sweep.crossover)
+
+
+def _overlap(steps: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two dotted keys set the same thing, or one a part of the other."""
+    return all(a == b or "*" in (a, b) for a, b in zip(steps, others, strict=False))
 
 
 def outcomes_of(plan: Plan, reports: Mapping[str, Report]) -> list[Outcome]:
@@ -231,4 +240,4 @@ def write_sweep(
 
 def _row(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     settings = {key: told(outcome.settings[key]) if key in outcome.settings else "" for key in plan.keys}
-    return settings | {SEED: outcome.report.seed} | figures_of(outcome.report)
+    return settings | {"scenario": plan.scenario, SEED: outcome.report.seed} | figures_of(outcome.report)

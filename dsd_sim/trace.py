@@ -90,7 +90,8 @@ def write_trace(path: Path, scenario: Scenario, world: World) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = msgspec.json.Encoder()
     with path.open("wb") as file:
-        file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
+        about = encoder.encode({"scenario": scenario.name, "seed": scenario.seed})
+        file.write(b'{"displayTimeUnit":"ms","otherData":' + about + b',"traceEvents":[')
         for index, event in enumerate(_events(scenario, world)):
             file.write((b",\n" if index else b"\n") + encoder.encode(event))
         file.write(b"\n]}\n")

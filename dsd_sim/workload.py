@@ -163,16 +163,16 @@ def _read_trace(path: Path, speed: float) -> Requests:
     for number, line in enumerate(lines, start=1):
         try:
             arrival = decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadScenario(f"{path}: line {number}: {error}") from error
         if arrivals and arrival.arrival_ms < arrivals[-1].arrival_ms:
             raise BadScenario(f"{path}: line {number}: arrival_ms {arrival.arrival_ms} is before the line above it")
         arrivals.append(arrival)
     if not arrivals:
-        raise BadScenario(f"{path}: the trace is empty")
+        raise BadScenario(f"workload.file: {path}: the trace is empty")
     answer = np.array([arrival.target_tokens for arrival in arrivals])
     return Requests(
-        arrival_ms=np.array([arrival.arrival_ms / speed for arrival in arrivals]),
+        arrival_ms=np.array([(arrival.arrival_ms - arrivals[0].arrival_ms) / speed for arrival in arrivals]),
         prompt=np.array([arrival.prompt_tokens for arrival in arrivals]),
         answer=answer,
         max_tokens=answer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ from model_zoo.smollm2 import Part, recipes
 from model_zoo.wheel import DownloadError
 from shared.machine import describe_machine
 from shared.messages import Sampling
+from shared.profiles import NAME as PROFILE_NAME
 from shared.profiles import Profile
 from shared.recording import Header, Recorded, Recording
 
@@ -239,6 +241,12 @@ def time_a_model_on_this_machine(
 
     if (target is None) == (draft is None):
         raise typer.BadParameter("either --target or --draft must be given")
+    if not re.fullmatch(PROFILE_NAME, out.stem):
+        raise typer.BadParameter(
+            f"the profile is named after the file of --out, and {out.stem!r} is not {PROFILE_NAME}"
+        )
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"the folder of --out, {out.parent}, is not there")
     try:
         with _progress("measuring; nothing else should run now"):
             passes = steps = None

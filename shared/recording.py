@@ -94,7 +94,7 @@ def read_recording(path: Path) -> Recording:
 def _decode(path: Path, number: int, line: bytes, kind: type[Kind]) -> Kind:
     try:
         return msgspec.json.decode(line, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedRecording(f"{path}:{number}: {error}") from error
 
 

@@ -134,6 +134,18 @@ def busy(fleet: Fleet) -> int:
     return int(fleet.world.devices[1]["busy_ms"] > 0)
 
 
+def test_guesses_of_verifiers_that_draft_themselves_are_counted_across_failures() -> None:
+    content = scenario(policies={"colocated": True, "window": 4}, failure=[failure("verifiers")])
+    content["cloud"][0]["draft_times"] = {"step_ms": 2.0}
+    requests = run(content).world.requests
+    assert (requests["done_ms"] != run(content | {"failure": []}).world.requests["done_ms"]).any()
+    own = (
+        requests["tokens"] - requests["accepted"] - requests["recovered"] - requests["bonus"]
+    )  # of rows without guesses
+    assert set(own.tolist()) <= {1, 2}
+    assert (requests["drafted"] == sum(requests[name] for name in FATES)).all()
+
+
 def test_without_another_device_the_session_gets_its_own_back_when_that_works_again() -> None:
     world = a_world(1, tokens=1500, rtt_ms=10, step_ms=5)
     happenings = [Happening(1000, lambda f: f.lose_devices([0])), Happening(9000, lambda f: f.restore_devices([0]))]

@@ -323,7 +323,7 @@ def test_what_is_there_is_not_computed_again(planned: Planned) -> None:
         ("times = { base_ms = 20.0, token_ms = 0.5 }", 'profile = "drafter.json"',
          "cloud.profile: profile slow has no times of a verifier"),
         ("power_w = 30", "watts = 30", "edge.0.draft.0.power_w: Field required"),
-        ("rate = 0.6", "rate = 6.0", "rate: Input should be less than or equal to 1"),
+        ("rate = 0.6", "rate = 6.0", "edge.0.draft.0.guesses.rate: Input should be less than or equal to 1"),
         ("step_ms = 2.0", "step_ms = 0.0", "edge.0.draft.0: a draft step takes more than 0 ms"),
         ('name = "slow"', 'name = "fast"', "edge: two have the same name"),
         ('quantisation = "16-bit"', 'quantisation = "4-bit"', "edge.0: draft: two have the same name and quantisation"),

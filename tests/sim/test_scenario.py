@@ -6,11 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from dsd_sim.acceptance import Acceptance
 from dsd_sim.build import make_fleet
 from dsd_sim.part import BadScenario
 from dsd_sim.report import report_of
@@ -76,13 +79,32 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert fates["drafted"] == sum(num for name, num in fates.items() if name != "drafted") > 0
 
 
+@dataclass
+class Noted:
+    """A model of acceptance, and all that it drew."""
+
+    model: Acceptance
+    drawn: list[bytes]
+
+    def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
+        self.model.fill(right, confidence, rng)
+        self.drawn.append(right.tobytes() + confidence.tobytes())
+
+
 def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) -> None:
-    adaptive = json.loads(report(written(tmp_path)))
-    static = json.loads(report(written(tmp_path, SCENARIO, ('windows = "ladder"', 'windows = "static"'))))
-    alone = json.loads(report(written(tmp_path, SCENARIO, ('windows = "ladder"', "drafting = false"))))
-    assert adaptive["num_tokens"] == static["num_tokens"] == alone["num_tokens"]
-    assert alone["fates"]["drafted"] == 0
-    assert static["acceptance"] == pytest.approx(0.8, abs=0.03)
+    worlds, guesses = [], []
+    for policy in ('windows = "ladder"', 'windows = "static"', "window = 2\nstop_and_wait = true"):
+        path = written(tmp_path, SCENARIO, ('windows = "ladder"', policy))
+        fleet = make_fleet(read_scenario(path), tmp_path)
+        drawn: list[bytes] = []
+        fleet.acceptance = [Noted(model, drawn) for model in fleet.acceptance]
+        fleet.run()
+        worlds.append(fleet.world)
+        guesses.append(sorted(drawn))
+    for name in ("arrival_ms", "prompt", "tokens", "device"):
+        assert all(np.array_equal(world.requests[name], worlds[0].requests[name]) for world in worlds), name
+    assert len(guesses[0]) == 60
+    assert guesses[0] == guesses[1] == guesses[2]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +138,9 @@ def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) ->
         ("[policies]", '[[change]]\nat_s = 1\nedge = "near"\nload = 2.0\n[policies]', "change.0: edge means nothing"),
         ('kind = "independent", rate = 0.8', 'kind = "markov", easy = 1, hard = 0, to_hard = 0, to_easy = 0',
          "edge.0.guesses: to_hard and to_easy are both 0"),
+        ("[policies]\nwindows = \"ladder\"",
+         '[[change]]\nat_s = 1\nlink = { rtt_ms = 1.0 }\n[policies]\ncolocated = true\nwindow = 4',
+         "change: with policies.colocated no link"),
         ("seed = 3", "seed = 18446744073709551616", "seed: Input should be less than"),
         ("[policies]", '[[failure]]\npart = "links"\nat_s = 1\nfor_s = 1\nedge = "far"\n[policies]',
          "names the edge 'far', and none has that name"),
@@ -138,7 +163,8 @@ def test_bad_input_is_one_line_that_names_file_and_key(tmp_path: Path, old: str,
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "the trace is empty"),
+        ([], "workload.file: "),
+        (["\xff"], "line 1: "),
         ([json.dumps(TRACE[1]), json.dumps(TRACE[0])], "line 2: arrival_ms 0.0 is before the line above it"),
         ([json.dumps(TRACE[0] | {"target_tokens": 0})], "line 1: Expected `int` >= 1 - at `$.target_tokens`"),
         (["{"], "line 1: Input data was truncated"),

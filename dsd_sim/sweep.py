@@ -240,4 +240,4 @@ def write_sweep(
 
 def _row(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     settings = {key: told(outcome.settings[key]) if key in outcome.settings else "" for key in plan.keys}
-    return settings | {"scenario": plan.scenario, SEED: outcome.report.seed} | figures_of(outcome.report)
+    return {"scenario": plan.scenario} | settings | {SEED: outcome.report.seed} | figures_of(outcome.report)

@@ -280,7 +280,8 @@ def test_the_command_names_the_choice_of_each_class_and_marks_what_is_dominated(
 def test_the_csv_has_a_line_for_each_candidate(planned: Planned) -> None:
     with (planned.folder / "plan.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [field.name for field in msgspec.structs.fields(Row)]
+    assert list(rows[0]) == ["plan", "seed", *(field.name for field in msgspec.structs.fields(Row))]
+    assert {(row["plan"], row["seed"]) for row in rows} == {("test", str(planned.found.seed))}
     for line, row in zip(rows, planned.found.rows, strict=True):
         assert float(line["energy"]) == row.energy
         assert line["best_for"].split() == list(row.best_for)

@@ -80,7 +80,7 @@ def test_a_sweep_runs_every_combination_with_every_seed(swept: Swept) -> None:
 def test_its_csv_has_the_varied_keys_and_all_figures(swept: Swept) -> None:
     with (swept.folder / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["policies.window", "edge.*.link.rtt_ms", "seed", *FIGURES]
+    assert list(rows[0]) == ["scenario", "policies.window", "edge.*.link.rtt_ms", "seed", *FIGURES]
     assert len(rows) == 12
     for row, outcome in zip(rows, swept.found["outcomes"], strict=True):
         assert float(row["ttft_ms.p90"]) == outcome["report"]["ttft_ms"]["p90"]

@@ -71,7 +71,8 @@ def traced(folder: Path, num_logged: int) -> Traced:
     fleet.run()
     write_trace(folder / "new" / "trace.json", scenario, fleet.world)
     trace = json.loads((folder / "new" / "trace.json").read_bytes())
-    assert set(trace) == {"displayTimeUnit", "traceEvents"}
+    assert set(trace) == {"displayTimeUnit", "otherData", "traceEvents"}
+    assert trace["otherData"] == {"scenario": scenario.name, "seed": scenario.seed}
     events = defaultdict(list)
     for event in trace["traceEvents"]:
         events[event["ph"]].append(event)

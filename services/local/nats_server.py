@@ -27,7 +27,8 @@ ping_interval: "5s"
 ping_max: 2
 write_deadline: "5s"
 
-# A server that ends waits 10 s, then sends its clients away one after the other for 30 s: they go to the others.
+# A server that ends waits 10 s, then sends its clients away one after the other, until 30 s are over: they go to the
+# others.
 lame_duck_grace_period: "10s"
 lame_duck_duration: "30s"
 """

@@ -82,7 +82,13 @@ BREAKS = [
     *_of(
         checks.pods_have_time_to_end,
         _in("StatefulSet nats", f"{POD}/terminationGracePeriodSeconds", GONE, "nats is killed before its 40.0 s"),
-        _in("Deployment gateway", f"{POD}/terminationGracePeriodSeconds", 134, "gateway is killed before its 135.0 s"),
+        _in("Deployment gateway", f"{POD}/terminationGracePeriodSeconds", 614, "gateway is killed before its 615.0 s"),
+        _in(
+            "Deployment gateway",
+            f"{POD}/containers/0/env/0",
+            {"name": "DSD_DRAIN_S", "value": "599"},
+            "gateway drains for less time than an answer may take",
+        ),
     ),
     *_of(
         checks.what_is_referred_to_exists,

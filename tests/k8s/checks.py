@@ -79,13 +79,22 @@ def pods_have_time_to_end(manifests: list[Manifest], secrets: Secrets) -> Iterat
         needed = _drain_s(workload, manifests) if service_of(workload) else _lame_duck_s(manifests)
         if pod_of(workload).get("terminationGracePeriodSeconds", 30) < needed:
             yield f"{title(workload)} is killed before its {needed} s are over"
+        if service_of(workload) == "gateway" and _setting_s(workload, manifests, "drain_s") < _setting_s(
+            workload, manifests, "request_timeout_s"
+        ):
+            yield f"{title(workload)} drains for less time than an answer may take"
 
 
 def _drain_s(workload: Manifest, manifests: list[Manifest]) -> float:
     (container,) = pod_of(workload)["containers"]
-    default = SETTINGS[service_of(workload)].model_fields["drain_s"].default
     pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-    return float(pause + float(settings_of(container, manifests).get("DSD_DRAIN_S", default)) + END_S)
+    return float(pause + _setting_s(workload, manifests, "drain_s") + END_S)
+
+
+def _setting_s(workload: Manifest, manifests: list[Manifest], name: str) -> float:
+    (container,) = pod_of(workload)["containers"]
+    default = SETTINGS[service_of(workload)].model_fields[name].default
+    return float(settings_of(container, manifests).get(f"DSD_{name.upper()}", default))
 
 
 def _lame_duck_s(manifests: list[Manifest]) -> float:

@@ -15,7 +15,14 @@ from pathlib import Path
 from tests.k8s.manifests import DOCUMENT, ROOT, Secrets
 
 CLOUD_NAME = "nats.dsd.example"
-CLOUDS = ("cloud", "edge", "rotated")  # what each block of commands is for, in the document's order
+CLOUDS = (
+    "cloud",
+    "joined",
+    "edge",
+    "rotating",
+    "rotated",
+    "shut-out",
+)  # what each block of commands is for, in the document's order
 
 # Keeps `create secret` as JSON in $KUBECTL_KEEPS, a file for each Secret; a pipe into `apply` has kept it already.
 KUBECTL = """\
@@ -35,7 +42,7 @@ if arguments[:2] == ["create", "secret"]:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             data[key or file.name] = file.read_text()
     pathlib.Path(os.environ["KUBECTL_KEEPS"], name).write_text(json.dumps(data))
-elif arguments[0] not in ("apply", "label", "rollout"):
+elif arguments[0] not in ("apply", "delete", "label", "rollout"):
     sys.exit(f"unexpected: {arguments}")
 """
 

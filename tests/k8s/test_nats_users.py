@@ -134,10 +134,32 @@ def test_routes_share_a_password_that_is_new_each_time(capsys: pytest.CaptureFix
     assert found[0] != found[1]
 
 
-def test_after_a_rotation_only_new_keys_are_good(documented: dict[str, Secrets]) -> None:
-    old, new = (
-        set(re.findall(r"nkey: (\w+)", documented[when]["nats-auth"]["users.conf"])) for when in ("cloud", "rotated")
-    )
-    assert len(old) == len(new)
-    assert not old & new
+def users_of(documented: dict[str, Secrets], when: str) -> dict[str, set[str]]:
+    """Public keys by the names of their rights."""
+    found: dict[str, set[str]] = {}
+    for key, name in re.findall(
+        r"nkey: (\w+), permissions: \$rights-([\w-]+)", documented[when]["nats-auth"]["users.conf"]
+    ):
+        found.setdefault(name, set()).add(key)
+    return found
+
+
+def test_a_site_that_joins_changes_no_other_user(documented: dict[str, Secrets]) -> None:
+    assert users_of(documented, "joined") == users_of(documented, "cloud")
+
+
+def test_while_keys_change_both_are_good_and_afterwards_the_new_ones_alone(documented: dict[str, Secrets]) -> None:
+    old, both, new = (users_of(documented, when) for when in ("cloud", "rotating", "rotated"))
+    assert old.keys() == both.keys() == new.keys()
+    for name in old:
+        assert both[name] == old[name] | new[name]
+        assert not old[name] & new[name]
     assert documented["rotated"]["nats-auth"]["routes.conf"] == documented["cloud"]["nats-auth"]["routes.conf"]
+
+
+def test_one_that_is_shut_out_gets_another_key_and_nobody_else_does(documented: dict[str, Secrets]) -> None:
+    before, after = users_of(documented, "rotated"), users_of(documented, "shut-out")
+    assert {name for name in before if before[name] != after[name]} == {"verifier-2"}
+    assert not before["verifier-2"] & after["verifier-2"]
+    seeds = documented["shut-out"]["nkeys-verifiers"]
+    assert {public_key(seeds["verifier-2"])} == after["verifier-2"]

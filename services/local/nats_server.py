@@ -7,6 +7,7 @@ it and thrown away.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import sysconfig
@@ -20,6 +21,7 @@ from services.local.nats_users import rights_file, write_keys
 from services.local.supervisor import Program
 
 HOST = "127.0.0.1"
+SERVER_PORTS = range(10_000, 32_768)
 LIMITS = """\
 # What holds for every NATS server of DSD.
 max_payload: 256KB
@@ -61,10 +63,16 @@ def program(folder: Path) -> Program:
 
 
 def free_port() -> int:
-    """A loopback port that was free just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that was free just now. Not one of those that a system gives to connections it makes (Linux: from
+    32768 on), which the next one might take."""
+    while True:
+        port = secrets.choice(SERVER_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        return port
 
 
 def write_open(folder: Path, port: int) -> Access:

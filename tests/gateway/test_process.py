@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from services.gateway.service import prepare
 from services.gateway.settings import GatewaySettings
+from services.local.nats_server import free_port
 from shared import nats_bus
 from shared.messages import Close
 from shared.metrics import BusMetrics
@@ -44,12 +44,6 @@ class Running:
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         async with asyncio.timeout(60):
             return await response.content.read()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

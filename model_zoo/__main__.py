@@ -31,8 +31,7 @@ from model_zoo.smollm2 import Part, recipes
 from model_zoo.wheel import DownloadError
 from shared.machine import describe_machine
 from shared.messages import Sampling
-from shared.profiles import NAME as PROFILE_NAME
-from shared.profiles import Profile
+from shared.profiles import PROFILE_NAME, Profile
 from shared.recording import Header, Recorded, Recording
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.batching import HINGES
 
-NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
+PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
 Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)]
 
@@ -58,7 +58,7 @@ class StepTimes(Times):
 class Profile(Times):
     """`name` is shown wherever figures are."""
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    name: Annotated[str, Field(pattern=f"^{PROFILE_NAME}$")]
     origin: str
     verifier: PassTimes | None = None
     drafter: StepTimes | None = None

@@ -50,7 +50,7 @@ def fill_step(num_rows: int) -> int:
     return 1 << max(1, (num_rows - 1).bit_length() - 4)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class RowRule:
     """Row counts that a layer is given: at least `least`, and multiples of `step` and of `fill_step`; powers of two.
     It computes at most `most` of them at once."""
@@ -74,8 +74,8 @@ def strictest(rules: Iterable[RowRule]) -> RowRule:
     return RowRule(max(r.least for r in found), max(r.step for r in found), min(r.most for r in found))
 
 
-# One to three rows take other kernels, which are no faster and differ for some numbers. The last suffices for all
-# kernels seen so far.
+# One to three rows take other kernels, which are no faster and differ for some numbers. With few enough rows at once
+# the last suffices for all kernels seen so far.
 ROW_RULES = (RowRule(4, 2), RowRule(4, 4), RowRule(8, 8))
 PLAIN_ROW_RULES = ROW_RULES[1:]  # of unpacked layers: which rows differ depends on the number of threads as well
 

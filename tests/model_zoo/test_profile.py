@@ -71,6 +71,12 @@ def test_the_command_times_a_draft_and_says_on_what_and_how_well_it_fits(default
         ([], 2, "either --target or --draft must be given"),
         (["--draft", "nowhere"], 1, "profile failed: no draft model in /"),
         (["--target", "nowhere"], 1, "profile failed: "),
+        (
+            ["--draft", "nowhere", "--out", "My_Edge.json"],
+            2,
+            "the profile is named after the file of --out, and 'My_Edge'",
+        ),
+        (["--draft", "nowhere", "--out", "no-folder/edge.json"], 2, "the folder of --out, no-folder, is not there"),
     ],
 )
 def test_what_cannot_be_timed_is_told(tmp_path: Path, arguments: list[str], status: int, message: str) -> None:

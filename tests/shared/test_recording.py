@@ -32,6 +32,13 @@ def test_the_least_file_is_read(tmp_path: Path) -> None:
     assert read_recording(path) == Recording(HEADER, (Recorded((1,), (2,), (True,), (0.5,)),))
 
 
+def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(HEADER_LINE.encode().replace(b'"origin":"', b'"origin":"\xff'))
+    with pytest.raises(MalformedRecording, match=":1: 'utf-8' codec"):
+        read_recording(path)
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

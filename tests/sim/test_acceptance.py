@@ -53,8 +53,8 @@ def test_a_stretch_that_is_never_left_lasts_for_the_whole_answer() -> None:
 
 def test_a_replay_says_what_was_recorded_from_its_start_round_and_round() -> None:
     recorded = [
-        Answer(np.array([True, False, True]), np.array([0.9, 0.2, 0.8], np.float32)),
-        Answer(np.array([False, False]), np.array([0.1, 0.3], np.float32)),
+        Answer(np.array([True, True, False]), np.array([0.9, 0.2, 0.8], np.float32)),
+        Answer(np.array([False, True]), np.array([0.1, 0.3], np.float32)),
     ]
     right, confidence = filled(Replay(tuple(recorded)), 7, 200)
     expected = [(np.resize(each.right, 7), np.resize(each.confidence, 7)) for each in recorded]

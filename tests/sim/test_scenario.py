@@ -163,8 +163,7 @@ def test_bad_input_is_one_line_that_names_file_and_key(tmp_path: Path, old: str,
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "workload.file: "),
-        (["\xff"], "line 1: "),
+        ([], "trace.jsonl: the trace is empty"),
         ([json.dumps(TRACE[1]), json.dumps(TRACE[0])], "line 2: arrival_ms 0.0 is before the line above it"),
         ([json.dumps(TRACE[0] | {"target_tokens": 0})], "line 1: Expected `int` >= 1 - at `$.target_tokens`"),
         (["{"], "line 1: Input data was truncated"),
@@ -175,6 +174,23 @@ def test_a_trace_that_cannot_be_played_is_refused(tmp_path: Path, lines: list[st
     path = traced(tmp_path, lines)
     with pytest.raises(BadScenario, match=re.escape(message)):
         make_fleet(read_scenario(path), tmp_path)
+
+
+def test_a_trace_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = traced(tmp_path, [json.dumps(TRACE[0])])
+    (tmp_path / "trace.jsonl").write_bytes(
+        json.dumps(TRACE[0] | {"device_tier": "NAME"}).encode().replace(b"NAME", b"\xff")
+    )
+    with pytest.raises(BadScenario, match="line 1: 'utf-8' codec"):
+        report(path)
+
+
+def test_a_trace_starts_with_its_first_request(tmp_path: Path) -> None:
+    found = []
+    for later_ms in (0.0, 1.7e12):  # from its own start, and since 1970
+        lines = [json.dumps(each | {"arrival_ms": each["arrival_ms"] + later_ms}) for each in TRACE]
+        found.append(report(traced(tmp_path, lines)))
+    assert found[0] == found[1]
 
 
 def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:

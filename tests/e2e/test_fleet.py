@@ -42,7 +42,10 @@ async def test_12_sessions_at_once_get_their_single_texts_and_every_process_carr
     drafted = await fleet.read("drafter", "dsd_drafter_drafted_total")
     reports = (await fleet.metrics("controller")).total("dsd_controller_reports_total")
 
-    together = await asyncio.gather(*(fleet.ask(question, speculation="adaptive") for question in questions))
+    together = await asyncio.gather(
+        *(fleet.ask(question, speculation="adaptive") for question in GREEDY),
+        *(fleet.ask(question, speculation="static", window=8) for question in SAMPLED),  # drafted for whatever it costs
+    )
 
     assert [answer.told for answer in together] == [answer.told for answer in alone]
     assert len({answer.fingerprint for answer in together}) == 1

@@ -29,7 +29,7 @@ from tests.k8s.joined import joined
 from tests.plugins.nats import NatsServer
 
 MODEL = "smollm2-135m"
-SECURE = "DSD_SECURE"
+IS_SECURE, IS_JOINED = (os.environ.get(name) == "1" for name in ("DSD_SECURE", "DSD_JOINED"))
 FATES = ("accepted", "rejected", "late", "discarded")
 HEARTBEAT_S = 0.2  # a peer is given up after three of them
 DRAIN_S = 90.0  # streams may be slow on a busy machine
@@ -270,8 +270,9 @@ async def processes(
     models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
 ) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
-    secure, is_joined = (os.environ.get(name) == "1" for name in (SECURE, "DSD_JOINED"))
-    plan = Plan(default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port(), secure=secure)
+    plan = Plan(
+        default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port(), secure=IS_SECURE
+    )
     notices: list[str] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
     with ExitStack() as stack:
@@ -281,14 +282,14 @@ async def processes(
         patch.delenv("DSD_TARGET", raising=False)
         patch.setenv("DSD_NUM_THREADS", "1")  # there are several verifiers, and other tests beside them
         servers: list[NatsServer] = []
-        if is_joined:
+        if IS_JOINED:
             access, servers = stack.enter_context(joined(run_dir / "joined", plan.names))
             plan = replace(plan, nats=access)
         async with running(plan, run_dir, notices.append) as system, aiohttp.ClientSession(timeout=timeout) as http:
             whole = Processes(system, http, notices, servers)
             settings = system.children["drafter-0"].program.env
-            assert settings["DSD_NATS_URL"].startswith("tls:") == secure
-            assert ("DSD_NATS_NKEY_SEED" in settings) == (secure or is_joined)
+            assert settings["DSD_NATS_URL"].startswith("tls:") == IS_SECURE
+            assert ("DSD_NATS_NKEY_SEED" in settings) == (IS_SECURE or IS_JOINED)
             await whole.whole()
             yield whole
     assert not [notice for notice in notices if "is killed" in notice], notices

@@ -11,13 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent
-# Those that start processes; all others have one process and no server.
-OF_PROCESSES = ("test_clients.py", "test_failures.py", "test_fleet.py", "test_restarts.py")
+# Those that start a NATS server and processes; all others have one process and no server.
+OF_PROCESSES = ("test_clients.py", "test_failures.py", "test_fleet.py", "test_ranks.py", "test_restarts.py")
 OF_COMMANDS = ("test_own_pair.py", "test_readme.py")  # they run `python -m services`
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("variable", "files"),
     [("DSD_SECURE", OF_PROCESSES + OF_COMMANDS), ("DSD_JOINED", OF_PROCESSES)],
@@ -34,6 +34,7 @@ def test_everything_works_on_a_bus_with(variable: str, files: tuple[str, ...]) -
 
 
 def test_every_file_that_starts_processes_is_run_again() -> None:
-    beginning = "from tests.e2e.processes import"
-    found = [path.name for path in sorted(FOLDER.glob("test_*.py")) if f"\n{beginning}" in path.read_text()]
-    assert found == list(OF_PROCESSES)
+    starts = ("from tests.e2e.processes import", "from services.local")
+    texts = {path.name: path.read_text() for path in FOLDER.glob("test_*.py")}
+    found = [name for name, text in sorted(texts.items()) if any(f"\n{line}" in text for line in starts)]
+    assert found == sorted(OF_PROCESSES + OF_COMMANDS)

@@ -13,24 +13,31 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.cloud_verifier.architecture import UnsupportedModel, check_heads
 from services.edge_drafter.model import DraftModel
 from services.gateway.tokenizer import TargetTokenizer
+from services.local import nats_server
+from services.local.nats_server import Access
+from services.local.supervisor import Supervisor
 from shared import nats_bus, subjects
 from shared.bus import Bus
 from shared.config import ServiceSettings
 from shared.messages import Opened, Verdict
 from shared.metrics import BusMetrics
 from tests.e2e.harness import Client, Generated, make_drafter
+from tests.e2e.processes import IS_JOINED, IS_SECURE
 from tests.e2e.yardstick import PlainModel
-from tests.plugins.nats import NatsServer
+from tests.k8s.joined import joined
+from tests.k8s.manifests import K8S, pod_of
 
 NEAR_TIE = 1e-4
 NUM_PROMPTS, NUM_TOKENS = 20, 64
 READY_S, END_S, DRAIN_S = 120.0, 40.0, 30.0
+NAMES = {"gateway": ["client"], "controller": [], "verifier": ["verifier"], "drafter": ["drafter"]}  # the client asks
 TINY = LlamaConfig(
     vocab_size=211,  # odd, so that the ranks' parts of it differ
     hidden_size=64,
@@ -51,6 +58,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(TINY).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+async def access(tmp_path: Path) -> AsyncIterator[Access]:
+    """To a bus of the kind that the environment chooses, as in processes.py."""
+    if IS_JOINED:
+        with joined(tmp_path / "joined", NAMES) as (found, _):
+            yield found
+        return
+    folder, port = tmp_path / "nats", nats_server.free_port()
+    found = nats_server.write_secured(folder, port, NAMES) if IS_SECURE else nats_server.write_open(folder, port)
+    supervisor = Supervisor(tmp_path / "logs", print)
+    try:
+        await supervisor.wait_ready(supervisor.start(nats_server.program(folder)), READY_S)
+        yield found
+    finally:
+        await supervisor.stop()
 
 
 class Ranks:
@@ -84,15 +108,16 @@ class Ranks:
 
 
 @asynccontextmanager
-async def ranks(target: Path, number: int, nats_url: str, folder: Path) -> AsyncIterator[Ranks]:
-    flags = ("--target", target, "--nats-url", nats_url, "--dtype", "float32", "--device", "cpu", "--http-port", "0")
-    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", number)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DSD_LOG_FORMAT": "json", "DSD_LEASE_S": "300"}
+async def ranks(target: Path, number: int, access: Access, folder: Path) -> AsyncIterator[Ranks]:
+    command, variables = many_gpus(number)
+    flags = ("--target", target, "--dtype", "float32", "--device", "cpu", "--http-port", "0")
+    environment = os.environ | variables | variables_of(access, "verifier")
+    environment |= {"OMP_NUM_THREADS": "1", "DSD_NUM_THREADS": "1", "DSD_LOG_FORMAT": "json", "DSD_LEASE_S": "300"}
     environment |= {"DSD_DRAFTER_LEASE_S": "300", "DSD_DRAIN_S": str(DRAIN_S)}
-    environment |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "ranks.log").open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            *map(str, (*command, "-m", "services.cloud_verifier", *flags)),
+            *map(str, (*command, *flags)),
             env=environment,
             stdout=file,
             stderr=file,
@@ -106,9 +131,28 @@ async def ranks(target: Path, number: int, nats_url: str, folder: Path) -> Async
                 await process.wait()
 
 
+def many_gpus(number: int) -> tuple[list[str], dict[str, str]]:
+    """The command and the variables of the component for several GPUs, with so many ranks."""
+    component = yaml.safe_load((K8S / "components/many-gpus/kustomization.yaml").read_text())
+    (patch,) = component["patches"]
+    (container,) = pod_of(yaml.safe_load(patch["patch"]))["containers"]
+    torchrun, *words = container["command"]
+    assert (torchrun, words.pop(1)) == ("torchrun", "--nproc-per-node=4")
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={number}", *words], variables
+
+
+def variables_of(access: Access, name: str) -> dict[str, str]:
+    """With which a process of that name is let in."""
+    return {"DSD_NAME": name, "DSD_NATS_URL": access.url} | access.settings.get(name, {})
+
+
 @asynccontextmanager
-async def bus_on(server: NatsServer, name: str) -> AsyncIterator[Bus]:
-    settings = ServiceSettings(name=name, nats_url=server.url)
+async def bus_on(access: Access, name: str) -> AsyncIterator[Bus]:
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in variables_of(access, name).items():
+            patch.setenv(variable, value)
+        settings = ServiceSettings()
     bus = await nats_bus.connect(settings, subjects.new_instance_id(name), BusMetrics(CollectorRegistry()))
     try:
         yield bus
@@ -117,8 +161,8 @@ async def bus_on(server: NatsServer, name: str) -> AsyncIterator[Bus]:
 
 
 @asynccontextmanager
-async def client_on(server: NatsServer) -> AsyncIterator[Client]:
-    async with bus_on(server, "client") as bus:
+async def client_on(access: Access) -> AsyncIterator[Client]:
+    async with bus_on(access, "client") as bus:
         client = Client(bus)
         await client.start()
         yield client
@@ -135,14 +179,12 @@ async def answers_of(client: Client, prompts: list[list[int]], num_tokens: int, 
     return await asyncio.gather(*map(ask, prompts))
 
 
-async def test_two_ranks_write_the_text_of_one_process(
-    tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
-) -> None:
+async def test_two_ranks_write_the_text_of_one_process(tiny_folder: Path, access: Access, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(1, 211, (length,), generator=generator).tolist() for length in (5, 70, 130, 33)]
     prompts.append(prompts[2][:100])  # begins with what a cache holds already
     plain = PlainModel(tiny_folder)
-    async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
+    async with ranks(tiny_folder, 2, access, tmp_path) as found, client_on(access) as client:
         await found.until_ready()
         answers = [
             answer
@@ -155,10 +197,10 @@ async def test_two_ranks_write_the_text_of_one_process(
 
 
 async def test_told_to_stop_the_ranks_finish_what_is_open_and_end(
-    tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
+    tiny_folder: Path, access: Access, tmp_path: Path
 ) -> None:
     """torchrun hands the signal to all ranks, and waits for them."""
-    async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
+    async with ranks(tiny_folder, 2, access, tmp_path) as found, client_on(access) as client:
         await found.until_ready()
         answering = asyncio.create_task(answers_of(client, [[1, 2, 3], [4, 5]], 400))
         await client.until_heard(Opened, 2)
@@ -171,11 +213,9 @@ async def test_told_to_stop_the_ranks_finish_what_is_open_and_end(
     assert '"event": "rank ends"' in found.log
 
 
-async def test_a_rank_that_dies_takes_the_others_with_it(
-    tiny_folder: Path, nats_server: NatsServer, tmp_path: Path
-) -> None:
+async def test_a_rank_that_dies_takes_the_others_with_it(tiny_folder: Path, access: Access, tmp_path: Path) -> None:
     """While nothing is computed, too: torchrun would let rank 0 drain, and this session waits for guesses for ever."""
-    async with ranks(tiny_folder, 2, nats_server.url, tmp_path) as found, client_on(nats_server) as client:
+    async with ranks(tiny_folder, 2, access, tmp_path) as found, client_on(access) as client:
         await found.until_ready()
         verifier_id, drafter_id = await client.hear_of("verifier"), subjects.new_instance_id("nobody")
         asking = client.generate([1, 2, 3], verifier_id=verifier_id, drafter_id=drafter_id, free_run=False)
@@ -198,7 +238,7 @@ def test_heads_that_ranks_can_t_share_are_refused_by_name() -> None:
 @pytest.mark.timeout(900)
 async def test_three_ranks_write_the_default_target_s_text_with_guesses_but_for_near_ties(
     default_models: Path,
-    nats_server: NatsServer,
+    access: Access,
     tmp_path: Path,
     drafts: dict[str, DraftModel],
     prompts: list[list[int]],
@@ -208,9 +248,9 @@ async def test_three_ranks_write_the_default_target_s_text_with_guesses_but_for_
     """Its 9 query and 3 key heads are shared by three."""
     asked, plain = prompts[:NUM_PROMPTS], PlainModel(default_models / "target")
     async with (
-        ranks(default_models / "target", 3, nats_server.url, tmp_path) as found,
-        client_on(nats_server) as client,
-        bus_on(nats_server, "drafter") as bus,
+        ranks(default_models / "target", 3, access, tmp_path) as found,
+        client_on(access) as client,
+        bus_on(access, "drafter") as bus,
     ):
         await found.until_ready()
         drafter = make_drafter(bus, drafts["int8"], "drafter")

@@ -49,8 +49,13 @@ def metrics_of(service: str) -> set[str]:
     Health(registry)
     BusMetrics(registry)
     METRICS[service](registry)
+    return metrics_in(generate_latest(registry).decode())
+
+
+def metrics_in(text: str) -> set[str]:
+    """What Prometheus stores of an answer of /metrics."""
     names = set()
-    for line in generate_latest(registry).decode().splitlines():
+    for line in text.splitlines():
         if line.startswith("# TYPE"):
             _, _, name, kind = line.split()
             names |= {name + suffix for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))}

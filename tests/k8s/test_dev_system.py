@@ -17,6 +17,7 @@ from tests.e2e.processes import Metrics, until
 from tests.k8s.containers import inside, mount, program_of
 from tests.k8s.machine import Built, Machine
 from tests.k8s.manifests import ROOT, WORKLOADS, Manifest, of_kind, pod_names, pod_of, service_of, the
+from tests.k8s.services import metrics_in, metrics_of
 
 READY_S = 120.0
 BODY = {
@@ -109,5 +110,6 @@ async def answers(services: dict[str, Child]) -> None:
         await until(hears_decisions, 20, "the gateway hears no window decision")
         for name, child in services.items():
             async with http.get(f"{child.urls[-1]}/metrics") as response:
-                denied = Metrics(await response.text()).total("dsd_bus_errors_total", kind="permission violation")
-            assert denied == 0, name
+                text = await response.text()
+            assert Metrics(text).total("dsd_bus_errors_total", kind="permission violation") == 0, name
+            assert metrics_of(child.program.argv[2].removeprefix("services.")) <= metrics_in(text), name

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.local.nats_server import find_binary
+from services.local.nats_server import LIMITS, find_binary
 from services.local.nats_users import main
 from shared import nats_bus, subjects
 from shared.bus import Bus
 from shared.config import ServiceSettings
 from shared.messages import Close, Draft, Message, Service, TokenIds
 from shared.metrics import BusMetrics
-from tests.k8s.machine import Machine
-from tests.k8s.manifests import K8S, Secrets
+from tests.k8s.machine import Built, Machine
+from tests.k8s.manifests import K8S, Secrets, pod_of, the
 from tests.peers import until
 from tests.plugins.nats import NatsServer
 from tests.shared.bus_helpers import Heard
@@ -54,7 +56,7 @@ async def join(tmp_path: Path) -> AsyncIterator[Join]:
     """join(server, service, name, seed) -> a member that listens to its inbox."""
     members: list[Member] = []
 
-    async def connect(server: NatsServer, service: Service, name: str, seed: str = "") -> Member:
+    async def connect(server: NatsServer | Front, service: Service, name: str, seed: str = "") -> Member:
         member, file = Member(service, name), tmp_path / f"{len(members)}.seed"
         file.write_text(seed)
         settings = ServiceSettings(name=name, nats_url=server.url, nats_nkey_seed=str(file) if seed else "")
@@ -71,6 +73,43 @@ async def join(tmp_path: Path) -> AsyncIterator[Join]:
 def seeds_of_dev() -> dict[str, str]:
     folder = K8S / "overlays/dev/example-keys"
     return {file.name: file.read_text() for file in folder.glob("*/*")}
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What a Service of Kubernetes is: an address behind which each connection goes to a server that takes it."""
+
+    url: str
+
+
+@asynccontextmanager
+async def front_of(servers: Sequence[NatsServer]) -> AsyncIterator[Front]:
+    ends: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(writer)
+        for server in servers:
+            with suppress(ConnectionRefusedError):
+                there, back = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+                ends.append(back)
+                await asyncio.gather(pump(reader, back), pump(there, writer))
+                return
+        writer.close()
+
+    listener = await asyncio.start_server(forward, "127.0.0.1", 0)
+    try:
+        yield Front(f"nats://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    finally:
+        listener.close()
+        for end in ends:
+            end.close()
 
 
 async def until_heard(member: Member, say: Callable[[], Awaitable[None]]) -> None:
@@ -152,6 +191,30 @@ async def test_a_site_s_drafter_and_the_cloud_s_verifier_hear_each_other(
     assert verifier.heard.messages[0] == draft(1)
     assert drafter.heard.messages[0] == Close(SESSION, 1)
     assert drafter.denials == verifier.denials == gateway.denials == 0
+
+
+async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
+    machine: Machine, join: Join, built: Built, documented: dict[str, Secrets], tmp_path: Path
+) -> None:
+    """The pod's preStop: lame duck, with a shorter grace."""
+    shorter = {"limits.conf": LIMITS.replace('lame_duck_grace_period: "10s"', 'lame_duck_grace_period: "1s"')}
+    hubs = [machine.start("cloud", number, shorter) for number in range(3)]
+    cloud = documented["cloud"]
+    (container,) = pod_of(the(built("cloud"), "StatefulSet", "nats"))["containers"]
+    before_it_stops = container["lifecycle"]["preStop"]["exec"]["command"]
+    async with front_of(hubs) as front:
+        verifier = await join(front, "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
+        gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
+        await until_heard(verifier, lambda: gateway.say("close", verifier, Close(SESSION, 1)))
+        (tmp_path / "nats.pid").write_text(str(hubs[0].pid))
+        assert before_it_stops[0] == "nats-server"
+        command = [str(find_binary()), *(word.replace("/run/nats", str(tmp_path)) for word in before_it_stops[1:])]
+        await asyncio.to_thread(subprocess.run, command, check=True, timeout=20)
+        assert await asyncio.to_thread(hubs[0].wait) == 0
+        async with asyncio.timeout(20):
+            while Close(SESSION, 2) not in verifier.heard.messages:
+                await gateway.say("close", verifier, Close(SESSION, 2))
+                await asyncio.sleep(0.05)
 
 
 async def test_a_site_that_was_taken_over_is_no_more_than_its_own_drafters(

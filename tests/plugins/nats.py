@@ -34,6 +34,11 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Returns once clients can connect."""
         command = [_binary(), "-a", "127.0.0.1", "-p", str(self._port), "-c", str(self._configuration)]
@@ -51,6 +56,11 @@ class NatsServer:
             self._process.kill() if kill else self._process.terminate()
             self._process.wait(READY_TIMEOUT_S)
             self._process = None
+
+    def wait(self) -> int:
+        """Until it has ended by itself; its exit status."""
+        assert self._process is not None
+        return self._process.wait(READY_TIMEOUT_S)
 
     def reload(self, configuration: str) -> None:
         """Makes the running server read another configuration."""

@@ -2,7 +2,8 @@
 
 A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES (window, chunk, free
 run, confidence to stop at), the logarithm of the goodput that it would bring, up to a constant. The best one is taken
-when it promises `margin` more than the one in force, twice in a row. A prediction is not trusted blindly:
+when it promises `margin` more than the one in force, twice in a row; where no drafting promises `least_gain` more than
+none, nothing is drafted. A prediction is not trusted blindly:
 
 * Inputs unlike those of training: the window follows from the pipeline instead, as many guesses as the drafter makes
   until the first of them has a verdict, which is never far from the best where the verifier runs free.
@@ -32,8 +33,9 @@ from awc.policy import WindowChoice
 from shared.messages import PairReport
 
 WEIGHTS = Path(__file__).with_name("adaptive.npz")
+NONE = WindowChoice(0, 1, free_run=True)  # nothing is drafted
 CHOICES = (
-    WindowChoice(0, 1, free_run=True),
+    NONE,
     *(WindowChoice(window, 2, free_run=True) for window in (2, 4, 8, 16, 24, 32)),
     *(WindowChoice(window, 1, free_run=True) for window in (4, 12, 24)),
     *(WindowChoice(window, chunk, free_run=False) for window, chunk in ((4, 2), (8, 4), (16, 4), (16, 8), (32, 8))),
@@ -58,6 +60,7 @@ class AdaptivePolicy:
     name: ClassVar[str] = "adaptive"
     start: WindowChoice
     margin: float = 0.03
+    least_gain: float = 0.02
     patience: int = 2  # reports in a row that must promise as much
     half_life: float = 128.0
     hope: float = 0.5  # right guesses that each report counts for while none is made
@@ -68,8 +71,11 @@ class AdaptivePolicy:
     costs: PassCosts = field(default_factory=PassCosts, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.margin >= 0 and self.hope >= 0):
-            raise ValueError(f"margin {self.margin} and hope {self.hope} must be 0 or more")
+        if not (self.margin >= self.least_gain >= 0 and self.hope >= 0):
+            raise ValueError(
+                f"margin {self.margin} must be no less than the least gain {self.least_gain}, and that and hope "
+                f"{self.hope} 0 or more"
+            )
         if self.patience < 1 or self.compared < 1 or self.settling < 0 or not self.half_life > 0:
             raise ValueError(
                 f"patience {self.patience} and compared {self.compared} must be 1 or more, settling {self.settling} "
@@ -123,8 +129,11 @@ class AdaptivePair:
             return self._choice
         worth = {choice: value - self._against.get(choice, 0.0) for choice, value in zip(CHOICES, values, strict=True)}
         best = max(worth, key=worth.__getitem__)
+        is_in_vain = self._choice.window > 0 and worth[best] - worth[NONE] < self._policy.least_gain
+        if is_in_vain:
+            best = NONE
         gain = worth[best] - worth.get(self._choice, -math.inf)
-        if gain > self._policy.margin:
+        if is_in_vain or gain > self._policy.margin:
             self._want(best, gain)
         else:
             self._wanted = None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from awc.adaptive import AdaptivePolicy
 from awc.closed_form import ClosedFormPolicy
 from awc.confidence import ConfidencePolicy
 from awc.delay_bandit import DelayBanditPolicy
+from awc.fair_share import FairSharePolicy
 from awc.goodput import GoodputPolicy
 from awc.ladder import LadderPolicy
 from awc.nightjar import NightjarPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc.resting import RestingPolicy
 from awc.static import StaticPolicy
+from awc.wc_dnn import WcDnnPolicy
 
 POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
@@ -23,4 +26,6 @@ POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     ClosedFormPolicy.name: ClosedFormPolicy,
     GoodputPolicy.name: GoodputPolicy,
     NightjarPolicy.name: NightjarPolicy,
+    WcDnnPolicy.name: WcDnnPolicy,
+    AdaptivePolicy.name: lambda start: FairSharePolicy(AdaptivePolicy(start)),
 }

@@ -15,7 +15,7 @@ RTTS_MS = (0, 10, 30, 60, 100, 200)
 SHARED_RTTS_MS = (0, 30, 100)  # of the cells with several sessions
 NUM_SHARED = 8
 SLIDING = WindowChoice(16, 2, free_run=True)
-SERVED = "ladder"  # the policy of a controller that is told none
+SERVED = "adaptive"  # the policy of a controller that is told none
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
-from awc.training.runs import JUDGED, SLIDING, cell, run, static_cell
+from awc.policies import POLICIES
+from awc.training.runs import SLIDING, cell, run, static_cell
 from awc.training.scenarios import CHANGE_S, FOLDER, Changing, changing
 from dsd_sim.build import make_fleet
 from dsd_sim.report import report_of
@@ -58,7 +59,7 @@ def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> d
 
 def _followed(changed: Changing, name: str, oracle: float) -> Followed:
     start = SLIDING.choice(START)
-    policy = JUDGED[name](start)
+    policy = POLICIES[name](start)
     ready = cell(changed.scenario, SLIDING, policy, start).scenario
     fleet = make_fleet(ready, FOLDER, LOG_ROOM)
     fleet.policy, fleet.is_watched = policy, True

@@ -12,9 +12,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from awc.adaptive import AdaptivePolicy
+from awc.policies import POLICIES
 from awc.policy import WindowChoice, WindowPolicy
 from awc.static import StaticPolicy
-from awc.training.runs import JUDGED, SLIDING, cell
+from awc.training.runs import SLIDING, cell
 from awc.training.scenarios import FOLDER, crowded
 from dsd_sim.build import make_fleet
 from dsd_sim.report import report_of
@@ -24,9 +25,9 @@ START = 8
 WAYS: dict[str, tuple[int, Callable[[WindowChoice], WindowPolicy]]] = {  # the first window, and the policy
     "target-only": (0, StaticPolicy),
     "static 8": (8, StaticPolicy),
-    "ladder": (START, JUDGED["ladder"]),
+    "ladder": (START, POLICIES["ladder"]),
     "adaptive without shares": (START, AdaptivePolicy),
-    "adaptive": (START, JUDGED["adaptive"]),
+    "adaptive": (START, POLICIES["adaptive"]),
 }
 
 

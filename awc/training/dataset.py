@@ -23,7 +23,9 @@ from dsd_sim.report import Report
 from dsd_sim.scenario import Scenario
 from shared.batching import HINGES
 
-CLOUD_ONLY = 1  # the label, and the window as the network sees it: the paper's controller takes 1 and below for it
+CLOUD_ONLY = 1  # the window as the network sees it
+# Its label. A prediction up to 1 means cloud-only: 1 is to lie halfway between the label and the usual windows.
+CLOUD_ONLY_LABEL = -2
 WINDOWS = (0, *range(2, 13))
 LEAST_WORTH = -0.7  # of a choice against the best, as a logarithm; how bad the worse ones are need not be learned
 NUM_SCENARIOS = 2200
@@ -71,7 +73,7 @@ def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
         if seen is not None:
             acceptance = seen.acceptance if window else known
             inputs.append(window_inputs(seen.queue, acceptance, seen.rtt_ms, seen.tpot_ms, window or CLOUD_ONLY))
-    return inputs, [[float(best or CLOUD_ONLY)]] * len(inputs)
+    return inputs, [[float(best or CLOUD_ONLY_LABEL)]] * len(inputs)
 
 
 def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from awc.training.evaluate import Evaluation, Scores
 
 BASE = 4  # the static window that gains are told against, as in the paper
+NEARLY = 0.99
 LEAST_GAIN = 1.02  # of the oracle: where less can be gained nothing is judged by its share
 
 
@@ -25,6 +26,7 @@ class Judged:
     mean: float  # score, static 4 being 1
     share: float  # of the oracle's gain over static 4, where that is above 2 %
     worst: float  # score, static 4 being 1
+    num_below: int  # scenarios with a score below NEARLY that of static 4
     oracle_median: float  # score, the best static window being 1
     oracle_decile: float  # the same, which a tenth of the scenarios stays below
 
@@ -49,6 +51,7 @@ def _judge(name: str, found: NDArray[np.float64], base: NDArray[np.float64], ora
         float(ratio.mean()),
         share,
         float(ratio.min()),
+        int((ratio < NEARLY).sum()),
         float(np.median(to_oracle)),
         float(np.quantile(to_oracle, 0.1)),
     )

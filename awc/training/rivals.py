@@ -18,9 +18,10 @@ from awc.delay_bandit import DelayBanditPolicy
 from awc.goodput import GoodputPolicy
 from awc.ladder import LadderPolicy
 from awc.nightjar import NightjarPolicy
+from awc.policies import POLICIES
 from awc.policy import WindowChoice, WindowPolicy
 from awc.resting import RestingPolicy
-from awc.training.runs import JUDGED, TRANSPORTS, Transport, cell, run, scores
+from awc.training.runs import TRANSPORTS, Transport, cell, run, scores
 from awc.training.scenarios import TRAINING, drawn
 from dsd_sim.cells import Cell
 from dsd_sim.scenario import Scenario
@@ -81,7 +82,7 @@ class Variant:
 
     def cell(self, scenario: Scenario, transport: Transport) -> Cell:
         start = transport.choice(self.start)
-        policy = RIVALS[self.name].make(start, **self.options) if self.options else JUDGED[self.name](start)
+        policy = RIVALS[self.name].make(start, **self.options) if self.options else POLICIES[self.name](start)
         return cell(scenario, transport, policy, start)
 
 

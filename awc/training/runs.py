@@ -5,28 +5,19 @@ Invariant: a run's result depends on its scenario, its policy and the code alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from awc.adaptive import AdaptivePolicy
-from awc.fair_share import FairSharePolicy
-from awc.policies import POLICIES
 from awc.policy import WindowChoice, WindowPolicy
 from awc.static import StaticPolicy
 from awc.training.scenarios import FOLDER
-from awc.wc_dnn import WcDnnPolicy
 from dsd_sim.cells import Cell, key_of
 from dsd_sim.report import Report
 from dsd_sim.runner import num_cores, progress_shown, run_cells
 from dsd_sim.scenario import Policies, Scenario
 
-# Those that may be served, and those that were trained.
-JUDGED: dict[str, Callable[[WindowChoice], WindowPolicy]] = POLICIES | {
-    WcDnnPolicy.name: WcDnnPolicy,
-    AdaptivePolicy.name: lambda start: FairSharePolicy(AdaptivePolicy(start)),
-}
 Reports: TypeAlias = dict[str, Report]
 
 

@@ -40,6 +40,13 @@ def test_a_gain_below_the_margin_changes_nothing() -> None:
     assert told(pair, *[SEEN] * 20) == SLOW
 
 
+def test_where_drafting_promises_next_to_nothing_over_none_nothing_is_drafted() -> None:
+    worth = {FAST: 0.0, CHOICES[0]: -0.01}
+    assert told(AdaptivePolicy(FAST, network=promising(worth)).for_pair(), *[SEEN] * 2) == CHOICES[0]
+    pair = AdaptivePolicy(CHOICES[0], network=promising(worth | {CHOICES[0]: -0.025})).for_pair()
+    assert told(pair, *[SEEN] * 20) == CHOICES[0], "coming back takes the margin"
+
+
 def test_a_start_that_is_none_of_the_choices_is_left_for_one_of_them() -> None:
     pair = AdaptivePolicy(WindowChoice(7, 3, free_run=True), network=promising({FAST: 0.0})).for_pair()
     assert told(pair, SEEN, SEEN) == FAST

@@ -60,7 +60,7 @@ def test_every_policy_is_named_as_in_the_table_and_starts_at_the_choice_it_is_gi
     for name, make in POLICIES.items():
         policy = make(DEFAULT_CHOICE)
         assert policy.name == name
-        assert policy.for_pair().decide(changed(matched=0, mismatched=0)) == DEFAULT_CHOICE
+        assert policy.for_pair().decide(changed(matched=0, mismatched=0, tpot_ms=0.0)) == DEFAULT_CHOICE
 
 
 def test_the_pairs_of_a_policy_do_not_share_state() -> None:
@@ -71,7 +71,7 @@ def test_the_pairs_of_a_policy_do_not_share_state() -> None:
         good, bad = policy.for_pair(), policy.for_pair()
         for _ in range(100):
             bad.decide(changed(matched=0, mismatched=16))
-        assert good.decide(changed(matched=0, mismatched=0)) == DEFAULT_CHOICE
+        assert good.decide(changed(matched=0, mismatched=0, tpot_ms=0.0)) == DEFAULT_CHOICE
 
 
 @pytest.mark.parametrize("field", ["drafted", "matched", "mismatched", "late", "discarded"])

@@ -9,8 +9,8 @@ from typing import cast
 
 from prometheus_client import CollectorRegistry
 
+from awc.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from benchmarks.bench_plan import SERVED
 from benchmarks.conductor import Conductor
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftModel
@@ -80,17 +80,17 @@ async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
         for number in range(40):
             await bus.publish(*report(drafter, verifier, number))
         await conductor.choose(WindowChoice(2, 2, free_run=False))  # it has heard the reports by then
-        await conductor.choose(SERVED)
-        first = await drafter.find(WindowDecision, lambda decision: decision.policy == SERVED)
+        await conductor.choose(LadderPolicy.name)
+        first = await drafter.find(WindowDecision, lambda decision: decision.policy == LadderPolicy.name)
         assert (first.window, first.chunk) == (DEFAULT_CHOICE.window, DEFAULT_CHOICE.chunk)
         for number in range(40, 80):
             await bus.publish(*report(drafter, verifier, number))
         later = await drafter.find(WindowDecision, lambda decision: decision.window > DEFAULT_CHOICE.window)
-        assert later.policy == SERVED
+        assert later.policy == LadderPolicy.name
         await conductor.choose(WindowChoice(3, 3, free_run=False))
-        await conductor.choose(SERVED)
+        await conductor.choose(LadderPolicy.name)
         newest = drafter.of(WindowDecision)[-1]
-        assert newest.policy == SERVED
+        assert newest.policy == LadderPolicy.name
         assert newest.window >= later.window
         numbers = [decision.sequence for decision in drafter.of(WindowDecision)]
         assert numbers == sorted(set(numbers))

@@ -13,14 +13,14 @@ from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.training.cards import Card
 from awc.training.changes import Followed, settled_s
 from awc.training.crowds import Crowded
-from awc.training.dataset import CLOUD_ONLY, LEAST_WORTH, WINDOWS, choice_rows, window_rows
+from awc.training.dataset import CLOUD_ONLY, CLOUD_ONLY_LABEL, LEAST_WORTH, WINDOWS, choice_rows, window_rows
 from awc.training.evaluate import Evaluation, Scores
 from awc.training.judged import by_class, judged
-from awc.training.paper import Figures, PaperCell
+from awc.training.paper import FACTORS, Figures, PaperCell, capacity_of
 from awc.training.report import Found, write_report
 from awc.training.scenarios import TRAINING, drawn
 from dsd_sim.pair_reports import Seen
-from dsd_sim.report import Fates, Report
+from dsd_sim.report import Fates, Report, Times
 from tests.sim.reports import a_report
 
 SCENARIO = drawn(TRAINING, 1)[0].scenario
@@ -56,7 +56,7 @@ def test_every_row_of_a_scenario_has_the_window_with_the_best_score_as_its_label
 
 def test_where_target_only_is_best_the_label_says_so() -> None:
     _, targets = window_rows(SCENARIO, [report(10.0 - window) for window in WINDOWS])
-    assert targets[0] == [CLOUD_ONLY]
+    assert targets[0] == [CLOUD_ONLY_LABEL]
 
 
 def test_while_nothing_is_drafted_acceptance_is_what_other_runs_showed() -> None:
@@ -134,22 +134,29 @@ def test_a_window_has_settled_once_it_stays_near_its_last_value(
     assert settled_s(moves, change_s=20.0) == expected
 
 
+@pytest.mark.parametrize(("slower_from", "expected"), [(0, 0.0), (1, 1.0), (3, FACTORS[1]), (8, FACTORS[-1])])
+def test_capacity_is_the_load_up_to_which_ours_is_as_fast_as_theirs_was(slower_from: int, expected: float) -> None:
+    theirs, slower = (a_report(tpot_ms=Times(mean, 0.0, 0.0, 0.0)) for mean in (40.0, 41.0))
+    ours = [slower if number >= slower_from else theirs for number in range(1 + len(FACTORS))]
+    assert capacity_of(theirs, ours) == expected
+
+
 def test_a_report_tells_every_policy_change_cell_and_card(tmp_path: Path) -> None:
     figures = Figures(100.0, 40.0, 300.0, 0.9)
     better = Figures(150.0, 30.0, 300.0, 0.9)
-    cell = PaperCell("gsm8k-600-10", {"static 4": figures, "wc-dnn": figures, "adaptive": better})
+    cell = PaperCell("gsm8k-600-10", {"static 4": figures, "wc-dnn": figures, "adaptive": better}, 1.5)
     crowd = Crowded("cpu-4", "static 8", 100.0, 40.0, 0.9, 0.8)
     found = Found(EVALUATION, [Followed("rtt-2", "adaptive", 1.5, 2.0, 0, 0.98)], [crowd], [cell])
     card = Card("", ("a",), 3, 30, "", 1, 32, 100, 4321, 0.5, 2.0, {})
     write_report(tmp_path / "awc" / "report.md", found, {"wc-dnn": card})
     text = (tmp_path / "awc" / "report.md").read_text()
     for line in (
-        "| wc-dnn |  | 1.395 | 80% | 0.990 | 0.945 | 0.909 |",
+        "| wc-dnn |  | 1.395 | 80% | 0.990 | 0 | 0.945 | 0.909 |",
         "| ladder | interval 3 | 0.800 |",
         "| cpu-4 | static 8 | 100 | 40.0 | 0.900 | 0.800 |",
         "| ladder | 2.000 | 2.000 | 2.000 |",
         "| rtt-2 | adaptive | 1.5 | 2.0 | 0 | 0.980 |",
-        "| gsm8k-600-10 | 100, 40.0, 300 | 100, 40.0, 300 | 150, 30.0, 300 | 1.500, 0.750, 1.000 |",
+        "| gsm8k-600-10 | 100, 40.0, 300 | 100, 40.0, 300 | 150, 30.0, 300 | 1.500, 0.750, 1.000 | 1.5 |",
         "| wc-dnn | 4321 | 3 | 30 | 0.500 | 2.000 | 1 |",
     ):
         assert line in text, text

@@ -4,16 +4,14 @@ That is so where the target writes faster than the draft model guesses, for inst
 While a pair rests its window is 0, which is target-only serving. Nothing is observed meanwhile, so it drafts again from
 time to time, each time after a rest twice as long, as Nightjar's bandit (arXiv 2512.22420) comes back to speculation.
 
-Invariant: what the wrapped control sees and decides is what it would see and decide alone between two rests. While it
-decides for a window of 0 by itself, nothing is held against it.
+Invariant: what the wrapped control sees and decides is what it would see and decide alone between two rests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
+from awc.policy import PairControl, WindowChoice, WindowPolicy
 from shared.messages import PairReport
 
 RESTING = WindowChoice(window=0, chunk=1, free_run=True)
@@ -55,43 +53,28 @@ class RestingPolicy:
     def for_pair(self) -> RestingPair:
         return RestingPair(self.active.for_pair(), self.rests)
 
-    def decide_all(self, pairs: Sequence[RestingPair], reports: Sequence[PairReport]) -> list[WindowChoice]:
-        """The choices of several pairs after a report of each."""
-        choices = [RESTING] * len(pairs)
-        awake = [number for number, pair in enumerate(pairs) if not pair.goes_on_resting(reports[number])]
-        seen = [reports[number] for number in awake]
-        found = decide_all(self.active, [pairs[number].active for number in awake], seen) if awake else []
-        for number, choice in zip(awake, found, strict=True):
-            choices[number] = pairs[number].look(reports[number], choice)
-        return choices
-
 
 class RestingPair:
     """One pair under another control, and its rests."""
 
     def __init__(self, active: PairControl, rests: Rests) -> None:
-        self.active = active
+        self._active = active
         self._rests = rests
         self._length = rests.first  # of the next rest
         self._rest_left = 0
         self._looked = self._drafted = self._useful = 0
 
     def decide(self, seen: PairReport) -> WindowChoice:
-        return RESTING if self.goes_on_resting(seen) else self.look(seen, self.active.decide(seen))
-
-    def goes_on_resting(self, seen: PairReport) -> bool:
-        """Whether this report finds the pair at rest, and the next one will, too."""
         if self._rest_left and seen.num_sessions:
             self._rest_left -= 1
-        return self._rest_left > 0
-
-    def look(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
-        """What follows from a choice of the wrapped control: that, or a rest."""
-        if seen.num_sessions and choice.window:
-            self._count(seen)
+        if self._rest_left:
+            return RESTING
+        choice = self._active.decide(seen)
+        if seen.num_sessions:
+            self._look(seen)
         return RESTING if self._rest_left else choice
 
-    def _count(self, seen: PairReport) -> None:
+    def _look(self, seen: PairReport) -> None:
         self._looked += 1
         self._drafted += seen.drafted
         self._useful += max(0, seen.matched - seen.late)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from awc.adaptive import AdaptivePolicy
 from awc.policies import POLICIES
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from awc.resting import RESTING, RestingPair, RestingPolicy, Rests
+from awc.resting import RESTING, RestingPair, Rests
 from shared.messages import PairReport
 
 RESTS = Rests(look=4, least_share=0.1, first=5, longest=12)
@@ -55,27 +54,6 @@ def test_a_pair_whose_guesses_are_of_use_never_rests() -> None:
     assert not any(is_resting(RestingPair(Recorder(), RESTS), [USEFUL] * 100))
 
 
-def test_a_control_that_decides_for_nothing_by_itself_may_come_back_when_it_likes() -> None:
-    class Idle(Recorder):
-        def decide(self, seen: PairReport) -> WindowChoice:
-            super().decide(seen)
-            return WindowChoice(0, 1, free_run=True) if self.num_seen < 100 else DEFAULT_CHOICE
-
-    pair = RestingPair(Idle(), RESTS)
-    choices = [pair.decide(NOTHING) for _ in range(100)]
-    assert [choice.window for choice in choices] == [0] * 99 + [DEFAULT_CHOICE.window]
-
-
-def test_pairs_decided_together_rest_as_each_would_alone() -> None:
-    policy = RestingPolicy(AdaptivePolicy(DEFAULT_CHOICE), RESTS)
-    together, alone = ([policy.for_pair() for _ in range(3)] for _ in range(2))
-    for number in range(60):
-        reports = [USEFUL, LATE, [USEFUL, LATE][number // 20 % 2]]
-        expected = [pair.decide(seen) for pair, seen in zip(alone, reports, strict=True)]
-        assert policy.decide_all(together, reports) == expected
-    assert policy.decide_all([], []) == []
-
-
 @pytest.mark.parametrize("in_vain", [LATE, NOTHING])
 def test_drafting_in_vain_is_given_up_and_tried_again_after_rests_twice_as_long(in_vain: PairReport) -> None:
     rests = is_resting(RestingPair(Recorder(), RESTS), [in_vain] * 51)
@@ -106,7 +84,7 @@ def test_a_pair_without_sessions_neither_begins_nor_ends_a_rest() -> None:
     assert all(is_resting(pair, [idle] * 50))
 
 
-@pytest.mark.parametrize("name", ["ladder", "confidence", "adaptive"])
+@pytest.mark.parametrize("name", ["ladder", "confidence"])
 def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
     assert POLICIES[name](DEFAULT_CHOICE).for_pair().decide(LATE).window > 0
     pair, static = POLICIES[name](DEFAULT_CHOICE).for_pair(), POLICIES["static"](DEFAULT_CHOICE).for_pair()

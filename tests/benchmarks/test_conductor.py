@@ -19,7 +19,7 @@ from shared.messages import PairReport, Report, Tally, WindowDecision
 from tests.e2e.harness import Cell
 from tests.e2e.harness import running as serving
 from tests.fakes import FakeDraft, FakeTarget
-from tests.peers import Peer
+from tests.peers import Peer, until
 from tests.plugins.networks import Network
 
 NUM_TOKENS = 40
@@ -78,8 +78,9 @@ async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
         assert (forced.chunk, forced.free_run, forced.policy) == (3, False, "static")
         assert forced.verifier_id == verifier.instance_id
         for number in range(40):
-            await bus.publish(*report(drafter, verifier, number))
-        await conductor.choose(WindowChoice(2, 2, free_run=False))  # it has heard the reports by then
+            await bus.publish(*report(drafter, verifier, number, draft_ms=10.0 + number))
+        await until(lambda: conductor.draft_ms == 49.0)
+        await conductor.choose(WindowChoice(2, 2, free_run=False))
         await conductor.choose(LadderPolicy.name)
         first = await drafter.find(WindowDecision, lambda decision: decision.policy == LadderPolicy.name)
         assert (first.window, first.chunk) == (DEFAULT_CHOICE.window, DEFAULT_CHOICE.chunk)
@@ -124,7 +125,7 @@ async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network
         await asyncio.wait({work})
 
 
-def report(drafter: Peer, verifier: Peer, number: int) -> tuple[str, Report]:
+def report(drafter: Peer, verifier: Peer, number: int, draft_ms: float = 10.0) -> tuple[str, Report]:
     """All guesses were right; and where a drafter says so."""
-    seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, 10.0, 1.0, 0.0, 20.0, 100)
+    seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, draft_ms, 1.0, 0.0, 20.0, 100)
     return subjects.broadcast("report", drafter.instance_id), Report(drafter.instance_id, number, [seen])

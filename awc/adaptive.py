@@ -1,4 +1,4 @@
-"""Adaptive window control as this project serves it: a learned choice of how to draft, then checked.
+"""Our adaptive window control: a learned choice of how to draft, then checked.
 
 A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES (window, chunk, free
 run, confidence to stop at), the logarithm of the goodput that it would bring, up to a constant. The best one is taken

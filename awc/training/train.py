@@ -76,7 +76,6 @@ def split_of(groups: NDArray[np.int64], seed: int) -> Split:
 def train(dataset: Dataset, names: tuple[str, ...], seed: int, epochs: int = EPOCHS) -> tuple[Network, Card]:
     """`names`: of the inputs. Prints a line for every tenth of the epochs."""
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # faster than more of them at this size
     split = split_of(dataset.groups, seed)
     mean = dataset.inputs[split.training].mean(axis=0)
     scale = np.maximum(dataset.inputs[split.training].std(axis=0), 1e-6)

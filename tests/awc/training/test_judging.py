@@ -152,7 +152,7 @@ def test_a_report_tells_every_policy_change_cell_and_card(tmp_path: Path) -> Non
     text = (tmp_path / "awc" / "report.md").read_text()
     for line in (
         "| wc-dnn |  | 1.395 | 80% | 0.990 | 0 | 0.945 | 0.909 |",
-        "| ladder | interval 3 | 0.800 |",
+        "| ladder | interval 3 | 0.800 | 0% | 0.600 | 1 |",
         "| cpu-4 | static 8 | 100 | 40.0 | 0.900 | 0.800 |",
         "| ladder | 2.000 | 2.000 | 2.000 |",
         "| rtt-2 | adaptive | 1.5 | 2.0 | 0 | 0.980 |",

@@ -44,6 +44,7 @@ CHOICES = (
     WindowChoice(12, 4, free_run=False, min_confidence=0.5),
 )
 LONGEST = 32  # window of the pipeline
+NEAR = 0.25  # windows of the pipeline that differ by less are as good as each other
 
 
 @lru_cache(maxsize=1)
@@ -125,7 +126,11 @@ class AdaptivePair:
             return self._choice
         self._learn(seen)
         if not is_known:
-            self._want(pipeline(seen, self._policy.start.chunk), 0.0)
+            choice = pipeline(seen, self._policy.start.chunk)
+            if self._choice.free_run and abs(self._choice.window - choice.window) <= NEAR * choice.window:
+                self._wanted = None
+            else:
+                self._want(choice, 0.0)
             return self._choice
         worth = {choice: value - self._against.get(choice, 0.0) for choice, value in zip(CHOICES, values, strict=True)}
         best = max(worth, key=worth.__getitem__)

@@ -35,12 +35,13 @@ SILENT = 8  # reports of every other pair, on average, without one of a pair: it
 HALF_LIFE = 128.0  # of judged guesses
 LOWEST, HIGHEST = 1e-6, 0.999  # acceptance
 LEAST_REPORTS = 4  # between two looks at a crowd
+SLACK = 0.25  # guesses; a depth that misses the present one by less does not change it
 
 
 def fair_depths(
     acceptance: NDArray[np.float64], sessions: NDArray[np.float64], base_ms: float, token_ms: float
-) -> NDArray[np.int64]:
-    """How many guesses of each session a pass should have: [pairs], 0 to MAX_WINDOW.
+) -> NDArray[np.float64]:
+    """How many guesses of each session a pass should have, not rounded: [pairs], 0 to MAX_WINDOW.
 
     `acceptance`: of a pair's guesses, `sessions`: that it has, [pairs] both; a pass takes base_ms and token_ms a token.
     """
@@ -51,12 +52,13 @@ def fair_depths(
         pass_ms = base_ms + token_ms * (num + float(sessions @ depths))
         least = num * token_ms / pass_ms if pass_ms > 0 else 0.0
         if least == 0:
-            return np.full(len(acceptance), MAX_WINDOW)
-        found = np.minimum(np.floor(np.log(least / (miss + least)) / falls), MAX_WINDOW)
+            return np.full(len(acceptance), float(MAX_WINDOW))
+        exact = np.minimum(np.log(least / (miss + least)) / falls, MAX_WINDOW)
+        found = np.floor(exact)
         if (found == depths).all():
             break
         depths = np.ceil((found + depths) / 2) if (found > depths).any() else found
-    return depths.astype(np.int64)
+    return exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ class Crowd:
         sessions = np.array([each.num_sessions for each in members], np.float64)
         depths = fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms)
         for each, depth in zip(members, depths.tolist(), strict=True):
-            each.depth = depth
+            if not each.depth - SLACK <= depth < each.depth + 1 + SLACK:
+                each.depth = math.floor(depth)
 
 
 class FairSharePair:

@@ -1,4 +1,4 @@
-"""The window policies by name. Each is made from the choice it starts with; those that see acceptance only rest."""
+"""The window policies by name. Each is made from the choice it starts with; those that may draft in vain rest."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     GoodputPolicy.name: GoodputPolicy,
     NightjarPolicy.name: NightjarPolicy,
     WcDnnPolicy.name: WcDnnPolicy,
-    AdaptivePolicy.name: lambda start: FairSharePolicy(AdaptivePolicy(start)),
+    AdaptivePolicy.name: lambda start: FairSharePolicy(RestingPolicy(AdaptivePolicy(start))),
 }

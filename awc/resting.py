@@ -1,17 +1,23 @@
 """Rests where drafting is in vain: guesses that come late, or not at all, take the drafter's time and help nobody.
 
 That is so where the target writes faster than the draft model guesses, for instance with many sessions on one drafter.
-While a pair rests its window is 0, which is target-only serving. Nothing is observed meanwhile, so it drafts again from
-time to time, each time after a rest twice as long, as Nightjar's bandit (arXiv 2512.22420) comes back to speculation.
+While a pair rests its window is 0, which is target-only serving. Whether it was right to rest is measured: where a
+token takes longer than before, the rest is over at once. Else it lasts, and drafting is tried again after it, each time
+after a rest twice as long, as Nightjar's bandit (arXiv 2512.22420) comes back to speculation. So what few guesses of
+use are worth is seen on the machines at hand, whatever a model of them says: a drafter that shares the verifier's
+machine, for one, slows it down.
 
-Invariant: what the wrapped control sees and decides is what it would see and decide alone between two rests.
+Invariant: what the wrapped control sees and decides is what it would see and decide alone between two rests. While it
+decides for a window of 0 by itself, nothing is held against it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from awc.policy import PairControl, WindowChoice, WindowPolicy
+from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
+from awc.trial import Trial
 from shared.messages import PairReport
 
 RESTING = WindowChoice(window=0, chunk=1, free_run=True)
@@ -21,22 +27,35 @@ RESTING = WindowChoice(window=0, chunk=1, free_run=True)
 class Rests:
     """When to rest and for how long, in reports of a pair that has sessions (a drafter makes four in a second).
 
-    Every `look` reports a pair rests when no more than `least_share` of its guesses were of use: right, and in time.
-    Raises ValueError for what can't work.
+    A pair is looked at over `look` reports or more: until `least_judged` of its guesses were judged, at most
+    `longest_look`. It rests when no more than `doubtful_share` of the judged ones were of use: right, and in time.
+    Those behind a wrong one, which nobody judged, are not counted: a deep window has many of them, and pays. The rest
+    was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`, than it
+    took under the look; then nothing is doubted for `trusted` reports, and for twice as long after each further
+    mistake. It is also over when half as many sessions share the drafter. Raises ValueError for what can't work.
     """
 
     look: int = 8
-    least_share: float = 0.1
+    longest_look: int = 32
+    least_judged: int = 64
+    doubtful_share: float = 0.08
     first: int = 20
-    longest: int = 640
+    trusted: int = 80
+    longest: int = 640  # of both
+    settling: int = 3
+    compared: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least_share < 1:
-            raise ValueError(f"least_share {self.least_share} must be 0 or more, and below 1")
-        if self.look < 1 or not 1 <= self.first <= self.longest:
+        if not 0 <= self.doubtful_share < 1:
+            raise ValueError(f"doubtful_share {self.doubtful_share} must be 0 or more, and below 1")
+        if not 1 <= self.look <= self.longest_look:
+            raise ValueError(f"look {self.look} up to longest_look {self.longest_look} must be 1 or more")
+        if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
             raise ValueError(
-                f"look {self.look}, and first {self.first} up to longest {self.longest}, must be 1 or more"
+                f"first {self.first} and trusted {self.trusted}, up to longest {self.longest}, must be 1 or more"
             )
+        if self.settling < 0 or self.compared < 1:
+            raise ValueError(f"settling {self.settling} must be 0 or more, and compared {self.compared} 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +72,98 @@ class RestingPolicy:
     def for_pair(self) -> RestingPair:
         return RestingPair(self.active.for_pair(), self.rests)
 
+    def decide_all(self, pairs: Sequence[RestingPair], reports: Sequence[PairReport]) -> list[WindowChoice]:
+        """The choices of several pairs after a report of each."""
+        choices = [RESTING] * len(pairs)
+        awake = [number for number, pair in enumerate(pairs) if not pair.goes_on_resting(reports[number])]
+        seen = [reports[number] for number in awake]
+        found = decide_all(self.active, [pairs[number].active for number in awake], seen) if awake else []
+        for number, choice in zip(awake, found, strict=True):
+            choices[number] = pairs[number].look(reports[number], choice)
+        return choices
+
+
+@dataclass(slots=True)
+class Look:
+    """What drafting brought over some reports."""
+
+    num: int = 0
+    judged: int = 0
+    useful: int = 0
+    sessions: int = 0
+    total_ms: float = 0.0
+    num_timed: int = 0
+
+    def add(self, seen: PairReport) -> None:
+        self.num += 1
+        self.judged += seen.matched + seen.mismatched
+        self.useful += max(0, seen.matched - seen.late)
+        self.sessions += seen.num_sessions
+        if seen.tpot_ms:
+            self.total_ms += seen.tpot_ms
+            self.num_timed += 1
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Milliseconds per token; None where none was written."""
+        return self.total_ms / self.num_timed if self.num_timed else None
+
 
 class RestingPair:
     """One pair under another control, and its rests."""
 
     def __init__(self, active: PairControl, rests: Rests) -> None:
-        self._active = active
+        self.active = active
         self._rests = rests
-        self._length = rests.first  # of the next rest
-        self._rest_left = 0
-        self._looked = self._drafted = self._useful = 0
+        self._length, self._trust = rests.first, rests.trusted  # of the next rest, of the time without doubts
+        self._rest_left = self._trusted_left = 0
+        self._look = self._last = Look()
+        self._trial: Trial | None = None  # of the rest under way, until it is over
 
     def decide(self, seen: PairReport) -> WindowChoice:
+        return RESTING if self.goes_on_resting(seen) else self.look(seen, self.active.decide(seen))
+
+    def goes_on_resting(self, seen: PairReport) -> bool:
+        """Whether this report finds the pair at rest, and the next one will, too."""
         if self._rest_left and seen.num_sessions:
             self._rest_left -= 1
-        if self._rest_left:
-            return RESTING
-        choice = self._active.decide(seen)
-        if seen.num_sessions:
-            self._look(seen)
+            if self._is_mistake(seen):
+                self._rest_left = 0
+                self._length, self._trusted_left = self._rests.first, self._trust
+                self._trust = min(2 * self._trust, self._rests.longest)
+            elif 2 * seen.num_sessions * self._last.num <= self._last.sessions:
+                self._rest_left = 0
+        return self._rest_left > 0
+
+    def look(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
+        """What follows from a choice of the wrapped control: that, or a rest."""
+        if seen.num_sessions and choice.window:
+            if self._trusted_left:
+                self._trusted_left -= 1
+            else:
+                self._judge(seen)
         return RESTING if self._rest_left else choice
 
-    def _look(self, seen: PairReport) -> None:
-        self._looked += 1
-        self._drafted += seen.drafted
-        self._useful += max(0, seen.matched - seen.late)
-        if self._looked < self._rests.look:
+    def _judge(self, seen: PairReport) -> None:
+        look, rests = self._look, self._rests
+        look.add(seen)
+        if look.num < rests.look or (look.judged < rests.least_judged and look.num < rests.longest_look):
             return
-        if self._useful <= self._rests.least_share * self._drafted:
+        if look.useful <= rests.doubtful_share * look.judged:
             self._rest_left = self._length
-            self._length = min(2 * self._length, self._rests.longest)
+            self._length = min(2 * self._length, rests.longest)
+            self._trial = Trial(0, rests.settling, rests.compared)
         else:
-            self._length = self._rests.first
-        self._looked = self._drafted = self._useful = 0
+            self._length, self._trust = rests.first, rests.trusted
+        self._look, self._last = Look(), look
+
+    def _is_mistake(self, seen: PairReport) -> bool:
+        """Asked of every report of a rest: whether the rest has turned out, just now, to cost time."""
+        before = self._last.tpot_ms
+        if self._trial is None or before is None:
+            return False
+        self._trial.observe(seen)
+        if not self._trial.is_over:
+            return False
+        now, self._trial = self._trial.tpot_ms, None
+        return now is not None and now > before

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from awc.adaptive import AdaptivePolicy
 from awc.policies import POLICIES
 from awc.policy import WindowChoice, WindowPolicy
+from awc.resting import RestingPolicy
 from awc.static import StaticPolicy
 from awc.training.runs import SLIDING, cell
 from awc.training.scenarios import FOLDER, crowded
@@ -26,7 +27,7 @@ WAYS: dict[str, tuple[int, Callable[[WindowChoice], WindowPolicy]]] = {  # the f
     "target-only": (0, StaticPolicy),
     "static 8": (8, StaticPolicy),
     "ladder": (START, POLICIES["ladder"]),
-    "adaptive without shares": (START, AdaptivePolicy),
+    "adaptive without shares": (START, lambda start: RestingPolicy(AdaptivePolicy(start))),
     "adaptive": (START, POLICIES["adaptive"]),
 }
 

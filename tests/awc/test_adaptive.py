@@ -89,6 +89,15 @@ def test_inputs_unlike_those_of_training_lead_to_the_window_of_the_pipeline() ->
     assert told(pair, *[SEEN] * 5) == pipeline(SEEN, DEFAULT_CHOICE.chunk)
 
 
+def test_a_window_of_the_pipeline_that_is_near_the_present_one_changes_nothing() -> None:
+    pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0}, is_known=False)).for_pair()
+    first = told(pair, *[SEEN] * 5)
+    near, far = changed(SEEN, rtt_ms=50.0), changed(SEEN, rtt_ms=90.0)
+    assert pipeline(near, 2).window == first.window + 2
+    assert told(pair, *[near] * 5) == first
+    assert told(pair, *[far] * 5) == pipeline(far, 2) != first
+
+
 def test_the_pipeline_holds_what_is_drafted_until_the_first_verdict() -> None:
     assert pipeline(SEEN, 2) == WindowChoice(13, 2, free_run=True)  # (30 + 60) ms / 10 ms, and two chunks
     assert pipeline(changed(SEEN, num_sessions=3), 2).window == 7, "three sessions share the drafter"

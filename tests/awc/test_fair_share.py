@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.fair_share import FairSharePolicy, cut, fair_depths
+from awc.fair_share import SLACK, Crowd, FairSharePolicy, cut, fair_depths
+from awc.pass_cost import PassCost
 from awc.policy import WindowChoice
 from awc.static import StaticPolicy
 from shared.messages import MAX_WINDOW, PairReport
@@ -33,7 +34,7 @@ def fairness(depths: tuple[int, ...], acceptance: tuple[float, ...], base_ms: fl
 def test_no_other_depths_have_a_greater_sum_of_logarithms(acceptance: tuple[float, ...], token_ms: float) -> None:
     found = fair_depths(np.array(acceptance), np.ones(3), 20.0, token_ms)
     best = max(itertools.product(range(12), repeat=3), key=lambda depths: fairness(depths, acceptance, 20.0, token_ms))
-    ours = fairness(tuple(found.tolist()), acceptance, 20.0, token_ms)
+    ours = fairness(tuple(map(math.floor, found.tolist())), acceptance, 20.0, token_ms)
     assert ours > fairness(best, acceptance, 20.0, token_ms) - 0.01
 
 
@@ -50,6 +51,27 @@ def test_more_sessions_leave_less_depth_to_each() -> None:
 def test_a_better_draft_may_go_deeper() -> None:
     shallow, deep = fair_depths(np.array([0.5, 0.9]), np.ones(2), 20.0, 1.0)
     assert shallow < deep
+
+
+def test_a_depth_that_moves_by_a_little_is_left_as_it_is() -> None:
+    crowd, cost = Crowd(), PassCost(keep=1.0)
+    for num_tokens in range(1, 200):
+        cost.observe(num_tokens, 10.0 + num_tokens)
+    pairs = [FairSharePolicy(StaticPolicy(WIDE)).for_pair() for _ in range(8)]
+
+    def depths(acceptance: float) -> set[int]:
+        for _ in range(3):
+            found = {crowd.depth(pair, acceptance, 1, cost) for pair in pairs}
+        return found
+
+    rates = np.linspace(0.5, 0.95, 400)
+    up = [depths(float(rate)) for rate in rates]
+    down = [depths(float(rate)) for rate in rates[::-1]][::-1]
+    exact = [float(fair_depths(np.full(8, rate), np.ones(8), cost.base_ms, cost.per_token_ms)[0]) for rate in rates]
+    assert up != down, "where a depth changes depends on where it comes from"
+    for found in (up, down):
+        assert all(len(each) == 1 for each in found)
+        assert all(min(each) - SLACK <= depth < min(each) + 1 + SLACK for each, depth in zip(found, exact, strict=True))
 
 
 def pairs_of(num: int, policy: FairSharePolicy, seen: PairReport, rounds: int = 40) -> list[WindowChoice]:

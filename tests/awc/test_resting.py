@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace as changed
 
+from awc.adaptive import AdaptivePolicy
 from awc.policies import POLICIES
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from awc.resting import RESTING, RestingPair, Rests
+from awc.resting import RESTING, RestingPair, RestingPolicy, Rests
 from shared.messages import PairReport
 
-RESTS = Rests(look=4, least_share=0.1, first=5, longest=12)
+RESTS = Rests(
+    look=4, longest_look=6, least_judged=16, doubtful_share=0.1, first=5, trusted=6, longest=12, settling=1, compared=2
+)
 
 
 class Recorder:
@@ -23,16 +27,16 @@ class Recorder:
         return DEFAULT_CHOICE
 
 
-def report(drafted: int, matched: int = 0, late: int = 0, num_sessions: int = 8) -> PairReport:
+def report(matched: int = 0, late: int = 0, *, mismatched: int = 0, discarded: int = 0) -> PairReport:
     return PairReport(
         verifier_id="cloud.0123456789ab",
-        num_sessions=num_sessions,
+        num_sessions=8,
         window=8,
-        drafted=drafted,
+        drafted=matched + mismatched + discarded,
         matched=matched,
-        mismatched=0,
+        mismatched=mismatched,
         late=late,
-        discarded=0,
+        discarded=discarded,
         draft_ms=7.0,
         rtt_ms=30.0,
         queue=0.5,
@@ -41,9 +45,12 @@ def report(drafted: int, matched: int = 0, late: int = 0, num_sessions: int = 8)
     )
 
 
-USEFUL = report(drafted=20, matched=12, late=4)
-LATE = report(drafted=20, matched=20, late=20)
-NOTHING = report(drafted=0)
+USEFUL = report(matched=12, late=4)
+LATE = report(matched=20, late=20)
+NOTHING = report()
+IDLE = changed(NOTHING, num_sessions=0)
+AT_REST = changed(NOTHING, window=0)  # a token takes as long as with drafts
+SLOWER = changed(AT_REST, tpot_ms=31.0)
 
 
 def is_resting(pair: RestingPair, reports: list[PairReport]) -> list[bool]:
@@ -54,37 +61,95 @@ def test_a_pair_whose_guesses_are_of_use_never_rests() -> None:
     assert not any(is_resting(RestingPair(Recorder(), RESTS), [USEFUL] * 100))
 
 
-@pytest.mark.parametrize("in_vain", [LATE, NOTHING])
-def test_drafting_in_vain_is_given_up_and_tried_again_after_rests_twice_as_long(in_vain: PairReport) -> None:
-    rests = is_resting(RestingPair(Recorder(), RESTS), [in_vain] * 51)
-    drafting = [False] * 3
-    assert rests == drafting + [True] * 5 + drafting + [True] * 10 + 2 * (drafting + [True] * 12)
+def test_a_control_that_decides_for_nothing_by_itself_may_come_back_when_it_likes() -> None:
+    class Idle(Recorder):
+        def decide(self, seen: PairReport) -> WindowChoice:
+            super().decide(seen)
+            return WindowChoice(0, 1, free_run=True) if self.num_seen < 100 else DEFAULT_CHOICE
+
+    pair = RestingPair(Idle(), RESTS)
+    choices = [pair.decide(NOTHING) for _ in range(100)]
+    assert [choice.window for choice in choices] == [0] * 99 + [DEFAULT_CHOICE.window]
+
+
+def test_pairs_decided_together_rest_as_each_would_alone() -> None:
+    policy = RestingPolicy(AdaptivePolicy(DEFAULT_CHOICE), RESTS)
+    together, alone = ([policy.for_pair() for _ in range(3)] for _ in range(2))
+    for number in range(60):
+        reports = [USEFUL, LATE, [USEFUL, LATE][number // 20 % 2]]
+        expected = [pair.decide(seen) for pair, seen in zip(alone, reports, strict=True)]
+        assert policy.decide_all(together, reports) == expected
+    assert policy.decide_all([], []) == []
+
+
+def followed(pair: RestingPair, reports: list[PairReport], num: int) -> list[bool]:
+    """Whether a pair rests after each of `num` reports: of the first kind while it drafts, of the second at rest."""
+    found = [False]
+    for _ in range(num):
+        found.append(pair.decide(reports[found[-1]]) == RESTING)
+    return found[1:]
+
+
+@pytest.mark.parametrize(("in_vain", "num"), [(LATE, 4), (NOTHING, 6)])
+def test_drafting_in_vain_is_given_up_and_tried_again_after_rests_twice_as_long(in_vain: PairReport, num: int) -> None:
+    rests = followed(RestingPair(Recorder(), RESTS), [in_vain, AT_REST], 60)
+    drafting = [False] * (num - 1)
+    expected = drafting + [True] * 5 + drafting + [True] * 10 + 3 * (drafting + [True] * 12)
+    assert rests == expected[:60]
+
+
+def test_few_judged_guesses_are_not_enough_to_rest() -> None:
+    few = report(matched=3, late=3)
+    rests = followed(RestingPair(Recorder(), RESTS), [few, AT_REST], 7)
+    assert rests.index(True) == 5, "the sixth report has seen sixteen"
+
+
+def test_guesses_that_nobody_judged_are_not_held_against_a_deep_window() -> None:
+    deep = report(matched=4, late=0, mismatched=4, discarded=500)
+    assert not any(followed(RestingPair(Recorder(), RESTS), [deep, AT_REST], 100))
+
+
+def test_a_rest_that_makes_tokens_slower_is_over_at_once_and_doubted_less_and_less_often() -> None:
+    rests = followed(RestingPair(Recorder(), RESTS), [LATE, SLOWER], 60)
+    cycle = [True] * 3  # one report settles, two are compared
+    expected = [False] * 3 + cycle + [False] * (6 + 3) + cycle + 3 * ([False] * (12 + 3) + cycle)
+    assert rests == expected[:60]
+
+
+def test_reports_of_a_rest_with_the_old_window_in_force_are_not_compared() -> None:
+    old = changed(SLOWER, window=8)
+    assert followed(RestingPair(Recorder(), RESTS), [LATE, old], 9) == [False] * 3 + [True] * 5 + [False]
+
+
+def test_a_rest_is_over_when_half_as_many_sessions_share_the_drafter() -> None:
+    pair = RestingPair(Recorder(), RESTS)
+    assert is_resting(pair, [LATE] * 4)[-1]
+    assert is_resting(pair, [changed(AT_REST, num_sessions=5)]) == [True]
+    assert is_resting(pair, [changed(AT_REST, num_sessions=4)]) == [False]
 
 
 def test_a_control_sees_nothing_of_a_rest() -> None:
     active = Recorder()
-    is_resting(RestingPair(active, RESTS), [LATE] * 4 + [NOTHING] * 4 + [USEFUL])
+    is_resting(RestingPair(active, RESTS), [LATE] * 4 + [AT_REST] * 4 + [USEFUL])
     assert active.num_seen == 5
 
 
 def test_after_guesses_that_were_of_use_the_next_rest_is_a_short_one_again() -> None:
     pair = RestingPair(Recorder(), RESTS)
-    is_resting(pair, [LATE] * 4 + [NOTHING] * 5 + [LATE] * 2)  # looked at three times: the next rest would be long
+    is_resting(pair, [LATE] * 4 + [AT_REST] * 5 + [LATE] * 2)  # the next rest would be a long one
     assert not any(is_resting(pair, [USEFUL] * 8))
-    rests = is_resting(pair, [LATE] * 30)
-    assert rests[: rests.index(True)].count(False) <= 4
+    rests = followed(pair, [LATE, AT_REST], 30)
     assert rests[rests.index(True) :].index(False) == 5
 
 
 def test_a_pair_without_sessions_neither_begins_nor_ends_a_rest() -> None:
-    idle = report(drafted=0, num_sessions=0)
     pair = RestingPair(Recorder(), RESTS)
-    assert not any(is_resting(pair, [idle] * 50))
+    assert not any(is_resting(pair, [IDLE] * 50))
     is_resting(pair, [LATE] * 4)
-    assert all(is_resting(pair, [idle] * 50))
+    assert all(is_resting(pair, [IDLE] * 50))
 
 
-@pytest.mark.parametrize("name", ["ladder", "confidence"])
+@pytest.mark.parametrize("name", ["ladder", "confidence", "adaptive"])
 def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
     assert POLICIES[name](DEFAULT_CHOICE).for_pair().decide(LATE).window > 0
     pair, static = POLICIES[name](DEFAULT_CHOICE).for_pair(), POLICIES["static"](DEFAULT_CHOICE).for_pair()
@@ -92,7 +157,20 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
     assert [static.decide(LATE) for _ in range(20)][-1] == DEFAULT_CHOICE
 
 
-@pytest.mark.parametrize("wrong", [{"look": 0}, {"least_share": 1.0}, {"first": 9, "longest": 8}, {"first": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"look": 0},
+        {"look": 9, "longest_look": 8},
+        {"doubtful_share": 1.0},
+        {"first": 900},
+        {"first": 0},
+        {"trusted": 0},
+        {"settling": -1},
+        {"compared": 0},
+    ],
+    ids=str,
+)
 def test_rests_that_can_not_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Rests(**wrong)

@@ -43,6 +43,7 @@ CHOICES = (
     *(WindowChoice(window, 2, free_run=True, min_confidence=0.5) for window in (12, 24)),
     WindowChoice(12, 4, free_run=False, min_confidence=0.5),
 )
+NUMBERS = {choice: number for number, choice in enumerate(CHOICES)}
 LONGEST = 32  # window of the pipeline
 NEAR = 0.25  # windows of the pipeline that differ by less are as good as each other
 
@@ -93,20 +94,24 @@ class AdaptivePolicy:
     def decide_all(self, pairs: Sequence[AdaptivePair], reports: Sequence[PairReport]) -> list[WindowChoice]:
         """The choices of several pairs after a report of each: what `decide` says, for less time a pair."""
         inputs = np.array([pair.observe(report) for pair, report in zip(pairs, reports, strict=True)])
-        values, known = self.network.predict(inputs).tolist(), self.network.knows(inputs).tolist()
-        return [pair.settle(*each) for pair, each in zip(pairs, zip(reports, values, known, strict=True), strict=True)]
+        worth, known = self.network.predict(inputs), self.network.knows(inputs).tolist()
+        for row, pair in zip(worth, pairs, strict=True):
+            for number, shortfall in pair.against.items():
+                row[number] -= shortfall
+        rows = zip(reports, worth.tolist(), worth.argmax(axis=1).tolist(), known, strict=True)
+        return [pair.settle(*row) for pair, row in zip(pairs, rows, strict=True)]
 
 
 class AdaptivePair:
     """One pair: what was judged, the choice in force, and what earlier ones turned out to be worth."""
 
     def __init__(self, policy: AdaptivePolicy) -> None:
+        self.against: dict[int, float] = {}  # shortfall of log goodput, by number of the choice
         self._policy = policy
         self._choice = policy.start
         self._acceptance = Acceptance(policy.half_life)
         self._wanted: WindowChoice | None = None  # promised more by the last reports, `_num_wanted` of them
         self._num_wanted = 0
-        self._against: dict[WindowChoice, float] = {}  # shortfall of log goodput
         self._check = Check(policy.settling, policy.compared)
 
     def decide(self, seen: PairReport) -> WindowChoice:
@@ -118,13 +123,14 @@ class AdaptivePair:
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if self._choice.window == 0 and seen.num_sessions:
             self._acceptance.observe(self._policy.hope, self._policy.hope)
+        if is_telling(seen):
+            self._learn(seen)
         return _inputs(self._acceptance.rate, seen, cost)
 
-    def settle(self, seen: PairReport, values: Sequence[float], is_known: bool) -> WindowChoice:
-        """The choice that follows from what the network predicts; as before while there is nothing to go by."""
-        if not seen.num_sessions or seen.tpot_ms == 0 or seen.pass_ms == 0:
+    def settle(self, seen: PairReport, worth: Sequence[float], best: int, is_known: bool) -> WindowChoice:
+        """The choice that follows from what each of CHOICES is worth; as before while there is nothing to go by."""
+        if not is_telling(seen):
             return self._choice
-        self._learn(seen)
         if not is_known:
             choice = pipeline(seen, self._policy.start.chunk)
             if self._choice.free_run and abs(self._choice.window - choice.window) <= NEAR * choice.window:
@@ -132,14 +138,13 @@ class AdaptivePair:
             else:
                 self._want(choice, 0.0)
             return self._choice
-        worth = {choice: value - self._against.get(choice, 0.0) for choice, value in zip(CHOICES, values, strict=True)}
-        best = max(worth, key=worth.__getitem__)
-        is_in_vain = self._choice.window > 0 and worth[best] - worth[NONE] < self._policy.least_gain
+        present = NUMBERS.get(self._choice)
+        is_in_vain = self._choice.window > 0 and worth[best] - worth[0] < self._policy.least_gain
         if is_in_vain:
-            best = NONE
-        gain = worth[best] - worth.get(self._choice, -math.inf)
+            best = 0
+        gain = worth[best] - (-math.inf if present is None else worth[present])
         if is_in_vain or gain > self._policy.margin:
-            self._want(best, gain)
+            self._want(CHOICES[best], gain)
         else:
             self._wanted = None
         return self._choice
@@ -156,13 +161,14 @@ class AdaptivePair:
 
     def _learn(self, seen: PairReport) -> None:
         """Holds against the choice in force what it promised and did not bring."""
-        if self._against:
-            faded = {choice: value * self._policy.forgetting for choice, value in self._against.items()}
-            self._against = {choice: value for choice, value in faded.items() if value > self._policy.margin / 4}
+        if self.against:
+            faded = {number: value * self._policy.forgetting for number, value in self.against.items()}
+            self.against = {number: value for number, value in faded.items() if value > self._policy.margin / 4}
         if seen.window == self._choice.window:
             shortfall = self._check.observe(math.log(max(seen.tpot_ms, 1e-3)))
-            if shortfall is not None:
-                self._against[self._choice] = self._against.get(self._choice, 0.0) + shortfall
+            if shortfall is not None and self._choice in NUMBERS:
+                number = NUMBERS[self._choice]
+                self.against[number] = self.against.get(number, 0.0) + shortfall
 
 
 @dataclass(slots=True)
@@ -192,6 +198,11 @@ class Check:
             return None
         gained, self.before = self.before - self.mean, None
         return self.promised - gained if gained < 0 else None
+
+
+def is_telling(seen: PairReport) -> bool:
+    """Whether a pair was being answered, and passes and tokens were timed."""
+    return seen.num_sessions > 0 and seen.tpot_ms > 0 and seen.pass_ms > 0
 
 
 def _inputs(acceptance: float | None, seen: PairReport, cost: PassCost) -> list[float]:

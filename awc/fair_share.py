@@ -17,11 +17,9 @@ of verifiers, and of pairs of each, is bounded.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from awc.acceptance import Acceptance
 from awc.pass_cost import PassCost, PassCosts
@@ -38,26 +36,29 @@ LEAST_REPORTS = 4  # between two looks at a crowd
 SLACK = 0.25  # guesses; a depth that misses the present one by less does not change it
 
 
-def fair_depths(
-    acceptance: NDArray[np.float64], sessions: NDArray[np.float64], base_ms: float, token_ms: float
-) -> NDArray[np.float64]:
-    """How many guesses of each session a pass should have, not rounded: [pairs], 0 to MAX_WINDOW.
+def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms: float, token_ms: float) -> list[float]:
+    """How many guesses of each session a pass should have, not rounded: 0 to MAX_WINDOW for each pair.
 
-    `acceptance`: of a pair's guesses, `sessions`: that it has, [pairs] both; a pass takes base_ms and token_ms a token.
+    `acceptance`: of a pair's guesses, `sessions`: that it has; a pass takes base_ms and token_ms a token.
     """
-    rate = np.clip(acceptance, LOWEST, HIGHEST)
-    miss, falls = 1 - rate, np.log(rate)
-    num, depths = float(sessions.sum()), np.zeros(len(acceptance))
+    rates = [min(max(rate, LOWEST), HIGHEST) for rate in acceptance]
+    falls = [math.log(rate) for rate in rates]
+    num, depths = sum(sessions), [0] * len(rates)
+    exact = [float(MAX_WINDOW)] * len(rates)
     for _ in range(ROUNDS):
-        pass_ms = base_ms + token_ms * (num + float(sessions @ depths))
+        pass_ms = base_ms + token_ms * (num + sum(map(operator.mul, sessions, depths)))
         least = num * token_ms / pass_ms if pass_ms > 0 else 0.0
         if least == 0:
-            return np.full(len(acceptance), float(MAX_WINDOW))
-        exact = np.minimum(np.log(least / (miss + least)) / falls, MAX_WINDOW)
-        found = np.floor(exact)
-        if (found == depths).all():
+            return [float(MAX_WINDOW)] * len(rates)
+        exact = [
+            min(math.log(least / (1 - rate + least)) / fall, MAX_WINDOW)
+            for rate, fall in zip(rates, falls, strict=True)
+        ]
+        found = [math.floor(depth) for depth in exact]
+        if found == depths:
             break
-        depths = np.ceil((found + depths) / 2) if (found > depths).any() else found
+        is_rising = any(map(operator.gt, found, depths))
+        depths = [(new + old + 1) // 2 for new, old in zip(found, depths, strict=True)] if is_rising else found
     return exact
 
 
@@ -126,10 +127,11 @@ class Crowd:
         oldest = self._num_heard - SILENT * len(self._members)
         self._members = {pair: each for pair, each in self._members.items() if each.heard > oldest}
         members = list(self._members.values())
-        acceptance = np.array([each.acceptance for each in members], np.float64)
-        sessions = np.array([each.num_sessions for each in members], np.float64)
-        depths = fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms)
-        for each, depth in zip(members, depths.tolist(), strict=True):
+        acceptance = [each.acceptance for each in members]
+        sessions = [each.num_sessions for each in members]
+        for each, depth in zip(
+            members, fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms), strict=True
+        ):
             if not each.depth - SLACK <= depth < each.depth + 1 + SLACK:
                 each.depth = math.floor(depth)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 NUM_BLOCKS = 2
+ROWS = 64  # of a matrix product: larger ones are split among threads, which wait for each other on busy cores
 LEAST = -500.0  # below it SiLU is 0, and exp would overflow
 
 
@@ -59,6 +60,9 @@ class Network:
 
     def predict(self, inputs: Array) -> Array:
         """[pairs, inputs] to [pairs, outputs]."""
+        return np.concatenate([self._predict(inputs[row : row + ROWS]) for row in range(0, max(len(inputs), 1), ROWS)])
+
+    def _predict(self, inputs: Array) -> Array:
         x = ((inputs - self.mean) / self.scale) @ self.w_in + self.b_in
         for block in range(NUM_BLOCKS):
             inner = x @ self.w1[block] + self.b1[block]

@@ -32,24 +32,24 @@ def fairness(depths: tuple[int, ...], acceptance: tuple[float, ...], base_ms: fl
 @pytest.mark.parametrize("token_ms", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("acceptance", [(0.9, 0.9, 0.9), (0.95, 0.6, 0.3), (0.8, 0.5, 0.5)])
 def test_no_other_depths_have_a_greater_sum_of_logarithms(acceptance: tuple[float, ...], token_ms: float) -> None:
-    found = fair_depths(np.array(acceptance), np.ones(3), 20.0, token_ms)
+    found = fair_depths(acceptance, [1] * 3, 20.0, token_ms)
     best = max(itertools.product(range(12), repeat=3), key=lambda depths: fairness(depths, acceptance, 20.0, token_ms))
-    ours = fairness(tuple(map(math.floor, found.tolist())), acceptance, 20.0, token_ms)
+    ours = fairness(tuple(map(math.floor, found)), acceptance, 20.0, token_ms)
     assert ours > fairness(best, acceptance, 20.0, token_ms) - 0.01
 
 
 def test_where_tokens_cost_nothing_no_depth_is_cut() -> None:
-    assert fair_depths(np.array([0.9, 0.4]), np.ones(2), 20.0, 0.0).tolist() == [MAX_WINDOW, MAX_WINDOW]
+    assert fair_depths([0.9, 0.4], [1, 1], 20.0, 0.0) == [MAX_WINDOW, MAX_WINDOW]
 
 
 def test_more_sessions_leave_less_depth_to_each() -> None:
-    depths = [int(fair_depths(np.array([0.8]), np.array([n]), 20.0, 0.5)[0]) for n in (1.0, 8.0, 64.0, 512.0)]
+    depths = [int(fair_depths([0.8], [n], 20.0, 0.5)[0]) for n in (1.0, 8.0, 64.0, 512.0)]
     assert depths == sorted(depths, reverse=True)
     assert depths[0] > depths[-1]
 
 
 def test_a_better_draft_may_go_deeper() -> None:
-    shallow, deep = fair_depths(np.array([0.5, 0.9]), np.ones(2), 20.0, 1.0)
+    shallow, deep = fair_depths([0.5, 0.9], [1, 1], 20.0, 1.0)
     assert shallow < deep
 
 
@@ -64,10 +64,10 @@ def test_a_depth_that_moves_by_a_little_is_left_as_it_is() -> None:
             found = {crowd.depth(pair, acceptance, 1, cost) for pair in pairs}
         return found
 
-    rates = np.linspace(0.5, 0.95, 400)
-    up = [depths(float(rate)) for rate in rates]
-    down = [depths(float(rate)) for rate in rates[::-1]][::-1]
-    exact = [float(fair_depths(np.full(8, rate), np.ones(8), cost.base_ms, cost.per_token_ms)[0]) for rate in rates]
+    rates = np.linspace(0.5, 0.95, 400).tolist()
+    up = [depths(rate) for rate in rates]
+    down = [depths(rate) for rate in rates[::-1]][::-1]
+    exact = [fair_depths([rate] * 8, [1] * 8, cost.base_ms, cost.per_token_ms)[0] for rate in rates]
     assert up != down, "where a depth changes depends on where it comes from"
     for found in (up, down):
         assert all(len(each) == 1 for each in found)

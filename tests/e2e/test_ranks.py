@@ -256,7 +256,12 @@ async def test_three_ranks_write_the_default_target_s_text_with_guesses_but_for_
         drafter = make_drafter(bus, drafts["int8"], "drafter")
         running = asyncio.create_task(drafter.run())
         answers = await answers_of(
-            client, asked, NUM_TOKENS, stop_ids=tokenizer.stop_ids, drafter_id=drafter.instance_id
+            client,
+            asked,
+            NUM_TOKENS,
+            stop_ids=tokenizer.stop_ids,
+            drafter_id=drafter.instance_id,
+            free_run=False,  # waits for guesses, however busy the machine is
         )
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

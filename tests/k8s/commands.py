@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.k8s.manifests import DOCUMENT, ROOT, Secrets
@@ -20,6 +21,7 @@ CLOUDS = (
     "joined",
     "edge",
     "rotating",
+    "site rotating",
     "rotated",
     "shut-out",
 )  # what each block of commands is for, in the document's order
@@ -47,20 +49,22 @@ elif arguments[0] not in ("apply", "delete", "label", "rollout"):
 """
 
 
-def run_commands(folder: Path) -> dict[str, Secrets]:
-    """The Secrets of each cluster after the document's commands have run in an operator's home."""
+def run_commands(folder: Path, clouds: Sequence[str] = CLOUDS) -> dict[str, Secrets]:
+    """The Secrets of each cluster after the document's commands have run in an operator's home. `clouds`: which blocks,
+    in which order."""
+    folder.mkdir(exist_ok=True)
     (folder / "k8s").symlink_to(ROOT / "k8s")
     (folder / "bin").mkdir()
     kubectl = folder / "bin" / "kubectl"
     kubectl.write_text(f"#!{sys.executable}\n{KUBECTL}")
     kubectl.chmod(0o755)
-    blocks = re.findall(r"^```bash\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == len(CLOUDS)
-    return {cloud: _run(block, folder, cloud) for cloud, block in zip(CLOUDS, blocks, strict=True)}
+    found = re.findall(r"^```bash\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = dict(zip(CLOUDS, found, strict=True))
+    return {cloud: _run(blocks[cloud], folder, f"{number} {cloud}") for number, cloud in enumerate(clouds)}
 
 
-def _run(block: str, folder: Path, cloud: str) -> Secrets:
-    keeps = folder / cloud
+def _run(block: str, folder: Path, keeps_in: str) -> Secrets:
+    keeps = folder / keeps_in
     keeps.mkdir()
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"HOME": str(folder), "PATH": path, "PYTHONPATH": str(ROOT), "KUBECTL_KEEPS": str(keeps)}

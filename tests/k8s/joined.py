@@ -10,11 +10,10 @@ import trustme
 
 from services.local.nats_server import Access
 from services.local.nats_users import rights_file, routes_file, write_keys
-from tests.k8s.machine import Machine
+from tests.k8s.machine import SITE, Machine
 from tests.k8s.manifests import build
 from tests.plugins.nats import NatsServer
 
-SITE = "site-a"
 HUB = 1  # the number of the cloud's server that the leaf joins; it is the only one
 
 
@@ -29,13 +28,13 @@ def joined(folder: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[A
     ca = trustme.CA()
     certificate = ca.issue_cert("localhost")
     changed = {
-        "cloud": _with_keys(of_cloud, cloud)
+        "cloud": with_keys(of_cloud, cloud)
         | {
             "routes.conf": routes_file([]),
             "tls.crt": certificate.cert_chain_pems[0].bytes().decode(),
             "tls.key": certificate.private_key_pem.bytes().decode(),
         },
-        "edge": _with_keys(of_edge, edge)
+        "edge": with_keys(of_edge, edge)
         | {"leaf-key.conf": f"nkey: {(cloud / 'sites' / SITE).read_text()}", "ca.crt": ca.cert_pem.bytes().decode()},
     }
     try:
@@ -54,7 +53,7 @@ def joined(folder: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[A
             server.stop(kill=True)
 
 
-def _with_keys(rights: Mapping[str, str], folder: Path) -> dict[str, str]:
+def with_keys(rights: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Files of rights, and the users.conf that goes with them; keys go into the folder."""
     folder.mkdir(parents=True)
     paths = [folder / f"{stem}.conf" for stem in rights]

@@ -12,6 +12,7 @@ from tests.k8s.manifests import Manifest, Secrets, of_kind, pod_of, the
 from tests.plugins.nats import NatsServer
 
 Built = Callable[[str], list[Manifest]]
+SITE = "site-a"  # of the overlay for an edge
 
 
 def files_of(manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
@@ -57,8 +58,13 @@ class Machine:
             content = content.replace(text, other)
         return content
 
-    def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> NatsServer:
+    def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None, site: str = SITE) -> NatsServer:
+        """`site`: what an operator has put in place of the manifests' own."""
         folder = self.write(name, number, changed)
-        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text()))
+        (container,) = pod_of(the(self._built(name), "StatefulSet", "nats"))["containers"]
+        (given,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--name=")]
+        pod_name = f"nats-{number if name == 'cloud' else 0}"
+        server_name = given.replace("$(POD_NAME)", pod_name).replace(SITE, site)
+        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text(), server_name))
         self.servers[-1].start()
         return self.servers[-1]

@@ -14,6 +14,9 @@ OUTSIDE = {  # peers outside the namespace, as policies name them
     "{'namespaceSelector': {'matchLabels': {'kubernetes.io/metadata.name': 'monitoring'}}}": MONITORING,
     "{'namespaceSelector': {'matchLabels': {'kubernetes.io/metadata.name': 'kube-system'}}, "
     "'podSelector': {'matchLabels': {'k8s-app': 'kube-dns'}}}": DNS,
+    "{'namespaceSelector': {'matchLabels': {'kubernetes.io/metadata.name': 'kube-system'}}, "
+    "'podSelector': {'matchLabels': {'k8s-app': 'node-local-dns'}}}": DNS,
+    "{'ipBlock': {'cidr': '169.254.20.10/32'}}": DNS,
     "{'ipBlock': {'cidr': '203.0.113.10/32'}}": CLOUD,
 }
 

@@ -7,19 +7,22 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trustme
 from prometheus_client import CollectorRegistry
 
 from services.local.nats_server import LIMITS, find_binary
-from services.local.nats_users import main
+from services.local.nats_users import main, rights_file, routes_file
 from shared import nats_bus, subjects
 from shared.bus import Bus
 from shared.config import ServiceSettings
 from shared.messages import Close, Draft, Message, Service, TokenIds
 from shared.metrics import BusMetrics
-from tests.k8s.machine import Built, Machine
+from tests.k8s.joined import HUB, with_keys
+from tests.k8s.machine import SITE, Built, Machine
 from tests.k8s.manifests import K8S, Secrets, pod_of, the
 from tests.peers import until
 from tests.plugins.nats import NatsServer
@@ -191,6 +194,33 @@ async def test_a_site_s_drafter_and_the_cloud_s_verifier_hear_each_other(
     assert verifier.heard.messages[0] == draft(1)
     assert drafter.heard.messages[0] == Close(SESSION, 1)
     assert drafter.denials == verifier.denials == gateway.denials == 0
+
+
+async def test_two_sites_stay_joined_beside_each_other(machine: Machine, join: Join, tmp_path: Path) -> None:
+    """The cloud ends the link of a leaf node when another of the same name joins."""
+    drafters = {site: f"{site}-drafter-0" for site in (SITE, "site-b")}
+    of_sites = {site: rights_file("drafter", [name], site) for site, name in drafters.items()}
+    rights = {"gateways": rights_file("gateway", ["gateway"]), "sites": "\n".join(of_sites.values())}
+    keys = tmp_path / "cloud-keys"
+    ca = trustme.CA()
+    certificate = ca.issue_cert("localhost")
+    tls = {
+        "tls.crt": certificate.cert_chain_pems[0].bytes().decode(),
+        "tls.key": certificate.private_key_pem.bytes().decode(),
+    }
+    of_cloud = with_keys(rights, keys) | tls | {"routes.conf": routes_file([])}
+    hub = machine.start("cloud", HUB, of_cloud)
+    gateway = await join(hub, "gateway", "gateway", (keys / "gateways/gateway").read_text())
+    for number, (site, name) in enumerate(drafters.items()):
+        here = tmp_path / f"{site}-keys"
+        key = (keys / "sites" / site).read_text()
+        changed = {"leaf-key.conf": f"nkey: {key}", "ca.crt": ca.cert_pem.bytes().decode()}
+        changed |= with_keys({"drafters": rights_file("drafter", [name])}, here)
+        server = machine.start("edge", number, changed, site)
+        drafter = await join(server, "drafter", name, (here / "drafters" / name).read_text())
+        await until_heard(drafter, partial(gateway.say, "close", drafter, Close(SESSION, 1)))
+    await asyncio.sleep(2.5)  # a link that was ended is made again after one
+    assert sum("Leafnode connection created" in line for line in hub.log) == len(drafters), hub.log
 
 
 async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(

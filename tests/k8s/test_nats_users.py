@@ -12,6 +12,7 @@ import pytest
 
 from services.local.nats_users import KINDS, Rights, main, new_seed, public_key
 from shared import subjects
+from tests.k8s.commands import run_commands
 from tests.k8s.machine import Built
 from tests.k8s.manifests import K8S, ROOT, WORKLOADS, Manifest, Secrets, of_kind, pod_names, service_of
 
@@ -163,3 +164,26 @@ def test_one_that_is_shut_out_gets_another_key_and_nobody_else_does(documented: 
     assert not before["verifier-2"] & after["verifier-2"]
     seeds = documented["shut-out"]["nkeys-verifiers"]
     assert {public_key(seeds["verifier-2"])} == after["verifier-2"]
+
+
+def test_one_is_shut_out_where_keys_never_changed_before(tmp_path: Path) -> None:
+    found = run_commands(tmp_path, ("cloud", "shut-out"))
+    before, after = users_of(found, "cloud"), users_of(found, "shut-out")
+    assert {name for name in before if before[name] != after[name]} == {"verifier-2"}
+
+
+def test_after_keys_changed_a_site_joins_and_keys_change_again(tmp_path: Path) -> None:
+    found = run_commands(tmp_path / "first", ("cloud", "rotating", "rotated", "joined", "edge"))
+    assert users_of(found, "joined") == users_of(found, "rotated")
+    assert found["edge"]["nats-auth"]["ca.crt"]
+    again = run_commands(tmp_path / "again", ("cloud", "edge", "rotating", "rotated", "rotating", "site rotating"))
+    leaf = again["site rotating"]["nats-auth"]["leaf-key.conf"].removeprefix("nkey: ").strip()
+    both = users_of(again, "rotating")
+    assert public_key(leaf) in both["site-a"]
+    assert len(both["site-a"]) == 2, "the old key of each, and no older one"
+    assert again["site rotating"]["nkeys-drafters"] != again["edge"]["nkeys-drafters"]
+
+
+def test_keys_do_not_change_while_they_are_changing(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        run_commands(tmp_path, ("cloud", "rotating", "rotating"))

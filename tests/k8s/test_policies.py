@@ -65,7 +65,11 @@ def test_what_runs_more_than_once_in_the_cloud_survives_a_node_that_is_drained(b
     workloads = {workload["metadata"]["name"]: workload for workload in of_kind(manifests, *WORKLOADS)}
     for name in ("gateway", "verifier", "nats"):
         budget = the(manifests, "PodDisruptionBudget", name)["spec"]
-        assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": {"app.kubernetes.io/name": name}}}
+        assert budget == {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": {"app.kubernetes.io/name": name}},
+        }
         keys = {spread["topologyKey"] for spread in pod_of(workloads[name])["topologySpreadConstraints"]}
         assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
 
@@ -79,6 +83,12 @@ def test_nats_sends_its_clients_away_before_it_ends(built: Built) -> None:
     nats = container(built("cloud"), "StatefulSet", "nats")
     assert nats["lifecycle"]["preStop"]["exec"]["command"] == ["nats-server", "--signal", "ldm=/run/nats/nats.pid"]
     assert "--pid=/run/nats/nats.pid" in nats["args"]
+
+
+@pytest.mark.parametrize("name", ["dev", "edge"])
+def test_a_nats_server_without_others_ends_at_once(built: Built, name: str) -> None:
+    """Lame duck would only make the pause longer until the next one runs."""
+    assert "lifecycle" not in container(built(name), "StatefulSet", "nats")
 
 
 def test_edge_drafters_run_on_labelled_nodes_alone(built: Built) -> None:

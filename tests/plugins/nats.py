@@ -23,9 +23,11 @@ StartNatsServer = Callable[..., "NatsServer"]
 class NatsServer:
     """One nats-server process. `start` after `stop` takes the same port again, as a restart does."""
 
-    def __init__(self, folder: Path, configuration: str = "") -> None:
+    def __init__(self, folder: Path, configuration: str = "", name: str = "") -> None:
+        """`name`: of the server, among those that it joins; "": one by chance."""
         self._configuration = folder / "nats.conf"
         self._configuration.write_text(configuration)
+        self._name = ("--name", name) if name else ()
         self._port = -1
         self._process: subprocess.Popen[str] | None = None
         self.log: list[str] = []
@@ -41,7 +43,7 @@ class NatsServer:
 
     def start(self) -> None:
         """Returns once clients can connect."""
-        command = [_binary(), "-a", "127.0.0.1", "-p", str(self._port), "-c", str(self._configuration)]
+        command = [_binary(), "-a", "127.0.0.1", "-p", str(self._port), "-c", str(self._configuration), *self._name]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         ready = threading.Event()
         reader = threading.Thread(target=self._read_log, args=(self._process.stderr, ready), daemon=True)

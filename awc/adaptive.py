@@ -6,7 +6,8 @@ when it promises `margin` more than the one in force, twice in a row; where no d
 none, nothing is drafted. A prediction is not trusted blindly:
 
 * Inputs unlike those of training: the window follows from the pipeline instead, as many guesses as the drafter makes
-  until the first of them has a verdict, which is never far from the best where the verifier runs free.
+  until the first of them has a verdict, which is never far from the best where the verifier runs free. Where such a
+  window made a token slower, half as many.
 * After each change the time per token is compared with that before. What was promised and did not come is held against
   the choice, and fades.
 * While nothing is drafted nothing is judged, so acceptance is hoped to rise until drafting is tried again.
@@ -45,6 +46,7 @@ CHOICES = (
 )
 NUMBERS = {choice: number for number, choice in enumerate(CHOICES)}
 LONGEST = 32  # window of the pipeline
+LEAST_DEPTH = 0.125  # of the pipeline
 NEAR = 0.25  # windows of the pipeline that differ by less are as good as each other
 
 
@@ -113,6 +115,7 @@ class AdaptivePair:
         self._wanted: WindowChoice | None = None  # promised more by the last reports, `_num_wanted` of them
         self._num_wanted = 0
         self._check = Check(policy.settling, policy.compared)
+        self._depth = 1.0  # of the pipeline, as a share: halved when a window of it made things slower
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return self._policy.decide_all([self], [seen])[0]
@@ -132,11 +135,11 @@ class AdaptivePair:
         if not is_telling(seen):
             return self._choice
         if not is_known:
-            choice = pipeline(seen, self._policy.start.chunk)
+            choice = pipeline(seen, self._policy.start.chunk, self._depth)
             if self._choice.free_run and abs(self._choice.window - choice.window) <= NEAR * choice.window:
                 self._wanted = None
             else:
-                self._want(choice, 0.0)
+                self._want(choice, 0.0, self._policy.settling + self._policy.compared)
             return self._choice
         present = NUMBERS.get(self._choice)
         is_in_vain = self._choice.window > 0 and worth[best] - worth[0] < self._policy.least_gain
@@ -144,18 +147,18 @@ class AdaptivePair:
             best = 0
         gain = worth[best] - (-math.inf if present is None else worth[present])
         if is_in_vain or gain > self._policy.margin:
-            self._want(CHOICES[best], gain)
+            self._want(CHOICES[best], gain, self._policy.patience)
         else:
             self._wanted = None
         return self._choice
 
-    def _want(self, choice: WindowChoice, gain: float) -> None:
-        """Changes to `choice` when it has been wanted often enough in a row."""
+    def _want(self, choice: WindowChoice, gain: float, patience: int) -> None:
+        """Changes to `choice` when it has been wanted by `patience` reports in a row."""
         if choice == self._choice:
             return
         self._num_wanted = self._num_wanted + 1 if choice == self._wanted else 1
         self._wanted = choice
-        if self._num_wanted >= self._policy.patience:
+        if self._num_wanted >= patience:
             self._check.begin(promised=gain)
             self._choice, self._wanted = choice, None
 
@@ -164,10 +167,15 @@ class AdaptivePair:
         if self.against:
             faded = {number: value * self._policy.forgetting for number, value in self.against.items()}
             self.against = {number: value for number, value in faded.items() if value > self._policy.margin / 4}
-        if seen.window == self._choice.window:
+        self._depth = min(1.0, self._depth / self._policy.forgetting)
+        if seen.window == self._choice.window or 0 < seen.window < self._choice.window:  # as it is, or cut
             shortfall = self._check.observe(math.log(max(seen.tpot_ms, 1e-3)))
-            if shortfall is not None and self._choice in NUMBERS:
-                number = NUMBERS[self._choice]
+            number = NUMBERS.get(self._choice)
+            if shortfall is None:
+                return
+            if number is None:
+                self._depth = max(self._depth / 2, LEAST_DEPTH)
+            else:
                 self.against[number] = self.against.get(number, 0.0) + shortfall
 
 
@@ -217,10 +225,10 @@ def _inputs(acceptance: float | None, seen: PairReport, cost: PassCost) -> list[
     )
 
 
-def pipeline(seen: PairReport, chunk: int) -> WindowChoice:
-    """As many guesses as the drafter makes for a session until the first of them has a verdict: it waits for its chunk,
-    the link, half a pass under way, and its own."""
+def pipeline(seen: PairReport, chunk: int, depth: float) -> WindowChoice:
+    """As many guesses as the drafter makes for a session until the first of them has a verdict, or a share `depth` of
+    them: it waits for its chunk, the link, half a pass under way, and its own."""
     guess_ms = max(seen.draft_ms * max(seen.num_sessions, 1), 1e-3)
     verdict_ms = seen.rtt_ms + 1.5 * seen.pass_ms
-    window = int(min(max(verdict_ms / guess_ms + 2 * chunk, 2.0), float(LONGEST)))
+    window = int(max(depth * min(verdict_ms / guess_ms + 2 * chunk, float(LONGEST)), 2.0))
     return WindowChoice(window, min(max(chunk, 1), window), free_run=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,9 +32,12 @@ MAX_PAIRS = 4096  # of one verifier
 MAX_VERIFIERS = 1024
 SILENT = 8  # reports of every other pair, on average, without one of a pair: it is gone
 HALF_LIFE = 128.0  # of judged guesses
+PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a priori so many guesses were judged, and this share of them was right
+HOPE = 0.5  # right guesses that each report counts for while none is made, so that a pair that was cut to 0 comes back
 LOWEST, HIGHEST = 1e-6, 0.999  # acceptance
 LEAST_REPORTS = 4  # between two looks at a crowd
-SLACK = 0.25  # guesses; a depth that misses the present one by less does not change it
+LEAST_MS = 1e-3
+SLACK = 0.25  # guesses, or passes; a number that is missed by less is left as it is
 
 
 def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms: float, token_ms: float) -> list[float]:
@@ -81,14 +85,15 @@ class FairSharePolicy:
         """The choices of several pairs after a report of each."""
         depths = [pair.depth(seen) for pair, seen in zip(pairs, reports, strict=True)]
         choices = decide_all(self.active, [pair.active for pair in pairs], reports)
-        return [cut(*each) for each in zip(choices, depths, reports, strict=True)]
+        rows = zip(pairs, choices, depths, reports, strict=True)
+        return [pair.cut(choice, depth, seen) for pair, choice, depth, seen in rows]
 
     def crowd(self, verifier_id: str) -> Crowd:
-        found = self.crowds.get(verifier_id)
-        if found is None:
-            if len(self.crowds) >= MAX_VERIFIERS:
-                del self.crowds[next(iter(self.crowds))]
-            found = self.crowds[verifier_id] = Crowd()
+        """Of a verifier. Of too many, the one that was asked for least recently is forgotten."""
+        found = self.crowds.pop(verifier_id, None) or Crowd()
+        if len(self.crowds) >= MAX_VERIFIERS:
+            del self.crowds[next(iter(self.crowds))]
+        self.crowds[verifier_id] = found
         return found
 
 
@@ -103,11 +108,11 @@ class Member:
 
 
 class Crowd:
-    """The pairs of one verifier that were reported lately. Depths are looked at again when, on average, every pair was
-    reported once more."""
+    """The pairs of one verifier that were reported lately and are still somebody's. Depths are looked at again when, on
+    average, every pair was reported once more."""
 
     def __init__(self) -> None:
-        self._members: dict[FairSharePair, Member] = {}
+        self._members: weakref.WeakKeyDictionary[FairSharePair, Member] = weakref.WeakKeyDictionary()
         self._num_heard = self._looked_at = 0
 
     def depth(self, pair: FairSharePair, acceptance: float, num_sessions: int, cost: PassCost) -> int:
@@ -125,7 +130,8 @@ class Crowd:
     def _look(self, cost: PassCost) -> None:
         self._looked_at = self._num_heard
         oldest = self._num_heard - SILENT * len(self._members)
-        self._members = {pair: each for pair, each in self._members.items() if each.heard > oldest}
+        for pair in [pair for pair, each in self._members.items() if each.heard <= oldest]:
+            del self._members[pair]
         members = list(self._members.values())
         acceptance = [each.acceptance for each in members]
         sessions = [each.num_sessions for each in members]
@@ -143,6 +149,7 @@ class FairSharePair:
         self._policy = policy
         self.active = active
         self._acceptance = Acceptance(HALF_LIFE)
+        self._trips: int | None = None  # passes that begin during a round trip
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return self._policy.decide_all([self], [seen])[0]
@@ -151,14 +158,17 @@ class FairSharePair:
         """What it is left after one more report."""
         cost = self._policy.costs.observe(seen)
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
-        rate = 1.0 if self._acceptance.rate is None else self._acceptance.rate
+        if seen.window == 0 and seen.num_sessions:
+            self._acceptance.observe(HOPE, HOPE)
+        rate = (self._acceptance.matched + PRIOR_NUM * PRIOR_RATE) / (self._acceptance.judged + PRIOR_NUM)
         return self._policy.crowd(seen.verifier_id).depth(self, rate, seen.num_sessions, cost)
 
-
-def cut(choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
-    """The choice with room for `depth` guesses in each of the passes that begin until the first has its verdict."""
-    if depth >= MAX_WINDOW or not choice.window:
-        return choice
-    passes = 2 + math.ceil(min(seen.rtt_ms / max(seen.pass_ms, 1e-3), float(MAX_WINDOW)))
-    window = min(choice.window, depth * passes)
-    return choice if window == choice.window else choice.with_window(window)
+    def cut(self, choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
+        """The choice with room for `depth` guesses in each of the passes that begin until the first has its verdict."""
+        if depth >= MAX_WINDOW or not choice.window:
+            return choice
+        trips = min(seen.rtt_ms / max(seen.pass_ms, LEAST_MS), float(MAX_WINDOW))
+        if self._trips is None or not self._trips - 1 - SLACK <= trips <= self._trips + SLACK:
+            self._trips = math.ceil(trips)
+        window = min(choice.window, depth * (2 + self._trips))
+        return choice if window == choice.window else choice.with_window(window)

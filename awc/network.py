@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +79,11 @@ class Network:
 
 def read_network(path: Path) -> Network:
     """Raises ValueError for what is no network, OSError for a file that can't be read."""
-    with np.load(path, allow_pickle=False) as arrays:
-        given: dict[str, Any] = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            given: dict[str, Any] = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
+    except (BadZipFile, EOFError) as error:  # an empty file, or half of one
+        raise ValueError(f"{path} holds no network: {error}") from error
     wanted = {field.name for field in fields(Network)}
     if given.keys() != wanted:
         raise ValueError(f"{path}: holds {sorted(given)}, and should hold {sorted(wanted)}")

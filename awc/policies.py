@@ -22,7 +22,7 @@ POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
     LadderPolicy.name: lambda start: RestingPolicy(LadderPolicy(start)),
     ConfidencePolicy.name: lambda start: RestingPolicy(ConfidencePolicy(start)),
     DelayBanditPolicy.name: lambda start: RestingPolicy(DelayBanditPolicy(start)),
-    # These go to a window of 0, and come back, by themselves.
+    # These go to a window of 0 by themselves, and come back; wc-dnn as far as the paper's five inputs lead back.
     ClosedFormPolicy.name: ClosedFormPolicy,
     GoodputPolicy.name: GoodputPolicy,
     NightjarPolicy.name: NightjarPolicy,

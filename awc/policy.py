@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shared.messages import MAX_WINDOW, PairReport
+from shared.messages import MAX_TOKENS, MAX_WINDOW, PairReport
 
-MAX_JUDGED = 1 << 16  # guesses judged for one pair between two reports; no drafter makes so many in that time
+# No working drafter reports more of one pair: guesses judged between two reports, sessions, sessions of a pass, tokens
+# of a context or a pass, milliseconds.
+MAX_JUDGED, MAX_SESSIONS, MAX_BATCH, LONGEST_MS = 1 << 16, 1 << 12, 1 << 16, 3_600_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,14 @@ class WindowPolicy(Protocol):
 
 
 def is_plausible(seen: PairReport) -> bool:
-    """Whether the counts can come from a working drafter; a policy should not be shown others."""
-    return max(seen.drafted, seen.matched + seen.mismatched, seen.late, seen.discarded) <= MAX_JUDGED
+    """Whether the figures can come from a working drafter; a policy should not be shown others."""
+    return (
+        max(seen.drafted, seen.matched + seen.mismatched, seen.late, seen.discarded) <= MAX_JUDGED
+        and seen.num_sessions <= MAX_SESSIONS
+        and seen.batch <= MAX_BATCH
+        and max(seen.context, seen.pass_tokens) <= MAX_TOKENS
+        and max(seen.draft_ms, seen.rtt_ms, seen.tpot_ms, seen.pass_ms) <= LONGEST_MS
+    )
 
 
 class BatchPolicy(WindowPolicy, Protocol):
@@ -89,6 +97,8 @@ def decide_all(
     policy: WindowPolicy | BatchPolicy, pairs: Sequence[PairControl], reports: Sequence[PairReport]
 ) -> list[WindowChoice]:
     """The choices of pairs of one policy, each after one more report of its own."""
+    if not pairs:
+        return []
     together = getattr(policy, "decide_all", None)
     if together is not None:
         choices: list[WindowChoice] = together(pairs, reports)

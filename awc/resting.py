@@ -31,8 +31,9 @@ class Rests:
     `longest_look`. It rests when no more than `doubtful_share` of the judged ones were of use: right, and in time.
     Those behind a wrong one, which nobody judged, are not counted: a deep window has many of them, and pays. The rest
     was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`, than it
-    took under the look; then nothing is doubted for `trusted` reports, and for twice as long after each further
-    mistake. It is also over when half as many sessions share the drafter. Raises ValueError for what can't work.
+    took under the look, by `margin` of that at least; then nothing is doubted for `trusted` reports, and for twice as
+    long after each further mistake in a row. It is also over when half as many sessions share the drafter. Reports
+    between which no token was written, as before a first verdict, don't count. Raises ValueError for what can't work.
     """
 
     look: int = 8
@@ -44,6 +45,7 @@ class Rests:
     longest: int = 640  # of both
     settling: int = 3
     compared: int = 8
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
         if not 0 <= self.doubtful_share < 1:
@@ -54,8 +56,11 @@ class Rests:
             raise ValueError(
                 f"first {self.first} and trusted {self.trusted}, up to longest {self.longest}, must be 1 or more"
             )
-        if self.settling < 0 or self.compared < 1:
-            raise ValueError(f"settling {self.settling} must be 0 or more, and compared {self.compared} 1 or more")
+        if self.settling < 0 or self.compared < 1 or not self.margin >= 0:
+            raise ValueError(
+                f"settling {self.settling} and margin {self.margin} must be 0 or more, and compared {self.compared} 1 "
+                "or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class RestingPolicy:
         choices = [RESTING] * len(pairs)
         awake = [number for number, pair in enumerate(pairs) if not pair.goes_on_resting(reports[number])]
         seen = [reports[number] for number in awake]
-        found = decide_all(self.active, [pairs[number].active for number in awake], seen) if awake else []
+        found = decide_all(self.active, [pairs[number].active for number in awake], seen)
         for number, choice in zip(awake, found, strict=True):
             choices[number] = pairs[number].look(reports[number], choice)
         return choices
@@ -119,6 +124,7 @@ class RestingPair:
         self._rest_left = self._trusted_left = 0
         self._look = self._last = Look()
         self._trial: Trial | None = None  # of the rest under way, until it is over
+        self._tpot_ms = 0.0  # of the report before
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return RESTING if self.goes_on_resting(seen) else self.look(seen, self.active.decide(seen))
@@ -137,7 +143,8 @@ class RestingPair:
 
     def look(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """What follows from a choice of the wrapped control: that, or a rest."""
-        if seen.num_sessions and choice.window:
+        has_written, self._tpot_ms = seen.tpot_ms != self._tpot_ms, seen.tpot_ms
+        if seen.num_sessions and has_written and choice.window and seen.window:  # both: what was drafted was asked for
             if self._trusted_left:
                 self._trusted_left -= 1
             else:
@@ -166,4 +173,7 @@ class RestingPair:
         if not self._trial.is_over:
             return False
         now, self._trial = self._trial.tpot_ms, None
-        return now is not None and now > before
+        if now is not None and now > (1 + self._rests.margin) * before:
+            return True
+        self._trust = self._rests.trusted
+        return False

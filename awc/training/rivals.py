@@ -62,7 +62,9 @@ RIVALS = {
     NightjarPolicy.name: Rival(
         NightjarPolicy, ({"bin_reports": 2}, {"bin_reports": 8}, {"newest": 0.5}, {"arms": (0, 2, 4, 8, 16, 24)})
     ),
-    DelayBanditPolicy.name: Rival(DelayBanditPolicy, ({"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95})),
+    DelayBanditPolicy.name: Rival(
+        _resting(DelayBanditPolicy), ({"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95})
+    ),
 }
 
 

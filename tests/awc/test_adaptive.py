@@ -68,6 +68,12 @@ def test_what_was_promised_and_made_it_slower_is_given_up_and_tried_again_later(
     assert FAST in {pair.decide(before) for _ in range(2000)}
 
 
+def test_a_choice_that_others_cut_is_compared_all_the_same() -> None:
+    pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12).for_pair()
+    assert told(pair, *[changed(SEEN, window=SLOW.window)] * 12) == FAST
+    assert told(pair, *[changed(SEEN, window=FAST.window - 2, tpot_ms=40.0)] * 30) == SLOW
+
+
 def test_reports_just_behind_a_change_are_not_compared() -> None:
     policy = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12, settling=3, compared=8)
     pair = policy.for_pair()
@@ -86,22 +92,32 @@ def test_what_came_as_promised_stays() -> None:
 
 def test_inputs_unlike_those_of_training_lead_to_the_window_of_the_pipeline() -> None:
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0}, is_known=False)).for_pair()
-    assert told(pair, *[SEEN] * 5) == pipeline(SEEN, DEFAULT_CHOICE.chunk)
+    assert told(pair, *[SEEN] * 20) == pipeline(SEEN, DEFAULT_CHOICE.chunk, 1.0)
 
 
 def test_a_window_of_the_pipeline_that_is_near_the_present_one_changes_nothing() -> None:
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0}, is_known=False)).for_pair()
-    first = told(pair, *[SEEN] * 5)
+    first = told(pair, *[SEEN] * 20)
     near, far = changed(SEEN, rtt_ms=50.0), changed(SEEN, rtt_ms=90.0)
-    assert pipeline(near, 2).window == first.window + 2
-    assert told(pair, *[near] * 5) == first
-    assert told(pair, *[far] * 5) == pipeline(far, 2) != first
+    assert pipeline(near, 2, 1.0).window == first.window + 2
+    assert told(pair, *[near] * 20) == first
+    assert told(pair, *[far] * 20) == pipeline(far, 2, 1.0) != first
+
+
+def test_a_window_of_the_pipeline_that_makes_it_slower_is_halved_and_grows_again() -> None:
+    pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0}, is_known=False)).for_pair()
+    whole = told(pair, *[changed(SEEN, window=DEFAULT_CHOICE.window)] * 20)
+    slower = changed(SEEN, window=whole.window, tpot_ms=40.0)
+    half = told(pair, *[slower] * 25)
+    assert half.window < 0.6 * whole.window
+    faster = [changed(SEEN, window=half.window)] * 2000
+    assert max(pair.decide(seen).window for seen in faster) > half.window
 
 
 def test_the_pipeline_holds_what_is_drafted_until_the_first_verdict() -> None:
-    assert pipeline(SEEN, 2) == WindowChoice(13, 2, free_run=True)  # (30 + 60) ms / 10 ms, and two chunks
-    assert pipeline(changed(SEEN, num_sessions=3), 2).window == 7, "three sessions share the drafter"
-    assert pipeline(changed(SEEN, rtt_ms=1e15), 2).window == LONGEST
+    assert pipeline(SEEN, 2, 1.0) == WindowChoice(13, 2, free_run=True)  # (30 + 60) ms / 10 ms, and two chunks
+    assert pipeline(changed(SEEN, num_sessions=3), 2, 1.0).window == 7, "three sessions share the drafter"
+    assert pipeline(changed(SEEN, rtt_ms=1e15), 2, 1.0).window == LONGEST
 
 
 def test_acceptance_is_hoped_to_rise_while_nothing_is_drafted() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.fair_share import SLACK, Crowd, FairSharePolicy, cut, fair_depths
+from awc.fair_share import SLACK, Crowd, FairSharePair, FairSharePolicy, fair_depths
 from awc.pass_cost import PassCost
 from awc.policy import WindowChoice
 from awc.static import StaticPolicy
@@ -74,44 +75,102 @@ def test_a_depth_that_moves_by_a_little_is_left_as_it_is() -> None:
         assert all(min(each) - SLACK <= depth < min(each) + 1 + SLACK for each, depth in zip(found, exact, strict=True))
 
 
-def pairs_of(num: int, policy: FairSharePolicy, seen: PairReport, rounds: int = 40) -> list[WindowChoice]:
-    """The choices of as many pairs of one verifier, after some reports of each. Longer passes take more time."""
-    pairs = [policy.for_pair() for _ in range(num)]
+def decided(pairs: Sequence[FairSharePair], seen: PairReport, rounds: int = 40) -> list[WindowChoice]:
+    """The choices of pairs of one verifier, after some reports of each. Longer passes take more time."""
     for number in range(rounds):
         tokens = 20.0 + number
-        report = changed(seen, pass_tokens=tokens, pass_ms=10.0 + tokens, batch=float(num))
+        report = changed(seen, pass_tokens=tokens, pass_ms=10.0 + tokens, batch=float(len(pairs)))
         choices = [pair.decide(report) for pair in pairs]
     return choices
 
 
+def pairs_of(num: int, policy: FairSharePolicy) -> list[FairSharePair]:
+    return [policy.for_pair() for _ in range(num)]
+
+
+RIGHT = changed(SEEN, matched=99, mismatched=1)
+
+
 def test_windows_are_cut_in_a_crowd_and_stay_as_they_were_alone() -> None:
-    crowded = pairs_of(64, FairSharePolicy(StaticPolicy(WIDE)), SEEN)
+    crowded = decided(pairs_of(64, FairSharePolicy(StaticPolicy(WIDE))), SEEN)
     assert {choice.window for choice in crowded} < set(range(WIDE.window))
-    flat = pairs_of(64, FairSharePolicy(StaticPolicy(WIDE)), SEEN, rounds=1)
-    assert flat[0].window <= WIDE.window
-    alone = pairs_of(1, FairSharePolicy(StaticPolicy(WIDE)), changed(SEEN, matched=99, mismatched=1))
-    assert alone == [WIDE]
+    assert decided(pairs_of(1, FairSharePolicy(StaticPolicy(WIDE))), RIGHT) == [WIDE]
 
 
 def test_pairs_that_are_not_reported_any_more_take_no_share() -> None:
     policy = FairSharePolicy(StaticPolicy(WIDE))
-    assert pairs_of(64, policy, SEEN)[0].window < WIDE.window
-    pair, right = policy.for_pair(), changed(SEEN, matched=99, mismatched=1, pass_tokens=40.0, pass_ms=50.0)
+    silent = pairs_of(64, policy)
+    assert decided(silent, SEEN)[0].window < WIDE.window
+    pair, right = policy.for_pair(), changed(RIGHT, pass_tokens=40.0, pass_ms=50.0)
     alone = [pair.decide(right) for _ in range(2000)]
     assert alone[-1] == WIDE
 
 
+def test_pairs_that_nobody_has_any_more_take_no_share_at_once() -> None:
+    policy = FairSharePolicy(StaticPolicy(WIDE))
+    others = pairs_of(64, policy)
+    pair = policy.for_pair()
+    assert decided([pair, *others], RIGHT)[0].window < WIDE.window
+    others.clear()
+    assert decided([pair], RIGHT, rounds=8) == [WIDE]
+
+
 def test_a_pair_without_sessions_takes_no_share() -> None:
     policy = FairSharePolicy(StaticPolicy(WIDE))
-    pairs_of(64, policy, changed(SEEN, num_sessions=0))
-    assert pairs_of(1, policy, changed(SEEN, matched=99, mismatched=1), rounds=200) == [WIDE]
+    idle = pairs_of(64, policy)
+    decided(idle, changed(SEEN, num_sessions=0))
+    assert decided(pairs_of(1, policy), RIGHT, rounds=200) == [WIDE]
+
+
+def test_a_pair_that_was_cut_to_nothing_is_tried_again() -> None:
+    policy = FairSharePolicy(StaticPolicy(WIDE))
+    others = pairs_of(64, policy)
+    pair, wrong = policy.for_pair(), changed(SEEN, matched=0, mismatched=8)
+    for _ in range(100):
+        decided(others, RIGHT, rounds=1)
+        assert pair.decide(changed(wrong, pass_tokens=20.0, pass_ms=30.0, batch=17.0)).window <= WIDE.window
+    at_rest = changed(wrong, window=0, mismatched=0, pass_tokens=20.0, pass_ms=30.0, batch=17.0)
+    windows = []
+    for _ in range(800):
+        decided(others, RIGHT, rounds=1)
+        windows.append(pair.decide(at_rest).window)
+    assert windows[0] == 0
+    assert windows[-1] > 0
+
+
+def test_one_wrong_guess_does_not_cut_a_new_pair_to_nothing() -> None:
+    policy = FairSharePolicy(StaticPolicy(WIDE))
+    decided(others := pairs_of(8, policy), RIGHT)
+    first = changed(SEEN, matched=0, mismatched=1)
+    assert decided([policy.for_pair(), *others], first, rounds=1)[0].window > 0
+
+
+def test_pairs_decided_together_decide_what_each_would_alone() -> None:
+    together, alone = FairSharePolicy(StaticPolicy(WIDE)), FairSharePolicy(StaticPolicy(WIDE))
+    ones, others = pairs_of(12, together), pairs_of(12, alone)
+    for number in range(60):
+        reports = [
+            changed(SEEN, matched=index, mismatched=number % 3, pass_tokens=20.0 + number, pass_ms=30.0 + number)
+            for index in range(12)
+        ]
+        expected = [pair.decide(seen) for pair, seen in zip(others, reports, strict=True)]
+        assert together.decide_all(ones, reports) == expected
+    assert len({choice.window for choice in expected}) > 1
 
 
 def test_a_cut_leaves_room_for_the_passes_that_begin_until_a_verdict_comes() -> None:
-    assert cut(WIDE, 2, changed(SEEN, rtt_ms=0.0)).window == 4
-    assert cut(WIDE, 2, changed(SEEN, rtt_ms=80.0)).window == 8
-    assert cut(WIDE, 0, SEEN) == WindowChoice(0, 1, free_run=True)
-    assert cut(WIDE, MAX_WINDOW, SEEN) is WIDE
+    policy = FairSharePolicy(StaticPolicy(WIDE))
+    assert policy.for_pair().cut(WIDE, 2, changed(SEEN, rtt_ms=0.0)).window == 4
+    assert policy.for_pair().cut(WIDE, 2, changed(SEEN, rtt_ms=80.0)).window == 8
+    assert policy.for_pair().cut(WIDE, 0, SEEN) == WindowChoice(0, 1, free_run=True)
+    assert policy.for_pair().cut(WIDE, MAX_WINDOW, SEEN) is WIDE
+
+
+def test_a_round_trip_that_wavers_around_a_number_of_passes_moves_no_window() -> None:
+    pair = FairSharePolicy(StaticPolicy(WIDE)).for_pair()
+    windows = {pair.cut(WIDE, 2, changed(SEEN, rtt_ms=rtt_ms)).window for rtt_ms in (39.0, 41.0, 38.0, 42.0)}
+    assert windows == {6}
+    assert pair.cut(WIDE, 2, changed(SEEN, rtt_ms=60.0)).window == 8
 
 
 def test_the_name_is_that_of_the_policy_whose_windows_are_cut() -> None:

@@ -66,11 +66,12 @@ def test_every_policy_is_named_as_in_the_table_and_starts_at_the_choice_it_is_gi
 def test_the_pairs_of_a_policy_do_not_share_state() -> None:
     for make in POLICIES.values():
         policy = make(DEFAULT_CHOICE)
+        wrong = changed(matched=0, mismatched=16, pass_ms=40.0, batch=2.0, pass_tokens=9.0)
         for _ in range(100):
-            policy.for_pair().decide(changed(matched=0, mismatched=16))
+            policy.for_pair().decide(wrong)
         good, bad = policy.for_pair(), policy.for_pair()
         for _ in range(100):
-            bad.decide(changed(matched=0, mismatched=16))
+            bad.decide(wrong)
         assert good.decide(changed(matched=0, mismatched=0, tpot_ms=0.0)) == DEFAULT_CHOICE
 
 
@@ -78,3 +79,8 @@ def test_the_pairs_of_a_policy_do_not_share_state() -> None:
 def test_a_report_with_more_guesses_than_a_drafter_can_make_is_not_plausible(field: str) -> None:
     assert is_plausible(REPORT)
     assert not is_plausible(changed(**{field: MAX_JUDGED + 1}))
+
+
+@pytest.mark.parametrize("field", ["draft_ms", "rtt_ms", "tpot_ms", "pass_ms", "num_sessions", "batch", "context"])
+def test_a_report_with_figures_that_no_drafter_can_see_is_not_plausible(field: str) -> None:
+    assert not is_plausible(changed(**{field: 1_000_000_000}))

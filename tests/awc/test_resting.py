@@ -50,11 +50,16 @@ LATE = report(matched=20, late=20)
 NOTHING = report()
 IDLE = changed(NOTHING, num_sessions=0)
 AT_REST = changed(NOTHING, window=0)  # a token takes as long as with drafts
-SLOWER = changed(AT_REST, tpot_ms=31.0)
+SLOWER = changed(AT_REST, tpot_ms=31.0)  # by more than the margin
+
+
+def written(seen: PairReport, number: int) -> PairReport:
+    """The report when another token has been written, which moves the time per token a little."""
+    return changed(seen, tpot_ms=seen.tpot_ms + 1e-6 * (number % 2))
 
 
 def is_resting(pair: RestingPair, reports: list[PairReport]) -> list[bool]:
-    return [pair.decide(each) == RESTING for each in reports]
+    return [pair.decide(written(each, number)) == RESTING for number, each in enumerate(reports)]
 
 
 def test_a_pair_whose_guesses_are_of_use_never_rests() -> None:
@@ -85,16 +90,16 @@ def test_pairs_decided_together_rest_as_each_would_alone() -> None:
 def followed(pair: RestingPair, reports: list[PairReport], num: int) -> list[bool]:
     """Whether a pair rests after each of `num` reports: of the first kind while it drafts, of the second at rest."""
     found = [False]
-    for _ in range(num):
-        found.append(pair.decide(reports[found[-1]]) == RESTING)
+    for number in range(num):
+        found.append(pair.decide(written(reports[found[-1]], number)) == RESTING)
     return found[1:]
 
 
 @pytest.mark.parametrize(("in_vain", "num"), [(LATE, 4), (NOTHING, 6)])
 def test_drafting_in_vain_is_given_up_and_tried_again_after_rests_twice_as_long(in_vain: PairReport, num: int) -> None:
     rests = followed(RestingPair(Recorder(), RESTS), [in_vain, AT_REST], 60)
-    drafting = [False] * (num - 1)
-    expected = drafting + [True] * 5 + drafting + [True] * 10 + 3 * (drafting + [True] * 12)
+    again = [False] * num  # the report that ends a rest was made at rest, and isn't looked at
+    expected = again[1:] + [True] * 5 + again + [True] * 10 + 3 * (again + [True] * 12)
     assert rests == expected[:60]
 
 
@@ -112,8 +117,27 @@ def test_guesses_that_nobody_judged_are_not_held_against_a_deep_window() -> None
 def test_a_rest_that_makes_tokens_slower_is_over_at_once_and_doubted_less_and_less_often() -> None:
     rests = followed(RestingPair(Recorder(), RESTS), [LATE, SLOWER], 60)
     cycle = [True] * 3  # one report settles, two are compared
-    expected = [False] * 3 + cycle + [False] * (6 + 3) + cycle + 3 * ([False] * (12 + 3) + cycle)
+    expected = [False] * 3 + cycle + [False] * (6 + 4) + cycle + 3 * ([False] * (12 + 4) + cycle)
     assert rests == expected[:60]
+
+
+def test_a_pair_that_waits_for_its_first_verdict_is_not_doubted() -> None:
+    waiting = [changed(NOTHING, tpot_ms=0.0)] * 50 + [NOTHING] * 50  # a token was written long ago, none since
+    pair = RestingPair(Recorder(), RESTS)
+    assert not any(pair.decide(seen) == RESTING for seen in waiting)
+
+
+def test_drafting_that_others_cut_to_nothing_is_not_doubted() -> None:
+    assert not any(is_resting(RestingPair(Recorder(), RESTS), [AT_REST] * 50))
+
+
+def test_a_rest_that_turned_out_right_makes_doubts_as_frequent_as_at_first() -> None:
+    pair = RestingPair(Recorder(), RESTS)
+    followed(pair, [LATE, SLOWER], 40)  # nothing would be doubted for twelve reports after the next mistake
+    followed(pair, [LATE, AT_REST], 60)
+    rests = followed(pair, [LATE, SLOWER], 60)
+    ends = [number for number in range(1, 60) if rests[number - 1] and not rests[number]]
+    assert ends[2] - ends[1] == 6 + 4 + 3, "not doubted for six reports, looked at for four, compared for three"
 
 
 def test_reports_of_a_rest_with_the_old_window_in_force_are_not_compared() -> None:
@@ -153,7 +177,7 @@ def test_a_pair_without_sessions_neither_begins_nor_ends_a_rest() -> None:
 def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
     assert POLICIES[name](DEFAULT_CHOICE).for_pair().decide(LATE).window > 0
     pair, static = POLICIES[name](DEFAULT_CHOICE).for_pair(), POLICIES["static"](DEFAULT_CHOICE).for_pair()
-    assert [pair.decide(LATE) for _ in range(20)][-1] == RESTING
+    assert [pair.decide(written(LATE, number)) for number in range(20)][-1] == RESTING
     assert [static.decide(LATE) for _ in range(20)][-1] == DEFAULT_CHOICE
 
 
@@ -168,6 +192,7 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"trusted": 0},
         {"settling": -1},
         {"compared": 0},
+        {"margin": -0.1},
     ],
     ids=str,
 )

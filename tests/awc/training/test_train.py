@@ -11,6 +11,7 @@ import torch
 from awc.network import read_network, write_network
 from awc.training.dataset import Dataset
 from awc.training.train import Trained, network_of, split_of, train
+from tests.awc import networks
 
 NAMES = ("a", "b", "c", "d", "e")
 NUM_INPUTS = len(NAMES)
@@ -65,3 +66,13 @@ def test_a_file_with_other_arrays_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", other=np.zeros(3))
     with pytest.raises(ValueError, match="should hold"):
         read_network(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_file_that_was_cut_short_holds_no_network(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "w.npz"
+    write_network(networks.saying(np.zeros(3), 5), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"w\.npz"):
+        read_network(path)

@@ -26,7 +26,7 @@ async def test_a_drafter_at_work_is_compared_with_bare_steps_of_the_same_graph(d
     ours, bares = await measure_steps(default_models / "draft-int8", repeats=2, seed=1)
     assert len(ours) == len(bares) == 2
     assert min(bares) > 0.5, "a step of the default draft takes milliseconds"
-    assert min(ours) > 0.8 * min(bares), "a drafter's step holds one of the graph's"
+    assert min(ours) > 0.5 * min(bares), "a drafter's step holds one of the graph's"
 
 
 @pytest.mark.timeout(180)

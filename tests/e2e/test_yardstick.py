@@ -54,9 +54,11 @@ def target_float32(default_models: Path) -> TargetModel:
 async def speculated(
     target: TargetModel, draft: DraftModel, prompts: list[list[int]], sampling: Sampling, tokenizer: TargetTokenizer
 ) -> list[list[int]]:
-    """The answers of a verifier and a drafter to all prompts, 8 at once."""
+    """The answers of a verifier and a drafter to all prompts, 8 at once; it waits for guesses, however fast it is."""
     async with running(MemoryNetwork().connect, [target], [draft]) as cell:
-        answers, accepted = await texts(cell, prompts, sampling, tokenizer.stop_ids, Way(8, num_at_once=8))
+        answers, accepted = await texts(
+            cell, prompts, sampling, tokenizer.stop_ids, Way(8, stop_and_wait=True, num_at_once=8)
+        )
     assert accepted > len(prompts), "next to nothing was speculated"
     return answers
 

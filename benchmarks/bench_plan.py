@@ -15,7 +15,7 @@ RTTS_MS = (0, 10, 30, 60, 100, 200)
 SHARED_RTTS_MS = (0, 30, 100)  # of the cells with several sessions
 NUM_SHARED = 8
 SLIDING = WindowChoice(16, 2, free_run=True)
-SERVED = "ladder"  # the policy of a controller that is told none
+SERVED = "adaptive"  # the policy of a controller that is told none
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def full_plan() -> list[CellSpec]:
 def policy_plan() -> list[CellSpec]:
     """Window policies against each other and against static windows, at some RTTs with one and several sessions."""
     static = [Mode(f"window {window}", way=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)]
-    rivals = [Mode("goodput", way="goodput"), Mode("learned", way="adaptive")]
+    rivals = [Mode(name, way=name) for name in ("ladder", "goodput")]
     modes = (TARGET_ONLY, *static, *rivals, ADAPTIVE)
     return [CellSpec("int8", rtt_ms, num, modes) for num in (1, 4, 16) for rtt_ms in SHARED_RTTS_MS]
 

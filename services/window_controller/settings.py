@@ -27,7 +27,7 @@ class ControllerSettings(ServiceSettings):
     )
     window_policy: Literal[
         "static", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb", "wc-dnn", "adaptive"
-    ] = Field("ladder", description="How windows are chosen (docs/awc.md)")
+    ] = Field("adaptive", description="How windows are chosen (docs/awc.md)")
     window: int = Field(DEFAULT_CHOICE.window, ge=0, le=MAX_WINDOW, description="Unverified tokens a pair starts with")
     chunk: int = Field(
         DEFAULT_CHOICE.chunk, ge=1, le=MAX_WINDOW, description="Guesses sent together, at most the window"

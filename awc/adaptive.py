@@ -5,9 +5,9 @@ run, confidence to stop at), the logarithm of the goodput that it would bring, u
 when it promises `margin` more than the one in force, twice in a row; where no drafting promises `least_gain` more than
 none, nothing is drafted. A prediction is not trusted blindly:
 
-* Inputs unlike those of training: the window follows from the pipeline instead, as many guesses as the drafter makes
-  until the first of them has a verdict, which is never far from the best where the verifier runs free. Where such a
-  window made a token slower, half as many.
+* Inputs unlike those of training, or more sessions on a drafter than it had there: the window follows from the
+  pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from
+  the best where the verifier runs free. Where such a window made a token slower, half as many.
 * After each change the time per token is compared with that before. What was promised and did not come is held against
   the choice, and fades.
 * While nothing is drafted nothing is judged, so acceptance is hoped to rise until drafting is tried again.
@@ -46,6 +46,7 @@ CHOICES = (
 )
 NUMBERS = {choice: number for number, choice in enumerate(CHOICES)}
 LONGEST = 32  # window of the pipeline
+MOST_SESSIONS = 4  # of a pair: training has hardly any with more
 LEAST_DEPTH = 0.125  # of the pipeline
 NEAR = 0.25  # windows of the pipeline that differ by less are as good as each other
 
@@ -134,7 +135,8 @@ class AdaptivePair:
         """The choice that follows from what each of CHOICES is worth; as before while there is nothing to go by."""
         if not is_telling(seen):
             return self._choice
-        if not is_known:
+        is_worthless = worth[best] - worth[0] < self._policy.least_gain
+        if not is_known or (seen.num_sessions > MOST_SESSIONS and not is_worthless):
             choice = pipeline(seen, self._policy.start.chunk, self._depth)
             if self._choice.free_run and abs(self._choice.window - choice.window) <= NEAR * choice.window:
                 self._wanted = None
@@ -142,7 +144,7 @@ class AdaptivePair:
                 self._want(choice, 0.0, self._policy.settling + self._policy.compared)
             return self._choice
         present = NUMBERS.get(self._choice)
-        is_in_vain = self._choice.window > 0 and worth[best] - worth[0] < self._policy.least_gain
+        is_in_vain = self._choice.window > 0 and is_worthless
         if is_in_vain:
             best = 0
         gain = worth[best] - (-math.inf if present is None else worth[present])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.adaptive import CHOICES, LONGEST, AdaptivePair, AdaptivePolicy, pipeline
+from awc.adaptive import CHOICES, LONGEST, MOST_SESSIONS, AdaptivePair, AdaptivePolicy, pipeline
 from awc.features import CHOICE_INPUTS
 from awc.network import Network
 from awc.policy import DEFAULT_CHOICE, WindowChoice
@@ -93,6 +93,13 @@ def test_what_came_as_promised_stays() -> None:
 def test_inputs_unlike_those_of_training_lead_to_the_window_of_the_pipeline() -> None:
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0}, is_known=False)).for_pair()
     assert told(pair, *[SEEN] * 20) == pipeline(SEEN, DEFAULT_CHOICE.chunk, 1.0)
+
+
+def test_more_sessions_on_a_drafter_than_in_training_lead_to_the_window_of_the_pipeline() -> None:
+    pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0})).for_pair()
+    crowded = changed(SEEN, num_sessions=MOST_SESSIONS + 1)
+    assert told(pair, *[crowded] * 20) == pipeline(crowded, DEFAULT_CHOICE.chunk, 1.0)
+    assert told(pair, *[changed(SEEN, num_sessions=MOST_SESSIONS)] * 20) == FAST
 
 
 def test_a_window_of_the_pipeline_that_is_near_the_present_one_changes_nothing() -> None:

@@ -21,11 +21,10 @@ from services.cloud_verifier.network import ComputedLogits, Outputs
 from services.cloud_verifier.packed import (
     PackedLinear,
     PlainLinear,
+    RowRules,
     RowwiseActivation,
     limit_rows,
     most_rows,
-    row_rule,
-    strictest,
 )
 
 ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
@@ -39,15 +38,15 @@ class LlamaNetwork:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._embed = body.embed_tokens
         self._angles = body.rotary_emb
-        self._layers = []
+        self._layers, rules = [], RowRules()
         for index in range(len(body.layers)):
-            self._layers.append(_Layer(body.layers[index], index, packed=packed))
+            self._layers.append(_Layer(body.layers[index], index, rules, packed=packed))
             body.layers[index] = nn.Identity()
         self._norm = _Norm(body.norm)
         self._head = Float32Head(head.weight, head.bias, packed=packed)
         rounded = self._head.rounded
         self._best_token = None if rounded is None else BestToken(head.weight, head.bias, rounded)
-        rule = strictest(layer.row_rule for layer in self._layers)
+        rule = rules.strictest
         heads = [head for head in (self._head, self._best_token) if head is not None]
         limits = [most_rows(head.weight, packed=packed), *(each.row_rule.most for each in heads)]
         self.row_rule = replace(rule, most=min(rule.most, *limits))
@@ -93,7 +92,7 @@ def is_llama(model: PreTrainedModel) -> bool:
 
 
 class _Layer:
-    def __init__(self, layer: Any, index: int, *, packed: bool) -> None:
+    def __init__(self, layer: Any, index: int, rules: RowRules, *, packed: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
         biases = [part.bias for part in parts]
@@ -103,22 +102,17 @@ class _Layer:
         self._num_rotated = attention.q_proj.out_features // attention.head_dim + self._num_kv_heads
         kind = PackedLinear if packed else PlainLinear
         qkv_bias = None if biases[0] is None else torch.cat(biases)
-        self._qkv = kind(torch.cat([part.weight for part in parts]), qkv_bias)
+        qkv_weight = torch.cat([part.weight for part in parts])
+        self._qkv = kind(qkv_weight, qkv_bias)
         self._out, self._gate, self._up, self._down = (
             kind(part.weight, part.bias) for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         )
         self.linears = (self._qkv, self._out, self._gate, self._up, self._down)
         self._activation = RowwiseActivation(mlp.act_fn)
         self._norm_in, self._norm_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.row_rule = strictest(
-            row_rule(ours, theirs.in_features, theirs.weight.dtype, theirs.weight.device)
-            for ours, theirs in (
-                (self._qkv, attention.q_proj),
-                (self._out, attention.o_proj),
-                (self._gate, mlp.gate_proj),
-                (self._down, mlp.down_proj),
-            )
-        )
+        weights = (qkv_weight, *(part.weight for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)))
+        for ours, weight in zip(self.linears, weights, strict=True):
+            rules.probe(ours, weight)
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         """hidden: [tokens, hidden size], the caller's no more."""

@@ -186,6 +186,23 @@ def row_rule(layer: nn.Module, num_in: int, dtype: torch.dtype, device: torch.de
     return replace(rules[-1], most=most)
 
 
+class RowRules:
+    """The row rules of a model's layers, of which those of one shape have one: it is their kernel's."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, ...], RowRule] = {}  # by shape of the weight
+
+    def probe(self, layer: nn.Module, weight: Tensor) -> None:
+        """Finds the rule of a layer of this weight [out, in]."""
+        if weight.shape not in self._found:
+            self._found[weight.shape] = row_rule(layer, weight.shape[1], weight.dtype, weight.device)
+
+    @property
+    def strictest(self) -> RowRule:
+        """Under which all that were probed are computed alike."""
+        return strictest(self._found.values() or ROW_RULES[-1:])
+
+
 def _differing(layer: BlockedLinear, rows: Tensor, most: int) -> set[int]:
     """Probed numbers of rows that have other bits than the same ones among all, `most` of them computed at once."""
     layer.most_rows = most
@@ -214,12 +231,12 @@ def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool)
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     activations = _activation_classes() if head.weight.device.type == "cpu" else ()
-    rules: dict[tuple[int, ...], RowRule] = {}  # by shape of the weight
+    rules = RowRules()
     kind = PackedLinear if packed else PlainLinear
 
     def probed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-        layer, shape = kind(weight, bias), tuple(weight.shape)
-        rules[shape] = rules.get(shape) or row_rule(layer, weight.shape[1], weight.dtype, weight.device)
+        layer = kind(weight, bias)
+        rules.probe(layer, weight)
         return layer
 
     def replaced(module: nn.Module) -> nn.Module:
@@ -236,7 +253,7 @@ def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool)
         return module
 
     replaced(model)
-    return strictest(rules.values() or ROW_RULES[-1:])
+    return rules.strictest
 
 
 def limit_rows(modules: Iterable[nn.Module], most: int) -> None:

@@ -16,6 +16,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: i
 pytest_plugins = ["tests.plugins.nats", "tests.plugins.networks"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The end-to-end tests first: theirs are the long files, and none should begin when all others are done."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def default_models() -> Path:
     """Folder of the default pair (target/, draft-int8/, draft-int4/), prepared if it isn't there yet."""

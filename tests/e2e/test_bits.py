@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import pytest
 
@@ -31,20 +32,29 @@ class Way:
 
 ALONE = Way(0)
 SLIDING = [Way(window, num_at_once=num_at_once) for window in WINDOWS for num_at_once in (1, 8)]
-STOP_AND_WAIT = [Way(window, stop_and_wait=True, num_at_once=8) for window in (1, 8)]
+# With 8 sessions on one drafter a verifier that runs free is ahead of nearly every guess; here it waits for each.
+STOP_AND_WAIT = [Way(window, stop_and_wait=True, num_at_once=8) for window in WINDOWS]
+Request: TypeAlias = tuple[list[int], Sampling]  # a prompt, and how its answer is drawn
 
 
 async def texts(
     cell: Cell, prompts: Sequence[list[int]], sampling: Sampling, stop_ids: Sequence[int], way: Way
 ) -> tuple[list[list[int]], int]:
     """The answers to all prompts, and how many guesses were accepted."""
+    return await answers(cell, [(prompt, sampling) for prompt in prompts], stop_ids, way)
+
+
+async def answers(
+    cell: Cell, requests: Sequence[Request], stop_ids: Sequence[int], way: Way
+) -> tuple[list[list[int]], int]:
+    """The answers to requests, `way.num_at_once` in flight, and how many guesses were accepted."""
     seats = asyncio.Semaphore(way.num_at_once)
     chunk = way.window if way.stop_and_wait else min(2, way.window)
     if way.window:
         drafter_id, verifier_id = cell.drafter_id(), cell.verifier_id()
         await cell.client.decide(drafter_id, verifier_id, way.window, chunk, not way.stop_and_wait)
 
-    async def one(prompt: list[int]) -> tuple[list[int], int]:
+    async def one(prompt: list[int], sampling: Sampling) -> tuple[list[int], int]:
         async with seats:
             answer = await cell.client.generate(
                 prompt,
@@ -57,7 +67,7 @@ async def texts(
             )
             return answer.token_ids, answer.tally.accepted
 
-    results = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    results = await asyncio.gather(*(one(*request) for request in requests))
     return [ids for ids, _ in results], sum(accepted for _, accepted in results)
 
 
@@ -69,20 +79,23 @@ async def check_bits(
     ways: Sequence[Way],
     samplings: Sequence[Sampling] = SAMPLINGS,
 ) -> int:
-    """Compares the texts of all `ways` with those of the verifier alone; returns the number of tokens compared."""
+    """Compares the texts of all `ways` with those of the verifier without a drafter; returns the number of tokens
+    compared. What is in flight at once is drawn in all `samplings`."""
     num_compared = 0
-    alone: dict[int, list[list[int]]] = {}  # by the number of the sampling; no draft has a part in them
+    requests = [(prompt, sampling) for sampling in samplings for prompt in prompts]
+    first, drafted = next(iter(drafts.values())), [way for way in ways if way.window]
+    plain: list[list[int]] = []  # no draft has a part in them
     for kind, draft in drafts.items():
         num_accepted = 0
-        async with running(MemoryNetwork().connect, [target], [draft]) as cell:
-            for number, sampling in enumerate(samplings):
-                if number not in alone:
-                    alone[number], _ = await texts(cell, prompts, sampling, stop_ids, ALONE)
-                for way in ways:
-                    drafted, accepted = await texts(cell, prompts, sampling, stop_ids, way)
-                    assert drafted == alone[number], f"{kind}, {way}, {sampling}"
-                    num_accepted += accepted
-                    num_compared += sum(map(len, drafted))
+        async with running(MemoryNetwork().connect, [target], [draft], drafter_lease_s=300.0) as cell:
+            if not plain:
+                plain, _ = await answers(cell, requests, stop_ids, Way(0, num_at_once=8))
+            for way in ways if draft is first else drafted:
+                found, accepted = await answers(cell, requests, stop_ids, way)
+                assert found == plain, f"{kind}, {way}"
+                assert accepted > 0 or not way.stop_and_wait, f"{kind}, {way}: no guess was right"
+                num_accepted += accepted
+                num_compared += sum(map(len, found))
         assert num_accepted > 0, f"{kind}: nothing was speculated, so nothing was shown"
     return num_compared
 
@@ -91,10 +104,13 @@ async def check_bits(
 async def test_speculation_changes_no_token_of_a_tenth_of_the_prompts(
     target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], tokenizer: TargetTokenizer
 ) -> None:
-    num_compared = 0
-    for num_at_once, every in ((1, 40), (8, 5)):  # one prompt alone and 8 together: of 40 each, more than a tenth
-        ways = [way for way in (*SLIDING, *STOP_AND_WAIT[1:]) if way.num_at_once == num_at_once]
-        num_compared += await check_bits(target, drafts, prompts[::every], tokenizer.stop_ids, ways)
+    alone = [way for way in (ALONE, *SLIDING) if way.num_at_once == 1]
+    num_compared = await check_bits(target, drafts, prompts[::40], tokenizer.stop_ids, alone)
+    for kind, draft in drafts.items():  # 8 sessions: 4 of 40 prompts, greedy and sampled
+        ways = [way for way in (*SLIDING, *STOP_AND_WAIT) if way.num_at_once == 8]
+        if kind == "int4":
+            ways.pop()  # a window of 16 is mostly wrong guesses, and takes as long as four others
+        num_compared += await check_bits(target, {kind: draft}, prompts[::10], tokenizer.stop_ids, ways)
     assert num_compared > 4000
 
 
@@ -110,7 +126,7 @@ async def test_speculation_changes_no_token_of_any_prompt(
     kind: str,
     sampling: Sampling,
 ) -> None:
-    ways = SLIDING + STOP_AND_WAIT
+    ways = [ALONE, *SLIDING, *STOP_AND_WAIT]
     num_compared = await check_bits(target, {kind: drafts[kind]}, prompts, tokenizer.stop_ids, ways, [sampling])
     print(f"{num_compared} tokens compared, 0 differ")
     assert num_compared > 10_000

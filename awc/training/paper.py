@@ -1,12 +1,13 @@
 """The paper's twelve cells (arXiv 2511.21669, experiments) under its controller and under ours.
 
 Invariant: both meet the same fleets, requests and guesses; the paper's waits for every window, ours slides. Capacity:
-with how many times the clients and drafters of a cell ours still has the time per token that the paper's has in it.
+with how many times the clients and drafters of a cell ours still has the time per token that the paper's has in it. It
+is looked for from the largest down, so that a cell that holds it is not run with fewer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -21,7 +22,7 @@ from dsd_sim.scenario import Scenario, read_scenario
 
 PAPER = FOLDER / "paper"
 START = 4
-FACTORS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)  # of clients and drafters
+FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0)  # of clients and drafters
 
 
 class Figures(Struct, frozen=True):
@@ -38,7 +39,7 @@ class PaperCell(Struct, frozen=True):
 
     name: str
     ways: dict[str, Figures]
-    capacity: float  # the highest of FACTORS, or 1; 0 where ours is slower in the very cell
+    capacity: float  # one of FACTORS; 0 where ours is slower in the very cell
 
 
 def paper_cells(folder: Path, workers: int | None) -> list[PaperCell]:
@@ -46,19 +47,26 @@ def paper_cells(folder: Path, workers: int | None) -> list[PaperCell]:
     paths = sorted(path for path in PAPER.glob("*.toml") if path.name != "compare.toml")
     scenarios = {path.stem: read_scenario(path) for path in paths}
     cells = {name: _ways(scenario) for name, scenario in scenarios.items()}
-    crowded = {name: [_ours(_crowded(each, factor)) for factor in FACTORS] for name, each in scenarios.items()}
-    wanted = [each for name in cells for each in (*cells[name].values(), *crowded[name])]
-    reports = run(wanted, folder, workers)
-    return [
-        PaperCell(
-            name,
-            {way: _figures(reports[cell.key]) for way, cell in ways.items()},
-            capacity_of(
-                reports[ways["wc-dnn"].key], [reports[each.key] for each in (ways["adaptive"], *crowded[name])]
-            ),
-        )
-        for name, ways in cells.items()
-    ]
+    reports = run((each for ways in cells.values() for each in ways.values()), folder, workers)
+    ways = {name: {way: _figures(reports[each.key]) for way, each in cells[name].items()} for name in cells}
+
+    def holding(factor: float, names: Sequence[str]) -> Iterable[str]:
+        crowded = {name: _ours(_crowded(scenarios[name], factor)) for name in names}
+        reports = run(crowded.values(), folder, workers)
+        return [name for name in names if reports[crowded[name].key].tpot_ms.mean <= ways[name]["wc-dnn"].tpot_ms]
+
+    found = capacities(list(scenarios), holding)
+    return [PaperCell(name, ways[name], found[name]) for name in scenarios]
+
+
+def capacities(names: Sequence[str], holding: Callable[[float, Sequence[str]], Iterable[str]]) -> dict[str, float]:
+    """The largest of FACTORS that each holds; 0 for none. `holding`: which of some do with a factor."""
+    found: dict[str, float] = {}
+    for factor in FACTORS:
+        left = [name for name in names if name not in found]
+        if left:
+            found |= dict.fromkeys(holding(factor, left), factor)
+    return {name: found.get(name, 0.0) for name in names}
 
 
 def _crowded(scenario: Scenario, factor: float) -> Scenario:
@@ -68,16 +76,6 @@ def _crowded(scenario: Scenario, factor: float) -> Scenario:
     clients = round(factor * workload.num_clients)
     edges = [edge.model_copy(update={"count": round(factor * edge.count)}) for edge in scenario.edge]
     return scenario.model_copy(update={"workload": workload.model_copy(update={"num_clients": clients}), "edge": edges})
-
-
-def capacity_of(theirs: Report, ours: Sequence[Report]) -> float:
-    """`ours`: of the cell, and of FACTORS times its clients."""
-    found = 0.0
-    for factor, report in zip((1.0, *FACTORS), ours, strict=True):
-        if report.tpot_ms.mean > theirs.tpot_ms.mean:
-            break
-        found = factor
-    return found
 
 
 def _ways(scenario: Scenario) -> dict[str, Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,11 +17,11 @@ from awc.training.crowds import Crowded
 from awc.training.dataset import CLOUD_ONLY, CLOUD_ONLY_LABEL, LEAST_WORTH, WINDOWS, choice_rows, window_rows
 from awc.training.evaluate import Evaluation, Scores
 from awc.training.judged import by_class, judged
-from awc.training.paper import FACTORS, Figures, PaperCell, capacity_of
+from awc.training.paper import FACTORS, Figures, PaperCell, capacities
 from awc.training.report import Found, write_report
 from awc.training.scenarios import TRAINING, drawn
 from dsd_sim.pair_reports import Seen
-from dsd_sim.report import Fates, Report, Times
+from dsd_sim.report import Fates, Report
 from tests.sim.reports import a_report
 
 SCENARIO = drawn(TRAINING, 1)[0].scenario
@@ -134,11 +135,18 @@ def test_a_window_has_settled_once_it_stays_near_its_last_value(
     assert settled_s(moves, change_s=20.0) == expected
 
 
-@pytest.mark.parametrize(("slower_from", "expected"), [(0, 0.0), (1, 1.0), (3, FACTORS[1]), (8, FACTORS[-1])])
-def test_capacity_is_the_load_up_to_which_ours_is_as_fast_as_theirs_was(slower_from: int, expected: float) -> None:
-    theirs, slower = (a_report(tpot_ms=Times(mean, 0.0, 0.0, 0.0)) for mean in (40.0, 41.0))
-    ours = [slower if number >= slower_from else theirs for number in range(1 + len(FACTORS))]
-    assert capacity_of(theirs, ours) == expected
+def test_capacity_is_the_largest_load_that_ours_holds_and_fewer_are_not_run() -> None:
+    holds = {"all": 4.0, "some": 2.0, "just": 1.0, "none": 0.0}
+    asked: list[tuple[float, str]] = []
+
+    def holding(factor: float, names: Sequence[str]) -> list[str]:
+        asked.extend((factor, name) for name in names)
+        return [name for name in names if factor <= holds[name]]
+
+    assert capacities(list(holds), holding) == holds
+    assert [factor for factor, name in asked if name == "all"] == [4.0]
+    assert [factor for factor, name in asked if name == "some"] == [4.0, 3.0, 2.5, 2.0]
+    assert [factor for factor, name in asked if name == "none"] == list(FACTORS)
 
 
 def test_a_report_tells_every_policy_change_cell_and_card(tmp_path: Path) -> None:

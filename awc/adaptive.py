@@ -113,6 +113,7 @@ class AdaptivePair:
         self._policy = policy
         self._choice = policy.start
         self._acceptance = Acceptance(policy.half_life)
+        self._cost: PassCost | None = None  # before the first report
         self._wanted: WindowChoice | None = None  # promised more by the last reports, `_num_wanted` of them
         self._num_wanted = 0
         self._check = Check(policy.settling, policy.compared)
@@ -123,7 +124,8 @@ class AdaptivePair:
 
     def observe(self, seen: PairReport) -> list[float]:
         """The network's inputs after one more report."""
-        cost = self._policy.costs.observe(seen)
+        cost = self._cost = self._cost or self._policy.costs.of(seen.verifier_id)
+        cost.observe(seen.pass_tokens, seen.pass_ms)
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if self._choice.window == 0 and seen.num_sessions:
             self._acceptance.observe(self._policy.hope, self._policy.hope)

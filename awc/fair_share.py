@@ -10,17 +10,17 @@ its own relative gain against what the longer pass takes from everybody (the mar
 and TETRIS, arXiv 2502.15197, under that objective). As x(k - 1) = (1 - a^k) / (1 - a), that is so while
 a^k >= t / (1 - a + t). Where tokens cost next to nothing no depth is cut.
 
-Invariant: a policy's choice is only ever shortened, and only where its verifier's passes cost by the token; the table
-of verifiers, and of pairs of each, is bounded.
+Invariant: a policy's choice is only ever shortened, and only where its verifier's passes cost by the token. The table
+of verifiers is bounded, and a crowd has no members but pairs that somebody has.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 from awc.acceptance import Acceptance
 from awc.pass_cost import PassCost, PassCosts
@@ -28,7 +28,6 @@ from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.messages import MAX_WINDOW, PairReport
 
 ROUNDS = 8  # in which the length of the pass and the depths settle on each other
-MAX_PAIRS = 4096  # of one verifier
 MAX_VERIFIERS = 1024
 SILENT = 8  # reports of every other pair, on average, without one of a pair: it is gone
 HALF_LIFE = 128.0  # of judged guesses
@@ -89,55 +88,58 @@ class FairSharePolicy:
         return [pair.cut(choice, depth, seen) for pair, choice, depth, seen in rows]
 
     def crowd(self, verifier_id: str) -> Crowd:
-        """Of a verifier. Of too many, the one that was asked for least recently is forgotten."""
-        found = self.crowds.pop(verifier_id, None) or Crowd()
-        if len(self.crowds) >= MAX_VERIFIERS:
-            del self.crowds[next(iter(self.crowds))]
+        """Of a verifier; a pair asks for it once, and keeps it. Of too many, the one asked for least recently goes."""
+        found = self.crowds.pop(verifier_id, None) or Crowd(self.costs.of(verifier_id))
         self.crowds[verifier_id] = found
+        if len(self.crowds) > MAX_VERIFIERS:
+            del self.crowds[next(iter(self.crowds))]
         return found
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Member:
-    """What a crowd was told last of one of its pairs, and its depth since the last look."""
+    """One pair in its crowd: what was told of it last, and its depth since the last look."""
 
-    acceptance: float
-    num_sessions: int
-    heard: int
-    depth: int
+    acceptance: float = 0.0
+    num_sessions: int = 0
+    heard: int = 0  # which report of the crowd's was its last; 0: it is none of the crowd
+    depth: int = MAX_WINDOW
 
 
 class Crowd:
-    """The pairs of one verifier that were reported lately and are still somebody's. Depths are looked at again when, on
-    average, every pair was reported once more."""
+    """The pairs of one verifier that were reported lately. Depths are looked at again when, on average, every pair was
+    reported once more."""
 
-    def __init__(self) -> None:
-        self._members: weakref.WeakKeyDictionary[FairSharePair, Member] = weakref.WeakKeyDictionary()
+    def __init__(self, cost: PassCost) -> None:
+        self._cost = cost
+        self._members: WeakSet[Member] = WeakSet()
         self._num_heard = self._looked_at = 0
 
-    def depth(self, pair: FairSharePair, acceptance: float, num_sessions: int, cost: PassCost) -> int:
+    def depth(self, member: Member, acceptance: float, seen: PairReport) -> int:
         """Of a pair that is reported now."""
+        self._cost.observe(seen.pass_tokens, seen.pass_ms)
         self._num_heard += 1
-        known = self._members.pop(pair, None)
-        member = Member(acceptance, num_sessions, self._num_heard, known.depth if known else MAX_WINDOW)
-        self._members[pair] = member
-        if len(self._members) > MAX_PAIRS:
-            del self._members[next(iter(self._members))]
+        if not member.heard:
+            self._members.add(member)
+        member.acceptance, member.num_sessions, member.heard = acceptance, seen.num_sessions, self._num_heard
         if self._num_heard - self._looked_at >= max(len(self._members), LEAST_REPORTS):
-            self._look(cost)
+            self._look()
         return member.depth
 
-    def _look(self, cost: PassCost) -> None:
+    def _look(self) -> None:
         self._looked_at = self._num_heard
         oldest = self._num_heard - SILENT * len(self._members)
-        for pair in [pair for pair, each in self._members.items() if each.heard <= oldest]:
-            del self._members[pair]
-        members = list(self._members.values())
+        members = []
+        for each in list(self._members):
+            if each.heard > oldest:
+                members.append(each)
+            else:
+                self._members.discard(each)
+                each.heard, each.depth = 0, MAX_WINDOW
         acceptance = [each.acceptance for each in members]
         sessions = [each.num_sessions for each in members]
-        for each, depth in zip(
-            members, fair_depths(acceptance, sessions, cost.base_ms, cost.per_token_ms), strict=True
-        ):
+        depths = fair_depths(acceptance, sessions, self._cost.base_ms, self._cost.per_token_ms)
+        for each, depth in zip(members, depths, strict=True):
             if not each.depth - SLACK <= depth < each.depth + 1 + SLACK:
                 each.depth = math.floor(depth)
 
@@ -149,6 +151,8 @@ class FairSharePair:
         self._policy = policy
         self.active = active
         self._acceptance = Acceptance(HALF_LIFE)
+        self._member = Member()
+        self._crowd: Crowd | None = None  # before the first report
         self._trips: int | None = None  # passes that begin during a round trip
 
     def decide(self, seen: PairReport) -> WindowChoice:
@@ -156,12 +160,12 @@ class FairSharePair:
 
     def depth(self, seen: PairReport) -> int:
         """What it is left after one more report."""
-        cost = self._policy.costs.observe(seen)
+        crowd = self._crowd = self._crowd or self._policy.crowd(seen.verifier_id)
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if seen.window == 0 and seen.num_sessions:
             self._acceptance.observe(HOPE, HOPE)
         rate = (self._acceptance.matched + PRIOR_NUM * PRIOR_RATE) / (self._acceptance.judged + PRIOR_NUM)
-        return self._policy.crowd(seen.verifier_id).depth(self, rate, seen.num_sessions, cost)
+        return crowd.depth(self._member, rate, seen)
 
     def cut(self, choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
         """The choice with room for `depth` guesses in each of the passes that begin until the first has its verdict."""

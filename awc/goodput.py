@@ -59,10 +59,12 @@ class GoodputPair:
         self._policy = policy
         self._choice = policy.start
         self._acceptance = Acceptance(policy.half_life)
+        self._cost: PassCost | None = None  # before the first report
 
     def decide(self, seen: PairReport) -> WindowChoice:
         policy, acceptance = self._policy, self._acceptance
-        cost = policy.costs.observe(seen)
+        cost = self._cost = self._cost or policy.costs.of(seen.verifier_id)
+        cost.observe(seen.pass_tokens, seen.pass_ms)
         acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if self._choice.window == 0 and seen.num_sessions:
             acceptance.observe(policy.hope, policy.hope)

@@ -14,10 +14,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.float32]
+Bounds = NDArray[np.float64]  # of inputs
 NUM_BLOCKS = 2
 ROWS = 64  # of a matrix product: larger ones are split among threads, which wait for each other on busy cores
-LEAST = -500.0  # below it SiLU is 0, and exp would overflow
+BOUNDS = ("mean", "scale", "low", "high")
+LEAST = -80.0  # below it SiLU is 0, and exp would overflow
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -26,10 +28,10 @@ class Network:
     x + w2 silu(w1 x + b1) + b2. `low` and `high` bound the inputs that it was trained on.
     """
 
-    mean: Array  # [inputs]
-    scale: Array  # [inputs]
-    low: Array  # [inputs]
-    high: Array  # [inputs]
+    mean: Bounds  # [inputs]
+    scale: Bounds  # [inputs]
+    low: Bounds  # [inputs]
+    high: Bounds  # [inputs]
     w_in: Array  # [inputs, hidden]
     b_in: Array  # [hidden]
     w1: Array  # [blocks, hidden, hidden]
@@ -59,19 +61,19 @@ class Network:
             if array.shape != shape or not np.isfinite(array).all():
                 raise ValueError(f"{name} of shape {array.shape} must be finite numbers of shape {shape}")
 
-    def predict(self, inputs: Array) -> Array:
+    def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """[pairs, inputs] to [pairs, outputs]."""
         return np.concatenate([self._predict(inputs[row : row + ROWS]) for row in range(0, max(len(inputs), 1), ROWS)])
 
-    def _predict(self, inputs: Array) -> Array:
-        x = ((inputs - self.mean) / self.scale) @ self.w_in + self.b_in
+    def _predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        x = ((inputs - self.mean) / self.scale).astype(np.float32) @ self.w_in + self.b_in
         for block in range(NUM_BLOCKS):
             inner = x @ self.w1[block] + self.b1[block]
             active = inner / (1 + np.exp(-np.maximum(inner, LEAST)))
             x = x + active @ self.w2[block] + self.b2[block]
         return np.asarray(x @ self.w_out + self.b_out, np.float64)
 
-    def knows(self, inputs: Array) -> NDArray[np.bool_]:
+    def knows(self, inputs: NDArray[np.float64]) -> NDArray[np.bool_]:
         """[pairs, inputs] to [pairs]: whether all inputs are such as it was trained on."""
         is_within = (inputs >= self.low) & (inputs <= self.high)
         return np.asarray(is_within.all(axis=1), np.bool_)
@@ -81,7 +83,9 @@ def read_network(path: Path) -> Network:
     """Raises ValueError for what is no network, OSError for a file that can't be read."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            given: dict[str, Any] = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
+            given: dict[str, Any] = {
+                name: np.asarray(arrays[name], np.float64 if name in BOUNDS else np.float32) for name in arrays.files
+            }
     except (BadZipFile, EOFError) as error:  # an empty file, or half of one
         raise ValueError(f"{path} holds no network: {error}") from error
     wanted = {field.name for field in fields(Network)}

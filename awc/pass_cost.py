@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.messages import MAX_TOKENS, PairReport
+from shared.messages import MAX_TOKENS
 
 LONGEST_MS = 60_000.0  # what takes longer, or feeds more than MAX_TOKENS, is no pass
 FLAT_TOKENS = 128.0  # a priori a pass costs as much beside its tokens as this many of them
@@ -59,23 +59,23 @@ class PassCost:
 
 
 class PassCosts:
-    """The lines of the `limit` verifiers that were reported last; a sample's weight halves in `half_life` samples."""
+    """One line for each verifier, for its pairs to share: of the `limit` that were asked for last. A sample's weight
+    halves in `half_life` samples."""
 
     def __init__(self, half_life: float = 200.0, limit: int = 1024) -> None:
         if not half_life > 0 or limit < 1:
             raise ValueError(f"a half-life of {half_life} samples must be above 0, and a limit of {limit} at least 1")
         self._keep = 0.5 ** (1 / half_life)
         self._limit = limit
-        self._costs: dict[str, PassCost] = {}  # the one reported last is last
+        self._costs: dict[str, PassCost] = {}  # the one asked for last is last
 
     def __len__(self) -> int:
         return len(self._costs)
 
-    def observe(self, seen: PairReport) -> PassCost:
-        """The line of the report's verifier, which has learnt from the report."""
-        cost = self._costs.pop(seen.verifier_id, None) or PassCost(self._keep)
-        cost.observe(seen.pass_tokens, seen.pass_ms)
-        self._costs[seen.verifier_id] = cost
+    def of(self, verifier_id: str) -> PassCost:
+        """The line of a verifier; a pair asks for it once, and keeps it."""
+        found = self._costs.pop(verifier_id, None) or PassCost(self._keep)
+        self._costs[verifier_id] = found
         if len(self._costs) > self._limit:
             del self._costs[next(iter(self._costs))]
-        return cost
+        return found

@@ -142,9 +142,9 @@ def network_of(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
 ) -> Network:
-    weights = {name: tensor.numpy().astype(np.float64) for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.numpy().astype(np.float32) for name, tensor in model.state_dict().items()}
 
-    def of_blocks(name: str) -> NDArray[np.float64]:
+    def of_blocks(name: str) -> NDArray[np.float32]:
         return np.stack([weights[f"blocks.{block}.{name}"].T for block in range(NUM_BLOCKS)])
 
     return Network(

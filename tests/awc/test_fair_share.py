@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.fair_share import SLACK, Crowd, FairSharePair, FairSharePolicy, fair_depths
+from awc.fair_share import SLACK, Crowd, FairSharePair, FairSharePolicy, Member, fair_depths
 from awc.pass_cost import PassCost
 from awc.policy import WindowChoice
 from awc.static import StaticPolicy
@@ -55,14 +55,15 @@ def test_a_better_draft_may_go_deeper() -> None:
 
 
 def test_a_depth_that_moves_by_a_little_is_left_as_it_is() -> None:
-    crowd, cost = Crowd(), PassCost(keep=1.0)
+    cost = PassCost(keep=1.0)
     for num_tokens in range(1, 200):
         cost.observe(num_tokens, 10.0 + num_tokens)
-    pairs = [FairSharePolicy(StaticPolicy(WIDE)).for_pair() for _ in range(8)]
+    crowd, members = Crowd(cost), [Member() for _ in range(8)]
+    told = changed(SEEN, pass_tokens=0.0)  # which is no pass to learn from
 
     def depths(acceptance: float) -> set[int]:
         for _ in range(3):
-            found = {crowd.depth(pair, acceptance, 1, cost) for pair in pairs}
+            found = {crowd.depth(member, acceptance, told) for member in members}
         return found
 
     rates = np.linspace(0.5, 0.95, 400).tolist()

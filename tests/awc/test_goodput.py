@@ -174,15 +174,24 @@ def test_what_can_not_be_a_pass_is_not_learnt_from(sample: tuple[float, float]) 
     assert fitted([*usual, sample]) == fitted(usual)
 
 
-def test_the_table_of_verifiers_forgets_the_one_not_reported_for_longest() -> None:
-    worlds = [World(verifier_id=f"{name}.0123456789ab") for name in "abc"]
+def test_the_table_of_verifiers_forgets_the_one_not_asked_for_for_longest() -> None:
     costs = PassCosts(limit=2)
-    first, second = (costs.observe(world.report(4)) for world in worlds[:2])
-    assert costs.observe(worlds[0].report(4)) is first
-    costs.observe(worlds[2].report(4))
+    first, second = costs.of("a"), costs.of("b")
+    assert costs.of("a") is first
+    costs.of("c")
     assert len(costs) == 2
-    assert costs.observe(worlds[0].report(4)) is first
-    assert costs.observe(worlds[1].report(4)) is not second
+    assert costs.of("a") is first
+    assert costs.of("b") is not second
+
+
+def test_the_pairs_of_one_verifier_share_its_line() -> None:
+    policy = GoodputPolicy(STOP_AND_WAIT)
+    ones, other = [policy.for_pair() for _ in range(2)], policy.for_pair()
+    for pair in ones:
+        pair.decide(World().report(4))
+    other.decide(World(verifier_id="cloud.00000000000b").report(4))
+    assert len(policy.costs) == 2
+    assert policy.costs.of(World().verifier_id).weight > 1
 
 
 @pytest.mark.parametrize("wrong", [{"half_life": 0.0}, {"half_life": float("nan")}, {"limit": 0}])

@@ -24,6 +24,7 @@ from services.cloud_verifier.packed import (
     PackedLinear,
     PlainLinear,
     RowRule,
+    RowRules,
     RowwiseActivation,
     limit_rows,
     packing_works,
@@ -184,6 +185,25 @@ def test_replaced_layers_are_freed() -> None:
     gc.collect()
     assert len(matrices) == 2 + 2 * 7
     assert [matrix().shape for matrix in matrices if matrix() is not None] == [(99, 32)], "only the embedding stays"
+
+
+def test_layers_of_one_shape_are_probed_once_and_the_strictest_rule_holds_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {16: RowRule(4, 2, 32), 8: RowRule(4, 4)}
+    asked: list[int] = []
+
+    def probed(layer: PlainLinear, num_in: int, dtype: torch.dtype, device: torch.device) -> RowRule:
+        asked.append(num_in)
+        return found[num_in]
+
+    monkeypatch.setattr(packed, "row_rule", probed)
+    rules = RowRules()
+    for shape in ((8, 16), (8, 16), (16, 8), (8, 16)):
+        weight = torch.zeros(shape)
+        rules.probe(PlainLinear(weight, None), weight)
+    assert asked == [16, 8]
+    assert rules.strictest == RowRule(4, 4, 32)
 
 
 def test_a_row_rule_fills_row_counts_up() -> None:

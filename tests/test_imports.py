@@ -98,7 +98,7 @@ def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_serv
     allowed = {
         f"shared.{part}"
         for part in ("drafter_session", "verifier_session", "messages", "batching", "routing", "recording", "profiles")
-    } | {"shared.home"}
+    } | {"shared.compiled"}
     for name in in_package("dsd_sim"):
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
         assert ours <= allowed, f"{name} imports {ours - allowed}"

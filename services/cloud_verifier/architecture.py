@@ -108,7 +108,7 @@ def find_layout(model: PreTrainedModel, token_ids: Sequence[int]) -> KvLayout:
     for index, layer in enumerate(layers):
         if layer.sliding_window != _window_of(config, index):
             raise UnsupportedModel(config, f"layer {index} does not say its sliding window")
-    return KvLayout(layers, model.dtype, model.device)
+    return KvLayout(layers, model.dtype, model.device, in_tiles=model.device.type == "cpu")
 
 
 def check_logits(

@@ -1,10 +1,7 @@
-"""Attention of one pass: every session over its own cache alone, in blocks of tokens.
+"""Attention of one pass: every session over its own cache alone.
 
-Invariant: what a token gets depends on its session's cache and its position, not on the other sessions, not on how
-many tokens are fed with it, and not on the cache's capacity. It holds because a token is computed over as many cached
-positions as its own position asks for (a multiple of KV_STEP), whatever is fed with it, in blocks whose size changes no
-bit: of LEAST_ROWS to MOST_ROWS rows, where `find_blocks` has seen the kernel compute rows alike in all of these,
-else of always the same size. Short blocks are filled up with dead queries.
+Invariant: on the CPU what a token gets depends on its session's cache and its position, not on the other sessions, not
+on how many tokens are fed with it, and not on the cache's capacity: kernels.py computes it so.
 
 `attend` is the function that transformers' attention interface calls in each layer; the pass travels to it in the
 model's forward keyword arguments.
@@ -13,25 +10,25 @@ model's forward keyword arguments.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from services.cloud_verifier.kv import KV_STEP, KvCache, KvLayout, LayerShape, round_to_step
-from services.cloud_verifier.packed import fill_step
+from services.cloud_verifier import kernels
+from services.cloud_verifier.kv import KvCache, LayerShape, round_to_step
+from services.cloud_verifier.storage import like, rows_of
 
 ATTENTION_NAME = "dsd"
-# Rows (query heads of a key head x tokens) of a block: fewer are computed by other kernels, more have not been tried;
-# fewer at most where kernels differ for more.
-LEAST_ROWS = 4
-MOST_ROWS = (192, 32, 16)
-FIXED_BLOCK_TOKENS = 4
-PROBED_TOKENS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 24, 30, 32, 36, 48, 64, 96, 128, 160)
-PROBED_LENGTHS = tuple(KV_STEP * n for n in (1, 2, 3, 5, 8, 9, 17, 32))
+EVERYTHING = 1 << 40  # positions that a token sees without a sliding window
+THREAD_WORK = 1 << 21  # multiplications of a layer that are worth a thread of their own: some 0.1 ms
 
 # Arguments that change nothing here: positions are in the pass already, and the rest is about what is returned.
 _HARMLESS = {"cache_position", "position_ids", "position_embeddings", "use_cache", "output_attentions", "training"}
@@ -96,68 +93,6 @@ def attend(
 AttentionInterface.register(ATTENTION_NAME, attend)
 
 
-def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(queries keys^T scale + mask) values for each key head: [kv_heads, rows, head_dim].
-
-    queries: [kv_heads, rows, head_dim]; keys, values: [kv_heads, positions, head_dim]; mask: [1, rows, positions].
-
-    On the CPU two products and a softmax, scores rounded to the model's dtype as in transformers' `eager` attention:
-    with few rows that takes half the time of torch's fused kernel (docs/performance.md).
-    """
-    if queries.device.type != "cpu":
-        fused = scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask[None], scale=scale)
-        return fused[0]
-    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
-    return torch.bmm(torch.softmax(scores, dim=-1), values)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How many tokens a block has."""
-
-    min_tokens: int
-    max_tokens: int
-
-    def fill(self, num_tokens: int) -> int:
-        """Size of the block for so many tokens, of few sizes for the sake of packed.fill_step's kernels."""
-        step = fill_step(num_tokens)
-        return min(max(-(-num_tokens // step) * step, self.min_tokens), self.max_tokens)
-
-
-def find_blocks(layout: KvLayout, most_rows: int) -> Blocks:
-    """Of a model: of several sizes where rows have the same bits in all of them, or on a GPU, else of one. `most_rows`:
-    that products of the model's layers may have."""
-    groups = [layer.group for layer in layout.layers]
-    least = -(-LEAST_ROWS // min(groups))
-    shapes = {(layer.num_kv_heads, layer.group, layer.head_dim) for layer in layout.layers}
-    for most in sorted({min(most, most_rows) for most in MOST_ROWS}, reverse=True):
-        blocks = Blocks(least, max(least, most // max(groups)))
-        if layout.device.type != "cpu" or all(_rows_are_alike(layout, *shape, blocks) for shape in shapes):
-            return blocks
-    return Blocks(FIXED_BLOCK_TOKENS, FIXED_BLOCK_TOKENS)
-
-
-@torch.inference_mode()
-def _rows_are_alike(layout: KvLayout, kv_heads: int, group: int, head_dim: int, blocks: Blocks) -> bool:
-    generator = torch.Generator().manual_seed(0)
-
-    def random(num_rows: int) -> Tensor:
-        return torch.randn(kv_heads, num_rows, head_dim, generator=generator).to(layout.dtype)
-
-    num_rows = blocks.max_tokens * group
-    for length in PROBED_LENGTHS:
-        queries, values = random(num_rows), random(length)
-        keys = random(length).transpose(1, 2).contiguous().transpose(1, 2)  # as a cache has them
-        mask = torch.zeros(1, num_rows, length, dtype=layout.dtype)
-        mask[..., length - KV_STEP // 2 :] = -torch.inf
-        together = masked_attention(queries, keys, values, mask, head_dim**-0.5)
-        for rows in sorted({group * blocks.fill(tokens) for tokens in PROBED_TOKENS if tokens < blocks.max_tokens}):
-            alone = masked_attention(queries[:, :rows], keys, values, mask[:, :rows], head_dim**-0.5)
-            if not torch.equal(alone, together[:, :rows]):
-                return False
-    return True
-
-
 @dataclass(frozen=True)
 class Segment:
     """One session's tokens in a pass: tokens offset .. offset + num_tokens - 1 of the pass, at positions from start."""
@@ -167,111 +102,118 @@ class Segment:
     num_tokens: int
     offset: int
 
-    def pieces(self, blocks: Blocks) -> Iterator[Piece]:
-        """Its tokens in order, cut where one sees KV_STEP positions more than the one before."""
-        first = 0
-        while first < self.num_tokens:
-            seen = round_to_step(self.start + first + 1)
-            count = min(seen - (self.start + first), self.num_tokens - first)
-            for begin in range(first, first + count, blocks.max_tokens):
-                num_tokens = min(blocks.max_tokens, first + count - begin)
-                yield Piece(self, begin, num_tokens, blocks.fill(num_tokens), seen)
-            first += count
+
+class PassAttention:
+    """The attention of one verify pass over several sessions; tokens behind the last segment are dead."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+
+    def layer(self, index: int, heads: Heads) -> Tensor:
+        """As in Attention."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of(segments: Sequence[Segment], device: torch.device) -> PassAttention:
+        """What suits the device."""
+        return (CompiledAttention if device.type == "cpu" else FusedAttention)(segments)
 
 
-@dataclass
-class Piece:
-    """A block of a segment's tokens that see the same number of positions."""
+class CompiledAttention(PassAttention):
+    """On the CPU, in caches of tiles; dead tokens get zeros."""
 
-    segment: Segment
-    first: int  # of the segment's tokens
-    num_tokens: int
-    block_tokens: int  # more than num_tokens where dead queries fill up
-    seen: int  # positions, the rejected and empty ones that the mask hides among them
-    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        super().__init__(segments)
+        places = [(each.start, each.num_tokens, each.offset, each.cache.capacity) for each in segments]
+        self._places = np.array(places, np.int64)
+        self._caches = np.stack([each.cache.addresses for each in segments], axis=1)  # [layers, segments, 2]
+        self._work = [each.num_tokens * (each.start + each.num_tokens) for each in segments]
+        self._shares: dict[tuple[int, int], list[tuple[int, int]]] = {}  # by key heads and work
 
-    @property
-    def end(self) -> int:
-        """Behind its last token of the pass."""
-        return self.segment.offset + self.first + self.num_tokens
+    def layer(self, index: int, heads: Heads) -> Tensor:
+        query, key, value = map(rows_of, (heads.query, heads.key, heads.value))
+        query_heads, num_tokens, head_dim = query.shape
+        kv_heads = key.shape[0]
+        output = query.new_zeros(num_tokens, query_heads, head_dim)
+        scale = head_dim**-0.5 if heads.scaling is None else heads.scaling
+        arguments = (
+            *(query.data_ptr(), query.stride()[:2]),
+            *(key.data_ptr(), key.stride()[:2]),
+            *(value.data_ptr(), value.stride()[:2]),
+            output.data_ptr(),
+            like(query.dtype),
+            self._places,
+            self._caches[index],
+            (kv_heads, heads.group, head_dim),
+            np.float32(scale),
+            heads.sliding_window or EVERYTHING,
+        )
+        kind = kv_heads, heads.group * head_dim
+        if kind not in self._shares:
+            self._shares[kind] = self._new_shares(*kind)
+        first, *others = self._shares[kind]
+        waiting = [_threads(len(others)).submit(kernels.attend, *arguments, share) for share in others]
+        kernels.attend(*arguments, first)
+        for each in waiting:
+            each.result()
+        return output
 
-    def slots(self, num_dead: int) -> list[int]:
-        """Token of the pass in each slot of the block: behind its own up to `num_dead` more that follow them, and in
-        all slots that are left the last one again."""
-        last = self.num_tokens + num_dead - 1
-        return [self.segment.offset + self.first + min(slot, last) for slot in range(self.block_tokens)]
+    def _new_shares(self, kv_heads: int, job_work: int) -> list[tuple[int, int]]:
+        """Jobs of `kernels.attend` for each thread, about as much work each: the first and behind the last."""
+        num_jobs = len(self._work) * kv_heads
+        num_threads = min(torch.get_num_threads(), sum(self._work) * kv_heads * job_work // THREAD_WORK + 1, num_jobs)
+        if num_threads == 1:
+            return [(0, num_jobs)]
+        done = np.repeat(np.array(self._work), kv_heads).cumsum()
+        wanted = done[-1] * np.arange(1, num_threads)[:, None] / num_threads
+        cuts = np.abs(done - wanted).argmin(axis=1) + 1
+        return list(pairwise(sorted({0, *cuts.tolist(), num_jobs})))
 
-    def attend(self, index: int, queries: Tensor, heads: Heads) -> Tensor:
-        """Layer `index`: [kv_heads, group x block_tokens, head_dim] of queries in the same shape."""
-        keys, values = self.segment.cache.seen(index, self.seen)
-        scale = queries.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
-        return masked_attention(queries, keys, values, self._mask(heads), scale)
 
-    def _mask(self, heads: Heads) -> Tensor:
-        """[1, group x block_tokens, seen], added to the scores; built once per pass and kind of layer."""
+@cache
+def _threads(num: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num, "attention")
+
+
+class FusedAttention(PassAttention):
+    """On other devices: torch's fused kernel, segment by segment; dead tokens get zeros."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        super().__init__(segments)
+        self._masks: dict[tuple[int, int | None], list[Tensor]] = {}
+
+    def layer(self, index: int, heads: Heads) -> Tensor:
+        query_heads, num_tokens, head_dim = heads.query.shape
+        kv_heads = heads.key.shape[0]
+        output = heads.query.new_zeros(num_tokens, query_heads, head_dim)
+        for segment, mask in zip(self.segments, self._masks_of(heads), strict=True):
+            fed = slice(segment.offset, segment.offset + segment.num_tokens)
+            segment.cache.write(index, segment.start, heads.key[:, fed], heads.value[:, fed])
+            keys, values = segment.cache.seen(index, mask.shape[-1])
+            queries = heads.query[:, fed].reshape(1, kv_heads, -1, head_dim)  # of a key head group x tokens
+            attended = scaled_dot_product_attention(
+                queries, keys[None], values[None], attn_mask=mask, scale=heads.scaling
+            )
+            output[fed] = attended.view(query_heads, -1, head_dim).transpose(0, 1)
+        return output
+
+    def _masks_of(self, heads: Heads) -> list[Tensor]:
+        """Each segment's [1, 1, group x tokens, positions], added to the scores; built once for each kind of layer."""
         kind = (heads.group, heads.sliding_window)
         if kind not in self._masks:
-            device, dtype = heads.query.device, heads.query.dtype
-            slots = torch.arange(self.block_tokens, device=device).clamp_max(self.num_tokens - 1)
-            positions = self.segment.start + self.first + slots[:, None]
-            seen = torch.arange(self.seen, device=device)
+            self._masks[kind] = list(self._new_masks(heads))
+        return self._masks[kind]
+
+    def _new_masks(self, heads: Heads) -> Iterator[Tensor]:
+        device, dtype = heads.query.device, heads.query.dtype
+        for segment in self.segments:
+            positions = segment.start + torch.arange(segment.num_tokens, device=device)[:, None]
+            seen = torch.arange(round_to_step(segment.start + segment.num_tokens), device=device)
             hidden = seen > positions
             if heads.sliding_window is not None:
                 hidden |= seen <= positions - heads.sliding_window
             mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-            self._masks[kind] = mask.repeat(heads.group, 1)[None]
-        return self._masks[kind]
-
-
-class _Shelf:
-    """The pieces of a pass whose blocks have the same size: their queries are laid out together."""
-
-    def __init__(self, pieces: Sequence[Piece], num_living: int, num_tokens: int, device: torch.device) -> None:
-        """Of the pass's num_tokens tokens the first num_living are some session's."""
-        dead = [num_tokens - num_living if piece.end == num_living else 0 for piece in pieces]
-        self.slots = [slot for piece, num_dead in zip(pieces, dead, strict=True) for slot in piece.slots(num_dead)]
-        self._pieces = pieces
-        self._block_tokens = pieces[0].block_tokens
-        is_in_order = self.slots == list(range(num_tokens))
-        self._gathered = None if is_in_order else torch.tensor(self.slots, device=device)
-
-    def attend(self, index: int, heads: Heads) -> Tensor:
-        """[slots, query_heads, head_dim]"""
-        query_heads, _, head_dim = heads.query.shape
-        tokens, kv_heads = self._block_tokens, query_heads // heads.group
-        queries = heads.query if self._gathered is None else heads.query[:, self._gathered]
-        # -> [blocks, kv_heads, group x block_tokens, head_dim]
-        queries = queries.reshape(kv_heads, heads.group, -1, tokens, head_dim).permute(2, 0, 1, 3, 4)
-        queries = queries.reshape(-1, kv_heads, heads.group * tokens, head_dim)
-        outputs = [piece.attend(index, block, heads) for piece, block in zip(self._pieces, queries, strict=True)]
-        output = torch.stack(outputs).view(-1, query_heads, tokens, head_dim)
-        return output.transpose(1, 2).reshape(-1, query_heads, head_dim)
-
-
-class PassAttention:
-    """The attention of one verify pass over several sessions."""
-
-    def __init__(self, segments: Sequence[Segment], num_tokens: int, blocks: Blocks, device: torch.device) -> None:
-        """num_tokens: all tokens of the pass, with the dead ones behind the last segment."""
-        self.segments = segments
-        by_size: dict[int, list[Piece]] = {}
-        for piece in (piece for segment in segments for piece in segment.pieces(blocks)):
-            by_size.setdefault(piece.block_tokens, []).append(piece)
-        num_living = sum(segment.num_tokens for segment in segments)
-        self._shelves = [_Shelf(pieces, num_living, num_tokens, device) for pieces in by_size.values()]
-        slots = [slot for shelf in self._shelves for slot in shelf.slots]
-        slot_of = {token: slot for slot, token in enumerate(slots)}
-        homes = [slot_of.get(token, 0) for token in range(num_tokens)]  # dead tokens get what is at least finite
-        is_in_order = homes == list(range(len(slots)))
-        self._homes = None if is_in_order else torch.tensor(homes, device=device)
-
-    def layer(self, index: int, heads: Heads) -> Tensor:
-        for segment in self.segments:
-            fed = slice(segment.offset, segment.offset + segment.num_tokens)
-            segment.cache.write(index, segment.start, heads.key[:, fed], heads.value[:, fed])
-        outputs = [shelf.attend(index, heads) for shelf in self._shelves]
-        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return output if self._homes is None else output[self._homes]
+            yield mask.repeat(heads.group, 1)[None, None]
 
 
 class LayoutRecorder:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 
+import numba
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from services.cloud_verifier.ranks import Ranks, local
 
-NUMERICS = 4
+NUMERICS = 5
 _SAMPLES = 64  # values of each tensor; any training step changes some of these
 # The path, and what is told apart elsewhere.
 _ELSEWHERE = {"_name_or_path", "transformers_version", "dtype", "architectures", "distributed_config"}
@@ -26,7 +27,8 @@ def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool, ranks: Ra
     device = model.device
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
-    facts = [name, str(model.dtype), torch.__version__, transformers.__version__, device.type, machine]
+    versions = [torch.__version__, transformers.__version__, numba.__version__]
+    facts = [name, str(model.dtype), *versions, device.type, machine]
     digest = _weights(model)
     weights = digest.hex() if ranks is None else ranks.digest_of_all(digest)
     facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), weights]

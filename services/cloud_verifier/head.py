@@ -6,16 +6,17 @@ bfloat16 the best logits would tie (docs/sampling.md), so logits are float32 alt
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from services.cloud_verifier.packed import BlockedLinear, PackedLinear, PlainLinear, row_rule
+from services.cloud_verifier import kernels
+from services.cloud_verifier.packed import ROW_RULES, BlockedLinear, PackedLinear, PlainLinear, row_rule
 from services.cloud_verifier.sampler import NO_DRAW
 
 ROUNDING = 1.05 * 2.0**-8  # of a bfloat16 number, relative, and a little more for the sum that was rounded
 FLOAT32_UNIT = 2.0**-24
-BLOCK_IDS = 256  # candidates are looked for in blocks of the vocabulary
 
 
 class MixedLinear(nn.Module):
@@ -82,31 +83,30 @@ class BestToken:
     """The greedy draw of bfloat16 hidden states on the CPU, at half the cost of their float32 logits.
 
     The logits of all tokens are computed in bfloat16. Only a token whose rounded logit comes close enough to the
-    greatest can be the best one: for these few the products are summed in float64, and the greatest sum, or of equals
-    the lowest id, is the draw.
+    greatest can be the best one, in whatever order its products were summed: for these few they are summed in float64,
+    and the greatest sum, or of equals the lowest id, is the draw. So all rows may be computed at once here.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rounded: PackedLinear) -> None:
         """weight: [vocab, hidden] bfloat16, kept; rounded: of this weight and bias."""
         self._weight, self._bias, self._rounded = weight, bias, rounded
         vocab_size, num_in = weight.shape
-        self.row_rule = row_rule(rounded, num_in, weight.dtype, weight.device)
-        self._num_filling = -vocab_size % BLOCK_IDS
+        self._num_blocks = -(-vocab_size // kernels.BLOCK_IDS)
         self._summing_error = num_in * FLOAT32_UNIT * float(weight.float().norm(dim=-1).max())
+        self(weight[:1])  # has its kernels compiled before the first pass
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Token ids [rows], NO_DRAW where the greatest logit is not finite; hidden: [rows, hidden]."""
         num_rows = len(hidden)
-        rounded = self._rounded(pad(hidden, (0, 0, 0, self.row_rule.fill(num_rows) - num_rows)))[:num_rows].float()
-        blocks = pad(rounded, (0, self._num_filling), value=-torch.inf).view(num_rows, -1, BLOCK_IDS)
-        block_peaks = blocks.amax(dim=-1)  # [rows, blocks]
-        peaks = block_peaks.amax(dim=-1, keepdim=True)
-        errors = ROUNDING * peaks.abs() + self._summing_error * hidden.float().norm(dim=-1, keepdim=True)
-        lowest = peaks - 2 * errors
-        rows, places = (block_peaks >= lowest).nonzero(as_tuple=True)
-        nth, offsets = (blocks[rows, places] >= lowest[rows]).nonzero(as_tuple=True)
-        rows, token_ids = rows[nth], places[nth] * BLOCK_IDS + offsets
-        return self._best_of(hidden, rows, token_ids).where(peaks.isfinite().squeeze(-1), NO_DRAW)
+        rounded = self._rounded.product(pad(hidden, (0, 0, 0, ROW_RULES[0].fill(num_rows) - num_rows))).contiguous()
+        logits = rounded.data_ptr(), num_rows, rounded.shape[-1]
+        block_peaks = np.empty((num_rows, self._num_blocks), np.float32)
+        kernels.block_peaks(*logits, block_peaks)
+        peaks = block_peaks.max(axis=-1)
+        errors = ROUNDING * np.abs(peaks) + self._summing_error * hidden.float().norm(dim=-1).numpy()
+        lowest = (peaks - 2 * errors).astype(np.float32)
+        rows, token_ids = map(torch.from_numpy, kernels.candidates(*logits, block_peaks, lowest))
+        return self._best_of(hidden, rows, token_ids)
 
     def _best_of(self, hidden: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
         """For each row of hidden states the best of its candidates, which come in the order of rows and ids."""

@@ -1,19 +1,23 @@
 """One session's keys and values, and the layout they have in every layer of a model.
 
 Invariant: positions 0 .. length - 1 hold what the model computed for the tokens fed last at these positions; what lies
-behind is finite (zeros or a rejected tail), so that a mask hides it completely. Rolling back is feeding from a smaller
-position again; nothing is copied.
+behind is finite (zeros or a rejected tail) on devices where only a mask hides it. A session is rolled back by feeding
+from an earlier position again; nothing is copied.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
+import numpy as np
 import torch
 from torch import Tensor
 
-KV_STEP = 64  # attention sees a multiple of this many positions
+from services.cloud_verifier.lanes import COLUMNS, POSITIONS
+
+KV_STEP = POSITIONS  # a cache has room for a multiple of this many positions
 
 
 def round_to_step(num_tokens: int) -> int:
@@ -33,20 +37,31 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class KvLayout:
-    """The cache of a model: one shape per layer."""
+    """The cache of a model: one shape per layer.
+
+    In tiles, as kernels.attend reads them on the CPU, a layer's keys are [kv_heads, capacity / KV_STEP, head_dim,
+    KV_STEP], and its values [kv_heads, capacity, head_dim filled up]; else both are [kv_heads, capacity, head_dim].
+    """
 
     layers: tuple[LayerShape, ...]
     dtype: torch.dtype
     device: torch.device
+    in_tiles: bool
 
     @property
     def token_bytes(self) -> int:
         """Bytes that one token takes in all layers."""
-        return 2 * self.dtype.itemsize * sum(self.sizes(1))
+        return self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes(KV_STEP)) // KV_STEP
 
-    def sizes(self, capacity: int) -> list[int]:
-        """Numbers that each layer's keys, and its values, have room for."""
-        return [capacity * layer.num_kv_heads * layer.head_dim for layer in self.layers]
+    def shapes(self, capacity: int) -> list[tuple[int, ...]]:
+        """Of each layer's keys and values, in turn."""
+        found: list[tuple[int, ...]] = []
+        for layer in self.layers:
+            plain = (layer.num_kv_heads, capacity, layer.head_dim)
+            tiles = (layer.num_kv_heads, capacity // KV_STEP, layer.head_dim, KV_STEP)
+            filled = (*plain[:2], -(-layer.head_dim // COLUMNS) * COLUMNS)
+            found += (tiles, filled) if self.in_tiles else (plain, plain)
+        return found
 
 
 class KvCache:
@@ -55,41 +70,42 @@ class KvCache:
     def __init__(self, layout: KvLayout, capacity: int) -> None:
         self.capacity = round_to_step(max(capacity, 1))
         self.length = 0
-        self.keys: list[Tensor] = []  # each [kv_heads, capacity, head_dim]
-        self.values: list[Tensor] = []
-        is_cpu = layout.device.type == "cpu"
-        sizes = [size for size in layout.sizes(self.capacity) for _ in range(2)]
-        rooms = iter(torch.split(_zeros(layout, self.capacity), sizes))
-        for layer in layout.layers:
-            shape = (layer.num_kv_heads, self.capacity, layer.head_dim)
-            # attention.py's product of queries and keys reads them transposed on the CPU
-            keys = next(rooms).view(shape[0], shape[2], shape[1]).mT if is_cpu else next(rooms).view(shape)
-            self.keys.append(keys)
-            self.values.append(next(rooms).view(shape))
+        shapes = layout.shapes(self.capacity)
+        sizes = [math.prod(shape) for shape in shapes]
+        rooms = torch.split(_zeros(layout, sum(sizes)), sizes)
+        # Of each layer keys and values, in turn
+        self.rooms = [room.view(shape) for room, shape in zip(rooms, shapes, strict=True)]
+        self._in_tiles = layout.in_tiles
+        self.addresses = np.array([room.data_ptr() for room in self.rooms], np.int64).reshape(-1, 2)  # [layers, 2]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Puts keys and values [kv_heads, tokens, head_dim] of one layer at the positions from start on."""
-        self.keys[layer].narrow(1, start, keys.shape[1]).copy_(keys)
-        self.values[layer].narrow(1, start, values.shape[1]).copy_(values)
+        """Puts keys and values [kv_heads, tokens, head_dim] of one layer at positions from start on; not in tiles."""
+        assert not self._in_tiles
+        for room, new in zip(self.rooms[2 * layer : 2 * layer + 2], (keys, values), strict=True):
+            room.narrow(1, start, new.shape[1]).copy_(new)
 
     def seen(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [kv_heads, length, head_dim] of one layer at the first `length` positions; no copies."""
-        return self.keys[layer].narrow(1, 0, length), self.values[layer].narrow(1, 0, length)
+        """Keys and values [kv_heads, length, head_dim] of one layer at the first `length` positions; no copies, not in
+        tiles."""
+        assert not self._in_tiles
+        keys, values = self.rooms[2 * layer : 2 * layer + 2]
+        return keys.narrow(1, 0, length), values.narrow(1, 0, length)
 
     def copy(self, prefix: Prefix) -> None:
         """Begins with what another cache of the same model holds at the same positions."""
-        for mine, theirs in zip([*self.keys, *self.values], [*prefix.cache.keys, *prefix.cache.values], strict=True):
-            mine.narrow(1, 0, prefix.length).copy_(theirs.narrow(1, 0, prefix.length))
+        for index, (mine, theirs) in enumerate(zip(self.rooms, prefix.cache.rooms, strict=True)):
+            is_tiles = self._in_tiles and index % 2 == 0
+            num = round_to_step(prefix.length) // KV_STEP if is_tiles else prefix.length
+            mine.narrow(1, 0, num).copy_(theirs.narrow(1, 0, num))
         self.length = prefix.length
 
 
-def _zeros(layout: KvLayout, capacity: int) -> Tensor:
+def _zeros(layout: KvLayout, num: int) -> Tensor:
     """All numbers of a cache in a row. Zeros, not garbage: a NaN behind the mask would still reach the sum as 0 x NaN.
 
     On the CPU pages of their own, which count from their first use on and go back to the system with the cache: among
     other allocations, and freed in another order than they were made, caches leave holes that stay.
     """
-    num = sum(2 * size for size in layout.sizes(capacity))
     if layout.device.type != "cpu":
         return torch.zeros(num, dtype=layout.dtype, device=layout.device)
     pages = mmap(-1, num * layout.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)

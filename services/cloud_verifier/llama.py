@@ -15,17 +15,21 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.models.llama import LlamaForCausalLM
 
+from services.cloud_verifier import kernels
 from services.cloud_verifier.attention import Attention, Heads
 from services.cloud_verifier.head import BestToken, Float32Head
 from services.cloud_verifier.network import ComputedLogits, Outputs
 from services.cloud_verifier.packed import (
+    CompiledSilu,
     PackedLinear,
     PlainLinear,
     RowRules,
-    RowwiseActivation,
+    compiled,
     limit_rows,
     most_rows,
+    silu_product,
 )
+from services.cloud_verifier.storage import like
 
 ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
 
@@ -42,15 +46,14 @@ class LlamaNetwork:
         for index in range(len(body.layers)):
             self._layers.append(_Layer(body.layers[index], index, rules, packed=packed))
             body.layers[index] = nn.Identity()
-        self._norm = _Norm(body.norm)
+        self._norm = compiled(body.norm) if head.weight.device.type == "cpu" else body.norm
         self._head = Float32Head(head.weight, head.bias, packed=packed)
         rounded = self._head.rounded
         self._best_token = None if rounded is None else BestToken(head.weight, head.bias, rounded)
         rule = rules.strictest
-        heads = [head for head in (self._head, self._best_token) if head is not None]
-        limits = [most_rows(head.weight, packed=packed), *(each.row_rule.most for each in heads)]
-        self.row_rule = replace(rule, most=min(rule.most, *limits))
-        limit_rows((self._head, *(linear for layer in self._layers for linear in layer.linears)), self.row_rule.most)
+        most = min(rule.most, most_rows(head.weight, packed=packed), self._head.row_rule.most)
+        self.row_rule = replace(rule, most=most)
+        limit_rows((self._head, *(linear for layer in self._layers for linear in layer.linears)), most)
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
         hidden = self._embed(token_ids)
@@ -108,8 +111,9 @@ class _Layer:
             kind(part.weight, part.bias) for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         )
         self.linears = (self._qkv, self._out, self._gate, self._up, self._down)
-        self._activation = RowwiseActivation(mlp.act_fn)
-        self._norm_in, self._norm_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        modules: tuple[nn.Module, ...] = mlp.act_fn, layer.input_layernorm, layer.post_attention_layernorm
+        is_cpu = qkv_weight.device.type == "cpu"
+        self._activation, self._norm_in, self._norm_mlp = map(compiled, modules) if is_cpu else modules
         weights = (qkv_weight, *(part.weight for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)))
         for ours, weight in zip(self.linears, weights, strict=True):
             rules.probe(ours, weight)
@@ -117,32 +121,31 @@ class _Layer:
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         """hidden: [tokens, hidden size], the caller's no more."""
         heads = self._qkv(self._norm_in(hidden)).view(len(hidden), -1, self._head_dim)
-        rotated = heads[:, : self._num_rotated]
-        rotated = rotated * cos + torch.roll(rotated, self._head_dim // 2, dims=-1) * sin
-        attended = attention.layer(
-            self._index,
-            Heads(
-                rotated[:, : -self._num_kv_heads].transpose(0, 1),
-                rotated[:, -self._num_kv_heads :].transpose(0, 1),
-                heads[:, self._num_rotated :].transpose(0, 1),
-                self._scaling,
-                None,
-            ),
-        )
-        hidden = hidden + self._out(attended.reshape(len(hidden), -1))
+        rotated = _rotated(heads, self._num_rotated, cos, sin).transpose(0, 1)
+        query, key = rotated[: -self._num_kv_heads], rotated[-self._num_kv_heads :]
+        value = heads[:, self._num_rotated :].transpose(0, 1)
+        attended = attention.layer(self._index, Heads(query, key, value, self._scaling, None))
+        hidden = hidden + self._out(attended.view(len(hidden), -1))
         x = self._norm_mlp(hidden)
-        output: Tensor = hidden + self._down(self._activation(self._gate(x)) * self._up(x))
+        output: Tensor = hidden + self._down(self._product(self._gate(x), self._up(x)))
         return output
 
+    def _product(self, gate: Tensor, up: Tensor) -> Tensor:
+        if isinstance(self._activation, CompiledSilu):
+            return silu_product(gate, up)
+        product: Tensor = self._activation(gate) * up
+        return product
 
-class _Norm:
-    """LlamaRMSNorm."""
 
-    def __init__(self, norm: Any) -> None:
-        self._weight, self._epsilon = norm.weight, norm.variance_epsilon
+def _rotated(heads: Tensor, num: int, cos: Tensor, sin: Tensor) -> Tensor:
+    """The first `num` heads of each token at their positions: [tokens, num, head_dim]; on the CPU in place.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + self._epsilon)
-        normed: Tensor = self._weight * y.to(x.dtype)
-        return normed
+    heads: [tokens, heads, head_dim]; cos, sin: [tokens, 1, head_dim].
+    """
+    first = heads[:, :num]
+    if not heads.is_cpu:
+        return first * cos + torch.roll(first, heads.shape[-1] // 2, dims=-1) * sin
+    num_tokens, num_heads, head_dim = heads.shape
+    shape = num_tokens, num, num_heads, head_dim
+    kernels.rotate(heads.data_ptr(), cos.data_ptr(), sin.data_ptr(), like(heads.dtype), shape)
+    return first

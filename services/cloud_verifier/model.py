@@ -33,7 +33,7 @@ from services.cloud_verifier.architecture import (
     probe_texts,
     read_config,
 )
-from services.cloud_verifier.attention import Blocks, PassAttention, Segment, find_blocks
+from services.cloud_verifier.attention import PassAttention, Segment
 from services.cloud_verifier.fingerprint import fingerprint_of
 from services.cloud_verifier.kv import KvCache, KvLayout, Prefix, round_to_step
 from services.cloud_verifier.llama import LlamaNetwork, is_llama
@@ -85,7 +85,7 @@ class TargetModel:
     """A loaded causal language model; not for use by several threads at once."""
 
     def __init__(
-        self, network: Network, config: PretrainedConfig, layout: KvLayout, blocks: Blocks, name: str, fingerprint: str
+        self, network: Network, config: PretrainedConfig, layout: KvLayout, name: str, fingerprint: str
     ) -> None:
         """A network of several ranks makes the caches itself."""
         self.name = name
@@ -94,7 +94,6 @@ class TargetModel:
         self.max_context = int(config.get_text_config().max_position_embeddings)
         self._network = network
         self._layout = layout
-        self._blocks = blocks
 
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for at least `capacity` tokens."""
@@ -164,7 +163,7 @@ class TargetModel:
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
             torch.tensor(drawing, dtype=torch.int64, device=device),
-            PassAttention(segments, len(token_ids), self._blocks, device),
+            PassAttention.of(segments, device),
         )
 
     def _check(self, rows: Sequence[Row]) -> None:
@@ -235,7 +234,7 @@ def load_target(
     if loaded.ranks is not None:
         assert isinstance(network, PartNetwork)
         network = LeadingNetwork(network, loaded.ranks, network.row_rule)
-    target = TargetModel(network, loaded.config, loaded.layout, loaded.blocks, loaded.name, loaded.fingerprint)
+    target = TargetModel(network, loaded.config, loaded.layout, loaded.name, loaded.fingerprint)
     check_logits(loaded.config, _feed_in_chunks(target, loaded.texts), loaded.expected, loaded.layout.dtype)
     _return_freed_memory()
     return target
@@ -247,7 +246,7 @@ def follow_target(folder_or_id: str, device: str = "auto", dtype: str = "auto", 
     assert loaded.ranks is not None
     assert isinstance(loaded.network, PartNetwork)
     _return_freed_memory()
-    follow(loaded.network, loaded.layout, loaded.blocks, loaded.ranks)
+    follow(loaded.network, loaded.layout, loaded.ranks)
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,6 @@ class _Loaded:
     network: Network
     config: PretrainedConfig
     layout: KvLayout
-    blocks: Blocks
     name: str
     fingerprint: str
     ranks: Ranks | None
@@ -283,8 +281,7 @@ def _load(folder_or_id: str, device: str, dtype: str, num_threads: int | None) -
         network = PartNetwork(model)
     else:
         network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
-    blocks = find_blocks(layout, network.row_rule.most)
-    return _Loaded(network, model.config, layout, blocks, name, fingerprint, ranks, texts, expected)
+    return _Loaded(network, model.config, layout, name, fingerprint, ranks, texts, expected)
 
 
 def pick_device(device: str) -> torch.device:

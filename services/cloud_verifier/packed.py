@@ -1,4 +1,4 @@
-"""Linear layers and activations whose result for a row does not depend on the rows beside it.
+"""Linear layers, norms and activations whose result for a row does not depend on the rows beside it.
 
 Invariant: for every row count that a layer's RowRule allows, each output row has the same bits; the rule is found by
 trying when a model is loaded. The packed operators are private to torch (what inductor's freezing emits), so they live
@@ -15,13 +15,18 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
-from transformers.activations import ACT2CLS
+from transformers.activations import ACT2CLS, SiLUActivation
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
+
+from services.cloud_verifier import kernels
+from services.cloud_verifier.storage import like
 
 UNLIMITED = 1 << 30
 # Rows that a layer may compute at once, the later ones only where none of the earlier suffices: oneDNN's AMX kernels
@@ -33,6 +38,8 @@ ELSEWHERE = 5
 SERIAL_ELEMENTS = 1 << 14  # torch splits no activation up to this size among threads (gelu; others twice that)
 VECTOR_ELEMENTS = 64  # and its vector code, unrolled, takes so many at a time
 
+
+_ACTIVATIONS = tuple(entry[0] if isinstance(entry, tuple) else entry for entry in dict[str, Any](ACT2CLS).values())
 
 log = structlog.get_logger(__name__)
 
@@ -147,6 +154,44 @@ class RowwiseActivation(nn.Module):
         return blocks[0][..., :num_given, :] if len(blocks) == 1 else torch.cat(blocks, dim=-2)[..., :num_given, :]
 
 
+def silu_product(x: Tensor, factors: Tensor) -> Tensor:
+    """silu(x), rounded, times factors of the same shape; contiguous, on the CPU."""
+    output = torch.empty_like(x)
+    kernels.silu(x.data_ptr(), factors.data_ptr(), output.data_ptr(), like(x.dtype), x.numel())
+    return output
+
+
+class CompiledSilu(nn.Module):
+    """SiLU on the CPU by kernels.silu."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu_product(x, torch.ones_like(x))
+
+
+class CompiledNorm(nn.Module):
+    """LlamaRMSNorm on the CPU by kernels.rms_norm."""
+
+    def __init__(self, norm: LlamaRMSNorm) -> None:
+        super().__init__()
+        self._weight, self._epsilon = norm.weight, np.float32(norm.variance_epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., width], contiguous"""
+        output, width = torch.empty_like(x), x.shape[-1]
+        places = x.data_ptr(), self._weight.data_ptr(), output.data_ptr()
+        kernels.rms_norm(*places, like(x.dtype), x.numel() // width, width, self._epsilon)
+        return output
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """What computes an activation or norm of a model on the CPU, or the module itself where it may stay."""
+    if type(module) in (nn.SiLU, SiLUActivation):
+        return CompiledSilu()
+    if type(module) is LlamaRMSNorm:
+        return CompiledNorm(module)
+    return RowwiseActivation(module) if isinstance(module, _ACTIVATIONS) else module
+
+
 def packing_works(dtype: torch.dtype) -> bool:
     """Whether this torch has the packed operators for dtype on this CPU, and they compute what they should."""
     weight = torch.linspace(-1, 1, 16 * 32).view(16, 32).to(dtype)
@@ -230,7 +275,7 @@ def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool)
     Returns the row rule that suits all of them but the head.
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    activations = _activation_classes() if head.weight.device.type == "cpu" else ()
+    is_cpu = head.weight.device.type == "cpu"
     rules = RowRules()
     kind = PackedLinear if packed else PlainLinear
 
@@ -246,8 +291,8 @@ def replace_layers(model: PreTrainedModel, new_head: nn.Module, *, packed: bool)
             return probed(module.weight, module.bias)
         if type(module) is Conv1D:
             return probed(module.weight.t(), module.bias)
-        if isinstance(module, activations):
-            return RowwiseActivation(module)
+        if is_cpu and (new := compiled(module)) is not module:
+            return new
         for name, _ in list(module.named_children()):
             setattr(module, name, replaced(getattr(module, name)))
         return module
@@ -262,8 +307,3 @@ def limit_rows(modules: Iterable[nn.Module], most: int) -> None:
         for layer in module.modules():
             if isinstance(layer, BlockedLinear):
                 layer.most_rows = min(layer.most_rows, most)
-
-
-def _activation_classes() -> tuple[type[nn.Module], ...]:
-    entries: list[Any] = list(ACT2CLS.values())
-    return tuple(entry[0] if isinstance(entry, tuple) else entry for entry in entries)

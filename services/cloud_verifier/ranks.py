@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from services.cloud_verifier.attention import Attention, Blocks, PassAttention, Segment
+from services.cloud_verifier.attention import Attention, PassAttention, Segment
 from services.cloud_verifier.head import Float32Head
 from services.cloud_verifier.kv import KvCache, KvLayout, Prefix
 from services.cloud_verifier.network import WHOLE_VECTORS, Outputs, computed
@@ -248,7 +248,7 @@ class LeadingNetwork:
 
 
 @torch.inference_mode()
-def follow(part: PartNetwork, layout: KvLayout, blocks: Blocks, ranks: Ranks) -> None:
+def follow(part: PartNetwork, layout: KvLayout, ranks: Ranks) -> None:
     """Computes every pass that rank 0 tells of, until it ends. Signals, which torchrun hands to all ranks, are rank 0's
     affair from now on."""
     for ignored in (signal.SIGTERM, signal.SIGINT):
@@ -258,14 +258,14 @@ def follow(part: PartNetwork, layout: KvLayout, blocks: Blocks, ranks: Ranks) ->
         while (told := ranks.hear()) is not None:
             for number in told.freed:
                 caches.pop(number, None)
-            _compute(told, caches, part, layout, blocks)
+            _compute(told, caches, part, layout)
     except Exception:
         log.exception("a pass failed on this rank, which can't be mended: the process ends", rank=ranks.rank)
         os._exit(1)
     log.info("rank ends", rank=ranks.rank)
 
 
-def _compute(told: Pass, caches: dict[int, KvCache], part: PartNetwork, layout: KvLayout, blocks: Blocks) -> None:
+def _compute(told: Pass, caches: dict[int, KvCache], part: PartNetwork, layout: KvLayout) -> None:
     segments = []
     for fed in told.fed:
         cache = caches.get(fed.number) or caches.setdefault(fed.number, KvCache(layout, fed.capacity))
@@ -276,5 +276,5 @@ def _compute(told: Pass, caches: dict[int, KvCache], part: PartNetwork, layout: 
         torch.tensor(told.token_ids, device=layout.device),
         torch.tensor(told.positions, device=layout.device),
         torch.tensor(told.drawing, dtype=torch.int64, device=layout.device),
-        PassAttention(segments, len(told.token_ids), blocks, layout.device),
+        PassAttention.of(segments, layout.device),
     )

@@ -337,7 +337,7 @@ def test_a_target_tells_its_name_sizes_and_cache_bytes(qwen3: TargetModel, qwen3
     assert qwen3.name == qwen3_folder.name
     assert (qwen3.vocab_size, qwen3.max_context) == (VOCAB_SIZE, MAX_CONTEXT)
     cache = qwen3.new_cache(KV_STEP + 1)
-    stored = sum(tensor.nbytes for tensor in cache.keys + cache.values)
+    stored = sum(tensor.nbytes for tensor in cache.rooms)
     assert qwen3.cache_bytes(KV_STEP + 1) == stored == 2 * KV_STEP * 2 * 2 * 2 * 32 * 4
 
 

@@ -1,0 +1,247 @@
+"""What a pass computes between its matrix products, on the CPU and compiled by numba: attention, norms, activations,
+and where a row's best token may be.
+
+Invariant: what a token gets depends on its own numbers, its session's cache and its position, never on what is computed
+with it: rows are computed one by one, or side by side with the same operations in the same order.
+
+torch's own operators take longer to call than to compute here, where a pass has few tokens (docs/performance.md).
+Addresses are those of CPU tensors, whose numbers lie next to each other in the last dimension; strides count numbers.
+`like` says how they are stored (lanes.py). Nothing is checked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit  # type: ignore[attr-defined]
+
+from services.cloud_verifier.lanes import (
+    COLUMNS,
+    LANES,
+    POSITIONS,
+    ROWS,
+    add_product,
+    add_squares,
+    numbers_at,
+    rotate_lanes,
+    scale_lanes,
+    silu_lanes,
+    to_float,
+    to_stored,
+    weigh,
+)
+from shared.compiled import keep_compiled
+
+MOST_ROWS = 48  # of attention at once: their scores and sums stay in the processor's own cache
+BLOCK_IDS = 256  # candidates are looked for in blocks of the vocabulary
+NOT_FINITE = 0x7F80  # bits of a bfloat16 number without its sign: infinity, and above it what is no number
+UNBOUND = 1 << 40
+
+compiled = njit(nogil=True, error_model="numpy", cache=keep_compiled())
+
+
+@compiled
+def attend(
+    queries,  # address of [query_heads, tokens, head_dim]
+    query_strides,  # of heads and of tokens
+    keys,  # address of [kv_heads, tokens, head_dim]
+    key_strides,
+    values,
+    value_strides,
+    outputs,  # address of [tokens, query_heads, head_dim]
+    like,
+    segments,  # [segments, 4]: position of the first token, tokens, place of the first in the pass, capacity
+    caches,  # [segments, 2]: addresses of keys and values in tiles (kv.py)
+    shape,  # key heads, query heads per key head, head_dim
+    scale,
+    window,  # how many positions a token sees, itself among them
+    jobs,  # first and behind the last; a job is a segment's key head, in this order
+):
+    """Puts keys and values of a pass into the caches, and computes softmax(queries keys^T scale) values over each
+    segment's cache, causally and in float32, after its tokens' queries were multiplied by `scale`."""
+    kv_heads, group, dim = shape
+    width = -(-dim // COLUMNS) * COLUMNS
+    tokens_at_once = max(MOST_ROWS // group, 1)
+    num_rows = -(-(tokens_at_once * group) // ROWS) * ROWS
+    all_queries = carray(numbers_at(queries, like), UNBOUND)
+    new_keys, new_values = carray(numbers_at(keys, like), UNBOUND), carray(numbers_at(values, like), UNBOUND)
+    output = carray(numbers_at(outputs, like), UNBOUND)
+    rows = np.zeros((num_rows, dim), np.float32)
+    scores = np.zeros((num_rows, POSITIONS), np.float32)
+    sums = np.zeros((num_rows, width), np.float32)
+    totals, peaks = np.zeros((num_rows, LANES), np.float32), np.zeros(num_rows, np.float32)
+    for job in range(jobs[0], jobs[1]):
+        segment, head = job // kv_heads, job % kv_heads
+        start, num_tokens, offset, capacity = segments[segment]
+        tile_keys, tile_values = dim * POSITIONS, POSITIONS * width
+        key_cache = caches[segment, 0] + head * capacity * dim * like.itemsize
+        value_cache = caches[segment, 1] + head * capacity * width * like.itemsize
+        cached_keys, cached_values = (
+            carray(numbers_at(key_cache, like), UNBOUND),
+            carray(numbers_at(value_cache, like), UNBOUND),
+        )
+        for token in range(num_tokens):
+            tile, place = divmod(start + token, POSITIONS)
+            source = head * key_strides[0] + (offset + token) * key_strides[1]
+            target = tile * tile_keys + place
+            for d in range(dim):
+                cached_keys[target + d * POSITIONS] = new_keys[source + d]
+            source = head * value_strides[0] + (offset + token) * value_strides[1]
+            target = (start + token) * width
+            for d in range(dim):
+                cached_values[target + d] = new_values[source + d]
+        for first in range(0, num_tokens, tokens_at_once):
+            num = min(tokens_at_once, num_tokens - first)
+            for row in range(num * group):
+                token, query_head = offset + first + row // group, head * group + row % group
+                source = query_head * query_strides[0] + token * query_strides[1]
+                for d in range(dim):
+                    rows[row, d] = to_float(all_queries[source + d]) * scale
+            sums[:] = 0
+            totals[:] = 0
+            peaks[:] = -np.inf
+            position = start + first
+            begin = max(position - window + 1, 0) // POSITIONS
+            end = (position + num - 1) // POSITIONS + 1
+            for tile in range(begin, end):
+                num_seen = min(position + num - tile * POSITIONS, POSITIONS)  # what lies behind may be anything
+                scores[:] = 0
+                for row in range(0, num * group, ROWS):
+                    for column in range(0, POSITIONS, COLUMNS):
+                        place = key_cache + (tile * tile_keys + column) * like.itemsize
+                        into = scores.ctypes.data + 4 * (row * POSITIONS + column)
+                        add_product(rows.ctypes.data + 4 * row * dim, dim, place, POSITIONS, like, dim, into, POSITIONS)
+                for row in range(num * group):
+                    own = position + row // group - tile * POSITIONS
+                    seen, hidden = min(own + 1, POSITIONS), max(own - window + 1, 0)
+                    if hidden >= seen:
+                        scores[row] = 0
+                        continue
+                    into, peak = scores.ctypes.data + 4 * row * POSITIONS, peaks.ctypes.data + 4 * row
+                    fade = weigh(into, hidden, seen, peak, totals.ctypes.data + 4 * row * LANES)
+                    for d in range(width):
+                        sums[row, d] *= fade
+                for row in range(0, num * group, ROWS):
+                    for column in range(0, width, COLUMNS):
+                        place = value_cache + (tile * tile_values + column) * like.itemsize
+                        into = sums.ctypes.data + 4 * (row * width + column)
+                        weights = scores.ctypes.data + 4 * row * POSITIONS
+                        add_product(weights, POSITIONS, place, width, like, num_seen, into, width)
+            for row in range(num * group):
+                token, query_head = offset + first + row // group, head * group + row % group
+                target = (token * kv_heads * group + query_head) * dim
+                total = np.float32(0)
+                for lane in range(LANES):
+                    total += totals[row, lane]
+                for d in range(dim):
+                    output[target + d] = to_stored(sums[row, d] / total, like)
+
+
+@compiled
+def rms_norm(rows, weight, outputs, like, num_rows, width, epsilon):
+    """LlamaRMSNorm: outputs = weight * (rows / sqrt(mean(rows^2) + epsilon)); what is in brackets is rounded as well.
+
+    rows, outputs: [num_rows, width]; weight: [width].
+    """
+    given, factors = carray(numbers_at(rows, like), (num_rows, width)), carray(numbers_at(weight, like), width)
+    output = carray(numbers_at(outputs, like), (num_rows, width))
+    sums = np.empty(LANES, np.float32)
+    num_whole = width // LANES * LANES
+    for row in range(num_rows):
+        line = row * width * like.itemsize
+        sums[:] = 0
+        for column in range(0, num_whole, LANES):
+            add_squares(rows + line + column * like.itemsize, like, sums.ctypes.data)
+        for column in range(num_whole, width):
+            sums[column - num_whole] += to_float(given[row, column]) ** 2
+        total = np.float32(0)
+        for lane in range(LANES):
+            total += sums[lane]
+        factor = np.float32(1) / np.sqrt(total / np.float32(width) + epsilon)
+        for column in range(0, num_whole, LANES):
+            place = column * like.itemsize
+            scale_lanes(rows + line + place, weight + place, outputs + line + place, like, factor)
+        for column in range(num_whole, width):
+            normed = to_float(to_stored(to_float(given[row, column]) * factor, like))
+            output[row, column] = to_stored(to_float(factors[column]) * normed, like)
+
+
+@compiled
+def rotate(heads, cos, sin, like, shape):
+    """Rotary positions, in place: the first heads of each token times cos plus the same with its halves exchanged times
+    sin, each product rounded.
+
+    heads: [tokens, heads, head_dim]; cos, sin: [tokens, head_dim], the sines' first half negative; shape: tokens, heads
+    that are turned, all heads, head_dim.
+    """
+    num_tokens, num_turned, num_heads, dim = shape
+    half = dim // 2
+    num_whole = half // LANES * LANES
+    given = carray(numbers_at(heads, like), (num_tokens, num_heads, dim))
+    cosines, sines = carray(numbers_at(cos, like), (num_tokens, dim)), carray(numbers_at(sin, like), (num_tokens, dim))
+    for token in range(num_tokens):
+        angles = token * dim * like.itemsize
+        for head in range(num_turned):
+            line = heads + (token * num_heads + head) * dim * like.itemsize
+            for start in range(0, num_whole, LANES):
+                place = start * like.itemsize
+                first, second = line + place, line + place + half * like.itemsize
+                rotate_lanes(first, second, cos + angles + place, sin + angles + place, half * like.itemsize, like)
+            for d in range(num_whole, half):
+                x, y = to_float(given[token, head, d]), to_float(given[token, head, d + half])
+                for place, own, other in ((d, x, y), (d + half, y, x)):
+                    turned = to_float(to_stored(own * to_float(cosines[token, place]), like))
+                    turned += to_float(to_stored(other * to_float(sines[token, place]), like))
+                    given[token, head, place] = to_stored(turned, like)
+
+
+@compiled
+def silu(numbers, factors, outputs, like, num):
+    """outputs = factors * silu(numbers), `num` of each, where silu(x) = x / (1 + exp(-x)) is rounded as well."""
+    num_whole = num // LANES * LANES
+    for start in range(0, num_whole, LANES):
+        place = start * like.itemsize
+        silu_lanes(numbers + place, factors + place, outputs + place, like)
+    if num_whole < num:
+        rest, times = np.zeros(LANES, like.dtype), np.zeros(LANES, like.dtype)
+        rest[: num - num_whole] = carray(numbers_at(numbers, like), num)[num_whole:]
+        times[: num - num_whole] = carray(numbers_at(factors, like), num)[num_whole:]
+        silu_lanes(rest.ctypes.data, times.ctypes.data, rest.ctypes.data, like)
+        carray(numbers_at(outputs, like), num)[num_whole:] = rest[: num - num_whole]
+
+
+@compiled
+def block_peaks(logits, num_rows, vocab_size, peaks):
+    """The greatest of each BLOCK_IDS bfloat16 logits [num_rows, vocab_size] into peaks [num_rows, blocks] float32; of a
+    row that holds infinity or NaN, NaN."""
+    like = np.empty(0, np.int16)
+    all_bits = carray(numbers_at(logits, like), (num_rows, vocab_size))
+    for row in range(num_rows):
+        greatest = np.int16(0)
+        for block in range(peaks.shape[1]):
+            peak = np.int16(-0x8000)
+            for column in range(block * BLOCK_IDS, min((block + 1) * BLOCK_IDS, vocab_size)):
+                bits = all_bits[row, column]
+                size = np.int16(bits & 0x7FFF)
+                greatest = max(greatest, size)
+                # as integers such numbers have the order of what they stand for, negative ones the opposite one
+                peak = max(peak, np.int16(bits ^ ((bits >> 15) & 0x7FFF)))
+            stored = np.uint16(peak ^ ((peak >> 15) & 0x7FFF))
+            peaks[row, block] = to_float(stored)
+        if greatest >= NOT_FINITE:
+            peaks[row, :] = np.nan
+
+
+@compiled
+def candidates(logits, num_rows, vocab_size, peaks, lowest):
+    """Rows and ids [found], in this order, of bfloat16 logits that reach their row's lowest [num_rows] float32."""
+    like = np.empty(0, np.uint16)
+    all_logits = carray(numbers_at(logits, like), (num_rows, vocab_size))
+    rows, token_ids = [], []
+    for row in range(num_rows):
+        for block in range(peaks.shape[1]):
+            if peaks[row, block] >= lowest[row]:
+                for column in range(block * BLOCK_IDS, min((block + 1) * BLOCK_IDS, vocab_size)):
+                    if to_float(all_logits[row, column]) >= lowest[row]:
+                        rows.append(row)
+                        token_ids.append(column)
+    return np.array(rows, np.int64), np.array(token_ids, np.int64)

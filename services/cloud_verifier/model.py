@@ -40,6 +40,7 @@ from services.cloud_verifier.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.packed import packing_works
 from services.cloud_verifier.ranks import LeadingNetwork, PartNetwork, Ranks, follow
+from shared.huge_pages import use_huge_pages
 from shared.messages import Sampling, TokenLogprobs
 from shared.sampling import History, is_adjusted, is_greedy
 from shared.verifier_session import common_prefix
@@ -236,7 +237,7 @@ def load_target(
         network = LeadingNetwork(network, loaded.ranks, network.row_rule)
     target = TargetModel(network, loaded.config, loaded.layout, loaded.name, loaded.fingerprint)
     check_logits(loaded.config, _feed_in_chunks(target, loaded.texts), loaded.expected, loaded.layout.dtype)
-    _return_freed_memory()
+    _tidy_memory()
     return target
 
 
@@ -245,7 +246,7 @@ def follow_target(folder_or_id: str, device: str = "auto", dtype: str = "auto", 
     loaded = _load(folder_or_id, device, dtype, num_threads)
     assert loaded.ranks is not None
     assert isinstance(loaded.network, PartNetwork)
-    _return_freed_memory()
+    _tidy_memory()
     follow(loaded.network, loaded.layout, loaded.ranks)
 
 
@@ -332,10 +333,11 @@ def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype, ranks: Ra
     return model
 
 
-def _return_freed_memory() -> None:
-    """To the system, where the C library can: loading leaves holes of some 50 MiB behind."""
+def _tidy_memory() -> None:
+    """Returns to the system what loading freed, where the C library can: some 50 MiB; the weights get huge pages."""
     with suppress(AttributeError, OSError):
         CDLL(None).malloc_trim(0)
+    use_huge_pages()
 
 
 def _name_of(folder_or_id: str) -> str:

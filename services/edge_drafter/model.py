@@ -15,6 +15,7 @@ from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.exported_graph import ExportedGraph
 from services.edge_drafter.genai_graph import GenaiGraph
 from services.edge_drafter.graph import Graph, Memory, open_session
+from shared.huge_pages import use_huge_pages
 
 
 class DraftCache:
@@ -76,4 +77,5 @@ def load_draft(folder: str, num_threads: int) -> DraftModel:
     config = read_config(place)
     session = open_session(place / config.file, num_threads)
     graph = GenaiGraph(session, config) if isinstance(config, GenaiConfig) else ExportedGraph(session, config)
+    use_huge_pages()
     return DraftModel(graph, place.absolute().name)

@@ -38,7 +38,7 @@ class Rests:
 
     look: int = 8
     longest_look: int = 32
-    least_judged: int = 64
+    least_judged: int = 32
     doubtful_share: float = 0.08
     first: int = 20
     trusted: int = 80

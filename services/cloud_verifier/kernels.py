@@ -40,6 +40,32 @@ compiled = njit(nogil=True, error_model="numpy", cache=keep_compiled())
 
 
 @compiled
+def _filled(num_rows):
+    """As many as a product has."""
+    return -(-num_rows // ROWS) * ROWS
+
+
+@compiled
+def _copy(source, begin, target, start, step, num):
+    """`num` numbers that lie next to each other to every `step`-th place."""
+    for index in range(num):
+        target[start + index * step] = source[begin + index]
+
+
+@compiled
+def _add_products(left, matrix, stride, like, num, sums, num_rows):
+    """sums += left[:, :num] @ matrix, of the first num_rows rows, filled up to ROWS.
+
+    matrix: address of stored numbers [num, as wide as sums], its rows `stride` apart.
+    """
+    for row in range(0, num_rows, ROWS):
+        factors = left.ctypes.data + 4 * row * left.shape[1]
+        for column in range(0, sums.shape[1], COLUMNS):
+            into = sums.ctypes.data + 4 * (row * sums.shape[1] + column)
+            add_product(factors, left.shape[1], matrix + column * like.itemsize, stride, like, num, into, sums.shape[1])
+
+
+@compiled
 def attend(
     queries,  # address of [query_heads, tokens, head_dim]
     query_strides,  # of heads and of tokens
@@ -60,8 +86,9 @@ def attend(
     segment's cache, causally and in float32, after its tokens' queries were multiplied by `scale`."""
     kv_heads, group, dim = shape
     width = -(-dim // COLUMNS) * COLUMNS
-    tokens_at_once = max(MOST_ROWS // group, 1)
-    num_rows = -(-(tokens_at_once * group) // ROWS) * ROWS
+    tokens_at_once = max(min(MOST_ROWS // group, segments[:, 1].max()), 1)
+    num_rows = _filled(tokens_at_once * group)
+    tile_keys, tile_values = dim * POSITIONS, POSITIONS * width
     all_queries = carray(numbers_at(queries, like), UNBOUND)
     new_keys, new_values = carray(numbers_at(keys, like), UNBOUND), carray(numbers_at(values, like), UNBOUND)
     output = carray(numbers_at(outputs, like), UNBOUND)
@@ -72,23 +99,17 @@ def attend(
     for job in range(jobs[0], jobs[1]):
         segment, head = job // kv_heads, job % kv_heads
         start, num_tokens, offset, capacity = segments[segment]
-        tile_keys, tile_values = dim * POSITIONS, POSITIONS * width
         key_cache = caches[segment, 0] + head * capacity * dim * like.itemsize
         value_cache = caches[segment, 1] + head * capacity * width * like.itemsize
-        cached_keys, cached_values = (
-            carray(numbers_at(key_cache, like), UNBOUND),
-            carray(numbers_at(value_cache, like), UNBOUND),
-        )
+        cached_keys = carray(numbers_at(key_cache, like), UNBOUND)
+        cached_values = carray(numbers_at(value_cache, like), UNBOUND)
         for token in range(num_tokens):
             tile, place = divmod(start + token, POSITIONS)
-            source = head * key_strides[0] + (offset + token) * key_strides[1]
-            target = tile * tile_keys + place
-            for d in range(dim):
-                cached_keys[target + d * POSITIONS] = new_keys[source + d]
-            source = head * value_strides[0] + (offset + token) * value_strides[1]
-            target = (start + token) * width
-            for d in range(dim):
-                cached_values[target + d] = new_values[source + d]
+            new = offset + token
+            source, target = head * key_strides[0] + new * key_strides[1], tile * tile_keys + place
+            _copy(new_keys, source, cached_keys, target, POSITIONS, dim)
+            source = head * value_strides[0] + new * value_strides[1]
+            _copy(new_values, source, cached_values, (start + token) * width, 1, dim)
         for first in range(0, num_tokens, tokens_at_once):
             num = min(tokens_at_once, num_tokens - first)
             for row in range(num * group):
@@ -104,12 +125,9 @@ def attend(
             end = (position + num - 1) // POSITIONS + 1
             for tile in range(begin, end):
                 num_seen = min(position + num - tile * POSITIONS, POSITIONS)  # what lies behind may be anything
-                scores[:] = 0
-                for row in range(0, num * group, ROWS):
-                    for column in range(0, POSITIONS, COLUMNS):
-                        place = key_cache + (tile * tile_keys + column) * like.itemsize
-                        into = scores.ctypes.data + 4 * (row * POSITIONS + column)
-                        add_product(rows.ctypes.data + 4 * row * dim, dim, place, POSITIONS, like, dim, into, POSITIONS)
+                scores[: _filled(num * group)] = 0
+                tile_at = key_cache + tile * tile_keys * like.itemsize
+                _add_products(rows, tile_at, POSITIONS, like, dim, scores, num * group)
                 for row in range(num * group):
                     own = position + row // group - tile * POSITIONS
                     seen, hidden = min(own + 1, POSITIONS), max(own - window + 1, 0)
@@ -120,12 +138,8 @@ def attend(
                     fade = weigh(into, hidden, seen, peak, totals.ctypes.data + 4 * row * LANES)
                     for d in range(width):
                         sums[row, d] *= fade
-                for row in range(0, num * group, ROWS):
-                    for column in range(0, width, COLUMNS):
-                        place = value_cache + (tile * tile_values + column) * like.itemsize
-                        into = sums.ctypes.data + 4 * (row * width + column)
-                        weights = scores.ctypes.data + 4 * row * POSITIONS
-                        add_product(weights, POSITIONS, place, width, like, num_seen, into, width)
+                tile_at = value_cache + tile * tile_values * like.itemsize
+                _add_products(scores, tile_at, width, like, num_seen, sums, num * group)
             for row in range(num * group):
                 token, query_head = offset + first + row // group, head * group + row % group
                 target = (token * kv_heads * group + query_head) * dim

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from services.cloud_verifier.lanes import COLUMNS, POSITIONS
+from shared.pages import own_pages
 
 KV_STEP = POSITIONS  # a cache has room for a multiple of this many positions
 
@@ -101,15 +101,13 @@ class KvCache:
 
 
 def _zeros(layout: KvLayout, num: int) -> Tensor:
-    """All numbers of a cache in a row. Zeros, not garbage: a NaN behind the mask would still reach the sum as 0 x NaN.
+    """All numbers of a cache in a row; on the CPU on pages of its own.
 
-    On the CPU pages of their own, which count from their first use on and go back to the system with the cache: among
-    other allocations, and freed in another order than they were made, caches leave holes that stay.
+    Zeros, not garbage: a NaN behind a mask would still reach the sum as 0 x NaN.
     """
     if layout.device.type != "cpu":
         return torch.zeros(num, dtype=layout.dtype, device=layout.device)
-    pages = mmap(-1, num * layout.dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=layout.dtype)
+    return torch.frombuffer(own_pages(num * layout.dtype.itemsize), dtype=layout.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

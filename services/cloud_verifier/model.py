@@ -40,8 +40,8 @@ from services.cloud_verifier.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.packed import packing_works
 from services.cloud_verifier.ranks import LeadingNetwork, PartNetwork, Ranks, follow
-from shared.huge_pages import use_huge_pages
 from shared.messages import Sampling, TokenLogprobs
+from shared.pages import use_huge_pages
 from shared.sampling import History, is_adjusted, is_greedy
 from shared.verifier_session import common_prefix
 

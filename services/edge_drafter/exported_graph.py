@@ -6,11 +6,14 @@ the place directly behind it, so the graph itself puts keys and values where the
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
 from services.edge_drafter.graph import numpy_type, tensors_by_name
+from shared.pages import own_pages
 
 
 class ExportedGraph:
@@ -56,7 +59,9 @@ class _Buffer:
         tensor = graph.tensors[past]
         self._past, self._new = past, new
         self._row_shape = tuple(tensor.shape[1:])  # (kv_heads, head_dim)
-        self._memory = np.zeros((capacity, *self._row_shape), numpy_type(tensor))
+        kind = np.dtype(numpy_type(tensor))
+        room = own_pages(capacity * math.prod(self._row_shape) * kind.itemsize)
+        self._memory = np.frombuffer(room, kind).reshape(capacity, *self._row_shape)
         self._address = self._memory.ctypes.data
         self._row_bytes = self._memory.strides[0]
 

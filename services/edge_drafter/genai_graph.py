@@ -6,11 +6,14 @@ each session, as input and as output.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import GENAI_CONFIG, GenaiConfig
 from services.edge_drafter.graph import numpy_type, tensors_by_name
+from shared.pages import own_pages
 
 
 class GenaiGraph:
@@ -34,16 +37,19 @@ class GenaiGraph:
 
 
 class GenaiMemory:
-    """One buffer [1, kv_heads, capacity, head_dim] for the keys of each layer, one for its values."""
+    """A buffer [1, kv_heads, capacity, head_dim] for the keys of each layer, and one for its values; on own pages."""
 
     def __init__(self, graph: GenaiGraph, capacity: int) -> None:
         self._graph = graph
         self._binding = graph.session.io_binding()
-        shape = [1, graph.config.num_kv_heads, capacity, graph.config.head_size]
-        for past_name, present_name in graph.config.kv:
-            buffer = ort.OrtValue.ortvalue_from_shape_and_type(shape, graph.kv_type)
-            self._binding.bind_ortvalue_input(past_name, buffer)
-            self._binding.bind_ortvalue_output(present_name, buffer)
+        shape = (1, graph.config.num_kv_heads, capacity, graph.config.head_size)
+        size = math.prod(shape)
+        num_bytes = len(graph.config.kv) * size * np.dtype(graph.kv_type).itemsize
+        self._numbers = np.frombuffer(own_pages(num_bytes), graph.kv_type).reshape(-1, size)
+        for (past_name, present_name), numbers in zip(graph.config.kv, self._numbers, strict=True):
+            address = numbers.ctypes.data
+            self._binding.bind_input(past_name, "cpu", 0, graph.kv_type, shape, address)
+            self._binding.bind_output(present_name, "cpu", 0, graph.kv_type, shape, address)
 
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
         graph, binding, num_new = self._graph, self._binding, ids.shape[1]

@@ -1,5 +1,4 @@
-"""Huge pages for a loaded model, whose weights are read as a whole in each step or pass: with pages of 4 KiB a
-processor spends part of that time looking them up (docs/performance.md)."""
+"""Pages of memory: a session's own, and huge ones for the weights of models (docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -17,8 +16,20 @@ LEAST_SHARE = 7 / 8  # of a huge page that must be in memory: the rest of it tak
 PAGEMAP_PRESENT = np.uint64(1 << 63)
 
 
+def own_pages(num_bytes: int) -> mmap.mmap:
+    """Zeros on pages that nothing else is on: they count from their first use on, and go back to the system with the
+    last view of them. Among other allocations, freed in another order than they were made, large ones leave holes that
+    stay."""
+    flags = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return mmap.mmap(-1, num_bytes, **flags)
+
+
 def use_huge_pages() -> int:
-    """Moves what this process has in memory, and in no file, to huge pages where the system can; returns how many."""
+    """Moves what this process has in memory, and in no file, to huge pages where the system can; returns how many.
+
+    Weights are read as a whole in each step or pass: with pages of 4 KiB a processor spends part of that time looking
+    them up.
+    """
     if not sys.platform.startswith("linux"):
         return 0
     try:

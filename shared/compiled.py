@@ -19,10 +19,10 @@ FOLDERS = ("dsd_sim", "shared", "services/cloud_verifier")  # of a checkout; who
 
 def keep_compiled() -> bool:
     """To be called before anything is compiled with `cache`; whether it may be, or there is no folder to write to."""
-    folder = home() / "compiled" / _digest()
     try:
+        folder = home() / "compiled" / _digest()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home, as in a container
         return False
     setattr(numba.config, "CACHE_DIR", str(folder))  # noqa: B010  typed as if it were fixed
     return os.access(folder, os.W_OK)

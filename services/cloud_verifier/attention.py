@@ -152,7 +152,7 @@ class CompiledAttention(PassAttention):
         if kind not in self._shares:
             self._shares[kind] = self._new_shares(*kind)
         first, *others = self._shares[kind]
-        waiting = [_threads(len(others)).submit(kernels.attend, *arguments, share) for share in others]
+        waiting = [_pool(torch.get_num_threads()).submit(kernels.attend, *arguments, share) for share in others]
         kernels.attend(*arguments, first)
         for each in waiting:
             each.result()
@@ -171,8 +171,9 @@ class CompiledAttention(PassAttention):
 
 
 @cache
-def _threads(num: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num, "attention")
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads beside the calling one."""
+    return ThreadPoolExecutor(num_threads - 1, "attention")
 
 
 class FusedAttention(PassAttention):

@@ -46,10 +46,22 @@ def _filled(num_rows):
 
 
 @compiled
-def _copy(source, begin, target, start, step, num):
-    """`num` numbers that lie next to each other to every `step`-th place."""
-    for index in range(num):
-        target[start + index * step] = source[begin + index]
+def _put_keys(new, head, offset, strides, cached, start, num_tokens, dim):
+    """Of a segment's tokens into the tiles of a key head."""
+    for token in range(num_tokens):
+        tile, place = divmod(start + token, POSITIONS)
+        source, target = head * strides[0] + (offset + token) * strides[1], tile * dim * POSITIONS + place
+        for d in range(dim):
+            cached[target + d * POSITIONS] = new[source + d]
+
+
+@compiled
+def _put_values(new, head, offset, strides, cached, start, num_tokens, dim):
+    width = -(-dim // COLUMNS) * COLUMNS
+    for token in range(num_tokens):
+        source, target = head * strides[0] + (offset + token) * strides[1], (start + token) * width
+        for d in range(dim):
+            cached[target + d] = new[source + d]
 
 
 @compiled
@@ -63,6 +75,43 @@ def _add_products(left, matrix, stride, like, num, sums, num_rows):
         for column in range(0, sums.shape[1], COLUMNS):
             into = sums.ctypes.data + 4 * (row * sums.shape[1] + column)
             add_product(factors, left.shape[1], matrix + column * like.itemsize, stride, like, num, into, sums.shape[1])
+
+
+@compiled
+def _read_queries(queries, strides, first, num, head, group, scale, rows):
+    """Of a key head, `group` rows for each of `num` tokens."""
+    for row in range(num * group):
+        source = (head * group + row % group) * strides[0] + (first + row // group) * strides[1]
+        for d in range(rows.shape[1]):
+            rows[row, d] = to_float(queries[source + d]) * scale
+
+
+@compiled
+def _weigh_rows(scores, sums, totals, peaks, num, group, position, window):
+    """Scores of a tile into weights; sums and totals of earlier tiles fade as greater scores are found.
+
+    num: tokens, the first `position` behind the tile's beginning.
+    """
+    for row in range(num * group):
+        own = position + row // group
+        seen, hidden = min(own + 1, POSITIONS), max(own - window + 1, 0)
+        if hidden >= seen:
+            scores[row] = 0
+            continue
+        into, peak = scores.ctypes.data + 4 * row * POSITIONS, peaks.ctypes.data + 4 * row
+        fade = weigh(into, hidden, seen, peak, totals.ctypes.data + 4 * row * LANES)
+        for d in range(sums.shape[1]):
+            sums[row, d] *= fade
+
+
+@compiled
+def _store_quotients(sums, totals, row, output, target, like, num):
+    """A row's weighted sums over the sum of its weights."""
+    total = np.float32(0)
+    for lane in range(LANES):
+        total += totals[row, lane]
+    for d in range(num):
+        output[target + d] = to_stored(sums[row, d] / total, like)
 
 
 @compiled
@@ -103,20 +152,11 @@ def attend(
         value_cache = caches[segment, 1] + head * capacity * width * like.itemsize
         cached_keys = carray(numbers_at(key_cache, like), UNBOUND)
         cached_values = carray(numbers_at(value_cache, like), UNBOUND)
-        for token in range(num_tokens):
-            tile, place = divmod(start + token, POSITIONS)
-            new = offset + token
-            source, target = head * key_strides[0] + new * key_strides[1], tile * tile_keys + place
-            _copy(new_keys, source, cached_keys, target, POSITIONS, dim)
-            source = head * value_strides[0] + new * value_strides[1]
-            _copy(new_values, source, cached_values, (start + token) * width, 1, dim)
+        _put_keys(new_keys, head, offset, key_strides, cached_keys, start, num_tokens, dim)
+        _put_values(new_values, head, offset, value_strides, cached_values, start, num_tokens, dim)
         for first in range(0, num_tokens, tokens_at_once):
             num = min(tokens_at_once, num_tokens - first)
-            for row in range(num * group):
-                token, query_head = offset + first + row // group, head * group + row % group
-                source = query_head * query_strides[0] + token * query_strides[1]
-                for d in range(dim):
-                    rows[row, d] = to_float(all_queries[source + d]) * scale
+            _read_queries(all_queries, query_strides, offset + first, num, head, group, scale, rows)
             sums[:] = 0
             totals[:] = 0
             peaks[:] = -np.inf
@@ -128,26 +168,13 @@ def attend(
                 scores[: _filled(num * group)] = 0
                 tile_at = key_cache + tile * tile_keys * like.itemsize
                 _add_products(rows, tile_at, POSITIONS, like, dim, scores, num * group)
-                for row in range(num * group):
-                    own = position + row // group - tile * POSITIONS
-                    seen, hidden = min(own + 1, POSITIONS), max(own - window + 1, 0)
-                    if hidden >= seen:
-                        scores[row] = 0
-                        continue
-                    into, peak = scores.ctypes.data + 4 * row * POSITIONS, peaks.ctypes.data + 4 * row
-                    fade = weigh(into, hidden, seen, peak, totals.ctypes.data + 4 * row * LANES)
-                    for d in range(width):
-                        sums[row, d] *= fade
+                _weigh_rows(scores, sums, totals, peaks, num, group, position - tile * POSITIONS, window)
                 tile_at = value_cache + tile * tile_values * like.itemsize
                 _add_products(scores, tile_at, width, like, num_seen, sums, num * group)
             for row in range(num * group):
                 token, query_head = offset + first + row // group, head * group + row % group
                 target = (token * kv_heads * group + query_head) * dim
-                total = np.float32(0)
-                for lane in range(LANES):
-                    total += totals[row, lane]
-                for d in range(dim):
-                    output[target + d] = to_stored(sums[row, d] / total, like)
+                _store_quotients(sums, totals, row, output, target, like, dim)
 
 
 @compiled

@@ -165,6 +165,7 @@ class CompiledSilu(nn.Module):
     """SiLU on the CPU by kernels.silu."""
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # Phi-3 gives a part of wider rows
         return silu_product(x, torch.ones_like(x))
 
 
@@ -176,7 +177,8 @@ class CompiledNorm(nn.Module):
         self._weight, self._epsilon = norm.weight, np.float32(norm.variance_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., width], contiguous"""
+        """x: [..., width]"""
+        x = x.contiguous()
         output, width = torch.empty_like(x), x.shape[-1]
         places = x.data_ptr(), self._weight.data_ptr(), output.data_ptr()
         kernels.rms_norm(*places, like(x.dtype), x.numel() // width, width, self._epsilon)

@@ -134,7 +134,8 @@ def test_what_was_rolled_back_or_copied_as_a_prefix_changes_no_bit() -> None:
     alone = fed(CompiledAttention, first, text, [])
     bad = {name: torch.full_like(getattr(wrong, name), torch.nan) for name in ("key", "value")}
     fed(CompiledAttention, first, replace(wrong, **bad), [])
-    fed(CompiledAttention, first, of_tokens(text, slice(0, 70)), [])
+    again = fed(CompiledAttention, first, of_tokens(text, slice(0, 70)), [])
+    assert torch.equal(again, alone[:70])
     second.copy(Prefix(first, 70))
     assert second.length == 70
     for cache in (first, second):

@@ -44,6 +44,15 @@ def test_a_silu_and_its_product_are_torchs_own(width: int, dtype: torch.dtype) -
     assert alike(silu_product(rows, factors), nn.SiLU()(rows) * factors)
 
 
+@DTYPES
+def test_numbers_that_lie_apart_are_found(dtype: torch.dtype) -> None:
+    part = random_rows(60, 200, dtype)[:, :100]
+    norm = LlamaRMSNorm(100).to(dtype)
+    with torch.inference_mode():
+        assert alike(CompiledNorm(norm)(part), norm(part))
+        assert alike(CompiledSilu()(part), nn.SiLU()(part))
+
+
 def test_a_silu_of_all_bfloat16_numbers_is_torchs_own() -> None:
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     found, wanted = CompiledSilu()(numbers), nn.SiLU()(numbers.float()).to(torch.bfloat16)

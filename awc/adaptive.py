@@ -8,8 +8,8 @@ none, nothing is drafted. A prediction is not trusted blindly:
 * Inputs unlike those of training, or more sessions on a drafter than it had there: the window follows from the
   pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from
   the best where the verifier runs free. Where such a window made a token slower, half as many.
-* After each change the time per token is compared with that before. What was promised and did not come is held against
-  the choice, and fades.
+* After each change the time per token is compared with that before, unless the world has changed as well. What was
+  promised and did not come is held against the choice, and fades.
 * While nothing is drafted nothing is judged, so acceptance is hoped to rise until drafting is tried again.
 
 Invariant: the choice is one of CHOICES or a window of the pipeline, whatever reports say.
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from awc.acceptance import Acceptance
+from awc.acceptance import TurningAcceptance
 from awc.features import choice_inputs
 from awc.network import Network, read_network
 from awc.pass_cost import PassCost, PassCosts
@@ -49,6 +49,7 @@ LONGEST = 32  # window of the pipeline
 MOST_SESSIONS = 4  # of a pair: training has hardly any with more
 LEAST_DEPTH = 0.125  # of the pipeline
 NEAR = 0.25  # windows of the pipeline that differ by less are as good as each other
+SAME_WORLD = 0.15  # in which the logarithm of a cycle's time differs by less
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +113,7 @@ class AdaptivePair:
         self.against: dict[int, float] = {}  # shortfall of log goodput, by number of the choice
         self._policy = policy
         self._choice = policy.start
-        self._acceptance = Acceptance(policy.half_life)
+        self._acceptance = TurningAcceptance(policy.half_life)
         self._cost: PassCost | None = None  # before the first report
         self._wanted: WindowChoice | None = None  # promised more by the last reports, `_num_wanted` of them
         self._num_wanted = 0
@@ -126,9 +127,10 @@ class AdaptivePair:
         """The network's inputs after one more report."""
         cost = self._cost = self._cost or self._policy.costs.of(seen.verifier_id)
         cost.observe(seen.pass_tokens, seen.pass_ms)
-        self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
+        if self._acceptance.observe(seen.matched, seen.matched + seen.mismatched):
+            self._check.give_up()
         if self._choice.window == 0 and seen.num_sessions:
-            self._acceptance.observe(self._policy.hope, self._policy.hope)
+            self._acceptance.hope(self._policy.hope)
         if is_telling(seen):
             self._learn(seen)
         return _inputs(self._acceptance.rate, seen, cost)
@@ -173,7 +175,8 @@ class AdaptivePair:
             self.against = {number: value for number, value in faded.items() if value > self._policy.margin / 4}
         self._depth = min(1.0, self._depth / self._policy.forgetting)
         if seen.window == self._choice.window or 0 < seen.window < self._choice.window:  # as it is, or cut
-            shortfall = self._check.observe(math.log(max(seen.tpot_ms, 1e-3)))
+            cycle_ms = seen.rtt_ms + seen.pass_ms + seen.draft_ms * seen.num_sessions
+            shortfall = self._check.observe(math.log(max(seen.tpot_ms, 1e-3)), math.log(max(cycle_ms, 1e-3)))
             number = NUMBERS.get(self._choice)
             if shortfall is None:
                 return
@@ -185,30 +188,41 @@ class AdaptivePair:
 
 @dataclass(slots=True)
 class Check:
-    """Compares times per token, as logarithms, behind a change with those before it."""
+    """Compares times per token behind a change of the choice with those before it, in one and the same world. That is
+    told by the time of a cycle: a guess, its way, and its pass. All times are logarithms, averaged over reports."""
 
     num_settling: int
     num_compared: int
     settling: int = 0
     num: int = 0
     mean: float = 0.0  # over the last reports of the choice in force
+    cycle: float = 0.0  # likewise
     before: float | None = None
+    cycle_before: float = 0.0
     promised: float = 0.0
 
     def begin(self, promised: float) -> None:
         self.before = self.mean if self.num >= self.num_compared and math.isfinite(promised) else None
+        self.cycle_before = self.cycle
         self.promised, self.settling, self.num = promised, self.num_settling, 0
 
-    def observe(self, time: float) -> float | None:
+    def give_up(self) -> None:
+        """What was before is not comparable any more."""
+        self.before, self.num = None, 0
+
+    def observe(self, time: float, cycle: float) -> float | None:
         """Once for each change: how much of the promise is missing where the change made it worse; else None."""
         if self.settling:
             self.settling -= 1
             return None
         self.num += 1
         self.mean += (time - self.mean) / min(self.num, self.num_compared)
+        self.cycle += (cycle - self.cycle) / min(self.num, self.num_compared)
         if self.before is None or self.num < self.num_compared:
             return None
         gained, self.before = self.before - self.mean, None
+        if abs(self.cycle - self.cycle_before) > SAME_WORLD:
+            return None
         return self.promised - gained if gained < 0 else None
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakSet
 
-from awc.acceptance import Acceptance
+from awc.acceptance import TurningAcceptance
 from awc.pass_cost import PassCost, PassCosts
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.messages import MAX_WINDOW, PairReport
@@ -36,7 +36,7 @@ HOPE = 0.5  # right guesses that each report counts for while none is made, so t
 LOWEST, HIGHEST = 1e-6, 0.999  # acceptance
 LEAST_REPORTS = 4  # between two looks at a crowd
 LEAST_MS = 1e-3
-SLACK = 0.25  # guesses, or passes; a number that is missed by less is left as it is
+SLACK = 0.25  # a number of guesses or passes that is missed by less than this share of it is left as it is
 
 
 def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms: float, token_ms: float) -> list[float]:
@@ -63,6 +63,11 @@ def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms:
         is_rising = any(map(operator.gt, found, depths))
         depths = [(new + old + 1) // 2 for new, old in zip(found, depths, strict=True)] if is_rising else found
     return exact
+
+
+def slack(number: int) -> float:
+    """By how much a number may be missed without being changed."""
+    return SLACK * max(number, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class Crowd:
         sessions = [each.num_sessions for each in members]
         depths = fair_depths(acceptance, sessions, self._cost.base_ms, self._cost.per_token_ms)
         for each, depth in zip(members, depths, strict=True):
-            if not each.depth - SLACK <= depth < each.depth + 1 + SLACK:
+            if not each.depth - slack(each.depth) <= depth < each.depth + 1 + slack(each.depth):
                 each.depth = math.floor(depth)
 
 
@@ -150,7 +155,7 @@ class FairSharePair:
     def __init__(self, policy: FairSharePolicy, active: PairControl) -> None:
         self._policy = policy
         self.active = active
-        self._acceptance = Acceptance(HALF_LIFE)
+        self._acceptance = TurningAcceptance(HALF_LIFE)
         self._member = Member()
         self._crowd: Crowd | None = None  # before the first report
         self._trips: int | None = None  # passes that begin during a round trip
@@ -163,8 +168,9 @@ class FairSharePair:
         crowd = self._crowd = self._crowd or self._policy.crowd(seen.verifier_id)
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if seen.window == 0 and seen.num_sessions:
-            self._acceptance.observe(HOPE, HOPE)
-        rate = (self._acceptance.matched + PRIOR_NUM * PRIOR_RATE) / (self._acceptance.judged + PRIOR_NUM)
+            self._acceptance.hope(HOPE)
+        of_all = self._acceptance.of_all
+        rate = (of_all.matched + PRIOR_NUM * PRIOR_RATE) / (of_all.judged + PRIOR_NUM)
         return crowd.depth(self._member, rate, seen)
 
     def cut(self, choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
@@ -172,7 +178,8 @@ class FairSharePair:
         if depth >= MAX_WINDOW or not choice.window:
             return choice
         trips = min(seen.rtt_ms / max(seen.pass_ms, LEAST_MS), float(MAX_WINDOW))
-        if self._trips is None or not self._trips - 1 - SLACK <= trips <= self._trips + SLACK:
-            self._trips = math.ceil(trips)
-        window = min(choice.window, depth * (2 + self._trips))
+        kept = self._trips
+        if kept is None or not kept - 1 - slack(kept) <= trips <= kept + slack(kept):
+            kept = self._trips = math.ceil(trips)
+        window = min(choice.window, depth * (2 + kept))
         return choice if window == choice.window else choice.with_window(window)

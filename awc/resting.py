@@ -27,9 +27,10 @@ RESTING = WindowChoice(window=0, chunk=1, free_run=True)
 class Rests:
     """When to rest and for how long, in reports of a pair that has sessions (a drafter makes four in a second).
 
-    A pair is looked at over `look` reports or more: until `least_judged` of its guesses were judged, at most
-    `longest_look`. It rests when no more than `doubtful_share` of the judged ones were of use: right, and in time.
-    Those behind a wrong one, which nobody judged, are not counted: a deep window has many of them, and pays. The rest
+    A pair is looked at over `look` reports or more: until `least_judged` of its guesses were judged and it is clear
+    whether more than `doubtful_share` of them are of use, right and in time, or `longest_look` are over. Clear is what
+    lies `sure` standard deviations off. It rests when no more were of use. Those behind a wrong guess, which nobody
+    judged, are not counted: a deep window has many of them, and pays. The rest
     was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`, than it
     took under the look, by `margin` of that at least; then nothing is doubted for `trusted` reports, and for twice as
     long after each further mistake in a row. It is also over when half as many sessions share the drafter. Reports
@@ -40,6 +41,7 @@ class Rests:
     longest_look: int = 32
     least_judged: int = 32
     doubtful_share: float = 0.08
+    sure: float = 1.5
     first: int = 20
     trusted: int = 80
     longest: int = 640  # of both
@@ -56,10 +58,10 @@ class Rests:
             raise ValueError(
                 f"first {self.first} and trusted {self.trusted}, up to longest {self.longest}, must be 1 or more"
             )
-        if self.settling < 0 or self.compared < 1 or not self.margin >= 0:
+        if self.settling < 0 or self.compared < 1 or not (self.margin >= 0 and self.sure >= 0):
             raise ValueError(
-                f"settling {self.settling} and margin {self.margin} must be 0 or more, and compared {self.compared} 1 "
-                "or more"
+                f"settling {self.settling}, margin {self.margin} and sure {self.sure} must be 0 or more, and compared "
+                f"{self.compared} 1 or more"
             )
 
 
@@ -154,9 +156,11 @@ class RestingPair:
     def _judge(self, seen: PairReport) -> None:
         look, rests = self._look, self._rests
         look.add(seen)
-        if look.num < rests.look or (look.judged < rests.least_judged and look.num < rests.longest_look):
+        doubtful = rests.doubtful_share * look.judged  # as many useful guesses are expected at the share
+        is_clear = look.judged >= rests.least_judged and abs(look.useful - doubtful) >= rests.sure * doubtful**0.5
+        if look.num < rests.look or (not is_clear and look.num < rests.longest_look):
             return
-        if look.useful <= rests.doubtful_share * look.judged:
+        if look.useful <= doubtful:
             self._rest_left = self._length
             self._length = min(2 * self._length, rests.longest)
             self._trial = Trial(0, rests.settling, rests.compared)

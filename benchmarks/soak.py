@@ -1,7 +1,9 @@
 """Ten minutes under load: does memory stay, does anything complain? python -m benchmarks.soak.
 
-Invariant: memory counts from /proc, of every process, all through the run; a process whose memory in the last third of
-it is above that of the middle third by more than GROWTH_MIB has grown, and any error in any log fails the run.
+Invariant: memory counts from /proc, of every process, all through the run; a process whose own memory in the last
+third of it is above that of the middle third by more than GROWTH_MIB has grown, and any error in any log fails the run.
+Its own is what no file holds too: pages of a model's file, as rows of embeddings, come in when a text needs them, up to
+the file's size, and the kernel may drop them at any time. The peak counts them.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 class Memory:
     """Of one process, in MiB. `allowed`: the most that the peak may be; None: nothing is asked."""
 
-    peak: float
+    peak: float  # pages of files included, unlike below
     middle: float  # median of the run's middle third
     last: float
     allowed: float | None
@@ -92,10 +94,10 @@ def kv_mib(target: Path) -> float:
     return float(VerifierSettings.model_fields["kv_tokens"].default * token_bytes / MIB)
 
 
-def rss_mib(pid: int) -> float:
-    """Memory of a process now."""
+def own_mib(pid: int) -> float:
+    """Memory of a process now, without pages of files."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / 1024
 
 
 def spread_of(figures: Sequence[float], peak: float, allowed: float | None) -> Memory:
@@ -108,7 +110,7 @@ async def watch(cell: cells.Cell, seen: dict[str, list[float]]) -> None:
     """Notes every process's memory until cancelled."""
     while True:
         for name, pid in cell.pids().items():
-            seen.setdefault(name, []).append(rss_mib(pid))
+            seen.setdefault(name, []).append(own_mib(pid))
         await asyncio.sleep(LOOK_S)
 
 
@@ -158,7 +160,7 @@ async def run(models: Path, draft: str, seconds: float, num_clients: int, max_to
 def table(soak: Soak) -> Table:
     """For a terminal."""
     title = f"{soak.seconds:.0f} s, {soak.num_tokens} tokens, {soak.num_tokens / soak.seconds:.1f} tokens/s"
-    shown = Table("process", "peak, MiB", "allowed", "middle third", "last third", "flat", title=title)
+    shown = Table("process", "peak, MiB", "allowed", "own, middle third", "last third", "flat", title=title)
     for name, memory in sorted(soak.memory.items()):
         allowed = "" if memory.allowed is None else f"{memory.allowed:.0f}"
         figures = f"{memory.middle:.1f}", f"{memory.last:.1f}", "yes" if memory.is_flat else "no"

@@ -20,7 +20,7 @@ from dsd_sim.guesses import acceptances_of
 from dsd_sim.happenings import happenings_of, write_link
 from dsd_sim.part import BadScenario
 from dsd_sim.scenario import Cloud, Scenario
-from dsd_sim.workload import LoadChange, Requests, hurried, make_requests
+from dsd_sim.workload import LoadChange, Requests, hurried, joined, make_requests
 from dsd_sim.world import NOBODY, World, make_world
 from shared.profiles import PassTimes, StepTimes, read_profile
 from shared.routing import ROUTERS
@@ -33,12 +33,12 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> Fleet:
     """`folder`: where the scenario's files are looked for; num_logged: room of the world's log. Raises BadScenario."""
     requests = make_requests(scenario.workload, folder, _stream(scenario, WORKLOAD))
     loads = [LoadChange(each.at_s * 1000, each.load) for each in scenario.change if each.load is not None]
-    requests = hurried(requests, loads)
+    requests = (joined if isinstance(scenario.workload, Closed) else hurried)(requests, loads)
     num_devices = sum(edge.count for edge in scenario.edge)
     num_nodes = sum(part.count for part in scenario.cloud)
     _check_lengths(requests, scenario)
     # For a beginning; a session may still be under way at its drafter when its client's next one begins.
-    num_likely = 2 * scenario.workload.num_clients + 16 if isinstance(scenario.workload, Closed) else 256
+    num_likely = 2 * (int(requests.client.max()) + 1) + 16 if isinstance(scenario.workload, Closed) else 256
     num_slots = min(len(requests.prompt), num_likely)
     world = make_world(
         max(num_devices, 1),
@@ -155,9 +155,10 @@ def _devices_of(requests: Requests, scenario: Scenario) -> NDArray[np.int64]:
     if any(tier is not None and tier not in tiers for tier in requests.tier):
         missing = next(tier for tier in requests.tier if tier is not None and tier not in tiers)
         raise BadScenario(f"edge: the trace names the device_tier {missing!r}, and no edge has that name")
-    if (requests.client >= 0).any():  # clients are spread over the devices as evenly as their weights allow
-        num_clients = int(requests.client.max()) + 1
-        places = (np.arange(num_clients) + 0.5) / num_clients
+    if (requests.client >= 0).any():  # those that come together are spread as evenly as the devices' weights allow
+        starts = requests.arrival_ms[: int(requests.client.max()) + 1]  # of clients, which make the first requests
+        sizes = np.unique(starts, return_counts=True)[1]
+        places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
         return np.searchsorted(np.cumsum(weights) / weights.sum(), places)[requests.client]
     devices = rng.choice(len(tiers), num, p=weights / weights.sum())
     for index, tier in enumerate(requests.tier):

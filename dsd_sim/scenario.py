@@ -177,7 +177,7 @@ class Change(Part):
     guesses: Guesses | None = None  # of requests that come from then on
     draft_slowdown: Positive | None = None  # times what a draft step takes in the beginning
     pass_slowdown: Positive | None = None  # likewise a verify pass, of all verifiers
-    load: Positive | None = None  # times as many requests as in the beginning
+    load: Positive | None = None  # times as many requests as in the beginning, or clients of a closed loop
 
     @model_validator(mode="after")
     def _check(self) -> Change:
@@ -238,9 +238,9 @@ class Scenario(Part):
             raise ValueError("failure: with policies.colocated only verifiers can fail, as nothing else takes part")
         if self.policies.colocated and any(change.link or change.draft_slowdown for change in self.change):
             raise ValueError("change: with policies.colocated no link and no drafter takes part")
-        loads = [change for change in self.change if change.load is not None]
-        if loads and isinstance(self.workload, Closed):
-            raise ValueError("change.load: in a closed loop clients decide on their own when they ask")
+        loads = [1.0, *(change.load for change in self.change if change.load is not None)]
+        if loads != sorted(loads) and isinstance(self.workload, Closed):
+            raise ValueError("change.load: clients of a closed loop join it and stay, so it can't fall")
         if self.policies.colocated and not all(part.draft_times or part.draft_profile for part in self.cloud):
             raise ValueError("policies.colocated: every cloud must have draft_times or a draft_profile")
         if any(a.at_s > b.at_s for a, b in zip(self.change, self.change[1:], strict=False)):

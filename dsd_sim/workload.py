@@ -60,7 +60,7 @@ class Arrival(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class LoadChange:
-    """From at_ms on `factor` times as many requests come as in the beginning."""
+    """From at_ms on `factor` times as many requests come as in the beginning; in a closed loop, as many clients ask."""
 
     at_ms: float
     factor: float
@@ -73,6 +73,15 @@ def hurried(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
     before = np.concatenate(([0.0], np.cumsum(np.diff(then) * factors[:-1])))  # of the unchanged time, at each change
     part = np.searchsorted(before, requests.arrival_ms, side="right") - 1
     return replace(requests, arrival_ms=then[part] + (requests.arrival_ms - before[part]) / factors[part])
+
+
+def joined(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
+    """The same requests of a closed loop that more and more clients join. No factor is below the one before it."""
+    num = int(requests.client.max()) + 1
+    counts = [num, *(round(num * change.factor) for change in changes)]
+    starts = np.repeat([0.0, *(change.at_ms for change in changes)], np.diff([0, *counts]))
+    client = np.arange(len(requests.client)) % counts[-1]
+    return replace(requests, client=client, arrival_ms=starts[client])
 
 
 def make_requests(workload: Workload, folder: Path, rng: np.random.Generator) -> Requests:

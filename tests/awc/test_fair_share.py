@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.fair_share import SLACK, Crowd, FairSharePair, FairSharePolicy, Member, fair_depths
+from awc.fair_share import Crowd, FairSharePair, FairSharePolicy, Member, fair_depths, slack
 from awc.pass_cost import PassCost
 from awc.policy import WindowChoice
 from awc.static import StaticPolicy
@@ -73,7 +73,11 @@ def test_a_depth_that_moves_by_a_little_is_left_as_it_is() -> None:
     assert up != down, "where a depth changes depends on where it comes from"
     for found in (up, down):
         assert all(len(each) == 1 for each in found)
-        assert all(min(each) - SLACK <= depth < min(each) + 1 + SLACK for each, depth in zip(found, exact, strict=True))
+        near = [slack(min(each)) for each in found]
+        assert all(
+            min(each) - most <= depth < min(each) + 1 + most
+            for each, depth, most in zip(found, exact, near, strict=True)
+        )
 
 
 def decided(pairs: Sequence[FairSharePair], seen: PairReport, rounds: int = 40) -> list[WindowChoice]:

@@ -15,7 +15,7 @@ from benchmarks.draft_steps import measure_steps
 from benchmarks.origin import Origin
 from benchmarks.paired import Ratio
 from benchmarks.replaying import measure_services
-from benchmarks.soak import GROWTH_MIB, Memory, allowed_mib, rss_mib, spread_of
+from benchmarks.soak import GROWTH_MIB, Memory, allowed_mib, own_mib, spread_of
 from services.local.pair import DEFAULT_NAME
 from shared.home import home
 
@@ -64,11 +64,17 @@ def test_a_service_may_take_its_model_and_what_is_configured(default_models: Pat
     assert (allowed[GATEWAY], allowed[CONTROLLER]) == (300, 120)
 
 
-def test_the_memory_of_a_process_is_what_it_holds_now() -> None:
-    before = rss_mib(os.getpid())
+def test_the_memory_of_a_process_is_what_it_holds_now_and_no_file_does(tmp_path: Path) -> None:
+    before = own_mib(os.getpid())
     with mmap.mmap(-1, 64 << 20) as held:  # memory of its own, whatever was freed before
         held.write(bytes(64 << 20))
-        assert rss_mib(os.getpid()) > before + 60
+        assert own_mib(os.getpid()) > before + 60
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 << 20))
+    before = own_mib(os.getpid())
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert not any(mapped[:: mmap.PAGESIZE]), "all of its pages were read"
+        assert own_mib(os.getpid()) < before + 8
 
 
 @pytest.mark.long

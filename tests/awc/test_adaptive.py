@@ -68,6 +68,21 @@ def test_what_was_promised_and_made_it_slower_is_given_up_and_tried_again_later(
     assert FAST in {pair.decide(before) for _ in range(2000)}
 
 
+@pytest.mark.parametrize("world", [{"num_sessions": 3}, {"rtt_ms": 120.0}, {"pass_ms": 90.0}], ids=str)
+def test_what_a_changed_world_costs_is_not_held_against_a_choice(world: dict[str, float]) -> None:
+    pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12).for_pair()
+    assert told(pair, *[changed(SEEN, window=SLOW.window)] * 12) == FAST
+    assert told(pair, *[changed(SEEN, window=FAST.window, tpot_ms=40.0, **world)] * 30) == FAST
+
+
+def test_what_other_guesses_cost_is_not_held_against_a_choice() -> None:
+    pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=40).for_pair()
+    right = changed(SEEN, window=SLOW.window, matched=9, mismatched=1)
+    wrong = changed(SEEN, window=FAST.window, tpot_ms=40.0, matched=3, mismatched=7)
+    assert told(pair, *[right] * 40) == FAST
+    assert told(pair, *[wrong] * 30) == FAST
+
+
 def test_a_choice_that_others_cut_is_compared_all_the_same() -> None:
     pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12).for_pair()
     assert told(pair, *[changed(SEEN, window=SLOW.window)] * 12) == FAST

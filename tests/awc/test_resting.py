@@ -12,7 +12,16 @@ from awc.resting import RESTING, RestingPair, RestingPolicy, Rests
 from shared.messages import PairReport
 
 RESTS = Rests(
-    look=4, longest_look=6, least_judged=16, doubtful_share=0.1, first=5, trusted=6, longest=12, settling=1, compared=2
+    look=4,
+    longest_look=6,
+    least_judged=16,
+    doubtful_share=0.1,
+    sure=1.0,
+    first=5,
+    trusted=6,
+    longest=12,
+    settling=1,
+    compared=2,
 )
 
 
@@ -109,6 +118,15 @@ def test_few_judged_guesses_are_not_enough_to_rest() -> None:
     assert rests.index(True) == 5, "the sixth report has seen sixteen"
 
 
+def test_a_share_that_may_be_chance_is_looked_at_for_longer() -> None:
+    unclear, clear = (
+        report(matched=10, late=9),
+        report(matched=40, late=38),
+    )  # 1 and 2 of use, where 1 and 4 are doubtful
+    assert followed(RestingPair(Recorder(), RESTS), [unclear, AT_REST], 7).index(True) == 5
+    assert followed(RestingPair(Recorder(), RESTS), [clear, AT_REST], 7).index(True) == 3
+
+
 def test_guesses_that_nobody_judged_are_not_held_against_a_deep_window() -> None:
     deep = report(matched=4, late=0, mismatched=4, discarded=500)
     assert not any(followed(RestingPair(Recorder(), RESTS), [deep, AT_REST], 100))
@@ -187,6 +205,7 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"look": 0},
         {"look": 9, "longest_look": 8},
         {"doubtful_share": 1.0},
+        {"sure": -0.5},
         {"first": 900},
         {"first": 0},
         {"trusted": 0},

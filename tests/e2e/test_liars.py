@@ -69,7 +69,8 @@ async def test_a_drafter_that_always_lies_changes_no_text_neither_its_own_sessio
     async with running(MemoryNetwork().connect, [target], [drafts["int8"], Liar(drafts["int4"], seed=5)]) as cell:
         honest, liar = cell.drafter_id(0), cell.drafter_id(1)
         alone = await answers(cell, chosen, [None] * 4, sampling)
-        beside = await answers(cell, chosen, [liar, liar, honest, honest], sampling)
+        # The verifier waits for guesses: running free it may be done before the first.
+        beside = await answers(cell, chosen, [liar, liar, honest, honest], sampling, free_run=False)
     assert texts(beside) == texts(alone)
     for lied_to in beside[:2]:
         assert lied_to.tally.rejected > 0, "nothing was guessed, so nothing was shown"
@@ -88,4 +89,4 @@ async def test_a_drafter_that_never_sends_changes_no_text_and_holds_up_nobody_fo
         beside = await answers(cell, chosen, [silent, silent, honest], Sampling(), free_run=free_run)
     assert texts(beside) == texts(alone)
     assert all(sum((answer.tally.accepted, answer.tally.rejected)) == 0 for answer in beside[:2])
-    assert beside[2].tally.accepted > 0
+    assert beside[2].tally.accepted > 0 or free_run, "the verifier waits for an honest drafter"

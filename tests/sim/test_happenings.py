@@ -15,7 +15,7 @@ from dsd_sim.build import make_fleet
 from dsd_sim.fleet import Fleet, Happening
 from dsd_sim.report import report_of
 from dsd_sim.scenario import scenario_of
-from dsd_sim.workload import LoadChange, Requests, hurried
+from dsd_sim.workload import LoadChange, Requests, hurried, joined
 from dsd_sim.world import STEER
 from shared.messages import PairReport
 from tests.sim.builders import a_fleet, a_world, stop_and_wait
@@ -263,6 +263,29 @@ def test_a_load_of_three_brings_what_was_to_come_in_a_third_of_the_time() -> Non
     assert hurried(requests, []).arrival_ms.tolist() == times.tolist()
     changed = hurried(requests, [LoadChange(30.0, 2.0), LoadChange(45.0, 0.5)])
     assert changed.arrival_ms.tolist() == [0, 10, 20, 30, 35, 40, 45, 65, 85, 105]
+
+
+def test_clients_that_join_a_closed_loop_come_when_it_grows_and_make_their_first_requests_then() -> None:
+    ones = np.ones(9, np.int64)
+    requests = Requests(np.zeros(9), ones, ones, ones, np.arange(9) % 2, (None,) * 9)
+    grown = joined(requests, [LoadChange(30.0, 1.5), LoadChange(45.0, 3.0)])
+    assert grown.client.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+    assert grown.arrival_ms[:6].tolist() == [0, 0, 30, 45, 45, 45]
+    assert joined(requests, []).client.tolist() == requests.client.tolist()
+
+
+def test_a_load_of_three_in_a_closed_loop_brings_three_clients_to_every_drafter() -> None:
+    content = scenario(change=[{"at_s": 2.0, "load": 3.0}])
+    lengths = {"prompt": 8, "answer": 50, "max_tokens": 50}
+    content["workload"] = {"kind": "closed", "num_clients": 6, "num_requests": 120, "lengths": lengths}
+    requests = run(content).world.requests
+    asked = requests["arrival_ms"]
+    firsts = requests[: 3 * 6]
+    assert (asked[:6] < 100).all()
+    assert (asked[6:18] == 2000).all()
+    assert np.bincount(firsts["device"]).tolist() == [3] * 6
+    under_way = [int(((asked <= at) & (requests["done_ms"] > at)).sum()) for at in (1500.0, 3000.0)]
+    assert under_way == [6, 18]
 
 
 def test_decisions_are_logged_when_they_reach_their_device() -> None:

@@ -254,6 +254,14 @@ def test_clients_wait_for_their_answers_and_think(tmp_path: Path) -> None:
         assert 100 < pauses.mean() < 1500
 
 
+@pytest.mark.parametrize("loads", [(0.5,), (3.0, 2.0)], ids=str)
+def test_a_load_that_falls_is_refused_in_a_closed_loop(tmp_path: Path, loads: tuple[float, ...]) -> None:
+    text = SCENARIO.replace('kind = "poisson"\nrate_per_s = 2.0', 'kind = "closed"\nnum_clients = 4')
+    text += "".join(f"[[change]]\nat_s = {number}\nload = {load}\n" for number, load in enumerate(loads))
+    with pytest.raises(BadScenario, match=r"change\.load: clients of a closed loop join it and stay"):
+        read_scenario(written(tmp_path, text))
+
+
 def singles() -> list[Path]:
     """Files of one scenario each; those of the paper's table are large, and test_paper.py reads them."""
     paths = sorted((ROOT / "scenarios").rglob("*.toml"))

@@ -12,16 +12,17 @@ import pytest
 from awc.adaptive import CHOICES
 from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.training.cards import Card
-from awc.training.changes import Followed, settled_s
+from awc.training.changes import Followed, changed_s, settled_s
 from awc.training.crowds import Crowded
 from awc.training.dataset import CLOUD_ONLY, CLOUD_ONLY_LABEL, LEAST_WORTH, WINDOWS, choice_rows, window_rows
 from awc.training.evaluate import Evaluation, Scores
 from awc.training.judged import by_class, judged
 from awc.training.paper import FACTORS, Figures, PaperCell, capacities
 from awc.training.report import Found, write_report
-from awc.training.scenarios import TRAINING, drawn
+from awc.training.scenarios import CHANGE_S, TRAINING, drawn
 from dsd_sim.pair_reports import Seen
 from dsd_sim.report import Fates, Report
+from tests.sim.builders import a_world
 from tests.sim.reports import a_report
 
 SCENARIO = drawn(TRAINING, 1)[0].scenario
@@ -133,6 +134,13 @@ def test_a_window_has_settled_once_it_stays_near_its_last_value(
     moves: list[tuple[float, int]], expected: float
 ) -> None:
     assert settled_s(moves, change_s=20.0) == expected
+
+
+def test_other_guesses_reach_a_device_with_its_next_answer() -> None:
+    world = a_world(3, num_devices=2)
+    world.requests["arrival_ms"] = 1000 * np.array([CHANGE_S - 1, CHANGE_S + 1, CHANGE_S + 4])
+    world.requests["device"] = 0, 1, 0
+    assert changed_s(world) == {0: CHANGE_S + 4, 1: CHANGE_S + 1}
 
 
 def test_capacity_is_the_largest_load_that_ours_holds_and_fewer_are_not_run() -> None:

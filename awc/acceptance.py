@@ -6,9 +6,9 @@ Invariant: only judged guesses count; what is behind a window, or behind a wrong
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 TURN = 3.0
+LOG_TURN = math.log(TURN)
 ENOUGH = 10.0  # nats of evidence
 
 
@@ -37,7 +37,8 @@ class TurningAcceptance:
 
     def __init__(self, half_life: float) -> None:
         self.of_all = Acceptance(half_life)
-        self._turns = Turn(TURN), Turn(1 / TURN)
+        self._for_more = self._for_less = 0.0  # evidence
+        self._since_more = self._since_less = (0.0, 0.0)  # matched and judged, since it began
 
     def observe(self, num_matched: float, num: float) -> bool:
         """Whether it has turned, by what is known now."""
@@ -46,12 +47,21 @@ class TurningAcceptance:
         of_all = self.of_all
         rate = (of_all.matched + 0.5) / (of_all.judged + 1)
         of_all.observe(num_matched, num)
-        for turn in self._turns:
-            if turn.observe(num_matched, num, rate):
-                of_all.matched, of_all.judged = turn.matched, turn.judged
-                self._turns = Turn(TURN), Turn(1 / TURN)
-                return True
-        return False
+        gained = num_matched * LOG_TURN
+        self._for_more += gained - num * math.log(1 + rate * (TURN - 1))
+        self._for_less += num * (LOG_TURN - math.log(TURN - rate * (TURN - 1))) - gained
+        since = self._since_more
+        self._since_more = (since[0] + num_matched, since[1] + num) if self._for_more > 0 else (0.0, 0.0)
+        self._for_more = max(self._for_more, 0.0)
+        since = self._since_less
+        self._since_less = (since[0] + num_matched, since[1] + num) if self._for_less > 0 else (0.0, 0.0)
+        self._for_less = max(self._for_less, 0.0)
+        if max(self._for_more, self._for_less) <= ENOUGH:
+            return False
+        of_all.matched, of_all.judged = self._since_more if self._for_more > ENOUGH else self._since_less
+        self._for_more = self._for_less = 0.0
+        self._since_more = self._since_less = (0.0, 0.0)
+        return True
 
     def hope(self, num: float) -> None:
         """As if so many had been right, which is no evidence of anything."""
@@ -60,23 +70,3 @@ class TurningAcceptance:
     @property
     def rate(self) -> float | None:
         return self.of_all.rate
-
-
-@dataclass(slots=True)
-class Turn:
-    """A rate that may have become one of `odds` times the odds: what speaks for it, and what was judged since."""
-
-    odds: float
-    evidence: float = 0.0
-    matched: float = 0.0
-    judged: float = 0.0
-
-    def observe(self, num_matched: float, num: float, rate: float) -> bool:
-        """Whether it has, now."""
-        self.evidence += num_matched * math.log(self.odds) - num * math.log(1 + rate * (self.odds - 1))
-        if self.evidence <= 0:
-            self.evidence = self.matched = self.judged = 0.0
-            return False
-        self.matched += num_matched
-        self.judged += num
-        return self.evidence > ENOUGH

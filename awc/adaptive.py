@@ -113,6 +113,7 @@ class AdaptivePair:
         self.against: dict[int, float] = {}  # shortfall of log goodput, by number of the choice
         self._policy = policy
         self._choice = policy.start
+        self._number = NUMBERS.get(policy.start)  # of the choice; None: it is none of CHOICES
         self._acceptance = TurningAcceptance(policy.half_life)
         self._cost: PassCost | None = None  # before the first report
         self._wanted: WindowChoice | None = None  # promised more by the last reports, `_num_wanted` of them
@@ -147,11 +148,10 @@ class AdaptivePair:
             else:
                 self._want(choice, 0.0, self._policy.settling + self._policy.compared)
             return self._choice
-        present = NUMBERS.get(self._choice)
         is_in_vain = self._choice.window > 0 and is_worthless
         if is_in_vain:
             best = 0
-        gain = worth[best] - (-math.inf if present is None else worth[present])
+        gain = worth[best] - (-math.inf if self._number is None else worth[self._number])
         if is_in_vain or gain > self._policy.margin:
             self._want(CHOICES[best], gain, self._policy.patience)
         else:
@@ -166,7 +166,7 @@ class AdaptivePair:
         self._wanted = choice
         if self._num_wanted >= patience:
             self._check.begin(promised=gain)
-            self._choice, self._wanted = choice, None
+            self._choice, self._number, self._wanted = choice, NUMBERS.get(choice), None
 
     def _learn(self, seen: PairReport) -> None:
         """Holds against the choice in force what it promised and did not bring."""
@@ -177,13 +177,12 @@ class AdaptivePair:
         if seen.window == self._choice.window or 0 < seen.window < self._choice.window:  # as it is, or cut
             cycle_ms = seen.rtt_ms + seen.pass_ms + seen.draft_ms * seen.num_sessions
             shortfall = self._check.observe(math.log(max(seen.tpot_ms, 1e-3)), math.log(max(cycle_ms, 1e-3)))
-            number = NUMBERS.get(self._choice)
             if shortfall is None:
                 return
-            if number is None:
+            if self._number is None:
                 self._depth = max(self._depth / 2, LEAST_DEPTH)
             else:
-                self.against[number] = self.against.get(number, 0.0) + shortfall
+                self.against[self._number] = self.against.get(self._number, 0.0) + shortfall
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ class Followed(Struct, frozen=True):
     settled_s: float  # from the change until 9 of 10 pairs stay near their last window
     changes_per_min: float  # of a pair's window, over the whole run
     changes_settled: int  # of all pairs, once settled
-    against_oracle: float  # soft goodput, to the mean of the best static windows of both phases
+    against_oracle: float  # soft goodput, to that of the best static windows of both phases for as long
 
 
 def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[Followed]:
@@ -45,7 +45,8 @@ def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[Foll
     return [_followed(each, name, oracles[each.scenario.name]) for each in worlds for name in names]
 
 
-def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> dict[str, float]:
+def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> dict[str, tuple[float, ...]]:
+    """Of each world, the best static window's soft goodput in each phase."""
     cells = {
         each.scenario.name: [
             [static_cell(phase, SLIDING, SLIDING.choice(window)) for window in WINDOWS] for phase in each.phases
@@ -54,12 +55,12 @@ def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> d
     }
     reports = run((cell for phases in cells.values() for row in phases for cell in row), folder, workers)
     return {
-        name: float(np.mean([max(reports[cell.key].soft_goodput for cell in row) for row in phases]))
+        name: tuple(max(reports[cell.key].soft_goodput for cell in row) for row in phases)
         for name, phases in cells.items()
     }
 
 
-def _followed(changed: Changing, name: str, oracle: float) -> Followed:
+def _followed(changed: Changing, name: str, oracle: tuple[float, ...]) -> Followed:
     start = SLIDING.choice(START)
     policy = POLICIES[name](start)
     ready = cell(changed.scenario, SLIDING, policy, start).scenario
@@ -73,7 +74,8 @@ def _followed(changed: Changing, name: str, oracle: float) -> Followed:
     late = sum(time > since.get(pair, CHANGE_S) + slowest for pair, made in moves.items() for time, _ in made)
     num = sum(map(len, moves.values()))
     minutes = 2 * CHANGE_S / 60 * max(len(moves), 1)
-    return Followed(changed.scenario.name, name, slowest, num / minutes, late, report.soft_goodput / oracle)
+    as_good = float(np.average(oracle, weights=(CHANGE_S, report.virtual_s - CHANGE_S)))
+    return Followed(changed.scenario.name, name, slowest, num / minutes, late, report.soft_goodput / as_good)
 
 
 def changed_s(world: World) -> Mapping[int, float]:

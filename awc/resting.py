@@ -30,38 +30,47 @@ class Rests:
     A pair is looked at over `look` reports or more: until `least_judged` of its guesses were judged and it is clear
     whether more than `doubtful_share` of them are of use, right and in time, or `longest_look` are over. Clear is what
     lies `sure` standard deviations off. It rests when no more were of use. Those behind a wrong guess, which nobody
-    judged, are not counted: a deep window has many of them, and pays. The rest
-    was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`, than it
-    took under the look, by `margin` of that at least; then nothing is doubted for `trusted` reports, and for twice as
-    long after each further mistake in a row. It is also over when half as many sessions share the drafter. Reports
-    between which no token was written, as before a first verdict, don't count. Raises ValueError for what can't work.
+    judged, are not counted: a deep window has many of them, and pays. Where its sessions get a guess each in more time
+    than a pass takes, so that the target outpaces the drafter, the share is `outpaced_share` instead.
+
+    The rest was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`,
+    than it took under the look, by `margin` of that at least, or after n of these by `hasty` / n more than that, unless
+    the share of guesses of use was below `margin`, so that they can't have saved as much; then nothing is doubted for
+    `trusted` reports, and for twice as long after each further mistake in a row. While half as many sessions or fewer
+    share the drafter the rest is put off. Reports between which no token was written, as before a first verdict, don't
+    count. Raises ValueError for what can't work.
     """
 
     look: int = 8
     longest_look: int = 32
     least_judged: int = 32
     doubtful_share: float = 0.08
+    outpaced_share: float = 0.5
     sure: float = 1.5
     first: int = 20
-    trusted: int = 80
+    trusted: int = 24
     longest: int = 640  # of both
     settling: int = 3
     compared: int = 8
     margin: float = 0.02
+    hasty: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.doubtful_share < 1:
-            raise ValueError(f"doubtful_share {self.doubtful_share} must be 0 or more, and below 1")
+        if not 0 <= self.doubtful_share <= self.outpaced_share < 1:
+            raise ValueError(
+                f"doubtful_share {self.doubtful_share} up to outpaced_share {self.outpaced_share} must be 0 or more, "
+                "and below 1"
+            )
         if not 1 <= self.look <= self.longest_look:
             raise ValueError(f"look {self.look} up to longest_look {self.longest_look} must be 1 or more")
         if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
             raise ValueError(
                 f"first {self.first} and trusted {self.trusted}, up to longest {self.longest}, must be 1 or more"
             )
-        if self.settling < 0 or self.compared < 1 or not (self.margin >= 0 and self.sure >= 0):
+        if self.settling < 0 or self.compared < 1 or not min(self.margin, self.hasty, self.sure) >= 0:
             raise ValueError(
-                f"settling {self.settling}, margin {self.margin} and sure {self.sure} must be 0 or more, and compared "
-                f"{self.compared} 1 or more"
+                f"settling {self.settling}, margin {self.margin}, hasty {self.hasty} and sure {self.sure} must be 0 or "
+                f"more, and compared {self.compared} 1 or more"
             )
 
 
@@ -98,6 +107,7 @@ class Look:
     judged: int = 0
     useful: int = 0
     sessions: int = 0
+    num_outpaced: int = 0
     total_ms: float = 0.0
     num_timed: int = 0
 
@@ -106,6 +116,7 @@ class Look:
         self.judged += seen.matched + seen.mismatched
         self.useful += max(0, seen.matched - seen.late)
         self.sessions += seen.num_sessions
+        self.num_outpaced += 0 < seen.pass_ms < seen.draft_ms * seen.num_sessions
         if seen.tpot_ms:
             self.total_ms += seen.tpot_ms
             self.num_timed += 1
@@ -124,8 +135,9 @@ class RestingPair:
         self._rests = rests
         self._length, self._trust = rests.first, rests.trusted  # of the next rest, of the time without doubts
         self._rest_left = self._trusted_left = 0
-        self._look = self._last = Look()
-        self._trial: Trial | None = None  # of the rest under way, until it is over
+        self._look, self._before = Look(), Look()  # the one under way, and that which led to the last rest
+        self._is_light = False  # too few sessions for that rest
+        self._trial: Trial | None = None  # of the rest under way, until it is over; None where it can't be a mistake
         self._tpot_ms = 0.0  # of the report before
 
     def decide(self, seen: PairReport) -> WindowChoice:
@@ -134,14 +146,14 @@ class RestingPair:
     def goes_on_resting(self, seen: PairReport) -> bool:
         """Whether this report finds the pair at rest, and the next one will, too."""
         if self._rest_left and seen.num_sessions:
-            self._rest_left -= 1
-            if self._is_mistake(seen):
-                self._rest_left = 0
-                self._length, self._trusted_left = self._rests.first, self._trust
-                self._trust = min(2 * self._trust, self._rests.longest)
-            elif 2 * seen.num_sessions * self._last.num <= self._last.sessions:
-                self._rest_left = 0
-        return self._rest_left > 0
+            self._is_light = 2 * seen.num_sessions * self._before.num <= self._before.sessions
+            if not self._is_light:
+                self._rest_left -= 1
+                if self._is_mistake(seen):
+                    self._rest_left = 0
+                    self._length, self._trusted_left = self._rests.first, self._trust
+                    self._trust = min(2 * self._trust, self._rests.longest)
+        return self._rest_left > 0 and not self._is_light
 
     def look(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """What follows from a choice of the wrapped control: that, or a rest."""
@@ -149,35 +161,44 @@ class RestingPair:
         if seen.num_sessions and has_written and choice.window and seen.window:  # both: what was drafted was asked for
             if self._trusted_left:
                 self._trusted_left -= 1
-            else:
-                self._judge(seen)
-        return RESTING if self._rest_left else choice
+            elif self._judge(seen):
+                return RESTING
+        return choice
 
-    def _judge(self, seen: PairReport) -> None:
+    def _judge(self, seen: PairReport) -> bool:
+        """Whether a rest begins."""
         look, rests = self._look, self._rests
         look.add(seen)
-        doubtful = rests.doubtful_share * look.judged  # as many useful guesses are expected at the share
+        share = rests.outpaced_share if 2 * look.num_outpaced > look.num else rests.doubtful_share
+        doubtful = share * look.judged  # as many useful guesses are expected at the share
         is_clear = look.judged >= rests.least_judged and abs(look.useful - doubtful) >= rests.sure * doubtful**0.5
         if look.num < rests.look or (not is_clear and look.num < rests.longest_look):
-            return
-        if look.useful <= doubtful:
-            self._rest_left = self._length
-            self._length = min(2 * self._length, rests.longest)
+            return False
+        self._look = Look()
+        if look.useful > doubtful:
+            self._length, self._trust = rests.first, rests.trusted
+            return False
+        self._before, self._is_light = look, False
+        self._rest_left = self._length
+        self._length = min(2 * self._length, rests.longest)
+        if look.useful > rests.margin * look.judged:
             self._trial = Trial(0, rests.settling, rests.compared)
         else:
-            self._length, self._trust = rests.first, rests.trusted
-        self._look, self._last = Look(), look
+            self._trial, self._trust = None, rests.trusted
+        return True
 
     def _is_mistake(self, seen: PairReport) -> bool:
         """Asked of every report of a rest: whether the rest has turned out, just now, to cost time."""
-        before = self._last.tpot_ms
-        if self._trial is None or before is None:
+        trial, before = self._trial, self._before.tpot_ms
+        if trial is None or before is None:
             return False
-        self._trial.observe(seen)
-        if not self._trial.is_over:
-            return False
-        now, self._trial = self._trial.tpot_ms, None
-        if now is not None and now > (1 + self._rests.margin) * before:
+        trial.observe(seen)
+        is_over, now = trial.is_over, trial.tpot_ms
+        haste = 0.0 if is_over or now is None else self._rests.hasty / trial.num_seen
+        if now is not None and now > (1 + self._rests.margin + haste) * before:
+            self._trial = None
             return True
-        self._trust = self._rests.trusted
+        if is_over:
+            self._trial = None
+            self._trust = self._rests.trusted
         return False

@@ -16,12 +16,14 @@ RESTS = Rests(
     longest_look=6,
     least_judged=16,
     doubtful_share=0.1,
+    outpaced_share=0.4,
     sure=1.0,
     first=5,
     trusted=6,
     longest=12,
     settling=1,
     compared=2,
+    hasty=1.0,
 )
 
 
@@ -56,6 +58,7 @@ def report(matched: int = 0, late: int = 0, *, mismatched: int = 0, discarded: i
 
 USEFUL = report(matched=12, late=4)
 LATE = report(matched=20, late=20)
+HARDLY = report(matched=40, late=38)  # of use: no more than is doubtful, and more than the margin
 NOTHING = report()
 IDLE = changed(NOTHING, num_sessions=0)
 AT_REST = changed(NOTHING, window=0)  # a token takes as long as with drafts
@@ -133,10 +136,15 @@ def test_guesses_that_nobody_judged_are_not_held_against_a_deep_window() -> None
 
 
 def test_a_rest_that_makes_tokens_slower_is_over_at_once_and_doubted_less_and_less_often() -> None:
-    rests = followed(RestingPair(Recorder(), RESTS), [LATE, SLOWER], 60)
+    rests = followed(RestingPair(Recorder(), RESTS), [HARDLY, SLOWER], 60)
     cycle = [True] * 3  # one report settles, two are compared
     expected = [False] * 3 + cycle + [False] * (6 + 4) + cycle + 3 * ([False] * (12 + 4) + cycle)
     assert rests == expected[:60]
+
+
+def test_a_rest_from_guesses_that_can_not_have_helped_is_no_mistake_however_long_tokens_take() -> None:
+    rests = followed(RestingPair(Recorder(), RESTS), [LATE, SLOWER], 8)
+    assert rests == [False] * 3 + [True] * 5
 
 
 def test_a_pair_that_waits_for_its_first_verdict_is_not_doubted() -> None:
@@ -151,23 +159,43 @@ def test_drafting_that_others_cut_to_nothing_is_not_doubted() -> None:
 
 def test_a_rest_that_turned_out_right_makes_doubts_as_frequent_as_at_first() -> None:
     pair = RestingPair(Recorder(), RESTS)
-    followed(pair, [LATE, SLOWER], 40)  # nothing would be doubted for twelve reports after the next mistake
+    followed(pair, [HARDLY, SLOWER], 40)  # nothing would be doubted for twelve reports after the next mistake
     followed(pair, [LATE, AT_REST], 60)
-    rests = followed(pair, [LATE, SLOWER], 60)
+    rests = followed(pair, [HARDLY, SLOWER], 60)
     ends = [number for number in range(1, 60) if rests[number - 1] and not rests[number]]
     assert ends[2] - ends[1] == 6 + 4 + 3, "not doubted for six reports, looked at for four, compared for three"
 
 
 def test_reports_of_a_rest_with_the_old_window_in_force_are_not_compared() -> None:
     old = changed(SLOWER, window=8)
-    assert followed(RestingPair(Recorder(), RESTS), [LATE, old], 9) == [False] * 3 + [True] * 5 + [False]
+    assert followed(RestingPair(Recorder(), RESTS), [HARDLY, old], 9) == [False] * 3 + [True] * 5 + [False]
 
 
-def test_a_rest_is_over_when_half_as_many_sessions_share_the_drafter() -> None:
-    pair = RestingPair(Recorder(), RESTS)
+def test_a_rest_is_put_off_while_half_as_many_sessions_share_the_drafter() -> None:
+    pair, few = RestingPair(Recorder(), RESTS), changed(USEFUL, num_sessions=4)
     assert is_resting(pair, [LATE] * 4)[-1]
     assert is_resting(pair, [changed(AT_REST, num_sessions=5)]) == [True]
-    assert is_resting(pair, [changed(AT_REST, num_sessions=4)]) == [False]
+    assert not any(is_resting(pair, [changed(AT_REST, num_sessions=4), *[few] * 50]))
+    assert is_resting(pair, [AT_REST] * 4) == [True] * 3 + [False], "one report of five was made before"
+
+
+def test_few_sessions_whose_guesses_are_in_vain_too_rest_as_well() -> None:
+    pair = RestingPair(Recorder(), RESTS)
+    is_resting(pair, [LATE] * 4)
+    few = changed(LATE, num_sessions=3)
+    assert is_resting(pair, [few] * 4) == [False] * 3 + [True]
+
+
+def test_guesses_of_an_outpaced_drafter_must_be_of_more_use() -> None:
+    some = report(matched=40, late=30)  # a quarter is of use
+    outpaced, fast = changed(some, pass_ms=40.0), changed(some, pass_ms=70.0)  # 8 sessions get a guess each in 56 ms
+    assert is_resting(RestingPair(Recorder(), RESTS), [outpaced] * 4)[-1]
+    assert not any(is_resting(RestingPair(Recorder(), RESTS), [fast] * 40))
+
+
+def test_a_rest_that_costs_a_lot_is_over_before_all_reports_are_compared() -> None:
+    much_slower = changed(AT_REST, tpot_ms=70.0)  # more than twice as long: seen in one report
+    assert followed(RestingPair(Recorder(), RESTS), [HARDLY, much_slower], 8) == [False] * 3 + [True] * 2 + [False] * 3
 
 
 def test_a_control_sees_nothing_of_a_rest() -> None:
@@ -205,7 +233,9 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"look": 0},
         {"look": 9, "longest_look": 8},
         {"doubtful_share": 1.0},
+        {"outpaced_share": 0.01},
         {"sure": -0.5},
+        {"hasty": -0.1},
         {"first": 900},
         {"first": 0},
         {"trusted": 0},

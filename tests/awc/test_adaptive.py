@@ -76,10 +76,10 @@ def test_what_a_changed_world_costs_is_not_held_against_a_choice(world: dict[str
 
 
 def test_what_other_guesses_cost_is_not_held_against_a_choice() -> None:
-    pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=40).for_pair()
+    pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.1}), patience=12).for_pair()
     right = changed(SEEN, window=SLOW.window, matched=9, mismatched=1)
     wrong = changed(SEEN, window=FAST.window, tpot_ms=40.0, matched=3, mismatched=7)
-    assert told(pair, *[right] * 40) == FAST
+    assert told(pair, *[right] * 12) == FAST
     assert told(pair, *[wrong] * 30) == FAST
 
 

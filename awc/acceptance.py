@@ -15,6 +15,8 @@ ENOUGH = 10.0  # nats of evidence
 class Acceptance:
     """How many guesses were judged and how many of them were right, each guess fading to half with `half_life` more."""
 
+    __slots__ = ("_half_life", "judged", "matched")
+
     def __init__(self, half_life: float) -> None:
         self._half_life = half_life
         self.matched = self.judged = 0.0
@@ -30,37 +32,52 @@ class Acceptance:
         return self.matched / self.judged if self.judged else None
 
 
+class Rise:
+    """Evidence that something happens at odds TURN times as high as it used to, and what was seen since that began."""
+
+    __slots__ = ("_evidence", "happened", "num")
+
+    def __init__(self) -> None:
+        self._evidence = self.happened = self.num = 0.0
+
+    def observe(self, happened: float, num: float, rate: float) -> bool:
+        """Whether the evidence is enough, after it `happened` so often of `num` times; `rate`: what it used to be."""
+        evidence = self._evidence + happened * LOG_TURN - num * math.log(1 + rate * (TURN - 1))
+        if evidence > 0:
+            self._evidence = evidence
+            self.happened += happened
+            self.num += num
+            return evidence > ENOUGH
+        self._evidence = self.happened = self.num = 0.0
+        return False
+
+
 class TurningAcceptance:
     """The same, of a text that may turn, or a draft that may be changed for another: a cumulative-sum test (Page 1954)
     asks of what was judged whether odds `TURN` times as high, or as low, explain it better than those of the average.
     Once the evidence for that is enough, only what was judged since it began counts."""
 
+    __slots__ = ("_right", "_wrong", "of_all")
+
     def __init__(self, half_life: float) -> None:
         self.of_all = Acceptance(half_life)
-        self._for_more = self._for_less = 0.0  # evidence
-        self._since_more = self._since_less = (0.0, 0.0)  # matched and judged, since it began
+        self._right, self._wrong = Rise(), Rise()
 
     def observe(self, num_matched: float, num: float) -> bool:
         """Whether it has turned, by what is known now."""
         if not num:
             return False
-        of_all = self.of_all
+        of_all, right, wrong = self.of_all, self._right, self._wrong
         rate = (of_all.matched + 0.5) / (of_all.judged + 1)
         of_all.observe(num_matched, num)
-        gained = num_matched * LOG_TURN
-        self._for_more += gained - num * math.log(1 + rate * (TURN - 1))
-        self._for_less += num * (LOG_TURN - math.log(TURN - rate * (TURN - 1))) - gained
-        since = self._since_more
-        self._since_more = (since[0] + num_matched, since[1] + num) if self._for_more > 0 else (0.0, 0.0)
-        self._for_more = max(self._for_more, 0.0)
-        since = self._since_less
-        self._since_less = (since[0] + num_matched, since[1] + num) if self._for_less > 0 else (0.0, 0.0)
-        self._for_less = max(self._for_less, 0.0)
-        if max(self._for_more, self._for_less) <= ENOUGH:
+        is_better = right.observe(num_matched, num, rate)
+        is_worse = wrong.observe(num - num_matched, num, 1 - rate)
+        if not (is_better or is_worse):
             return False
-        of_all.matched, of_all.judged = self._since_more if self._for_more > ENOUGH else self._since_less
-        self._for_more = self._for_less = 0.0
-        self._since_more = self._since_less = (0.0, 0.0)
+        of_all.matched, of_all.judged = (
+            (right.happened, right.num) if is_better else (wrong.num - wrong.happened, wrong.num)
+        )
+        self._right, self._wrong = Rise(), Rise()
         return True
 
     def hope(self, num: float) -> None:

@@ -21,13 +21,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from awc.acceptance import TurningAcceptance
-from awc.features import choice_inputs
+from awc.features import CHOICE_INPUTS, choice_inputs
 from awc.network import Network, read_network
 from awc.pass_cost import PassCost, PassCosts
 from awc.policy import WindowChoice
@@ -97,7 +98,9 @@ class AdaptivePolicy:
 
     def decide_all(self, pairs: Sequence[AdaptivePair], reports: Sequence[PairReport]) -> list[WindowChoice]:
         """The choices of several pairs after a report of each: what `decide` says, for less time a pair."""
-        inputs = np.array([pair.observe(report) for pair, report in zip(pairs, reports, strict=True)])
+        seen = (pair.observe(report) for pair, report in zip(pairs, reports, strict=True))
+        shape = (len(pairs), len(CHOICE_INPUTS))
+        inputs = np.fromiter(chain.from_iterable(seen), np.float64, shape[0] * shape[1]).reshape(shape)
         worth, known = self.network.predict(inputs), self.network.knows(inputs).tolist()
         for row, pair in zip(worth, pairs, strict=True):
             for number, shortfall in pair.against.items():
@@ -171,8 +174,8 @@ class AdaptivePair:
     def _learn(self, seen: PairReport) -> None:
         """Holds against the choice in force what it promised and did not bring."""
         if self.against:
-            faded = {number: value * self._policy.forgetting for number, value in self.against.items()}
-            self.against = {number: value for number, value in faded.items() if value > self._policy.margin / 4}
+            keep, least = self._policy.forgetting, self._policy.margin / 4
+            self.against = {number: value * keep for number, value in self.against.items() if value * keep > least}
         self._depth = min(1.0, self._depth / self._policy.forgetting)
         if seen.window == self._choice.window or 0 < seen.window < self._choice.window:  # as it is, or cut
             cycle_ms = seen.rtt_ms + seen.pass_ms + seen.draft_ms * seen.num_sessions

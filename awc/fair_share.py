@@ -20,7 +20,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from weakref import WeakSet
+from weakref import ref
 
 from awc.acceptance import TurningAcceptance
 from awc.pass_cost import PassCost, PassCosts
@@ -45,23 +45,21 @@ def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms:
     `acceptance`: of a pair's guesses, `sessions`: that it has; a pass takes base_ms and token_ms a token.
     """
     rates = [min(max(rate, LOWEST), HIGHEST) for rate in acceptance]
-    falls = [math.log(rate) for rate in rates]
+    shapes = [(1 - rate, math.log(rate)) for rate in rates]
     num, depths = sum(sessions), [0] * len(rates)
-    exact = [float(MAX_WINDOW)] * len(rates)
+    exact: list[float] = []
     for _ in range(ROUNDS):
         pass_ms = base_ms + token_ms * (num + sum(map(operator.mul, sessions, depths)))
         least = num * token_ms / pass_ms if pass_ms > 0 else 0.0
         if least == 0:
             return [float(MAX_WINDOW)] * len(rates)
-        exact = [
-            min(math.log(least / (1 - rate + least)) / fall, MAX_WINDOW)
-            for rate, fall in zip(rates, falls, strict=True)
-        ]
+        exact = [min(math.log(least / (wrong + least)) / fall, MAX_WINDOW) for wrong, fall in shapes]
         found = [math.floor(depth) for depth in exact]
         if found == depths:
             break
-        is_rising = any(map(operator.gt, found, depths))
-        depths = [(new + old + 1) // 2 for new, old in zip(found, depths, strict=True)] if is_rising else found
+        depths = [
+            (new + old + 1) // 2 for new, old in zip(found, depths, strict=True)
+        ]  # a longer pass has room for more
     return exact
 
 
@@ -117,7 +115,7 @@ class Crowd:
 
     def __init__(self, cost: PassCost) -> None:
         self._cost = cost
-        self._members: WeakSet[Member] = WeakSet()
+        self._members: set[ref[Member]] = set()
         self._num_heard = self._looked_at = 0
 
     def depth(self, member: Member, acceptance: float, seen: PairReport) -> int:
@@ -125,7 +123,7 @@ class Crowd:
         self._cost.observe(seen.pass_tokens, seen.pass_ms)
         self._num_heard += 1
         if not member.heard:
-            self._members.add(member)
+            self._members.add(ref(member, self._members.discard))
         member.acceptance, member.num_sessions, member.heard = acceptance, seen.num_sessions, self._num_heard
         if self._num_heard - self._looked_at >= max(len(self._members), LEAST_REPORTS):
             self._look()
@@ -135,11 +133,14 @@ class Crowd:
         self._looked_at = self._num_heard
         oldest = self._num_heard - SILENT * len(self._members)
         members = []
-        for each in list(self._members):
+        for known in list(self._members):
+            each = known()
+            if each is None:
+                continue
             if each.heard > oldest:
                 members.append(each)
             else:
-                self._members.discard(each)
+                self._members.discard(known)
                 each.heard, each.depth = 0, MAX_WINDOW
         acceptance = [each.acceptance for each in members]
         sessions = [each.num_sessions for each in members]

@@ -16,6 +16,7 @@ RESTS = Rests(
     longest_look=6,
     least_judged=16,
     doubtful_share=0.1,
+    outpaced_look=2,
     outpaced_share=0.4,
     sure=1.0,
     first=5,
@@ -186,10 +187,10 @@ def test_few_sessions_whose_guesses_are_in_vain_too_rest_as_well() -> None:
     assert is_resting(pair, [few] * 4) == [False] * 3 + [True]
 
 
-def test_guesses_of_an_outpaced_drafter_must_be_of_more_use() -> None:
+def test_guesses_of_an_outpaced_drafter_must_be_of_more_use_and_are_doubted_sooner() -> None:
     some = report(matched=40, late=30)  # a quarter is of use
     outpaced, fast = changed(some, pass_ms=40.0), changed(some, pass_ms=70.0)  # 8 sessions get a guess each in 56 ms
-    assert is_resting(RestingPair(Recorder(), RESTS), [outpaced] * 4)[-1]
+    assert is_resting(RestingPair(Recorder(), RESTS), [outpaced] * 2) == [False, True]
     assert not any(is_resting(RestingPair(Recorder(), RESTS), [fast] * 40))
 
 
@@ -234,6 +235,8 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"look": 9, "longest_look": 8},
         {"doubtful_share": 1.0},
         {"outpaced_share": 0.01},
+        {"outpaced_look": 0},
+        {"outpaced_look": 9},
         {"sure": -0.5},
         {"hasty": -0.1},
         {"first": 900},

@@ -52,11 +52,13 @@ async def test_guesses_are_as_right_under_penalties_and_biases_as_without(
     assert accepted / (accepted + rejected) > 0.8
 
 
-async def test_windows_that_end_early_give_the_same_text_with_fewer_guesses_discarded(
+async def test_windows_that_end_early_give_the_same_texts_with_fewer_guesses_discarded(
     cell: Cell, prompts: list[list[int]]
 ) -> None:
-    sampling = Sampling(temperature=1.0, seed=4)
-    whole, early = [await ask(cell, prompts[3], sampling, min_confidence) for min_confidence in (0.0, 0.5)]
-    assert early.token_ids == whole.token_ids
-    assert early.tally.accepted > 0
-    assert early.tally.discarded < whole.tally.discarded / 2
+    sampling, chosen = Sampling(temperature=1.0, seed=4), prompts[3:24:4]
+    whole, early = [
+        [await ask(cell, prompt, sampling, min_confidence) for prompt in chosen] for min_confidence in (0.0, 0.5)
+    ]
+    assert [answer.token_ids for answer in early] == [answer.token_ids for answer in whole]
+    assert sum(answer.tally.accepted for answer in early) > 0
+    assert sum(answer.tally.discarded for answer in early) < sum(answer.tally.discarded for answer in whole) / 2

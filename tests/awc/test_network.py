@@ -1,0 +1,37 @@
+"""The network of the learned policies: what is computed is what its layers say, one after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from awc.network import NUM_BLOCKS, ROWS, Network
+from tests.awc.networks import random_network
+
+NUM_INPUTS, NUM_OUTPUTS = 5, 3
+
+
+def layer_by_layer(network: Network, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = (inputs - network.mean) / network.scale @ network.w_in + network.b_in
+    for block in range(NUM_BLOCKS):
+        inner = x @ network.w1[block] + network.b1[block]
+        x = x + inner / (1 + np.exp(-inner)) @ network.w2[block] + network.b2[block]
+    return np.asarray(x @ network.w_out + network.b_out)
+
+
+@pytest.mark.parametrize("num_pairs", [1, ROWS, 2 * ROWS + 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_prediction_is_that_of_the_layers(seed: int, num_pairs: int) -> None:
+    network = random_network(seed, NUM_INPUTS, np.arange(NUM_OUTPUTS))
+    inputs = np.random.default_rng(seed + 100).normal(0, 3, (num_pairs, NUM_INPUTS))
+    found = network.predict(inputs)
+    assert found.shape == (num_pairs, NUM_OUTPUTS)
+    assert np.allclose(found, layer_by_layer(network, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_far_beyond_training_are_predicted_without_overflow() -> None:
+    network = random_network(1, NUM_INPUTS, np.zeros(NUM_OUTPUTS))
+    far = np.array([[1e6] * NUM_INPUTS, [-1e6] * NUM_INPUTS])
+    with np.errstate(all="raise", under="ignore"):
+        assert np.isfinite(network.predict(far)).all()

@@ -30,10 +30,9 @@ class Rests:
     A pair is looked at over `look` reports or more: until `least_judged` of its guesses were judged and it is clear
     whether more than `doubtful_share` of them are of use, right and in time, or `longest_look` are over. Clear is what
     lies `sure` standard deviations off. It rests when no more were of use. Those behind a wrong guess, which nobody
-    judged, are not counted: a deep window has many of them, and pays. Where the look before led to a rest, the next one
-    may be as short as `short_look`. Where its sessions get a guess each in more time than a pass takes, so that the
-    target outpaces the drafter, it may too, and `outpaced_share` stands for `doubtful_share`: little is lost by a rest
-    that turns out to be a mistake.
+    judged, are not counted: a deep window has many of them, and pays. Where its sessions get a guess each in more time
+    than a pass takes, so that the target outpaces the drafter, `outpaced_look` and `outpaced_share` stand for `look`
+    and `doubtful_share`: there is little to lose by a rest that turns out to be a mistake.
 
     The rest was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`,
     than it took under the look, by `margin` of that at least, or after n of these by `hasty` / n more than that, unless
@@ -46,8 +45,8 @@ class Rests:
     look: int = 8
     longest_look: int = 32
     least_judged: int = 32
-    short_look: int = 4
     doubtful_share: float = 0.08
+    outpaced_look: int = 4
     outpaced_share: float = 0.9
     sure: float = 1.5
     first: int = 20
@@ -64,9 +63,9 @@ class Rests:
                 f"doubtful_share {self.doubtful_share} up to outpaced_share {self.outpaced_share} must be 0 or more, "
                 "and below 1"
             )
-        if not 1 <= self.short_look <= self.look <= self.longest_look:
+        if not 1 <= self.outpaced_look <= self.look <= self.longest_look:
             raise ValueError(
-                f"short_look {self.short_look} up to look {self.look} up to longest_look {self.longest_look} "
+                f"outpaced_look {self.outpaced_look} up to look {self.look} up to longest_look {self.longest_look} "
                 "must be 1 or more"
             )
         if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
@@ -177,8 +176,7 @@ class RestingPair:
         look.add(seen)
         is_outpaced = 2 * look.num_outpaced > look.num
         share = rests.outpaced_share if is_outpaced else rests.doubtful_share
-        is_short = is_outpaced or self._length > rests.first  # the last look led to a rest
-        least = rests.short_look if is_short else rests.look
+        least = rests.outpaced_look if is_outpaced else rests.look
         doubtful = share * look.judged  # as many useful guesses are expected at the share
         is_clear = look.judged >= rests.least_judged and abs(look.useful - doubtful) >= rests.sure * doubtful**0.5
         if look.num < least or (not is_clear and look.num < rests.longest_look):

@@ -53,9 +53,9 @@ class Rise:
 
 
 class TurningAcceptance:
-    """The same, of a text that may turn, or a draft that may be changed for another: a cumulative-sum test (Page 1954)
-    asks of what was judged whether odds `TURN` times as high, or as low, explain it better than those of the average.
-    Once the evidence for that is enough, only what was judged since it began counts."""
+    """An Acceptance of a text that may turn, or a draft that may be changed for another: a cumulative-sum test (Page
+    1954) asks of what was judged whether odds `TURN` times as high, or as low, explain it better than those of the
+    average. Once the evidence for that is enough, only what was judged since it began counts."""
 
     __slots__ = ("_right", "_wrong", "of_all")
 

@@ -99,8 +99,7 @@ class AdaptivePolicy:
     def decide_all(self, pairs: Sequence[AdaptivePair], reports: Sequence[PairReport]) -> list[WindowChoice]:
         """The choices of several pairs after a report of each: what `decide` says, for less time a pair."""
         seen = (pair.observe(report) for pair, report in zip(pairs, reports, strict=True))
-        shape = (len(pairs), len(CHOICE_INPUTS))
-        inputs = np.fromiter(chain.from_iterable(seen), np.float64, shape[0] * shape[1]).reshape(shape)
+        inputs = np.fromiter(chain.from_iterable(seen), np.float64).reshape(len(pairs), len(CHOICE_INPUTS))
         worth, known = self.network.predict(inputs), self.network.knows(inputs).tolist()
         for row, pair in zip(worth, pairs, strict=True):
             for number, shortfall in pair.against.items():

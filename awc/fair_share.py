@@ -123,7 +123,7 @@ class Crowd:
         self._cost.observe(seen.pass_tokens, seen.pass_ms)
         self._num_heard += 1
         if not member.heard:
-            self._members.add(ref(member, self._members.discard))
+            self._members.add(ref(member, self._members.discard))  # gone with its pair
         member.acceptance, member.num_sessions, member.heard = acceptance, seen.num_sessions, self._num_heard
         if self._num_heard - self._looked_at >= max(len(self._members), LEAST_REPORTS):
             self._look()

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Bounds = NDArray[np.float64]  # of inputs
 NUM_BLOCKS = 2
-ROWS = 48  # of a matrix product: larger ones are split among threads, which wait for each other on busy cores
+LARGEST = (
+    1 << 18
+)  # multiplications in one product: more are split among threads, which wait for each other on busy cores
 BOUNDS = ("mean", "scale", "low", "high")
 
 
@@ -71,11 +73,20 @@ class Network:
             array = getattr(self, name)
             if array.shape != shape or not np.isfinite(array).all():
                 raise ValueError(f"{name} of shape {array.shape} must be finite numbers of shape {shape}")
-        object.__setattr__(self, "_folded", self._fold())
+        folded = self._fold()
+        if not all(np.isfinite(array).all() for array in folded):
+            raise ValueError("a network's arrays, multiplied out, must be finite numbers")
+        object.__setattr__(self, "_folded", folded)
 
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """[pairs, inputs] to [pairs, outputs]."""
-        return np.concatenate([self._predict(inputs[row : row + ROWS]) for row in range(0, max(len(inputs), 1), ROWS)])
+        num = self.rows
+        return np.concatenate([self._predict(inputs[row : row + num]) for row in range(0, max(len(inputs), 1), num)])
+
+    @property
+    def rows(self) -> int:
+        """Of one product at most."""
+        return max(1, LARGEST // max(self._folded.entry.size, self._folded.first.size))
 
     def _predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         entry, bias, first, second = self._folded
@@ -87,24 +98,18 @@ class Network:
         return np.asarray(linear[:, hidden:] + (half + half * np.tanh(half)) @ second, np.float64)
 
     def _fold(self) -> Folded:
-        w_in, b_in, b1, b2, w_out, b_out = (
-            array.astype(np.float64) for array in (self.w_in, self.b_in, self.b1, self.b2, self.w_out, self.b_out)
+        w_in, b_in, w_out, b_out = (
+            array.astype(np.float64) for array in (self.w_in, self.b_in, self.w_out, self.b_out)
         )
-        w1, w2 = self.w1.astype(np.float64), self.w2.astype(np.float64)
-        behind = b_in + b2[0]  # of the first block
-        return Folded(
-            *(
-                array.astype(np.float32)
-                for array in (
-                    np.hstack([w_in @ w1[0] / 2, w_in @ w1[1] / 2, w_in @ w_out]),
-                    np.hstack(
-                        [(b_in @ w1[0] + b1[0]) / 2, (behind @ w1[1] + b1[1]) / 2, (behind + b2[1]) @ w_out + b_out]
-                    ),
-                    np.hstack([w2[0] @ w1[1] / 2, w2[0] @ w_out]),
-                    w2[1] @ w_out,
-                )
-            )
-        )
+        (w1, w1_next), (b1, b1_next) = self.w1.astype(np.float64), self.b1.astype(np.float64)
+        (w2, w2_next), (b2, b2_next) = self.w2.astype(np.float64), self.b2.astype(np.float64)
+        behind = b_in + b2  # of the first block
+        entry = [w_in @ w1 / 2, w_in @ w1_next / 2, w_in @ w_out]
+        bias = [(b_in @ w1 + b1) / 2, (behind @ w1_next + b1_next) / 2, (behind + b2_next) @ w_out + b_out]
+        first = [w2 @ w1_next / 2, w2 @ w_out]
+        folded = (np.hstack(entry), np.hstack(bias), np.hstack(first), w2_next @ w_out)
+        with np.errstate(over="ignore"):  # what overflows is refused above
+            return Folded(*(array.astype(np.float32) for array in folded))
 
     def knows(self, inputs: NDArray[np.float64]) -> NDArray[np.bool_]:
         """[pairs, inputs] to [pairs]: whether all inputs are such as it was trained on."""
@@ -112,7 +117,7 @@ class Network:
         return np.asarray(is_within.all(axis=1), np.bool_)
 
 
-NAMES = [each.name for each in fields(Network) if each.init]
+ARRAYS = [each.name for each in fields(Network) if each.init]
 
 
 def read_network(path: Path) -> Network:
@@ -124,10 +129,10 @@ def read_network(path: Path) -> Network:
             }
     except (BadZipFile, EOFError) as error:  # an empty file, or half of one
         raise ValueError(f"{path} holds no network: {error}") from error
-    if given.keys() != set(NAMES):
-        raise ValueError(f"{path}: holds {sorted(given)}, and should hold {sorted(NAMES)}")
+    if given.keys() != set(ARRAYS):
+        raise ValueError(f"{path}: holds {sorted(given)}, and should hold {sorted(ARRAYS)}")
     return Network(**given)
 
 
 def write_network(network: Network, path: Path) -> None:
-    np.savez(path, **{name: getattr(network, name) for name in NAMES})
+    np.savez(path, **{name: getattr(network, name) for name in ARRAYS})

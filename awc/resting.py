@@ -65,8 +65,8 @@ class Rests:
             )
         if not 1 <= self.outpaced_look <= self.look <= self.longest_look:
             raise ValueError(
-                f"outpaced_look {self.outpaced_look} up to look {self.look} up to longest_look {self.longest_look} "
-                "must be 1 or more"
+                f"outpaced_look {self.outpaced_look}, look {self.look} and longest_look {self.longest_look} must be 1 "
+                "or more, none above the next"
             )
         if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
             raise ValueError(
@@ -178,7 +178,8 @@ class RestingPair:
         share = rests.outpaced_share if is_outpaced else rests.doubtful_share
         least = rests.outpaced_look if is_outpaced else rests.look
         doubtful = share * look.judged  # as many useful guesses are expected at the share
-        is_clear = look.judged >= rests.least_judged and abs(look.useful - doubtful) >= rests.sure * doubtful**0.5
+        off = rests.sure * (doubtful * (1 - share)) ** 0.5  # the binomial distribution's
+        is_clear = look.judged >= rests.least_judged and abs(look.useful - doubtful) >= off
         if look.num < least or (not is_clear and look.num < rests.longest_look):
             return False
         self._look = Look()

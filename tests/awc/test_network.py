@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awc.network import NUM_BLOCKS, ROWS, Network
+from awc.network import NUM_BLOCKS, Network
 from tests.awc.networks import random_network
 
 NUM_INPUTS, NUM_OUTPUTS = 5, 3
@@ -20,10 +22,11 @@ def layer_by_layer(network: Network, inputs: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(x @ network.w_out + network.b_out)
 
 
-@pytest.mark.parametrize("num_pairs", [1, ROWS, 2 * ROWS + 1])
+@pytest.mark.parametrize("parts", [0, 1, 2])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_prediction_is_that_of_the_layers(seed: int, num_pairs: int) -> None:
-    network = random_network(seed, NUM_INPUTS, np.arange(NUM_OUTPUTS))
+def test_a_prediction_is_that_of_the_layers(seed: int, parts: int) -> None:
+    network = random_network(seed, NUM_INPUTS, np.arange(NUM_OUTPUTS), hidden=64)
+    num_pairs = parts * network.rows + parts % 2  # none; more than one product takes; as many as two take
     inputs = np.random.default_rng(seed + 100).normal(0, 3, (num_pairs, NUM_INPUTS))
     found = network.predict(inputs)
     assert found.shape == (num_pairs, NUM_OUTPUTS)
@@ -35,3 +38,9 @@ def test_inputs_far_beyond_training_are_predicted_without_overflow() -> None:
     far = np.array([[1e6] * NUM_INPUTS, [-1e6] * NUM_INPUTS])
     with np.errstate(all="raise", under="ignore"):
         assert np.isfinite(network.predict(far)).all()
+
+
+def test_a_network_whose_products_overflow_is_refused() -> None:
+    network = random_network(1, NUM_INPUTS, np.zeros(NUM_OUTPUTS))
+    with pytest.raises(ValueError, match="finite"):
+        replace(network, w_in=network.w_in + 1e30, w_out=network.w_out + 1e30)

@@ -194,6 +194,13 @@ def test_guesses_of_an_outpaced_drafter_must_be_of_more_use_and_are_doubted_soon
     assert not any(is_resting(RestingPair(Recorder(), RESTS), [fast] * 40))
 
 
+def test_most_guesses_of_an_outpaced_drafter_must_be_of_use_by_default_and_that_is_seen_in_four_reports() -> None:
+    all_useful, two_thirds = (changed(report(matched=12, late=late), pass_ms=40.0) for late in (0, 4))
+    pair = RestingPair(Recorder(), Rests())
+    assert not any(is_resting(pair, [all_useful] * 4))
+    assert is_resting(pair, [two_thirds] * 4) == [False] * 3 + [True], "the look before was over"
+
+
 def test_a_rest_that_costs_a_lot_is_over_before_all_reports_are_compared() -> None:
     much_slower = changed(AT_REST, tpot_ms=70.0)  # more than twice as long: seen in one report
     assert followed(RestingPair(Recorder(), RESTS), [HARDLY, much_slower], 8) == [False] * 3 + [True] * 2 + [False] * 3

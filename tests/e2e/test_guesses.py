@@ -60,5 +60,5 @@ async def test_windows_that_end_early_give_the_same_texts_with_fewer_guesses_dis
         [await ask(cell, prompt, sampling, min_confidence) for prompt in chosen] for min_confidence in (0.0, 0.5)
     ]
     assert [answer.token_ids for answer in early] == [answer.token_ids for answer in whole]
-    assert sum(answer.tally.accepted for answer in early) > 0
+    assert sum(answer.tally.accepted for answer in early) > sum(answer.tally.accepted for answer in whole) / 2
     assert sum(answer.tally.discarded for answer in early) < sum(answer.tally.discarded for answer in whole) / 2

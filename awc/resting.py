@@ -48,7 +48,7 @@ class Rests:
     doubtful_share: float = 0.08
     outpaced_look: int = 4
     outpaced_share: float = 0.9
-    sure: float = 1.5
+    sure: float = 2.0
     first: int = 20
     trusted: int = 24
     longest: int = 640  # of both

@@ -45,7 +45,7 @@ class Rests:
     look: int = 8
     longest_look: int = 32
     least_judged: int = 32
-    doubtful_share: float = 0.08
+    doubtful_share: float = 0.06
     outpaced_look: int = 4
     outpaced_share: float = 0.9
     sure: float = 2.0

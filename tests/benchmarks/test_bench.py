@@ -168,6 +168,21 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
     assert ORIGIN.machine in text
 
 
+@pytest.mark.parametrize(
+    ("ttft_ms", "answer"),
+    [((54.0, 54.0), "yes"), ((60.0, 60.0), "**no**"), ((40.0, 80.0), "**open**: too few rounds")],
+    ids=["within", "beyond", "beyond, perhaps by chance"],
+)
+def test_a_first_token_that_comes_late_by_chance_is_told_from_one_that_always_does(
+    ttft_ms: tuple[float, float], answer: str
+) -> None:
+    measured = result(FAST)
+    for number, each in enumerate(measured.rounds):
+        each.samples[ADAPTIVE.name][0] = sample(50.0, ttft_ms[number % 2])
+    (row,) = [line for line in markdown([find(measured)], ORIGIN, []).splitlines() if "adaptive: TTFT" in line]
+    assert row.endswith(f"| {answer} |")
+
+
 def test_a_report_on_stand_ins_says_so_wherever_it_names_them() -> None:
     text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], ORIGIN, [])
     assert text.count("int8 draft (stand-in: paced quick), RTT 30 ms") == text.count("int8 draft") > 1

@@ -57,9 +57,8 @@ def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms:
         found = [math.floor(depth) for depth in exact]
         if found == depths:
             break
-        depths = [
-            (new + old + 1) // 2 for new, old in zip(found, depths, strict=True)
-        ]  # a longer pass has room for more
+        # None falls, as a longer pass has room for more; half of the way, because windows settle later with all of it.
+        depths = [(new + old + 1) // 2 for new, old in zip(found, depths, strict=True)]
     return exact
 
 

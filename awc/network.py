@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Bounds = NDArray[np.float64]  # of inputs
 NUM_BLOCKS = 2
-LARGEST = (
-    1 << 18
-)  # multiplications in one product: more are split among threads, which wait for each other on busy cores
+# Multiplications in one product: more are split among threads, which wait for each other on busy cores.
+LARGEST = 1 << 18
 BOUNDS = ("mean", "scale", "low", "high")
 
 

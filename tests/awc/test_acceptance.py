@@ -8,7 +8,7 @@ import pytest
 from awc.acceptance import Acceptance, TurningAcceptance
 
 HALF_LIFE = 128.0
-RIGHT_OFTEN, RIGHT_SELDOM = 0.9, 0.5
+RIGHT_OFTEN, RIGHT_SELDOM, HARDLY_RIGHT = 0.9, 0.5, 0.2
 
 
 def judged(estimate: Acceptance | TurningAcceptance, rate: float, num: int, seed: int) -> list[bool | None]:
@@ -26,7 +26,9 @@ def test_what_was_judged_fades_to_half_with_each_half_life() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize(("before", "after"), [(RIGHT_OFTEN, RIGHT_SELDOM), (RIGHT_SELDOM, RIGHT_OFTEN)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(RIGHT_OFTEN, RIGHT_SELDOM), (RIGHT_SELDOM, RIGHT_OFTEN), (RIGHT_OFTEN, HARDLY_RIGHT)]
+)
 def test_a_turn_is_noticed_within_a_hundred_guesses_and_what_was_before_it_is_forgotten(
     before: float, after: float, seed: int
 ) -> None:

@@ -32,12 +32,12 @@ class Pair(NamedTuple):
 
 @dataclass(slots=True)
 class PairState:
-    """A pair's policy state, its choice in force, what that was made from, and when it was last reported and announced.
-    Guesses matched and judged fade."""
+    """A pair's policy state, its choice in force, the report it was made from, and when it was last reported and
+    announced. Guesses matched and judged fade."""
 
     control: PairControl
     choice: WindowChoice | None = None
-    reason: Reason | None = None
+    seen: PairReport | None = None
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(ACCEPTANCE_HALF_LIFE))
     reported_at: float = -math.inf
     announced_at: float = -math.inf
@@ -45,8 +45,14 @@ class PairState:
     def note(self, seen: PairReport, now: float) -> None:
         """What the next choice is made from."""
         self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
-        self.reported_at = now
-        self.reason = Reason(
+        self.seen, self.reported_at = seen, now
+
+    @property
+    def reason(self) -> Reason | None:
+        seen = self.seen
+        if seen is None:
+            return None
+        return Reason(
             num_sessions=seen.num_sessions,
             acceptance=self.acceptance.rate,
             draft_ms=seen.draft_ms,

@@ -25,6 +25,8 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 
 log = structlog.get_logger(__name__)
 
+AT_ONCE = 64  # decisions published before other tasks have their turn: the fewer, the more writes to the socket
+
 
 def run(settings: ControllerSettings, read_again: Callable[[], ControllerSettings]) -> None:
     """Runs a controller until SIGTERM or SIGINT; SIGHUP makes it read its configuration again."""
@@ -98,10 +100,11 @@ class WindowController:
             return []
 
     async def _announce(self, decisions: list[WindowDecision]) -> None:
-        for decision in decisions:
+        for number, decision in enumerate(decisions, 1):
             self._metrics.window.observe(decision.window)
             await self._bus.publish(to("drafter", decision.drafter_id, "window", self._instance_id), decision)
-            await asyncio.sleep(0)  # publishing doesn't wait: let the other tasks have their turn
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)  # publishing doesn't wait: let the other tasks have their turn
 
     async def _refresh(self) -> NoReturn:
         """Decisions are soft state: said again, as one may be lost, until nothing is heard of their pair."""

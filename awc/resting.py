@@ -31,8 +31,9 @@ class Rests:
     whether more than `doubtful_share` of them are of use, right and in time, or `longest_look` are over. Clear is what
     lies `sure` standard deviations off. It rests when no more were of use. Those behind a wrong guess, which nobody
     judged, are not counted: a deep window has many of them, and pays. Where its sessions get a guess each in more time
-    than a pass takes, so that the target outpaces the drafter, `outpaced_look` and `outpaced_share` stand for `look`
-    and `doubtful_share`: there is little to lose by a rest that turns out to be a mistake.
+    than a pass takes, so that the target outpaces the drafter, `outpaced_look`, `outpaced_judged` and `outpaced_share`
+    stand for `look`, `least_judged` and `doubtful_share`: there is little to lose by a rest that turns out to be a
+    mistake, and a drafter that hardly comes to guess has few guesses to be judged.
 
     The rest was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`,
     than it took under the look, by `margin` of that at least, or after n of these by `hasty` / n more than that, unless
@@ -47,6 +48,7 @@ class Rests:
     least_judged: int = 32
     doubtful_share: float = 0.06
     outpaced_look: int = 4
+    outpaced_judged: int = 8
     outpaced_share: float = 0.9
     sure: float = 2.0
     first: int = 20
@@ -67,6 +69,10 @@ class Rests:
             raise ValueError(
                 f"outpaced_look {self.outpaced_look}, look {self.look} and longest_look {self.longest_look} must be 1 "
                 "or more, none above the next"
+            )
+        if not 1 <= self.outpaced_judged <= self.least_judged:
+            raise ValueError(
+                f"outpaced_judged {self.outpaced_judged} up to least_judged {self.least_judged} must be 1 or more"
             )
         if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
             raise ValueError(
@@ -177,9 +183,10 @@ class RestingPair:
         is_outpaced = 2 * look.num_outpaced > look.num
         share = rests.outpaced_share if is_outpaced else rests.doubtful_share
         least = rests.outpaced_look if is_outpaced else rests.look
+        least_judged = rests.outpaced_judged if is_outpaced else rests.least_judged
         doubtful = share * look.judged  # as many useful guesses are expected at the share
         off = rests.sure * (doubtful * (1 - share)) ** 0.5  # the binomial distribution's
-        is_clear = look.judged >= rests.least_judged and abs(look.useful - doubtful) >= off
+        is_clear = look.judged >= least_judged and abs(look.useful - doubtful) >= off
         if look.num < least or (not is_clear and look.num < rests.longest_look):
             return False
         self._look = Look()

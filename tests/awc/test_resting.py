@@ -17,6 +17,7 @@ RESTS = Rests(
     least_judged=16,
     doubtful_share=0.1,
     outpaced_look=2,
+    outpaced_judged=12,
     outpaced_share=0.4,
     sure=1.0,
     first=5,
@@ -194,6 +195,13 @@ def test_guesses_of_an_outpaced_drafter_must_be_of_more_use_and_are_doubted_soon
     assert not any(is_resting(RestingPair(Recorder(), RESTS), [fast] * 40))
 
 
+def test_fewer_judged_guesses_are_enough_where_the_target_outpaces_the_drafter() -> None:
+    few = report(matched=4, late=4)
+    outpaced, fast = changed(few, pass_ms=40.0), changed(few, pass_ms=70.0)
+    assert followed(RestingPair(Recorder(), RESTS), [outpaced, AT_REST], 7).index(True) == 2, "the third has seen 12"
+    assert followed(RestingPair(Recorder(), RESTS), [fast, AT_REST], 7).index(True) == 3, "the fourth has seen 16"
+
+
 def test_most_guesses_of_an_outpaced_drafter_must_be_of_use_by_default_and_that_is_seen_in_four_reports() -> None:
     all_useful, two_thirds = (changed(report(matched=12, late=late), pass_ms=40.0) for late in (0, 4))
     pair = RestingPair(Recorder(), Rests())
@@ -244,6 +252,9 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"outpaced_share": 0.01},
         {"outpaced_look": 0},
         {"outpaced_look": 9},
+        {"outpaced_judged": 0},
+        {"outpaced_judged": 40},
+        {"least_judged": 4},
         {"sure": -0.5},
         {"hasty": -0.1},
         {"first": 900},

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from awc.trial import Trial
 from shared.messages import PairReport
 
+LEAST = 3  # reports: the median of fewer is moved by an odd one, such as one in which prompts were read
 RESTING = WindowChoice(window=0, chunk=1, free_run=True)
 
 
@@ -35,9 +37,10 @@ class Rests:
     stand for `look`, `least_judged` and `doubtful_share`: there is little to lose by a rest that turns out to be a
     mistake, and a drafter that hardly comes to guess has few guesses to be judged.
 
-    The rest was a mistake, and is over, when a token takes longer over `compared` reports, behind the first `settling`,
-    than it took under the look, by `margin` of that at least, or after n of these by `hasty` / n more than that, unless
-    the share of guesses of use was below `margin`, so that they can't have saved as much; then nothing is doubted for
+    The rest was a mistake, and is over, when the median report of `compared`, behind the first `settling`, has a token
+    take longer than the median one of the look, by `margin` of that at least, or that of n of these, 3 or more, by
+    `hasty` / n more than that, unless the share of guesses of use was below `margin`, so that they can't have saved as
+    much. Medians, because a report in which prompts were read is no measure. Then nothing is doubted for
     `trusted` reports, and for twice as long after each further mistake in a row. While half as many sessions or fewer
     share the drafter the rest is put off. Reports between which no token was written, as before a first verdict, don't
     count. Raises ValueError for what can't work.
@@ -119,8 +122,7 @@ class Look:
     useful: int = 0
     sessions: int = 0
     num_outpaced: int = 0
-    total_ms: float = 0.0
-    num_timed: int = 0
+    times: list[float] = field(default_factory=list)  # milliseconds per token
 
     def add(self, seen: PairReport) -> None:
         self.num += 1
@@ -129,13 +131,7 @@ class Look:
         self.sessions += seen.num_sessions
         self.num_outpaced += 0 < seen.pass_ms < seen.draft_ms * seen.num_sessions
         if seen.tpot_ms:
-            self.total_ms += seen.tpot_ms
-            self.num_timed += 1
-
-    @property
-    def tpot_ms(self) -> float | None:
-        """Milliseconds per token; None where none was written."""
-        return self.total_ms / self.num_timed if self.num_timed else None
+            self.times.append(seen.tpot_ms)
 
 
 class RestingPair:
@@ -204,15 +200,16 @@ class RestingPair:
 
     def _is_mistake(self, seen: PairReport) -> bool:
         """Asked of every report of a rest: whether the rest has turned out, just now, to cost time."""
-        trial, before = self._trial, self._before.tpot_ms
-        if trial is None or before is None:
+        trial, before = self._trial, self._before.times
+        if trial is None or not before:
             return False
         trial.observe(seen)
-        is_over, now = trial.is_over, trial.tpot_ms
-        haste = 0.0 if is_over or now is None else self._rests.hasty / trial.num_seen
-        if now is not None and now > (1 + self._rests.margin + haste) * before:
-            self._trial = None
-            return True
+        is_over, num = trial.is_over, len(trial.times)
+        if num >= (1 if is_over else LEAST):
+            haste = 0.0 if is_over else self._rests.hasty / num
+            if median(trial.times) > (1 + self._rests.margin + haste) * median(before):
+                self._trial = None
+                return True
         if is_over:
             self._trial = None
             self._trust = self._rests.trusted

@@ -150,7 +150,7 @@ def test_a_time_too_short_to_be_true_counts_as_a_microsecond() -> None:
 
 
 def test_only_another_window_needs_to_settle() -> None:
-    ended = Trial(4, settling=0, num_wanted=2, num_seen=2)
+    ended = Trial(4, settling=0, num_wanted=2, times=[15.0, 15.0])
     assert ended.followed_by(4, settling=2).settling == 0
     assert ended.followed_by(8, settling=2).settling == 2
     assert Trial(4, settling=1, num_wanted=2).followed_by(4, settling=2).settling == 2

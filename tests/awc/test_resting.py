@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from msgspec.structs import replace as changed
 
@@ -210,8 +212,22 @@ def test_most_guesses_of_an_outpaced_drafter_must_be_of_use_by_default_and_that_
 
 
 def test_a_rest_that_costs_a_lot_is_over_before_all_reports_are_compared() -> None:
-    much_slower = changed(AT_REST, tpot_ms=70.0)  # more than twice as long: seen in one report
-    assert followed(RestingPair(Recorder(), RESTS), [HARDLY, much_slower], 8) == [False] * 3 + [True] * 2 + [False] * 3
+    pair = RestingPair(Recorder(), replace(RESTS, first=12, compared=8))
+    much_slower = changed(AT_REST, tpot_ms=70.0)  # more than twice as long: seen in three reports behind the first
+    assert followed(pair, [HARDLY, much_slower], 8) == [False] * 3 + [True] * 4 + [False]
+
+
+def test_one_odd_report_of_a_rest_does_not_make_it_a_mistake() -> None:
+    pair = RestingPair(Recorder(), replace(RESTS, first=12, compared=8))
+    is_resting(pair, [HARDLY] * 4)
+    odd = changed(AT_REST, tpot_ms=300.0)  # prompts were read
+    assert all(is_resting(pair, [AT_REST, odd, *[AT_REST] * 8]))
+
+
+def test_one_odd_report_of_a_look_does_not_hide_a_mistake() -> None:
+    pair = RestingPair(Recorder(), RESTS)
+    is_resting(pair, [HARDLY, changed(HARDLY, tpot_ms=300.0), HARDLY, HARDLY])
+    assert is_resting(pair, [SLOWER] * 3) == [True, True, False]
 
 
 def test_a_control_sees_nothing_of_a_rest() -> None:

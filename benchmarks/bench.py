@@ -92,6 +92,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where results go.", show_default="docs/benchmarks")] = None,
     prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = OWN,
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 64,
+    drafters: Annotated[int, typer.Option(min=1, max=16, help="Drafters, with --policies.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Only cells named like int8-rtt30.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of modes.")] = 1,
     standin_kind: Annotated[str | None, typer.Option(help="paced or replayed: stand-ins for both models.")] = None,
@@ -103,7 +104,9 @@ def main(
     exit_on_sigterm()
     if quick and policies:
         raise typer.BadParameter("--quick and --policies can't both be given")
-    plan = quick_plan() if quick else policy_plan() if policies else full_plan()
+    if drafters > 1 and not policies:
+        raise typer.BadParameter("--drafters needs --policies")
+    plan = quick_plan() if quick else policy_plan(drafters) if policies else full_plan()
     plan = [spec for spec in plan if not only or any(part in spec.name for part in only)]
     standin = None
     if standin_kind is not None:
@@ -111,7 +114,8 @@ def main(
             raise typer.BadParameter("--standin-kind is paced or replayed, and needs --standin-profile")
         kind: Kind = "paced" if standin_kind == "paced" else "replayed"
         standin = Standin(kind, standin_profile, standin_recording)
-    place = folder or FOLDER / ("stand-in" if standin else "quick" if quick else "policies" if policies else "")
+    kind_of_plan = "quick" if quick else "policies" if policies else ""
+    place = folder or FOLDER / kind_of_plan / ("stand-in" if standin else "")
     place.mkdir(parents=True, exist_ok=True)
     models = home() / "models" / DEFAULT_NAME
     effort = Effort(models, read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin)

@@ -77,6 +77,7 @@ class CellResult:
     complaints: list[str]
     origin: Origin
     standin: str = ""  # which; empty: the real models
+    num_drafters: int = 1
 
 
 def read_result(path: Path) -> CellResult:
@@ -98,10 +99,10 @@ async def run_cell(spec: CellSpec, effort: Effort, origin: Origin, notify: Calla
     """Starts the system, measures, stops it."""
     with TemporaryDirectory(prefix="dsd-bench-") as run_dir:
         keys = {mode.name: new_key() for mode in spec.modes}
-        plan = _plan(spec, effort, write_keys(Path(run_dir), keys.values()), keys[TARGET_ONLY.name])
+        plan = plan_of(spec, effort, write_keys(Path(run_dir), keys.values()), keys[TARGET_ONLY.name])
         async with (
             cells.running(plan, Path(run_dir), notify) as cell,
-            conducting(cell.nats_url) as conductor,
+            conducting(cell.nats_url, spec.num_drafters) as conductor,
             AsyncExitStack() as stack,
         ):
             gateways = {name: await stack.enter_async_context(connected(cell.url, key)) for name, key in keys.items()}
@@ -121,10 +122,11 @@ async def run_cell(spec: CellSpec, effort: Effort, origin: Origin, notify: Calla
         complaints=complaints,
         origin=origin,
         standin=effort.kind_of_models,
+        num_drafters=spec.num_drafters,
     )
 
 
-def _plan(spec: CellSpec, effort: Effort, keys_file: Path, api_key: str) -> CellPlan:
+def plan_of(spec: CellSpec, effort: Effort, keys_file: Path, api_key: str) -> CellPlan:
     link, env = Conditions.of_round_trip(spec.rtt_ms), {"DSD_API_KEYS_FILE": str(keys_file)}
     return CellPlan(
         effort.models,
@@ -135,6 +137,7 @@ def _plan(spec: CellSpec, effort: Effort, keys_file: Path, api_key: str) -> Cell
         env=env,
         api_key=api_key,
         seed=effort.seed,
+        drafts=(spec.draft,) * spec.num_drafters,
     )
 
 

@@ -43,6 +43,7 @@ class CellFinding:
     standin: str  # which; empty: the real models
     rtt_ms: int
     num_sessions: int
+    num_drafters: int
     num_rounds: int
     complaints: list[str]
     modes: list[ModeFinding]
@@ -56,7 +57,8 @@ class CellFinding:
 
 def find(result: CellResult, seed: int = 1) -> CellFinding:
     """All ratios of a cell."""
-    place = (result.draft, result.standin, result.rtt_ms, result.num_sessions, len(result.rounds), result.complaints)
+    load = (result.rtt_ms, result.num_sessions, result.num_drafters)
+    place = (result.draft, result.standin, *load, len(result.rounds), result.complaints)
     if not is_whole(result):
         return CellFinding(*place, modes=[], best_stop_and_wait=None, against_best=None, in_steps=None)
     tpot = {mode: figures(result, mode, time_per_token) for mode in result.modes}

@@ -38,7 +38,12 @@ SLIDING_FREE = Mode("sliding, free running", way=SLIDING)
 ADAPTIVE = Mode("adaptive")
 ALL_MODES = (TARGET_ONLY, *map(stop_and_wait, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
 FEW_MODES = (TARGET_ONLY, stop_and_wait(4), SLIDING_FREE, ADAPTIVE)
-MODES = {mode.name: mode for mode in ALL_MODES}
+POLICY_MODES = (
+    TARGET_ONLY,
+    *(Mode(f"window {window}", way=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)),
+    *(Mode(name, way=name) for name in ("ladder", "goodput")),
+    ADAPTIVE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,16 @@ class CellSpec:
     num_sessions: int
     modes: tuple[Mode, ...]
     weight: float = 1.0  # its share of the time
+    num_drafters: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.draft}-rtt{self.rtt_ms}-{self.num_sessions}"
+        drafters = f"-on{self.num_drafters}" if self.num_drafters > 1 else ""
+        return f"{self.draft}-rtt{self.rtt_ms}-{self.num_sessions}{drafters}"
 
     def __str__(self) -> str:
-        return f"{self.draft} draft, RTT {self.rtt_ms} ms, {self.num_sessions} at once"
+        drafters = f" on {self.num_drafters} drafters" if self.num_drafters > 1 else ""
+        return f"{self.draft} draft, RTT {self.rtt_ms} ms, {self.num_sessions} at once{drafters}"
 
 
 def full_plan() -> list[CellSpec]:
@@ -70,12 +78,15 @@ def full_plan() -> list[CellSpec]:
     return sorted([*alone, *shared], key=lambda spec: spec.rtt_ms != 30)
 
 
-def policy_plan() -> list[CellSpec]:
-    """Window policies against each other and against static windows, at some RTTs with one and several sessions."""
-    static = [Mode(f"window {window}", way=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)]
-    rivals = [Mode(name, way=name) for name in ("ladder", "goodput")]
-    modes = (TARGET_ONLY, *static, *rivals, ADAPTIVE)
-    return [CellSpec("int8", rtt_ms, num, modes) for num in (1, 4, 16) for rtt_ms in SHARED_RTTS_MS]
+def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
+    """Window policies against each other and against static windows, at some RTTs with one session and several, as far
+    as there are as many as drafters."""
+    nums = [num for num in (1, 4, 16) if num >= num_drafters]
+    return [
+        CellSpec("int8", rtt_ms, num, POLICY_MODES, num_drafters=num_drafters)
+        for num in nums
+        for rtt_ms in SHARED_RTTS_MS
+    ]
 
 
 def quick_plan() -> list[CellSpec]:

@@ -43,6 +43,8 @@ def _about(origin: Origin) -> str:
 
 def _title(finding: CellFinding) -> str:
     sessions = "one session" if finding.num_sessions == 1 else f"{finding.num_sessions} sessions at once"
+    if finding.num_drafters > 1:
+        sessions += f" on {finding.num_drafters} drafters"
     return f"{_models(finding)}, RTT {finding.rtt_ms} ms, {sessions}"
 
 

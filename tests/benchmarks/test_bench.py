@@ -20,6 +20,7 @@ from benchmarks.bench_cell import (
     Effort,
     Round,
     complaints_about,
+    plan_of,
     read_result,
     write_result,
 )
@@ -86,6 +87,16 @@ def test_the_whole_plan_has_every_cell_once_and_target_only_in_each() -> None:
 def test_stop_and_wait_sends_whole_windows_and_never_runs_free() -> None:
     modes = [mode for mode in ALL_MODES if mode.name.startswith("stop-and-wait")]
     assert [mode.way for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
+
+
+def test_policies_are_compared_on_more_drafters_where_there_are_sessions_for_all_of_them(tmp_path: Path) -> None:
+    assert {spec.num_sessions for spec in policy_plan()} == {1, 4, 16}
+    several = policy_plan(num_drafters=4)
+    assert {spec.num_sessions for spec in several} == {4, 16}
+    assert str(several[0]) == "int8 draft, RTT 0 ms, 4 at once on 4 drafters"
+    assert several[0].name == "int8-rtt0-4-on4"
+    plan = plan_of(several[0], Effort(tmp_path, [], 8, 1.0, seed=1), tmp_path, "key")
+    assert plan.drafter_names == ["drafter-0", "drafter-1", "drafter-2", "drafter-3"]
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgpack
 from msgspec import Meta, Struct, ValidationError, convert
+from msgspec.structs import astuple
 
 MAX_MESSAGE_BYTES = 1 << 20  # one decoded message; the bus splits what is larger than a part (shared/parts.py)
 MAX_TOKENS = 1 << 17  # the longest prompt plus answer that any message may carry
@@ -320,12 +321,15 @@ Message: TypeAlias = (
 )
 
 
+PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that go on the wire as they are
+
+
 def _to_wire(value: Any) -> Any:
     if isinstance(value, TokenIds):
         return array("I", value).tobytes()
     if isinstance(value, Wire):
         tag = value.__struct_config__.tag
-        fields = [_to_wire(getattr(value, name)) for name in value.__struct_fields__]
+        fields = [each if type(each) in PLAIN else _to_wire(each) for each in astuple(value)]
         return fields if tag is None else [tag, *fields]
     if isinstance(value, (list, tuple)):
         return [_to_wire(item) for item in value]

@@ -75,16 +75,17 @@ class Rests:
             )
         if not 1 <= self.outpaced_judged <= self.least_judged:
             raise ValueError(
-                f"outpaced_judged {self.outpaced_judged} up to least_judged {self.least_judged} must be 1 or more"
+                f"outpaced_judged {self.outpaced_judged} must be 1 or more, and not above least_judged "
+                f"{self.least_judged}"
             )
         if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
             raise ValueError(
                 f"first {self.first} and trusted {self.trusted}, up to longest {self.longest}, must be 1 or more"
             )
-        if self.settling < 0 or self.compared < 1 or not min(self.margin, self.hasty, self.sure) >= 0:
+        if self.settling < 0 or self.compared < LEAST or not min(self.margin, self.hasty, self.sure) >= 0:
             raise ValueError(
                 f"settling {self.settling}, margin {self.margin}, hasty {self.hasty} and sure {self.sure} must be 0 or "
-                f"more, and compared {self.compared} 1 or more"
+                f"more, and compared {self.compared} {LEAST} or more"
             )
 
 
@@ -205,7 +206,7 @@ class RestingPair:
             return False
         trial.observe(seen)
         is_over, num = trial.is_over, len(trial.times)
-        if num >= (1 if is_over else LEAST):
+        if num >= LEAST:
             haste = 0.0 if is_over else self._rests.hasty / num
             if median(trial.times) > (1 + self._rests.margin + haste) * median(before):
                 self._trial = None

@@ -115,7 +115,8 @@ def main(
         kind: Kind = "paced" if standin_kind == "paced" else "replayed"
         standin = Standin(kind, standin_profile, standin_recording)
     kind_of_plan = "quick" if quick else "policies" if policies else ""
-    place = folder or FOLDER / kind_of_plan / ("stand-in" if standin else "")
+    drafters_of_each = f"on{drafters}" if drafters > 1 else ""
+    place = folder or FOLDER / kind_of_plan / drafters_of_each / ("stand-in" if standin else "")
     place.mkdir(parents=True, exist_ok=True)
     models = home() / "models" / DEFAULT_NAME
     effort = Effort(models, read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin)

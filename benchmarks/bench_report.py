@@ -115,15 +115,20 @@ def _is_within(ratio: Ratio, most: float) -> bool | None:
 def plot_speeds(findings: Sequence[CellFinding], folder: Path) -> list[str]:
     """One picture for each draft and number of sessions measured at several RTTs; their names."""
     names = []
-    for draft, num_sessions in sorted({(each.draft, each.num_sessions) for each in findings}):
-        mine = [each for each in findings if (each.draft, each.num_sessions) == (draft, num_sessions)]
+    for load in sorted({_load(each) for each in findings}):
+        mine = sorted((each for each in findings if _load(each) == load), key=lambda each: each.rtt_ms)
         if len(mine) > 1 and all(each.modes for each in mine):
-            name = f"speed-{draft}-{num_sessions}.png"
-            _plot(
-                sorted(mine, key=lambda each: each.rtt_ms), f"{_models(mine[0])}, {num_sessions} at once", folder / name
-            )
-            names.append(name)
+            draft, num_sessions, num_drafters = load
+            name, told = f"speed-{draft}-{num_sessions}", f"{num_sessions} at once"
+            if num_drafters > 1:
+                name, told = f"{name}-on{num_drafters}", f"{told} on {num_drafters} drafters"
+            _plot(mine, f"{_models(mine[0])}, {told}", folder / f"{name}.png")
+            names.append(f"{name}.png")
     return names
+
+
+def _load(finding: CellFinding) -> tuple[str, int, int]:
+    return finding.draft, finding.num_sessions, finding.num_drafters
 
 
 def _plot(findings: Sequence[CellFinding], title: str, path: Path) -> None:

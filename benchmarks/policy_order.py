@@ -64,10 +64,14 @@ class Order:
 def order_of(result: CellResult, passes: PassTimes, steps: StepTimes, num_seeds: int = NUM_SEEDS) -> Order:
     """Simulates a live cell; passes and steps grow with what they compute as these do. Raises ValueError for a cell
     whose figures are void."""
-    finding = find(result)
+    finding, named = find(result), {mode.name: mode for mode in POLICY_MODES}
+    cell = f"the cell {result.draft}, RTT {result.rtt_ms} ms, {result.num_sessions} at once"
     if result.complaints or not finding.modes:
-        raise ValueError(f"the cell {result.draft}, RTT {result.rtt_ms} ms, is void: {result.complaints[:1]}")
-    named = {mode.name: mode for mode in POLICY_MODES}
+        raise ValueError(f"{cell}, is void: {(*result.complaints, 'failed answers')[0]}")
+    if strange := set(result.modes) - set(named):
+        raise ValueError(f"{cell}, is none of bench --policies: it has {', '.join(sorted(strange))}")
+    if not any(ms for each in result.rounds for ms in each.draft_ms.values()):
+        raise ValueError(f"{cell}, knows no step of its drafter")
     times = {
         name: _tpot_ms(scenario_of(result, named[name], passes, steps), num_seeds)
         for name in (found.mode for found in finding.modes)
@@ -143,7 +147,7 @@ def _tpot_ms(scenario: Scenario, num_seeds: int) -> float:
 def markdown(orders: Sequence[Order], origin: Origin) -> str:
     """The whole report."""
     apart, alike = sum(len(each.apart) for each in orders), sum(len(each.alike) for each in orders)
-    names = list(orders[0].live)
+    names = [mode.name for mode in POLICY_MODES if any(mode.name in each.live for each in orders)]
     rows = [
         "# Order of window policies, simulated and live",
         f"`{origin.command}`, {origin.date}. Speed to target-only: simulated / live. Of {apart} pairs of ways to serve "
@@ -152,7 +156,9 @@ def markdown(orders: Sequence[Order], origin: Origin) -> str:
         f"| --- |{' --- |' * len(names)} --- |",
     ]
     for each in orders:
-        speeds = " | ".join(f"{each.simulated[name]:.3f} / {each.live[name]:.3f}" for name in names)
+        speeds = " | ".join(
+            f"{each.simulated[name]:.3f} / {each.live[name]:.3f}" if name in each.live else "" for name in names
+        )
         count = f"{len(each.alike)} of {len(each.apart)}"
         rows.append(f"| {each.rtt_ms} ms, {each.num_sessions}, {each.num_drafters} | {speeds} | {count} |")
     return "\n\n".join(rows[:2]) + "\n\n" + "\n".join(rows[2:]) + "\n"
@@ -168,9 +174,12 @@ def main(
     results = [read_result(path) for path in folder.glob("int?-rtt*.json")]
     if not results:
         raise typer.BadParameter(f"{folder} has no cell of bench --policies", param_hint="--folder")
-    passes, steps = read_profile(target).pass_times, read_profile(draft).step_times
     results.sort(key=lambda result: (result.num_drafters, result.num_sessions, result.rtt_ms))
-    orders = [order_of(result, passes, steps) for result in results]
+    try:
+        passes, steps = read_profile(target).pass_times, read_profile(draft).step_times
+        orders = [order_of(result, passes, steps) for result in results]
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
     place = folder / "order.md"
     place.write_text(markdown(orders, Origin.here("benchmarks.policy_order")), encoding="utf-8")
     Console(stderr=True).print(f"see {place}", highlight=False)

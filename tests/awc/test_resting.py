@@ -11,6 +11,7 @@ from awc.adaptive import AdaptivePolicy
 from awc.policies import POLICIES
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from awc.resting import RESTING, RestingPair, RestingPolicy, Rests
+from awc.trial import PATIENCE
 from shared.messages import PairReport
 
 RESTS = Rests(
@@ -26,7 +27,7 @@ RESTS = Rests(
     trusted=6,
     longest=12,
     settling=1,
-    compared=2,
+    compared=3,
     hasty=1.0,
 )
 
@@ -141,7 +142,7 @@ def test_guesses_that_nobody_judged_are_not_held_against_a_deep_window() -> None
 
 def test_a_rest_that_makes_tokens_slower_is_over_at_once_and_doubted_less_and_less_often() -> None:
     rests = followed(RestingPair(Recorder(), RESTS), [HARDLY, SLOWER], 60)
-    cycle = [True] * 3  # one report settles, two are compared
+    cycle = [True] * 4  # one report settles, three are compared
     expected = [False] * 3 + cycle + [False] * (6 + 4) + cycle + 3 * ([False] * (12 + 4) + cycle)
     assert rests == expected[:60]
 
@@ -167,7 +168,7 @@ def test_a_rest_that_turned_out_right_makes_doubts_as_frequent_as_at_first() -> 
     followed(pair, [LATE, AT_REST], 60)
     rests = followed(pair, [HARDLY, SLOWER], 60)
     ends = [number for number in range(1, 60) if rests[number - 1] and not rests[number]]
-    assert ends[2] - ends[1] == 6 + 4 + 3, "not doubted for six reports, looked at for four, compared for three"
+    assert ends[2] - ends[1] == 6 + 4 + 4, "not doubted for six reports, looked at for four, at rest for four"
 
 
 def test_reports_of_a_rest_with_the_old_window_in_force_are_not_compared() -> None:
@@ -224,10 +225,17 @@ def test_one_odd_report_of_a_rest_does_not_make_it_a_mistake() -> None:
     assert all(is_resting(pair, [AT_REST, odd, *[AT_REST] * 8]))
 
 
+def test_one_odd_report_of_a_rest_that_could_not_be_compared_does_not_end_it() -> None:
+    pair = RestingPair(Recorder(), replace(RESTS, first=40, longest=80, compared=8))
+    is_resting(pair, [HARDLY] * 4)
+    others = [changed(AT_REST, window=8)] * PATIENCE  # the window of before is in force
+    assert all(is_resting(pair, [AT_REST, changed(AT_REST, tpot_ms=300.0), *others]))
+
+
 def test_one_odd_report_of_a_look_does_not_hide_a_mistake() -> None:
     pair = RestingPair(Recorder(), RESTS)
     is_resting(pair, [HARDLY, changed(HARDLY, tpot_ms=300.0), HARDLY, HARDLY])
-    assert is_resting(pair, [SLOWER] * 3) == [True, True, False]
+    assert is_resting(pair, [SLOWER] * 4) == [True, True, True, False]
 
 
 def test_a_control_sees_nothing_of_a_rest() -> None:
@@ -277,7 +285,7 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"first": 0},
         {"trusted": 0},
         {"settling": -1},
-        {"compared": 0},
+        {"compared": 2},
         {"margin": -0.1},
     ],
     ids=str,

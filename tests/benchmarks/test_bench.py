@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from typer.testing import CliRunner
 
 from awc.policy import WindowChoice
 from benchmarks.asking import connected
-from benchmarks.bench import report, unfinished
+from benchmarks.bench import app, report, unfinished
 from benchmarks.bench_cell import (
     MIN_ROUNDS,
     CellBench,
@@ -97,6 +98,12 @@ def test_policies_are_compared_on_more_drafters_where_there_are_sessions_for_all
     assert several[0].name == "int8-rtt0-4-on4"
     plan = plan_of(several[0], Effort(tmp_path, [], 8, 1.0, seed=1), tmp_path, "key")
     assert plan.drafter_names == ["drafter-0", "drafter-1", "drafter-2", "drafter-3"]
+
+
+def test_several_drafters_are_for_policies_only() -> None:
+    found = CliRunner().invoke(app, ["--drafters", "4"])
+    assert found.exit_code == 2
+    assert "--drafters needs --policies" in found.output
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------

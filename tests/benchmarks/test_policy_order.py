@@ -77,14 +77,28 @@ def test_a_quick_drafter_makes_long_windows_the_faster_ones_in_simulation_as_liv
 
 
 def test_a_void_cell_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"RTT 0 ms, is void: .'it failed'"):
+    with pytest.raises(ValueError, match="RTT 0 ms, 1 at once, is void: it failed"):
         order_of(cell({"target-only": 40.0}, complaints=("it failed",)), PASSES, STEPS)
+
+
+def test_a_cell_of_another_plan_and_one_without_a_draft_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="is none of bench --policies: it has stand-still"):
+        order_of(cell({"target-only": 40.0, "stand-still": 40.0}), PASSES, STEPS)
+    with pytest.raises(ValueError, match="knows no step of its drafter"):
+        order_of(cell({"target-only": 40.0}, draft_ms=0.0), PASSES, STEPS)
 
 
 def test_the_command_puts_the_order_of_all_cells_beside_them(tmp_path: Path) -> None:
     write_result(tmp_path / "int8-rtt0-1.json", cell({"target-only": 40.0, "window 8": 20.0}))
     assert CliRunner().invoke(app, ["--folder", str(tmp_path)]).exit_code == 0
     assert "1 of 1" in (tmp_path / "order.md").read_text()
+
+
+def test_a_profile_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+    write_result(tmp_path / "int8-rtt0-1.json", cell({"target-only": 40.0}))
+    found = CliRunner().invoke(app, ["--folder", str(tmp_path), "--target", "nowhere.json"])
+    assert found.exit_code == 2
+    assert "nowhere.json" in found.output
 
 
 def test_a_folder_without_cells_is_named(tmp_path: Path) -> None:

@@ -3,21 +3,23 @@
 import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import structlog
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from awc.policies import POLICIES
 from awc.static import StaticPolicy
 from services.window_controller.reloads import Reloads
-from services.window_controller.service import WindowController
+from services.window_controller.service import AT_ONCE, WindowController
 from services.window_controller.settings import ControllerSettings
 from shared.config import BadSettings, load
 from shared.health import Health
 from shared.memory_bus import Faults, MemoryNetwork
-from shared.messages import Heartbeat, Load, Reason, WindowDecision
+from shared.messages import Heartbeat, Load, Reason, Report, WindowDecision
 from shared.runtime import Context
 from shared.subjects import broadcast, inbox, new_instance_id, to
 from tests.controller.outside import DRAFTER, VERIFIER, Outside, report
@@ -336,3 +338,29 @@ def test_a_chunk_that_the_window_cannot_hold_stops_the_process_by_name(capsys: p
         load(ControllerSettings, ["--window", "4", "--chunk", "5"], "controller")
     assert stopped.value.code == 2
     assert "chunk 5 must be 1 to 4" in capsys.readouterr().err
+
+
+async def test_other_tasks_have_their_turn_while_many_decisions_go_out() -> None:
+    num_pairs, published, seen = 3 * AT_ONCE, 0, [0]
+
+    def count(subject: str, message: object) -> None:
+        nonlocal published
+        published += isinstance(message, WindowDecision)
+
+    async def other() -> None:
+        while True:
+            seen.append(published)
+            await asyncio.sleep(0)
+
+    async with running(window_policy="static") as world:
+        await world.outside.bus.subscribe(inbox("drafter", DRAFTER), count)
+        verifier_ids = [f"cloud-{number}.0123456789ab" for number in range(num_pairs)]
+        for verifier_id in verifier_ids:
+            await world.outside.beat(verifier_id, sender_id=verifier_id)
+        (one,) = report(0).pairs
+        task = asyncio.create_task(other())
+        await world.outside.report(Report(DRAFTER, 0, [replace(one, verifier_id=name) for name in verifier_ids]))
+        await world.settled()
+        task.cancel()
+    assert published == num_pairs
+    assert max(b - a for a, b in pairwise(seen)) <= 2 * AT_ONCE

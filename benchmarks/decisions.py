@@ -39,7 +39,7 @@ from shared.subjects import broadcast, new_instance_id
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 BATCH = 256  # pairs of one report at most
-NUM_ROUNDS = 200
+NUM_ROUNDS, NUM_DECISIONS = 200, 20_000  # at least, so that one pause of the machine is not what is measured
 NUM_PAIRS = 10_000
 MOST_US, MOST_BATCHED_US, MOST_CORES = 50.0, 5.0, 0.5
 
@@ -95,13 +95,13 @@ def cost_of(name: str, num_pairs: int) -> float:
     policy, chance = POLICIES[name](DEFAULT_CHOICE), random.Random(1)
     verifier_ids = [new_instance_id("cloud") for _ in range(num_pairs)]
     pairs = [policy.for_pair() for _ in verifier_ids]
-    times = []
-    for _ in range(NUM_ROUNDS):
+    times, num_rounds = [], max(NUM_ROUNDS, NUM_DECISIONS // num_pairs)
+    for _ in range(num_rounds):
         seen = reports(verifier_ids, chance)
         started = time.perf_counter()
         decide_all(policy, pairs, seen)
         times.append((time.perf_counter() - started) * 1e6 / num_pairs)
-    return fmean(times[NUM_ROUNDS // 10 :])
+    return fmean(times[num_rounds // 10 :])
 
 
 @asynccontextmanager

@@ -127,6 +127,7 @@ async def run_cell(spec: CellSpec, effort: Effort, origin: Origin, notify: Calla
 
 
 def plan_of(spec: CellSpec, effort: Effort, keys_file: Path, api_key: str) -> CellPlan:
+    """What runs for a cell."""
     link, env = Conditions.of_round_trip(spec.rtt_ms), {"DSD_API_KEYS_FILE": str(keys_file)}
     return CellPlan(
         effort.models,

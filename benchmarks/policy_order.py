@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from benchmarks.bench_cell import CellResult, read_result
 from benchmarks.bench_findings import find
 from benchmarks.bench_plan import POLICY_MODES, TARGET_ONLY, Mode
 from benchmarks.origin import Origin
+from benchmarks.validate_scenario import closed_loop
 from dsd_sim.build import make_fleet
 from dsd_sim.report import report_of
 from dsd_sim.scenario import Scenario
@@ -88,8 +88,8 @@ def order_of(result: CellResult, passes: PassTimes, steps: StepTimes, num_seeds:
 def scenario_of(result: CellResult, mode: Mode, passes: PassTimes, steps: StepTimes) -> Scenario:
     """As many clients as sessions, and the times of the cell's own machine."""
     samples = [sample for each in result.rounds for sample in each.samples[TARGET_ONLY.name]]
-    prompts = Counter(sample.num_prompt_tokens for sample in samples)
-    num, context = result.num_sessions, round(fmean(prompts.elements()) + result.max_tokens / 2)
+    prompt = fmean(sample.num_prompt_tokens for sample in samples)
+    num, context = result.num_sessions, round(prompt + result.max_tokens / 2)
     tpot_ms = median(sample.tpot_ms for sample in samples if sample.tpot_ms)
     draft_ms = median(ms for each in result.rounds for ms in each.draft_ms.values() if ms)
     policies: dict[str, Any] = {"drafting": mode.speculation != "off"}
@@ -97,20 +97,9 @@ def scenario_of(result: CellResult, mode: Mode, passes: PassTimes, steps: StepTi
         policies |= {"windows": mode.way}
     else:
         policies |= {"window": mode.way.window, "chunk": mode.way.chunk, "free_run": mode.way.free_run}
-    lengths = range(min(prompts), max(prompts) + 1)
     content = {
         "name": "policy-order",
-        "workload": {
-            "kind": "closed",
-            "num_clients": num,
-            "think_s": 0.0,
-            "num_requests": NUM_ROUNDS * num,
-            "lengths": {
-                "prompt": {"edges": [*lengths, lengths.stop], "counts": [prompts[length] for length in lengths]},
-                "answer": result.max_tokens,
-                "max_tokens": result.max_tokens,
-            },
-        },
+        "workload": closed_loop(num, NUM_ROUNDS * num, samples, answer=result.max_tokens, think_s=0.0),
         "edge": [
             {
                 "name": "edge",
@@ -171,11 +160,12 @@ def main(
     draft: Annotated[Path, typer.Option(help="Profile: how steps grow with tokens.")] = DRAFT,
 ) -> None:
     """Simulates what was measured and writes order.md beside it."""
-    results = [read_result(path) for path in folder.glob("int?-rtt*.json")]
-    if not results:
+    paths = list(folder.glob("int?-rtt*.json"))
+    if not paths:
         raise typer.BadParameter(f"{folder} has no cell of bench --policies", param_hint="--folder")
-    results.sort(key=lambda result: (result.num_drafters, result.num_sessions, result.rtt_ms))
     try:
+        results = [read_result(path) for path in paths]
+        results.sort(key=lambda result: (result.num_drafters, result.num_sessions, result.rtt_ms))
         passes, steps = read_profile(target).pass_times, read_profile(draft).step_times
         orders = [order_of(result, passes, steps) for result in results]
     except (OSError, ValueError) as error:

@@ -52,7 +52,8 @@ def scenario_of(
     """`samples`: of the requests, in their order. Writes the trace of an open loop into `folder`."""
     workload: dict[str, Any] = {"kind": "trace", "file": TRACE}
     if case.num_clients:
-        workload = _closed(case, requests, samples, calibration.request_ms)
+        answer, think_s = requests[0].max_tokens, calibration.request_ms / 1000
+        workload = closed_loop(case.num_clients, len(requests), samples, answer, think_s)
     else:
         write_trace(folder / TRACE, requests, samples)
     content = {
@@ -72,18 +73,19 @@ def scenario_of(
     return Scenario.model_validate_json(json.dumps(content))  # lists become tuples there
 
 
-def _closed(case: Case, requests: Sequence[Request], samples: Sequence[Sample], request_ms: float) -> dict[str, Any]:
-    """Clients that between answers take the time of which the simulator knows nothing: what a gateway takes for a
-    request beside its session."""
+def closed_loop(
+    num_clients: int, num_requests: int, samples: Sequence[Sample], answer: int, think_s: float
+) -> dict[str, Any]:
+    """A workload with prompts as long as those of `samples`. `think_s`, between answers, is what the simulator knows
+    nothing of: the time that a gateway takes for a request beside its session."""
     counts = Counter(sample.num_prompt_tokens for sample in samples)
     lengths = range(min(counts), max(counts) + 1)
     prompt = {"edges": [*lengths, lengths.stop], "counts": [counts[length] for length in lengths]}
-    answer = requests[0].max_tokens
     return {
         "kind": "closed",
-        "num_clients": case.num_clients,
-        "think_s": request_ms / 1000,
-        "num_requests": len(requests),
+        "num_clients": num_clients,
+        "think_s": think_s,
+        "num_requests": num_requests,
         "lengths": {"prompt": prompt, "answer": answer, "max_tokens": answer},
     }
 
@@ -119,7 +121,7 @@ def write_trace(path: Path, requests: Sequence[Request], samples: Sequence[Sampl
 
 
 def simulate(scenario: Scenario, folder: Path, request_ms: float, num_seeds: int = NUM_SEEDS) -> Figures:
-    """Means over seeds. `folder`: of its trace; request_ms: comes to each TTFT (see `_closed`)."""
+    """Means over seeds. `folder`: of its trace; request_ms: comes to each TTFT (see closed_loop)."""
     reports = [_report(scenario.model_copy(update={"seed": seed}), folder) for seed in range(1, num_seeds + 1)]
     return Figures(
         tokens_per_s=fmean(report.tokens_per_s for report in reports),

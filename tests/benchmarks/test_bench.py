@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from awc.policy import WindowChoice
+from benchmarks import bench
 from benchmarks.asking import connected
 from benchmarks.bench import app, report, unfinished
 from benchmarks.bench_cell import (
@@ -104,6 +105,16 @@ def test_several_drafters_are_for_policies_only() -> None:
     found = CliRunner().invoke(app, ["--drafters", "4"])
     assert found.exit_code == 2
     assert "--drafters needs --policies" in found.output
+
+
+def test_results_on_several_drafters_have_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    for drafters in ("1", "4"):
+        assert CliRunner().invoke(app, ["--policies", "--drafters", drafters, "--report"]).exit_code == 0
+    found = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("report.md")}
+    assert found == {"policies", "policies/on4"}
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------

@@ -59,14 +59,14 @@ def conversations() -> Iterator[str]:
 
 
 def parts_of(text: str) -> Iterator[str]:
-    """Whole paragraphs, together up to about PART_LENGTH characters."""
+    """Whole paragraphs and items of lists, together up to about PART_LENGTH characters."""
     part = ""
-    for paragraph in text.split("\n\n"):
-        if part and len(part) + len(paragraph) > PART_LENGTH:
-            yield part
+    for piece in re.split(r"(?=\n\n|\n\* |\n\d+\. )", text):
+        if part and len(part) + len(piece) > PART_LENGTH:
+            yield part.strip()
             part = ""
-        part = f"{part}\n\n{paragraph}" if part else paragraph
-    yield part
+        part += piece
+    yield part.strip()
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:

@@ -187,8 +187,15 @@ class Processes:
         return {name: (await self.metrics(name)).total(counter) for name in self.names(service)}
 
     async def busiest(self, service: str, counter: str, before: dict[str, float]) -> str:
-        """The process of a service whose counter has grown most since `before`."""
-        now = await self.read(service, counter)
+        """The process of a service whose counter has grown most since `before`, once one has."""
+        now = before
+
+        async def has_grown() -> bool:
+            nonlocal now
+            now = await self.read(service, counter)
+            return now != before
+
+        await until(has_grown, ANSWER_S, f"{counter} stays as it is")
         return max(now, key=lambda name: now[name] - before[name])
 
     def child(self, name: str) -> Child:

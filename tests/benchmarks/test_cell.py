@@ -12,12 +12,15 @@ import pytest
 
 from awc.policy import WindowChoice
 from benchmarks.asking import Asking, Due, connected, measure
+from benchmarks.bench_cell import Effort, run_cell
+from benchmarks.bench_plan import SLIDING_FREE, TARGET_ONLY, CellSpec
 from benchmarks.cell import complaint_of, running, usage_of
-from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan, Standin
+from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan, Standin, kind_of
 from benchmarks.conductor import conducting
 from benchmarks.latency import OK
 from benchmarks.link import Conditions
 from benchmarks.load import Load, run
+from benchmarks.origin import Origin
 from benchmarks.paced import OVERRUN
 from benchmarks.prompts import OWN
 from client.wire import Options
@@ -198,3 +201,19 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
     assert all("stand-in" in peer.fingerprint for peer in (*fleet.verifiers, *fleet.drafters))
     assert set(usage) == {"nats-server", "relay", *names}
     assert min(each.peak_rss_mib for each in usage.values()) > 5
+
+
+@pytest.mark.timeout(180)
+async def test_a_cell_of_the_bench_on_two_drafters_runs_both_and_keeps_how_many_they_were(
+    default_models: Path, standin: Standin
+) -> None:
+    spec = CellSpec("int8", 0, 2, (TARGET_ONLY, SLIDING_FREE), num_drafters=2)
+    effort = Effort(default_models, read_prompts(OWN)[:NUM_PROMPTS], NUM_TOKENS, seconds=0.0, seed=1, standin=standin)
+    notices: list[str] = []
+    result = await run_cell(spec, effort, Origin("a test", "a machine", "a date", "3"), notices.append)
+    assert [complaint for complaint in result.complaints if OVERRUN not in complaint] == [], notices
+    assert result.num_drafters == 2
+    assert {name for name in result.usage if kind_of(name) == DRAFTER} == {"drafter-0", "drafter-1"}
+    samples = {mode: [one for each in result.rounds for one in each.samples[mode]] for mode in result.modes}
+    assert not any(one.accepted for one in samples[TARGET_ONLY.name])
+    assert all(one.accepted for one in samples[SLIDING_FREE.name])

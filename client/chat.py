@@ -21,7 +21,7 @@ from client.conversation import Conversation
 from client.fates import legend, printable
 from client.gateway import Answer, ClientError, Gateway, Refused
 from client.screen import GrowingAnswer
-from client.wire import ChatRequest, Options
+from client.wire import ChatRequest, Options, is_utf8
 
 PROMPT = "> "
 HELP = """\
@@ -62,6 +62,9 @@ class Chat:
     async def take(self, line: str) -> None:
         """Does what one entry asks for: a command, or a message to be answered."""
         if not line.strip():
+            return
+        if not is_utf8(line):
+            self.tell("That is not UTF-8", style="red")
             return
         try:
             if line.startswith("/"):
@@ -162,8 +165,9 @@ class Chat:
             return
         try:
             _write_new(rest, self.conversation.transcript())
-        except OSError as error:
-            self.tell(f"{rest} can't be written: {error.strerror}", style="red")
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.tell(f"{rest} can't be written: {reason}", style="red")
         else:
             self.tell(f"written to {rest}")
 
@@ -172,7 +176,7 @@ class Chat:
 
 
 def _write_new(path: str, text: str) -> None:
-    """Writes a file that was not there before; raises OSError."""
+    """Writes a file that was not there before; raises OSError, for what can't be a name RuntimeError or ValueError."""
     with Path(path).expanduser().open("x", encoding="utf-8") as file:
         file.write(text)
 

@@ -20,7 +20,7 @@ from client import ask as asking
 from client import statistics
 from client import status as fleet_status
 from client.gateway import KEY_VARIABLE, ClientError, Gateway, Unreachable, connected
-from client.wire import Options, Speculation
+from client.wire import Options, Speculation, is_utf8
 
 REFUSED, UNREACHABLE, INTERRUPTED = 1, 3, 130
 
@@ -40,9 +40,18 @@ class Mode(StrEnum):
     ADAPTIVE = "adaptive"
 
 
+def _utf8(text: str | None) -> str | None:
+    """The text of an option; raises BadParameter where it can't be sent."""
+    if text is not None and not is_utf8(text):
+        raise typer.BadParameter("the text is not UTF-8")
+    return text
+
+
 Url = Annotated[str, typer.Option(envvar="DSD_URL", help="Address of the gateway.")]
-Model = Annotated[str | None, typer.Option(help="Model to ask; else the first one served.", show_default=False)]
-System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option(help="Model to ask; else the first one served.", show_default=False, callback=_utf8)
+]
+System = Annotated[str | None, typer.Option(help="System message.", show_default=False, callback=_utf8)]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default=False)]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.", show_default=False)]
 TopP = Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling.", show_default=False)]
@@ -52,7 +61,9 @@ Window = Annotated[
     int | None,
     typer.Option(min=1, max=64, help="Window of static speculation, which it implies.", show_default=False),
 ]
-Drafter = Annotated[str | None, typer.Option(help="The only drafter that may draft.", show_default=False)]
+Drafter = Annotated[
+    str | None, typer.Option(help="The only drafter that may draft.", show_default=False, callback=_utf8)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 PIPE_COLUMNS = 200  # nothing has to be folded there
 LOCAL = "http://127.0.0.1:8080"
@@ -173,10 +184,14 @@ def _told() -> Iterator[None]:
 
 
 def _prompt(argument: str) -> str:
-    """The prompt itself; raises BadParameter where there is none."""
+    """The prompt itself; raises BadParameter where there is none, or none that can be sent."""
     if argument == "-" and sys.stdin.isatty():
         raise typer.BadParameter("no prompt: name one, or pipe it in", param_hint="PROMPT")
-    prompt = sys.stdin.read() if argument == "-" else argument
+    try:
+        prompt = sys.stdin.read() if argument == "-" else argument
+        prompt.encode()
+    except UnicodeError as error:
+        raise typer.BadParameter("the text is not UTF-8", param_hint="PROMPT") from error
     if not prompt.strip():
         raise typer.BadParameter("the prompt is empty", param_hint="PROMPT")
     return prompt

@@ -32,9 +32,14 @@ from client.wire import (
 )
 
 CONNECT_S = 10.0
-SILENCE_S = 120.0  # the longest wait for the next bytes
+# The longest waits for the next bytes: of an answer above the 600 s after which a gateway gives one up by itself
+# (DSD_REQUEST_TIMEOUT_S); until then it may have nothing to send, and says why in the end.
+SILENCE_S = 660.0
+LOOK_SILENCE_S = 120.0  # of all that no model has to compute
 DONE = "[DONE]"
 KEY_VARIABLE = "DSD_API_KEY"
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)  # what bytes that are no JSON raise
 
 Body = TypeVar("Body")
 
@@ -184,8 +189,13 @@ class Gateway:
         return _read(await self.raw_fleet(), Fleet)
 
     async def raw_fleet(self) -> bytes:
-        """The fleet as the gateway tells it."""
-        return await self._fetch("/dsd/fleet")
+        """The fleet as the gateway tells it, as one line of JSON."""
+        fleet = await self._fetch("/dsd/fleet")
+        try:
+            fleet.decode()
+            return msgspec.json.format(fleet, indent=-1)
+        except UNREADABLE as error:
+            raise BrokenOff(f"{self.address} does not answer as a gateway: its fleet is no JSON") from error
 
     async def first_model(self) -> str:
         """The model to use when none is named."""
@@ -196,18 +206,19 @@ class Gateway:
 
     @asynccontextmanager
     async def answer(self, request: ChatRequest) -> AsyncIterator[Answer]:
-        """An answer under way, as long as the block lasts; raises Refused or Unreachable at its beginning."""
+        """An answer under way, as long as the block lasts; raises ClientError at its beginning."""
         asked_at = time.monotonic()
         headers = {"Content-Type": "application/json"}
         body = msgspec.json.encode(request)
-        async with self._request("POST", "/v1/chat/completions", data=body, headers=headers) as response:
+        async with self._request("POST", "/v1/chat/completions", self._http.timeout, body, headers) as response:
             yield Answer(response, asked_at)
 
     async def _get(self, path: str, kind: type[Body]) -> Body:
         return _read(await self._fetch(path), kind)
 
     async def _fetch(self, path: str) -> bytes:
-        async with self._request("GET", path) as response:
+        patience = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=LOOK_SILENCE_S)
+        async with self._request("GET", path, patience) as response:
             try:
                 return await response.read()
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -215,13 +226,21 @@ class Gateway:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, data: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        patience: aiohttp.ClientTimeout,
+        data: bytes | None = None,
+        headers: dict[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A successful response, closed at the end; raises Refused or Unreachable."""
+        """A successful response, closed at the end; raises Refused, Unreachable, or BrokenOff where none begins."""
+        url = self.address + path
         try:
-            response = await self._http.request(method, self.address + path, data=data, headers=headers)
+            response = await self._http.request(method, url, data=data, headers=headers, timeout=patience)
         except aiohttp.InvalidURL as error:
             raise Unreachable(f"{self.address} is no address") from error
+        except aiohttp.SocketTimeoutError as error:  # only of a connection that is there
+            raise BrokenOff(f"{self.address} is connected, but gave no answer in {patience.sock_read:g} s") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"Can't connect to {self.address}: {_reason(error)}") from error
         async with response:
@@ -247,7 +266,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> Refused:
     try:
         body = await response.read()
         return Refused(response.status, msgspec.json.decode(body, type=ErrorBody).error)
-    except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+    except (aiohttp.ClientError, TimeoutError, *UNREADABLE):
         return Refused(response.status, ErrorDetail(response.reason or "No reason given"))
 
 
@@ -266,5 +285,5 @@ def _read(data: bytes, kind: type[Body]) -> Body:
     """The JSON in `data`; raises BrokenOff."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise BrokenOff(f"The server's answer can't be read: {error}") from error

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -53,8 +52,7 @@ async def show(gateway: Gateway, console: Console) -> None:
 async def show_json(gateway: Gateway, every_s: float | None) -> None:
     """The fleet as one line of JSON, once or again and again."""
     while True:
-        fleet = msgspec.json.format(await gateway.raw_fleet(), indent=-1)
-        sys.stdout.write(fleet.decode() + "\n")
+        sys.stdout.write((await gateway.raw_fleet()).decode() + "\n")
         sys.stdout.flush()
         if every_s is None:
             return

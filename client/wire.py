@@ -16,6 +16,15 @@ NULL = msgspec.Raw(b"null")
 Role = Literal["system", "user", "assistant"]
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be sent; other bytes stand as surrogates in what Python reads from terminals and arguments."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 

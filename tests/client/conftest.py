@@ -52,11 +52,11 @@ async def start(*argv: str, url: str, env: dict[str, str] | None = None) -> asyn
 
 
 async def dsd(*argv: str, url: str, stdin: str = "", env: dict[str, str] | None = None) -> Done:
-    """`dsd` to its end."""
+    """`dsd` to its end; bytes that are not UTF-8 go in as surrogates."""
     process = await start(*argv, url=url, env=env)
     try:
         async with asyncio.timeout(END_S):
-            out, err = await process.communicate(stdin.encode())
+            out, err = await process.communicate(stdin.encode(errors="surrogateescape"))
     finally:
         if process.returncode is None:
             process.kill()
@@ -92,6 +92,7 @@ class OtherServer:
         self.key = ""
         self.events: list[Any] = []  # what it streams; a str goes out as it is
         self.refuses_fields: set[str] = set()
+        self.fleet_page: str | None = None  # what it shows where a gateway tells its fleet
         self.heard: list[dict[str, Any]] = []
 
     async def models(self, request: web.Request) -> web.Response:
@@ -110,6 +111,11 @@ class OtherServer:
             line = event if isinstance(event, str) else json.dumps(event)
             await response.write(f"data: {line}\r\n\r\n".encode())
         return response
+
+    async def fleet(self, request: web.Request) -> web.Response:
+        if self.fleet_page is None:
+            raise web.HTTPNotFound
+        return web.Response(text=self.fleet_page, content_type="text/html")
 
     def _refuse(self, status: int, message: str, code: str | None) -> web.Response:
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
@@ -137,6 +143,7 @@ async def other() -> AsyncIterator[OtherServer]:
 async def serving(server: OtherServer) -> AsyncIterator[OtherServer]:
     app = web.Application()
     app.router.add_get("/v1/models", server.models)
+    app.router.add_get("/dsd/fleet", server.fleet)
     app.router.add_post("/v1/chat/completions", server.chat)
     async with TestServer(app) as listening:
         server.url = str(listening.make_url("")).rstrip("/")

@@ -63,7 +63,8 @@ class Terminal:
         return {self._screen.buffer[row][column].fg for row in rows for column in range(COLUMNS)}
 
     def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
+        """Text, or bytes that are not UTF-8 as surrogates."""
+        os.write(self._master, text.encode(errors="surrogateescape"))
 
     def paste(self, text: str) -> None:
         """As terminals do that tell pasted text from typed."""

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client import gateway
 from client.cli import app
 from services.gateway.keys import digest, new_key
+from services.gateway.settings import GatewaySettings
 from shared.messages import Open, Speculate
 from tests.client.conftest import DSD, ROOT, OtherServer, address, chunk, dsd, environment, start
 from tests.gateway.conftest import TOKENIZER, World, a_world, until
@@ -21,6 +23,7 @@ from tests.gateway.fakes import CONTEXT
 from tests.gateway.tiny import make_folder
 
 NOBODY = "http://127.0.0.1:1"
+EVENTS_BEGIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -174,6 +177,63 @@ async def test_an_answer_that_breaks_off_ends_with_status_1(other: OtherServer, 
     assert (done.status, done.out) == (1, "Hel")
     assert says in done.err
     assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said", "told"),
+    [
+        ("ask hi --model m", b"", "is connected, but gave no answer in 0.2 s"),
+        ("ask hi --model m", EVENTS_BEGIN + b'data: {"choices": []}\n\n', "broke off: nothing came for 0.2 s"),
+        ("status", b"", "is connected, but gave no answer in 0.3 s"),
+    ],
+    ids=["no answer", "no end", "no fleet"],
+)
+async def test_a_server_that_falls_silent_is_not_told_as_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, argv: str, said: bytes, told: str
+) -> None:
+    monkeypatch.setattr(gateway, "SILENCE_S", 0.2)
+    monkeypatch.setattr(gateway, "LOOK_SILENCE_S", 0.3)
+    taken: list[asyncio.StreamWriter] = []
+
+    def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        taken.append(writer)
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        env = environment(DSD_URL=f"http://127.0.0.1:{port}")
+        done = await asyncio.to_thread(CliRunner().invoke, app, shlex.split(argv), env=env)
+        for writer in taken:
+            writer.close()
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert told in done.stderr
+    assert "connect to" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_answer_is_awaited_longer_than_a_gateway_works_on_it() -> None:
+    gives_up_s = GatewaySettings.model_fields["request_timeout_s"].default
+    assert gives_up_s < gateway.SILENCE_S
+
+
+@pytest.mark.parametrize(
+    ("argv", "stdin", "names"),
+    [
+        (["ask", "caf\udce9"], "", "PROMPT"),
+        (["ask"], "caf\udce9", "PROMPT"),
+        (["ask", "hi", "--system", "caf\udce9"], "", "--system"),
+        (["ask", "hi", "--model", "caf\udce9"], "", "--model"),
+        (["ask", "hi", "--drafter", "caf\udce9"], "", "--drafter"),
+    ],
+    ids=["argument", "pipe", "system", "model", "drafter"],
+)
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+async def test_text_that_is_not_utf_8_is_wrong_usage(argv: list[str], stdin: str, names: str, locale: str) -> None:
+    done = await dsd(*argv, url=NOBODY, stdin=stdin, env={"LC_ALL": locale})
+    assert (done.status, done.out) == (2, "")
+    assert names in done.err
+    assert "the text is not UTF-8" in done.err
+    assert "Traceback" not in done.err
 
 
 async def first_output(process: asyncio.subprocess.Process) -> bytes:

@@ -181,6 +181,33 @@ async def test_commands_change_and_keep_the_conversation(world: World, tmp_path:
     assert file.read_text(encoding="utf-8") == "\n\n".join(turns) + "\n"
 
 
+async def test_a_file_that_can_not_be_named_is_told_and_the_chat_goes_on(other: OtherServer) -> None:
+    other.events = [chunk("Hello."), "[DONE]"]
+    async with terminal("chat", url=other.url) as user:
+        await user.waits()
+        for name, why in (("~nosuchuser/x", "home directory"), ("/nowhere/a\0b", "null byte")):
+            user.paste(f"/save {name}")
+            user.type(ENTER)
+            await user.shows(why)
+            await user.waits()
+        assert user.text.count("can't be written: ") == 2
+        await say(user, "hi")
+        await user.shows("Hello.")
+
+
+async def test_an_entry_that_is_not_utf_8_is_told_and_the_chat_goes_on(other: OtherServer) -> None:
+    other.events = [chunk("Hello."), "[DONE]"]
+    async with terminal("chat", url=other.url) as user:
+        await user.waits()
+        for number, entry in enumerate(("caf\udce9", "/system caf\udce9"), 1):
+            await say(user, entry)
+            await user.until(lambda: user.text.count("That is not UTF-8") == number, "complaint")  # noqa: B023
+            await user.waits()
+        await say(user, "hi")
+        await user.shows("Hello.")
+    assert [body["messages"] for body in other.heard] == [[{"role": "user", "content": "hi"}]]
+
+
 async def test_a_server_steers_no_terminal(other: OtherServer) -> None:
     other.events = [chunk("\x1b[2J\x1b]0;title\x07safe"), "[DONE]"]
     async with terminal("chat", url=other.url) as user:

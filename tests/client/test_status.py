@@ -72,3 +72,11 @@ async def test_a_watched_table_follows_the_fleet(world: World) -> None:
 async def test_a_server_without_a_fleet_ends_it_with_status_1(other: OtherServer) -> None:
     done = await dsd("status", url=other.url)
     assert (done.status, done.out, done.err) == (1, "", "dsd: Not Found (status 404)\n")
+
+
+@pytest.mark.parametrize("argv", [["status", "--json"], ["status"]], ids=" ".join)
+async def test_a_page_in_place_of_a_fleet_is_told_as_no_gateway(other: OtherServer, argv: list[str]) -> None:
+    other.fleet_page = "<html>It works!</html>"
+    done = await dsd(*argv, url=other.url)
+    assert (done.status, done.out) == (1, "")
+    assert done.err == f"dsd: {other.url} does not answer as a gateway: its fleet is no JSON\n"

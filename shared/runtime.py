@@ -182,7 +182,8 @@ async def _serving_http(app: web.Application, settings: ServiceSettings) -> Asyn
     try:
         await web.TCPSite(runner, settings.http_host, settings.http_port).start()
         host, port = runner.addresses[0][:2]
-        log.info("http endpoints up", url=f"http://{host}:{port}")
+        named = f"[{host}]" if ":" in host else host  # of IPv6
+        log.info("http endpoints up", url=f"http://{named}:{port}")
         yield
     finally:
         await runner.cleanup()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +25,16 @@ from client.wire import Options, Speculation
 from services.local import pidfile
 from services.local.nats_server import Access
 from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
-from services.local.system import Plan, check_address, running
+from services.local.supervisor import turn_over
+from services.local.system import Plan, check_address, running, stop_s
+from shared.config import masked
 from shared.home import home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, soft_wrap=True)
 
 UP_TIMEOUT_S = 600.0
+STOP_FILE = "services.stop_s"  # in the run folder: how long the system that runs may take to stop
 
 
 @app.command()
@@ -92,7 +97,8 @@ def _given_nats(secure: bool) -> Access | None:
     """The server that runs already, if one was named; there can't be a secured one of our own beside it."""
     url = os.environ.get("DSD_NATS_URL", "")
     if url and secure:
-        raise typer.BadParameter(f"starts a NATS server of its own, but DSD_NATS_URL is {url}", param_hint="--secure")
+        given = f"DSD_NATS_URL is {masked(url)}"
+        raise typer.BadParameter(f"starts a NATS server of its own, but {given}", param_hint="--secure")
     return Access(url) if url else None
 
 
@@ -107,19 +113,23 @@ def _prepare(pair: Pair) -> None:
 
 def _run(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
     with pidfile.held(run_dir):
+        (run_dir / STOP_FILE).write_text(f"{stop_s()}\n", encoding="utf-8")
         asyncio.run(_serve(plan, run_dir, ask, max_tokens))
 
 
 async def _serve(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
     stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stopped.set)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the system outlives its terminal
+        loop.add_signal_handler(signal.SIGHUP, stopped.set)
     with console.status("starting") as status:
         waiting = asyncio.create_task(stopped.wait())
         serving = asyncio.create_task(_serve_until(plan, run_dir, ask, max_tokens, waiting, status.stop))
         await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
-            console.print("stopping", highlight=False)
+            _tell("stopping")
             serving.cancel()
         waiting.cancel()
         results = await asyncio.gather(serving, waiting, return_exceptions=True)
@@ -131,7 +141,7 @@ async def _serve_until(
     plan: Plan, run_dir: Path, ask: str, max_tokens: int, stopped: asyncio.Task[bool], ready: object
 ) -> None:
     """Holds the system until the answer is printed (`ask`) or the process is told to stop."""
-    async with running(plan, run_dir, lambda text: console.print(text, markup=False, highlight=False)):
+    async with running(plan, run_dir, _tell):
         ready()  # type: ignore[operator]
         pidfile.mark_ready(run_dir)
         if ask:
@@ -139,6 +149,12 @@ async def _serve_until(
             return
         print(address_lines(plan), flush=True)
         await asyncio.shield(stopped)
+
+
+def _tell(text: str) -> None:
+    """Prints a line for the user, who may be gone with the terminal, or whose disk may be full."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 async def _ask(address: str, prompt: str, max_tokens: int) -> None:
@@ -157,7 +173,7 @@ def address_lines(plan: Plan) -> str:
     body = json.dumps({"model": plan.pair.model_name, "messages": messages, "temperature": 0, "max_tokens": 64})
     return (
         f"gateway at {plan.address}\n"
-        f"curl -s {plan.address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        f"curl -s {shlex.quote(f'{plan.address}/v1/chat/completions')} -H 'Content-Type: application/json' -d '{body}'"
     )
 
 
@@ -175,6 +191,7 @@ def _detach(plan: Plan, run_dir: Path) -> None:
     if plan.secure:
         argv += ["--secure"]
     log_path = run_dir / "services.log"
+    turn_over(log_path)
     with log_path.open("ab") as log_file:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
@@ -195,7 +212,7 @@ def _stop(run_dir: Path) -> None:
         console.print("no system is running", highlight=False)
         return
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _stop_s(run_dir)
     with console.status("stopping"):
         while pidfile.running_pid(run_dir) == pid:
             if time.monotonic() > deadline:
@@ -203,3 +220,11 @@ def _stop(run_dir: Path) -> None:
                 raise typer.Exit(1)
             time.sleep(0.1)
     console.print("stopped", highlight=False)
+
+
+def _stop_s(run_dir: Path) -> float:
+    """How long the system that runs may take to stop, as it said itself: its drain may be another than is set here."""
+    try:
+        return float((run_dir / STOP_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return stop_s()

@@ -20,10 +20,13 @@ import aiohttp
 from services.local import nats_server
 from services.local.nats_server import Access
 from services.local.pair import Pair
-from services.local.supervisor import Child, Program, Supervisor
+from services.local.supervisor import Child, Program, Supervisor, end_s
 
 READY_S, NATS_S = 180.0, 20.0
 FLEET_S, FLEET_LOOK_S = 30.0, 0.1
+FLEET = "fleet"  # the stage of all services but the gateway: when that has ended, no session needs them
+NUM_STAGES = 3  # gateway, fleet, NATS
+STOP_SPARE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Plan:
 
     @property
     def address(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -58,6 +62,11 @@ class Plan:
         return max(1, (cores - len(self.pair.drafts)) // self.num_verifiers)
 
 
+def stop_s() -> float:
+    """The seconds that stopping a system takes at most that was started in this environment."""
+    return NUM_STAGES * end_s(os.environ) + STOP_SPARE_S
+
+
 def check_address(plan: Plan) -> None:
     """Raises OSError when the gateway could not listen at the plan's address."""
     try:
@@ -65,6 +74,8 @@ def check_address(plan: Plan) -> None:
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # as the gateway does it, whatever listens at the IPv4 port
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind(address)
     except OSError as error:
         raise OSError(
@@ -94,7 +105,8 @@ def service_programs(plan: Plan, nats: Access) -> list[Program]:
 
 
 def _service(module: str, name: str, env: dict[str, str]) -> Program:
-    return Program(name, (sys.executable, "-m", f"services.{module}"), env | {"DSD_NAME": name})
+    stage = "" if module == "gateway" else FLEET
+    return Program(name, (sys.executable, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage)
 
 
 @dataclass(frozen=True, slots=True)

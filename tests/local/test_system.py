@@ -1,0 +1,68 @@
+"""Where a local system listens, and how its processes are ended."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from services.local.cli import address_lines
+from services.local.nats_server import Access
+from services.local.pair import Pair
+from services.local.system import NUM_STAGES, Plan, check_address, service_programs
+
+PAIR = Pair("pair", Path("target"), (Path("draft"), Path("draft")))
+
+
+def needs(host: str) -> None:
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return
+    except OSError:
+        pytest.skip(f"no {host} on this machine")
+
+
+async def healthy(request: web.Request) -> web.Response:
+    return web.Response(text="healthy")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"])
+async def test_a_gateway_is_reached_at_the_address_that_is_told(host: str) -> None:
+    needs(host)
+    app = web.Application()
+    app.router.add_get("/healthz", healthy)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, 0).start()
+        plan = Plan(PAIR, host=host, port=runner.addresses[0][1])
+        async with aiohttp.ClientSession() as session, session.get(f"{plan.address}/healthz") as response:
+            assert await response.text() == "healthy"
+    finally:
+        await runner.cleanup()
+
+
+def test_a_host_of_ipv6_is_told_in_brackets_and_quoted_for_the_shell() -> None:
+    plan = Plan(PAIR, host="::1")
+    gateway, curl = address_lines(plan).splitlines()
+    assert gateway == "gateway at http://[::1]:8080"
+    assert " 'http://[::1]:8080/v1/chat/completions' " in curl
+    assert json.loads(shlex.split(curl)[-1])["model"] == "pair"
+
+
+def test_an_ipv6_port_is_free_while_another_program_has_that_of_ipv4() -> None:
+    needs("::")
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        check_address(Plan(PAIR, host="::", port=taken.getsockname()[1]))
+
+
+def test_the_gateway_ends_first_and_then_all_other_services_side_by_side() -> None:
+    stages = [program.stage or program.name for program in service_programs(Plan(PAIR, 2), Access("nats://there"))]
+    assert [stage for stage, _ in itertools.groupby(stages)] == ["fleet", "gateway"]
+    assert len({"nats-server", *stages}) == NUM_STAGES

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,15 +45,23 @@ async def open_loop(measure: Measure, prompts: Sequence[str], arrivals: Sequence
 
 
 async def closed_loop(
-    measure: Measure, prompts: Sequence[str], num_clients: int, num_requests: int, think_s: float
+    measure: Measure,
+    prompts: Sequence[str],
+    num_clients: int,
+    num_requests: int | None,
+    think_s: float,
+    seconds: float = math.inf,
 ) -> list[Sample]:
-    """`num_clients` ask one request after the other, with a pause of `think_s`, until `num_requests` are made."""
+    """`num_clients` ask one request after the other, with a pause of `think_s`, until `num_requests` are made (None:
+    any number) or `seconds` are over. Each answer that was begun is waited for."""
     beginning = time.monotonic()
-    numbers = iter(range(num_requests))
+    numbers = itertools.islice(itertools.count(), num_requests)
     samples: list[Sample] = []
 
     async def client() -> None:
         for number in numbers:
+            if time.monotonic() >= beginning + seconds:
+                return
             due = Due(number % len(prompts), prompts[number % len(prompts)], time.monotonic(), beginning)
             samples.append(await measure(due))
             await asyncio.sleep(think_s)

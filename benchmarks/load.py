@@ -112,8 +112,10 @@ def main(
     field: Annotated[str | None, typer.Option(help="Field of the prompt; else it is found.")] = None,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Open loop: requests per second (Poisson).")] = None,
     trace: Annotated[Path | None, typer.Option(help="Open loop: JSONL with arrival_ms and target_tokens.")] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Closed loop: clients.")] = 1,
-    think_s: Annotated[float, typer.Option(min=0, help="Closed loop: pause of a client between requests.")] = 0.0,
+    clients: Annotated[int | None, typer.Option(min=1, help="Closed loop: clients.", show_default="1")] = None,
+    think_s: Annotated[
+        float | None, typer.Option(min=0, help="Closed loop: pause of a client between requests.", show_default="0")
+    ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests in all.", show_default="a prompt each")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 96,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers go on to max_tokens.")] = False,
@@ -128,6 +130,8 @@ def main(
     """Puts a gateway under load and tells how it answers."""
     if rate is not None and trace is not None:
         raise typer.BadParameter("--rate and --trace exclude each other")
+    if (rate is not None or trace is not None) and (clients is not None or think_s is not None):
+        raise typer.BadParameter("--clients and --think-s are of a closed loop: --rate and --trace exclude them")
     try:
         texts = read_prompts(prompts, field)
         arrivals: Sequence[Arrival | float] = []
@@ -139,7 +143,7 @@ def main(
         raise typer.BadParameter(str(error)) from None
     mode = speculation or ("static" if window is not None else None)
     options = Options(max_tokens, temperature, seed=seed, speculation=Speculation(mode, window))
-    load = Load(texts, arrivals, clients, requests or len(texts), think_s)
+    load = Load(texts, arrivals, clients or 1, requests or len(texts), think_s or 0.0)
     try:
         done = asyncio.run(run(url, model, options, ignore_eos, load))
     except ClientError as error:

@@ -25,5 +25,6 @@ def read_arrivals(path: Path) -> list[Arrival]:
         at_ms, num_tokens = row.get("arrival_ms"), row.get("target_tokens")
         if not isinstance(at_ms, int | float) or not isinstance(num_tokens, int) or at_ms < 0 or num_tokens < 1:
             raise ValueError(f"{path}:{number}: arrival_ms and target_tokens are needed")
-        arrivals.append(Arrival(at_ms / 1e3, num_tokens))
-    return sorted(arrivals, key=lambda arrival: arrival.at_s)
+        arrivals.append((at_ms, num_tokens))
+    arrivals.sort(key=lambda arrival: arrival[0])
+    return [Arrival((at_ms - arrivals[0][0]) / 1e3, num_tokens) for at_ms, num_tokens in arrivals]

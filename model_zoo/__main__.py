@@ -141,6 +141,7 @@ def record_what_a_pair_says(
     threads: Annotated[int, typer.Option(min=1, help="Of both models.")] = 1,
 ) -> None:
     """Record what a target says to prompts, and where a draft would have guessed it, to replay both elsewhere."""
+    _check_can_be_made(out)
     from model_zoo.record import prompt_ids, record, stop_ids  # loads torch and transformers
     from services.cloud_verifier.model import load_target
     from services.edge_drafter.model import load_draft
@@ -188,6 +189,7 @@ def measure_lengths_of_prompts_and_answers(
     """Measure how long prompts are and how long a target's greedy answers, or take both from a trace."""
     if (prompts is None) == (trace is None):
         raise typer.BadParameter("either --prompts or --trace must be given")
+    _check_can_be_made(out)
     try:
         if trace is not None:
             found = _lengths_of_trace(trace)
@@ -244,8 +246,7 @@ def time_a_model_on_this_machine(
         raise typer.BadParameter(
             f"the profile is named after the file of --out, and {out.stem!r} is not {PROFILE_NAME}"
         )
-    if not out.parent.is_dir():
-        raise typer.BadParameter(f"the folder of --out, {out.parent}, is not there")
+    _check_can_be_made(out)
     try:
         with _progress("measuring; nothing else should run now"):
             passes = steps = None
@@ -265,6 +266,14 @@ def time_a_model_on_this_machine(
     found = Profile(name=out.stem, origin=origin, verifier=passes, drafter=steps)
     out.write_text(found.model_dump_json(indent=2, exclude_none=True) + "\n")
     console.print(f"{out}: {origin}", markup=False, highlight=False)
+
+
+def _check_can_be_made(out: Path) -> None:
+    """Before the work, which would be lost otherwise."""
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"the folder of --out, {out.parent}, is not there")
+    if out.is_dir():
+        raise typer.BadParameter(f"--out, {out}, is a folder")
 
 
 @contextmanager

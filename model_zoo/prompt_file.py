@@ -1,10 +1,13 @@
 """JSONL files, one object a line, and the prompts in them, in the field that is named or found.
 
+Lines end where the file has a newline, not at the separators that a JSON string may hold as they are (U+2028).
+
 Invariant: a file either gives a prompt for every line, or a ValueError that names the line.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,9 @@ def read_prompts(path: Path, field: str | None = None) -> list[str]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a file, at least one."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
         if not isinstance(row, dict):

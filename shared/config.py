@@ -2,7 +2,8 @@
 the class has one (`SettingsFile`), then defaults.
 
 Invariant: a process either has settings that were checked as a whole, or it has stopped with status 2 and one line that
-names the bad one; `--help` lists every setting with its variable and default. Secrets never show there, nor in logs.
+names the bad one; `--help` lists every setting with its variable and default. Secrets never show there, nor in logs,
+nor in what a bad value is answered with.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from shared.subjects import new_instance_id
 ENV_PREFIX = "DSD_"
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 
+_SCHEME = r"[\w+.-]+://"
+_BEFORE_AT = re.compile(rf"(^|,)(\s*{_SCHEME})?(?:(?!,\s*{_SCHEME}).)*@", re.DOTALL)  # of each of several addresses
 _FLAG_NAME = re.compile(r"--[a-zA-Z0-9_-]+")
 
 
@@ -82,11 +85,8 @@ class ServiceSettings(BaseSettings):
     @field_validator("nats_url")
     @classmethod
     def _is_an_address(cls, nats_url: str) -> str:
-        for url in nats_url.split(","):
-            parts = urlsplit(url.strip())
-            if parts.scheme not in NATS_SCHEMES or not parts.hostname:
-                raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
-            parts.port  # noqa: B018  raises ValueError for a port that is none
+        if not all(_is_nats_address(url.strip()) for url in nats_url.split(",")):
+            raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
         return nats_url
 
     @field_validator("nats_nkey_seed")
@@ -145,8 +145,22 @@ def read(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     except ValidationError as error:
         reason = _told(kind, error.errors(include_url=False)[0])
     except SettingsError as error:
-        reason = str(error).removeprefix("error parsing CLI: ")
+        reason = re.sub(r"://\S*@", "://***@", str(error).removeprefix("error parsing CLI: "))
     raise BadSettings(" ".join(reason.split()))
+
+
+def masked(addresses: str) -> str:
+    """One or several addresses, separated by commas, as they may be shown: with *** for what stands before an @."""
+    return _BEFORE_AT.sub(r"\1\2***@", addresses)
+
+
+def _is_nats_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        scheme, host, _ = parts.scheme, parts.hostname, parts.port  # a ValueError of theirs may quote a password
+    except ValueError:
+        return False
+    return scheme in NATS_SCHEMES and bool(host)
 
 
 def _dashed(flag: str) -> str:
@@ -160,7 +174,8 @@ def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
     if name not in kind.model_fields:
         return message
     may_show = kind.model_fields[name].annotation is not SecretStr and error["type"] != "missing"
-    given = f" (got {error['input']!r})" if may_show else ""
+    shown = masked(str(error["input"])) if name == "nats_url" else error["input"]
+    given = f" (got {shown!r})" if may_show else ""
     return f"--{name.replace('_', '-')} / {ENV_PREFIX}{name.upper()}: {message}{given}"
 
 

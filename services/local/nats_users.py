@@ -5,7 +5,8 @@
     python -m services.local.nats_users routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
 
 Invariant: a user's rights follow from its kind and name alone, as the table of docs/protocol.md says; nobody has a
-wildcard where a speaker's name stands, nor a shared inbox. A seed is only ever written to a file of its owner.
+wildcard where a speaker's name stands, nor a shared inbox. Every name is one that an instance can have, and no two
+users have the same. A seed is only ever written to a file of its owner.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from shared.subjects import new_instance_id
 
 SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # an NKey begins with what it is: S for a seed, U for a user
 SEED_BYTES = 32
 PASSWORD_BYTES = 32
 
-_RIGHTS_OF = re.compile(r"^rights-([a-z0-9-]+): \{$", re.MULTILINE)
+_RIGHTS_OF = re.compile(r"^\s*rights-(.*?)\s*[:=]?\s*\{", re.MULTILINE)  # whatever name nats-server would read there
 _USER_LINE = re.compile(r"^ *\{nkey: .+\}$", re.MULTILINE)
 
 
@@ -72,7 +75,14 @@ KINDS = {
 
 
 def rights_file(kind: str, names: list[str], together: str = "") -> str:
-    """A file that nats.conf can include: the rights of each name, or of all of them for the one user `together`."""
+    """A file that nats.conf can include: the rights of each name, or of all of them for the one user `together`.
+
+    Raises ValueError for a name that no instance can have, or that appears twice.
+    """
+    for name in (*names, together) if together else names:
+        new_instance_id(name)
+        if names.count(name) > 1:
+            raise ValueError(f"the name {name} appears twice")
     users = {together: names} if together else {name: [name] for name in names}
     merged = f" --together {together}" if together else ""
     command = f"python -m services.local.nats_users rights {kind} {' '.join(names)}{merged}"
@@ -105,8 +115,9 @@ def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
     """Makes the keys that are missing: out/<file of rights>/<name> are seeds, out/users.conf has the public keys.
 
     also: an earlier users.conf whose keys go on being good, while services change to the new ones.
+    Raises ValueError, before anything is made, where `users_in` does.
     """
-    lines = [line for path in rights for line in _user_lines(path, out / path.stem)]
+    lines = [_user_line(name, out / path.stem) for name, path in users_in(rights).items()]
     lines += _USER_LINE.findall(also.read_text()) if also else []
     users = [
         "# The users of a DSD, by their public keys. Made by services/local/nats_users.py.",
@@ -121,9 +132,24 @@ def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
     (out / "users.conf").write_text("\n".join(users))
 
 
-def _user_lines(rights: Path, folder: Path) -> Iterator[str]:
-    for name in _RIGHTS_OF.findall(rights.read_text()):
-        yield f"    {{nkey: {public_key(_seed_in(folder / name))}, permissions: $rights-{name}}}"
+def users_in(rights: Iterable[Path]) -> dict[str, Path]:
+    """Who has rights, and in which file. Raises ValueError for a name that no instance can have, or that appears
+    twice."""
+    found: dict[str, Path] = {}
+    for path in rights:
+        for name in _RIGHTS_OF.findall(path.read_text()):
+            try:
+                new_instance_id(name)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            if name in found:
+                raise ValueError(f"the name {name} appears twice, in {found[name]} and in {path}")
+            found[name] = path
+    return found
+
+
+def _user_line(name: str, folder: Path) -> str:
+    return f"    {{nkey: {public_key(_seed_in(folder / name))}, permissions: $rights-{name}}}"
 
 
 def _seed_in(path: Path) -> str:
@@ -158,9 +184,20 @@ def main(argv: list[str]) -> None:
     routes = commands.add_parser("routes", help="print routes.conf with a new password")
     routes.add_argument("addresses", nargs="+", metavar="HOST:PORT")
     asked = parser.parse_args(argv)
+    try:
+        _run(asked)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _run(asked: argparse.Namespace) -> None:
+    """Raises ValueError or OSError for what can't be used."""
     if asked.command == "rights":
         sys.stdout.write(rights_file(asked.kind, asked.names, asked.together))
     elif asked.command == "keys":
+        for path in asked.rights:
+            if not users_in([path]):
+                raise ValueError(f"{path} holds nobody's rights")
         write_keys(asked.rights, asked.out, asked.also)
     else:
         sys.stdout.write(routes_file(asked.addresses))

@@ -9,13 +9,14 @@ import time
 from asyncio.subprocess import PIPE
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import kstest
 from typer.testing import CliRunner
 
-from benchmarks import load
+from benchmarks import arrivals, load
 from benchmarks.arrivals import closed_loop, open_loop, poisson_times
 from benchmarks.asking import Asking, Due, connected, measure
 from benchmarks.latency import Sample
@@ -88,6 +89,26 @@ async def test_in_a_closed_loop_each_client_asks_one_at_a_time() -> None:
     samples = await closed_loop(note, PROMPTS, num_clients=3, num_requests=10, think_s=0.0)
     assert most == 3
     assert sorted(sample.prompt_number for sample in samples) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+async def test_a_closed_loop_ends_at_its_time_and_nobody_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that every quick answer moves on by a second."""
+    now, is_over = 0.0, asyncio.Event()
+    monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def note(due: Due) -> Sample:
+        nonlocal now
+        if due.prompt_number == 0:
+            await is_over.wait()
+        elif (now := now + 1.0) >= 10:
+            is_over.set()
+        return answered(due)
+
+    prompts = [str(number) for number in range(100)]
+    async with asyncio.timeout(WAIT_S):
+        samples = await closed_loop(note, prompts, num_clients=2, num_requests=None, think_s=0.0, seconds=10.0)
+    assert sorted(sample.due_s for sample in samples) == [0.0, *range(10)]
+    assert {sample.prompt_number for sample in samples} == set(range(11)), "what was begun is waited for"
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -182,6 +203,14 @@ def test_a_run_is_told_as_a_table_and_written_as_json(tmp_path: Path) -> None:
     assert content["origin"]["machine"]
 
 
+@pytest.mark.parametrize("closed", [("--clients", "1"), ("--think-s", "0")], ids=lambda flags: flags[0])
+@pytest.mark.parametrize("opened", [("--rate", "9"), ("--trace", "no-file")], ids=lambda flags: flags[0])
+def test_flags_of_a_closed_loop_are_refused_in_an_open_one(opened: tuple[str, str], closed: tuple[str, str]) -> None:
+    result = CliRunner().invoke(load.app, ["--url", "http://127.0.0.1:1", "--model", "m", *opened, *closed])
+    assert result.exit_code == 2
+    assert "of a closed loop" in result.output
+
+
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,10 +237,32 @@ def test_a_file_without_prompts_is_refused_with_the_line(content: str, said: str
         read_prompts(path)
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_a_line_of_a_file_ends_at_a_newline_and_nowhere_else(separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(f'{{"prompt": "a{separator}b"}}\r\n{{"prompt": "c"}}\n'.encode())
+    assert read_prompts(path) == [f"a{separator}b", "c"]
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text('{"prompt": "\ufeffa"}\n', encoding="utf-8-sig")
+    assert read_prompts(path) == ["\ufeffa"]
+
+
+def test_a_file_that_is_no_utf_8_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_bytes('{"prompt": "a"}\n{"prompt": "\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"file\.jsonl:2: "):
+        read_prompts(path)
+
+
 def test_a_trace_gives_arrivals_in_the_order_of_time(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text('{"arrival_ms": 50, "target_tokens": 7}\n{"arrival_ms": 0.0, "target_tokens": 3}\n')
     assert read_arrivals(path) == [Arrival(0.0, 3), Arrival(0.05, 7)]
+    path.write_text('{"arrival_ms": 3600100, "target_tokens": 7}\n{"arrival_ms": 3600000, "target_tokens": 3}\n')
+    assert read_arrivals(path) == [Arrival(0.0, 3), Arrival(0.1, 7)], "times count from the first"
     path.write_text('{"arrival_ms": 50}')
     with pytest.raises(ValueError, match=":1"):
         read_arrivals(path)

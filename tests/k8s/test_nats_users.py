@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.local.nats_users import KINDS, Rights, main, new_seed, public_key
+from services.local.nats_server import write_secured
+from services.local.nats_users import KINDS, Rights, main, new_seed, public_key, rights_file
 from shared import subjects
 from tests.k8s.commands import run_commands
 from tests.k8s.machine import Built
@@ -124,6 +125,69 @@ def test_keys_that_are_there_are_kept_and_missing_ones_made(tmp_path: Path) -> N
         assert file.stat().st_mode & 0o777 == 0o600
         assert f"{{nkey: {public_key(file.read_text())}, permissions: $rights-{file.name}}}" in users
         assert file.read_text() not in users
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What the command is refused with; fails unless it is one line, with a status and nothing else."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(argv))
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert err.count("\n") == 1
+    return err.strip()
+
+
+@pytest.mark.parametrize("name", ["*", ">", "Edge_1", "a.b", "a b", "", "x" * 65])
+def test_a_name_that_no_instance_can_have_gets_no_rights_and_no_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    told = f"name {name!r} must be 1 to 64 characters of a-z, 0-9 and '-'"
+    assert refusal(capsys, "rights", "drafter", "good", name).endswith(told)
+    rights = tmp_path / "rights.conf"
+    rights.write_text(rights_file("drafter", ["good", "other"]).replace("rights-other", f"rights-{name}"))
+    assert refusal(capsys, "keys", str(rights), "--out", str(tmp_path)).endswith(f"{rights}: {told}")
+    assert list(tmp_path.iterdir()) == [rights]
+
+
+def test_a_site_is_named_like_an_instance(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'*'" in refusal(capsys, "rights", "drafter", "edge-0", "--together", "*")
+
+
+@pytest.mark.parametrize("written", ["rights-edge {", "rights-edge = {", "  rights-edge:{", "rights-edge: { # a site"])
+def test_rights_that_were_written_by_hand_get_a_key_too(tmp_path: Path, written: str) -> None:
+    rights = tmp_path / "rights.conf"
+    rights.write_text(f"{written}\n  publish: []\n}}\n")
+    main(["keys", str(rights), "--out", str(tmp_path)])
+    assert "permissions: $rights-edge}" in (tmp_path / "users.conf").read_text()
+
+
+def test_a_name_that_appears_twice_is_refused_and_nothing_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "edge-0 appears twice" in refusal(capsys, "rights", "drafter", "edge-0", "edge-1", "edge-0")
+    (first, second) = paths = [tmp_path / "first.conf", tmp_path / "second.conf"]
+    first.write_text(rights_file("drafter", ["edge-0", "edge-1"]))
+    second.write_text(rights_file("verifier", ["edge-1"]))
+    told = refusal(capsys, "keys", *map(str, paths), "--out", str(tmp_path))
+    assert told.endswith(f"the name edge-1 appears twice, in {first} and in {second}")
+    first.write_text(rights_file("drafter", ["edge-0"]) * 2)
+    assert "edge-0 appears twice" in refusal(capsys, "keys", str(first), "--out", str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_a_file_without_rights_or_none_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, empty = tmp_path / "good.conf", tmp_path / "empty.conf"
+    good.write_text(rights_file("drafter", ["edge-0"]))
+    empty.write_text("# rights-edge-1: {\n")
+    told = refusal(capsys, "keys", str(good), str(empty), "--out", str(tmp_path))
+    assert told.endswith(f"{empty} holds nobody's rights")
+    assert "No such file" in refusal(capsys, "keys", str(tmp_path / "none.conf"), "--out", str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == [empty, good]
+
+
+def test_a_system_of_its_own_may_lack_a_kind(tmp_path: Path) -> None:
+    write_secured(tmp_path / "nats", 4222, {"gateway": ["gateway"], "drafter": []})
+    assert (tmp_path / "nats/users.conf").read_text().count("nkey: ") == 1
 
 
 def test_routes_share_a_password_that_is_new_each_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,3 +164,14 @@ def test_prompts_or_a_trace_must_be_given(tmp_path: Path) -> None:
     done = model_zoo("lengths", "--out", str(tmp_path / "lengths.json"))
     assert done.returncode == 2
     assert "either --prompts or --trace must be given" in done.stderr
+
+
+def test_lengths_without_a_folder_to_write_to_are_refused_before_the_work(tmp_path: Path) -> None:
+    out = tmp_path / "no-folder" / "lengths.json"
+    for source in ("--prompts", "--trace"):
+        done = model_zoo("lengths", source, str(tmp_path / "no-file"), "--out", str(out))
+        assert done.returncode == 2
+        assert "the folder of --out" in done.stderr
+    done = model_zoo("lengths", "--trace", str(tmp_path / "no-file"), "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "is a folder" in " ".join(done.stderr.replace("│", " ").split())

@@ -99,3 +99,11 @@ def test_what_cannot_be_recorded_is_told_in_one_line(
     assert done.stderr.strip().splitlines()[-1].startswith("record failed: ")
     assert message in done.stderr
     assert not out.exists()
+
+
+def test_a_recording_without_a_folder_to_write_to_is_refused_before_the_work(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "no-folder" / "out.jsonl"
+    prompts.write_text("no prompts: they are not read")
+    done = model_zoo("record", "--prompts", str(prompts), "--out", str(out))
+    assert done.returncode == 2
+    assert "the folder of --out" in done.stderr

@@ -154,6 +154,32 @@ def test_secrets_never_show(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert "hush" not in repr(settings)
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("natss://u:secret@h:1", "natss://***@h:1"),
+        ("u:secret@h:1", "***@h:1"),
+        ("nats://secret@a:1,http://u:secret@b:2", "nats://***@a:1,http://***@b:2"),
+        ("nats://a:1, natss://u:secret@b", "nats://a:1, natss://***@b"),
+        ("nats://a:1,u:secret@b", "nats://***@b"),
+        ("nats://u:secret/1,@2@h:1", "nats://***@h:1"),
+        ("nats://u:se\ncret@h:port", "nats://***@h:port"),
+        ("nats://u:secret]@h", "nats://***@h"),
+        ("natss://h:1", "natss://h:1"),
+    ],
+)
+def test_the_password_in_an_address_never_shows(capsys: pytest.CaptureFixture[str], given: str, shown: str) -> None:
+    line = refusal(capsys, "--draft", "a", "--nats-url", given)
+    assert "--nats-url / DSD_NATS_URL: each address must look like nats://host:port" in line
+    assert line.endswith(f"(got '{shown}')\n")
+    assert "secret" not in line
+
+
+def test_nor_does_it_behind_a_flag_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "--draft", "a", "--nats-urls", "nats://u:secret@h:1", "--nats=nats://u:secret@h:1")
+    assert "--nats-urls nats://***@h:1 --nats=nats://***@h:1" in line
+
+
 def test_the_seed_of_a_nats_user_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "seed"
     file.write_text(USER_SEED + "\n")

@@ -24,7 +24,7 @@ def start_drafter(d, prompt, stop, limit, window, chunk, free_run, now):
     d.poll_due, d.polled_at = True, -1
     d.drafted = d.accepted = d.rejected = d.late = d.discarded = 0
     d.confidence, d.min_confidence = 1.0, 0.0
-    d.quiet_since, d.pass_ms = now, 0.0
+    d.quiet_since, d.polled_ms, d.pass_ms = now, 0.0, 0.0
     d.rtt_ms, d.rtt_deviation_ms = -1.0, 0.0
     steer(d, window, chunk, free_run, 0.0)
 
@@ -100,9 +100,14 @@ def resend_at(d):
     """When to resend unless a verdict comes first; infinity when no verdict is owed."""
     if d.closed or (d.sent <= d.committed and not d.free_run):
         return np.inf
-    trip = 1000.0 if d.rtt_ms < 0 else d.rtt_ms + 4 * d.rtt_deviation_ms
-    timeout = max(MIN_TIMEOUT_MS, trip + 2 * d.pass_ms)
+    timeout = _timeout_ms(d)
     return d.quiet_since + min(timeout * 2.0**d.tries, max(timeout, MAX_TIMEOUT_MS))
+
+
+@njit(cache=True)
+def _timeout_ms(d):
+    trip = 1000.0 if d.rtt_ms < 0 else d.rtt_ms + 4 * d.rtt_deviation_ms
+    return max(MIN_TIMEOUT_MS, trip + 2 * d.pass_ms)
 
 
 @njit(cache=True)
@@ -134,8 +139,8 @@ def on_verdict(d, m, now):
     if m.sent_ms >= 0:
         _observe_trip(d, max(0.0, now - m.sent_ms - m.hold_ms))
     if m.base > d.committed:
-        d.poll_due = d.poll_due or d.polled_at != d.committed
-        d.polled_at = d.committed
+        if d.polled_at != d.committed or now >= d.polled_ms + _timeout_ms(d):
+            d.poll_due, d.polled_at, d.polled_ms = True, d.committed, now
         return True
     rewound = m.epoch > d.epoch
     _commit(d, m)

@@ -40,6 +40,7 @@ DRAFTER = np.dtype(
         ("confidence", np.float64),  # of the newest guess
         ("min_confidence", np.float64),
         ("quiet_since", np.float64),
+        ("polled_ms", np.float64),
         ("pass_ms", np.float64),
         ("rtt_ms", np.float64),  # below 0 before the first sample
         ("rtt_deviation_ms", np.float64),

@@ -71,7 +71,8 @@ class DrafterSession:
     _confidence: float = 1.0  # of the newest guess: behind an unsure one nothing is drafted, so it is the last token
     _valid: int = 0  # positions below it were not rolled back since the step in flight began
     _poll_due: bool = False
-    _polled_at: int = -1
+    _polled_at: int = -1  # committed length of the last poll for a gap
+    _polled_ms: float = 0.0  # when that was
     _quiet_since: float = 0.0
     _tries: int = 0
     _pass_ms: float = 0.0
@@ -99,11 +100,14 @@ class DrafterSession:
         return len(self.tokens) - self.committed
 
     def rebind(self, request: Speculate, now: float) -> None:
-        """Takes a Speculate of a higher term; of the KV cache, what holds the common part of both texts is kept."""
+        """Takes a Speculate of a higher term; of the KV cache, what holds the common part of both texts is kept. Times
+        measured of the verifier are kept only where it stays the same."""
         if request.term <= self.term:
             raise ValueError(f"term {request.term} does not follow {self.term}")
         theirs = [*request.prompt_ids, *request.committed_ids]
         self.fates.discarded += self.num_guesses
+        if self._speculate is not None and self._speculate.verifier_id != request.verifier_id:
+            self.round_trip, self._pass_ms = RoundTrip(), 0.0
         self.term, self._speculate = request.term, request
         self._roll_back(common_prefix(self.tokens, theirs))
         self.tokens = theirs
@@ -194,7 +198,7 @@ class DrafterSession:
         """When to resend unless a verdict comes first; None when no verdict is owed."""
         if self.closed or (self.sent <= self.committed and not self.free_run):
             return None
-        timeout = max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + 2 * self._pass_ms)  # the pass under way, and its own
+        timeout = self._timeout_ms
         return self._quiet_since + min(timeout * 2.0**self._tries, max(timeout, MAX_TIMEOUT_MS))
 
     def on_timer(self, now: float) -> Draft | None:
@@ -209,6 +213,11 @@ class DrafterSession:
         self._quiet_since = now
         return self._draft(self.committed, TokenIds(self.tokens[self.committed : self.sent]), now)
 
+    @property
+    def _timeout_ms(self) -> float:
+        """What an answer may take: the round trip, the pass under way, and its own."""
+        return max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + 2 * self._pass_ms)
+
     def _draft(self, base: int, ids: TokenIds, now: float) -> Draft:
         return Draft(self.session_id, self.term, self.epoch, base, ids, self.free_run, now)
 
@@ -220,8 +229,7 @@ class DrafterSession:
             return False
         self._hear(verdict, now)
         if verdict.base > self.committed:
-            self._poll_due |= self._polled_at != self.committed
-            self._polled_at = self.committed
+            self._poll_for_gap(now)
             return True
         fixed = self.tokens[verdict.base : self.committed][: len(verdict.token_ids)]
         if list(verdict.token_ids[: len(fixed)]) != fixed:
@@ -252,6 +260,12 @@ class DrafterSession:
         self._pass_ms = verdict.compute_ms
         if verdict.echo:
             self.round_trip.observe(now - verdict.echo.sent_ms - verdict.echo.hold_ms)
+
+    def _poll_for_gap(self, now: float) -> None:
+        """One poll from a committed length, and another once that one or its answer must be lost: verdicts that go on
+        arriving above the gap put off every resend."""
+        if self._polled_at != self.committed or now >= self._polled_ms + self._timeout_ms:
+            self._poll_due, self._polled_at, self._polled_ms = True, self.committed, now
 
     def _commit(self, verdict: Verdict) -> None:
         ids, base = verdict.token_ids, verdict.base

@@ -1,6 +1,7 @@
 """What a drafter has seen of each verifier since its last report.
 
-Invariant: every change of a session's counts enters exactly one report. Times are milliseconds.
+Invariant: every change of a session's counts enters exactly one report, of the verifier that the session was drafted
+for when it came about. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class PairTable:
         self.rtt_ms = 0.0  # to all verifiers, moving average; 0 before the first sample
 
     def absorb(self, seat: Seat) -> Fates:
-        """Moves what changed in a session's counts into its pair; returns the fates as they were before."""
-        pair, state, seen = self._pair(seat.verifier_id), seat.state, seat.seen
-        before = seen.fates
+        """Moves what changed in a session's counts into its pair; returns the fates as they were before. The first call
+        behind a rebind to another verifier still counts for the old one, which then forgets the session."""
+        state, seen = seat.state, seat.seen
+        pair, before = self._pair(seen.verifier_id), seen.fates
         pair.drafted += state.drafted - seen.drafted
         pair.fates.accepted += state.fates.accepted - before.accepted
         pair.fates.rejected += state.fates.rejected - before.rejected
@@ -64,6 +66,10 @@ class PairTable:
         fates = state.fates
         seen.drafted = state.drafted
         seen.fates = Fates(fates.accepted, fates.rejected, fates.late, fates.discarded)
+        if seen.verifier_id != seat.verifier_id:
+            pair.last_verdict.pop(state.session_id, None)
+            seen.verifier_id = seat.verifier_id
+            self._pair(seat.verifier_id)  # it has a session, so it is reported
         return before
 
     def observe(self, seat: Seat, verdict: Verdict, num_new: int, now: float) -> None:

@@ -21,8 +21,9 @@ from shared.verifier_session import Fates
 
 @dataclass(slots=True)
 class Seen:
-    """Counts of a session that were already reported or exported."""
+    """Counts of a session that were already reported or exported, and the verifier whose pair has the next ones."""
 
+    verifier_id: str
     drafted: int = 0
     fates: Fates = field(default_factory=Fates)
 
@@ -34,7 +35,10 @@ class Seat:
     state: DrafterSession
     cache: DraftCache
     gateway_id: str
-    seen: Seen = field(default_factory=Seen)
+    seen: Seen = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = Seen(self.verifier_id)
 
     @property
     def verifier_id(self) -> str:

@@ -26,10 +26,17 @@ class Pairs:
 
     def start(self, verifier_id: str = VERIFIER) -> Seat:
         self.num_started += 1
+        return self.speculate(f"{self.num_started:032x}", 1, verifier_id)
+
+    def rebind(self, seat: Seat, verifier_id: str) -> None:
+        """Under a higher term, counted at once, as the service does."""
+        self.speculate(seat.state.session_id, seat.state.term + 1, verifier_id)
+        self.pairs.absorb(seat)
+
+    def speculate(self, session_id: str, term: int, verifier_id: str) -> Seat:
         request = Speculate(
-            f"{self.num_started:032x}", 1, verifier_id, TokenIds(PROMPT), NO_TOKENS, Sampling(), NO_TOKENS, 100,
-            Speculation(),
-        )  # fmt: skip
+            session_id, term, verifier_id, TokenIds(PROMPT), NO_TOKENS, Sampling(), NO_TOKENS, 100, Speculation()
+        )
         return self.table.speculate(request, GATEWAY, WindowChoice(8, 2, True), 0.0)
 
     def report(self, draft_ms: float = 5.0) -> dict[str, PairReport]:
@@ -139,6 +146,54 @@ def test_the_pause_between_two_lives_of_a_session_is_no_time_per_token(pairs: Pa
     count(seat, 1)
     pairs.pairs.absorb(seat)
     assert pairs.report()[VERIFIER].tpot_ms == 0
+
+
+def guessed(pairs: Pairs, num: int) -> Seat:
+    """A session with so many open guesses, and a verdict behind it."""
+    seat = pairs.start()
+    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
+    for _ in range(num):
+        seat.state.end_step(seat.state.begin_step(64), 1)
+    pairs.pairs.absorb(seat)
+    return seat
+
+
+def test_a_session_that_moves_leaves_the_fate_of_its_guesses_to_the_verifier_that_they_were_made_for(
+    pairs: Pairs,
+) -> None:
+    seat = guessed(pairs, 8)
+    pairs.report()
+    pairs.rebind(seat, OTHER_VERIFIER)
+    assert {key: (report.drafted, report.discarded, report.num_sessions) for key, report in pairs.report().items()} == {
+        VERIFIER: (0, 8, 0), OTHER_VERIFIER: (0, 0, 1),
+    }  # fmt: skip
+    count(seat, 3, accepted=2)
+    pairs.pairs.absorb(seat)
+    assert {key: (report.drafted, report.matched) for key, report in pairs.report().items()} == {OTHER_VERIFIER: (3, 2)}
+
+
+def test_a_session_that_moves_and_returns_has_no_time_per_token_and_no_round_trip_of_the_other_link(
+    pairs: Pairs,
+) -> None:
+    pairs.start()  # so that the pair is not forgotten as a whole
+    seat = guessed(pairs, 1)
+    seat.state.round_trip.observe(30.0)
+    pairs.rebind(seat, OTHER_VERIFIER)
+    pairs.pairs.observe(seat, verdict(seat), 1, now=5000.0)
+    assert pairs.report()[OTHER_VERIFIER].rtt_ms == 0
+    pairs.rebind(seat, VERIFIER)
+    pairs.pairs.observe(seat, verdict(seat), 1, now=9000.0)
+    assert pairs.report()[VERIFIER].tpot_ms == 0
+
+
+def test_a_session_that_stays_with_its_verifier_under_another_term_keeps_its_figures(pairs: Pairs) -> None:
+    seat = guessed(pairs, 8)
+    seat.state.round_trip.observe(30.0)
+    pairs.rebind(seat, VERIFIER)
+    pairs.pairs.observe(seat, verdict(seat), 2, now=100.0)
+    report = pairs.report()[VERIFIER]
+    assert (report.drafted, report.discarded, report.num_sessions) == (8, 8, 1)
+    assert (report.rtt_ms, report.tpot_ms) == (30.0, 50.0)
 
 
 def test_the_round_trip_is_the_sessions_smoothed_one(pairs: Pairs) -> None:

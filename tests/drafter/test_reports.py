@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from awc.policy import DEFAULT_CHOICE
-from shared.messages import Close, Heartbeat, Report, WindowDecision
+from shared.messages import Close, Draft, Heartbeat, Report, WindowDecision
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.peers import until
 
@@ -40,6 +40,25 @@ async def test_a_report_tells_what_was_seen_of_a_verifier_since_the_last_one(sta
 
 def pairs(world: World) -> list:
     return [(report.sequence, pair) for report in world.controller.of(Report) for pair in report.pairs]
+
+
+async def test_what_a_session_guessed_for_a_verifier_is_reported_of_it_though_it_moved_to_another(start: Start) -> None:
+    async with start(report_s=0.3) as world:
+        other = await world.meet("verifier", "other")
+        request = await world.speculate()
+        await world.drafted(request, 0, WINDOW)
+        rebound = await world.speculate(session_id=request.session_id, term=2, committed=TEXT[:3], verifier=other)
+        await other.find(Draft, lambda draft: draft.term == 2 and TEXT[2 + WINDOW] in draft.token_ids)
+        await world.tell(other, world.verdict(rebound, 3, TEXT[3:5], accepted=2))
+        await until(lambda: sum(pair.matched for _, pair in pairs(world)) == 2)
+        told = {world.verifier.instance_id: (WINDOW, 0, WINDOW), other.instance_id: (WINDOW + 2, 2, 0)}
+        await until(lambda: {verifier_id: totals(world, verifier_id) for verifier_id in told} == told)
+
+
+def totals(world: World, verifier_id: str) -> tuple[int, int, int]:
+    """Guesses drafted, matched and discarded, of all reports of a verifier."""
+    mine = [pair for _, pair in pairs(world) if pair.verifier_id == verifier_id]
+    return sum(pair.drafted for pair in mine), sum(pair.matched for pair in mine), sum(pair.discarded for pair in mine)
 
 
 async def test_an_idle_drafter_reports_nothing(start: Start) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from shared.drafter_session import MAX_SILENT_TRIES, DrafterSession, RoundTrip
 from shared.messages import Draft, Echo, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
 
 SESSION = "ab" * 16
-VERIFIER = "cloud.0123456789ab"
+VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"
 PROMPT = (1, 2, 3)
 STOP = 0
 
 
-def request(term: int = 1, committed: tuple[int, ...] = (), max_tokens: int = 50) -> Speculate:
+def request(
+    term: int = 1, committed: tuple[int, ...] = (), max_tokens: int = 50, verifier_id: str = VERIFIER
+) -> Speculate:
     return Speculate(
-        SESSION, term, VERIFIER, TokenIds(PROMPT), TokenIds(committed), Sampling(), TokenIds((STOP,)), max_tokens,
+        SESSION, term, verifier_id, TokenIds(PROMPT), TokenIds(committed), Sampling(), TokenIds((STOP,)), max_tokens,
         Speculation(),
     )  # fmt: skip
 
@@ -155,14 +159,50 @@ def test_a_step_overtaken_by_the_verifier_keeps_its_cache_but_not_its_guess() ->
     assert (state.computed, state.drafted) == (3, 0)
 
 
-def test_a_verdict_above_the_committed_length_makes_one_poll_from_there() -> None:
-    state = session()
-    state.on_verdict(verdict(5, 9), now=1.0)
-    state.on_verdict(verdict(6, 9), now=1.0)
-    poll = state.take_draft(1.0)
-    assert (poll.base, poll.token_ids) == (3, ())
-    assert state.take_draft(1.0) is None
-    assert state.tokens == [1, 2, 3]
+ANSWER_MS = 12.0 + 2 * 20.0  # what an answer may take in a gapped session: srtt + 4 var, the pass under way and its own
+
+
+def gapped(window: int = 2) -> DrafterSession:
+    """A session with a full window whose next verdict was lost, at 100 ms, when the one behind that has come."""
+    state = session(window=window)
+    state.on_verdict(verdict(3, 7, echo=Echo(96.0, 0.0)), now=100.0)
+    guess(state, *range(10, 10 + window), now=100.0)
+    state.on_verdict(verdict(6, 9), now=100.0)
+    return state
+
+
+def test_a_verdict_above_the_committed_length_makes_one_poll_from_there_in_the_time_of_an_answer() -> None:
+    state = gapped()
+    state.on_verdict(verdict(7, 9), now=100.0)
+    poll = state.take_draft(100.0)
+    assert (poll.base, poll.token_ids) == (4, ())
+    for now in (100.0, 120.0, 100.0 + ANSWER_MS - 1):
+        state.on_verdict(verdict(8, 9), now=now)
+        assert state.take_draft(now) is None
+    assert state.tokens == [1, 2, 3, 7, 10, 11]
+
+
+def test_a_poll_without_an_answer_is_made_again_though_verdicts_go_on_arriving() -> None:
+    state = gapped()
+    every_ms, polled = 5, []
+    for now in range(100, 400, every_ms):
+        state.on_verdict(verdict(8, 9), now=now)
+        assert state.on_timer(now) is None, "the verifier is not silent"
+        while (draft := state.take_draft(now)) is not None:
+            assert (draft.base, draft.token_ids) == (4, ())
+            polled.append(now)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(polled)]
+    assert len(pauses) == 300 // (ANSWER_MS + every_ms)
+    assert all(ANSWER_MS <= pause < ANSWER_MS + every_ms for pause in pauses)
+
+
+def test_the_answer_of_a_poll_fills_the_gap_and_the_next_gap_is_polled_at_once() -> None:
+    state = gapped()
+    state.take_draft(100.0)
+    state.on_verdict(verdict(4, 10, 8, 9, accepted=1, epoch=1), now=110.0)
+    assert state.tokens == [1, 2, 3, 7, 10, 8, 9]
+    state.on_verdict(verdict(9, 9, epoch=1), now=111.0)
+    assert state.take_draft(111.0).base == 7
 
 
 def test_an_empty_verdict_of_a_newer_epoch_makes_one_rewind() -> None:
@@ -304,6 +344,28 @@ def test_speculate_with_a_higher_term_rebinds_and_keeps_the_common_cache() -> No
     assert (state.tokens, state.computed, state.epoch) == ([1, 2, 3, 7, 6], 4, 0)
     assert counts(state) == (0, 0, 0, 3)
     assert state.take_draft(1.0).base == 5
+
+
+def measured() -> DrafterSession:
+    """A session that has measured a round trip of 4 ms and a pass of 20 ms."""
+    state = session()
+    state.on_verdict(verdict(3, 7, echo=Echo(96.0, 0.0)), now=100.0)
+    assert state.resend_at == 100.0 + ANSWER_MS
+    return state
+
+
+def test_another_verifier_s_round_trip_and_pass_time_are_measured_afresh() -> None:
+    state = measured()
+    state.rebind(request(term=2, committed=(7,), verifier_id=OTHER_VERIFIER), now=200.0)
+    assert state.round_trip.mean_ms is None
+    assert state.resend_at == 200.0 + RoundTrip().timeout_ms
+
+
+def test_the_same_verifier_s_round_trip_and_pass_time_outlive_a_rebinding() -> None:
+    state = measured()
+    state.rebind(request(term=2, committed=(7,)), now=200.0)
+    assert state.round_trip.mean_ms == 4.0
+    assert state.resend_at == 200.0 + ANSWER_MS
 
 
 def test_silence_is_answered_by_resending_from_committed_with_growing_pauses() -> None:

@@ -103,6 +103,28 @@ def test_speculation_comes_back_after_an_outage(seed: int, free_run: bool) -> No
     finish(world)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_speculation_comes_back_after_a_verdict_and_the_poll_for_it_are_lost(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = next(s for s in range(1000 * seed, 10**6) if len(target_text(s, 400)) > 150)
+    world = World(long, max_tokens=400, accuracy=0.9)
+    world.start()
+    world.run(until=200.0)
+    drafter, hear, tell = world.drafter_sessions["d.0"], world.on_verdict_at_drafter, world.deliver
+    with monkeypatch.context() as losses:  # while the window fills; verdicts above the committed length arrive
+        losses.setattr(
+            world, "on_verdict_at_drafter", lambda to, verdict: verdict.base > drafter.committed and hear(to, verdict)
+        )
+        losses.setattr(world, "deliver", lambda sender, draft: draft.token_ids and tell(sender, draft))
+        world.run(until=world.now + 60.0)
+    assert not drafter.wants_step
+    before = drafter.fates.accepted
+    world.run(until=world.now + 300.0)
+    assert drafter.fates.accepted > before
+    finish(world)
+
+
 def test_a_perfect_drafter_on_a_perfect_bus_has_nearly_all_its_guesses_accepted() -> None:
     seed = next(s for s in range(1000) if len(target_text(s, 60)) == 60)
     world = World(seed, max_tokens=60, accuracy=1.0, free_run=False, faults=Faults(delay_ms=1.0))

@@ -15,7 +15,7 @@ from shared.messages import Finish, Tally
 
 
 class Answer:
-    """Follows a session to its end, or to a stop string. echo: text that the answer begins with."""
+    """Follows a session to its end, or to a stop string, and ends it there. echo: text that the answer begins with."""
 
     def __init__(
         self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics, echo: str = ""
@@ -42,6 +42,7 @@ class Answer:
                     yield piece
                 if self._text.stopped:
                     break
+        await self._live.end(self._text.num_tokens)
         if rest := self._text.flush():
             yield rest
         self._observe()
@@ -59,6 +60,11 @@ class Answer:
     @property
     def num_tokens(self) -> int:
         return self._text.num_tokens
+
+    @property
+    def num_accepted(self) -> int:
+        """Guesses that became part of the text; a few behind a stop string may be among them."""
+        return min(self.tally.accepted, self.num_tokens)
 
     @property
     def tally(self) -> Tally:

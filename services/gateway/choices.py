@@ -77,7 +77,7 @@ class Choices:
         num_output = sum(answer.num_tokens for answer in self.answers)
         tallies = [answer.tally for answer in self.answers]
         details = TokenDetails(
-            accepted_prediction_tokens=sum(tally.accepted for tally in tallies),
+            accepted_prediction_tokens=sum(answer.num_accepted for answer in self.answers),
             rejected_prediction_tokens=sum(tally.rejected + tally.discarded for tally in tallies),
         )
         return Usage(self._num_prompt_tokens, num_output, self._num_prompt_tokens + num_output, details)

@@ -38,7 +38,7 @@ class Visit:
         """Tokens taken so far; a prompt counts once for all answers to it, and not where no verifier took it."""
         opened = {i // self.num_choices: session for i, session in enumerate(self._sessions) if session.was_opened}
         num_read = sum(len(session.generation.prompt_ids) for session in opened.values())
-        return num_read + sum(len(session.stream.tokens) for session in self._sessions)
+        return num_read + sum(session.num_tokens for session in self._sessions)
 
 
 class Entry:

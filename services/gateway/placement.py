@@ -6,7 +6,7 @@ Pure: chooses among the fleet's candidates by the routing policies of shared/rou
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from services.gateway.fleet import Fleet
@@ -33,17 +33,24 @@ class Placement:
         generation: Generation,
         now: float,
         avoid: Collection[str] = (),
-        fingerprint: str = "",
+        fingerprints: Sequence[str] = (),
         holder: str | None = None,
     ) -> str | None:
         """A verifier for the session; among those not to be avoided the `holder`, which has it already, else one of the
-        same numerics where there is any."""
+        first of these numerics of which there is any."""
         choices = self.fleet.choices("verifier", generation.model, now, generation.context)
         choices = [choice for choice in choices if choice.instance_id not in avoid]
         if any(choice.instance_id == holder for choice in choices):
             return holder
-        alike = [choice for choice in choices if self._fingerprint(choice, now) == fingerprint]
-        return self._choose(self.verifier_router, alike or choices)
+        for fingerprint in fingerprints:
+            if alike := [choice for choice in choices if self.fingerprint(choice.instance_id, now) == fingerprint]:
+                return self._choose(self.verifier_router, alike)
+        return self._choose(self.verifier_router, choices)
+
+    def fingerprint(self, instance_id: str, now: float) -> str:
+        """An instance's numerics, as its newest heartbeat tells them; empty where it is not heard."""
+        heartbeat = self.fleet.find(instance_id, now)
+        return heartbeat.fingerprint if heartbeat else ""
 
     def drafter(
         self, generation: Generation, verifier_id: str, num_left: int, now: float, avoid: Collection[str] = ()
@@ -82,7 +89,3 @@ class Placement:
             return None
         self.fleet.count_session(chosen.instance_id)
         return chosen.instance_id
-
-    def _fingerprint(self, choice: Candidate, now: float) -> str:
-        heartbeat = self.fleet.find(choice.instance_id, now)
-        return heartbeat.fingerprint if heartbeat else ""

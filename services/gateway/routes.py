@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import structlog
@@ -203,17 +204,21 @@ def _choices(
 
 
 def _voice(lives: list[LiveSession], dialect: Dialect, body: AnyBody) -> Voice:
-    """Where verifiers of several numerics work on the choices, all are named."""
     first = lives[0].session
     return Voice(
         dialect=dialect,
         session_id=first.session_id,
         created=int(time.time()),
         model=first.generation.model,
-        fingerprint=", ".join(dict.fromkeys(live.session.fingerprint for live in lives)),
+        fingerprint=partial(_fingerprint, lives),
         tells_usage=body.includes_usage,
         tells_fates=body.fates,
     )
+
+
+def _fingerprint(lives: list[LiveSession]) -> str:
+    """Where verifiers of several numerics have worked on the choices, all are named."""
+    return ", ".join(dict.fromkeys(name for live in lives for name in live.session.fingerprints))
 
 
 def _seed_header(live: LiveSession) -> dict[str, str]:

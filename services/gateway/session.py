@@ -58,7 +58,6 @@ class Session:
     term: int = 0
     verifier_id: str | None = None
     drafter_id: str | None = None
-    fingerprint: str = ""
     was_opened: bool = False
     failure: SessionFailed | None = None
     _outbox: list[Send] = field(default_factory=list)
@@ -75,6 +74,9 @@ class Session:
     _speculated_at: float = 0.0
     _num_speculates: int = 0
     _rebound: bool = False  # this term's verifier had the session before
+    _fingerprint: str = ""  # of this term's verifier
+    _worked: list[str] = field(default_factory=list)  # fingerprints whose tokens the answer has, in order
+    _num_told: int | None = None  # tokens of a text that ended before its session
 
     @classmethod
     def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Session:
@@ -91,6 +93,16 @@ class Session:
     @property
     def session_id(self) -> str:
         return self.generation.session_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer so far; none behind the end of its text."""
+        return len(self.stream.tokens) if self._num_told is None else self._num_told
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Numerics of the verifiers whose tokens the answer has, by their first; before any, of the one at hand."""
+        return self._worked or [self._fingerprint]
 
     @property
     def due(self) -> float | None:
@@ -131,7 +143,7 @@ class Session:
 
     def on_opened(self, sender_id: str, opened: Opened, now: float) -> None:
         if self._is_current(sender_id, opened.term):
-            self.fingerprint = opened.fingerprint
+            self._fingerprint = opened.fingerprint
             self._hear_verifier(now)
 
     def on_verdict(self, sender_id: str, verdict: Verdict, now: float) -> None:
@@ -147,6 +159,8 @@ class Session:
         self.tallies.observe(sender_id, verdict.term, verdict.tally)
         if new:
             self._idle_opens = 0
+            if self._fingerprint not in self._worked:
+                self._worked.append(self._fingerprint)
         if self.stream.finish:
             self.phase = "over"
         elif self.drafter_id is None:
@@ -199,9 +213,12 @@ class Session:
         if self.phase != "over":
             self._fail("draining", reason)
 
-    def close(self) -> None:
-        """The answer is complete, or nobody wants it any more: tells everybody who may know the session."""
+    def close(self, num_tokens: int | None = None) -> None:
+        """The answer is complete, with its first `num_tokens` tokens where they are given, or nobody wants it any more:
+        tells everybody who may know the session."""
         self.phase = "over"
+        if num_tokens is not None:
+            self._num_told = num_tokens
         for instance_id, service in self._bound.items():
             self._say(service, instance_id, "close", Close(self.session_id, self.term))
         self._bound.clear()
@@ -226,7 +243,7 @@ class Session:
     def _place(self, now: float) -> None:
         """Opens the session at the verifier that has it, if that is back, else at the best there is."""
         avoided = {instance_id for instance_id, until in self._avoided.items() if now < until}
-        verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprint, self.verifier_id)
+        verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprints, self.verifier_id)
         if verifier_id is not None:
             self._idle_opens += 1
             if self._idle_opens > self.timing.max_idle_opens:
@@ -253,6 +270,8 @@ class Session:
             self.incidents.failovers += verifier_id != self.verifier_id
             self.incidents.drafter_changes += drafter_id != self.drafter_id
         self._rebound = verifier_id == self.verifier_id and self.was_opened
+        if verifier_id != self.verifier_id:
+            self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
         self.verifier_id, self.drafter_id = verifier_id, drafter_id
         self._bound[verifier_id] = "verifier"
         self.term += 1

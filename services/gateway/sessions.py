@@ -60,6 +60,11 @@ class LiveSession:
             return order.window
         return self._sessions.windows.window(self.session.drafter_id, self.session.verifier_id)
 
+    async def end(self, num_tokens: int) -> None:
+        """The text is complete with so many tokens: nobody need work on the session any more."""
+        self.session.close(num_tokens)
+        await self._sessions.end(self.session)
+
     def wake(self) -> None:
         """Something has happened to the session."""
         self._changed.set()
@@ -131,7 +136,7 @@ class Sessions:
 
     @asynccontextmanager
     async def live(self, generation: Generation) -> AsyncIterator[LiveSession]:
-        """A session that lives as long as the block; for those who hold a place (entry.py)."""
+        """A session that lives until its text is complete or the block ends; for those who hold a place (entry.py)."""
         session = Session.started(generation, self.placement, self._timing, time.monotonic())
         live = LiveSession(session, self)
         self._live[session.session_id] = live
@@ -139,11 +144,15 @@ class Sessions:
         try:
             yield live
         finally:
-            del self._live[session.session_id]
+            session.close()
+            await self.end(session)
+
+    async def end(self, session: Session) -> None:
+        """Counts a closed session, once, and tells its peers; one that still speaks of it is told again."""
+        if self._live.pop(session.session_id, None) is not None:
             self._metrics.sessions.set(len(self._live))
             self._metrics.count_session(session)
-            session.close()
-            await self.send(session)
+        await self.send(session)
 
     def abort(self, reason: str) -> None:
         """Fails every session in flight; their owners tell their clients."""

@@ -136,7 +136,8 @@ class VerdictStream:
         known = self.tokens[start : start + len(verdict.token_ids)]
         if list(verdict.token_ids[: len(known)]) != known:
             raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already fixed")
-        if self.wants_logprobs and end - self.length > len(verdict.logprobs or ()):
+        is_gap = verdict.base > self.length  # none of its tokens is taken
+        if self.wants_logprobs and not is_gap and end - self.length > len(verdict.logprobs or ()):
             raise ConflictingVerdict(f"tokens up to position {end} came without logprobs")
         if verdict.finish and end < self.length:
             raise ConflictingVerdict(f"finished at position {end}, behind {self.length} already fixed")

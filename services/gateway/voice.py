@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -40,7 +41,7 @@ class Voice:
     session_id: str
     created: int
     model: str
-    fingerprint: str
+    fingerprint: Callable[[], str]  # what holds by now
     tells_usage: bool  # at the end of a stream
     tells_fates: bool
 
@@ -92,7 +93,7 @@ class Voice:
             object=kind,
             created=self.created,
             model=self.model,
-            system_fingerprint=self.fingerprint,
+            system_fingerprint=self.fingerprint(),
         )
 
 

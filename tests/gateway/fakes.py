@@ -100,7 +100,7 @@ class Peer:
                 [MODEL],
                 CONTEXT,
                 VOCABULARY,
-                f"{self.service}-numerics",
+                f"{self.name}-numerics",
                 Load(),
                 self.draining,
             )

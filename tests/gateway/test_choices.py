@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from shared.messages import Close, Open
-from tests.gateway.conftest import EOS, World, ids_of
+from shared.subjects import to
+from tests.gateway.conftest import EOS, TOKENIZER, World, ids_of, until
 from tests.gateway.fakes import MODEL
 from tests.gateway.test_http import CHAT, COMPLETIONS, chat, events
 
@@ -135,6 +137,47 @@ async def test_a_stream_of_several_choices_that_breaks_off_tells_one_error_and_c
     assert "broken by the test" in errors[0]
     assert rest[-2:] == ["data: [DONE]", ""]
     await world.no_session_is_left()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_choice_that_hit_its_stop_string_is_closed_while_the_others_go_on(world: World, stream: bool) -> None:
+    verifier, drafter = await world.verifier(pass_s=0.01), await world.drafter()
+    verifier.by_seed = {7: ids_of("here it stops " * 30), 8: ids_of("on and on it goes " * 30)}
+    asking = asyncio.create_task(world.client.post(CHAT, json=chat(n=2, seed=7, stop="stop", stream=stream)))
+    await until(lambda: len(verifier.sessions) == 2)
+    await until(lambda: len(verifier.sessions) < 2)
+    (left,) = verifier.sessions.values()
+    assert (left.request.sampling.seed, left.finish, verifier.num_cut_short) == (8, None, 1)
+    await until(lambda: len(drafter.sessions) == len(world.gateway.sessions) == 1)
+    next(iter(world.gateway.sessions._live.values())).session.abort("the test has seen enough")
+    await asking
+    await world.no_session_is_left()
+
+
+async def test_a_stopped_choice_whose_close_was_lost_is_closed_when_it_speaks_again(world: World) -> None:
+    verifier = await world.verifier(pass_s=0.01)
+    verifier.by_seed = {7: ids_of("here it stops " * 30), 8: ids_of("on and on it goes " * 30)}
+    closes = to("verifier", verifier.instance_id, "close", world.gateway.sessions.instance_id)
+    world.network.cut(closes)
+    response = await world.client.post(CHAT, json=chat(n=2, seed=7, stop="stop", stream=True))
+    await until(lambda: len(world.gateway.sessions) == 1)
+    assert len(verifier.sessions) == 2
+    world.network.mend(closes)
+    await until(lambda: len(verifier.sessions) == 1)
+    assert len(world.gateway.sessions) == 1, "the other goes on"
+    response.close()
+    await world.no_session_is_left()
+
+
+async def test_accepted_guesses_behind_a_stop_string_are_never_more_than_there_are_tokens(world: World) -> None:
+    await world.verifier(pass_s=0.05)  # the guesses behind the first token come before the next pass
+    await world.drafter()
+    second = TOKENIZER.decode(ids_of(world.answer)[1:2])
+    body = await asked(world, CHAT, chat(stop=second))
+    usage = body["usage"]
+    assert usage["completion_tokens"] == 2
+    assert body["dsd"]["accepted"] == 3
+    assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == 2
 
 
 async def test_every_chunk_with_text_tells_the_fates_of_its_tokens_where_asked(world: World) -> None:

@@ -30,6 +30,7 @@ class Stream:
         self.finish: str | None = None
         self.report: dict[str, Any] = {}
         self.error: dict[str, Any] | None = None
+        self.fingerprints: list[str] = []  # as they were told, one after the other
 
     async def read(self, at_least: int | None = None) -> str:
         """Reads on until the text has that many characters, or to the end."""
@@ -45,6 +46,8 @@ class Stream:
         if "error" in chunk:
             self.error = chunk["error"]
             return
+        if chunk["system_fingerprint"] not in self.fingerprints[-1:]:
+            self.fingerprints.append(chunk["system_fingerprint"])
         (choice,) = chunk["choices"]
         self.text += choice["delta"].get("content", "")
         self.finish = choice["finish_reason"]
@@ -77,10 +80,25 @@ async def test_a_killed_verifier_s_sessions_go_on_at_another(long_world: World) 
     for stream in streams:
         assert await stream.read() == LONG
         assert (stream.finish, stream.report["verifier"]) == ("stop", "second")
+        assert stream.fingerprints == ["first-numerics", "first-numerics, second-numerics"]
     assert len(second.of(Open)) >= 8
     assert all(isinstance(order, Open) and order.term > 1 for order in second.of(Open))
     assert world.count("failovers_total") == 8
     await world.no_session_is_left()
+
+
+async def test_a_whole_answer_names_the_numerics_of_all_that_worked_on_it(long_world: World) -> None:
+    world = long_world
+    first = await world.verifier("first", PASS_S)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    asking = asyncio.create_task(world.client.post(CHAT, json=body))
+    await until(lambda: any(live.session.stream.tokens for live in world.gateway.sessions._live.values()))
+    await world.verifier("second", PASS_S)
+    await first.kill()
+    first.sessions.clear()
+    answer = await (await asking).json()
+    assert answer["choices"][0]["message"]["content"] == LONG
+    assert answer["system_fingerprint"] == "first-numerics, second-numerics"
 
 
 async def test_a_verifier_that_comes_back_under_a_new_id_gets_its_sessions_again(long_world: World) -> None:

@@ -82,8 +82,10 @@ def test_sessions_given_since_the_heartbeat_count_as_load() -> None:
 
 def test_a_verifier_of_the_same_numerics_is_preferred() -> None:
     chooser = placement(beat("a.1", fingerprint="cpu"), beat("b.1", fingerprint="gpu", load=Load(num_sessions=9)))
-    assert chooser.verifier(generation(), 0.1, fingerprint="gpu") == "b.1"
-    assert chooser.verifier(generation(), 0.1, avoid=["b.1"], fingerprint="gpu") == "a.1"
+    assert chooser.verifier(generation(), 0.1, fingerprints=["gpu"]) == "b.1"
+    assert chooser.verifier(generation(), 0.1, fingerprints=["gpu", "cpu"]) == "b.1", "the first counts most"
+    assert chooser.verifier(generation(), 0.1, fingerprints=["tpu", "gpu"]) == "b.1"
+    assert chooser.verifier(generation(), 0.1, avoid=["b.1"], fingerprints=["gpu"]) == "a.1"
     assert chooser.verifier(generation(), 0.1, avoid=["a.1", "b.1"]) is None
 
 

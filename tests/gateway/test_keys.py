@@ -20,7 +20,7 @@ import structlog
 from services.gateway import keys
 from services.gateway.keys import BadKeyFile, KeyFile, digest, new_key, parse
 from shared.messages import Open
-from tests.gateway.conftest import Clock, World, a_world, until
+from tests.gateway.conftest import TOKENIZER, Clock, World, a_world, ids_of, until
 from tests.gateway.fakes import MODEL
 
 CHAT = "/v1/chat/completions"
@@ -324,6 +324,21 @@ async def test_every_prompt_is_charged_once_whatever_its_choices_and_its_likenes
             charged += usage["total_tokens"]
             await world.no_session_is_left()
             assert world.count("key_tokens_total", key="alice") == charged
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_tokens_behind_a_stop_string_are_not_charged(folder: Path, file: Path, n: int) -> None:
+    async with a_world(folder, api_keys_file=str(file)) as world:
+        verifier = await world.verifier(pass_s=0.05)  # its second verdict brings guesses, behind the stop string too
+        await world.drafter()
+        verifier.by_seed = {8: ids_of("a dim, deep den " * 10)}
+        stop = TOKENIZER.decode(ids_of(world.answer)[1:2])
+        asked = {**ASKED, "n": n, "seed": 7, "stop": stop, "max_tokens": 20}
+        body = await (await world.client.post(CHAT, json=asked, headers=bearer(KEYS["alice"]))).json()
+        assert body["usage"]["completion_tokens"] == 2 + (n - 1) * 20
+        assert body["dsd"]["accepted"] >= 3
+        await until(lambda: world.count("key_requests_total", key="alice") == 1)
+        assert world.count("key_tokens_total", key="alice") == body["usage"]["total_tokens"]
 
 
 async def test_a_key_has_its_own_number_of_answers_under_way_or_waiting(folder: Path, file: Path) -> None:

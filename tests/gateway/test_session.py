@@ -22,6 +22,7 @@ from shared.messages import (
     Speculate,
     Tally,
     TokenIds,
+    TokenLogprobs,
     Verdict,
 )
 from tests.gateway.test_fleet import beat, generation, placement
@@ -70,8 +71,21 @@ class Story:
     ) -> None:
         echo = Echo(0.0, 0.0) if drafted else None
         term = self.session.term if term is None else term
+        wanted = self.session.generation.num_top is not None
         said = Verdict(
-            self.session.session_id, term, 0, base, TokenIds(ids), 0, finish, echo, 0.0, 1, 0.0, Tally(num_passes=1)
+            self.session.session_id,
+            term,
+            0,
+            base,
+            TokenIds(ids),
+            0,
+            finish,
+            echo,
+            0.0,
+            1,
+            0.0,
+            Tally(num_passes=1),
+            [TokenLogprobs(0.0, TokenIds(), [])] * len(ids) if wanted else None,
         )
         self.session.on_verdict(by, said, self.now)
 
@@ -141,6 +155,7 @@ def test_a_verdict_opens_the_session_when_opened_was_lost() -> None:
     story.verdict("v1.1", PROMPT, [1])
     assert story.session.was_opened
     assert taken(story.session) == [1]
+    assert story.session.fingerprints == ["cpu"], "as its heartbeat tells"
 
 
 def test_without_a_drafter_the_verifier_runs_alone_and_one_that_comes_later_is_adopted() -> None:
@@ -188,6 +203,26 @@ def test_a_drafter_that_refuses_or_is_absent_is_replaced_and_then_done_without(s
     assert taken(story.session) == [4]
 
 
+@pytest.mark.parametrize("code", ["internal", "overloaded", "draining", "closed"])
+def test_a_drafter_that_fails_in_mid_answer_is_replaced_at_once_and_then_done_without(code: FailureCode) -> None:
+    story = running()
+    for number in range(5):
+        story.wait(0.2)
+        story.verdict("v1.1", PROMPT + 3 + number, [7])
+    story.failure("d1.1", code, retryable=True)
+    closed, rebind = story.sends()
+    assert closed == Send("drafter", "d1.1", "close", Close(story.session.session_id, 1))
+    assert isinstance(rebind.message, Open)
+    assert (rebind.instance_id, rebind.message.drafter_id, rebind.message.term) == ("v1.1", "d2.1", 2)
+    assert rebind.message.committed_ids == (1, 2, 3, 7, 7, 7, 7, 7)
+    story.opened("v1.1")
+    assert story.verbs() == ["speculate d2.1"]
+    story.failure("d2.1", code, retryable=True)
+    assert (story.session.drafter_id, story.verbs()) == (None, ["close d2.1"])
+    story.verdict("v1.1", PROMPT + 8, [8])
+    assert taken(story.session)[-1] == 8, "the verifier goes on alone"
+
+
 def test_a_lost_speculate_is_repeated_and_then_another_drafter_is_tried() -> None:
     story = Story(two_of_each())
     story.opened("v1.1")
@@ -231,6 +266,24 @@ def test_a_silent_verifier_is_left_for_another_with_all_that_is_fixed() -> None:
     assert (moved.instance_id, moved.message.term, moved.message.drafter_id) == ("v2.1", 2, "d1.1")
     assert moved.message.committed_ids == (1, 2, 3)
     assert story.session.incidents.failovers == 1
+
+
+def test_a_session_keeps_the_numerics_that_worked_on_it_in_order_and_prefers_the_first() -> None:
+    story = Story([beat("a.0", fingerprint="a")])
+    story.opened("a.0", "a")
+    told = [list(story.session.fingerprints)]
+    for number, (others, preferred) in enumerate([("b", "b"), ("abc", "a"), ("bc", "b")], 1):
+        at = str(story.session.verifier_id)
+        story.verdict(at, PROMPT + number - 1, [number])
+        story.now = 100.0 * number  # those before are forgotten
+        for name in others:
+            load = Load(num_sessions=9 if name == preferred else 0)
+            story.placement.fleet.observe(beat(f"{name}.{number}", fingerprint=name, load=load), story.now)
+        story.session.on_gone(at, story.now)
+        assert story.session.verifier_id == f"{preferred}.{number}"
+        story.opened(f"{preferred}.{number}", preferred)
+        told.append(list(story.session.fingerprints))
+    assert told == [["a"], ["a"], ["a", "b"], ["a", "b"]], "named where tokens of it have come"
 
 
 def test_a_stale_heartbeat_moves_the_session_at_once() -> None:
@@ -405,6 +458,21 @@ def test_a_contradicting_verifier_is_left() -> None:
     assert story.session.incidents.conflicts == 1
     assert story.session.verifier_id == "v2.1"
     assert story.session.stream.tokens == [1, 2, 3]
+
+
+@pytest.mark.parametrize("num_top", [None, 0])
+def test_a_lost_verdict_is_asked_for_at_once_and_the_verifier_kept(num_top: int | None) -> None:
+    story = Story([beat("v1.1")], {"num_top": num_top})
+    story.opened("v1.1")
+    story.sends()
+    story.verdict("v1.1", PROMPT, [1])
+    story.verdict("v1.1", PROMPT + 2, [3])
+    story.wait(0.0)
+    (asked,) = story.sends()
+    assert asked.message == Poll(story.session.session_id, 1, PROMPT + 1)
+    story.verdict("v1.1", PROMPT + 1, [2, 3])
+    assert taken(story.session) == [1, 2, 3]
+    assert (story.session.phase, story.session.incidents.conflicts) == ("running", 0)
 
 
 def test_nobody_but_the_bound_peers_is_heard() -> None:

@@ -24,8 +24,8 @@ def verdict(
     return Verdict(SESSION, term, 0, base, TokenIds(ids), 0, finish, None, 0.0, 1, 0.0, tally or Tally())
 
 
-def stream(max_tokens: int = 100) -> VerdictStream:
-    new = VerdictStream(PROMPT, max_tokens, TIMING)
+def stream(max_tokens: int = 100, wants_logprobs: bool = False) -> VerdictStream:
+    new = VerdictStream(PROMPT, max_tokens, TIMING, wants_logprobs)
     new.begin_term(1, 0.0)
     return new
 
@@ -35,19 +35,27 @@ def merged(ours: VerdictStream, told: Verdict, now: float) -> list[int]:
     return [each.token_id for each in ours.merge(told, now)]
 
 
-@given(st.integers(0, 10_000), st.integers(1, 40), st.floats(0, 0.6), st.floats(0, 0.5), st.floats(0, 0.5))
+def logprobs_of(ids: list[int]) -> list[TokenLogprobs]:
+    return [TokenLogprobs(-float(token_id), TokenIds(), []) for token_id in ids]
+
+
+@given(
+    st.integers(0, 10_000), st.integers(1, 40), st.floats(0, 0.6), st.floats(0, 0.5), st.floats(0, 0.5), st.booleans()
+)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_the_answer_is_whole_whatever_is_lost_repeated_or_overtaken(
-    seed: int, num_tokens: int, loss: float, duplication: float, reordering: float
+    seed: int, num_tokens: int, loss: float, duplication: float, reordering: float, wants_logprobs: bool
 ) -> None:
     """A verifier answers Polls; the network loses, repeats and reorders; a term may be left and taken up elsewhere."""
     rng = random.Random(seed)
     truth = [rng.randrange(1000) for _ in range(num_tokens)]
-    ours, now, fixed, term, under_way = stream(num_tokens), 0.0, 0, 1, []
+    ours, now, fixed, term, under_way = stream(num_tokens, wants_logprobs), 0.0, 0, 1, []
 
     def tell(base: int, of_term: int) -> None:
         ids = truth[base - PROMPT : fixed]
         told = verdict(base, ids, term=of_term, finish="length" if fixed == num_tokens else None)
+        if wants_logprobs:
+            told = structs.replace(told, logprobs=logprobs_of(ids))
         copies = 0 if rng.random() < loss else 2 if rng.random() < duplication else 1
         under_way.extend([told] * copies)
 
@@ -76,6 +84,7 @@ def test_the_answer_is_whole_whatever_is_lost_repeated_or_overtaken(
         if ours.finish:
             break
     assert ours.tokens == truth
+    assert [each.logprobs for each in ours.committed] == (logprobs_of(truth) if wants_logprobs else [None] * num_tokens)
     assert ours.finish == "length"
     assert ours.due is None
 
@@ -101,8 +110,7 @@ def test_a_token_tells_whether_it_was_an_accepted_guess_or_the_targets_own() -> 
 
 
 def test_logprobs_stay_with_their_tokens_when_verdicts_overlap() -> None:
-    ours = VerdictStream(PROMPT, 100, TIMING, wants_logprobs=True)
-    ours.begin_term(1, 0.0)
+    ours = stream(wants_logprobs=True)
     of = [TokenLogprobs(-float(i), TokenIds(), []) for i in range(4)]
     ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=of[:2]), 0.1)
     ours.merge(structs.replace(verdict(6, [2, 3, 4]), logprobs=of[1:]), 0.2)
@@ -110,8 +118,7 @@ def test_logprobs_stay_with_their_tokens_when_verdicts_overlap() -> None:
 
 
 def test_a_verifier_that_resumed_tells_logprobs_only_of_what_it_drew_itself() -> None:
-    ours = VerdictStream(PROMPT, 100, TIMING, wants_logprobs=True)
-    ours.begin_term(1, 0.0)
+    ours = stream(wants_logprobs=True)
     of = [TokenLogprobs(-float(i), TokenIds(), []) for i in range(3)]
     ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=of[:2]), 0.1)
     ours.merge(structs.replace(verdict(5, [1, 2, 3]), logprobs=of[2:]), 0.2)
@@ -119,8 +126,7 @@ def test_a_verifier_that_resumed_tells_logprobs_only_of_what_it_drew_itself() ->
 
 
 def test_tokens_without_the_logprobs_asked_for_are_not_taken() -> None:
-    ours = VerdictStream(PROMPT, 100, TIMING, wants_logprobs=True)
-    ours.begin_term(1, 0.0)
+    ours = stream(wants_logprobs=True)
     with pytest.raises(ConflictingVerdict, match="without logprobs"):
         ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=[TokenLogprobs(0.0, TokenIds(), [])]), 0.1)
     assert ours.tokens == []
@@ -168,6 +174,15 @@ def test_a_gap_is_polled_at_once_and_once_only() -> None:
     assert merged(ours, verdict(6, [2, 3, 4, 5]), 1.3) == [2, 3, 4, 5]
     assert ours.due is not None
     assert ours.due > 1.3
+
+
+def test_a_gap_is_no_contradiction_where_logprobs_are_asked_for() -> None:
+    ours = stream(wants_logprobs=True)
+    ours.merge(structs.replace(verdict(5, [1]), logprobs=logprobs_of([1])), 1.0)
+    assert merged(ours, structs.replace(verdict(8, [4]), logprobs=logprobs_of([4])), 1.1) == []
+    assert ours.on_timer(1.1) == 6
+    whole = structs.replace(verdict(6, [2, 3, 4]), logprobs=logprobs_of([2, 3, 4]))
+    assert merged(ours, whole, 1.2) == [2, 3, 4]
 
 
 def test_an_old_duplicate_does_not_hide_a_gap() -> None:

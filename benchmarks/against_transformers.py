@@ -1,7 +1,8 @@
 """DSD against what one would run instead, transformers' generate: python -m benchmarks.against_transformers.
 
 Invariant: the same prompts, greedy, the same number of tokens, in one run and in turn. transformers has both cores and
-this process to itself; DSD is as `python -m services` starts it, verifier and drafter with a core each.
+this process to itself; DSD is as `python -m services` starts it, verifier and drafter with a core each. Every request
+to DSD has an API key of its own, so that none finds its prompt in a KV cache: transformers reads each anew as well.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,14 +25,15 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import cell as cells
 from benchmarks.asking import Asking, Due, connected, measure
+from benchmarks.bench_cell import write_keys
 from benchmarks.cell_plan import CellPlan
-from benchmarks.latency import OK
+from benchmarks.latency import OK, Sample
 from benchmarks.origin import Origin
 from benchmarks.paired import Ratio, compare
 from benchmarks.prompts import OWN
-from client.gateway import Gateway
 from client.wire import Options
 from model_zoo.prompt_file import read_prompts
+from services.gateway.keys import new_key
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
@@ -79,11 +81,15 @@ def generating(place: Path, num_threads: int, max_tokens: int) -> Callable[[list
     return run
 
 
-async def answer(gateway: Gateway, asking: Asking, prompts: Sequence[str]) -> float:
-    """Seconds until all of them are answered, asked at once."""
+async def answer(url: str, keys: Iterator[str], asking: Asking, prompts: Sequence[str]) -> float:
+    """Seconds until all of them are answered, asked at once, each with the next key."""
     started = time.monotonic()
-    dues = [Due(number, prompt, started, started) for number, prompt in enumerate(prompts)]
-    samples = await asyncio.gather(*(measure(gateway, asking, due) for due in dues))
+
+    async def ask(number: int, prompt: str) -> Sample:
+        async with connected(url, next(keys)) as gateway:
+            return await measure(gateway, asking, Due(number, prompt, started, started))
+
+    samples = await asyncio.gather(*(ask(number, prompt) for number, prompt in enumerate(prompts)))
     wrong = [each for each in samples if each.status != OK or each.num_tokens != asking.options.max_tokens]
     if wrong:
         raise RuntimeError(f"an answer came to {wrong[0].status} with {wrong[0].num_tokens} tokens")
@@ -98,10 +104,13 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
     theirs_s: list[float] = []
     alone_s: list[float] = []
     together_s: list[float] = []
+    own, *others = (new_key() for _ in range(1 + 2 * NUM_AT_ONCE * (num_rounds + 1)))
+    keys = iter(others)
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
+        env = {"DSD_API_KEYS_FILE": str(write_keys(Path(folder), [own, *others]))}
         async with (
-            cells.running(CellPlan(models, draft), Path(folder), console.print) as cell,
-            connected(cell.url) as gateway,
+            cells.running(CellPlan(models, draft, env=env, api_key=own), Path(folder), console.print) as cell,
+            connected(cell.url, own) as gateway,
         ):
             asking = Asking(await gateway.first_model(), Options(max_tokens, temperature=0.0), ignore_eos=True)
 
@@ -112,10 +121,10 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
                 theirs_s.append(time.monotonic() - started)
 
             async def alone(texts: list[str]) -> None:
-                alone_s.append(sum([await answer(gateway, asking, [text]) for text in texts]))
+                alone_s.append(sum([await answer(cell.url, keys, asking, [text]) for text in texts]))
 
             async def together(texts: list[str]) -> None:
-                together_s.append(await answer(gateway, asking, texts))
+                together_s.append(await answer(cell.url, keys, asking, texts))
 
             for number in range(num_rounds + 1):
                 first = number * NUM_AT_ONCE

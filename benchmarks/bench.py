@@ -1,7 +1,8 @@
 """Measures DSD on this machine with the default pair: make bench, make bench-quick, python -m benchmarks.bench --help.
 
-Invariant: a finished cell stands in a file of its own and is not measured again, unless its figures are void; the
-report is made of what is there.
+Invariant: a finished cell stands in a file of its own and is not measured again, unless its figures are void or follow
+from other code, models, prompts or settings. findings.json has what the last measurement of every cell came to, and the
+report is made of it; a run of some cells changes what is told of these only.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.bench_cell import CellResult, Effort, read_result, run_cell, write_result
-from benchmarks.bench_findings import find
-from benchmarks.bench_plan import CellSpec, full_plan, policy_plan, quick_plan
+from benchmarks.bench_findings import CellFinding, find
+from benchmarks.bench_plan import TARGET_ONLY, CellSpec, full_plan, policy_plan, quick_plan
 from benchmarks.bench_report import markdown, plot_speeds
 from benchmarks.cell_plan import Standin
 from benchmarks.origin import Origin
@@ -39,11 +40,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def matches(result: CellResult, spec: CellSpec, effort: Effort) -> bool:
     """Whether a finished cell is the one asked for, and its figures count."""
-    measured = (result.modes, result.max_tokens, result.standin)
+    measured = (result.modes, result.max_tokens, result.standin, result.inputs)
     return not result.complaints and measured == (
         [mode.name for mode in spec.modes],
         effort.max_tokens,
         effort.kind_of_models,
+        effort.inputs,
     )
 
 
@@ -55,6 +57,14 @@ def unfinished(plan: Sequence[CellSpec], folder: Path, effort: Effort) -> list[C
         return path.is_file() and matches(read_result(path), spec, effort)
 
     return [spec for spec in plan if not is_finished(spec)]
+
+
+def with_modes(spec: CellSpec, names: Sequence[str]) -> CellSpec:
+    """A cell with target-only and the modes of these names."""
+    known = {mode.name: mode for mode in spec.modes}
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"--mode {unknown[0]} is none of {spec.name}'s: {', '.join(known)}")
+    return replace(spec, modes=tuple(each for each in spec.modes if each == TARGET_ONLY or each.name in names))
 
 
 async def run_all(specs: Sequence[CellSpec], effort: Effort, folder: Path, budget_s: float) -> None:
@@ -73,15 +83,28 @@ async def run_all(specs: Sequence[CellSpec], effort: Effort, folder: Path, budge
 
 
 def report(plan: Sequence[CellSpec], folder: Path) -> Path:
-    """Writes report.md, findings.json and plots of the cells that are there; the report's place."""
-    paths = [folder / f"{spec.name}.json" for spec in plan]
-    results = [read_result(path) for path in paths if path.is_file()]
-    findings = [find(result) for result in results]
-    plots = plot_speeds(findings, folder)
-    origin = results[0].origin if results else Origin.here("benchmarks.bench")
+    """Writes findings.json, report.md and plots of all cells of a plan that were measured; the report's place."""
+    known = read_findings(folder)
+    paths = {spec.name: folder / f"{spec.name}.json" for spec in plan}
+    known |= {name: find(read_result(path)) for name, path in paths.items() if path.is_file()}
+    findings = [known[name] for name in paths if name in known]
+    if not findings:
+        raise typer.BadParameter(f"{folder} has no cell to report on")
     (folder / "findings.json").write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=1))
-    (folder / "report.md").write_text(markdown(findings, origin, plots), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(findings, plot_speeds(findings, folder)), encoding="utf-8")
     return folder / "report.md"
+
+
+def read_findings(folder: Path) -> dict[str, CellFinding]:
+    """What is told of each cell, by its name."""
+    path = folder / "findings.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=list[CellFinding])
+    except msgspec.DecodeError as error:
+        raise typer.BadParameter(f"{path} has no findings: {error}") from error
+    return {each.name: each for each in found}
 
 
 @app.command()
@@ -94,6 +117,7 @@ def main(
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 64,
     drafters: Annotated[int, typer.Option(min=1, max=16, help="Drafters, with --policies.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Only cells named like int8-rtt30.")] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="Only target-only and these; needs --folder.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of modes.")] = 1,
     standin_kind: Annotated[str | None, typer.Option(help="paced or replayed: stand-ins for both models.")] = None,
     standin_profile: Annotated[Path | None, typer.Option(help="Profile of the stand-ins.")] = None,
@@ -107,7 +131,14 @@ def main(
     if drafters > 1 and not policies:
         raise typer.BadParameter("--drafters needs --policies")
     plan = quick_plan() if quick else policy_plan(drafters) if policies else full_plan()
-    plan = [spec for spec in plan if not only or any(part in spec.name for part in only)]
+    if unknown := [part for part in only or () if not any(part in spec.name for spec in plan)]:
+        names = ", ".join(spec.name for spec in plan)
+        raise typer.BadParameter(f"--only {unknown[0]} is part of no cell: {names}")
+    asked = [spec for spec in plan if not only or any(part in spec.name for part in only)]
+    if mode:
+        if folder is None:
+            raise typer.BadParameter("--mode needs --folder, so that whole cells are not replaced by parts")
+        asked = plan = [with_modes(spec, mode) for spec in asked]
     standin = None
     if standin_kind is not None:
         if standin_profile is None or standin_kind not in ("paced", "replayed"):
@@ -120,8 +151,8 @@ def main(
     place.mkdir(parents=True, exist_ok=True)
     models = home() / "models" / DEFAULT_NAME
     effort = Effort(models, read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin)
-    todo = [] if report_only else unfinished(plan, place, effort)
-    console.print(f"{len(todo)} of {len(plan)} cells to measure", highlight=False)
+    todo = [] if report_only else unfinished(asked, place, effort)
+    console.print(f"{len(todo)} of {len(asked)} cells to measure", highlight=False)
     asyncio.run(run_all(todo, effort, place, 60 * (budget_min or (4.5 if quick else 80))))
     console.print(f"see {report(plan, place)}", highlight=False)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +28,7 @@ from benchmarks.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan, Standin
 from benchmarks.conductor import Conductor, conducting
 from benchmarks.latency import OK, Sample
 from benchmarks.link import Conditions
-from benchmarks.origin import Origin
+from benchmarks.origin import Origin, digest_of
 from client.gateway import Gateway
 from client.wire import Options, Speculation
 from services.gateway.keys import digest, new_key
@@ -38,7 +39,7 @@ NUM_LEARNING = 3  # whole answers from which the adaptive policy learns first
 NAMES = (VERIFIER, DRAFTER, GATEWAY)  # the conductor is the controller
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Effort:
     """How much is measured."""
 
@@ -53,6 +54,13 @@ class Effort:
     def kind_of_models(self) -> str:
         """Which stand-ins; empty: the real models."""
         return str(self.standin) if self.standin else ""
+
+    @cached_property
+    def inputs(self) -> str:
+        """Digest of all that figures follow from: cells of others are not kept."""
+        files = (self.standin.profile, self.standin.recording) if self.standin else ()
+        contents = (path.read_bytes() for path in files if path is not None)
+        return digest_of(self.models, repr((list(self.prompts), self.seed)).encode(), *contents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ class CellResult:
     origin: Origin
     standin: str = ""  # which; empty: the real models
     num_drafters: int = 1
+    inputs: str = ""  # digest of code, models, prompts, seed and stand-ins
 
 
 def read_result(path: Path) -> CellResult:
@@ -123,6 +132,7 @@ async def run_cell(spec: CellSpec, effort: Effort, origin: Origin, notify: Calla
         origin=origin,
         standin=effort.kind_of_models,
         num_drafters=spec.num_drafters,
+        inputs=effort.inputs,
     )
 
 

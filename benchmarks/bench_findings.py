@@ -13,8 +13,9 @@ from typing import TypeAlias
 import numpy as np
 
 from benchmarks.bench_cell import CellResult
-from benchmarks.bench_plan import SLIDING_FREE, TARGET_ONLY, stop_and_wait
+from benchmarks.bench_plan import SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait
 from benchmarks.latency import OK, Sample
+from benchmarks.origin import Origin
 from benchmarks.paired import Figures, Ratio, compare
 
 Figure: TypeAlias = Callable[[Sample], float | None]
@@ -46,10 +47,16 @@ class CellFinding:
     num_drafters: int
     num_rounds: int
     complaints: list[str]
+    origin: Origin
     modes: list[ModeFinding]
     best_stop_and_wait: str | None
     against_best: Ratio | None
     in_steps: Ratio | None
+
+    @property
+    def name(self) -> str:
+        """That of its cell (CellSpec)."""
+        return cell_name(self.draft, self.rtt_ms, self.num_sessions, self.num_drafters)
 
     def of(self, mode: str) -> ModeFinding | None:
         return next((finding for finding in self.modes if finding.mode == mode), None)
@@ -58,7 +65,7 @@ class CellFinding:
 def find(result: CellResult, seed: int = 1) -> CellFinding:
     """All ratios of a cell."""
     load = (result.rtt_ms, result.num_sessions, result.num_drafters)
-    place = (result.draft, result.standin, *load, len(result.rounds), result.complaints)
+    place = (result.draft, result.standin, *load, len(result.rounds), result.complaints, result.origin)
     if not is_whole(result):
         return CellFinding(*place, modes=[], best_stop_and_wait=None, against_best=None, in_steps=None)
     tpot = {mode: figures(result, mode, time_per_token) for mode in result.modes}

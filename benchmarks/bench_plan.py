@@ -46,6 +46,11 @@ POLICY_MODES = (
 )
 
 
+def cell_name(draft: str, rtt_ms: int, num_sessions: int, num_drafters: int) -> str:
+    """Of a cell, and of the file with what was measured in it."""
+    return f"{draft}-rtt{rtt_ms}-{num_sessions}" + (f"-on{num_drafters}" if num_drafters > 1 else "")
+
+
 @dataclass(frozen=True, slots=True)
 class CellSpec:
     """One running system, and what is compared in it."""
@@ -59,8 +64,7 @@ class CellSpec:
 
     @property
     def name(self) -> str:
-        drafters = f"-on{self.num_drafters}" if self.num_drafters > 1 else ""
-        return f"{self.draft}-rtt{self.rtt_ms}-{self.num_sessions}{drafters}"
+        return cell_name(self.draft, self.rtt_ms, self.num_sessions, self.num_drafters)
 
     def __str__(self) -> str:
         drafters = f" on {self.num_drafters} drafters" if self.num_drafters > 1 else ""

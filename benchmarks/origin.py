@@ -1,7 +1,9 @@
-"""Where figures come from: machine, command, date. Figures are written down with these or not at all."""
+"""Where figures come from: machine, command, date, and the code and models that made them. Figures are written down
+with the first three or not at all, and kept for a later run only while the code and the models are the same."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shlex
 import sys
@@ -11,6 +13,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shared.machine import describe_machine
+
+ROOT = Path(__file__).parents[1]
+
+
+def digest_of(models: Path, *more: bytes) -> str:
+    """Of the code that runs and is simulated, of the models, and of whatever else figures follow from: a result of
+    others says nothing about these."""
+    digest = hashlib.sha256()
+    for package in ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared"):
+        for path in sorted((ROOT / package).rglob("*.py*")):
+            if path.suffix in (".py", ".jsonl"):
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    manifest = models / "manifest.json"
+    digest.update(manifest.read_bytes() if manifest.is_file() else b"")
+    for content in more:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
 
 
 def without_places(arguments: Sequence[str]) -> list[str]:

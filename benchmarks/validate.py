@@ -7,7 +7,6 @@ made of what is there. Recordings are made anew by every call that runs a case.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from benchmarks.origin import Origin
+from benchmarks.origin import ROOT, Origin, digest_of
 from benchmarks.signals import exit_on_sigterm
 from benchmarks.validate_cell import CaseResult, Effort, code_of, read_result, run_case
 from benchmarks.validate_plan import CASES, NUM_TOKENS, Case
@@ -30,7 +29,6 @@ from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
 from shared.home import home
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "validation"
 
 console = Console(stderr=True)
@@ -39,18 +37,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def path_of(case: Case, folder: Path) -> Path:
     return folder / f"{case.name}.json"
-
-
-def digest_of(models: Path) -> str:
-    """Of the code that runs and is simulated, and of the models: a result of others says nothing about these."""
-    digest = hashlib.sha256()
-    for package in ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared"):
-        for path in sorted((ROOT / package).rglob("*.py*")):
-            if path.suffix in (".py", ".jsonl"):
-                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    manifest = models / "manifest.json"
-    digest.update(manifest.read_bytes() if manifest.is_file() else b"")
-    return digest.hexdigest()[:16]
 
 
 def matches(result: CaseResult, case: Case, code: str, num_tokens: int = NUM_TOKENS) -> bool:

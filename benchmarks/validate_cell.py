@@ -77,7 +77,7 @@ class CaseResult:
 
     case: Case
     num_tokens: int
-    code: str  # which simulator, services and models (validate.digest_of)
+    code: str  # which simulator, services and models (origin.digest_of)
     live: Figures
     simulated: Figures
     calibration: Calibration

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from awc.policy import WindowChoice
 from benchmarks import bench
 from benchmarks.asking import connected
-from benchmarks.bench import app, report, unfinished
+from benchmarks.bench import app, read_findings, report, unfinished, with_modes
 from benchmarks.bench_cell import (
     MIN_ROUNDS,
     CellBench,
@@ -48,6 +48,7 @@ from benchmarks.cell_plan import Standin
 from benchmarks.conductor import Conductor
 from benchmarks.latency import Sample
 from benchmarks.origin import Origin
+from shared.profiles import PassTimes
 from tests.benchmarks.fake_gateway import serving
 from tests.benchmarks.recordings import QUICK, profile_json
 
@@ -111,7 +112,10 @@ def test_results_on_several_drafters_have_a_folder_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "FOLDER", tmp_path)
-    for drafters in ("1", "4"):
+    for drafters, folder in (("1", "policies"), ("4", "policies/on4")):
+        (tmp_path / folder).mkdir(parents=True)
+        several = replace(result(FAST, num_sessions=4), num_drafters=int(drafters))
+        write_result(tmp_path / folder / f"{find(several).name}.json", several)
         assert CliRunner().invoke(app, ["--policies", "--drafters", drafters, "--report"]).exit_code == 0
     found = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("report.md")}
     assert found == {"policies", "policies/on4"}
@@ -142,8 +146,8 @@ def test_a_token_of_sliding_is_told_in_steps_of_its_drafter() -> None:
 
 
 def test_throughput_is_that_of_all_sessions_together() -> None:
-    finding = find(result({TARGET_ONLY: 95.0}, num_sessions=4, num_rounds=1))
-    assert finding.modes[0].tokens_per_s == pytest.approx(4 * MAX_TOKENS / 1.0)
+    finding = find(result({TARGET_ONLY: 95.0}, num_sessions=4, num_rounds=2))
+    assert finding.modes[0].tokens_per_s == pytest.approx(8 * MAX_TOKENS / (1.0 + 0.05 + 0.95 * math.exp(1 / 3)))
 
 
 def test_a_cell_in_which_requests_failed_has_no_figures() -> None:
@@ -166,17 +170,33 @@ def test_answers_whose_length_depends_on_the_mode_are_a_complaint() -> None:
 def test_a_finished_cell_is_kept_and_not_measured_again(tmp_path: Path) -> None:
     spec = CellSpec("int8", 30, 1, tuple(FAST))
     effort = Effort(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
+    finished = replace(result(FAST), inputs=effort.inputs)
     assert unfinished([spec], tmp_path, effort) == [spec]
-    write_result(tmp_path / f"{spec.name}.json", result(FAST))
-    assert read_result(tmp_path / f"{spec.name}.json") == result(FAST)
+    write_result(tmp_path / f"{spec.name}.json", finished)
+    assert read_result(tmp_path / f"{spec.name}.json") == finished
     assert unfinished([spec], tmp_path, effort) == []
     assert unfinished([replace(spec, modes=FEW_MODES)], tmp_path, effort) != []
     assert unfinished([spec], tmp_path, replace(effort, max_tokens=MAX_TOKENS + 1)) == [spec]
+    assert unfinished([spec], tmp_path, replace(effort, prompts=["another"])) == [spec]
+    assert unfinished([spec], tmp_path, replace(effort, seed=2)) == [spec]
+    write_result(tmp_path / f"{spec.name}.json", replace(finished, inputs="other code"))
+    assert unfinished([spec], tmp_path, effort) == [spec]
+    write_result(tmp_path / f"{spec.name}.json", replace(finished, complaints=["pass failed"]))
+    assert unfinished([spec], tmp_path, effort) == [spec], "void figures are measured again"
+
+
+def test_a_cell_of_one_stand_in_is_none_of_another(tmp_path: Path) -> None:
+    spec = CellSpec("int8", 30, 1, tuple(FAST))
     (tmp_path / "profile.json").write_bytes(profile_json(QUICK))
     standin = Standin("paced", tmp_path / "profile.json")
-    assert unfinished([spec], tmp_path, replace(effort, standin=standin)) == [spec]
-    write_result(tmp_path / f"{spec.name}.json", replace(result(FAST), complaints=["pass failed"]))
-    assert unfinished([spec], tmp_path, effort) == [spec], "void figures are measured again"
+    effort = Effort(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1, standin=standin)
+    finished = replace(result(FAST), standin=effort.kind_of_models, inputs=effort.inputs)
+    write_result(tmp_path / f"{spec.name}.json", finished)
+    assert unfinished([spec], tmp_path, effort) == []
+    assert unfinished([spec], tmp_path, replace(effort, standin=None)) == [spec]
+    slower = QUICK.model_copy(update={"verifier": PassTimes(base_ms=3.0)})
+    (tmp_path / "profile.json").write_bytes(profile_json(slower))
+    assert unfinished([spec], tmp_path, replace(effort)) == [spec], "of one name, and other times"
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
@@ -186,7 +206,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
 
 
 def test_the_report_says_what_holds_and_what_does_not() -> None:
-    text = markdown([find(result(FAST))], ORIGIN, ["speed.png"])
+    text = markdown([find(result(FAST))], ["speed.png"])
     assert "| adaptive: never slower than target-only | int8 draft, RTT 30 ms, one session | 0.800" in text
     assert text.count("**no**") == 1
     where = "int8 draft, RTT 30 ms, one session"
@@ -195,6 +215,22 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
     assert "![speed](speed.png)" in text
     assert ORIGIN.command in text
     assert ORIGIN.machine in text
+
+
+@pytest.mark.parametrize(
+    ("tpot_ms", "answer"),
+    [((41.0, 41.0), "yes"), ((42.0, 42.0), "**no**"), ((36.0, 50.0), "**open**: too few rounds")],
+    ids=["as fast", "slower", "slower, perhaps by chance"],
+)
+def test_a_way_that_is_slower_by_chance_is_told_from_one_that_always_is(
+    tpot_ms: tuple[float, float], answer: str
+) -> None:
+    measured = result(FAST | {TARGET_ONLY: 40.0})
+    for number, each in enumerate(measured.rounds):
+        each.samples[TARGET_ONLY.name][0] = sample(40.0)
+        each.samples[ADAPTIVE.name][0] = sample(tpot_ms[number % 2])
+    (row,) = [line for line in markdown([find(measured)], []).splitlines() if "adaptive: never slower" in line]
+    assert row.endswith(f"| {answer} |")
 
 
 @pytest.mark.parametrize(
@@ -208,19 +244,19 @@ def test_a_first_token_that_comes_late_by_chance_is_told_from_one_that_always_do
     measured = result(FAST)
     for number, each in enumerate(measured.rounds):
         each.samples[ADAPTIVE.name][0] = sample(50.0, ttft_ms[number % 2])
-    (row,) = [line for line in markdown([find(measured)], ORIGIN, []).splitlines() if "adaptive: TTFT" in line]
+    (row,) = [line for line in markdown([find(measured)], []).splitlines() if "adaptive: TTFT" in line]
     assert row.endswith(f"| {answer} |")
 
 
 def test_a_report_on_stand_ins_says_so_wherever_it_names_them() -> None:
-    text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], ORIGIN, [])
+    text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], [])
     assert text.count("int8 draft (stand-in: paced quick), RTT 30 ms") == text.count("int8 draft") > 1
     assert "≥ 1.3×" in text, "what is asked of stand-ins for large models"
 
 
 def test_void_cells_are_told_as_such_and_decide_nothing() -> None:
     void = replace(result(FAST), complaints=["verifier-0: pass failed"])
-    text = markdown([find(void)], ORIGIN, [])
+    text = markdown([find(void)], [])
     assert "**Void**: verifier-0: pass failed" in text
     assert "never slower" not in text
 
@@ -233,7 +269,48 @@ def test_report_and_plots_are_written_of_the_cells_that_are_there(tmp_path: Path
     assert "RTT 0 ms" in path.read_text()
     assert "RTT 100 ms" not in path.read_text()
     assert (tmp_path / "speed-int8-1.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "findings.json").is_file()
+
+
+def test_a_run_of_one_cell_leaves_what_is_told_of_the_others_and_each_has_its_own_command(tmp_path: Path) -> None:
+    plan = [CellSpec("int8", rtt_ms, 1, tuple(FAST)) for rtt_ms in (0, 30)]
+    for spec in plan:
+        write_result(tmp_path / f"{spec.name}.json", result(FAST, rtt_ms=spec.rtt_ms))
+    report(plan, tmp_path)
+    (tmp_path / f"{plan[0].name}.json").unlink()
+    later = replace(result(FAST, num_rounds=9), origin=replace(ORIGIN, command="another"))
+    write_result(tmp_path / f"{plan[1].name}.json", later)
+    text = report(plan, tmp_path).read_text()
+    assert f"* `{ORIGIN.command}`, a date, a machine, Python 3: int8-rtt0-1\n" in text
+    assert "* `another`, a date, a machine, Python 3: int8-rtt30-1\n" in text
+    assert {name: each.num_rounds for name, each in read_findings(tmp_path).items()} == {
+        "int8-rtt0-1": 6,
+        "int8-rtt30-1": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--report"], "has no cell to report on"),
+        (["--only", "int9"], "--only int9 is part of no cell"),
+        (["--only", "int8-rtt0-1", "--mode", "fast"], "--mode fast is none of int8-rtt0-1's: target-only, stop-and"),
+    ],
+)
+def test_what_measures_nothing_is_refused_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    done = CliRunner().invoke(app, [*arguments, "--folder", str(tmp_path)], env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert complaint in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_cells_never_replace_whole_ones() -> None:
+    done = CliRunner().invoke(app, ["--mode", "adaptive"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "--mode needs --folder" in done.output
+    (spec,) = [each for each in full_plan() if each.name == "int4-rtt200-1"]
+    assert with_modes(spec, ["adaptive"]).modes == (TARGET_ONLY, ADAPTIVE)
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

@@ -6,18 +6,24 @@ import asyncio
 import mmap
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks import against_transformers, overhead, soak
+from benchmarks import against_transformers, arrivals, overhead, soak
+from benchmarks.asking import Asking, Due, connected
 from benchmarks.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER
 from benchmarks.draft_steps import measure_steps
+from benchmarks.latency import Sample
 from benchmarks.origin import Origin
 from benchmarks.paired import Ratio
 from benchmarks.replaying import measure_services
 from benchmarks.soak import GROWTH_MIB, Memory, allowed_mib, own_mib, spread_of
+from client.gateway import Gateway
 from services.local.pair import DEFAULT_NAME
 from shared.home import home
+from tests.benchmarks.fake_gateway import serving
 
 ORIGIN = Origin("a command", "a machine", "a date", "3")
 
@@ -56,6 +62,49 @@ def test_memory_that_grows_in_the_last_third_is_not_flat() -> None:
     assert not Memory(510.0, 500.0, 500.0 + GROWTH_MIB + 1, None).is_flat
 
 
+def a_soak(peak: float) -> soak.Soak:
+    memory = {VERIFIER: Memory(peak, 500.0, 500.0, allowed=600.0), "nats-server": Memory(peak, 7.0, 7.0, None)}
+    return soak.Soak(6.0, 12.0, {"ok": 3}, 120, None, None, memory, [], ORIGIN)
+
+
+@pytest.mark.parametrize(("peak", "within", "status"), [(600.0, "yes", 0), (600.5, "no", 1)])
+def test_a_peak_above_what_is_allowed_fails_a_soak_and_is_marked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peak: float, within: str, status: int
+) -> None:
+    async def run(*asked: object) -> soak.Soak:
+        return a_soak(peak)
+
+    monkeypatch.setattr(soak, "run", run)
+    result = CliRunner().invoke(soak.app, ["--folder", str(tmp_path)])
+    assert result.exit_code == status, result.output
+    assert [list(column.cells) for column in soak.table(a_soak(peak)).columns][3] == ["", within]
+
+
+def test_tokens_per_second_of_a_soak_count_until_the_last_answer_ends() -> None:
+    assert soak.table(a_soak(500.0)).title == "12 s, 120 tokens, 10.0 tokens/s"
+
+
+async def test_clients_of_a_soak_do_not_wait_for_a_slow_answer_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that every quick answer moves on by a second: one answer takes all the time that there is."""
+    now, is_over = 0.0, asyncio.Event()
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(arrivals, "time", clock)
+    monkeypatch.setattr(soak, "time", clock)
+
+    async def measure(gateway: Gateway, asking: Asking, due: Due) -> Sample:
+        nonlocal now
+        if due.prompt_number == 0:
+            await is_over.wait()
+        elif (now := now + 1.0) >= 20:
+            is_over.set()
+        return Sample(due.prompt_number, due.at - due.beginning, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(soak, "measure", measure)
+    async with asyncio.timeout(10), serving() as fake, connected(fake.url) as gateway:
+        samples = await soak.load(gateway, seconds=20.0, num_clients=2, max_tokens=8)
+    assert sorted(sample.due_s for sample in samples) == [0.0, *range(20)]
+
+
 def test_a_service_may_take_its_model_and_what_is_configured(default_models: Path) -> None:
     allowed = allowed_mib(default_models, "int8")
     # 134.5 M parameters of 2 bytes; 32768 tokens of 30 layers x 3 heads x 64 numbers x 2 bytes, keys and values
@@ -86,7 +135,7 @@ def test_a_short_soak_and_a_short_comparison_with_transformers_run(default_model
     assert set(soaked.memory) == {"nats-server", CONTROLLER, VERIFIER, DRAFTER, GATEWAY}
     assert soaked.num_tokens > 100
     assert soak.table(soaked).row_count == 5
-    found = asyncio.run(against_transformers.run(models, "int8", num_rounds=1, max_tokens=8, seed=1))
+    found = asyncio.run(against_transformers.run(models, "int8", num_rounds=2, max_tokens=8, seed=1))
     assert found.complaints == []
     assert found.alone.value > 0
     assert against_transformers.table(found).row_count == 3

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
+from awc.adaptive import AdaptivePolicy
 from awc.policies import POLICIES
 from awc.policy import WindowChoice
 from dsd_sim.demand import Closed, Workload
@@ -155,6 +156,8 @@ class Policies(Part):
         said = {"chunk", "free_run"} & self.model_fields_set
         if self.stop_and_wait and self.window == 0 and self.windows != "static":
             raise ValueError(f"stop_and_wait needs a window above 0 for {self.windows} to start with")
+        if self.stop_and_wait and self.windows == AdaptivePolicy.name:
+            raise ValueError(f"stop_and_wait is not for {self.windows}, which chooses chunk and free run itself")
         if self.stop_and_wait and said:
             raise ValueError(f"stop_and_wait and {min(said)} can't both be given")
         if self.colocated and (not self.drafting or self.windows != "static" or self.window == 0):

@@ -24,6 +24,7 @@ from dsd_sim.cells import Cell
 NUM_HELD_OUT = 210
 STATIC = {STOP_AND_WAIT.name: (0, *range(1, 13)), SLIDING.name: (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)}
 POLICY_NAMES = ("wc-dnn", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb", "adaptive")
+FREE_ONLY = {"adaptive"}  # choose chunk and free run as well, so they are none for stop-and-wait
 
 
 class Scores(Struct, frozen=True):
@@ -64,21 +65,23 @@ def evaluate(
     """`folder`: for results of runs; what it holds is not run again. `num_tuning`: scenarios to tune rivals on."""
     scenarios = drawn(family, num)
     best = tuned(folder, POLICY_NAMES, num_tuning, workers)
-    cells = {name: _cells(scenarios, transport, best[name]) for name, transport in TRANSPORTS.items()}
+    cells = {name: cells_of(scenarios, transport, best[name]) for name, transport in TRANSPORTS.items()}
     wanted = [cell for found in cells.values() for row in found.values() for cell in row]
     reports = run(wanted, folder, workers)
     found = {name: _scores(cells[name], STATIC[name], reports, best[name]) for name in TRANSPORTS}
     return Evaluation(family.name, num, [each.classes for each in scenarios], found)
 
 
-def _cells(scenarios: Sequence[Drawn], transport: Transport, best: Mapping[str, Variant]) -> dict[str, list[Cell]]:
+def cells_of(scenarios: Sequence[Drawn], transport: Transport, best: Mapping[str, Variant]) -> dict[str, list[Cell]]:
     """Of every window, named by its number, and of every policy: [scenarios] each."""
     found = {
         str(window): [static_cell(each.scenario, transport, transport.choice(window)) for each in scenarios]
         for window in STATIC[transport.name]
     }
     return found | {
-        name: [variant.cell(each.scenario, transport) for each in scenarios] for name, variant in best.items()
+        name: [variant.cell(each.scenario, transport) for each in scenarios]
+        for name, variant in best.items()
+        if transport.free_run or name not in FREE_ONLY
     }
 
 
@@ -86,6 +89,6 @@ def _scores(
     cells: Mapping[str, list[Cell]], windows: tuple[int, ...], reports: Reports, best: Mapping[str, Variant]
 ) -> Scores:
     static = [scores(cells[str(window)], reports) for window in windows]
-    policies = {name: scores(cells[name], reports) for name in best}
-    told = {name: variant.told for name, variant in best.items()}
+    policies = {name: scores(cells[name], reports) for name in best if name in cells}
+    told = {name: best[name].told for name in policies}
     return Scores(windows, np.array(static).T.tolist(), policies, told)

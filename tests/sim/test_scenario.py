@@ -122,6 +122,11 @@ def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) ->
         ("low = 5", "low = 61", "workload.lengths.answer: low 61 is above high 60"),
         ('windows = "ladder"', "window = 80", "policies.window: Input should be less than or equal to 64"),
         ('windows = "ladder"', "window = 1\nchunk = 2", "policies: chunk 2 is above window 1"),
+        (
+            'windows = "ladder"',
+            'windows = "adaptive"\nstop_and_wait = true',
+            "policies: stop_and_wait is not for adaptive, which chooses chunk",
+        ),
         ('windows = "ladder"', "stop_and_wait = true\nchunk = 2", "policies: stop_and_wait and chunk can't both be"),
         ('windows = "ladder"', 'windows = "oracle"', "policies: windows 'oracle' must be one of static, ladder"),
         ('windows = "ladder"', 'batching = "lifo"', "policies.batching: Input should be 'worth', 'fifo', 'lab' or"),

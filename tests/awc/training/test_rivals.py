@@ -9,7 +9,7 @@ import pytest
 
 from awc.policies import POLICIES
 from awc.training import rivals
-from awc.training.evaluate import POLICY_NAMES
+from awc.training.evaluate import POLICY_NAMES, cells_of
 from awc.training.rivals import START, Variant, tuned, variants
 from awc.training.runs import SLIDING, STOP_AND_WAIT
 from awc.training.scenarios import TRAINING, drawn
@@ -52,3 +52,11 @@ def test_each_transport_gets_the_variant_that_scores_most_there(
     assert best["stop-and-wait"]["goodput"].options != {"margin": 0.05}
     assert best["sliding"]["goodput"].told == "margin 0.05"
     assert best["sliding"]["adaptive"].told == "as it is"
+
+
+def test_a_policy_that_runs_free_whatever_it_is_told_is_not_judged_in_stop_and_wait() -> None:
+    scenarios, best = drawn(TRAINING, 1), {name: Variant(name) for name in POLICY_NAMES}
+    assert set(cells_of(scenarios, SLIDING, best)) - set(cells_of(scenarios, STOP_AND_WAIT, best)) == {
+        "adaptive",
+        *("16", "24", "32"),  # static windows
+    }

@@ -1,14 +1,14 @@
 """The verify loop: collect -> forward -> commit -> answer, over and over, without phases and without a timer.
 
 Invariant: one pass at a time; whatever arrived while it ran is in the next one; a pass that fails costs only the
-sessions that make it fail.
+sessions that make it fail. Where the model itself computes nothing any more, the loop ends with an error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ from shared.verifier_session import PassInfo, PassRow
 log = structlog.get_logger(__name__)
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
+MAX_FAILURES = 3  # in a row: then the model is tried, whether it is at fault
+MIN_FAILED_SESSIONS = 2  # among them: one that fails again and again says nothing about the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class VerifyLoop:
         self._metrics = metrics
         self._answer = answer
         self._fail = fail
+        self._num_failures = 0  # since anything was computed
+        self._failed_ids: set[str] = set()
         self._ready = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="target-model")
         self.token_budget = batcher.token_budget
@@ -74,10 +78,18 @@ class VerifyLoop:
         """Something changed: a session may be ready."""
         self._ready.set()
 
+    def count_failure(self, session_ids: Iterable[str]) -> None:
+        """A pass in which every row failed, or a cache that couldn't be made."""
+        self._num_failures += 1
+        self._failed_ids.update(session_ids)
+
     async def run(self) -> None:
-        """Runs until cancelled; a running forward pass is waited for."""
+        """Runs until cancelled; a running forward pass is waited for. Raises RuntimeError when the model computes
+        nothing any more."""
         try:
             while True:
+                if self._num_failures >= MAX_FAILURES and len(self._failed_ids) >= MIN_FAILED_SESSIONS:
+                    await self._try_model()
                 batch = self._collect()
                 if batch:
                     self._commit(batch, await self._forward(batch))
@@ -100,6 +112,24 @@ class VerifyLoop:
             started = time.perf_counter()
             self._model.step([row])
             self._cost.observe(1, num_tokens, 0, (time.perf_counter() - started) * 1e3)
+
+    async def _try_model(self) -> None:
+        """Raises RuntimeError unless the model computes a lone token: then it was the sessions, as a client may send a
+        text that fails again and again. A GPU computes nothing more in a process in which a kernel has failed."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._compute_one)
+        except Exception as error:
+            message = f"the target model computes nothing any more: {self._num_failures} failures in a row"
+            raise RuntimeError(message) from error
+        self._forget_failures()
+
+    def _compute_one(self) -> None:
+        """In the model's thread: the first size of the warm-up again."""
+        self._model.step([Row(self._model.new_cache(1), 0, TokenIds([0]), 1, Sampling())])
+
+    def _forget_failures(self) -> None:
+        self._num_failures = 0
+        self._failed_ids.clear()
 
     @property
     def queue_tokens(self) -> int:
@@ -158,11 +188,19 @@ class VerifyLoop:
         self._cost.observe(len(batch), num_tokens, cached, outcome.elapsed_ms)
         self.pass_ms = outcome.elapsed_ms if self.pass_ms == 0 else 0.8 * self.pass_ms + 0.2 * outcome.elapsed_ms
         self.batch = len(batch)
+        self._judge(batch, outcome)
         info = PassInfo(outcome.elapsed_ms, len(batch), self.queue, num_tokens)
         num_committed = 0
         for share, draws in zip(batch, outcome.draws, strict=True):
             num_committed += self._commit_share(share, draws, info)
         self._metrics.observe_pass(outcome.elapsed_ms, len(batch), num_tokens, num_committed)
+
+    def _judge(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
+        """One row that was computed tells that the model is sound."""
+        if all(drawn is None for drawn in outcome.draws):
+            self.count_failure(share.seat.state.session_id for share in batch)
+        elif self._num_failures:
+            self._forget_failures()
 
     def _commit_share(self, share: PassShare, drawn: Drawn | None, info: PassInfo) -> int:
         state = share.seat.state

@@ -40,7 +40,7 @@ class VerifierMetrics:
         )
         self.failed_passes = Counter("dsd_verifier_failed_passes", "Passes that raised an error", registry=registry)
         self.expired_sessions = Counter(
-            "dsd_verifier_expired_sessions", "Sessions closed because their gateway fell silent", registry=registry
+            "dsd_verifier_expired_sessions", "Sessions closed by their lease", registry=registry
         )
         self.sessions = Gauge("dsd_verifier_sessions", "Open sessions", registry=registry)
         self.queue_tokens = Gauge("dsd_verifier_queue_tokens", "Tokens waiting to be computed", registry=registry)

@@ -84,7 +84,8 @@ class Verifier:
         self._metrics = metrics
         self._cost = PassCost()
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
-        self.table = SessionTable(model, settings.kv_tokens, settings.max_sessions, settings.lease_s * 1e3)
+        lease_ms = settings.lease_s * 1e3
+        self.table = SessionTable(model, settings.kv_tokens, settings.max_sessions, lease_ms, self._turn_away)
         self.loop = VerifyLoop(model, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
@@ -153,6 +154,8 @@ class Verifier:
             self._drop(refusal.code, session=request.session_id, sender=sender)
             self._send("gateway", sender, "failure", refusal.failure(request.session_id, request.term))
             return
+        if seat not in self.table:
+            return  # turned away, and told so
         if request.term == seat.state.term:
             lease_s, load = self._settings.lease_s, self._load()
             opened = Opened(request.session_id, request.term, lease_s, load, self._model.fingerprint)
@@ -213,6 +216,15 @@ class Verifier:
         self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
         self._forget(self.table.close(state.session_id, state.term, now_ms()))
 
+    def _turn_away(self, seat: Seat, refusal: Refused) -> None:
+        """A session gets no cache, perhaps long after it was opened; its gateway may open it elsewhere."""
+        state = seat.state
+        self._drop(refusal.code, session=state.session_id, sender=state.gateway_id)
+        self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
+        if refusal.code == "internal":
+            self.loop.count_failure([state.session_id])
+        self._forget(seat)
+
     def _forget(self, seat: Seat | None) -> None:
         if seat is not None:
             self._count(seat)
@@ -244,7 +256,7 @@ class Verifier:
             instance_id=self.instance_id,
             interval_s=self._settings.heartbeat_s,
             models=[self._settings.model_name],
-            max_context=min(self._model.max_context, self._settings.kv_tokens),
+            max_context=self.table.max_context,
             vocab_size=self._model.vocab_size,
             fingerprint=self._model.fingerprint,
             load=self._load(),
@@ -270,13 +282,13 @@ class Verifier:
         return load
 
     async def _expire(self) -> None:
-        """Looks after leases: gateways that fell silent, drafters that did."""
+        """Looks after leases: gateways that fell silent or whose Close was lost, drafters that fell silent."""
         pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 4
         while True:
             await asyncio.sleep(pause_s)
             now = now_ms()
             for seat in self.table.expire(now):
-                log.warning("gateway silent, session closed", session=seat.state.session_id)
+                log.warning("lease over, session closed", session=seat.state.session_id, finish=seat.state.finish)
                 self._metrics.expired_sessions.inc()
                 self._forget(seat)
             for seat in self.table:

@@ -1,16 +1,18 @@
 """The verifier's sessions: admission by free KV cache, leases, tombstones.
 
 Invariant: the KV reservations of all sessions, and of the caches kept for their prefixes, never exceed `kv_tokens`; a
-session without a cache waits its turn, first come first served, and is never given up for want of room. Times are
-milliseconds of one monotonic clock.
+session without a cache waits its turn, first come first served, and is never given up for want of room; only where the
+cache itself can't be made, for want of memory say, is it refused. Times are milliseconds of one monotonic clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
+import torch
 from numpy.typing import NDArray
 
 from services.cloud_verifier.kv import KvCache, Prefix
@@ -21,6 +23,9 @@ from shared.refusal import Refused, check_text
 from shared.verifier_session import VerifierSession
 
 KV_BLOCK = 512  # reservations are multiples of it, as the attention kernel's reads are
+NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, of mmap, of a GPU
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,8 +61,17 @@ class Tombstone:
 class SessionTable:
     """All sessions of one verifier, in the order of their opening."""
 
-    def __init__(self, model: TargetModel, kv_tokens: int, max_sessions: int, lease_ms: float) -> None:
+    def __init__(
+        self,
+        model: TargetModel,
+        kv_tokens: int,
+        max_sessions: int,
+        lease_ms: float,
+        refuse: Callable[[Seat, Refused], None],
+    ) -> None:
+        """`refuse` is told of every seat that is dropped because its cache can't be made; it leaves the table alone."""
         self._model = model
+        self._refuse = refuse
         self._max_sessions = max_sessions
         self._lease_ms = lease_ms
         self._seats: dict[str, Seat] = {}
@@ -84,8 +98,19 @@ class SessionTable:
         """Room taken by caches of sessions that are over; it gives way to sessions."""
         return self._prefixes.reserved
 
+    @property
+    def room(self) -> int:
+        """The longest text, prompt and answer, that one session can reserve."""
+        return self.kv_tokens // KV_BLOCK * KV_BLOCK
+
+    @property
+    def max_context(self) -> int:
+        """The longest text, prompt and answer, that is taken."""
+        return min(self._model.max_context, self.room)
+
     def open(self, request: Open, gateway_id: str, now: float) -> Seat:
-        """Opens, re-opens (same term: nothing changes) or rebinds (higher term) a session; raises Refused."""
+        """Opens, re-opens (same term: nothing changes) or rebinds (higher term) a session; raises Refused. A seat whose
+        cache can't be made is not in the table any more: `refuse` was told."""
         self._check(request)
         seat = self._seats.get(request.session_id)
         if seat is None:
@@ -121,13 +146,14 @@ class SessionTable:
         return seat
 
     def renew(self, gateway_id: str, now: float) -> None:
-        """A sign of life from a gateway renews the leases of all its sessions."""
+        """A sign of life from a gateway renews the leases of all its sessions but the finished ones: those are over for
+        it, and where its Close was lost, nothing else ends them."""
         for seat in self:
-            if seat.state.gateway_id == gateway_id:
+            if seat.state.gateway_id == gateway_id and not seat.state.finish:
                 seat.renewed_at = now
 
     def expire(self, now: float) -> list[Seat]:
-        """Closes sessions whose gateway has been silent for a lease; forgets old tombstones."""
+        """Closes sessions whose lease was not renewed; forgets old tombstones."""
         self._tombstones = {key: stone for key, stone in self._tombstones.items() if stone.until > now}
         overdue = [seat.state for seat in self if now - seat.renewed_at > self._lease_ms]
         return [seat for state in overdue if (seat := self.close(state.session_id, state.term, now)) is not None]
@@ -144,17 +170,38 @@ class SessionTable:
         self.admit()
 
     def admit(self) -> None:
-        """Gives caches to waiting sessions, oldest first, as far as there is room."""
-        for seat in self:
+        """Gives caches to waiting sessions, oldest first, as far as there is room. Where one can't be made, its session
+        is dropped as if it had never been opened here, and refused."""
+        for seat in list(self):
             if seat.cache is not None or seat.state.finish:
                 continue
             reserved = self._reservation(seat.state.limit)
             if reserved > self.free_kv_tokens:
                 return
-            self.free_kv_tokens -= reserved
-            self._share(seat)
-            self._prefixes.shrink(self.free_kv_tokens)
-            seat.reserved, seat.cache = reserved, self._model.new_cache(reserved)
+            try:
+                self._furnish(seat, reserved)
+            except NO_MEMORY:
+                log.exception("no memory for a KV cache", session=seat.state.session_id, tokens=reserved)
+                self._turn_away(seat, Refused("overloaded", "no memory is left for a KV cache", retryable=True))
+            except Exception:
+                log.exception("a KV cache can't be made", session=seat.state.session_id, tokens=reserved)
+                self._turn_away(seat, Refused("internal", "no KV cache can be made", retryable=True))
+
+    def _furnish(self, seat: Seat, reserved: int) -> None:
+        """Reserves and makes the seat's cache; where that fails nothing is reserved."""
+        self._share(seat)
+        self._prefixes.shrink(self.free_kv_tokens - reserved)
+        seat.cache = self._model.new_cache(reserved)
+        seat.reserved = reserved
+        self.free_kv_tokens -= reserved
+
+    def _turn_away(self, seat: Seat, refusal: Refused) -> None:
+        if seat.prefix is not None:  # never copied
+            self.num_shared_tokens -= seat.prefix.length
+        del self._seats[seat.state.session_id]
+        seat.state.close()
+        self._release(seat)
+        self._refuse(seat, refusal)
 
     def _share(self, seat: Seat) -> None:
         """Finds what others of the seat's scope have computed of its text, or are computing now."""
@@ -218,8 +265,8 @@ class SessionTable:
 
     def _check(self, request: Open) -> None:
         length = check_text(request, self._model.vocab_size, self._model.max_context)
-        if self._reservation(length) > self.kv_tokens:
-            message = f"{length} tokens don't fit the KV cache of {self.kv_tokens} tokens"
+        if length > self.room:
+            message = f"{length} tokens don't fit the KV cache of {self.room} tokens"
             raise Refused("too_long", message, retryable=False)
 
     def _check_room(self, request: Open) -> None:

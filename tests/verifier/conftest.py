@@ -41,6 +41,7 @@ class World:
 
     network: Network
     verifier: Verifier
+    running: asyncio.Task[None]
     model: FakeTarget
     registry: CollectorRegistry
     outside: Bus
@@ -145,11 +146,12 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     verifier = Verifier(instance_id, chosen, model, bus, VerifierMetrics(registry))
     outside = await network.join(CollectorRegistry())  # one for all, so that they are heard in their order
     gateway, drafter = Peer(outside, "gateway", "gateway"), Peer(outside, "drafter", "edge")
-    world = World(network, verifier, model, registry, outside, gateway, drafter, Peer(outside, "drafter", "stranger"))
-    for peer in (gateway, drafter, world.stranger):
+    stranger = Peer(outside, "drafter", "stranger")
+    for peer in (gateway, drafter, stranger):
         await peer.listen()
     await gateway.listen_to_all("heartbeat")
     task = asyncio.create_task(verifier.run())
+    world = World(network, verifier, task, model, registry, outside, gateway, drafter, stranger)
     try:
         await gateway.next(Heartbeat)  # it listens
         yield world

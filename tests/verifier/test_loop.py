@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from prometheus_client import CollectorRegistry
 
-from services.cloud_verifier.loop import WARM_UP_TOKENS, VerifyLoop
+from services.cloud_verifier.loop import MAX_FAILURES, WARM_UP_TOKENS, VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import Seat, SessionTable
 from shared.batching import Batcher, PassCost
@@ -27,7 +28,7 @@ class Bench:
 
     def __init__(self, token_budget: int = 64, prefill_chunk: int = 16, kv_tokens: int = 1 << 16) -> None:
         self.model = FakeTarget(poison=POISON)
-        self.table = SessionTable(self.model, kv_tokens, 64, 1000.0)
+        self.table = SessionTable(self.model, kv_tokens, 64, 1000.0, lambda seat, refusal: None)
         self.registry = CollectorRegistry()
         self.cost = PassCost()
         self.verdicts: dict[str, list[Verdict]] = {}
@@ -184,6 +185,53 @@ async def test_a_session_that_fails_alone_ends_nothing_but_itself() -> None:
         seat = bench.open(2)
         await bench.finished(seat)
         assert text_of(seat) == answer(PROMPT, 10)
+
+
+async def fail(bench: Bench, *numbers: int) -> None:
+    """Sessions fail, one after the other."""
+    for number in numbers:
+        num_failed = len(bench.failed)
+        bench.open(number, prompt=(bench.model.poison,), term=1 + num_failed)
+        await until(lambda num=num_failed: len(bench.failed) > num)
+
+
+async def test_a_model_that_computes_nothing_any_more_ends_the_loop_with_its_error() -> None:
+    bench = Bench()
+    task = asyncio.create_task(bench.loop.run())
+    await fail(bench, *range(1, MAX_FAILURES))
+    await bench.finished(bench.open(50))
+    await fail(bench, *range(11, 10 + MAX_FAILURES))
+    assert not task.done()
+    await fail(bench, 99)
+    with pytest.raises(RuntimeError, match="computes nothing any more") as ended:
+        await asyncio.wait_for(task, 10)
+    assert str(ended.value.__cause__) == "poisoned"
+
+
+async def test_one_session_that_fails_again_and_again_ends_nothing() -> None:
+    async with running() as bench:
+        await fail(bench, *[1] * (MAX_FAILURES + 1))
+        await bench.finished(bench.open(2))
+
+
+async def test_failing_sessions_among_good_ones_end_nothing() -> None:
+    async with running() as bench:
+        bench.model.gate.shut()
+        good = bench.open(1, max_tokens=40)
+        await bench.model.gate.held()
+        for number in range(10, 11 + MAX_FAILURES):
+            bench.open(number, prompt=(POISON,))
+            bench.model.gate.let(4)  # the good one's, both, and each alone
+            await until(lambda num=number: len(bench.failed) == num - 9)
+        bench.model.gate.open()
+        await bench.finished(good)
+
+
+async def test_a_text_that_fails_in_many_sessions_while_the_model_computes_others_ends_nothing() -> None:
+    async with running() as bench:
+        bench.model.poison = 3
+        await fail(bench, *range(1, 2 + MAX_FAILURES))
+        await bench.finished(bench.open(99))
 
 
 async def test_the_guesses_of_a_failed_pass_are_discarded() -> None:

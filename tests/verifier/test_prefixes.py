@@ -28,7 +28,7 @@ class Table(SessionTable):
 
     def __init__(self, num_caches: int) -> None:
         self.model = FakeTarget()
-        super().__init__(self.model, num_caches * BLOCK, 10, 1000.0)
+        super().__init__(self.model, num_caches * BLOCK, 10, 1000.0, lambda seat, refusal: None)
 
     def opens(self, number: int, prompt: Sequence[int] = PROMPT, scope: str | None = "a", max_tokens: int = 4) -> Seat:
         ids = TokenIds(prompt)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
-from shared.messages import Close, Failure, Heartbeat, Open, Opened, Poll, Verdict
+from services.cloud_verifier.loop import MAX_FAILURES
+from shared.messages import NO_TOKENS, Close, Failure, Heartbeat, Open, Opened, Poll, Sampling, TokenIds, Verdict
 from shared.subjects import new_session_id
-from tests.fakes import answer, wrong
+from tests.fakes import FakeCache, answer, wrong
 from tests.peers import until
-from tests.verifier.conftest import PROMPT, Start, World
+from tests.plugins.networks import Network
+from tests.verifier.conftest import PROMPT, Start, World, running
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -240,6 +244,26 @@ async def test_polling_renews_a_lease(start: Start) -> None:
         assert world.count("verifier_expired_sessions") == 0
 
 
+async def test_a_drafter_renews_no_lease(start: Start) -> None:
+    async with start(lease_s=0.3) as world:
+        world.model.gate.shut()
+        request = await world.open()
+        async with asyncio.timeout(10):
+            while not world.count("verifier_expired_sessions"):
+                await world.draft(request, 0, [])
+                await asyncio.sleep(0.02)
+
+
+async def test_a_finished_session_whose_close_was_lost_gives_its_place_away_after_a_lease(start: Start) -> None:
+    async with start(lease_s=0.3, max_sessions=1) as world:
+        await world.finish(await world.open())
+        async with asyncio.timeout(10):
+            while not world.count("verifier_expired_sessions"):
+                await world.gateway.beat()
+                await asyncio.sleep(0.02)
+        assert await world.text(await world.open()) == answer(PROMPT, 12)
+
+
 async def test_a_session_that_can_not_be_computed_fails_and_the_others_go_on(world: World) -> None:
     world.model.poison = 0
     world.model.gate.shut()
@@ -323,6 +347,58 @@ async def test_a_heartbeat_tells_what_is_served_and_how_busy_it_is(start: Start)
         assert (busy.load.free_kv_tokens, busy.load.queue_tokens, busy.load.token_budget) == (1536, 29, 64)
 
 
-async def test_a_context_larger_than_the_kv_cache_is_not_promised(start: Start) -> None:
+@pytest.mark.parametrize("kv_tokens", [512, 600])
+async def test_a_context_larger_than_the_kv_cache_is_not_promised_and_what_is_promised_fits(
+    start: Start, kv_tokens: int
+) -> None:
+    async with start(kv_tokens=kv_tokens) as world:
+        promised = (await world.gateway.find(Heartbeat)).max_context
+        assert promised == 512
+        await world.open(max_tokens=promised - len(PROMPT))
+
+
+async def test_a_session_without_memory_for_its_cache_is_told_when_it_opens_or_when_its_turn_comes(
+    start: Start,
+) -> None:
     async with start(kv_tokens=512) as world:
-        assert (await world.gateway.find(Heartbeat)).max_context == 512
+        world.model.gate.shut()
+        first, waiting = await world.open(), await world.open()
+        world.model.new_cache = no_cache(MemoryError())
+        await world.tell(world.gateway, Close(first.session_id, 1))
+        failure = await world.gateway.find(Failure)
+        assert (failure.session_id, failure.code, failure.retryable) == (waiting.session_id, "overloaded", True)
+        late = structs.replace(first, session_id=new_session_id())
+        await world.tell(world.gateway, late)
+        failure = await world.gateway.find(Failure, lambda failure: failure.session_id == late.session_id)
+        assert (failure.term, failure.code, failure.retryable) == (1, "overloaded", True)
+        assert world.dropped("overloaded") == 2
+        assert [opened.session_id for opened in world.gateway.of(Opened)] == [first.session_id, waiting.session_id]
+        await asyncio.wait_for(world.verifier.drain(), 10)
+
+
+async def test_a_verifier_whose_model_makes_no_cache_any_more_ends_with_an_error(network: Network) -> None:
+    with pytest.raises(AssertionError, match="the verifier ended"):
+        await break_down(network)
+
+
+async def break_down(network: Network) -> None:
+    """A verifier's life until its model is of no use to anybody."""
+    async with running(network) as world:
+        world.model.new_cache = no_cache(RuntimeError("device-side assert triggered"))
+        for number in range(MAX_FAILURES):
+            assert not world.running.done()
+            session_id = f"{number:032x}"
+            request = Open(session_id, 1, None, TokenIds(PROMPT), NO_TOKENS, Sampling(), NO_TOKENS, 5, True)
+            await world.tell(world.gateway, request)
+            failure = await world.gateway.next(Failure)
+            assert (failure.session_id, failure.code, failure.retryable) == (session_id, "internal", True)
+        with pytest.raises(ExceptionGroup) as ended:
+            await asyncio.wait_for(world.running, 10)
+        assert ended.group_contains(RuntimeError, match="computes nothing any more")
+
+
+def no_cache(error: Exception) -> Callable[[int], FakeCache]:
+    def new_cache(capacity: int) -> FakeCache:
+        raise error
+
+    return new_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from msgspec import structs
 
 from services.cloud_verifier.sessions import Seat, SessionTable
@@ -10,7 +11,7 @@ from shared.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
 from shared.refusal import Refused
 from shared.subjects import new_instance_id
 from shared.verifier_session import PassInfo
-from tests.fakes import VOCABULARY, FakeTarget, answer
+from tests.fakes import VOCABULARY, FakeCache, FakeTarget, answer
 
 GATEWAY, OTHER_GATEWAY, DRAFTER = (new_instance_id(name) for name in ("gateway", "other", "edge"))
 LEASE_MS = 1000.0
@@ -32,10 +33,22 @@ def opening(
 
 
 class Table(SessionTable):
-    """A table for `num_caches` sessions of up to 512 tokens."""
+    """A table for `num_caches` sessions of up to 512 tokens; `broken` says why no cache can be made."""
 
-    def __init__(self, num_caches: int = 2, max_sessions: int = 10) -> None:
-        super().__init__(FakeTarget(), num_caches * BLOCK, max_sessions, LEASE_MS)
+    def __init__(self, num_caches: int = 2, max_sessions: int = 10, spare: int = 0) -> None:
+        self.broken: Exception | None = None
+        self.refused: list[tuple[Seat, Refused]] = []
+        model = FakeTarget()
+        make, model.new_cache = model.new_cache, lambda capacity: self._made(capacity)
+        self._make = make
+        super().__init__(
+            model, num_caches * BLOCK + spare, max_sessions, LEASE_MS, lambda *refused: self.refused.append(refused)
+        )
+
+    def _made(self, capacity: int) -> FakeCache:
+        if self.broken is not None:
+            raise self.broken
+        return self._make(capacity)
 
     def opens(self, number: int, now: float = 0.0, **options: object) -> Seat:
         return self.open(opening(number, **options), GATEWAY, now)
@@ -211,6 +224,89 @@ def test_a_gateway_silent_for_a_lease_loses_its_sessions_only() -> None:
     assert waiting.cache is not None
     assert [seat.state.session_id for seat in table.expire(now=900.0 + LEASE_MS + 1)] == [session_id(2), session_id(3)]
     assert table.free_kv_tokens == table.kv_tokens
+
+
+def test_a_gateway_s_heartbeat_renews_no_finished_session() -> None:
+    table = Table(num_caches=2, max_sessions=2)
+    running, finished = table.opens(1), table.opens(2, max_tokens=2)
+    commit(finished, 2)
+    table.settle(finished)
+    table.renew(GATEWAY, now=900.0)
+    assert table.expire(now=LEASE_MS) == []
+    assert table.expire(now=LEASE_MS + 1) == [finished]
+    assert list(table) == [running]
+    table.opens(3, now=LEASE_MS + 1)
+
+
+NO_MEMORY = (MemoryError(), OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA out of memory"))
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_session_for_whose_cache_there_is_no_memory_is_refused_for_now_and_reserves_nothing(error: Exception) -> None:
+    table = Table(num_caches=2)
+    first, table.broken = table.opens(1), error
+    for _ in range(3):
+        seat = table.opens(2)
+    assert list(table) == [first]
+    assert table.free_kv_tokens == BLOCK
+    told = [(seat.state.session_id, refusal.code, refusal.retryable) for seat, refusal in table.refused]
+    assert told == [(session_id(2), "overloaded", True)] * 3
+    table.broken = None
+    assert table.opens(2).cache is not None
+    assert (seat.cache, table.free_kv_tokens) == (None, 0)
+
+
+def test_no_memory_when_its_turn_comes_costs_a_waiting_session_and_not_the_one_that_ended() -> None:
+    table = Table(num_caches=1)
+    first, second, third = (table.opens(number, max_tokens=2) for number in (1, 2, 3))
+    commit(first, 2)
+    table.broken = MemoryError()
+    table.settle(first)
+    assert [seat for seat, _ in table.refused] == [second, third]
+    assert (list(table), table.free_kv_tokens) == ([first], table.kv_tokens)
+
+
+def test_a_rebinding_that_needs_a_larger_cache_than_there_is_memory_for_is_refused() -> None:
+    table = Table(num_caches=3)
+    seat = table.opens(1)
+    row = seat.state.begin_pass(64, 0)
+    table.broken = MemoryError()
+    table.opens(1, term=2, max_tokens=BLOCK)
+    assert [(refused, refused.state.term) for refused, _ in table.refused] == [(seat, 2)]
+    assert seat.state.end_pass(row, [8], PassInfo(), now=0.0) is None
+    assert table.free_kv_tokens == table.kv_tokens
+
+
+def test_a_prefix_that_was_not_copied_for_want_of_memory_is_not_counted() -> None:
+    table, prompt = Table(num_caches=2), tuple(range(1, 41))
+    scoped = [structs.replace(opening(number, prompt=prompt, max_tokens=1), cache_scope="s") for number in (1, 2)]
+    seat = table.open(scoped[0], GATEWAY, 0.0)
+    seat.state.end_pass(seat.state.begin_pass(64, 0), [8], PassInfo(), now=0.0)
+    table.settle(seat)
+    table.broken = MemoryError()
+    table.open(scoped[1], GATEWAY, 0.0)
+    assert table.num_shared_tokens == 0
+    table.broken = None
+    table.open(scoped[1], GATEWAY, 0.0)
+    assert table.num_shared_tokens == len(prompt) - 1
+
+
+def test_a_cache_that_fails_for_another_reason_is_the_model_s_fault() -> None:
+    table = Table()
+    table.broken = RuntimeError("device-side assert triggered")
+    table.opens(1)
+    ((_, refusal),) = table.refused
+    assert (refusal.code, refusal.retryable, len(table)) == ("internal", True, 0)
+    assert table.free_kv_tokens == table.kv_tokens
+
+
+@pytest.mark.parametrize("spare", [0, 1, BLOCK - 1])
+def test_the_longest_context_promised_is_taken_and_nothing_longer(spare: int) -> None:
+    table = Table(num_caches=1, spare=spare)
+    assert table.max_context == BLOCK
+    assert table.opens(1, max_tokens=table.max_context - len(PROMPT)).cache is not None
+    with pytest.raises(Refused, match=f"{BLOCK + 1} tokens don't fit the KV cache of {BLOCK}"):
+        table.opens(2, max_tokens=table.max_context - len(PROMPT) + 1)
 
 
 def test_a_closed_session_leaves_a_tombstone_for_one_lease() -> None:

@@ -138,8 +138,7 @@ class Drafter:
             seat = self.table.speculate(request, sender, choice, now)
         except Refused as refusal:
             self._drop(refusal.code, session=request.session_id, sender=sender)
-            failure = refusal.failure(request.session_id, request.term)
-            self._outbox.put(subjects.to("gateway", sender, "failure", self.instance_id), failure)
+            self._refuse(sender, refusal.failure(request.session_id, request.term))
             return
         self._advance(seat)
 
@@ -220,7 +219,16 @@ class Drafter:
     def _fail(self, seat: Seat) -> None:
         """The draft model failed on a session: it goes on without this drafter."""
         seat.state.close()
+        self._give_up(seat, "the draft model failed on the session")
+
+    def _give_up(self, seat: Seat, why: str) -> None:
+        """Ends a session that is not over, so that its gateway may find it another drafter."""
+        refusal = Refused("internal", why, retryable=True)
+        self._refuse(seat.gateway_id, refusal.failure(seat.state.session_id, seat.state.term))
         self._end(seat)
+
+    def _refuse(self, gateway_id: str, failure: Failure) -> None:
+        self._outbox.put(subjects.to("gateway", gateway_id, "failure", self.instance_id), failure)
 
     def _drop(self, reason: str, **about: str) -> None:
         self._metrics.dropped.labels(reason).inc()
@@ -238,7 +246,7 @@ class Drafter:
                     self._send_draft(seat, draft)
                 elif seat.state.closed:
                     log.warning("verifier silent, session given up", session=seat.state.session_id)
-                    self._end(seat)
+                    self._give_up(seat, "the verifier is silent towards this drafter")
             due = min((at for seat in self.table if (at := seat.state.resend_at) is not None), default=math.inf)
             self._watched_until = due
             self._timers_changed.clear()

@@ -220,6 +220,8 @@ async def test_a_step_that_fails_costs_its_session_only(world: World) -> None:
     await world.settled()
     assert world.count("drafter_failed_steps") == 1
     assert world.drafter.table.get(bad.session_id) is None
+    failure = await world.gateway.find(Failure)
+    assert (failure.session_id, failure.term, failure.code, failure.retryable) == (bad.session_id, 1, "internal", True)
 
 
 # --- other terms ------------------------------------------------------------------------------------------------------

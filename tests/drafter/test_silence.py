@@ -91,5 +91,12 @@ async def test_a_verifier_that_stays_silent_is_given_up(world: World, monkeypatc
         await world.verifier.next(Draft, lambda draft: len(draft.token_ids) == WINDOW)
     await until(lambda: not len(world.drafter.table))
     assert world.fates()["discarded"] == WINDOW
+    failure = await world.gateway.find(Failure)
+    assert (failure.session_id, failure.term, failure.code, failure.retryable) == (
+        request.session_id,
+        1,
+        "internal",
+        True,
+    )
     later = await world.speculate(prompt=(9,))
     assert await world.drafted(later, 0, WINDOW) == answer((9,), WINDOW)

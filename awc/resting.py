@@ -33,17 +33,17 @@ class Rests:
     whether more than `doubtful_share` of them are of use, right and in time, or `longest_look` are over. Clear is what
     lies `sure` standard deviations off. It rests when no more were of use. Those behind a wrong guess, which nobody
     judged, are not counted: a deep window has many of them, and pays. Where its sessions get a guess each in more time
-    than a pass takes, so that the target outpaces the drafter, `outpaced_look`, `outpaced_judged` and `outpaced_share`
-    stand for `look`, `least_judged` and `doubtful_share`: there is little to lose by a rest that turns out to be a
-    mistake, and a drafter that hardly comes to guess has few guesses to be judged.
+    than a pass takes, so that the target outpaces the drafter, `outpaced_look`, `outpaced_judged`, `outpaced_share` and
+    `look` stand for `look`, `least_judged`, `doubtful_share` and `longest_look`: there is little to lose by a rest that
+    turns out to be a mistake, and a drafter that hardly comes to guess, or never, has few guesses to be judged.
 
     The rest was a mistake, and is over, when the median report of `compared`, behind the first `settling`, has a token
     take longer than the median one of the look, by `margin` of that at least, or that of n of these, 3 or more, by
     `hasty` / n more than that, unless the share of guesses of use was below `margin`, so that they can't have saved as
     much. Medians, because a report in which prompts were read is no measure. Then nothing is doubted for
-    `trusted` reports, and for twice as long after each further mistake in a row. While half as many sessions or fewer
-    share the drafter the rest is put off. Reports between which no token was written, as before a first verdict, don't
-    count. Raises ValueError for what can't work.
+    `trusted` reports, and for twice as long after each further mistake in a row. Where half as many sessions or fewer
+    share the drafter in `light` reports in a row, the rest is put off until there are more. Reports between which no
+    token was written, as before a first verdict, don't count. Raises ValueError for what can't work.
     """
 
     look: int = 8
@@ -57,6 +57,7 @@ class Rests:
     first: int = 20
     trusted: int = 24
     longest: int = 640  # of both
+    light: int = 4
     settling: int = 3
     compared: int = 8
     margin: float = 0.02
@@ -82,6 +83,8 @@ class Rests:
             raise ValueError(
                 f"first {self.first} and trusted {self.trusted}, up to longest {self.longest}, must be 1 or more"
             )
+        if self.light < 1:
+            raise ValueError(f"light {self.light} must be 1 or more")
         if self.settling < 0 or self.compared < LEAST or not min(self.margin, self.hasty, self.sure) >= 0:
             raise ValueError(
                 f"settling {self.settling}, margin {self.margin}, hasty {self.hasty} and sure {self.sure} must be 0 or "
@@ -144,7 +147,7 @@ class RestingPair:
         self._length, self._trust = rests.first, rests.trusted  # of the next rest, of the time without doubts
         self._rest_left = self._trusted_left = 0
         self._look, self._before = Look(), Look()  # the one under way, and that which led to the last rest
-        self._is_light = False  # too few sessions for that rest
+        self._num_light = 0  # reports in a row with too few sessions for that rest
         self._trial: Trial | None = None  # of the rest under way, until it is over; None where it can't be a mistake
         self._tpot_ms = 0.0  # of the report before
 
@@ -154,14 +157,15 @@ class RestingPair:
     def goes_on_resting(self, seen: PairReport) -> bool:
         """Whether this report finds the pair at rest, and the next one will, too."""
         if self._rest_left and seen.num_sessions:
-            self._is_light = 2 * seen.num_sessions * self._before.num <= self._before.sessions
-            if not self._is_light:
+            is_light = 2 * seen.num_sessions * self._before.num <= self._before.sessions
+            self._num_light = self._num_light + 1 if is_light else 0
+            if not is_light:
                 self._rest_left -= 1
                 if self._is_mistake(seen):
                     self._rest_left = 0
                     self._length, self._trusted_left = self._rests.first, self._trust
                     self._trust = min(2 * self._trust, self._rests.longest)
-        return self._rest_left > 0 and not self._is_light
+        return self._rest_left > 0 and self._num_light < self._rests.light
 
     def look(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """What follows from a choice of the wrapped control: that, or a rest."""
@@ -180,17 +184,18 @@ class RestingPair:
         is_outpaced = 2 * look.num_outpaced > look.num
         share = rests.outpaced_share if is_outpaced else rests.doubtful_share
         least = rests.outpaced_look if is_outpaced else rests.look
+        longest = rests.look if is_outpaced else rests.longest_look
         least_judged = rests.outpaced_judged if is_outpaced else rests.least_judged
         doubtful = share * look.judged  # as many useful guesses are expected at the share
         off = rests.sure * (doubtful * (1 - share)) ** 0.5  # the binomial distribution's
         is_clear = look.judged >= least_judged and abs(look.useful - doubtful) >= off
-        if look.num < least or (not is_clear and look.num < rests.longest_look):
+        if look.num < least or (not is_clear and look.num < longest):
             return False
         self._look = Look()
         if look.useful > doubtful:
             self._length, self._trust = rests.first, rests.trusted
             return False
-        self._before, self._is_light = look, False
+        self._before, self._num_light = look, 0
         self._rest_left = self._length
         self._length = min(2 * self._length, rests.longest)
         if look.useful > rests.margin * look.judged:

@@ -29,6 +29,7 @@ RESTS = Rests(
     settling=1,
     compared=3,
     hasty=1.0,
+    light=2,
 )
 
 
@@ -180,14 +181,22 @@ def test_a_rest_is_put_off_while_half_as_many_sessions_share_the_drafter() -> No
     pair, few = RestingPair(Recorder(), RESTS), changed(USEFUL, num_sessions=4)
     assert is_resting(pair, [LATE] * 4)[-1]
     assert is_resting(pair, [changed(AT_REST, num_sessions=5)]) == [True]
-    assert not any(is_resting(pair, [changed(AT_REST, num_sessions=4), *[few] * 50]))
+    assert is_resting(pair, [changed(AT_REST, num_sessions=4)]) == [True]
+    assert not any(is_resting(pair, [few] * 50))
     assert is_resting(pair, [AT_REST] * 4) == [True] * 3 + [False], "one report of five was made before"
+
+
+def test_a_moment_of_few_sessions_between_many_ends_no_rest() -> None:
+    pair, few = RestingPair(Recorder(), replace(RESTS, first=12)), changed(AT_REST, num_sessions=1)
+    assert is_resting(pair, [LATE] * 4)[-1]
+    assert all(is_resting(pair, [AT_REST, few] * 11)), "each of the few is the first one again"
 
 
 def test_few_sessions_whose_guesses_are_in_vain_too_rest_as_well() -> None:
     pair = RestingPair(Recorder(), RESTS)
     is_resting(pair, [LATE] * 4)
     few = changed(LATE, num_sessions=3)
+    assert is_resting(pair, [few]) == [True]
     assert is_resting(pair, [few] * 4) == [False] * 3 + [True]
 
 
@@ -203,6 +212,12 @@ def test_fewer_judged_guesses_are_enough_where_the_target_outpaces_the_drafter()
     outpaced, fast = changed(few, pass_ms=40.0), changed(few, pass_ms=70.0)
     assert followed(RestingPair(Recorder(), RESTS), [outpaced, AT_REST], 7).index(True) == 2, "the third has seen 12"
     assert followed(RestingPair(Recorder(), RESTS), [fast, AT_REST], 7).index(True) == 3, "the fourth has seen 16"
+
+
+def test_an_outpaced_drafter_that_never_comes_to_guess_is_not_looked_at_for_longer() -> None:
+    outpaced, fast = changed(NOTHING, pass_ms=40.0), changed(NOTHING, pass_ms=70.0)
+    assert followed(RestingPair(Recorder(), RESTS), [outpaced, AT_REST], 7).index(True) == 3, "a look of four"
+    assert followed(RestingPair(Recorder(), RESTS), [fast, AT_REST], 7).index(True) == 5, "the longest, of six"
 
 
 def test_most_guesses_of_an_outpaced_drafter_must_be_of_use_by_default_and_that_is_seen_in_four_reports() -> None:
@@ -277,6 +292,7 @@ def test_adaptive_policies_rest_and_the_static_one_does_not(name: str) -> None:
         {"outpaced_look": 0},
         {"outpaced_look": 9},
         {"outpaced_judged": 0},
+        {"light": 0},
         {"outpaced_judged": 40},
         {"least_judged": 4},
         {"sure": -0.5},

@@ -217,34 +217,28 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
     assert ORIGIN.machine in text
 
 
-@pytest.mark.parametrize(
-    ("tpot_ms", "answer"),
-    [((41.0, 41.0), "yes"), ((42.0, 42.0), "**no**"), ((36.0, 50.0), "**open**: too few rounds")],
-    ids=["as fast", "slower", "slower, perhaps by chance"],
-)
-def test_a_way_that_is_slower_by_chance_is_told_from_one_that_always_is(
-    tpot_ms: tuple[float, float], answer: str
-) -> None:
-    measured = result(FAST | {TARGET_ONLY: 40.0})
-    for number, each in enumerate(measured.rounds):
-        each.samples[TARGET_ONLY.name][0] = sample(40.0)
-        each.samples[ADAPTIVE.name][0] = sample(tpot_ms[number % 2])
-    (row,) = [line for line in markdown([find(measured)], []).splitlines() if "adaptive: never slower" in line]
-    assert row.endswith(f"| {answer} |")
+OPEN = "**open**: too few rounds"
 
 
 @pytest.mark.parametrize(
-    ("ttft_ms", "answer"),
-    [((54.0, 54.0), "yes"), ((60.0, 60.0), "**no**"), ((40.0, 80.0), "**open**: too few rounds")],
-    ids=["within", "beyond", "beyond, perhaps by chance"],
+    ("what", "even", "odd", "answer"),
+    [
+        ("never slower", sample(41.0), sample(41.0), "yes"),
+        ("never slower", sample(42.0), sample(42.0), "**no**"),
+        ("never slower", sample(36.0), sample(50.0), OPEN),
+        ("TTFT", sample(50.0, ttft_ms=54.0), sample(50.0, ttft_ms=54.0), "yes"),
+        ("TTFT", sample(50.0, ttft_ms=60.0), sample(50.0, ttft_ms=60.0), "**no**"),
+        ("TTFT", sample(50.0, ttft_ms=40.0), sample(50.0, ttft_ms=80.0), OPEN),
+    ],
 )
-def test_a_first_token_that_comes_late_by_chance_is_told_from_one_that_always_does(
-    ttft_ms: tuple[float, float], answer: str
+def test_a_bound_that_is_missed_by_chance_is_told_from_one_that_is_always_missed(
+    what: str, even: Sample, odd: Sample, answer: str
 ) -> None:
     measured = result(FAST)
     for number, each in enumerate(measured.rounds):
-        each.samples[ADAPTIVE.name][0] = sample(50.0, ttft_ms[number % 2])
-    (row,) = [line for line in markdown([find(measured)], []).splitlines() if "adaptive: TTFT" in line]
+        each.samples[TARGET_ONLY.name][0] = sample(40.0)
+        each.samples[ADAPTIVE.name][0] = (even, odd)[number % 2]
+    (row,) = [line for line in markdown([find(measured)], []).splitlines() if f"adaptive: {what}" in line]
     assert row.endswith(f"| {answer} |")
 
 

@@ -1,7 +1,7 @@
 """Which instance gets the next session: pure policies over heartbeat loads, shared by the gateway and DSD-Sim.
 
 Invariant: a policy chooses one of the candidates it is given, or None when there is none; it never draws from a global
-random generator. JSQ is join-the-shortest-queue, JSQ(2) its power-of-two-choices form (Mitzenmacher, 2001).
+random generator. JSQ is join-the-shortest-queue, JSQ(d) its form in which d of all are looked at (Mitzenmacher, 2001).
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from shared.messages import Load
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An instance that may be chosen, with its newest load and the sessions given to it since that heartbeat."""
+    """An instance that may be chosen, with its newest load and the sessions given to it since that heartbeat, less
+    those taken from it."""
 
     instance_id: str
     load: Load
     num_since: int = 0
 
     @property
-    def queue_length(self) -> tuple[int, int, str]:
-        """Order of JSQ: sessions, then queued tokens, then the id so that equal loads are repeatable."""
-        return (self.load.num_sessions + self.num_since, self.load.queue_tokens, self.instance_id)
+    def queue_length(self) -> tuple[int, int]:
+        """Order of JSQ: sessions, then queued tokens."""
+        return (max(self.load.num_sessions + self.num_since, 0), self.load.queue_tokens)
 
 
 class Router(Protocol):
@@ -58,17 +59,22 @@ class RoundRobinRouter:
 
 
 class ShortestQueueRouter:
-    """JSQ: the least loaded candidate."""
+    """JSQ: the least loaded candidate; of several the one with the first id, so that it is repeatable."""
 
     def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-        return min(candidates, key=lambda candidate: candidate.queue_length, default=None)
+        return min(candidates, key=lambda candidate: (candidate.queue_length, candidate.instance_id), default=None)
 
 
-class TwoChoicesRouter:
-    """JSQ(2): the less loaded of two candidates drawn at random; nearly as good, and not all gateways choose alike."""
+class FewChoicesRouter:
+    """JSQ(d): the least loaded of `num` candidates drawn at random, of several any. Loads are old by up to a heartbeat:
+    with many gateways JSQ sends the sessions of all of them to the same few instances (Mitzenmacher, "How useful is old
+    information?", 2000). Two choices often miss an idle instance, which eight hardly do."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
 
     def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-        drawn = rng.sample(candidates, min(2, len(candidates)))
+        drawn = rng.sample(candidates, min(self._num, len(candidates)))
         return min(drawn, key=lambda candidate: candidate.queue_length, default=None)
 
 
@@ -81,9 +87,10 @@ class NearShortestQueueRouter:
         steps = [candidate.load.step_ms for candidate in candidates if candidate.load.step_ms]
         typical_ms = fmean(steps) if steps else 1.0  # of who has not taken a step yet
 
-        def wait(candidate: Candidate) -> tuple[float, int, int, str]:
+        def wait(candidate: Candidate) -> tuple[float, tuple[int, int], str]:
             load, queue_length = candidate.load, candidate.queue_length
-            return (load.rtt_ms + (load.step_ms or typical_ms) * (queue_length[0] + 1), *queue_length)
+            first_ms = load.rtt_ms + (load.step_ms or typical_ms) * (queue_length[0] + 1)
+            return (first_ms, queue_length, candidate.instance_id)
 
         return min(candidates, key=wait, default=None)
 
@@ -92,6 +99,7 @@ ROUTERS: dict[str, Callable[[], Router]] = {
     "random": RandomRouter,
     "round-robin": RoundRobinRouter,
     "jsq": ShortestQueueRouter,
-    "jsq2": TwoChoicesRouter,
+    "jsq2": lambda: FewChoicesRouter(2),
+    "jsq8": lambda: FewChoicesRouter(8),
     "rtt-jsq": NearShortestQueueRouter,
 }

@@ -22,7 +22,7 @@ class Peer:
 
     heartbeat: Heartbeat
     heard_at: float
-    num_since: int = 0  # sessions given to it since that heartbeat
+    num_since: int = 0  # sessions given to it since that heartbeat, less those taken from it
 
     @property
     def stale_at(self) -> float:
@@ -57,10 +57,11 @@ class Fleet:
             del self._peers[instance_id]
         return stale
 
-    def count_session(self, instance_id: str) -> None:
-        """Notes a session given to an instance, so that those that follow see it before the next heartbeat."""
+    def count_sessions(self, instance_id: str, num: int) -> None:
+        """Notes sessions given to an instance, or taken from it where `num` is negative: those that are placed next
+        see it before the next heartbeat."""
         if instance_id in self._peers:
-            self._peers[instance_id].num_since += 1
+            self._peers[instance_id].num_since += num
 
     def find(self, instance_id: str, now: float) -> Heartbeat | None:
         """The newest heartbeat of an instance that is alive, draining or not."""

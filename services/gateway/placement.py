@@ -85,7 +85,4 @@ class Placement:
 
     def _choose(self, router: Router, choices: list[Candidate]) -> str | None:
         chosen = router.choose(choices, self.rng)
-        if chosen is None:
-            return None
-        self.fleet.count_session(chosen.instance_id)
-        return chosen.instance_id
+        return chosen.instance_id if chosen else None

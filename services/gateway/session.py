@@ -63,6 +63,7 @@ class Session:
     _outbox: list[Send] = field(default_factory=list)
     _taken: int = 0  # tokens handed on
     _bound: dict[str, Service] = field(default_factory=dict)  # everybody who may know this session
+    _placed: set[str] = field(default_factory=set)  # at whom the fleet counts it
     _avoided: dict[str, float] = field(default_factory=dict)  # instance id -> until when
     _refusal: Failure | None = None
     _alive_at: float = 0.0
@@ -222,6 +223,7 @@ class Session:
         for instance_id, service in self._bound.items():
             self._say(service, instance_id, "close", Close(self.session_id, self.term))
         self._bound.clear()
+        self._count_at()
 
     # --- verifier --------------------------------------------------------------------------------------------------
 
@@ -273,6 +275,7 @@ class Session:
         if verifier_id != self.verifier_id:
             self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
         self.verifier_id, self.drafter_id = verifier_id, drafter_id
+        self._count_at(verifier_id, drafter_id)
         self._bound[verifier_id] = "verifier"
         self.term += 1
         self.stream.begin_term(self.term, now)
@@ -332,6 +335,7 @@ class Session:
         elif drafter_id is None:
             self._leave(self.drafter_id)
             self.drafter_id = None
+            self._count_at(self.verifier_id)
 
     def _adopt_drafter(self, now: float) -> None:
         """A session that runs alone looks for a drafter now and then."""
@@ -368,6 +372,15 @@ class Session:
         for instance_id in instance_ids:
             if instance_id is not None and instance_id in self._bound:
                 self._say(self._bound[instance_id], instance_id, "close", Close(self.session_id, self.term))
+
+    def _count_at(self, *instance_ids: str | None) -> None:
+        """From now on it is a session of these, and of nobody else."""
+        placed = {instance_id for instance_id in instance_ids if instance_id is not None}
+        for instance_id in placed - self._placed:
+            self.placement.fleet.count_sessions(instance_id, 1)
+        for instance_id in self._placed - placed:
+            self.placement.fleet.count_sessions(instance_id, -1)
+        self._placed = placed
 
     def _fail(self, code: FailureCode, message: str, *, retryable: bool = True) -> None:
         self.phase = "over"

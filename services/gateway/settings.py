@@ -12,7 +12,7 @@ from services.gateway.timing import PollTiming, SessionTiming
 from shared.config import ServiceSettings
 from shared.routing import ROUTERS
 
-Routing = Literal["random", "round-robin", "jsq", "jsq2", "rtt-jsq"]
+Routing = Literal["random", "round-robin", "jsq", "jsq2", "jsq8", "rtt-jsq"]
 assert set(ROUTERS) == set(Routing.__args__)  # type: ignore[attr-defined]
 
 
@@ -27,7 +27,7 @@ class GatewaySettings(ServiceSettings):
         0, ge=0, description="Length of an answer when the client names none; 0: as long as the context allows"
     )
     verifier_routing: Routing = Field("jsq", description="Which verifier gets a session")
-    drafter_routing: Routing = Field("jsq2", description="Which drafter gets a session")
+    drafter_routing: Routing = Field("jsq8", description="Which drafter gets a session")
     max_sessions: int = Field(256, ge=1, description="Most answers under way; more requests wait")
     max_queue: int = Field(256, ge=0, description="Most requests that wait; more are refused with status 503")
     queue_timeout_s: float = Field(30.0, gt=0, description="A request waits at most so many seconds for its turn")

@@ -74,10 +74,15 @@ def test_no_flood_of_heartbeats_fills_the_memory() -> None:
     assert fleet.count_alive("verifier", 0.1) == MAX_PEERS
 
 
-def test_sessions_given_since_the_heartbeat_count_as_load() -> None:
-    chooser = placement(beat("a.1"), beat("b.1"))
-    chosen = [chooser.verifier(generation(), 0.1) for _ in range(4)]
-    assert sorted(str(each) for each in chosen) == ["a.1", "a.1", "b.1", "b.1"]
+def test_sessions_given_and_taken_since_the_heartbeat_count_as_load() -> None:
+    chooser = placement(beat("a.1", load=Load(num_sessions=2)), beat("b.1", load=Load(num_sessions=1)))
+    assert chooser.verifier(generation(), 0.1) == "b.1"
+    chooser.fleet.count_sessions("b.1", 2)
+    assert chooser.verifier(generation(), 0.1) == "a.1"
+    chooser.fleet.count_sessions("b.1", -2)
+    assert chooser.verifier(generation(), 0.1) == "b.1"
+    chooser.fleet.observe(beat("b.1", load=Load(num_sessions=3)), 0.2)
+    assert chooser.verifier(generation(), 0.3) == "a.1", "a heartbeat tells all of them"
 
 
 def test_a_verifier_of_the_same_numerics_is_preferred() -> None:

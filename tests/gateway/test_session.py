@@ -497,6 +497,26 @@ def test_the_end_is_told_to_everybody_who_was_ever_bound() -> None:
     assert sorted(story.verbs()) == ["close d1.1", "close d2.1", "close v1.1", "close v2.1"]
 
 
+def test_a_session_counts_as_load_where_it_is_and_nowhere_else() -> None:
+    story = running(two_of_each())
+
+    def loads() -> dict[str, int]:
+        fleet = story.placement.fleet
+        choices = (*fleet.choices("verifier", "m", story.now), *fleet.choices("drafter", "m", story.now))
+        return {choice.instance_id: choice.num_since for choice in choices if choice.num_since}
+
+    assert loads() == {"v1.1": 1, "d1.1": 1}
+    story.failure("d1.1", "overloaded", retryable=True)
+    assert loads() == {"v1.1": 1, "d2.1": 1}
+    story.failure("d2.1", "overloaded", retryable=True)
+    assert loads() == {"v1.1": 1}
+    story.failure("v1.1", "unknown_session", retryable=False)
+    assert loads() == {"v1.1": 1}, "the same one again"
+    story.session.close()
+    story.session.close()
+    assert loads() == {}
+
+
 def test_the_finish_is_kept_whatever_comes_later() -> None:
     story = running()
     story.verdict("v1.1", PROMPT + 3, [4], finish="length")

@@ -52,6 +52,26 @@ def test_two_choices_prefers_the_less_loaded_and_never_takes_the_worst_of_all() 
     assert counts["c"] == 0
 
 
+def test_eight_choices_give_each_of_a_few_instances_one_session_before_any_has_two() -> None:
+    router, rng = ROUTERS["jsq8"](), random.Random(0)
+    given = dict.fromkeys("abcdefgh", 0)
+    for _ in given:
+        name = router.choose([instance(each, num_since=num) for each, num in given.items()], rng).instance_id[0]
+        given[name] += 1
+    assert set(given.values()) == {1}
+
+
+def test_gateways_with_the_same_loads_do_not_all_choose_the_same_of_equal_instances() -> None:
+    idle = [instance(name) for name in "abcd"]
+    first = Counter(ROUTERS["jsq8"]().choose(idle, random.Random(gateway)).instance_id[0] for gateway in range(400))
+    assert all(60 < first[name] < 140 for name in "abcd")
+
+
+def test_sessions_taken_away_since_the_heartbeat_make_room_and_never_more_than_all() -> None:
+    assert chosen("jsq", [instance("a", 1), instance("b", 2, num_since=-2)], 3) == {"b": 3}
+    assert chosen("jsq", [instance("a", 0, queue_tokens=1), instance("b", 1, 5, num_since=-3)], 3) == {"a": 3}
+
+
 def placed(name: str, rtt_ms: float, step_ms: float, num_sessions: int, num_since: int = 0) -> Candidate:
     load = Load(num_sessions=num_sessions, step_ms=step_ms, rtt_ms=rtt_ms)
     return Candidate(f"{name}.000000000000", load, num_since)

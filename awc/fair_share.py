@@ -159,6 +159,7 @@ class FairSharePair:
         self._member = Member()
         self._crowd: Crowd | None = None  # before the first report
         self._trips: int | None = None  # passes that begin during a round trip
+        self._cut: tuple[WindowChoice, WindowChoice] | None = None  # the choice that was cut last, and what it became
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return self._policy.decide_all([self], [seen])[0]
@@ -182,4 +183,8 @@ class FairSharePair:
         if kept is None or not kept - 1 - slack(kept) <= trips <= kept + slack(kept):
             kept = self._trips = math.ceil(trips)
         window = min(choice.window, depth * (2 + kept))
-        return choice if window == choice.window else choice.with_window(window)
+        if window == choice.window:
+            return choice
+        if self._cut is None or self._cut[0] is not choice or self._cut[1].window != window:
+            self._cut = choice, choice.with_window(window)
+        return self._cut[1]

@@ -24,8 +24,9 @@ BOUNDS = ("mean", "scale", "low", "high")
 
 class Folded(NamedTuple):
     """A network's arrays, multiplied out. SiLU is the only thing between them, and silu(2 h) = h + h tanh h, so with
-    half of what enters each SiLU as h three products are left: of the inputs with `entry`, to both h and the outputs,
-    and of what each SiLU gives, with `first` to the second h and the outputs, with `second` to the outputs."""
+    half of what enters each SiLU as h three products are left: of the inputs, as they are, with `entry`, to both h and
+    the outputs, and of what each SiLU gives, with `first` to the second h and the outputs, with `second` to the
+    outputs."""
 
     entry: Array  # [inputs, 2 hidden + outputs]
     bias: Array  # [2 hidden + outputs]
@@ -80,7 +81,9 @@ class Network:
     def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """[pairs, inputs] to [pairs, outputs]."""
         num = self.rows
-        return np.concatenate([self._predict(inputs[row : row + num]) for row in range(0, max(len(inputs), 1), num)])
+        if len(inputs) <= num:
+            return self._predict(inputs)
+        return np.concatenate([self._predict(inputs[row : row + num]) for row in range(0, len(inputs), num)])
 
     @property
     def rows(self) -> int:
@@ -90,7 +93,7 @@ class Network:
     def _predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         entry, bias, first, second = self._folded
         hidden = len(second)
-        linear = ((inputs - self.mean) / self.scale).astype(np.float32) @ entry + bias
+        linear = inputs.astype(np.float32) @ entry + bias
         half = linear[:, :hidden]
         linear = linear[:, hidden:] + (half + half * np.tanh(half)) @ first
         half = linear[:, :hidden]
@@ -103,11 +106,12 @@ class Network:
         (w1, w1_next), (b1, b1_next) = self.w1.astype(np.float64), self.b1.astype(np.float64)
         (w2, w2_next), (b2, b2_next) = self.w2.astype(np.float64), self.b2.astype(np.float64)
         behind = b_in + b2  # of the first block
-        entry = [w_in @ w1 / 2, w_in @ w1_next / 2, w_in @ w_out]
+        entry = np.hstack([w_in @ w1 / 2, w_in @ w1_next / 2, w_in @ w_out])
         bias = [(b_in @ w1 + b1) / 2, (behind @ w1_next + b1_next) / 2, (behind + b2_next) @ w_out + b_out]
         first = [w2 @ w1_next / 2, w2 @ w_out]
-        folded = (np.hstack(entry), np.hstack(bias), np.hstack(first), w2_next @ w_out)
-        with np.errstate(over="ignore"):  # what overflows is refused above
+        with np.errstate(all="ignore"):  # what overflows is refused above
+            entry /= self.scale[:, None]
+            folded = (entry, np.hstack(bias) - self.mean @ entry, np.hstack(first), w2_next @ w_out)
             return Folded(*(array.astype(np.float32) for array in folded))
 
     def knows(self, inputs: NDArray[np.float64]) -> NDArray[np.bool_]:

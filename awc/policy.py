@@ -77,11 +77,18 @@ class WindowPolicy(Protocol):
 def is_plausible(seen: PairReport) -> bool:
     """Whether the figures can come from a working drafter; a policy should not be shown others."""
     return (
-        max(seen.drafted, seen.matched + seen.mismatched, seen.late, seen.discarded) <= MAX_JUDGED
+        seen.drafted <= MAX_JUDGED
+        and seen.matched + seen.mismatched <= MAX_JUDGED
+        and seen.late <= MAX_JUDGED
+        and seen.discarded <= MAX_JUDGED
         and seen.num_sessions <= MAX_SESSIONS
         and seen.batch <= MAX_BATCH
-        and max(seen.context, seen.pass_tokens) <= MAX_TOKENS
-        and max(seen.draft_ms, seen.rtt_ms, seen.tpot_ms, seen.pass_ms) <= LONGEST_MS
+        and seen.context <= MAX_TOKENS
+        and seen.pass_tokens <= MAX_TOKENS
+        and seen.draft_ms <= LONGEST_MS
+        and seen.rtt_ms <= LONGEST_MS
+        and seen.tpot_ms <= LONGEST_MS
+        and seen.pass_ms <= LONGEST_MS
     )
 
 

@@ -11,7 +11,7 @@ class ControllerMetrics:
         self.dropped = Counter(
             "dsd_controller_dropped", "Reports, parts of them and heartbeats not taken", ["reason"], registry=registry
         )
-        self.failed = Counter("dsd_controller_failed", "Reports on which the policy failed", registry=registry)
+        self.failed = Counter("dsd_controller_failed", "Pairs on which the policy failed", registry=registry)
         self.window = Histogram(
             "dsd_controller_window_tokens",
             "Windows of the decisions announced",

@@ -1,15 +1,15 @@
 """What the controller knows of every drafter-verifier pair, and the decisions that follow from reports.
 
 Invariant: a report counts once, in order, and only for pairs that are plausible and whose verifier was alive when the
-pair began; what is not taken is named to `drop`. There are never more than `max_pairs` pairs, and `expire` leaves none
-whose last report is `expiry_s` old. A decision names the policy that made its choice. Pure: the time is passed in, in
-seconds of one monotonic clock.
+pair began; what is not taken is named to `drop`, and a pair on which the policy fails to `fail`. There are never more
+than `max_pairs` pairs, and `expire` leaves none whose last report is `expiry_s` old. A decision names the policy that
+made its choice. Pure: the time is passed in, in seconds of one monotonic clock.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -64,8 +64,17 @@ class PairState:
         )
 
 
+class Taken(NamedTuple):
+    """A pair, and its part of a report that counts."""
+
+    pair: Pair
+    state: PairState
+    seen: PairReport
+
+
 class PairTable:
-    """All pairs. `tell` hears of every decision that changes a choice."""
+    """All pairs. `tell` hears of every decision that changes a choice; `fail` of a pair that a policy can't decide on,
+    while the exception is handled."""
 
     def __init__(
         self,
@@ -73,6 +82,7 @@ class PairTable:
         verifiers: LiveVerifiers,
         drop: Callable[[DropReason], None],
         tell: Callable[[WindowDecision], None],
+        fail: Callable[[Pair], None],
         *,
         max_pairs: int,
         expiry_s: float,
@@ -82,6 +92,7 @@ class PairTable:
         self._verifiers = verifiers
         self._drop = drop
         self._tell = tell
+        self._fail = fail
         self._max_pairs = max_pairs
         self._expiry_s = expiry_s
         self._announce_s = announce_s
@@ -98,28 +109,18 @@ class PairTable:
         for state in self._pairs.values():
             state.control, state.choice = policy.for_pair(), None
 
-    def observe(self, report: Report, now: float) -> list[WindowDecision]:
-        """Take a report; the decisions to announce now: choices that changed, and those not announced for a while."""
-        if report.sequence <= self._sequences.get(report.drafter_id, -1):
-            self._drop("replayed")
-            return []
-        taken: dict[Pair, PairReport] = {}
-        for seen in report.pairs:
-            pair = Pair(report.drafter_id, seen.verifier_id)
-            if pair in taken:
-                self._drop("replayed")
-            elif self._takes(pair, seen, now):
-                taken[pair] = seen
-                self._state_of(pair).note(seen, now)
-        if taken:
-            self._sequences[report.drafter_id] = report.sequence
-        states = [self._pairs[pair] for pair in taken]
-        choices = decide_all(self._policy, [state.control for state in states], list(taken.values()))
-        return [
-            self._decide(pair, state, choice, now)
-            for pair, state, choice in zip(taken, states, choices, strict=True)
-            if choice != state.choice or self._is_due(state, now)
-        ]
+    def observe(self, reports: Iterable[Report], now: float) -> list[WindowDecision]:
+        """Take reports; the decisions to announce now: choices that changed, and those not announced for a while."""
+        decisions: list[WindowDecision] = []
+        drafter_ids: set[str] = set()
+        taken: list[Taken] = []
+        for report in reports:
+            if report.drafter_id in drafter_ids:  # no pair twice at once
+                decisions += self._decide_on(taken, now)
+                drafter_ids, taken = set(), []
+            drafter_ids.add(report.drafter_id)
+            taken += self._take(report, now)
+        return decisions + self._decide_on(taken, now)
 
     def refresh(self, now: float) -> list[WindowDecision]:
         """The decisions not announced for a while."""
@@ -136,23 +137,54 @@ class PairTable:
         drafter_ids = {pair.drafter_id for pair in self._pairs}
         self._sequences = {name: number for name, number in self._sequences.items() if name in drafter_ids}
 
-    def _takes(self, pair: Pair, seen: PairReport, now: float) -> bool:
-        """Whether this part of a report counts."""
-        reason: DropReason | None = None
-        if not is_plausible(seen):
-            reason = "implausible"
-        elif pair not in self._pairs and not self._verifiers.is_live(pair.verifier_id, now):
-            reason = "unknown_verifier"
-        elif pair not in self._pairs and len(self._pairs) >= self._max_pairs:
-            reason = "full"
-        if reason is not None:
-            self._drop(reason)
-        return reason is None
+    def _take(self, report: Report, now: float) -> list[Taken]:
+        """What counts of a report."""
+        if report.sequence <= self._sequences.get(report.drafter_id, -1):
+            self._drop("replayed")
+            return []
+        taken: dict[Pair, Taken] = {}
+        for seen in report.pairs:
+            pair = Pair(report.drafter_id, seen.verifier_id)
+            if pair in taken:
+                self._drop("replayed")
+            elif (state := self._state_of(pair, seen, now)) is not None:
+                state.note(seen, now)
+                taken[pair] = Taken(pair, state, seen)
+        if taken:
+            self._sequences[report.drafter_id] = report.sequence
+        return list(taken.values())
 
-    def _state_of(self, pair: Pair) -> PairState:
-        if pair not in self._pairs:
-            self._pairs[pair] = PairState(self._policy.for_pair())
-        return self._pairs[pair]
+    def _decide_on(self, taken: list[Taken], now: float) -> list[WindowDecision]:
+        """All at once, and one by one where that fails: those that were decided on until then count twice."""
+        try:
+            choices = decide_all(self._policy, [each.state.control for each in taken], [each.seen for each in taken])
+            return [
+                self._decide(pair, state, choice, now)
+                for (pair, state, _), choice in zip(taken, choices, strict=True)
+                if choice != state.choice or self._is_due(state, now)
+            ]
+        except Exception:
+            if len(taken) > 1:
+                return [decision for each in taken for decision in self._decide_on([each], now)]
+            self._fail(taken[0].pair)
+            return []
+
+    def _state_of(self, pair: Pair, seen: PairReport, now: float) -> PairState | None:
+        """Of a pair whose part of a report counts; None for another."""
+        state = self._pairs.get(pair)
+        if not is_plausible(seen):
+            self._drop("implausible")
+            return None
+        if state is not None:
+            return state
+        if not self._verifiers.is_live(pair.verifier_id, now):
+            self._drop("unknown_verifier")
+            return None
+        if len(self._pairs) >= self._max_pairs:
+            self._drop("full")
+            return None
+        state = self._pairs[pair] = PairState(self._policy.for_pair())
+        return state
 
     def _is_due(self, state: PairState, now: float) -> bool:
         return now - state.announced_at >= self._announce_s

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from services.window_controller.metrics import ControllerMetrics
-from services.window_controller.pairs import DropReason, PairTable
+from services.window_controller.pairs import DropReason, Pair, PairTable
 from services.window_controller.reloads import Reloads
 from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
@@ -25,7 +25,8 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 64  # decisions published before other tasks have their turn: the fewer, the more writes to the socket
+AT_ONCE = 64  # reports decided on together at most: many cost less than one by one
+PUBLISHED = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
 
 
 def run(settings: ControllerSettings, read_again: Callable[[], ControllerSettings]) -> None:
@@ -58,6 +59,7 @@ class WindowController:
             self._verifiers,
             self._drop,
             _log,
+            self._fail,
             max_pairs=settings.max_pairs,
             expiry_s=settings.pair_expiry_s,
             announce_s=settings.announce_s,
@@ -86,24 +88,18 @@ class WindowController:
     async def _control(self) -> NoReturn:
         """Observe → decide → announce."""
         while True:
-            report = await self._reports.get()
-            await self._announce(self._observe(report))
+            reports = [await self._reports.get()]
+            while len(reports) < AT_ONCE and not self._reports.empty():
+                reports.append(self._reports.get_nowait())
+            self._metrics.reports.inc(len(reports))
+            await self._announce(self._pairs.observe(reports, time.monotonic()))
             await asyncio.sleep(0)  # nor does a queue that isn't empty
-
-    def _observe(self, report: Report) -> list[WindowDecision]:
-        self._metrics.reports.inc()
-        try:
-            return self._pairs.observe(report, time.monotonic())
-        except Exception:
-            self._metrics.failed.inc()
-            log.exception("no decision on a report", drafter_id=report.drafter_id, sequence=report.sequence)
-            return []
 
     async def _announce(self, decisions: list[WindowDecision]) -> None:
         for number, decision in enumerate(decisions, 1):
             self._metrics.window.observe(decision.window)
             await self._bus.publish(to("drafter", decision.drafter_id, "window", self._instance_id), decision)
-            if number % AT_ONCE == 0:
+            if number % PUBLISHED == 0:
                 await asyncio.sleep(0)  # publishing doesn't wait: let the other tasks have their turn
 
     async def _refresh(self) -> NoReturn:
@@ -169,6 +165,10 @@ class WindowController:
     def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.service == "verifier" and not self._verifiers.hear(heartbeat, time.monotonic()):
             self._drop("full")
+
+    def _fail(self, pair: Pair) -> None:
+        self._metrics.failed.inc()
+        log.exception("no decision on a pair", drafter_id=pair.drafter_id, verifier_id=pair.verifier_id)
 
     def _drop(self, reason: DropReason) -> None:
         self._metrics.dropped.labels(reason).inc()

@@ -44,3 +44,9 @@ def test_a_network_whose_products_overflow_is_refused() -> None:
     network = random_network(1, NUM_INPUTS, np.zeros(NUM_OUTPUTS))
     with pytest.raises(ValueError, match="finite"):
         replace(network, w_in=network.w_in + 1e30, w_out=network.w_out + 1e30)
+
+
+def test_a_network_with_an_input_without_a_scale_is_refused() -> None:
+    network = random_network(1, NUM_INPUTS, np.zeros(NUM_OUTPUTS))
+    with pytest.raises(ValueError, match="finite"):
+        replace(network, scale=np.array([1.0, 0.0, *[1.0] * (NUM_INPUTS - 2)]))

@@ -8,7 +8,7 @@ import pytest
 from awc.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, WindowChoice
 from awc.static import StaticPolicy
-from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, PairTable
+from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, Pair, PairTable
 from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers
 from shared.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
 from shared.subjects import new_instance_id
@@ -57,6 +57,7 @@ class Table:
     def __init__(self, policy: LadderPolicy | StaticPolicy, max_pairs: int = 100) -> None:
         self.dropped: list[DropReason] = []
         self.told: list[WindowDecision] = []
+        self.failed: list[Pair] = []
         self.verifiers = LiveVerifiers(max_verifiers=10)
         for verifier_id in (VERIFIER, OTHER_VERIFIER):
             self.verifiers.hear(heartbeat(verifier_id), now=0.0)
@@ -65,6 +66,7 @@ class Table:
             self.verifiers,
             self.dropped.append,
             self.told.append,
+            self.failed.append,
             max_pairs=max_pairs,
             expiry_s=30.0,
             announce_s=2.0,
@@ -73,7 +75,7 @@ class Table:
     def report(
         self, sequence: int, *pairs: PairReport, now: float = 0.0, drafter_id: str = DRAFTER
     ) -> list[WindowDecision]:
-        return self.pairs.observe(Report(drafter_id, sequence, list(pairs)), now)
+        return self.pairs.observe([Report(drafter_id, sequence, list(pairs))], now)
 
 
 @pytest.fixture
@@ -226,6 +228,41 @@ def test_a_pair_that_a_report_names_twice_counts_once(ladder: Table) -> None:
     assert decision.reason is not None
     assert decision.reason.acceptance == 1.0
     assert ladder.dropped == ["replayed"]
+
+
+def test_reports_that_are_taken_together_count_as_one_after_the_other() -> None:
+    def ladders() -> tuple[Table, list[Report]]:
+        table = Table(LadderPolicy(DEFAULT_CHOICE, warm_up=1, interval=1))
+        return table, [
+            Report(drafter_id, sequence, [seen(), seen(OTHER_VERIFIER, matched=0, mismatched=16)])
+            for sequence in (0, 1, 1, 2, 3)
+            for drafter_id in (DRAFTER, OTHER_DRAFTER)
+        ]
+
+    together, reports = ladders()
+    single, _ = ladders()
+    found = together.pairs.observe(reports, 0.0)
+    assert found == [decision for report in reports for decision in single.pairs.observe([report], 0.0)]
+    assert len({decision.window for decision in found}) > 2
+    assert together.dropped == single.dropped == ["replayed"] * 2
+
+
+def test_a_pair_on_which_a_policy_fails_costs_no_decision_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(StaticPolicy(DEFAULT_CHOICE))
+    decide = StaticPolicy.decide
+
+    def fail(control: StaticPolicy, report: PairReport) -> WindowChoice:
+        if report.matched == 0:
+            raise RuntimeError("no idea")
+        return decide(control, report)
+
+    monkeypatch.setattr(StaticPolicy, "decide", fail)
+    reports = [
+        Report(DRAFTER, 0, [seen(), seen(OTHER_VERIFIER, matched=0)]),
+        Report(OTHER_DRAFTER, 0, [seen(), seen(OTHER_VERIFIER)]),
+    ]
+    assert len(table.pairs.observe(reports, 0.0)) == 3
+    assert table.failed == [Pair(DRAFTER, OTHER_VERIFIER)]
 
 
 def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Table) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgpack
 from msgspec import Meta, Struct, ValidationError, convert
@@ -321,6 +321,7 @@ Message: TypeAlias = (
 )
 
 
+KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by their tags
 PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that go on the wire as they are
 
 
@@ -357,7 +358,11 @@ def decode(data: bytes) -> Message:
         raise MalformedMessage(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:
         raw = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
-        message: Message = convert(raw, type=Message, dec_hook=_from_wire, builtin_types=(bytes,), strict=True)
+        kind = KINDS.get(raw[0]) if isinstance(raw, list) and raw and isinstance(raw[0], str) else None
+        if kind is None:
+            raise MalformedMessage("it is none of the messages that there are")
+        # Of one type: with the union of all msgspec would look at each of them for every message.
+        message = convert(raw, type=kind, dec_hook=_from_wire, builtin_types=(bytes,), strict=True)
     except (ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedMessage(str(error)) from error
     if isinstance(message, Draft) and len(message.token_ids) > MAX_WINDOW:

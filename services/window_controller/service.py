@@ -25,7 +25,8 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 64  # reports decided on together at most: many cost less than one by one
+AT_ONCE = 256  # reports decided on together at most: many cost less than one by one
+GATHER_S = 0.01  # for which a report may wait for others
 PUBLISHED = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
 
 
@@ -89,6 +90,8 @@ class WindowController:
         """Observe → decide → announce."""
         while True:
             reports = [await self._reports.get()]
+            if self._reports.qsize() < AT_ONCE:
+                await asyncio.sleep(GATHER_S)
             while len(reports) < AT_ONCE and not self._reports.empty():
                 reports.append(self._reports.get_nowait())
             self._metrics.reports.inc(len(reports))

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from awc.policies import POLICIES
 from awc.static import StaticPolicy
 from services.window_controller.reloads import Reloads
-from services.window_controller.service import AT_ONCE, WindowController
+from services.window_controller.service import PUBLISHED, WindowController
 from services.window_controller.settings import ControllerSettings
 from shared.config import BadSettings, load
 from shared.health import Health
@@ -341,7 +341,7 @@ def test_a_chunk_that_the_window_cannot_hold_stops_the_process_by_name(capsys: p
 
 
 async def test_other_tasks_have_their_turn_while_many_decisions_go_out() -> None:
-    num_pairs, published, seen = 3 * AT_ONCE, 0, [0]
+    num_pairs, published, seen = 3 * PUBLISHED, 0, [0]
 
     def count(subject: str, message: object) -> None:
         nonlocal published
@@ -363,4 +363,4 @@ async def test_other_tasks_have_their_turn_while_many_decisions_go_out() -> None
         await world.settled()
         task.cancel()
     assert published == num_pairs
-    assert max(b - a for a, b in pairwise(seen)) <= 2 * AT_ONCE
+    assert max(b - a for a, b in pairwise(seen)) <= 2 * PUBLISHED

@@ -25,8 +25,8 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 256  # reports decided on together at most: many cost less than one by one
-GATHER_S = 0.01  # for which a report may wait for others
+AT_ONCE = 256  # pairs decided on together, about: many cost less than one by one, and take the loop for some ms
+GATHER_S = 0.01  # for which a report waits for others
 PUBLISHED = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
 
 
@@ -89,14 +89,22 @@ class WindowController:
     async def _control(self) -> NoReturn:
         """Observe → decide → announce."""
         while True:
-            reports = [await self._reports.get()]
-            if self._reports.qsize() < AT_ONCE:
-                await asyncio.sleep(GATHER_S)
-            while len(reports) < AT_ONCE and not self._reports.empty():
-                reports.append(self._reports.get_nowait())
-            self._metrics.reports.inc(len(reports))
-            await self._announce(self._pairs.observe(reports, time.monotonic()))
-            await asyncio.sleep(0)  # nor does a queue that isn't empty
+            first = await self._reports.get()
+            await asyncio.sleep(GATHER_S)
+            reports = self._with_waiting([first])
+            while reports:
+                self._metrics.reports.inc(len(reports))
+                await self._announce(self._pairs.observe(reports, time.monotonic()))
+                await asyncio.sleep(0)  # however many wait
+                reports = self._with_waiting([])
+
+    def _with_waiting(self, reports: list[Report]) -> list[Report]:
+        """These, and those that wait, until they are of AT_ONCE pairs or more."""
+        num_pairs = sum(len(report.pairs) for report in reports)
+        while num_pairs < AT_ONCE and not self._reports.empty():
+            reports.append(self._reports.get_nowait())
+            num_pairs += len(reports[-1].pairs)
+        return reports
 
     async def _announce(self, decisions: list[WindowDecision]) -> None:
         for number, decision in enumerate(decisions, 1):

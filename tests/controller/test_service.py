@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from awc.policies import POLICIES
 from awc.static import StaticPolicy
+from services.window_controller.pairs import PairTable
 from services.window_controller.reloads import Reloads
-from services.window_controller.service import PUBLISHED, WindowController
+from services.window_controller.service import AT_ONCE, PUBLISHED, WindowController
 from services.window_controller.settings import ControllerSettings
 from shared.config import BadSettings, load
 from shared.health import Health
@@ -338,6 +339,26 @@ def test_a_chunk_that_the_window_cannot_hold_stops_the_process_by_name(capsys: p
         load(ControllerSettings, ["--window", "4", "--chunk", "5"], "controller")
     assert stopped.value.code == 2
     assert "chunk 5 must be 1 to 4" in capsys.readouterr().err
+
+
+async def test_reports_of_many_pairs_are_decided_on_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[int] = []
+    observe = PairTable.observe
+
+    def count(table: PairTable, reports: list[Report], now: float) -> list[WindowDecision]:
+        decided.append(sum(len(each.pairs) for each in reports))
+        return observe(table, reports, now)
+
+    monkeypatch.setattr(PairTable, "observe", count)
+    async with running(window_policy="static") as world:
+        (one,) = report(0).pairs
+        names = [f"cloud-{number}.0123456789ab" for number in range(AT_ONCE // 2)]
+        for sequence in range(10):
+            await world.outside.report(Report(DRAFTER, sequence, [replace(one, verifier_id=name) for name in names]))
+        await world.settled()
+    assert sum(decided) == 10 * len(names) + 1
+    assert max(decided) < 2 * AT_ONCE
+    assert len(decided) < 10, "some of them together"
 
 
 async def test_other_tasks_have_their_turn_while_many_decisions_go_out() -> None:

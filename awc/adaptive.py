@@ -1,9 +1,9 @@
 """Our adaptive window control: a learned choice of how to draft, then checked.
 
 A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES (window, chunk, free
-run, confidence to stop at), the logarithm of the goodput that it would bring, up to a constant. The best one is taken
-when it promises `margin` more than the one in force, twice in a row; where no drafting promises `least_gain` more than
-none, nothing is drafted. A prediction is not trusted blindly:
+run, confidence to stop at), what it would be worth: the mean of the logarithms of goodput and of speed, up to a
+constant. The best one is taken when it promises `margin` more than the one in force, twice in a row; where no drafting
+promises `least_gain` more than none, nothing is drafted. A prediction is not trusted blindly:
 
 * Inputs unlike those of training, or more sessions on a drafter than it had there: the window follows from the
   pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from

@@ -6,6 +6,7 @@ what a controller sees of a scenario under one choice; targets are what all choi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ CLOUD_ONLY = 1  # the window as the network sees it
 # Its label. A prediction up to 1 means cloud-only: 1 is to lie halfway between the label and the usual windows.
 CLOUD_ONLY_LABEL = -2
 WINDOWS = (0, *range(2, 13))
-LEAST_WORTH = -0.7  # of a choice against the best, as a logarithm; how bad the worse ones are need not be learned
+LEAST_WORTH = -0.7  # of a choice against the best; how bad the worse ones are need not be learned
 NUM_SCENARIOS = 2200
 
 Rows: TypeAlias = tuple[list[list[float]], list[list[float]]]  # inputs, targets
@@ -77,9 +78,9 @@ def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
 
 
 def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
-    """A row for each of CHOICES, its target the worth of all of them: log(score / best score)."""
-    scores = np.array([report.soft_goodput for report in found])
-    worth = np.maximum(np.log(np.maximum(scores, 1e-9) / scores.max()), LEAST_WORTH).tolist()
+    """A row for each of CHOICES, its target the worth of all of them, less that of the best one."""
+    worths = np.array([worth_of(report) for report in found])
+    worth = np.maximum(worths - worths.max(), LEAST_WORTH).tolist()
     known, times = _acceptance_when_drafting(found), scenario.cloud[0].times
     assert times is not None
     inputs = []
@@ -99,6 +100,12 @@ def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
                 )
             )
     return inputs, [worth] * len(inputs)
+
+
+def worth_of(report: Report) -> float:
+    """The mean of the logarithms of soft goodput and of the speed of an answer, 1 / TPOT. An objective that is met by
+    many choices says nothing of which one to take, and no controller knows it; the faster one serves users more."""
+    return (math.log(max(report.soft_goodput, 1e-9)) - math.log(max(report.tpot_ms.mean, 1e-3))) / 2
 
 
 def _acceptance_when_drafting(found: Sequence[Report]) -> float:

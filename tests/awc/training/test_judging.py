@@ -21,7 +21,7 @@ from awc.training.paper import FACTORS, Figures, PaperCell, capacities
 from awc.training.report import Found, write_report
 from awc.training.scenarios import CHANGE_S, TRAINING, drawn
 from dsd_sim.pair_reports import Seen
-from dsd_sim.report import Fates, Report
+from dsd_sim.report import Fates, Report, Times
 from tests.sim.builders import a_world
 from tests.sim.reports import a_report
 
@@ -42,8 +42,9 @@ SEEN = Seen(
 )
 
 
-def report(score: float, seen: Seen | None = SEEN, drafted: int = 10) -> Report:
-    return a_report(soft_goodput=score, seen=seen, fates=Fates(drafted, 0, 0, 0, 0))
+def report(score: float, seen: Seen | None = SEEN, drafted: int = 10, tpot_ms: float = 20.0) -> Report:
+    times = Times(tpot_ms, tpot_ms, tpot_ms, tpot_ms)
+    return a_report(soft_goodput=score, seen=seen, fates=Fates(drafted, 0, 0, 0, 0), tpot_ms=times)
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -77,11 +78,13 @@ def test_runs_that_reported_nothing_make_no_rows() -> None:
 
 def test_targets_are_the_worth_of_all_choices_against_the_best_one() -> None:
     scores = [10.0, *([5.0] * (len(CHOICES) - 2)), 0.0]
-    inputs, targets = choice_rows(SCENARIO, [report(score) for score in scores])
+    faster = report(10.0, tpot_ms=16.0)
+    inputs, targets = choice_rows(SCENARIO, [*(report(score) for score in scores[:-2]), faster, report(scores[-1])])
     assert len(inputs) == len(CHOICES)
     assert len(inputs[0]) == len(CHOICE_INPUTS)
-    assert targets[3][0] == 0.0
-    assert targets[3][1] == pytest.approx(np.log(0.5))
+    assert targets[3][-2] == 0.0
+    assert targets[3][0] == pytest.approx(np.log(16 / 20) / 2), "as much within the objective, but slower"
+    assert targets[3][1] == pytest.approx(np.log(0.5) / 2 + np.log(16 / 20) / 2)
     assert targets[3][-1] == LEAST_WORTH, "how bad it is need not be learned"
 
 

@@ -112,7 +112,7 @@ class AdaptivePair:
     """One pair: what was judged, the choice in force, and what earlier ones turned out to be worth."""
 
     def __init__(self, policy: AdaptivePolicy) -> None:
-        self.against: dict[int, float] = {}  # shortfall of log goodput, by number of the choice
+        self.against: dict[int, float] = {}  # missing worth, by number of the choice
         self._policy = policy
         self._choice = policy.start
         self._number = NUMBERS.get(policy.start)  # of the choice; None: it is none of CHOICES

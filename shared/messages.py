@@ -322,6 +322,7 @@ Message: TypeAlias = (
 
 
 KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by their tags
+MAX_TOLD = 64  # characters of a strange tag
 PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that go on the wire as they are
 
 
@@ -358,11 +359,11 @@ def decode(data: bytes) -> Message:
         raise MalformedMessage(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:
         raw = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
-        kind = KINDS.get(raw[0]) if isinstance(raw, list) and raw and isinstance(raw[0], str) else None
-        if kind is None:
-            raise MalformedMessage("it is none of the messages that there are")
         # Of one type: with the union of all msgspec would look at each of them for every message.
+        kind = KINDS[raw[0]]
         message = convert(raw, type=kind, dec_hook=_from_wire, builtin_types=(bytes,), strict=True)
+    except LookupError as error:
+        raise MalformedMessage(f"its tag is none that there is: {str(error)[:MAX_TOLD]}") from error
     except (ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedMessage(str(error)) from error
     if isinstance(message, Draft) and len(message.token_ids) > MAX_WINDOW:

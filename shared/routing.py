@@ -66,9 +66,10 @@ class ShortestQueueRouter:
 
 
 class FewChoicesRouter:
-    """JSQ(d): the least loaded of `num` candidates drawn at random, of several any. Loads are old by up to a heartbeat:
-    with many gateways JSQ sends the sessions of all of them to the same few instances (Mitzenmacher, "How useful is old
-    information?", 2000). Two choices often miss an idle instance, which eight hardly do."""
+    """JSQ(d): the least loaded of `num` candidates drawn at random, of several any. Two choices often miss an idle
+    instance, which eight hardly do. Loads are old by up to a heartbeat, though: of many gateways that hear of few busy
+    instances all send sessions to the least loaded ones, and the fewer they look at, the less they do (Mitzenmacher,
+    "How useful is old information?", 2000)."""
 
     def __init__(self, num: int) -> None:
         self._num = num

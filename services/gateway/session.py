@@ -164,6 +164,7 @@ class Session:
                 self._worked.append(self._fingerprint)
         if self.stream.finish:
             self.phase = "over"
+            self._count_at(self.verifier_id)  # which has it until it is closed; the drafter has heard the end, too
         elif self.drafter_id is None:
             self._adopt_drafter(now)
         elif verdict.echo is None:
@@ -236,6 +237,7 @@ class Session:
         if self.phase == "running":
             return
         came_back = self._rebound or self.phase == "waiting"
+        self._count_at(self.verifier_id, self.drafter_id)
         self.phase, self.was_opened = "running", True
         self.stream.begin_term(self.term, now, incomplete=came_back)
         self._num_speculates = 0
@@ -255,6 +257,7 @@ class Session:
         elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
+            self._count_at()
         else:
             self._fail_unplaced()
 

@@ -155,19 +155,21 @@ class PairTable:
         return list(taken.values())
 
     def _decide_on(self, taken: list[Taken], now: float) -> list[WindowDecision]:
-        """All at once, and one by one where that fails: those that were decided on until then count twice."""
+        """All at once. Where that fails one by one, although these reports may count twice then; and a pair on which it
+        fails alone begins afresh, so that it costs others nothing any more."""
         try:
             choices = decide_all(self._policy, [each.state.control for each in taken], [each.seen for each in taken])
-            return [
-                self._decide(pair, state, choice, now)
-                for (pair, state, _), choice in zip(taken, choices, strict=True)
-                if choice != state.choice or self._is_due(state, now)
-            ]
         except Exception:
             if len(taken) > 1:
                 return [decision for each in taken for decision in self._decide_on([each], now)]
             self._fail(taken[0].pair)
+            taken[0].state.control = self._policy.for_pair()
             return []
+        return [
+            self._decide(pair, state, choice, now)
+            for (pair, state, _), choice in zip(taken, choices, strict=True)
+            if choice != state.choice or self._is_due(state, now)
+        ]
 
     def _state_of(self, pair: Pair, seen: PairReport, now: float) -> PairState | None:
         """Of a pair whose part of a report counts; None for another."""

@@ -25,9 +25,9 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 256  # pairs decided on together, about: many cost less than one by one, and take the loop for some ms
+DECIDED_AT_ONCE = 256  # pairs, about: many cost less than one by one, and take the loop for some milliseconds
 GATHER_S = 0.01  # for which a report waits for others
-PUBLISHED = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
+PUBLISHED_AT_ONCE = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
 
 
 def run(settings: ControllerSettings, read_again: Callable[[], ControllerSettings]) -> None:
@@ -93,15 +93,23 @@ class WindowController:
             await asyncio.sleep(GATHER_S)
             reports = self._with_waiting([first])
             while reports:
-                self._metrics.reports.inc(len(reports))
-                await self._announce(self._pairs.observe(reports, time.monotonic()))
+                await self._announce(self._observe(reports))
                 await asyncio.sleep(0)  # however many wait
                 reports = self._with_waiting([])
 
+    def _observe(self, reports: list[Report]) -> list[WindowDecision]:
+        self._metrics.reports.inc(len(reports))
+        try:
+            return self._pairs.observe(reports, time.monotonic())
+        except Exception:  # the decisions in force are announced again
+            self._metrics.failed.inc()
+            log.exception("no decision on reports", drafter_ids=[report.drafter_id for report in reports])
+            return []
+
     def _with_waiting(self, reports: list[Report]) -> list[Report]:
-        """These, and those that wait, until they are of AT_ONCE pairs or more."""
+        """These, and those that wait, until they are of DECIDED_AT_ONCE pairs or more."""
         num_pairs = sum(len(report.pairs) for report in reports)
-        while num_pairs < AT_ONCE and not self._reports.empty():
+        while num_pairs < DECIDED_AT_ONCE and not self._reports.empty():
             reports.append(self._reports.get_nowait())
             num_pairs += len(reports[-1].pairs)
         return reports
@@ -110,7 +118,7 @@ class WindowController:
         for number, decision in enumerate(decisions, 1):
             self._metrics.window.observe(decision.window)
             await self._bus.publish(to("drafter", decision.drafter_id, "window", self._instance_id), decision)
-            if number % PUBLISHED == 0:
+            if number % PUBLISHED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # publishing doesn't wait: let the other tasks have their turn
 
     async def _refresh(self) -> NoReturn:

@@ -121,6 +121,15 @@ def test_pairs_that_nobody_has_any_more_take_no_share_at_once() -> None:
     assert decided([pair], RIGHT, rounds=8) == [WIDE]
 
 
+def test_a_choice_that_is_cut_keeps_its_scheme() -> None:
+    pair = FairSharePolicy(StaticPolicy(WIDE)).for_pair()
+    others = (WindowChoice(16, 4, free_run=False), WindowChoice(16, 2, free_run=True, min_confidence=0.5))
+    for depth in (1, 2, 1):
+        for choice in (WIDE, WIDE, *others, WIDE):
+            cut = pair.cut(choice, depth, SEEN)
+            assert cut == choice.with_window(3 * depth), "in the passes that begin until the first has its verdict"
+
+
 def test_a_pair_without_sessions_takes_no_share() -> None:
     policy = FairSharePolicy(StaticPolicy(WIDE))
     idle = pairs_of(64, policy)

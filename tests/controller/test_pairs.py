@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from awc.ladder import LadderPolicy
-from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, WindowChoice
+from awc.ladder import LadderPair, LadderPolicy
+from awc.policies import POLICIES
+from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, PairControl, WindowChoice, WindowPolicy, decide_all
 from awc.static import StaticPolicy
+from services.window_controller import pairs
 from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, Pair, PairTable
 from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers
 from shared.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
@@ -54,7 +56,7 @@ def seen(verifier_id: str = VERIFIER, matched: int = 16, mismatched: int = 0) ->
 class Table:
     """A pair table with two live verifiers, what it dropped, and the decisions that changed a choice."""
 
-    def __init__(self, policy: LadderPolicy | StaticPolicy, max_pairs: int = 100) -> None:
+    def __init__(self, policy: WindowPolicy, max_pairs: int = 100) -> None:
         self.dropped: list[DropReason] = []
         self.told: list[WindowDecision] = []
         self.failed: list[Pair] = []
@@ -230,20 +232,30 @@ def test_a_pair_that_a_report_names_twice_counts_once(ladder: Table) -> None:
     assert ladder.dropped == ["replayed"]
 
 
-def test_reports_that_are_taken_together_count_as_one_after_the_other() -> None:
-    def ladders() -> tuple[Table, list[Report]]:
-        table = Table(LadderPolicy(DEFAULT_CHOICE, warm_up=1, interval=1))
-        return table, [
-            Report(drafter_id, sequence, [seen(), seen(OTHER_VERIFIER, matched=0, mismatched=16)])
-            for sequence in (0, 1, 1, 2, 3)
-            for drafter_id in (DRAFTER, OTHER_DRAFTER)
-        ]
+@pytest.mark.parametrize("name", ["ladder", "adaptive"])
+def test_reports_that_are_taken_together_count_as_one_after_the_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
 
-    together, reports = ladders()
-    single, _ = ladders()
+    def decide(
+        policy: WindowPolicy, controls: Sequence[PairControl], shown: Sequence[PairReport]
+    ) -> list[WindowChoice]:
+        assert len(set(map(id, controls))) == len(controls), "no pair twice"
+        sizes.append(len(controls))
+        return decide_all(policy, controls, shown)
+
+    monkeypatch.setattr(pairs, "decide_all", decide)
+    reports = [
+        Report(drafter_id, sequence, [seen(matched=12 + sequence), seen(OTHER_VERIFIER, matched=0, mismatched=16)])
+        for sequence in (*range(20), 19)
+        for drafter_id in (DRAFTER, OTHER_DRAFTER)
+    ]
+    together, single = (Table(POLICIES[name](DEFAULT_CHOICE)) for _ in range(2))
     found = together.pairs.observe(reports, 0.0)
+    assert set(sizes) == {0, 4}, "of both drafters, and none of what was replayed"
     assert found == [decision for report in reports for decision in single.pairs.observe([report], 0.0)]
-    assert len({decision.window for decision in found}) > 2
+    assert len({decision.window for decision in found}) > 1
     assert together.dropped == single.dropped == ["replayed"] * 2
 
 
@@ -263,6 +275,16 @@ def test_a_pair_on_which_a_policy_fails_costs_no_decision_but_its_own(monkeypatc
     ]
     assert len(table.pairs.observe(reports, 0.0)) == 3
     assert table.failed == [Pair(DRAFTER, OTHER_VERIFIER)]
+    assert windows(table.report(1, seen(OTHER_VERIFIER))) == [(OTHER_VERIFIER, DEFAULT_CHOICE.window)]
+
+
+def test_a_pair_on_which_a_policy_fails_begins_afresh(ladder: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    climbs = [windows(ladder.report(sequence, seen())) for sequence in range(5)]
+    assert climbs[:2] == [[(VERIFIER, 12)], [(VERIFIER, 16)]]
+    with monkeypatch.context() as patch:
+        patch.setattr(LadderPair, "decide", lambda *_: 1 / 0)
+        assert ladder.report(5, seen()) == []
+    assert windows(ladder.report(6, seen())) == climbs[0]
 
 
 def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Table) -> None:

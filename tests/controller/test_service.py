@@ -15,7 +15,7 @@ from awc.policies import POLICIES
 from awc.static import StaticPolicy
 from services.window_controller.pairs import PairTable
 from services.window_controller.reloads import Reloads
-from services.window_controller.service import AT_ONCE, PUBLISHED, WindowController
+from services.window_controller.service import DECIDED_AT_ONCE, PUBLISHED_AT_ONCE, WindowController
 from services.window_controller.settings import ControllerSettings
 from shared.config import BadSettings, load
 from shared.health import Health
@@ -227,6 +227,24 @@ async def test_a_policy_that_fails_costs_its_report_only(monkeypatch: pytest.Mon
         assert (await world.outside.decision()).window == 8
 
 
+async def test_whatever_fails_on_reports_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(window_policy="static") as world:
+        await world.outside.beat()
+        failed = asyncio.Event()
+
+        def fail(*_: object) -> None:
+            failed.set()
+            raise RuntimeError("no idea")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PairTable, "observe", fail)
+            await world.outside.report(report(0))
+            await asyncio.wait_for(failed.wait(), timeout=5)
+        assert world.count("failed_total") == 1
+        await world.outside.report(report(1))
+        assert (await world.outside.decision()).window == 8
+
+
 async def test_it_beats_and_says_that_it_leaves_when_it_drains() -> None:
     async with running(heartbeat_s=0.05) as world:
         first, second = await world.outside.heartbeat(), await world.outside.heartbeat()
@@ -343,26 +361,38 @@ def test_a_chunk_that_the_window_cannot_hold_stops_the_process_by_name(capsys: p
 
 async def test_reports_of_many_pairs_are_decided_on_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
     decided: list[int] = []
+    turns: list[int] = []  # of other tasks, until then
+    num_turns = 0
     observe = PairTable.observe
 
     def count(table: PairTable, reports: list[Report], now: float) -> list[WindowDecision]:
         decided.append(sum(len(each.pairs) for each in reports))
+        turns.append(num_turns)
         return observe(table, reports, now)
+
+    async def other() -> None:
+        nonlocal num_turns
+        while True:
+            num_turns += 1
+            await asyncio.sleep(0)
 
     monkeypatch.setattr(PairTable, "observe", count)
     async with running(window_policy="static") as world:
+        task = asyncio.create_task(other())
         (one,) = report(0).pairs
-        names = [f"cloud-{number}.0123456789ab" for number in range(AT_ONCE // 2)]
+        names = [f"cloud-{number}.0123456789ab" for number in range(DECIDED_AT_ONCE // 2)]
         for sequence in range(10):
             await world.outside.report(Report(DRAFTER, sequence, [replace(one, verifier_id=name) for name in names]))
         await world.settled()
+        task.cancel()
+    assert all(b > a for a, b in pairwise(turns))
     assert sum(decided) == 10 * len(names) + 1
-    assert max(decided) < 2 * AT_ONCE
+    assert max(decided) < 2 * DECIDED_AT_ONCE
     assert len(decided) < 10, "some of them together"
 
 
 async def test_other_tasks_have_their_turn_while_many_decisions_go_out() -> None:
-    num_pairs, published, seen = 3 * PUBLISHED, 0, [0]
+    num_pairs, published, seen = 3 * PUBLISHED_AT_ONCE, 0, [0]
 
     def count(subject: str, message: object) -> None:
         nonlocal published
@@ -384,4 +414,4 @@ async def test_other_tasks_have_their_turn_while_many_decisions_go_out() -> None
         await world.settled()
         task.cancel()
     assert published == num_pairs
-    assert max(b - a for a, b in pairwise(seen)) <= 2 * PUBLISHED
+    assert max(b - a for a, b in pairwise(seen)) <= 2 * PUBLISHED_AT_ONCE

@@ -512,9 +512,24 @@ def test_a_session_counts_as_load_where_it_is_and_nowhere_else() -> None:
     assert loads() == {"v1.1": 1}
     story.failure("v1.1", "unknown_session", retryable=False)
     assert loads() == {"v1.1": 1}, "the same one again"
+    for each in ("v1.1", "v2.1"):
+        story.failure(each, "overloaded", retryable=True)
+    assert (story.session.phase, loads()) == ("waiting", {})
+    story.opened("v2.1")
+    assert (story.session.phase, loads()) == ("running", {"v2.1": 1})
     story.session.close()
     story.session.close()
     assert loads() == {}
+
+
+def test_a_finished_session_is_no_load_of_its_drafter_and_one_of_its_verifier_until_it_is_closed() -> None:
+    story = running()
+    story.verdict("v1.1", PROMPT + 3, [4], finish="stop")
+    fleet = story.placement.fleet
+    assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [0, 0]
+    assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [1, 0]
+    story.session.close()
+    assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [0, 0]
 
 
 def test_the_finish_is_kept_whatever_comes_later() -> None:

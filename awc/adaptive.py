@@ -8,6 +8,8 @@ promises `least_gain` more than none, nothing is drafted. A prediction is not tr
 * Inputs unlike those of training, or more sessions on a drafter than it had there: the window follows from the
   pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from
   the best where the verifier runs free. Where such a window made a token slower, half as many.
+* A drafter whose sessions get a guess each in more time than a pass takes never gets ahead of the target: nothing is
+  drafted. Training has few such pairs, and those gain 1 % at most.
 * After each change the time per token is compared with that before, unless the world has changed as well. What was
   promised and did not come is held against the choice, and fades.
 * While nothing is drafted nothing is judged, so acceptance is hoped to rise until drafting is tried again.
@@ -142,8 +144,9 @@ class AdaptivePair:
         """The choice that follows from what each of CHOICES is worth; as before while there is nothing to go by."""
         if not is_telling(seen):
             return self._choice
-        is_worthless = worth[best] - worth[0] < self._policy.least_gain
-        if not is_known or (seen.num_sessions > MOST_SESSIONS and not is_worthless):
+        is_outpaced = seen.draft_ms * seen.num_sessions > seen.pass_ms
+        is_worthless = is_outpaced or worth[best] - worth[0] < self._policy.least_gain
+        if not is_outpaced and (not is_known or (seen.num_sessions > MOST_SESSIONS and not is_worthless)):
             choice = pipeline(seen, self._policy.start.chunk, self._depth)
             if self._choice.free_run and abs(self._choice.window - choice.window) <= NEAR * choice.window:
                 self._wanted = None
@@ -151,7 +154,7 @@ class AdaptivePair:
                 self._want(choice, 0.0, self._policy.settling + self._policy.compared)
             return self._choice
         is_in_vain = self._choice.window > 0 and is_worthless
-        if is_in_vain:
+        if is_worthless:
             best = 0
         gain = worth[best] - (-math.inf if self._number is None else worth[self._number])
         if is_in_vain or gain > self._policy.margin:

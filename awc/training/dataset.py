@@ -103,9 +103,9 @@ def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
 
 
 def worth_of(report: Report) -> float:
-    """The mean of the logarithms of soft goodput and of the speed of an answer, 1 / TPOT. An objective that is met by
+    """The mean of the logarithms of soft goodput and of the speed of answers, 1 / latency. An objective that is met by
     many choices says nothing of which one to take, and no controller knows it; the faster one serves users more."""
-    return (math.log(max(report.soft_goodput, 1e-9)) - math.log(max(report.tpot_ms.mean, 1e-3))) / 2
+    return (math.log(max(report.soft_goodput, 1e-9)) - math.log(max(report.latency_ms.mean, 1e-3))) / 2
 
 
 def _acceptance_when_drafting(found: Sequence[Report]) -> float:

@@ -112,9 +112,17 @@ def test_inputs_unlike_those_of_training_lead_to_the_window_of_the_pipeline() ->
 
 def test_more_sessions_on_a_drafter_than_in_training_lead_to_the_window_of_the_pipeline() -> None:
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0})).for_pair()
-    crowded = changed(SEEN, num_sessions=MOST_SESSIONS + 1)
+    crowded = changed(SEEN, num_sessions=MOST_SESSIONS + 1, draft_ms=6.0, rtt_ms=200.0)
     assert told(pair, *[crowded] * 20) == pipeline(crowded, DEFAULT_CHOICE.chunk, 1.0)
-    assert told(pair, *[changed(SEEN, num_sessions=MOST_SESSIONS)] * 20) == FAST
+    assert told(pair, *[changed(SEEN, num_sessions=MOST_SESSIONS, draft_ms=6.0)] * 20) == FAST
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_drafter_that_the_target_outpaces_does_not_draft_whatever_is_promised(is_known: bool) -> None:
+    pair = AdaptivePolicy(DEFAULT_CHOICE, network=promising({FAST: 0.0}, is_known=is_known)).for_pair()
+    outpaced = changed(SEEN, num_sessions=5, draft_ms=9.0, pass_ms=40.0)
+    assert {told(pair, *[outpaced] * 2)} | {pair.decide(outpaced) for _ in range(100)} == {CHOICES[0]}
+    assert told(pair, *[changed(outpaced, num_sessions=4)] * 20).window > 0
 
 
 def test_a_window_of_the_pipeline_that_is_near_the_present_one_changes_nothing() -> None:

@@ -42,9 +42,9 @@ SEEN = Seen(
 )
 
 
-def report(score: float, seen: Seen | None = SEEN, drafted: int = 10, tpot_ms: float = 20.0) -> Report:
-    times = Times(tpot_ms, tpot_ms, tpot_ms, tpot_ms)
-    return a_report(soft_goodput=score, seen=seen, fates=Fates(drafted, 0, 0, 0, 0), tpot_ms=times)
+def report(score: float, seen: Seen | None = SEEN, drafted: int = 10, latency_ms: float = 2000.0) -> Report:
+    times = Times(latency_ms, latency_ms, latency_ms, latency_ms)
+    return a_report(soft_goodput=score, seen=seen, fates=Fates(drafted, 0, 0, 0, 0), latency_ms=times)
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_runs_that_reported_nothing_make_no_rows() -> None:
 
 def test_targets_are_the_worth_of_all_choices_against_the_best_one() -> None:
     scores = [10.0, *([5.0] * (len(CHOICES) - 2)), 0.0]
-    faster = report(10.0, tpot_ms=16.0)
+    faster = report(10.0, latency_ms=1600.0)
     inputs, targets = choice_rows(SCENARIO, [*(report(score) for score in scores[:-2]), faster, report(scores[-1])])
     assert len(inputs) == len(CHOICES)
     assert len(inputs[0]) == len(CHOICE_INPUTS)

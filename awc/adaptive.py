@@ -71,7 +71,7 @@ class AdaptivePolicy:
     margin: float = 0.03
     least_gain: float = 0.02
     patience: int = 2  # reports in a row that must promise as much
-    half_life: float = 128.0
+    half_life: float = 192.0
     hope: float = 0.5  # right guesses that each report counts for while none is made
     compared: int = 8
     settling: int = 3  # reports behind a change that are not compared

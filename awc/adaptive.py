@@ -9,7 +9,7 @@ promises `least_gain` more than none, nothing is drafted. A prediction is not tr
   pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from
   the best where the verifier runs free. Where such a window made a token slower, half as many.
 * A drafter whose sessions get a guess each in more time than a pass takes never gets ahead of the target: nothing is
-  drafted. Training has few such pairs, and those gain 1 % at most.
+  drafted. Training has few such pairs.
 * After each change the time per token is compared with that before, unless the world has changed as well. What was
   promised and did not come is held against the choice, and fades.
 * While nothing is drafted nothing is judged, so acceptance is hoped to rise until drafting is tried again.

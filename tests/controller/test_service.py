@@ -209,7 +209,10 @@ async def test_reports_that_come_faster_than_they_are_decided_on_are_dropped_and
         assert world.count("dropped_total", reason="overflow") > 0
 
 
-async def test_a_policy_that_fails_costs_its_report_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("failing", "name"), [(StaticPolicy, "decide"), (PairTable, "observe")])
+async def test_what_fails_on_a_report_costs_that_report_only(
+    failing: type, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(window_policy="static") as world:
         await world.outside.beat()
         failed = asyncio.Event()
@@ -219,25 +222,7 @@ async def test_a_policy_that_fails_costs_its_report_only(monkeypatch: pytest.Mon
             raise RuntimeError("no idea")
 
         with monkeypatch.context() as patch:
-            patch.setattr(StaticPolicy, "decide", fail)
-            await world.outside.report(report(0))
-            await asyncio.wait_for(failed.wait(), timeout=5)
-        assert world.count("failed_total") == 1
-        await world.outside.report(report(1))
-        assert (await world.outside.decision()).window == 8
-
-
-async def test_whatever_fails_on_reports_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(window_policy="static") as world:
-        await world.outside.beat()
-        failed = asyncio.Event()
-
-        def fail(*_: object) -> None:
-            failed.set()
-            raise RuntimeError("no idea")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(PairTable, "observe", fail)
+            patch.setattr(failing, name, fail)
             await world.outside.report(report(0))
             await asyncio.wait_for(failed.wait(), timeout=5)
         assert world.count("failed_total") == 1

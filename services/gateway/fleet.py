@@ -6,13 +6,14 @@ intervals and does not say that it is draining. No I/O and no clock: every call 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.messages import Heartbeat, Service
 from shared.routing import Candidate
 
 STALE_INTERVALS = 3
 MAX_PEERS = 4096  # heartbeats of more instances than that are not remembered
+LAG_S = 0.02  # beyond the round trip, until what an instance is told of is in its heartbeats here
 WORKERS = ("verifier", "drafter")  # may be given sessions; controllers are only told of
 
 
@@ -22,7 +23,9 @@ class Peer:
 
     heartbeat: Heartbeat
     heard_at: float
-    num_since: int = 0  # sessions given to it since that heartbeat, less those taken from it
+    num_untold: int = 0  # sessions given to it that it hasn't been told of
+    told: list[tuple[float, int]] = field(default_factory=list)  # when of how many more or fewer, since that heartbeat
+    num_since: int = 0  # of both
 
     @property
     def stale_at(self) -> float:
@@ -31,6 +34,19 @@ class Peer:
     @property
     def candidate(self) -> Candidate:
         return Candidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since)
+
+    def count_sessions(self, num: int, told_at: float | None) -> None:
+        if told_at is None:
+            self.num_untold += num
+        else:
+            self.told.append((told_at, num))
+        self.num_since += num
+
+    def renewed(self, heartbeat: Heartbeat, now: float) -> Peer:
+        """With a newer heartbeat, whose sender had not heard yet what it was told while this was on its way."""
+        on_its_way = now - heartbeat.load.rtt_ms / 1e3 - LAG_S
+        told = [(at, num) for at, num in self.told if at > on_its_way]
+        return Peer(heartbeat, now, self.num_untold, told, self.num_untold + sum(num for _, num in told))
 
 
 class Fleet:
@@ -46,7 +62,7 @@ class Fleet:
         known = self._peers.get(heartbeat.instance_id)
         if known is None and len(self._peers) >= MAX_PEERS:
             return False
-        self._peers[heartbeat.instance_id] = Peer(heartbeat, now)
+        self._peers[heartbeat.instance_id] = known.renewed(heartbeat, now) if known else Peer(heartbeat, now)
         was_candidate = known is not None and not known.heartbeat.draining and now < known.stale_at
         return heartbeat.service in WORKERS and not heartbeat.draining and not was_candidate
 
@@ -57,11 +73,11 @@ class Fleet:
             del self._peers[instance_id]
         return stale
 
-    def count_sessions(self, instance_id: str, num: int) -> None:
+    def count_sessions(self, instance_id: str, num: int, told_at: float | None) -> None:
         """Notes sessions given to an instance, or taken from it where `num` is negative: those that are placed next
-        see it before the next heartbeat."""
+        see it until a heartbeat can know. `told_at`: when the instance hears of it; None where it doesn't yet."""
         if instance_id in self._peers:
-            self._peers[instance_id].num_since += num
+            self._peers[instance_id].count_sessions(num, told_at)
 
     def find(self, instance_id: str, now: float) -> Heartbeat | None:
         """The newest heartbeat of an instance that is alive, draining or not."""

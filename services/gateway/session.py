@@ -63,7 +63,7 @@ class Session:
     _outbox: list[Send] = field(default_factory=list)
     _taken: int = 0  # tokens handed on
     _bound: dict[str, Service] = field(default_factory=dict)  # everybody who may know this session
-    _placed: set[str] = field(default_factory=set)  # at whom the fleet counts it
+    _placed: dict[str, bool] = field(default_factory=dict)  # at whom the fleet counts it; whether they were told
     _avoided: dict[str, float] = field(default_factory=dict)  # instance id -> until when
     _refusal: Failure | None = None
     _alive_at: float = 0.0
@@ -164,7 +164,7 @@ class Session:
                 self._worked.append(self._fingerprint)
         if self.stream.finish:
             self.phase = "over"
-            self._count_at(self.verifier_id)  # which has it until it is closed; the drafter has heard the end, too
+            self._count_at(now, self.verifier_id)  # which has it until it is closed; the drafter has heard the end, too
         elif self.drafter_id is None:
             self._adopt_drafter(now)
         elif verdict.echo is None:
@@ -215,7 +215,7 @@ class Session:
         if self.phase != "over":
             self._fail("draining", reason)
 
-    def close(self, num_tokens: int | None = None) -> None:
+    def close(self, now: float, num_tokens: int | None = None) -> None:
         """The answer is complete, with its first `num_tokens` tokens where they are given, or nobody wants it any more:
         tells everybody who may know the session."""
         self.phase = "over"
@@ -224,7 +224,7 @@ class Session:
         for instance_id, service in self._bound.items():
             self._say(service, instance_id, "close", Close(self.session_id, self.term))
         self._bound.clear()
-        self._count_at()
+        self._count_at(now)
 
     # --- verifier --------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,8 @@ class Session:
         if self.phase == "running":
             return
         came_back = self._rebound or self.phase == "waiting"
-        self._count_at(self.verifier_id, self.drafter_id)
+        self._count_at(now, self.verifier_id, self.drafter_id)
+        self._count_told(now, self.verifier_id)
         self.phase, self.was_opened = "running", True
         self.stream.begin_term(self.term, now, incomplete=came_back)
         self._num_speculates = 0
@@ -257,7 +258,7 @@ class Session:
         elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
-            self._count_at()
+            self._count_at(now)
         else:
             self._fail_unplaced()
 
@@ -278,7 +279,7 @@ class Session:
         if verifier_id != self.verifier_id:
             self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
         self.verifier_id, self.drafter_id = verifier_id, drafter_id
-        self._count_at(verifier_id, drafter_id)
+        self._count_at(now, verifier_id, drafter_id)
         self._bound[verifier_id] = "verifier"
         self.term += 1
         self.stream.begin_term(self.term, now)
@@ -290,6 +291,7 @@ class Session:
         self._retry_at = now + self.timing.open_timeout_s
         order = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
         self._say("verifier", self.verifier_id, "open", order)
+        self._count_told(now, self.verifier_id)
 
     def _repeat_open(self, now: float) -> None:
         if self._num_tries >= self.timing.num_opens:
@@ -338,7 +340,7 @@ class Session:
         elif drafter_id is None:
             self._leave(self.drafter_id)
             self.drafter_id = None
-            self._count_at(self.verifier_id)
+            self._count_at(now, self.verifier_id)
 
     def _adopt_drafter(self, now: float) -> None:
         """A session that runs alone looks for a drafter now and then."""
@@ -354,6 +356,7 @@ class Session:
         self._num_speculates += 1
         order = self.generation.speculate(self.term, self.verifier_id, TokenIds(self.stream.tokens))
         self._say("drafter", self.drafter_id, "speculate", order)
+        self._count_told(now, self.drafter_id)
 
     def _remind_drafter(self, now: float) -> None:
         """No draft of this term has reached the verifier yet: the Speculate may be lost, or the drafter in trouble."""
@@ -376,14 +379,22 @@ class Session:
             if instance_id is not None and instance_id in self._bound:
                 self._say(self._bound[instance_id], instance_id, "close", Close(self.session_id, self.term))
 
-    def _count_at(self, *instance_ids: str | None) -> None:
+    def _count_at(self, now: float, *instance_ids: str | None) -> None:
         """From now on it is a session of these, and of nobody else."""
         placed = {instance_id for instance_id in instance_ids if instance_id is not None}
-        for instance_id in placed - self._placed:
-            self.placement.fleet.count_sessions(instance_id, 1)
-        for instance_id in self._placed - placed:
-            self.placement.fleet.count_sessions(instance_id, -1)
-        self._placed = placed
+        for instance_id in placed - self._placed.keys():
+            self._placed[instance_id] = False
+            self.placement.fleet.count_sessions(instance_id, 1, None)
+        for instance_id in self._placed.keys() - placed:
+            was_told = self._placed.pop(instance_id)
+            self.placement.fleet.count_sessions(instance_id, -1, now if was_told else None)
+
+    def _count_told(self, now: float, instance_id: str | None) -> None:
+        """One at whom it counts hears of it: so its heartbeats will."""
+        if instance_id is not None and self._placed.get(instance_id) is False:
+            self._placed[instance_id] = True
+            self.placement.fleet.count_sessions(instance_id, -1, None)
+            self.placement.fleet.count_sessions(instance_id, 1, now)
 
     def _fail(self, code: FailureCode, message: str, *, retryable: bool = True) -> None:
         self.phase = "over"

@@ -62,7 +62,7 @@ class LiveSession:
 
     async def end(self, num_tokens: int) -> None:
         """The text is complete with so many tokens: nobody need work on the session any more."""
-        self.session.close(num_tokens)
+        self.session.close(time.monotonic(), num_tokens)
         await self._sessions.end(self.session)
 
     def wake(self) -> None:
@@ -144,7 +144,7 @@ class Sessions:
         try:
             yield live
         finally:
-            session.close()
+            session.close(time.monotonic())
             await self.end(session)
 
     async def end(self, session: Session) -> None:

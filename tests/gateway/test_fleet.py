@@ -77,12 +77,40 @@ def test_no_flood_of_heartbeats_fills_the_memory() -> None:
 def test_sessions_given_and_taken_since_the_heartbeat_count_as_load() -> None:
     chooser = placement(beat("a.1", load=Load(num_sessions=2)), beat("b.1", load=Load(num_sessions=1)))
     assert chooser.verifier(generation(), 0.1) == "b.1"
-    chooser.fleet.count_sessions("b.1", 2)
+    chooser.fleet.count_sessions("b.1", 2, 0.1)
     assert chooser.verifier(generation(), 0.1) == "a.1"
-    chooser.fleet.count_sessions("b.1", -2)
+    chooser.fleet.count_sessions("b.1", -2, 0.1)
     assert chooser.verifier(generation(), 0.1) == "b.1"
     chooser.fleet.observe(beat("b.1", load=Load(num_sessions=3)), 0.2)
     assert chooser.verifier(generation(), 0.3) == "a.1", "a heartbeat tells all of them"
+
+
+def num_since(fleet: Fleet) -> int:
+    (peer,) = fleet.alive("drafter", 1.0)
+    return peer.candidate.num_since
+
+
+def test_a_heartbeat_doesnt_know_what_its_sender_heard_behind_it() -> None:
+    fleet, far = Fleet(), beat("d.1", "drafter", load=Load(num_sessions=2, rtt_ms=100.0))
+    fleet.observe(far, 0.0)
+    fleet.count_sessions("d.1", -1, 1.0)
+    fleet.count_sessions("d.1", -1, 1.06)
+    fleet.observe(far, 1.09)
+    assert num_since(fleet) == -2
+    fleet.observe(far, 1.17)
+    assert num_since(fleet) == -1
+    fleet.observe(far, 1.19)
+    assert num_since(fleet) == 0
+
+
+def test_a_session_that_its_drafter_has_not_been_told_of_outlives_heartbeats() -> None:
+    fleet, near = Fleet(), beat("d.1", "drafter")
+    fleet.observe(near, 0.0)
+    fleet.count_sessions("d.1", 1, None)
+    fleet.observe(near, 1.0)
+    assert num_since(fleet) == 1
+    fleet.count_sessions("d.1", -1, None)
+    assert num_since(fleet) == 0
 
 
 def test_a_verifier_of_the_same_numerics_is_preferred() -> None:

@@ -493,7 +493,7 @@ def test_the_end_is_told_to_everybody_who_was_ever_bound() -> None:
     story.verdict("v2.1", PROMPT + 3, [4], finish="stop")
     assert (story.session.phase, story.session.due) == ("over", None)
     story.sends()
-    story.session.close()
+    story.session.close(story.now)
     assert sorted(story.verbs()) == ["close d1.1", "close d2.1", "close v1.1", "close v2.1"]
 
 
@@ -517,8 +517,8 @@ def test_a_session_counts_as_load_where_it_is_and_nowhere_else() -> None:
     assert (story.session.phase, loads()) == ("waiting", {})
     story.opened("v2.1")
     assert (story.session.phase, loads()) == ("running", {"v2.1": 1})
-    story.session.close()
-    story.session.close()
+    story.session.close(story.now)
+    story.session.close(story.now)
     assert loads() == {}
 
 
@@ -528,8 +528,36 @@ def test_a_finished_session_is_no_load_of_its_drafter_and_one_of_its_verifier_un
     fleet = story.placement.fleet
     assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [0, 0]
     assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [1, 0]
-    story.session.close()
+    story.session.close(story.now)
     assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [0, 0]
+
+
+def test_a_session_counts_at_its_drafter_while_its_prompt_is_read_whatever_heartbeats_say() -> None:
+    story = Story(two_of_each())
+    fleet = story.placement.fleet
+
+    def loads() -> list[int]:
+        choices = (*fleet.choices("verifier", "m", story.now), *fleet.choices("drafter", "m", story.now))
+        return [choice.num_since for choice in choices]
+
+    story.wait(1.0)
+    assert loads() == [0, 0, 1, 0], "the verifier has been told, and says so by itself"
+    story.opened("v1.1")
+    assert loads() == [0, 0, 1, 0]
+    story.wait(1.0)
+    assert loads() == [0, 0, 0, 0], "now the drafter has, too"
+    story.session.close(story.now)
+    assert loads() == [-1, 0, -1, 0]
+    story.wait(1.0)
+    assert loads() == [0, 0, 0, 0]
+
+
+def test_a_session_that_ends_before_its_drafter_heard_of_it_leaves_nothing_there() -> None:
+    story = Story(two_of_each())
+    story.session.close(story.now)
+    story.wait(1.0)
+    choices = story.placement.fleet.choices("drafter", "m", story.now)
+    assert [choice.num_since for choice in choices] == [0, 0]
 
 
 def test_the_finish_is_kept_whatever_comes_later() -> None:

@@ -59,6 +59,14 @@ def unfinished(plan: Sequence[CellSpec], folder: Path, effort: Effort) -> list[C
     return [spec for spec in plan if not is_finished(spec)]
 
 
+def named(plan: Sequence[CellSpec], parts: Sequence[str]) -> set[str]:
+    """The cells of these names; part of a name stands for all that have it."""
+    names = [spec.name for spec in plan]
+    if unknown := [part for part in parts if not any(part in name for name in names)]:
+        raise typer.BadParameter(f"--only {unknown[0]} is part of no cell: {', '.join(names)}")
+    return {name for name in names for part in parts if part == name or (part in name and part not in names)}
+
+
 def with_modes(spec: CellSpec, names: Sequence[str]) -> CellSpec:
     """A cell with target-only and the modes of these names."""
     known = {mode.name: mode for mode in spec.modes}
@@ -116,7 +124,9 @@ def main(
     prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = OWN,
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 64,
     drafters: Annotated[int, typer.Option(min=1, max=16, help="Drafters, with --policies.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(help="Only cells named like int8-rtt30.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this cell, or those with int8-rtt30 in their names.")
+    ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Only target-only and these; needs --folder.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of modes.")] = 1,
     standin_kind: Annotated[str | None, typer.Option(help="paced or replayed: stand-ins for both models.")] = None,
@@ -131,10 +141,7 @@ def main(
     if drafters > 1 and not policies:
         raise typer.BadParameter("--drafters needs --policies")
     plan = quick_plan() if quick else policy_plan(drafters) if policies else full_plan()
-    if unknown := [part for part in only or () if not any(part in spec.name for spec in plan)]:
-        names = ", ".join(spec.name for spec in plan)
-        raise typer.BadParameter(f"--only {unknown[0]} is part of no cell: {names}")
-    asked = [spec for spec in plan if not only or any(part in spec.name for part in only)]
+    asked = plan if not only else [spec for spec in plan if spec.name in named(plan, only)]
     if mode:
         if folder is None:
             raise typer.BadParameter("--mode needs --folder, so that whole cells are not replaced by parts")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from awc.policy import WindowChoice
 from benchmarks import bench
 from benchmarks.asking import connected
-from benchmarks.bench import app, read_findings, report, unfinished, with_modes
+from benchmarks.bench import app, named, read_findings, report, unfinished, with_modes
 from benchmarks.bench_cell import (
     MIN_ROUNDS,
     CellBench,
@@ -100,6 +100,13 @@ def test_policies_are_compared_on_more_drafters_where_there_are_sessions_for_all
     assert several[0].name == "int8-rtt0-4-on4"
     plan = plan_of(several[0], Effort(tmp_path, [], 8, 1.0, seed=1), tmp_path, "key")
     assert plan.drafter_names == ["drafter-0", "drafter-1", "drafter-2", "drafter-3"]
+
+
+def test_a_cell_s_whole_name_stands_for_it_alone_and_a_part_for_all_that_have_it() -> None:
+    plan = policy_plan()
+    assert named(plan, ["int8-rtt0-1"]) == {"int8-rtt0-1"}
+    assert named(plan, ["int8-rtt30"]) == {"int8-rtt30-1", "int8-rtt30-4", "int8-rtt30-16"}
+    assert named(plan, ["int8-rtt0-16", "-4"]) == {"int8-rtt0-16", "int8-rtt0-4", "int8-rtt30-4", "int8-rtt100-4"}
 
 
 def test_several_drafters_are_for_policies_only() -> None:

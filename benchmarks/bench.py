@@ -124,9 +124,7 @@ def main(
     prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = OWN,
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 64,
     drafters: Annotated[int, typer.Option(min=1, max=16, help="Drafters, with --policies.")] = 1,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this cell, or those with this in their names.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this cell, or those with this in their names.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Only target-only and these; needs --folder.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of modes.")] = 1,
     standin_kind: Annotated[str | None, typer.Option(help="paced or replayed: stand-ins for both models.")] = None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-TURN = 3.0
+TURN = 5.0
 LOG_TURN = math.log(TURN)
 ENOUGH = 10.0  # nats of evidence
 

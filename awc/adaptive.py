@@ -2,8 +2,9 @@
 
 A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES (window, chunk, free
 run, confidence to stop at), what it would be worth: the mean of the logarithms of goodput and of speed, up to a
-constant. The best one is taken when it promises `margin` more than the one in force, twice in a row; where no drafting
-promises `least_gain` more than none, nothing is drafted. A prediction is not trusted blindly:
+constant. The best one is taken when it promises `margin` more than the one in force, twice in a row, or `first_margin`
+more than the one that it all started with, which nobody has chosen; where no drafting promises `least_gain` more than
+none, nothing is drafted. A prediction is not trusted blindly:
 
 * Inputs unlike those of training, or more sessions on a drafter than it had there: the window follows from the
   pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from
@@ -68,7 +69,8 @@ class AdaptivePolicy:
 
     name: ClassVar[str] = "adaptive"
     start: WindowChoice
-    margin: float = 0.03
+    first_margin: float = 0.03
+    margin: float = 0.05
     least_gain: float = 0.02
     patience: int = 2  # reports in a row that must promise as much
     half_life: float = 192.0
@@ -80,10 +82,10 @@ class AdaptivePolicy:
     costs: PassCosts = field(default_factory=PassCosts, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.margin >= self.least_gain >= 0 and self.hope >= 0):
+        if not (min(self.margin, self.first_margin) >= self.least_gain >= 0 and self.hope >= 0):
             raise ValueError(
-                f"margin {self.margin} must be no less than the least gain {self.least_gain}, and that and hope "
-                f"{self.hope} 0 or more"
+                f"margin {self.margin} and first margin {self.first_margin} must be no less than the least gain "
+                f"{self.least_gain}, and that and hope {self.hope} 0 or more"
             )
         if self.patience < 1 or self.compared < 1 or self.settling < 0 or not self.half_life > 0:
             raise ValueError(
@@ -117,6 +119,7 @@ class AdaptivePair:
         self.against: dict[int, float] = {}  # missing worth, by number of the choice
         self._policy = policy
         self._choice = policy.start
+        self._has_chosen = False
         self._number = NUMBERS.get(policy.start)  # of the choice; None: it is none of CHOICES
         self._acceptance = TurningAcceptance(policy.half_life)
         self._cost: PassCost | None = None  # before the first report
@@ -157,7 +160,8 @@ class AdaptivePair:
         if is_worthless:
             best = 0
         gain = worth[best] - (-math.inf if self._number is None else worth[self._number])
-        if is_in_vain or gain > self._policy.margin:
+        margin = self._policy.margin if self._has_chosen else self._policy.first_margin
+        if is_in_vain or gain > margin:
             self._want(CHOICES[best], gain, self._policy.patience)
         else:
             self._wanted = None
@@ -172,6 +176,7 @@ class AdaptivePair:
         if self._num_wanted >= patience:
             self._check.begin(promised=gain)
             self._choice, self._number, self._wanted = choice, NUMBERS.get(choice), None
+            self._has_chosen = True
 
     def _learn(self, seen: PairReport) -> None:
         """Holds against the choice in force what it promised and did not bring."""

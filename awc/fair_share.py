@@ -30,13 +30,13 @@ from shared.messages import MAX_WINDOW, PairReport
 ROUNDS = 8  # in which the length of the pass and the depths settle on each other
 MAX_VERIFIERS = 1024
 SILENT = 8  # reports of every other pair, on average, without one of a pair: it is gone
-HALF_LIFE = 128.0  # of judged guesses
+HALF_LIFE = 256.0  # of judged guesses
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a priori so many guesses were judged, and this share of them was right
 HOPE = 0.5  # right guesses that each report counts for while none is made, so that a pair that was cut to 0 comes back
 LOWEST, HIGHEST = 1e-6, 0.999  # acceptance
 LEAST_REPORTS = 4  # between two looks at a crowd
 LEAST_MS = 1e-3
-SLACK = 0.25  # a number of guesses or passes that is missed by less than this share of it is left as it is
+SLACK = 0.35  # a number of guesses or passes that is missed by less than this share of it is left as it is
 
 
 def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms: float, token_ms: float) -> list[float]:

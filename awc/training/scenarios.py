@@ -231,36 +231,36 @@ class Changing:
     phases: tuple[Scenario, Scenario]
 
 
-def changing() -> list[Changing]:
+def changing(seed: int) -> list[Changing]:
     """RTT 10 to 80 ms, three times the clients, acceptance 0.9 to 0.5, each with few and with many drafters. Clients
-    ask all the time, so nothing changes but what is said to."""
+    ask all the time, so nothing changes but what is said to. `seed`: of jitter, lengths and guesses."""
     far = {"link": {"rtt_ms": 80.0, "jitter_ms": 1.0}}
     wrong = {"guesses": {"kind": "independent", "rate": 0.5}}
     found = []
     for num_drafters in (2, 16):
         found += [
-            _changing("rtt", num_drafters, change=far, edge=far),
-            _changing("load", num_drafters, change={"load": 3.0}, edge={}),
-            _changing("acceptance", num_drafters, change=wrong, edge=wrong),
+            _changing("rtt", num_drafters, seed, change=far, edge=far),
+            _changing("load", num_drafters, seed, change={"load": 3.0}, edge={}),
+            _changing("acceptance", num_drafters, seed, change=wrong, edge=wrong),
         ]
     return found
 
 
-def _changing(what: str, num_drafters: int, change: dict[str, Any], edge: dict[str, Any]) -> Changing:
+def _changing(what: str, num_drafters: int, seed: int, change: dict[str, Any], edge: dict[str, Any]) -> Changing:
     """`edge`: what of the devices is otherwise after the change."""
     num_clients = round(num_drafters * change.get("load", 1.0))
-    before = _steady(f"{what}-{num_drafters}", num_drafters, num_drafters)
-    after = _steady(f"{what}-{num_drafters}-after", num_drafters, num_clients)
+    before = _steady(f"{what}-{num_drafters}", seed, num_drafters, num_drafters)
+    after = _steady(f"{what}-{num_drafters}-after", seed, num_drafters, num_clients)
     after["edge"] = [after["edge"][0] | edge]
     changed = before | {"change": [{"at_s": CHANGE_S} | change]}
     scenario, *phases = (Scenario.model_validate(each, strict=False) for each in (changed, before, after))
     return Changing(scenario, (phases[0], phases[1]))
 
 
-def _steady(name: str, num_drafters: int, num_clients: int) -> dict[str, Any]:
+def _steady(name: str, seed: int, num_drafters: int, num_clients: int) -> dict[str, Any]:
     return {
         "name": name,
-        "seed": 7,
+        "seed": seed,
         "workload": {
             "kind": "closed",
             "num_clients": num_clients,

@@ -40,6 +40,17 @@ def test_a_gain_below_the_margin_changes_nothing() -> None:
     assert told(pair, *[SEEN] * 20) == SLOW
 
 
+def test_what_was_chosen_is_left_for_more_than_what_it_all_started_with() -> None:
+    pair = AdaptivePolicy(SLOW, network=promising({FAST: 0.0, SLOW: -0.04})).for_pair()
+    assert told(pair, SEEN, SEEN) == FAST
+    pair.against[CHOICES.index(FAST)] = 0.08
+    assert told(pair, SEEN, SEEN) == FAST
+    pair.against[CHOICES.index(FAST)] = 0.1
+    assert told(pair, SEEN, SEEN) == SLOW
+    pair.against[CHOICES.index(FAST)] = 0.0
+    assert told(pair, SEEN, SEEN) == SLOW, "by now it was chosen"
+
+
 def test_where_drafting_promises_next_to_nothing_over_none_nothing_is_drafted() -> None:
     worth = {FAST: 0.0, CHOICES[0]: -0.01}
     assert told(AdaptivePolicy(FAST, network=promising(worth)).for_pair(), *[SEEN] * 2) == CHOICES[0]

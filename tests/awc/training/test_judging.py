@@ -12,7 +12,7 @@ import pytest
 from awc.adaptive import CHOICES
 from awc.features import CHOICE_INPUTS, WINDOW_INPUTS
 from awc.training.cards import Card
-from awc.training.changes import Followed, changed_s, settled_s
+from awc.training.changes import Once, changed_s, of_all, settled_s
 from awc.training.crowds import Crowded
 from awc.training.dataset import CLOUD_ONLY, CLOUD_ONLY_LABEL, LEAST_WORTH, WINDOWS, choice_rows, window_rows
 from awc.training.evaluate import Evaluation, Scores
@@ -165,7 +165,13 @@ def test_a_report_tells_every_policy_change_cell_and_card(tmp_path: Path) -> Non
     better = Figures(150.0, 30.0, 300.0, 0.9)
     cell = PaperCell("gsm8k-600-10", {"static 4": figures, "wc-dnn": figures, "adaptive": better}, 1.5)
     crowd = Crowded("cpu-4", "static 8", 100.0, 40.0, 0.9, 0.8)
-    found = Found(EVALUATION, [Followed("rtt-2", "adaptive", 1.5, 2.0, 0, 0.98)], [crowd], [cell])
+    seeds = [Once(1.5, 2.0, 0, 0.9), Once(0.5, 3.0, 1, 1.0), Once(2.5, 1.0, 2, 1.1)]
+    found = Found(
+        EVALUATION,
+        [of_all("rtt-2", "adaptive", seeds)],
+        [crowd],
+        [cell],
+    )
     card = Card("", ("a",), 3, 30, "", 1, 32, 100, 4321, 0.5, 2.0, {})
     write_report(tmp_path / "awc" / "report.md", found, {"wc-dnn": card})
     text = (tmp_path / "awc" / "report.md").read_text()
@@ -174,7 +180,7 @@ def test_a_report_tells_every_policy_change_cell_and_card(tmp_path: Path) -> Non
         "| ladder | interval 3 | 0.800 | 0% | 0.600 | 1 |",
         "| cpu-4 | static 8 | 100 | 40.0 | 0.900 | 0.800 |",
         "| ladder | 2.000 | 2.000 | 2.000 |",
-        "| rtt-2 | adaptive | 1.5 | 2.0 | 0 | 0.980 |",
+        "| rtt-2 | adaptive | 1.5 | 2.5 | 2.0 | 1.0 | 1.000 |",
         "| gsm8k-600-10 | 100, 40.0, 300 | 100, 40.0, 300 | 150, 30.0, 300 | 1.500, 0.750, 1.000 | 1.5 |",
         "| wc-dnn | 4321 | 3 | 30 | 0.500 | 2.000 | 1 |",
     ):

@@ -83,7 +83,8 @@ class Receiver:
                 self._deliver(subject, decode(data))
         except MalformedMessage as error:
             self._count_malformed(subject, str(error))
-        self._metrics.dropped.labels("incomplete").inc(self._assembler.num_dropped - num_dropped)
+        if lost := self._assembler.num_dropped - num_dropped:
+            self._metrics.dropped.labels("incomplete").inc(lost)
 
     def receive_absent(self, subject: str) -> None:
         """The transport says that nobody listened to what named this subject; a peer may have forged it."""
@@ -93,7 +94,7 @@ class Receiver:
             self._count_malformed(subject, "told that nobody listens on a subject that is not for that")
 
     def _deliver(self, subject: str, message: Message | Absent) -> None:
-        self._metrics.received.labels(type(message).__name__).inc()
+        self._metrics.received(type(message)).inc()
         try:
             self._handler(subject, message)
         except Exception:

@@ -176,10 +176,10 @@ class WindowController:
                 self._drop("foreign")
 
     def _on_report(self, report: Report) -> None:
-        if self._reports.full():
-            self._drop("overflow")
-        else:
+        try:
             self._reports.put_nowait(report)
+        except asyncio.QueueFull:
+            self._drop("overflow")
 
     def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.service == "verifier" and not self._verifiers.hear(heartbeat, time.monotonic()):

@@ -59,15 +59,17 @@ authorization {{
 
 
 class Watched:
-    """A counter that tells when it counts."""
+    """A counter that tells when it counts, asked for its children by labels or by class."""
 
-    def __init__(self, counter: Counter, counted: asyncio.Event) -> None:
-        self._counter = counter
+    def __init__(self, children: Callable[..., Counter], counted: asyncio.Event) -> None:
+        self._children = children
         self._counted = counted
 
-    def labels(self, *values: str) -> Counter:
+    def __call__(self, *labels: str | type) -> Counter:
         asyncio.get_running_loop().call_soon(self._counted.set)  # when the caller has counted
-        return self._counter.labels(*values)
+        return self._children(*labels)
+
+    labels = __call__
 
 
 class NatsMember(Member):
@@ -84,8 +86,9 @@ class NatsMember(Member):
 
     async def connect(self) -> None:
         metrics, instance_id = BusMetrics(self.registry), subjects.new_instance_id(self.settings.name)
-        for name in ("errors", "dropped", "received"):
-            setattr(metrics, name, Watched(getattr(metrics, name), self.counted))
+        for name in ("errors", "dropped"):
+            setattr(metrics, name, Watched(getattr(metrics, name).labels, self.counted))
+        metrics.received = Watched(metrics.received, self.counted)
         self.bus = await nats_bus.connect(self.settings, instance_id, metrics, self._on_state)
 
     def _on_state(self, connected: bool) -> None:

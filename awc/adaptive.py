@@ -82,7 +82,7 @@ class AdaptivePolicy:
     costs: PassCosts = field(default_factory=PassCosts, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (min(self.margin, self.first_margin) >= self.least_gain >= 0 and self.hope >= 0):
+        if not (self.margin >= self.least_gain >= 0 and self.first_margin >= self.least_gain and self.hope >= 0):
             raise ValueError(
                 f"margin {self.margin} and first margin {self.first_margin} must be no less than the least gain "
                 f"{self.least_gain}, and that and hope {self.hope} 0 or more"

@@ -60,7 +60,7 @@ def unfinished(plan: Sequence[CellSpec], folder: Path, effort: Effort) -> list[C
 
 
 def named(plan: Sequence[CellSpec], parts: Sequence[str]) -> set[str]:
-    """The cells of these names; part of a name stands for all that have it."""
+    """Names of cells; part of a name stands for all that have it."""
     names = [spec.name for spec in plan]
     if unknown := [part for part in parts if not any(part in name for name in names)]:
         raise typer.BadParameter(f"--only {unknown[0]} is part of no cell: {', '.join(names)}")
@@ -139,7 +139,8 @@ def main(
     if drafters > 1 and not policies:
         raise typer.BadParameter("--drafters needs --policies")
     plan = quick_plan() if quick else policy_plan(drafters) if policies else full_plan()
-    asked = plan if not only else [spec for spec in plan if spec.name in named(plan, only)]
+    names = named(plan, only) if only else None
+    asked = [spec for spec in plan if names is None or spec.name in names]
     if mode:
         if folder is None:
             raise typer.BadParameter("--mode needs --folder, so that whole cells are not replaced by parts")

@@ -32,6 +32,7 @@ class BusMetrics:
             ["reason"],
             registry=registry,
         )
+        self.dropped.labels("incomplete")  # there before the first, so that rates see that one, too
         self.errors = Counter(
             "dsd_bus_errors",
             "Errors told by the client or server: connection, permission violation, slow consumer",

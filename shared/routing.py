@@ -17,8 +17,8 @@ from shared.messages import Load
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An instance that may be chosen, with its newest load and the sessions given to it since that heartbeat, less
-    those taken from it."""
+    """An instance that may be chosen, with its newest load and the sessions given to it that this doesn't know of yet,
+    less those taken from it."""
 
     instance_id: str
     load: Load

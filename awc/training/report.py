@@ -93,15 +93,7 @@ def _changes(followed: Sequence[Followed]) -> Iterator[str]:
     yield "longest. The rest are means: *changes* of a pair's window a minute, and those of all pairs *once settled*."
     yield ""
     yield from _table(
-        (
-            "scenario",
-            "policy",
-            "settled after, s",
-            "longest",
-            "changes a minute",
-            "changes once settled",
-            "score to oracle",
-        ),
+        ("scenario", "policy", "settled", "longest", "changes", "once settled", "score to oracle"),
         [
             (
                 each.scenario,

@@ -37,14 +37,16 @@ class Peer:
 
     def count_sessions(self, num: int, told_at: float | None) -> None:
         if told_at is None:
+            num = max(num, -self.num_untold)  # it may have been forgotten meanwhile, and come back
             self.num_untold += num
         else:
             self.told.append((told_at, num))
         self.num_since += num
 
     def renewed(self, heartbeat: Heartbeat, now: float) -> Peer:
-        """With a newer heartbeat, whose sender had not heard yet what it was told while this was on its way."""
-        on_its_way = now - heartbeat.load.rtt_ms / 1e3 - LAG_S
+        """With a newer heartbeat, whose sender had not heard yet what it was told while this was on its way. That is a
+        drafter's round trip to its verifiers, beside which gateways stand."""
+        on_its_way = now - min(heartbeat.load.rtt_ms / 1e3, heartbeat.interval_s) - LAG_S
         told = [(at, num) for at, num in self.told if at > on_its_way]
         return Peer(heartbeat, now, self.num_untold, told, self.num_untold + sum(num for _, num in told))
 

@@ -258,7 +258,8 @@ class Session:
         elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
-            self._count_at(now)
+            was_told = self.drafter_id is not None and self._placed.get(self.drafter_id, False)
+            self._count_at(now, self.drafter_id if was_told else None)  # nobody has told it to leave
         else:
             self._fail_unplaced()
 

@@ -26,7 +26,7 @@ from shared.subjects import all_broadcasts, broadcast, fits, sender, to
 log = structlog.get_logger(__name__)
 
 DECIDED_AT_ONCE = 256  # pairs, about: many cost less than one by one, and take the loop for some milliseconds
-GATHER_S = 0.01  # for which a report waits for others
+GATHER_S = 0.02  # for which a report waits for others
 PUBLISHED_AT_ONCE = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
 
 

@@ -41,7 +41,7 @@ class ControllerSettings(ServiceSettings):
         le=1,
         description="A window ends early behind a guess less probable than this; the policy confidence starts with it",
     )
-    announce_s: float = Field(2.0, gt=0, le=60, description="Seconds between two repeats of unchanged decisions")
+    announce_s: float = Field(5.0, gt=0, le=60, description="Seconds between two repeats of unchanged decisions")
     pair_expiry_s: float = Field(30.0, gt=0, description="Seconds without a report after which a pair is forgotten")
     max_pairs: int = Field(1 << 16, ge=1, description="Most drafter-verifier pairs at once")
     max_verifiers: int = Field(1024, ge=1, description="Most verifiers at once")

@@ -7,7 +7,7 @@ import pytest
 
 from awc.acceptance import Acceptance, TurningAcceptance
 
-HALF_LIFE = 128.0
+HALF_LIFE = 192.0
 RIGHT_OFTEN, RIGHT_SELDOM, HARDLY_RIGHT = 0.9, 0.5, 0.2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from msgspec.structs import replace as changed
@@ -201,6 +203,9 @@ def test_absurd_reports_lead_to_no_window_out_of_bounds(absurd: dict[str, float]
     ("given", "named"),
     [
         ({"margin": -1.0}, "margin"),
+        ({"margin": math.nan}, "margin"),
+        ({"first_margin": 0.01}, "first margin"),
+        ({"first_margin": math.nan}, "first margin"),
         ({"patience": 0}, "patience"),
         ({"half_life": 0.0}, "half-life"),
         ({"forgetting": 1.5}, "forgetting"),

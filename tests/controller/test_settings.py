@@ -32,11 +32,11 @@ def settings(file: Path, *argv: str) -> ControllerSettings:
 def test_a_flag_wins_over_a_variable_that_over_the_file_and_that_over_the_default(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.write_text('window_policy = "static"\nwindow = 1\nchunk = 1\nannounce_s = 5\nfree_run = false\n')
+    file.write_text('window_policy = "static"\nwindow = 1\nchunk = 1\nannounce_s = 7\nfree_run = false\n')
     monkeypatch.setenv("DSD_CHUNK", "2")
     monkeypatch.setenv("DSD_WINDOW", "2")
     told = settings(file, "--window", "3")
-    assert (told.window, told.chunk, told.window_policy, told.announce_s) == (3, 2, "static", 5.0)
+    assert (told.window, told.chunk, told.window_policy, told.announce_s) == (3, 2, "static", 7.0)
     assert (told.free_run, told.min_confidence) == (False, 0.0)
 
 

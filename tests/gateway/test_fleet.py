@@ -81,8 +81,9 @@ def test_sessions_given_and_taken_since_the_heartbeat_count_as_load() -> None:
     assert chooser.verifier(generation(), 0.1) == "a.1"
     chooser.fleet.count_sessions("b.1", -2, 0.1)
     assert chooser.verifier(generation(), 0.1) == "b.1"
-    chooser.fleet.observe(beat("b.1", load=Load(num_sessions=3)), 0.2)
-    assert chooser.verifier(generation(), 0.3) == "a.1", "a heartbeat tells all of them"
+    chooser.fleet.count_sessions("b.1", 2, 0.1)
+    chooser.fleet.observe(beat("b.1", load=Load(num_sessions=1)), 0.2)
+    assert chooser.verifier(generation(), 0.3) == "b.1", "a heartbeat tells all of them"
 
 
 def num_since(fleet: Fleet) -> int:
@@ -100,6 +101,26 @@ def test_a_heartbeat_doesnt_know_what_its_sender_heard_behind_it() -> None:
     fleet.observe(far, 1.17)
     assert num_since(fleet) == -1
     fleet.observe(far, 1.19)
+    assert num_since(fleet) == 0
+
+
+def test_a_round_trip_that_is_told_longer_than_heartbeats_are_apart_counts_as_that() -> None:
+    fleet, strange = Fleet(), beat("d.1", "drafter", load=Load(rtt_ms=1e12))
+    fleet.observe(strange, 0.0)
+    fleet.count_sessions("d.1", 1, 0.5)
+    fleet.observe(strange, 1.0)
+    assert num_since(fleet) == 1
+    fleet.observe(strange, 2.0)
+    assert num_since(fleet) == 0
+
+
+def test_what_was_given_to_an_instance_that_was_forgotten_leaves_no_debt_when_it_comes_back() -> None:
+    fleet, near = Fleet(), beat("d.1", "drafter")
+    fleet.observe(near, 0.0)
+    fleet.count_sessions("d.1", 1, None)
+    fleet.expire(0.0 + STALE_INTERVALS)
+    fleet.observe(near, 0.5)
+    fleet.count_sessions("d.1", -1, None)
     assert num_since(fleet) == 0
 
 

@@ -532,7 +532,7 @@ def test_a_finished_session_is_no_load_of_its_drafter_and_one_of_its_verifier_un
     assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [0, 0]
 
 
-def test_a_session_counts_at_its_drafter_while_its_prompt_is_read_whatever_heartbeats_say() -> None:
+def test_a_session_counts_at_its_drafter_until_that_is_told_and_its_heartbeats_can_say_so() -> None:
     story = Story(two_of_each())
     fleet = story.placement.fleet
 
@@ -550,6 +550,18 @@ def test_a_session_counts_at_its_drafter_while_its_prompt_is_read_whatever_heart
     assert loads() == [-1, 0, -1, 0]
     story.wait(1.0)
     assert loads() == [0, 0, 0, 0]
+
+
+def test_a_session_that_waits_counts_at_the_drafter_that_has_it_and_once_when_it_goes_on() -> None:
+    story = running()
+    fleet = story.placement.fleet
+    for each in ("v1.1", "v2.1"):
+        story.failure(each, "overloaded", retryable=True)
+    assert story.session.phase == "waiting"
+    assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [1, 0]
+    story.wait(10.0)
+    assert (story.session.phase, story.session.drafter_id) == ("opening", "d1.1")
+    assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [0, 0], "its heartbeats tell it"
 
 
 def test_a_session_that_ends_before_its_drafter_heard_of_it_leaves_nothing_there() -> None:

@@ -1,10 +1,10 @@
 """Our adaptive window control: a learned choice of how to draft, then checked.
 
 A network trained on DSD-Sim (awc.training) predicts from a pair's telemetry, for each of CHOICES (window, chunk, free
-run, confidence to stop at), what it would be worth: the mean of the logarithms of goodput and of speed, up to a
-constant. The best one is taken when it promises `margin` more than the one in force, twice in a row, or `first_margin`
-more than the one that it all started with, which nobody has chosen; where no drafting promises `least_gain` more than
-none, nothing is drafted. A prediction is not trusted blindly:
+run), what it would be worth: the mean of the logarithms of goodput and of speed, up to a constant. The best one is
+taken when it promises, twice in a row, `margin` more than the one in force, or `first_margin` more than the one that it
+all started with, which nobody has chosen; where no drafting promises `least_gain` more than none, nothing is drafted. A
+prediction is not trusted blindly:
 
 * Inputs unlike those of training, or more sessions on a drafter than it had there: the window follows from the
   pipeline instead, as many guesses as the drafter makes until the first of them has a verdict, which is never far from
@@ -45,8 +45,6 @@ CHOICES = (
     *(WindowChoice(window, 1, free_run=True) for window in (4, 12, 24)),
     *(WindowChoice(window, chunk, free_run=False) for window, chunk in ((4, 2), (8, 4), (16, 4), (16, 8), (32, 8))),
     *(WindowChoice(window, window, free_run=False) for window in (3, 5, 8)),
-    *(WindowChoice(window, 2, free_run=True, min_confidence=0.5) for window in (12, 24)),
-    WindowChoice(12, 4, free_run=False, min_confidence=0.5),
 )
 NUMBERS = {choice: number for number, choice in enumerate(CHOICES)}
 LONGEST = 32  # window of the pipeline

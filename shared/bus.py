@@ -94,7 +94,7 @@ class Receiver:
             self._count_malformed(subject, "told that nobody listens on a subject that is not for that")
 
     def _deliver(self, subject: str, message: Message | Absent) -> None:
-        self._metrics.received(type(message)).inc()
+        self._metrics.received_as(type(message)).inc()
         try:
             self._handler(subject, message)
         except Exception:

@@ -170,7 +170,7 @@ class MemoryBus:
             return
         for index, packet in enumerate(packets):
             self._network.send(self, subject, packet, absent_to if index == 0 else None)
-        self.metrics.published(type(message)).inc()
+        self.metrics.published_as(type(message)).inc()
 
     async def subscribe(self, pattern: str, handler: Handler) -> MemorySubscription:
         if self._closed:

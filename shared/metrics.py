@@ -22,10 +22,10 @@ class BusMetrics:
     """What one member of the bus said, heard and lost; message labels are the names of the message classes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.published = by_kind(Counter("dsd_bus_published", "Messages published", ["message"], registry=registry))
-        self.received = by_kind(
-            Counter("dsd_bus_received", "Messages delivered to handlers", ["message"], registry=registry)
-        )
+        self.published = Counter("dsd_bus_published", "Messages published", ["message"], registry=registry)
+        self.published_as = by_kind(self.published)
+        self.received = Counter("dsd_bus_received", "Messages delivered to handlers", ["message"], registry=registry)
+        self.received_as = by_kind(self.received)
         self.dropped = Counter(
             "dsd_bus_dropped",
             "Messages lost here: malformed, incomplete, handler failed, not connected, outbound full, slow consumer",

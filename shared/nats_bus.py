@@ -135,7 +135,7 @@ class NatsBus:
                 await self._client.publish(subject, packet, reply=absent_to if absent_to and index == 0 else "")
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError, OSError):
             return self._drop("not connected")
-        self._metrics.published(type(message)).inc()
+        self._metrics.published_as(type(message)).inc()
         return None
 
     async def subscribe(self, pattern: str, handler: Handler) -> Subscription:

@@ -88,7 +88,7 @@ class NatsMember(Member):
         metrics, instance_id = BusMetrics(self.registry), subjects.new_instance_id(self.settings.name)
         for name in ("errors", "dropped"):
             setattr(metrics, name, Watched(getattr(metrics, name).labels, self.counted))
-        metrics.received = Watched(metrics.received, self.counted)
+        metrics.received_as = Watched(metrics.received_as, self.counted)
         self.bus = await nats_bus.connect(self.settings, instance_id, metrics, self._on_state)
 
     def _on_state(self, connected: bool) -> None:

@@ -61,10 +61,12 @@ async def test_12_sessions_at_once_get_their_single_texts_and_every_process_carr
 async def test_usage_counts_accepted_guesses_only_where_somebody_guessed(fleet: Processes) -> None:
     unguessed = await fleet.ask(GREEDY[0], speculation="off")
     async with asyncio.timeout(120):
-        while (guessed := await fleet.ask(GREEDY[0], speculation="static", window=8)).num_accepted == 0:
-            assert guessed.told == unguessed.told, "a busy drafter may be late for a whole answer"
+        guessed = await fleet.ask(GREEDY[0], speculation="static", window=8)
+        while not guessed.num_accepted:  # a drafter on a busy machine may be late for a whole answer
+            guessed = await fleet.ask(GREEDY[0], speculation="static", window=8)
 
     assert guessed.told == unguessed.told
+    assert guessed.num_accepted > 0
     assert unguessed.num_accepted == 0
     assert all(unguessed.dsd[fate] == 0 for fate in FATES)
     assert unguessed.dsd["drafter"] is None

@@ -118,8 +118,8 @@ def test_what_was_given_to_an_instance_that_was_forgotten_leaves_no_debt_when_it
     fleet, near = Fleet(), beat("d.1", "drafter")
     fleet.observe(near, 0.0)
     fleet.count_sessions("d.1", 1, None)
-    fleet.expire(0.0 + STALE_INTERVALS)
-    fleet.observe(near, 0.5)
+    assert fleet.expire(float(STALE_INTERVALS)) == ["d.1"]
+    fleet.observe(near, STALE_INTERVALS + 1.0)
     fleet.count_sessions("d.1", -1, None)
     assert num_since(fleet) == 0
 

@@ -43,8 +43,9 @@ def test_every_class_of_held_out_scenarios_has_some() -> None:
 
 
 def test_what_changes_is_all_that_differs_between_the_phases() -> None:
-    for each in changing(seed=7):
+    for each in changing(seed=9):
         before, after = each.phases
+        assert each.scenario.seed == before.seed == after.seed == 9
         differing = {name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)}
         assert differing <= {"name", "edge", "workload"}
         assert len(differing) == 2

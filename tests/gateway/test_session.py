@@ -564,6 +564,17 @@ def test_a_session_that_waits_counts_at_the_drafter_that_has_it_and_once_when_it
     assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [0, 0], "its heartbeats tell it"
 
 
+def test_a_verifier_that_took_a_session_late_tells_of_it_by_itself() -> None:
+    story = running()
+    for each in ("v1.1", "v2.1"):
+        story.failure(each, "overloaded", retryable=True)
+    story.opened("v2.1")
+    assert story.session.phase == "running"
+    story.wait(1.0)
+    choices = story.placement.fleet.choices("verifier", "m", story.now)
+    assert [choice.num_since for choice in choices] == [0, 0]
+
+
 def test_a_session_that_ends_before_its_drafter_heard_of_it_leaves_nothing_there() -> None:
     story = Story(two_of_each())
     story.session.close(story.now)

@@ -9,12 +9,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from shared import nats_bus, subjects
-from shared.bus import Absent, Bus
+from shared.bus import Absent, Bus, Receiver
 from shared.config import ServiceSettings
 from shared.memory_bus import MemoryNetwork
 from shared.messages import MAX_TOKENS, Close, Message, Poll
 from shared.metrics import BusMetrics
-from shared.parts import PART_BYTES
+from shared.parts import MAX_WAITING, PART_BYTES, split
 from tests.shared.bus_helpers import (
     ABSENT_TO,
     DRAFTER,
@@ -180,6 +180,15 @@ async def test_a_handler_that_fails_costs_that_message_only(connect: Connect) ->
         assert await heard.wait_for(2) == [draft(1), draft(2)]
     assert verifier.count("dropped", reason="handler failed") == 1
     assert [line["event"] for line in lines] == ["handler failed"]
+
+
+def test_messages_that_never_become_whole_are_counted() -> None:
+    registry, heard = CollectorRegistry(), Heard()
+    receiver = Receiver(heard, BusMetrics(registry))
+    assert registry.get_sample_value("dsd_bus_dropped_total", {"reason": "incomplete"}) == 0, "before the first one"
+    for _ in range(MAX_WAITING + 3):
+        receiver.receive(DRAFTS, split(bytes(PART_BYTES + 1))[0])
+    assert registry.get_sample_value("dsd_bus_dropped_total", {"reason": "incomplete"}) == 3
 
 
 async def test_after_unsubscribing_nothing_is_heard(connect: Connect) -> None:

@@ -16,9 +16,9 @@ from typing import NamedTuple, NoReturn
 
 from prometheus_client import CollectorRegistry
 
-from awc.policies import POLICIES
+from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy
-from awc.static import StaticPolicy
+from awc.registry import POLICIES
 from shared import nats_bus, subjects
 from shared.bus import Absent, Bus
 from shared.config import ServiceSettings

@@ -27,8 +27,8 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from awc.policies import POLICIES
 from awc.policy import DEFAULT_CHOICE, decide_all
+from awc.registry import POLICIES
 from benchmarks.cell import usage_of
 from benchmarks.origin import Origin
 from services.local.nats_server import free_port, program, write_open

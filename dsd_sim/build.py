@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.policies import POLICIES
 from awc.policy import WindowChoice
+from awc.registry import POLICIES
 from dsd_sim import cloud
 from dsd_sim.demand import Closed
 from dsd_sim.fleet import Fleet

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from awc.policies.static import StaticPolicy
 from awc.policy import WindowPolicy
-from awc.static import StaticPolicy
 from dsd_sim.part import BadScenario, Part
 from dsd_sim.scenario import Scenario, scenario_of, told_error
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, is_plausible
-from awc.static import StaticPolicy
 from dsd_sim import cloud, edge, events, kernel, outages
 from dsd_sim.acceptance import Acceptance
 from dsd_sim.beats import STALE_INTERVALS, Beats

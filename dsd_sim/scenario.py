@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
-from awc.adaptive import AdaptivePolicy
-from awc.policies import POLICIES
+from awc.policies.adaptive import AdaptivePolicy
 from awc.policy import WindowChoice
+from awc.registry import POLICIES
 from dsd_sim.demand import Closed, Workload
 from dsd_sim.part import BadScenario, Count, NotNegative, Part, Positive, Share
 from shared.messages import MAX_WINDOW
@@ -137,7 +137,7 @@ class Policies(Part):
     max_sessions: Count | None = None  # that gateways have at once; other requests wait their turn
     drafting: bool = True  # false: target-only
     colocated: bool = False  # the verifiers draft themselves, guesses that the request's device would make
-    windows: str = "static"  # a policy of awc.policies, which starts with the values below
+    windows: str = "static"  # a policy of awc.registry, which starts with the values below
     window: Annotated[int, Field(ge=0, le=MAX_WINDOW)] = 8
     chunk: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 2
     free_run: bool = True

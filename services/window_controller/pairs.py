@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from awc.acceptance import Acceptance
+from awc.estimators.acceptance import Acceptance
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
 from services.window_controller.verifiers import LiveVerifiers
 from shared.messages import PairReport, Reason, Report, WindowDecision

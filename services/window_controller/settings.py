@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from awc.policies import POLICIES
 from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
+from awc.registry import POLICIES
 from shared.config import ServiceSettings, SettingsFile
 from shared.messages import MAX_WINDOW
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.network import NUM_BLOCKS, Network
+from awc.estimators.network import NUM_BLOCKS, Network
 
 
 def saying(outputs: NDArray[np.float64], num_inputs: int, hidden: int = 4, high: float = 1e3) -> Network:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from awc.policies import POLICIES
+from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, WindowChoice, is_plausible
-from awc.static import StaticPolicy
+from awc.registry import POLICIES
 from shared.messages import MAX_WINDOW, PairReport
 
 REPORT = PairReport(

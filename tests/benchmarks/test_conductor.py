@@ -9,7 +9,7 @@ from typing import cast
 
 from prometheus_client import CollectorRegistry
 
-from awc.ladder import LadderPolicy
+from awc.policies.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from benchmarks.conductor import Conductor
 from services.cloud_verifier.model import TargetModel

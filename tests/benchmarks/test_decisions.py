@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from awc.policies import POLICIES
+from awc.registry import POLICIES
 from benchmarks import decisions
 from benchmarks.decisions import cores_of_controller, cost_of, reports
 from shared.subjects import new_instance_id

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from awc.ladder import LadderPair, LadderPolicy
-from awc.policies import POLICIES
+from awc.policies.ladder import LadderPair, LadderPolicy
+from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, PairControl, WindowChoice, WindowPolicy, decide_all
-from awc.static import StaticPolicy
+from awc.registry import POLICIES
 from services.window_controller import pairs
 from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, Pair, PairTable
 from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers

@@ -11,8 +11,8 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
-from awc.policies import POLICIES
-from awc.static import StaticPolicy
+from awc.policies.static import StaticPolicy
+from awc.registry import POLICIES
 from services.window_controller.pairs import PairTable
 from services.window_controller.reloads import Reloads
 from services.window_controller.service import DECIDED_AT_ONCE, PUBLISHED_AT_ONCE, WindowController

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from awc.policies import POLICIES
 from awc.policy import WindowChoice, WindowPolicy
+from awc.registry import POLICIES
 from services.window_controller.settings import ControllerSettings
 from shared.config import BadSettings, load, read
 

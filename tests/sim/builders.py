@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice
-from awc.static import StaticPolicy
 from dsd_sim import cloud
 from dsd_sim.acceptance import Independent
 from dsd_sim.fleet import Fleet

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from awc.ladder import LadderPolicy
+from awc.policies.ladder import LadderPolicy
 from awc.policy import WindowChoice
 from dsd_sim import cloud
 from dsd_sim.fleet import Fleet, Happening

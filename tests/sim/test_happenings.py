@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awc.ladder import LadderPolicy
-from awc.policies import POLICIES
+from awc.policies.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
+from awc.registry import POLICIES
 from dsd_sim.build import make_fleet
 from dsd_sim.fleet import Fleet, Happening
 from dsd_sim.report import report_of

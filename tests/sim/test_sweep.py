@@ -209,7 +209,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
         return found[0], found[1]
 
     before, changes = keys(), {}
-    for name in ("dsd_sim/kernel.py", "dsd_sim/tables.py", "awc/static.py", "awc/weights.npz"):
+    for name in ("dsd_sim/kernel.py", "dsd_sim/tables.py", "awc/policies/static.py", "awc/weights.npz"):
         (tmp_path / name).write_text("x = 1")
         after = keys()
         changes[name] = [old != new for old, new in zip(before, after, strict=True)]
@@ -218,7 +218,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
     assert changes == {
         "dsd_sim/kernel.py": [True, True],
         "dsd_sim/tables.py": [False, False],
-        "awc/static.py": [True, True],
+        "awc/policies/static.py": [True, True],
         "awc/weights.npz": [False, True],  # a window that never changes depends on no policy
     }
 

@@ -1,0 +1,130 @@
+"""How policies follow a world that changes: when their windows settle, and how often they move.
+
+Invariant: a window has settled when it stays near where it ends up; the time is that of the slowest pairs, from when
+the change reached them: with other guesses these are those of the next answer. What comes 2 * CHANGE_S after the
+beginning is not looked at, because clients run out of requests then. One world's chance decides little: every change is
+followed once with each of SEEDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+
+from awc.registry import POLICIES
+from awc_training.runs import SLIDING, cell, run, static_cell
+from awc_training.scenarios import CHANGE_S, FOLDER, Changing, changing
+from dsd_sim.build import make_fleet
+from dsd_sim.report import report_of
+from dsd_sim.world import STEER, World
+
+START = 8
+WINDOWS = (0, 2, 4, 8, 16, 24, 32)
+LOG_ROOM = 1 << 18
+NEAR = 0.25  # of the window in the end, or one token
+SLOWEST = 0.9  # of the pairs
+SEEDS = (7, 8, 9, 10, 11)
+
+
+class Once(NamedTuple):
+    """One policy through one change, with one seed."""
+
+    settled_s: float  # from the change until 9 of 10 pairs stay near their last window
+    changes_per_min: float  # of a pair's window, over the whole run
+    changes_settled: float  # of all pairs, once settled
+    against_oracle: float  # soft goodput, to that of the best static windows of both phases for as long
+
+
+class Followed(Struct, frozen=True):
+    """One policy through one change with several seeds: the median time to settle, the longest, and means."""
+
+    scenario: str
+    policy: str
+    settled_s: float
+    longest_s: float
+    changes_per_min: float
+    changes_settled: float
+    against_oracle: float
+
+
+def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[Followed]:
+    """Every policy through every change. `folder`: for results of runs with static windows."""
+    found: dict[tuple[str, str], list[Once]] = {}
+    for seed in SEEDS:
+        worlds = changing(seed)
+        oracles = _oracles(worlds, folder, workers)
+        for each in worlds:
+            for name in names:
+                once = _followed(each, name, oracles[each.scenario.name])
+                found.setdefault((each.scenario.name, name), []).append(once)
+    return [of_all(*key, runs) for key, runs in found.items()]
+
+
+def of_all(scenario: str, policy: str, runs: Sequence[Once]) -> Followed:
+    settled, *others = zip(*runs, strict=True)
+    return Followed(scenario, policy, float(np.median(settled)), max(settled), *map(fmean, others))
+
+
+def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> dict[str, tuple[float, ...]]:
+    """Of each world, the best static window's soft goodput in each phase."""
+    cells = {
+        each.scenario.name: [
+            [static_cell(phase, SLIDING, SLIDING.choice(window)) for window in WINDOWS] for phase in each.phases
+        ]
+        for each in worlds
+    }
+    reports = run((cell for phases in cells.values() for row in phases for cell in row), folder, workers)
+    return {
+        name: tuple(max(reports[cell.key].soft_goodput for cell in row) for row in phases)
+        for name, phases in cells.items()
+    }
+
+
+def _followed(changed: Changing, name: str, oracle: tuple[float, ...]) -> Once:
+    start = SLIDING.choice(START)
+    policy = POLICIES[name](start)
+    ready = cell(changed.scenario, SLIDING, policy, start).scenario
+    fleet = make_fleet(ready, FOLDER, LOG_ROOM)
+    fleet.policy, fleet.is_watched = policy, True
+    fleet.run()
+    report, moves = report_of(ready, fleet), moves_of(fleet.world)
+    since = changed_s(fleet.world) if any(change.guesses for change in ready.change) else {}
+    settled = {pair: settled_s(made, since.get(pair, CHANGE_S)) for pair, made in moves.items()}
+    slowest = float(np.quantile([*settled.values()], SLOWEST)) if settled else 0.0
+    late = sum(time > since.get(pair, CHANGE_S) + slowest for pair, made in moves.items() for time, _ in made)
+    num = sum(map(len, moves.values()))
+    minutes = 2 * CHANGE_S / 60 * max(len(moves), 1)
+    as_good = float(np.average(oracle, weights=(CHANGE_S, report.virtual_s - CHANGE_S)))
+    return Once(slowest, num / minutes, late, report.soft_goodput / as_good)
+
+
+def changed_s(world: World) -> Mapping[int, float]:
+    """When the first answer behind the change began, by device, which is the number of its pair with one verifier."""
+    requests = world.requests[world.requests["arrival_ms"] >= CHANGE_S * 1000]
+    devices = np.unique(requests["device"]).tolist()
+    return {device: float(requests["arrival_ms"][requests["device"] == device].min()) / 1000 for device in devices}
+
+
+def moves_of(world: World) -> Mapping[int, list[tuple[float, int]]]:
+    """Seconds and window of every decision that reached a device in time, by pair."""
+    logged = world.log[: int(world.clock[0]["num_logged"])]
+    found: dict[int, list[tuple[float, int]]] = {}
+    for entry in logged[logged["kind"] == STEER].tolist():
+        _, pair, _, window, start, _ = entry
+        if start <= 2 * CHANGE_S * 1000:
+            found.setdefault(pair, []).append((start / 1000, window))
+    return found
+
+
+def settled_s(moves: Sequence[tuple[float, int]], change_s: float) -> float:
+    """Seconds from the change until the window stays near its last one; 0 where it was there before."""
+    last = moves[-1][1]
+    band = max(1.0, NEAR * last)
+    times = [time for time, _ in moves[1:]]
+    away = [until for (_, window), until in zip(moves, times, strict=False) if abs(window - last) > band]
+    return max(0.0, max(away, default=0.0) - change_s)

@@ -1,0 +1,77 @@
+"""Crowded verifiers: whether speculation makes them slower than target-only would be, and whether a drafter starves.
+
+Invariant: all ways meet the same fleets, requests and guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from awc.policies.adaptive import AdaptivePolicy
+from awc.policies.static import StaticPolicy
+from awc.policy import WindowChoice, WindowPolicy
+from awc.registry import POLICIES
+from awc.wrappers.resting import RestingPolicy
+from awc_training.runs import SLIDING, cell
+from awc_training.scenarios import FOLDER, crowded
+from dsd_sim.build import make_fleet
+from dsd_sim.report import report_of
+from dsd_sim.world import World
+
+START = 8
+WAYS: dict[str, tuple[int, Callable[[WindowChoice], WindowPolicy]]] = {  # the first window, and the policy
+    "target-only": (0, StaticPolicy),
+    "static 8": (8, StaticPolicy),
+    "ladder": (START, POLICIES["ladder"]),
+    "adaptive without shares": (START, lambda start: RestingPolicy(AdaptivePolicy(start))),
+    "adaptive": (START, POLICIES["adaptive"]),
+}
+
+
+class Crowded(Struct, frozen=True):
+    """One way of serving one crowd."""
+
+    scenario: str
+    way: str
+    tokens_per_s: float
+    tpot_ms: float
+    jain: float  # of the drafters' tokens per second of an answer: 1 where all are alike
+    slowest: float  # drafter's tokens per second of an answer, to the mean of target-only
+
+
+def crowds() -> list[Crowded]:
+    """Every way through every crowd."""
+    found = []
+    for scenario in crowded():
+        alone = 0.0
+        for way, (window, make) in WAYS.items():
+            start = SLIDING.choice(window)
+            policy = make(start)
+            ready = cell(scenario, SLIDING, policy, start).scenario
+            fleet = make_fleet(ready, FOLDER)
+            fleet.policy = policy
+            fleet.run()
+            report, speeds = report_of(ready, fleet), speeds_of(fleet.world)
+            alone = alone or float(speeds.mean())
+            slowest = float(speeds.min()) / alone
+            found.append(Crowded(scenario.name, way, report.tokens_per_s, report.tpot_ms.mean, jain(speeds), slowest))
+    return found
+
+
+def speeds_of(world: World) -> NDArray[np.float64]:
+    """[drafters] tokens per second of the answers that each drafted for, of those that had some."""
+    requests = world.requests[world.requests["device"] >= 0]
+    device = requests["device"]
+    tokens = np.bincount(device, requests["tokens"], len(world.devices))
+    seconds = np.bincount(device, (requests["done_ms"] - requests["first_ms"]) / 1000, len(world.devices))
+    found: NDArray[np.float64] = tokens[seconds > 0] / seconds[seconds > 0]
+    return found
+
+
+def jain(values: NDArray[np.float64]) -> float:
+    """Jain's index of fairness: 1 / n where one has all, 1 where all have the same."""
+    return float(values.sum() ** 2 / (len(values) * (values**2).sum()))

@@ -1,0 +1,62 @@
+"""Rivals are tuned on training scenarios, and the best of their variants is what they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from awc.registry import POLICIES
+from awc_training import rivals
+from awc_training.evaluate import POLICY_NAMES, cells_of
+from awc_training.rivals import START, Variant, tuned, variants
+from awc_training.runs import SLIDING, STOP_AND_WAIT
+from awc_training.scenarios import TRAINING, drawn
+from dsd_sim.cells import Cell
+from dsd_sim.report import Report
+from tests.awc_training.test_judging import report
+
+OURS = ("wc-dnn", "adaptive")
+
+
+@pytest.mark.parametrize("name", sorted(set(POLICY_NAMES) - set(OURS)))
+def test_a_rival_s_first_variant_is_the_one_that_is_registered_and_all_differ(name: str) -> None:
+    found = variants(name)
+    scenario = drawn(TRAINING, 1)[0].scenario
+    policies = [repr(each.cell(scenario, SLIDING).policy) for each in found]
+    assert policies[0] == repr(POLICIES[name](SLIDING.choice(START)))
+    assert len(found) > 2
+    assert len(set(policies)) == len({each.told for each in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_have_no_variants(name: str) -> None:
+    assert variants(name) == [Variant(name)]
+
+
+def test_each_transport_gets_the_variant_that_scores_most_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, Report]:
+        """Small margins are worth most in stop-and-wait, and large ones while sliding."""
+        found = {}
+        for cell in cells:
+            is_large, waits = "margin=0.05" in repr(cell.policy), STOP_AND_WAIT.name in cell.told
+            found[cell.key] = report(3.0 if is_large != waits else 1.0)
+        return found
+
+    monkeypatch.setattr(rivals, "run", run)
+    best = tuned(tmp_path, ("goodput", "adaptive"), 3, None)
+    assert best["sliding"] == {"goodput": Variant("goodput", options={"margin": 0.05}), "adaptive": Variant("adaptive")}
+    assert best["stop-and-wait"]["goodput"].options != {"margin": 0.05}
+    assert best["sliding"]["goodput"].told == "margin 0.05"
+    assert best["sliding"]["adaptive"].told == "as it is"
+
+
+def test_a_policy_that_runs_free_whatever_it_is_told_is_not_judged_in_stop_and_wait() -> None:
+    scenarios, best = drawn(TRAINING, 1), {name: Variant(name) for name in POLICY_NAMES}
+    assert set(cells_of(scenarios, SLIDING, best)) - set(cells_of(scenarios, STOP_AND_WAIT, best)) == {
+        "adaptive",
+        *("16", "24", "32"),  # static windows
+    }

@@ -1,0 +1,150 @@
+"""One running cell of a benchmark: every service a process, as cell_plan.py says; what it used, what it complained of.
+
+Invariant: when `running` is left, all processes are gone; a cell that complained since `begin` (an error in a log, a
+process that started again, an overrun of a stand-in) says so, and its figures are void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from benchmarks.harness.asking import connected
+from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
+from benchmarks.standins.paced import OVERRUN
+from client.gateway import ClientError, Gateway
+from services.local import nats_server
+from services.local.supervisor import Child, Supervisor
+
+READY_S, FLEET_S, LOOK_S = 180.0, 30.0, 0.1
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one process took: the most memory ever, and processor time."""
+
+    peak_rss_mib: float
+    cpu_s: float
+
+
+@dataclass(slots=True)
+class Cell:
+    """What runs. `url` is the gateway's, empty without one."""
+
+    url: str
+    nats_url: str
+    children: dict[str, Child]
+    log_dir: Path
+    _read_from: dict[str, int] = field(default_factory=dict)
+    _cpu_before: dict[str, float] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """From here on complaints and processor time count: what happened while all was cold is over."""
+        self._read_from = {path.name: path.stat().st_size for path in self.log_dir.glob("*.log")}
+        self._cpu_before = {name: usage_of(pid).cpu_s for name, pid in self.pids().items()}
+
+    def complaints(self) -> list[str]:
+        """Why the figures since `begin` don't count; empty when they do."""
+        restarted = [f"{name} started again" for name, child in self.children.items() if child.num_starts > 1]
+        found = [line for path in sorted(self.log_dir.glob("*.log")) for line in self._complaints_in(path)]
+        return restarted + found
+
+    def pids(self) -> dict[str, int]:
+        """Of every process that runs."""
+        return {name: child.pid for name, child in self.children.items() if child.pid is not None}
+
+    def usage(self) -> dict[str, Usage]:
+        """Of every process that runs; processor time since `begin`."""
+        found = {name: usage_of(pid) for name, pid in self.pids().items()}
+        return {name: replace(used, cpu_s=used.cpu_s - self._cpu_before.get(name, 0.0)) for name, used in found.items()}
+
+    def _complaints_in(self, path: Path) -> list[str]:
+        with path.open("rb") as file:
+            file.seek(self._read_from.get(path.name, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+        return [f"{path.stem}: {complaint}" for line in lines if (complaint := complaint_of(line))]
+
+
+def complaint_of(line: str) -> str | None:
+    """What a log line complains of, if it does."""
+    if not line.startswith("{"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return f"a broken log line: {line[:80]}"
+    if event.get("event") == OVERRUN:
+        return f"{OVERRUN}: {event.get('took_ms')} ms, {event.get('allowed_ms')} allowed"
+    if event.get("level") in ("error", "critical"):
+        return str(event.get("event"))
+    return None
+
+
+def usage_of(pid: int) -> Usage:
+    """From /proc: Linux only."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return Usage(peak_kib / 1024, (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
+
+
+@asynccontextmanager
+async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[Cell]:
+    """Starts a cell and waits until all of it works; raises TimeoutError when it doesn't."""
+    supervisor = Supervisor(run_dir / "logs", notify)
+    try:
+        nats_url = await _start_nats(supervisor, run_dir)
+        relay_url = nats_url if plan.is_near else await _start_relay(supervisor, plan, nats_url)
+        http_port = nats_server.free_port()
+        started = [supervisor.start(program) for program in plan.programs(nats_url, relay_url, http_port)]
+        for child in started:
+            await supervisor.wait_ready(child, READY_S)
+        url = f"http://127.0.0.1:{http_port}" if GATEWAY in plan.names else ""
+        if url:
+            await _wait_for_fleet(url, plan)
+        cell = Cell(url, nats_url, supervisor.children, run_dir / "logs")
+        cell.begin()
+        yield cell
+    finally:
+        await supervisor.stop()
+
+
+async def _start_nats(supervisor: Supervisor, run_dir: Path) -> str:
+    access = nats_server.write_open(run_dir / "nats", nats_server.free_port())
+    await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
+    return access.url
+
+
+async def _start_relay(supervisor: Supervisor, plan: CellPlan, nats_url: str) -> str:
+    port = nats_server.free_port()
+    await supervisor.wait_ready(supervisor.start(plan.relay(nats_url, port)), READY_S)
+    return f"nats://127.0.0.1:{port}"
+
+
+async def _wait_for_fleet(url: str, plan: CellPlan) -> None:
+    """Returns when the gateway has heard of every verifier and drafter."""
+    try:
+        async with asyncio.timeout(FLEET_S), connected(url, plan.api_key) as gateway:
+            while True:
+                if await _is_complete(gateway, plan):
+                    return
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise TimeoutError(
+            f"after {FLEET_S:.0f} s the gateway has not heard of all of {', '.join(plan.names)}"
+        ) from None
+
+
+async def _is_complete(gateway: Gateway, plan: CellPlan) -> bool:
+    try:
+        fleet = await gateway.fleet()
+    except ClientError:  # it may not serve yet
+        return False
+    num_wanted = len(plan.processes(VERIFIER)), len(plan.processes(DRAFTER))
+    return (len(fleet.verifiers), len(fleet.drafters)) == num_wanted

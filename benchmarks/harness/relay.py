@@ -1,0 +1,184 @@
+"""A loopback TCP relay that puts a service's NATS link far away: python -m benchmarks.harness.relay --help.
+
+Invariant: every byte comes out once and in order, when link.py says; whichever side closes, what it sent before still
+arrives, and then the other side is closed too.
+
+Timers of common event loops round up to whole milliseconds; `precise_loop` waits with select(2), which does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import signal
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from benchmarks.harness.link import SEGMENT_BYTES, Conditions, Link
+
+CONNECT_S = 5.0
+MAX_UNDER_WAY = 1 << 14  # segments in one direction; then its source has to wait
+READY_LINE = "relay is ready"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def precise_loop() -> asyncio.AbstractEventLoop:
+    """An event loop whose timers are late by well under a millisecond."""
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+
+    @classmethod
+    def of_url(cls, url: str) -> Address:
+        """The address in nats://host:port; raises ValueError."""
+        parts = urlsplit(url)
+        if not parts.hostname or not parts.port:
+            raise ValueError(f"{url!r} must look like nats://host:port")
+        return cls(parts.hostname, parts.port)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes under way, and when they come out; no bytes: the end."""
+
+    due: float
+    data: bytes
+
+
+class Relay:
+    """Takes connections on a loopback port and carries each to `target` and back. An async context manager."""
+
+    def __init__(self, target: Address, conditions: Conditions, seed: int = 1, port: int = 0) -> None:
+        self.port = port  # 0: a free one, known once the relay runs
+        self.links: list[Link] = []  # two for each connection: towards the target, and back
+        self._target = target
+        self._conditions = conditions
+        self._seed = seed
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _new_link(self) -> Link:
+        self.links.append(Link(self._conditions, self._seed + len(self.links)))
+        return self.links[-1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection from its beginning to its end; the stream's protocol owns the task."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                far_reader, far_writer = await asyncio.open_connection(self._target.host, self._target.port)
+            try:
+                there, back = self._new_link(), self._new_link()
+                await _first_of(_carry(reader, far_writer, there), _carry(far_reader, writer, back))
+            finally:
+                far_writer.close()
+        except (OSError, TimeoutError) as error:
+            print(f"{self._target} can't be reached: {error!r}", flush=True)
+        except asyncio.CancelledError:
+            pass  # the relay ends; raising would be reported as an error of the stream
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+
+async def _first_of(*jobs: Coroutine[None, None, None]) -> None:
+    """Returns when one of them has, and ends the others."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link) -> None:
+    """One direction, until its source closes and all it sent has arrived, or nobody takes it any more."""
+    under_way: asyncio.Queue[Segment] = asyncio.Queue(MAX_UNDER_WAY)
+    delivery = asyncio.create_task(_deliver(under_way, writer))
+    clock = asyncio.get_running_loop().time
+    try:
+        data = b"first"
+        while data and not delivery.done():
+            try:
+                data = await reader.read(SEGMENT_BYTES)
+            except ConnectionError:
+                data = b""
+            await under_way.put(Segment(link.send(clock(), len(data)), data))
+        await asyncio.wait({delivery})
+    finally:
+        delivery.cancel()
+        await asyncio.gather(delivery, return_exceptions=True)
+
+
+async def _deliver(under_way: asyncio.Queue[Segment], writer: asyncio.StreamWriter) -> None:
+    clock = asyncio.get_running_loop().time
+    while (segment := await under_way.get()).data:
+        await asyncio.sleep(segment.due - clock())  # not above 0: lets others run, no more
+        writer.write(segment.data)
+        try:
+            await writer.drain()
+        except ConnectionError:
+            return
+
+
+async def _run(relay: Relay) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with relay:
+        print(f"{READY_LINE} on port {relay.port}", flush=True)
+        await stop.wait()
+    num_stalls = sum(link.num_stalls for link in relay.links)
+    print(f"{sum(link.num_segments for link in relay.links)} segments carried, {num_stalls} stalled", flush=True)
+
+
+@app.command()
+def main(
+    target: Annotated[str, typer.Option("--to", help="Where to carry connections, such as nats://127.0.0.1:4222.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port to listen on; 0 takes a free one.")] = 0,
+    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip to add: half of it in each direction.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(min=0, help="Most that a segment is late; none overtakes another.")] = 0.0,
+    bandwidth_mbit: Annotated[float, typer.Option(min=0, help="Limit in each direction per second; 0: none.")] = 0.0,
+    stall_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of segments lost and sent again.")] = 0.0,
+    stall_ms: Annotated[float, typer.Option(min=0, help="How much later a segment sent again comes.")] = 200.0,
+    seed: Annotated[int, typer.Option(help="Of jitter and stalls.")] = 1,
+) -> None:
+    """Carries TCP connections to an address over a link with the delay, bandwidth and losses of a far one."""
+    try:
+        address = Address.of_url(target)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from None
+    conditions = Conditions(rtt_ms / 2, jitter_ms, bandwidth_mbit, stall_rate, stall_ms)
+    with asyncio.Runner(loop_factory=precise_loop) as runner:
+        runner.run(_run(Relay(address, conditions, seed, port)))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,168 @@
+"""Findings as Markdown tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+
+from benchmarks.harness.origin import Origin
+from benchmarks.harness.paired import Ratio
+from benchmarks.policies.findings import CellFinding, ModeFinding
+from benchmarks.policies.plan import ADAPTIVE, SLIDING_FREE, TARGET_ONLY
+
+mpl.use("agg")  # files, no window
+
+from matplotlib import pyplot
+
+NEVER_SLOWER, TTFT_LIMIT = 0.97, 1.1
+SLIDING_GAIN, SLIDING_LOW = 1.2, 1.1  # over the best stop-and-wait window, and its interval's lower end
+STANDIN_GAIN, STANDIN_LOW = 1.3, 1.0  # where both models are stand-ins for large ones
+ABOUT = (
+    "Ratios are geometric means over answers to the same prompts in one run, with 95 % bootstrap intervals over "
+    "rounds; above 1 is faster than target-only. The default pair is a model and its own quantised copies: it proves "
+    "nothing about a small draft for a large target."
+)
+ANSWERS = {True: "yes", False: "**no**", None: "**open**: too few rounds"}
+STEPS = {0: 1.35, 30: 1.5, 100: 1.9}  # most drafter's steps that a token of sliding may take, by RTT
+
+
+def markdown(findings: Sequence[CellFinding], plots: Sequence[str]) -> str:
+    """The whole report, of one finding at least."""
+    parts = ["# Benchmark run", _origins(findings), ABOUT, "## What must hold", *_musts(findings)]
+    parts += [f"![{plot.removesuffix('.png')}]({plot})" for plot in plots]
+    for finding in sorted(findings, key=lambda each: (each.num_sessions, each.draft, each.rtt_ms)):
+        parts += [f"## {_title(finding)}", *_void(finding), _table(finding)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origins(findings: Sequence[CellFinding]) -> str:
+    """Which command measured which cells, on what, and on which day."""
+    cells: dict[Origin, list[str]] = {}
+    for finding in findings:
+        made = finding.origin
+        cells.setdefault(replace(made, date=made.date[: len("2000-01-01")]), []).append(finding.name)
+    return "\n".join(
+        f"* `{made.command}`, {made.date}, {made.machine}, Python {made.python}: "
+        + ("all cells" if len(cells) == 1 else ", ".join(names))
+        for made, names in cells.items()
+    )
+
+
+def _title(finding: CellFinding) -> str:
+    sessions = "one session" if finding.num_sessions == 1 else f"{finding.num_sessions} sessions at once"
+    if finding.num_drafters > 1:
+        sessions += f" on {finding.num_drafters} drafters"
+    return f"{_models(finding)}, RTT {finding.rtt_ms} ms, {sessions}"
+
+
+def _models(finding: CellFinding) -> str:
+    return f"{finding.draft} draft" + (f" ({finding.standin})" if finding.standin else "")
+
+
+def _void(finding: CellFinding) -> list[str]:
+    if not finding.complaints:
+        return []
+    shown = "; ".join(finding.complaints[:5])
+    return [f"**Void**: {shown}" + ("; …" if len(finding.complaints) > 5 else "")]
+
+
+def _table(finding: CellFinding) -> str:
+    rows = [
+        "| mode | TPOT ms | speed to target-only | TTFT ms | TTFT to target-only | tokens/s in all | acceptance |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    steps = "" if finding.in_steps is None else f" A token of sliding takes {finding.in_steps} steps of its drafter."
+    return "\n".join([*rows, *(_row(mode) for mode in finding.modes), "", f"{finding.num_rounds} rounds.{steps}"])
+
+
+def _row(mode: ModeFinding) -> str:
+    acceptance = "" if mode.acceptance is None else f"{mode.acceptance:.3f}"
+    is_base = mode.mode == TARGET_ONLY.name
+    speed, ttft = ("", "") if is_base else (str(mode.speed), str(mode.ttft))
+    cells = (mode.mode, f"{mode.tpot_ms:.1f}", speed, f"{mode.ttft_ms:.0f}", ttft, f"{mode.tokens_per_s:.1f}")
+    return f"| {' | '.join((*cells, acceptance))} |"
+
+
+def _musts(findings: Sequence[CellFinding]) -> list[str]:
+    """The requirements that these cells can decide."""
+    rows = ["| what | where | ratio | holds |", "| --- | --- | --- | --- |"]
+    for finding in findings:
+        if finding.complaints:
+            continue
+        where = _title(finding)
+        for name in (ADAPTIVE.name, SLIDING_FREE.name):
+            mode = finding.of(name)
+            if mode is not None and (name == ADAPTIVE.name or finding.num_sessions == 1):
+                rows.append(_must(f"{name}: never slower than target-only", where, mode.speed, _is_as_fast(mode.speed)))
+                rows.append(_must(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, mode.ttft, _is_within(mode.ttft, TTFT_LIMIT)))
+        gain = finding.against_best
+        if gain is not None and finding.num_sessions == 1 and finding.rtt_ms == 30:
+            least, low = (STANDIN_GAIN, STANDIN_LOW) if finding.standin else (SLIDING_GAIN, SLIDING_LOW)
+            what = f"sliding against {finding.best_stop_and_wait}: ≥ {least}×"
+            rows.append(_must(what, where, gain, gain.value >= least and gain.low >= low))
+        steps, most = finding.in_steps, STEPS.get(finding.rtt_ms)
+        if steps is not None and most and finding.num_sessions == 1 and finding.draft == "int8" and not finding.standin:
+            rows.append(_must(f"sliding: a token takes ≤ {most} drafter's steps", where, steps, steps.value <= most))
+    return ["\n".join(rows)]
+
+
+def _must(what: str, where: str, ratio: Ratio, holds: bool | None) -> str:
+    return f"| {what} | {where} | {ratio} | {ANSWERS[holds]} |"
+
+
+def _is_within(ratio: Ratio, most: float) -> bool | None:
+    """Whether a ratio is `most` at most; None where it is above it, and may be so by chance."""
+    if ratio.value <= most:
+        return True
+    return None if ratio.low <= most else False
+
+
+def _is_as_fast(speed: Ratio) -> bool | None:
+    """Whether a speed is NEVER_SLOWER at least; None where it is below it, and may be so by chance."""
+    if speed.value >= NEVER_SLOWER:
+        return True
+    return None if speed.high >= NEVER_SLOWER else False
+
+
+def plot_speeds(findings: Sequence[CellFinding], folder: Path) -> list[str]:
+    """One picture for each draft and number of sessions measured at several RTTs; their names."""
+    names = []
+    for load in sorted({_load(each) for each in findings}):
+        mine = sorted((each for each in findings if _load(each) == load), key=lambda each: each.rtt_ms)
+        if len(mine) > 1 and all(each.modes for each in mine):
+            draft, num_sessions, num_drafters = load
+            name, told = f"speed-{draft}-{num_sessions}", f"{num_sessions} at once"
+            if num_drafters > 1:
+                name, told = f"{name}-on{num_drafters}", f"{told} on {num_drafters} drafters"
+            _plot(mine, f"{_models(mine[0])}, {told}", folder / f"{name}.png")
+            names.append(f"{name}.png")
+    return names
+
+
+def _load(finding: CellFinding) -> tuple[str, int, int]:
+    return finding.draft, finding.num_sessions, finding.num_drafters
+
+
+def _plot(findings: Sequence[CellFinding], title: str, path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for mode in findings[0].modes:
+        found = [(each.rtt_ms, here.speed) for each in findings if (here := each.of(mode.mode)) is not None]
+        rtts, speeds = [rtt_ms for rtt_ms, _ in found], [speed for _, speed in found]
+        is_ours = mode.mode in (SLIDING_FREE.name, ADAPTIVE.name)
+        (line,) = axes.plot(
+            rtts, [speed.value for speed in speeds], marker="o", label=mode.mode, linewidth=2.5 if is_ours else 1
+        )
+        if is_ours:
+            axes.fill_between(
+                rtts, [s.low for s in speeds], [s.high for s in speeds], color=line.get_color(), alpha=0.2
+            )
+    axes.set_xlabel("RTT between drafter and verifier, ms")
+    axes.set_ylabel("speed, target-only = 1")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,83 @@
+"""Paced stand-ins: the real models, no pass and no draft step shorter than a profile says.
+
+Invariant: texts and guesses are the real model's, to the bit. A pass or step that took longer than the profile allows
+is logged as an overrun: figures of a run with one are void.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+
+from benchmarks.standins.pacer import Pace
+from benchmarks.standins.settings import STANDIN
+from services.cloud_verifier.kv import KvCache
+from services.cloud_verifier.model import Drawn, Row, TargetModel
+from services.edge_drafter.model import DraftCache, DraftModel
+from shared.profiles import PassTimes, Profile
+
+OVERRUN = "stand-in overrun"  # what a log line of one says
+
+log = structlog.get_logger(__name__)
+
+
+class PacedTarget:
+    """A TargetModel that takes its time."""
+
+    def __init__(self, model: TargetModel, profile: Profile) -> None:
+        self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
+        self.fingerprint = f"{STANDIN}-paced-{profile.name}-{model.fingerprint}"
+        self.vocab_size = model.vocab_size
+        self.max_context = model.max_context
+        self.pace = Pace()
+        self._model = model
+        self._times = profile.pass_times
+
+    def new_cache(self, capacity: int) -> KvCache:
+        return self._model.new_cache(capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        return self._model.cache_bytes(capacity)
+
+    def step(self, rows: Sequence[Row]) -> list[Drawn]:
+        started = time.perf_counter()
+        drawn = self._model.step(rows)
+        wait_for_pass(self.pace, started, self._times, rows)
+        return drawn
+
+
+class PacedDraft:
+    """A DraftModel that takes its time."""
+
+    def __init__(self, model: DraftModel, profile: Profile) -> None:
+        self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
+        self.vocab_size = model.vocab_size
+        self.max_context = model.max_context
+        self.pace = Pace()
+        self._model = model
+        self._times = profile.step_times
+
+    def new_cache(self, capacity: int) -> DraftCache:
+        return self._model.new_cache(capacity)
+
+    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+        started = time.perf_counter()
+        logits = self._model.feed(cache, token_ids, start)
+        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids), start))
+        return logits
+
+
+def wait_for_pass(pace: Pace, started: float, times: PassTimes, rows: Sequence[Row]) -> None:
+    """Waits until a pass over these rows, begun at `started`, has lasted long enough."""
+    num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
+    wait_or_tell(pace, started, times.pass_ms(len(rows), num_tokens, num_cached))
+
+
+def wait_or_tell(pace: Pace, started: float, needed_ms: float) -> None:
+    """Waits until work begun at `started` has lasted long enough, and logs when it had lasted too long already."""
+    if not pace.wait(started, needed_ms):
+        took_ms = (time.perf_counter() - started) * 1e3
+        log.warning(OVERRUN, allowed_ms=round(needed_ms, 3), took_ms=round(took_ms, 3), num_overruns=pace.num_overruns)

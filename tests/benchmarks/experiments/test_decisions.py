@@ -1,0 +1,44 @@
+"""The cost of decisions: of every policy, and of a real controller that has taken every pair."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from awc.registry import POLICIES
+from benchmarks.experiments import decisions
+from benchmarks.experiments.decisions import cores_of_controller, cost_of, reports
+from shared.subjects import new_instance_id
+
+
+@pytest.mark.parametrize("num_pairs", [1, 16])
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_is_measured_alone_and_in_a_batch(name: str, num_pairs: int) -> None:
+    assert 0 < cost_of(name, num_pairs) < 10_000
+
+
+def test_reports_change_from_one_to_the_next() -> None:
+    chance, names = random.Random(1), [new_instance_id("cloud")]
+    first, second = reports(names, chance), reports(names, chance)
+    assert first != second
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("num_drafters", "pairs_each"), [(2, 150), (300, 1)])
+async def test_a_controller_is_measured_with_pairs_that_it_knows(num_drafters: int, pairs_each: int) -> None:
+    assert 0 < await cores_of_controller(num_drafters, pairs_each, seconds=4) < 2
+
+
+@pytest.mark.timeout(60)
+async def test_a_controller_that_took_no_pair_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "Heartbeat", lambda *fields: decisions.Report(new_instance_id("edge"), 1, []))
+    with pytest.raises(RuntimeError, match="knows 0 of 300 pairs"):
+        await cores_of_controller(2, 150, seconds=4)
+
+
+@pytest.mark.timeout(60)
+async def test_reports_that_are_sent_too_slowly_are_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MOST_LATE", 0.5)
+    with pytest.raises(RuntimeError, match=r"reports of 4 s were sent in"):
+        await cores_of_controller(2, 10, seconds=4)

@@ -1,0 +1,131 @@
+"""A conductor changes what drafters do from one answer to the next, and lets the adaptive policy decide when told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+from prometheus_client import CollectorRegistry
+
+from awc.policies.ladder import LadderPolicy
+from awc.policy import DEFAULT_CHOICE, WindowChoice
+from benchmarks.harness.conductor import Conductor
+from services.cloud_verifier.model import TargetModel
+from services.edge_drafter.model import DraftModel
+from shared import subjects
+from shared.messages import PairReport, Report, Tally, WindowDecision
+from tests.e2e.harness import Cell
+from tests.e2e.harness import running as serving
+from tests.fakes import FakeDraft, FakeTarget
+from tests.peers import Peer, until
+from tests.plugins.networks import Network
+
+NUM_TOKENS = 40
+STOP_AND_WAIT = [WindowChoice(window, window, free_run=False) for window in (1, 4, 1, 3)]
+
+
+@asynccontextmanager
+async def conducting(network: Network) -> AsyncIterator[Conductor]:
+    conductor = Conductor(await network.join(CollectorRegistry()))
+    work = asyncio.create_task(conductor.run())
+    try:
+        yield conductor
+        assert not work.done()
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+
+
+async def tally_of_answer(cell: Cell) -> Tally:
+    answer = await cell.client.generate(
+        (1, 2, 3),
+        verifier_id=cell.verifier_id(),
+        drafter_id=cell.drafter_id(),
+        max_tokens=NUM_TOKENS,
+        free_run=False,
+    )
+    return answer.tally
+
+
+async def test_each_answer_has_the_window_that_was_chosen_before_it(network: Network) -> None:
+    buses = [await network.join(CollectorRegistry()) for _ in range(3)]
+    target, draft = cast(TargetModel, FakeTarget(pass_s=0.001)), cast(DraftModel, FakeDraft())
+    async with serving(buses.pop, [target], [draft]) as cell, conducting(network) as conductor:
+        await cell.verifiers[0].loop.warm_up()
+        for choice in STOP_AND_WAIT:
+            await conductor.choose(choice)
+            tally = await tally_of_answer(cell)
+            num_rounds = -(-NUM_TOKENS // (choice.window + 1))
+            assert tally.num_passes in (num_rounds, num_rounds + 1), choice  # the first token may come with the prompt
+
+
+async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
+    network: Network,
+) -> None:
+    bus = await network.join(CollectorRegistry())
+    drafter = Peer(bus, "drafter", "d")
+    verifier = Peer(await network.join(CollectorRegistry()), "verifier", "v")
+    await drafter.listen()
+    async with conducting(network) as conductor:
+        choosing = asyncio.create_task(conductor.choose(WindowChoice(3, 3, free_run=False)))
+        while not choosing.done():
+            await drafter.beat()
+            await verifier.beat()
+            await asyncio.wait({choosing}, timeout=0.05)
+        forced = await drafter.find(WindowDecision, lambda decision: decision.window == 3)
+        assert (forced.chunk, forced.free_run, forced.policy) == (3, False, "static")
+        assert forced.verifier_id == verifier.instance_id
+        for number in range(40):
+            await bus.publish(*report(drafter, verifier, number, draft_ms=10.0 + number))
+        await until(lambda: conductor.draft_ms == 49.0)
+        await conductor.choose(WindowChoice(2, 2, free_run=False))
+        await conductor.choose(LadderPolicy.name)
+        first = await drafter.find(WindowDecision, lambda decision: decision.policy == LadderPolicy.name)
+        assert (first.window, first.chunk) == (DEFAULT_CHOICE.window, DEFAULT_CHOICE.chunk)
+        for number in range(40, 80):
+            await bus.publish(*report(drafter, verifier, number))
+        later = await drafter.find(WindowDecision, lambda decision: decision.window > DEFAULT_CHOICE.window)
+        assert later.policy == LadderPolicy.name
+        await conductor.choose(WindowChoice(3, 3, free_run=False))
+        await conductor.choose(LadderPolicy.name)
+        newest = drafter.of(WindowDecision)[-1]
+        assert newest.policy == LadderPolicy.name
+        assert newest.window >= later.window
+        numbers = [decision.sequence for decision in drafter.of(WindowDecision)]
+        assert numbers == sorted(set(numbers))
+
+
+async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network) -> None:
+    drafters = [Peer(await network.join(CollectorRegistry()), "drafter", f"d-{number}") for number in range(2)]
+    verifiers = [Peer(await network.join(CollectorRegistry()), "verifier", f"v-{number}") for number in range(2)]
+    for drafter in drafters:
+        await drafter.listen()
+    conductor = Conductor(await network.join(CollectorRegistry()), num_drafters=2, num_verifiers=2)
+    work = asyncio.create_task(conductor.run())
+    choosing = asyncio.create_task(conductor.choose(WindowChoice(3, 3, free_run=False)))
+    try:
+        await asyncio.wait({choosing}, timeout=0.05)
+        for peer in (*drafters, *verifiers[:1]):
+            await peer.beat()
+        await asyncio.wait({choosing}, timeout=0.2)
+        assert not choosing.done(), "a verifier has not been heard of"
+        while not choosing.done():
+            for peer in (*drafters, *verifiers):
+                await peer.beat()
+            await asyncio.wait({choosing}, timeout=0.05)
+        await choosing
+        for drafter in drafters:
+            for verifier in verifiers:
+                found = await drafter.find(WindowDecision, lambda each, v=verifier: each.verifier_id == v.instance_id)
+                assert (found.drafter_id, found.window, found.chunk) == (drafter.instance_id, 3, 3)
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+
+
+def report(drafter: Peer, verifier: Peer, number: int, draft_ms: float = 10.0) -> tuple[str, Report]:
+    """All guesses were right; and where a drafter says so."""
+    seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, draft_ms, 1.0, 0.0, 20.0, 100)
+    return subjects.broadcast("report", drafter.instance_id), Report(drafter.instance_id, number, [seen])

@@ -1,0 +1,34 @@
+"""A benchmark that is told to end cleans up."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BENCHMARK = """
+import asyncio
+from benchmarks.harness.signals import exit_on_sigterm
+
+async def run():
+    try:
+        print("runs", flush=True)
+        await asyncio.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+exit_on_sigterm()
+asyncio.run(run())
+"""
+
+
+def test_sigterm_ends_it_as_ctrl_c_does() -> None:
+    with subprocess.Popen([sys.executable, "-c", BENCHMARK], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert out == "cleaned up\n"
+    assert process.returncode == 128 + signal.SIGTERM

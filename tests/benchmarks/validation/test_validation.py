@@ -1,0 +1,332 @@
+"""The validation of the simulator: what is run, what is calibrated, what is simulated, and what the errors are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from benchmarks.harness.latency import Sample
+from benchmarks.validation.bus_watch import Watch
+from benchmarks.validation.calibration import (
+    LARGE,
+    Clocks,
+    Known,
+    NotCalibrated,
+    calibrate,
+    drift_of,
+    fit_gaps,
+    pass_weights,
+)
+from benchmarks.validation.case_run import Effort, run_case
+from benchmarks.validation.cases import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding, stop_and_wait
+from benchmarks.validation.clock import ClockedDraft, ClockedTarget, Computed, Notes, read_notes
+from benchmarks.validation.load import Phase, Request, ask_in_turn, requests_at_random, requests_of_clients
+from benchmarks.validation.record import JUDGED, OTHERS, Recordings, acceptance_of
+from benchmarks.validation.report import error_of
+from benchmarks.validation.scenario import scenario_of, simulate
+from dsd_sim.build import make_fleet
+from model_zoo.prompt_file import read_prompts
+from services.gateway.template import ChatMessage
+from services.gateway.tokenizer import load_tokenizer
+from shared import subjects
+from shared.memory_bus import MemoryNetwork
+from shared.messages import PairReport, Report, Tally, TokenIds, Verdict
+from shared.profiles import PassTimes
+from shared.recording import Header, Recorded, Recording
+from tests.benchmarks.recordings import recording
+from tests.benchmarks.validation.validating import CALIBRATION, CODE, ORIGIN
+from tests.peers import until
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_cases_cover_what_fleets_and_loads_there_may_be() -> None:
+    assert len(CASES) >= 12
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert {1, 2, 8} <= {len(case.drafts) for case in CASES}
+    assert {case.num_verifiers for case in CASES} == {1, 2}
+    assert {0, 100} <= {case.rtt_ms for case in CASES}
+    drafting = [case for case in CASES if case.drafts]
+    assert {1, 16} <= {case.choice.window for case in drafting}
+    for models in ("real", "replayed"):
+        assert {draft for case in drafting if case.models == models for draft in case.drafts} == {"int8", "int4"}
+    schemes = {(case.choice.chunk == case.choice.window, case.choice.free_run) for case in drafting}
+    assert schemes >= {(True, False), (False, True), (False, False)}
+    assert any(case.rate_per_s for case in CASES)
+    assert any(case.num_clients > 2 * len(case.drafts) for case in drafting), "saturated"
+
+
+def test_real_models_have_the_cores_that_they_need() -> None:
+    for case in CASES:
+        most = {"real": (1, 1), "paced": (2, 1), "replayed": (8, 2)}[case.models]
+        assert len(case.drafts) <= most[0]
+        assert case.num_verifiers <= most[1]
+
+
+def test_a_case_that_says_too_little_or_too_much_is_refused() -> None:
+    with pytest.raises(ValueError, match="either clients or a rate"):
+        Case("test", "real", ("int8",), sliding(8))
+    with pytest.raises(ValueError, match="either clients or a rate"):
+        Case("test", "real", ("int8",), sliding(8), num_clients=1, rate_per_s=1.0)
+    with pytest.raises(ValueError, match="drafters must be alike"):
+        Case("test", "replayed", ("int8", "int4"), sliding(8), num_clients=1)
+
+
+def test_the_simulator_knows_other_prompts_than_the_judged_ones() -> None:
+    judged, others = read_prompts(JUDGED), read_prompts(OTHERS)
+    assert len(judged) == NUM_PROMPTS
+    assert not set(judged) & set(others)
+    assert len(set(others)) == 2 * len(judged)
+
+
+# --- clocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_clocks_note_what_was_computed_and_leave_the_model_as_it_is(tmp_path: Path) -> None:
+    rows = [SimpleNamespace(token_ids=[1, 2, 3], start=10), SimpleNamespace(token_ids=[4], start=20)]
+    with Notes(tmp_path / "notes.jsonl") as notes:
+        target = ClockedTarget(cast(Any, SimpleNamespace(name="t", step=lambda rows: ["drawn"] * len(rows))), notes)
+        draft = ClockedDraft(cast(Any, SimpleNamespace(name="d", feed=lambda cache, ids, start: "logits")), notes)
+        assert target.step(cast(Any, rows)) == ["drawn", "drawn"]
+        assert draft.feed(cast(Any, None), [5, 6], 7) == "logits"
+        assert (target.name, draft.name) == ("t", "d")
+    with (tmp_path / "notes.jsonl").open("ab") as file:
+        file.write(b"[1.0, 2.0,")  # a line that is being written
+    of_pass, of_step = read_notes(tmp_path / "notes.jsonl")
+    assert (of_pass.num_sessions, of_pass.num_tokens, of_pass.num_cached) == (2, 4, 30)
+    assert (of_step.num_sessions, of_step.num_tokens, of_step.num_cached) == (1, 2, 7)
+    assert 0 <= of_pass.elapsed_ms < 1000
+    assert of_pass.end_s <= of_step.start_s
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def in_a_row(start_s: float, elapsed_ms: Sequence[float], gap_ms: float, num_sessions: int = 1) -> list[Computed]:
+    """Passes or steps that each feed one token more than the one before, a gap apart."""
+    found = []
+    for number, elapsed in enumerate(elapsed_ms):
+        found.append(Computed(start_s, start_s + elapsed / 1e3, num_sessions, 1 + number, 100))
+        start_s += (elapsed + gap_ms) / 1e3
+    return found
+
+
+def sample(due_s: float, first_s: float, num_prompt_tokens: int = 40) -> Sample:
+    return Sample(0, due_s, 0.0, first_s, first_s + 0.5, num_tokens=NUM_TOKENS, num_prompt_tokens=num_prompt_tokens)
+
+
+ALONE, BUSY, LOAD = Phase(0.0, 10.0, [sample(0.0, 0.025)]), Phase(20.0, 30.0, []), Phase(40.0, 60.0, [])
+PASSES = [
+    *in_a_row(0.002, [20.0], 0.0),
+    *in_a_row(20.0, [30.0] * 10, 1.0, num_sessions=1),
+    *in_a_row(25.0, [30.0] * 10, 1.5, num_sessions=2),
+    *in_a_row(40.0, [20.5 + 0.5 * number for number in range(8)], 200.0),
+]
+STEPS = [*in_a_row(20.0, [9.0] * 20, 0.4), *in_a_row(40.0, [8.0 + 0.25 * number for number in range(6)], 150.0)]
+
+
+def test_each_part_of_a_round_is_what_its_clock_says() -> None:
+    found = calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, [LOAD], rtt_ms=31.0)
+    assert (found.pass_gap_ms, found.session_gap_ms) == pytest.approx((0.5, 0.5))
+    assert found.step_gap_ms == pytest.approx(0.4)
+    assert found.request_ms == pytest.approx(2.0 + 3.0 - 1.0), "the way there and back, the gap behind a pass taken off"
+    assert found.rtt_ms == 31.0
+    assert found.pass_times.pass_ms(1, 5, 100) == pytest.approx(22.5 + 1.0, rel=1e-3)
+    assert found.step_times.feed_ms(3, 100) == pytest.approx(8.5 + 0.4, rel=1e-3)
+    assert (found.num_passes, found.num_steps) == (8, 6)
+
+
+def test_known_times_of_stand_ins_are_taken_as_they_are_and_scaled_to_what_passed() -> None:
+    known = PassTimes(base_ms=50.0, session_ms=2.0)
+    passes = [Computed(0.0, 0.0525, 1, 1, 0), Computed(1.0, 1.0567, 2, 2, 0)]
+    scale = (52.5 + 56.7) / (52.0 + 54.0)
+    assert pass_weights(passes, known)[:2] == pytest.approx([50.0 * scale, 2.0 * scale])
+
+
+def test_what_was_computed_before_and_behind_the_judged_run_counts_alike() -> None:
+    before, behind = in_a_row(70.0, [20.0, 20.0], 1.0), in_a_row(90.0, [30.0, 30.0], 1.0)
+    notes = [*PASSES, *before, *in_a_row(80.0, [90.0], 1.0), *behind]
+    load = [Phase(69.0, 75.0, []), Phase(89.0, 95.0, [])]
+    found = calibrate(Clocks([notes], []), Known(), ALONE, BUSY, load, rtt_ms=None)
+    assert found.num_passes == 4
+    assert sum(found.pass_times.pass_ms(1, tokens, 100) for tokens in (1, 2)) == pytest.approx(2 * (25.0 + 1.0))
+
+
+def test_a_cell_without_drafters_is_calibrated_without_steps() -> None:
+    found = calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, [LOAD], rtt_ms=None)
+    assert (found.steps, found.step_gap_ms, found.rtt_ms) == ([], 0.0, 0.0)
+
+
+def test_a_cell_in_which_too_little_was_computed_is_not_calibrated() -> None:
+    with pytest.raises(NotCalibrated, match="round trip"):
+        calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, [LOAD], rtt_ms=None)
+    with pytest.raises(NotCalibrated, match="followed each other"):
+        fit_gaps([[PASSES[0]]])
+    with pytest.raises(NotCalibrated, match="no pass was made under load"):
+        calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, [Phase(70.0, 80.0, [])], rtt_ms=None)
+
+
+def test_drift_is_how_much_longer_the_same_took_later() -> None:
+    calibration = replace(CALIBRATION, pass_gap_ms=5.0, step_gap_ms=5.0)  # which clocks don't see
+    later = Clocks([in_a_row(0.0, [22.0, 22.0], 1.0)], [in_a_row(0.0, [7.6], 1.0)])
+    found = drift_of(calibration, later, rtt_ms=12.0)
+    assert (found.passes, found.large_passes, found.steps, found.rtt_ms) == (
+        pytest.approx(0.1),
+        None,
+        pytest.approx(-0.05),
+        12.0,
+    )
+    assert drift_of(calibration, Clocks(later.passes, []), None).steps is None
+    large = Clocks([[*later.passes[0], Computed(1.0, 1.03, 1, LARGE + 1, 0)]], [])
+    assert drift_of(calibration, large, None).large_passes == pytest.approx(0.5)
+
+
+# --- what services tell -----------------------------------------------------------------------------------------------
+
+
+async def test_a_pass_counts_once_however_many_verdicts_tell_of_it() -> None:
+    network = MemoryNetwork()
+    gateway, verifier, drafter = (subjects.new_instance_id(name) for name in ("g", "v", "d"))
+    watch, speaker = Watch(network.connect()), network.connect()
+    await watch.start()
+
+    async def say(compute_ms: float, queue: float) -> None:
+        tally = Tally()
+        ids = TokenIds([1])
+        verdict = Verdict(subjects.new_session_id(), 1, 0, 5, ids, 0, None, None, compute_ms, 2, queue, tally)
+        await speaker.publish(subjects.to("gateway", gateway, "verdict", verifier), verdict)
+
+    await say(9.0, 0.9)
+    await until(lambda: watch.heard().queue == 0.9)
+    watch.begin()
+    for compute_ms, queue in ((20.0, 0.1), (20.0, 0.1), (20.0, 0.1), (21.0, 0.4)):
+        await say(compute_ms, queue)
+    seen = PairReport(verifier, 1, 8, 40, 40, 0, 0, 0, 10.0, 31.0, 0.0, 20.0, 100)
+    idle = PairReport(verifier, 0, 8, 0, 0, 0, 0, 0, 10.0, 99.0, 0.0, 20.0, 100)
+    await speaker.publish(subjects.broadcast("report", drafter), Report(drafter, 1, [seen, idle]))
+    await until(lambda: watch.heard().rtt_ms == 31.0)
+    await until(lambda: watch.heard().queue == pytest.approx(0.25))
+
+
+class FakeAsker:
+    """Answers at once, or at a drafter named slow after a while."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str | None]] = []
+
+    async def ask(self, request: Request, at: float, beginning: float) -> Sample:
+        self.asked.append((request.prompt_number, request.drafter))
+        await asyncio.sleep(0.05 if request.drafter == "slow" else 0.0)
+        return sample(0.0, 0.1, 40)
+
+
+async def test_in_a_closed_loop_whoever_is_free_makes_the_next_request_with_its_own_drafter() -> None:
+    requests = requests_of_clients([str(number) for number in range(8)], 8, 2, ["slow", "quick"], NUM_TOKENS)
+    fake = FakeAsker()
+    samples = await ask_in_turn(cast(Any, fake), requests, 2, beginning=0.0)
+    assert len(samples) == 8
+    assert fake.asked == [(0, "slow"), *((number, "quick") for number in range(1, 8))]
+
+
+# --- the simulated counterpart ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Recordings:
+    """Of drafts that guess a third and two thirds of a text."""
+    made = Recordings(tmp_path)
+    for draft, acceptance in (("int4", 1 / 3), ("int8", 2 / 3)):
+        recording(acceptance, num_prompts=20).write(made.others(draft))
+    return made
+
+
+def answered(requests: Sequence[Request], due_s: Sequence[float] | None = None) -> list[Sample]:
+    """With prompts of 40, 41 and 43 tokens in turn."""
+    dues = due_s or [0.0] * len(requests)
+    return [sample(due, due + 0.1, (40, 41, 43)[index % 3]) for index, due in enumerate(dues)]
+
+
+def test_the_scenario_of_a_closed_loop_says_what_the_case_and_its_calibration_say(
+    recordings: Recordings, tmp_path: Path
+) -> None:
+    case = Case("test", "real", ("int8", "int4"), stop_and_wait(4), 2, rtt_ms=30, num_clients=4, num_requests=9)
+    requests = requests_of_clients(["a", "b"], 9, 4, ["drafter-0", "drafter-1"], NUM_TOKENS)
+    calibration = replace(CALIBRATION, pass_gap_ms=0.5, step_gap_ms=0.25)
+    found = scenario_of(case, calibration, recordings, requests, answered(requests), tmp_path)
+    assert [edge.name for edge in found.edge] == ["drafter-0", "drafter-1"]
+    assert {edge.link.rtt_ms for edge in found.edge} == {10.0}, "as measured, not as added"
+    assert found.edge[0].times is not None
+    assert found.edge[0].times.step_ms == 8.25
+    assert [Path(cast(Any, edge.guesses).file) for edge in found.edge] == [recordings.others(d) for d in case.drafts]
+    assert (found.cloud[0].count, cast(PassTimes, found.cloud[0].times).base_ms) == (2, 20.5)
+    choice = found.policies.choice
+    assert (choice.window, choice.chunk, choice.free_run, found.policies.drafting) == (4, 4, False, True)
+    world = make_fleet(found, tmp_path).world
+    assert world.requests["device"].tolist() == [int(cast(str, each.drafter)[-1]) for each in requests]
+    assert set(world.requests["prompt"].tolist()) <= {40, 41, 43}
+    assert set(world.requests["tokens"].tolist()) == {NUM_TOKENS}
+
+
+def test_the_scenario_of_an_open_loop_has_the_very_requests(recordings: Recordings, tmp_path: Path) -> None:
+    case = Case("test", "replayed", ("int4",) * 3, sliding(16, 4, free_run=False), rate_per_s=2.0, num_requests=5)
+    drafters = [f"stand-in-drafter-{number}" for number in range(3)]
+    requests = requests_at_random(["a", "b"], 5, drafters, NUM_TOKENS, seed=1)
+    times_s = [0.0, 0.5, 0.75, 2.0, 2.5]
+    found = scenario_of(case, CALIBRATION, recordings, requests, answered(requests, times_s), tmp_path)
+    world = make_fleet(found, tmp_path).world
+    assert world.requests["arrival_ms"].tolist() == pytest.approx([1000 * each for each in times_s])
+    assert world.requests["prompt"].tolist() == [40, 41, 43, 40, 41]
+    assert world.requests["device"].tolist() == [drafters.index(cast(str, each.drafter)) for each in requests]
+
+
+def test_a_simulation_without_drafters_takes_a_pass_a_token_and_the_request_besides(
+    recordings: Recordings, tmp_path: Path
+) -> None:
+    case = Case("test", "real", (), sliding(8), num_clients=1, num_requests=6)
+    requests = requests_of_clients(["a"], 6, 1, (), NUM_TOKENS)
+    assert {each.drafter for each in requests} == {None}
+    found = scenario_of(case, CALIBRATION, recordings, requests, answered(requests), tmp_path)
+    figures = simulate(found, tmp_path, CALIBRATION.request_ms, num_seeds=2)
+    assert figures.tpot_ms == pytest.approx(20.0)
+    assert figures.ttft_ms == pytest.approx(20.0 + 4.0)
+    assert figures.acceptance_length == pytest.approx(1.0)
+    assert figures.tokens_per_s == pytest.approx(1000 / 20, rel=0.02)
+    assert figures.acceptance is None
+
+
+# --- a whole case -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_case_of_replayed_stand_ins_is_run_calibrated_and_simulated(default_models: Path, tmp_path: Path) -> None:
+    judged, others = read_prompts(JUDGED)[:2], read_prompts(OTHERS)[:4]
+    tokenizer = load_tokenizer(default_models / "target")
+    words = tuple(tokenizer.encode_text(" one two three four five six seven eight nine ten" * 5)[:NUM_TOKENS])
+    rights = tuple(index % 5 != 4 for index in range(NUM_TOKENS))
+    header = Header(target="t", draft="d", vocab_size=tokenizer.vocab_size, max_context=2048, origin="made up")
+    chats = [tuple(tokenizer.encode_chat([ChatMessage(role="user", content=text)])) for text in (*others, *judged)]
+    found = tuple(Recorded(chat, words, rights, (0.9,) * NUM_TOKENS) for chat in chats)
+    recordings = Recordings(tmp_path)
+    Recording(header, found).write(recordings.all("int8"))
+    Recording(header, found[: len(others)]).write(recordings.others("int8"))
+    assert acceptance_of(recordings.others("int8")) == pytest.approx(0.8, abs=0.02)
+    choice = sliding(4, free_run=False)
+    case = Case("tiny", "replayed", ("int8",) * 2, choice, rtt_ms=20, num_clients=2, num_requests=4)
+    notices: list[str] = []
+    effort = Effort(default_models, recordings, judged, others, CODE, num_tokens=24)
+    made = run_case(case, effort, ORIGIN, notices.append)
+    assert made.complaints == [], notices
+    assert 20 < made.calibration.rtt_ms < 60
+    assert 0 < made.calibration.step_gap_ms < 20
+    assert 0 < made.calibration.pass_gap_ms + made.calibration.session_gap_ms < 20
+    assert 0 < made.calibration.request_ms < 200
+    assert made.live.acceptance_length > 1
+    for figure in ("tokens_per_s", "tpot_ms", "acceptance_length"):
+        assert abs(error_of(made, figure)) < 0.4, made

@@ -19,9 +19,9 @@ from msgspec import Struct
 from awc.registry import POLICIES
 from awc_training.runs import SLIDING, cell, run, static_cell
 from awc_training.scenarios import CHANGE_S, FOLDER, Changing, changing
-from dsd_sim.build import make_fleet
-from dsd_sim.report import report_of
-from dsd_sim.world import STEER, World
+from dsd_sim.engine.world import STEER, World
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.studies.report import report_of
 
 START = 8
 WINDOWS = (0, 2, 4, 8, 16, 24, 32)

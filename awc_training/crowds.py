@@ -18,9 +18,9 @@ from awc.registry import POLICIES
 from awc.wrappers.resting import RestingPolicy
 from awc_training.runs import SLIDING, cell
 from awc_training.scenarios import FOLDER, crowded
-from dsd_sim.build import make_fleet
-from dsd_sim.report import report_of
-from dsd_sim.world import World
+from dsd_sim.engine.world import World
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.studies.report import report_of
 
 START = 8
 WAYS: dict[str, tuple[int, Callable[[WindowChoice], WindowPolicy]]] = {  # the first window, and the policy

@@ -19,9 +19,9 @@ from awc.estimators.features import choice_inputs, window_inputs
 from awc.policies.adaptive import CHOICES
 from awc_training.runs import SLIDING, STOP_AND_WAIT, Reports, run, static_cell
 from awc_training.scenarios import TRAINING, drawn
-from dsd_sim.cells import Cell
-from dsd_sim.report import Report
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.studies.cells import Cell
+from dsd_sim.studies.report import Report
 from shared.batching import HINGES
 
 CLOUD_ONLY = 1  # the window as the network sees it

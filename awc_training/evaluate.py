@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from awc_training.rivals import NUM_TUNING, Variant, tuned
 from awc_training.runs import SLIDING, STOP_AND_WAIT, TRANSPORTS, Reports, Transport, run, scores, static_cell
 from awc_training.scenarios import HELD_OUT, Drawn, Family, drawn
-from dsd_sim.cells import Cell
+from dsd_sim.studies.cells import Cell
 
 NUM_HELD_OUT = 210
 STATIC = {STOP_AND_WAIT.name: (0, *range(1, 13)), SLIDING.name: (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)}

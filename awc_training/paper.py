@@ -15,10 +15,10 @@ from msgspec import Struct
 from awc.registry import POLICIES
 from awc_training.runs import SLIDING, STOP_AND_WAIT, cell, run, static_cell
 from awc_training.scenarios import FOLDER
-from dsd_sim.cells import Cell
-from dsd_sim.demand import Closed
-from dsd_sim.report import Report
-from dsd_sim.scenario import Scenario, read_scenario
+from dsd_sim.scenario.demand import Closed
+from dsd_sim.scenario.scenario import Scenario, read_scenario
+from dsd_sim.studies.cells import Cell
+from dsd_sim.studies.report import Report
 
 PAPER = FOLDER / "paper"
 START = 4

@@ -23,8 +23,8 @@ from awc.registry import POLICIES
 from awc.wrappers.resting import RestingPolicy
 from awc_training.runs import TRANSPORTS, Transport, cell, run, scores
 from awc_training.scenarios import TRAINING, drawn
-from dsd_sim.cells import Cell
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.studies.cells import Cell
 
 Options: TypeAlias = Mapping[str, Any]
 

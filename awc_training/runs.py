@@ -13,10 +13,10 @@ from typing import TypeAlias
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc_training.scenarios import FOLDER
-from dsd_sim.cells import Cell, key_of
-from dsd_sim.report import Report
-from dsd_sim.runner import num_cores, progress_shown, run_cells
-from dsd_sim.scenario import Policies, Scenario
+from dsd_sim.scenario.scenario import Policies, Scenario
+from dsd_sim.studies.cells import Cell, key_of
+from dsd_sim.studies.report import Report
+from dsd_sim.studies.runner import num_cores, progress_shown, run_cells
 
 Reports: TypeAlias = dict[str, Report]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario.scenario import Scenario
 
 FOLDER = Path(__file__).parents[2] / "scenarios"  # what file names in the scenarios are relative to
 TOKENS = 12_000  # of all answers of a scenario, about

@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dsd_sim.build import make_fleet
-from dsd_sim.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
-from dsd_sim.compare import FILE, file_of, findings_of, read_comparison, write_comparison
-from dsd_sim.fleet import Fleet
-from dsd_sim.part import BadScenario
-from dsd_sim.plan_cli import plan
-from dsd_sim.report import Report, figures_of, report_of, table_of, write_csv
-from dsd_sim.roofline_cli import roofline
-from dsd_sim.scenario import Scenario, read_toml, scenario_of
-from dsd_sim.sweep import capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
-from dsd_sim.tables import capacity_table, comparison_table, crossover_table, notes_of, sweep_table, terminal
-from dsd_sim.trace import LOG_ROOM, cut_ms, write_trace
+from dsd_sim.engine.fleet import Fleet
+from dsd_sim.roofline.cli import roofline
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.scenario.scenario import Scenario, read_toml, scenario_of
+from dsd_sim.scenario.table import BadScenario
+from dsd_sim.studies.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
+from dsd_sim.studies.compare import FILE, file_of, findings_of, read_comparison, write_comparison
+from dsd_sim.studies.plan_cli import plan
+from dsd_sim.studies.report import Report, figures_of, report_of, table_of, write_csv
+from dsd_sim.studies.sweep import capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
+from dsd_sim.studies.tables import capacity_table, comparison_table, crossover_table, notes_of, sweep_table, terminal
+from dsd_sim.studies.trace import LOG_ROOM, cut_ms, write_trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -72,7 +72,7 @@ def sweep(
         capacities = capacities_of(plan, outcomes)
         crossings = crossings_of(plan, outcomes)
         write_sweep(plan, outcomes, capacities, crossings, folder)
-        from dsd_sim.plots import plot_capacities, plot_sweep  # loads matplotlib
+        from dsd_sim.studies.plots import plot_capacities, plot_sweep  # loads matplotlib
 
         plots = plot_sweep(plan, outcomes, folder)
         if capacities:
@@ -100,7 +100,7 @@ def compare(
         plan = read_comparison(path)
         findings = findings_of(plan, reports_of(plan.cells, folder, workers))
         write_comparison(plan, findings, folder)
-        from dsd_sim.plots import plot_comparison  # loads matplotlib
+        from dsd_sim.studies.plots import plot_comparison  # loads matplotlib
 
         plots = plot_comparison(plan, findings, folder)
     console = terminal()
@@ -150,7 +150,7 @@ def _write_run(
     if trace is not None:
         write_trace(trace, scenario, fleet.world)
     if plots is not None:
-        from dsd_sim.plots import plot_run  # loads matplotlib
+        from dsd_sim.studies.plots import plot_run  # loads matplotlib
 
         plots.mkdir(parents=True, exist_ok=True)
         plot_run(scenario, fleet.world, plots)

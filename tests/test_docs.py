@@ -14,7 +14,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from dsd_sim import compare, demand, part, scenario, sweep
+from dsd_sim.scenario import demand, scenario
+from dsd_sim.scenario import table as part
+from dsd_sim.studies import compare, sweep
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics

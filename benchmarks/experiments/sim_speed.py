@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness.origin import Origin
-from dsd_sim.build import make_fleet
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.scenario.scenario import Scenario
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 SCENARIOS = Path(__file__).parents[1] / "scenarios"

@@ -25,9 +25,9 @@ from benchmarks.policies.findings import find
 from benchmarks.policies.measure import CellResult, read_result
 from benchmarks.policies.plan import POLICY_MODES, TARGET_ONLY, Mode
 from benchmarks.validation.scenario import closed_loop
-from dsd_sim.build import make_fleet
-from dsd_sim.report import report_of
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.studies.report import report_of
 from shared.profiles import PassTimes, StepTimes, read_profile
 
 ROOT = Path(__file__).parents[1]

@@ -21,9 +21,9 @@ from benchmarks.validation.calibration import Calibration
 from benchmarks.validation.cases import Case
 from benchmarks.validation.load import Request
 from benchmarks.validation.record import Recordings
-from dsd_sim.build import make_fleet
-from dsd_sim.report import Report, report_of
-from dsd_sim.scenario import Scenario
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.studies.report import Report, report_of
 
 NUM_SEEDS = 20  # a simulation draws its guesses from the recordings anew with each
 TRACE = "requests.jsonl"

@@ -20,10 +20,10 @@ from awc_training.judged import by_class, judged
 from awc_training.paper import FACTORS, Figures, PaperCell, capacities
 from awc_training.report import Found, write_report
 from awc_training.scenarios import CHANGE_S, TRAINING, drawn
-from dsd_sim.pair_reports import Seen
-from dsd_sim.report import Fates, Report, Times
-from tests.sim.builders import a_world
-from tests.sim.reports import a_report
+from dsd_sim.engine.pair_reports import Seen
+from dsd_sim.studies.report import Fates, Report, Times
+from tests.dsd_sim.builders import a_world
+from tests.dsd_sim.reports import a_report
 
 SCENARIO = drawn(TRAINING, 1)[0].scenario
 SEEN = Seen(

@@ -13,8 +13,8 @@ from awc_training.evaluate import POLICY_NAMES, cells_of
 from awc_training.rivals import START, Variant, tuned, variants
 from awc_training.runs import SLIDING, STOP_AND_WAIT
 from awc_training.scenarios import TRAINING, drawn
-from dsd_sim.cells import Cell
-from dsd_sim.report import Report
+from dsd_sim.studies.cells import Cell
+from dsd_sim.studies.report import Report
 from tests.awc_training.test_judging import report
 
 OURS = ("wc-dnn", "adaptive")

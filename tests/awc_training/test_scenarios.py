@@ -7,8 +7,8 @@ from dataclasses import fields
 import pytest
 
 from awc_training.scenarios import FOLDER, HELD_OUT, TRAINING, Family, changing, drawn
-from dsd_sim.build import make_fleet
-from dsd_sim.cells import key_of
+from dsd_sim.scenario.build import make_fleet
+from dsd_sim.studies.cells import key_of
 
 
 def test_no_value_of_the_training_family_is_held_out() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsd_sim.demand import MeasuredLengths as ReadLengths
-from dsd_sim.scenario import Scenario
-from dsd_sim.workload import make_requests
+from dsd_sim.scenario.demand import MeasuredLengths as ReadLengths
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.scenario.workload import make_requests
 from model_zoo.lengths import MeasuredLengths, histogram, read_trace
 from tests.model_zoo.command import model_zoo
 

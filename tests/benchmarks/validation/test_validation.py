@@ -30,7 +30,7 @@ from benchmarks.validation.load import Phase, Request, ask_in_turn, requests_at_
 from benchmarks.validation.record import JUDGED, OTHERS, Recordings, acceptance_of
 from benchmarks.validation.report import error_of
 from benchmarks.validation.scenario import scenario_of, simulate
-from dsd_sim.build import make_fleet
+from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer

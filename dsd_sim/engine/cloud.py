@@ -1,0 +1,318 @@
+"""What a simulated verifier does at each of its events, as the loop of services.cloud_verifier does it.
+
+Invariant: one pass at a time; whatever came while it ran is in the next one. `w` is a World.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from dsd_sim.engine import verify_session
+from dsd_sim.engine.events import (
+    DONE,
+    PASS_ENDS,
+    TOKEN_BYTES,
+    VERDICT_COMES,
+    free_message,
+    free_slot,
+    inlined,
+    note,
+    passage,
+    push,
+    remove,
+    take_message,
+    uniform,
+)
+from dsd_sim.engine.world import PASS
+from shared import batching
+
+# Of the ready sessions and their guesses a pass takes: as many as fit, oldest first; the same, shortest rows first
+# (length-aware); all first rows, then the guesses likeliest to survive as they fit, and as they pay.
+FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
+FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
+DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
+KV_BLOCK = 512  # as the verifier's sessions.KV_BLOCK
+VERDICT_BYTES = 240  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
+
+form_pass = njit(cache=True)(batching.form_pass)
+
+
+@njit(cache=True)
+def opens(w, slot):
+    """An Open reaches the verifier."""
+    s = w.slots[slot]
+    request = w.requests[s.request]
+    if w.nodes[request.node].num_failures > 0:
+        s.is_homeless, s.lost_ms = True, w.clock[0].now
+        return
+    stop, limit = request.prompt + request.tokens, request.prompt + request.max_tokens
+    text, now = request.prompt + s.begun, w.clock[0].now
+    # Until the first draft says otherwise it runs free, as the gateway's Open has it.
+    verify_session.open_verifier(w.verifiers[slot], text, stop, limit, True, request.device >= 0, now)
+    s.reserved = 0
+    node = w.nodes[request.node]
+    w.node_slots[request.node, node.num_sessions] = slot
+    node.num_sessions += 1
+    _admit(w, request.node)
+    collect(w, request.node)
+
+
+@njit(cache=True)
+def _admit(w, index):
+    """Gives KV cache to waiting sessions, oldest first, as far as there is room."""
+    node = w.nodes[index]
+    for i in range(node.num_sessions):
+        s = w.slots[w.node_slots[index, i]]
+        if s.reserved > 0:
+            continue
+        request = w.requests[s.request]
+        needed = reservation(request.prompt + request.max_tokens)
+        if needed > node.free_kv:
+            return
+        node.free_kv -= needed
+        s.reserved = needed
+
+
+@njit(cache=True)
+def reservation(num_tokens):
+    """KV tokens that a session of so many tokens reserves."""
+    return -(-num_tokens // KV_BLOCK) * KV_BLOCK
+
+
+@njit(cache=True)
+def collect(w, index):
+    """Begins the next pass when none runs and any session is ready."""
+    node = w.nodes[index]
+    if node.num_batch > 0:
+        return
+    batch = w.batches[index]
+    num_ready = 0
+    for i in range(node.num_sessions):
+        slot = w.node_slots[index, i]
+        if w.slots[slot].reserved > 0 and verify_session.is_ready(w.verifiers[slot]):
+            batch[num_ready] = slot
+            num_ready += 1
+    if num_ready == 0:
+        return
+    drafted_ms = 0.0
+    if node.draft_window > 0:
+        drafted_ms = _draft_beside(w, node, batch, num_ready)
+    if node.batching == LAB:
+        _shortest_first(w, batch, num_ready)
+    cached = 0
+    for i in range(min(num_ready, node.token_budget)):
+        cached += w.verifiers[batch[i]].computed
+    num_batch, fed = _share_out(w, node, batch, num_ready, cached)
+    cached = 0
+    for i in range(num_batch):
+        cached += w.verifiers[batch[i]].row_start
+    node.num_batch, node.num_fed = num_batch, fed
+    node.pass_ms = node.slowdown * (drafted_ms + pass_ms(node.weights, num_batch, fed, cached))
+    if node.noise > 0:
+        node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
+    node.busy_ms += node.pass_ms
+    node.num_passes += 1
+    node.sum_batch += num_batch
+    now = w.clock[0].now
+    node.ends_at = now + node.pass_ms
+    push(w, node.ends_at, PASS_ENDS, index)
+    note(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
+
+
+@njit(cache=True)
+def _draft_beside(w, node, batch, num_ready):
+    """The node's own draft model guesses for all decoding sessions, in steps of all at once; returns its time."""
+    num = cached = 0
+    for i in range(num_ready):
+        slot = batch[i]
+        v = w.verifiers[slot]
+        if v.length - v.computed > 1:
+            continue
+        num += 1
+        cached += v.length
+        begun = v.length - w.requests[w.slots[slot].request].prompt
+        first = 0
+        while first < node.draft_window and w.right[slot, min(begun + first, w.right.shape[1] - 1)]:
+            first += 1
+        verify_session.guess_beside(v, node.draft_window, v.length + first)
+    if num == 0:
+        return 0.0
+    step_ms = node.draft_ms + node.draft_ms_per_session * (num - 1) + node.draft_ms_per_1000 * cached / 1000
+    return node.draft_window * step_ms
+
+
+@njit(cache=True)
+def _shortest_first(w, batch, num):
+    """Orders sessions by the tokens that they have to compute; of equal ones the oldest comes first."""
+    for i in range(1, num):
+        slot = batch[i]
+        length = _num_waiting(w.verifiers[slot])
+        place = i
+        while place > 0 and _num_waiting(w.verifiers[batch[place - 1]]) > length:
+            batch[place] = batch[place - 1]
+            place -= 1
+        batch[place] = slot
+
+
+@njit(cache=True)
+def _num_waiting(v):
+    return v.length - v.computed + v.pending
+
+
+@njit(cache=True)
+def _share_out(w, node, batch, num_ready, cached):
+    """Freezes the rows of the pass; returns how many sessions are in it, and the tokens fed."""
+    todo = np.empty(num_ready, np.int64)
+    guesses = np.empty(num_ready, np.int64)
+    probability = np.empty(num_ready)
+    for i in range(num_ready):
+        v = w.verifiers[batch[i]]
+        todo[i], guesses[i], probability[i] = v.length - v.computed, v.pending, verify_session.survival(v)
+    fed = 0
+    if node.batching >= TETRIS:
+        weights = node.weights if node.batching == WORTH else FREE_OF_CHARGE
+        rows, bought = form_pass(todo, guesses, probability, cached, node.token_budget, node.prefill_chunk, weights)
+        for i in range(len(rows)):
+            fed += verify_session.begin_pass(w.verifiers[batch[i]], rows[i] + bought[i], bought[i])
+        return len(rows), fed
+    left = node.token_budget
+    for i in range(num_ready):
+        most = min(left, node.prefill_chunk if todo[i] > 1 else guesses[i] + 1)
+        if most < 1:
+            return i, fed
+        num = verify_session.begin_pass(w.verifiers[batch[i]], most, guesses[i])
+        fed += num
+        left -= num
+    return num_ready, fed
+
+
+@inlined
+def pass_ms(weights, num_sessions, num_tokens, cached_tokens):
+    """Milliseconds of a pass by the features of shared.batching.PassCost."""
+    elapsed = weights[0] + weights[1] * num_sessions + weights[2] * num_tokens + weights[6] * cached_tokens / 1000
+    for k in range(len(batching.HINGES)):
+        elapsed += weights[3 + k] * max(0, num_tokens - batching.HINGES[k])
+    return max(elapsed, batching.LEAST_MS)
+
+
+@njit(cache=True)
+def draft_comes(w, index):
+    """To the verifier."""
+    m = w.messages[index]
+    slot = m.session
+    if w.generations[index] == w.slots[slot].generation:
+        answer = take_message(w, slot)
+        if verify_session.on_draft(w.verifiers[slot], m, w.messages[answer], w.clock[0].now):
+            _send_verdict(w, slot, answer)
+        else:
+            free_message(w, answer)
+        collect(w, w.requests[w.slots[slot].request].node)
+    free_message(w, index)
+
+
+@njit(cache=True)
+def expire_drafters(w):
+    """Sessions whose drafter has been silent for its lease run free from now on."""
+    for index in range(len(w.nodes)):
+        for i in range(w.nodes[index].num_sessions):
+            v = w.verifiers[w.node_slots[index, i]]
+            if not v.free_run and w.clock[0].now - v.heard_at >= DRAFTER_LEASE_MS:
+                v.free_run = True
+        collect(w, index)
+
+
+@inlined
+def _send_verdict(w, slot, index):
+    """To the drafter."""
+    request = w.requests[w.slots[slot].request]
+    device = w.devices[request.device]
+    num_bytes = VERDICT_BYTES + TOKEN_BYTES * w.messages[index].num
+    free_at, late = passage(w, device, device.down_free, num_bytes)
+    device.down_free = free_at
+    device.down_newest = max(device.down_newest, free_at + late)
+    push(w, device.down_newest + w.nodes[request.node].delay_ms, VERDICT_COMES, index)
+
+
+@njit(cache=True)
+def pass_ends(w, index):
+    """Commits what the pass drew and answers; then the next pass begins."""
+    node, batch = w.nodes[index], w.batches[index]
+    now, num_batch = w.clock[0].now, node.num_batch
+    if now != node.ends_at:
+        return  # the node was down since
+    queue = _queue(w, index)
+    node.sum_queue += queue
+    node.num_batch = 0
+    is_any_done = False
+    for i in range(num_batch):
+        slot = batch[i]
+        v = w.verifiers[slot]
+        request = w.requests[w.slots[slot].request]
+        before = v.length
+        answer = take_message(w, slot)
+        is_told = verify_session.end_pass(v, w.messages[answer], node.pass_ms, num_batch, queue, node.num_fed, now)
+        if is_told:
+            w.clock[0].num_windows += 1
+            node.num_committed += v.length - before
+            if before == request.prompt:
+                request.first_ms = now + node.delay_ms
+            if v.finished:
+                request.done_ms = now + node.delay_ms
+                request.passes += v.passes
+                request.recovered += v.recovered
+                request.bonus += v.bonus
+                if node.draft_window > 0:
+                    count_beside(request, v)
+                _leave_node(w, index, slot)
+                is_any_done = True
+                push(w, request.done_ms, DONE, w.slots[slot].request)
+        if is_told and request.device >= 0:
+            _send_verdict(w, slot, answer)
+        else:
+            free_message(w, answer)
+            if v.finished:
+                free_slot(w, slot)
+    if is_any_done:
+        _admit(w, index)
+    collect(w, index)
+
+
+@njit(cache=True)
+def count_beside(request, v):
+    """Of a verifier that drafts itself: what became of the guesses of a session that ends there."""
+    request.accepted += v.accepted
+    request.rejected += v.rejected
+    request.discarded += v.discarded
+    request.drafted += v.accepted + v.rejected + v.discarded
+
+
+@inlined
+def _queue(w, index):
+    """Queue utilisation: tokens that wait to be computed / token budget, clipped to 1."""
+    return min(1.0, _queued(w, index) / w.nodes[index].token_budget)
+
+
+@inlined
+def _queued(w, index):
+    num = 0
+    for i in range(w.nodes[index].num_sessions):
+        num += _num_waiting(w.verifiers[w.node_slots[index, i]])
+    return num
+
+
+@njit(cache=True)
+def loads(w):
+    """Sessions and queued tokens of every verifier: [nodes, 2]."""
+    found = np.zeros((len(w.nodes), 2), np.int64)
+    for index in range(len(w.nodes)):
+        found[index, 0], found[index, 1] = w.nodes[index].num_sessions, _queued(w, index)
+    return found
+
+
+@njit(cache=True)
+def _leave_node(w, index, slot):
+    node = w.nodes[index]
+    node.free_kv += w.slots[slot].reserved
+    remove(w.node_slots[index], node.num_sessions, slot)
+    node.num_sessions -= 1

@@ -1,0 +1,339 @@
+"""What a simulated edge device does at each of its events, as the loop of services.edge_drafter does it.
+
+Invariant: one draft step at a time on a device, given to its sessions in turn. `w` is a World.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from dsd_sim.engine import draft_session
+from dsd_sim.engine.events import (
+    DRAFT_COMES,
+    STEP_ENDS,
+    TIMER,
+    TOKEN_BYTES,
+    free_message,
+    free_slot,
+    inlined,
+    note,
+    passage,
+    push,
+    remove,
+    take_message,
+)
+from dsd_sim.engine.records import NEVER
+from dsd_sim.engine.world import NOBODY, STEER, STEP
+
+IDLE, NOBODYS = -1, -2  # of a device's draft model: free; running a step for a session that is over
+MOVING = 0.2  # weight of the newest sample, as the drafter's pairs.WEIGHT
+DRAFT_BYTES = 190  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
+
+
+@njit(cache=True)
+def speculates(w, slot):
+    """A Speculate reaches the drafter: a session begins there, under the pair's window."""
+    s = w.slots[slot]
+    s.is_spoken = False
+    if s.is_over:
+        free_slot(w, slot)
+        return
+    request = w.requests[s.request]
+    device = w.devices[request.device]
+    if device.num_failures > 0:
+        orphan(w, slot)
+        return
+    if s.is_homeless:  # its next verifier is not known yet, and neither what it has said by then
+        return
+    s.is_drafted = True
+    s.seen_drafted = s.seen_accepted = s.seen_rejected = s.seen_late = s.seen_discarded = 0
+    pair = w.pairs[request.device, request.node]
+    d, now = w.drafters[slot], w.clock[0].now
+    stop, limit = request.prompt + request.tokens, request.prompt + request.max_tokens
+    text = request.prompt + s.begun
+    draft_session.start_drafter(d, text, stop, limit, pair.window, pair.chunk, pair.free_run, now)
+    draft_session.steer(d, pair.window, pair.chunk, pair.free_run, pair.min_confidence)
+    interrupt(w, request.device)
+    w.device_slots[request.device, device.num_sessions] = slot
+    device.num_sessions += 1
+    send(w, slot)
+    draft(w, request.device)
+
+
+@njit(cache=True)
+def draft(w, index):
+    """Gives the draft model, when it is free, to the session that has waited longest for a step."""
+    device, order = w.devices[index], w.device_slots[index]
+    if device.active != IDLE or device.num_failures > 0:
+        return
+    for place in range(device.num_sessions):
+        slot = order[place]
+        d = w.drafters[slot]
+        if d.in_step or not draft_session.can_draft(d):
+            continue
+        for i in range(place, device.num_sessions - 1):
+            order[i] = order[i + 1]
+        order[device.num_sessions - 1] = slot
+        _begin_step(w, index, slot, w.clock[0].now)
+        device.num_more = _num_more(device, d)
+        device.ends_at = device.step_end
+        for i in range(device.num_more):
+            device.ends_at += _step_ms(device, d.length + i, 1)
+        push(w, device.ends_at, STEP_ENDS, index)
+        return
+
+
+@inlined
+def _begin_step(w, index, slot, now):
+    device, d = w.devices[index], w.drafters[slot]
+    fed = draft_session.begin_step(d, device.feed_tokens)
+    elapsed = _step_ms(device, d.step_start, fed)
+    device.active, device.step_end = slot, now + elapsed
+    device.busy_ms += elapsed
+    note(w, STEP, index, w.slots[slot].request, fed, now, device.step_end)
+
+
+@inlined
+def _step_ms(device, context, fed):
+    elapsed = device.step_ms + device.step_ms_per_1000 * context / 1000 + device.fed_ms * (fed - 1)
+    return elapsed * device.slowdown
+
+
+@inlined
+def _num_more(device, d):
+    """How many steps follow the one that begins before a draft is due or another session has its turn; unless something
+    comes between, one event stands for all of them."""
+    if device.num_sessions > 1 or d.min_confidence > 0 or d.step_start + d.step_fed < d.length:
+        return 0
+    room = min(d.chunk - (d.length - d.sent), d.window - (d.length - d.committed), d.limit - d.length)
+    if d.wrong == NEVER and d.length < d.stop:
+        room = min(room, d.stop - d.length)
+    return max(0, room - 1)
+
+
+@inlined
+def _advance(w, index):
+    """Ends the steps that are over by now, all but the last of those that belong together."""
+    device, now = w.devices[index], w.clock[0].now
+    while device.num_more > 0 and device.step_end <= now:
+        device.num_more -= 1
+        slot = device.active
+        _end_step(w, slot)
+        _begin_step(w, index, slot, device.step_end)
+
+
+@inlined
+def interrupt(w, index):
+    """Something comes between: steps that were to follow the one that runs are planned anew behind it."""
+    _advance(w, index)
+    device = w.devices[index]
+    if device.num_more > 0:
+        device.num_more = 0
+        device.ends_at = device.step_end
+        push(w, device.ends_at, STEP_ENDS, index)
+
+
+@njit(cache=True)
+def interrupt_all(w):
+    for index in range(len(w.devices)):
+        interrupt(w, index)
+
+
+@njit(cache=True)
+def step_ends(w, index):
+    device = w.devices[index]
+    if w.clock[0].now != device.ends_at:
+        return  # something came between, or the device was down
+    _advance(w, index)
+    slot = device.active
+    device.active = IDLE
+    if slot >= 0:
+        _end_step(w, slot)
+        send(w, slot)
+    draft(w, index)
+
+
+@inlined
+def _end_step(w, slot):
+    d = w.drafters[slot]
+    place = d.step_start + d.step_fed - w.requests[w.slots[slot].request].prompt  # of the guess in the answer
+    place = min(max(place, 0), w.right.shape[1] - 1)
+    draft_session.end_step(d, w.right[slot, place], w.confidence[slot, place])
+
+
+@inlined
+def send(w, slot):
+    """Sends what is due of a session, and sees to it that silence is noticed."""
+    d = w.drafters[slot]
+    while True:
+        index = take_message(w, slot)
+        if not draft_session.take_draft(d, w.messages[index], w.clock[0].now):
+            free_message(w, index)
+            break
+        _send_draft(w, slot, index)
+    _arm(w, slot)
+
+
+@inlined
+def _send_draft(w, slot, index):
+    request = w.requests[w.slots[slot].request]
+    device = w.devices[request.device]
+    num_bytes = DRAFT_BYTES + TOKEN_BYTES * w.messages[index].num
+    free_at, late = passage(w, device, device.up_free, num_bytes)
+    device.up_free = free_at
+    device.up_newest = max(device.up_newest, free_at + late)
+    push(w, device.up_newest + w.nodes[request.node].delay_ms, DRAFT_COMES, index)
+
+
+@inlined
+def _arm(w, slot):
+    due = draft_session.resend_at(w.drafters[slot])
+    if due < np.inf and not w.slots[slot].has_timer:
+        w.slots[slot].has_timer = True
+        index = take_message(w, slot)
+        push(w, max(due, w.clock[0].now), TIMER, index)
+
+
+@njit(cache=True)
+def timer(w, index):
+    slot = w.messages[index].session
+    is_new = w.generations[index] == w.slots[slot].generation
+    free_message(w, index)
+    if not is_new:
+        return
+    w.slots[slot].has_timer = False
+    if w.clock[0].now >= draft_session.resend_at(w.drafters[slot]):
+        interrupt(w, w.requests[w.slots[slot].request].device)
+        index = take_message(w, slot)
+        if draft_session.on_timer(w.drafters[slot], w.messages[index], w.clock[0].now):
+            _send_draft(w, slot, index)
+        else:
+            free_message(w, index)
+    _arm(w, slot)
+
+
+@njit(cache=True)
+def verdict_comes(w, index):
+    """To the drafter."""
+    m = w.messages[index]
+    slot = m.session
+    s = w.slots[slot]
+    if w.generations[index] == s.generation and not s.is_drafted:
+        s.is_over = m.finish  # it was faster than its Speculate
+    elif w.generations[index] == s.generation:
+        d, request = w.drafters[slot], w.requests[s.request]
+        interrupt(w, request.device)
+        _observe_verdict(w, slot, m, w.pairs[request.device, request.node])
+        draft_session.on_verdict(d, m, w.clock[0].now)
+        send(w, slot)
+        index_of_device = request.device
+        if d.closed and m.finish:
+            stop_drafting(w, slot)
+            free_slot(w, slot)
+        draft(w, index_of_device)
+    free_message(w, index)
+
+
+@inlined
+def _observe_verdict(w, slot, m, pair):
+    """Moving averages of the pair, as the drafter's PairTable."""
+    d, s, now = w.drafters[slot], w.slots[slot], w.clock[0].now
+    num_new = m.base + m.num - d.committed
+    pair.queue = _moving(pair.queue, m.queue)
+    pair.pass_ms = _moving(pair.pass_ms, m.compute_ms)
+    pair.batch = _moving(pair.batch, m.batch)
+    pair.pass_tokens = _moving(pair.pass_tokens, m.pass_tokens)
+    if d.rtt_ms >= 0:
+        pair.rtt_ms = d.rtt_ms
+    if num_new > 0:
+        if s.is_told:
+            pair.gap_ms = _moving(pair.gap_ms, now - s.told_ms)
+            pair.gap_tokens = _moving(pair.gap_tokens, num_new)
+            pair.tpot_ms = pair.gap_ms / pair.gap_tokens
+        s.is_told, s.told_ms = True, now
+
+
+@njit(cache=True)
+def _moving(average, sample):
+    return sample if average == 0 else (1 - MOVING) * average + MOVING * sample
+
+
+@njit(cache=True)
+def stop_drafting(w, slot):
+    """The session is over at its drafter: its last counts go to pair and request, and messages under way are lost."""
+    s = w.slots[slot]
+    request = w.requests[s.request]
+    device, order, d = w.devices[request.device], w.device_slots[request.device], w.drafters[slot]
+    interrupt(w, request.device)
+    remove(order, device.num_sessions, slot)
+    device.num_sessions -= 1
+    if device.active == slot:
+        device.active = NOBODYS
+    if not d.closed:
+        draft_session.close_drafter(d)
+    absorb(w, slot)
+    request.drafted += d.drafted
+    request.accepted += d.accepted
+    request.rejected += d.rejected
+    request.late += d.late
+    request.discarded += d.discarded
+    s.is_drafted = s.has_timer = s.is_told = False
+    s.generation += 1
+
+
+@njit(cache=True)
+def orphan(w, slot):
+    """The session goes on without its drafter."""
+    s = w.slots[slot]
+    if w.verifiers[slot].finished:
+        free_slot(w, slot)
+        return
+    w.requests[s.request].device = NOBODY
+    s.is_orphan, s.lost_ms = True, w.clock[0].now
+
+
+@njit(cache=True)
+def absorb(w, slot):
+    """Moves what changed in a session's counts into its pair."""
+    s, d = w.slots[slot], w.drafters[slot]
+    request = w.requests[s.request]
+    pair = w.pairs[request.device, request.node]
+    pair.drafted += d.drafted - s.seen_drafted
+    pair.accepted += d.accepted - s.seen_accepted
+    pair.rejected += d.rejected - s.seen_rejected
+    pair.late += d.late - s.seen_late
+    pair.discarded += d.discarded - s.seen_discarded
+    s.seen_drafted, s.seen_accepted, s.seen_rejected = d.drafted, d.accepted, d.rejected
+    s.seen_late, s.seen_discarded = d.late, d.discarded
+
+
+@njit(cache=True)
+def absorb_all(w):
+    """Brings all pairs up to date for a report: their sessions' counts, how many these are, and their contexts."""
+    for device in range(len(w.devices)):
+        _advance(w, device)
+        for node in range(len(w.nodes)):
+            w.pairs[device, node].num_sessions = 0
+            w.pairs[device, node].context = 0
+        for i in range(w.devices[device].num_sessions):
+            slot = w.device_slots[device, i]
+            absorb(w, slot)
+            pair = w.pairs[device, w.requests[w.slots[slot].request].node]
+            pair.num_sessions += 1
+            pair.context += w.drafters[slot].length
+
+
+@njit(cache=True)
+def steers(w, index):
+    """A decision has reached its drafter, and stands in the pair."""
+    device, node = index // len(w.nodes), index % len(w.nodes)
+    pair = w.pairs[device, node]
+    interrupt(w, device)
+    note(w, STEER, index, -1, pair.window, w.clock[0].now, w.clock[0].now)
+    for i in range(w.devices[device].num_sessions):
+        slot = w.device_slots[device, i]
+        if w.requests[w.slots[slot].request].node == node:
+            draft_session.steer(w.drafters[slot], pair.window, pair.chunk, pair.free_run, pair.min_confidence)
+            send(w, slot)
+    draft(w, device)

@@ -1,0 +1,226 @@
+"""The verifier's side of a session in counting form: the rules of shared.verifier_session, compiled.
+
+Invariant: for the same guesses, right or wrong, and the same messages in the same order both forms commit, count and
+answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `v` is a VERIFIER record, `m` and `answer` MESSAGEs.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from dsd_sim.engine.records import NEVER
+from shared.batching import Survival
+from shared.messages import MAX_WINDOW
+
+_FRESH = Survival()
+PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
+
+
+@njit(cache=True)
+def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
+    """A new session behind a prompt of so many tokens; target-only without a drafter."""
+    v.length = v.pending_base = prompt
+    v.computed = v.epoch = v.pending = v.received = v.passes = v.recovered = v.bonus = 0
+    v.stop, v.limit, v.pending_wrong = stop, limit, NEVER
+    v.in_pass, v.finished = False, prompt >= limit
+    v.free_run, v.has_drafter = free_run, has_drafter
+    v.accepted = v.rejected = v.late = v.discarded = 0
+    v.matches = v.comparisons = 0.0
+    v.heard_at, v.sent_ms = now, -1.0
+    v.info_ms, v.info_queue, v.info_batch, v.info_tokens = 0.0, 0.0, 0, 0
+
+
+@njit(cache=True)
+def rebind(v, now):
+    """Another drafter joins the session; the pass in flight, if any, stays as it is."""
+    _clear_pending(v)
+    v.epoch = v.received = 0
+    v.heard_at, v.sent_ms = now, -1.0
+    v.free_run, v.has_drafter = True, True  # until its first draft says otherwise
+
+
+@njit(cache=True)
+def guess_beside(v, num, wrong):
+    """The verifier's own draft model has made `num` guesses, the first wrong one for position `wrong`."""
+    _clear_pending(v)
+    v.pending, v.pending_wrong = max(0, min(num, v.limit - v.length - 1)), wrong
+
+
+@njit(cache=True)
+def is_ready(v):
+    """Whether a pass can do anything for the session."""
+    if v.finished or v.in_pass:
+        return False
+    return v.free_run or not v.has_drafter or v.pending > 0 or v.length - v.computed > 1 or v.passes == 0
+
+
+@njit(cache=True)
+def survival(v):
+    """The session's probability that its next guess is right, as shared.batching.Survival has it."""
+    return (v.matches + PRIOR * PRIOR_WEIGHT) / (v.comparisons + PRIOR_WEIGHT)
+
+
+@njit(cache=True)
+def _observe(v, matched, mismatched):
+    num = matched + mismatched
+    keep = (1 - 1 / MEMORY) ** num
+    v.matches = v.matches * keep + matched
+    v.comparisons = v.comparisons * keep + num
+
+
+@njit(cache=True)
+def on_draft(v, m, answer, now):
+    """Merges guesses; writes into `answer` what the draft must be told at once. False: nothing."""
+    v.heard_at = now
+    if v.sent_ms < 0 or m.sent_ms >= v.sent_ms:
+        v.sent_ms, v.echo_at, v.free_run = m.sent_ms, now, m.free_run
+    end = m.base + m.num
+    if v.finished or m.epoch < v.epoch:
+        v.discarded += m.num
+        return _tell(v, answer, m.base, 0, now)
+    if m.epoch > v.epoch:
+        _clear_pending(v)
+        v.epoch, v.received = m.epoch, 0
+    if m.base > v.pending_base + v.pending:
+        v.discarded += m.num
+        _raise_epoch(v)
+        return _tell(v, answer, m.base, 0, now)
+    is_new = end > max(v.received, m.base)
+    if _compare_committed(v, m):
+        _extend(v, m)
+    if is_new and m.base >= v.length:
+        return False
+    return _tell(v, answer, m.base, 0, now)
+
+
+@njit(cache=True)
+def _compare_committed(v, m):
+    fixed_end = min(v.length, m.base + m.num)
+    equal_end = max(m.base, min(fixed_end, m.wrong))
+    num_late = max(0, equal_end - max(m.base, v.received))
+    v.late += num_late
+    _observe(v, num_late, 0)
+    if equal_end >= fixed_end:
+        return True
+    num_new = m.base + m.num - max(equal_end, v.received)
+    if num_new > 0:
+        v.rejected += 1
+        v.discarded += num_new - 1
+        _observe(v, 0, 1)
+    _raise_epoch(v)
+    return False
+
+
+@njit(cache=True)
+def _extend(v, m):
+    end = v.pending_base + v.pending
+    draft_end = m.base + m.num
+    room = max(0, min(v.limit, v.length + MAX_WINDOW) - end)
+    behind = max(0, draft_end - max(end, m.base))
+    taken = min(behind, room)
+    if taken > 0:
+        if v.pending == 0:
+            v.pending_wrong = m.wrong
+        else:
+            v.pending_wrong = min(v.pending_wrong, m.wrong)
+        v.pending += taken
+    v.discarded += max(0, draft_end - max(v.pending_base + v.pending, v.received))
+    v.received = max(v.received, draft_end)
+
+
+@njit(cache=True)
+def _clear_pending(v):
+    v.discarded += v.pending
+    v.pending, v.pending_base, v.pending_wrong = 0, v.length, NEVER
+
+
+@njit(cache=True)
+def _raise_epoch(v):
+    _clear_pending(v)
+    v.epoch += 1
+    v.received = 0
+
+
+@njit(cache=True)
+def begin_pass(v, max_tokens, max_guesses):
+    """Freezes the session's share of the next pass; returns the number of tokens that it feeds."""
+    todo = v.length - v.computed
+    v.row_start, v.row_base, v.row_epoch, v.row_wrong = v.computed, v.length, v.epoch, v.pending_wrong
+    if todo > max_tokens:
+        v.row_fed, v.row_draws, v.row_guesses = max_tokens, 0, 0
+    else:
+        fed = max(0, min(max_guesses, max_tokens - todo, v.pending, v.limit - v.length - 1))
+        v.row_guesses = min(v.pending, fed + 1)
+        v.row_fed, v.row_draws = todo + fed, fed + 1
+        v.pending -= v.row_guesses
+        v.pending_base = v.length + v.row_guesses
+    v.in_pass = True
+    return v.row_fed
+
+
+@njit(cache=True)
+def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
+    """Applies the pass to the row that it froze and writes the verdict into `answer`; False inside a prefill."""
+    v.in_pass = False
+    v.info_ms, v.info_batch, v.info_queue, v.info_tokens = compute_ms, batch, queue, num_tokens
+    if v.row_draws == 0:
+        v.computed = v.row_start + v.row_fed
+        return False
+    matched = max(0, min(v.row_guesses, v.row_draws, v.row_wrong - v.row_base))
+    end = min(v.row_base + min(matched + 1, v.row_draws), v.limit, v.stop)
+    num = end - v.row_base
+    accepted = min(matched, num)
+    _count_row(v, accepted, num)
+    if num > accepted:  # the last token is the target's own
+        v.recovered += 1 if accepted < min(v.row_guesses, num) else 0
+        v.bonus += 1 if 0 < v.row_guesses == accepted else 0
+    v.length = end
+    v.computed = v.row_base + min(accepted, v.row_draws - 1, num - 1)
+    v.finished = end >= v.limit or end >= v.stop
+    v.passes += 1
+    _settle(v, accepted)
+    return _tell(v, answer, v.row_base, accepted, now)
+
+
+@njit(cache=True)
+def _count_row(v, accepted, num):
+    judged = min(v.row_guesses, num)
+    v.accepted += accepted
+    v.rejected += judged - accepted
+    v.discarded += v.row_guesses - judged
+    _observe(v, accepted, 1 if judged > accepted else 0)
+
+
+@njit(cache=True)
+def _settle(v, accepted):
+    """Compares the guesses that arrived during the pass with what it committed."""
+    if v.finished:
+        _clear_pending(v)
+    elif accepted < v.row_guesses and v.row_epoch == v.epoch:
+        _raise_epoch(v)
+    else:
+        num_compared = min(v.pending, max(0, v.length - v.pending_base))
+        equal = max(0, min(num_compared, v.pending_wrong - v.pending_base))
+        v.late += equal
+        _observe(v, equal, 1 if equal < num_compared else 0)
+        if equal < num_compared:
+            v.rejected += 1
+            v.pending -= equal + 1
+            _raise_epoch(v)
+        else:
+            v.pending -= equal
+            v.pending_base += equal
+    if v.pending == 0:
+        v.pending_base, v.pending_wrong = v.length, NEVER
+
+
+@njit(cache=True)
+def _tell(v, answer, base, accepted, now):
+    base = min(base, v.length)
+    answer.epoch, answer.base, answer.num, answer.accepted = v.epoch, base, v.length - base, accepted
+    answer.finish = v.finished
+    answer.compute_ms, answer.batch, answer.queue = v.info_ms, v.info_batch, v.info_queue
+    answer.pass_tokens = v.info_tokens
+    answer.sent_ms = v.sent_ms
+    answer.hold_ms = max(0.0, now - v.echo_at) if v.sent_ms >= 0 else 0.0
+    return True

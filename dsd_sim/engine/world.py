@@ -1,0 +1,282 @@
+"""What a simulated fleet consists of: arrays of records that the compiled event loop reads and writes.
+
+Invariant: everything that changes while a simulation runs is in a World, so that two runs with equal ones are equal.
+Times are milliseconds of virtual time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_sim.engine.records import DRAFTER, MESSAGE, VERIFIER
+
+CLOCK = np.dtype(
+    [
+        ("now", np.float64),
+        ("sequence", np.int64),  # of the next event: equal times are served in the order of their making
+        ("random", np.uint64),  # state of the generator
+        ("num_events", np.int32),
+        ("num_free_slots", np.int32),
+        ("num_free_messages", np.int32),
+        ("num_windows", np.int64),  # verified: verdicts of passes with draws
+        ("num_logged", np.int64),
+    ],
+    align=True,
+)
+
+EVENT = np.dtype([("time", np.float64), ("sequence", np.int64), ("kind", np.int32), ("who", np.int32)], align=True)
+
+REQUEST = np.dtype(
+    [
+        ("arrival_ms", np.float64),
+        ("prompt", np.int32),  # tokens
+        ("tokens", np.int32),  # that the target writes before it stops
+        ("max_tokens", np.int32),
+        ("device", np.int32),  # that drafts for it; -1: none
+        ("node", np.int32),  # that verifies
+        ("client", np.int32),  # closed loop: who asks next; -1: nobody
+        ("first_ms", np.float64),  # at the gateway
+        ("done_ms", np.float64),
+        ("passes", np.int32),
+        ("drafted", np.int32),
+        ("accepted", np.int32),
+        ("rejected", np.int32),
+        ("late", np.int32),
+        ("discarded", np.int32),
+        ("recovered", np.int32),  # tokens of the target in place of a wrong guess of the same pass
+        ("bonus", np.int32),  # and behind guesses of a pass that were all right
+    ],
+    align=True,
+)
+
+SLOT = np.dtype(
+    [  # a session under way; its two sides stand in `drafters` and `verifiers` at the same index
+        ("request", np.int32),
+        ("generation", np.int32),  # messages of an earlier session in the same slot are not heard
+        ("reserved", np.int32),  # KV tokens; 0 while it waits for room
+        ("begun", np.int32),  # tokens of the answer that the gateway had when it last told a verifier or a drafter
+        ("has_timer", np.bool_),
+        ("is_spoken", np.bool_),  # a Speculate is under way to the drafter
+        ("is_orphan", np.bool_),  # its drafter is gone
+        ("is_homeless", np.bool_),  # its verifier is gone
+        ("lost_ms", np.float64),  # since when
+        ("is_drafted", np.bool_),  # its Speculate came to the drafter
+        ("is_over", np.bool_),  # its end came to the drafter before that
+        ("is_told", np.bool_),  # a verdict with tokens came to the drafter
+        ("told_ms", np.float64),  # when the newest of them did
+        ("seen_drafted", np.int64),  # counts already in a report
+        ("seen_accepted", np.int64),
+        ("seen_rejected", np.int64),
+        ("seen_late", np.int64),
+        ("seen_discarded", np.int64),
+    ],
+    align=True,
+)
+
+DEVICE = np.dtype(
+    [
+        ("step_ms", np.float64),  # of a draft step behind no context, one token fed
+        ("step_ms_per_1000", np.float64),  # more for each thousand tokens of context
+        ("fed_ms", np.float64),  # more for each further token fed
+        ("slowdown", np.float64),  # times that a step takes
+        ("feed_tokens", np.int32),  # at most in a step
+        ("delay_ms", np.float64),  # of the link, one way
+        ("jitter_ms", np.float64),
+        ("bits_per_ms", np.float64),  # 0: no limit
+        ("stall_rate", np.float64),
+        ("stall_ms", np.float64),
+        ("up_free", np.float64),  # when the wire has taken all that was sent
+        ("up_newest", np.float64),  # when the newest message comes out
+        ("down_free", np.float64),
+        ("down_newest", np.float64),
+        ("num_sessions", np.int32),
+        ("active", np.int32),  # slot whose draft step runs; -1: none
+        ("step_end", np.float64),  # when it is over
+        ("num_more", np.int32),  # steps that follow it without anything else between
+        ("ends_at", np.float64),  # when all of them are over: the event
+        ("num_failures", np.int32),  # that it has now
+        ("busy_ms", np.float64),
+    ],
+    align=True,
+)
+
+NODE = np.dtype(
+    [
+        ("token_budget", np.int32),
+        ("prefill_chunk", np.int32),
+        ("kv_tokens", np.int64),
+        ("free_kv", np.int64),
+        ("delay_ms", np.float64),  # gateway to verifier, one way
+        ("batching", np.int32),  # FIFO, LAB, TETRIS or WORTH
+        ("draft_window", np.int32),  # guesses that its own draft model makes of each session before a pass; 0: none
+        ("draft_ms", np.float64),  # a step of it, for one session behind no context
+        ("draft_ms_per_session", np.float64),  # more for each further session
+        ("draft_ms_per_1000", np.float64),  # more for each thousand tokens of all contexts
+        ("num_sessions", np.int32),
+        ("num_batch", np.int32),  # sessions of the pass that runs; 0: none runs
+        ("num_fed", np.int32),  # tokens of it
+        ("pass_ms", np.float64),
+        ("ends_at", np.float64),  # when it is over
+        ("num_failures", np.int32),  # that it has now
+        ("weights", np.float64, (7,)),  # of the features of shared.batching.PassCost
+        ("slowdown", np.float64),  # times that a pass takes
+        ("noise", np.float64),  # a pass takes up to this share longer or shorter, uniformly
+        ("busy_ms", np.float64),
+        ("num_passes", np.int64),
+        ("num_committed", np.int64),
+        ("sum_batch", np.int64),
+        ("sum_queue", np.float64),  # of the utilisations at the ends of passes
+    ],
+    align=True,
+)
+
+PAIR = np.dtype(
+    [  # a device and a node
+        ("window", np.int32),
+        ("chunk", np.int32),
+        ("free_run", np.bool_),
+        ("min_confidence", np.float64),
+        ("num_sessions", np.int32),
+        ("context", np.int64),  # sum over sessions
+        ("drafted", np.int64),  # since the last report
+        ("accepted", np.int64),
+        ("rejected", np.int64),
+        ("late", np.int64),
+        ("discarded", np.int64),
+        ("queue", np.float64),  # moving averages
+        ("gap_ms", np.float64),  # between verdicts with tokens
+        ("gap_tokens", np.float64),
+        ("tpot_ms", np.float64),  # the former over the latter
+        ("rtt_ms", np.float64),
+        ("pass_ms", np.float64),
+        ("batch", np.float64),
+        ("pass_tokens", np.float64),
+    ],
+    align=True,
+)
+
+LOG = np.dtype(
+    [  # what happened, for people to look at (trace.py)
+        ("kind", np.int32),  # PASS: a verify pass; STEP: a draft step; STEER: a window reaches a device
+        ("who", np.int32),  # its node, its device, its pair (device * nodes + node)
+        ("request", np.int32),  # of a step; else -1
+        ("num", np.int32),  # sessions of the pass, tokens fed by the step, the window
+        ("start", np.float64),
+        ("end", np.float64),
+    ],
+    align=True,
+)
+PASS, STEP, STEER = 0, 1, 2
+NOBODY = -1  # in place of a device or a client
+
+
+class World(NamedTuple):
+    """The arrays of one simulation."""
+
+    clock: NDArray[Any]  # [1]
+    events: NDArray[Any]  # a heap
+    requests: NDArray[Any]
+    slots: NDArray[Any]
+    drafters: NDArray[Any]  # [slots] the drafter's side
+    verifiers: NDArray[Any]  # [slots] the verifier's side
+    right: NDArray[np.bool_]  # [slots, tokens]: would the guess for this token of the answer be right
+    confidence: NDArray[np.float32]  # [slots, tokens]: of that guess
+    free_slots: NDArray[np.int32]  # a stack
+    messages: NDArray[Any]
+    generations: NDArray[np.int32]  # [messages] of the slot that each is about
+    free_messages: NDArray[np.int32]  # a stack
+    devices: NDArray[Any]
+    device_slots: NDArray[np.int32]  # [devices, sessions] in the order of their last turn
+    nodes: NDArray[Any]
+    node_slots: NDArray[np.int32]  # [nodes, sessions] in the order of their opening
+    batches: NDArray[np.int32]  # [nodes, sessions] slots of the pass that runs
+    pairs: NDArray[Any]  # [devices, nodes]
+    log: NDArray[Any]  # the first of what happened, as far as there is room
+
+
+def make_world(
+    num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int, seed: int, num_logged: int = 0
+) -> World:
+    """Empty arrays; answers have at most max_tokens tokens; num_logged: room of the log."""
+
+    def records(shape: int | tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
+        return np.zeros(shape, kind)
+
+    num_messages = 32 * num_slots + 1024
+    world = World(
+        clock=records(1, CLOCK),
+        events=records(num_messages + 4 * num_slots + 64 * num_devices + num_nodes + 64, EVENT),
+        requests=records(num_requests, REQUEST),
+        slots=records(num_slots, SLOT),
+        drafters=records(num_slots, DRAFTER),
+        verifiers=records(num_slots, VERIFIER),
+        right=np.zeros((num_slots, max_tokens + 1), np.bool_),
+        confidence=np.ones((num_slots, max_tokens + 1), np.float32),
+        free_slots=np.arange(num_slots - 1, -1, -1, dtype=np.int32),
+        messages=records(num_messages, MESSAGE),
+        generations=np.zeros(num_messages, np.int32),
+        free_messages=np.arange(num_messages - 1, -1, -1, dtype=np.int32),
+        devices=records(num_devices, DEVICE),
+        device_slots=np.zeros((num_devices, num_slots), np.int32),
+        nodes=records(num_nodes, NODE),
+        node_slots=np.zeros((num_nodes, num_slots), np.int32),
+        batches=np.zeros((num_nodes, num_slots), np.int32),
+        pairs=records((num_devices, num_nodes), PAIR),
+        log=records(num_logged, LOG),
+    )
+    clock = world.clock[0]
+    clock["random"] = seed
+    clock["num_free_slots"], clock["num_free_messages"] = num_slots, num_messages
+    world.devices["active"] = -1
+    world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
+    return world
+
+
+def with_more_slots(world: World) -> World:
+    """The same world with room for twice as many sessions at once."""
+    num, clock = len(world.slots), world.clock[0]
+    num_free = int(clock["num_free_slots"])
+    free = np.zeros(2 * num, np.int32)
+    free[:num_free] = world.free_slots[:num_free]
+    free[num_free : num_free + num] = np.arange(2 * num - 1, num - 1, -1)
+    clock["num_free_slots"] = num_free + num
+
+    def wider(array: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate((array, np.zeros_like(array)), axis=1)
+
+    return with_more_room(world)._replace(
+        slots=np.concatenate((world.slots, np.zeros_like(world.slots))),
+        drafters=np.concatenate((world.drafters, np.zeros_like(world.drafters))),
+        verifiers=np.concatenate((world.verifiers, np.zeros_like(world.verifiers))),
+        right=np.concatenate((world.right, np.zeros_like(world.right))),
+        confidence=np.concatenate((world.confidence, np.ones_like(world.confidence))),
+        free_slots=free,
+        device_slots=wider(world.device_slots),
+        node_slots=wider(world.node_slots),
+        batches=wider(world.batches),
+    )
+
+
+def with_more_room(world: World) -> World:
+    """The same world with twice the room for messages under way, and for events."""
+    num, clock = len(world.messages), world.clock[0]
+    num_free = int(clock["num_free_messages"])
+    free = np.zeros(2 * num, np.int32)
+    free[:num_free] = world.free_messages[:num_free]
+    free[num_free : num_free + num] = np.arange(num, 2 * num)
+    clock["num_free_messages"] = num_free + num
+
+    def longer(array: NDArray[Any], num_more: int) -> NDArray[Any]:
+        made = np.zeros(len(array) + num_more, array.dtype)
+        made[: len(array)] = array
+        return made
+
+    return world._replace(
+        messages=longer(world.messages, num),
+        generations=longer(world.generations, num),
+        free_messages=free,
+        events=longer(world.events, len(world.events) + num),
+    )

@@ -1,0 +1,51 @@
+"""The models of acceptance that a scenario names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+
+from dsd_sim.engine.acceptance import Acceptance, Answer, ByPosition, Independent, Markov, Replay
+from dsd_sim.scenario.scenario import (
+    Guesses,
+    GuessesByPosition,
+    IndependentGuesses,
+    MarkovGuesses,
+    RecordedGuesses,
+    Scenario,
+)
+from dsd_sim.scenario.table import BadScenario
+from shared.recording import MalformedRecording, read_recording
+
+
+def acceptances_of(scenario: Scenario, folder: Path) -> list[Acceptance]:
+    """Of each device, in the order of the edges. Raises BadScenario for a recording that can't be used."""
+    found: list[Acceptance] = []
+    for number, edge in enumerate(scenario.edge):
+        found += [acceptance_of(edge.guesses, folder, f"edge.{number}")] * edge.count
+    return found
+
+
+def acceptance_of(guesses: Guesses, folder: Path, place: str) -> Acceptance:
+    """`place`: the table that the guesses stand in, for messages."""
+    match guesses:
+        case IndependentGuesses(rate=rate):
+            return Independent(rate)
+        case GuessesByPosition(rates=rates):
+            return ByPosition(rates)
+        case MarkovGuesses():
+            return Markov(guesses.easy, guesses.hard, guesses.to_hard, guesses.to_easy)
+        case RecordedGuesses(file=file):
+            return _replay(folder / file, place)
+    assert_never(guesses)
+
+
+def _replay(path: Path, place: str) -> Replay:
+    try:
+        prompts = read_recording(path).prompts
+    except (MalformedRecording, OSError) as error:
+        raise BadScenario(f"{place}.guesses.file: {error}") from error
+    answers = [Answer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
+    return Replay(tuple(answers))

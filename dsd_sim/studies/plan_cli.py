@@ -1,0 +1,91 @@
+"""The command that picks draft models, quantisations and windows: python -m dsd_sim plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from dsd_sim.studies.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
+from dsd_sim.studies.plan import DeviceClass, Goal, Plan, Row, read_plan, rows_of, write_plan
+from dsd_sim.studies.tables import number, terminal
+
+COLUMNS = (
+    "tokens/s\na session",
+    "tokens/s\na verifier",
+    "cost of\na million",
+    "J\na token",
+    "veri-\nfiers",
+    "draf-\nters",
+)
+
+
+def plan(
+    file: Annotated[Path, typer.Argument(help="A plan (TOML).")],
+    objective: Annotated[Goal, typer.Option(help="What the choice is the best by.")] = Goal.GOODPUT,
+    out: Out = None,
+    workers: Workers = None,
+) -> None:
+    """Picks draft model, quantisation and window for each class of devices. Goes on where it was stopped."""
+    folder = out or OUT / file.stem
+    with bad_input_told(file):
+        planned = read_plan(file)
+        cells = (candidate.cell for candidate in planned.candidates)
+        rows = rows_of(planned, reports_of(cells, folder, workers))
+        write_plan(planned, rows, folder)
+    from dsd_sim.studies.plan_plot import plot_plan  # loads matplotlib
+
+    plot = plot_plan(planned.deployment.name, rows, folder)
+    _show(planned, rows, objective)
+    say_written([folder / "plan.json", folder / "plan.csv", plot])
+
+
+def _show(planned: Plan, rows: Sequence[Row], goal: Goal) -> None:
+    console = terminal()
+    deployment = planned.deployment
+    choices = []
+    for device in deployment.edge:
+        own = [row for row in rows if row.device == device.name]
+        console.print(table_of(device, deployment.transport, own, goal))
+        choices.append(choice_told(device, own, goal))
+    for line in (*choices, *(f"assumed: {sentence}" for sentence in deployment.assumed)):
+        console.print(Text(line), soft_wrap=True)
+
+
+def table_of(device: DeviceClass, transport: str, rows: Sequence[Row], goal: Goal) -> Table:
+    """The candidates of a class, the best first; those that another dominates say so."""
+    title = Text(f"\n{device.name}, {transport}, by {goal}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("")
+    table.add_column("window", justify="right")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    which = list(Goal).index(goal)
+    for row in sorted(rows, key=lambda row: (row.losses[which], row.losses)):
+        figures = (row.session_goodput, row.goodput, row.cost, row.energy)
+        shares = (row.verifier_utilisation, row.drafter_utilisation)
+        mark = "dominated" if row.is_dominated else ", ".join(f"best {each}" for each in row.best_for)
+        table.add_row(Text(_draft_of(row)), str(row.window), *map(number, (*figures, *shares)), mark)
+    return table
+
+
+def choice_told(device: DeviceClass, rows: Sequence[Row], goal: Goal) -> str:
+    row = next((row for row in rows if goal in row.best_for), None)
+    if row is None:
+        return f"{device.name}: no candidate keeps the objective"
+    how = f"{_draft_of(row)}, window {row.window}" if row.draft else "the cloud alone"
+    return (
+        f"{device.name}: {how}, for the best {goal}: {number(row.session_goodput)} tokens/s a session, "
+        f"{number(row.cost)} a million tokens, {number(row.energy)} J a token; "
+        f"verifiers for {device.count:,} devices: {row.num_verifiers:,}"
+    )
+
+
+def _draft_of(row: Row) -> str:
+    return f"{row.draft} {row.quantisation}".strip() or "cloud alone"

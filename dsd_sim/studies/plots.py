@@ -1,0 +1,255 @@
+"""Plots (PNG) of sweeps, comparisons and single runs.
+
+Imported only where plots are drawn: matplotlib takes longer to load than a small run. Figures are made without pyplot,
+so nothing is global and no window can open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dsd_sim.engine.world import PASS, STEER, STEP, World
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.studies.compare import Finding, of_variant
+from dsd_sim.studies.compare import Plan as ComparisonPlan
+from dsd_sim.studies.sweep import SEED, Axis, Capacity, Group, Outcome, Plan, groups_of
+from dsd_sim.studies.tables import brief, name_of, told_capacity
+from dsd_sim.studies.trace import cut_ms, log_of
+
+Floats: TypeAlias = NDArray[np.float64]
+
+STYLES = ("-", "--")  # of the figures of a panel
+LEGEND_WIDTH = 160  # characters of a wide picture
+LEGEND_COLUMNS = 4
+NUM_TIMES = 300  # points of a plot over time
+MOST_LINES = 8  # of a plot; above it pairs' windows are drawn as quantiles, and sweeps in several pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One plot of several in a picture."""
+
+    title: str
+    figures: tuple[str, ...]
+
+
+PANELS = (
+    Panel("TTFT, ms: p50 and, dashed, p90", ("ttft_ms.p50", "ttft_ms.p90")),
+    Panel("TPOT, ms: p50 and, dashed, p90", ("tpot_ms.p50", "tpot_ms.p90")),
+    Panel("goodput, tokens/s", ("goodput",)),
+    Panel("acceptance", ("acceptance",)),
+    Panel("utilisation of verifiers", ("verifier_utilisation",)),
+    Panel("utilisation of drafters", ("drafter_utilisation",)),
+)
+
+
+def _saved(figure: Figure, folder: Path, name: str) -> Path:
+    path = folder / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', name)}.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def plot_sweep(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
+    """Over the first key of each axis that is long enough. What would be too many lines is a picture for each value of
+    the first axis but that one."""
+    axes = [axis for axis in plan.axes if axis.keys and axis.keys[0] != SEED and axis.is_long(axis.keys[0])]
+    return [_plot_over(axis, plan, part, folder) for axis in axes for part in _parts(axis, plan, outcomes)]
+
+
+def _parts(axis: Axis, plan: Plan, outcomes: Sequence[Outcome]) -> list[Group]:
+    """What each picture shows."""
+    if len(groups_of(outcomes, (*axis.keys, SEED))) <= MOST_LINES:
+        return [Group({}, list(outcomes))]
+    others = [each for each in plan.axes if each is not axis]
+    return groups_of(outcomes, [*axis.keys, SEED, *(key for each in others[1:] for key in each.keys)])
+
+
+def _plot_over(axis: Axis, plan: Plan, part: Group, folder: Path) -> Path:
+    """A line for each combination of the other keys; means over seeds."""
+    key, lines = axis.keys[0], groups_of(part.outcomes, (*axis.keys, *part.settings, SEED))
+    labels = [brief(line.settings) for line in lines]
+    columns = max(1, LEGEND_WIDTH // max(map(len, (*labels, " "))))
+    figure = Figure(figsize=(13, 7.5 + 0.25 * -(-len(lines) // columns)), layout="constrained")
+    for place, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
+            _draw(place, panel, line, label, axis, f"C{number % 10}")
+        place.set_title(panel.title, fontsize="medium")
+        place.set_xlabel(key)
+        _scale(place)
+        place.grid(alpha=0.3)
+    if labels != [""]:
+        handles = figure.axes[0].get_legend_handles_labels()[0]
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+    about = brief(part.settings)
+    figure.suptitle(", ".join(filter(None, (plan.scenario, about))))
+    return _saved(figure, folder, "-".join(filter(None, (f"by-{key}", about))))
+
+
+def _scale(place: Axes) -> None:
+    """From 0 on; by powers of ten where queues make times many times as long."""
+    low, high = place.dataLim.ymin, place.dataLim.ymax
+    if low > 0 and high > 50 * low:
+        place.set_yscale("log")
+    else:
+        place.set_ylim(0, 1.08 * high if high > 0 else 1)
+
+
+def _draw(place: Axes, panel: Panel, line: Group, label: str, axis: Axis, color: str) -> None:
+    others = [key for key in axis.keys if key != axis.keys[0]]
+    points = groups_of(line.outcomes, (*others, *line.settings, SEED))
+    points.sort(key=lambda point: point.settings[axis.keys[0]])
+    xs = [point.settings[axis.keys[0]] for point in points]
+    for name, style in zip(panel.figures, STYLES, strict=False):
+        ys = [point.mean(name) for point in points]
+        place.plot(xs, ys, style, color=color, marker=".", label=label if style == STYLES[0] else None)
+
+
+def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
+    """A bar for each combination of what isn't the load."""
+    figure = Figure(figsize=(9, 1.5 + 0.35 * len(capacities)), layout="constrained")
+    place = figure.subplots()
+    bars = place.barh(range(len(capacities)), [capacity.load for capacity in capacities], color="C0")
+    place.bar_label(bars, [told_capacity(capacity) for capacity in capacities], padding=3)
+    place.set_yticks(range(len(capacities)), [brief(capacity.settings) or "all" for capacity in capacities])
+    place.invert_yaxis()
+    place.margins(x=0.15)
+    place.set_xlabel(capacities[0].key)
+    place.set_title("capacity: the highest load with p90 of TTFT and TPOT within the objective", fontsize="medium")
+    return _saved(figure, folder, "capacity")
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def plot_comparison(plan: ComparisonPlan, findings: Sequence[Finding], folder: Path) -> list[Path]:
+    """A picture for each figure that is shown: ratios to the baseline, and diamonds where others reported some."""
+    return [_plot_ratios(figure, plan, findings, folder) for figure in plan.comparison.figures]
+
+
+def _plot_ratios(name: str, plan: ComparisonPlan, findings: Sequence[Finding], folder: Path) -> Path:
+    scenarios, variants = plan.scenarios, [variant.name for variant in plan.comparison.variant]
+    width = 0.8 / len(variants)
+    figure = Figure(figsize=(max(8, 2 + 0.2 * len(scenarios) * (len(variants) + 1)), 5.5), layout="constrained")
+    place = figure.subplots()
+    for number, variant in enumerate(variants):
+        found = [of_variant(findings, scenario, variant) for scenario in scenarios]
+        xs = np.arange(len(scenarios)) + (number - (len(variants) - 1) / 2) * width
+        place.bar(xs, [each.ratios[name] or 0.0 for each in found], width, label=variant, color=f"C{number % 10}")
+        reported = [(x, each.reported[name]) for x, each in zip(xs, found, strict=True) if name in each.reported]
+        if reported:
+            place.plot(*zip(*reported, strict=True), "kD", markersize=5, zorder=3)
+    place.axhline(1.0, color="black", linewidth=0.8)
+    place.set_xticks(range(len(scenarios)), scenarios, rotation=30, ha="right", fontsize="small")
+    place.set_ylabel(f"× as much as {plan.comparison.baseline}")
+    place.set_title(f"{name_of(name)}; diamonds: as reported", fontsize="medium")
+    place.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
+    return _saved(figure, folder, f"compare-{name}")
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def plot_run(scenario: Scenario, world: World, folder: Path) -> list[Path]:
+    """Windows and utilisation over time, as far as the log goes, and how TTFT and TPOT are distributed."""
+    end_ms = cut_ms(world) or float(world.requests["done_ms"].max())
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    _draw_windows(above, scenario, world, end_ms)
+    _draw_utilisation(below, world, end_ms)
+    below.set_xlabel("virtual time, s" + ("" if cut_ms(world) is None else " (the log goes no further)"))
+    figure.suptitle(f"{scenario.name}, seed {scenario.seed}")
+    return [_saved(figure, folder, "over-time"), _plot_times(scenario, world, folder)]
+
+
+def _draw_windows(place: Axes, scenario: Scenario, world: World, end_ms: float) -> None:
+    times, start = np.linspace(0, end_ms, NUM_TIMES), scenario.policies.window
+    windows = windows_over(log_of(world), times, start)
+    if not len(windows):
+        place.plot(times / 1000, np.full(NUM_TIMES, start), label="all pairs, never steered")
+    elif len(windows) <= MOST_LINES:
+        place.plot(times / 1000, windows.T, drawstyle="steps-post", linewidth=1)
+    else:
+        low, middle, high = np.quantile(windows, (0.1, 0.5, 0.9), axis=0)
+        place.fill_between(times / 1000, low, high, alpha=0.25, label="p10 to p90")
+        place.plot(times / 1000, middle, label="median")
+    if len(windows):
+        place.set_title(f"of the {len(windows):,} pairs that were steered", fontsize="medium")
+    if place.get_legend_handles_labels()[1]:
+        place.legend(fontsize="small")
+    place.set_ylabel("window")
+    place.set_ylim(bottom=0)
+    place.grid(alpha=0.3)
+
+
+def windows_over(log: NDArray[Any], times: Floats, start: int) -> NDArray[np.int64]:
+    """Of each pair that was steered, at each time: [pairs, times]. Before its first decision it has `start`."""
+    steers = log[log["kind"] == STEER]
+    order = np.argsort(steers["who"], kind="stable")
+    pairs, windows, at_ms = steers["who"][order], steers["num"][order], steers["end"][order]
+    found = np.empty((len(np.unique(pairs)), len(times)), np.int64)
+    begins = np.flatnonzero(np.diff(pairs, prepend=-1))
+    ends = np.append(begins[1:], len(pairs))[: len(begins)]
+    for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        place = np.searchsorted(at_ms[begin:end], times, side="right")
+        found[row] = np.concatenate(([start], windows[begin:end]))[place]
+    return found
+
+
+def _draw_utilisation(place: Axes, world: World, end_ms: float) -> None:
+    log, edges = log_of(world), np.linspace(0, end_ms, NUM_TIMES // 3)
+    for kind, num, label in ((PASS, len(world.nodes), "verifiers"), (STEP, len(world.devices), "drafters")):
+        busy = np.diff(busy_until(edges, log[log["kind"] == kind]))
+        place.plot((edges[1:] + edges[:-1]) / 2000, busy / np.diff(edges) / num, label=label)
+    place.set_ylabel("utilisation")
+    place.set_ylim(0, 1.05)
+    place.grid(alpha=0.3)
+    place.legend(fontsize="small")
+
+
+def busy_until(times: Floats, entries: NDArray[Any]) -> Floats:
+    """How long, up to each of the times, all that was logged took together: [times]"""
+
+    def since(points: Floats) -> Floats:  # the sum of what has passed since each point that is over
+        points = np.sort(points)
+        sums = np.concatenate(([0.0], np.cumsum(points)))
+        num = np.searchsorted(points, times)
+        passed: Floats = num * times - sums[num]
+        return passed
+
+    return since(entries["start"]) - since(entries["end"])
+
+
+def _plot_times(scenario: Scenario, world: World, folder: Path) -> Path:
+    requests = world.requests
+    ttft = requests["first_ms"] - requests["arrival_ms"]
+    tpot = (requests["done_ms"] - requests["first_ms"]) / np.maximum(requests["tokens"] - 1, 1)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    objective = scenario.objective
+    _draw_distribution(left, "TTFT, ms", np.asarray(ttft), objective.ttft_ms)
+    _draw_distribution(right, "TPOT, ms", np.asarray(tpot[requests["tokens"] > 1]), objective.tpot_ms)
+    left.set_ylabel("share of requests up to here")
+    figure.suptitle(f"{scenario.name}, seed {scenario.seed}")
+    return _saved(figure, folder, "times")
+
+
+def _draw_distribution(place: Axes, name: str, values: Floats, objective: float) -> None:
+    place.plot(np.sort(values), np.arange(1, len(values) + 1) / max(len(values), 1), drawstyle="steps-post")
+    place.axvline(objective, color="black", linestyle=":", label="objective")
+    place.set_xlabel(name)
+    place.set_ylim(0, 1)
+    place.grid(alpha=0.3)
+    place.legend(fontsize="small")

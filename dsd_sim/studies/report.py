@@ -1,0 +1,216 @@
+"""What a simulation showed, in the words of docs/glossary.md.
+
+Invariant: scenario and seed stand in every report, and nothing of the run's own time: equal runs report equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from rich.table import Table
+
+from dsd_sim.engine.fleet import Fleet
+from dsd_sim.engine.pair_reports import Seen
+from dsd_sim.scenario.scenario import Scenario
+
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+class Times(Struct, frozen=True):
+    """Milliseconds over requests."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class Fates(Struct, frozen=True):
+    """Guesses of all requests."""
+
+    drafted: int
+    accepted: int
+    rejected: int
+    late: int
+    discarded: int
+
+
+class Own(Struct, frozen=True):
+    """Tokens of all answers that the target drew with guesses before it."""
+
+    recovered: int  # in place of a wrong guess of the same pass
+    bonus: int  # behind guesses of a pass that were all right
+
+
+class Report(Struct, frozen=True):
+    """One simulation."""
+
+    scenario: str
+    seed: int
+    num_requests: int
+    num_tokens: int
+    num_windows: int  # verdicts of passes with draws
+    virtual_s: float  # from the first arrival to the end of the last answer
+    tokens_per_s: float
+    requests_per_s: float
+    goodput: float  # tokens per second of answers within the objective
+    soft_goodput: float  # the same, an answer beyond it counting by objective / time, of TTFT and of TPOT
+    ttft_ms: Times
+    tpot_ms: Times  # of answers of two tokens and more
+    latency_ms: Times
+    fates: Fates
+    own: Own
+    acceptance: float  # right guesses of those judged, in time or not
+    acceptance_length: float  # tokens committed per verify step
+    verifier_utilisation: float  # share of the time that passes run, mean over verifiers
+    drafter_utilisation: float
+    batch: float  # sessions of a pass, mean
+    queue: float  # queue utilisation at the end of a pass, mean
+    seen: Seen | None  # what controllers were shown; None where nothing was reported
+    unreached: tuple[str, ...] = ()  # changes and failures that it ended before
+
+    def encode(self) -> bytes:
+        """JSON, ending with a line feed."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def _names_of_figures() -> Iterator[str]:
+    for field in msgspec.structs.fields(Report):
+        if isinstance(field.type, type) and issubclass(field.type, Struct):
+            yield from (f"{field.name}.{part}" for part in field.type.__struct_fields__)
+        elif field.type in (int, float) and field.name != "seed":
+            yield field.name
+
+
+FIGURES = tuple(_names_of_figures())  # what a report says in numbers: ttft_ms.p50, goodput and so on
+
+
+def figure_of(report: Report, name: str) -> float:
+    """By its name in FIGURES."""
+    return float(attrgetter(name)(report))
+
+
+def figures_of(report: Report) -> dict[str, float]:
+    """All of them by their names."""
+    return {name: attrgetter(name)(report) for name in FIGURES}
+
+
+def is_lower_better(figure: str) -> bool:
+    """Of times; of all others more is better."""
+    return figure.partition(".")[0].endswith("_ms")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each row, below one with the keys that all of them have."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def report_of(scenario: Scenario, fleet: Fleet) -> Report:
+    """Of a fleet that has served all requests."""
+    world = fleet.world
+    requests, nodes = world.requests, world.nodes
+    begin, end = float(requests["arrival_ms"].min()), float(requests["done_ms"].max())
+    virtual_s = max(end - begin, 1e-9) / 1000
+    ttft = requests["first_ms"] - requests["arrival_ms"]
+    spans = requests["done_ms"] - requests["first_ms"]
+    tpot = spans / np.maximum(requests["tokens"] - 1, 1)
+    objective = scenario.objective
+    is_good = (ttft <= objective.ttft_ms) & (tpot <= objective.tpot_ms)
+    kept = _kept(ttft, objective.ttft_ms) * _kept(tpot, objective.tpot_ms)
+    fates = Fates(*(int(requests[name].sum()) for name in Fates.__struct_fields__))
+    num_judged = fates.accepted + fates.late + fates.rejected
+    num_passes = int(nodes["num_passes"].sum())
+    num_tokens = int(requests["tokens"].sum())
+    return Report(
+        scenario=scenario.name,
+        seed=scenario.seed,
+        num_requests=len(requests),
+        num_tokens=num_tokens,
+        num_windows=int(world.clock[0]["num_windows"]),
+        virtual_s=virtual_s,
+        tokens_per_s=num_tokens / virtual_s,
+        requests_per_s=len(requests) / virtual_s,
+        goodput=float(requests["tokens"][is_good].sum()) / virtual_s,
+        soft_goodput=float((requests["tokens"] * kept).sum()) / virtual_s,
+        ttft_ms=_times(ttft),
+        tpot_ms=_times(tpot[requests["tokens"] > 1]),
+        latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
+        fates=fates,
+        own=Own(*(int(requests[name].sum()) for name in Own.__struct_fields__)),
+        acceptance=(fates.accepted + fates.late) / num_judged if num_judged else 0.0,
+        acceptance_length=num_tokens / max(int(requests["passes"].sum()), 1),
+        verifier_utilisation=float(nodes["busy_ms"].mean()) / (virtual_s * 1000),
+        drafter_utilisation=float(world.devices["busy_ms"].mean()) / (virtual_s * 1000),
+        batch=float(nodes["sum_batch"].sum()) / max(num_passes, 1),
+        queue=float(nodes["sum_queue"].sum()) / max(num_passes, 1),
+        seen=fleet.reported.means(),
+        unreached=tuple(_unreached(scenario, end / 1000)),
+    )
+
+
+def _unreached(scenario: Scenario, end_s: float) -> Iterator[str]:
+    yield from (f"change at {each.at_s:g} s" for each in scenario.change if each.at_s >= end_s)
+    yield from (f"failure of {each.part} at {each.at_s:g} s" for each in scenario.failure if each.at_s >= end_s)
+
+
+def _kept(times: NDArray[np.float64], objective_ms: float) -> NDArray[np.float64]:
+    """How far each time keeps to the objective: 1 where it does, else objective / time."""
+    return objective_ms / np.maximum(times, objective_ms)
+
+
+def _times(values: NDArray[np.float64]) -> Times:
+    if not len(values):
+        return Times(0.0, 0.0, 0.0, 0.0)
+    return Times(float(values.mean()), *(float(np.quantile(values, quantile)) for quantile in QUANTILES))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table for people."""
+
+    name: str
+    value: str
+
+
+def table_of(report: Report) -> Table:
+    table = Table("", "", title=f"{report.scenario}, seed {report.seed}", title_justify="left", show_header=False)
+    for row in _rows(report):
+        table.add_row(row.name, row.value)
+    return table
+
+
+def _rows(report: Report) -> list[Row]:
+    fates = report.fates
+    shares: dict[str, Any] = {name: getattr(fates, name) for name in ("accepted", "rejected", "late", "discarded")}
+    rows = [
+        Row("requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"),
+        Row("throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"),
+        Row("goodput", f"{report.goodput:,.1f} tokens/s"),
+        Row("TTFT, ms", _told(report.ttft_ms)),
+        Row("TPOT, ms", _told(report.tpot_ms)),
+        Row("latency, ms", _told(report.latency_ms)),
+        Row("drafted", f"{fates.drafted:,}: " + ", ".join(f"{num:,} {name}" for name, num in shares.items())),
+        Row("of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"),
+        Row("acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"),
+        Row("utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"),
+        Row("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),
+    ]
+    if report.unreached:
+        rows.append(Row("ended before", "; ".join(report.unreached)))
+    return rows
+
+
+def _told(times: Times) -> str:
+    return f"{times.p50:,.1f} median, {times.p90:,.1f} p90, {times.p99:,.1f} p99, {times.mean:,.1f} mean"

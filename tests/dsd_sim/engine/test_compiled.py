@@ -1,0 +1,35 @@
+"""What numba has compiled is used only as long as all of the code is the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ASK = "import dsd_sim, numba; from dsd_sim.engine.cloud import reservation; print(numba.config.CACHE_DIR, reservation(700))"
+
+
+def compiled_by(code: Path, home: Path) -> tuple[Path, int]:
+    """The folder in which a copy of the code keeps what it compiled, and KV tokens reserved for 700."""
+    env = os.environ | {"DSD_HOME": str(home), "PYTHONPATH": str(code)}
+    done = subprocess.run([sys.executable, "-c", ASK], cwd=code, env=env, capture_output=True, text=True, check=True)
+    folder, reserved = done.stdout.split()
+    return Path(folder), int(reserved)
+
+
+def test_a_changed_file_has_everything_compiled_anew(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    for name in ("dsd_sim", "shared", "awc"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    first, reserved = compiled_by(code, tmp_path / "home")
+    assert reserved == 1024
+    assert any(first.rglob("*.nbi"))
+    assert compiled_by(code, tmp_path / "home") == (first, 1024)
+    called = code / "dsd_sim" / "cloud.py"
+    called.write_text(called.read_text().replace("KV_BLOCK = 512", "KV_BLOCK = 100"))
+    second, reserved = compiled_by(code, tmp_path / "home")
+    assert second != first
+    assert reserved == 700

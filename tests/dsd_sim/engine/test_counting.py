@@ -1,0 +1,210 @@
+"""The counting form of a session against the state machines that the services run, event by event."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dsd_sim.engine import draft_session, records, verify_session
+from shared.drafter_session import DrafterSession, DraftStep
+from shared.messages import NO_TOKENS, Draft, Open, Sampling, Speculate, Speculation, TokenIds, Verdict
+from shared.verifier_session import PassInfo, PassRow, VerifierSession
+
+NUM_SCENARIOS = 1000
+PROMPT = 3
+STOP_ID = 1
+DRAFTER_FIELDS = ("committed", "computed", "sent", "epoch", "drafted", "closed", "free_run", "window", "chunk")
+VERIFIER_FIELDS = ("length", "computed", "epoch", "pending_base")
+FATES = ("accepted", "rejected", "late", "discarded")
+
+
+@dataclass
+class Pair:
+    """Both sides in both forms, and the messages under way, each in both forms."""
+
+    rng: random.Random
+    now: float = 0.0
+    drafts: deque[tuple[Draft, Any]] = field(default_factory=deque)
+    verdicts: deque[tuple[Verdict, Any]] = field(default_factory=deque)
+    step: DraftStep | None = None
+    row: PassRow | None = None
+
+    def __post_init__(self) -> None:
+        rng = self.rng
+        self.max_tokens = rng.randint(1, 40)
+        self.stop = PROMPT + rng.randint(1, 50)
+        self.truth = [2 * position + 10 for position in range(200)]
+        self.truth[self.stop - 1] = STOP_ID
+        quality = rng.choice([0.0, 0.5, 0.8, 0.95, 1.0])
+        self.right = [rng.random() < quality for _ in range(200)]
+        self.confidence = [rng.random() for _ in range(200)]
+        window, chunk, free_run = rng.randint(0, 12), rng.randint(1, 12), rng.random() < 0.6
+        prompt, stops = TokenIds(self.truth[:PROMPT]), TokenIds([STOP_ID])
+        order = Open("s", 0, "d", prompt, NO_TOKENS, Sampling(), stops, self.max_tokens, free_run=free_run)
+        ask = Speculate("s", 0, "v", prompt, NO_TOKENS, Sampling(), stops, self.max_tokens, Speculation())
+        self.verifier = VerifierSession.opened(order, "g", 0.0)
+        self.drafter = DrafterSession.started(ask, window, chunk, free_run, 0.0)
+        self.drafter.steer(window, chunk, free_run)
+        self.d = np.zeros(1, records.DRAFTER).view(np.recarray)[0]
+        self.v = np.zeros(1, records.VERIFIER).view(np.recarray)[0]
+        limit = PROMPT + self.max_tokens
+        draft_session.start_drafter(self.d, PROMPT, self.stop, limit, window, chunk, free_run, 0.0)
+        verify_session.open_verifier(self.v, PROMPT, self.stop, limit, free_run, True, 0.0)
+
+    @property
+    def is_over(self) -> bool:
+        return self.verifier.finish is not None and self.drafter.closed and not self.drafts and not self.verdicts
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        if self.step is None and self.drafter.wants_step:
+            most = self.rng.randint(1, 4)
+            self.step = self.drafter.begin_step(most)
+            assert draft_session.begin_step(self.d, most) == len(self.step.fed_ids)
+
+    def end_step(self) -> None:
+        if self.step is None:
+            return
+        position = self.step.start + len(self.step.fed_ids)
+        is_true_so_far = self.drafter.tokens[:position] == self.truth[:position]
+        guess = self.truth[position] if is_true_so_far and self.right[position] else 2 * position + 11
+        taken = self.drafter.end_step(self.step, guess, self.confidence[position])
+        assert draft_session.end_step(self.d, self.right[position], self.confidence[position]) == taken
+        self.step = None
+
+    def send(self) -> None:
+        m = new_message()
+        draft = self.drafter.take_draft(self.now)
+        assert draft_session.take_draft(self.d, m, self.now) == (draft is not None)
+        self.under_way(draft, m)
+
+    def time_out(self) -> None:
+        due = self.drafter.resend_at
+        assert (np.inf if due is None else due) == draft_session.resend_at(self.d)
+        m = new_message()
+        draft = self.drafter.on_timer(self.now)
+        assert draft_session.on_timer(self.d, m, self.now) == (draft is not None)
+        self.under_way(draft, m)
+
+    def under_way(self, draft: Draft | None, m: Any) -> None:
+        if draft is not None:
+            assert (draft.epoch, draft.base, len(draft.token_ids)) == told_in(m, "epoch", "base", "num")
+            self.drafts.append((draft, m))
+
+    def steer(self) -> None:
+        window, chunk, free_run = self.rng.randint(0, 12), self.rng.randint(1, 6), self.rng.random() < 0.7
+        min_confidence = self.rng.choice([0.0, 0.3])
+        self.drafter.steer(window, chunk, free_run, min_confidence)
+        draft_session.steer(self.d, window, chunk, free_run, min_confidence)
+
+    def hear_draft(self) -> None:
+        if not self.drafts:
+            return
+        draft, m = self.take(self.drafts)
+        answer = new_message()
+        verdict = self.verifier.on_draft(draft, self.now)
+        assert verify_session.on_draft(self.v, m, answer, self.now) == (verdict is not None)
+        self.told(verdict, answer)
+
+    def hear_verdict(self) -> None:
+        if not self.verdicts:
+            return
+        verdict, m = self.take(self.verdicts)
+        assert draft_session.on_verdict(self.d, m, self.now) == self.drafter.on_verdict(verdict, self.now)
+
+    def take(self, queue: deque[Any]) -> Any:
+        """The oldest message; sometimes it comes again later, or a younger one comes first."""
+        if self.rng.random() < 0.1:
+            queue.rotate(1)
+        message = queue.popleft()
+        if self.rng.random() < 0.05:
+            queue.append(message)
+        return message
+
+    def begin_pass(self) -> None:
+        assert verify_session.is_ready(self.v) == self.verifier.ready
+        if self.verifier.ready:
+            most, guesses = self.rng.randint(1, 8), self.rng.randint(0, 8)
+            self.row = self.verifier.begin_pass(most, guesses)
+            assert verify_session.begin_pass(self.v, most, guesses) == len(self.row.fed_ids)
+
+    def end_pass(self) -> None:
+        if self.row is None:
+            return
+        draws = self.truth[self.row.base : self.row.base + self.row.num_draws]
+        verdict = self.verifier.end_pass(self.row, draws, PassInfo(7.0, 2, 0.5, 9), self.now)
+        self.row = None
+        answer = new_message()
+        assert verify_session.end_pass(self.v, answer, 7.0, 2, 0.5, 9, self.now) == (verdict is not None)
+        self.told(verdict, answer)
+
+    def told(self, verdict: Verdict | None, m: Any) -> None:
+        if verdict is None:
+            return
+        assert (verdict.epoch, verdict.base, len(verdict.token_ids)) == told_in(m, "epoch", "base", "num")
+        assert (verdict.accepted, verdict.finish is not None) == told_in(m, "accepted", "finish")
+        assert (verdict.batch, verdict.pass_tokens) == told_in(m, "batch", "pass_tokens")
+        if self.rng.random() < 0.95:
+            self.verdicts.append((verdict, m))
+
+    # --- comparison ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        drafter, verifier, d, v = self.drafter, self.verifier, self.d, self.v
+        assert [getattr(drafter, name) for name in DRAFTER_FIELDS] == [d[name] for name in DRAFTER_FIELDS]
+        assert [getattr(verifier, name) for name in VERIFIER_FIELDS] == [v[name] for name in VERIFIER_FIELDS]
+        assert (len(drafter.tokens), len(verifier.pending)) == (d.length, v.pending)
+        assert (verifier.finish is not None) == v.finished
+        for machine, record in ((drafter, d), (verifier, v)):
+            assert [getattr(machine.fates, fate) for fate in FATES] == [record[fate] for fate in FATES]
+        assert abs(verifier.survival.probability - verify_session.survival(v)) < 1e-9
+        assert drafter.can_draft == draft_session.can_draft(d)
+
+
+def told_in(m: Any, *names: str) -> tuple[Any, ...]:
+    return tuple(m[name] for name in names)
+
+
+def new_message() -> Any:
+    return np.zeros(1, records.MESSAGE).view(np.recarray)[0]
+
+
+def play(seed: int) -> Pair:
+    pair = Pair(random.Random(seed))
+    often = [
+        pair.begin_step,
+        pair.end_step,
+        pair.send,
+        pair.hear_draft,
+        pair.hear_verdict,
+        pair.begin_pass,
+        pair.end_pass,
+    ]
+    for _ in range(3000):
+        pair.now += pair.rng.random() * 10
+        pair.rng.choice(often if pair.rng.random() < 0.95 else [pair.steer, pair.time_out])()
+        pair.check()
+        if pair.is_over:
+            break
+    return pair
+
+
+def test_the_counting_form_commits_and_discards_what_the_state_machines_do() -> None:
+    num_over = num_accepted = num_rejected = num_late = num_discarded = 0
+    for seed in range(NUM_SCENARIOS):
+        pair = play(seed)
+        num_over += pair.is_over
+        fates = pair.drafter.fates
+        num_accepted += fates.accepted
+        num_rejected += fates.rejected
+        num_late += fates.late
+        num_discarded += fates.discarded
+        if pair.drafter.closed:
+            assert pair.d.drafted == fates.total
+    assert num_over > 0.9 * NUM_SCENARIOS, "most scenarios run to their end"
+    assert min(num_accepted, num_rejected, num_late, num_discarded) > NUM_SCENARIOS, "every fate is met often"

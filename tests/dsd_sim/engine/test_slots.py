@@ -1,0 +1,59 @@
+"""Sessions at once: the world grows with them, and nothing that it shows depends on how."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dsd_sim.engine.world import with_more_slots
+from tests.dsd_sim.builders import a_fleet, a_world, stop_and_wait
+
+
+def test_a_client_that_asks_again_before_its_drafter_has_heard_the_end_finds_room() -> None:
+    """The link takes a hundred times as long as an answer."""
+    world = a_world(60, tokens=1, num_slots=2, rtt_ms=2000.0)
+    world.requests["client"] = 0
+    fleet = a_fleet(world)
+    fleet.run()
+    assert (fleet.world.requests["done_ms"] > 0).all()
+    assert len(fleet.world.slots) > 2
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 16])
+def test_how_much_room_there_was_in_the_beginning_changes_nothing(num_slots: int) -> None:
+    def served(room: int | None) -> bytes:
+        world = a_world(24, num_devices=2, tokens=40, num_slots=room)
+        world.requests["device"] = np.arange(24) % 2
+        world.requests["arrival_ms"] = np.arange(24) * 30.0
+        fleet = a_fleet(world)
+        fleet.run()
+        return fleet.world.requests.tobytes()
+
+    assert served(num_slots) == served(None)
+
+
+def test_more_room_keeps_all_that_there_is() -> None:
+    world = a_world(4, num_devices=3, num_nodes=2, tokens=7)
+    world.clock[0]["num_free_slots"] = 1
+    world.right[2], world.device_slots[1, 2] = True, 9
+    wider = with_more_slots(world)
+    assert len(wider.slots) == len(wider.drafters) == len(wider.verifiers) == 8
+    assert wider.right.shape == wider.confidence.shape == (8, 8)
+    assert wider.device_slots.shape == (3, 8)
+    assert wider.node_slots.shape == wider.batches.shape == (2, 8)
+    assert wider.right[2].all()
+    assert wider.device_slots[1, 2] == 9
+    assert wider.clock[0]["num_free_slots"] == 5
+    assert sorted(wider.free_slots[1:5].tolist()) == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("rate", "counted", "other"), [(0.0, "recovered", "bonus"), (1.0, "bonus", "recovered")])
+def test_the_target_s_own_tokens_are_recovered_behind_a_wrong_guess_and_bonus_behind_right_ones(
+    rate: float, counted: str, other: str
+) -> None:
+    fleet = a_fleet(a_world(1, tokens=61, choice=stop_and_wait(4)), rate=rate)
+    fleet.run()
+    (request,) = fleet.world.requests
+    assert request[other] == 0
+    assert request["accepted"] + request[counted] == 60, "all but the first, which comes with the prompt"
+    assert request[counted] == (60 if rate == 0 else 12)

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from model_zoo.errors import ExportError, UnusableModel
-from model_zoo.gguf_llama import UnsupportedGguf
-from model_zoo.lengths import MeasuredLengths, histogram, read_trace
-from model_zoo.onnx_export import Exporter
+from model_zoo.exporting.gguf_llama import UnsupportedGguf
+from model_zoo.exporting.onnx_export import Exporter
+from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
 from model_zoo.paths import DEFAULT_PAIR, default_models_dir
 from model_zoo.prepare import Notify, prepare
 from model_zoo.prompt_file import read_prompts
@@ -89,7 +89,9 @@ def export_draft_of_a_model(
     The draft is written when it agrees; how well its guesses follow the model is reported and kept in export.json.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: its threads must not spin
-    from model_zoo.export import export_model  # loads torch, which `prepare` with nothing to do must not wait for
+    from model_zoo.exporting.export import (
+        export_model,  # loads torch, which `prepare` with nothing to do must not wait for
+    )
 
     started = time.monotonic()
     try:
@@ -142,7 +144,7 @@ def record_what_a_pair_says(
 ) -> None:
     """Record what a target says to prompts, and where a draft would have guessed it, to replay both elsewhere."""
     _check_can_be_made(out)
-    from model_zoo.record import prompt_ids, record, stop_ids  # loads torch and transformers
+    from model_zoo.measuring.record import prompt_ids, record, stop_ids  # loads torch and transformers
     from services.cloud_verifier.model import load_target
     from services.edge_drafter.model import load_draft
 
@@ -211,7 +213,7 @@ def _lengths_of_trace(path: Path) -> MeasuredLengths:
 
 
 def _lengths_of_answers(texts: list[str], name: str, folder: Path, max_tokens: int, threads: int) -> MeasuredLengths:
-    from model_zoo.record import answers, prompt_ids, stop_ids  # loads torch and transformers
+    from model_zoo.measuring.record import answers, prompt_ids, stop_ids  # loads torch and transformers
     from services.cloud_verifier.model import load_target
 
     with _progress(f"loading {folder}") as notify:
@@ -236,7 +238,7 @@ def time_a_model_on_this_machine(
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Time a target's passes, or a draft's steps, and fit the times that the simulator goes by."""
-    from model_zoo import profile  # loads torch
+    from model_zoo.measuring import profile  # loads torch
     from services.cloud_verifier.model import load_target
     from services.edge_drafter.model import load_draft
 

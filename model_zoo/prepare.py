@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from model_zoo.exporting.staging import remove_leftovers, settle, staging
 from model_zoo.manifest import Manifest, describe, read_manifest, sync, write_manifest
-from model_zoo.staging import remove_leftovers, settle, staging
 
 _LOCK_FILE = ".lock"
 

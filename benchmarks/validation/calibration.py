@@ -21,7 +21,7 @@ from scipy.optimize import lsq_linear
 from benchmarks.harness.latency import Sample
 from benchmarks.validation.clock import Computed
 from benchmarks.validation.load import Phase
-from model_zoo.profile import PassPoint, StepPoint, fit_passes, fit_steps
+from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps
 from services.cloud_verifier.settings import VerifierSettings
 from shared.profiles import PassTimes, StepTimes
 

@@ -42,7 +42,7 @@ class Recordings:
 
 def record(draft: str, folder: Path, num_tokens: int) -> None:
     """Writes both files of a draft."""
-    from model_zoo import record as recorder  # these load torch, which those who start this process need not
+    from model_zoo.measuring import record as recorder  # these load torch, which those who start this process need not
     from services.cloud_verifier.model import load_target
     from services.edge_drafter.model import load_draft
     from services.gateway.template import ChatMessage

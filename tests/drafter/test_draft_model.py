@@ -15,7 +15,7 @@ import torch
 from transformers import GPTNeoXConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 from transformers.models.auto import AutoModelForCausalLM
 
-from model_zoo.onnx_export import export_draft, run_exporter
+from model_zoo.exporting.onnx_export import export_draft, run_exporter
 from services.edge_drafter.model import DraftModel, load_draft
 
 VOCAB = 512
@@ -67,7 +67,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "genai_config.json":
         export_draft(source, source / "fp32", "fp32")
     else:
-        done = run_exporter("model_zoo.torch_export", [str(source), str(source), "fp32"])
+        done = run_exporter("model_zoo.exporting.torch_export", [str(source), str(source), "fp32"])
         assert done.returncode == 0, done.stdout
     return TinyPair(reference, source / "fp32", request.param, load_draft(str(source / "fp32"), num_threads=1))
 

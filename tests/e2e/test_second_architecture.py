@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers.models.qwen3 import Qwen3Config
 
-from model_zoo.onnx_export import export_draft
+from model_zoo.exporting.onnx_export import export_draft
 from services.cloud_verifier.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from shared.memory_bus import MemoryNetwork

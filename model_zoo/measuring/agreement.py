@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from model_zoo.draft_step import cache_name
+from model_zoo.exporting.draft_step import cache_name
 from services.edge_drafter.model import DraftModel
 
 NUM_TEXTS, TEXT_LENGTH, TAIL_LENGTH = 4, 36, 7

@@ -23,13 +23,14 @@ from transformers.models.qwen3 import Qwen3Config
 from transformers.models.t5 import T5Config
 from transformers.models.vit import ViTConfig
 
-from model_zoo import export, source
-from model_zoo.agreement import Disagreement, check_agreement, reference_of
+from model_zoo import source
 from model_zoo.errors import ExportError, UnusableModel
-from model_zoo.export import ExportRecord, export_model
+from model_zoo.exporting import export
+from model_zoo.exporting.export import ExportRecord, export_model
+from model_zoo.exporting.onnx_export import Exporter, Precision, builder_architectures
+from model_zoo.exporting.torch_export import max_context
 from model_zoo.manifest import sha256_of
-from model_zoo.onnx_export import Exporter, Precision, builder_architectures
-from model_zoo.torch_export import max_context
+from model_zoo.measuring.agreement import Disagreement, check_agreement, reference_of
 from services.edge_drafter.model import DraftCache, DraftModel, load_draft
 from tests.gateway.tiny import SPECIAL, TEMPLATE, make_folder
 from tests.verifier.tiny_models import save_model

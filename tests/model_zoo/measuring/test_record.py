@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_zoo.record import prompt_ids, record, stop_ids
+from model_zoo.measuring.record import prompt_ids, record, stop_ids
 from services.cloud_verifier.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from shared.memory_bus import MemoryNetwork

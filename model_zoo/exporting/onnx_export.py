@@ -66,7 +66,10 @@ def export_draft(source_folder: Path, out_folder: Path, precision: Precision) ->
 
 def _easier(source_folder: Path, scratch: Path) -> Path:
     """The model rotated where it is one that can be, else the folder itself."""
-    from model_zoo.rotation import can_rotate, rotate  # loads torch: `prepare` with nothing to do must not wait for it
+    from model_zoo.exporting.rotation import (  # loads torch: `prepare` with nothing to do must not wait for it
+        can_rotate,
+        rotate,
+    )
 
     config = source_folder / "config.json"
     if not config.is_file() or not can_rotate(json.loads(config.read_text(encoding="utf-8"))):

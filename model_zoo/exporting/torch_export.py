@@ -1,4 +1,4 @@
-"""python -m model_zoo.torch_export: drafts by torch's exporter, for architectures that the model builder does not know.
+"""python -m model_zoo.exporting.torch_export: drafts by torch's exporter, for architectures that the model builder does not know.
 
 The graph has the form of services/edge_drafter/exported_graph.py. int8 and int4 quantise the weights of the matrix
 products (MatMulNBits, symmetric, blocks as for the model builder) and leave embeddings and norms in float32; the
@@ -16,7 +16,7 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from model_zoo.draft_step import DraftStep, UnsupportedDraft, example_inputs, layer_sizes, with_products
+from model_zoo.exporting.draft_step import DraftStep, UnsupportedDraft, example_inputs, layer_sizes, with_products
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
 
 PLAIN = "fp32"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from model_zoo import onnx_export
-from model_zoo.onnx_export import ExportError, Precision, export_draft
+from model_zoo.exporting import onnx_export
+from model_zoo.exporting.onnx_export import ExportError, Precision, export_draft
 from services.edge_drafter.model import load_draft
 
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from model_zoo.gguf_llama import UnsupportedGguf, convert
+from model_zoo.exporting.gguf_llama import UnsupportedGguf, convert
 
 TOKENS = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "it", "12"]
 MERGES = ["i t", "1 2"]

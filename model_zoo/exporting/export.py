@@ -14,10 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from model_zoo.agreement import Agreement, check_agreement, reference_of
 from model_zoo.errors import ExportError
-from model_zoo.manifest import FileEntry, describe, sha256_of, sync
-from model_zoo.onnx_export import (
+from model_zoo.exporting.onnx_export import (
     Exporter,
     Precision,
     builder_architectures,
@@ -25,10 +23,12 @@ from model_zoo.onnx_export import (
     run_exporter,
     tail_of,
 )
+from model_zoo.exporting.staging import settle, staging
+from model_zoo.exporting.torch_export import PLAIN, UNSUPPORTED
+from model_zoo.manifest import FileEntry, describe, sha256_of, sync
+from model_zoo.measuring.agreement import Agreement, check_agreement, reference_of
 from model_zoo.prepare import Notify
 from model_zoo.source import ALL_FILES, Source, open_source
-from model_zoo.staging import settle, staging
-from model_zoo.torch_export import PLAIN, UNSUPPORTED
 from services.edge_drafter.model import load_draft
 
 RECORD_FILE = "export.json"
@@ -92,7 +92,9 @@ def _choose(exporter: Exporter, source: Source) -> Exporter:
 def _export_by_torch(source: Source, scratch: Path, precision: Precision) -> None:
     """Writes scratch/fp32 and, made from it, scratch/<precision>."""
     precisions = list(dict.fromkeys([PLAIN, precision]))
-    done = run_exporter("model_zoo.torch_export", [str(source.folder.resolve()), str(scratch.resolve()), *precisions])
+    done = run_exporter(
+        "model_zoo.exporting.torch_export", [str(source.folder.resolve()), str(scratch.resolve()), *precisions]
+    )
     if done.returncode == UNSUPPORTED:
         reason = done.stdout.strip().splitlines()[-1]
         raise ExportError(f"{source.named} ({source.architecture}) can't be exported: {reason}")

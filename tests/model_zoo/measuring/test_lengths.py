@@ -14,7 +14,7 @@ import pytest
 from dsd_sim.scenario.demand import MeasuredLengths as ReadLengths
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.scenario.workload import make_requests
-from model_zoo.lengths import MeasuredLengths, histogram, read_trace
+from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
 from tests.model_zoo.command import model_zoo
 
 ROOT = Path(__file__).parents[2]

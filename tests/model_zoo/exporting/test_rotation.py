@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model_zoo import onnx_export
 from model_zoo.errors import ExportError
-from model_zoo.onnx_export import export_draft
-from model_zoo.rotation import can_rotate, rotate, rotation_of
+from model_zoo.exporting import onnx_export
+from model_zoo.exporting.onnx_export import export_draft
+from model_zoo.exporting.rotation import can_rotate, rotate, rotation_of
 from services.edge_drafter.model import load_draft
 
 

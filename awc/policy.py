@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shared.messages import MAX_TOKENS, MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_TOKENS, MAX_WINDOW, PairReport
 
 # No working drafter reports more of one pair: guesses judged between two reports, sessions, sessions of a pass, tokens
 # of a context or a pass, milliseconds.

@@ -22,7 +22,7 @@ from awc_training.scenarios import TRAINING, drawn
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import Cell
 from dsd_sim.studies.report import Report
-from shared.batching import HINGES
+from shared.policies.batching import HINGES
 
 CLOUD_ONLY = 1  # the window as the network sees it
 # Its label. A prediction up to 1 means cloud-only: 1 is to lie halfway between the label and the usual windows.

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shared.compiled import keep_compiled
+from shared.runtime.compiled import keep_compiled
 
 keep_compiled()

@@ -29,10 +29,10 @@ from model_zoo.prepare import Notify, prepare
 from model_zoo.prompt_file import read_prompts
 from model_zoo.smollm2 import Part, recipes
 from model_zoo.wheel import DownloadError
-from shared.machine import describe_machine
-from shared.messages import Sampling
-from shared.profiles import PROFILE_NAME, Profile
-from shared.recording import Header, Recorded, Recording
+from shared.data.profiles import PROFILE_NAME, Profile
+from shared.data.recording import Header, Recorded, Recording
+from shared.protocol.messages import Sampling
+from shared.runtime.machine import describe_machine
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console(stderr=True, soft_wrap=True)

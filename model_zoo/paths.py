@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.home import home
+from shared.runtime.home import home
 
 DEFAULT_PAIR = "smollm2-135m"
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from services.cloud_verifier.kv import Prefix
 from services.cloud_verifier.model import Drawn, Row
-from shared.messages import TokenIds, TokenLogprobs
+from shared.protocol.messages import TokenIds, TokenLogprobs
 
 VOCABULARY = 97
 MAX_CONTEXT = 1024

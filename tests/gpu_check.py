@@ -28,8 +28,8 @@ from model_zoo.paths import default_models_dir
 from services.cloud_verifier.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from services.gateway.tokenizer import load_tokenizer
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Sampling
 from tests.e2e.harness import running
 from tests.e2e.prompts import read_prompts
 from tests.e2e.test_bits import ALONE, SAMPLINGS, Way, texts

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared import subjects
-from shared.bus import Absent, Bus
-from shared.messages import Heartbeat, Load, Message, Service
+from shared.bus.bus import Absent, Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Heartbeat, Load, Message, Service
 
 WAIT_S = 10.0
 

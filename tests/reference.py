@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.messages import Sampling
-from shared.sampling import History
+from shared.protocol.messages import Sampling
+from shared.protocol.sampling import History
 
 
 def long_way(logits: np.ndarray, sampling: Sampling, history: History) -> list[float]:

@@ -22,9 +22,9 @@ from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.window_controller.metrics import ControllerMetrics
 from services.window_controller.pairs import DropReason
-from shared import profiles
-from shared.messages import FailureCode
-from shared.metrics import BusMetrics, ProcessMetrics
+from shared.data import profiles
+from shared.protocol.messages import FailureCode
+from shared.runtime.metrics import BusMetrics, ProcessMetrics
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -33,9 +33,9 @@ CODE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 PROTOCOL_TESTS = {  # the letters that docs/protocol.md gives to files of tests
-    "V": "tests/shared/test_verifier_session.py",
-    "D": "tests/shared/test_drafter_session.py",
-    "P": "tests/shared/test_protocol.py",
+    "V": "tests/shared/protocol/test_verifier_session.py",
+    "D": "tests/shared/protocol/test_drafter_session.py",
+    "P": "tests/shared/protocol/test_protocol.py",
     "S": "tests/gateway/test_session.py",
     "M": "tests/gateway/test_stream.py",
     "F": "tests/gateway/test_failover.py",
@@ -194,7 +194,7 @@ def test_every_metric_class_of_a_service_is_looked_at() -> None:
     """A metric made anywhere else would escape the test above."""
     homes = {name_of(path) for path in CODE if re.search(r"\b(Counter|Gauge|Histogram)\(\s*\"", path.read_text())}
     services = ("cloud_verifier", "edge_drafter", "gateway", "window_controller")
-    assert homes == {"shared/metrics.py"} | {f"services/{service}/metrics.py" for service in services}
+    assert homes == {"shared/runtime/metrics.py"} | {f"services/{service}/metrics.py" for service in services}
 
 
 def test_every_reason_kind_and_code_that_labels_a_metric_is_documented() -> None:

@@ -83,7 +83,12 @@ def test_shared_imports_nothing_of_ours_and_no_model_runtime() -> None:
 
 
 def test_awc_policies_import_only_pure_parts_of_shared_and_numpy() -> None:
-    allowed = {"shared.messages", "shared.batching", "shared.routing", "shared.sampling"}
+    allowed = {
+        "shared.protocol.messages",
+        "shared.policies.batching",
+        "shared.policies.routing",
+        "shared.protocol.sampling",
+    }
     for name in in_package("awc"):
         if name in in_package("awc_training"):
             continue
@@ -98,7 +103,7 @@ def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_serv
     allowed = {
         f"shared.{part}"
         for part in ("drafter_session", "verifier_session", "messages", "batching", "routing", "recording", "profiles")
-    } | {"shared.compiled"}
+    } | {"shared.runtime.compiled"}
     for name in in_package("dsd_sim"):
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
         assert ours <= allowed, f"{name} imports {ours - allowed}"

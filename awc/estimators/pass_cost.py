@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.messages import MAX_TOKENS
+from shared.protocol.messages import MAX_TOKENS
 
 LONGEST_MS = 60_000.0  # what takes longer, or feeds more than MAX_TOKENS, is no pass
 FLAT_TOKENS = 128.0  # a priori a pass costs as much beside its tokens as this many of them

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 PATIENCE = 20  # reports with another window in force, after which a trial is given up
 LEAST_TPOT_MS = 1e-3

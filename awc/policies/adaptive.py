@@ -35,7 +35,7 @@ from awc.estimators.features import CHOICE_INPUTS, choice_inputs
 from awc.estimators.network import Network, read_network
 from awc.estimators.pass_cost import PassCost, PassCosts
 from awc.policy import WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 WEIGHTS = Path(__file__).with_name("adaptive.npz")
 NONE = WindowChoice(0, 1, free_run=True)  # nothing is drafted

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from awc.estimators.acceptance import Acceptance
 from awc.policy import WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 WINDOWS = np.arange(MAX_WINDOW + 1)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from awc.policy import WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 STEPS = 20  # from 0 to 1; smaller differences are not worth a decision
 MAX_THRESHOLD = 0.9  # above, nearly every guess would be the last of its window

@@ -35,7 +35,7 @@ from typing import ClassVar
 from awc.estimators.acceptance import Acceptance
 from awc.estimators.trial import Trial
 from awc.policy import WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 ARMS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, MAX_WINDOW)  # neighbours are about equally fast
 PRIOR, PRIOR_WEIGHT = 0.9, 4.0  # acceptance before anything was judged, and the guesses that it counts for

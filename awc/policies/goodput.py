@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from awc.estimators.acceptance import Acceptance
 from awc.estimators.pass_cost import PassCost, PassCosts
 from awc.policy import WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 WINDOWS = np.arange(MAX_WINDOW + 1, dtype=np.float64)
 HAS_TRIP = (WINDOWS > 0).astype(np.float64)  # the batch alone waits for nobody

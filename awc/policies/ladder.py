@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from awc.policy import WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 
 @dataclass(frozen=True, slots=True)

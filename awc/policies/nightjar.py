@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from awc.estimators.trial import Trial
 from awc.policy import WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 SEED = 2512
 REPORT_MS = 250.0  # between two reports

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from awc.policy import WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 
 @dataclass(frozen=True, slots=True)

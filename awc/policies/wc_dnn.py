@@ -22,7 +22,7 @@ from awc.estimators.acceptance import Acceptance
 from awc.estimators.features import window_inputs
 from awc.estimators.network import Network, read_network
 from awc.policy import WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 WEIGHTS = Path(__file__).with_name("wc_dnn.npz")
 MAX_PREDICTED = 12

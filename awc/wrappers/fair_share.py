@@ -25,7 +25,7 @@ from weakref import ref
 from awc.estimators.acceptance import TurningAcceptance
 from awc.estimators.pass_cost import PassCost, PassCosts
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 ROUNDS = 8  # in which the length of the pass and the depths settle on each other
 MAX_VERIFIERS = 1024

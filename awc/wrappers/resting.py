@@ -19,7 +19,7 @@ from statistics import median
 
 from awc.estimators.trial import Trial
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 LEAST = 3  # reports: the median of fewer is moved by an odd one, such as one in which prompts were read
 RESTING = WindowChoice(window=0, chunk=1, free_run=True)

@@ -37,7 +37,7 @@ from services.gateway.keys import new_key
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
+from shared.runtime.home import home
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 NUM_AT_ONCE = 8

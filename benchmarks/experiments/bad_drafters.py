@@ -39,12 +39,13 @@ from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
-from shared import nats_bus, subjects
-from shared.bus import Absent
-from shared.config import ServiceSettings
-from shared.home import home
-from shared.messages import Heartbeat, Message, Speculation
-from shared.metrics import BusMetrics
+from shared.bus import nats_bus
+from shared.bus.bus import Absent
+from shared.protocol import subjects
+from shared.protocol.messages import Heartbeat, Message, Speculation
+from shared.runtime.config import ServiceSettings
+from shared.runtime.home import home
+from shared.runtime.metrics import BusMetrics
 from tests.e2e.harness import Client
 
 ALONE, CONTROL, LYING, SILENT = "no drafter", "no drafter, again", "lying drafter", "silent drafter"

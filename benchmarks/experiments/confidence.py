@@ -20,9 +20,9 @@ from rich.table import Table
 from services.cloud_verifier.model import load_target
 from services.edge_drafter.model import load_draft
 from services.gateway.tokenizer import load_tokenizer
-from shared.home import home
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling, Speculation
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Sampling, Speculation
+from shared.runtime.home import home
 from tests.e2e.harness import ANSWER_S, Cell, running
 from tests.e2e.prompts import read_prompts
 

@@ -32,11 +32,11 @@ from awc.registry import POLICIES
 from benchmarks.harness.cell import usage_of
 from benchmarks.harness.origin import Origin
 from services.local.nats_server import free_port, program, write_open
-from shared import nats_bus
-from shared.config import ServiceSettings
-from shared.messages import Heartbeat, Load, PairReport, Report
-from shared.metrics import BusMetrics
-from shared.subjects import broadcast, new_instance_id
+from shared.bus import nats_bus
+from shared.protocol.messages import Heartbeat, Load, PairReport, Report
+from shared.protocol.subjects import broadcast, new_instance_id
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 BATCH = 256  # pairs of one report at most

@@ -21,10 +21,20 @@ from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import load_draft
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
-from shared import subjects
-from shared.bus import Absent, Bus
-from shared.memory_bus import MemoryNetwork
-from shared.messages import NO_TOKENS, Close, Draft, Heartbeat, Message, Sampling, Speculate, Speculation, TokenIds
+from shared.bus.bus import Absent, Bus
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol import subjects
+from shared.protocol.messages import (
+    NO_TOKENS,
+    Close,
+    Draft,
+    Heartbeat,
+    Message,
+    Sampling,
+    Speculate,
+    Speculation,
+    TokenIds,
+)
 
 CONTEXT, NUM_STEPS = 256, 32  # tokens before the measured steps, and how many
 

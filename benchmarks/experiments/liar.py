@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared import subjects
-from shared.bus import Absent, Bus
-from shared.messages import NO_TOKENS, Draft, Message, Speculate, TokenIds, Verdict
-from shared.outbox import Outbox
+from shared.bus.bus import Absent, Bus
+from shared.bus.outbox import Outbox
+from shared.protocol import subjects
+from shared.protocol.messages import NO_TOKENS, Draft, Message, Speculate, TokenIds, Verdict
 
 VOCABULARY = 49152
 WINDOW, CHUNK = 8, 2  # as an honest drafter has them without a controller

@@ -21,7 +21,7 @@ from benchmarks.experiments.replaying import measure_services
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
+from shared.runtime.home import home
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 MAX_STEP_RATIO, MAX_ROUND_MS, MAX_GATEWAY_MS = 1.15, 2.0, 0.5

@@ -28,8 +28,8 @@ from client.wire import Options, Speculation
 from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
-from shared.profiles import PassTimes, Profile, StepTimes
-from shared.recording import Header, Recorded, Recording
+from shared.data.profiles import PassTimes, Profile, StepTimes
+from shared.data.recording import Header, Recorded, Recording
 
 NUM_TOKENS, NUM_STREAMS, ACCEPTANCE = 129, 8, 0.9
 TIMES = Profile(name="no-compute", origin="made up", verifier=PassTimes(base_ms=2.0), drafter=StepTimes(step_ms=1.0))

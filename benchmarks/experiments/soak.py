@@ -37,7 +37,7 @@ from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.architecture import read_config
 from services.cloud_verifier.settings import VerifierSettings
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
+from shared.runtime.home import home
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 LOOK_S = 2.0

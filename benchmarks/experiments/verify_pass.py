@@ -25,8 +25,8 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
 from services.cloud_verifier.model import Row, TargetModel, load_target
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
-from shared.messages import Sampling
+from shared.protocol.messages import Sampling
+from shared.runtime.home import home
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 SHAPES = ((1, 1), (1, 5), (8, 1), (8, 5))  # sessions, tokens of each

@@ -18,7 +18,7 @@ from services.local.nats_server import Access
 from services.local.pair import default_pair
 from services.local.supervisor import Program
 from services.local.system import Plan, service_programs
-from shared.profiles import read_profile
+from shared.data.profiles import read_profile
 
 # The first verifier's and the first drafter's name stand for all of their kind.
 CONTROLLER, VERIFIER, DRAFTER, GATEWAY = "controller", "verifier-0", "drafter-0", "gateway"

@@ -19,11 +19,12 @@ from prometheus_client import CollectorRegistry
 from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy
 from awc.registry import POLICIES
-from shared import nats_bus, subjects
-from shared.bus import Absent, Bus
-from shared.config import ServiceSettings
-from shared.messages import Heartbeat, Message, PairReport, Report, WindowDecision
-from shared.metrics import BusMetrics
+from shared.bus import nats_bus
+from shared.bus.bus import Absent, Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Heartbeat, Message, PairReport, Report, WindowDecision
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 
 REPEAT_S = 2.0
 WAIT_S = 30.0

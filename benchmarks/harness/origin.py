@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shared.machine import describe_machine
+from shared.runtime.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
 

@@ -29,7 +29,7 @@ from benchmarks.policies.report import markdown, plot_speeds
 from benchmarks.standins.settings import Kind
 from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
+from shared.runtime.home import home
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 OVERHEAD_S = 45.0  # of a cell: starting, warming up, stopping

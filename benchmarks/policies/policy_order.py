@@ -28,7 +28,7 @@ from benchmarks.validation.scenario import closed_loop
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.report import report_of
-from shared.profiles import PassTimes, StepTimes, read_profile
+from shared.data.profiles import PassTimes, StepTimes, read_profile
 
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT / "recordings"

@@ -18,9 +18,9 @@ from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter import service as edge_drafter
 from services.edge_drafter.model import DraftModel
 from services.edge_drafter.settings import DrafterSettings
-from shared.config import load
-from shared.profiles import read_profile
-from shared.recording import read_recording
+from shared.data.profiles import read_profile
+from shared.data.recording import read_recording
+from shared.runtime.config import load
 
 PROG = "python -m benchmarks.standins"
 

@@ -17,7 +17,7 @@ from benchmarks.standins.settings import STANDIN
 from services.cloud_verifier.kv import KvCache
 from services.cloud_verifier.model import Drawn, Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
-from shared.profiles import PassTimes, Profile
+from shared.data.profiles import PassTimes, Profile
 
 OVERRUN = "stand-in overrun"  # what a log line of one says
 

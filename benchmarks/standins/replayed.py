@@ -22,9 +22,9 @@ from benchmarks.standins.pacer import Pace
 from benchmarks.standins.settings import STANDIN
 from services.cloud_verifier.kv import Prefix
 from services.cloud_verifier.model import Drawn, Row
-from shared.profiles import Profile
-from shared.recording import Recorded, Recording
-from shared.verifier_session import common_prefix
+from shared.data.profiles import Profile
+from shared.data.recording import Recorded, Recording
+from shared.protocol.verifier_session import common_prefix
 
 WARM_UP_TOKEN = 0  # services warm up with texts of it alone
 

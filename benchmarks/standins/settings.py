@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
-from shared.config import ServiceSettings
-from shared.profiles import read_profile
-from shared.recording import read_recording
+from shared.data.profiles import read_profile
+from shared.data.recording import read_recording
+from shared.runtime.config import ServiceSettings
 
 STANDIN = "stand-in"
 MODEL_NAME = f"{STANDIN}-smollm2-135m"

@@ -27,7 +27,7 @@ from benchmarks.validation.record import JUDGED, OTHERS, record_all
 from benchmarks.validation.report import markdown, summaries, table
 from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
+from shared.runtime.home import home
 
 FOLDER = ROOT / "docs" / "validation"
 

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from shared import nats_bus, subjects
-from shared.bus import Absent, Bus
-from shared.config import ServiceSettings
-from shared.messages import Message, Report, Verdict
-from shared.metrics import BusMetrics
+from shared.bus import nats_bus
+from shared.bus.bus import Absent, Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Message, Report, Verdict
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 
 QUIET_S, LOOK_S = 10.0, 0.02
 GATEWAY_METRIC = re.compile(r"^dsd_gateway_(sessions|output_tokens_total|passes_total) (\S+)$", re.MULTILINE)

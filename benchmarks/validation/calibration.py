@@ -23,7 +23,7 @@ from benchmarks.validation.clock import Computed
 from benchmarks.validation.load import Phase
 from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps
 from services.cloud_verifier.settings import VerifierSettings
-from shared.profiles import PassTimes, StepTimes
+from shared.data.profiles import PassTimes, StepTimes
 
 LARGE = 32  # tokens: passes with more compute rather than read weights, and feel other things on a machine
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)

@@ -44,8 +44,8 @@ from benchmarks.validation.load import (
 from benchmarks.validation.record import Recordings
 from benchmarks.validation.scenario import Figures, scenario_of, simulate
 from services.gateway.keys import new_key
-from shared.messages import MAX_WINDOW
-from shared.profiles import Profile
+from shared.data.profiles import Profile
+from shared.protocol.messages import MAX_WINDOW
 
 NUM_ALONE, ALONE_TOKENS = 8, 8  # answers one after the other, and their lengths
 BUSY_ANSWERS, BUSY_TOKENS = 2, 32  # of each client

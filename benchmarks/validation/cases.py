@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from awc.policy import WindowChoice
-from shared.profiles import PassTimes, Profile, StepTimes
+from shared.data.profiles import PassTimes, Profile, StepTimes
 
 Models = Literal["real", "paced", "replayed"]
 

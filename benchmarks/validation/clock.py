@@ -17,7 +17,7 @@ import msgspec
 from benchmarks.standins.settings import STANDIN, StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
-from shared.config import load
+from shared.runtime.config import load
 
 if TYPE_CHECKING:  # a drafter need not load torch
     import numpy as np

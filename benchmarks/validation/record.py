@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.harness.prompts import OWN
 from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
-from shared.recording import Recording, read_recording
+from shared.data.recording import Recording, read_recording
+from shared.runtime.home import home
 
 JUDGED, OTHERS = OWN, Path(__file__).parent / "validate_prompts.jsonl"
 
@@ -47,8 +47,8 @@ def record(draft: str, folder: Path, num_tokens: int) -> None:
     from services.edge_drafter.model import load_draft
     from services.gateway.template import ChatMessage
     from services.gateway.tokenizer import load_tokenizer
-    from shared.messages import Sampling
-    from shared.recording import Header
+    from shared.data.recording import Header
+    from shared.protocol.messages import Sampling
 
     models = home() / "models" / DEFAULT_NAME
     target, drafting = load_target(str(models / "target"), num_threads=1), load_draft(str(models / f"draft-{draft}"), 1)

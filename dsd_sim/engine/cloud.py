@@ -25,7 +25,7 @@ from dsd_sim.engine.events import (
     uniform,
 )
 from dsd_sim.engine.world import PASS
-from shared import batching
+from shared.policies import batching
 
 # Of the ready sessions and their guesses a pass takes: as many as fit, oldest first; the same, shortest rows first
 # (length-aware); all first rows, then the guesses likeliest to survive as they fit, and as they pay.
@@ -189,7 +189,7 @@ def _share_out(w, node, batch, num_ready, cached):
 
 @inlined
 def pass_ms(weights, num_sessions, num_tokens, cached_tokens):
-    """Milliseconds of a pass by the features of shared.batching.PassCost."""
+    """Milliseconds of a pass by the features of shared.policies.batching.PassCost."""
     elapsed = weights[0] + weights[1] * num_sessions + weights[2] * num_tokens + weights[6] * cached_tokens / 1000
     for k in range(len(batching.HINGES)):
         elapsed += weights[3 + k] * max(0, num_tokens - batching.HINGES[k])

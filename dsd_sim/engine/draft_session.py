@@ -1,4 +1,4 @@
-"""The drafter's side of a session in counting form: the rules of shared.drafter_session, compiled.
+"""The drafter's side of a session in counting form: the rules of shared.protocol.drafter_session, compiled.
 
 Invariant: for the same guesses, right or wrong, and the same messages in the same order both forms commit, count and
 answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `d` is a DRAFTER record, `m` a MESSAGE.
@@ -10,8 +10,8 @@ import numpy as np
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
-from shared.drafter_session import MAX_SILENT_TRIES, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS
-from shared.messages import MAX_WINDOW
+from shared.protocol.drafter_session import MAX_SILENT_TRIES, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS
+from shared.protocol.messages import MAX_WINDOW
 
 
 @njit(cache=True)

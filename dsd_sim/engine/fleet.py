@@ -22,8 +22,8 @@ from dsd_sim.engine.acceptance import Acceptance
 from dsd_sim.engine.beats import STALE_INTERVALS, Beats
 from dsd_sim.engine.pair_reports import REPORTED, Sums, report_of
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
-from shared.messages import Load
-from shared.routing import Candidate, Router
+from shared.policies.routing import Candidate, Router
+from shared.protocol.messages import Load
 
 REPORTS, HEARTBEATS = 0, 1  # ticks
 SPECULATE_BYTES = 310  # on the wire, beside its tokens

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 REPORTED = (
     "num_sessions",

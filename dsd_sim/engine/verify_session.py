@@ -1,4 +1,4 @@
-"""The verifier's side of a session in counting form: the rules of shared.verifier_session, compiled.
+"""The verifier's side of a session in counting form: the rules of shared.protocol.verifier_session, compiled.
 
 Invariant: for the same guesses, right or wrong, and the same messages in the same order both forms commit, count and
 answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `v` is a VERIFIER record, `m` and `answer` MESSAGEs.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
-from shared.batching import Survival
-from shared.messages import MAX_WINDOW
+from shared.policies.batching import Survival
+from shared.protocol.messages import MAX_WINDOW
 
 _FRESH = Survival()
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
@@ -56,7 +56,7 @@ def is_ready(v):
 
 @njit(cache=True)
 def survival(v):
-    """The session's probability that its next guess is right, as shared.batching.Survival has it."""
+    """The session's probability that its next guess is right, as shared.policies.batching.Survival has it."""
     return (v.matches + PRIOR * PRIOR_WEIGHT) / (v.comparisons + PRIOR_WEIGHT)
 
 

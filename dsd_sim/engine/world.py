@@ -121,7 +121,7 @@ NODE = np.dtype(
         ("pass_ms", np.float64),
         ("ends_at", np.float64),  # when it is over
         ("num_failures", np.int32),  # that it has now
-        ("weights", np.float64, (7,)),  # of the features of shared.batching.PassCost
+        ("weights", np.float64, (7,)),  # of the features of shared.policies.batching.PassCost
         ("slowdown", np.float64),  # times that a pass takes
         ("noise", np.float64),  # a pass takes up to this share longer or shorter, uniformly
         ("busy_ms", np.float64),

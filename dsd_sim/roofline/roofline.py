@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.batching import HINGES
-from shared.profiles import PassTimes, Profile, StepTimes
+from shared.data.profiles import PassTimes, Profile, StepTimes
+from shared.policies.batching import HINGES
 
 MEMORY_EFFICIENCY = 0.8  # of the published bandwidth
 COMPUTE_EFFICIENCY = 0.6  # of the published dense half-precision arithmetic

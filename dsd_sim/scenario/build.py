@@ -22,8 +22,8 @@ from dsd_sim.scenario.guesses import acceptances_of
 from dsd_sim.scenario.scenario import Cloud, Scenario
 from dsd_sim.scenario.table import BadScenario
 from dsd_sim.scenario.workload import LoadChange, Requests, hurried, joined, make_requests
-from shared.profiles import PassTimes, StepTimes, read_profile
-from shared.routing import ROUTERS
+from shared.data.profiles import PassTimes, StepTimes, read_profile
+from shared.policies.routing import ROUTERS
 
 WORKLOAD, PLACES, THINKING, FAILING = 0, 1, 2, 3  # streams of random numbers; the fleet has the seed itself
 BATCHING = {"fifo": cloud.FIFO, "lab": cloud.LAB, "tetris": cloud.TETRIS, "worth": cloud.WORTH}

@@ -17,7 +17,7 @@ from dsd_sim.scenario.scenario import (
     Scenario,
 )
 from dsd_sim.scenario.table import BadScenario
-from shared.recording import MalformedRecording, read_recording
+from shared.data.recording import MalformedRecording, read_recording
 
 
 def acceptances_of(scenario: Scenario, folder: Path) -> list[Acceptance]:

@@ -18,9 +18,9 @@ from awc.policy import WindowChoice
 from awc.registry import POLICIES
 from dsd_sim.scenario.demand import Closed, Workload
 from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Part, Positive, Share
-from shared.messages import MAX_WINDOW
-from shared.profiles import PassTimes, StepTimes
-from shared.routing import ROUTERS
+from shared.data.profiles import PassTimes, StepTimes
+from shared.policies.routing import ROUTERS
+from shared.protocol.messages import MAX_WINDOW
 
 
 class IndependentGuesses(Part):

@@ -26,9 +26,9 @@ from dsd_sim.scenario.scenario import Guesses, Link, Objective, RecordedGuesses,
 from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Part, Positive
 from dsd_sim.studies.cells import Cell, cell_of, part_of, settings_of
 from dsd_sim.studies.report import Report, write_csv
-from shared.messages import MAX_WINDOW
-from shared.profiles import PassTimes, StepTimes, read_profile
-from shared.recording import read_recording
+from shared.data.profiles import PassTimes, StepTimes, read_profile
+from shared.data.recording import read_recording
+from shared.protocol.messages import MAX_WINDOW
 
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
 Window: TypeAlias = Annotated[int, Field(ge=0, le=MAX_WINDOW)]

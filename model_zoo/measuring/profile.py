@@ -22,9 +22,9 @@ from scipy.optimize import lsq_linear
 
 from services.cloud_verifier.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
-from shared.batching import HINGES, LEAST_MS
-from shared.messages import Sampling
-from shared.profiles import PassTimes, StepTimes
+from shared.data.profiles import PassTimes, StepTimes
+from shared.policies.batching import HINGES, LEAST_MS
+from shared.protocol.messages import Sampling
 
 Kind = TypeVar("Kind")
 

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from services.cloud_verifier.model import Row, TargetModel
 from services.edge_drafter.model import DraftModel
-from shared.messages import Sampling
-from shared.recording import Recorded
-from shared.sampling import confidence_of, draw
+from shared.data.recording import Recorded
+from shared.protocol.messages import Sampling
+from shared.protocol.sampling import confidence_of, draw
 
 NUM_TOGETHER = 8  # prompts that the target answers in one batch
 

@@ -3,7 +3,7 @@
 import sys
 
 from services.cloud_verifier.settings import VerifierSettings
-from shared.config import load
+from shared.runtime.config import load
 
 if __name__ == "__main__":
     settings = load(VerifierSettings, sys.argv[1:], "python -m services.cloud_verifier")

@@ -29,7 +29,7 @@ from services.cloud_verifier.lanes import (
     to_stored,
     weigh,
 )
-from shared.compiled import keep_compiled
+from shared.runtime.compiled import keep_compiled
 
 MOST_ROWS = 48  # of attention at once: their scores and sums stay in the processor's own cache
 BLOCK_IDS = 256  # candidates are looked for in blocks of the vocabulary

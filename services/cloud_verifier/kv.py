@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from services.cloud_verifier.lanes import COLUMNS, POSITIONS
-from shared.pages import own_pages
+from shared.runtime.huge_pages import own_pages
 
 KV_STEP = POSITIONS  # a cache has room for a multiple of this many positions
 

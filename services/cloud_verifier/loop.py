@@ -17,10 +17,10 @@ import structlog
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.model import Drawn, Row, TargetModel
 from services.cloud_verifier.sessions import Seat, SessionTable
-from shared.batching import Batcher, Candidate, PassCost
-from shared.messages import Sampling, TokenIds, Verdict
-from shared.sampling import History, is_adjusted
-from shared.verifier_session import PassInfo, PassRow
+from shared.policies.batching import Batcher, Candidate, PassCost
+from shared.protocol.messages import Sampling, TokenIds, Verdict
+from shared.protocol.sampling import History, is_adjusted
+from shared.protocol.verifier_session import PassInfo, PassRow
 
 log = structlog.get_logger(__name__)
 

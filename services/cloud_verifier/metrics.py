@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from shared.messages import Load, Tally
+from shared.protocol.messages import Load, Tally
 
 FATES = ("accepted", "rejected", "late", "discarded")
 

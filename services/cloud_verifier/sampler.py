@@ -1,7 +1,7 @@
-"""The coupled draw of shared/sampling.py in torch, on the model's device, for all rows of one session at once.
+"""The coupled draw of shared/protocol/sampling.py in torch, on the model's device, for all rows of one session at once.
 
 Invariant: a row's draw depends on its logits, the sampling parameters, its position and (where penalties ask for it)
-the text before it alone, never on the rows drawn with it, and equals `shared.sampling.draw` but where two scores differ
+the text before it alone, never on the rows drawn with it, and equals `shared.protocol.sampling.draw` but where two scores differ
 by a few ulp of float64. Reductions over the vocabulary are sequential (cumsum) or exact (max), so no thread count and
 no batch shape changes their bits.
 """
@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from shared.messages import Sampling, TokenIds, TokenLogprobs
-from shared.sampling import (
+from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
+from shared.protocol.sampling import (
     GAMMA,
     MIX_1,
     MIX_2,
@@ -138,7 +138,7 @@ def _gather(scores: Tensor, is_candidate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(scores: Tensor, weights: Tensor | None, total: Tensor | None, sampling: Sampling) -> Tensor:
-    """Mask [n, vocab] of a superset of the kept tokens, as in shared/sampling.py."""
+    """Mask [n, vocab] of a superset of the kept tokens, as in shared/protocol/sampling.py."""
     num = scores.shape[-1]
     if sampling.top_k > 0:
         kth = scores.topk(min(sampling.top_k, num), dim=-1).values[:, -1:]

@@ -20,13 +20,14 @@ from services.cloud_verifier.model import TargetModel, follow_target, load_targe
 from services.cloud_verifier.ranks import Ranks
 from services.cloud_verifier.sessions import Seat, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
-from shared import logs, subjects
-from shared.batching import Batcher, PassCost
-from shared.bus import Absent, Bus
-from shared.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
-from shared.outbox import Outbox
-from shared.refusal import Refused
-from shared.runtime import Context, run_service
+from shared.bus.bus import Absent, Bus
+from shared.bus.outbox import Outbox
+from shared.policies.batching import Batcher, PassCost
+from shared.protocol import subjects
+from shared.protocol.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
+from shared.protocol.refusal import Refused
+from shared.runtime import logs
+from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from services.cloud_verifier.kv import KvCache, Prefix
 from services.cloud_verifier.model import TargetModel
 from services.cloud_verifier.prefixes import MIN_TOKENS, PrefixCache, num_common
-from shared.messages import Open, Tally
-from shared.refusal import Refused, check_text
-from shared.verifier_session import VerifierSession
+from shared.protocol.messages import Open, Tally
+from shared.protocol.refusal import Refused, check_text
+from shared.protocol.verifier_session import VerifierSession
 
 KV_BLOCK = 512  # reservations are multiples of it, as the attention kernel's reads are
 NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, of mmap, of a GPU

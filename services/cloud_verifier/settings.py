@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config import ServiceSettings
+from shared.runtime.config import ServiceSettings
 
 
 class VerifierSettings(ServiceSettings):

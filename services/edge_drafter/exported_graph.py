@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
 from services.edge_drafter.graph import numpy_type, tensors_by_name
-from shared.pages import own_pages
+from shared.runtime.huge_pages import own_pages
 
 
 class ExportedGraph:

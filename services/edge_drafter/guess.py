@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.drafter_session import DrafterSession
-from shared.messages import Sampling
-from shared.sampling import History, adjusted, confidence_of, draw, is_adjusted
+from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.messages import Sampling
+from shared.protocol.sampling import History, adjusted, confidence_of, draw, is_adjusted
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from services.edge_drafter.guess import Guess, Question
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftCache, DraftModel
 from services.edge_drafter.sessions import Seat, SessionTable
-from shared.drafter_session import DraftStep
+from shared.protocol.drafter_session import DraftStep
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from shared.verifier_session import Fates
+from shared.protocol.verifier_session import Fates
 
 FATES = ("accepted", "rejected", "late", "discarded")
 

@@ -15,7 +15,7 @@ from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.exported_graph import ExportedGraph
 from services.edge_drafter.genai_graph import GenaiGraph
 from services.edge_drafter.graph import Graph, Memory, open_session
-from shared.pages import use_huge_pages
+from shared.runtime.huge_pages import use_huge_pages
 
 
 class DraftCache:

@@ -21,9 +21,10 @@ from services.edge_drafter.pairs import PairTable
 from services.edge_drafter.sessions import Seat, SessionTable, steer
 from services.edge_drafter.settings import DrafterSettings
 from services.edge_drafter.steering import Steering
-from shared import subjects
-from shared.bus import Absent, Bus
-from shared.messages import (
+from shared.bus.bus import Absent, Bus
+from shared.bus.outbox import Outbox
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Close,
     Draft,
     Failure,
@@ -35,9 +36,8 @@ from shared.messages import (
     Verdict,
     WindowDecision,
 )
-from shared.outbox import Outbox
-from shared.refusal import Refused
-from shared.runtime import Context, run_service
+from shared.protocol.refusal import Refused
+from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
 

@@ -13,10 +13,10 @@ from msgspec import structs
 
 from awc.policy import WindowChoice
 from services.edge_drafter.model import DraftCache, DraftModel
-from shared.drafter_session import DrafterSession
-from shared.messages import Speculate
-from shared.refusal import Refused, check_text
-from shared.verifier_session import Fates
+from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.messages import Speculate
+from shared.protocol.refusal import Refused, check_text
+from shared.protocol.verifier_session import Fates
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from shared.config import ServiceSettings
+from shared.runtime.config import ServiceSettings
 
 
 class DrafterSettings(ServiceSettings):

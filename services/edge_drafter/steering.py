@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import Heartbeat, WindowDecision
+from shared.protocol.messages import Heartbeat, WindowDecision
 
 STALE_INTERVALS = 3
 MAX_CONTROLLERS = 64

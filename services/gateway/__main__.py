@@ -4,7 +4,7 @@ import sys
 
 from services.gateway.service import run
 from services.gateway.settings import GatewaySettings
-from shared.config import load
+from shared.runtime.config import load
 
 if __name__ == "__main__":
     run(load(GatewaySettings, sys.argv[1:], "python -m services.gateway"))

@@ -16,8 +16,8 @@ from services.gateway.generation import Generation
 from services.gateway.placement import Placement
 from services.gateway.template import TemplateRefused
 from services.gateway.tokenizer import TargetTokenizer
-from shared.messages import MAX_TOKENS, Sampling, TokenIds
-from shared.subjects import new_session_id
+from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
+from shared.protocol.subjects import new_session_id
 
 SEED_BITS = 53  # of a seed drawn here: every JSON reader keeps such a number exactly
 

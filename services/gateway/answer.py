@@ -11,7 +11,7 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.placement import instance_name
 from services.gateway.replies import DsdReport
 from services.gateway.sessions import LiveSession
-from shared.messages import Finish, Tally
+from shared.protocol.messages import Finish, Tally
 
 
 class Answer:

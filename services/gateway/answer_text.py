@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from services.gateway.stream import Committed, Fate
 from services.gateway.text import Detokenizer, StopScanner
 from services.gateway.token_bytes import TokenBytes
-from shared.messages import TokenLogprobs
+from shared.protocol.messages import TokenLogprobs
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 

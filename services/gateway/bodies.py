@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from shared.messages import MAX_BIASES, MAX_WINDOW, Bias, Speculation
+from shared.protocol.messages import MAX_BIASES, MAX_WINDOW, Bias, Speculation
 
 MAX_CHOICES = 16  # of one request, over all its prompts
 MAX_STOPS = 16

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies import Body, GenerationBody, Off, blame
 from services.gateway.template import ChatMessage
-from shared.messages import MAX_TOP_LOGPROBS
+from shared.protocol.messages import MAX_TOP_LOGPROBS
 
 
 class TextPart(Body):

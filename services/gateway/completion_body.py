@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies import MAX_CHOICES, GenerationBody, blame
-from shared.messages import MAX_TOP_LOGPROBS
+from shared.protocol.messages import MAX_TOP_LOGPROBS
 
 Prompt: TypeAlias = str | list[int]
 _Text = Annotated[str, Field(min_length=1)]

@@ -17,7 +17,7 @@ from services.gateway.replies import (
     CompletionLogprobs,
     LikelyToken,
 )
-from shared.messages import Finish
+from shared.protocol.messages import Finish
 
 WholeChoice: TypeAlias = ChatChoice | CompletionChoice
 ChunkChoice: TypeAlias = ChatChunkChoice | CompletionChunkChoice

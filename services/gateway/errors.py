@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared.messages import FailureCode
+from shared.protocol.messages import FailureCode
 
 RETRY_AFTER_S = 1
 STATUS_OF_FAILURE: dict[FailureCode, int] = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.messages import Heartbeat, Service
-from shared.routing import Candidate
+from shared.policies.routing import Candidate
+from shared.protocol.messages import Heartbeat, Service
 
 STALE_INTERVALS = 3
 MAX_PEERS = 4096  # heartbeats of more instances than that are not remembered

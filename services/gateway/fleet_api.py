@@ -12,7 +12,7 @@ from services.gateway.fleet import Fleet, Peer
 from services.gateway.placement import instance_name
 from services.gateway.sessions import Sessions
 from services.gateway.windows import HeardDecision
-from shared.messages import Service
+from shared.protocol.messages import Service
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class WindowReason(msgspec.Struct, frozen=True):
-    """What a controller made a decision from (`Reason` of shared/messages.py)."""
+    """What a controller made a decision from (`Reason` of shared/protocol/messages.py)."""
 
     num_sessions: int
     acceptance: float | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.messages import Open, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
 
 
 @dataclass(frozen=True, slots=True)

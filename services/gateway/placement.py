@@ -1,6 +1,6 @@
 """Which verifier and which drafter get a session.
 
-Pure: chooses among the fleet's candidates by the routing policies of shared/routing.py; the random generator is given.
+Pure: chooses among the fleet's candidates by the routing policies of shared/policies/routing.py; the random generator is given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from services.gateway.fleet import Fleet
 from services.gateway.generation import Generation
-from shared.routing import Candidate, Router
+from shared.policies.routing import Candidate, Router
 
 
 def instance_name(instance_id: str) -> str:

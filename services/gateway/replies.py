@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.gateway.stream import Fate
-from shared.messages import Finish
+from shared.protocol.messages import Finish
 
 DONE = b"data: [DONE]\n\n"
 

@@ -27,11 +27,11 @@ from services.gateway.routes import Routes, make_app
 from services.gateway.sessions import Sessions
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
-from shared import subjects
-from shared.bus import Absent
-from shared.messages import Message
-from shared.routing import ROUTERS
-from shared.runtime import Context, Start, run_service
+from shared.bus.bus import Absent
+from shared.policies.routing import ROUTERS
+from shared.protocol import subjects
+from shared.protocol.messages import Message
+from shared.service import Context, Start, run_service
 
 ABORT_S = 2.0  # what owners of aborted sessions get to tell their clients
 
@@ -47,7 +47,7 @@ def run(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenize
 
 
 def prepare(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenizer) -> tuple[Start, web.Application]:
-    """What shared/runtime.py runs: how the gateway starts, and its HTTP application."""
+    """What shared/service.py runs: how the gateway starts, and its HTTP application."""
     routes, door = Routes(settings.client_timeout_s), the_door(settings)
 
     async def start(context: Context) -> Gateway:
@@ -63,7 +63,7 @@ def the_door(settings: GatewaySettings) -> Door:
 
 
 class Gateway:
-    """One gateway on one bus (a `Work` of shared/runtime.py)."""
+    """One gateway on one bus (a `Work` of shared/service.py)."""
 
     def __init__(
         self, settings: GatewaySettings, context: Context, tokenizer: TargetTokenizer, routes: Routes, door: Door

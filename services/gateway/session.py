@@ -16,7 +16,18 @@ from services.gateway.generation import Generation
 from services.gateway.placement import Placement
 from services.gateway.stream import Committed, ConflictingVerdict, TallySum, VerdictStream
 from services.gateway.timing import SessionTiming
-from shared.messages import Close, Failure, FailureCode, Open, Opened, Poll, Service, Speculate, TokenIds, Verdict
+from shared.protocol.messages import (
+    Close,
+    Failure,
+    FailureCode,
+    Open,
+    Opened,
+    Poll,
+    Service,
+    Speculate,
+    TokenIds,
+    Verdict,
+)
 
 Phase = Literal["opening", "running", "waiting", "over"]
 

@@ -23,9 +23,9 @@ from services.gateway.session import Send, Session
 from services.gateway.stream import Committed
 from services.gateway.timing import SessionTiming
 from services.gateway.windows import DecidedWindows
-from shared import subjects
-from shared.bus import ABSENT, Absent, Bus
-from shared.messages import (
+from shared.bus.bus import ABSENT, Absent, Bus
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Close,
     Failure,
     Heartbeat,

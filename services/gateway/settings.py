@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 
 from services.gateway.keys import KeyFile
 from services.gateway.timing import PollTiming, SessionTiming
-from shared.config import ServiceSettings
-from shared.routing import ROUTERS
+from shared.policies.routing import ROUTERS
+from shared.runtime.config import ServiceSettings
 
 Routing = Literal["random", "round-robin", "jsq", "jsq2", "jsq8", "rtt-jsq"]
 assert set(ROUTERS) == set(Routing.__args__)  # type: ignore[attr-defined]

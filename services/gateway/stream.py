@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from services.gateway.timing import PollTiming
-from shared.messages import Finish, Tally, TokenLogprobs, Verdict
+from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
 
 Fate: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
 

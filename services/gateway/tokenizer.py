@@ -19,7 +19,7 @@ from services.gateway.generation import Generation
 from services.gateway.template import ChatMessage, ChatTemplate, TemplateRefused
 from services.gateway.text import Detokenizer
 from services.gateway.token_bytes import TokenBytes
-from shared.messages import TokenIds
+from shared.protocol.messages import TokenIds
 
 
 class UnusableTarget(ValueError):

@@ -22,7 +22,7 @@ from services.gateway.replies import (
     UsageChunk,
     Whole,
 )
-from shared.messages import Finish
+from shared.protocol.messages import Finish
 
 
 class _Head(TypedDict):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shared.messages import WindowDecision
+from shared.protocol.messages import WindowDecision
 
 MAX_PAIRS = 4096
 

@@ -27,8 +27,8 @@ from services.local.nats_server import Access
 from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
 from services.local.supervisor import turn_over
 from services.local.system import Plan, check_address, running, stop_s
-from shared.config import masked
-from shared.home import home
+from shared.runtime.config import masked
+from shared.runtime.home import home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, soft_wrap=True)

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.subjects import new_instance_id
+from shared.protocol.subjects import new_instance_id
 
 SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # an NKey begins with what it is: S for a seed, U for a user
 SEED_BYTES = 32

@@ -4,7 +4,7 @@ import sys
 
 from services.window_controller.service import run
 from services.window_controller.settings import ControllerSettings
-from shared.config import load, read
+from shared.runtime.config import load, read
 
 PROG = "python -m services.window_controller"
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from awc.estimators.acceptance import Acceptance
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
 from services.window_controller.verifiers import LiveVerifiers
-from shared.messages import PairReport, Reason, Report, WindowDecision
+from shared.protocol.messages import PairReport, Reason, Report, WindowDecision
 
 ACCEPTANCE_HALF_LIFE = 200.0  # what was judged counts half after so many more guesses
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from services.window_controller.settings import ControllerSettings
-from shared.config import BadSettings
+from shared.runtime.config import BadSettings
 
 log = structlog.get_logger(__name__)
 

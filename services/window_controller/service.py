@@ -18,10 +18,10 @@ from services.window_controller.pairs import DropReason, Pair, PairTable
 from services.window_controller.reloads import Reloads
 from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
-from shared.bus import Absent, Bus
-from shared.messages import Heartbeat, Load, Message, Report, WindowDecision
-from shared.runtime import Context, run_service
-from shared.subjects import all_broadcasts, broadcast, fits, sender, to
+from shared.bus.bus import Absent, Bus
+from shared.protocol.messages import Heartbeat, Load, Message, Report, WindowDecision
+from shared.protocol.subjects import all_broadcasts, broadcast, fits, sender, to
+from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def run(settings: ControllerSettings, read_again: Callable[[], ControllerSetting
 
 
 class WindowController:
-    """One controller (a `Work` of shared/runtime.py)."""
+    """One controller (a `Work` of shared/service.py)."""
 
     def __init__(
         self, settings: ControllerSettings, instance_id: str, bus: Bus, metrics: ControllerMetrics, reloads: Reloads

@@ -10,8 +10,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
 from awc.registry import POLICIES
-from shared.config import ServiceSettings, SettingsFile
-from shared.messages import MAX_WINDOW
+from shared.protocol.messages import MAX_WINDOW
+from shared.runtime.config import ServiceSettings, SettingsFile
 
 STEERING = {"window_policy", "window", "chunk", "free_run", "min_confidence"}  # what a policy is made of
 

@@ -5,7 +5,7 @@ Invariant: at most `max_verifiers` are remembered, none longer than three of its
 
 from __future__ import annotations
 
-from shared.messages import Heartbeat
+from shared.protocol.messages import Heartbeat
 
 MISSED_BEATS = 3
 MAX_SILENCE_S = 60.0  # whatever interval a heartbeat claims

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 SEEN = PairReport(
     verifier_id="v.000000000001",

@@ -5,7 +5,7 @@ import pytest
 from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, WindowChoice, is_plausible
 from awc.registry import POLICIES
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 REPORT = PairReport(
     verifier_id="cloud.0123456789ab",

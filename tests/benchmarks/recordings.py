@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from shared.profiles import PassTimes, Profile, StepTimes
-from shared.recording import Header, Recorded, Recording
+from shared.data.profiles import PassTimes, Profile, StepTimes
+from shared.data.recording import Header, Recorded, Recording
 
 VOCABULARY = 200
 NUM_TOKENS = 48

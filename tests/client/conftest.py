@@ -16,9 +16,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from shared import subjects
-from shared.messages import WindowDecision
-from shared.subjects import new_instance_id
+from shared.protocol import subjects
+from shared.protocol.messages import WindowDecision
+from shared.protocol.subjects import new_instance_id
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.tiny import make_folder
 

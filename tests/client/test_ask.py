@@ -16,7 +16,7 @@ from client import gateway
 from client.cli import app
 from services.gateway.keys import digest, new_key
 from services.gateway.settings import GatewaySettings
-from shared.messages import Open, Speculate
+from shared.protocol.messages import Open, Speculate
 from tests.client.conftest import DSD, ROOT, OtherServer, address, chunk, dsd, environment, start
 from tests.gateway.conftest import TOKENIZER, World, a_world, until
 from tests.gateway.fakes import CONTEXT

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from client.fates import MEANINGS
-from shared.messages import Open
+from shared.protocol.messages import Open
 from tests.client.conftest import OtherServer, address, chunk, decide, told
 from tests.client.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, Look, Terminal, terminal
 from tests.gateway.conftest import TOKENIZER, World

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.bus import Absent, Bus
-from shared.messages import Heartbeat, Load, Message, PairReport, Report, WindowDecision
-from shared.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender
+from shared.bus.bus import Absent, Bus
+from shared.protocol.messages import Heartbeat, Load, Message, PairReport, Report, WindowDecision
+from shared.protocol.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender
 
 DRAFTER, VERIFIER = new_instance_id("edge-1"), new_instance_id("cloud")
 

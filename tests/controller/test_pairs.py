@@ -12,8 +12,8 @@ from awc.registry import POLICIES
 from services.window_controller import pairs
 from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, Pair, PairTable
 from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers
-from shared.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
-from shared.subjects import new_instance_id
+from shared.protocol.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
+from shared.protocol.subjects import new_instance_id
 
 DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
 VERIFIER, OTHER_VERIFIER = new_instance_id("cloud"), new_instance_id("cloud")

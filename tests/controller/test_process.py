@@ -11,11 +11,11 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from shared import nats_bus
-from shared.config import ServiceSettings
-from shared.messages import WindowDecision
-from shared.metrics import BusMetrics
-from shared.subjects import new_instance_id
+from shared.bus import nats_bus
+from shared.protocol.messages import WindowDecision
+from shared.protocol.subjects import new_instance_id
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 from tests.controller.outside import Outside, report
 from tests.plugins.nats import NatsServer
 

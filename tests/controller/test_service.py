@@ -17,12 +17,12 @@ from services.window_controller.pairs import PairTable
 from services.window_controller.reloads import Reloads
 from services.window_controller.service import DECIDED_AT_ONCE, PUBLISHED_AT_ONCE, WindowController
 from services.window_controller.settings import ControllerSettings
-from shared.config import BadSettings, load
-from shared.health import Health
-from shared.memory_bus import Faults, MemoryNetwork
-from shared.messages import Heartbeat, Load, Reason, Report, WindowDecision
-from shared.runtime import Context
-from shared.subjects import broadcast, inbox, new_instance_id, to
+from shared.bus.memory_bus import Faults, MemoryNetwork
+from shared.protocol.messages import Heartbeat, Load, Reason, Report, WindowDecision
+from shared.protocol.subjects import broadcast, inbox, new_instance_id, to
+from shared.runtime.config import BadSettings, load
+from shared.runtime.health import Health
+from shared.service import Context
 from tests.controller.outside import DRAFTER, VERIFIER, Outside, report
 
 PROBE = new_instance_id("probe")

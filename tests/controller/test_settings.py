@@ -9,7 +9,7 @@ import pytest
 from awc.policy import WindowChoice, WindowPolicy
 from awc.registry import POLICIES
 from services.window_controller.settings import ControllerSettings
-from shared.config import BadSettings, load, read
+from shared.runtime.config import BadSettings, load, read
 
 PROG = "controller"
 

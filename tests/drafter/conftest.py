@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
-from shared import subjects
-from shared.bus import Bus
-from shared.messages import (
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Draft,
     Echo,
     Failure,

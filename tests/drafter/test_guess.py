@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from services.edge_drafter.guess import Guess, Question
-from shared.drafter_session import DrafterSession
-from shared.messages import Bias, Sampling, Speculate, Speculation, TokenIds
-from shared.sampling import History, confidence_of, draw
+from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.messages import Bias, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.sampling import History, confidence_of, draw
 
 PROMPT, STOP_IDS = TokenIds((5, 6, 7)), TokenIds((2,))
 LOGITS = np.full(10, -np.inf, dtype=np.float32)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import msgpack
 import pytest
 
-from shared import subjects
-from shared.messages import (
+from shared.protocol import subjects
+from shared.protocol.messages import (
     MAX_TOKENS,
     Close,
     Echo,

@@ -8,7 +8,7 @@ from awc.policy import WindowChoice
 from services.edge_drafter import pairs as module
 from services.edge_drafter.pairs import PairTable, moving
 from services.edge_drafter.sessions import Seat, SessionTable
-from shared.messages import NO_TOKENS, PairReport, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
+from shared.protocol.messages import NO_TOKENS, PairReport, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
 from tests.fakes import FakeDraft
 
 VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"

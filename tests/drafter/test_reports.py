@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from awc.policy import DEFAULT_CHOICE
-from shared.messages import Close, Draft, Heartbeat, Report, WindowDecision
+from shared.protocol.messages import Close, Draft, Heartbeat, Report, WindowDecision
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.peers import until
 

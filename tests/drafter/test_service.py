@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from awc.policy import DEFAULT_CHOICE
-from shared import sampling
-from shared.messages import Bias, Close, Draft, Failure, Heartbeat, Sampling
+from shared.protocol import sampling
+from shared.protocol.messages import Bias, Close, Draft, Failure, Heartbeat, Sampling
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.fakes import VOCABULARY, answer, next_token, wrong
 

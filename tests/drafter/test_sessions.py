@@ -6,9 +6,9 @@ import pytest
 
 from awc.policy import WindowChoice
 from services.edge_drafter.sessions import Seat, SessionTable, steer
-from shared.drafter_session import DraftStep
-from shared.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
-from shared.refusal import Refused
+from shared.protocol.drafter_session import DraftStep
+from shared.protocol.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.refusal import Refused
 from tests.fakes import VOCABULARY, FakeDraft
 
 GATEWAY, OTHER_GATEWAY = "gateway.0123456789ab", "other.0123456789ab"

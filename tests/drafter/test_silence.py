@@ -7,8 +7,8 @@ import time
 import pytest
 
 from awc.policy import DEFAULT_CHOICE
-from shared import drafter_session
-from shared.messages import Draft, Failure
+from shared.protocol import drafter_session
+from shared.protocol.messages import Draft, Failure
 from tests.drafter.conftest import PROMPT, TEXT, World
 from tests.fakes import answer
 from tests.peers import until

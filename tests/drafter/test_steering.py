@@ -7,7 +7,7 @@ import pytest
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from services.edge_drafter import steering as module
 from services.edge_drafter.steering import STALE_INTERVALS, Steering
-from shared.messages import Heartbeat, Load, WindowDecision
+from shared.protocol.messages import Heartbeat, Load, WindowDecision
 
 DRAFTER = "edge.0123456789ab"
 VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"

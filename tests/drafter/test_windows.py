@@ -7,7 +7,7 @@ import time
 import pytest
 
 from awc.policy import DEFAULT_CHOICE
-from shared.messages import Draft, Speculation, WindowDecision
+from shared.protocol.messages import Draft, Speculation, WindowDecision
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.fakes import answer
 from tests.peers import until

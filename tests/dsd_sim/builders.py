@@ -12,7 +12,7 @@ from dsd_sim.engine import cloud
 from dsd_sim.engine.acceptance import Independent
 from dsd_sim.engine.fleet import Fleet
 from dsd_sim.engine.world import World, make_world
-from shared.routing import ROUTERS
+from shared.policies.routing import ROUTERS
 
 SLIDING = WindowChoice(window=8, chunk=2, free_run=True)
 

@@ -22,9 +22,9 @@ from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
-from shared import subjects
-from shared.bus import Bus
-from shared.messages import (
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Close,
     Failure,
     Message,

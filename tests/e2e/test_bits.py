@@ -12,8 +12,8 @@ import pytest
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftModel
 from services.gateway.tokenizer import TargetTokenizer
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Sampling
 from tests.e2e.harness import Cell, running
 
 NUM_TOKENS = 64

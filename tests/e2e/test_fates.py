@@ -17,9 +17,9 @@ from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
-from shared import subjects
-from shared.bus import Absent
-from shared.messages import Draft, Message
+from shared.bus.bus import Absent
+from shared.protocol import subjects
+from shared.protocol.messages import Draft, Message
 from tests.e2e.harness import Client, Generated
 from tests.fakes import FakeDraft, FakeTarget, answer
 from tests.peers import until

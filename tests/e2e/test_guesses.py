@@ -9,8 +9,8 @@ import pytest_asyncio
 
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftModel
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Bias, Sampling, Speculation
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Bias, Sampling, Speculation
 from tests.e2e.harness import Cell, Generated, running
 
 NUM_TOKENS = 32

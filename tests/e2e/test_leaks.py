@@ -21,9 +21,9 @@ from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.model import Drawn, Row, TargetModel, load_target
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
-from shared.messages import NO_TOKENS, Open, Sampling, TokenIds
-from shared.subjects import new_instance_id, new_session_id
-from shared.verifier_session import VerifierSession
+from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.protocol.subjects import new_instance_id, new_session_id
+from shared.protocol.verifier_session import VerifierSession
 from tests.fakes import Gate
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL

@@ -10,9 +10,9 @@ import pytest
 
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling
-from shared.subjects import new_instance_id
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Sampling
+from shared.protocol.subjects import new_instance_id
 from tests.e2e.harness import Cell, Generated, running
 
 pytestmark = pytest.mark.timeout(600)

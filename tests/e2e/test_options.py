@@ -15,9 +15,9 @@ import torch
 from services.cloud_verifier.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel
 from services.gateway.tokenizer import TargetTokenizer
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Bias, Sampling
-from shared.sampling import History, draw
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Bias, Sampling
+from shared.protocol.sampling import History, draw
 from tests.e2e.harness import Cell, Generated, running
 from tests.e2e.yardstick import PlainModel
 from tests.reference import long_way

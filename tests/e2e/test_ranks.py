@@ -23,11 +23,12 @@ from services.gateway.tokenizer import TargetTokenizer
 from services.local import nats_server
 from services.local.nats_server import Access
 from services.local.supervisor import Supervisor
-from shared import nats_bus, subjects
-from shared.bus import Bus
-from shared.config import ServiceSettings
-from shared.messages import Opened, Verdict
-from shared.metrics import BusMetrics
+from shared.bus import nats_bus
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Opened, Verdict
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 from tests.e2e.harness import Client, Generated, make_drafter
 from tests.e2e.processes import IS_JOINED, IS_SECURE
 from tests.e2e.yardstick import PlainModel

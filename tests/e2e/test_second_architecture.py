@@ -13,8 +13,8 @@ from transformers.models.qwen3 import Qwen3Config
 from model_zoo.exporting.onnx_export import export_draft
 from services.cloud_verifier.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling, Tally
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Sampling, Tally
 from tests.e2e.harness import running
 from tests.e2e.test_bits import NUM_TOKENS, SAMPLINGS, SLIDING, STOP_AND_WAIT, check_bits
 from tests.verifier.test_target_model import check_bits as check_logits

@@ -13,9 +13,9 @@ import torch
 from services.cloud_verifier.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel
 from services.gateway.tokenizer import TargetTokenizer
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling
-from shared.sampling import draw
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import Sampling
+from shared.protocol.sampling import draw
 from tests.e2e.harness import running
 from tests.e2e.test_bits import NUM_TOKENS, Way, texts
 from tests.e2e.yardstick import PlainModel

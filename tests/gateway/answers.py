@@ -13,7 +13,7 @@ from services.gateway.generation import Generation
 from services.gateway.stream import Committed, Fate
 from services.gateway.text import Detokenizer
 from services.gateway.token_bytes import TokenBytes
-from shared.messages import Sampling, TokenIds, TokenLogprobs
+from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
 from tests.gateway.fakes import MODEL
 from tests.gateway.tiny import make_tokenizer
 

@@ -21,11 +21,11 @@ from services.gateway.routes import Routes, make_app
 from services.gateway.service import Gateway, the_door
 from services.gateway.settings import GatewaySettings
 from services.gateway.tokenizer import load_tokenizer
-from shared.health import Health
-from shared.memory_bus import MemoryNetwork
-from shared.messages import TokenIds
-from shared.runtime import Context
-from shared.subjects import new_instance_id
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol.messages import TokenIds
+from shared.protocol.subjects import new_instance_id
+from shared.runtime.health import Health
+from shared.service import Context
 from tests.gateway.fakes import MODEL, FakeDrafter, FakeVerifier
 from tests.gateway.tiny import make_folder, make_tokenizer
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shared import subjects
-from shared.bus import Absent, Bus, Subscription
-from shared.messages import (
+from shared.bus.bus import Absent, Bus, Subscription
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Close,
     Draft,
     Failure,
@@ -26,8 +26,8 @@ from shared.messages import (
     TokenLogprobs,
     Verdict,
 )
-from shared.subjects import new_instance_id
-from shared.verifier_session import PassInfo, VerifierSession
+from shared.protocol.subjects import new_instance_id
+from shared.protocol.verifier_session import PassInfo, VerifierSession
 
 MODEL = "tiny"
 CONTEXT = 512

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Close, Open
-from shared.subjects import to
+from shared.protocol.messages import Close, Open
+from shared.protocol.subjects import to
 from tests.gateway.conftest import EOS, TOKENIZER, World, ids_of, until
 from tests.gateway.fakes import MODEL
 from tests.gateway.test_http import CHAT, COMPLETIONS, chat, events

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse
 
-from shared import subjects
-from shared.memory_bus import Faults
-from shared.messages import Close, Failure, Open, Speculate, Tally, TokenIds, Verdict
+from shared.bus.memory_bus import Faults
+from shared.protocol import subjects
+from shared.protocol.messages import Close, Failure, Open, Speculate, Tally, TokenIds, Verdict
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL
 

@@ -11,8 +11,8 @@ import pytest
 from services.gateway.fleet import MAX_PEERS, STALE_INTERVALS, Fleet
 from services.gateway.generation import Generation
 from services.gateway.placement import Placement
-from shared.messages import Heartbeat, Load, Sampling, Service, Speculation, TokenIds
-from shared.routing import ROUTERS
+from shared.policies.routing import ROUTERS
+from shared.protocol.messages import Heartbeat, Load, Sampling, Service, Speculation, TokenIds
 
 MODEL = "m"
 

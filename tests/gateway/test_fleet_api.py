@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from shared import subjects
-from shared.bus import Bus
-from shared.messages import Heartbeat, Load, Service
-from shared.subjects import new_instance_id
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Heartbeat, Load, Service
+from shared.protocol.subjects import new_instance_id
 from tests.gateway.conftest import World, until
 from tests.gateway.fakes import CONTEXT, MODEL
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Close, FailureCode, Open, Speculate, Speculation, WindowDecision
-from shared.subjects import new_instance_id, to
+from shared.protocol.messages import Close, FailureCode, Open, Speculate, Speculation, WindowDecision
+from shared.protocol.subjects import new_instance_id, to
 from tests.gateway.conftest import World, a_world, ids_of, until
 from tests.gateway.fakes import CONTEXT, MODEL
 

@@ -19,7 +19,7 @@ import structlog
 
 from services.gateway import keys
 from services.gateway.keys import BadKeyFile, KeyFile, digest, new_key, parse
-from shared.messages import Open
+from shared.protocol.messages import Open
 from tests.gateway.conftest import TOKENIZER, Clock, World, a_world, ids_of, until
 from tests.gateway.fakes import MODEL
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from services.gateway.keys import digest, new_key
-from shared.messages import Open
+from shared.protocol.messages import Open
 from tests.gateway.conftest import World, a_world
 from tests.gateway.fakes import MODEL
 

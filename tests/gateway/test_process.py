@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry
 from services.gateway.service import prepare
 from services.gateway.settings import GatewaySettings
 from services.local.nats_server import free_port
-from shared import nats_bus
-from shared.messages import Close
-from shared.metrics import BusMetrics
-from shared.runtime import live
-from shared.subjects import new_instance_id
+from shared.bus import nats_bus
+from shared.protocol.messages import Close
+from shared.protocol.subjects import new_instance_id
+from shared.runtime.metrics import BusMetrics
+from shared.service import live
 from tests.gateway.conftest import EOS, ids_of, until
 from tests.gateway.fakes import MODEL, FakeVerifier
 from tests.plugins.nats import NatsServer

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from shared.messages import Close, Open
+from shared.protocol.messages import Close, Open
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL
 from tests.gateway.leaks import grown_bytes, nothing_left

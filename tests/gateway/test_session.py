@@ -8,7 +8,7 @@ import pytest
 
 from services.gateway.session import Send, Session
 from services.gateway.timing import SessionTiming
-from shared.messages import (
+from shared.protocol.messages import (
     Close,
     Echo,
     Failure,

@@ -17,8 +17,8 @@ from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
-from shared.messages import Speculate
-from shared.subjects import all_said, new_instance_id
+from shared.protocol.messages import Speculate
+from shared.protocol.subjects import all_said, new_instance_id
 from tests.fakes import FakeDraft, FakeTarget
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL

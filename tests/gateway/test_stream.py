@@ -11,7 +11,7 @@ from msgspec import structs
 
 from services.gateway.stream import ConflictingVerdict, TallySum, VerdictStream
 from services.gateway.timing import PollTiming
-from shared.messages import Finish, Tally, TokenIds, TokenLogprobs, Verdict
+from shared.protocol.messages import Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 SESSION = "0" * 32
 PROMPT = 5

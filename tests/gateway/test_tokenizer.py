@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.template import ChatMessage, ChatTemplate, TemplateRefused
 from services.gateway.tokenizer import UnusableTarget, load_tokenizer
-from shared.messages import TokenIds
+from shared.protocol.messages import TokenIds
 from tests.gateway.answers import order, target
 from tests.gateway.tiny import SPECIAL, TEMPLATE, make_folder, make_tokenizer
 

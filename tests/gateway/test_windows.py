@@ -13,10 +13,10 @@ import pytest
 from services.gateway import windows
 from services.gateway.fleet_api import pair_windows
 from services.gateway.windows import DecidedWindows
-from shared import subjects
-from shared.bus import Bus
-from shared.messages import Reason, WindowDecision
-from shared.subjects import new_instance_id
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Reason, WindowDecision
+from shared.protocol.subjects import new_instance_id
 from tests.gateway.conftest import World, until
 from tests.gateway.fakes import FakeDrafter, FakeVerifier
 from tests.gateway.test_openapi import conform

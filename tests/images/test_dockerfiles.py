@@ -15,7 +15,7 @@ from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
 from services.gateway.settings import GatewaySettings
 from services.window_controller.settings import ControllerSettings
-from shared.config import ENV_PREFIX, ServiceSettings
+from shared.runtime.config import ENV_PREFIX, ServiceSettings
 from tests.images import context
 from tests.images.dockerfile import Stage, dockerfile, read
 from tests.images.replay import IGNORED, ROOT
@@ -37,7 +37,7 @@ READ_BY_OTHERS = {
     "TORCHINDUCTOR_CACHE_DIR": "torch",
     "ORT_DISABLE_TELEMETRY": "onnxruntime",
     "NVIDIA_DRIVER_CAPABILITIES": "NVIDIA's container runtime",
-    "DSD_HOME": "shared/home.py",
+    "DSD_HOME": "shared/runtime/home.py",
     "HF_HOME": "huggingface-hub",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from shared.runtime import END_S
+from shared.service import END_S
 from tests.k8s.manifests import (
     WORKLOADS,
     Manifest,

@@ -15,9 +15,9 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import GatewaySettings
 from services.window_controller.metrics import ControllerMetrics
 from services.window_controller.settings import ControllerSettings
-from shared.config import ServiceSettings
-from shared.health import Health
-from shared.metrics import BusMetrics
+from shared.runtime.config import ServiceSettings
+from shared.runtime.health import Health
+from shared.runtime.metrics import BusMetrics
 
 SETTINGS: dict[str, type[ServiceSettings]] = {
     "gateway": GatewaySettings,

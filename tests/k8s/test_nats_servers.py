@@ -16,17 +16,18 @@ from prometheus_client import CollectorRegistry
 
 from services.local.nats_server import LIMITS, find_binary
 from services.local.nats_users import main, rights_file, routes_file
-from shared import nats_bus, subjects
-from shared.bus import Bus
-from shared.config import ServiceSettings
-from shared.messages import Close, Draft, Message, Service, TokenIds
-from shared.metrics import BusMetrics
+from shared.bus import nats_bus
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Close, Draft, Message, Service, TokenIds
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 from tests.k8s.joined import HUB, with_keys
 from tests.k8s.machine import SITE, Built, Machine
 from tests.k8s.manifests import K8S, Secrets, pod_of, the
 from tests.peers import until
 from tests.plugins.nats import NatsServer
-from tests.shared.bus_helpers import Heard
+from tests.shared.bus.bus_helpers import Heard
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -12,7 +12,7 @@ import pytest
 
 from services.local.nats_server import write_secured
 from services.local.nats_users import KINDS, Rights, main, new_seed, public_key, rights_file
-from shared import subjects
+from shared.protocol import subjects
 from tests.k8s.commands import run_commands
 from tests.k8s.machine import Built
 from tests.k8s.manifests import K8S, ROOT, WORKLOADS, Manifest, Secrets, of_kind, pod_names, service_of

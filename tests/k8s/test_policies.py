@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.runtime import END_S
+from shared.service import END_S
 from tests.k8s.breaks import BREAKS, Break
 from tests.k8s.checks import CHECKS, Check
 from tests.k8s.machine import Built

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import read
-from shared.home import home
+from shared.runtime.config import read
+from shared.runtime.home import home
 from tests.k8s.containers import inside, mount, value_of
 from tests.k8s.machine import Built
 from tests.k8s.manifests import (

@@ -11,11 +11,12 @@ import pytest
 from nats.aio.client import Client
 from prometheus_client import CollectorRegistry
 
-from shared import nats_bus, subjects
-from shared.bus import Bus
-from shared.config import ServiceSettings
-from shared.memory_bus import MemoryNetwork
-from shared.metrics import BusMetrics
+from shared.bus import nats_bus
+from shared.bus.bus import Bus
+from shared.bus.memory_bus import MemoryNetwork
+from shared.protocol import subjects
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
 from tests.plugins.nats import NatsServer
 
 

@@ -11,8 +11,9 @@ import structlog
 from aiohttp import web
 from pydantic import Field
 
-from shared import runtime, subjects
-from shared.config import ServiceSettings, load
+from shared import service as runtime
+from shared.protocol import subjects
+from shared.runtime.config import ServiceSettings, load
 
 log = structlog.get_logger(__name__)
 

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
-from shared import subjects
-from shared.bus import Bus
-from shared.messages import (
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Draft,
     Failure,
     Heartbeat,

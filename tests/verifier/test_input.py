@@ -10,8 +10,8 @@ import msgpack
 import pytest
 from nats.aio.msg import Msg
 
-from shared import subjects
-from shared.messages import (
+from shared.protocol import subjects
+from shared.protocol.messages import (
     MAX_WINDOW,
     Close,
     Draft,

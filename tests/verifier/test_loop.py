@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from services.cloud_verifier.loop import MAX_FAILURES, WARM_UP_TOKENS, VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import Seat, SessionTable
-from shared.batching import Batcher, PassCost
-from shared.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds, Verdict
-from shared.subjects import new_instance_id
+from shared.policies.batching import Batcher, PassCost
+from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds, Verdict
+from shared.protocol.subjects import new_instance_id
 from tests.fakes import FakeTarget, answer
 from tests.peers import until
 

@@ -12,9 +12,9 @@ from services.cloud_verifier.loop import computation
 from services.cloud_verifier.model import Row, TargetModel, load_target
 from services.cloud_verifier.prefixes import MIN_TOKENS, PrefixCache
 from services.cloud_verifier.sessions import Seat, SessionTable
-from shared.messages import NO_TOKENS, Open, Sampling, TokenIds
-from shared.subjects import new_instance_id
-from shared.verifier_session import PassInfo
+from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.protocol.subjects import new_instance_id
+from shared.protocol.verifier_session import PassInfo
 from tests.fakes import FakeTarget, answer
 from tests.verifier.tiny_models import SERVED, save_model
 

@@ -12,8 +12,8 @@ import torch
 from scipy.stats import chisquare
 
 from services.cloud_verifier import sampler
-from shared import sampling as reference
-from shared.messages import Bias, Sampling
+from shared.protocol import sampling as reference
+from shared.protocol.messages import Bias, Sampling
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "shared" / "golden_noise.json").read_text())
 SAMPLINGS = [

@@ -9,8 +9,19 @@ import pytest
 from msgspec import structs
 
 from services.cloud_verifier.loop import MAX_FAILURES
-from shared.messages import NO_TOKENS, Close, Failure, Heartbeat, Open, Opened, Poll, Sampling, TokenIds, Verdict
-from shared.subjects import new_session_id
+from shared.protocol.messages import (
+    NO_TOKENS,
+    Close,
+    Failure,
+    Heartbeat,
+    Open,
+    Opened,
+    Poll,
+    Sampling,
+    TokenIds,
+    Verdict,
+)
+from shared.protocol.subjects import new_session_id
 from tests.fakes import FakeCache, answer, wrong
 from tests.peers import until
 from tests.plugins.networks import Network

@@ -7,10 +7,10 @@ import torch
 from msgspec import structs
 
 from services.cloud_verifier.sessions import Seat, SessionTable
-from shared.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
-from shared.refusal import Refused
-from shared.subjects import new_instance_id
-from shared.verifier_session import PassInfo
+from shared.protocol.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
+from shared.protocol.refusal import Refused
+from shared.protocol.subjects import new_instance_id
+from shared.protocol.verifier_session import PassInfo
 from tests.fakes import VOCABULARY, FakeCache, FakeTarget, answer
 
 GATEWAY, OTHER_GATEWAY, DRAFTER = (new_instance_id(name) for name in ("gateway", "other", "edge"))

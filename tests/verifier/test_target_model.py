@@ -16,8 +16,8 @@ from services.cloud_verifier.kv import KV_STEP
 from services.cloud_verifier.llama import LlamaNetwork
 from services.cloud_verifier.model import Drawn, NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
 from services.cloud_verifier.network import TransformersNetwork
-from shared import sampling as reference
-from shared.messages import Sampling
+from shared.protocol import sampling as reference
+from shared.protocol.messages import Sampling
 from tests.verifier.tiny_models import LLAMA_SHAPE, MAX_CONTEXT, REFUSED, SERVED, VOCAB_SIZE, save_model
 
 GREEDY = Sampling()

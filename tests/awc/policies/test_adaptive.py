@@ -12,7 +12,7 @@ from awc.estimators.features import CHOICE_INPUTS
 from awc.estimators.network import Network
 from awc.policies.adaptive import CHOICES, LONGEST, MOST_SESSIONS, AdaptivePair, AdaptivePolicy, pipeline
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 from tests.awc import networks
 from tests.awc.reports import SEEN
 

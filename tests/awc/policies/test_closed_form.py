@@ -6,7 +6,7 @@ import pytest
 
 from awc.policies.closed_form import ClosedFormPair, ClosedFormPolicy, speeds
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from awc.policies.confidence import MAX_THRESHOLD, STEPS, ConfidencePair, ConfidencePolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 VERIFIER_ID = "cloud.0123456789ab"
 WINDOW = DEFAULT_CHOICE.window

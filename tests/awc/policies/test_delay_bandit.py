@@ -14,7 +14,7 @@ from msgspec.structs import replace as changed
 
 from awc.policies.delay_bandit import ARMS, DelayBanditPair, DelayBanditPolicy, longest_window
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 from tests.awc.policies.test_goodput import ANY_REPORT, STOP_AND_WAIT, World
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from awc.estimators.pass_cost import PassCost, PassCosts
 from awc.policies.goodput import GoodputPair, GoodputPolicy, goodputs
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 VERIFIER_ID = "cloud.0123456789ab"
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)

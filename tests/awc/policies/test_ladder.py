@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from awc.policies.ladder import LadderPair, LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
 VERIFIER_ID = "cloud.0123456789ab"
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace as changed
 from awc.estimators.trial import PATIENCE, Trial
 from awc.policies.nightjar import NightjarPair, NightjarPolicy, Plan
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 from tests.awc.policies.test_goodput import ANY_REPORT, STOP_AND_WAIT, World
 
 ARMS = NightjarPolicy(STOP_AND_WAIT).arms

@@ -14,7 +14,7 @@ from awc.policies.adaptive import CHOICES, AdaptivePolicy
 from awc.policies.wc_dnn import WcDnnPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from awc_training.cards import read_card
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 from tests.awc.reports import SEEN
 
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)

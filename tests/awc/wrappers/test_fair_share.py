@@ -14,7 +14,7 @@ from awc.estimators.pass_cost import PassCost
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice
 from awc.wrappers.fair_share import Crowd, FairSharePair, FairSharePolicy, Member, fair_depths, slack
-from shared.messages import MAX_WINDOW, PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 from tests.awc.reports import SEEN as ONE
 
 WIDE = WindowChoice(16, 2, free_run=True)

@@ -12,7 +12,7 @@ from awc.policies.adaptive import AdaptivePolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from awc.registry import POLICIES
 from awc.wrappers.resting import RESTING, RestingPair, RestingPolicy, Rests
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 
 RESTS = Rests(
     look=4,

@@ -9,7 +9,7 @@ import pytest
 from awc.registry import POLICIES
 from benchmarks.experiments import decisions
 from benchmarks.experiments.decisions import cores_of_controller, cost_of, reports
-from shared.subjects import new_instance_id
+from shared.protocol.subjects import new_instance_id
 
 
 @pytest.mark.parametrize("num_pairs", [1, 16])

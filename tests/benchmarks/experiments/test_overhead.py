@@ -23,7 +23,7 @@ from benchmarks.harness.paired import Ratio
 from benchmarks.load import arrivals
 from client.gateway import Gateway
 from services.local.pair import DEFAULT_NAME
-from shared.home import home
+from shared.runtime.home import home
 from tests.benchmarks.load.fake_gateway import serving
 
 ORIGIN = Origin("a command", "a machine", "a date", "3")

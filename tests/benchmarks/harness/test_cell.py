@@ -27,8 +27,8 @@ from client.wire import Options
 from model_zoo.prompt_file import read_prompts
 from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
 from services.local.supervisor import Program
-from shared.profiles import PassTimes, Profile, StepTimes
-from shared.recording import Header, Recorded, Recording
+from shared.data.profiles import PassTimes, Profile, StepTimes
+from shared.data.recording import Header, Recorded, Recording
 from tests.benchmarks.recordings import profile_json
 from tests.e2e.prompts import read_prompts as read_chats
 

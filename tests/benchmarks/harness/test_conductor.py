@@ -14,8 +14,8 @@ from awc.policy import DEFAULT_CHOICE, WindowChoice
 from benchmarks.harness.conductor import Conductor
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftModel
-from shared import subjects
-from shared.messages import PairReport, Report, Tally, WindowDecision
+from shared.protocol import subjects
+from shared.protocol.messages import PairReport, Report, Tally, WindowDecision
 from tests.e2e.harness import Cell
 from tests.e2e.harness import running as serving
 from tests.fakes import FakeDraft, FakeTarget

@@ -48,7 +48,7 @@ from benchmarks.policies.plan import (
     stop_and_wait,
 )
 from benchmarks.policies.report import markdown
-from shared.profiles import PassTimes
+from shared.data.profiles import PassTimes
 from tests.benchmarks.load.fake_gateway import serving
 from tests.benchmarks.recordings import QUICK, profile_json
 

@@ -12,7 +12,7 @@ from benchmarks.harness.origin import Origin
 from benchmarks.policies.measure import CellResult, Round, write_result
 from benchmarks.policies.plan import ADAPTIVE, POLICY_MODES, TARGET_ONLY, Mode
 from benchmarks.policies.policy_order import Order, app, markdown, order_of, scenario_of
-from shared.profiles import PassTimes, StepTimes
+from shared.data.profiles import PassTimes, StepTimes
 
 PASSES, STEPS = PassTimes(base_ms=80.0, token_ms=0.1, above_ms=(0.2, 0.0, 0.0)), StepTimes(step_ms=5.0, fed_ms=0.5)
 ORIGIN = Origin("python -m benchmarks.policies.policy_order", "a machine", "2026-11-25", "3.11")

@@ -19,12 +19,12 @@ from benchmarks.standins.replayed import NotRecorded, ReplayedDraft, ReplayedTar
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.model import Row, TargetModel
 from services.edge_drafter.model import DraftModel
-from shared.config import load
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling, Speculation
-from shared.profiles import PassTimes, Profile, StepTimes, read_profile
-from shared.recording import Recorded, Recording
-from shared.sampling import confidence_of
+from shared.bus.memory_bus import MemoryNetwork
+from shared.data.profiles import PassTimes, Profile, StepTimes, read_profile
+from shared.data.recording import Recorded, Recording
+from shared.protocol.messages import Sampling, Speculation
+from shared.protocol.sampling import confidence_of
+from shared.runtime.config import load
 from tests.benchmarks.recordings import NUM_TOKENS, QUICK, profile_json, recording
 from tests.e2e.harness import Cell, Generated, running
 from tests.fakes import FakeDraft, FakeTarget

@@ -34,11 +34,11 @@ from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
 from services.gateway.template import ChatMessage
 from services.gateway.tokenizer import load_tokenizer
-from shared import subjects
-from shared.memory_bus import MemoryNetwork
-from shared.messages import PairReport, Report, Tally, TokenIds, Verdict
-from shared.profiles import PassTimes
-from shared.recording import Header, Recorded, Recording
+from shared.bus.memory_bus import MemoryNetwork
+from shared.data.profiles import PassTimes
+from shared.data.recording import Header, Recorded, Recording
+from shared.protocol import subjects
+from shared.protocol.messages import PairReport, Report, Tally, TokenIds, Verdict
 from tests.benchmarks.recordings import recording
 from tests.benchmarks.validation.validating import CALIBRATION, CODE, ORIGIN
 from tests.peers import until

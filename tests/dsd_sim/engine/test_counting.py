@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dsd_sim.engine import draft_session, records, verify_session
-from shared.drafter_session import DrafterSession, DraftStep
-from shared.messages import NO_TOKENS, Draft, Open, Sampling, Speculate, Speculation, TokenIds, Verdict
-from shared.verifier_session import PassInfo, PassRow, VerifierSession
+from shared.protocol.drafter_session import DrafterSession, DraftStep
+from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, Speculate, Speculation, TokenIds, Verdict
+from shared.protocol.verifier_session import PassInfo, PassRow, VerifierSession
 
 NUM_SCENARIOS = 1000
 PROMPT = 3

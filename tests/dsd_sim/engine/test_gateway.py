@@ -7,7 +7,7 @@ import pytest
 
 from awc.policy import WindowChoice
 from dsd_sim.engine.world import STEER
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 from tests.dsd_sim.builders import a_fleet, a_world
 
 

@@ -8,8 +8,8 @@ from dsd_sim.engine.cloud import VERDICT_BYTES
 from dsd_sim.engine.edge import DRAFT_BYTES
 from dsd_sim.engine.events import TOKEN_BYTES
 from dsd_sim.engine.fleet import SPECULATE_BYTES
-from shared import subjects
-from shared.messages import (
+from shared.protocol import subjects
+from shared.protocol.messages import (
     Draft,
     Echo,
     Message,

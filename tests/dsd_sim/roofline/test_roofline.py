@@ -25,7 +25,7 @@ from dsd_sim.roofline.roofline import (
     profile_of,
     roofline_profile,
 )
-from shared.profiles import read_profile
+from shared.data.profiles import read_profile
 
 ROOT = Path(__file__).parents[2]
 TARGET = Setup(Role.VERIFIER, "a100", "llama-2-70b", 2)

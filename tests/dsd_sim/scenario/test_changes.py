@@ -17,7 +17,7 @@ from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import scenario_of
 from dsd_sim.scenario.workload import LoadChange, Requests, hurried, joined
 from dsd_sim.studies.report import report_of
-from shared.messages import PairReport
+from shared.protocol.messages import PairReport
 from tests.dsd_sim.builders import a_fleet, a_world, stop_and_wait
 
 FATES = ("accepted", "rejected", "late", "discarded")

@@ -38,7 +38,7 @@ from dsd_sim.studies.plan import (
 from dsd_sim.studies.plan_cli import choice_told
 from dsd_sim.studies.plan_plot import plot_plan
 from dsd_sim.studies.tables import number
-from shared.profiles import read_profile
+from shared.data.profiles import read_profile
 from tests.dsd_sim.reports import a_report
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps
-from shared.profiles import PassTimes, StepTimes, read_profile
+from shared.data.profiles import PassTimes, StepTimes, read_profile
 from tests.model_zoo.command import model_zoo
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ import pytest
 from model_zoo.measuring.record import prompt_ids, record, stop_ids
 from services.cloud_verifier.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
-from shared.memory_bus import MemoryNetwork
-from shared.messages import Sampling
-from shared.recording import Recorded, read_recording
-from shared.sampling import confidence_of, draw
+from shared.bus.memory_bus import MemoryNetwork
+from shared.data.recording import Recorded, read_recording
+from shared.protocol.messages import Sampling
+from shared.protocol.sampling import confidence_of, draw
 from tests.e2e.harness import running
 from tests.model_zoo.command import model_zoo
 

@@ -1,0 +1,249 @@
+"""The bus over core NATS (docs/protocol.md, "The bus").
+
+Invariant: nothing that a peer or the server does ends the client's loops unnoticed: a lost connection is sought for
+ever, one that is closed for good is told by `lost`, and every refusal, drop and failed attempt is counted and logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from shared.bus.bus import ABSENT, Handler, Receiver, Subscription
+from shared.bus.parts import PART_BYTES, split
+from shared.protocol.messages import Message, encode
+from shared.protocol.subjects import verb
+from shared.runtime.config import ServiceSettings
+from shared.runtime.metrics import BusMetrics
+
+PING_INTERVAL_S = 5  # with MAX_PINGS, a half-open link is noticed in 15 s
+MAX_PINGS = 2
+CONNECT_TIMEOUT_S = 5
+FLUSH_TIMEOUT_S = 5
+CLOSE_TIMEOUT_S = 5
+OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publishing drops, so that it never waits for a slow link
+INBOUND_MESSAGES = 65536  # per subscription
+INBOUND_BYTES = 64 << 20
+LOG_INTERVAL_S = 5.0  # between two log lines about one kind of error
+
+_DENIED_SUBSCRIPTION = re.compile(r'permissions violation for subscription to "([^"]+)"', re.IGNORECASE)
+
+log = structlog.get_logger(__name__)
+
+
+class BusLost(ConnectionError):
+    """The server closed the connection in a way after which the client does not come back."""
+
+
+class _Client(Client):
+    """nats-py's client, except that a message that it can't parse costs that message and not its reading loop, and that
+    where TLS was asked for a server that offers none is told nothing."""
+
+    def __init__(self, metrics: BusMetrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+        self.needs_tls = False  # at all addresses, whatever their schemes
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """The server's first word comes in clear, so that whoever is between might leave TLS out of it."""
+        scheme = self._current_server.uri.scheme if self._current_server else ""
+        wants_tls = scheme == "tls" or (self.needs_tls and scheme == "nats")
+        if initial_connection and wants_tls and not info.get("tls_required"):
+            raise nats.errors.Error("the server offers no TLS")
+        await super()._process_info(info, initial_connection=initial_connection)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except (UnicodeDecodeError, IndexError, ValueError) as error:  # any peer may send such a subject or header
+            self._metrics.dropped.labels("malformed").inc()
+            log.debug("unreadable message dropped", subject=repr(subject), reason=repr(error))
+
+
+class _Subscription:
+    """A live subscription among those that closing drains."""
+
+    def __init__(self, subscription: NatsSubscription, live: set[NatsSubscription]) -> None:
+        self._subscription = subscription
+        self._live = live
+
+    async def unsubscribe(self) -> None:
+        if self._subscription in self._live:
+            self._live.remove(self._subscription)
+            await self._subscription.unsubscribe()
+
+
+class NatsBus:
+    """The Bus protocol over one NATS connection."""
+
+    def __init__(self, metrics: BusMetrics, on_state: Callable[[bool], None]) -> None:
+        self._client = _Client(metrics)
+        self._metrics = metrics
+        self._on_state = on_state
+        self._subscriptions: set[NatsSubscription] = set()
+        self._denied: set[str] = set()
+        self._logged_at: dict[str, float] = {}
+        self._reconnect_wait_s = random.uniform(0.25, 1.0)  # a fleet doesn't come back at once
+        self._closing = False
+        self._lost = asyncio.Event()
+
+    async def connect(self, settings: ServiceSettings, instance_id: str) -> None:
+        """Returns once connected, trying for ever; each failure is counted and logged."""
+        self._client.needs_tls = bool(settings.nats_ca)
+        await self._client.connect(
+            servers=[url.strip() for url in settings.nats_url.split(",")],
+            name=instance_id,
+            user=settings.nats_user or None,
+            password=settings.nats_password.get_secret_value() or None,
+            nkeys_seed=settings.nats_nkey_seed or None,
+            tls=ssl.create_default_context(cafile=settings.nats_ca) if settings.nats_ca else None,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=self._reconnect_wait_s,  # type: ignore[arg-type]  # a float is as good
+            connect_timeout=CONNECT_TIMEOUT_S,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=MAX_PINGS,
+            pending_size=OUTBOUND_BYTES + PART_BYTES,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnect,
+            reconnected_cb=self._on_reconnect,
+            closed_cb=self._on_closed,
+        )
+        log.info("bus connected", server=self._server)
+        self._on_state(True)
+
+    async def publish(self, subject: str, message: Message, *, absent_to: str | None = None) -> None:
+        if absent_to is not None and not verb(absent_to).startswith(ABSENT):
+            raise ValueError(f"absent_to {absent_to!r} needs a verb that begins with {ABSENT!r}")
+        packets = split(encode(message))
+        if not self._client.is_connected:
+            return self._drop("not connected")
+        if self._client.pending_data_size + sum(map(len, packets)) > OUTBOUND_BYTES:
+            return self._drop("outbound full")
+        try:
+            for index, packet in enumerate(packets):
+                await self._client.publish(subject, packet, reply=absent_to if absent_to and index == 0 else "")
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError, OSError):
+            return self._drop("not connected")
+        self._metrics.published_as(type(message)).inc()
+        return None
+
+    async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
+        if self._closing:
+            raise ConnectionError("the bus is closed")
+        receiver = Receiver(handler, self._metrics)
+
+        async def on_message(message: Msg) -> None:
+            if message.headers and message.headers.get("Status") == "503":
+                receiver.receive_absent(message.subject)
+            else:
+                receiver.receive(message.subject, message.data)
+
+        subscription = await self._client.subscribe(
+            pattern, cb=on_message, pending_msgs_limit=INBOUND_MESSAGES, pending_bytes_limit=INBOUND_BYTES
+        )
+        try:
+            await self._settle()  # the server knows it before anything else is said
+        except nats.errors.Error as error:
+            log.warning("subscription not confirmed, it will be after a reconnect", pattern=pattern, error=repr(error))
+        if pattern in self._denied:  # the server's refusal comes before its answer to the flush
+            await subscription.unsubscribe()
+            raise PermissionError(f"the NATS server does not let this user subscribe {pattern!r}")
+        self._subscriptions.add(subscription)
+        return _Subscription(subscription, self._subscriptions)
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                for subscription in list(self._subscriptions):  # not Client.drain, which can't be cancelled
+                    await subscription.drain()  # type: ignore[no-untyped-call]
+                await self._settle()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            log.warning("bus not drained", error=repr(error))
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._client.close()
+        except (OSError, TimeoutError) as error:
+            log.warning("bus connection not closed in order", error=repr(error))
+
+    async def lost(self) -> NoReturn:
+        """Waits until the connection is gone for good, then raises BusLost."""
+        await self._lost.wait()
+        raise BusLost(f"the NATS server closed the connection: {self._client.last_error or 'no reason given'}")
+
+    @property
+    def _server(self) -> str:
+        url = self._client.connected_url  # its netloc may hold a password
+        return f"{url.hostname}:{url.port}" if url else "none"
+
+    async def _settle(self) -> None:
+        """Returns when the server has taken all that was said before."""
+        # Client.flush writes its ping past what still waits to be sent: only a second one is behind that. It runs in a
+        # task because before Python 3.12 the wait_for inside may swallow a cancellation.
+        for _ in range(2):
+            flush = asyncio.create_task(self._client.flush(timeout=FLUSH_TIMEOUT_S))
+            try:
+                await asyncio.wait({flush})
+            finally:
+                flush.cancel()
+            flush.result()
+
+    def _drop(self, reason: str) -> None:
+        self._metrics.dropped.labels(reason).inc()
+
+    async def _on_error(self, error: Exception) -> None:
+        kind, text = "connection", str(error) or repr(error)
+        if isinstance(error, nats.errors.SlowConsumerError):
+            kind, text = "slow consumer", f"messages on {error.subject} dropped"
+            self._drop("slow consumer")
+        elif "permissions violation" in text.lower():
+            kind = "permission violation"
+            self._denied.update(_DENIED_SUBSCRIPTION.findall(text))
+        self._metrics.errors.labels(kind).inc()
+        self._warn(f"bus: {kind}", error=text)
+
+    async def _on_disconnect(self) -> None:
+        if not self._closing:
+            log.warning("bus disconnected, trying to reconnect")
+        self._on_state(False)
+
+    async def _on_reconnect(self) -> None:
+        self._metrics.reconnects.inc()
+        log.info("bus reconnected", server=self._server)
+        self._on_state(True)
+
+    async def _on_closed(self) -> None:
+        if not self._closing:
+            self._lost.set()
+
+    def _warn(self, event: str, **about: Any) -> None:
+        """Logs one line per event and interval: a flood on the bus must not become one in the log."""
+        now = time.monotonic()
+        if now - self._logged_at.get(event, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+            self._logged_at[event] = now
+            log.warning(event, **about)
+
+
+async def connect(
+    settings: ServiceSettings,
+    instance_id: str,
+    metrics: BusMetrics,
+    on_state: Callable[[bool], None] = lambda connected: None,
+) -> NatsBus:
+    """A connected bus; `on_state` is told whenever the connection goes or comes back."""
+    bus = NatsBus(metrics, on_state)
+    await bus.connect(settings, instance_id)
+    return bus

@@ -1,0 +1,88 @@
+"""How long hardware takes: a verify pass of a target, a draft step of a draft. What the simulator and stand-ins go by.
+
+Invariant: times are finite and not negative. A profile is a JSON file for one device and one model, or for a pair of
+them; `origin` says where its times come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.policies.batching import HINGES
+
+PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
+
+Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)]
+
+
+class Times(BaseModel):
+    """Keys that are not described are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PassTimes(Times):
+    """Of a verify pass: the sum of these, by the features of shared.policies.batching.PassCost."""
+
+    base_ms: Millis
+    session_ms: Millis = 0.0
+    token_ms: Millis = 0.0
+    above_ms: tuple[Millis, Millis, Millis] = (0.0, 0.0, 0.0)  # more for each token above 8, 32 and 128
+    cached_ms: Millis = 0.0  # for each thousand tokens in the caches that it reads
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of PassCost's features."""
+        return (self.base_ms, self.session_ms, self.token_ms, *self.above_ms, self.cached_ms)
+
+    def pass_ms(self, num_sessions: int, num_tokens: int, num_cached: int) -> float:
+        excess = [max(0, num_tokens - hinge) for hinge in HINGES]
+        features = (1, num_sessions, num_tokens, *excess, num_cached / 1000)
+        return sum(weight * feature for weight, feature in zip(self.weights, features, strict=True))
+
+
+class StepTimes(Times):
+    """Of a draft step: `step_ms` for one token behind no context, more by context and for each further token fed."""
+
+    step_ms: Millis
+    step_ms_per_1000: Millis = 0.0
+    fed_ms: Millis = 0.0
+
+    def feed_ms(self, num_tokens: int, context: int = 0) -> float:
+        return self.step_ms + self.step_ms_per_1000 * context / 1000 + self.fed_ms * (num_tokens - 1)
+
+
+class Profile(Times):
+    """`name` is shown wherever figures are."""
+
+    name: Annotated[str, Field(pattern=f"^{PROFILE_NAME}$")]
+    origin: str
+    verifier: PassTimes | None = None
+    drafter: StepTimes | None = None
+
+    @property
+    def pass_times(self) -> PassTimes:
+        """Raises ValueError where the profile has none."""
+        if self.verifier is None:
+            raise ValueError(f"profile {self.name} has no times of a verifier")
+        return self.verifier
+
+    @property
+    def step_times(self) -> StepTimes:
+        """Raises ValueError where the profile has none."""
+        if self.drafter is None:
+            raise ValueError(f"profile {self.name} has no times of a drafter")
+        return self.drafter
+
+
+def read_profile(path: Path) -> Profile:
+    """Raises ValueError naming what is wrong, or OSError where the file can't be read."""
+    try:
+        return Profile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is no profile: {place or 'it'}: {first['msg']}") from error

@@ -1,0 +1,106 @@
+"""Which instance gets the next session: pure policies over heartbeat loads, shared by the gateway and DSD-Sim.
+
+Invariant: a policy chooses one of the candidates it is given, or None when there is none; it never draws from a global
+random generator. JSQ is join-the-shortest-queue, JSQ(d) its form in which d of all are looked at (Mitzenmacher, 2001).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Protocol
+
+from shared.protocol.messages import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An instance that may be chosen, with its newest load and the sessions given to it that this doesn't know of yet,
+    less those taken from it."""
+
+    instance_id: str
+    load: Load
+    num_since: int = 0
+
+    @property
+    def queue_length(self) -> tuple[int, int]:
+        """Order of JSQ: sessions, then queued tokens."""
+        return (max(self.load.num_sessions + self.num_since, 0), self.load.queue_tokens)
+
+
+class Router(Protocol):
+    """A routing policy; it may keep state of its own (round-robin's turn)."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None: ...
+
+
+class RandomRouter:
+    """Any candidate, all alike."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        return rng.choice(candidates) if candidates else None
+
+
+class RoundRobinRouter:
+    """The candidate whose id follows the last chosen one."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        if not candidates:
+            return None
+        ordered = sorted(candidates, key=lambda candidate: candidate.instance_id)
+        chosen = next((c for c in ordered if c.instance_id > self._last), ordered[0])
+        self._last = chosen.instance_id
+        return chosen
+
+
+class ShortestQueueRouter:
+    """JSQ: the least loaded candidate; of several the one with the first id, so that it is repeatable."""
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        return min(candidates, key=lambda candidate: (candidate.queue_length, candidate.instance_id), default=None)
+
+
+class FewChoicesRouter:
+    """JSQ(d): the least loaded of `num` candidates drawn at random, of several any. Two choices often miss an idle
+    instance, which eight hardly do. Loads are old by up to a heartbeat, though: of many gateways that hear of few busy
+    instances all send sessions to the least loaded ones, and the fewer they look at, the less they do (Mitzenmacher,
+    "How useful is old information?", 2000)."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        drawn = rng.sample(candidates, min(self._num, len(candidates)))
+        return min(drawn, key=lambda candidate: candidate.queue_length, default=None)
+
+
+class NearShortestQueueRouter:
+    """RTT-aware JSQ: the candidate at which a new session would come to its first turn soonest, its round trip
+    included, if every session before it took one step.
+    """
+
+    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+        steps = [candidate.load.step_ms for candidate in candidates if candidate.load.step_ms]
+        typical_ms = fmean(steps) if steps else 1.0  # of who has not taken a step yet
+
+        def wait(candidate: Candidate) -> tuple[float, tuple[int, int], str]:
+            load, queue_length = candidate.load, candidate.queue_length
+            first_ms = load.rtt_ms + (load.step_ms or typical_ms) * (queue_length[0] + 1)
+            return (first_ms, queue_length, candidate.instance_id)
+
+        return min(candidates, key=wait, default=None)
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "random": RandomRouter,
+    "round-robin": RoundRobinRouter,
+    "jsq": ShortestQueueRouter,
+    "jsq2": lambda: FewChoicesRouter(2),
+    "jsq8": lambda: FewChoicesRouter(8),
+    "rtt-jsq": NearShortestQueueRouter,
+}

@@ -1,0 +1,202 @@
+"""The coupled draw: which token a row of logits yields, from (logits, sampling parameters, seed, position) alone.
+
+Invariant: the noise of a token depends on (seed, position, token id) and on nothing else, and `uniform` has the same
+bits here and in the verifier's torch sampler, so that a drafter's guess equals the target's draw whenever their logits
+lead to the same choice (drafter-invariant speculative decoding, arXiv 2408.07978). docs/sampling.md has the rules.
+
+Order: penalties, biases, min_tokens, temperature, top-k, top-p, min-p, noise, argmax. Everything after the logits is
+float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.protocol.messages import Sampling
+
+GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment, and below the two multipliers of its finaliser
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+NUCLEUS_SLACK = 1 - 1e-9  # lowers a cut, so that rounding never drops a token of the nucleus
+
+_MASK = (1 << 64) - 1
+
+
+def is_greedy(sampling: Sampling) -> bool:
+    """Whether the draw is the argmax of the logits."""
+    return sampling.temperature == 0 or sampling.top_k == 1
+
+
+def is_filtered(sampling: Sampling) -> bool:
+    """Whether top-k, top-p or min-p may drop tokens."""
+    return sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+
+
+def stream_key(seed: int, position: int) -> int:
+    """The 64-bit start of the noise stream of one position; `seed` is taken modulo 2**64."""
+    return _mix((_mix(seed + GAMMA) + (position + 1) * GAMMA) & _MASK)
+
+
+def uniform(seed: int, position: int, token_ids: NDArray[np.integer]) -> NDArray[np.float64]:
+    """u in (0, 1) of each token id, [n]: the upper 52 bits of SplitMix64's output number `token_id`, and a half."""
+    state = token_ids.astype(np.uint64)
+    state += np.uint64(1)
+    state *= np.uint64(GAMMA)
+    state += np.uint64(stream_key(seed, position))
+    for shift, multiplier in ((30, MIX_1), (27, MIX_2)):
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(multiplier)
+    state ^= state >> np.uint64(31)
+    state >>= np.uint64(12)
+    u = state.astype(np.float64)
+    u += 0.5
+    u *= 2.0**-52
+    return u
+
+
+def gumbel(seed: int, position: int, token_ids: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Standard Gumbel noise of each token id, [n]: -ln(-ln u)."""
+    noise = uniform(seed, position, token_ids)
+    np.log(noise, out=noise)
+    np.negative(noise, out=noise)
+    np.log(noise, out=noise)
+    return np.negative(noise, out=noise)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What stood before a draw, as far as it changes the scores. `output_ids`: the tokens generated so far."""
+
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
+    stop_ids: Sequence[int] = ()
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """The tokens whose scores differ from their logits at one position, and how: arrays of equal length [n]."""
+
+    token_ids: NDArray[np.int64]
+    repetition: NDArray[np.float64]  # divides positive logits and multiplies negative ones
+    penalty: NDArray[np.float64]  # presence and frequency penalty, subtracted
+    bias: NDArray[np.float64]
+
+    def scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores [n] of token_ids from their logits [n]."""
+        scores = np.where(logits > 0, logits / self.repetition, logits * self.repetition)
+        return scores - self.penalty + self.bias
+
+
+def is_adjusted(sampling: Sampling, min_tokens: int = 0) -> bool:
+    """Whether any score may differ from its logit."""
+    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
+    return bool(penalties or sampling.logit_bias or min_tokens)
+
+
+def adjustment(sampling: Sampling, history: History) -> Adjustment:
+    """How the scores at the position behind `history` differ from the logits.
+
+    Presence and frequency penalties count generated tokens, the repetition penalty the prompt's too (as vLLM has them);
+    a stop id can't be drawn before min_tokens tokens.
+    """
+    outputs, counts = np.unique(np.asarray(history.output_ids, dtype=np.int64), return_counts=True)
+    repeated = outputs
+    if sampling.repetition_penalty != 1:
+        repeated = np.union1d(outputs, np.asarray(history.prompt_ids, dtype=np.int64))
+    biases = {each.token_id: each.bias for each in sampling.logit_bias}
+    if len(history.output_ids) < history.min_tokens:
+        biases |= dict.fromkeys(history.stop_ids, -np.inf)
+    biased = np.array(sorted(biases), dtype=np.int64)
+    token_ids = np.union1d(repeated, biased)
+    repetition, penalty, bias = np.ones(len(token_ids)), np.zeros(len(token_ids)), np.zeros(len(token_ids))
+    repetition[np.searchsorted(token_ids, repeated)] = sampling.repetition_penalty
+    penalty[np.searchsorted(token_ids, outputs)] = sampling.presence_penalty + sampling.frequency_penalty * counts
+    bias[np.searchsorted(token_ids, biased)] = [biases[token_id] for token_id in biased.tolist()]
+    return Adjustment(token_ids, repetition, penalty, bias)
+
+
+def adjusted(
+    logits: NDArray[np.float32], sampling: Sampling, history: History
+) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Scores [vocab]: float64 where any differs from its logit, else the logits as they are."""
+    if not is_adjusted(sampling, history.min_tokens):
+        return logits
+    changes = adjustment(sampling, history)
+    scores = logits.astype(np.float64)
+    scores[changes.token_ids] = changes.scores(scores[changes.token_ids])
+    return scores
+
+
+def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history: History | None = None) -> int:
+    """The token for `position`, from the logits [vocab] of the token before it. Equal scores: the lowest id. Without a
+    `history` nothing is adjusted.
+
+    Raises ValueError where the best score is not finite.
+    """
+    scores = logits if history is None else adjusted(logits, sampling, history)
+    best = int(np.argmax(scores))  # a NaN is its own argmax
+    peak = float(scores[best])
+    if not np.isfinite(peak):
+        raise ValueError(f"the best score for position {position} is {peak}")
+    if is_greedy(sampling):
+        return best
+    with np.errstate(over="ignore"):  # a temperature next to zero: -inf is what is meant
+        scaled = (scores.astype(np.float64) - peak) / sampling.temperature
+    if not is_filtered(sampling):
+        return int(np.argmax(scaled + gumbel(sampling.seed, position, np.arange(len(scaled)))))
+    token_ids = kept_ids(scaled, sampling)
+    noisy = scaled[token_ids] + gumbel(sampling.seed, position, token_ids)
+    return int(token_ids[np.argmax(noisy)])
+
+
+def confidence_of(token_id: int, scores: NDArray[np.floating]) -> float:
+    """The softmax probability of a token under scores [vocab], whose greatest is finite."""
+    weights = np.exp(scores - scores.max())
+    return float(weights[token_id] / weights.sum(dtype=np.float64))
+
+
+def kept_ids(scores: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64]:
+    """The token ids, ascending, that top-k, top-p and min-p leave of scores [vocab] whose greatest is 0."""
+    weights = np.exp(scores) if sampling.top_p < 1 or sampling.min_p > 0 else None
+    token_ids = _candidates(scores, weights, sampling)
+    token_ids = token_ids[np.argsort(-scores[token_ids], kind="stable")]  # by (score descending, id ascending)
+    if sampling.top_k > 0:
+        token_ids = token_ids[: sampling.top_k]
+    if weights is not None:
+        ranked = weights[token_ids]
+        keep = ranked >= sampling.min_p  # the greatest weight is 1
+        if sampling.top_p < 1:
+            mass = np.cumsum(ranked)
+            total = mass[-1] if sampling.top_k > 0 else np.cumsum(weights)[-1]
+            keep &= mass - ranked < sampling.top_p * total
+        token_ids = token_ids[keep]
+    return np.sort(token_ids)
+
+
+def _candidates(
+    scores: NDArray[np.float64], weights: NDArray[np.float64] | None, sampling: Sampling
+) -> NDArray[np.int64]:
+    """Ids, ascending, of a superset of the kept tokens, so that only these need sorting.
+
+    top-k: all scores not below the k-th. top-p: the tokens lighter than (1 - top_p) x mass / vocab weigh less than
+    1 - top_p together, hence none of them is in the nucleus.
+    """
+    num = len(scores)
+    if sampling.top_k > 0:
+        rank = max(num - sampling.top_k, 0)
+        return np.flatnonzero(scores >= np.partition(scores, rank)[rank])
+    assert weights is not None
+    lowest = (1 - sampling.top_p) / num * np.cumsum(weights)[-1] * NUCLEUS_SLACK
+    return np.flatnonzero(weights >= max(lowest, sampling.min_p))
+
+
+def _mix(state: int) -> int:
+    state &= _MASK
+    state = ((state ^ (state >> 30)) * MIX_1) & _MASK
+    state = ((state ^ (state >> 27)) * MIX_2) & _MASK
+    return state ^ (state >> 31)

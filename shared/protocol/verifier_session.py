@@ -1,0 +1,395 @@
+"""The verifier's side of one session: a pure state machine (docs/protocol.md), no I/O and no clock.
+
+Invariant: `tokens` grows only by the target's own draws, in order, each drawn after exactly the tokens before it.
+Guesses are only compared: whatever a drafter sends, and whenever, changes nothing but how many draws a pass yields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shared.policies.batching import Survival
+from shared.protocol.messages import (
+    MAX_WINDOW,
+    NO_TOKENS,
+    Draft,
+    Echo,
+    Finish,
+    Open,
+    Poll,
+    Tally,
+    TokenIds,
+    TokenLogprobs,
+    Verdict,
+)
+
+MAX_EPOCH = 1 << 48
+MAX_TOLD_WITH_LOGPROBS = 512  # tokens of one verdict, so that it stays a message; the gateway polls for the rest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassRow:
+    """A session's share of one pass, frozen when the pass begins.
+
+    `fed_ids` are computed at the positions `start`, `start` + 1, ...; the last `num_draws` of them yield a draw each (0
+    inside a prefill), the first draw being for position `base`. `guesses` are what the draws are compared with; the
+    last one may ride on the last draw without being fed.
+    """
+
+    start: int
+    fed_ids: TokenIds
+    num_draws: int
+    base: int
+    guesses: TokenIds
+    term: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassInfo:
+    """What a verdict tells about the pass behind it."""
+
+    compute_ms: float = 0.0
+    batch: int = 0
+    queue: float = 0.0
+    num_tokens: int = 0  # fed
+
+
+@dataclass(slots=True)
+class Fates:
+    """Counts of what became of guesses (words: docs/glossary.md)."""
+
+    accepted: int = 0
+    rejected: int = 0
+    late: int = 0
+    discarded: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.accepted + self.rejected + self.late + self.discarded
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading elements are equal."""
+    length = min(len(left), len(right))
+    return next((i for i in range(length) if left[i] != right[i]), length)
+
+
+@dataclass(slots=True)
+class VerifierSession:
+    """One session as its verifier sees it. Times are in milliseconds of any one clock."""
+
+    session_id: str
+    gateway_id: str
+    term: int = -1
+    drafter_id: str | None = None
+    tokens: list[int] = field(default_factory=list)  # prompt and what is committed
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the newest tokens, where asked for
+    computed: int = 0  # KV entries that hold `tokens[:computed]`
+    finish: Finish | None = None
+    epoch: int = 0  # drafts of lower epochs are not listened to
+    pending: list[int] = field(default_factory=list)  # guesses for pending_base, pending_base + 1, ...
+    pending_base: int = 0
+    fates: Fates = field(default_factory=Fates)
+    num_passes: int = 0
+    survival: Survival = field(default_factory=Survival)
+    info: PassInfo = PassInfo()
+    _open: Open | None = None
+    _free_run: bool = True
+    _received: int = 0  # end of the positions whose guesses of this epoch were counted
+    _row: PassRow | None = None
+    _heard_at: float = 0.0
+    _echo_at: float = 0.0
+    _sent_ms: float | None = None  # of the newest draft, received at _echo_at
+
+    @classmethod
+    def opened(cls, request: Open, gateway_id: str, now: float) -> VerifierSession:
+        """A new session for an Open."""
+        session = cls(request.session_id, gateway_id)
+        session.rebind(request, now)
+        return session
+
+    @property
+    def request(self) -> Open:
+        assert self._open is not None
+        return self._open
+
+    @property
+    def length(self) -> int:
+        """Committed tokens, the prompt included."""
+        return len(self.tokens)
+
+    @property
+    def limit(self) -> int:
+        """The length at which max_tokens is reached."""
+        return len(self.request.prompt_ids) + self.request.max_tokens
+
+    @property
+    def num_todo(self) -> int:
+        """Committed tokens that the KV cache does not hold yet; 1 when the session is only decoding."""
+        return self.length - self.computed
+
+    @property
+    def draws(self) -> bool:
+        """Whether the next pass may draw: the session runs free, there is a guess to check, or text has to be computed
+        anyhow, whose last token yields a draw at no cost (the first one always)."""
+        waits = not self._free_run and self.drafter_id is not None and not self.pending
+        return not waits or self.num_todo > 1 or self.num_passes == 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a pass can do anything for this session."""
+        return not self.finish and self._row is None and self.draws
+
+    @property
+    def tally(self) -> Tally:
+        fates = self.fates
+        return Tally(fates.accepted, fates.rejected, fates.late, fates.discarded, self.num_passes)
+
+    # --- gateway ---------------------------------------------------------------------------------------------------
+
+    def rebind(self, request: Open, now: float) -> None:
+        """Takes an Open of a higher term. What the KV cache holds of the same text is kept; a longer text than the
+        gateway's is kept whole when it only continues it (it is the target's own), else the gateway's counts."""
+        if request.term <= self.term:
+            raise ValueError(f"term {request.term} does not follow {self.term}")
+        theirs = [*request.prompt_ids, *request.committed_ids]
+        common = common_prefix(self.tokens, theirs)
+        continues = self._open is not None and common == len(theirs) and request.prompt_ids == self._open.prompt_ids
+        self.term, self.drafter_id, self._open = request.term, request.drafter_id, request
+        self._free_run = request.free_run
+        self._clear_pending()
+        self.epoch, self._received, self._heard_at, self._sent_ms = 0, 0, now, None
+        if not continues:
+            self._void_row()
+            self.tokens, self.logprobs = theirs, []
+            self.computed = min(self.computed, common, max(0, len(theirs) - 1))
+        self.pending_base = self.length
+        self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
+
+    def on_poll(self, poll: Poll, now: float) -> Verdict | None:
+        """Tells what is fixed from poll.base on; None for another term."""
+        return self.tell(poll.base, now) if poll.term == self.term else None
+
+    def tell(self, base: int, now: float) -> Verdict:
+        """A verdict of all that is fixed from `base` on."""
+        base = max(len(self.request.prompt_ids), min(base, self.length))
+        return self._verdict(base, 0, now)
+
+    # --- drafter ---------------------------------------------------------------------------------------------------
+
+    def on_draft(self, draft: Draft, now: float) -> Verdict | None:
+        """Merges guesses; returns the answer that the draft must get at once, if any (docs/protocol.md, "On Draft")."""
+        if draft.term != self.term:
+            return None
+        self._hear(draft, now)
+        if self.finish or draft.epoch < self.epoch:
+            self.fates.discarded += len(draft.token_ids)
+            return self.tell(draft.base, now)
+        if draft.epoch > self.epoch:
+            self._clear_pending()
+            self.epoch, self._received = draft.epoch, 0
+        if draft.base > self.pending_base + len(self.pending):
+            self.fates.discarded += len(draft.token_ids)
+            self._raise_epoch()
+            return self.tell(draft.base, now)
+        is_new = draft.base + len(draft.token_ids) > max(self._received, draft.base)
+        if self._compare_committed(draft):
+            self._extend(draft)
+        return None if is_new and draft.base >= self.length else self.tell(draft.base, now)
+
+    def expire_drafter(self, now: float, lease_ms: float) -> bool:
+        """Lets the session run free when its drafter has been silent for `lease_ms`; True if that changed anything."""
+        if self._free_run or now - self._heard_at < lease_ms:
+            return False
+        self._free_run = True
+        return True
+
+    def _hear(self, draft: Draft, now: float) -> None:
+        self._heard_at = now
+        if self._sent_ms is None or draft.sent_ms >= self._sent_ms:
+            self._sent_ms, self._echo_at = draft.sent_ms, now
+            self._free_run = draft.free_run
+
+    def _compare_committed(self, draft: Draft) -> bool:
+        """Compares the guesses for positions already committed; False when one differs."""
+        fixed = self.tokens[draft.base : draft.base + len(draft.token_ids)] if draft.base < self.length else []
+        equal = common_prefix(draft.token_ids, fixed)
+        num_late = max(0, draft.base + equal - max(draft.base, self._received))
+        self.fates.late += num_late
+        self.survival.observe(num_late, mismatched=False)
+        if equal == len(fixed):
+            return True
+        end = draft.base + len(draft.token_ids)
+        num_new = end - max(draft.base + equal, self._received)
+        if num_new > 0:
+            self.fates.rejected += 1
+            self.fates.discarded += num_new - 1
+            self.survival.observe(0, mismatched=True)
+        self._raise_epoch()
+        return False
+
+    def _extend(self, draft: Draft) -> None:
+        """Appends what lies behind the pending guesses, up to max_tokens and the largest window."""
+        end = self.pending_base + len(self.pending)
+        room = min(self.limit, self.length + MAX_WINDOW) - end
+        behind = draft.token_ids[max(0, end - draft.base) :]
+        self.pending.extend(behind[: max(0, room)])
+        draft_end = draft.base + len(draft.token_ids)
+        self.fates.discarded += max(0, draft_end - max(self.pending_base + len(self.pending), self._received))
+        self._received = max(self._received, draft_end)
+
+    def _clear_pending(self) -> None:
+        self.fates.discarded += len(self.pending)
+        self.pending = []
+        self.pending_base = self.length
+
+    def _raise_epoch(self) -> None:
+        self._clear_pending()
+        self.epoch = min(self.epoch + 1, MAX_EPOCH)
+        self._received = 0
+
+    # --- passes ----------------------------------------------------------------------------------------------------
+
+    def begin_pass(self, max_tokens: int, max_guesses: int) -> PassRow:
+        """Freezes this session's share of the next pass: up to `max_tokens` fed tokens, `max_guesses` of them guesses.
+
+        Raises RuntimeError when the session is not ready or max_tokens is not positive.
+        """
+        if not self.ready or max_tokens < 1:
+            raise RuntimeError(f"session {self.session_id} can't join a pass of {max_tokens} tokens")
+        todo, start = self.num_todo, self.computed
+        if todo > max_tokens:
+            fed = TokenIds(self.tokens[start : start + max_tokens])
+            row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.epoch)
+        else:
+            row = self._decoding_row(todo, min(max_guesses, max_tokens - todo))
+        self._row = row
+        return row
+
+    def _decoding_row(self, todo: int, max_guesses: int) -> PassRow:
+        base = self.length
+        num_fed = max(0, min(max_guesses, len(self.pending), self.limit - base - 1))
+        guesses = TokenIds(self.pending[: num_fed + 1])
+        fed = TokenIds([*self.tokens[base - todo :], *guesses[:num_fed]])
+        self.pending = self.pending[len(guesses) :]
+        self.pending_base = base + len(guesses)
+        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.epoch)
+
+    def end_pass(
+        self,
+        row: PassRow,
+        draws: Sequence[int],
+        info: PassInfo,
+        now: float,
+        logprobs: Sequence[TokenLogprobs] = (),
+    ) -> Verdict | None:
+        """Applies a pass's draws to the row it froze; None inside a prefill, or when a re-opening voided the row.
+        `logprobs`, where asked for, are of the draws up to the first wrong guess."""
+        if row is not self._row:
+            return None
+        self._row = None
+        self.info = info
+        if row.num_draws == 0:
+            self.computed = row.start + len(row.fed_ids)
+            return None
+        matched = common_prefix(row.guesses, draws)
+        committed = self._cut(draws[: matched + 1])
+        accepted = min(matched, len(committed))
+        self._count_row(row, accepted, len(committed))
+        self.tokens.extend(committed)
+        self.logprobs.extend(logprobs[: len(committed)])
+        self.computed = row.base + min(accepted, row.num_draws - 1, len(committed) - 1)
+        self.finish = self._finish_of(committed)
+        self.num_passes += 1
+        self._settle(row, accepted)
+        return self._verdict(row.base, accepted, now)
+
+    def drop_cache(self) -> None:
+        """The KV cache is gone; everything committed will be computed again. A pass in flight is void."""
+        self.computed = 0
+        if self._row is not None:
+            self.abandon_pass(self._row)
+
+    def abandon_pass(self, row: PassRow) -> bool:
+        """Gives a row back whose pass failed: nothing is committed, its guesses are lost. False: it was void before."""
+        if row is not self._row:
+            return False
+        self._void_row()
+        self._raise_epoch()
+        return True
+
+    def close(self) -> None:
+        """The session is over: a pass in flight is void, and guesses without a fate are discarded."""
+        self._void_row()
+        self._clear_pending()
+
+    def _void_row(self) -> None:
+        """Nothing of the pass in flight will be committed."""
+        if self._row is not None:
+            self.fates.discarded += len(self._row.guesses)
+            self._row = None
+
+    def _cut(self, draws: Sequence[int]) -> list[int]:
+        """`draws` up to and including the first stop id, never behind max_tokens."""
+        draws = list(draws[: self.limit - self.length])
+        stop = next((i for i, token in enumerate(draws) if token in self.request.stop_ids), len(draws))
+        return draws[: stop + 1]
+
+    def _finish_of(self, newest: Sequence[int]) -> Finish | None:
+        if newest and newest[-1] in self.request.stop_ids:
+            return "stop"
+        return "length" if self.length >= self.limit else None
+
+    def _count_row(self, row: PassRow, accepted: int, num_committed: int) -> None:
+        judged = min(len(row.guesses), num_committed)
+        self.fates.accepted += accepted
+        self.fates.rejected += judged - accepted
+        self.fates.discarded += len(row.guesses) - judged
+        self.survival.observe(accepted, mismatched=judged > accepted)
+
+    def _settle(self, row: PassRow, accepted: int) -> None:
+        """Compares the guesses that arrived during the pass with what it committed."""
+        if self.finish:
+            self._clear_pending()
+        elif accepted < len(row.guesses) and (row.term, row.epoch) == (self.term, self.epoch):
+            self._raise_epoch()
+        else:
+            fixed = self.tokens[self.pending_base :]
+            equal = common_prefix(self.pending, fixed)
+            self.fates.late += equal
+            self.survival.observe(equal, mismatched=equal < min(len(self.pending), len(fixed)))
+            if equal < min(len(self.pending), len(fixed)):
+                self.fates.rejected += 1
+                del self.pending[: equal + 1]
+                self._raise_epoch()
+            else:
+                del self.pending[:equal]
+                self.pending_base += equal
+        if not self.pending:
+            self.pending_base = self.length
+
+    def _verdict(self, base: int, accepted: int, now: float) -> Verdict:
+        echo = None if self._sent_ms is None else Echo(self._sent_ms, max(0.0, now - self._echo_at))
+        end, logprobs = self.length, None
+        if self.request.logprobs is not None:
+            end = min(end, base + MAX_TOLD_WITH_LOGPROBS)
+            first = self.length - len(self.logprobs)
+            logprobs = self.logprobs[max(0, base - first) : max(0, end - first)]
+        return Verdict(
+            session_id=self.session_id,
+            term=self.term,
+            epoch=self.epoch,
+            base=base,
+            token_ids=TokenIds(self.tokens[base:end]),
+            accepted=accepted,
+            finish=self.finish if end == self.length else None,
+            echo=echo,
+            compute_ms=self.info.compute_ms,
+            batch=self.info.batch,
+            queue=self.info.queue,
+            tally=self.tally,
+            logprobs=logprobs,
+            pass_tokens=self.info.num_tokens,
+        )

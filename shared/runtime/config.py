@@ -1,0 +1,195 @@
+"""Settings of a service: one frozen class each, filled from flags, then DSD_* environment variables, then a file where
+the class has one (`SettingsFile`), then defaults.
+
+Invariant: a process either has settings that were checked as a whole, or it has stopped with status 2 and one line that
+names the bad one; `--help` lists every setting with its variable and default. Secrets never show there, nor in logs,
+nor in what a bad value is answered with.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from shared.protocol.subjects import new_instance_id
+
+ENV_PREFIX = "DSD_"
+NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+
+_SCHEME = r"[\w+.-]+://"
+_BEFORE_AT = re.compile(rf"(^|,)(\s*{_SCHEME})?(?:(?!,\s*{_SCHEME}).)*@", re.DOTALL)  # of each of several addresses
+_FLAG_NAME = re.compile(r"--[a-zA-Z0-9_-]+")
+
+
+class BadSettings(ValueError):
+    """Settings that can't be used; the message is one line that names the bad one."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_show_env_vars=True,
+        cli_exit_on_error=False,
+    )
+
+    name: str = Field("service", description="Name of this instance, part of its subjects and permissions")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, or several separated by commas")
+    nats_user: str = Field("", description="NATS user; empty for a server without users")
+    nats_password: SecretStr = Field(
+        SecretStr(""), description="Password of the NATS user; not as a flag, which others see"
+    )
+    nats_nkey_seed: str = Field(
+        "", description="File with the NKey seed of the NATS user, in place of user and password (docs/deploy.md)"
+    )
+    nats_ca: str = Field(
+        "",
+        description="File with the CA certificate to hold the NATS server to; empty: the system's authorities",
+    )
+    heartbeat_s: float = Field(1.0, gt=0, le=60, description="Seconds between two heartbeats")
+    http_host: str = Field("127.0.0.1", description="Address of the health and metrics endpoints")
+    http_port: int = Field(
+        0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0 takes a free one"
+    )
+    http_keepalive_s: float = Field(
+        75.0, gt=0, description="A connection that sends no request for so many seconds is closed"
+    )
+    drain_s: float = Field(20.0, ge=0, le=3600, description="Seconds that running sessions get to finish after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_subject_token(cls, name: str) -> str:
+        new_instance_id(name)
+        return name
+
+    @field_validator("nats_url")
+    @classmethod
+    def _is_an_address(cls, nats_url: str) -> str:
+        if not all(_is_nats_address(url.strip()) for url in nats_url.split(",")):
+            raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
+        return nats_url
+
+    @field_validator("nats_nkey_seed")
+    @classmethod
+    def _holds_a_seed(cls, nats_nkey_seed: str) -> str:
+        if nats_nkey_seed:
+            _check_seed(Path(nats_nkey_seed))
+        return nats_nkey_seed
+
+    @field_validator("nats_ca")
+    @classmethod
+    def _is_a_file(cls, nats_ca: str) -> str:
+        if nats_ca and not Path(nats_ca).is_file():
+            raise ValueError("no such file")
+        return nats_ca
+
+
+class SettingsFile(PydanticBaseSettingsSource):
+    """The TOML file that `config_file` names, a setting of a source before this one; none where it is empty."""
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config_file")
+        if not path:
+            return {}
+        try:
+            told = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"{path} is no TOML: {error}") from error
+        for name in told:
+            if name not in self.settings_cls.model_fields:
+                raise SettingsError(f"{path}: there is no setting {name}")
+        return told
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError("the file is read as a whole")
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def load(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
+    """Settings as `read` gives them; exits with status 2 on a bad value."""
+    try:
+        return read(kind, argv, prog)
+    except BadSettings as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def read(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
+    """Settings from `argv` (without the program's name) and the environment; raises BadSettings."""
+    try:
+        return kind(_cli_parse_args=[_dashed(flag) for flag in argv], _cli_prog_name=prog)
+    except ValidationError as error:
+        reason = _told(kind, error.errors(include_url=False)[0])
+    except SettingsError as error:
+        reason = re.sub(r"://\S*@", "://***@", str(error).removeprefix("error parsing CLI: "))
+    raise BadSettings(" ".join(reason.split()))
+
+
+def masked(addresses: str) -> str:
+    """One or several addresses, separated by commas, as they may be shown: with *** for what stands before an @."""
+    return _BEFORE_AT.sub(r"\1\2***@", addresses)
+
+
+def _is_nats_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        scheme, host, _ = parts.scheme, parts.hostname, parts.port  # a ValueError of theirs may quote a password
+    except ValueError:
+        return False
+    return scheme in NATS_SCHEMES and bool(host)
+
+
+def _dashed(flag: str) -> str:
+    """--http_port=1 means --http-port=1."""
+    return _FLAG_NAME.sub(lambda name: name.group().replace("_", "-"), flag, count=1) if flag.startswith("--") else flag
+
+
+def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    message = error["msg"].removeprefix("Value error, ")
+    if name not in kind.model_fields:
+        return message
+    may_show = kind.model_fields[name].annotation is not SecretStr and error["type"] != "missing"
+    shown = masked(str(error["input"])) if name == "nats_url" else error["input"]
+    given = f" (got {shown!r})" if may_show else ""
+    return f"--{name.replace('_', '-')} / {ENV_PREFIX}{name.upper()}: {message}{given}"
+
+
+def _check_seed(path: Path) -> None:
+    """Raises ValueError for a file without the seed of a NATS user."""
+    import nkeys  # only where keys are used: it loads libsodium
+
+    try:
+        seed = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"can't be read: {error.strerror}") from error
+    if not seed.startswith(b"SU"):
+        raise ValueError("no NKey seed of a user is in it")
+    try:
+        nkeys.from_seed(bytearray(seed))
+    except (nkeys.NkeysError, ValueError):
+        raise ValueError("no NKey seed of a user is in it") from None  # the error may quote the seed

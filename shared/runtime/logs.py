@@ -1,0 +1,45 @@
+"""Structured logs: one JSON object a line on stderr, or a readable line on a terminal.
+
+Invariant: every line carries service and instance; code that works on one session passes session=<id>. No line holds
+the local variables of a traceback: they would show prompts and secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from shared.runtime.config import ServiceSettings
+
+
+def set_up(settings: ServiceSettings, service: str, instance_id: str) -> None:
+    """Configures structlog and the standard library's logging for this process."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    identity = {"service": service, "instance": instance_id}  # not a context variable: model threads log too
+    steps: list[Any] = [
+        lambda _logger, _method, event: identity | event,
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    renderer: Any
+    if console:
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    else:
+        steps.append(structlog.processors.format_exc_info)
+        renderer = structlog.processors.JSONRenderer(default=str)
+    structlog.configure(
+        processors=[*steps, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(foreign_pre_chain=steps, processor=renderer)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)

@@ -1,0 +1,219 @@
+"""How a service process lives: logs, health, bus, work, drain, end.
+
+Invariant: the health endpoint is up before anything that may take long; every task has an owner; SIGTERM and SIGINT let
+open sessions finish for at most `drain_s`, then the process ends with status 0; a crash ends it with status 1 and a
+traceback. Neither waits for a thread that hangs. SIGHUP ends a process at once, unless its service has a use for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, TypeVar
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from shared.bus import nats_bus
+from shared.bus.bus import Bus
+from shared.protocol import subjects
+from shared.protocol.messages import Service
+from shared.runtime import logs
+from shared.runtime.config import ServiceSettings
+from shared.runtime.health import Health
+from shared.runtime.metrics import BusMetrics
+
+END_S = 5.0  # what closing the bus, HTTP and threads may take, after work has ended
+HTTP_END_S = 2.0  # what open HTTP requests get of that
+
+log = structlog.get_logger(__name__)
+
+
+class Work(Protocol):
+    """What a service does once it has started."""
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        ...
+
+    async def drain(self) -> None:
+        """Takes nothing new and returns when everything open is over; `run` goes on meanwhile."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a service is started with."""
+
+    instance_id: str
+    bus: Bus
+    registry: CollectorRegistry
+    health: Health
+
+
+Start: TypeAlias = Callable[[Context], Coroutine[None, None, Work]]
+Outcome = TypeVar("Outcome")
+
+
+def run_service(
+    service: Service,
+    settings: ServiceSettings,
+    start: Start,
+    app: web.Application | None = None,
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
+    """Runs a service to its end. `start` makes its work (it may load a model in a thread); `app` may carry routes of
+    its own beside the health endpoints; `on_hangup` is what SIGHUP does, in the loop. Exits with status 1 after a
+    crash."""
+    instance_id = subjects.new_instance_id(settings.name)
+    logs.set_up(settings, service, instance_id)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_live_until_signalled(instance_id, settings, start, app or web.Application(), on_hangup))
+            _exit_after(END_S, 0)
+    except Exception as error:
+        _exit_after(END_S, 1)
+        log.error("service failed", exc_info=_sole(error))
+        sys.exit(1)
+
+
+async def live(
+    instance_id: str, settings: ServiceSettings, start: Start, stop: asyncio.Event, app: web.Application
+) -> None:
+    """A service's life inside a running loop, until `stop` is set and its sessions are over; a crash raises."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    health = Health(registry)
+    health.add_routes(app)
+    async with _serving_http(app, settings), asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(health.watch_loop(), name="loop-lag")
+        health.become("connecting to NATS")
+        connect = nats_bus.connect(settings, instance_id, BusMetrics(registry), health.connected)
+        bus = await _unless(stop, connect)
+        if bus is not None:
+            try:
+                await _work(Context(instance_id, bus, registry, health), bus, settings.drain_s, start, stop)
+            finally:
+                health.become("stopping")
+                await bus.close()
+        watch.cancel()
+    log.info("stopped")
+
+
+async def _live_until_signalled(
+    instance_id: str,
+    settings: ServiceSettings,
+    start: Start,
+    app: web.Application,
+    on_hangup: Callable[[], None] | None,
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            log.warning("second signal, ending without draining")
+            _exit_after(0, 1)
+        stop.set()
+        _exit_after(settings.drain_s + END_S, 0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    await live(instance_id, settings, start, stop, app)
+
+
+async def _work(context: Context, bus: nats_bus.NatsBus, drain_s: float, start: Start, stop: asyncio.Event) -> None:
+    context.health.become("loading")
+    log.info("loading")
+    work = await _unless(stop, start(context))
+    if work is None:
+        return
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(work.run(), name="work")
+        lost = tasks.create_task(bus.lost(), name="bus-lost")
+        context.health.become("")
+        log.info("ready")
+        await _unless(stop, asyncio.wait({running}))
+        if not running.done():
+            context.health.become("draining")
+            await _drain(work, drain_s)
+        running.cancel()
+        lost.cancel()
+
+
+async def _drain(work: Work, drain_s: float) -> None:
+    log.info("draining", at_most_s=drain_s)
+    try:
+        async with asyncio.timeout(drain_s):
+            await work.drain()
+    except TimeoutError:
+        log.warning("drain deadline passed, open sessions are left to others")
+
+
+async def _unless(stop: asyncio.Event, step: Coroutine[None, None, Outcome]) -> Outcome | None:
+    """What a step returns, or None when `stop` is set first: then it is cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        done = tasks.create_task(step)
+        stopping = tasks.create_task(stop.wait())
+        await asyncio.wait({done, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done.cancel()
+        stopping.cancel()
+    return None if done.cancelled() else done.result()
+
+
+@asynccontextmanager
+async def _serving_http(app: web.Application, settings: ServiceSettings) -> AsyncIterator[None]:
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=HTTP_END_S,
+        handler_cancellation=True,
+        keepalive_timeout=settings.http_keepalive_s,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
+        host, port = runner.addresses[0][:2]
+        named = f"[{host}]" if ":" in host else host  # of IPv6
+        log.info("http endpoints up", url=f"http://{named}:{port}")
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _sole(error: BaseException) -> BaseException:
+    """The one error inside task groups' wrappings."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _exit_after(seconds: float, status: int) -> None:
+    """Ends the process then, should it still be there: a thread inside a model can't be cancelled."""
+
+    def end() -> None:
+        if seconds:
+            log.warning("did not end in time, exiting", after_s=seconds)
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

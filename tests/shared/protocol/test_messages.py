@@ -1,0 +1,334 @@
+"""Messages on the wire: what is decoded, and that nothing else gets through."""
+
+import contextlib
+import struct
+from typing import get_args
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.protocol.messages import (
+    MAX_MESSAGE_BYTES,
+    MAX_TOKENS,
+    MAX_WINDOW,
+    NO_TOKENS,
+    Close,
+    Draft,
+    Echo,
+    Failure,
+    Heartbeat,
+    Load,
+    MalformedMessage,
+    Message,
+    Open,
+    Opened,
+    PairReport,
+    Poll,
+    Reason,
+    Report,
+    Sampling,
+    Speculate,
+    Speculation,
+    Tally,
+    TokenIds,
+    Verdict,
+    WindowDecision,
+    decode,
+    encode,
+)
+
+SESSION = "0123456789abcdef" * 2
+DRAFTER, VERIFIER = "edge-1.0123456789ab", "cloud.ba9876543210"
+
+counts = st.integers(0, 1 << 48)
+positions = st.integers(0, MAX_TOKENS)
+windows = st.integers(0, MAX_WINDOW)
+millis = st.floats(0, 1e15)
+shares = st.floats(0, 1)
+flags = st.booleans()
+names = st.text(min_size=1, max_size=64)
+session_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
+instance_ids = st.from_regex(r"[a-z0-9-]{1,64}\.[0-9a-f]{12}", fullmatch=True)
+token_ids = st.lists(st.integers(0, (1 << 32) - 1), max_size=100).map(TokenIds)
+guesses = st.lists(st.integers(0, (1 << 32) - 1), max_size=MAX_WINDOW).map(TokenIds)
+samplings = st.builds(
+    Sampling,
+    temperature=st.floats(0, 100),
+    top_k=st.integers(0, 1 << 31),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=shares,
+    seed=st.integers(-(1 << 63), (1 << 63) - 1),
+)
+loads = st.builds(Load, *[counts] * 7, millis, millis)
+tallies = st.builds(Tally, *[counts] * 5)
+pair_reports = st.builds(
+    PairReport, instance_ids, counts, windows, *[counts] * 5, millis, millis, shares, millis, counts
+)
+max_tokens = st.integers(1, MAX_TOKENS)
+MESSAGES: dict[type, st.SearchStrategy[Message]] = {
+    Open: st.builds(
+        Open,
+        session_ids,
+        counts,
+        st.none() | instance_ids,
+        token_ids,
+        token_ids,
+        samplings,
+        token_ids,
+        max_tokens,
+        flags,
+    ),
+    Opened: st.builds(Opened, session_ids, counts, st.floats(0, 1e6, exclude_min=True), loads, names),
+    Speculate: st.builds(
+        Speculate,
+        session_ids,
+        counts,
+        instance_ids,
+        token_ids,
+        token_ids,
+        samplings,
+        token_ids,
+        max_tokens,
+        st.builds(Speculation, st.sampled_from(["adaptive", "static"]), windows, shares),
+    ),
+    Draft: st.builds(Draft, session_ids, counts, counts, positions, guesses, flags, millis),
+    Verdict: st.builds(
+        Verdict,
+        session_ids,
+        counts,
+        counts,
+        positions,
+        token_ids,
+        counts,
+        st.sampled_from(["stop", "length", None]),
+        st.none() | st.builds(Echo, millis, millis),
+        millis,
+        counts,
+        shares,
+        tallies,
+    ),
+    Poll: st.builds(Poll, session_ids, counts, positions),
+    Close: st.builds(Close, session_ids, counts),
+    Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4)),
+    WindowDecision: st.builds(
+        WindowDecision,
+        instance_ids,
+        instance_ids,
+        windows,
+        st.integers(1, MAX_WINDOW),
+        flags,
+        names,
+        counts,
+        shares,
+        st.none() | st.builds(Reason, counts, st.none() | shares, *[millis] * 4, shares, millis),
+    ),
+    Heartbeat: st.builds(
+        Heartbeat,
+        st.sampled_from(["gateway", "drafter", "verifier", "controller"]),
+        instance_ids,
+        st.floats(0, 3600, exclude_min=True),
+        st.lists(names, max_size=4),
+        counts,
+        counts,
+        st.text(max_size=64),
+        loads,
+        flags,
+    ),
+    Failure: st.builds(
+        Failure,
+        session_ids,
+        counts,
+        st.sampled_from(["unknown_session", "closed", "overloaded", "too_long", "draining", "bad_request", "internal"]),
+        st.text(max_size=100),
+        flags,
+    ),
+}
+messages = st.one_of(*MESSAGES.values())
+values = st.recursive(
+    st.none() | flags | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(0, 9), inner),
+    max_leaves=20,
+)
+
+
+def draft(**changes: object) -> list[object]:
+    """A Draft as its wire array, with some fields changed."""
+    fields: dict[str, object] = {
+        "tag": "draft",
+        "session_id": SESSION,
+        "term": 1,
+        "epoch": 2,
+        "base": 3,
+        "token_ids": struct.pack("<2I", 7, 8),
+        "free_run": True,
+        "sent_ms": 1.5,
+    }
+    return list((fields | changes).values())
+
+
+def test_every_message_has_a_strategy_here() -> None:
+    assert set(MESSAGES) == set(get_args(Message))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(messages)
+def test_a_message_survives_the_wire(message: Message) -> None:
+    again = decode(encode(message))
+    assert again == message
+    assert type(again) is type(message)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.binary(max_size=300))
+def test_random_bytes_are_malformed_and_nothing_worse(data: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(data)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(values)
+def test_any_other_messagepack_value_is_malformed_and_nothing_worse(value: object) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(value))
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(messages, st.data())
+def test_a_message_with_a_foreign_field_is_never_another_error(message: Message, data: st.DataObject) -> None:
+    raw = msgpack.unpackb(encode(message))
+    raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(values)
+    with contextlib.suppress(MalformedMessage):  # a message is fine too, where the field's type allows the value
+        decode(msgpack.packb(raw))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(messages, st.data())
+def test_damaged_bytes_are_never_another_error(message: Message, data: st.DataObject) -> None:
+    damaged = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(MalformedMessage):  # a damaged number is a number still
+        decode(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+
+
+def test_the_plain_draft_of_these_tests_is_well_formed() -> None:
+    assert decode(msgpack.packb(draft())) == Draft(SESSION, 1, 2, 3, TokenIds((7, 8)), True, 1.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tag": "nope"},
+        {"tag": None},
+        {"session_id": "short"},
+        {"session_id": SESSION.upper().replace("0", "G")},
+        {"session_id": SESSION + "\n"},
+        {"session_id": SESSION.encode()},
+        {"term": -1},
+        {"term": True},
+        {"term": 1.0},
+        {"term": "1"},
+        {"term": (1 << 48) + 1},
+        {"base": MAX_TOKENS + 1},
+        {"token_ids": b"abc"},
+        {"token_ids": "abcd"},
+        {"token_ids": [1, 2]},
+        {"token_ids": None},
+        {"token_ids": bytes(4 * (MAX_WINDOW + 1))},
+        {"free_run": 1},
+        {"free_run": None},
+        {"sent_ms": float("nan")},
+        {"sent_ms": float("inf")},
+        {"sent_ms": -1.0},
+        {"sent_ms": "now"},
+        {"more": 1},
+    ],
+    ids=repr,
+)
+def test_a_draft_with_a_wrong_field_is_malformed(changes: dict[str, object]) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(draft(**changes)))
+
+
+@pytest.mark.parametrize(
+    "drafter_id", ["edge", "Edge.0123456789ab", DRAFTER + "\n", "*.0123456789ab", "a.b." + "0" * 12]
+)
+def test_an_instance_id_that_could_change_a_subject_is_malformed(drafter_id: str) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(encode(WindowDecision(drafter_id, VERIFIER, 8, 2, True, "static", 1)))
+
+
+@pytest.mark.parametrize("min_confidence", [-0.1, 1.1, float("nan"), "high"])
+def test_a_threshold_that_is_no_probability_is_malformed(min_confidence: object) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, min_confidence)))
+
+
+def test_a_decision_of_a_controller_that_knows_no_threshold_never_stops_early() -> None:
+    known = encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, 0.5))
+    assert decode(msgpack.packb(msgpack.unpackb(known)[:-2])).min_confidence == 0
+
+
+def test_a_draft_that_lacks_a_field_is_malformed() -> None:
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(draft()[:-1]))
+
+
+def test_a_full_window_of_guesses_passes_and_one_more_does_not() -> None:
+    full = Draft(SESSION, 0, 0, 0, TokenIds(range(MAX_WINDOW)), True, 0.0)
+    assert decode(encode(full)) == full
+    with pytest.raises(MalformedMessage, match="at most 64"):
+        decode(encode(Draft(SESSION, 0, 0, 0, TokenIds(range(MAX_WINDOW + 1)), True, 0.0)))
+
+
+def test_the_longest_prompt_passes_and_a_longer_one_does_not() -> None:
+    longest = Open(SESSION, 0, None, TokenIds(range(MAX_TOKENS)), NO_TOKENS, Sampling(), NO_TOKENS, 1)
+    assert decode(encode(longest)) == longest
+    longer = Open(SESSION, 0, None, TokenIds(range(MAX_TOKENS + 1)), NO_TOKENS, Sampling(), NO_TOKENS, 1)
+    with pytest.raises(MalformedMessage):
+        decode(encode(longer))
+
+
+def test_more_bytes_than_a_message_may_have_are_not_even_parsed() -> None:
+    with pytest.raises(MalformedMessage, match="more than"):
+        decode(bytes(MAX_MESSAGE_BYTES + 1))
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a", b"\xdd\x00\x00\x00\x01"])
+def test_deep_nesting_is_malformed(opening: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(opening * 100_000 + b"\xc0")
+
+
+@pytest.mark.parametrize("claim", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
+def test_a_claimed_length_without_content_is_malformed(claim: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(claim)
+
+
+def test_extension_types_and_timestamps_are_malformed() -> None:
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(draft(sent_ms=msgpack.Timestamp(1))))
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(msgpack.ExtType(5, b"x")))
+
+
+def test_a_token_id_outside_32_bits_is_not_sent() -> None:
+    with pytest.raises(OverflowError):
+        encode(Draft(SESSION, 0, 0, 0, TokenIds((1 << 32,)), True, 0.0))
+
+
+def test_the_wire_form_of_a_draft_stays_what_other_versions_expect() -> None:
+    assert encode(Draft(SESSION, 1, 2, 3, TokenIds((7, 70000)), True, 1.5)) == (
+        b"\x98\xa5draft\xd9\x20" + SESSION.encode() + b"\x01\x02\x03\xc4\x08\x07\x00\x00\x00\x70\x11\x01\x00\xc3\xcb"
+        b"\x3f\xf8\x00\x00\x00\x00\x00\x00"
+    )
+
+
+def test_slices_of_token_ids_are_token_ids() -> None:
+    ids = TokenIds((1, 2, 3))
+    assert ids[1:] == TokenIds((2, 3))
+    assert type(ids[1:]) is TokenIds
+    assert ids[1] == 2

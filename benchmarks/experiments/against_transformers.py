@@ -33,9 +33,9 @@ from benchmarks.harness.prompts import OWN
 from benchmarks.policies.measure import write_keys
 from client.wire import Options
 from model_zoo.prompt_file import read_prompts
-from services.gateway.keys import new_key
-from services.gateway.template import ChatMessage
-from services.gateway.tokenizer import load_tokenizer
+from services.gateway.admission.api_keys import new_key
+from services.gateway.text.chat_template import ChatMessage
+from services.gateway.text.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 

@@ -36,8 +36,8 @@ from benchmarks.harness.cell_plan import DRAFTER, VERIFIER, CellPlan
 from benchmarks.harness.paired import compare, median_of_ratios
 from benchmarks.harness.prompts import OWN
 from model_zoo.prompt_file import read_prompts
-from services.gateway.template import ChatMessage
-from services.gateway.tokenizer import load_tokenizer
+from services.gateway.text.chat_template import ChatMessage
+from services.gateway.text.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
 from shared.bus import nats_bus
 from shared.bus.bus import Absent

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from services.cloud_verifier.model import load_target
 from services.edge_drafter.model import load_draft
-from services.gateway.tokenizer import load_tokenizer
+from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling, Speculation
 from shared.runtime.home import home

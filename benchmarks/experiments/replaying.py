@@ -26,8 +26,8 @@ from benchmarks.standins.paced import OVERRUN
 from client.gateway import Gateway
 from client.wire import Options, Speculation
 from model_zoo.prompt_file import read_prompts
-from services.gateway.template import ChatMessage
-from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from services.gateway.text.chat_template import ChatMessage
+from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from shared.data.profiles import PassTimes, Profile, StepTimes
 from shared.data.recording import Header, Recorded, Recording
 

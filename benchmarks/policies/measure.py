@@ -31,7 +31,7 @@ from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.policies.plan import TARGET_ONLY, CellSpec, Mode
 from client.gateway import Gateway
 from client.wire import Options, Speculation
-from services.gateway.keys import digest, new_key
+from services.gateway.admission.api_keys import digest, new_key
 
 MIN_ROUNDS = 3
 WARM_UP_TOKENS = 16

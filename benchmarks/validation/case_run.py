@@ -43,7 +43,7 @@ from benchmarks.validation.load import (
 )
 from benchmarks.validation.record import Recordings
 from benchmarks.validation.scenario import Figures, scenario_of, simulate
-from services.gateway.keys import new_key
+from services.gateway.admission.api_keys import new_key
 from shared.data.profiles import Profile
 from shared.protocol.messages import MAX_WINDOW
 

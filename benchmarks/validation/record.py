@@ -45,8 +45,8 @@ def record(draft: str, folder: Path, num_tokens: int) -> None:
     from model_zoo.measuring import record as recorder  # these load torch, which those who start this process need not
     from services.cloud_verifier.model import load_target
     from services.edge_drafter.model import load_draft
-    from services.gateway.template import ChatMessage
-    from services.gateway.tokenizer import load_tokenizer
+    from services.gateway.text.chat_template import ChatMessage
+    from services.gateway.text.tokenizer import load_tokenizer
     from shared.data.recording import Header
     from shared.protocol.messages import Sampling
 

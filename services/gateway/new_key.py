@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import sys
 
-from services.gateway.keys import NAME_PATTERN, digest, new_key
+from services.gateway.admission.api_keys import NAME_PATTERN, digest, new_key
 
 
 def main(argv: list[str]) -> int:

@@ -15,18 +15,18 @@ from typing import TypeAlias
 import structlog
 from aiohttp import web
 
-from services.gateway.admission import Admission
-from services.gateway.door import Door
-from services.gateway.entry import Entry
-from services.gateway.fleet import Fleet
-from services.gateway.keys import KeyFile
+from services.gateway.admission.api_keys import KeyFile
+from services.gateway.admission.gate import Entry
+from services.gateway.admission.slots import Places
+from services.gateway.fleet.peers import Fleet
+from services.gateway.http.auth import Door
+from services.gateway.http.request_builder import Admission
+from services.gateway.http.routes import Routes, make_app
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.placement import Placement
-from services.gateway.places import Places
-from services.gateway.routes import Routes, make_app
-from services.gateway.sessions import Sessions
+from services.gateway.session.manager import Sessions
+from services.gateway.session.placement import Placement
 from services.gateway.settings import GatewaySettings
-from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from shared.bus.bus import Absent
 from shared.policies.routing import ROUTERS
 from shared.protocol import subjects

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from services.gateway.keys import KeyFile
-from services.gateway.timing import PollTiming, SessionTiming
+from services.gateway.admission.api_keys import KeyFile
+from services.gateway.session.timeouts import PollTiming, SessionTiming
 from shared.policies.routing import ROUTERS
 from shared.runtime.config import ServiceSettings
 

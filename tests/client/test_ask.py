@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from client import gateway
 from client.cli import app
-from services.gateway.keys import digest, new_key
+from services.gateway.admission.api_keys import digest, new_key
 from services.gateway.settings import GatewaySettings
 from shared.protocol.messages import Open, Speculate
 from tests.client.conftest import DSD, ROOT, OtherServer, address, chunk, dsd, environment, start

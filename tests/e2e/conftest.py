@@ -8,7 +8,7 @@ import pytest
 
 from services.cloud_verifier.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
-from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from tests.e2e.prompts import read_prompts
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from services.gateway.template import ChatMessage
-from services.gateway.tokenizer import TargetTokenizer
+from services.gateway.text.chat_template import ChatMessage
+from services.gateway.text.tokenizer import TargetTokenizer
 
 FILE = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 

@@ -11,7 +11,7 @@ import pytest
 
 from services.cloud_verifier.model import TargetModel
 from services.edge_drafter.model import DraftModel
-from services.gateway.tokenizer import TargetTokenizer
+from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
 from tests.e2e.harness import Cell, running

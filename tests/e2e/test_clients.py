@@ -14,7 +14,7 @@ import pytest_asyncio
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
-from services.gateway.tokenizer import TargetTokenizer
+from services.gateway.text.tokenizer import TargetTokenizer
 from tests.e2e.processes import MODEL, Processes, processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -27,8 +27,8 @@ from shared.protocol.verifier_session import VerifierSession
 from tests.fakes import Gate
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL
-from tests.gateway.leaks import grown_bytes
-from tests.gateway.test_robustness import a_client, told
+from tests.gateway.session.leaks import grown_bytes
+from tests.gateway.session.test_robustness import a_client, told
 from tests.gateway.tiny import make_folder
 from tests.peers import Peer
 from tests.verifier.tiny_models import SERVED, save_model

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.cloud_verifier.architecture import UnsupportedModel, check_heads
 from services.edge_drafter.model import DraftModel
-from services.gateway.tokenizer import TargetTokenizer
+from services.gateway.text.tokenizer import TargetTokenizer
 from services.local import nats_server
 from services.local.nats_server import Access
 from services.local.supervisor import Supervisor

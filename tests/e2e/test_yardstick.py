@@ -12,7 +12,7 @@ import torch
 
 from services.cloud_verifier.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel
-from services.gateway.tokenizer import TargetTokenizer
+from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import draw

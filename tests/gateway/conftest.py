@@ -16,11 +16,11 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer, get_port_socket
 from prometheus_client import CollectorRegistry
 
-from services.gateway import quotas
-from services.gateway.routes import Routes, make_app
+from services.gateway.admission import rate_limits as quotas
+from services.gateway.http.routes import Routes, make_app
 from services.gateway.service import Gateway, the_door
 from services.gateway.settings import GatewaySettings
-from services.gateway.tokenizer import load_tokenizer
+from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import TokenIds
 from shared.protocol.subjects import new_instance_id

@@ -25,7 +25,7 @@ from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, CellSpec
 from benchmarks.standins.paced import OVERRUN
 from client.wire import Options
 from model_zoo.prompt_file import read_prompts
-from services.gateway.tokenizer import TargetTokenizer, load_tokenizer
+from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from services.local.supervisor import Program
 from shared.data.profiles import PassTimes, Profile, StepTimes
 from shared.data.recording import Header, Recorded, Recording

@@ -32,8 +32,8 @@ from benchmarks.validation.report import error_of
 from benchmarks.validation.scenario import scenario_of, simulate
 from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
-from services.gateway.template import ChatMessage
-from services.gateway.tokenizer import load_tokenizer
+from services.gateway.text.chat_template import ChatMessage
+from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.profiles import PassTimes
 from shared.data.recording import Header, Recorded, Recording

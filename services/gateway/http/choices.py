@@ -1,0 +1,128 @@
+"""All choices of one request: their sessions live and end together, their pieces come interleaved.
+
+Invariant: when a choice fails, all others are closed and the first failure is told; no task outlives its generator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from services.gateway.admission.gate import Visit
+from services.gateway.http.answer import Answer
+from services.gateway.http.response_models import DsdReport, TokenDetails, Usage
+from services.gateway.session.generation import Generation
+from services.gateway.session.manager import LiveSession, Sessions
+from services.gateway.text.output_text import Piece
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def opened(
+    visit: Visit, sessions: Sessions, generations: Sequence[Generation]
+) -> AsyncIterator[list[LiveSession]]:
+    """Sessions that verifiers have taken, alive as long as the block; raises the first SessionFailed, or ApiError when
+    the visit's deadline passes before."""
+    async with AsyncExitStack() as stack:
+        lives = [await stack.enter_async_context(sessions.live(generation)) for generation in generations]
+        for live in lives:
+            visit.follow(live.session)
+        try:
+            async with visit.deadline.kept(), asyncio.TaskGroup() as opening:
+                for live in lives:
+                    opening.create_task(live.opened())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        yield lives
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicePiece:
+    """The next piece of one choice; None: it is complete."""
+
+    index: int
+    piece: Piece | None
+
+
+class Choices:
+    """The answers to one request, by their index."""
+
+    def __init__(self, answers: Sequence[Answer], num_prompt_tokens: int) -> None:
+        self.answers = answers
+        self._num_prompt_tokens = num_prompt_tokens
+
+    async def pieces(self) -> AsyncGenerator[ChoicePiece, None]:
+        """The pieces of all choices as they come; raises SessionFailed when one of them can't go on."""
+        queue: asyncio.Queue[ChoicePiece | Exception] = asyncio.Queue(maxsize=len(self.answers))
+        tasks = [asyncio.create_task(_follow(i, answer, queue)) for i, answer in enumerate(self.answers)]
+        num_open = len(tasks)
+        try:
+            while num_open:
+                told = await queue.get()
+                if isinstance(told, Exception):
+                    raise told
+                num_open -= told.piece is None
+                yield told
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def usage(self) -> Usage:
+        num_output = sum(answer.num_tokens for answer in self.answers)
+        tallies = [answer.tally for answer in self.answers]
+        details = TokenDetails(
+            accepted_prediction_tokens=sum(answer.num_accepted for answer in self.answers),
+            rejected_prediction_tokens=sum(tally.rejected + tally.discarded for tally in tallies),
+        )
+        return Usage(self._num_prompt_tokens, num_output, self._num_prompt_tokens + num_output, details)
+
+    @property
+    def report(self) -> DsdReport:
+        """That of the only choice, or what all did together, with the report of each."""
+        reports = [answer.report for answer in self.answers]
+        return reports[0] if len(reports) == 1 else summed(reports)
+
+
+async def _follow(index: int, answer: Answer, queue: asyncio.Queue[ChoicePiece | Exception]) -> None:
+    """Hands an answer's pieces on, or what ended it."""
+    try:
+        async with aclosing(answer.pieces()) as pieces:
+            async for piece in pieces:
+                await queue.put(ChoicePiece(index, piece))
+    except Exception as error:
+        await queue.put(error)
+    else:
+        await queue.put(ChoicePiece(index, None))
+
+
+def summed(reports: list[DsdReport]) -> DsdReport:
+    """Counts are sums; what differs between the choices is None; times: the first token of any, the mean per token."""
+    num_tokens = sum(report.tokens_per_verdict * max(1, report.num_verdicts) for report in reports)
+    num_verdicts = sum(report.num_verdicts for report in reports)
+    tpots = [report.tpot_ms for report in reports if report.tpot_ms is not None]
+    return DsdReport(
+        seed=reports[0].seed,
+        speculation=reports[0].speculation,
+        window=_common([report.window for report in reports]),
+        drafter=_common([report.drafter for report in reports]),
+        verifier=_common([report.verifier for report in reports]),
+        num_verdicts=num_verdicts,
+        accepted=sum(report.accepted for report in reports),
+        rejected=sum(report.rejected for report in reports),
+        late=sum(report.late for report in reports),
+        discarded=sum(report.discarded for report in reports),
+        tokens_per_verdict=round(num_tokens / max(1, num_verdicts), 3),
+        ttft_ms=min((report.ttft_ms for report in reports if report.ttft_ms is not None), default=None),
+        tpot_ms=round(sum(tpots) / len(tpots), 3) if tpots else None,
+        choices=reports,
+    )
+
+
+def _common(values: list[T | None]) -> T | None:
+    return values[0] if all(value == values[0] for value in values) else None

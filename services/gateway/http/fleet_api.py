@@ -1,0 +1,168 @@
+"""GET /dsd/fleet and /v1/dsd/windows: who is alive, how busy, and which windows are decided, as this gateway hears it.
+
+Invariant: it tells of live instances only, and only what their newest heartbeat and the newest decision said. It is
+read by people and consoles (docs/api.md); nothing on the path of a token needs it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.gateway.fleet.peers import Fleet, Peer
+from services.gateway.fleet.windows import HeardDecision
+from services.gateway.session.manager import Sessions
+from services.gateway.session.placement import instance_name
+from shared.protocol.messages import Service
+
+
+class GatewayStatus(msgspec.Struct, frozen=True):
+    """The gateway that answers."""
+
+    name: str
+    instance_id: str
+    model: str
+    num_sessions: int
+    max_sessions: int
+    num_waiting: int  # requests in line for a session
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """One live instance. Figures that its kind of service does not have are 0."""
+
+    name: str
+    instance_id: str
+    models: list[str]
+    fingerprint: str
+    max_context: int
+    num_sessions: int
+    max_sessions: int
+    queue_tokens: int
+    batch: int
+    free_kv_tokens: int
+    kv_tokens: int
+    step_ms: float
+    prefill_ms: float
+    draining: bool
+    heartbeat_age_ms: float
+
+
+class WindowReason(msgspec.Struct, frozen=True):
+    """What a controller made a decision from (`Reason` of shared/protocol/messages.py)."""
+
+    num_sessions: int
+    acceptance: float | None
+    draft_ms: float
+    rtt_ms: float
+    pass_ms: float
+    tpot_ms: float
+    queue: float
+    batch: float
+
+
+class PairWindow(msgspec.Struct, frozen=True):
+    """What a controller has decided last for one drafter towards one verifier, both alive, and why."""
+
+    drafter_id: str
+    verifier_id: str
+    window: int
+    chunk: int
+    free_run: bool
+    min_confidence: float
+    policy: str
+    reason: WindowReason | None
+    controller_id: str
+    sequence: int
+    age_ms: float
+
+
+class WindowList(msgspec.Struct, frozen=True):
+    """The answer of GET /v1/dsd/windows."""
+
+    windows: list[PairWindow]
+
+
+class FleetStatus(msgspec.Struct, frozen=True):
+    """The answer of GET /dsd/fleet."""
+
+    gateway: GatewayStatus
+    verifiers: list[PeerStatus]
+    drafters: list[PeerStatus]
+    controllers: list[PeerStatus]
+    windows: list[PairWindow]
+
+
+def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -> FleetStatus:
+    """What the gateway with these sessions knows at `now`, in seconds of its fleet's clock."""
+    fleet = sessions.fleet
+    return FleetStatus(
+        gateway=GatewayStatus(
+            name=instance_name(sessions.instance_id),
+            instance_id=sessions.instance_id,
+            model=model,
+            num_sessions=len(sessions),
+            max_sessions=sessions.max_sessions,
+            num_waiting=num_waiting,
+        ),
+        verifiers=_peers(fleet, "verifier", now),
+        drafters=_peers(fleet, "drafter", now),
+        controllers=_peers(fleet, "controller", now),
+        windows=pair_windows(sessions, now),
+    )
+
+
+def pair_windows(sessions: Sessions, now: float) -> list[PairWindow]:
+    """The newest decision of every pair that is alive, in the order of ids."""
+    fleet = sessions.fleet
+    alive = {peer.heartbeat.instance_id for service in ("drafter", "verifier") for peer in fleet.alive(service, now)}
+    pairs = [
+        _pair(heard, now)
+        for heard in sessions.windows
+        if {heard.decision.drafter_id, heard.decision.verifier_id} <= alive
+    ]
+    return sorted(pairs, key=lambda pair: (pair.drafter_id, pair.verifier_id))
+
+
+def _pair(heard: HeardDecision, now: float) -> PairWindow:
+    decision, reason = heard.decision, heard.decision.reason
+    return PairWindow(
+        drafter_id=decision.drafter_id,
+        verifier_id=decision.verifier_id,
+        window=decision.window,
+        chunk=decision.chunk,
+        free_run=decision.free_run,
+        min_confidence=decision.min_confidence,
+        policy=decision.policy,
+        reason=WindowReason(**msgspec.structs.asdict(reason)) if reason else None,
+        controller_id=heard.controller_id,
+        sequence=decision.sequence,
+        age_ms=_age_ms(heard.heard_at, now),
+    )
+
+
+def _peers(fleet: Fleet, service: Service, now: float) -> list[PeerStatus]:
+    return [_peer(peer, now) for peer in fleet.alive(service, now)]
+
+
+def _peer(peer: Peer, now: float) -> PeerStatus:
+    beat, load = peer.heartbeat, peer.heartbeat.load
+    return PeerStatus(
+        name=instance_name(beat.instance_id),
+        instance_id=beat.instance_id,
+        models=beat.models,
+        fingerprint=beat.fingerprint,
+        max_context=beat.max_context,
+        num_sessions=load.num_sessions,
+        max_sessions=load.max_sessions,
+        queue_tokens=load.queue_tokens,
+        batch=load.batch,
+        free_kv_tokens=load.free_kv_tokens,
+        kv_tokens=load.kv_tokens,
+        step_ms=load.step_ms,
+        prefill_ms=load.prefill_ms,
+        draining=beat.draining,
+        heartbeat_age_ms=_age_ms(peer.heard_at, now),
+    )
+
+
+def _age_ms(heard_at: float, now: float) -> float:
+    return round((now - heard_at) * 1e3, 1)

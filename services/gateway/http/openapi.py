@@ -1,0 +1,157 @@
+"""GET /openapi.json: the API described by the very types that check requests and word answers.
+
+Invariant: every field of a body and of an answer is in it, and every status that an endpoint can give.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, TypeAlias
+
+import msgspec
+from pydantic.json_schema import models_json_schema
+
+from services.gateway.errors import ErrorReply
+from services.gateway.http.chat_body import ChatBody
+from services.gateway.http.completion_body import CompletionBody
+from services.gateway.http.fleet_api import FleetStatus, WindowList
+from services.gateway.http.response_models import (
+    ChatChoice,
+    ChatChunkChoice,
+    Chunk,
+    CompletionChoice,
+    CompletionChunkChoice,
+    LastChunk,
+    Model,
+    ModelList,
+    UsageChunk,
+    Whole,
+)
+
+Json: TypeAlias = dict[str, Any]
+
+REFERENCE = "#/components/schemas/"
+BODIES = (ChatBody, CompletionBody)
+REPLIES: dict[str, Any] = {
+    "ChatCompletion": Whole[ChatChoice],
+    "ChatChunk": Chunk[ChatChunkChoice],
+    "ChatLastChunk": LastChunk[ChatChunkChoice],
+    "Completion": Whole[CompletionChoice],
+    "CompletionChunk": Chunk[CompletionChunkChoice],
+    "CompletionLastChunk": LastChunk[CompletionChunkChoice],
+    "UsageChunk": UsageChunk,
+    "Model": Model,
+    "ModelList": ModelList,
+    "FleetStatus": FleetStatus,
+    "WindowList": WindowList,
+    "ErrorReply": ErrorReply,
+}
+ERRORS = {
+    "400": "A field is wrong, unknown, repeated or not offered, or there is a query parameter: `param` names it",
+    "401": "A valid API key is needed",
+    "404": "Another model is served here",
+    "408": "The body did not arrive in time",
+    "413": "The body is too large",
+    "429": "A limit of the API key is reached",
+    "500": "The gateway or every verifier failed on this request",
+    "503": "No verifier takes the session now, the queue is full, or the gateway starts or ends",
+    "504": "The answer was not complete in time",
+}
+OF_ANY = ("401", "500", "503")
+OF_A_BODY = tuple(ERRORS)
+RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before the next try"}}
+SEED = {"X-DSD-Seed": {"schema": {"type": "integer"}, "description": "Seed of the first choice"}}
+
+
+@cache
+def openapi_document() -> bytes:
+    """The document as JSON; it is the same for every gateway of this version."""
+    return json.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "DSD gateway",
+                "version": "1",
+                "description": "OpenAI's API for one target model, served by distributed speculative decoding.",
+            },
+            "paths": _paths(),
+            "components": {
+                "schemas": _schemas(),
+                "securitySchemes": {
+                    "apiKey": {"type": "http", "scheme": "bearer", "description": "Needed where keys are set"}
+                },
+            },
+            "security": [{}, {"apiKey": []}],
+        }
+    ).encode()
+
+
+def _paths() -> Json:
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {
+        "/v1/chat/completions": {
+            "post": _generating("Answers a conversation", ChatBody, "ChatCompletion", ("ChatChunk", "ChatLastChunk"))
+        },
+        "/v1/completions": {
+            "post": _generating(
+                "Goes on from a text", CompletionBody, "Completion", ("CompletionChunk", "CompletionLastChunk")
+            )
+        },
+        "/v1/models": {"get": _reading("The model served", "ModelList")},
+        "/v1/models/{name}": {
+            "get": _reading("A model by its name", "Model", "404") | {"parameters": [name]},
+        },
+        "/dsd/fleet": {"get": _reading("Who is alive and how busy", "FleetStatus")},
+        "/v1/dsd/windows": {"get": _reading("Which windows are decided, and why", "WindowList")},
+    }
+
+
+def _generating(summary: str, body: type[ChatBody] | type[CompletionBody], whole: str, chunks: tuple[str, ...]) -> Json:
+    answer = {
+        "description": "The answer, as an event stream where `stream` is true",
+        "headers": SEED,
+        "content": {
+            "application/json": {"schema": _ref(whole)},
+            "text/event-stream": {"schema": _event(*chunks, "UsageChunk", "ErrorReply")},
+        },
+    }
+    request = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
+    return {"summary": summary, "requestBody": request, "responses": {"200": answer} | _errors(OF_A_BODY)}
+
+
+def _event(*names: str) -> Json:
+    """One event of a stream: before version 3.2 the schema of a stream is that of each of its events."""
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, names)]}}
+    data = {"description": "`[DONE]` is the last", "anyOf": [{"const": "[DONE]"}, told]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
+def _reading(summary: str, reply: str, *more_errors: str) -> Json:
+    answer = {"description": summary, "content": {"application/json": {"schema": _ref(reply)}}}
+    return {"summary": summary, "responses": {"200": answer} | _errors((*OF_ANY, *more_errors))}
+
+
+def _errors(statuses: tuple[str, ...]) -> Json:
+    content = {"application/json": {"schema": _ref("ErrorReply")}}
+    return {
+        status: {"description": ERRORS[status], "content": content}
+        | ({"headers": RETRY_AFTER} if status in ("429", "503") else {})
+        for status in sorted(statuses)
+    }
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": REFERENCE + name}
+
+
+def _schemas() -> Json:
+    """Those of the bodies by pydantic, those of the replies by msgspec, whose generic types get names of ours."""
+    _, bodies = models_json_schema([(body, "validation") for body in BODIES], ref_template=REFERENCE + "{model}")
+    refs, replies = msgspec.json.schema_components(REPLIES.values(), ref_template=REFERENCE + "{name}")
+    for name, ref in zip(REPLIES, refs, strict=True):
+        replies[name] = replies.pop(ref["$ref"].removeprefix(REFERENCE)) | {"title": name}
+    schemas: Json = {**bodies["$defs"], **replies}
+    if len(schemas) != len(bodies["$defs"]) + len(replies):
+        raise TypeError("a body and a reply have the same name")
+    return schemas

@@ -1,0 +1,81 @@
+"""From the bytes of a request to its checked body, or to an error that names the first field at fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from services.gateway.errors import ApiError, bad_request
+from services.gateway.http.chat_body import ChatBody
+from services.gateway.http.completion_body import CompletionBody
+from services.gateway.http.generation_body import GenerationBody
+
+AnyBody: TypeAlias = ChatBody | CompletionBody
+Parsed = TypeVar("Parsed", bound=GenerationBody)
+
+MAX_TOLD_CHARACTERS = 200  # of a field's name, which may be as long as the body
+
+
+def parse(kind: type[Parsed], raw: bytes) -> Parsed:
+    """The body in `raw`; raises ApiError."""
+    try:
+        body = kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise _explain(kind, error.errors(include_url=False, include_input=False)[0]) from error
+    _check_keys(raw)
+    return body
+
+
+def check_query(names: Iterable[str]) -> None:
+    """Everything is asked for in the body; raises ApiError for a parameter in the address."""
+    for name in names:
+        told = name[:MAX_TOLD_CHARACTERS]
+        raise bad_request(f"{told!r} is no query parameter here: options stand in the body", told, "unknown_parameter")
+
+
+def _check_keys(raw: bytes) -> None:
+    """Raises ApiError where an object has two equal keys, of which pydantic takes the last."""
+    json.loads(raw, object_pairs_hook=_check_pairs, parse_int=str, parse_float=str)  # no number is looked at
+
+
+def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            told = key[:MAX_TOLD_CHARACTERS]
+            raise bad_request(f"{told!r} is there more than once", told, "repeated_parameter")
+        seen.add(key)
+
+
+def _explain(kind: type[GenerationBody], first: ErrorDetails) -> ApiError:
+    """The first thing wrong, by the name of its field."""
+    param = _field(kind, first)
+    told, message = param and repr(param), first["msg"]
+    match first["type"]:
+        case "json_invalid":
+            return bad_request(f"The body is no JSON: {first['ctx']['error']}", None, "invalid_json")
+        case "model_type" if param is None:
+            return bad_request("The body must be a JSON object", None, "invalid_json")
+        case _ if param in kind.unoffered:
+            return bad_request(f"{told} is not supported with this value", param, "unsupported_parameter")
+        case "extra_forbidden":
+            return bad_request(f"{told} is no option here", param, "unknown_parameter")
+        case "missing":
+            return bad_request(f"{told} is missing", param, "missing_parameter")
+    return bad_request(f"{told}: {message}" if told else message, param, "invalid_value")
+
+
+def _field(kind: type[GenerationBody], first: ErrorDetails) -> str | None:
+    """The dotted name of the field at fault; None for the body itself."""
+    path = [str(step) for step in first["loc"]]
+    if first["type"] == "blame":
+        path.append(first["ctx"]["field"])
+    if not path:
+        return None
+    if path[0] in kind.unoffered or path[0] in ("logit_bias", "prompt"):
+        path = path[:1]
+    return ".".join(path)[:MAX_TOLD_CHARACTERS]

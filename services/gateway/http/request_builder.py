@@ -1,0 +1,172 @@
+"""From a checked body to the sessions' orders: lengths, vocabulary, seeds, and what the fleet offers right now."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from services.gateway.errors import ApiError, bad_request
+from services.gateway.http.chat_body import ChatBody
+from services.gateway.http.completion_body import CompletionBody
+from services.gateway.http.parsing import AnyBody
+from services.gateway.session.generation import Generation
+from services.gateway.session.placement import Placement
+from services.gateway.text.chat_template import TemplateRefused
+from services.gateway.text.tokenizer import TargetTokenizer
+from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
+from shared.protocol.subjects import new_session_id
+
+SEED_BITS = 53  # of a seed drawn here: every JSON reader keeps such a number exactly
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt in tokens. echo: its text, where that is to be repeated before the answer."""
+
+    token_ids: TokenIds
+    echo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One choice: what is to be generated for which prompt."""
+
+    prompt: Prompt
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What this gateway serves. Every refusal is an ApiError that names the field."""
+
+    model_name: str
+    default_max_tokens: int  # 0: up to the context
+    tokenizer: TargetTokenizer
+    placement: Placement
+
+    def check_model(self, name: str) -> None:
+        if name != self.model_name:
+            message = f"The model {name!r} is not served here; {self.model_name!r} is"
+            raise ApiError(404, message, "model", "model_not_found")
+
+    def encode(self, body: AnyBody) -> list[Prompt]:
+        """The prompts in tokens. Takes a while for long ones: to be called in a thread."""
+        if isinstance(body, CompletionBody):
+            return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
+        try:
+            return [Prompt(self.tokenizer.encode_chat([turn.message for turn in body.messages]))]
+        except TemplateRefused as error:
+            raise bad_request(f"The chat template refuses: {error}", "messages", "invalid_value") from error
+
+    def orders(self, body: AnyBody, prompts: list[Prompt], cache_scope: str, now: float) -> list[Order]:
+        """The sessions to open for this request, by the index of their choice: n for each prompt, whose seeds count up
+        from the request's, or from one drawn here."""
+        context = self._context(now)
+        vocab_size = self.placement.fleet.vocab_size(self.model_name, now)
+        self._check_drafter(body, now)
+        _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
+        _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
+        sampling, orders = _sampling(body), []
+        for prompt in prompts:
+            _check_prompt(prompt.token_ids, "messages" if isinstance(body, ChatBody) else "prompt", context, vocab_size)
+            first = self._generation(body, prompt.token_ids, sampling, context, cache_scope)
+            orders += [Order(prompt, _numbered(first, i)) for i in range(body.num_choices)]
+        return orders
+
+    def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> Prompt:
+        if isinstance(prompt, str):
+            return Prompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
+        return Prompt(TokenIds(prompt), self._decode(prompt) if echo else "")
+
+    def _decode(self, prompt_ids: list[int]) -> str:
+        """Ids that can't be decoded are refused later, as every id outside the vocabulary is."""
+        return self.tokenizer.decode([token_id for token_id in prompt_ids if token_id < 1 << 32])
+
+    def _generation(
+        self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, cache_scope: str
+    ) -> Generation:
+        max_tokens = self._max_tokens(body, len(prompt_ids), context)
+        min_tokens = body.min_tokens or 0
+        if min_tokens > max_tokens:
+            message = f"min_tokens {min_tokens} are more than the {max_tokens} that the answer may have"
+            raise bad_request(message, "min_tokens", "invalid_value")
+        own_stops = () if body.ignore_eos else self.tokenizer.stop_ids
+        return Generation(
+            session_id=new_session_id(),
+            model=self.model_name,
+            prompt_ids=prompt_ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop_ids=TokenIds(dict.fromkeys((*own_stops, *(body.stop_token_ids or ())))),
+            speculation=body.speculation,
+            drafter_name=body.drafter,
+            min_tokens=min_tokens,
+            num_top=body.num_top,
+            cache_scope=cache_scope,
+        )
+
+    def _context(self, now: float) -> int:
+        context = min(MAX_TOKENS, self.placement.fleet.max_context(self.model_name, now))
+        if context == 0:
+            raise ApiError(503, f"No verifier of {self.model_name!r} is there now", code="no_verifier")
+        return context
+
+    def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
+        room = context - num_prompt
+        field, wanted = "max_tokens", body.max_tokens
+        if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+            field, wanted = "max_completion_tokens", body.max_completion_tokens
+        if wanted is None:
+            return min(room, self.default_max_tokens or room)
+        if wanted > room:
+            message = f"{num_prompt} prompt tokens and {field} {wanted} exceed the context of {context} tokens"
+            raise bad_request(message, field, "context_length_exceeded")
+        return wanted
+
+    def _check_drafter(self, body: AnyBody, now: float) -> None:
+        name = body.drafter
+        if name is not None and not self.placement.has_drafter(name, self.model_name, now):
+            message = f"No drafter named {name!r} is there for {self.model_name!r}"
+            raise bad_request(message, "dsd.drafter", "unknown_drafter")
+
+
+def _check_prompt(prompt_ids: TokenIds, field: str, context: int, vocab_size: int) -> None:
+    if not prompt_ids:
+        raise bad_request("The prompt has no tokens", field, "invalid_value")
+    _check_ids(prompt_ids, vocab_size, field)
+    if len(prompt_ids) >= context:
+        message = f"The prompt has {len(prompt_ids)} tokens; the context of {context} leaves no room for an answer"
+        raise bad_request(message, field, "context_length_exceeded")
+
+
+def _check_ids(token_ids: Iterable[int], vocab_size: int, field: str) -> None:
+    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        message = f"{field}: token id {wrong} is outside the vocabulary of {vocab_size} tokens"
+        raise bad_request(message, field, "invalid_value")
+
+
+def _numbered(first: Generation, number: int) -> Generation:
+    """The generation of choice `number`: as a single request with seed + number, within 64 bits, would be."""
+    if number == 0:
+        return first
+    seed = (first.sampling.seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
+    sampling = msgspec.structs.replace(first.sampling, seed=seed)
+    return replace(first, session_id=new_session_id(), sampling=sampling)
+
+
+def _sampling(body: AnyBody) -> Sampling:
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(0, body.top_k or 0),
+        top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p or 0.0,
+        seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=body.biases,
+    )

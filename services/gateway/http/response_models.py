@@ -1,0 +1,193 @@
+"""Answers in OpenAI's shapes, as they go out: whole, and as the events of a stream.
+
+Every whole answer and every last chunk of a choice carries a `dsd` object (docs/api.md): what speculation did for it.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from services.gateway.session.verdict_stream import Fate
+from shared.protocol.messages import Finish
+
+DONE = b"data: [DONE]\n\n"
+
+
+class TokenDetails(msgspec.Struct, frozen=True):
+    """Fates of guesses, in OpenAI's words: rejected counts those discarded behind a rejection as well."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of all choices; each prompt counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    completion_tokens_details: TokenDetails
+
+
+class DsdReport(msgspec.Struct, frozen=True):
+    """What speculation did for one choice, or for several together; times in milliseconds, counts over all verifiers
+    that served it."""
+
+    seed: int
+    speculation: Literal["off", "static", "adaptive"]
+    window: int | None
+    drafter: str | None
+    verifier: str | None
+    num_verdicts: int
+    accepted: int
+    rejected: int
+    late: int
+    discarded: int
+    tokens_per_verdict: float
+    ttft_ms: float | None
+    tpot_ms: float | None
+    choices: list[DsdReport] | UnsetType = UNSET
+
+
+class TokenPiece(msgspec.Struct, frozen=True):
+    """Text of one token, or a part of it, and how the token came to be."""
+
+    text: str
+    fate: Fate
+
+
+class DsdPieces(msgspec.Struct, frozen=True):
+    """Whose text a chunk brings; the texts put together are the chunk's. window: as it now is for the pair."""
+
+    pieces: list[TokenPiece]
+    window: int | None
+
+
+class LikelyToken(msgspec.Struct, frozen=True):
+    """One of the likeliest tokens at a position. bytes: null for a special token."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatToken(msgspec.Struct, frozen=True):
+    """One token of the answer, with the likeliest ones at its position."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    content: list[ChatToken]
+    refusal: None = None
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """One entry a token in each list; offsets are characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatMessageReply(msgspec.Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish | None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: ChatMessageReply
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+
+
+class CompletionChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish | None
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish
+
+
+ChoiceT = TypeVar("ChoiceT")
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer and all its chunks begin with."""
+
+    id: str
+    object: Literal["chat.completion", "chat.completion.chunk", "text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class Whole(Head, Generic[ChoiceT], frozen=True, kw_only=True):
+    """An answer in one piece, its choices by their index."""
+
+    choices: list[ChoiceT]
+    usage: Usage
+    dsd: DsdReport
+
+
+class Chunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
+    """The next text of one choice. usage: null where the stream tells it in the end."""
+
+    choices: list[ChoiceT]
+    usage: UnsetType | None = UNSET
+    dsd: DsdPieces | UnsetType = UNSET
+
+
+class LastChunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
+    """The end of one choice, without text."""
+
+    choices: list[ChoiceT]
+    usage: UnsetType | None = UNSET
+    dsd: DsdReport
+
+
+class UsageChunk(Head, frozen=True, kw_only=True):
+    """The end of a stream that tells its usage; it belongs to no choice."""
+
+    usage: Usage
+    choices: list[None] = []
+
+
+class Model(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    max_model_len: int
+    object: Literal["model"] = "model"
+    owned_by: str = "dsd"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[Model]
+    object: Literal["list"] = "list"

@@ -1,0 +1,273 @@
+"""The gateway's sessions on the bus: hears peers, wakes the session concerned, sends what it wants said, closes it.
+
+Invariant: bus callbacks only change a session's state and wake its owner, the task that serves the client; when that
+task leaves, for whatever reason, the session is closed everywhere. Who speaks is told by the subject alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import structlog
+
+from services.gateway.fleet.peers import Fleet
+from services.gateway.fleet.windows import DecidedWindows
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.session.generation import Generation
+from services.gateway.session.placement import Placement
+from services.gateway.session.session import Send, Session
+from services.gateway.session.timeouts import SessionTiming
+from services.gateway.session.verdict_stream import Committed
+from shared.bus.bus import ABSENT, Absent, Bus
+from shared.protocol import subjects
+from shared.protocol.messages import (
+    Close,
+    Failure,
+    Heartbeat,
+    Load,
+    Message,
+    Opened,
+    Poll,
+    Service,
+    Verdict,
+    WindowDecision,
+)
+
+log = structlog.get_logger(__name__)
+
+PUBLISH_TIMEOUT_S = 5.0
+_ABSENT_VERB = re.compile(ABSENT + r"-(?P<session>[0-9a-f]{32})-(?P<service>verifier|drafter)-(?P<term>[0-9]+)")
+
+
+class LiveSession:
+    """One session and the task that owns it."""
+
+    def __init__(self, session: Session, sessions: Sessions) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._changed = asyncio.Event()
+
+    @property
+    def window(self) -> int | None:
+        """The window that was asked for, or else the one that a controller has decided for this session's pair."""
+        order = self.session.generation.speculation
+        if order is not None and order.mode == "static":
+            return order.window
+        return self._sessions.windows.window(self.session.drafter_id, self.session.verifier_id)
+
+    async def end(self, num_tokens: int) -> None:
+        """The text is complete with so many tokens: nobody need work on the session any more."""
+        self.session.close(time.monotonic(), num_tokens)
+        await self._sessions.end(self.session)
+
+    def wake(self) -> None:
+        """Something has happened to the session."""
+        self._changed.set()
+
+    async def opened(self) -> None:
+        """Returns once a verifier has taken the session; raises SessionFailed when none will."""
+        while not self.session.was_opened and self.session.phase != "over":
+            await self._turn()
+        await self._sessions.send(self.session)
+        self._raise_failure()
+
+    async def tokens(self) -> AsyncGenerator[list[Committed], None]:
+        """The committed tokens in order, as they come; raises SessionFailed when they can't come any more."""
+        while True:
+            over = self.session.phase == "over"
+            if new := self.session.take_tokens():
+                yield new
+            if over:
+                break
+            await self._turn()
+        self._raise_failure()
+
+    async def _turn(self) -> None:
+        """Sends what is to be said, then waits until something happens or is due."""
+        await self._sessions.send(self.session)
+        due = self.session.due
+        if due is None:
+            return
+        try:
+            async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                await self._changed.wait()
+        except TimeoutError:
+            self.session.on_timer(time.monotonic())
+        self._changed.clear()
+
+    def _raise_failure(self) -> None:
+        if self.session.failure is not None:
+            raise self.session.failure
+
+
+class Sessions:
+    """All sessions of one gateway."""
+
+    def __init__(
+        self,
+        instance_id: str,
+        bus: Bus,
+        placement: Placement,
+        timing: SessionTiming,
+        max_sessions: int,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self.instance_id = instance_id
+        self.max_sessions = max_sessions
+        self.placement = placement
+        self.windows = DecidedWindows()
+        self._bus = bus
+        self._timing = timing
+        self._metrics = metrics
+        self._live: dict[str, LiveSession] = {}
+        self._strays: list[Send] = []  # to close sessions that peers still work on and nobody here wants
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.placement.fleet
+
+    @asynccontextmanager
+    async def live(self, generation: Generation) -> AsyncIterator[LiveSession]:
+        """A session that lives until its text is complete or the block ends; for those who hold a place (entry.py)."""
+        session = Session.started(generation, self.placement, self._timing, time.monotonic())
+        live = LiveSession(session, self)
+        self._live[session.session_id] = live
+        self._metrics.sessions.set(len(self._live))
+        try:
+            yield live
+        finally:
+            session.close(time.monotonic())
+            await self.end(session)
+
+    async def end(self, session: Session) -> None:
+        """Counts a closed session, once, and tells its peers; one that still speaks of it is told again."""
+        if self._live.pop(session.session_id, None) is not None:
+            self._metrics.sessions.set(len(self._live))
+            self._metrics.count_session(session)
+        await self.send(session)
+
+    def abort(self, reason: str) -> None:
+        """Fails every session in flight; their owners tell their clients."""
+        for live in self._live.values():
+            live.session.abort(reason)
+            live.wake()
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def on_message(self, subject: str, message: Message | Absent) -> None:
+        """Handler of the gateway's inbox."""
+        sender_id, now = subjects.sender(subject), time.monotonic()
+        match message:
+            case Absent():
+                self._on_absent(subjects.verb(subject), now)
+            case Opened() | Verdict() | Failure():
+                self._on_answer(sender_id, message, now)
+            case _:
+                self._metrics.dropped.labels("not for a gateway").inc()
+
+    def _on_answer(self, sender_id: str, message: Opened | Verdict | Failure, now: float) -> None:
+        live = self._live.get(message.session_id)
+        if live is None:
+            self._on_stray(sender_id, message)
+            return
+        session = live.session
+        if sender_id not in (session.verifier_id, session.drafter_id) or message.term != session.term:
+            self._metrics.dropped.labels("foreign sender or stale term").inc()
+            return
+        match message:
+            case Opened():
+                session.on_opened(sender_id, message, now)
+            case Verdict():
+                session.on_verdict(sender_id, message, now)
+            case Failure():
+                log.info("refused", session=session.session_id, by=sender_id, code=message.code, why=message.message)
+                session.on_failure(sender_id, message, now)
+        live.wake()
+
+    def _on_stray(self, sender_id: str, message: Opened | Verdict | Failure) -> None:
+        """A verifier still works on a session that is over here: its Close was lost, or is under way."""
+        self._metrics.dropped.labels("unknown session").inc()
+        if isinstance(message, Verdict) and message.finish is None and len(self._strays) < self.max_sessions:
+            close = Close(message.session_id, message.term)
+            self._strays.append(Send("verifier", sender_id, "close", close))
+
+    def _on_absent(self, verb: str, now: float) -> None:
+        """`verb` is what `send` has named: absent-<session id>-<service>-<term>."""
+        named = _ABSENT_VERB.fullmatch(verb)
+        live = self._live.get(named["session"]) if named else None
+        if named is None or live is None:
+            self._metrics.dropped.labels("unknown session").inc()
+            return
+        log.info("nobody listens", session=named["session"], at=named["service"], term=named["term"])
+        live.session.on_absent(cast(Service, named["service"]), int(named["term"]), now)
+        live.wake()
+
+    def on_heartbeat(self, subject: str, message: Message | Absent) -> None:
+        """Handler of the heartbeats."""
+        if not isinstance(message, Heartbeat) or message.instance_id != subjects.sender(subject):
+            self._metrics.dropped.labels("foreign heartbeat").inc()
+        elif self.fleet.observe(message, time.monotonic()):
+            log.info("joined", peer=message.instance_id, peer_service=message.service, models=message.models)
+            for live in self._live.values():
+                live.session.on_joined(message.instance_id, time.monotonic())
+                live.wake()
+
+    def on_decision(self, subject: str, message: Message | Absent) -> None:
+        """Handler of what controllers say to drafters."""
+        if isinstance(message, WindowDecision):
+            self.windows.observe(message, subjects.sender(subject), time.monotonic())
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    async def beat(self, interval_s: float, models: list[str], *, draining: bool) -> None:
+        """Renews the leases of all sessions, and tells those concerned whose peers have fallen silent."""
+        now = time.monotonic()
+        for instance_id in self.fleet.expire(now):
+            log.warning("heartbeat stale", peer=instance_id)
+            for live in self._live.values():
+                live.session.on_gone(instance_id, now)
+                live.wake()
+        strays, self._strays = self._strays, []
+        for send in strays:
+            await self._publish(self._subject(send), send.message)
+        heartbeat = Heartbeat(
+            service="gateway",
+            instance_id=self.instance_id,
+            interval_s=interval_s,
+            models=models,
+            max_context=0,
+            vocab_size=0,
+            fingerprint="",
+            load=Load(num_sessions=len(self._live), max_sessions=self.max_sessions),
+            draining=draining,
+        )
+        await self._publish(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+
+    async def send(self, session: Session) -> None:
+        """Sends what the session wants to say. What is lost is asked for again by the session's own timers."""
+        for send in session.take_sends():
+            if isinstance(send.message, Poll):
+                self._metrics.polls.inc()
+            absent_to = None
+            if not isinstance(send.message, Close):
+                verb = f"{ABSENT}-{session.session_id}-{send.service}-{send.message.term}"
+                absent_to = subjects.to("gateway", self.instance_id, verb, self.instance_id)
+            await self._publish(self._subject(send), send.message, absent_to)
+
+    def _subject(self, send: Send) -> str:
+        return subjects.to(send.service, send.instance_id, send.verb, self.instance_id)
+
+    async def _publish(self, subject: str, message: Message, absent_to: str | None = None) -> None:
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                await self._bus.publish(subject, message, absent_to=absent_to)
+        except TimeoutError:
+            log.warning("publish took too long", subject=subject)

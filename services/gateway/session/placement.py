@@ -1,0 +1,88 @@
+"""Which verifier and which drafter get a session.
+
+Pure: chooses among the fleet's candidates by the routing policies of shared/policies/routing.py; the random generator is given.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from services.gateway.fleet.peers import Fleet
+from services.gateway.session.generation import Generation
+from shared.policies.routing import Candidate, Router
+
+
+def instance_name(instance_id: str) -> str:
+    """The configured part of an instance id."""
+    return instance_id.rpartition(".")[0]
+
+
+@dataclass(slots=True)
+class Placement:
+    """Routing policies over the fleet."""
+
+    fleet: Fleet
+    verifier_router: Router
+    drafter_router: Router
+    rng: random.Random
+
+    def verifier(
+        self,
+        generation: Generation,
+        now: float,
+        avoid: Collection[str] = (),
+        fingerprints: Sequence[str] = (),
+        holder: str | None = None,
+    ) -> str | None:
+        """A verifier for the session; among those not to be avoided the `holder`, which has it already, else one of the
+        first of these numerics of which there is any."""
+        choices = self.fleet.choices("verifier", generation.model, now, generation.context)
+        choices = [choice for choice in choices if choice.instance_id not in avoid]
+        if any(choice.instance_id == holder for choice in choices):
+            return holder
+        for fingerprint in fingerprints:
+            if alike := [choice for choice in choices if self.fingerprint(choice.instance_id, now) == fingerprint]:
+                return self._choose(self.verifier_router, alike)
+        return self._choose(self.verifier_router, choices)
+
+    def fingerprint(self, instance_id: str, now: float) -> str:
+        """An instance's numerics, as its newest heartbeat tells them; empty where it is not heard."""
+        heartbeat = self.fleet.find(instance_id, now)
+        return heartbeat.fingerprint if heartbeat else ""
+
+    def drafter(
+        self, generation: Generation, verifier_id: str, num_left: int, now: float, avoid: Collection[str] = ()
+    ) -> str | None:
+        """A drafter for the session, or None: where speculation is off, nobody is there who can hold one more token of
+        the text, or it would come too late for the `num_left` tokens still to be generated."""
+        if generation.speculation is None:
+            return None
+        length = generation.context - num_left
+        choices = [
+            choice
+            for choice in self.fleet.choices("drafter", generation.model, now, length + 1)
+            if choice.instance_id not in avoid
+            and generation.drafter_name in (None, instance_name(choice.instance_id))
+            and self._is_in_time(choice, generation, verifier_id, num_left, now)
+        ]
+        return self._choose(self.drafter_router, choices)
+
+    def has_drafter(self, name: str, model: str, now: float) -> bool:
+        """Whether a drafter of that name works for the model."""
+        return any(instance_name(c.instance_id) == name for c in self.fleet.choices("drafter", model, now))
+
+    def _is_in_time(
+        self, choice: Candidate, generation: Generation, verifier_id: str, num_left: int, now: float
+    ) -> bool:
+        """Whether the drafter's prefill ends before the verifier alone would have finished the answer."""
+        verifier = self.fleet.find(verifier_id, now)
+        if verifier is None or not verifier.load.step_ms:
+            return True
+        num_to_read = generation.context - num_left
+        return choice.load.prefill_ms * num_to_read < verifier.load.step_ms * num_left
+
+    def _choose(self, router: Router, choices: list[Candidate]) -> str | None:
+        chosen = router.choose(choices, self.rng)
+        return chosen.instance_id if chosen else None

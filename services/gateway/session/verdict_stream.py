@@ -1,0 +1,184 @@
+"""One answer as it grows: merges a verifier's verdicts by position and says when to ask again.
+
+Invariant: `tokens` only grows, by tokens that a verdict of the current term put at exactly the next position; whatever
+is lost, repeated, reordered or left over from another term, no token is skipped and none comes twice. No I/O and no
+clock: every call gets `now`, in seconds of any one clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from services.gateway.session.timeouts import PollTiming
+from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
+
+Fate: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
+
+
+class ConflictingVerdict(ValueError):
+    """A verdict contradicts what was already sent on, or the session's own bounds: this verifier can't be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One token of the answer. `fate`: an accepted guess; the target's own token at a rejection (recovered) or behind
+    accepted guesses (bonus); else the target's alone, or told again, when nobody knows any more."""
+
+    token_id: int
+    fate: Fate
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(slots=True)
+class VerdictStream:
+    """The committed tokens of one session behind its prompt, in the gateway's view."""
+
+    prompt_length: int
+    max_tokens: int
+    timing: PollTiming
+    wants_logprobs: bool = False
+    term: int = 0
+    tokens: list[int] = field(default_factory=list)
+    committed: list[Committed] = field(default_factory=list)  # the same, with what is known of them
+    finish: Finish | None = None
+    num_polls: int = 0  # in all, for the metrics
+    _unanswered: int = 0
+    _gap: bool = False  # a verdict beyond our length was seen: something is missing
+    _heard_at: float = 0.0
+    _asked_at: float | None = None
+    _grew_at: float | None = None
+    _num_rejected: int = 0  # as the newest verdict of this term told
+    _usual_gap_s: float | None = None  # moving average of the time between verdicts that brought tokens
+
+    @property
+    def length(self) -> int:
+        """The next position, the prompt counted."""
+        return self.prompt_length + len(self.tokens)
+
+    @property
+    def silence_s(self) -> float:
+        """How long the verifier may be silent before it is polled."""
+        usual = (self._usual_gap_s or 0.0) * self.timing.num_gaps
+        return min(self.timing.max_silence_s, max(self.timing.min_silence_s, usual))
+
+    @property
+    def due(self) -> float | None:
+        """When `on_timer` has something to do; None once finished."""
+        if self.finish:
+            return None
+        silent_at = self._heard_at if self._gap else self._heard_at + self.silence_s
+        return silent_at if self._asked_at is None else max(silent_at, self._asked_at + self.timing.answer_s)
+
+    def begin_term(self, term: int, now: float, *, incomplete: bool = False) -> None:
+        """Listens to a new term only; `incomplete`: the verifier may have told an older term more than we know."""
+        self.term = term
+        self._unanswered, self._asked_at, self._grew_at = 0, None, None
+        self._gap, self._heard_at = incomplete, now
+        self._num_rejected = 0
+
+    def on_timer(self, now: float) -> int | None:
+        """The base to poll from, if a Poll is due."""
+        if self.due is None or now < self.due or self.is_lost(now):
+            return None
+        self._asked_at = now
+        self._unanswered += 1
+        self.num_polls += 1
+        return self.length
+
+    def ask_at(self, when: float) -> None:
+        """Lets the next Poll be due at `when` already: nobody was there to hear the last one."""
+        self._asked_at = when - self.timing.answer_s
+
+    def is_lost(self, now: float) -> bool:
+        """Whether so many Polls went unanswered that the verifier must be given up."""
+        return self._unanswered >= self.timing.max_polls and self.due is not None and now >= self.due
+
+    def merge(self, verdict: Verdict, now: float) -> list[Committed]:
+        """The tokens that the verdict adds, perhaps none; raises ConflictingVerdict and then changes nothing."""
+        if verdict.term != self.term or self.finish:
+            return []
+        self._check(verdict)
+        self._heard_at, self._unanswered = now, 0
+        if verdict.base > self.length:
+            self._gap = True
+            return []
+        new = self._added(verdict)
+        if new:
+            self._observe_gap(now)
+        self.committed.extend(new)
+        self.tokens.extend(each.token_id for each in new)
+        self._num_rejected = max(self._num_rejected, verdict.tally.rejected)
+        if new or verdict.base + len(verdict.token_ids) == self.length:
+            self._gap, self._asked_at = False, None
+        self.finish = verdict.finish
+        return new
+
+    def _added(self, verdict: Verdict) -> list[Committed]:
+        """The tokens behind those known, each with its fate."""
+        first = self.length - verdict.base
+        new = verdict.token_ids[first:]
+        logprobs: list[TokenLogprobs] | list[None] = [None] * len(new)
+        if self.wants_logprobs and new:
+            logprobs = (verdict.logprobs or [])[-len(new) :]
+        own: Fate = "bonus" if verdict.accepted else "target"
+        if verdict.tally.rejected > self._num_rejected:
+            own = "recovered"
+        return [
+            Committed(token_id, "accepted" if i < verdict.accepted else own, each)
+            for i, token_id, each in zip(range(first, first + len(new)), new, logprobs, strict=True)
+        ]
+
+    def _check(self, verdict: Verdict) -> None:
+        start, end = verdict.base - self.prompt_length, verdict.base + len(verdict.token_ids)
+        if start < 0 or end > self.prompt_length + self.max_tokens:
+            raise ConflictingVerdict(f"positions {verdict.base} to {end} lie outside the answer")
+        known = self.tokens[start : start + len(verdict.token_ids)]
+        if list(verdict.token_ids[: len(known)]) != known:
+            raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already fixed")
+        is_gap = verdict.base > self.length  # none of its tokens is taken
+        if self.wants_logprobs and not is_gap and end - self.length > len(verdict.logprobs or ()):
+            raise ConflictingVerdict(f"tokens up to position {end} came without logprobs")
+        if verdict.finish and end < self.length:
+            raise ConflictingVerdict(f"finished at position {end}, behind {self.length} already fixed")
+
+    def _observe_gap(self, now: float) -> None:
+        if self._grew_at is not None:
+            gap = now - self._grew_at
+            self._usual_gap_s = gap if self._usual_gap_s is None else 0.8 * self._usual_gap_s + 0.2 * gap
+        self._grew_at = now
+
+
+@dataclass(slots=True)
+class TallySum:
+    """Fates of one session's guesses over all verifiers that served it.
+
+    A verifier counts from its own opening of the session on, so a later tally of the same one replaces the former,
+    unless it began anew.
+    """
+
+    _closed: list[Tally] = field(default_factory=list)
+    _newest: dict[str, tuple[int, Tally]] = field(default_factory=dict)  # verifier id -> term, tally
+
+    def observe(self, verifier_id: str, term: int, tally: Tally) -> None:
+        known_term, known = self._newest.get(verifier_id, (term, Tally()))
+        if _size(tally) >= _size(known):
+            self._newest[verifier_id] = (term, tally)
+        elif term > known_term:
+            self._closed.append(known)
+            self._newest[verifier_id] = (term, tally)
+
+    @property
+    def total(self) -> Tally:
+        tallies = [*self._closed, *(tally for _, tally in self._newest.values())]
+        return Tally(
+            accepted=sum(tally.accepted for tally in tallies),
+            rejected=sum(tally.rejected for tally in tallies),
+            late=sum(tally.late for tally in tallies),
+            discarded=sum(tally.discarded for tally in tallies),
+            num_passes=sum(tally.num_passes for tally in tallies),
+        )
+
+
+def _size(tally: Tally) -> int:
+    return tally.accepted + tally.rejected + tally.late + tally.discarded + tally.num_passes

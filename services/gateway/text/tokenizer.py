@@ -1,0 +1,125 @@
+"""The target's tokenizer, chat template and stop ids, read from the target's own folder.
+
+Needs `tokenizer.json`; a chat template in `chat_template.jinja` or `tokenizer_config.json` and stop ids in
+`generation_config.json` or `config.json` are read where they are. No model code is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tokenizers import Tokenizer
+
+from services.gateway.session.generation import Generation
+from services.gateway.text.chat_template import ChatMessage, ChatTemplate, TemplateRefused
+from services.gateway.text.detokenizer import Detokenizer
+from services.gateway.text.output_text import AnswerText
+from services.gateway.text.token_bytes import TokenBytes
+from shared.protocol.messages import TokenIds
+
+
+class UnusableTarget(ValueError):
+    """The target's folder lacks a file that the gateway needs, or holds a malformed one."""
+
+
+class TargetTokenizer:
+    """Prompts to token ids and token ids to text, for one target model."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, stop_ids: TokenIds) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._token_bytes = TokenBytes(tokenizer)
+        self.stop_ids = stop_ids
+        self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> TokenIds:
+        """The conversation as the model's chat template writes it; raises TemplateRefused where it can't."""
+        if self._template is None:
+            raise TemplateRefused("this model has no chat template; use /v1/completions")
+        # The template itself writes the special tokens that a conversation begins with.
+        return TokenIds(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
+
+    def encode_text(self, text: str) -> TokenIds:
+        """Plain text, with the special tokens (if any) that the tokenizer begins every text with."""
+        return TokenIds(self._tokenizer.encode(text).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt given as token ids; special tokens are not shown."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
+        """A fresh reader for the tokens of one answer."""
+        detokenizer = Detokenizer(self._tokenizer, generation.prompt_ids)
+        return AnswerText(detokenizer, self._token_bytes, stops, generation.stop_ids, generation.min_tokens)
+
+
+def load_tokenizer(folder: Path) -> TargetTokenizer:
+    """Reads the target's folder; raises UnusableTarget naming the file that is missing or malformed."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UnusableTarget(f"{path} is missing: the target's folder must hold its tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UnusableTarget(f"{path} is no tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = _read_json(folder / "tokenizer_config.json")
+    return TargetTokenizer(tokenizer, _load_template(folder, config), _load_stop_ids(folder, config, tokenizer))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an absent file is an empty object."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnusableTarget(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UnusableTarget(f"{path} holds no JSON object")
+    return content
+
+
+def _load_template(folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several named templates
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    if source is None:
+        return None
+    try:
+        return ChatTemplate(source, _special_tokens(config))
+    except (jinja2.TemplateError, TypeError) as error:
+        raise UnusableTarget(f"the chat template in {folder} does not compile: {error}") from error
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """The tokens that templates may name; they are written as a string or as an object with a `content`."""
+    tokens = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def _load_stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> TokenIds:
+    """The first source that names an end of sequence: generation_config.json, config.json, the tokenizer's own."""
+    for name in ("generation_config.json", "config.json"):
+        ids = _read_json(folder / name).get("eos_token_id")
+        if ids is not None:
+            return _checked_ids(ids if isinstance(ids, list) else [ids], folder / name)
+    eos = _special_tokens(config).get("eos_token")
+    token_id = None if eos is None else tokenizer.token_to_id(eos)
+    return TokenIds() if token_id is None else TokenIds([token_id])
+
+
+def _checked_ids(ids: list[Any], path: Path) -> TokenIds:
+    if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
+        raise UnusableTarget(f"{path}: eos_token_id {ids} is no list of token ids")
+    return TokenIds(ids)

@@ -1,0 +1,178 @@
+"""Who may be chosen, and who is."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import msgspec
+import pytest
+
+from services.gateway.fleet.peers import MAX_PEERS, STALE_INTERVALS, Fleet
+from services.gateway.session.generation import Generation
+from services.gateway.session.placement import Placement
+from shared.policies.routing import ROUTERS
+from shared.protocol.messages import Heartbeat, Load, Sampling, Service, Speculation, TokenIds
+
+MODEL = "m"
+
+
+def beat(instance_id: str, service: Service = "verifier", **changes: object) -> Heartbeat:
+    heartbeat = Heartbeat(service, instance_id, 1.0, [MODEL], 1000, 300, "cpu", Load(), False)
+    return msgspec.structs.replace(heartbeat, **changes)
+
+
+def placement(*beats: Heartbeat) -> Placement:
+    fleet = Fleet()
+    for each in beats:
+        fleet.observe(each, 0.0)
+    return Placement(fleet, ROUTERS["jsq"](), ROUTERS["jsq"](), random.Random(0))
+
+
+def generation(num_prompt: int = 10, max_tokens: int = 50, **changes: object) -> Generation:
+    order = Generation(
+        "0" * 32, MODEL, TokenIds(range(num_prompt)), max_tokens, Sampling(), TokenIds(), Speculation(), None
+    )
+    return dataclasses.replace(order, **changes)
+
+
+def test_an_instance_is_a_choice_while_it_beats() -> None:
+    fleet = Fleet()
+    assert fleet.observe(beat("a.1", interval_s=2.0), 10.0)
+    assert not fleet.observe(beat("a.1", interval_s=2.0), 12.0)
+    stale_at = 12.0 + STALE_INTERVALS * 2.0
+    assert [c.instance_id for c in fleet.choices("verifier", MODEL, stale_at - 0.1)] == ["a.1"]
+    assert fleet.expire(stale_at - 0.1) == []
+    assert fleet.choices("verifier", MODEL, stale_at) == []
+    assert fleet.expire(stale_at) == ["a.1"]
+    assert fleet.observe(beat("a.1"), 20.0), "it has come back"
+
+
+def test_a_draining_instance_is_alive_but_no_choice() -> None:
+    fleet = Fleet()
+    fleet.observe(beat("a.1"), 0.0)
+    assert not fleet.observe(beat("a.1", draining=True), 0.5)
+    assert fleet.is_alive("a.1", 1.0)
+    assert fleet.choices("verifier", MODEL, 1.0) == []
+    assert fleet.max_context(MODEL, 1.0) == 0
+
+
+def test_other_models_services_and_shorter_contexts_are_no_choice() -> None:
+    fleet = Fleet()
+    fleet.observe(beat("a.1", models=["other"]), 0.0)
+    fleet.observe(beat("b.1", service="drafter"), 0.0)
+    fleet.observe(beat("c.1", max_context=100), 0.0)
+    assert not fleet.observe(beat("g.1", service="gateway"), 0.0)
+    assert fleet.choices("verifier", MODEL, 0.1, 101) == []
+    assert [c.instance_id for c in fleet.choices("verifier", MODEL, 0.1, 100)] == ["c.1"]
+
+
+def test_no_flood_of_heartbeats_fills_the_memory() -> None:
+    fleet = Fleet()
+    for number in range(MAX_PEERS + 10):
+        fleet.observe(beat(f"a.{number}"), 0.0)
+    assert fleet.count_alive("verifier", 0.1) == MAX_PEERS
+
+
+def test_sessions_given_and_taken_since_the_heartbeat_count_as_load() -> None:
+    chooser = placement(beat("a.1", load=Load(num_sessions=2)), beat("b.1", load=Load(num_sessions=1)))
+    assert chooser.verifier(generation(), 0.1) == "b.1"
+    chooser.fleet.count_sessions("b.1", 2, 0.1)
+    assert chooser.verifier(generation(), 0.1) == "a.1"
+    chooser.fleet.count_sessions("b.1", -2, 0.1)
+    assert chooser.verifier(generation(), 0.1) == "b.1"
+    chooser.fleet.count_sessions("b.1", 2, 0.1)
+    chooser.fleet.observe(beat("b.1", load=Load(num_sessions=1)), 0.2)
+    assert chooser.verifier(generation(), 0.3) == "b.1", "a heartbeat tells all of them"
+
+
+def num_since(fleet: Fleet) -> int:
+    (peer,) = fleet.alive("drafter", 1.0)
+    return peer.candidate.num_since
+
+
+def test_a_heartbeat_doesnt_know_what_its_sender_heard_behind_it() -> None:
+    fleet, far = Fleet(), beat("d.1", "drafter", load=Load(num_sessions=2, rtt_ms=100.0))
+    fleet.observe(far, 0.0)
+    fleet.count_sessions("d.1", -1, 1.0)
+    fleet.count_sessions("d.1", -1, 1.06)
+    fleet.observe(far, 1.09)
+    assert num_since(fleet) == -2
+    fleet.observe(far, 1.17)
+    assert num_since(fleet) == -1
+    fleet.observe(far, 1.19)
+    assert num_since(fleet) == 0
+
+
+def test_a_round_trip_that_is_told_longer_than_heartbeats_are_apart_counts_as_that() -> None:
+    fleet, strange = Fleet(), beat("d.1", "drafter", load=Load(rtt_ms=1e12))
+    fleet.observe(strange, 0.0)
+    fleet.count_sessions("d.1", 1, 0.5)
+    fleet.observe(strange, 1.0)
+    assert num_since(fleet) == 1
+    fleet.observe(strange, 2.0)
+    assert num_since(fleet) == 0
+
+
+def test_what_was_given_to_an_instance_that_was_forgotten_leaves_no_debt_when_it_comes_back() -> None:
+    fleet, near = Fleet(), beat("d.1", "drafter")
+    fleet.observe(near, 0.0)
+    fleet.count_sessions("d.1", 1, None)
+    assert fleet.expire(float(STALE_INTERVALS)) == ["d.1"]
+    fleet.observe(near, STALE_INTERVALS + 1.0)
+    fleet.count_sessions("d.1", -1, None)
+    assert num_since(fleet) == 0
+
+
+def test_a_session_that_its_drafter_has_not_been_told_of_outlives_heartbeats() -> None:
+    fleet, near = Fleet(), beat("d.1", "drafter")
+    fleet.observe(near, 0.0)
+    fleet.count_sessions("d.1", 1, None)
+    fleet.observe(near, 1.0)
+    assert num_since(fleet) == 1
+    fleet.count_sessions("d.1", -1, None)
+    assert num_since(fleet) == 0
+
+
+def test_a_verifier_of_the_same_numerics_is_preferred() -> None:
+    chooser = placement(beat("a.1", fingerprint="cpu"), beat("b.1", fingerprint="gpu", load=Load(num_sessions=9)))
+    assert chooser.verifier(generation(), 0.1, fingerprints=["gpu"]) == "b.1"
+    assert chooser.verifier(generation(), 0.1, fingerprints=["gpu", "cpu"]) == "b.1", "the first counts most"
+    assert chooser.verifier(generation(), 0.1, fingerprints=["tpu", "gpu"]) == "b.1"
+    assert chooser.verifier(generation(), 0.1, avoid=["b.1"], fingerprints=["gpu"]) == "a.1"
+    assert chooser.verifier(generation(), 0.1, avoid=["a.1", "b.1"]) is None
+
+
+@pytest.mark.parametrize(("prefill_ms", "expected"), [(0.1, "d.1"), (30.0, None)])
+def test_no_drafter_is_asked_whose_prefill_would_outlast_the_answer(prefill_ms: float, expected: str | None) -> None:
+    chooser = placement(
+        beat("v.1", load=Load(step_ms=20.0)), beat("d.1", service="drafter", load=Load(prefill_ms=prefill_ms))
+    )
+    assert chooser.drafter(generation(num_prompt=100, max_tokens=50), "v.1", 50, 0.1) == expected
+
+
+def test_a_drafter_is_asked_while_its_context_has_room_for_one_more_token() -> None:
+    chooser = placement(beat("v.1"), beat("d.1", service="drafter", max_context=60))
+    order = generation(num_prompt=10, max_tokens=500)
+    assert chooser.drafter(order, "v.1", 500, 0.1) == "d.1"
+    assert chooser.drafter(order, "v.1", 451, 0.1) == "d.1"
+    assert chooser.drafter(order, "v.1", 450, 0.1) is None
+
+
+def test_only_a_drafter_of_the_wanted_name_is_asked_and_none_when_speculation_is_off() -> None:
+    chooser = placement(beat("v.1"), beat("fast.1", service="drafter"), beat("slow.1", service="drafter"))
+    assert chooser.drafter(generation(drafter_name="slow"), "v.1", 50, 0.1) == "slow.1"
+    assert chooser.drafter(generation(drafter_name="none"), "v.1", 50, 0.1) is None
+    assert chooser.drafter(generation(speculation=None), "v.1", 50, 0.1) is None
+    assert chooser.has_drafter("slow", MODEL, 0.1)
+    assert not chooser.has_drafter("none", MODEL, 0.1)
+
+
+def test_a_controller_is_heard_of_and_is_no_choice() -> None:
+    fleet = Fleet()
+    assert not fleet.observe(beat("c.1", service="controller"), 0.0)
+    assert not fleet.observe(beat("g.1", service="gateway"), 0.0)
+    assert [peer.heartbeat.instance_id for peer in fleet.alive("controller", 1.0)] == ["c.1"]
+    assert fleet.alive("gateway", 1.0) == []
+    assert fleet.choices("verifier", MODEL, 1.0) == fleet.choices("drafter", MODEL, 1.0) == []
+    assert fleet.alive("controller", STALE_INTERVALS + 0.1) == []

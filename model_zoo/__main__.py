@@ -145,7 +145,7 @@ def record_what_a_pair_says(
     """Record what a target says to prompts, and where a draft would have guessed it, to replay both elsewhere."""
     _check_can_be_made(out)
     from model_zoo.measuring.record import prompt_ids, record, stop_ids  # loads torch and transformers
-    from services.cloud_verifier.model import load_target
+    from services.cloud_verifier.torch_engine.model import load_target
     from services.edge_drafter.model import load_draft
 
     folders = target or default_models_dir() / "target", draft or default_models_dir() / "draft-int8"
@@ -214,7 +214,7 @@ def _lengths_of_trace(path: Path) -> MeasuredLengths:
 
 def _lengths_of_answers(texts: list[str], name: str, folder: Path, max_tokens: int, threads: int) -> MeasuredLengths:
     from model_zoo.measuring.record import answers, prompt_ids, stop_ids  # loads torch and transformers
-    from services.cloud_verifier.model import load_target
+    from services.cloud_verifier.torch_engine.model import load_target
 
     with _progress(f"loading {folder}") as notify:
         model = load_target(str(folder), num_threads=threads)
@@ -239,7 +239,7 @@ def time_a_model_on_this_machine(
 ) -> None:
     """Time a target's passes, or a draft's steps, and fit the times that the simulator goes by."""
     from model_zoo.measuring import profile  # loads torch
-    from services.cloud_verifier.model import load_target
+    from services.cloud_verifier.torch_engine.model import load_target
     from services.edge_drafter.model import load_draft
 
     if (target is None) == (draft is None):

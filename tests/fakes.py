@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.cloud_verifier.kv import Prefix
-from services.cloud_verifier.model import Drawn, Row
+from services.cloud_verifier.torch_engine.kv import Prefix
+from services.cloud_verifier.torch_engine.model import Drawn, Row
 from shared.protocol.messages import TokenIds, TokenLogprobs
 
 VOCABULARY = 97

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model_zoo.paths import default_models_dir
-from services.cloud_verifier.model import Row, TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork

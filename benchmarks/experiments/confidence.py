@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.cloud_verifier.model import load_target
+from services.cloud_verifier.torch_engine.model import load_target
 from services.edge_drafter.model import load_draft
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork

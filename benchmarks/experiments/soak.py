@@ -34,8 +34,8 @@ from benchmarks.load.arrivals import closed_loop
 from client.gateway import Gateway
 from client.wire import Options
 from model_zoo.prompt_file import read_prompts
-from services.cloud_verifier.architecture import read_config
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.architecture import read_config
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 

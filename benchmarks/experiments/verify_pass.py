@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
-from services.cloud_verifier.model import Row, TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.local.pair import DEFAULT_NAME
 from shared.protocol.messages import Sampling
 from shared.runtime.home import home

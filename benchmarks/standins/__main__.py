@@ -13,8 +13,8 @@ from benchmarks.standins.paced import PacedDraft, PacedTarget
 from benchmarks.standins.replayed import ReplayedDraft, ReplayedTarget
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier import service as cloud_verifier
-from services.cloud_verifier.model import TargetModel
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter import service as edge_drafter
 from services.edge_drafter.model import DraftModel
 from services.edge_drafter.settings import DrafterSettings

@@ -14,8 +14,8 @@ import structlog
 
 from benchmarks.standins.pacer import Pace
 from benchmarks.standins.settings import STANDIN
-from services.cloud_verifier.kv import KvCache
-from services.cloud_verifier.model import Drawn, Row, TargetModel
+from services.cloud_verifier.torch_engine.kv import KvCache
+from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.data.profiles import PassTimes, Profile
 

@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.standins.paced import wait_for_pass, wait_or_tell
 from benchmarks.standins.pacer import Pace
 from benchmarks.standins.settings import STANDIN
-from services.cloud_verifier.kv import Prefix
-from services.cloud_verifier.model import Drawn, Row
+from services.cloud_verifier.torch_engine.kv import Prefix
+from services.cloud_verifier.torch_engine.model import Drawn, Row
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording
 from shared.protocol.verifier_session import common_prefix

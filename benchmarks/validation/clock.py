@@ -22,7 +22,7 @@ from shared.runtime.config import load
 if TYPE_CHECKING:  # a drafter need not load torch
     import numpy as np
 
-    from services.cloud_verifier.model import Drawn, Row, TargetModel
+    from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
     from services.edge_drafter.model import DraftCache, DraftModel
 
 PROG = "python -m benchmarks.validation.clock"

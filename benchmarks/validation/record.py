@@ -43,7 +43,7 @@ class Recordings:
 def record(draft: str, folder: Path, num_tokens: int) -> None:
     """Writes both files of a draft."""
     from model_zoo.measuring import record as recorder  # these load torch, which those who start this process need not
-    from services.cloud_verifier.model import load_target
+    from services.cloud_verifier.torch_engine.model import load_target
     from services.edge_drafter.model import load_draft
     from services.gateway.text.chat_template import ChatMessage
     from services.gateway.text.tokenizer import load_tokenizer

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from services.cloud_verifier.model import Row, TargetModel
+from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.data.profiles import PassTimes, StepTimes
 from shared.policies.batching import HINGES, LEAST_MS

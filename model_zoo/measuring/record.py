@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from services.cloud_verifier.model import Row, TargetModel
+from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftModel
 from shared.data.recording import Recorded
 from shared.protocol.messages import Sampling

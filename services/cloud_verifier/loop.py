@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import structlog
 
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.model import Drawn, Row, TargetModel
 from services.cloud_verifier.sessions import Seat, SessionTable
+from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
 from shared.policies.batching import Batcher, Candidate, PassCost
 from shared.protocol.messages import Sampling, TokenIds, Verdict
 from shared.protocol.sampling import History, is_adjusted

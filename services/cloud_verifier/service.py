@@ -16,10 +16,10 @@ from msgspec import structs
 
 from services.cloud_verifier.loop import VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.model import TargetModel, follow_target, load_target
-from services.cloud_verifier.ranks import Ranks
 from services.cloud_verifier.sessions import Seat, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.model import TargetModel, follow_target, load_target
+from services.cloud_verifier.torch_engine.ranks import Ranks
 from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
 from shared.policies.batching import Batcher, PassCost

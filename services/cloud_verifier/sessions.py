@@ -15,9 +15,9 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
-from services.cloud_verifier.kv import KvCache, Prefix
-from services.cloud_verifier.model import TargetModel
-from services.cloud_verifier.prefixes import MIN_TOKENS, PrefixCache, num_common
+from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
+from services.cloud_verifier.torch_engine.model import TargetModel
+from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache, num_common
 from shared.protocol.messages import Open, Tally
 from shared.protocol.refusal import Refused, check_text
 from shared.protocol.verifier_session import VerifierSession

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cloud_verifier.model import TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from tests.e2e.prompts import read_prompts

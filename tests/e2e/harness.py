@@ -15,9 +15,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.model import TargetModel
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel
 from services.edge_drafter.service import Drafter

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from services.cloud_verifier.model import TargetModel
+from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from services.cloud_verifier.model import TargetModel
+from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Bias, Sampling, Speculation

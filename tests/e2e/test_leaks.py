@@ -16,11 +16,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from services.cloud_verifier.kv import KvCache
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.model import Drawn, Row, TargetModel, load_target
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.kv import KvCache
+from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel, load_target
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id, new_session_id
 from shared.protocol.verifier_session import VerifierSession
@@ -31,7 +31,7 @@ from tests.gateway.session.leaks import grown_bytes
 from tests.gateway.session.test_robustness import a_client, told
 from tests.gateway.tiny import make_folder
 from tests.peers import Peer
-from tests.verifier.tiny_models import SERVED, save_model
+from tests.verifier.torch_engine.tiny_models import SERVED, save_model
 
 NUM_ROUNDS = 4
 POISON = 3

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from services.cloud_verifier.model import TargetModel
+from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling

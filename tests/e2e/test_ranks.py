@@ -17,7 +17,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.cloud_verifier.architecture import UnsupportedModel, check_heads
+from services.cloud_verifier.torch_engine.architecture import UnsupportedModel, check_heads
 from services.edge_drafter.model import DraftModel
 from services.gateway.text.tokenizer import TargetTokenizer
 from services.local import nats_server

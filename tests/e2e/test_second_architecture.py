@@ -11,14 +11,14 @@ import pytest
 from transformers.models.qwen3 import Qwen3Config
 
 from model_zoo.exporting.onnx_export import export_draft
-from services.cloud_verifier.model import TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling, Tally
 from tests.e2e.harness import running
 from tests.e2e.test_bits import NUM_TOKENS, SAMPLINGS, SLIDING, STOP_AND_WAIT, check_bits
-from tests.verifier.test_target_model import check_bits as check_logits
-from tests.verifier.tiny_models import save_model
+from tests.verifier.torch_engine.test_target_model import check_bits as check_logits
+from tests.verifier.torch_engine.tiny_models import save_model
 
 VOCAB_SIZE = 512
 MAX_CONTEXT = 1024

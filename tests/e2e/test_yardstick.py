@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.cloud_verifier.model import Row, TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from awc.policies.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from benchmarks.harness.conductor import Conductor
-from services.cloud_verifier.model import TargetModel
+from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
 from shared.protocol import subjects
 from shared.protocol.messages import PairReport, Report, Tally, WindowDecision

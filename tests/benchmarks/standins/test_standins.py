@@ -17,7 +17,7 @@ from benchmarks.standins.paced import OVERRUN, PacedDraft, PacedTarget
 from benchmarks.standins.pacer import Pace
 from benchmarks.standins.replayed import NotRecorded, ReplayedDraft, ReplayedTarget
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
-from services.cloud_verifier.model import Row, TargetModel
+from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftModel
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.profiles import PassTimes, Profile, StepTimes, read_profile

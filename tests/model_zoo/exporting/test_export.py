@@ -33,7 +33,7 @@ from model_zoo.manifest import sha256_of
 from model_zoo.measuring.agreement import Disagreement, check_agreement, reference_of
 from services.edge_drafter.model import DraftCache, DraftModel, load_draft
 from tests.gateway.tiny import SPECIAL, TEMPLATE, make_folder
-from tests.verifier.tiny_models import save_model
+from tests.verifier.torch_engine.tiny_models import save_model
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 384  # more than the tiny tokenizer has tokens

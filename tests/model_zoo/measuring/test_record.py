@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model_zoo.measuring.record import prompt_ids, record, stop_ids
-from services.cloud_verifier.model import TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.recording import Recorded, read_recording

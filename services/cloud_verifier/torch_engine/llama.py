@@ -15,11 +15,11 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.models.llama import LlamaForCausalLM
 
-from services.cloud_verifier import kernels
-from services.cloud_verifier.attention import Attention, Heads
-from services.cloud_verifier.head import BestToken, Float32Head
-from services.cloud_verifier.network import ComputedLogits, Outputs
-from services.cloud_verifier.packed import (
+from services.cloud_verifier.torch_engine import kernels
+from services.cloud_verifier.torch_engine.attention import Attention, Heads
+from services.cloud_verifier.torch_engine.head import BestToken, Float32Head
+from services.cloud_verifier.torch_engine.network import ComputedLogits, Outputs
+from services.cloud_verifier.torch_engine.packed import (
     CompiledSilu,
     PackedLinear,
     PlainLinear,
@@ -29,7 +29,7 @@ from services.cloud_verifier.packed import (
     most_rows,
     silu_product,
 )
-from services.cloud_verifier.storage import like
+from services.cloud_verifier.torch_engine.storage import like
 
 ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
 

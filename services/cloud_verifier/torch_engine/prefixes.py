@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.cloud_verifier.kv import KvCache, Prefix
+from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 
 MIN_TOKENS = 16  # a shorter prefix is computed as fast as it is copied
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from services.cloud_verifier.attention import ATTENTION_NAME, AttentionRefused, LayoutRecorder
-from services.cloud_verifier.kv import KvLayout
+from services.cloud_verifier.torch_engine.attention import ATTENTION_NAME, AttentionRefused, LayoutRecorder
+from services.cloud_verifier.torch_engine.kv import KvLayout
 
 PROBE_LENGTHS = (24, 9)
 _SERVED_LAYER_TYPES = {"full_attention", "sliding_attention"}

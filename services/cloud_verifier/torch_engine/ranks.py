@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from services.cloud_verifier.attention import Attention, PassAttention, Segment
-from services.cloud_verifier.head import Float32Head
-from services.cloud_verifier.kv import KvCache, KvLayout, Prefix
-from services.cloud_verifier.network import WHOLE_VECTORS, Outputs, computed
-from services.cloud_verifier.packed import ROW_RULES, RowRule, strictest
+from services.cloud_verifier.torch_engine.attention import Attention, PassAttention, Segment
+from services.cloud_verifier.torch_engine.head import Float32Head
+from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout, Prefix
+from services.cloud_verifier.torch_engine.network import WHOLE_VECTORS, Outputs, computed
+from services.cloud_verifier.torch_engine.packed import ROW_RULES, RowRule, strictest
 
 PATIENCE = timedelta(days=365)  # of ranks that wait for the next pass
 END_S = 1.0  # between the first rank that ends in order and the last

@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from services.cloud_verifier.ranks import Ranks, local
+from services.cloud_verifier.torch_engine.ranks import Ranks, local
 
 NUMERICS = 5
 _SAMPLES = 64  # values of each tensor; any training step changes some of these

@@ -12,10 +12,10 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from services.cloud_verifier.attention import Attention
-from services.cloud_verifier.head import Float32Head
-from services.cloud_verifier.packed import RowRule, limit_rows, most_rows, replace_layers, strictest
-from services.cloud_verifier.sampler import NO_DRAW, greatest
+from services.cloud_verifier.torch_engine.attention import Attention
+from services.cloud_verifier.torch_engine.head import Float32Head
+from services.cloud_verifier.torch_engine.packed import RowRule, limit_rows, most_rows, replace_layers, strictest
+from services.cloud_verifier.torch_engine.sampler import NO_DRAW, greatest
 
 # Elementwise code of a model may treat the last elements of a vector apart: they are dead tokens' then.
 WHOLE_VECTORS = RowRule(4, 4)

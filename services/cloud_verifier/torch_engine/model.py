@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from services.cloud_verifier import sampler
-from services.cloud_verifier.architecture import (
+from services.cloud_verifier.torch_engine import sampler
+from services.cloud_verifier.torch_engine.architecture import (
     UnsupportedModel,
     check_config,
     check_heads,
@@ -33,13 +33,13 @@ from services.cloud_verifier.architecture import (
     probe_texts,
     read_config,
 )
-from services.cloud_verifier.attention import PassAttention, Segment
-from services.cloud_verifier.fingerprint import fingerprint_of
-from services.cloud_verifier.kv import KvCache, KvLayout, Prefix, round_to_step
-from services.cloud_verifier.llama import LlamaNetwork, is_llama
-from services.cloud_verifier.network import Network, Outputs, TransformersNetwork
-from services.cloud_verifier.packed import packing_works
-from services.cloud_verifier.ranks import LeadingNetwork, PartNetwork, Ranks, follow
+from services.cloud_verifier.torch_engine.attention import PassAttention, Segment
+from services.cloud_verifier.torch_engine.fingerprint import fingerprint_of
+from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout, Prefix, round_to_step
+from services.cloud_verifier.torch_engine.llama import LlamaNetwork, is_llama
+from services.cloud_verifier.torch_engine.network import Network, Outputs, TransformersNetwork
+from services.cloud_verifier.torch_engine.packed import packing_works
+from services.cloud_verifier.torch_engine.ranks import LeadingNetwork, PartNetwork, Ranks, follow
 from shared.protocol.messages import Sampling, TokenLogprobs
 from shared.protocol.sampling import History, is_adjusted, is_greedy
 from shared.protocol.verifier_session import common_prefix

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 
-from services.cloud_verifier.lanes import (
+from services.cloud_verifier.torch_engine.lanes import (
     COLUMNS,
     LANES,
     POSITIONS,

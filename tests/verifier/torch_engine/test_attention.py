@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.cloud_verifier import attention
-from services.cloud_verifier.attention import (
+from services.cloud_verifier.torch_engine import attention
+from services.cloud_verifier.torch_engine.attention import (
     CompiledAttention,
     FusedAttention,
     Heads,
     PassAttention,
     Segment,
 )
-from services.cloud_verifier.kv import KV_STEP, KvCache, KvLayout, LayerShape, Prefix
+from services.cloud_verifier.torch_engine.kv import KV_STEP, KvCache, KvLayout, LayerShape, Prefix
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

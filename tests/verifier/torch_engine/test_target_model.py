@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from services.cloud_verifier import model as target_module
-from services.cloud_verifier.architecture import UnsupportedModel
-from services.cloud_verifier.kv import KV_STEP
-from services.cloud_verifier.llama import LlamaNetwork
-from services.cloud_verifier.model import Drawn, NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
-from services.cloud_verifier.network import TransformersNetwork
+from services.cloud_verifier.torch_engine import model as target_module
+from services.cloud_verifier.torch_engine.architecture import UnsupportedModel
+from services.cloud_verifier.torch_engine.kv import KV_STEP
+from services.cloud_verifier.torch_engine.llama import LlamaNetwork
+from services.cloud_verifier.torch_engine.model import Drawn, NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
+from services.cloud_verifier.torch_engine.network import TransformersNetwork
 from shared.protocol import sampling as reference
 from shared.protocol.messages import Sampling
-from tests.verifier.tiny_models import LLAMA_SHAPE, MAX_CONTEXT, REFUSED, SERVED, VOCAB_SIZE, save_model
+from tests.verifier.torch_engine.tiny_models import LLAMA_SHAPE, MAX_CONTEXT, REFUSED, SERVED, VOCAB_SIZE, save_model
 
 GREEDY = Sampling()
 SAMPLED = Sampling(0.8, top_p=0.95, seed=17)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from services.cloud_verifier.kv import KvCache, Prefix
 from services.cloud_verifier.loop import computation
-from services.cloud_verifier.model import Row, TargetModel, load_target
-from services.cloud_verifier.prefixes import MIN_TOKENS, PrefixCache
 from services.cloud_verifier.sessions import Seat, SessionTable
+from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
+from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id
 from shared.protocol.verifier_session import PassInfo
 from tests.fakes import FakeTarget, answer
-from tests.verifier.tiny_models import SERVED, save_model
+from tests.verifier.torch_engine.tiny_models import SERVED, save_model
 
 GATEWAY = new_instance_id("gateway")
 BLOCK = 512

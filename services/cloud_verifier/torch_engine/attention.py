@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from services.cloud_verifier import kernels
-from services.cloud_verifier.kv import KvCache, LayerShape, round_to_step
-from services.cloud_verifier.storage import like, rows_of
+from services.cloud_verifier.torch_engine import kernels
+from services.cloud_verifier.torch_engine.kv import KvCache, LayerShape, round_to_step
+from services.cloud_verifier.torch_engine.storage import like, rows_of
 
 ATTENTION_NAME = "dsd"
 EVERYTHING = 1 << 40  # positions that a token sees without a sliding window

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.cloud_verifier.lanes import COLUMNS, POSITIONS
+from services.cloud_verifier.torch_engine.lanes import COLUMNS, POSITIONS
 from shared.runtime.huge_pages import own_pages
 
 KV_STEP = POSITIONS  # a cache has room for a multiple of this many positions

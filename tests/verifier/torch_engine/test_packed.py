@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from services.cloud_verifier import packed
-from services.cloud_verifier.head import Float32Head
-from services.cloud_verifier.model import pick_dtype
-from services.cloud_verifier.network import TransformersNetwork
-from services.cloud_verifier.packed import (
+from services.cloud_verifier.torch_engine import packed
+from services.cloud_verifier.torch_engine.head import Float32Head
+from services.cloud_verifier.torch_engine.model import pick_dtype
+from services.cloud_verifier.torch_engine.network import TransformersNetwork
+from services.cloud_verifier.torch_engine.packed import (
     ROW_RULES,
     UNLIMITED,
     BlockedLinear,

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsd_sim.scenario.scenario import Scenario
 
-FOLDER = Path(__file__).parents[2] / "scenarios"  # what file names in the scenarios are relative to
+FOLDER = Path(__file__).parents[1] / "scenarios"  # what file names in the scenarios are relative to
 TOKENS = 12_000  # of all answers of a scenario, about
 BATCH = 16  # sessions with which a verifier is taken to write as fast as it can
 RECORDINGS = ("../recordings/smollm2-135m-int8.jsonl", "../recordings/smollm2-135m-int4.jsonl")

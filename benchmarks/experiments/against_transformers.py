@@ -1,4 +1,4 @@
-"""DSD against what one would run instead, transformers' generate: python -m benchmarks.experiments.against_transformers.
+"""Compares DSD with `generate` of transformers: python -m benchmarks.experiments.against_transformers.
 
 Invariant: the same prompts, greedy, the same number of tokens, in one run and in turn. transformers has both cores and
 this process to itself; DSD is as `python -m services` starts it, verifier and drafter with a core each. Every request
@@ -39,7 +39,7 @@ from services.gateway.text.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 NUM_AT_ONCE = 8
 LEAST, AIM = (2.2, 4.0), (3.0, 6.0)  # times as fast: one session, and several in all
 

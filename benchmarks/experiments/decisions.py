@@ -1,4 +1,6 @@
-"""What a window decision costs: python -m benchmarks.experiments.decisions. Every policy alone, and a controller under many pairs.
+"""The cost of window decisions, of each policy alone and of a controller with many pairs.
+
+Run with `python -m benchmarks.experiments.decisions`.
 
 Invariant: the policies decide on reports that change, as live ones do; the controller is the real service on a real
 nats-server, and its processor time is the system's own count of it.
@@ -38,7 +40,7 @@ from shared.protocol.subjects import broadcast, new_instance_id
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 
-FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 BATCH = 256  # pairs of one report at most
 NUM_ROUNDS, NUM_DECISIONS = 200, 20_000  # at least, so that one pause of the machine is not what is measured
 NUM_VERIFIERS = 256

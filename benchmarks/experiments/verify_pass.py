@@ -1,4 +1,6 @@
-"""The verifier's forward pass against plain transformers with the same weights: python -m benchmarks.experiments.verify_pass.
+"""The verifier's forward pass against transformers with the same weights.
+
+Run with `python -m benchmarks.experiments.verify_pass`.
 
 Invariant: both compute the same tokens behind the same context in the same process, in turn and in random order; plain
 transformers is as a user would write it: bfloat16, its default attention and its own cache, cropped after each pass.
@@ -28,7 +30,7 @@ from services.local.pair import DEFAULT_NAME
 from shared.protocol.messages import Sampling
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 SHAPES = ((1, 1), (1, 5), (8, 1), (8, 5))  # sessions, tokens of each
 NUM_WARM_UPS = 3
 NUM_BLOCKS = 10  # clusters of the bootstrap: neighbours in time belong together

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shared.runtime.machine import describe_machine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def digest_of(models: Path, *more: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Runs a program on one core: python -m benchmarks.harness.pinned CORE PROGRAM ARGUMENTS. All its threads stay there."""
+"""Runs a program and its threads on one core: python -m benchmarks.harness.pinned CORE PROGRAM ARGUMENTS."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model_zoo.prompt_file import read_rows
 
-OWN = Path(__file__).parents[1] / "tests" / "data" / "prompts.jsonl"
+OWN = Path(__file__).parents[2] / "tests" / "data" / "prompts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Measures DSD on this machine with the default pair: make bench, make bench-quick, python -m benchmarks.policies --help.
+"""Measures DSD on this machine with the default pair: `make bench`, `make bench-quick`, or this module by hand.
 
 Invariant: a finished cell stands in a file of its own and is not measured again, unless its figures are void or follow
 from other code, models, prompts or settings. findings.json has what the last measurement of every cell came to, and the
@@ -31,7 +31,7 @@ from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 OVERHEAD_S = 45.0  # of a cell: starting, warming up, stopping
 
 console = Console(stderr=True)

@@ -1,5 +1,6 @@
-"""Whether window policies stand in the same order in DSD-Sim as live: python -m benchmarks.policies.policy_order, behind
-python -m benchmarks.policies --policies.
+"""Whether window policies have the same order in DSD-Sim as live.
+
+Run `python -m benchmarks.policies --policies` first, then `python -m benchmarks.policies.policy_order`.
 
 Invariant: of a live cell the simulator is told the load, the link, the target's time per token without drafts and a
 drafter's step; no speed of a policy. Two modes are in the same order where the one that was faster live by more than
@@ -30,7 +31,7 @@ from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.report import report_of
 from shared.data.profiles import PassTimes, StepTimes, read_profile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDINGS = ROOT / "recordings"
 TARGET, DRAFT = (ROOT / "profiles" / f"xeon-smollm2-135m-{name}.json" for name in ("target", "draft-int8"))
 APART = 0.03  # speeds that differ by a smaller share are as good as each other

@@ -22,7 +22,7 @@ from services.local.pair import DEFAULT_NAME
 from shared.data.recording import Recording, read_recording
 from shared.runtime.home import home
 
-JUDGED, OTHERS = OWN, Path(__file__).parent / "validate_prompts.jsonl"
+JUDGED, OTHERS = OWN, Path(__file__).parent / "prompts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,9 @@ def record(draft: str, folder: Path, num_tokens: int) -> None:
         draft=drafting.name,
         vocab_size=target.vocab_size,
         max_context=min(target.max_context, drafting.max_context),
-        origin=f"benchmarks.validation.record, {num_tokens} tokens, temperature 0, {platform.machine()}, {date.today()}",
+        origin=(
+            f"benchmarks.validation.record, {num_tokens} tokens, temperature 0, {platform.machine()}, {date.today()}"
+        ),
     )
     texts = [*read_prompts(OTHERS), *read_prompts(JUDGED)]
     prompts = [list(tokenizer.encode_chat([ChatMessage(role="user", content=text)])) for text in texts]

@@ -1,7 +1,8 @@
 """The verifier's side of a session in counting form: the rules of shared.protocol.verifier_session, compiled.
 
 Invariant: for the same guesses, right or wrong, and the same messages in the same order both forms commit, count and
-answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `v` is a VERIFIER record, `m` and `answer` MESSAGEs.
+answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `v` is a VERIFIER record, `m` and
+`answer` are MESSAGEs.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
-from shared.policies.batching import Survival
 from shared.protocol.messages import MAX_WINDOW
+from shared.protocol.survival import Survival
 
 _FRESH = Survival()
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
@@ -56,7 +57,7 @@ def is_ready(v):
 
 @njit(cache=True)
 def survival(v):
-    """The session's probability that its next guess is right, as shared.policies.batching.Survival has it."""
+    """The session's probability that its next guess is right, as shared.protocol.survival.Survival has it."""
     return (v.matches + PRIOR * PRIOR_WEIGHT) / (v.comparisons + PRIOR_WEIGHT)
 
 

@@ -21,14 +21,16 @@ from awc.policy import WindowPolicy
 from dsd_sim.scenario.scenario import Scenario, scenario_of, told_error
 from dsd_sim.scenario.table import BadScenario, Part
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = "dsd_sim"
-# Its modules that results don't depend on.
-SHOWING = (
-    "__main__", "cli", "compare", "plan", "plan_cli", "plan_plot", "plots", "roofline", "roofline_cli", "sweep",
-    "tables", "trace",
-)  # fmt: skip
-STATIC = ("policy", "static")  # the modules of awc that a run with one choice from beginning to end depends on
+# Its files that results don't depend on.
+SHOWING = {
+    "__main__.py", "roofline/cli.py", "roofline/roofline.py",
+    *(f"studies/{name}.py" for name in (
+        "cli", "compare", "plan", "plan_cli", "plan_plot", "plots", "sweep", "tables", "trace",
+    )),
+}  # fmt: skip
+STATIC = {"policy.py", "policies/static.py"}  # of awc: all that a run with one choice throughout depends on
 FILE = "file"  # how keys end whose values are files of a scenario: file, profile, draft_profile
 
 Kind = TypeVar("Kind", bound=Part)
@@ -152,8 +154,10 @@ def _digest_of_code(*, policies_matter: bool) -> str:
     """Of the simulator, of what it shares with the services, and of the policies that matter and their weights."""
     digest = hashlib.sha256()
     for package in ("awc", PACKAGE, "shared"):
-        for path in sorted((ROOT / package).iterdir()):
-            is_idle = package == "awc" and not policies_matter and path.stem not in STATIC
-            if path.is_file() and not is_idle and not (package == PACKAGE and path.stem in SHOWING):
-                digest.update(path.name.encode() + path.read_bytes())
+        for path in sorted((ROOT / package).rglob("*")):
+            name = path.relative_to(ROOT / package).as_posix()
+            is_idle = package == "awc" and not policies_matter and name not in STATIC
+            is_code = path.is_file() and path.suffix != ".pyc"
+            if is_code and not is_idle and not (package == PACKAGE and name in SHOWING):
+                digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()

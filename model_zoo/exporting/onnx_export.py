@@ -92,7 +92,7 @@ def run_exporter(module: str, arguments: Sequence[str]) -> subprocess.CompletedP
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
 

@@ -1,4 +1,6 @@
-"""python -m model_zoo.exporting.torch_export: drafts by torch's exporter, for architectures that the model builder does not know.
+"""Exports drafts by torch's exporter, for architectures that the model builder does not know.
+
+Run with `python -m model_zoo.exporting.torch_export`.
 
 The graph has the form of services/edge_drafter/exported_graph.py. int8 and int4 quantise the weights of the matrix
 products (MatMulNBits, symmetric, blocks as for the model builder) and leave embeddings and norms in float32; the

@@ -1,4 +1,4 @@
-"""The bus: typed messages between services (over NATS: shared/bus/nats_bus.py; inside a process: shared/bus/memory_bus.py).
+"""The bus: typed messages between services, over NATS (nats_bus.py) or inside a process (memory_bus.py).
 
 Invariant: a handler gets whole, well-formed messages only, in the order in which they reached its subscription; what is
 malformed or lost on the way in is counted. Delivery is at most once: what must not be lost is asked for again by its

@@ -17,31 +17,6 @@ HINGES = (8, 32, 128)  # fed tokens from which on each more may cost something e
 LEAST_MS = 0.01  # no pass is predicted to take less
 
 
-@dataclass(slots=True)
-class Survival:
-    """One session's probability that its next guess equals the target's token, from what was compared so far.
-
-    A Beta estimate with forgetting: `memory` comparisons weigh in, and the prior counts as `prior_weight` of them.
-    """
-
-    prior: float = 0.7
-    prior_weight: float = 4.0
-    memory: float = 32.0
-    matches: float = 0.0
-    comparisons: float = 0.0
-
-    def observe(self, num_matched: int, *, mismatched: bool) -> None:
-        """`num_matched` guesses in a row equalled the target's tokens, then one did not (if `mismatched`)."""
-        num = num_matched + mismatched
-        keep = (1 - 1 / self.memory) ** num
-        self.matches = self.matches * keep + num_matched
-        self.comparisons = self.comparisons * keep + num
-
-    @property
-    def probability(self) -> float:
-        return (self.matches + self.prior * self.prior_weight) / (self.comparisons + self.prior_weight)
-
-
 class PassCost:
     """Milliseconds of a pass, fitted online by least squares over past passes, old ones fading, with a weak prior.
 

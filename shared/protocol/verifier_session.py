@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shared.policies.batching import Survival
 from shared.protocol.messages import (
     MAX_WINDOW,
     NO_TOKENS,
@@ -23,6 +22,7 @@ from shared.protocol.messages import (
     TokenLogprobs,
     Verdict,
 )
+from shared.protocol.survival import Survival
 
 MAX_EPOCH = 1 << 48
 MAX_TOLD_WITH_LOGPROBS = 512  # tokens of one verdict, so that it stays a message; the gateway polls for the rest

@@ -29,6 +29,7 @@ def keep_compiled() -> bool:
 
 
 def _digest() -> str:
-    root = Path(__file__).parents[1]
-    files = sorted(path for folder in FOLDERS for path in (root / folder).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    root = Path(__file__).parents[2]
+    files = sorted(path for folder in FOLDERS for path in (root / folder).rglob("*.py"))
+    content = (str(path.relative_to(root)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(b"".join(content)).hexdigest()[:16]

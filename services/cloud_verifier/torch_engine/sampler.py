@@ -1,9 +1,9 @@
 """The coupled draw of shared/protocol/sampling.py in torch, on the model's device, for all rows of one session at once.
 
 Invariant: a row's draw depends on its logits, the sampling parameters, its position and (where penalties ask for it)
-the text before it alone, never on the rows drawn with it, and equals `shared.protocol.sampling.draw` but where two scores differ
-by a few ulp of float64. Reductions over the vocabulary are sequential (cumsum) or exact (max), so no thread count and
-no batch shape changes their bits.
+the text before it alone, never on the rows drawn with it. It equals `shared.protocol.sampling.draw` unless two scores
+differ by a few ulp of float64. Reductions over the vocabulary are sequential (cumsum) or exact (max), so no thread
+count and no batch shape changes their bits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Which verifier and which drafter get a session.
 
-Pure: chooses among the fleet's candidates by the routing policies of shared/policies/routing.py; the random generator is given.
+Pure: the routing policies of shared/policies/routing.py choose among the candidates; the caller gives the random
+generator.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from tests.benchmarks.load.fake_gateway import serving
 
 PROMPTS = ["a", "b", "c"]
 WAIT_S = 30.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def answered(due: Due) -> Sample:

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-ASK = "import dsd_sim, numba; from dsd_sim.engine.cloud import reservation; print(numba.config.CACHE_DIR, reservation(700))"
+ROOT = Path(__file__).parents[3]
+ASK = """
+import dsd_sim, numba
+from dsd_sim.engine.cloud import reservation
+print(numba.config.CACHE_DIR, reservation(700))
+"""
 
 
 def compiled_by(code: Path, home: Path) -> tuple[Path, int]:
@@ -28,7 +32,7 @@ def test_a_changed_file_has_everything_compiled_anew(tmp_path: Path) -> None:
     assert reserved == 1024
     assert any(first.rglob("*.nbi"))
     assert compiled_by(code, tmp_path / "home") == (first, 1024)
-    called = code / "dsd_sim" / "cloud.py"
+    called = code / "dsd_sim" / "engine" / "cloud.py"
     called.write_text(called.read_text().replace("KV_BLOCK = 512", "KV_BLOCK = 100"))
     second, reserved = compiled_by(code, tmp_path / "home")
     assert second != first

@@ -27,7 +27,7 @@ from dsd_sim.roofline.roofline import (
 )
 from shared.data.profiles import read_profile
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TARGET = Setup(Role.VERIFIER, "a100", "llama-2-70b", 2)
 VERIFIERS = [setup for setup in SHIPPED if setup.role == Role.VERIFIER]
 DRAFTERS = [setup for setup in SHIPPED if setup.role == Role.DRAFTER]

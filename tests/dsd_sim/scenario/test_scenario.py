@@ -20,7 +20,7 @@ from dsd_sim.scenario.table import BadScenario
 from dsd_sim.scenario.workload import make_requests
 from dsd_sim.studies.report import report_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCENARIO = """
 name = "test"
 seed = 3

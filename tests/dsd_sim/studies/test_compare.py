@@ -20,7 +20,7 @@ from dsd_sim.studies.report import FIGURES, Report, Times
 from dsd_sim.studies.runner import run_cells
 from tests.dsd_sim.reports import a_report
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PNG = b"\x89PNG"
 SCENARIO = """
 name = "{name}"

@@ -13,7 +13,7 @@ from dsd_sim.scenario.scenario import MarkovGuesses, Scenario, read_scenario, re
 from dsd_sim.studies.compare import read_comparison
 from dsd_sim.studies.sweep import read_plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCENARIOS = ROOT / "scenarios"
 PAPER = SCENARIOS / "paper"
 PAIRS = ("a40-a100", "orin-a100", "phone-h100")

@@ -41,7 +41,7 @@ from dsd_sim.studies.tables import number
 from shared.data.profiles import read_profile
 from tests.dsd_sim.reports import a_report
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "scenarios" / "plan").glob("*.toml"))
 RECORDING = ROOT / "recordings" / "smollm2-135m-int4.jsonl"
 PNG = b"\x89PNG"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -199,7 +200,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("awc", "dsd_sim", "shared"):
-        (tmp_path / package).mkdir()
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cells, "ROOT", tmp_path)
     path = written(tmp_path, "")
 
@@ -209,8 +210,10 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
         return found[0], found[1]
 
     before, changes = keys(), {}
-    for name in ("dsd_sim/engine/kernel.py", "dsd_sim/studies/tables.py", "awc/policies/static.py", "awc/weights.npz"):
-        (tmp_path / name).write_text("x = 1")
+    changed = ("dsd_sim/engine/kernel.py", "dsd_sim/studies/tables.py", "awc/policies/static.py")
+    for name in (*changed, "awc/policies/adaptive.npz"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed")
         after = keys()
         changes[name] = [old != new for old, new in zip(before, after, strict=True)]
         before = after
@@ -219,7 +222,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
         "dsd_sim/engine/kernel.py": [True, True],
         "dsd_sim/studies/tables.py": [False, False],
         "awc/policies/static.py": [True, True],
-        "awc/weights.npz": [False, True],  # a window that never changes depends on no policy
+        "awc/policies/adaptive.npz": [False, True],  # a window that never changes depends on no policy
     }
 
 

@@ -20,7 +20,7 @@ from dsd_sim.scenario.scenario import Scenario, read_scenario
 from dsd_sim.studies.plots import busy_until, windows_over
 from dsd_sim.studies.trace import DEVICES, REQUESTS, VERIFIERS, cut_ms, log_of, write_trace
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PNG = b"\x89PNG"
 SCENARIO = """
 name = "test"

@@ -35,7 +35,7 @@ from services.edge_drafter.model import DraftCache, DraftModel, load_draft
 from tests.gateway.tiny import SPECIAL, TEMPLATE, make_folder
 from tests.verifier.torch_engine.tiny_models import save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VOCAB_SIZE = 384  # more than the tiny tokenizer has tokens
 SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

@@ -17,7 +17,7 @@ from dsd_sim.scenario.workload import make_requests
 from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
 from tests.model_zoo.command import model_zoo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPTS = ["Name three colours of the sea.", "Count from one to twelve in words, please."]
 TRACE = [{"arrival_ms": 25.0 * i, "prompt_tokens": 20 + i, "target_tokens": 100 + i % 7} for i in range(40)]
 

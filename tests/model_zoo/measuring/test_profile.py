@@ -14,7 +14,7 @@ from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_st
 from shared.data.profiles import PassTimes, StepTimes, read_profile
 from tests.model_zoo.command import model_zoo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_fit_finds_the_times_that_made_the_points() -> None:

@@ -20,7 +20,7 @@ from shared.protocol.sampling import confidence_of, draw
 from tests.e2e.harness import running
 from tests.model_zoo.command import model_zoo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPTS = ["Name three colours of the sea.", "Count from one to twelve in words, please."]
 MAX_TOKENS = 20
 

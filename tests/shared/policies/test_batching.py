@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from shared.policies.batching import Batcher, Candidate, PassCost, Survival
+from shared.policies.batching import Batcher, Candidate, PassCost
+from shared.protocol.survival import Survival
 
 
 def flat_then_linear(num_tokens: int) -> float:

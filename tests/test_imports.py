@@ -1,15 +1,38 @@
-"""Who may import whom (docs/architecture.md), kept over the syntax trees of all files, transitively."""
+"""The layers of docs/architecture.md hold in every import, direct or not, and folders and files stay small."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client")
+BELOW: dict[str, set[str]] = {  # the packages that each may import, besides itself; transitive imports count too
+    "shared": set(),
+    "client": set(),
+    "awc": {"shared"},
+    "dsd_sim": {"awc", "shared"},
+    "services": {"awc", "shared"},
+    "awc_training": {"dsd_sim", "awc", "shared"},
+    "model_zoo": {"services", "awc", "shared"},
+    "benchmarks": {"model_zoo", "services", "dsd_sim", "awc", "shared", "client"},
+}
+SHARED_BELOW: dict[str, set[str]] = {  # the same for the parts of `shared`
+    "timing": set(),
+    "protocol": {"timing"},
+    "policies": {"protocol", "timing"},
+    "data": {"policies", "protocol"},
+    "runtime": {"protocol", "timing"},
+    "bus": {"protocol", "runtime", "timing"},
+    "service": {"bus", "protocol", "runtime", "timing"},
+}
+OURS = tuple(BELOW)
+MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder
+MAX_LINES, MAX_TEST_LINES, MAX_FUNCTION_LINES = 400, 600, 60
 SERVICES = ("gateway", "edge_drafter", "cloud_verifier", "window_controller", "local")
 
 
@@ -26,8 +49,13 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def direct_imports(name: str) -> Iterator[str]:
+@cache
+def direct_imports(name: str) -> frozenset[str]:
     """Dotted names that a module imports, also inside functions and under TYPE_CHECKING."""
+    return frozenset(_imported(name))
+
+
+def _imported(name: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -38,7 +66,8 @@ def direct_imports(name: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def all_imports(name: str) -> set[str]:
+@cache
+def all_imports(name: str) -> frozenset[str]:
     """What a module imports, and what our modules among it import in turn."""
     seen: set[str] = set()
     waiting = [name]
@@ -49,10 +78,10 @@ def all_imports(name: str) -> set[str]:
                 seen.add(imported)
                 if imported in MODULES:
                     waiting.append(imported)
-    return seen
+    return frozenset(seen)
 
 
-def tops(names: set[str]) -> set[str]:
+def tops(names: Iterable[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
@@ -75,55 +104,75 @@ def test_no_service_imports_another_nor_the_model_zoo(service: str) -> None:
         assert not tops(all_imports(name)) & forbidden, name
 
 
-def test_shared_imports_nothing_of_ours_and_no_model_runtime() -> None:
+@pytest.mark.parametrize("package", OURS)
+def test_a_package_imports_only_packages_of_lower_layers(package: str) -> None:
+    assert in_package(package)
+    for name in in_package(package):
+        foreign = {i for i in all_imports(name) if i in MODULES} & {i for i in MODULES if i.split(".")[0] != package}
+        allowed = BELOW[package] | console(name)
+        assert tops(foreign) <= allowed, (
+            f"{name} imports {sorted(i for i in foreign if i.split('.')[0] not in allowed)}"
+        )
+
+
+def console(name: str) -> set[str]:
+    """`python -m services` asks as `dsd ask` does, so it imports the client."""
+    return {"client"} if name.startswith(("services.local", "services.__main__")) else set()
+
+
+def test_the_folders_of_shared_import_only_those_of_lower_layers() -> None:
     for name in in_package("shared"):
-        reached = tops(all_imports(name))
-        assert not reached & {"services", "awc", "model_zoo", "client", "torch", "onnxruntime", "transformers"}, name
+        folder = part_of_shared(name)
+        others = {part_of_shared(i) for i in all_imports(name) if i in MODULES and i.startswith("shared.")} - {folder}
+        assert others - {""} <= SHARED_BELOW.get(folder, set()), f"{name} imports {others}"
     assert MODULES["shared"].read_text(encoding="utf-8") == ""
 
 
-def test_awc_policies_import_only_pure_parts_of_shared_and_numpy() -> None:
-    allowed = {
-        "shared.protocol.messages",
-        "shared.policies.batching",
-        "shared.policies.routing",
-        "shared.protocol.sampling",
-    }
+def part_of_shared(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_shared_reaches_no_model_runtime() -> None:
+    for name in in_package("shared"):
+        assert not tops(all_imports(name)) & {"torch", "onnxruntime", "transformers"}, name
+
+
+PURE = ("shared.protocol", "shared.policies", "shared.timing")
+
+
+def test_awc_imports_only_pure_parts_of_shared_and_numpy() -> None:
     for name in in_package("awc"):
-        if name in in_package("awc_training"):
-            continue
-        assert not {i for i in all_imports(name) if i.startswith(("awc_training", "dsd_sim"))}, name
-        ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
-        assert ours <= allowed, f"{name} imports {ours - allowed}"
-        assert not tops(all_imports(name)) & {"torch", "nats", "aiohttp", "asyncio", "services"}, name
+        ours = {i for i in all_imports(name) if i.startswith("shared.") and i in MODULES}
+        assert all(i.startswith(PURE) for i in ours), f"{name} imports {ours}"
+        assert not tops(all_imports(name)) & {"torch", "nats", "aiohttp", "asyncio"}, name
 
 
-def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_service_nor_runtime() -> None:
-    assert in_package("dsd_sim")
-    allowed = {
-        f"shared.{part}"
-        for part in ("drafter_session", "verifier_session", "messages", "batching", "routing", "recording", "profiles")
-    } | {"shared.runtime.compiled"}
+def test_the_simulator_imports_policies_and_the_pure_parts_of_shared_and_no_runtime() -> None:
+    allowed = (*PURE, "shared.data", "shared.runtime.compiled")
     for name in in_package("dsd_sim"):
         ours = {i for i in direct_imports(name) if i.startswith("shared.") and i in MODULES}
-        assert ours <= allowed, f"{name} imports {ours - allowed}"
-        reached = tops(all_imports(name))
-        assert not reached & {"torch", "transformers", "onnxruntime", "nats", "aiohttp", "asyncio"}, name
-        assert not reached & {"services", "model_zoo", "client", "benchmarks"}, name
+        assert all(i.startswith(allowed) for i in ours), f"{name} imports {ours}"
+        assert not tops(all_imports(name)) & {"torch", "transformers", "onnxruntime", "nats", "aiohttp", "asyncio"}, (
+            name
+        )
 
 
-def test_the_client_imports_nothing_of_ours_and_speaks_to_a_gateway_over_http_alone() -> None:
-    assert in_package("client")
+def test_the_client_speaks_to_a_gateway_over_http_alone() -> None:
     for name in in_package("client"):
-        assert not tops(all_imports(name)) & {"shared", "services", "awc", "model_zoo", "benchmarks", "nats"}, name
+        assert "nats" not in tops(all_imports(name)), name
+
+
+def test_only_the_built_in_engine_reaches_torch_in_the_verifier() -> None:
+    for name in ("engine", "loop", "metrics", "sessions", "settings"):
+        assert "torch" not in tops(all_imports(f"services.cloud_verifier.{name}")), name
 
 
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("torch", ("services.cloud_verifier", "model_zoo", "awc_training")),
-        ("transformers", ("services.cloud_verifier", "model_zoo")),
-        ("onnxruntime", ("services.edge_drafter", "model_zoo")),
+        ("torch", ("services.cloud_verifier", "model_zoo", "awc_training", "benchmarks")),
+        ("transformers", ("services.cloud_verifier", "model_zoo", "benchmarks")),
+        ("onnxruntime", ("services.edge_drafter", "model_zoo", "benchmarks")),
     ],
 )
 def test_model_runtimes_stay_in_their_homes(library: str, homes: tuple[str, ...]) -> None:
@@ -141,3 +190,31 @@ def test_model_zoo_imports_of_services_only_the_two_model_modules_and_the_drafts
             "services.cloud_verifier.torch_engine.model",
         }
         assert reached <= allowed, name
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def python_files() -> list[Path]:
+    return sorted(path for package in (*OURS, "tests") for path in (ROOT / package).rglob("*.py"))
+
+
+def test_no_folder_has_too_many_files() -> None:
+    numbers = Counter(path.parent.relative_to(ROOT) for path in python_files())
+    assert len(numbers) > 40
+    for folder, num_files in numbers.items():
+        assert num_files <= (MAX_TEST_FILES if folder.parts[0] == "tests" else MAX_FILES), folder
+
+
+def test_files_and_functions_are_short() -> None:
+    too_long = []
+    for path in python_files():
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
+        if len(text.splitlines()) > (MAX_TEST_LINES if name.startswith("tests/") else MAX_LINES):
+            too_long.append(name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES:
+                    too_long.append(f"{name}: {node.name}")
+    assert not too_long

@@ -40,13 +40,13 @@ format: $(VENV)/dev ## rewrite the files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/benchmarks; goes on where it was stopped (80 minutes)
+bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/reports/benchmarks; goes on where it was stopped (80 minutes)
 	$(BIN)/python -m benchmarks.policies
 
 bench-quick: $(VENV)/dev ## the same for two cells (5 minutes)
 	$(BIN)/python -m benchmarks.policies --quick
 
-validate: $(VENV)/dev ## compare the simulator with the services, into docs/validation; goes on where it was stopped (half an hour)
+validate: $(VENV)/dev ## compare the simulator with the services, into docs/reports/validation; goes on where it was stopped (half an hour)
 	$(BIN)/python -m benchmarks.validation
 
 gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none

@@ -22,7 +22,7 @@ from awc_training.report import Found, write_report
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OUT = Path("results/awc")
-DOCS = Path("docs/awc")
+DOCS = Path("docs/reports/awc")
 FOLLOWING = ("ladder", "closed-form", "goodput", "nightjar", "adaptive")
 NETWORKS = {"wc-dnn": (WINDOW_INPUTS, wc_dnn.WEIGHTS), "adaptive": (CHOICE_INPUTS, adaptive.WEIGHTS)}
 Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; runs that it holds are kept.")]
@@ -82,7 +82,7 @@ def evaluate_all(
 
 @app.command()
 def report(out: Out = OUT) -> None:
-    """Writes what `evaluate` found into docs/awc."""
+    """Writes what `evaluate` found into docs/reports/awc."""
     found = json.decode((out / "found.json").read_bytes(), type=Found)
     cards = {name: read_card(weights.with_suffix(".json")) for name, (_, weights) in NETWORKS.items()}
     write_report(DOCS / "report.md", found, cards)

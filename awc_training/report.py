@@ -1,4 +1,4 @@
-"""The evaluation as tables and pictures: python -m awc_training report, into docs/awc.
+"""The evaluation as tables and pictures: python -m awc_training report, into docs/reports/awc.
 
 Invariant: every figure comes from evaluate's files and the cards of the weights; nothing is computed anew here.
 """
@@ -39,14 +39,16 @@ def write_report(path: Path, found: Found, cards: dict[str, Card]) -> None:
         _paper(found.paper),
         _cards(cards),
     ]
-    made = "Made by `python -m awc_training report` ([awc.md](../awc.md)). Times are virtual, the same on any machine."
+    made = (
+        "Made by `python -m awc_training report` ([awc.md](../../awc.md)). Times are virtual, the same on any machine."
+    )
     lines = ["# What the window policies are worth", "", made, "", *(line for part in parts for line in part)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _held_out(evaluation: Evaluation) -> Iterator[str]:
-    yield f"{evaluation.num_scenarios} held-out scenarios. Score: soft goodput ([awc.md](../awc.md)). *Mean* and"
+    yield f"{evaluation.num_scenarios} held-out scenarios. Score: soft goodput ([awc.md](../../awc.md)). *Mean* and"
     yield f"*worst* have the static window of {BASE} as 1; *gain* is the share of the oracle's gain over it where that"
     yield f"is above {LEAST_GAIN - 1:.0%}; *below* counts scenarios more than {1 - NEARLY:.0%} below it; *median* and"
     yield "*decile* have the best static window of each scenario as 1."

@@ -39,7 +39,7 @@ from services.gateway.text.tokenizer import load_tokenizer
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 NUM_AT_ONCE = 8
 LEAST, AIM = (2.2, 4.0), (3.0, 6.0)  # times as fast: one session, and several in all
 

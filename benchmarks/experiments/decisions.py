@@ -40,7 +40,7 @@ from shared.protocol.subjects import broadcast, new_instance_id
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 BATCH = 256  # pairs of one report at most
 NUM_ROUNDS, NUM_DECISIONS = 200, 20_000  # at least, so that one pause of the machine is not what is measured
 NUM_VERIFIERS = 256

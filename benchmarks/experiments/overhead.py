@@ -23,7 +23,7 @@ from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 MAX_STEP_RATIO, MAX_ROUND_MS, MAX_GATEWAY_MS = 1.15, 2.0, 0.5
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -27,7 +27,7 @@ from benchmarks.harness.origin import Origin
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 NUM_VERIFIERS, NUM_DRAFTERS, WINDOW, ACCEPTANCE = 20, 1000, 4, 0.8
 STEP_MS, RTT_MS, PASS_MS, SESSION_MS = 12.0, 10.0, 40.0, 0.2

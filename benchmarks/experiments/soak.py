@@ -39,7 +39,7 @@ from services.cloud_verifier.torch_engine.architecture import read_config
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 LOOK_S = 2.0
 GROWTH_MIB = 8.0
 MIB = 1 << 20

@@ -30,7 +30,7 @@ from services.local.pair import DEFAULT_NAME
 from shared.protocol.messages import Sampling
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 SHAPES = ((1, 1), (1, 5), (8, 1), (8, 5))  # sessions, tokens of each
 NUM_WARM_UPS = 3
 NUM_BLOCKS = 10  # clusters of the bootstrap: neighbours in time belong together

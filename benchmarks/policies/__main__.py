@@ -31,7 +31,7 @@ from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 OVERHEAD_S = 45.0  # of a cell: starting, warming up, stopping
 
 console = Console(stderr=True)
@@ -120,7 +120,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Two cells instead of all.")] = False,
     policies: Annotated[bool, typer.Option("--policies", help="Window policies against each other.")] = False,
     budget_min: Annotated[float | None, typer.Option(min=1, help="Minutes in all.", show_default="80 or 4.5")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where results go.", show_default="docs/benchmarks")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where results go.", show_default="docs/reports/benchmarks")
+    ] = None,
     prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = OWN,
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 64,
     drafters: Annotated[int, typer.Option(min=1, max=16, help="Drafters, with --policies.")] = 1,

@@ -29,7 +29,7 @@ from model_zoo.prompt_file import read_prompts
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 
-FOLDER = ROOT / "docs" / "validation"
+FOLDER = ROOT / "docs" / "reports" / "validation"
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -14,11 +14,14 @@ import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
+from services.cloud_verifier.engine import Drawn
+from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.kv import Prefix
-from services.cloud_verifier.torch_engine.model import Drawn, Row
+from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from shared.protocol.messages import TokenIds, TokenLogprobs
 
 VOCABULARY = 97
@@ -143,11 +146,14 @@ class FakeTarget:
         return [Drawn(ids, no_doubt(row, len(ids))) for row, ids in zip(rows, drawn, strict=True)]
 
     def _draws(self, row: Row) -> list[int]:
-        if row.prefix is not None:
-            row.cache.copy(row.prefix)
         row.cache.feed(row.token_ids, row.start)
         text, first = row.cache.text, row.cache.length - row.num_draws
         return [next_token(text[: end + 1], row.sampling.seed) for end in range(first, row.cache.length)]
+
+
+def fake_engine(model: FakeTarget, kv_tokens: int = 32768) -> TorchEngine:
+    """The built-in engine over a model that computes nothing."""
+    return TorchEngine(cast(TargetModel, model), kv_tokens)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from benchmarks.standins.replayed import ReplayedDraft, ReplayedTarget
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier import service as cloud_verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.engine import TorchEngine, load_model
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter import service as edge_drafter
 from services.edge_drafter.model import DraftModel
@@ -30,8 +31,12 @@ def load_target(settings: VerifierSettings) -> TargetModel:
     assert isinstance(settings, StandinVerifierSettings)
     profile = read_profile(Path(settings.standin_profile))
     if settings.standin_kind == "paced":
-        return cast(TargetModel, PacedTarget(cloud_verifier.load_model(settings), profile))
+        return cast(TargetModel, PacedTarget(load_model(settings), profile))
     return cast(TargetModel, ReplayedTarget(read_recording(Path(settings.standin_recording)), profile))
+
+
+def load_engine(settings: VerifierSettings) -> TorchEngine:
+    return TorchEngine(load_target(settings), settings.kv_tokens)
 
 
 def load_draft(settings: DrafterSettings) -> DraftModel:
@@ -47,7 +52,7 @@ def main(argv: list[str]) -> None:
     service = argv[0] if argv else ""
     prog = f"{PROG} {service}"
     if service == "cloud_verifier":
-        cloud_verifier.run(load(StandinVerifierSettings, argv[1:], prog), load_target)
+        cloud_verifier.run(load(StandinVerifierSettings, argv[1:], prog), load_engine)
     elif service == "edge_drafter":
         edge_drafter.run(load(StandinDrafterSettings, argv[1:], prog), load_draft)
     else:

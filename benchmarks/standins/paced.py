@@ -14,8 +14,9 @@ import structlog
 
 from benchmarks.standins.pacer import Pace
 from benchmarks.standins.settings import STANDIN
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import KvCache
-from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
+from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.data.profiles import PassTimes, Profile
 
@@ -38,9 +39,6 @@ class PacedTarget:
 
     def new_cache(self, capacity: int) -> KvCache:
         return self._model.new_cache(capacity)
-
-    def cache_bytes(self, capacity: int) -> int:
-        return self._model.cache_bytes(capacity)
 
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
         started = time.perf_counter()

@@ -20,8 +20,9 @@ import numpy as np
 from benchmarks.standins.paced import wait_for_pass, wait_or_tell
 from benchmarks.standins.pacer import Pace
 from benchmarks.standins.settings import STANDIN
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import Prefix
-from services.cloud_verifier.torch_engine.model import Drawn, Row
+from services.cloud_verifier.torch_engine.model import Row
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording
 from shared.protocol.verifier_session import common_prefix
@@ -90,10 +91,6 @@ class ReplayedTarget:
     def new_cache(self, capacity: int) -> ReplayCache:
         return ReplayCache(capacity)
 
-    def cache_bytes(self, capacity: int) -> int:
-        """None worth counting."""
-        return 0
-
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
         started = time.perf_counter()
         drawn = [Drawn(self._draws(row), []) for row in rows]
@@ -105,8 +102,6 @@ class ReplayedTarget:
         assert isinstance(cache, ReplayCache)
         if row.num_top is not None:
             raise NotRecorded("logprobs are not recorded")
-        if row.prefix is not None:
-            cache.copy(row.prefix)
         cache.feed(row.token_ids, row.start)
         recorded = self._library.find(cache) if row.num_draws else None
         if recorded is None:

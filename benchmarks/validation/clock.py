@@ -22,7 +22,8 @@ from shared.runtime.config import load
 if TYPE_CHECKING:  # a drafter need not load torch
     import numpy as np
 
-    from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
+    from services.cloud_verifier.engine import Drawn
+    from services.cloud_verifier.torch_engine.model import Row, TargetModel
     from services.edge_drafter.model import DraftCache, DraftModel
 
 PROG = "python -m benchmarks.validation.clock"
@@ -103,13 +104,18 @@ class ClockedDraft:
 def run_verifier(notes: Notes, *, is_standin: bool) -> None:
     settings = load(StandinVerifierSettings if is_standin else VerifierSettings, [], PROG)
     from services.cloud_verifier import service
+    from services.cloud_verifier.torch_engine.engine import TorchEngine, load_model
 
-    load_model = service.load_model
     if is_standin:
         from benchmarks.standins import __main__ as standin
 
         load_model = standin.load_target
-    service.run(settings, lambda given: cast("TargetModel", ClockedTarget(load_model(given), notes)))
+
+    def load_engine(settings: VerifierSettings) -> TorchEngine:
+        clocked = cast("TargetModel", ClockedTarget(load_model(settings), notes))
+        return TorchEngine(clocked, settings.kv_tokens)
+
+    service.run(settings, load_engine)
 
 
 def run_drafter(notes: Notes, *, is_standin: bool) -> None:

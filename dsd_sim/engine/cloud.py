@@ -32,10 +32,10 @@ from shared.policies import batching
 FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
 FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
 DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
-KV_BLOCK = 512  # as the verifier's sessions.KV_BLOCK
 VERDICT_BYTES = 240  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
 
 form_pass = njit(cache=True)(batching.form_pass)
+round_to_kv_step = njit(cache=True)(batching.round_to_kv_step)
 
 
 @njit(cache=True)
@@ -67,17 +67,11 @@ def _admit(w, index):
         if s.reserved > 0:
             continue
         request = w.requests[s.request]
-        needed = reservation(request.prompt + request.max_tokens)
+        needed = round_to_kv_step(request.prompt + request.max_tokens)
         if needed > node.free_kv:
             return
         node.free_kv -= needed
         s.reserved = needed
-
-
-@njit(cache=True)
-def reservation(num_tokens):
-    """KV tokens that a session of so many tokens reserves."""
-    return -(-num_tokens // KV_BLOCK) * KV_BLOCK
 
 
 @njit(cache=True)

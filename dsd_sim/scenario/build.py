@@ -23,6 +23,7 @@ from dsd_sim.scenario.scenario import Cloud, Scenario
 from dsd_sim.scenario.table import BadScenario
 from dsd_sim.scenario.workload import LoadChange, Requests, hurried, joined, make_requests
 from shared.data.profiles import PassTimes, StepTimes, read_profile
+from shared.policies.batching import round_to_kv_step
 from shared.policies.routing import ROUTERS
 
 WORKLOAD, PLACES, THINKING, FAILING = 0, 1, 2, 3  # streams of random numbers; the fleet has the seed itself
@@ -134,7 +135,7 @@ def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:
 def _check_lengths(requests: Requests, scenario: Scenario) -> None:
     room = min(part.kv_tokens for part in scenario.cloud)
     longest = int((requests.prompt + requests.max_tokens).max())
-    if cloud.reservation(longest) > room:
+    if round_to_kv_step(longest) > room:
         raise BadScenario(f"cloud.kv_tokens: {room} hold no request of {longest} tokens, prompt and max_tokens")
 
 

@@ -1,13 +1,34 @@
-"""python -m services.cloud_verifier: one verifier until SIGTERM."""
+"""python -m services.cloud_verifier: one verifier until SIGTERM.
+
+Under torchrun rank 0 is the verifier. The other ranks compute their parts of the model and end with it.
+"""
 
 import sys
 
 from services.cloud_verifier.settings import VerifierSettings
+from shared.runtime import logs
 from shared.runtime.config import load
 
-if __name__ == "__main__":
+
+def main() -> None:
     settings = load(VerifierSettings, sys.argv[1:], "python -m services.cloud_verifier")
 
-    from services.cloud_verifier.service import run  # only now: torch takes seconds to load, and a refusal needs none
+    # Only now, since torch takes seconds to load, and refusing a setting needs none.
+    from services.cloud_verifier.service import run
+    from services.cloud_verifier.torch_engine.engine import follow_model, load_engine
+    from services.cloud_verifier.torch_engine.ranks import Ranks
 
-    run(settings)
+    ranks = Ranks.here()
+    if ranks is not None and ranks.rank:
+        logs.set_up(settings, "verifier", f"{settings.name} rank {ranks.rank}")
+        follow_model(settings)
+        return
+    try:
+        run(settings, load_engine)
+    finally:
+        if ranks is not None:
+            ranks.end()
+
+
+if __name__ == "__main__":
+    main()

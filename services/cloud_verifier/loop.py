@@ -1,7 +1,7 @@
 """The verify loop: collect -> forward -> commit -> answer, over and over, without phases and without a timer.
 
 Invariant: one pass at a time; whatever arrived while it ran is in the next one; a pass that fails costs only the
-sessions that make it fail. Where the model itself computes nothing any more, the loop ends with an error.
+sessions that make it fail. If the engine fails for good, the loop ends with an error.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
+from services.cloud_verifier.engine import Drawn, Engine, StepRow
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.sessions import Seat, SessionTable
-from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
+from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from shared.policies.batching import Batcher, Candidate, PassCost
-from shared.protocol.messages import Sampling, TokenIds, Verdict
+from shared.protocol.messages import Verdict
 from shared.protocol.sampling import History, is_adjusted
 from shared.protocol.verifier_session import PassInfo, PassRow
 
 log = structlog.get_logger(__name__)
 
-WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
-MAX_FAILURES = 3  # in a row: then the model is tried, whether it is at fault
-MIN_FAILED_SESSIONS = 2  # among them: one that fails again and again says nothing about the model
+MAX_FAILURES = 3  # in a row, before the engine is probed
+MIN_FAILED_SESSIONS = 2  # among them: one session that fails again and again says nothing about the engine
 
 
 @dataclass(frozen=True, slots=True)
 class PassShare:
     """One session in one pass."""
 
-    seat: Seat
+    slot: SessionSlot
     row: PassRow
-    compute: Row
+    compute: StepRow[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,15 @@ class VerifyLoop:
 
     def __init__(
         self,
-        model: TargetModel,
+        engine: Engine[Any],
         table: SessionTable,
         batcher: Batcher,
         cost: PassCost,
         metrics: VerifierMetrics,
-        answer: Callable[[Seat, Verdict], None],
-        fail: Callable[[Seat], None],
+        answer: Callable[[SessionSlot, Verdict], None],
+        fail: Callable[[SessionSlot], None],
     ) -> None:
-        self._model = model
+        self._engine = engine
         self._table = table
         self._batcher = batcher
         self._cost = cost
@@ -69,7 +69,7 @@ class VerifyLoop:
         self._num_failures = 0  # since anything was computed
         self._failed_ids: set[str] = set()
         self._ready = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="target-model")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.token_budget = batcher.token_budget
         self.pass_ms = 0.0
         self.batch = 0
@@ -79,17 +79,16 @@ class VerifyLoop:
         self._ready.set()
 
     def count_failure(self, session_ids: Iterable[str]) -> None:
-        """A pass in which every row failed, or a cache that couldn't be made."""
+        """A pass in which every row failed, or a context that couldn't be made."""
         self._num_failures += 1
         self._failed_ids.update(session_ids)
 
     async def run(self) -> None:
-        """Runs until cancelled; a running forward pass is waited for. Raises RuntimeError when the model computes
-        nothing any more."""
+        """Runs until cancelled, then waits for the running step. Raises RuntimeError when the engine fails for good."""
         try:
             while True:
                 if self._num_failures >= MAX_FAILURES and len(self._failed_ids) >= MIN_FAILED_SESSIONS:
-                    await self._try_model()
+                    await self._probe()
                 batch = self._collect()
                 if batch:
                     self._commit(batch, await self._forward(batch))
@@ -101,31 +100,18 @@ class VerifyLoop:
 
     async def warm_up(self) -> None:
         """Runs passes of growing size, so that the first session meets warm kernels and a fitted cost curve."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._measure)
+        for each in await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.warm_up):
+            self._cost.observe(each.num_sessions, each.num_tokens, each.cached_tokens, each.elapsed_ms)
 
-    def _measure(self) -> None:
-        """In the model's thread: each size once for the kernels and once for the clock."""
-        cache = self._model.new_cache(max(WARM_UP_TOKENS))
-        for num_tokens in WARM_UP_TOKENS:
-            row = Row(cache, 0, TokenIds([0] * num_tokens), num_tokens, Sampling())
-            self._model.step([row])
-            started = time.perf_counter()
-            self._model.step([row])
-            self._cost.observe(1, num_tokens, 0, (time.perf_counter() - started) * 1e3)
-
-    async def _try_model(self) -> None:
-        """Raises RuntimeError unless the model computes a lone token: then it was the sessions, as a client may send a
-        text that fails again and again. A GPU computes nothing more in a process in which a kernel has failed."""
+    async def _probe(self) -> None:
+        """Raises RuntimeError unless the engine computes a lone token. If it does, the sessions are at fault: a client
+        may send a text that always fails. After a failed kernel a GPU computes nothing more in the process."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._compute_one)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.probe)
         except Exception as error:
             message = f"the target model computes nothing any more: {self._num_failures} failures in a row"
             raise RuntimeError(message) from error
         self._forget_failures()
-
-    def _compute_one(self) -> None:
-        """In the model's thread: the first size of the warm-up again."""
-        self._model.step([Row(self._model.new_cache(1), 0, TokenIds([0]), 1, Sampling())])
 
     def _forget_failures(self) -> None:
         self._num_failures = 0
@@ -142,42 +128,43 @@ class VerifyLoop:
         return min(1.0, self.queue_tokens / self.token_budget)
 
     def _collect(self) -> list[PassShare]:
-        seats = self._table.ready()
+        self._table.share_prefixes()
+        slots = self._table.ready()
         candidates = [
             Candidate(
-                num_todo=seat.state.num_todo,
-                num_guesses=len(seat.state.pending),
-                probability=seat.state.survival.probability,
-                cached_tokens=seat.state.computed,
+                num_todo=slot.state.num_todo,
+                num_guesses=len(slot.state.pending),
+                probability=slot.state.survival.probability,
+                cached_tokens=slot.state.computed,
             )
-            for seat in seats
+            for slot in slots
         ]
         batch = []
         for share in self._batcher.form(candidates):
-            seat = seats[share.index]
-            row = seat.state.begin_pass(share.max_tokens, share.max_guesses)
-            batch.append(PassShare(seat, row, computation(seat, row)))
+            slot = slots[share.index]
+            row = slot.state.begin_pass(share.max_tokens, share.max_guesses)
+            batch.append(PassShare(slot, row, step_row(slot, row)))
         return batch
 
     async def _forward(self, batch: Sequence[PassShare]) -> Outcome:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._compute, [share.compute for share in batch])
 
-    def _compute(self, rows: list[Row]) -> Outcome:
-        """In the model's thread. A failing pass is repeated row by row, so that only the rows at fault fail."""
+    def _compute(self, rows: list[StepRow[Any]]) -> Outcome:
+        """In the engine's thread. A failing pass is repeated row by row, so that only the rows at fault fail."""
         started = time.perf_counter()
         draws: list[Drawn | None]
         try:
-            draws = list(self._model.step(rows))
+            draws = list(self._engine.step(rows))
         except Exception:
             log.exception("pass failed, repeating it session by session", num_sessions=len(rows))
             self._metrics.failed_passes.inc()
             draws = [self._compute_alone(row) for row in rows]
         return Outcome(draws, (time.perf_counter() - started) * 1e3)
 
-    def _compute_alone(self, row: Row) -> Drawn | None:
+    def _compute_alone(self, row: StepRow[Any]) -> Drawn | None:
         try:
-            return self._model.step([row])[0]
+            return self._engine.step([row])[0]
         except Exception:
             log.exception("session can't be computed", start=row.start, num_tokens=len(row.token_ids))
             return None
@@ -196,42 +183,41 @@ class VerifyLoop:
         self._metrics.observe_pass(outcome.elapsed_ms, len(batch), num_tokens, num_committed)
 
     def _judge(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
-        """One row that was computed tells that the model is sound."""
+        """One computed row proves that the engine works."""
         if all(drawn is None for drawn in outcome.draws):
-            self.count_failure(share.seat.state.session_id for share in batch)
+            self.count_failure(share.slot.state.session_id for share in batch)
         elif self._num_failures:
             self._forget_failures()
 
     def _commit_share(self, share: PassShare, drawn: Drawn | None, info: PassInfo) -> int:
-        state = share.seat.state
+        state = share.slot.state
         if drawn is None:
             if state.abandon_pass(share.row):  # else the session was closed or rebound meanwhile
-                self._fail(share.seat)
+                self._fail(share.slot)
             return 0
         verdict = state.end_pass(share.row, drawn.token_ids, info, time.monotonic() * 1e3, drawn.logprobs)
         if verdict is None:
             return 0
         if verdict.finish:
-            self._table.settle(share.seat)
-        self._answer(share.seat, verdict)
+            self._table.settle(share.slot)
+        self._answer(share.slot, verdict)
         return len(verdict.token_ids)
 
 
-def computation(seat: Seat, row: PassRow) -> Row:
-    """What the model is asked for a session's share."""
-    assert seat.cache is not None
-    request = seat.state.request
+def step_row(slot: SessionSlot, row: PassRow) -> StepRow[Any]:
+    """What the engine computes for a session's share."""
+    assert slot.context is not None
+    request = slot.state.request
     history = None
     if row.num_draws and is_adjusted(request.sampling, request.min_tokens):
-        output_ids = seat.state.tokens[len(request.prompt_ids) :]
+        output_ids = slot.state.tokens[len(request.prompt_ids) :]
         history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
-    return Row(
-        cache=seat.cache,
+    return StepRow(
+        context=slot.context,
         start=row.start,
         token_ids=row.fed_ids,
         num_draws=row.num_draws,
         sampling=request.sampling,
         history=history,
         num_top=request.logprobs,
-        prefix=seat.take_prefix(),
     )

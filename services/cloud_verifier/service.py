@@ -9,63 +9,41 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import structlog
 from msgspec import structs
 
+from services.cloud_verifier.engine import Engine
 from services.cloud_verifier.loop import VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.sessions import Seat, SessionTable
+from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
-from services.cloud_verifier.torch_engine.model import TargetModel, follow_target, load_target
-from services.cloud_verifier.torch_engine.ranks import Ranks
 from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
 from shared.policies.batching import Batcher, PassCost
 from shared.protocol import subjects
 from shared.protocol.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
 from shared.protocol.refusal import Refused
-from shared.runtime import logs
 from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
 
 
-LoadModel: TypeAlias = Callable[[VerifierSettings], TargetModel]
+LoadEngine: TypeAlias = Callable[[VerifierSettings], Engine[Any]]
 
 
-def load_model(settings: VerifierSettings) -> TargetModel:
-    """The target model that the settings name."""
-    return load_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)
-
-
-def run(settings: VerifierSettings, load_model: LoadModel = load_model) -> None:
-    """Runs a verifier process to its end; `load_model` is where a stand-in may enter. Under torchrun rank 0 is the
-    verifier, and the other ranks end with it."""
-    ranks = Ranks.here()
-    if ranks is not None and ranks.rank:
-        _follow(settings, ranks)
-        return
+def run(settings: VerifierSettings, load_engine: LoadEngine) -> None:
+    """Runs a verifier process to its end. `load_engine` may block: it runs in a thread."""
 
     async def start(context: Context) -> Verifier:
-        model = await asyncio.to_thread(load_model, settings)
+        engine = await asyncio.to_thread(load_engine, settings)
         metrics = VerifierMetrics(context.registry)
-        verifier = Verifier(context.instance_id, settings, model, context.bus, metrics)
+        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics)
         await verifier.loop.warm_up()
         return verifier
 
-    try:
-        run_service("verifier", settings, start)
-    finally:
-        if ranks is not None:
-            ranks.end()
-
-
-def _follow(settings: VerifierSettings, ranks: Ranks) -> None:
-    """The life of a rank that is not the verifier."""
-    logs.set_up(settings, "verifier", f"{settings.name} rank {ranks.rank}")
-    follow_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)
+    run_service("verifier", settings, start)
 
 
 def now_ms() -> float:
@@ -76,18 +54,18 @@ class Verifier:
     """One verifier on one bus. Handlers change tables and return; the loop computes; the outbox publishes in order."""
 
     def __init__(
-        self, instance_id: str, settings: VerifierSettings, model: TargetModel, bus: Bus, metrics: VerifierMetrics
+        self, instance_id: str, settings: VerifierSettings, engine: Engine[Any], bus: Bus, metrics: VerifierMetrics
     ) -> None:
         self.instance_id = instance_id
         self._settings = settings
-        self._model = model
+        self.engine = engine
         self._bus = bus
         self._metrics = metrics
         self._cost = PassCost()
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
         lease_ms = settings.lease_s * 1e3
-        self.table = SessionTable(model, settings.kv_tokens, settings.max_sessions, lease_ms, self._turn_away)
-        self.loop = VerifyLoop(model, self.table, batcher, self._cost, metrics, self._answer, self._fail)
+        self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._turn_away)
+        self.loop = VerifyLoop(engine, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
         self._num_shared_counted = 0
@@ -140,7 +118,7 @@ class Verifier:
             self._drop("foreign drafter", session=draft.session_id, sender=sender)
         elif draft.term != state.term:
             self._drop("stale term", session=draft.session_id, sender=sender)
-        elif any(token >= self._model.vocab_size for token in draft.token_ids):
+        elif any(token >= self.engine.vocab_size for token in draft.token_ids):
             self._drop("outside the vocabulary", session=draft.session_id, sender=sender)
         else:
             answer = state.on_draft(draft, now)
@@ -150,34 +128,34 @@ class Verifier:
 
     def _on_open(self, sender: str, request: Open, now: float) -> None:
         try:
-            seat = self.table.open(request, sender, now)
+            slot = self.table.open(request, sender, now)
         except Refused as refusal:
             self._drop(refusal.code, session=request.session_id, sender=sender)
             self._send("gateway", sender, "failure", refusal.failure(request.session_id, request.term))
             return
-        if seat not in self.table:
+        if slot not in self.table:
             return  # turned away, and told so
-        if request.term == seat.state.term:
+        if request.term == slot.state.term:
             lease_s, load = self._settings.lease_s, self._load()
-            opened = Opened(request.session_id, request.term, lease_s, load, self._model.fingerprint)
+            opened = Opened(request.session_id, request.term, lease_s, load, self.engine.fingerprint)
             self._send("gateway", sender, "opened", opened)
         else:
             self._drop("stale term", session=request.session_id, sender=sender)
-        if seat.state.finish:
+        if slot.state.finish:
             self._session_ended.set()
         self.loop.wake()
 
     def _on_poll(self, sender: str, poll: Poll, now: float) -> None:
         try:
-            seat = self.table.find(poll.session_id)
+            slot = self.table.find(poll.session_id)
         except Refused as refusal:
             self._send("gateway", sender, "failure", refusal.failure(poll.session_id, poll.term))
             return
-        answer = seat.state.on_poll(poll, now) if seat.state.gateway_id == sender else None
+        answer = slot.state.on_poll(poll, now) if slot.state.gateway_id == sender else None
         if answer is None:
             self._drop("stale term or foreign gateway", session=poll.session_id, sender=sender)
             return
-        seat.renewed_at = now
+        slot.renewed_at = now
         self._send("gateway", sender, "verdict", answer)
 
     def _on_close(self, sender: str, close: Close, now: float) -> None:
@@ -196,12 +174,12 @@ class Verifier:
 
     # --- out -------------------------------------------------------------------------------------------------------
 
-    def _answer(self, seat: Seat, verdict: Verdict) -> None:
+    def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
         """A pass fixed tokens: tell the gateway and the drafter alike."""
-        self._send("gateway", seat.state.gateway_id, "verdict", verdict)
-        if seat.state.drafter_id:
-            self._tell_drafter(seat.state.drafter_id, verdict)
-        self._count(seat)
+        self._send("gateway", slot.state.gateway_id, "verdict", verdict)
+        if slot.state.drafter_id:
+            self._tell_drafter(slot.state.drafter_id, verdict)
+        self._count(slot)
         if verdict.finish:
             self._session_ended.set()
 
@@ -209,33 +187,33 @@ class Verifier:
         """A drafter has no use for logprobs."""
         self._send("drafter", drafter_id, "verdict", structs.replace(verdict, logprobs=None))
 
-    def _fail(self, seat: Seat) -> None:
+    def _fail(self, slot: SessionSlot) -> None:
         """A session that can't be computed is closed; its gateway may open it elsewhere."""
-        state = seat.state
+        state = slot.state
         state.drop_cache()  # nobody else is to go on with what this session computed
         refusal = Refused("internal", "the target model failed on this session", retryable=True)
         self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
         self._forget(self.table.close(state.session_id, state.term, now_ms()))
 
-    def _turn_away(self, seat: Seat, refusal: Refused) -> None:
+    def _turn_away(self, slot: SessionSlot, refusal: Refused) -> None:
         """A session gets no cache, perhaps long after it was opened; its gateway may open it elsewhere."""
-        state = seat.state
+        state = slot.state
         self._drop(refusal.code, session=state.session_id, sender=state.gateway_id)
         self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
         if refusal.code == "internal":
             self.loop.count_failure([state.session_id])
-        self._forget(seat)
+        self._forget(slot)
 
-    def _forget(self, seat: Seat | None) -> None:
-        if seat is not None:
-            self._count(seat)
+    def _forget(self, slot: SessionSlot | None) -> None:
+        if slot is not None:
+            self._count(slot)
             self._session_ended.set()
             self.loop.wake()
 
-    def _count(self, seat: Seat) -> None:
-        tally = seat.state.tally
-        self._metrics.count_guesses(seat.counted, tally)
-        seat.counted = tally
+    def _count(self, slot: SessionSlot) -> None:
+        tally = slot.state.tally
+        self._metrics.count_guesses(slot.counted, tally)
+        slot.counted = tally
 
     def _drop(self, reason: str, **about: str) -> None:
         self._metrics.dropped.labels(reason).inc()
@@ -258,8 +236,8 @@ class Verifier:
             interval_s=self._settings.heartbeat_s,
             models=[self._settings.model_name],
             max_context=self.table.max_context,
-            vocab_size=self._model.vocab_size,
-            fingerprint=self._model.fingerprint,
+            vocab_size=self.engine.vocab_size,
+            fingerprint=self.engine.fingerprint,
             load=self._load(),
             draining=self.table.draining,
         )
@@ -272,14 +250,15 @@ class Verifier:
             queue_tokens=self.loop.queue_tokens,
             token_budget=self._settings.token_budget,
             batch=self.loop.batch,
-            free_kv_tokens=self.table.free_kv_tokens,
-            kv_tokens=self.table.kv_tokens,
+            free_kv_tokens=self.engine.free_kv_tokens,
+            kv_tokens=self.engine.kv_tokens,
             step_ms=self.loop.pass_ms,
             prefill_ms=self._cost.prefill_ms,
         )
         self._metrics.observe_load(load)
-        self._metrics.prefix_tokens.inc(self.table.num_shared_tokens - self._num_shared_counted)
-        self._num_shared_counted = self.table.num_shared_tokens
+        num_shared = self.engine.num_shared_tokens
+        self._metrics.prefix_tokens.inc(num_shared - self._num_shared_counted)
+        self._num_shared_counted = num_shared
         return load
 
     async def _expire(self) -> None:
@@ -288,10 +267,10 @@ class Verifier:
         while True:
             await asyncio.sleep(pause_s)
             now = now_ms()
-            for seat in self.table.expire(now):
-                log.warning("lease over, session closed", session=seat.state.session_id, finish=seat.state.finish)
+            for slot in self.table.expire(now):
+                log.warning("lease over, session closed", session=slot.state.session_id, finish=slot.state.finish)
                 self._metrics.expired_sessions.inc()
-                self._forget(seat)
-            for seat in self.table:
-                if seat.state.expire_drafter(now, self._settings.drafter_lease_s * 1e3):
+                self._forget(slot)
+            for slot in self.table:
+                if slot.state.expire_drafter(now, self._settings.drafter_lease_s * 1e3):
                     self.loop.wake()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+KV_STEP = 64  # KV cache is reserved in multiples of this many tokens
 HINGES = (8, 32, 128)  # fed tokens from which on each more may cost something else
 LEAST_MS = 0.01  # no pass is predicted to take less
 
@@ -57,6 +58,11 @@ class PassCost:
         """Milliseconds of passes over each of the ascending counts `num_tokens`: [len(num_tokens)], at least 0.01."""
         x = np.array([self._features(num_sessions, n, cached_tokens) for n in num_tokens])
         return np.maximum.accumulate(np.maximum(x @ self.weights, LEAST_MS))
+
+
+def round_to_kv_step(num_tokens: int) -> int:
+    """KV cache that a text of `num_tokens` reserves, in tokens."""
+    return -(-num_tokens // KV_STEP) * KV_STEP
 
 
 @dataclass(frozen=True, slots=True)

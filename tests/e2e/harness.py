@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel
@@ -201,6 +202,10 @@ class Cell:
     drafters: list[Drafter]
     client: Client
 
+    @property
+    def engines(self) -> list[TorchEngine]:
+        return [cast(TorchEngine, verifier.engine) for verifier in self.verifiers]
+
     def verifier_id(self, number: int = 0) -> str:
         return self.verifiers[number].instance_id
 
@@ -238,7 +243,8 @@ def make_verifier(bus: Bus, model: TargetModel, name: str, **options: Any) -> Ve
         "lease_s": ANSWER_S
     }  # the client here sends no heartbeats, and passes may be slow on a busy machine
     settings = VerifierSettings(name=name, target="in-process", **(lease | options))
-    return Verifier(subjects.new_instance_id(name), settings, model, bus, VerifierMetrics(CollectorRegistry()))
+    engine = TorchEngine(model, settings.kv_tokens)
+    return Verifier(subjects.new_instance_id(name), settings, engine, bus, VerifierMetrics(CollectorRegistry()))
 
 
 def make_drafter(bus: Bus, model: DraftModel, name: str) -> Drafter:

@@ -21,7 +21,7 @@ from shared.bus.bus import Absent
 from shared.protocol import subjects
 from shared.protocol.messages import Draft, Message
 from tests.e2e.harness import Client, Generated
-from tests.fakes import FakeDraft, FakeTarget, answer
+from tests.fakes import FakeDraft, FakeTarget, answer, fake_engine
 from tests.peers import until
 from tests.plugins.networks import Network
 
@@ -77,9 +77,8 @@ async def running(network: Network) -> AsyncIterator[Pair]:
     verifier_id, drafter_id = subjects.new_instance_id("cloud"), subjects.new_instance_id("edge")
     verifier_settings = VerifierSettings(target="fake", name="cloud")
     drafter_settings = DrafterSettings(draft="fake", name="edge")
-    verifier = Verifier(
-        verifier_id, verifier_settings, FakeTarget(pass_s=PASS_S), verifier_bus, VerifierMetrics(registry)
-    )
+    engine = fake_engine(FakeTarget(pass_s=PASS_S))
+    verifier = Verifier(verifier_id, verifier_settings, engine, verifier_bus, VerifierMetrics(registry))
     drafter = Drafter(drafter_id, drafter_settings, draft_model, drafter_bus, DrafterMetrics(registry))
     pair = Pair(verifier, drafter, draft_model, Client(outside), registry)
     await outside.subscribe(subjects.inbox("verifier", verifier_id), pair.tap)

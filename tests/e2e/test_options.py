@@ -141,11 +141,11 @@ async def test_a_shared_prefix_changes_no_text(
         alone = [(await ask(cell, prompt, name, (), 0)).token_ids for name in ("greedy", "all")]
         first = (await ask(cell, prompt, "greedy", (), 8, cache_scope="ours")).token_ids
         again = (await ask(cell, prompt, "all", (), 8, cache_scope="ours")).token_ids
-        table = cell.verifiers[0].table
-        assert table.num_shared_tokens == len(prompt) - 1
+        engine = cell.engines[0]
+        assert engine.num_shared_tokens == len(prompt) - 1
         longer = [*prompt, *first, *prompts[16]]
         followed = (await ask(cell, longer, "greedy", (), 8, cache_scope="ours")).token_ids
-        assert table.num_shared_tokens > 2 * len(prompt)
+        assert engine.num_shared_tokens > 2 * len(prompt)
         unshared = (await ask(cell, longer, "greedy", (), 0)).token_ids
     assert [first, again, followed] == [*alone, unshared]
 

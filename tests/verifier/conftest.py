@@ -28,7 +28,7 @@ from shared.protocol.messages import (
     TokenIds,
     Verdict,
 )
-from tests.fakes import FakeTarget
+from tests.fakes import FakeTarget, fake_engine
 from tests.peers import Peer
 from tests.plugins.networks import Network
 
@@ -143,7 +143,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     chosen = VerifierSettings(**{"name": "cloud", "target": "fake", "heartbeat_s": 60.0, **settings})
     registry, model = CollectorRegistry(), FakeTarget()
     instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
-    verifier = Verifier(instance_id, chosen, model, bus, VerifierMetrics(registry))
+    verifier = Verifier(instance_id, chosen, fake_engine(model, chosen.kv_tokens), bus, VerifierMetrics(registry))
     outside = await network.join(CollectorRegistry())  # one for all, so that they are heard in their order
     gateway, drafter = Peer(outside, "gateway", "gateway"), Peer(outside, "drafter", "edge")
     stranger = Peer(outside, "drafter", "stranger")

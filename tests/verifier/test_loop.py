@@ -9,13 +9,14 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.cloud_verifier.loop import MAX_FAILURES, WARM_UP_TOKENS, VerifyLoop
+from services.cloud_verifier.loop import MAX_FAILURES, VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
-from services.cloud_verifier.sessions import Seat, SessionTable
+from services.cloud_verifier.sessions import SessionSlot, SessionTable
+from services.cloud_verifier.torch_engine.engine import WARM_UP_TOKENS
 from shared.policies.batching import Batcher, PassCost
 from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds, Verdict
 from shared.protocol.subjects import new_instance_id
-from tests.fakes import FakeTarget, answer
+from tests.fakes import FakeTarget, answer, fake_engine
 from tests.peers import until
 
 GATEWAY, DRAFTER = new_instance_id("gateway"), new_instance_id("edge")
@@ -28,13 +29,14 @@ class Bench:
 
     def __init__(self, token_budget: int = 64, prefill_chunk: int = 16, kv_tokens: int = 1 << 16) -> None:
         self.model = FakeTarget(poison=POISON)
-        self.table = SessionTable(self.model, kv_tokens, 64, 1000.0, lambda seat, refusal: None)
+        self.engine = fake_engine(self.model, kv_tokens)
+        self.table = SessionTable(self.engine, 64, 1000.0, lambda slot, refusal: None)
         self.registry = CollectorRegistry()
         self.cost = PassCost()
         self.verdicts: dict[str, list[Verdict]] = {}
         self.failed: list[str] = []
         self.loop = VerifyLoop(
-            self.model,
+            self.engine,
             self.table,
             Batcher(token_budget, prefill_chunk, self.cost),
             self.cost,
@@ -43,16 +45,16 @@ class Bench:
             self._fail,
         )
 
-    def _answer(self, seat: Seat, verdict: Verdict) -> None:
-        self.verdicts.setdefault(seat.state.session_id, []).append(verdict)
+    def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
+        self.verdicts.setdefault(slot.state.session_id, []).append(verdict)
 
-    def _fail(self, seat: Seat) -> None:
-        self.failed.append(seat.state.session_id)
-        self.table.close(seat.state.session_id, seat.state.term, 0.0)
+    def _fail(self, slot: SessionSlot) -> None:
+        self.failed.append(slot.state.session_id)
+        self.table.close(slot.state.session_id, slot.state.term, 0.0)
 
     def open(
         self, number: int, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 10, seed: int = 0, term: int = 1
-    ) -> Seat:
+    ) -> SessionSlot:
         request = Open(
             f"{number:032x}",
             term,
@@ -64,12 +66,12 @@ class Bench:
             max_tokens,
             True,
         )
-        seat = self.table.open(request, GATEWAY, 0.0)
+        slot = self.table.open(request, GATEWAY, 0.0)
         self.loop.wake()
-        return seat
+        return slot
 
-    async def finished(self, *seats: Seat) -> None:
-        await until(lambda: all(seat.state.finish for seat in seats))
+    async def finished(self, *slots: SessionSlot) -> None:
+        await until(lambda: all(slot.state.finish for slot in slots))
 
     def count(self, name: str) -> float:
         return self.registry.get_sample_value(f"dsd_verifier_{name}") or 0.0
@@ -88,19 +90,19 @@ async def running(**options: int) -> AsyncIterator[Bench]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def text_of(seat: Seat) -> list[int]:
-    return seat.state.tokens[len(seat.state.request.prompt_ids) :]
+def text_of(slot: SessionSlot) -> list[int]:
+    return slot.state.tokens[len(slot.state.request.prompt_ids) :]
 
 
 async def test_a_session_alone_gets_one_token_a_pass_drawn_with_its_own_sampling() -> None:
     async with running() as bench:
-        seat = bench.open(1, max_tokens=5, seed=3)
-        await bench.finished(seat)
-        assert text_of(seat) == answer(PROMPT, 5, seed=3)
-        assert text_of(seat) != answer(PROMPT, 5)
-        assert [len(verdict.token_ids) for verdict in bench.verdicts[seat.state.session_id]] == [1] * 5
-        assert bench.verdicts[seat.state.session_id][-1].finish == "length"
-        assert seat.cache is None
+        slot = bench.open(1, max_tokens=5, seed=3)
+        await bench.finished(slot)
+        assert text_of(slot) == answer(PROMPT, 5, seed=3)
+        assert text_of(slot) != answer(PROMPT, 5)
+        assert [len(verdict.token_ids) for verdict in bench.verdicts[slot.state.session_id]] == [1] * 5
+        assert bench.verdicts[slot.state.session_id][-1].finish == "length"
+        assert slot.context is None
 
 
 async def test_the_next_batch_is_what_arrived_during_the_last_pass() -> None:
@@ -117,22 +119,22 @@ async def test_the_next_batch_is_what_arrived_during_the_last_pass() -> None:
         assert bench.loop.batch == 8
         bench.model.gate.open()
         await bench.finished(first, *others)
-        for number, seat in enumerate([first, *others]):
-            assert text_of(seat) == answer((number or 1, 2, 3), 10)
+        for number, slot in enumerate([first, *others]):
+            assert text_of(slot) == answer((number or 1, 2, 3), 10)
         assert max(verdict.batch for verdict in bench.verdicts[first.state.session_id]) == 8
 
 
 async def test_a_guess_that_arrives_during_a_pass_is_in_the_next_one() -> None:
     async with running() as bench:
         bench.model.gate.shut()
-        seat = bench.open(1)
+        slot = bench.open(1)
         await bench.model.gate.held()
         text = answer(PROMPT, 10)
-        draft = Draft(seat.state.session_id, 1, 0, len(PROMPT), TokenIds(text[:4]), True, 0.0)
-        assert seat.state.on_draft(draft, 0.0) is None
+        draft = Draft(slot.state.session_id, 1, 0, len(PROMPT), TokenIds(text[:4]), True, 0.0)
+        assert slot.state.on_draft(draft, 0.0) is None
         bench.model.gate.let(2)
         await bench.model.gate.held()
-        first, second = bench.verdicts[seat.state.session_id]
+        first, second = bench.verdicts[slot.state.session_id]
         assert (first.token_ids, first.accepted) == (tuple(text[:1]), 0)
         assert (second.token_ids, second.accepted) == (tuple(text[1:5]), 3)
         assert (second.tally.late, second.tally.accepted) == (1, 3)
@@ -156,11 +158,11 @@ async def test_a_long_prompt_is_fed_in_chunks_while_others_get_their_tokens() ->
 async def test_no_pass_is_larger_than_the_budget() -> None:
     async with running(token_budget=10, prefill_chunk=8) as bench:
         bench.model.gate.shut()
-        seats = [bench.open(number, prompt=tuple(range(1, 30))) for number in range(4)]
+        slots = [bench.open(number, prompt=tuple(range(1, 30))) for number in range(4)]
         bench.model.gate.open()
-        await bench.finished(*seats)
+        await bench.finished(*slots)
         assert max(sum(len(row.token_ids) for row in rows) for rows in bench.model.passes) == 10
-        assert all(text_of(seat) == answer(range(1, 30), 10) for seat in seats)
+        assert all(text_of(slot) == answer(range(1, 30), 10) for slot in slots)
 
 
 async def test_a_failing_pass_costs_only_the_session_at_fault() -> None:
@@ -182,9 +184,9 @@ async def test_a_session_that_fails_alone_ends_nothing_but_itself() -> None:
     async with running() as bench:
         bad = bench.open(1, prompt=(POISON,))
         await until(lambda: bench.failed == [bad.state.session_id])
-        seat = bench.open(2)
-        await bench.finished(seat)
-        assert text_of(seat) == answer(PROMPT, 10)
+        slot = bench.open(2)
+        await bench.finished(slot)
+        assert text_of(slot) == answer(PROMPT, 10)
 
 
 async def fail(bench: Bench, *numbers: int) -> None:
@@ -237,19 +239,19 @@ async def test_a_text_that_fails_in_many_sessions_while_the_model_computes_other
 async def test_the_guesses_of_a_failed_pass_are_discarded() -> None:
     async with running() as bench:
         bench.model.gate.shut()
-        seat = bench.open(1)
-        seat.state.on_draft(Draft(seat.state.session_id, 1, 0, len(PROMPT), TokenIds((POISON, 4)), True, 0.0), 0.0)
+        slot = bench.open(1)
+        slot.state.on_draft(Draft(slot.state.session_id, 1, 0, len(PROMPT), TokenIds((POISON, 4)), True, 0.0), 0.0)
         bench.model.gate.open()
-        await until(lambda: bench.failed == [seat.state.session_id])
-        assert seat.state.fates.discarded == 2
+        await until(lambda: bench.failed == [slot.state.session_id])
+        assert slot.state.fates.discarded == 2
 
 
 async def test_a_failing_pass_of_a_closed_session_does_not_fail_its_successor() -> None:
     async with running() as bench:
         bench.model.gate.shut()
-        seat = bench.open(1, prompt=(POISON,))
+        slot = bench.open(1, prompt=(POISON,))
         await bench.model.gate.held()
-        bench.table.close(seat.state.session_id, 1, 0.0)
+        bench.table.close(slot.state.session_id, 1, 0.0)
         successor = bench.open(1, prompt=PROMPT, term=2)
         bench.model.gate.open()
         await bench.finished(successor)
@@ -260,20 +262,20 @@ async def test_a_failing_pass_of_a_closed_session_does_not_fail_its_successor() 
 async def test_a_session_that_is_closed_during_its_pass_hears_nothing_of_it() -> None:
     async with running() as bench:
         bench.model.gate.shut()
-        seat = bench.open(1)
+        slot = bench.open(1)
         await bench.model.gate.held()
-        bench.table.close(seat.state.session_id, seat.state.term, 0.0)
+        bench.table.close(slot.state.session_id, slot.state.term, 0.0)
         other = bench.open(2)
         bench.model.gate.open()
         await bench.finished(other)
-        assert seat.state.session_id not in bench.verdicts
-        assert bench.table.free_kv_tokens == bench.table.kv_tokens
+        assert slot.state.session_id not in bench.verdicts
+        assert bench.engine.free_kv_tokens == bench.engine.kv_tokens
 
 
 async def test_a_session_without_room_starts_when_another_has_finished() -> None:
-    async with running(kv_tokens=512) as bench:
+    async with running(kv_tokens=64) as bench:
         first, second = bench.open(1), bench.open(2)
-        assert second.cache is None
+        assert second.context is None
         await bench.finished(first, second)
         assert text_of(second) == answer(PROMPT, 10)
 
@@ -286,7 +288,7 @@ async def test_warming_up_measures_each_size_when_the_kernels_are_warm() -> None
     sizes = [len(row.token_ids) for rows in bench.model.passes for row in rows]
     assert sizes == [size for size in WARM_UP_TOKENS for _ in range(2)]
     assert bench.cost.predict(1, WARM_UP_TOKENS, 0).tolist() != before
-    assert bench.table.free_kv_tokens == bench.table.kv_tokens
+    assert bench.engine.free_kv_tokens == bench.engine.kv_tokens
 
 
 async def test_queue_and_pass_figures_tell_what_waits_and_what_was_done() -> None:
@@ -310,11 +312,11 @@ async def test_cancelling_waits_for_the_pass_that_runs() -> None:
     bench = Bench()
     task = asyncio.create_task(bench.loop.run())
     bench.model.gate.shut()
-    seat = bench.open(1)
+    slot = bench.open(1)
     await bench.model.gate.held()
     bench.model.gate.open()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
-    assert bench.verdicts == {} or seat.state.length > len(PROMPT)
+    assert bench.verdicts == {} or slot.state.length > len(PROMPT)
     assert len(bench.model.passes[0][0].cache.text) >= len(PROMPT)

@@ -9,6 +9,7 @@ import pytest
 from msgspec import structs
 
 from services.cloud_verifier.loop import MAX_FAILURES
+from shared.policies.batching import KV_STEP
 from shared.protocol.messages import (
     NO_TOKENS,
     Close,
@@ -355,7 +356,7 @@ async def test_a_heartbeat_tells_what_is_served_and_how_busy_it_is(start: Start)
         world.model.gate.shut()
         await world.open(prompt=range(1, 30))
         busy = await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 1)
-        assert (busy.load.free_kv_tokens, busy.load.queue_tokens, busy.load.token_budget) == (1536, 29, 64)
+        assert (busy.load.free_kv_tokens, busy.load.queue_tokens, busy.load.token_budget) == (1984, 29, 64)
 
 
 @pytest.mark.parametrize("kv_tokens", [512, 600])
@@ -364,14 +365,14 @@ async def test_a_context_larger_than_the_kv_cache_is_not_promised_and_what_is_pr
 ) -> None:
     async with start(kv_tokens=kv_tokens) as world:
         promised = (await world.gateway.find(Heartbeat)).max_context
-        assert promised == 512
+        assert promised == kv_tokens // KV_STEP * KV_STEP
         await world.open(max_tokens=promised - len(PROMPT))
 
 
 async def test_a_session_without_memory_for_its_cache_is_told_when_it_opens_or_when_its_turn_comes(
     start: Start,
 ) -> None:
-    async with start(kv_tokens=512) as world:
+    async with start(kv_tokens=KV_STEP) as world:
         world.model.gate.shut()
         first, waiting = await world.open(), await world.open()
         world.model.new_cache = no_cache(MemoryError())

@@ -6,16 +6,17 @@ import pytest
 import torch
 from msgspec import structs
 
-from services.cloud_verifier.sessions import Seat, SessionTable
+from services.cloud_verifier.sessions import SessionSlot, SessionTable
+from shared.policies.batching import KV_STEP
 from shared.protocol.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
 from shared.protocol.refusal import Refused
 from shared.protocol.subjects import new_instance_id
 from shared.protocol.verifier_session import PassInfo
-from tests.fakes import VOCABULARY, FakeCache, FakeTarget, answer
+from tests.fakes import VOCABULARY, FakeCache, FakeTarget, answer, fake_engine
 
 GATEWAY, OTHER_GATEWAY, DRAFTER = (new_instance_id(name) for name in ("gateway", "other", "edge"))
 LEASE_MS = 1000.0
-BLOCK = 512
+STEP = KV_STEP
 PROMPT = (5, 6, 7)
 
 
@@ -33,36 +34,35 @@ def opening(
 
 
 class Table(SessionTable):
-    """A table for `num_caches` sessions of up to 512 tokens; `broken` says why no cache can be made."""
+    """A table for `num_caches` sessions of up to STEP tokens; `broken` says why no cache can be made."""
 
     def __init__(self, num_caches: int = 2, max_sessions: int = 10, spare: int = 0) -> None:
         self.broken: Exception | None = None
-        self.refused: list[tuple[Seat, Refused]] = []
+        self.refused: list[tuple[SessionSlot, Refused]] = []
         model = FakeTarget()
         make, model.new_cache = model.new_cache, lambda capacity: self._made(capacity)
         self._make = make
-        super().__init__(
-            model, num_caches * BLOCK + spare, max_sessions, LEASE_MS, lambda *refused: self.refused.append(refused)
-        )
+        self.engine = fake_engine(model, num_caches * STEP + spare)
+        super().__init__(self.engine, max_sessions, LEASE_MS, lambda *refused: self.refused.append(refused))
 
     def _made(self, capacity: int) -> FakeCache:
         if self.broken is not None:
             raise self.broken
         return self._make(capacity)
 
-    def opens(self, number: int, now: float = 0.0, **options: object) -> Seat:
+    def opens(self, number: int, now: float = 0.0, **options: object) -> SessionSlot:
         return self.open(opening(number, **options), GATEWAY, now)
 
     def waiting(self) -> list[str]:
-        return [seat.state.session_id for seat in self if seat.cache is None]
+        return [slot.state.session_id for slot in self if slot.context is None]
 
 
-def commit(seat: Seat, num_tokens: int) -> None:
+def commit(slot: SessionSlot, num_tokens: int) -> None:
     """Passes until the session has committed so many tokens."""
     text = answer(PROMPT, num_tokens)
     for token in text:
-        row = seat.state.begin_pass(64, 0)
-        seat.state.end_pass(row, [token], PassInfo(), now=0.0)
+        row = slot.state.begin_pass(64, 0)
+        slot.state.end_pass(row, [token], PassInfo(), now=0.0)
 
 
 def test_sessions_get_caches_while_there_is_room_and_wait_when_there_is_none() -> None:
@@ -70,17 +70,16 @@ def test_sessions_get_caches_while_there_is_room_and_wait_when_there_is_none() -
     for number in (1, 2, 3):
         table.opens(number)
     assert table.waiting() == [session_id(3)]
-    assert table.free_kv_tokens == 0
-    assert [seat.state.session_id for seat in table.ready()] == [session_id(1), session_id(2)]
+    assert table.engine.free_kv_tokens == 0
+    assert [slot.state.session_id for slot in table.ready()] == [session_id(1), session_id(2)]
 
 
-def test_a_reservation_holds_prompt_and_answer_in_whole_blocks() -> None:
+def test_a_reservation_holds_prompt_and_answer_in_whole_steps() -> None:
     table = Table(num_caches=4)
-    exact = table.opens(1, max_tokens=BLOCK - len(PROMPT))
-    larger = table.opens(2, max_tokens=BLOCK - len(PROMPT) + 1)
-    assert (exact.reserved, larger.reserved) == (BLOCK, 2 * BLOCK)
-    assert larger.cache.capacity == 2 * BLOCK
-    assert table.free_kv_tokens == BLOCK
+    exact = table.opens(1, max_tokens=STEP - len(PROMPT))
+    larger = table.opens(2, max_tokens=STEP - len(PROMPT) + 1)
+    assert (exact.context.capacity, larger.context.capacity) == (STEP, 2 * STEP)
+    assert table.engine.free_kv_tokens == STEP
 
 
 def test_waiting_sessions_are_admitted_in_the_order_of_their_opening() -> None:
@@ -97,10 +96,10 @@ def test_a_small_session_does_not_overtake_a_large_one_that_waits() -> None:
     table = Table(num_caches=3)
     table.opens(1)
     table.opens(2)
-    table.opens(3, max_tokens=BLOCK)
+    table.opens(3, max_tokens=STEP)
     table.opens(4)
     assert table.waiting() == [session_id(3), session_id(4)]
-    assert table.free_kv_tokens == BLOCK
+    assert table.engine.free_kv_tokens == STEP
     table.close(session_id(1), 1, now=0.0)
     assert table.waiting() == [session_id(4)]
 
@@ -108,11 +107,11 @@ def test_a_small_session_does_not_overtake_a_large_one_that_waits() -> None:
 def test_a_finished_session_gives_its_cache_to_the_next_and_keeps_its_text() -> None:
     table = Table(num_caches=1)
     first, second = table.opens(1, max_tokens=2), table.opens(2)
-    assert second.cache is None
+    assert second.context is None
     commit(first, 2)
     table.settle(first)
-    assert first.cache is None
-    assert second.cache is not None
+    assert first.context is None
+    assert second.context is not None
     assert first.state.tokens[len(PROMPT) :] == answer(PROMPT, 2)
     assert table.find(session_id(1)) is first
     assert table.num_active == 1
@@ -121,13 +120,13 @@ def test_a_finished_session_gives_its_cache_to_the_next_and_keeps_its_text() -> 
 def test_reservations_add_up_again_when_all_sessions_are_over() -> None:
     table = Table(num_caches=3)
     for number in range(1, 6):
-        seat = table.opens(number, max_tokens=2)
-        if seat.cache is not None:
-            commit(seat, 2)
-            table.settle(seat)
+        slot = table.opens(number, max_tokens=2)
+        if slot.context is not None:
+            commit(slot, 2)
+            table.settle(slot)
     for number in range(1, 6):
         table.close(session_id(number), 1, now=0.0)
-    assert table.free_kv_tokens == table.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.kv_tokens
     assert len(table) == 0
 
 
@@ -138,7 +137,7 @@ def test_reservations_add_up_again_when_all_sessions_are_over() -> None:
         (opening(prompt=(1, VOCABULARY)), "bad_request", f"token id {VOCABULARY}"),
         (opening(committed=(VOCABULARY,)), "bad_request", f"token id {VOCABULARY}"),
         (opening(max_tokens=1022), "too_long", "1025 tokens exceed the context of 1024"),
-        (opening(max_tokens=512), "too_long", "515 tokens don't fit the KV cache of 512"),
+        (opening(max_tokens=STEP), "too_long", f"{STEP + 3} tokens don't fit the KV cache of {STEP}"),
     ],
 )
 def test_what_can_never_be_served_is_refused_for_good(request_: Open, code: str, message: str) -> None:
@@ -161,11 +160,11 @@ def test_more_sessions_than_allowed_are_refused_for_now() -> None:
 
 def test_opening_the_same_term_again_changes_nothing_but_the_lease() -> None:
     table = Table()
-    seat = table.opens(1)
-    commit(seat, 3)
+    slot = table.opens(1)
+    commit(slot, 3)
     again = table.opens(1, now=900.0)
-    assert again is seat
-    assert seat.state.length == len(PROMPT) + 3
+    assert again is slot
+    assert slot.state.length == len(PROMPT) + 3
     assert table.expire(now=1500.0) == []
 
 
@@ -177,40 +176,40 @@ def test_a_lower_term_does_not_rebind() -> None:
 
 def test_a_higher_term_keeps_the_cache_where_it_is_large_enough() -> None:
     table = Table()
-    seat = table.opens(1)
-    commit(seat, 3)
-    cache = seat.cache
+    slot = table.opens(1)
+    commit(slot, 3)
+    cache = slot.context
     table.opens(1, term=2, committed=tuple(answer(PROMPT, 3)))
-    assert seat.state.term == 2
-    assert seat.cache is cache
-    assert seat.state.computed == len(PROMPT) + 2
+    assert slot.state.term == 2
+    assert slot.context is cache
+    assert slot.state.computed == len(PROMPT) + 2
 
 
 def test_a_higher_term_with_a_longer_answer_gets_a_larger_cache_and_feeds_its_text_again() -> None:
     table = Table(num_caches=4)
-    seat = table.opens(1)
-    commit(seat, 3)
-    table.opens(1, term=2, max_tokens=BLOCK, committed=tuple(answer(PROMPT, 3)))
-    assert seat.cache.capacity == 2 * BLOCK
-    assert seat.state.computed == 0
-    assert table.free_kv_tokens == 2 * BLOCK
+    slot = table.opens(1)
+    commit(slot, 3)
+    table.opens(1, term=2, max_tokens=STEP, committed=tuple(answer(PROMPT, 3)))
+    assert slot.context.capacity == 2 * STEP
+    assert slot.state.computed == 0
+    assert table.engine.free_kv_tokens == 2 * STEP
 
 
 def test_a_session_that_is_finished_when_it_is_opened_takes_no_cache() -> None:
     table = Table(num_caches=1)
-    seat = table.opens(1, max_tokens=2, committed=tuple(answer(PROMPT, 2)))
-    assert seat.state.finish == "length"
-    assert seat.cache is None
-    assert table.opens(2).cache is not None
+    slot = table.opens(1, max_tokens=2, committed=tuple(answer(PROMPT, 2)))
+    assert slot.state.finish == "length"
+    assert slot.context is None
+    assert table.opens(2).context is not None
 
 
 def test_another_gateway_can_not_take_a_session_over() -> None:
     table = Table()
-    seat = table.opens(1)
+    slot = table.opens(1)
     with pytest.raises(Refused, match="another gateway") as refused:
         table.open(opening(1, term=2), OTHER_GATEWAY, 0.0)
     assert not refused.value.retryable
-    assert (seat.state.term, seat.state.gateway_id) == (1, GATEWAY)
+    assert (slot.state.term, slot.state.gateway_id) == (1, GATEWAY)
 
 
 def test_a_gateway_silent_for_a_lease_loses_its_sessions_only() -> None:
@@ -220,10 +219,10 @@ def test_a_gateway_silent_for_a_lease_loses_its_sessions_only() -> None:
     waiting = table.open(opening(3), OTHER_GATEWAY, 0.0)
     table.renew(OTHER_GATEWAY, now=900.0)
     assert table.expire(now=LEASE_MS) == []
-    assert [seat.state.session_id for seat in table.expire(now=LEASE_MS + 1)] == [session_id(1)]
-    assert waiting.cache is not None
-    assert [seat.state.session_id for seat in table.expire(now=900.0 + LEASE_MS + 1)] == [session_id(2), session_id(3)]
-    assert table.free_kv_tokens == table.kv_tokens
+    assert [slot.state.session_id for slot in table.expire(now=LEASE_MS + 1)] == [session_id(1)]
+    assert waiting.context is not None
+    assert [slot.state.session_id for slot in table.expire(now=900.0 + LEASE_MS + 1)] == [session_id(2), session_id(3)]
+    assert table.engine.free_kv_tokens == table.engine.kv_tokens
 
 
 def test_a_gateway_s_heartbeat_renews_no_finished_session() -> None:
@@ -246,14 +245,14 @@ def test_a_session_for_whose_cache_there_is_no_memory_is_refused_for_now_and_res
     table = Table(num_caches=2)
     first, table.broken = table.opens(1), error
     for _ in range(3):
-        seat = table.opens(2)
+        slot = table.opens(2)
     assert list(table) == [first]
-    assert table.free_kv_tokens == BLOCK
-    told = [(seat.state.session_id, refusal.code, refusal.retryable) for seat, refusal in table.refused]
+    assert table.engine.free_kv_tokens == STEP
+    told = [(slot.state.session_id, refusal.code, refusal.retryable) for slot, refusal in table.refused]
     assert told == [(session_id(2), "overloaded", True)] * 3
     table.broken = None
-    assert table.opens(2).cache is not None
-    assert (seat.cache, table.free_kv_tokens) == (None, 0)
+    assert table.opens(2).context is not None
+    assert (slot.context, table.engine.free_kv_tokens) == (None, 0)
 
 
 def test_no_memory_when_its_turn_comes_costs_a_waiting_session_and_not_the_one_that_ended() -> None:
@@ -262,33 +261,33 @@ def test_no_memory_when_its_turn_comes_costs_a_waiting_session_and_not_the_one_t
     commit(first, 2)
     table.broken = MemoryError()
     table.settle(first)
-    assert [seat for seat, _ in table.refused] == [second, third]
-    assert (list(table), table.free_kv_tokens) == ([first], table.kv_tokens)
+    assert [slot for slot, _ in table.refused] == [second, third]
+    assert (list(table), table.engine.free_kv_tokens) == ([first], table.engine.kv_tokens)
 
 
 def test_a_rebinding_that_needs_a_larger_cache_than_there_is_memory_for_is_refused() -> None:
     table = Table(num_caches=3)
-    seat = table.opens(1)
-    row = seat.state.begin_pass(64, 0)
+    slot = table.opens(1)
+    row = slot.state.begin_pass(64, 0)
     table.broken = MemoryError()
-    table.opens(1, term=2, max_tokens=BLOCK)
-    assert [(refused, refused.state.term) for refused, _ in table.refused] == [(seat, 2)]
-    assert seat.state.end_pass(row, [8], PassInfo(), now=0.0) is None
-    assert table.free_kv_tokens == table.kv_tokens
+    table.opens(1, term=2, max_tokens=STEP)
+    assert [(refused, refused.state.term) for refused, _ in table.refused] == [(slot, 2)]
+    assert slot.state.end_pass(row, [8], PassInfo(), now=0.0) is None
+    assert table.engine.free_kv_tokens == table.engine.kv_tokens
 
 
 def test_a_prefix_that_was_not_copied_for_want_of_memory_is_not_counted() -> None:
     table, prompt = Table(num_caches=2), tuple(range(1, 41))
     scoped = [structs.replace(opening(number, prompt=prompt, max_tokens=1), cache_scope="s") for number in (1, 2)]
-    seat = table.open(scoped[0], GATEWAY, 0.0)
-    seat.state.end_pass(seat.state.begin_pass(64, 0), [8], PassInfo(), now=0.0)
-    table.settle(seat)
+    slot = table.open(scoped[0], GATEWAY, 0.0)
+    slot.state.end_pass(slot.state.begin_pass(64, 0), [8], PassInfo(), now=0.0)
+    table.settle(slot)
     table.broken = MemoryError()
     table.open(scoped[1], GATEWAY, 0.0)
-    assert table.num_shared_tokens == 0
+    assert table.engine.num_shared_tokens == 0
     table.broken = None
     table.open(scoped[1], GATEWAY, 0.0)
-    assert table.num_shared_tokens == len(prompt) - 1
+    assert table.engine.num_shared_tokens == len(prompt) - 1
 
 
 def test_a_cache_that_fails_for_another_reason_is_the_model_s_fault() -> None:
@@ -297,15 +296,15 @@ def test_a_cache_that_fails_for_another_reason_is_the_model_s_fault() -> None:
     table.opens(1)
     ((_, refusal),) = table.refused
     assert (refusal.code, refusal.retryable, len(table)) == ("internal", True, 0)
-    assert table.free_kv_tokens == table.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.kv_tokens
 
 
-@pytest.mark.parametrize("spare", [0, 1, BLOCK - 1])
+@pytest.mark.parametrize("spare", [0, 1, STEP - 1])
 def test_the_longest_context_promised_is_taken_and_nothing_longer(spare: int) -> None:
     table = Table(num_caches=1, spare=spare)
-    assert table.max_context == BLOCK
-    assert table.opens(1, max_tokens=table.max_context - len(PROMPT)).cache is not None
-    with pytest.raises(Refused, match=f"{BLOCK + 1} tokens don't fit the KV cache of {BLOCK}"):
+    assert table.max_context == STEP
+    assert table.opens(1, max_tokens=table.max_context - len(PROMPT)).context is not None
+    with pytest.raises(Refused, match=f"{STEP + 1} tokens don't fit the KV cache of {STEP}"):
         table.opens(2, max_tokens=table.max_context - len(PROMPT) + 1)
 
 
@@ -333,7 +332,7 @@ def test_a_higher_term_opens_a_closed_session_again() -> None:
     with pytest.raises(Refused, match="closed"):
         table.opens(1, term=2, now=200.0)
     assert table.opens(1, term=3, now=200.0).state.term == 3
-    assert table.find(session_id(1)).cache is not None
+    assert table.find(session_id(1)).context is not None
 
 
 def test_a_session_that_was_never_opened_is_unknown_and_closing_it_does_nothing() -> None:
@@ -346,26 +345,26 @@ def test_a_session_that_was_never_opened_is_unknown_and_closing_it_does_nothing(
 
 def test_closing_during_a_pass_voids_it_and_discards_every_guess() -> None:
     table = Table()
-    seat = table.opens(1)
-    commit(seat, 1)
-    seat.state.pending = [8, 9, 10]
-    row = seat.state.begin_pass(64, 1)
-    assert (len(row.guesses), len(seat.state.pending)) == (2, 1)
+    slot = table.opens(1)
+    commit(slot, 1)
+    slot.state.pending = [8, 9, 10]
+    row = slot.state.begin_pass(64, 1)
+    assert (len(row.guesses), len(slot.state.pending)) == (2, 1)
     table.close(session_id(1), 1, now=0.0)
-    assert seat.state.fates.discarded == 3
-    assert seat.state.end_pass(row, [8, 9], PassInfo(), now=0.0) is None
-    assert table.free_kv_tokens == table.kv_tokens
+    assert slot.state.fates.discarded == 3
+    assert slot.state.end_pass(row, [8, 9], PassInfo(), now=0.0) is None
+    assert table.engine.free_kv_tokens == table.engine.kv_tokens
 
 
 def test_a_draining_table_takes_no_new_session_but_serves_its_own() -> None:
     table = Table()
-    seat = table.opens(1)
+    slot = table.opens(1)
     table.draining = True
     with pytest.raises(Refused) as refused:
         table.opens(2)
     assert (refused.value.code, refused.value.retryable) == ("draining", True)
     table.opens(1, term=2)
-    assert seat.state.term == 2
+    assert slot.state.term == 2
     assert table.num_active == 1
 
 
@@ -390,4 +389,4 @@ def test_options_that_the_model_cannot_honour_are_refused_by_name(asked: dict, w
 
 
 def test_a_stop_id_outside_the_vocabulary_is_harmless_without_min_tokens() -> None:
-    assert Table().open(structs.replace(opening(), stop_ids=TokenIds((VOCABULARY,))), GATEWAY, 0.0).cache is not None
+    assert Table().open(structs.replace(opening(), stop_ids=TokenIds((VOCABULARY,))), GATEWAY, 0.0).context is not None

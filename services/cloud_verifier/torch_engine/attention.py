@@ -23,8 +23,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from services.cloud_verifier.torch_engine import kernels
-from services.cloud_verifier.torch_engine.kv import KvCache, LayerShape, round_to_step
-from services.cloud_verifier.torch_engine.storage import like, rows_of
+from services.cloud_verifier.torch_engine.kernels import like, rows_of
+from services.cloud_verifier.torch_engine.kv import KvCache, LayerShape
+from shared.policies.batching import round_to_kv_step
 
 ATTENTION_NAME = "dsd"
 EVERYTHING = 1 << 40  # positions that a token sees without a sliding window
@@ -209,7 +210,7 @@ class FusedAttention(PassAttention):
         device, dtype = heads.query.device, heads.query.dtype
         for segment in self.segments:
             positions = segment.start + torch.arange(segment.num_tokens, device=device)[:, None]
-            seen = torch.arange(round_to_step(segment.start + segment.num_tokens), device=device)
+            seen = torch.arange(round_to_kv_step(segment.start + segment.num_tokens), device=device)
             hidden = seen > positions
             if heads.sliding_window is not None:
                 hidden |= seen <= positions - heads.sliding_window

@@ -12,7 +12,10 @@ Addresses are those of CPU tensors, whose numbers lie next to each other in the 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numba import carray, njit  # type: ignore[attr-defined]
+from numpy.typing import NDArray
+from torch import Tensor
 
 from services.cloud_verifier.torch_engine.lanes import (
     COLUMNS,
@@ -35,6 +38,22 @@ MOST_ROWS = 48  # of attention at once: their scores and sums stay in the proces
 BLOCK_IDS = 256  # candidates are looked for in blocks of the vocabulary
 NOT_FINITE = 0x7F80  # bits of a bfloat16 number without its sign: infinity, and above it what is no number
 UNBOUND = 1 << 40
+
+_LIKE: dict[torch.dtype, NDArray[np.float32] | NDArray[np.uint16]] = {
+    torch.float32: np.empty(0, np.float32),
+    torch.bfloat16: np.empty(0, np.uint16),
+}
+
+
+def like(dtype: torch.dtype) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """An empty array of numbers as lanes.py wants it."""
+    return _LIKE[dtype]
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x, or a copy where numbers of its last dimension lie apart."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
 
 compiled = njit(nogil=True, error_model="numpy", cache=keep_compiled())
 

@@ -14,15 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.cloud_verifier.torch_engine.lanes import COLUMNS, POSITIONS
+from services.cloud_verifier.torch_engine.lanes import COLUMNS
+from shared.policies.batching import KV_STEP, round_to_kv_step
 from shared.runtime.huge_pages import own_pages
-
-KV_STEP = POSITIONS  # a cache has room for a multiple of this many positions
-
-
-def round_to_step(num_tokens: int) -> int:
-    """The smallest multiple of KV_STEP that holds num_tokens."""
-    return -(-num_tokens // KV_STEP) * KV_STEP
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,6 @@ class KvLayout:
     device: torch.device
     in_tiles: bool
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes that one token takes in all layers."""
-        return self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes(KV_STEP)) // KV_STEP
-
     def shapes(self, capacity: int) -> list[tuple[int, ...]]:
         """Of each layer's keys and values, in turn."""
         found: list[tuple[int, ...]] = []
@@ -68,7 +57,7 @@ class KvCache:
     """Room for `capacity` tokens of one session; `length` of them are valid."""
 
     def __init__(self, layout: KvLayout, capacity: int) -> None:
-        self.capacity = round_to_step(max(capacity, 1))
+        self.capacity = round_to_kv_step(max(capacity, 1))
         self.length = 0
         shapes = layout.shapes(self.capacity)
         sizes = [math.prod(shape) for shape in shapes]
@@ -95,7 +84,7 @@ class KvCache:
         """Begins with what another cache of the same model holds at the same positions."""
         for index, (mine, theirs) in enumerate(zip(self.rooms, prefix.cache.rooms, strict=True)):
             is_tiles = self._in_tiles and index % 2 == 0
-            num = round_to_step(prefix.length) // KV_STEP if is_tiles else prefix.length
+            num = round_to_kv_step(prefix.length) // KV_STEP if is_tiles else prefix.length
             mine.narrow(1, 0, num).copy_(theirs.narrow(1, 0, num))
         self.length = prefix.length
 

@@ -15,11 +15,13 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from shared.policies.batching import KV_STEP
+
 ROWS = 4  # of a product
 LANES = 16
 VECTORS = 2
 COLUMNS = LANES * VECTORS  # of a product: as many sums as fit into the registers of most CPUs
-POSITIONS = 64  # of a tile of keys and values
+POSITIONS = KV_STEP  # of a tile of keys and values
 
 _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)

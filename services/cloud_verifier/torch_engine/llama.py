@@ -18,6 +18,7 @@ from transformers.models.llama import LlamaForCausalLM
 from services.cloud_verifier.torch_engine import kernels
 from services.cloud_verifier.torch_engine.attention import Attention, Heads
 from services.cloud_verifier.torch_engine.head import BestToken, Float32Head
+from services.cloud_verifier.torch_engine.kernels import like
 from services.cloud_verifier.torch_engine.network import ComputedLogits, Outputs
 from services.cloud_verifier.torch_engine.packed import (
     CompiledSilu,
@@ -29,7 +30,6 @@ from services.cloud_verifier.torch_engine.packed import (
     most_rows,
     silu_product,
 )
-from services.cloud_verifier.torch_engine.storage import like
 
 ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
 

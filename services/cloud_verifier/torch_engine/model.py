@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine import sampler
 from services.cloud_verifier.torch_engine.architecture import (
     UnsupportedModel,
@@ -35,7 +36,7 @@ from services.cloud_verifier.torch_engine.architecture import (
 )
 from services.cloud_verifier.torch_engine.attention import PassAttention, Segment
 from services.cloud_verifier.torch_engine.fingerprint import fingerprint_of
-from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout, Prefix, round_to_step
+from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout
 from services.cloud_verifier.torch_engine.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.torch_engine.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.torch_engine.packed import packing_works
@@ -66,20 +67,11 @@ class Row:
     sampling: Sampling
     history: History | None = None  # before the first draw; None where nothing adjusts the scores
     num_top: int | None = None  # None: no logprobs
-    prefix: Prefix | None = None  # copied into the cache before anything is fed
 
     @property
     def guesses(self) -> Sequence[int]:
         """The fed tokens that the draws but the last are to be compared with: [num_draws - 1]."""
         return self.token_ids[len(self.token_ids) - self.num_draws + 1 :] if self.num_draws else ()
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The draws of a row; logprobs, where asked for, of those that can be committed: up to the first wrong guess."""
-
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs]
 
 
 class TargetModel:
@@ -101,10 +93,6 @@ class TargetModel:
         if isinstance(self._network, LeadingNetwork):
             return self._network.new_cache(self._layout, capacity)
         return KvCache(self._layout, capacity)
-
-    def cache_bytes(self, capacity: int) -> int:
-        """Memory that new_cache(capacity) takes."""
-        return round_to_step(max(capacity, 1)) * self._layout.token_bytes
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -134,9 +122,6 @@ class TargetModel:
 
     def _feed(self, rows: Sequence[Row]) -> tuple[Outputs, list[range]]:
         """One pass; its outputs, and which of their rows are each row's."""
-        for row in rows:
-            if row.prefix is not None:
-                row.cache.copy(row.prefix)
         self._check(rows)
         segments: list[Segment] = []
         drawing: list[int] = []  # tokens of the flat sequence that yield a draw

@@ -26,7 +26,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from services.cloud_verifier.torch_engine import kernels
-from services.cloud_verifier.torch_engine.storage import like
+from services.cloud_verifier.torch_engine.kernels import like
 
 UNLIMITED = 1 << 30
 # Rows that a layer may compute at once, the later ones only where none of the earlier suffices: oneDNN's AMX kernels

@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 ASK = """
 import dsd_sim, numba
-from dsd_sim.engine.cloud import reservation
-print(numba.config.CACHE_DIR, reservation(700))
+from dsd_sim.engine.cloud import round_to_kv_step
+print(numba.config.CACHE_DIR, round_to_kv_step(700))
 """
 
 
@@ -29,11 +29,11 @@ def test_a_changed_file_has_everything_compiled_anew(tmp_path: Path) -> None:
     for name in ("dsd_sim", "shared", "awc"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
     first, reserved = compiled_by(code, tmp_path / "home")
-    assert reserved == 1024
+    assert reserved == 704
     assert any(first.rglob("*.nbi"))
-    assert compiled_by(code, tmp_path / "home") == (first, 1024)
-    called = code / "dsd_sim" / "engine" / "cloud.py"
-    called.write_text(called.read_text().replace("KV_BLOCK = 512", "KV_BLOCK = 100"))
+    assert compiled_by(code, tmp_path / "home") == (first, 704)
+    called = code / "shared" / "policies" / "batching.py"
+    called.write_text(called.read_text().replace("KV_STEP = 64", "KV_STEP = 100"))
     second, reserved = compiled_by(code, tmp_path / "home")
     assert second != first
     assert reserved == 700

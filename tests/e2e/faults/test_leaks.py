@@ -16,11 +16,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.kv import KvCache
-from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id, new_session_id
 from shared.protocol.verifier_session import VerifierSession
@@ -67,6 +69,7 @@ class Cloud:
 
     world: World
     verifier: Verifier
+    engine: TorchEngine
     model: Troubled
     silent: Peer = field(init=False)
     num_prompts: int = 0
@@ -81,8 +84,8 @@ class Cloud:
         table = self.verifier.table
         return (
             len(table) == len(table._tombstones) == self.verifier.loop.queue_tokens == 0
-            and table.free_kv_tokens == table.kv_tokens
-            and sum(cache.capacity for cache in self.model.caches) == table.kept_kv_tokens
+            and self.engine.free_kv_tokens == self.engine.kv_tokens
+            and sum(cache.capacity for cache in self.model.caches) == self.engine.prefixes.reserved
         )
 
     def new_prompt(self) -> list[int]:
@@ -102,13 +105,14 @@ async def a_cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
     )
     async with a_world(make_folder(tmp_path / "target")) as world:
         bus = world.network.connect()
-        verifier = Verifier(new_instance_id("cloud"), settings, model, bus, VerifierMetrics(CollectorRegistry()))
+        engine = TorchEngine(model, settings.kv_tokens)
+        verifier = Verifier(new_instance_id("cloud"), settings, engine, bus, VerifierMetrics(CollectorRegistry()))
         running = asyncio.create_task(verifier.run())
         try:
             await until(lambda: world.knows(cast(Any, verifier)))
             world.answer = "Q#Z$X@" * 20  # what the drafter guesses, in ids that the target knows; mostly wrong
             await world.drafter()
-            yield Cloud(world, verifier, model)
+            yield Cloud(world, verifier, engine, model)
             assert not running.done(), "the verifier ended"
         finally:
             model.gate.open()
@@ -156,7 +160,7 @@ async def leave_mid_answer(cloud: Cloud) -> None:
         response = await post(client, asked(stream=True, n=2))
         await response.content.readany()
         cloud.model.gate.shut()
-        assert [seat.state.finish for seat in cloud.verifier.table] == [None, None]
+        assert [slot.state.finish for slot in cloud.verifier.table] == [None, None]
         response.close()
         await cloud.opened(0)
         cloud.model.gate.open()

@@ -19,7 +19,7 @@ from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
 from shared.protocol.messages import Speculate
 from shared.protocol.subjects import all_said, new_instance_id
-from tests.fakes import FakeDraft, FakeTarget
+from tests.fakes import FakeDraft, FakeTarget, fake_engine
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL
 
@@ -34,7 +34,11 @@ async def a_pair(world: World, draft_context: int) -> AsyncIterator[Drafter]:
     cloud = VerifierSettings(name="cloud", target="fake", model_name=MODEL, heartbeat_s=0.1)
     edge = DrafterSettings(name="edge", draft="fake", model_name=MODEL, heartbeat_s=0.1)
     verifier = Verifier(
-        new_instance_id("cloud"), cloud, target, world.network.connect(), VerifierMetrics(CollectorRegistry())
+        new_instance_id("cloud"),
+        cloud,
+        fake_engine(target),
+        world.network.connect(),
+        VerifierMetrics(CollectorRegistry()),
     )
     drafter = Drafter(
         new_instance_id("edge"), edge, draft, world.network.connect(), DrafterMetrics(CollectorRegistry())

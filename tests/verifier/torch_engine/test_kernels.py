@@ -8,8 +8,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from services.cloud_verifier.torch_engine import kernels
+from services.cloud_verifier.torch_engine.kernels import like
 from services.cloud_verifier.torch_engine.packed import CompiledNorm, CompiledSilu, silu_product
-from services.cloud_verifier.torch_engine.storage import like
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 

@@ -7,56 +7,60 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from services.cloud_verifier.loop import computation
-from services.cloud_verifier.sessions import Seat, SessionTable
+from services.cloud_verifier.loop import step_row
+from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache
+from shared.policies.batching import KV_STEP
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id
 from shared.protocol.verifier_session import PassInfo
-from tests.fakes import FakeTarget, answer
+from tests.fakes import FakeTarget, answer, fake_engine
 from tests.verifier.torch_engine.tiny_models import SERVED, save_model
 
 GATEWAY = new_instance_id("gateway")
-BLOCK = 512
+STEP = KV_STEP
 PROMPT = tuple(range(5, 5 + 2 * MIN_TOKENS))
 
 
 class Table(SessionTable):
-    """A table for `num_caches` sessions of up to 512 tokens, and the passes of its sessions."""
+    """A table for `num_caches` sessions of up to STEP tokens, and the passes of its sessions."""
 
     def __init__(self, num_caches: int) -> None:
-        self.model = FakeTarget()
-        super().__init__(self.model, num_caches * BLOCK, 10, 1000.0, lambda seat, refusal: None)
+        self.engine = fake_engine(FakeTarget(), num_caches * STEP)
+        super().__init__(self.engine, 10, 1000.0, lambda slot, refusal: None)
 
-    def opens(self, number: int, prompt: Sequence[int] = PROMPT, scope: str | None = "a", max_tokens: int = 4) -> Seat:
+    def opens(
+        self, number: int, prompt: Sequence[int] = PROMPT, scope: str | None = "a", max_tokens: int = 4
+    ) -> SessionSlot:
         ids = TokenIds(prompt)
         request = Open(f"{number:032x}", 1, None, ids, NO_TOKENS, Sampling(), NO_TOKENS, max_tokens, cache_scope=scope)
         return self.open(request, GATEWAY, 0.0)
 
     def run_pass(self, chunk: int = 8) -> list[str]:
         """One pass of all that are ready; their session ids."""
-        seats = self.ready()
-        rows = [seat.state.begin_pass(chunk, 0) for seat in seats]
-        drawn = self.model.step([computation(seat, row) for seat, row in zip(seats, rows, strict=True)])
-        for seat, row, draws in zip(seats, rows, drawn, strict=True):
-            verdict = seat.state.end_pass(row, draws.token_ids, PassInfo(), 0.0)
+        self.share_prefixes()
+        slots = self.ready()
+        rows = [slot.state.begin_pass(chunk, 0) for slot in slots]
+        drawn = self.engine.step([step_row(slot, row) for slot, row in zip(slots, rows, strict=True)])
+        for slot, row, draws in zip(slots, rows, drawn, strict=True):
+            verdict = slot.state.end_pass(row, draws.token_ids, PassInfo(), 0.0)
             if verdict and verdict.finish:
-                self.settle(seat)
-        return [seat.state.session_id for seat in seats]
+                self.settle(slot)
+        return [slot.state.session_id for slot in slots]
 
-    def finish(self, seat: Seat) -> int:
+    def finish(self, slot: SessionSlot) -> int:
         """Passes until the session has its answer; how many."""
         num_passes = 0
-        while seat.state.finish is None:
+        while slot.state.finish is None:
             assert self.run_pass(), "a session waits for nobody"
             num_passes += 1
-        assert seat.state.tokens == [*seat.state.request.prompt_ids, *answer(seat.state.request.prompt_ids, 4)]
+        assert slot.state.tokens == [*slot.state.request.prompt_ids, *answer(slot.state.request.prompt_ids, 4)]
         return num_passes
 
 
-def kept(*texts: Sequence[int], scope: str = "a", reserved: int = BLOCK) -> PrefixCache:
+def kept(*texts: Sequence[int], scope: str = "a", reserved: int = STEP) -> PrefixCache:
     cache = PrefixCache()
     for text in texts:
         cache.keep(scope, text, object(), reserved)  # type: ignore[arg-type]
@@ -81,16 +85,16 @@ def test_nothing_is_found_in_another_scope() -> None:
 
 
 def test_a_text_that_another_goes_on_with_is_kept_once() -> None:
-    assert kept(range(50), range(80)).reserved == BLOCK
-    assert kept(range(80), range(50)).reserved == BLOCK
-    assert kept(range(80), [*range(50), 1]).reserved == 2 * BLOCK
+    assert kept(range(50), range(80)).reserved == STEP
+    assert kept(range(80), range(50)).reserved == STEP
+    assert kept(range(80), [*range(50), 1]).reserved == 2 * STEP
 
 
 def test_the_cache_used_longest_ago_gives_way_first() -> None:
     texts = [[number] * 40 for number in range(3)]
     cache = kept(*texts)
     assert found(cache, texts[0]) == 40
-    cache.shrink(2 * BLOCK)
+    cache.shrink(2 * STEP)
     assert [found(cache, text) for text in texts] == [40, 0, 40]
 
 
@@ -101,7 +105,7 @@ def test_a_second_question_after_the_first_answer_is_computed_from_where_they_pa
     again = table.opens(2, [*first.state.tokens, *range(60, 64)])
     assert again.state.computed == len(PROMPT) + 3  # the newest token was never fed
     assert table.finish(again) == 4
-    assert table.num_shared_tokens == len(PROMPT) + 3
+    assert table.engine.num_shared_tokens == len(PROMPT) + 3
 
 
 def test_sessions_of_another_scope_or_of_none_compute_everything_themselves() -> None:
@@ -109,19 +113,19 @@ def test_sessions_of_another_scope_or_of_none_compute_everything_themselves() ->
     table.finish(table.opens(1, scope="a"))
     table.finish(table.opens(2, scope=None))
     others = [table.opens(3, scope="b"), table.opens(4, scope=None)]
-    assert [seat.state.computed for seat in others] == [0, 0]
-    assert table.num_shared_tokens == 0
+    assert [slot.state.computed for slot in others] == [0, 0]
+    assert table.engine.num_shared_tokens == 0
 
 
 def test_kept_caches_give_way_to_sessions() -> None:
     table = Table(2)
     for number in range(3):
         table.finish(table.opens(number, [number + 5] * 40))
-    assert (table.free_kv_tokens, table.kept_kv_tokens) == (2 * BLOCK, 2 * BLOCK)
-    seats = [table.opens(number, [number + 5] * 40) for number in (10, 11)]
-    assert all(seat.cache is not None for seat in seats)
-    assert (table.free_kv_tokens, table.kept_kv_tokens) == (0, 0)
-    table.finish(seats[0])
+    assert (table.engine.free_kv_tokens, table.engine.prefixes.reserved) == (2 * STEP, 2 * STEP)
+    slots = [table.opens(number, [number + 5] * 40) for number in (10, 11)]
+    assert all(slot.context is not None for slot in slots)
+    assert (table.engine.free_kv_tokens, table.engine.prefixes.reserved) == (0, 0)
+    table.finish(slots[0])
     assert table.opens(12, [10 + 5] * 40).state.computed > 0
 
 
@@ -131,7 +135,7 @@ def test_a_twin_waits_for_the_prefill_under_way_and_is_spared_its_own() -> None:
     while first.state.num_todo > 1:
         assert table.run_pass() == [first.state.session_id]
     assert table.run_pass() == [first.state.session_id, twin.state.session_id]
-    assert table.num_shared_tokens == len(PROMPT) - 1
+    assert table.engine.num_shared_tokens == len(PROMPT) - 1
     table.finish(first)
     table.finish(twin)
 
@@ -142,7 +146,7 @@ def test_a_twin_computes_for_itself_when_the_other_is_closed_mid_prefill() -> No
     table.run_pass(MIN_TOKENS)
     table.close(first.state.session_id, 1, 0.0)
     table.finish(twin)
-    assert table.num_shared_tokens == MIN_TOKENS, "what the closed one had computed is used"
+    assert table.engine.num_shared_tokens == MIN_TOKENS, "what the closed one had computed is used"
 
 
 def test_twins_of_one_that_is_over_do_not_wait_for_each_other() -> None:
@@ -159,32 +163,34 @@ def test_what_a_twin_has_yet_to_copy_is_copied_from_where_it_is() -> None:
     table = Table(4)
     table.finish(table.opens(1))
     first = table.opens(2, [*PROMPT, 90])
-    assert first.prefix is not None
-    source = first.prefix.cache
-    table._prefixes.shrink(0)  # room was needed meanwhile
+    assert first.context.prefix is not None
+    source = first.context.prefix.cache
+    table.engine.prefixes.shrink(0)  # room was needed meanwhile
     second = table.opens(3, PROMPT)
-    assert second.twin is first
+    assert second.context.source is first.context
+    assert second not in table.ready()
+    table.share_prefixes()
     assert second in table.ready()
-    assert second.prefix is not None
-    assert second.prefix.cache is source
+    assert second.context.prefix is not None
+    assert second.context.prefix.cache is source
 
 
 def test_a_closed_session_that_had_copied_nothing_yet_leaves_nothing() -> None:
     table = Table(2)
     table.finish(table.opens(1))
     inheriting = table.opens(2)
-    assert inheriting.prefix is not None
+    assert inheriting.context.prefix is not None
     table.opens(3, scope="b")
-    assert table.kept_kv_tokens == 0, "the first one's cache gave way"
+    assert table.engine.prefixes.reserved == 0, "the first one's cache gave way"
     table.close(inheriting.state.session_id, 1, 0.0)
-    assert table.kept_kv_tokens == 0
+    assert table.engine.prefixes.reserved == 0
 
 
 def test_a_session_of_another_scope_does_not_wait_for_a_prefill_under_way() -> None:
     table = Table(4)
-    seats = [table.opens(number, scope=scope) for number, scope in enumerate(("a", "b", None, None))]
-    assert table.run_pass() == [seat.state.session_id for seat in seats]
-    assert table.num_shared_tokens == 0
+    slots = [table.opens(number, scope=scope) for number, scope in enumerate(("a", "b", None, None))]
+    assert table.run_pass() == [slot.state.session_id for slot in slots]
+    assert table.engine.num_shared_tokens == 0
 
 
 def test_logits_behind_a_copied_prefix_have_the_same_bits(tmp_path) -> None:
@@ -196,7 +202,8 @@ def test_logits_behind_a_copied_prefix_have_the_same_bits(tmp_path) -> None:
     expected = target.forward([Row(whole, 0, other, 90, Sampling())])[0]
     for length in (1, 33, 70):
         cache = target.new_cache(90)
-        row = Row(cache, length, other[length:], 90 - length, Sampling(), prefix=Prefix(source, length))
+        cache.copy(Prefix(source, length))
+        row = Row(cache, length, other[length:], 90 - length, Sampling())
         assert torch.equal(target.forward([row])[0], expected[length:])
     target.forward([Row(source, 89, text[89:], 1, Sampling())])  # the source is as good as before
 
@@ -207,3 +214,17 @@ def fed(target: TargetModel, text: list[int]) -> KvCache:
     for start, end in ((0, 40), (40, 41), (41, len(text))):
         target.forward([Row(cache, start, text[start:end], 0, Sampling())])
     return cache
+
+
+def test_a_session_that_waits_for_a_prefix_and_gets_another_text_shares_what_that_has_in_common() -> None:
+    table = Table(4)
+    first, waiting = table.opens(1), table.opens(2)
+    assert waiting.context.num_shared is None
+    other = [*PROMPT[:MIN_TOKENS], *range(60, 80)]
+    request = Open(
+        waiting.state.session_id, 2, None, TokenIds(other), NO_TOKENS, Sampling(), NO_TOKENS, 4, cache_scope="a"
+    )
+    assert table.open(request, GATEWAY, 0.0) is waiting
+    table.finish(first)
+    table.finish(waiting)
+    assert table.engine.num_shared_tokens == MIN_TOKENS

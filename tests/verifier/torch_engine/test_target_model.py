@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine import model as target_module
 from services.cloud_verifier.torch_engine.architecture import UnsupportedModel
 from services.cloud_verifier.torch_engine.kv import KV_STEP
 from services.cloud_verifier.torch_engine.llama import LlamaNetwork
-from services.cloud_verifier.torch_engine.model import Drawn, NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
+from services.cloud_verifier.torch_engine.model import NonFiniteLogits, Row, TargetModel, load_target, pick_dtype
 from services.cloud_verifier.torch_engine.network import TransformersNetwork
 from shared.protocol import sampling as reference
 from shared.protocol.messages import Sampling
@@ -333,12 +334,12 @@ def test_a_row_whose_logits_are_not_finite_is_named_and_the_others_can_go_on(qwe
     assert target.step(rows[:1]) == expected
 
 
-def test_a_target_tells_its_name_sizes_and_cache_bytes(qwen3: TargetModel, qwen3_folder: Path) -> None:
+def test_a_target_has_a_name_and_sizes_and_its_caches_whole_steps(qwen3: TargetModel, qwen3_folder: Path) -> None:
     assert qwen3.name == qwen3_folder.name
     assert (qwen3.vocab_size, qwen3.max_context) == (VOCAB_SIZE, MAX_CONTEXT)
     cache = qwen3.new_cache(KV_STEP + 1)
     stored = sum(tensor.nbytes for tensor in cache.rooms)
-    assert qwen3.cache_bytes(KV_STEP + 1) == stored == 2 * KV_STEP * 2 * 2 * 2 * 32 * 4
+    assert stored == 2 * KV_STEP * 2 * 2 * 2 * 32 * 4
 
 
 def test_the_fingerprint_is_stable_and_tells_dtype_kernels_and_weights_apart(

@@ -248,5 +248,6 @@ def make_verifier(bus: Bus, model: TargetModel, name: str, **options: Any) -> Ve
 
 
 def make_drafter(bus: Bus, model: DraftModel, name: str) -> Drafter:
-    settings = DrafterSettings(name=name, draft="in-process")
+    # Nobody repeats decisions here, so they must hold for a whole test on a busy machine.
+    settings = DrafterSettings(name=name, draft="in-process", decision_ttl_s=ANSWER_S)
     return Drafter(subjects.new_instance_id(name), settings, model, bus, DrafterMetrics(CollectorRegistry()))

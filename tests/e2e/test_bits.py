@@ -104,7 +104,7 @@ async def check_bits(
 async def test_speculation_changes_no_token_of_a_tenth_of_the_prompts(
     target: TargetModel, drafts: dict[str, DraftModel], prompts: list[list[int]], tokenizer: TargetTokenizer
 ) -> None:
-    alone = [way for way in (ALONE, *SLIDING) if way.num_at_once == 1]
+    alone = [Way(3, stop_and_wait=True), *(way for way in (ALONE, *SLIDING) if way.num_at_once == 1)]
     num_compared = await check_bits(target, drafts, prompts[::40], tokenizer.stop_ids, alone)
     for kind, draft in drafts.items():  # 8 sessions: 4 of 40 prompts, greedy and sampled
         ways = [way for way in (*SLIDING, *STOP_AND_WAIT) if way.num_at_once == 8]

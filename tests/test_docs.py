@@ -252,12 +252,12 @@ def test_dependencies_are_ranges_without_pins() -> None:
 
 
 def test_every_key_of_a_scenario_is_described_with_its_table() -> None:
-    text = text_of("docs/simulator.md")
-    tables = dict(section.split("\n", 1) for section in text.split("\n### ")[1:])
+    text = text_of("docs/scenarios.md")
+    tables = dict(section.split("\n", 1) for section in re.split(r"\n#{2,3} ", text)[1:])
     found = [kind for module in (demand, scenario, sweep, compare, profiles) for kind in vars(module).values()]
     parts = {kind for kind in found if isinstance(kind, type) and issubclass(kind, part.Part | profiles.Times)}
     expected = {kind.__name__: set(kind.model_fields) for kind in parts - {part.Part, profiles.Times}}
-    rows = {name: re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name, table in tables.items()}
+    rows = {name: re.findall(r"^\| (`.+?`) \|", tables[name], re.MULTILINE) for name in expected}
     assert {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()} == expected
 
 

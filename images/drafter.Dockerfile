@@ -1,11 +1,11 @@
-# dsd-drafter: the edge drafter. How to build it, and what a container needs: docs/images.md
-# The tag fixes Python and Debian and follows their security updates; give one with a digest to fix every byte.
+# dsd-drafter: the edge drafter. Build and run: docs/images.md
+# The tag pins Python's and Debian's versions and follows their security updates. For reproducible builds add a digest.
 ARG PYTHON_IMAGE=python:3.11-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS dependencies
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-# Our packages are not here yet: what is installed is what the role needs, and stays cached while only code changes.
+# Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
 RUN python -m venv --without-pip /opt/dsd \
     && pip --python /opt/dsd/bin/python install --no-cache-dir './[edge]'
 
@@ -17,7 +17,7 @@ COPY shared shared
 COPY awc awc
 COPY services/__init__.py services/
 COPY services/edge_drafter services/edge_drafter
-# onnxruntime reports its use to its maker unless it is told not to.
+# Disable onnxruntime's telemetry.
 ENV PATH=/opt/dsd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1 \
@@ -26,7 +26,7 @@ ENV PATH=/opt/dsd/bin:$PATH \
     DSD_DRAFT=/var/lib/dsd/models/smollm2-135m/draft-int8
 EXPOSE 8080
 USER 65532:65532
-# No HEALTHCHECK: Kubernetes doesn't read it; its probes ask /healthz and /readyz.
+# No HEALTHCHECK: Kubernetes ignores it and probes /healthz and /readyz.
 ENTRYPOINT ["python", "-m", "services.edge_drafter"]
 ARG SOURCE
 ARG REVISION

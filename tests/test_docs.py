@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard, get_args
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -27,8 +28,11 @@ from shared.protocol.messages import FailureCode
 from shared.runtime.metrics import BusMetrics, ProcessMetrics
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-PACKAGES = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client", "benchmarks")
+REFERENCE = sorted(ROOT.glob("docs/*.md"))
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *PAGES])
+PACKAGES = ("shared", "services", "awc", "awc_training", "dsd_sim", "model_zoo", "client", "benchmarks")
+FOLDERS = (*PACKAGES, "docs", "images", "k8s", "profiles", "recordings", "scenarios", "tests")
 CODE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -41,6 +45,21 @@ PROTOCOL_TESTS = {  # the letters that docs/protocol.md gives to files of tests
     "F": "tests/gateway/session/test_failover.py",
     "GP": "tests/gateway/test_process.py",
 }
+
+CHANGES = "To change X, start at Y"
+MAX_FILES_OF_A_CHANGE = 5  # the first one and four more
+ASKED_CHANGES = (  # what newcomers are asked to find in docs/architecture.md
+    "a window policy",
+    "a sampling parameter",
+    "a message field",
+    "the batching rule",
+    "an HTTP endpoint",
+    "a metric",
+    "a verifier engine",
+    "a scenario key",
+    "the subject scheme",
+    "a Kubernetes setting",
+)
 
 
 def text_of(name: str) -> str:
@@ -56,9 +75,17 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def anchors(markdown: str) -> set[str]:
-    """What a link may name behind a #: headings in lower case, punctuation left out, spaces as dashes."""
+    """What a link may name behind a #: headings in lower case, without punctuation, spaces as dashes. GitHub writes a
+    dash for each space, MkDocs one for several: headings in which that differs have no anchor."""
     headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    slugs = {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {slug for slug in slugs if "--" not in slug}
+
+
+def section(name: str, heading: str) -> str:
+    """What stands under a heading of the second level."""
+    parts = re.split(r"^## ", text_of(name), flags=re.MULTILINE)
+    return next(part for part in parts if part.startswith(heading + "\n"))
 
 
 # --- links and names --------------------------------------------------------------------------------------------------
@@ -73,24 +100,76 @@ def test_links_of_a_document_lead_somewhere(document: Path) -> None:
         target = document.parent / file if file else document
         assert target.exists(), f"{name_of(document)} links to {link}"
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+        assert document not in PAGES or target.resolve().is_relative_to(ROOT / "docs"), f"{link} is not on the site"
 
 
 def test_documents_named_in_code_or_documents_exist() -> None:
     for path in [*CODE, *TESTS, *DOCUMENTS, ROOT / "pyproject.toml", ROOT / "Makefile"]:
-        for name in re.findall(r"(?<![\w/])docs/\w+\.md", path.read_text(encoding="utf-8")):
+        for name in re.findall(r"(?<![\w/])docs/[\w./-]+\.md", path.read_text(encoding="utf-8")):
             assert (ROOT / name).is_file(), f"{name_of(path)} names {name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_files_that_a_document_names_exist(document: Path) -> None:
     """Paths from the root, in code font; a pattern with * or … names none."""
-    for name in re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests|docs)/[\w./-]+)`", document.read_text(encoding="utf-8")):
+    for name in named_paths(document.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), f"{name_of(document)} names {name}"
 
 
-def test_every_document_can_be_found_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", text_of("README.md")))
-    assert linked == {name_of(path) for path in DOCUMENTS if path.parent.name == "docs"}
+def named_paths(text: str) -> list[str]:
+    return re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`", text)
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def entries(part: object) -> Iterator[str]:
+    """The pages in a part of the navigation."""
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, dict | list):
+        for each in part.values() if isinstance(part, dict) else part:
+            yield from entries(each)
+
+
+def test_the_navigation_has_every_page_once_and_nothing_else() -> None:
+    site = yaml.safe_load(text_of("mkdocs.yml"))
+    assert [*map("".join, site["nav"])] == ["Start", "Use", "Deploy", "Understand", "Research", "Reports"]
+    assert sorted(entries(site["nav"])) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES)
+
+
+@pytest.mark.parametrize("page", REFERENCE, ids=name_of)
+def test_a_page_of_reference_has_no_dates_and_no_commits(page: Path) -> None:
+    """Those stand in docs/reports, beside the figures."""
+    text = page.read_text(encoding="utf-8")
+    running = re.sub(r"^ *```.*?^ *```$|`[^`\n]+`", "", text, flags=re.MULTILINE | re.DOTALL)  # no code
+    hashes = re.findall(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{7,40}\b", running)
+    dates = re.findall(r"\b20\d\d-\d\d-\d\d\b", running)
+    commits = re.findall(r"\bcommit `?[0-9a-f]{7,40}\b", text)
+    assert [*hashes, *dates, *commits] == []
+
+
+def test_the_architecture_says_where_a_change_starts() -> None:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+) \|$", section("docs/architecture.md", CHANGES), re.MULTILINE)[2:]
+    assert set(ASKED_CHANGES) <= {what for what, _, _ in rows}
+    for what, start, then in rows:
+        assert named_paths(start), f"{what}: no file to start at"
+        assert len(named_paths(start + then)) <= MAX_FILES_OF_A_CHANGE, what
+        for name in named_paths(start + then):
+            assert (ROOT / name).exists(), f"{what}: {name}"
+
+
+def test_the_architecture_names_every_folder() -> None:
+    text = text_of("docs/architecture.md")
+    folders = {name_of(path.parent) for path in CODE} | set(FOLDERS) - {"benchmarks"}
+    assert {folder for folder in folders if f"`{folder}`" not in text} == set()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) < 120
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_make_targets_that_documents_name_exist() -> None:

@@ -15,8 +15,9 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from dsd_sim.scenario import demand, scenario, table
-from dsd_sim.studies import compare, plan, sweep
+from dsd_sim.scenario import demand, scenario
+from dsd_sim.scenario import table as part
+from dsd_sim.studies import compare, sweep
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
@@ -330,15 +331,13 @@ def test_dependencies_are_ranges_without_pins() -> None:
 
 
 def test_every_key_of_a_scenario_is_described_with_its_table() -> None:
-    parts = re.split(r"^### ", text_of("docs/scenarios.md"), flags=re.MULTILINE)[1:]
-    described = {}
-    for name, _, body in (part.partition("\n\n") for part in parts):
-        keys = re.findall(r"^\| (`.+?`) \|", body.partition("\n## ")[0], re.MULTILINE)
-        described[name] = set(re.findall(r"`(\w+)`", " ".join(keys)))
-    found = [kind for module in (demand, scenario, sweep, compare, plan, profiles) for kind in vars(module).values()]
-    bases = (table.Table, profiles.Times)
-    kinds = {kind for kind in found if isinstance(kind, type) and issubclass(kind, bases)} - {*bases}
-    assert described == {kind.__name__: set(kind.model_fields) for kind in kinds}
+    text = text_of("docs/scenarios.md")
+    tables = dict(section.split("\n", 1) for section in re.split(r"\n#{2,3} ", text)[1:])
+    found = [kind for module in (demand, scenario, sweep, compare, profiles) for kind in vars(module).values()]
+    parts = {kind for kind in found if isinstance(kind, type) and issubclass(kind, part.Part | profiles.Times)}
+    expected = {kind.__name__: set(kind.model_fields) for kind in parts - {part.Part, profiles.Times}}
+    rows = {name: re.findall(r"^\| (`.+?`) \|", tables[name], re.MULTILINE) for name in expected}
+    assert {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()} == expected
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ format: $(VENV)/dev ## rewrite the files in the house style
 	$(BIN)/ruff format .
 
 docs: $(VENV)/docs ## build the documentation as a site in build/site; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # the notice is about a later MkDocs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/reports/benchmarks; goes on where it was stopped (80 minutes)
 	$(BIN)/python -m benchmarks.policies

@@ -1,8 +1,8 @@
-"""What a window policy is: what it sees of a drafter-verifier pair, what it answers, and the choice without one.
+"""The interface of window policies: a `PairReport` of a drafter-verifier pair in, a `WindowChoice` out.
 
-Invariant: a `WindowChoice` is always sendable and safe: a window of 0 to MAX_WINDOW tokens, and a chunk that the window
-can hold. A policy is pure (no I/O, no clock, no chance but from a fixed seed): equal reports in equal order give equal
-choices, in the controller and in the simulator alike.
+Invariant: every `WindowChoice` is valid to send: a window of 0…MAX_WINDOW tokens and a chunk that fits it. A policy is
+pure: no I/O, no clock, random numbers from a fixed seed only. Equal reports in equal order give equal choices, in the
+controller and in DSD-Sim.
 """
 
 from __future__ import annotations
@@ -13,69 +13,68 @@ from typing import Any, Protocol
 
 from shared.protocol.messages import MAX_TOKENS, MAX_WINDOW, PairReport
 
-# No working drafter reports more of one pair: guesses judged between two reports, sessions, sessions of a pass, tokens
-# of a context or a pass, milliseconds.
-MAX_JUDGED, MAX_SESSIONS, MAX_BATCH, LONGEST_MS = 1 << 16, 1 << 12, 1 << 16, 3_600_000.0
+# Upper bounds of what a working drafter reports of one pair.
+MAX_JUDGED = 1 << 16  # guesses between two reports
+MAX_SESSIONS = 1 << 12
+MAX_BATCH = 1 << 16  # sessions of a pass
+LONGEST_MS = 3_600_000.0
 
 
 @dataclass(frozen=True, slots=True)
 class WindowChoice:
-    """How far a drafter may run ahead of one verifier.
+    """How far a drafter may run ahead of one verifier. Raises ValueError when out of bounds."""
 
-    `window` tokens may be unverified, they are sent `chunk` at a time, and with `free_run` the verifier goes on by
-    itself while it waits for guesses. A window of 0 is target-only serving. Behind a guess whose confidence is under
-    `min_confidence` none is drafted until that one has a verdict. Raises ValueError when out of bounds.
-    """
-
-    window: int
-    chunk: int
-    free_run: bool
-    min_confidence: float = 0.0
+    window: int  # guesses without a verdict, at most; 0: target-only
+    chunk: int  # guesses sent together
+    free_run: bool  # the verifier decodes alone while it has no guesses
+    min_confidence: float = 0.0  # a guess below it ends its window until it has a verdict
 
     def __post_init__(self) -> None:
         if not 0 <= self.window <= MAX_WINDOW:
-            raise ValueError(f"window {self.window} must be 0 to {MAX_WINDOW}")
+            raise ValueError(f"window must be 0 to {MAX_WINDOW}, got {self.window}")
         if not 1 <= self.chunk <= max(self.window, 1):
-            raise ValueError(f"chunk {self.chunk} must be 1 to {max(self.window, 1)} with a window of {self.window}")
+            raise ValueError(
+                f"chunk must be 1 to {max(self.window, 1)} with a window of {self.window}, got {self.chunk}"
+            )
         if not 0 <= self.min_confidence <= 1:
-            raise ValueError(f"min_confidence {self.min_confidence} must be 0 to 1")
+            raise ValueError(f"min_confidence must be 0 to 1, got {self.min_confidence}")
 
     @property
     def is_stop_and_wait(self) -> bool:
-        """Whether a whole window is sent at once and then waited for, the paper's scheme (arXiv 2511.21669)."""
+        """Whether each window is sent whole and then awaited, the scheme of arXiv 2511.21669."""
         return not self.free_run and self.chunk == self.window
 
     def with_window(self, window: int) -> WindowChoice:
-        """The same scheme with another window: stop-and-wait stays that; else the chunk, as far as it fits."""
+        """This choice with another window. Stop-and-wait stays stop-and-wait; otherwise the chunk shrinks to fit."""
         if window == 0:
             return replace(self, window=0, chunk=1, free_run=True)
         return replace(self, window=window, chunk=window if self.is_stop_and_wait else min(self.chunk, window))
 
 
-DEFAULT_CHOICE = WindowChoice(window=8, chunk=2, free_run=True)  # until a controller decides, and when none is alive
+DEFAULT_CHOICE = WindowChoice(window=8, chunk=2, free_run=True)  # without a controller
 
 
 class PairControl(Protocol):
-    """The state of one pair and the choice it leads to; dropped with the pair."""
+    """The policy's state of one pair."""
 
     def decide(self, seen: PairReport) -> WindowChoice:
-        """The choice from now on, after one more report of this pair."""
+        """The choice after one more report of this pair."""
         ...
 
 
 class WindowPolicy(Protocol):
-    """A way to choose windows. `name` is what decisions and metrics carry."""
+    """Chooses windows. Decisions and metrics carry its `name`."""
 
     @property
     def name(self) -> str: ...
 
     def for_pair(self) -> PairControl:
-        """Fresh state for a pair that has not been seen before."""
+        """Fresh state for a new pair."""
         ...
 
 
 def is_plausible(seen: PairReport) -> bool:
-    """Whether the figures can come from a working drafter; a policy should not be shown others."""
+    """Whether a working drafter can have sent these figures; policies get no others."""
     return (
         seen.drafted <= MAX_JUDGED
         and seen.matched + seen.mismatched <= MAX_JUDGED
@@ -93,17 +92,17 @@ def is_plausible(seen: PairReport) -> bool:
 
 
 class BatchPolicy(WindowPolicy, Protocol):
-    """A policy to which many decisions together cost less than one by one."""
+    """A policy that decides on many pairs at once for less time per pair."""
 
     def decide_all(self, pairs: Sequence[Any], reports: Sequence[PairReport]) -> list[WindowChoice]:
-        """What each pair would decide alone on its report; no pair comes twice."""
+        """What each pair would decide alone on its report. No pair occurs twice."""
         ...
 
 
 def decide_all(
     policy: WindowPolicy | BatchPolicy, pairs: Sequence[PairControl], reports: Sequence[PairReport]
 ) -> list[WindowChoice]:
-    """The choices of pairs of one policy, each after one more report of its own."""
+    """The choices of several pairs of one policy, each after one more report. No pair occurs twice."""
     if not pairs:
         return []
     together = getattr(policy, "decide_all", None)

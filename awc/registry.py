@@ -1,8 +1,13 @@
-"""The window policies by name. Each is made from the choice it starts with; those that may draft in vain rest."""
+"""The window policies by name: the one list that settings, help texts, scenarios and studies follow.
+
+Each entry makes a policy from the choice it starts with and, optionally, other parameters. PausingPolicy wraps those
+that do not lower the window to 0 by themselves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from awc.policies.adaptive import AdaptivePolicy
 from awc.policies.closed_form import ClosedFormPolicy
@@ -15,17 +20,24 @@ from awc.policies.static import StaticPolicy
 from awc.policies.wc_dnn import WcDnnPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc.wrappers.fair_share import FairSharePolicy
-from awc.wrappers.resting import RestingPolicy
+from awc.wrappers.pausing import PausingPolicy
 
-POLICIES: dict[str, Callable[[WindowChoice], WindowPolicy]] = {
+
+def _pausing(kind: Callable[..., WindowPolicy]) -> Callable[..., WindowPolicy]:
+    def make(start: WindowChoice, **options: Any) -> WindowPolicy:
+        return PausingPolicy(kind(start, **options))
+
+    return make
+
+
+POLICIES: dict[str, Callable[..., WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
-    LadderPolicy.name: lambda start: RestingPolicy(LadderPolicy(start)),
-    ConfidencePolicy.name: lambda start: RestingPolicy(ConfidencePolicy(start)),
-    DelayBanditPolicy.name: lambda start: RestingPolicy(DelayBanditPolicy(start)),
-    # These go to a window of 0 by themselves, and come back; wc-dnn as far as the paper's five inputs lead back.
+    LadderPolicy.name: _pausing(LadderPolicy),
+    ConfidencePolicy.name: _pausing(ConfidencePolicy),
     ClosedFormPolicy.name: ClosedFormPolicy,
     GoodputPolicy.name: GoodputPolicy,
     NightjarPolicy.name: NightjarPolicy,
+    DelayBanditPolicy.name: _pausing(DelayBanditPolicy),
     WcDnnPolicy.name: WcDnnPolicy,
-    AdaptivePolicy.name: lambda start: FairSharePolicy(RestingPolicy(AdaptivePolicy(start))),
+    AdaptivePolicy.name: lambda start, **options: FairSharePolicy(PausingPolicy(AdaptivePolicy(start, **options))),
 }

@@ -1,4 +1,4 @@
-"""python -m awc_training: makes the dataset, trains the paper's network, and judges every policy, from nothing."""
+"""python -m awc_training: makes datasets, trains both networks and evaluates every policy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from awc.estimators.network import write_network
 from awc.policies import adaptive, wc_dnn
 from awc_training.cards import read_card, write_card
 from awc_training.changes import follow
-from awc_training.crowds import crowds
 from awc_training.dataset import NUM_SCENARIOS, make_datasets, read_dataset, write_dataset
 from awc_training.evaluate import NUM_HELD_OUT, evaluate
 from awc_training.paper import paper_cells
-from awc_training.report import Found, write_report
+from awc_training.report import EvaluationResults, write_report
+from awc_training.shared_verifiers import serve_shared_verifiers
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -25,13 +25,13 @@ OUT = Path("results/awc")
 DOCS = Path("docs/reports/awc")
 FOLLOWING = ("ladder", "closed-form", "goodput", "nightjar", "adaptive")
 NETWORKS = {"wc-dnn": (WINDOW_INPUTS, wc_dnn.WEIGHTS), "adaptive": (CHOICE_INPUTS, adaptive.WEIGHTS)}
-Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; runs that it holds are kept.")]
+Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; its runs are reused.")]
 Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
 
 
 @app.callback()
 def main() -> None:
-    """Adaptive window control: from nothing to trained weights and the tables of docs/awc.md."""
+    """Adaptive window control: trains the networks and makes the tables of docs/reports/awc."""
 
 
 @app.command()
@@ -40,7 +40,7 @@ def dataset(
     workers: Workers = None,
     num: Annotated[int, typer.Option(min=10, help="Training scenarios.")] = NUM_SCENARIOS,
 ) -> None:
-    """Runs training scenarios under every window, and labels what a controller sees. Goes on where it was stopped."""
+    """Runs training scenarios with every window and labels the reports. Resumes after a stop."""
     for name, made in zip(NETWORKS, make_datasets(out / "runs", num, workers), strict=True):
         path = out / f"{name}.npz"
         write_dataset(made, path)
@@ -49,17 +49,17 @@ def dataset(
 
 @app.command()
 def train(out: Out = OUT, seed: int = 1) -> None:
-    """Trains both networks on their datasets, and writes weights and cards into awc/."""
+    """Trains both networks on their datasets and writes weights and cards into awc/policies."""
     import torch
 
     from awc_training import train as training
 
-    torch.set_num_threads(1)  # faster than more of them at this size
+    torch.set_num_threads(1)  # the fastest at this size
     for name, (names, weights) in NETWORKS.items():
         network, card = training.train(read_dataset(out / f"{name}.npz"), names, seed)
         write_network(network, weights)
         write_card(card, weights.with_suffix(".json"))
-        print(f"{name}: {card.num_parameters} parameters, off by {card.mean_error:.3f}: {weights}")
+        print(f"{name}: {card.num_parameters} parameters, mean error {card.mean_error:.3f}: {weights}")
 
 
 @app.command(name="evaluate")
@@ -68,13 +68,12 @@ def evaluate_all(
     workers: Workers = None,
     num: Annotated[int, typer.Option(min=1, help="Held-out scenarios.")] = NUM_HELD_OUT,
 ) -> None:
-    """Tunes rivals on training scenarios, and runs every policy on some that training never saw. Goes on where it was
-    stopped."""
+    """Tunes rivals on training scenarios and runs every policy on held-out ones. Resumes after a stop."""
     runs = out / "runs"
-    found = Found(
+    found = EvaluationResults(
         evaluation=evaluate(runs, num=num, workers=workers),
         followed=follow(FOLLOWING, runs, workers),
-        crowded=crowds(),
+        shared_verifiers=serve_shared_verifiers(),
         paper=paper_cells(runs, workers),
     )
     (out / "found.json").write_bytes(json.format(json.encode(found), indent=1) + b"\n")
@@ -82,8 +81,8 @@ def evaluate_all(
 
 @app.command()
 def report(out: Out = OUT) -> None:
-    """Writes what `evaluate` found into docs/reports/awc."""
-    found = json.decode((out / "found.json").read_bytes(), type=Found)
+    """Writes the results of `evaluate` into docs/reports/awc."""
+    found = json.decode((out / "found.json").read_bytes(), type=EvaluationResults)
     cards = {name: read_card(weights.with_suffix(".json")) for name, (_, weights) in NETWORKS.items()}
     write_report(DOCS / "report.md", found, cards)
     print(f"written: {DOCS / 'report.md'}")

@@ -1,4 +1,4 @@
-"""Cards of weights: what they were trained on, and how well they do, beside them in a file of their own."""
+"""Cards: a JSON file beside each file of weights, with training data, seed, errors and versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Struct, json
 
 
 class Card(Struct, frozen=True):
-    """What the weights are, beside them."""
+    """Origin and quality of a file of weights."""
 
     source: str
     inputs: tuple[str, ...]
@@ -19,8 +19,8 @@ class Card(Struct, frozen=True):
     hidden: int
     epochs: int
     num_parameters: int
-    mean_error: float  # of an output, on scenarios kept apart
-    mean_error_of_median: float  # of always saying the median
+    mean_error: float  # absolute error of an output, on validation scenarios
+    mean_error_of_median: float  # the same for a constant prediction of the median
     versions: dict[str, str]
 
 
@@ -29,5 +29,5 @@ def write_card(card: Card, path: Path) -> None:
 
 
 def read_card(path: Path) -> Card:
-    """Raises OSError where there is none, ValueError for another file."""
+    """Raises OSError for a missing file, ValueError for one that is no card."""
     return json.decode(path.read_bytes(), type=Card)

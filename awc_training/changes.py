@@ -1,9 +1,10 @@
-"""How policies follow a world that changes: when their windows settle, and how often they move.
+"""How policies follow a change of the scenario: when their windows settle, and how often they change.
 
-Invariant: a window has settled when it stays near where it ends up; the time is that of the slowest pairs, from when
-the change reached them: with other guesses these are those of the next answer. What comes 2 * CHANGE_S after the
-beginning is not looked at, because clients run out of requests then. One world's chance decides little: every change is
-followed once with each of SEEDS.
+A window has settled when it stays within NEAR of its last value. Its time counts from when the change reaches the pair;
+a change of the guesses reaches it with its next answer. Only the first 2 * CHANGE_S count, because clients run out of
+requests then. Every change is simulated with each of SEEDS.
+
+Invariant: policies and oracle get the same requests and guesses.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from dsd_sim.studies.report import report_of
 START = 8
 WINDOWS = (0, 2, 4, 8, 16, 24, 32)
 LOG_ROOM = 1 << 18
-NEAR = 0.25  # of the window in the end, or one token
-SLOWEST = 0.9  # of the pairs
+NEAR = 0.25  # of the last window, at least one token
+SLOWEST = 0.9  # quantile of the pairs' settling times
 SEEDS = (7, 8, 9, 10, 11)
 
 
-class Once(NamedTuple):
-    """One policy through one change, with one seed."""
+class ChangeRun(NamedTuple):
+    """One policy through one change with one seed."""
 
-    settled_s: float  # from the change until 9 of 10 pairs stay near their last window
-    changes_per_min: float  # of a pair's window, over the whole run
-    changes_settled: float  # of all pairs, once settled
-    against_oracle: float  # soft goodput, to that of the best static windows of both phases for as long
+    settled_s: float  # until 9 of 10 pairs have settled
+    changes_per_min: float  # changes of a pair's window
+    changes_settled: float  # window changes of all pairs once settled
+    against_oracle: float  # soft goodput / that of the best static window of each phase
 
 
-class Followed(Struct, frozen=True):
-    """One policy through one change with several seeds: the median time to settle, the longest, and means."""
+class ChangeResult(Struct, frozen=True):
+    """One policy through one change over all seeds: median and longest settling time, means of the rest."""
 
     scenario: str
     policy: str
@@ -52,9 +53,9 @@ class Followed(Struct, frozen=True):
     against_oracle: float
 
 
-def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[Followed]:
-    """Every policy through every change. `folder`: for results of runs with static windows."""
-    found: dict[tuple[str, str], list[Once]] = {}
+def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[ChangeResult]:
+    """Every policy through every change. `folder`: of the results of static runs."""
+    found: dict[tuple[str, str], list[ChangeRun]] = {}
     for seed in SEEDS:
         worlds = changing(seed)
         oracles = _oracles(worlds, folder, workers)
@@ -65,13 +66,13 @@ def follow(names: Sequence[str], folder: Path, workers: int | None) -> list[Foll
     return [of_all(*key, runs) for key, runs in found.items()]
 
 
-def of_all(scenario: str, policy: str, runs: Sequence[Once]) -> Followed:
+def of_all(scenario: str, policy: str, runs: Sequence[ChangeRun]) -> ChangeResult:
     settled, *others = zip(*runs, strict=True)
-    return Followed(scenario, policy, float(np.median(settled)), max(settled), *map(fmean, others))
+    return ChangeResult(scenario, policy, float(np.median(settled)), max(settled), *map(fmean, others))
 
 
 def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> dict[str, tuple[float, ...]]:
-    """Of each world, the best static window's soft goodput in each phase."""
+    """Soft goodput of the best static window in each phase, by scenario."""
     cells = {
         each.scenario.name: [
             [static_cell(phase, SLIDING, SLIDING.choice(window)) for window in WINDOWS] for phase in each.phases
@@ -85,7 +86,7 @@ def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> d
     }
 
 
-def _followed(changed: Changing, name: str, oracle: tuple[float, ...]) -> Once:
+def _followed(changed: Changing, name: str, oracle: tuple[float, ...]) -> ChangeRun:
     start = SLIDING.choice(START)
     policy = POLICIES[name](start)
     ready = cell(changed.scenario, SLIDING, policy, start).scenario
@@ -100,18 +101,18 @@ def _followed(changed: Changing, name: str, oracle: tuple[float, ...]) -> Once:
     num = sum(map(len, moves.values()))
     minutes = 2 * CHANGE_S / 60 * max(len(moves), 1)
     as_good = float(np.average(oracle, weights=(CHANGE_S, report.virtual_s - CHANGE_S)))
-    return Once(slowest, num / minutes, late, report.soft_goodput / as_good)
+    return ChangeRun(slowest, num / minutes, late, report.soft_goodput / as_good)
 
 
 def changed_s(world: World) -> Mapping[int, float]:
-    """When the first answer behind the change began, by device, which is the number of its pair with one verifier."""
+    """Start of the first answer after the change, by device. With one verifier this is also the number of the pair."""
     requests = world.requests[world.requests["arrival_ms"] >= CHANGE_S * 1000]
     devices = np.unique(requests["device"]).tolist()
     return {device: float(requests["arrival_ms"][requests["device"] == device].min()) / 1000 for device in devices}
 
 
 def moves_of(world: World) -> Mapping[int, list[tuple[float, int]]]:
-    """Seconds and window of every decision that reached a device in time, by pair."""
+    """Time in seconds and window of every decision in the first 2 * CHANGE_S, by pair."""
     logged = world.log[: int(world.clock[0]["num_logged"])]
     found: dict[int, list[tuple[float, int]]] = {}
     for entry in logged[logged["kind"] == STEER].tolist():
@@ -122,7 +123,7 @@ def moves_of(world: World) -> Mapping[int, list[tuple[float, int]]]:
 
 
 def settled_s(moves: Sequence[tuple[float, int]], change_s: float) -> float:
-    """Seconds from the change until the window stays near its last one; 0 where it was there before."""
+    """Seconds from the change until the window stays near its last value; 0 if it already did."""
     last = moves[-1][1]
     band = max(1.0, NEAR * last)
     times = [time for time, _ in moves[1:]]

@@ -1,7 +1,8 @@
 """Labelled telemetry for both networks: python -m awc_training dataset.
 
-Invariant: rows of one scenario stay together, and the same number of scenarios makes the same rows again. Inputs are
-what a controller sees of a scenario under one choice; targets are what all choices brought.
+Inputs of a row: the mean reports of a scenario under one choice. Targets: the results under all choices.
+
+Invariant: rows of a scenario are adjacent, and the same number of scenarios gives the same rows.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ from awc_training.scenarios import TRAINING, drawn
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import Cell
 from dsd_sim.studies.report import Report
-from shared.policies.batching import HINGES
 
-CLOUD_ONLY = 1  # the window as the network sees it
-# Its label. A prediction up to 1 means cloud-only: 1 is to lie halfway between the label and the usual windows.
-CLOUD_ONLY_LABEL = -2
+CLOUD_ONLY = 1  # input for window 0
+CLOUD_ONLY_LABEL = -2  # target for window 0; the decision threshold 1 lies halfway to the usual windows
 WINDOWS = (0, *range(2, 13))
-LEAST_WORTH = -0.7  # of a choice against the best; how bad the worse ones are need not be learned
+LEAST_WORTH = -0.7  # lower bound of a target: how bad the worst choices are need not be learned
 NUM_SCENARIOS = 2200
 
 Rows: TypeAlias = tuple[list[list[float]], list[list[float]]]  # inputs, targets
@@ -38,11 +37,11 @@ Rows: TypeAlias = tuple[list[list[float]], list[list[float]]]  # inputs, targets
 class Dataset:
     inputs: NDArray[np.float64]  # [rows, inputs]
     targets: NDArray[np.float64]  # [rows, outputs]
-    groups: NDArray[np.int64]  # [rows] number of the scenario
+    groups: NDArray[np.int64]  # [rows] index of the scenario
 
 
 def make_datasets(folder: Path, num: int, workers: int | None) -> tuple[Dataset, Dataset]:
-    """That of the paper's network, and ours. `folder`: for results of runs; what it holds is not run again."""
+    """The datasets of wc-dnn and adaptive. `folder`: of the results of runs, which are reused."""
     scenarios = [each.scenario for each in drawn(TRAINING, num)]
     waiting = [[static_cell(each, STOP_AND_WAIT, STOP_AND_WAIT.choice(w)) for w in WINDOWS] for each in scenarios]
     sliding = [[static_cell(each, SLIDING, choice) for choice in CHOICES] for each in scenarios]
@@ -65,7 +64,7 @@ def _gathered(
 
 
 def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
-    """The paper's (arXiv 2511.21669): a row for each of WINDOWS, its target the window with the best score."""
+    """Rows of wc-dnn (arXiv 2511.21669): one for each of WINDOWS; target: the window with the best score."""
     best = WINDOWS[int(np.argmax([report.soft_goodput for report in found]))]
     known = _acceptance_when_drafting(found)
     inputs = []
@@ -78,7 +77,7 @@ def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
 
 
 def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
-    """A row for each of CHOICES, its target the worth of all of them, less that of the best one."""
+    """Rows of adaptive: one for each of CHOICES; targets: the worth of every choice minus the best worth."""
     worths = np.array([worth_of(report) for report in found])
     worth = np.maximum(worths - worths.max(), LEAST_WORTH).tolist()
     known, times = _acceptance_when_drafting(found), scenario.cloud[0].times
@@ -87,14 +86,13 @@ def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
     for choice, report in zip(CHOICES, found, strict=True):
         seen = report.seen
         if seen is not None:
-            above = sum(ms for ms, hinge in zip(times.above_ms, HINGES, strict=True) if seen.pass_tokens > hinge)
             inputs.append(
                 choice_inputs(
                     acceptance=seen.acceptance if choice.window else known,
                     pass_ms=seen.pass_ms,
                     guess_ms=seen.draft_ms * max(seen.num_sessions, 1.0),
                     rtt_ms=seen.rtt_ms,
-                    token_ms=times.token_ms + above,
+                    token_ms=times.next_token_ms(seen.pass_tokens),
                     batch=seen.batch,
                     queue=seen.queue,
                 )
@@ -103,13 +101,12 @@ def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
 
 
 def worth_of(report: Report) -> float:
-    """The mean of the logarithms of soft goodput and of the speed of answers, 1 / latency. An objective that is met by
-    many choices says nothing of which one to take, and no controller knows it; the faster one serves users more."""
+    """(ln soft goodput - ln mean latency) / 2. Latency distinguishes choices that all meet the objective."""
     return (math.log(max(report.soft_goodput, 1e-9)) - math.log(max(report.latency_ms.mean, 1e-3))) / 2
 
 
 def _acceptance_when_drafting(found: Sequence[Report]) -> float:
-    """What a controller saw last, before nothing was drafted any more: here, the mean of all other runs."""
+    """Stand-in for the last acceptance before target-only: the mean over the runs that drafted."""
     rates = [report.seen.acceptance for report in found if report.seen is not None and report.fates.drafted]
     return float(np.mean(rates)) if rates else 1.0
 
@@ -119,6 +116,6 @@ def write_dataset(dataset: Dataset, path: Path) -> None:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Raises OSError where there is none."""
+    """Raises OSError for a missing file."""
     with np.load(path, allow_pickle=False) as arrays:
         return Dataset(arrays["inputs"], arrays["targets"], arrays["groups"])

@@ -1,8 +1,9 @@
-"""The paper's twelve cells (arXiv 2511.21669, experiments) under its controller and under ours.
+"""The twelve cells of the paper (arXiv 2511.21669, experiments) under its controller and under ours.
 
-Invariant: both meet the same fleets, requests and guesses; the paper's waits for every window, ours slides. Capacity:
-with how many times the clients and drafters of a cell ours still has the time per token that the paper's has in it. It
-is looked for from the largest down, so that a cell that holds it is not run with fewer.
+The paper's controller runs stop-and-wait, ours a sliding window. Capacity of a cell: the largest of FACTORS by which
+its clients and drafters can grow while our TPOT stays at most the paper's in the original cell.
+
+Invariant: both get the same fleets, requests and guesses.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from dsd_sim.studies.report import Report
 
 PAPER = FOLDER / "paper"
 START = 4
-FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0)  # of clients and drafters
+FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0)  # of clients and drafters, largest first
 
 
-class Figures(Struct, frozen=True):
-    """Of one cell under one way of serving."""
+class CellFigures(Struct, frozen=True):
+    """Results of one cell under one way of serving."""
 
     tokens_per_s: float
     tpot_ms: float
@@ -35,15 +36,15 @@ class Figures(Struct, frozen=True):
 
 
 class PaperCell(Struct, frozen=True):
-    """One cell, by ways of serving."""
+    """Results of one cell."""
 
     name: str
-    ways: dict[str, Figures]
-    capacity: float  # one of FACTORS; 0 where ours is slower in the very cell
+    ways: dict[str, CellFigures]  # by way of serving
+    capacity: float  # one of FACTORS; 0 if ours is slower at factor 1
 
 
 def paper_cells(folder: Path, workers: int | None) -> list[PaperCell]:
-    """`folder`: for results of runs; what it holds is not run again."""
+    """`folder`: of the results of runs, which are reused."""
     paths = sorted(path for path in PAPER.glob("*.toml") if path.name != "compare.toml")
     scenarios = {path.stem: read_scenario(path) for path in paths}
     cells = {name: _ways(scenario) for name, scenario in scenarios.items()}
@@ -51,16 +52,17 @@ def paper_cells(folder: Path, workers: int | None) -> list[PaperCell]:
     ways = {name: {way: _figures(reports[each.key]) for way, each in cells[name].items()} for name in cells}
 
     def holding(factor: float, names: Sequence[str]) -> Iterable[str]:
-        crowded = {name: _ours(_crowded(scenarios[name], factor)) for name in names}
-        reports = run(crowded.values(), folder, workers)
-        return [name for name in names if reports[crowded[name].key].tpot_ms.mean <= ways[name]["wc-dnn"].tpot_ms]
+        scaled = {name: _ours(_scaled(scenarios[name], factor)) for name in names}
+        reports = run(scaled.values(), folder, workers)
+        return [name for name in names if reports[scaled[name].key].tpot_ms.mean <= ways[name]["wc-dnn"].tpot_ms]
 
     found = capacities(list(scenarios), holding)
     return [PaperCell(name, ways[name], found[name]) for name in scenarios]
 
 
 def capacities(names: Sequence[str], holding: Callable[[float, Sequence[str]], Iterable[str]]) -> dict[str, float]:
-    """The largest of FACTORS that each holds; 0 for none. `holding`: which of some do with a factor."""
+    """The capacity of each cell; 0 for none. `holding(factor, names)`: the cells that hold a factor. Cells that hold a
+    factor are not run with smaller ones."""
     found: dict[str, float] = {}
     for factor in FACTORS:
         left = [name for name in names if name not in found]
@@ -69,8 +71,8 @@ def capacities(names: Sequence[str], holding: Callable[[float, Sequence[str]], I
     return {name: found.get(name, 0.0) for name in names}
 
 
-def _crowded(scenario: Scenario, factor: float) -> Scenario:
-    """So many times the clients and drafters."""
+def _scaled(scenario: Scenario, factor: float) -> Scenario:
+    """`factor` times the clients and drafters."""
     workload = scenario.workload
     assert isinstance(workload, Closed)
     clients = round(factor * workload.num_clients)
@@ -93,5 +95,5 @@ def _ours(scenario: Scenario) -> Cell:
     return cell(scenario, SLIDING, POLICIES["adaptive"](start), start, PAPER)
 
 
-def _figures(report: Report) -> Figures:
-    return Figures(report.tokens_per_s, report.tpot_ms.mean, report.ttft_ms.mean, report.verifier_utilisation)
+def _figures(report: Report) -> CellFigures:
+    return CellFigures(report.tokens_per_s, report.tpot_ms.mean, report.ttft_ms.mean, report.verifier_utilisation)

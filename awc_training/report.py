@@ -1,6 +1,6 @@
-"""The evaluation as tables and pictures: python -m awc_training report, into docs/reports/awc.
+"""The evaluation as tables in docs/reports/awc: python -m awc_training report.
 
-Invariant: every figure comes from evaluate's files and the cards of the weights; nothing is computed anew here.
+Invariant: every figure comes from the results of `evaluate` and the cards of the weights.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from pathlib import Path
 from msgspec import Struct
 
 from awc_training.cards import Card
-from awc_training.changes import SEEDS, Followed
-from awc_training.crowds import Crowded
+from awc_training.changes import SEEDS, ChangeResult
 from awc_training.evaluate import Evaluation
-from awc_training.judged import BASE, LEAST_GAIN, NEARLY, by_class, judged
 from awc_training.paper import FACTORS, PaperCell
+from awc_training.shared_verifiers import SharedVerifierResult
+from awc_training.summaries import BASE, LEAST_GAIN, NEARLY, by_class, summaries
 
-OURS = {"stop-and-wait": "wc-dnn", "sliding": "adaptive"}  # what each transport is judged for
+OURS = {"stop-and-wait": "wc-dnn", "sliding": "adaptive"}  # the policy that each transport is tabulated for
 
 
-class Found(Struct, frozen=True):
-    """All that `evaluate` shows."""
+class EvaluationResults(Struct, frozen=True):
+    """All results of `evaluate`."""
 
     evaluation: Evaluation
-    followed: list[Followed]
-    crowded: list[Crowded]
+    followed: list[ChangeResult]
+    shared_verifiers: list[SharedVerifierResult]
     paper: list[PaperCell]
 
 
-def write_report(path: Path, found: Found, cards: dict[str, Card]) -> None:
+def write_report(path: Path, found: EvaluationResults, cards: dict[str, Card]) -> None:
     """A Markdown file."""
     parts = [
         _held_out(found.evaluation),
         _classes(found.evaluation),
         _changes(found.followed),
-        _crowds(found.crowded),
+        _shared_verifiers(found.shared_verifiers),
         _paper(found.paper),
         _cards(cards),
     ]
@@ -49,9 +49,9 @@ def write_report(path: Path, found: Found, cards: dict[str, Card]) -> None:
 
 def _held_out(evaluation: Evaluation) -> Iterator[str]:
     yield f"{evaluation.num_scenarios} held-out scenarios. Score: soft goodput ([awc.md](../../awc.md)). *Mean* and"
-    yield f"*worst* have the static window of {BASE} as 1; *gain* is the share of the oracle's gain over it where that"
-    yield f"is above {LEAST_GAIN - 1:.0%}; *below* counts scenarios more than {1 - NEARLY:.0%} below it; *median* and"
-    yield "*decile* have the best static window of each scenario as 1."
+    yield f"*worst*: score / score of static {BASE}. *Gain*: share of the oracle's gain over static {BASE} where that"
+    yield f"is above {LEAST_GAIN - 1:.0%}. *Below*: scenarios more than {1 - NEARLY:.0%} below static {BASE}. *Median* and"
+    yield "*decile*: score / score of the best static window of each scenario."
     yield ""
     for transport, scores in evaluation.transports.items():
         yield f"## {transport}"
@@ -69,7 +69,7 @@ def _held_out(evaluation: Evaluation) -> Iterator[str]:
                     f"{each.oracle_median:.3f}",
                     f"{each.oracle_decile:.3f}",
                 )
-                for each in judged(scores)
+                for each in summaries(scores)
             ],
         )
 
@@ -78,9 +78,9 @@ def _classes(evaluation: Evaluation) -> Iterator[str]:
     for transport, name in OURS.items():
         if name not in evaluation.transports[transport].policies:
             continue
-        yield f"## {name} against each rival, by classes of scenarios"
+        yield f"## {name} against each rival, by class of scenarios"
         yield ""
-        yield f"Mean ratio of the scores of {name} and of the rival, {transport}."
+        yield f"Mean of score of {name} / score of the rival, {transport}."
         yield ""
         table = by_class(evaluation, transport, name)
         rivals = list(next(iter(table.values())))
@@ -88,11 +88,12 @@ def _classes(evaluation: Evaluation) -> Iterator[str]:
         yield from _table(("rival", *table), rows)
 
 
-def _changes(followed: Sequence[Followed]) -> Iterator[str]:
+def _changes(followed: Sequence[ChangeResult]) -> Iterator[str]:
     yield "## Under change"
     yield ""
-    yield f"With {len(SEEDS)} seeds. *Settled*: seconds until nine in ten pairs stay near their last window, median and"
-    yield "longest. The rest are means: *changes* of a pair's window a minute, and those of all pairs *once settled*."
+    yield f"{len(SEEDS)} seeds. *Settled*, *longest*: median and maximum of the seconds until nine in ten pairs stay"
+    yield "near their last window. Means: *changes* of a pair's window a minute, changes of all pairs *once settled*,"
+    yield "*score to oracle*."
     yield ""
     yield from _table(
         ("scenario", "policy", "settled", "longest", "changes", "once settled", "score to oracle"),
@@ -111,11 +112,11 @@ def _changes(followed: Sequence[Followed]) -> Iterator[str]:
     )
 
 
-def _crowds(crowded: Sequence[Crowded]) -> Iterator[str]:
-    yield "## Crowded verifiers"
+def _shared_verifiers(found: Sequence[SharedVerifierResult]) -> Iterator[str]:
+    yield "## Shared verifiers"
     yield ""
-    yield "Half of the drafters are right nine times in ten, half of them every other time. *Jain*: index of fairness"
-    yield "of their tokens per second; *slowest*: of them, to the mean of target-only."
+    yield "Half of the drafters have an acceptance of 0.9, half of 0.5. *Jain*: fairness index of their tokens per"
+    yield "second; *slowest*: tokens per second of the slowest drafter / mean of target-only."
     yield ""
     yield from _table(
         ("verifier, drafters", "way", "tokens/s", "TPOT, ms", "Jain", "slowest"),
@@ -128,7 +129,7 @@ def _crowds(crowded: Sequence[Crowded]) -> Iterator[str]:
                 f"{each.jain:.3f}",
                 f"{each.slowest:.3f}",
             )
-            for each in crowded
+            for each in found
         ],
     )
 
@@ -136,22 +137,22 @@ def _crowds(crowded: Sequence[Crowded]) -> Iterator[str]:
 def _paper(cells: Sequence[PaperCell]) -> Iterator[str]:
     yield "## The paper's twelve cells"
     yield ""
-    yield "Tokens per second, mean TPOT in ms, mean TTFT in ms. *Ratios*: ours to the paper's controller. *Capacity*:"
-    yield "with how many times the clients and drafters ours still has the TPOT that the paper's controller has in the"
-    yield f"cell (tried: {FACTORS[-1]:g} to {FACTORS[0]:g}). The paper reports of its own controller, against static 4:"
-    yield "up to 9.7 % more throughput, a TPOT 6 to 10.7 % lower, a TTFT 0.5 to 4.1 % lower."
+    yield "Tokens per second, mean TPOT in ms, mean TTFT in ms. *Ratios*: ours / the paper's controller. *Capacity*:"
+    yield "the largest factor of clients and drafters at which our TPOT is at most that of the paper's controller in"
+    yield f"the cell (tried: {FACTORS[-1]:g} to {FACTORS[0]:g}). The paper reports for its controller, against static 4:"
+    yield "throughput up to 9.7 % higher, TPOT 6 to 10.7 % lower, TTFT 0.5 to 4.1 % lower."
     yield ""
     ways = list(cells[0].ways)
     rows = []
     for cell in cells:
-        told = [f"{way.tokens_per_s:.0f}, {way.tpot_ms:.1f}, {way.ttft_ms:.0f}" for way in cell.ways.values()]
+        figures = [f"{way.tokens_per_s:.0f}, {way.tpot_ms:.1f}, {way.ttft_ms:.0f}" for way in cell.ways.values()]
         ours, theirs = cell.ways["adaptive"], cell.ways["wc-dnn"]
         ratios = (
             ours.tokens_per_s / theirs.tokens_per_s,
             ours.tpot_ms / theirs.tpot_ms,
             ours.ttft_ms / theirs.ttft_ms,
         )
-        rows.append((cell.name, *told, ", ".join(f"{ratio:.3f}" for ratio in ratios), f"{cell.capacity:g}"))
+        rows.append((cell.name, *figures, ", ".join(f"{ratio:.3f}" for ratio in ratios), f"{cell.capacity:g}"))
     yield from _table(("cell", *ways, "ratios", "capacity"), rows)
 
 

@@ -1,7 +1,7 @@
-"""The worlds that windows are learned and judged in: small fleets drawn at random, the same ones for the same seed.
+"""The scenarios of training and evaluation: small random fleets, equal for equal seeds.
 
-Invariant: the held-out scenarios have seeds, round trips, draft steps, passes and loads that no training scenario has.
-Both families and the score (score.py) are fixed before anything is trained on them.
+Invariant: no seed, round trip, draft step, pass or load of a held-out scenario occurs in training. Both families and
+the score, soft goodput, are fixed before training.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import numpy as np
 
 from dsd_sim.scenario.scenario import Scenario
 
-FOLDER = Path(__file__).parents[1] / "scenarios"  # what file names in the scenarios are relative to
-TOKENS = 12_000  # of all answers of a scenario, about
-BATCH = 16  # sessions with which a verifier is taken to write as fast as it can
+FOLDER = Path(__file__).parents[1] / "scenarios"  # base of the file names in scenarios
+TOKENS = 12_000  # of all answers of a scenario, approximately
+BATCH = 16  # sessions of a pass at the nominal capacity of a verifier
 RECORDINGS = ("../recordings/smollm2-135m-int8.jsonl", "../recordings/smollm2-135m-int4.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is drawn from; no two families share a seed or a value."""
+    """The values to draw from. Families share no seed and no value."""
 
     name: str
     seed: int
     rtt_ms: tuple[float, ...]
     step_ms: tuple[float, ...]
-    pass_ms: tuple[float, ...]  # of one session's token
-    loads: tuple[float, ...]  # of what the verifiers could write target-only
-    mixed: float  # share of the scenarios that have two classes of devices
+    pass_ms: tuple[float, ...]  # with one session and one token
+    loads: tuple[float, ...]  # share of the verifiers' target-only capacity
+    mixed: float  # share of the scenarios with two classes of devices
 
 
 TRAINING = Family(
@@ -51,31 +51,31 @@ HELD_OUT = Family(
     loads=(0.1, 0.25, 0.55, 0.85, 1.3),
     mixed=0.4,
 )
-NEAR_MS, MID_MS = 25.0, 70.0  # round trips up to which a scenario is near, and not far
+NEAR_MS, MID_MS = 25.0, 70.0  # longest round trip of the classes near and mid
 HEAVY_LOAD = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A scenario, and the classes that it belongs to."""
+class DrawnScenario:
+    """A scenario and its classes."""
 
     scenario: Scenario
     classes: tuple[str, ...]
 
 
-def drawn(family: Family, num: int) -> list[Drawn]:
+def drawn(family: Family, num: int) -> list[DrawnScenario]:
     """The first `num` scenarios of a family."""
     return [_draw(family, index) for index in range(num)]
 
 
-def _draw(family: Family, index: int) -> Drawn:
+def _draw(family: Family, index: int) -> DrawnScenario:
     rng = np.random.default_rng([family.seed, index])
     rtt_ms, pass_ms = _one_of(rng, family.rtt_ms), _one_of(rng, family.pass_ms)
     num_verifiers = int(rng.choice([1, 1, 1, 2]))
     times = _pass_times(rng, pass_ms)
     load, is_closed = _one_of(rng, family.loads), rng.random() < 0.5
     num_sessions = num_verifiers * (int(np.exp(rng.uniform(0, np.log(24)))) if is_closed else load * BATCH)
-    num_drafters = max(1, round(num_sessions * rng.uniform(0.7, 2.0)))  # most have a session or none, some have more
+    num_drafters = max(1, round(num_sessions * rng.uniform(0.7, 2.0)))  # mostly 0 or 1 sessions each
     answer = int(rng.integers(40, 161))
     workload = _workload(rng, is_closed, load, round(num_sessions), num_verifiers, times, answer)
     edges, rates = _edges(rng, family, rtt_ms, num_drafters)
@@ -92,7 +92,7 @@ def _draw(family: Family, index: int) -> Drawn:
         "closed" if is_closed else "heavy" if load > HEAVY_LOAD else "light",
         "often right" if np.mean(rates) >= 0.75 else "often wrong",
     )
-    return Drawn(Scenario.model_validate(content, strict=False), classes)
+    return DrawnScenario(Scenario.model_validate(content, strict=False), classes)
 
 
 def _one_of(rng: np.random.Generator, values: tuple[float, ...]) -> float:
@@ -100,7 +100,7 @@ def _one_of(rng: np.random.Generator, values: tuple[float, ...]) -> float:
 
 
 def _pass_times(rng: np.random.Generator, pass_ms: float) -> dict[str, Any]:
-    """Of a GPU, on which a further token costs little until arithmetic is the limit, or of a CPU."""
+    """Of a GPU, where tokens are cheap until the pass is compute-bound, or of a CPU."""
     is_gpu = rng.random() < 0.6
     token, session = (rng.uniform(0.001, 0.006), 0.008) if is_gpu else (rng.uniform(0.02, 0.06), rng.uniform(0.03, 0.1))
     above = (0.0, 0.0, 0.004) if is_gpu else (0.0, 0.0, 0.0)
@@ -143,7 +143,7 @@ def _workload(
 def _edges(
     rng: np.random.Generator, family: Family, rtt_ms: float, num_drafters: int
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """One class of devices or two, and how often the guesses of each are right."""
+    """One or two classes of devices, and the acceptance of each."""
     counts = [num_drafters]
     if num_drafters > 1 and rng.random() < family.mixed:
         counts = [num_drafters - num_drafters // 2, num_drafters // 2]
@@ -169,7 +169,7 @@ def _edges(
 
 
 def _guesses(rng: np.random.Generator) -> tuple[dict[str, Any], float]:
-    """A model of acceptance, and its mean."""
+    """A model of guesses and its mean acceptance."""
     kind = rng.random()
     if kind < 0.2:
         is_int4 = rng.random() < 0.5
@@ -183,21 +183,21 @@ def _guesses(rng: np.random.Generator) -> tuple[dict[str, Any], float]:
     return {"kind": "markov", "easy": easy, "hard": hard, "to_hard": to_hard, "to_easy": to_easy}, rate
 
 
-# --- crowds -----------------------------------------------------------------------------------------------------------
+# --- shared verifiers -------------------------------------------------------------------------------------------------
 
-CROWD_PASS_MS = 40.0  # of a session alone
+SHARED_PASS_MS = 40.0  # with one session
 
 
-def crowded() -> list[Scenario]:
-    """A verifier whose tokens cost (of a CPU), or cost once there are many (of a GPU), and more drafters than it needs;
-    half of them are right nine times in ten, half of them every other time."""
-    cpu = {"base_ms": 0.9 * CROWD_PASS_MS, "session_ms": 0.05 * CROWD_PASS_MS, "token_ms": 0.05 * CROWD_PASS_MS}
-    gpu = {"base_ms": CROWD_PASS_MS, "session_ms": 0.3, "token_ms": 0.1, "above_ms": (0.0, 0.1, 0.3)}
+def shared_verifiers() -> list[Scenario]:
+    """One verifier with many drafters. Each token adds to a pass (CPU), or only each above a hinge (GPU). Half of the
+    drafters have an acceptance of 0.9, half of 0.5."""
+    cpu = {"base_ms": 0.9 * SHARED_PASS_MS, "session_ms": 0.05 * SHARED_PASS_MS, "token_ms": 0.05 * SHARED_PASS_MS}
+    gpu = {"base_ms": SHARED_PASS_MS, "session_ms": 0.3, "token_ms": 0.1, "above_ms": (0.0, 0.1, 0.3)}
     kinds = (("cpu", cpu, 4), ("cpu", cpu, 16), ("gpu", gpu, 16), ("gpu", gpu, 64))
-    return [_crowd(f"{name}-{num}", times, num) for name, times, num in kinds]
+    return [_shared_verifier(f"{name}-{num}", times, num) for name, times, num in kinds]
 
 
-def _crowd(name: str, times: dict[str, Any], num: int) -> Scenario:
+def _shared_verifier(name: str, times: dict[str, Any], num: int) -> Scenario:
     edge = {"count": num // 2, "times": {"step_ms": 8.0, "fed_ms": 0.8}, "link": {"rtt_ms": 30.0, "jitter_ms": 2.0}}
     rates = {"often-right": 0.9, "often-wrong": 0.5}
     content = {
@@ -225,15 +225,15 @@ CHANGE_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Changing:
-    """Before and after CHANGE_S the world is another; `phases` are the same worlds without a change, for the oracle."""
+    """A scenario that changes at CHANGE_S. `phases`: the states before and after as scenarios without a change."""
 
     scenario: Scenario
     phases: tuple[Scenario, Scenario]
 
 
 def changing(seed: int) -> list[Changing]:
-    """RTT 10 to 80 ms, three times the clients, acceptance 0.9 to 0.5, each with few and with many drafters. Clients
-    ask all the time, so nothing changes but what is said to. `seed`: of jitter, lengths and guesses."""
+    """RTT 10 to 80 ms, three times the clients, or acceptance 0.9 to 0.5, each with 2 and with 16 drafters. Closed loop
+    without think time, so nothing else changes. `seed`: of jitter, lengths and guesses."""
     far = {"link": {"rtt_ms": 80.0, "jitter_ms": 1.0}}
     wrong = {"guesses": {"kind": "independent", "rate": 0.5}}
     found = []
@@ -247,7 +247,7 @@ def changing(seed: int) -> list[Changing]:
 
 
 def _changing(what: str, num_drafters: int, seed: int, change: dict[str, Any], edge: dict[str, Any]) -> Changing:
-    """`edge`: what of the devices is otherwise after the change."""
+    """`edge`: fields of the devices that differ after the change."""
     num_clients = round(num_drafters * change.get("load", 1.0))
     before = _steady(f"{what}-{num_drafters}", seed, num_drafters, num_drafters)
     after = _steady(f"{what}-{num_drafters}-after", seed, num_drafters, num_clients)

@@ -1,7 +1,7 @@
 """Trains both networks: python -m awc_training train. L1 loss, AdamW, 100 epochs (arXiv 2511.21669).
 
-Invariant: the same dataset and seed give the same weights on the same machine; scenarios that errors are told of were
-kept apart from training.
+Invariant: the same dataset and seed give the same weights on the same machine. Errors are those on validation
+scenarios, which training does not see.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from awc.estimators.network import NUM_BLOCKS, Network
+from awc.estimators.network import NUM_BLOCKS, PolicyNetwork
 from awc_training.cards import Card
 from awc_training.dataset import Dataset
 
@@ -23,8 +23,8 @@ EPOCHS = 100
 BATCH = 256
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-2
-KEPT_APART = 0.1  # of the scenarios
-BEYOND = 0.05  # of the range of an input
+VALIDATION = 0.1  # share of the scenarios
+BEYOND = 0.05  # extension of an input's training range on either side, as a share of it
 
 
 class Residual(nn.Module):
@@ -39,8 +39,8 @@ class Residual(nn.Module):
         return x + change
 
 
-class Trained(nn.Module):
-    """[rows, inputs], normalised, to [rows, outputs]."""
+class TrainedNetwork(nn.Module):
+    """Normalised inputs [rows, inputs] to [rows, outputs]."""
 
     def __init__(self, num_inputs: int, num_outputs: int, hidden: int = HIDDEN) -> None:
         super().__init__()
@@ -58,30 +58,30 @@ class Trained(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows by number."""
+    """Indices of rows."""
 
     training: NDArray[np.int64]
-    apart: NDArray[np.int64]
+    validation: NDArray[np.int64]
 
 
 def split_of(groups: NDArray[np.int64], seed: int) -> Split:
-    """All rows of a scenario are on one side."""
+    """Splits by scenario. `groups`: [rows] index of the scenario."""
     names = np.unique(groups)
     rng = np.random.default_rng(seed)
-    apart = rng.choice(names, max(1, round(KEPT_APART * len(names))), replace=False)
-    is_apart = np.isin(groups, apart)
-    return Split(np.flatnonzero(~is_apart), np.flatnonzero(is_apart))
+    validation = rng.choice(names, max(1, round(VALIDATION * len(names))), replace=False)
+    is_validation = np.isin(groups, validation)
+    return Split(np.flatnonzero(~is_validation), np.flatnonzero(is_validation))
 
 
-def train(dataset: Dataset, names: tuple[str, ...], seed: int, epochs: int = EPOCHS) -> tuple[Network, Card]:
-    """`names`: of the inputs. Prints a line for every tenth of the epochs."""
+def train(dataset: Dataset, names: tuple[str, ...], seed: int, epochs: int = EPOCHS) -> tuple[PolicyNetwork, Card]:
+    """`names`: of the inputs. Prints the error after every tenth of the epochs."""
     torch.manual_seed(seed)
     split = split_of(dataset.groups, seed)
     mean = dataset.inputs[split.training].mean(axis=0)
     scale = np.maximum(dataset.inputs[split.training].std(axis=0), 1e-6)
     inputs = torch.tensor((dataset.inputs - mean) / scale, dtype=torch.float32)
     targets = torch.tensor(dataset.targets, dtype=torch.float32)
-    model = Trained(len(names), dataset.targets.shape[1])
+    model = TrainedNetwork(len(names), dataset.targets.shape[1])
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(split.training) // BATCH)
     slowing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -96,7 +96,7 @@ def train(dataset: Dataset, names: tuple[str, ...], seed: int, epochs: int = EPO
             optimiser.step()
             slowing.step()
         if (epoch + 1) % max(1, epochs // 10) == 0:
-            print(f"epoch {epoch + 1} of {epochs}: {_error(model, inputs, targets, split.apart):.4f}", flush=True)
+            print(f"epoch {epoch + 1} of {epochs}: {_error(model, inputs, targets, split.validation):.4f}", flush=True)
     median = np.median(dataset.targets[split.training], axis=0)
     card = Card(
         source="python -m awc_training dataset && python -m awc_training train",
@@ -108,16 +108,16 @@ def train(dataset: Dataset, names: tuple[str, ...], seed: int, epochs: int = EPO
         hidden=HIDDEN,
         epochs=epochs,
         num_parameters=sum(each.numel() for each in model.parameters()),
-        mean_error=_error(model, inputs, targets, split.apart),
-        mean_error_of_median=float(np.abs(dataset.targets[split.apart] - median).mean()),
+        mean_error=_error(model, inputs, targets, split.validation),
+        mean_error_of_median=float(np.abs(dataset.targets[split.validation] - median).mean()),
         versions={"torch": torch.__version__.partition("+")[0], "numpy": np.__version__},
     )
     low, high = inputs_range(dataset.inputs[split.training])
     return network_of(model, mean, scale, low, high), card
 
 
-def _error(model: Trained, inputs: torch.Tensor, targets: torch.Tensor, rows: NDArray[np.int64]) -> float:
-    """Mean distance to the label."""
+def _error(model: TrainedNetwork, inputs: torch.Tensor, targets: torch.Tensor, rows: NDArray[np.int64]) -> float:
+    """Mean absolute error."""
     with torch.no_grad():
         return float((model(inputs[rows]) - targets[rows]).abs().mean())
 
@@ -130,24 +130,24 @@ def _digest(dataset: Dataset) -> str:
 
 
 def inputs_range(inputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What counts as seen in training: all that was, and a little more on both sides."""
+    """Bounds of the inputs that count as seen in training."""
     low, high = inputs.min(axis=0), inputs.max(axis=0)
     return low - BEYOND * (high - low), high + BEYOND * (high - low)
 
 
 def network_of(
-    model: Trained,
+    model: TrainedNetwork,
     mean: NDArray[np.float64],
     scale: NDArray[np.float64],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
-) -> Network:
+) -> PolicyNetwork:
     weights = {name: tensor.numpy().astype(np.float32) for name, tensor in model.state_dict().items()}
 
     def of_blocks(name: str) -> NDArray[np.float32]:
         return np.stack([weights[f"blocks.{block}.{name}"].T for block in range(NUM_BLOCKS)])
 
-    return Network(
+    return PolicyNetwork(
         mean=mean,
         scale=scale,
         low=low,

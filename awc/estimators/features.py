@@ -1,6 +1,6 @@
-"""What the learned policies see of a pair.
+"""The inputs of the learned policies.
 
-Invariant: inputs are finite whatever a report says. Times go in as logarithms, because what matters is their ratio.
+Invariant: inputs are finite for every report. Times enter as logarithms, so that their ratios matter.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ CHOICE_INPUTS = (
     "log(sessions of a pass)",
     "queue utilisation",
 )
-LEAST_MS = 1e-3  # shorter times count as this
+LEAST_MS = 1e-3  # lower bound of a reported time wherever awc divides by it or takes its logarithm
 
 
 def window_inputs(queue: float, acceptance: float, rtt_ms: float, tpot_ms: float, window: float) -> list[float]:
-    """The paper's five (arXiv 2511.21669). `queue`: queued tokens / token budget, 0 to 1; acceptance: right guesses of
-    those judged lately."""
+    """WINDOW_INPUTS, the five inputs of the paper (arXiv 2511.21669). `queue`: queued tokens / token budget, 0…1;
+    `acceptance`: of recently judged guesses."""
     return [queue, acceptance, math.log1p(rtt_ms), math.log1p(tpot_ms), float(window)]
 
 
@@ -35,8 +35,11 @@ def choice_inputs(
     batch: float,
     queue: float,
 ) -> list[float]:
-    """guess_ms: from one guess of a session to its next, which is a draft step for each session that the drafter has;
-    token_ms: what a further token adds to a pass; batch: sessions of a pass."""
+    """CHOICE_INPUTS.
+
+    guess_ms: between two guesses of one session, draft step * sessions of the drafter; token_ms: of one more token in a
+    pass; batch: sessions of a pass.
+    """
     pass_ms = max(pass_ms, LEAST_MS)
     return [
         acceptance,

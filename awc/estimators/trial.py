@@ -1,6 +1,6 @@
-"""One window under test: how long a token takes with it, from reports.
+"""A trial of one window: the time per output token while it is in force.
 
-Invariant: only reports count that were made with the window in force, of pairs that are being answered.
+Invariant: only reports made with the window in force, of pairs that receive tokens, count.
 """
 
 from __future__ import annotations
@@ -8,23 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from awc.estimators.features import LEAST_MS
 from shared.protocol.messages import PairReport
 
-PATIENCE = 20  # reports with another window in force, after which a trial is given up
-LEAST_TPOT_MS = 1e-3
+PATIENCE = 20  # reports with another window in force after which a trial ends
 
 
 @dataclass(slots=True)
 class Trial:
-    """One window under test: the times per token of `num_wanted` reports with it in force, the first `settling` ones
-    left out. Reports of pairs that are not being answered don't count.
-    """
+    """The reported time per token over `num_wanted` reports, after `settling` skipped ones."""
 
     window: int
-    settling: int
+    settling: int  # reports with the window in force still to skip
     num_wanted: int
-    num_others: int = 0  # with another window in force
-    times: list[float] = field(default_factory=list)  # milliseconds per token, one of each report
+    num_others: int = 0  # reports with another window in force
+    times: list[float] = field(default_factory=list)  # TPOT of each report that counts, ms
 
     def observe(self, seen: PairReport) -> None:
         if not seen.num_sessions or not seen.tpot_ms:
@@ -42,10 +40,10 @@ class Trial:
 
     @property
     def tpot_ms(self) -> float | None:
-        """Milliseconds per token, or None when the window never was in force."""
-        return max(fmean(self.times), LEAST_TPOT_MS) if self.times else None
+        """Mean time per token; None when the window was never in force."""
+        return max(fmean(self.times), LEAST_MS) if self.times else None
 
     def followed_by(self, window: int, settling: int) -> Trial:
-        """The next trial; a window that was in force already needs no settling."""
+        """The next trial. A window that is already in force needs no settling."""
         is_settled = window == self.window and bool(self.times)
         return Trial(window, 0 if is_settled else settling, self.num_wanted)

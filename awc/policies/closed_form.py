@@ -1,12 +1,12 @@
-"""The closed form: the window with the most tokens per millisecond, if every guess were right with one probability.
+"""The closed form: the window with the most tokens per millisecond in stop-and-wait with independent guesses.
 
-With stop-and-wait and independent guesses, right with probability a, a round of window g yields
-(1 - a^(g + 1)) / (1 - a) tokens (Leviathan, Kalman, Matias, arXiv 2211.17192, equation 1) and takes the round trip, a
-verify pass and g draft steps. All four are measured: a from what was judged, fading; the times are the report's.
+    speed(g) = (1 + a + … + a^g) / (rtt + pass + g * draft)     for g > 0 (Leviathan et al., arXiv 2211.17192, eq. 1)
+    speed(0) = 1 / pass
 
-At window 0 nothing is judged any more, so the estimate of a rises with every report until drafting is tried again.
+a: the fading acceptance of judged guesses; the times are those of the newest report. At window 0 nothing is judged, so
+each report adds `assumed_matches` to the estimate of a until drafting is tried again.
 
-Invariant: the choice is `start` with another window, which changes only where the gain is worth it.
+Invariant: the choice is `start` with another window, which changes only for a gain above `margin`.
 """
 
 from __future__ import annotations
@@ -17,47 +17,45 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.estimators.acceptance import Acceptance
+from awc.estimators.acceptance import WINDOWS, AcceptanceEstimate, tokens_per_round
 from awc.policy import WindowChoice
-from shared.protocol.messages import MAX_WINDOW, PairReport
-
-WINDOWS = np.arange(MAX_WINDOW + 1)
+from shared.protocol.messages import PairReport
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedFormPolicy:
-    """Starts with `start`. What was judged fades to half with each `half_life` guesses; another window is chosen when
-    it promises `margin` more tokens per millisecond. Raises ValueError for what can't work.
-    """
+    """The window with the most tokens per millisecond (arXiv 2211.17192). Raises ValueError for bad parameters."""
 
     name: ClassVar[str] = "closed-form"
     start: WindowChoice
-    half_life: float = 200.0
-    margin: float = 0.02
-    hope: float = 4.0  # right guesses that each report counts for while the window is 0 and none is made
+    half_life: float = 200.0  # judged guesses after which a guess weighs half
+    margin: float = 0.02  # relative gain that another window must promise
+    assumed_matches: float = 4.0  # matched guesses that each report adds at window 0
 
     def __post_init__(self) -> None:
         if self.half_life <= 0:
-            raise ValueError(f"a half-life of {self.half_life} guesses must be above 0")
-        if self.margin < 0 or self.hope < 0:
-            raise ValueError(f"margin {self.margin} and hope {self.hope} must be 0 or more")
+            raise ValueError(f"half_life must be above 0, got {self.half_life}")
+        if self.margin < 0 or self.assumed_matches < 0:
+            raise ValueError(
+                f"margin and assumed_matches must be 0 or more, got {self.margin} and {self.assumed_matches}"
+            )
 
     def for_pair(self) -> ClosedFormPair:
         return ClosedFormPair(self)
 
 
 class ClosedFormPair:
-    """One pair: what was judged, and the window in force."""
+    """One pair: its acceptance and the choice in force."""
 
     def __init__(self, policy: ClosedFormPolicy) -> None:
         self._policy = policy
         self._choice = policy.start
-        self._acceptance = Acceptance(policy.half_life)
+        self._acceptance = AcceptanceEstimate(policy.half_life)
 
     def decide(self, seen: PairReport) -> WindowChoice:
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if self._choice.window == 0 and seen.num_sessions:
-            self._acceptance.observe(self._policy.hope, self._policy.hope)
+            self._acceptance.observe(self._policy.assumed_matches, self._policy.assumed_matches)
         if self._acceptance.rate is not None and seen.pass_ms:
             rates = speeds(self._acceptance.rate, seen.rtt_ms, seen.pass_ms, seen.draft_ms)
             best = int(np.argmax(rates))
@@ -67,7 +65,6 @@ class ClosedFormPair:
 
 
 def speeds(acceptance: float, rtt_ms: float, pass_ms: float, draft_ms: float) -> NDArray[np.float64]:
-    """Tokens per millisecond in stop-and-wait with each window from 0 to MAX_WINDOW; 0 is target-only serving."""
-    tokens = np.cumsum(acceptance ** WINDOWS.astype(np.float64))
+    """Tokens per millisecond with each window from 0 to MAX_WINDOW."""
     times = np.where(WINDOWS > 0, rtt_ms, 0.0) + pass_ms + draft_ms * WINDOWS
-    return tokens / np.maximum(times, 1e-6)
+    return tokens_per_round(acceptance) / np.maximum(times, 1e-6)

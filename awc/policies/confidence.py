@@ -1,14 +1,15 @@
-"""The confidence stop with a threshold that follows from what the pair shows.
+"""The confidence stop: a threshold that adapts until a given share of the guesses is discarded.
 
-A window ends early behind a guess whose probability under the draft is below a threshold, as edge devices do in SLED
-(arXiv 2506.09397) with a fixed one. SpecDec++ (arXiv 2405.19715) proves such a rule optimal, with a threshold that
-depends on the costs of drafting and of verifying; its probability of a rejection comes from a trained head, here it is
-the draft's own. What a fixed number means differs from draft to draft, as their probabilities are calibrated
-differently. So the threshold is moved until a given share of the guesses is discarded: those are the guesses behind a
-wrong one, which no threshold could have made useful and a high enough one would have spared. First mismatches are left
-out: at any threshold the first unsure guess of a window is made.
+A window ends behind a guess that the draft model itself finds less probable than the threshold. SLED (arXiv 2506.09397)
+uses a fixed threshold. SpecDec++ (arXiv 2405.19715) proves such a rule optimal, with the probability of a rejection
+from a trained head. Draft models are calibrated differently, so here the threshold follows the observed waste:
 
-Invariant: the threshold is a multiple of 1 / STEPS from 0 to MAX_THRESHOLD, and the rest of the choice is the start's.
+    threshold += gain * (discarded / (judged + discarded) - discarded_share)     at each sample, clipped to 0…0.9
+
+Discarded guesses follow a mismatch; a higher threshold saves them. First mismatches do not count: the first unsure
+guess of a window is made at every threshold.
+
+Invariant: the threshold is a multiple of 1 / STEPS from 0 to MAX_THRESHOLD; the rest of the choice is that of `start`.
 """
 
 from __future__ import annotations
@@ -19,31 +20,30 @@ from typing import ClassVar
 from awc.policy import WindowChoice
 from shared.protocol.messages import PairReport
 
-STEPS = 20  # from 0 to 1; smaller differences are not worth a decision
-MAX_THRESHOLD = 0.9  # above, nearly every guess would be the last of its window
+STEPS = 20  # announced thresholds between 0 and 1
+MAX_THRESHOLD = 0.9  # above it nearly every guess ends its window
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidencePolicy:
-    """Starts at `start.min_confidence`, and moves by `gain` times the distance from `discarded_share` at each sample.
+    """An adaptive confidence threshold (after SLED and SpecDec++) that starts at `start.min_confidence`.
 
-    A sample is the share of at least `sample_guesses` guesses, and of at least one report, whatever its counts. With a
-    share of 0 wanted the threshold only rises. Raises ValueError for what can't work.
+    With a `discarded_share` of 0 the threshold only rises. Raises ValueError for bad parameters.
     """
 
     name: ClassVar[str] = "confidence"
     start: WindowChoice
-    discarded_share: float = 0.2
-    sample_guesses: int = 64
+    discarded_share: float = 0.2  # wanted share of discarded guesses
+    sample_guesses: int = 64  # least guesses of a sample; a report is one sample at most
     gain: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 <= self.discarded_share < 1:
-            raise ValueError(f"a share of {self.discarded_share} discarded guesses must be 0 or more, and below 1")
+            raise ValueError(f"discarded_share must be at least 0 and below 1, got {self.discarded_share}")
         if self.sample_guesses < 1:
-            raise ValueError(f"a sample of {self.sample_guesses} guesses shows nothing; it needs at least 1")
+            raise ValueError(f"sample_guesses must be 1 or more, got {self.sample_guesses}")
         if not 0 < self.gain <= 1:
-            raise ValueError(f"gain {self.gain} must be above 0, and 1 at most")
+            raise ValueError(f"gain must be above 0 and at most 1, got {self.gain}")
 
     def for_pair(self) -> ConfidencePair:
         return ConfidencePair(self)
@@ -54,19 +54,19 @@ class ConfidencePair:
 
     def __init__(self, policy: ConfidencePolicy) -> None:
         self._policy = policy
-        self._threshold = min(policy.start.min_confidence, MAX_THRESHOLD)  # before it is rounded
-        self._kept = 0  # of the sample being gathered: guesses that were judged
+        self._threshold = min(policy.start.min_confidence, MAX_THRESHOLD)  # unrounded
+        self._judged = 0  # guesses of the current sample
         self._discarded = 0
 
     def decide(self, seen: PairReport) -> WindowChoice:
-        self._kept += seen.matched + seen.mismatched
+        self._judged += seen.matched + seen.mismatched
         self._discarded += seen.discarded
-        if self._kept + self._discarded >= self._policy.sample_guesses:
+        if self._judged + self._discarded >= self._policy.sample_guesses:
             self._take_sample()
         return replace(self._policy.start, min_confidence=round(self._threshold * STEPS) / STEPS)
 
     def _take_sample(self) -> None:
-        share = self._discarded / (self._kept + self._discarded)
-        self._kept = self._discarded = 0
+        share = self._discarded / (self._judged + self._discarded)
+        self._judged = self._discarded = 0
         moved = self._threshold + self._policy.gain * (share - self._policy.discarded_share)
         self._threshold = min(max(moved, 0.0), MAX_THRESHOLD)

@@ -1,28 +1,28 @@
-"""Delay-adaptive speculation: a bandit over windows, none longer than the delay of the pair can make worth it.
+"""Delay-UCB: a discounted UCB bandit over windows up to a bound that follows from the delay.
 
-After UCB-SpecStop (Sun et al., arXiv 2606.20591): the best stop-and-wait window is finite and grows only with the
-logarithm of the delay, so few arms have to be tried; which of them is best is learnt from measured speed. Target-only
-serving is not among them. The index is UCB1 with discounted counts (Garivier and Moulines, arXiv
-0805.3415), so that old trials fade.
+After UCB-SpecStop (Sun et al., arXiv 2606.20591). The best stop-and-wait window is finite and grows with the logarithm
+of the delay, so few arms need trials. Window 0 is not an arm. The index of an arm is discounted UCB1 (Garivier and
+Moulines, arXiv 0805.3415) on measured speed:
 
-The bound. With independent guesses, right with probability a, a round of window g yields S(g) = 1 + a + ... + a^g
-tokens in D + c g milliseconds: D is the round trip and a pass, c a draft step. One more guess than g - 1 pays if
+    index(arm) = speed(arm) / fastest speed + explore * sqrt(ln(1 + all trials) / trials(arm))
+
+The bound. With independent guesses of acceptance a, a round of window g yields S(g) = 1 + a + … + a^g tokens in
+D + c g milliseconds, where D is the round trip plus a pass and c a draft step. Guess number g pays if
 
     a^g (D + c (g - 1)) > c S(g - 1) = c (1 - a^g) / (1 - a),
 
-the left side minus the right one falls with g, and so the best window g is the last one for which this holds. Solved
-for a^g, with r = D / c and L = ln(1 / a):
+Left minus right falls with g, so the best window is the last g for which this holds. With r = D / c and L = ln(1 / a):
 
     g L < ln(1 + (1 - a) (r + g - 1)).
 
-The logarithm is concave in g and so below each of its tangents. That at g = k, where its argument is y, gives
+The logarithm is concave in g, hence below each of its tangents. The tangent at g = k, with argument y, gives
 
     g < (ln y - k (1 - a) / y) / (L - (1 - a) / y)   with   y = 1 + (1 - a) (r + k - 1).
 
-1 - a < L and y >= 1 make the denominator positive. With k = 1 and a long delay the bound goes to
-ln(1 + (1 - a) r) / ln(1 / a). Taking each bound as the next k tightens it further: that is Newton's method.
+The denominator is positive because 1 - a < L and y >= 1. With k = 1 and a long delay the bound tends to
+ln(1 + (1 - a) r) / ln(1 / a). Newton's method, each bound as the next k, tightens it.
 
-Invariant: once something was measured, every window is an arm of 1 or more, and none is above the bound.
+Invariant: after the first trial every window is an arm within the bound.
 """
 
 from __future__ import annotations
@@ -32,56 +32,52 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from awc.estimators.acceptance import Acceptance
+from awc.estimators.acceptance import AcceptanceEstimate
 from awc.estimators.trial import Trial
 from awc.policy import WindowChoice
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
 ARMS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, MAX_WINDOW)  # neighbours are about equally fast
-PRIOR, PRIOR_WEIGHT = 0.9, 4.0  # acceptance before anything was judged, and the guesses that it counts for
-FORGOTTEN = 0.01  # an arm with less of a trial left counts as untried
-HIGHEST = 0.999  # acceptance; closer to 1 the bound is a quotient of differences too small for floats
-TANGENTS = 5
+PRIOR, PRIOR_WEIGHT = 0.9, 4.0  # a-priori acceptance, and its weight in guesses
+FORGOTTEN = 0.01  # discounted trials below which an arm counts as untried
+HIGHEST = 0.999  # acceptance in the bound; closer to 1 its differences vanish in floats
+TANGENTS = 5  # Newton steps
 
 
 @dataclass(frozen=True, slots=True)
 class DelayBanditPolicy:
-    """Starts with `start`. A trial takes `trial_reports` reports and, where the window is another than before,
-    `settling` more, which are not counted; `discount` is what is left of it after the next one. `explore` scales the
-    doubt about an arm against its speed, which counts as a share of the fastest one's. What was judged fades to half
-    with each `half_life` guesses. Raises ValueError for what can't work.
-    """
+    """A UCB bandit over windows bounded by the delay (arXiv 2606.20591). Raises ValueError for bad parameters."""
 
     name: ClassVar[str] = "delay-ucb"
     start: WindowChoice
-    explore: float = 0.1
-    discount: float = 0.98
+    explore: float = 0.1  # weight of the uncertainty of an arm
+    discount: float = 0.98  # weight left of a trial after the next one
     trial_reports: int = 4
-    settling: int = 2
-    half_life: float = 200.0
+    settling: int = 2  # skipped reports after a change of the window
+    half_life: float = 200.0  # judged guesses after which a guess weighs half
 
     def __post_init__(self) -> None:
         if not 0 < self.discount <= 1:
-            raise ValueError(f"discount {self.discount} must be above 0, and 1 at most")
+            raise ValueError(f"discount must be above 0 and at most 1, got {self.discount}")
         if not self.explore >= 0:
-            raise ValueError(f"explore {self.explore} must be 0 or more")
+            raise ValueError(f"explore must be 0 or more, got {self.explore}")
         if self.trial_reports < 1 or self.settling < 0:
             raise ValueError(
-                f"trial_reports {self.trial_reports} must be 1 or more, and settling {self.settling} 0 or more"
+                f"trial_reports must be 1 or more and settling 0 or more, got {self.trial_reports} and {self.settling}"
             )
         if not self.half_life > 0:
-            raise ValueError(f"a half-life of {self.half_life} guesses must be above 0")
+            raise ValueError(f"half_life must be above 0, got {self.half_life}")
 
     def for_pair(self) -> DelayBanditPair:
         return DelayBanditPair(self)
 
 
 @dataclass(slots=True)
-class Tried:
-    """What is left of an arm's trials: their number and the sum of their speeds, in tokens per millisecond."""
+class ArmTrials:
+    """The discounted trials of one arm."""
 
     num: float = 0.0
-    speed: float = 0.0
+    speed: float = 0.0  # sum over the trials, tokens per millisecond
 
     @property
     def mean(self) -> float:
@@ -89,14 +85,14 @@ class Tried:
 
 
 class DelayBanditPair:
-    """One pair: the trial under way, and what the windows tried so far were worth."""
+    """One pair: the current trial and the discounted trials of each arm."""
 
     def __init__(self, policy: DelayBanditPolicy) -> None:
         self._policy = policy
         self._choice = policy.start
         self._trial = Trial(policy.start.window, policy.settling, policy.trial_reports)
-        self._acceptance = Acceptance(policy.half_life)
-        self._tried: dict[int, Tried] = {}
+        self._acceptance = AcceptanceEstimate(policy.half_life)
+        self._tried: dict[int, ArmTrials] = {}
 
     def decide(self, seen: PairReport) -> WindowChoice:
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
@@ -116,7 +112,7 @@ class DelayBanditPair:
             tried.num *= self._policy.discount
             tried.speed *= self._policy.discount
         self._tried = {window: tried for window, tried in self._tried.items() if tried.num > FORGOTTEN}
-        arm = self._tried.setdefault(self._trial.window, Tried())
+        arm = self._tried.setdefault(self._trial.window, ArmTrials())
         arm.num += 1
         arm.speed += 1 / tpot_ms
 
@@ -131,20 +127,17 @@ class DelayBanditPair:
         if untried:
             return untried[0]
         fastest = max(self._tried[arm].mean for arm in arms)
-        doubt = math.log1p(sum(self._tried[arm].num for arm in arms))
+        log_trials = math.log1p(sum(self._tried[arm].num for arm in arms))
 
         def index(arm: int) -> float:
             tried = self._tried[arm]
-            return tried.mean / fastest + self._policy.explore * math.sqrt(doubt / tried.num)
+            return tried.mean / fastest + self._policy.explore * math.sqrt(log_trials / tried.num)
 
         return max(arms, key=index)
 
 
 def longest_window(acceptance: float, delay_ms: float, draft_ms: float) -> int:
-    """1 to MAX_WINDOW: no longer window is the fastest in stop-and-wait (the bound above).
-
-    `delay_ms`: what a round takes beside its draft steps.
-    """
+    """The bound of this module's docstring, 1 to MAX_WINDOW. `delay_ms`: round trip plus pass."""
     if acceptance <= 0:
         return 1
     if delay_ms >= 1e9 * draft_ms:

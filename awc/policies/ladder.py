@@ -1,12 +1,16 @@
-"""The acceptance ladder: a longer window while the draft is right, a shorter one while it is wrong.
+"""The acceptance ladder: a longer window while guesses match, a shorter one while they do not.
 
-The four dampers are those of SGLang's adaptive speculative steps: a moving average, a warm-up, an interval between
-moves and a gap between the way up and the way down. What is compared differs, because a sliding window has no rounds
-whose accepted length could be averaged: with acceptance a = matched / (matched + mismatched), a wrong guess comes after
-a / (1 - a) right ones on average. This run length is a property of the draft. The window doesn't cut it (guesses
-behind the window are unobserved, not rejected), and late guesses count as what they are: right.
+The dampers are those of SGLang's adaptive speculative steps: a moving average, a warm-up, an interval between moves,
+and hysteresis. SGLang compares the accepted length of a round with its rungs. A sliding window has no rounds, so the
+ladder compares the mean run of matches before a mismatch:
 
-Invariant: the window is always a rung, and moves by at most one rung at a time.
+    run = a / (1 - a),     a = moving average of matched / (matched + mismatched)
+    climb from rung r      when run > rungs[r] - up_margin
+    descend from rung r    when run < down_share * (rungs[r - 1] - up_margin)
+
+The run is a property of the draft: the window does not cut it, and late guesses count as matches.
+
+Invariant: the window is always a rung and moves by at most one rung at a time.
 """
 
 from __future__ import annotations
@@ -22,35 +26,35 @@ from shared.protocol.messages import MAX_WINDOW, PairReport
 
 @dataclass(frozen=True, slots=True)
 class LadderPolicy:
-    """Starts at the highest rung not above `start.window`; the scheme of the start stays (WindowChoice.with_window).
+    """A ladder of windows with the dampers of SGLang's adaptive speculative steps.
 
-    A sample is the acceptance of at least `sample_guesses` guesses, and of at least one report. The first move may come
-    after `warm_up` samples, the following ones every `interval`. Raises ValueError for what can't work.
+    It starts at the highest rung not above `start.window`; the rest of the choice is that of `start`. Raises ValueError
+    for bad parameters.
     """
 
     name: ClassVar[str] = "ladder"
     start: WindowChoice
     rungs: tuple[int, ...] = (2, 4, 8, 12, 16)
-    sample_guesses: int = 16
+    sample_guesses: int = 16  # least guesses of a sample; a report is one sample at most
     ema_weight: float = 0.2  # of the newest sample
-    warm_up: int = 10
-    interval: int = 5
-    up_margin: float = 0.5  # tokens: climb when the run fills the window but for this much
-    down_share: float = 0.75  # go down when the run is under this share of what the climb back would need
+    warm_up: int = 10  # samples before the first move
+    interval: int = 5  # samples between two moves
+    up_margin: float = 0.5  # tokens
+    down_share: float = 0.75
 
     def __post_init__(self) -> None:
         increasing = all(low < high for low, high in zip(self.rungs, self.rungs[1:], strict=False))
-        # At window 0 nothing would be observed any more: resting.py sees to that.
+        # At window 0 nothing is observed: wrappers/pausing.py leads there and back.
         if not self.rungs or not increasing or self.rungs[0] < 1 or self.rungs[-1] > MAX_WINDOW:
-            raise ValueError(f"rungs {self.rungs} must be increasing windows of 1 to {MAX_WINDOW}")
+            raise ValueError(f"rungs must be increasing windows of 1 to {MAX_WINDOW}, got {self.rungs}")
         if self.sample_guesses < 1:
-            raise ValueError(f"a sample of {self.sample_guesses} guesses shows nothing; it needs at least 1")
+            raise ValueError(f"sample_guesses must be 1 or more, got {self.sample_guesses}")
 
     def for_pair(self) -> LadderPair:
         return LadderPair(self)
 
     def climbs_at(self, rung: int) -> float:
-        """The run length, in tokens, above which rung number `rung` is left upwards."""
+        """Run length, in tokens, above which the ladder climbs from rung number `rung`."""
         return self.rungs[rung] - self.up_margin
 
 
@@ -60,7 +64,7 @@ class LadderPair:
     def __init__(self, policy: LadderPolicy) -> None:
         self._policy = policy
         self._rung = max(0, bisect_right(policy.rungs, policy.start.window) - 1)
-        self._matched = 0  # of the sample being gathered
+        self._matched = 0  # guesses of the current sample
         self._mismatched = 0
         self._acceptance: float | None = None
         self._samples_left = policy.warm_up

@@ -1,5 +1,5 @@
-"""The static policy: one choice for every pair, whatever is seen. The baseline, and the paper's stop-and-wait
-(arXiv 2511.21669) with a chunk as large as the window and no free run.
+"""The static policy: one choice for every pair. With a chunk as large as the window and no free run it is the
+stop-and-wait baseline of arXiv 2511.21669.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shared.protocol.messages import PairReport
 
 @dataclass(frozen=True, slots=True)
 class StaticPolicy:
-    """Always `start`. It needs no state, so the policy is its own pair control."""
+    """Always `start`. Without state, the policy is its own pair control."""
 
     name: ClassVar[str] = "static"
     start: WindowChoice

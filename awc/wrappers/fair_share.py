@@ -1,17 +1,16 @@
-"""Shares of a crowded verifier: how deep each of its drafters' guesses may go when passes cost by the token.
+"""Fair shares of a verifier: how deep the guesses of each pair may go when the cost of a pass grows with its tokens.
 
-As in GoodSpeed (arXiv 2512.09963), what is maximised is the sum of the logarithms of all sessions' speeds, so nobody
-starves. A session whose guesses go k deep, right with probability a, gets x(k) = 1 + a + ... + a^k tokens a pass. All n
-sessions share a pass of T = base + c * (n + guesses) milliseconds, so one more guess of a session is worth it while
+As in GoodSpeed (arXiv 2512.09963), the objective is the sum of the logarithms of all sessions' speeds, so no session
+starves. A session with k guesses in each pass, of acceptance a, gets x(k) = 1 + a + … + a^k tokens a pass. All n
+sessions share a pass of T = base + c * (n + guesses) milliseconds. Guess number k pays while its relative gain is at
+least the relative cost to all sessions (the marginal goodput of DSDE, arXiv 2509.01083, and TETRIS, arXiv 2502.15197):
 
-    a^k / x(k - 1)  >=  n * c / T = t,
+    a^k / x(k - 1) >= n * c / T = t,      equivalently      a^k >= t / (1 - a + t).
 
-its own relative gain against what the longer pass takes from everybody (the marginal goodput of DSDE, arXiv 2509.01083,
-and TETRIS, arXiv 2502.15197, under that objective). As x(k - 1) = (1 - a^k) / (1 - a), that is so while
-a^k >= t / (1 - a + t). Where tokens cost next to nothing no depth is cut.
+A window is cut to `depth` guesses in each of the passes that begin until the first guess has its verdict.
 
-Invariant: a policy's choice is only ever shortened, and only where its verifier's passes cost by the token. The table
-of verifiers is bounded, and a crowd has no members but pairs that somebody has.
+Invariant: choices are only ever shortened, and only where passes cost by the token. A verifier's state holds no pair
+that its owner has dropped.
 """
 
 from __future__ import annotations
@@ -22,27 +21,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import ref
 
-from awc.estimators.acceptance import TurningAcceptance
-from awc.estimators.pass_cost import PassCost, PassCosts
+from awc.estimators.acceptance import CusumAcceptance
+from awc.estimators.features import LEAST_MS
+from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
-ROUNDS = 8  # in which the length of the pass and the depths settle on each other
-MAX_VERIFIERS = 1024
-SILENT = 8  # reports of every other pair, on average, without one of a pair: it is gone
-HALF_LIFE = 256.0  # of judged guesses
-PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a priori so many guesses were judged, and this share of them was right
-HOPE = 0.5  # right guesses that each report counts for while none is made, so that a pair that was cut to 0 comes back
+ROUNDS = 8  # of the fixed-point iteration between pass time and depths
+SILENT = 8  # reports of an average pair without one of this pair, after which it is gone
+HALF_LIFE = 256.0  # judged guesses after which a guess weighs half
+PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses
+ASSUMED_MATCHES = 0.5  # matched guesses that each report adds at window 0, so that drafting is tried again
 LOWEST, HIGHEST = 1e-6, 0.999  # acceptance
-LEAST_REPORTS = 4  # between two looks at a crowd
-LEAST_MS = 1e-3
-SLACK = 0.35  # a number of guesses or passes that is missed by less than this share of it is left as it is
+LEAST_REPORTS = 4  # between two updates of a verifier's depths
+SLACK = 0.35  # relative deviation of a depth or a number of passes that changes nothing (hysteresis)
 
 
 def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms: float, token_ms: float) -> list[float]:
-    """How many guesses of each session a pass should have, not rounded: 0 to MAX_WINDOW for each pair.
+    """Guesses of each pair's sessions in a pass, not rounded: 0 to MAX_WINDOW.
 
-    `acceptance`: of a pair's guesses, `sessions`: that it has; a pass takes base_ms and token_ms a token.
+    `acceptance`, `sessions`: of each pair; a pass takes base_ms + token_ms * tokens.
     """
     rates = [min(max(rate, LOWEST), HIGHEST) for rate in acceptance]
     shapes = [(1 - rate, math.log(rate)) for rate in rates]
@@ -57,23 +55,22 @@ def fair_depths(acceptance: Sequence[float], sessions: Sequence[float], base_ms:
         found = [math.floor(depth) for depth in exact]
         if found == depths:
             break
-        # None falls, as a longer pass has room for more; half of the way, because windows settle later with all of it.
+        # Depths only grow, as a longer pass lowers t. Half steps: in full ones windows settle later.
         depths = [(new + old + 1) // 2 for new, old in zip(found, depths, strict=True)]
     return exact
 
 
 def slack(number: int) -> float:
-    """By how much a number may be missed without being changed."""
+    """Deviation from `number` that changes nothing."""
     return SLACK * max(number, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class FairSharePolicy:
-    """Another policy, whose windows are cut to fair depths."""
+    """Cuts the windows of another policy to fair depths (after GoodSpeed, arXiv 2512.09963)."""
 
     active: WindowPolicy
-    crowds: dict[str, Crowd] = field(default_factory=dict, init=False, repr=False, compare=False)
-    costs: PassCosts = field(default_factory=PassCosts, init=False, repr=False, compare=False)
+    verifiers: PerVerifier[SharedVerifier] = field(default_factory=PerVerifier, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -83,99 +80,90 @@ class FairSharePolicy:
         return FairSharePair(self, self.active.for_pair())
 
     def decide_all(self, pairs: Sequence[FairSharePair], reports: Sequence[PairReport]) -> list[WindowChoice]:
-        """The choices of several pairs after a report of each."""
+        """What `decide` says of each pair."""
         depths = [pair.depth(seen) for pair, seen in zip(pairs, reports, strict=True)]
         choices = decide_all(self.active, [pair.active for pair in pairs], reports)
         rows = zip(pairs, choices, depths, reports, strict=True)
         return [pair.cut(choice, depth, seen) for pair, choice, depth, seen in rows]
 
-    def crowd(self, verifier_id: str) -> Crowd:
-        """Of a verifier; a pair asks for it once, and keeps it. Of too many, the one asked for least recently goes."""
-        found = self.crowds.pop(verifier_id, None) or Crowd(self.costs.of(verifier_id))
-        self.crowds[verifier_id] = found
-        if len(self.crowds) > MAX_VERIFIERS:
-            del self.crowds[next(iter(self.crowds))]
-        return found
-
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Member:
-    """One pair in its crowd: what was told of it last, and its depth since the last look."""
+class PairShare:
+    """One pair at its verifier: the values of its newest report, and its depth since the newest update."""
 
     acceptance: float = 0.0
     num_sessions: int = 0
-    heard: int = 0  # which report of the crowd's was its last; 0: it is none of the crowd
+    reported: int = 0  # number of its newest report among the verifier's; 0: not a member
     depth: int = MAX_WINDOW
 
 
-class Crowd:
-    """The pairs of one verifier that were reported lately. Depths are looked at again when, on average, every pair was
-    reported once more."""
+class SharedVerifier:
+    """The recently reported pairs of one verifier. Depths are updated once as many reports came as there are pairs."""
 
-    def __init__(self, cost: PassCost) -> None:
-        self._cost = cost
-        self._members: set[ref[Member]] = set()
-        self._num_heard = self._looked_at = 0
+    def __init__(self) -> None:
+        self._cost = VerifierCostLine()
+        self._shares: set[ref[PairShare]] = set()
+        self._num_reports = self._updated_at = 0
 
-    def depth(self, member: Member, acceptance: float, seen: PairReport) -> int:
-        """Of a pair that is reported now."""
+    def depth(self, share: PairShare, acceptance: float, seen: PairReport) -> int:
+        """The depth of a pair after one more report."""
         self._cost.observe(seen.pass_tokens, seen.pass_ms)
-        self._num_heard += 1
-        if not member.heard:
-            self._members.add(ref(member, self._members.discard))  # gone with its pair
-        member.acceptance, member.num_sessions, member.heard = acceptance, seen.num_sessions, self._num_heard
-        if self._num_heard - self._looked_at >= max(len(self._members), LEAST_REPORTS):
-            self._look()
-        return member.depth
+        self._num_reports += 1
+        if not share.reported:
+            self._shares.add(ref(share, self._shares.discard))  # leaves with its pair
+        share.acceptance, share.num_sessions, share.reported = acceptance, seen.num_sessions, self._num_reports
+        if self._num_reports - self._updated_at >= max(len(self._shares), LEAST_REPORTS):
+            self._update()
+        return share.depth
 
-    def _look(self) -> None:
-        self._looked_at = self._num_heard
-        oldest = self._num_heard - SILENT * len(self._members)
-        members = []
-        for known in list(self._members):
-            each = known()
-            if each is None:
+    def _update(self) -> None:
+        self._updated_at = self._num_reports
+        oldest = self._num_reports - SILENT * len(self._shares)
+        shares = []
+        for known in list(self._shares):
+            share = known()
+            if share is None:
                 continue
-            if each.heard > oldest:
-                members.append(each)
+            if share.reported > oldest:
+                shares.append(share)
             else:
-                self._members.discard(known)
-                each.heard, each.depth = 0, MAX_WINDOW
-        acceptance = [each.acceptance for each in members]
-        sessions = [each.num_sessions for each in members]
+                self._shares.discard(known)
+                share.reported, share.depth = 0, MAX_WINDOW
+        acceptance = [share.acceptance for share in shares]
+        sessions = [share.num_sessions for share in shares]
         depths = fair_depths(acceptance, sessions, self._cost.base_ms, self._cost.per_token_ms)
-        for each, depth in zip(members, depths, strict=True):
-            if not each.depth - slack(each.depth) <= depth < each.depth + 1 + slack(each.depth):
-                each.depth = math.floor(depth)
+        for share, depth in zip(shares, depths, strict=True):
+            if not share.depth - slack(share.depth) <= depth < share.depth + 1 + slack(share.depth):
+                share.depth = math.floor(depth)
 
 
 class FairSharePair:
-    """One pair under another control."""
+    """One pair whose control's choices are cut."""
 
     def __init__(self, policy: FairSharePolicy, active: PairControl) -> None:
         self._policy = policy
         self.active = active
-        self._acceptance = TurningAcceptance(HALF_LIFE)
-        self._member = Member()
-        self._crowd: Crowd | None = None  # before the first report
+        self._acceptance = CusumAcceptance(HALF_LIFE)
+        self._share = PairShare()
+        self._verifier: SharedVerifier | None = None  # before the first report
         self._trips: int | None = None  # passes that begin during a round trip
-        self._cut: tuple[WindowChoice, WindowChoice] | None = None  # the choice that was cut last, and what it became
+        self._cut: tuple[WindowChoice, WindowChoice] | None = None  # the newest choice that was cut, and its result
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return self._policy.decide_all([self], [seen])[0]
 
     def depth(self, seen: PairReport) -> int:
-        """What it is left after one more report."""
-        crowd = self._crowd = self._crowd or self._policy.crowd(seen.verifier_id)
+        """Guesses that each session may have in a pass, after one more report."""
+        verifier = self._verifier = self._verifier or self._policy.verifiers.of(seen.verifier_id, SharedVerifier)
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         if seen.window == 0 and seen.num_sessions:
-            self._acceptance.hope(HOPE)
-        of_all = self._acceptance.of_all
-        rate = (of_all.matched + PRIOR_NUM * PRIOR_RATE) / (of_all.judged + PRIOR_NUM)
-        return crowd.depth(self._member, rate, seen)
+            self._acceptance.assume_matched(ASSUMED_MATCHES)
+        average = self._acceptance.average
+        rate = (average.matched + PRIOR_NUM * PRIOR_RATE) / (average.judged + PRIOR_NUM)
+        return verifier.depth(self._share, rate, seen)
 
     def cut(self, choice: WindowChoice, depth: int, seen: PairReport) -> WindowChoice:
-        """The choice with room for `depth` guesses in each of the passes that begin until the first has its verdict."""
+        """The choice with a window of at most depth * (2 + passes that begin during a round trip)."""
         if depth >= MAX_WINDOW or not choice.window:
             return choice
         trips = min(seen.rtt_ms / max(seen.pass_ms, LEAST_MS), float(MAX_WINDOW))

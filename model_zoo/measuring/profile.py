@@ -23,7 +23,7 @@ from scipy.optimize import lsq_linear
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.data.profiles import PassTimes, StepTimes
-from shared.policies.batching import HINGES, LEAST_MS
+from shared.policies.batching import LEAST_MS, pass_features
 from shared.protocol.messages import Sampling
 
 Kind = TypeVar("Kind")
@@ -121,12 +121,7 @@ def _draft_cache(model: DraftModel, context: int, rng: random.Random) -> DraftCa
 def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, FitError]:
     """Not negative, and least in the squares of the errors relative to the fit: a time that was longer for once counts
     for what it adds to the mean."""
-    features = np.array(
-        [
-            [1, p.num_sessions, p.num_tokens, *(max(0, p.num_tokens - h) for h in HINGES), p.num_cached / 1000]
-            for p in points
-        ]
-    )
+    features = np.array([pass_features(p.num_sessions, p.num_tokens, p.num_cached) for p in points])
     weights, error = _fit(features, np.array([p.elapsed_ms for p in points]))
     base, session, token, *above, cached = weights
     return PassTimes(

@@ -1,4 +1,4 @@
-"""What the window controller counts. Drop reasons are explained in docs/awc.md."""
+"""Metrics of the window controller. docs/awc.md lists the drop reasons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class ControllerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reports = Counter("dsd_controller_reports", "Reports decided on", registry=registry)
         self.dropped = Counter(
-            "dsd_controller_dropped", "Reports, parts of them and heartbeats not taken", ["reason"], registry=registry
+            "dsd_controller_dropped", "Reports, parts of reports and heartbeats dropped", ["reason"], registry=registry
         )
         self.failed = Counter("dsd_controller_failed", "Pairs on which the policy failed", registry=registry)
         self.window = Histogram(

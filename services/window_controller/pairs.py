@@ -1,9 +1,8 @@
-"""What the controller knows of every drafter-verifier pair, and the decisions that follow from reports.
+"""The state of every drafter-verifier pair, and the decisions that follow from reports.
 
-Invariant: a report counts once, in order, and only for pairs that are plausible and whose verifier was alive when the
-pair began; what is not taken is named to `drop`, and a pair on which the policy fails to `fail`. There are never more
-than `max_pairs` pairs, and `expire` leaves none whose last report is `expiry_s` old. A decision names the policy that
-made its choice. Pure: the time is passed in, in seconds of one monotonic clock.
+Invariant: a report counts once and in order. A pair is created only while its verifier is alive, and there are at most
+`max_pairs`. `expire` removes pairs without a report for `expiry_s`. Pure: times are arguments, in seconds of one
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-from awc.estimators.acceptance import Acceptance
+from awc.estimators.acceptance import AcceptanceEstimate
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
 from services.window_controller.verifiers import LiveVerifiers
 from shared.protocol.messages import PairReport, Reason, Report, WindowDecision
 
-ACCEPTANCE_HALF_LIFE = 200.0  # what was judged counts half after so many more guesses
+ACCEPTANCE_HALF_LIFE = 200.0  # judged guesses after which a guess weighs half
 
 DropReason: TypeAlias = Literal["foreign", "overflow", "replayed", "implausible", "unknown_verifier", "full"]
 
 
-class Pair(NamedTuple):
-    """A drafter and a verifier that it drafts for."""
+class PairId(NamedTuple):
+    """A drafter and a verifier that it drafts for, by their instance ids."""
 
     drafter_id: str
     verifier_id: str
@@ -32,18 +31,17 @@ class Pair(NamedTuple):
 
 @dataclass(slots=True)
 class PairState:
-    """A pair's policy state, its choice in force, the report it was made from, and when it was last reported and
-    announced. Guesses matched and judged fade."""
+    """One pair."""
 
     control: PairControl
-    choice: WindowChoice | None = None
-    seen: PairReport | None = None
-    acceptance: Acceptance = field(default_factory=lambda: Acceptance(ACCEPTANCE_HALF_LIFE))
+    choice: WindowChoice | None = None  # in force; None before a decision
+    seen: PairReport | None = None  # newest report
+    acceptance: AcceptanceEstimate = field(default_factory=lambda: AcceptanceEstimate(ACCEPTANCE_HALF_LIFE))
     reported_at: float = -math.inf
     announced_at: float = -math.inf
 
     def note(self, seen: PairReport, now: float) -> None:
-        """What the next choice is made from."""
+        """Records a report."""
         self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         self.seen, self.reported_at = seen, now
 
@@ -64,25 +62,28 @@ class PairState:
         )
 
 
-class Taken(NamedTuple):
-    """A pair, and its part of a report that counts."""
+class PairUpdate(NamedTuple):
+    """The valid part of a report for one pair."""
 
-    pair: Pair
+    pair: PairId
     state: PairState
     seen: PairReport
 
 
-class PairTable:
-    """All pairs. `tell` hears of every decision that changes a choice; `fail` of a pair that a policy can't decide on,
-    while the exception is handled."""
+class PairController:
+    """Decides on all pairs.
+
+    on_drop: a report or a part of it is dropped; on_change: a decision changes a choice; on_fail: the policy fails on a
+    pair, called while the exception is handled.
+    """
 
     def __init__(
         self,
         policy: WindowPolicy,
         verifiers: LiveVerifiers,
-        drop: Callable[[DropReason], None],
-        tell: Callable[[WindowDecision], None],
-        fail: Callable[[Pair], None],
+        on_drop: Callable[[DropReason], None],
+        on_change: Callable[[WindowDecision], None],
+        on_fail: Callable[[PairId], None],
         *,
         max_pairs: int,
         expiry_s: float,
@@ -90,40 +91,40 @@ class PairTable:
     ) -> None:
         self._policy = policy
         self._verifiers = verifiers
-        self._drop = drop
-        self._tell = tell
-        self._fail = fail
+        self._on_drop = on_drop
+        self._on_change = on_change
+        self._on_fail = on_fail
         self._max_pairs = max_pairs
         self._expiry_s = expiry_s
         self._announce_s = announce_s
-        self._pairs: dict[Pair, PairState] = {}
-        self._sequences: dict[str, int] = {}  # newest report of every drafter that has a pair
+        self._pairs: dict[PairId, PairState] = {}
+        self._sequences: dict[str, int] = {}  # of the newest report, by drafter with a pair
         self._num_decisions = 0
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def follow(self, policy: WindowPolicy) -> None:
-        """Another policy from now on, with fresh state for every pair; none is announced before its next report."""
+        """Switches to another policy, with fresh state for every pair. Each pair is announced after its next report."""
         self._policy = policy
         for state in self._pairs.values():
             state.control, state.choice = policy.for_pair(), None
 
     def observe(self, reports: Iterable[Report], now: float) -> list[WindowDecision]:
-        """Take reports; the decisions to announce now: choices that changed, and those not announced for a while."""
+        """The decisions to announce after reports: changed choices, and those due for a repeat."""
         decisions: list[WindowDecision] = []
         drafter_ids: set[str] = set()
-        taken: list[Taken] = []
+        updates: list[PairUpdate] = []
         for report in reports:
-            if report.drafter_id in drafter_ids:  # no pair twice at once
-                decisions += self._decide_on(taken, now)
-                drafter_ids, taken = set(), []
+            if report.drafter_id in drafter_ids:  # decide_all takes no pair twice
+                decisions += self._decide_on(updates, now)
+                drafter_ids, updates = set(), []
             drafter_ids.add(report.drafter_id)
-            taken += self._take(report, now)
-        return decisions + self._decide_on(taken, now)
+            updates += self._take(report, now)
+        return decisions + self._decide_on(updates, now)
 
     def refresh(self, now: float) -> list[WindowDecision]:
-        """The decisions not announced for a while."""
+        """The decisions due for a repeat."""
         return [
             self._decide(pair, state, state.choice, now)
             for pair, state in self._pairs.items()
@@ -131,59 +132,61 @@ class PairTable:
         ]
 
     def expire(self, now: float) -> None:
-        """Forget pairs without a report for `expiry_s`, and drafters without a pair."""
+        """Removes pairs without a report for `expiry_s` and drafters without a pair."""
         oldest = now - self._expiry_s
         self._pairs = {pair: state for pair, state in self._pairs.items() if state.reported_at > oldest}
         drafter_ids = {pair.drafter_id for pair in self._pairs}
         self._sequences = {name: number for name, number in self._sequences.items() if name in drafter_ids}
 
-    def _take(self, report: Report, now: float) -> list[Taken]:
-        """What counts of a report."""
+    def _take(self, report: Report, now: float) -> list[PairUpdate]:
+        """The valid parts of a report."""
         if report.sequence <= self._sequences.get(report.drafter_id, -1):
-            self._drop("replayed")
+            self._on_drop("replayed")
             return []
-        taken: dict[Pair, Taken] = {}
+        updates: dict[PairId, PairUpdate] = {}
         for seen in report.pairs:
-            pair = Pair(report.drafter_id, seen.verifier_id)
-            if pair in taken:
-                self._drop("replayed")
+            pair = PairId(report.drafter_id, seen.verifier_id)
+            if pair in updates:
+                self._on_drop("replayed")
             elif (state := self._state_of(pair, seen, now)) is not None:
                 state.note(seen, now)
-                taken[pair] = Taken(pair, state, seen)
-        if taken:
+                updates[pair] = PairUpdate(pair, state, seen)
+        if updates:
             self._sequences[report.drafter_id] = report.sequence
-        return list(taken.values())
+        return list(updates.values())
 
-    def _decide_on(self, taken: list[Taken], now: float) -> list[WindowDecision]:
-        """All at once. Where that fails one by one, although these reports may count twice then; and a pair on which it
-        fails alone begins afresh, so that it costs others nothing any more."""
+    def _decide_on(self, updates: list[PairUpdate], now: float) -> list[WindowDecision]:
+        """Decides on all pairs at once; if the policy fails, one by one (a report may then count twice). A pair on
+        which it fails alone gets fresh state."""
         try:
-            choices = decide_all(self._policy, [each.state.control for each in taken], [each.seen for each in taken])
+            choices = decide_all(
+                self._policy, [each.state.control for each in updates], [each.seen for each in updates]
+            )
         except Exception:
-            if len(taken) > 1:
-                return [decision for each in taken for decision in self._decide_on([each], now)]
-            self._fail(taken[0].pair)
-            taken[0].state.control = self._policy.for_pair()
+            if len(updates) > 1:
+                return [decision for each in updates for decision in self._decide_on([each], now)]
+            self._on_fail(updates[0].pair)
+            updates[0].state.control = self._policy.for_pair()
             return []
         return [
             self._decide(pair, state, choice, now)
-            for (pair, state, _), choice in zip(taken, choices, strict=True)
+            for (pair, state, _), choice in zip(updates, choices, strict=True)
             if choice != state.choice or self._is_due(state, now)
         ]
 
-    def _state_of(self, pair: Pair, seen: PairReport, now: float) -> PairState | None:
-        """Of a pair whose part of a report counts; None for another."""
+    def _state_of(self, pair: PairId, seen: PairReport, now: float) -> PairState | None:
+        """The state of the pair, created if needed; None if its part of the report is dropped."""
         state = self._pairs.get(pair)
         if not is_plausible(seen):
-            self._drop("implausible")
+            self._on_drop("implausible")
             return None
         if state is not None:
             return state
         if not self._verifiers.is_live(pair.verifier_id, now):
-            self._drop("unknown_verifier")
+            self._on_drop("unknown_verifier")
             return None
         if len(self._pairs) >= self._max_pairs:
-            self._drop("full")
+            self._on_drop("full")
             return None
         state = self._pairs[pair] = PairState(self._policy.for_pair())
         return state
@@ -191,7 +194,7 @@ class PairTable:
     def _is_due(self, state: PairState, now: float) -> bool:
         return now - state.announced_at >= self._announce_s
 
-    def _decide(self, pair: Pair, state: PairState, choice: WindowChoice, now: float) -> WindowDecision:
+    def _decide(self, pair: PairId, state: PairState, choice: WindowChoice, now: float) -> WindowDecision:
         changes = choice != state.choice
         state.choice, state.announced_at = choice, now
         self._num_decisions += 1
@@ -207,5 +210,5 @@ class PairTable:
             reason=state.reason,
         )
         if changes:
-            self._tell(decision)
+            self._on_change(decision)
         return decision

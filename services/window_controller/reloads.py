@@ -1,6 +1,6 @@
-"""The configuration read again while the controller runs.
+"""Reloads of the configuration while the controller runs.
 
-Invariant: what comes out was checked as a whole; a configuration that can't be used is logged, and nothing comes out.
+Invariant: only valid configurations come out; an invalid one is logged and skipped.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ log = structlog.get_logger(__name__)
 
 
 class Reloads:
-    """Reads settings as at the start (`read` raises BadSettings) whenever it is asked to."""
+    """Reads settings as at the start, on request. `read` raises BadSettings for invalid ones."""
 
     def __init__(self, read: Callable[[], ControllerSettings]) -> None:
         self._read = read
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """The configuration may have changed."""
+        """Requests a reload."""
         self._asked.set()
 
     async def next(self) -> ControllerSettings:
-        """The next configuration that can be used."""
+        """The next valid configuration."""
         while True:
             await self._asked.wait()
             self._asked.clear()

@@ -1,6 +1,6 @@
 """The window controller on the bus: reports and heartbeats in, decisions and its own heartbeat out.
 
-Invariant: a handler only checks and hands over; one loop observes, decides and announces, and no report ends it.
+Invariant: handlers only validate and enqueue. One loop observes, decides and announces; no report ends it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from services.window_controller.metrics import ControllerMetrics
-from services.window_controller.pairs import DropReason, Pair, PairTable
+from services.window_controller.pairs import DropReason, PairController, PairId
 from services.window_controller.reloads import Reloads
 from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
@@ -25,13 +25,13 @@ from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
 
-DECIDED_AT_ONCE = 256  # pairs, about: many cost less than one by one, and take the loop for some milliseconds
-GATHER_S = 0.02  # for which a report waits for others
-PUBLISHED_AT_ONCE = 64  # decisions before other tasks have their turn: the fewer, the more writes to the socket
+DECIDED_AT_ONCE = 256  # pairs of one decision step, which blocks the loop for some milliseconds
+GATHER_S = 0.02  # a report waits for others to be decided on together
+PUBLISHED_AT_ONCE = 64  # decisions between two yields to other tasks
 
 
 def run(settings: ControllerSettings, read_again: Callable[[], ControllerSettings]) -> None:
-    """Runs a controller until SIGTERM or SIGINT; SIGHUP makes it read its configuration again."""
+    """Runs a controller until SIGTERM or SIGINT. SIGHUP reloads its configuration."""
     reloads = Reloads(read_again)
     run_service(
         "controller",
@@ -55,7 +55,7 @@ class WindowController:
         self._draining = False
         self._reports: asyncio.Queue[Report] = asyncio.Queue(settings.max_waiting)
         self._verifiers = LiveVerifiers(settings.max_verifiers)
-        self._pairs = PairTable(
+        self._pairs = PairController(
             settings.make_policy(),
             self._verifiers,
             self._drop,
@@ -68,7 +68,7 @@ class WindowController:
 
     @classmethod
     async def start(cls, settings: ControllerSettings, context: Context, reloads: Reloads) -> WindowController:
-        """A controller that hears reports and heartbeats from here on."""
+        """Subscribes to reports and heartbeats."""
         controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry), reloads)
         await context.bus.subscribe(all_broadcasts("heartbeat"), controller._receive)
         await context.bus.subscribe(all_broadcasts("report"), controller._receive)
@@ -78,13 +78,13 @@ class WindowController:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._control(), name="control")
             tasks.create_task(self._refresh(), name="refresh")
-            tasks.create_task(self._beat(), name="beat")
+            tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._reload(), name="reload")
 
     async def drain(self) -> None:
-        """Tells drafters to follow another controller from now on; nothing is open that would have to end."""
+        """Announces the end in a heartbeat, so that drafters follow another controller. No session needs to finish."""
         self._draining = True
-        await self._say_alive()
+        await self._send_heartbeat()
 
     async def _control(self) -> NoReturn:
         """Observe → decide → announce."""
@@ -94,20 +94,20 @@ class WindowController:
             reports = self._with_waiting([first])
             while reports:
                 await self._announce(self._observe(reports))
-                await asyncio.sleep(0)  # however many wait
+                await asyncio.sleep(0)  # other tasks run between batches
                 reports = self._with_waiting([])
 
     def _observe(self, reports: list[Report]) -> list[WindowDecision]:
         self._metrics.reports.inc(len(reports))
         try:
             return self._pairs.observe(reports, time.monotonic())
-        except Exception:  # the decisions in force are announced again
+        except Exception:  # the decisions in force stay
             self._metrics.failed.inc()
             log.exception("no decision on reports", drafter_ids=[report.drafter_id for report in reports])
             return []
 
     def _with_waiting(self, reports: list[Report]) -> list[Report]:
-        """These, and those that wait, until they are of DECIDED_AT_ONCE pairs or more."""
+        """Adds queued reports until there are DECIDED_AT_ONCE pairs or more."""
         num_pairs = sum(len(report.pairs) for report in reports)
         while num_pairs < DECIDED_AT_ONCE and not self._reports.empty():
             reports.append(self._reports.get_nowait())
@@ -119,10 +119,10 @@ class WindowController:
             self._metrics.window.observe(decision.window)
             await self._bus.publish(to("drafter", decision.drafter_id, "window", self._instance_id), decision)
             if number % PUBLISHED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # publishing doesn't wait: let the other tasks have their turn
+                await asyncio.sleep(0)  # publish() itself does not yield
 
     async def _refresh(self) -> NoReturn:
-        """Decisions are soft state: said again, as one may be lost, until nothing is heard of their pair."""
+        """Repeats decisions, since core NATS may lose one, and removes silent pairs and verifiers."""
         while True:
             now = time.monotonic()
             self._verifiers.expire(now)
@@ -132,23 +132,23 @@ class WindowController:
             await self._announce(self._pairs.refresh(now))
             await asyncio.sleep(self._settings.announce_s)
 
-    async def _beat(self) -> NoReturn:
+    async def _send_heartbeats(self) -> NoReturn:
         while True:
-            await self._say_alive()
+            await self._send_heartbeat()
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _reload(self) -> NoReturn:
-        """Another policy, or another start of it, is taken at once; pairs and sessions go on."""
+        """Applies a new policy or start at once; pairs and sessions continue."""
         while True:
             wanted, running = await self._reloads.next(), self._settings
             self._settings = running.steered_by(wanted)
             if wanted.steering != running.steering:
                 self._pairs.follow(wanted.make_policy())
             log.info("configuration taken", **wanted.steering)
-            if waiting := self._settings.differing(wanted):
-                log.warning("settings that have changed and need a restart", names=waiting)
+            if pending := self._settings.differing(wanted):
+                log.warning("settings that have changed and need a restart", names=pending)
 
-    async def _say_alive(self) -> None:
+    async def _send_heartbeat(self) -> None:
         heartbeat = Heartbeat(
             service="controller",
             instance_id=self._instance_id,
@@ -166,11 +166,11 @@ class WindowController:
         if isinstance(message, Absent) or not fits(subject, message):
             self._drop("foreign")
             return
-        speaker = sender(subject)
+        sender_id = sender(subject)
         match message:
-            case Report(drafter_id=named) if named == speaker:
+            case Report(drafter_id=named) if named == sender_id:
                 self._on_report(message)
-            case Heartbeat(instance_id=named) if named == speaker:
+            case Heartbeat(instance_id=named) if named == sender_id:
                 self._on_heartbeat(message)
             case _:
                 self._drop("foreign")
@@ -185,7 +185,7 @@ class WindowController:
         if heartbeat.service == "verifier" and not self._verifiers.hear(heartbeat, time.monotonic()):
             self._drop("full")
 
-    def _fail(self, pair: Pair) -> None:
+    def _fail(self, pair: PairId) -> None:
         self._metrics.failed.inc()
         log.exception("no decision on a pair", drafter_id=pair.drafter_id, verifier_id=pair.verifier_id)
 
@@ -194,6 +194,6 @@ class WindowController:
 
 
 def _log(decision: WindowDecision) -> None:
-    """A decision that changes a choice, and what it was made from."""
+    """Logs a decision that changes a choice, with its reason."""
     reason = msgspec.structs.asdict(decision.reason) if decision.reason else None
     log.info("window decided", **msgspec.structs.asdict(decision) | {"reason": reason})

@@ -1,19 +1,25 @@
-"""Settings of the window controller, and which of them may change while it runs."""
+"""Settings of the window controller, and those that a reload applies."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from awc.policies.adaptive import AdaptivePolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
 from awc.registry import POLICIES
 from shared.protocol.messages import MAX_WINDOW
 from shared.runtime.config import ServiceSettings, SettingsFile
 
-STEERING = {"window_policy", "window", "chunk", "free_run", "min_confidence"}  # what a policy is made of
+STEERING = {"window_policy", "window", "chunk", "free_run", "min_confidence"}  # a reload applies these
+
+if TYPE_CHECKING:
+    PolicyName: TypeAlias = str
+else:
+    PolicyName = Literal[tuple(POLICIES)]
 
 
 class ControllerSettings(ServiceSettings):
@@ -23,29 +29,29 @@ class ControllerSettings(ServiceSettings):
         "controller", pattern=r"^[a-z0-9-]{1,64}$", description="Name of this instance, part of its subjects"
     )
     config_file: str = Field(
-        "", description="TOML file of settings, which flags and variables override; read again on SIGHUP (docs/awc.md)"
+        "", description="TOML file of settings; flags and variables override it; SIGHUP reloads it (docs/awc.md)"
     )
-    window_policy: Literal[
-        "static", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb", "wc-dnn", "adaptive"
-    ] = Field("adaptive", description="How windows are chosen (docs/awc.md)")
-    window: int = Field(DEFAULT_CHOICE.window, ge=0, le=MAX_WINDOW, description="Unverified tokens a pair starts with")
+    window_policy: PolicyName = Field(AdaptivePolicy.name, description="How windows are chosen (docs/awc.md)")
+    window: int = Field(
+        DEFAULT_CHOICE.window, ge=0, le=MAX_WINDOW, description="First window of a pair, in tokens; 0: target-only"
+    )
     chunk: int = Field(
         DEFAULT_CHOICE.chunk, ge=1, le=MAX_WINDOW, description="Guesses sent together, at most the window"
     )
     free_run: bool = Field(
-        DEFAULT_CHOICE.free_run, description="Whether verifiers go on alone while guesses are missing"
+        DEFAULT_CHOICE.free_run, description="Whether verifiers decode alone while they have no guesses"
     )
     min_confidence: float = Field(
         DEFAULT_CHOICE.min_confidence,
         ge=0,
         le=1,
-        description="A window ends early behind a guess less probable than this; the policy confidence starts with it",
+        description="A guess below this probability ends its window; the policy confidence starts with it",
     )
-    announce_s: float = Field(5.0, gt=0, le=60, description="Seconds between two repeats of unchanged decisions")
-    pair_expiry_s: float = Field(30.0, gt=0, description="Seconds without a report after which a pair is forgotten")
-    max_pairs: int = Field(1 << 16, ge=1, description="Most drafter-verifier pairs at once")
-    max_verifiers: int = Field(1024, ge=1, description="Most verifiers at once")
-    max_waiting: int = Field(4096, ge=1, description="Most reports that may wait to be decided on")
+    announce_s: float = Field(5.0, gt=0, le=60, description="Seconds between repeats of an unchanged decision")
+    pair_expiry_s: float = Field(30.0, gt=0, description="Seconds without a report after which a pair is removed")
+    max_pairs: int = Field(1 << 16, ge=1, description="Most drafter-verifier pairs")
+    max_verifiers: int = Field(1024, ge=1, description="Most live verifiers")
+    max_waiting: int = Field(4096, ge=1, description="Most queued reports; further ones are dropped")
 
     @classmethod
     def settings_customise_sources(
@@ -60,32 +66,32 @@ class ControllerSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _makes_a_policy(self) -> Self:
-        """A chunk that was asked for must fit; the default gives way to a smaller window."""
+        """A given chunk must fit the window; the default chunk shrinks with it."""
         if "chunk" in self.model_fields_set:
             WindowChoice(self.window, self.chunk, self.free_run)
         try:
             self.make_policy()
-        except OSError as error:  # what a policy was trained to is a file
+        except OSError as error:  # weights are files
             raise ValueError(f"the policy {self.window_policy} can't be made: {error}") from error
         return self
 
     @property
     def start(self) -> WindowChoice:
-        """The choice that a pair starts with."""
+        """The choice that every pair starts with."""
         return WindowChoice(self.window, min(self.chunk, max(self.window, 1)), self.free_run, self.min_confidence)
 
     @property
     def steering(self) -> dict[str, Any]:
-        """The policy's name and its start."""
+        """Name and start of the policy."""
         return {"window_policy": self.window_policy, **asdict(self.start)}
 
     def make_policy(self) -> WindowPolicy:
         return POLICIES[self.window_policy](self.start)
 
     def steered_by(self, other: ControllerSettings) -> ControllerSettings:
-        """These settings with the policy and the start of others."""
+        """These settings with policy and start of others."""
         return self.model_copy(update=other.model_dump(include=STEERING))
 
     def differing(self, other: ControllerSettings) -> list[str]:
-        """Names of the settings that others have another value for."""
+        """Names of the settings whose values differ."""
         return [name for name in type(self).model_fields if getattr(self, name) != getattr(other, name)]

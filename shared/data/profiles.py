@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.policies.batching import HINGES
+from shared.policies.batching import HINGES, pass_features
 
 PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
@@ -25,7 +25,7 @@ class Times(BaseModel):
 
 
 class PassTimes(Times):
-    """Of a verify pass: the sum of these, by the features of shared.policies.batching.PassCost."""
+    """Of a verify pass: the weights of shared.policies.batching.pass_features."""
 
     base_ms: Millis
     session_ms: Millis = 0.0
@@ -35,13 +35,16 @@ class PassTimes(Times):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of PassCost's features."""
+        """In the order of pass_features."""
         return (self.base_ms, self.session_ms, self.token_ms, *self.above_ms, self.cached_ms)
 
     def pass_ms(self, num_sessions: int, num_tokens: int, num_cached: int) -> float:
-        excess = [max(0, num_tokens - hinge) for hinge in HINGES]
-        features = (1, num_sessions, num_tokens, *excess, num_cached / 1000)
+        features = pass_features(num_sessions, num_tokens, num_cached)
         return sum(weight * feature for weight, feature in zip(self.weights, features, strict=True))
+
+    def next_token_ms(self, num_tokens: float) -> float:
+        """Of one more token in a pass that feeds `num_tokens`."""
+        return self.token_ms + sum(ms for ms, hinge in zip(self.above_ms, HINGES, strict=True) if num_tokens > hinge)
 
 
 class StepTimes(Times):

@@ -14,15 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 KV_STEP = 64  # KV cache is reserved in multiples of this many tokens
-HINGES = (8, 32, 128)  # fed tokens from which on each more may cost something else
-LEAST_MS = 0.01  # no pass is predicted to take less
+HINGES = (8, 32, 128)  # fed tokens above which the cost of one more may change
+LEAST_MS = 0.01  # lower bound of a predicted pass
+
+
+def pass_features(num_sessions: int, num_tokens: int, cached_tokens: int) -> tuple[float, ...]:
+    """What the time of a pass is linear in: 1, sessions, fed tokens, their excess over each of HINGES, and thousands of
+    cached tokens read."""
+    return (1, num_sessions, num_tokens, *(max(0, num_tokens - hinge) for hinge in HINGES), cached_tokens / 1000)
 
 
 class PassCost:
-    """Milliseconds of a pass, fitted online by least squares over past passes, old ones fading, with a weak prior.
+    """Milliseconds of a pass: weights of `pass_features`, fitted online by least squares over past passes.
 
-    Features: 1, sessions, fed tokens, their excess over each hinge, thousands of cached tokens read. Predictions never
-    fall when fed tokens are added. Units: milliseconds, tokens.
+    Old passes fade; a weak prior fills in what they do not show. Predictions never fall as fed tokens grow.
     """
 
     PRIOR = (10.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5)
@@ -32,17 +37,12 @@ class PassCost:
         self._ridge = prior_weight * np.eye(len(self.PRIOR))
         self._squares = np.zeros_like(self._ridge)
         self._products = np.zeros(len(self.PRIOR))
-        self.weights = np.array(self.PRIOR)  # of the features
-
-    @classmethod
-    def _features(cls, num_sessions: int, num_tokens: int, cached_tokens: int) -> NDArray[np.float64]:
-        excess = [max(0, num_tokens - hinge) for hinge in HINGES]
-        return np.array([1.0, num_sessions, num_tokens, *excess, cached_tokens / 1000])
+        self.weights = np.array(self.PRIOR)  # of pass_features
 
     def observe(self, num_sessions: int, num_tokens: int, cached_tokens: int, elapsed_ms: float) -> None:
         """Learns from one pass; errors count relative to its time, so that long prefills don't rule."""
         scale = 1 / max(1e-3, elapsed_ms)
-        x = self._features(num_sessions, num_tokens, cached_tokens) * scale
+        x = np.array(pass_features(num_sessions, num_tokens, cached_tokens)) * scale
         self._squares = self._forgetting * self._squares + np.outer(x, x)
         self._products = self._forgetting * self._products + x * (elapsed_ms * scale)
         target = self._products + self._ridge @ np.array(self.PRIOR)
@@ -56,7 +56,7 @@ class PassCost:
 
     def predict(self, num_sessions: int, num_tokens: Sequence[int], cached_tokens: int) -> NDArray[np.float64]:
         """Milliseconds of passes over each of the ascending counts `num_tokens`: [len(num_tokens)], at least 0.01."""
-        x = np.array([self._features(num_sessions, n, cached_tokens) for n in num_tokens])
+        x = np.array([pass_features(num_sessions, n, cached_tokens) for n in num_tokens])
         return np.maximum.accumulate(np.maximum(x @ self.weights, LEAST_MS))
 
 
@@ -95,7 +95,7 @@ def form_pass(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of the first row, and bought guesses, of each candidate (oldest first) that fits into a pass.
 
-    Arrays [candidates] as in `Candidate`; cached_tokens: of all; weights: of `PassCost`'s features. Only arrays and
+    Arrays [candidates] as in `Candidate`; cached_tokens: of all; weights: of `pass_features`. Only arrays and
     numbers, so that DSD-Sim can compile these very lines.
     """
     left = token_budget

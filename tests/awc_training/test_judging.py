@@ -16,7 +16,7 @@ from awc_training.changes import Once, changed_s, of_all, settled_s
 from awc_training.crowds import Crowded
 from awc_training.dataset import CLOUD_ONLY, CLOUD_ONLY_LABEL, LEAST_WORTH, WINDOWS, choice_rows, window_rows
 from awc_training.evaluate import Evaluation, Scores
-from awc_training.judged import by_class, judged
+from awc_training.summaries import by_class, judged
 from awc_training.paper import FACTORS, Figures, PaperCell, capacities
 from awc_training.report import Found, write_report
 from awc_training.scenarios import CHANGE_S, TRAINING, drawn

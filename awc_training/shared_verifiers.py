@@ -1,6 +1,6 @@
-"""Crowded verifiers: whether speculation makes them slower than target-only would be, and whether a drafter starves.
+"""Shared verifiers: whether speculation is slower than target-only, and whether a drafter starves.
 
-Invariant: all ways meet the same fleets, requests and guesses.
+Invariant: all ways of serving get the same fleets, requests and guesses.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from awc.policies.adaptive import AdaptivePolicy
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc.registry import POLICIES
-from awc.wrappers.resting import RestingPolicy
+from awc.wrappers.pausing import PausingPolicy
 from awc_training.runs import SLIDING, cell
-from awc_training.scenarios import FOLDER, crowded
+from awc_training.scenarios import FOLDER, shared_verifiers
 from dsd_sim.engine.world import World
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.studies.report import report_of
@@ -27,26 +27,26 @@ WAYS: dict[str, tuple[int, Callable[[WindowChoice], WindowPolicy]]] = {  # the f
     "target-only": (0, StaticPolicy),
     "static 8": (8, StaticPolicy),
     "ladder": (START, POLICIES["ladder"]),
-    "adaptive without shares": (START, lambda start: RestingPolicy(AdaptivePolicy(start))),
+    "adaptive without shares": (START, lambda start: PausingPolicy(AdaptivePolicy(start))),
     "adaptive": (START, POLICIES["adaptive"]),
 }
 
 
-class Crowded(Struct, frozen=True):
-    """One way of serving one crowd."""
+class SharedVerifierResult(Struct, frozen=True):
+    """One way of serving on one shared verifier."""
 
     scenario: str
     way: str
     tokens_per_s: float
     tpot_ms: float
-    jain: float  # of the drafters' tokens per second of an answer: 1 where all are alike
-    slowest: float  # drafter's tokens per second of an answer, to the mean of target-only
+    jain: float  # fairness of the drafters' tokens per second: 1 when all are equal
+    slowest: float  # tokens per second of the slowest drafter / mean of target-only
 
 
-def crowds() -> list[Crowded]:
-    """Every way through every crowd."""
+def serve_shared_verifiers() -> list[SharedVerifierResult]:
+    """Runs every scenario in every way."""
     found = []
-    for scenario in crowded():
+    for scenario in shared_verifiers():
         alone = 0.0
         for way, (window, make) in WAYS.items():
             start = SLIDING.choice(window)
@@ -58,12 +58,16 @@ def crowds() -> list[Crowded]:
             report, speeds = report_of(ready, fleet), speeds_of(fleet.world)
             alone = alone or float(speeds.mean())
             slowest = float(speeds.min()) / alone
-            found.append(Crowded(scenario.name, way, report.tokens_per_s, report.tpot_ms.mean, jain(speeds), slowest))
+            found.append(
+                SharedVerifierResult(
+                    scenario.name, way, report.tokens_per_s, report.tpot_ms.mean, jain(speeds), slowest
+                )
+            )
     return found
 
 
 def speeds_of(world: World) -> NDArray[np.float64]:
-    """[drafters] tokens per second of the answers that each drafted for, of those that had some."""
+    """Tokens per second of the answers that each drafter served: [drafters with answers]."""
     requests = world.requests[world.requests["device"] >= 0]
     device = requests["device"]
     tokens = np.bincount(device, requests["tokens"], len(world.devices))
@@ -73,5 +77,5 @@ def speeds_of(world: World) -> NDArray[np.float64]:
 
 
 def jain(values: NDArray[np.float64]) -> float:
-    """Jain's index of fairness: 1 / n where one has all, 1 where all have the same."""
+    """Jain's fairness index: 1 / n when one has all, 1 when all are equal."""
     return float(values.sum() ** 2 / (len(values) * (values**2).sum()))

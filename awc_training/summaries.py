@@ -1,6 +1,6 @@
-"""What an evaluation shows: how near each policy comes to the oracle, and where it loses.
+"""Summaries of an evaluation: how near each policy comes to the oracle, and where it loses.
 
-Invariant: all figures are ratios of scores of the same scenario.
+Invariant: every figure is a ratio of two scores of one scenario.
 """
 
 from __future__ import annotations
@@ -13,40 +13,42 @@ from numpy.typing import NDArray
 
 from awc_training.evaluate import Evaluation, Scores
 
-BASE = 4  # the static window that gains are told against, as in the paper
+BASE = 4  # the static window that gains are relative to, as in the paper
 NEARLY = 0.99
-LEAST_GAIN = 1.02  # of the oracle: where less can be gained nothing is judged by its share
+LEAST_GAIN = 1.02  # least gain of the oracle in a scenario that counts for `share`
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One policy in one transport."""
+class PolicySummary:
+    """One policy in one transport; scores are relative to window BASE, `oracle_…` to the best static window."""
 
     name: str
-    mean: float  # score, static 4 being 1
-    share: float  # of the oracle's gain over static 4, where that is above 2 %
-    worst: float  # score, static 4 being 1
-    num_below: int  # scenarios with a score below NEARLY that of static 4
-    oracle_median: float  # score, the best static window being 1
-    oracle_decile: float  # the same, which a tenth of the scenarios stays below
+    mean: float  # score
+    share: float  # gain / gain of the oracle, over the scenarios where that is above LEAST_GAIN
+    worst: float  # lowest score
+    num_below: int  # scenarios with a score below NEARLY
+    oracle_median: float
+    oracle_decile: float  # 10th percentile
 
 
-def judged(scores: Scores) -> Iterator[Judged]:
-    """Some static windows, then every policy."""
+def summaries(scores: Scores) -> Iterator[PolicySummary]:
+    """Every static window, every policy, then the oracle."""
     base, oracle = scores.at(BASE), scores.oracle
     for window in scores.windows:
-        yield _judge(f"static {window}", scores.at(window), base, oracle)
+        yield _summary(f"static {window}", scores.at(window), base, oracle)
     for name, found in scores.policies.items():
-        yield _judge(name, np.array(found), base, oracle)
-    yield _judge("oracle", oracle, base, oracle)
+        yield _summary(name, np.array(found), base, oracle)
+    yield _summary("oracle", oracle, base, oracle)
 
 
-def _judge(name: str, found: NDArray[np.float64], base: NDArray[np.float64], oracle: NDArray[np.float64]) -> Judged:
+def _summary(
+    name: str, found: NDArray[np.float64], base: NDArray[np.float64], oracle: NDArray[np.float64]
+) -> PolicySummary:
     ratio, best = found / base, oracle / base
     can_gain = best > LEAST_GAIN
     share = float((ratio[can_gain] - 1).sum() / (best[can_gain] - 1).sum()) if can_gain.any() else 0.0
     to_oracle = found / oracle
-    return Judged(
+    return PolicySummary(
         name,
         float(ratio.mean()),
         share,
@@ -58,7 +60,7 @@ def _judge(name: str, found: NDArray[np.float64], base: NDArray[np.float64], ora
 
 
 def by_class(evaluation: Evaluation, transport: str, name: str) -> dict[str, dict[str, float]]:
-    """The mean ratio of a policy's score to that of each rival and the oracle, in each class of scenarios."""
+    """Mean ratio of a policy's score to that of each rival, by class of scenarios and rival."""
     scores = evaluation.transports[transport]
     ours = np.array(scores.policies[name])
     rivals = {rival: np.array(found) for rival, found in scores.policies.items() if rival != name}

@@ -50,8 +50,8 @@ def write_report(path: Path, found: EvaluationResults, cards: dict[str, Card]) -
 def _held_out(evaluation: Evaluation) -> Iterator[str]:
     yield f"{evaluation.num_scenarios} held-out scenarios. Score: soft goodput ([awc.md](../../awc.md)). *Mean* and"
     yield f"*worst*: score / score of static {BASE}. *Gain*: share of the oracle's gain over static {BASE} where that"
-    yield f"is above {LEAST_GAIN - 1:.0%}. *Below*: scenarios more than {1 - NEARLY:.0%} below static {BASE}. *Median* and"
-    yield "*decile*: score / score of the best static window of each scenario."
+    yield f"is above {LEAST_GAIN - 1:.0%}. *Below*: scenarios more than {1 - NEARLY:.0%} below static {BASE}. *Median*"
+    yield "and *decile*: score / score of the best static window of each scenario."
     yield ""
     for transport, scores in evaluation.transports.items():
         yield f"## {transport}"
@@ -139,8 +139,8 @@ def _paper(cells: Sequence[PaperCell]) -> Iterator[str]:
     yield ""
     yield "Tokens per second, mean TPOT in ms, mean TTFT in ms. *Ratios*: ours / the paper's controller. *Capacity*:"
     yield "the largest factor of clients and drafters at which our TPOT is at most that of the paper's controller in"
-    yield f"the cell (tried: {FACTORS[-1]:g} to {FACTORS[0]:g}). The paper reports for its controller, against static 4:"
-    yield "throughput up to 9.7 % higher, TPOT 6 to 10.7 % lower, TTFT 0.5 to 4.1 % lower."
+    yield f"the cell (tried: {FACTORS[-1]:g} to {FACTORS[0]:g}). The paper reports for its controller, against static"
+    yield "4: throughput up to 9.7 % higher, TPOT 6 to 10.7 % lower, TTFT 0.5 to 4.1 % lower."
     yield ""
     ways = list(cells[0].ways)
     rows = []

@@ -101,13 +101,13 @@ class SharedVerifier:
     """The recently reported pairs of one verifier. Depths are updated once as many reports came as there are pairs."""
 
     def __init__(self) -> None:
-        self._cost = VerifierCostLine()
+        self.cost = VerifierCostLine()
         self._shares: set[ref[PairShare]] = set()
         self._num_reports = self._updated_at = 0
 
     def depth(self, share: PairShare, acceptance: float, seen: PairReport) -> int:
         """The depth of a pair after one more report."""
-        self._cost.observe(seen.pass_tokens, seen.pass_ms)
+        self.cost.observe(seen.pass_tokens, seen.pass_ms)
         self._num_reports += 1
         if not share.reported:
             self._shares.add(ref(share, self._shares.discard))  # leaves with its pair
@@ -131,7 +131,7 @@ class SharedVerifier:
                 share.reported, share.depth = 0, MAX_WINDOW
         acceptance = [share.acceptance for share in shares]
         sessions = [share.num_sessions for share in shares]
-        depths = fair_depths(acceptance, sessions, self._cost.base_ms, self._cost.per_token_ms)
+        depths = fair_depths(acceptance, sessions, self.cost.base_ms, self.cost.per_token_ms)
         for share, depth in zip(shares, depths, strict=True):
             if not share.depth - slack(share.depth) <= depth < share.depth + 1 + slack(share.depth):
                 share.depth = math.floor(depth)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.estimators.network import NUM_BLOCKS, Network
+from awc.estimators.network import NUM_BLOCKS, PolicyNetwork
 
 
-def saying(outputs: NDArray[np.float64], num_inputs: int, hidden: int = 4, high: float = 1e3) -> Network:
+def saying(outputs: NDArray[np.float64], num_inputs: int, hidden: int = 4, high: float = 1e3) -> PolicyNetwork:
     """A network that predicts the same whatever it sees, and knows inputs up to `high`."""
     square = (NUM_BLOCKS, hidden, hidden)
-    return Network(
+    return PolicyNetwork(
         mean=np.zeros(num_inputs),
         scale=np.ones(num_inputs),
         low=np.full(num_inputs, -1e3),
@@ -27,11 +27,11 @@ def saying(outputs: NDArray[np.float64], num_inputs: int, hidden: int = 4, high:
     )
 
 
-def random_network(seed: int, num_inputs: int, outputs: NDArray[np.float64], hidden: int = 8) -> Network:
+def random_network(seed: int, num_inputs: int, outputs: NDArray[np.float64], hidden: int = 8) -> PolicyNetwork:
     """A network with weights drawn at random, and `outputs` added to what it says."""
     rng = np.random.default_rng(seed)
     square = (NUM_BLOCKS, hidden, hidden)
-    return Network(
+    return PolicyNetwork(
         mean=rng.normal(size=num_inputs),
         scale=rng.uniform(0.5, 2, num_inputs),
         low=np.full(num_inputs, -1e3),

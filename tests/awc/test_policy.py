@@ -56,7 +56,7 @@ def test_the_static_policy_answers_the_same_choice_whatever_it_sees() -> None:
     assert {pair.decide(changed(matched=0, mismatched=count)) for count in (0, 5, 1 << 48)} == {start}
 
 
-def test_every_policy_is_named_as_in_the_table_and_starts_at_the_choice_it_is_given() -> None:
+def test_every_policy_is_named_as_in_the_registry_and_starts_at_the_choice_it_is_given() -> None:
     for name, make in POLICIES.items():
         policy = make(DEFAULT_CHOICE)
         assert policy.name == name

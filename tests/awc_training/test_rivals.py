@@ -1,4 +1,4 @@
-"""Rivals are tuned on training scenarios, and the best of their variants is what they are judged by."""
+"""Rivals are tuned on training scenarios, and each transport gets the best variant."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from awc.registry import POLICIES
 from awc_training import rivals
 from awc_training.evaluate import POLICY_NAMES, cells_of
-from awc_training.rivals import START, Variant, tuned, variants
+from awc_training.rivals import START, RivalVariant, tuned, variants
 from awc_training.runs import SLIDING, STOP_AND_WAIT
 from awc_training.scenarios import TRAINING, drawn
 from dsd_sim.studies.cells import Cell
 from dsd_sim.studies.report import Report
-from tests.awc_training.test_judging import report
+from tests.awc_training.results import report
 
 OURS = ("wc-dnn", "adaptive")
 
@@ -27,12 +27,12 @@ def test_a_rival_s_first_variant_is_the_one_that_is_registered_and_all_differ(na
     policies = [repr(each.cell(scenario, SLIDING).policy) for each in found]
     assert policies[0] == repr(POLICIES[name](SLIDING.choice(START)))
     assert len(found) > 2
-    assert len(set(policies)) == len({each.told for each in found}) == len(found)
+    assert len(set(policies)) == len({each.label for each in found}) == len(found)
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_ours_have_no_variants(name: str) -> None:
-    assert variants(name) == [Variant(name)]
+    assert variants(name) == [RivalVariant(name)]
 
 
 def test_each_transport_gets_the_variant_that_scores_most_there(
@@ -48,14 +48,17 @@ def test_each_transport_gets_the_variant_that_scores_most_there(
 
     monkeypatch.setattr(rivals, "run", run)
     best = tuned(tmp_path, ("goodput", "adaptive"), 3, None)
-    assert best["sliding"] == {"goodput": Variant("goodput", options={"margin": 0.05}), "adaptive": Variant("adaptive")}
+    assert best["sliding"] == {
+        "goodput": RivalVariant("goodput", options={"margin": 0.05}),
+        "adaptive": RivalVariant("adaptive"),
+    }
     assert best["stop-and-wait"]["goodput"].options != {"margin": 0.05}
-    assert best["sliding"]["goodput"].told == "margin 0.05"
-    assert best["sliding"]["adaptive"].told == "as it is"
+    assert best["sliding"]["goodput"].label == "margin 0.05"
+    assert best["sliding"]["adaptive"].label == "as registered"
 
 
-def test_a_policy_that_runs_free_whatever_it_is_told_is_not_judged_in_stop_and_wait() -> None:
-    scenarios, best = drawn(TRAINING, 1), {name: Variant(name) for name in POLICY_NAMES}
+def test_a_policy_that_chooses_free_run_itself_is_not_evaluated_in_stop_and_wait() -> None:
+    scenarios, best = drawn(TRAINING, 1), {name: RivalVariant(name) for name in POLICY_NAMES}
     assert set(cells_of(scenarios, SLIDING, best)) - set(cells_of(scenarios, STOP_AND_WAIT, best)) == {
         "adaptive",
         *("16", "24", "32"),  # static windows

@@ -1,4 +1,4 @@
-"""The scenarios that windows are learned and judged in: drawn again alike, and held out in every respect."""
+"""The scenarios of training and evaluation: reproducible, and disjoint in every parameter."""
 
 from __future__ import annotations
 

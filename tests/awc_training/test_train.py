@@ -1,4 +1,4 @@
-"""Training the paper's network: it learns what rows show, and numpy computes what torch did."""
+"""Training: the network learns its rows, and numpy computes what torch computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from awc.estimators.network import read_network, write_network
 from awc_training.dataset import Dataset
-from awc_training.train import Trained, network_of, split_of, train
+from awc_training.train import TrainedNetwork, network_of, split_of, train
 from tests.awc import networks
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -28,7 +28,7 @@ def made_up(num_groups: int = 40, rows: int = 12, seed: int = 0) -> Dataset:
 
 def test_numpy_computes_what_torch_computes() -> None:
     torch.manual_seed(5)
-    model = Trained(NUM_INPUTS, 3)
+    model = TrainedNetwork(NUM_INPUTS, 3)
     mean, scale = np.linspace(-1, 1, NUM_INPUTS), np.linspace(0.5, 2, NUM_INPUTS)
     inputs = np.random.default_rng(0).normal(size=(64, NUM_INPUTS))
     with torch.no_grad():
@@ -52,8 +52,8 @@ def test_the_same_seed_trains_the_same_weights() -> None:
 def test_rows_of_a_scenario_are_never_on_both_sides() -> None:
     groups = np.repeat(np.arange(30), 12)
     split = split_of(groups, seed=2)
-    assert not set(groups[split.training]) & set(groups[split.apart])
-    assert len(split.training) + len(split.apart) == len(groups)
+    assert not set(groups[split.training]) & set(groups[split.validation])
+    assert len(split.training) + len(split.validation) == len(groups)
 
 
 def test_weights_come_back_from_their_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A drafter and a verifier as a window controller sees them, on any bus."""
+"""A drafter and a verifier on any bus, for tests of the window controller."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(
 
 
 class Outside:
-    """A drafter and a verifier as a controller sees them: what they say, and what they hear."""
+    """A drafter and a verifier: what they send and receive."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -60,7 +60,7 @@ class Outside:
     async def report(self, message: Report, sender_id: str = DRAFTER) -> None:
         await self.bus.publish(broadcast("report", sender_id), message)
 
-    async def beat(self, instance_id: str = VERIFIER, sender_id: str = VERIFIER) -> None:
+    async def send_heartbeat(self, instance_id: str = VERIFIER, sender_id: str = VERIFIER) -> None:
         heartbeat = Heartbeat("verifier", instance_id, 5.0, ["tiny"], 1024, 100, "none", Load(), False)
         await self.bus.publish(broadcast("heartbeat", sender_id), heartbeat)
 

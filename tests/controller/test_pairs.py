@@ -1,4 +1,4 @@
-"""The controller's table of pairs: what is decided on, announced, dropped and forgotten."""
+"""The pair controller: what it decides on, announces, drops and removes."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, PairControl, WindowChoice, WindowPolicy, decide_all
 from awc.registry import POLICIES
 from services.window_controller import pairs
-from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, Pair, PairTable
-from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_BEATS, LiveVerifiers
+from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, PairController, PairId
+from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_HEARTBEATS, LiveVerifiers
 from shared.protocol.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
 from shared.protocol.subjects import new_instance_id
 
@@ -53,21 +53,21 @@ def seen(verifier_id: str = VERIFIER, matched: int = 16, mismatched: int = 0) ->
     )
 
 
-class Table:
-    """A pair table with two live verifiers, what it dropped, and the decisions that changed a choice."""
+class Recorded:
+    """A pair controller with two live verifiers, and what it reports to its callbacks."""
 
     def __init__(self, policy: WindowPolicy, max_pairs: int = 100) -> None:
         self.dropped: list[DropReason] = []
-        self.told: list[WindowDecision] = []
-        self.failed: list[Pair] = []
+        self.changes: list[WindowDecision] = []
+        self.failed: list[PairId] = []
         self.verifiers = LiveVerifiers(max_verifiers=10)
         for verifier_id in (VERIFIER, OTHER_VERIFIER):
             self.verifiers.hear(heartbeat(verifier_id), now=0.0)
-        self.pairs = PairTable(
+        self.pairs = PairController(
             policy,
             self.verifiers,
             self.dropped.append,
-            self.told.append,
+            self.changes.append,
             self.failed.append,
             max_pairs=max_pairs,
             expiry_s=30.0,
@@ -81,13 +81,13 @@ class Table:
 
 
 @pytest.fixture
-def static() -> Table:
-    return Table(StaticPolicy(DEFAULT_CHOICE))
+def static() -> Recorded:
+    return Recorded(StaticPolicy(DEFAULT_CHOICE))
 
 
 @pytest.fixture
-def ladder() -> Table:
-    return Table(LadderPolicy(DEFAULT_CHOICE, warm_up=1, interval=1))
+def ladder() -> Recorded:
+    return Recorded(LadderPolicy(DEFAULT_CHOICE, warm_up=1, interval=1))
 
 
 def windows(decisions: Sequence[WindowDecision]) -> list[tuple[str, int]]:
@@ -95,8 +95,8 @@ def windows(decisions: Sequence[WindowDecision]) -> list[tuple[str, int]]:
 
 
 def test_the_first_report_of_a_pair_is_answered_with_the_policys_choice() -> None:
-    table = Table(StaticPolicy(WindowChoice(window=4, chunk=3, free_run=False)))
-    assert table.report(0, seen()) == [
+    recorded = Recorded(StaticPolicy(WindowChoice(window=4, chunk=3, free_run=False)))
+    assert recorded.report(0, seen()) == [
         WindowDecision(
             drafter_id=DRAFTER,
             verifier_id=VERIFIER,
@@ -119,13 +119,13 @@ def test_the_first_report_of_a_pair_is_answered_with_the_policys_choice() -> Non
     ]
 
 
-def test_a_choice_that_stays_is_announced_again_only_after_a_while(static: Table) -> None:
+def test_a_choice_that_stays_is_announced_again_only_after_a_while(static: Recorded) -> None:
     assert static.report(0, seen(), now=0.0)
     assert static.report(1, seen(), now=1.9) == []
     assert windows(static.report(2, seen(), now=2.0)) == [(VERIFIER, 8)]
 
 
-def test_a_choice_that_changes_is_announced_at_once_with_a_higher_sequence_number(ladder: Table) -> None:
+def test_a_choice_that_changes_is_announced_at_once_with_a_higher_sequence_number(ladder: Recorded) -> None:
     first = ladder.report(0, seen(matched=15, mismatched=1), now=0.0)
     second = ladder.report(1, seen(), now=0.1)
     assert windows([*first, *second]) == [(VERIFIER, 12), (VERIFIER, 16)]
@@ -136,27 +136,27 @@ def acceptances(decisions: Sequence[WindowDecision]) -> list[float | None]:
     return [decision.reason.acceptance for decision in decisions if decision.reason]
 
 
-def test_a_decision_tells_the_acceptance_of_all_that_was_judged_and_older_guesses_count_less(static: Table) -> None:
+def test_a_decision_tells_the_acceptance_of_all_that_was_judged_and_older_guesses_count_less(static: Recorded) -> None:
     half_life = round(ACCEPTANCE_HALF_LIFE)
     reports = (seen(matched=0), seen(matched=half_life), seen(matched=0, mismatched=half_life), seen(matched=0))
     decided = [static.report(number, each, now=2.0 * number) for number, each in enumerate(reports)]
     assert [acceptances(each) for each in decided] == [[None], [1.0], [pytest.approx(1 / 3)], [pytest.approx(1 / 3)]]
 
 
-def test_a_repeated_decision_tells_the_same_policy_and_reason(static: Table) -> None:
+def test_a_repeated_decision_tells_the_same_policy_and_reason(static: Recorded) -> None:
     (first,) = static.report(0, seen(matched=12, mismatched=4), now=0.0)
     (again,) = static.pairs.refresh(now=2.0)
     assert again == msgspec.structs.replace(first, sequence=2)
 
 
-def test_decisions_that_change_a_choice_are_told_and_repetitions_are_not(ladder: Table) -> None:
+def test_changes_of_a_choice_are_passed_on_and_repeats_are_not(ladder: Recorded) -> None:
     climbed = [*ladder.report(0, seen(), now=0.0), *ladder.report(1, seen(), now=0.1)]
     repeated = [*ladder.report(2, seen(), now=2.5), *ladder.pairs.refresh(now=5.0)]
     assert windows([*climbed, *repeated]) == [(VERIFIER, 12), (VERIFIER, 16), (VERIFIER, 16), (VERIFIER, 16)]
-    assert ladder.told == climbed
+    assert ladder.changes == climbed
 
 
-def test_another_policy_decides_on_the_next_report_of_the_same_pairs(ladder: Table) -> None:
+def test_another_policy_decides_on_the_next_report_of_the_same_pairs(ladder: Recorded) -> None:
     ladder.report(0, seen(VERIFIER), seen(OTHER_VERIFIER), now=0.0)
     ladder.pairs.follow(StaticPolicy(WindowChoice(window=4, chunk=2, free_run=True)))
     assert ladder.pairs.refresh(now=2.0) == []
@@ -167,7 +167,7 @@ def test_another_policy_decides_on_the_next_report_of_the_same_pairs(ladder: Tab
     assert ladder.dropped == ["replayed"]
 
 
-def test_another_policy_starts_afresh_and_names_itself_although_the_choice_is_the_same(ladder: Table) -> None:
+def test_another_policy_starts_afresh_and_names_itself_although_the_choice_is_the_same(ladder: Recorded) -> None:
     assert windows([*ladder.report(0, seen(), now=0.0), *ladder.report(1, seen(), now=0.1)]) == [
         (VERIFIER, 12), (VERIFIER, 16),
     ]  # fmt: skip
@@ -177,7 +177,7 @@ def test_another_policy_starts_afresh_and_names_itself_although_the_choice_is_th
     assert [decision.policy for decision in ladder.report(3, seen(), now=0.3)] == ["static"]
 
 
-def test_a_pair_without_reports_is_refreshed_until_it_expires(static: Table) -> None:
+def test_a_pair_without_reports_is_refreshed_until_it_expires(static: Recorded) -> None:
     static.report(0, seen(), now=0.0)
     assert static.pairs.refresh(now=1.0) == []
     assert windows(static.pairs.refresh(now=2.0)) == [(VERIFIER, 8)]
@@ -189,7 +189,7 @@ def test_a_pair_without_reports_is_refreshed_until_it_expires(static: Table) -> 
     assert static.pairs.refresh(now=30.0) == []
 
 
-def test_every_pair_has_its_own_state(ladder: Table) -> None:
+def test_every_pair_has_its_own_state(ladder: Recorded) -> None:
     decisions = ladder.report(0, seen(VERIFIER), seen(OTHER_VERIFIER, matched=0, mismatched=16))
     assert windows(decisions) == [(VERIFIER, 12), (OTHER_VERIFIER, 4)]
     decisions = ladder.report(0, seen(VERIFIER, matched=0, mismatched=16), drafter_id=OTHER_DRAFTER)
@@ -197,20 +197,20 @@ def test_every_pair_has_its_own_state(ladder: Table) -> None:
 
 
 @pytest.mark.parametrize("sequence", [5, 4, 0])
-def test_a_replayed_or_older_report_is_dropped_and_teaches_nothing(ladder: Table, sequence: int) -> None:
+def test_a_replayed_or_older_report_is_dropped_and_teaches_nothing(ladder: Recorded, sequence: int) -> None:
     ladder.report(5, seen())
     assert ladder.report(sequence, seen(matched=0, mismatched=16)) == []
     assert ladder.dropped == ["replayed"]
     assert windows(ladder.report(6, seen())) == [(VERIFIER, 16)]
 
 
-def test_sequence_numbers_of_different_drafters_are_independent(static: Table) -> None:
+def test_sequence_numbers_of_different_drafters_are_independent(static: Recorded) -> None:
     static.report(5, seen())
     assert static.report(0, seen(), drafter_id=OTHER_DRAFTER)
     assert static.dropped == []
 
 
-def test_a_drafter_that_used_up_its_sequence_numbers_is_heard_again_after_the_expiry(static: Table) -> None:
+def test_a_drafter_that_used_up_its_sequence_numbers_is_heard_again_after_the_expiry(static: Recorded) -> None:
     static.report(1 << 48, seen(), now=0.0)
     assert static.report(1, seen(), now=1.0) == []
     static.verifiers.hear(heartbeat(VERIFIER), now=30.0)
@@ -218,14 +218,14 @@ def test_a_drafter_that_used_up_its_sequence_numbers_is_heard_again_after_the_ex
     assert windows(static.report(2, seen(), now=30.0)) == [(VERIFIER, 8)]
 
 
-def test_an_implausible_pair_is_dropped_and_the_others_of_its_report_count(ladder: Table) -> None:
+def test_an_implausible_pair_is_dropped_and_the_others_of_its_report_count(ladder: Recorded) -> None:
     absurd = seen(OTHER_VERIFIER, matched=MAX_JUDGED + 1)
     assert windows(ladder.report(0, absurd, seen())) == [(VERIFIER, 12)]
     assert ladder.dropped == ["implausible"]
     assert len(ladder.pairs) == 1
 
 
-def test_a_pair_that_a_report_names_twice_counts_once(ladder: Table) -> None:
+def test_a_pair_that_a_report_names_twice_counts_once(ladder: Recorded) -> None:
     [decision] = ladder.report(1, seen(matched=8), seen(matched=0, mismatched=16))
     assert decision.reason is not None
     assert decision.reason.acceptance == 1.0
@@ -251,7 +251,7 @@ def test_reports_that_are_taken_together_count_as_one_after_the_other(
         for sequence in (*range(20), 19)
         for drafter_id in (DRAFTER, OTHER_DRAFTER)
     ]
-    together, single = (Table(POLICIES[name](DEFAULT_CHOICE)) for _ in range(2))
+    together, single = (Recorded(POLICIES[name](DEFAULT_CHOICE)) for _ in range(2))
     found = together.pairs.observe(reports, 0.0)
     assert set(sizes) == {0, 4}, "of both drafters, and none of what was replayed"
     assert found == [decision for report in reports for decision in single.pairs.observe([report], 0.0)]
@@ -260,7 +260,7 @@ def test_reports_that_are_taken_together_count_as_one_after_the_other(
 
 
 def test_a_pair_on_which_a_policy_fails_costs_no_decision_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Table(StaticPolicy(DEFAULT_CHOICE))
+    recorded = Recorded(StaticPolicy(DEFAULT_CHOICE))
     decide = StaticPolicy.decide
 
     def fail(control: StaticPolicy, report: PairReport) -> WindowChoice:
@@ -273,12 +273,12 @@ def test_a_pair_on_which_a_policy_fails_costs_no_decision_but_its_own(monkeypatc
         Report(DRAFTER, 0, [seen(), seen(OTHER_VERIFIER, matched=0)]),
         Report(OTHER_DRAFTER, 0, [seen(), seen(OTHER_VERIFIER)]),
     ]
-    assert len(table.pairs.observe(reports, 0.0)) == 3
-    assert table.failed == [Pair(DRAFTER, OTHER_VERIFIER)]
-    assert windows(table.report(1, seen(OTHER_VERIFIER))) == [(OTHER_VERIFIER, DEFAULT_CHOICE.window)]
+    assert len(recorded.pairs.observe(reports, 0.0)) == 3
+    assert recorded.failed == [PairId(DRAFTER, OTHER_VERIFIER)]
+    assert windows(recorded.report(1, seen(OTHER_VERIFIER))) == [(OTHER_VERIFIER, DEFAULT_CHOICE.window)]
 
 
-def test_a_pair_on_which_a_policy_fails_begins_afresh(ladder: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_on_which_a_policy_fails_begins_afresh(ladder: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     climbs = [windows(ladder.report(sequence, seen())) for sequence in range(5)]
     assert climbs[:2] == [[(VERIFIER, 12)], [(VERIFIER, 16)]]
     with monkeypatch.context() as patch:
@@ -287,33 +287,33 @@ def test_a_pair_on_which_a_policy_fails_begins_afresh(ladder: Table, monkeypatch
     assert windows(ladder.report(6, seen())) == climbs[0]
 
 
-def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Table) -> None:
+def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Recorded) -> None:
     assert static.report(0, seen(new_instance_id("nobody"))) == []
-    assert static.report(0, seen(), now=MISSED_BEATS * 1.0) == []
+    assert static.report(0, seen(), now=MISSED_HEARTBEATS * 1.0) == []
     assert static.dropped == ["unknown_verifier", "unknown_verifier"]
     assert len(static.pairs) == 0
 
 
-def test_a_known_pair_lives_on_while_the_verifiers_heartbeats_are_lost(ladder: Table) -> None:
+def test_a_known_pair_lives_on_while_the_verifiers_heartbeats_are_lost(ladder: Recorded) -> None:
     ladder.report(0, seen(), now=0.0)
     assert windows(ladder.report(1, seen(), now=20.0)) == [(VERIFIER, 16)]
 
 
 def test_the_number_of_pairs_is_bounded_and_those_known_are_kept() -> None:
-    table = Table(StaticPolicy(DEFAULT_CHOICE), max_pairs=1)
-    table.report(0, seen())
-    assert table.report(0, seen(), drafter_id=OTHER_DRAFTER) == []
-    assert table.dropped == ["full"]
-    assert table.report(1, seen(), now=5.0)
-    assert len(table.pairs) == 1
+    recorded = Recorded(StaticPolicy(DEFAULT_CHOICE), max_pairs=1)
+    recorded.report(0, seen())
+    assert recorded.report(0, seen(), drafter_id=OTHER_DRAFTER) == []
+    assert recorded.dropped == ["full"]
+    assert recorded.report(1, seen(), now=5.0)
+    assert len(recorded.pairs) == 1
 
 
-def test_a_report_with_no_pairs_leaves_nothing_behind(static: Table) -> None:
+def test_a_report_with_no_pairs_leaves_nothing_behind(static: Recorded) -> None:
     assert static.report(0) == []
     assert len(static.pairs) == 0
 
 
-def test_a_verifier_is_alive_until_it_missed_its_beats() -> None:
+def test_a_verifier_is_alive_until_it_missed_its_heartbeats() -> None:
     verifiers = LiveVerifiers(max_verifiers=10)
     assert not verifiers.is_live(VERIFIER, now=0.0)
     verifiers.hear(heartbeat(VERIFIER, interval_s=2.0), now=0.0)

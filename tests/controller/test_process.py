@@ -64,7 +64,7 @@ async def test_a_controller_process_decides_over_a_real_nats_server_and_leaves_i
     async with outside_of(nats_server.url) as outside:
         async with controller_process(nats_server.url, "--window-policy", "ladder") as process:
             assert not (await asyncio.wait_for(outside.heartbeats.get(), END_S)).draining
-            await outside.beat()
+            await outside.send_heartbeat()
             for sequence in range(30):
                 await outside.report(report(sequence))
             assert [(await outside.decision()).window for _ in range(3)] == [8, 12, 16]
@@ -90,7 +90,7 @@ async def test_sighup_takes_another_policy_from_the_file_for_the_same_pair_and_a
         flags = ("--config-file", str(file), "--announce-s", "60", "--log-format", "json")
         async with controller_process(nats_server.url, *flags) as process:
             await asyncio.wait_for(outside.heartbeats.get(), END_S)
-            await outside.beat()
+            await outside.send_heartbeat()
             decisions = [await decided()]
             file.write_text('window_policy = "confidence"\nmin_confidence = 0.5\n')
             process.send_signal(signal.SIGHUP)

@@ -57,7 +57,7 @@ def test_a_variable_may_name_the_file_and_none_is_needed(file: Path, monkeypatch
         ("[window]\nstart = 4", "--window / DSD_WINDOW"),
         ("window = 65", "--window / DSD_WINDOW"),
         ('window_policy = "best"', "--window-policy / DSD_WINDOW_POLICY"),
-        ("window = 4\nchunk = 5", "chunk 5 must be 1 to 4"),
+        ("window = 4\nchunk = 5", "chunk must be 1 to 4 with a window of 4, got 5"),
     ],
 )
 def test_a_file_that_can_not_be_used_is_refused_in_one_line(file: Path, text: str, told: str) -> None:

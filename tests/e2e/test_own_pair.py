@@ -91,7 +91,7 @@ def num_right(answer: dict[str, Any]) -> int:
 
 def check_texts(shell: Shell) -> int:
     """Speculation changes no text, greedy or sampled, and guesses are right; returns how many. The window is static:
-    an adaptive one may rest beside so quick a target."""
+    an adaptive one may pause beside so quick a target."""
     right = 0
     for temperature in (0.0, 0.8):
         length = {"max_tokens": LENGTH, "min_tokens": LENGTH}  # time for a draft beside so quick a target
@@ -161,7 +161,7 @@ def test_a_pair_with_its_whole_training_guesses_well_and_ends_where_its_own_file
         assert answer["choices"][0]["finish_reason"] == "stop"
         num_judged = num_right(answer) + answer["dsd"]["rejected"]
         assert num_right(answer) > 0.6 * num_judged
-        assert num_judged > 20, "this target may write faster than any draft guesses: then the pair rests"
+        assert num_judged > 20, "this target may write faster than any draft guesses: then the pair pauses"
         check_texts(shell)
     finally:
         shell.run(STOP)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awc.estimators.network import NUM_BLOCKS, Network
+from awc.estimators.network import NUM_BLOCKS, PolicyNetwork
 from tests.awc.networks import random_network
 
 NUM_INPUTS, NUM_OUTPUTS = 5, 3
 
 
-def layer_by_layer(network: Network, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+def layer_by_layer(network: PolicyNetwork, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
     x = (inputs - network.mean) / network.scale @ network.w_in + network.b_in
     for block in range(NUM_BLOCKS):
         inner = x @ network.w1[block] + network.b1[block]

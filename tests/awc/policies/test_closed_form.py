@@ -91,7 +91,7 @@ def test_drafting_is_tried_again_after_a_while_without_it() -> None:
     assert max(windows) > 0
 
 
-@pytest.mark.parametrize("settings", [{"half_life": 0.0}, {"margin": -0.1}, {"hope": -1.0}])
+@pytest.mark.parametrize("settings", [{"half_life": 0.0}, {"margin": -0.1}, {"assumed_matches": -1.0}])
 def test_settings_that_can_not_work_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         ClosedFormPolicy(STOP_AND_WAIT, **settings)

@@ -15,7 +15,7 @@ from msgspec.structs import replace as changed
 from awc.policies.delay_bandit import ARMS, DelayBanditPair, DelayBanditPolicy, longest_window
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.protocol.messages import MAX_WINDOW, PairReport
-from tests.awc.policies.test_goodput import ANY_REPORT, STOP_AND_WAIT, World
+from tests.awc.worlds import ANY_REPORT, STOP_AND_WAIT, World
 
 
 def run(pair: DelayBanditPair, world: World, num_reports: int, window: int = 4) -> list[int]:
@@ -157,7 +157,7 @@ def test_the_rest_of_a_choice_is_that_of_the_start() -> None:
         ({"explore": float("nan")}, "explore"),
         ({"trial_reports": 0}, "trial_reports"),
         ({"settling": -1}, "settling"),
-        ({"half_life": 0.0}, "half-life"),
+        ({"half_life": 0.0}, "half_life"),
     ],
 )
 def test_settings_that_can_not_work_are_refused(wrong: dict[str, float], named: str) -> None:

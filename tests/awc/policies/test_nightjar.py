@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
-from awc.estimators.trial import PATIENCE, Trial
-from awc.policies.nightjar import NightjarPair, NightjarPolicy, Plan
+from awc.policies.nightjar import NightjarPair, NightjarPlan, NightjarPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.protocol.messages import PairReport
-from tests.awc.policies.test_goodput import ANY_REPORT, STOP_AND_WAIT, World
+from tests.awc.worlds import ANY_REPORT, STOP_AND_WAIT, World
 
 ARMS = NightjarPolicy(STOP_AND_WAIT).arms
 
@@ -88,7 +87,7 @@ def test_a_size_of_batch_not_met_before_is_explored_from_the_beginning() -> None
 
 
 def test_a_loss_is_averaged_over_bins_unless_a_new_one_is_of_another_size() -> None:
-    plan = Plan()
+    plan = NightjarPlan()
     for tpot_ms, expected in ((20.0, 20.0), (24.0, 21.0), (50.0, 50.0), (10.0, 10.0)):
         plan.learn(4, tpot_ms, newest=0.25)
         assert plan.losses == {4: expected}
@@ -96,9 +95,9 @@ def test_a_loss_is_averaged_over_bins_unless_a_new_one_is_of_another_size() -> N
 
 def test_leaving_0_has_to_pay_for_itself_before_the_block_ends() -> None:
     losses = {0: 30.0, 4: 27.0}
-    assert Plan(losses, bins_left=9).next_window(0, price=0.05) == 4
-    assert Plan(losses, bins_left=9).next_window(0, price=0.2) == 0
-    assert Plan(losses, bins_left=9).next_window(4, price=0.2) == 4
+    assert NightjarPlan(losses, bins_left=9).next_window(0, price=0.05) == 4
+    assert NightjarPlan(losses, bins_left=9).next_window(0, price=0.2) == 0
+    assert NightjarPlan(losses, bins_left=9).next_window(4, price=0.2) == 4
 
 
 @pytest.mark.parametrize(("context", "share_of_0"), [(0, (0.0, 0.3)), (1_000_000, (0.4, 1.0))])
@@ -114,55 +113,10 @@ def test_a_drafter_with_much_to_read_is_left_at_0(context: int, share_of_0: tupl
     assert share_of_0[0] <= num_at_0 / 800 <= share_of_0[1]
 
 
-# --- what a trial learns ----------------------------------------------------------------------------------------------
-
-
-def test_reports_count_from_when_the_window_is_in_force_and_has_settled() -> None:
-    trial, report = Trial(4, settling=2, num_wanted=2), changed(World().report(4), matched=0, mismatched=0)
-    for window, tpot_ms in ((8, 90.0), (4, 80.0), (8, 90.0), (4, 60.0), (4, 20.0)):
-        trial.observe(changed(report, window=window, tpot_ms=tpot_ms))
-    assert not trial.is_over
-    trial.observe(changed(report, tpot_ms=10.0))
-    assert trial.is_over
-    assert trial.tpot_ms == 15.0
-
-
-def test_reports_of_pairs_that_are_not_being_answered_do_not_count() -> None:
-    trial, report = Trial(4, settling=0, num_wanted=1), World().report(4)
-    trial.observe(changed(report, num_sessions=0))
-    trial.observe(changed(report, tpot_ms=0.0))
-    assert trial == Trial(4, settling=0, num_wanted=1)
-
-
-def test_a_window_that_never_comes_into_force_is_given_up_without_a_result() -> None:
-    trial, report = Trial(4, settling=0, num_wanted=2), World().report(8)
-    for _ in range(PATIENCE):
-        assert not trial.is_over
-        trial.observe(report)
-    assert trial.is_over
-    assert trial.tpot_ms is None
-
-
-def test_a_time_too_short_to_be_true_counts_as_a_microsecond() -> None:
-    trial = Trial(4, settling=0, num_wanted=1)
-    trial.observe(changed(World().report(4), tpot_ms=5e-324))
-    assert trial.tpot_ms == 1e-3
-
-
-def test_only_another_window_needs_to_settle() -> None:
-    ended = Trial(4, settling=0, num_wanted=2, times=[15.0, 15.0])
-    assert ended.followed_by(4, settling=2).settling == 0
-    assert ended.followed_by(8, settling=2).settling == 2
-    assert Trial(4, settling=1, num_wanted=2).followed_by(4, settling=2).settling == 2
-
-
 def test_a_pair_whose_windows_never_come_into_force_keeps_deciding() -> None:
     report = World().report(5)
     pair = NightjarPolicy(STOP_AND_WAIT).for_pair()
     assert {pair.decide(report).window for _ in range(2000)} <= {4, *ARMS}
-
-
-# --- any input --------------------------------------------------------------------------------------------------------
 
 
 def test_the_start_holds_until_it_was_measured() -> None:

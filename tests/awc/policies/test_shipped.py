@@ -1,4 +1,4 @@
-"""The weights that ship: they are what their cards say, and set windows that make sense."""
+"""The shipped weights: they match their cards and choose sensible windows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.protocol.messages import PairReport
 from tests.awc.reports import SEEN
 
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)
-IN_VAIN = changed(SEEN, matched=1, mismatched=7, draft_ms=60.0, pass_ms=20.0, tpot_ms=25.0, rtt_ms=5.0)
+UNHELPFUL = changed(SEEN, matched=1, mismatched=7, draft_ms=60.0, pass_ms=20.0, tpot_ms=25.0, rtt_ms=5.0)
 GOOD = changed(SEEN, drafted=20, matched=19, mismatched=1, draft_ms=6.0, pass_ms=60.0, rtt_ms=20.0, tpot_ms=25.0)
 
 
@@ -48,19 +48,19 @@ def test_a_network_has_the_inputs_and_the_size_of_its_card(
 
 def test_the_paper_s_network_drafts_where_guesses_are_right_and_goes_cloud_only_where_they_are_slow_and_wrong() -> None:
     assert settled(WcDnnPolicy(STOP_AND_WAIT).for_pair(), GOOD).window > 0
-    assert settled(WcDnnPolicy(STOP_AND_WAIT).for_pair(), changed(IN_VAIN, queue=0.9, tpot_ms=90.0)).window == 0
+    assert settled(WcDnnPolicy(STOP_AND_WAIT).for_pair(), changed(UNHELPFUL, queue=0.9, tpot_ms=90.0)).window == 0
 
 
-def test_ours_looks_further_ahead_the_longer_the_link() -> None:
+def test_adaptive_drafts_further_ahead_on_a_longer_link() -> None:
     near, far = (settled(AdaptivePolicy(DEFAULT_CHOICE).for_pair(), changed(GOOD, rtt_ms=rtt)) for rtt in (5.0, 100.0))
     assert far.window >= near.window >= 4
 
 
-def test_ours_does_not_draft_where_guesses_are_wrong_and_a_slow_drafter_has_many_sessions() -> None:
-    in_vain = changed(IN_VAIN, num_sessions=8, batch=8.0)
+def test_adaptive_does_not_draft_with_wrong_guesses_on_a_slow_shared_drafter() -> None:
+    unhelpful = changed(UNHELPFUL, num_sessions=8, batch=8.0)
     pair = AdaptivePolicy(DEFAULT_CHOICE).for_pair()
-    seen, windows = in_vain, []
+    seen, windows = unhelpful, []
     for _ in range(200):
         windows.append(pair.decide(seen).window)
-        seen = changed(in_vain, window=0, drafted=0, matched=0, mismatched=0) if windows[-1] == 0 else in_vain
+        seen = changed(unhelpful, window=0, drafted=0, matched=0, mismatched=0) if windows[-1] == 0 else unhelpful
     assert windows.count(0) > 150, windows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.estimators.network import Network
+from awc.estimators.network import PolicyNetwork
 from awc.policies.wc_dnn import MAX_PREDICTED, WcDnnPair, WcDnnPolicy
 from awc.policy import WindowChoice
 from tests.awc import networks
@@ -17,45 +17,45 @@ from tests.awc.reports import SEEN
 STOP_AND_WAIT = WindowChoice(4, 4, free_run=False)
 
 
-def saying(value: float) -> Network:
+def saying(value: float) -> PolicyNetwork:
     return networks.saying(np.array([value]), num_inputs=5)
 
 
-def random_network(seed: int) -> Network:
+def random_network(seed: int) -> PolicyNetwork:
     return networks.random_network(seed, 5, np.array([6.0]))
 
 
-def pair_told(*values: float) -> tuple[WcDnnPair, list[int]]:
+def pair_after(*values: float) -> tuple[WcDnnPair, list[int]]:
     """A pair after predictions, and its window after each."""
     pair = WcDnnPolicy(STOP_AND_WAIT, network=saying(4.0)).for_pair()
     return pair, [pair.settle(SEEN, value).window for value in values]
 
 
 def test_a_prediction_counts_for_two_fifths_of_the_average_and_the_average_is_rounded() -> None:
-    _, windows = pair_told(9.0, 9.0, 9.0)
+    _, windows = pair_after(9.0, 9.0, 9.0)
     assert windows == [6, 7, 8]  # 4 -> 6.0 -> 7.2 -> 7.92
 
 
 def test_predictions_beyond_the_longest_window_count_as_that() -> None:
-    _, windows = pair_told(*[1e9] * 20)
+    _, windows = pair_after(*[1e9] * 20)
     assert windows[-1] == MAX_PREDICTED
 
 
 def test_one_prediction_of_one_or_less_does_not_lead_to_cloud_only_but_two_in_a_row_do() -> None:
-    _, windows = pair_told(1.0, 4.0, 0.5, 1.0)
+    _, windows = pair_after(1.0, 4.0, 0.5, 1.0)
     assert 0 not in windows[:3]
     assert windows[3] == 0
 
 
 def test_it_takes_two_predictions_above_one_to_come_back() -> None:
-    pair, windows = pair_told(1.0, 1.0, 5.0, 1.0, 5.0, 5.0)
+    pair, windows = pair_after(1.0, 1.0, 5.0, 1.0, 5.0, 5.0)
     assert windows[1:5] == [0, 0, 0, 0]
     assert windows[5] > 0
     assert pair.settle(SEEN, 5.0).is_stop_and_wait, "the scheme is the start's"
 
 
 def test_cloud_only_lets_the_verifier_run_free() -> None:
-    pair, _ = pair_told(1.0, 1.0)
+    pair, _ = pair_after(1.0, 1.0)
     choice = pair.settle(SEEN, 1.0)
     assert (choice.window, choice.free_run) == (0, True)
 
@@ -98,7 +98,7 @@ def test_a_network_knows_inputs_within_those_it_was_trained_on() -> None:
 
 def test_a_network_of_wrong_shapes_or_numbers_is_refused() -> None:
     good = saying(1.0)
-    with pytest.raises(ValueError, match="w_out of shape"):
+    with pytest.raises(ValueError, match="w_out must be finite numbers of shape"):
         replace(good, w_out=np.zeros((3, 1)))
     with pytest.raises(ValueError, match="b_out"):
         replace(good, b_out=np.array([np.nan]))

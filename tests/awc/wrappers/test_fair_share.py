@@ -1,4 +1,4 @@
-"""Fair shares of a crowded verifier: the best depths, nobody starves, and where tokens are free nothing is cut."""
+"""Fair shares of a verifier: the best depths, no session starves, and where tokens are free nothing is cut."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as changed
 
-from awc.estimators.pass_cost import PassCost
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice
-from awc.wrappers.fair_share import Crowd, FairSharePair, FairSharePolicy, Member, fair_depths, slack
+from awc.wrappers.fair_share import FairSharePair, FairSharePolicy, PairShare, SharedVerifier, fair_depths, slack
 from shared.protocol.messages import MAX_WINDOW, PairReport
 from tests.awc.reports import SEEN as ONE
 
@@ -55,21 +54,20 @@ def test_a_better_draft_may_go_deeper() -> None:
 
 
 def test_a_depth_that_moves_by_a_little_is_left_as_it_is() -> None:
-    cost = PassCost(keep=1.0)
+    verifier, shares = SharedVerifier(), [PairShare() for _ in range(8)]
     for num_tokens in range(1, 200):
-        cost.observe(num_tokens, 10.0 + num_tokens)
-    crowd, members = Crowd(cost), [Member() for _ in range(8)]
-    told = changed(SEEN, pass_tokens=0.0)  # which is no pass to learn from
+        verifier.cost.observe(num_tokens, 10.0 + num_tokens)
+    seen = changed(SEEN, pass_tokens=0.0)  # no sample of the cost line
 
     def depths(acceptance: float) -> set[int]:
         for _ in range(3):
-            found = {crowd.depth(member, acceptance, told) for member in members}
+            found = {verifier.depth(share, acceptance, seen) for share in shares}
         return found
 
     rates = np.linspace(0.5, 0.95, 400).tolist()
     up = [depths(rate) for rate in rates]
     down = [depths(rate) for rate in rates[::-1]][::-1]
-    exact = [fair_depths([rate] * 8, [1] * 8, cost.base_ms, cost.per_token_ms)[0] for rate in rates]
+    exact = [fair_depths([rate] * 8, [1] * 8, verifier.cost.base_ms, verifier.cost.per_token_ms)[0] for rate in rates]
     assert up != down, "where a depth changes depends on where it comes from"
     for found in (up, down):
         assert all(len(each) == 1 for each in found)
@@ -96,13 +94,13 @@ def pairs_of(num: int, policy: FairSharePolicy) -> list[FairSharePair]:
 RIGHT = changed(SEEN, matched=99, mismatched=1)
 
 
-def test_windows_are_cut_in_a_crowd_and_stay_as_they_were_alone() -> None:
-    crowded = decided(pairs_of(64, FairSharePolicy(StaticPolicy(WIDE))), SEEN)
-    assert {choice.window for choice in crowded} < set(range(WIDE.window))
+def test_windows_are_cut_on_a_shared_verifier_and_kept_on_an_unshared_one() -> None:
+    shared = decided(pairs_of(64, FairSharePolicy(StaticPolicy(WIDE))), SEEN)
+    assert {choice.window for choice in shared} < set(range(WIDE.window))
     assert decided(pairs_of(1, FairSharePolicy(StaticPolicy(WIDE))), RIGHT) == [WIDE]
 
 
-def test_pairs_that_are_not_reported_any_more_take_no_share() -> None:
+def test_silent_pairs_take_no_share() -> None:
     policy = FairSharePolicy(StaticPolicy(WIDE))
     silent = pairs_of(64, policy)
     assert decided(silent, SEEN)[0].window < WIDE.window
@@ -111,12 +109,12 @@ def test_pairs_that_are_not_reported_any_more_take_no_share() -> None:
     assert alone[-1] == WIDE
 
 
-def test_pairs_that_nobody_has_any_more_take_no_share_at_once() -> None:
+def test_dropped_pairs_take_no_share_from_then_on() -> None:
     policy = FairSharePolicy(StaticPolicy(WIDE))
     others = pairs_of(64, policy)
     pair = policy.for_pair()
     assert decided([pair, *others], RIGHT)[0].window < WIDE.window
-    decided([pair], RIGHT, rounds=8)  # a look at all is just behind, the next would be far off
+    decided([pair], RIGHT, rounds=8)  # the depths were just updated
     others.clear()
     assert decided([pair], RIGHT, rounds=8) == [WIDE]
 
@@ -144,11 +142,11 @@ def test_a_pair_that_was_cut_to_nothing_is_tried_again() -> None:
     for _ in range(100):
         decided(others, RIGHT, rounds=1)
         pair.decide(changed(wrong, pass_tokens=20.0, pass_ms=30.0, batch=17.0))
-    at_rest = changed(wrong, window=0, mismatched=0, pass_tokens=20.0, pass_ms=30.0, batch=17.0)
+    undrafted = changed(wrong, window=0, mismatched=0, pass_tokens=20.0, pass_ms=30.0, batch=17.0)
     windows = []
     for _ in range(800):
         decided(others, RIGHT, rounds=1)
-        windows.append(pair.decide(at_rest).window)
+        windows.append(pair.decide(undrafted).window)
     assert windows[0] == 0
     assert windows[-1] > 0
 

@@ -295,7 +295,7 @@ def test_decisions_are_logged_when_they_reach_their_device() -> None:
     steers = world.log[: world.clock[0]["num_logged"]]
     steers = steers[steers["kind"] == STEER]
     assert len(steers) > 0
-    assert set(steers["num"]) <= {0, 2, 4, 8, 12, 16}  # rests, and the ladder's rungs
+    assert set(steers["num"]) <= {0, 2, 4, 8, 12, 16}  # pauses, and the ladder's rungs
 
 
 class Turning:

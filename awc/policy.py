@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from shared.protocol.messages import MAX_TOKENS, MAX_WINDOW, PairReport
 
@@ -91,18 +91,9 @@ def is_plausible(seen: PairReport) -> bool:
     )
 
 
-class BatchPolicy(WindowPolicy, Protocol):
-    """A policy that decides on many pairs at once for less time per pair."""
-
-    def decide_all(self, pairs: Sequence[Any], reports: Sequence[PairReport]) -> list[WindowChoice]:
-        """What each pair would decide alone on its report. No pair occurs twice."""
-        ...
-
-
-def decide_all(
-    policy: WindowPolicy | BatchPolicy, pairs: Sequence[PairControl], reports: Sequence[PairReport]
-) -> list[WindowChoice]:
-    """The choices of several pairs of one policy, each after one more report. No pair occurs twice."""
+def decide_all(policy: WindowPolicy, pairs: Sequence[PairControl], reports: Sequence[PairReport]) -> list[WindowChoice]:
+    """What each pair of one policy decides on its report. No pair occurs twice. A policy with a `decide_all` method
+    decides on all at once, for less time per pair."""
     if not pairs:
         return []
     together = getattr(policy, "decide_all", None)

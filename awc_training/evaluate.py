@@ -20,7 +20,7 @@ from awc.policies.static import StaticPolicy
 from awc.registry import POLICIES
 from awc_training.rivals import NUM_TUNING, RivalVariant, tuned
 from awc_training.runs import SLIDING, STOP_AND_WAIT, TRANSPORTS, Reports, Transport, run, scores, static_cell
-from awc_training.scenarios import HELD_OUT, DrawnScenario, Family, drawn
+from awc_training.scenarios import HELD_OUT, DrawnScenario, drawn
 from dsd_sim.studies.cells import Cell
 
 NUM_HELD_OUT = 210
@@ -49,29 +49,22 @@ class Scores(Struct, frozen=True):
 
 
 class Evaluation(Struct, frozen=True):
-    """Scores of all policies on a family of scenarios."""
+    """Scores of all policies on the held-out scenarios."""
 
-    family: str
     num_scenarios: int
     classes: list[tuple[str, ...]]  # [scenarios]
     transports: dict[str, Scores]
 
 
-def evaluate(
-    folder: Path,
-    family: Family = HELD_OUT,
-    num: int = NUM_HELD_OUT,
-    workers: int | None = None,
-    num_tuning: int = NUM_TUNING,
-) -> Evaluation:
-    """`folder`: of the results of runs, which are reused; `num_tuning`: training scenarios for tuning rivals."""
-    scenarios = drawn(family, num)
-    best = tuned(folder, POLICY_NAMES, num_tuning, workers)
+def evaluate(folder: Path, num: int, workers: int | None) -> Evaluation:
+    """`folder`: of the results of runs, which are reused."""
+    scenarios = drawn(HELD_OUT, num)
+    best = tuned(folder, POLICY_NAMES, NUM_TUNING, workers)
     cells = {name: cells_of(scenarios, transport, best[name]) for name, transport in TRANSPORTS.items()}
     wanted = [cell for found in cells.values() for row in found.values() for cell in row]
     reports = run(wanted, folder, workers)
     found = {name: _scores(cells[name], STATIC[name], reports, best[name]) for name in TRANSPORTS}
-    return Evaluation(family.name, num, [each.classes for each in scenarios], found)
+    return Evaluation(num, [each.classes for each in scenarios], found)
 
 
 def cells_of(

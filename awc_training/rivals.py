@@ -30,27 +30,20 @@ NUM_TUNING = 60  # scenarios
 START = 4  # window at the start
 
 
-@dataclass(frozen=True, slots=True)
-class Rival:
-    """The variants to try beside the registered parameters."""
-
-    others: tuple[Options, ...]
-    starts: tuple[int, ...] = (START,)
-
-
-RIVALS = {
-    LadderPolicy.name: Rival(
-        ({"ema_weight": 0.4, "interval": 3}, {"rungs": (1, 2, 4, 8)}, {"rungs": (4, 8, 16, 32)}),
+RIVALS: dict[str, tuple[Options, ...]] = {  # parameters to try beside the registered ones
+    LadderPolicy.name: ({"ema_weight": 0.4, "interval": 3}, {"rungs": (1, 2, 4, 8)}, {"rungs": (4, 8, 16, 32)}),
+    ConfidencePolicy.name: ({"discarded_share": 0.1}, {"discarded_share": 0.4}),
+    ClosedFormPolicy.name: ({"half_life": 64.0}, {"margin": 0.05}),
+    GoodputPolicy.name: ({"half_life": 64.0}, {"margin": 0.05}),
+    NightjarPolicy.name: (
+        {"bin_reports": 2},
+        {"bin_reports": 8},
+        {"newest": 0.5},
+        {"arms": (0, 2, 4, 8, 16, 24)},
     ),
-    # The policy never changes its window.
-    ConfidencePolicy.name: Rival(({"discarded_share": 0.1}, {"discarded_share": 0.4}), starts=(START, 8, 16, 24)),
-    ClosedFormPolicy.name: Rival(({"half_life": 64.0}, {"margin": 0.05})),
-    GoodputPolicy.name: Rival(({"half_life": 64.0}, {"margin": 0.05})),
-    NightjarPolicy.name: Rival(
-        ({"bin_reports": 2}, {"bin_reports": 8}, {"newest": 0.5}, {"arms": (0, 2, 4, 8, 16, 24)})
-    ),
-    DelayBanditPolicy.name: Rival(({"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95})),
+    DelayBanditPolicy.name: ({"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95}),
 }
+STARTS = {ConfidencePolicy.name: (START, 8, 16, 24)}  # the policy never changes its window; others: START
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +67,8 @@ class RivalVariant:
 
 def variants(name: str) -> list[RivalVariant]:
     """The variants of a policy; only the registered one for a policy of ours."""
-    rival = RIVALS.get(name)
-    if rival is None:
-        return [RivalVariant(name)]
-    return [RivalVariant(name, start, options) for start in rival.starts for options in ({}, *rival.others)]
+    options = ({}, *RIVALS.get(name, ()))
+    return [RivalVariant(name, start, each) for start in STARTS.get(name, (START,)) for each in options]
 
 
 def tuned(folder: Path, names: tuple[str, ...], num: int, workers: int | None) -> dict[str, dict[str, RivalVariant]]:

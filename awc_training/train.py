@@ -30,9 +30,9 @@ BEYOND = 0.05  # extension of an input's training range on either side, as a sha
 class Residual(nn.Module):
     """x + W2 silu(W1 x + b1) + b2."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.first, self.second = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         change: torch.Tensor = self.second(nn.functional.silu(self.first(x)))
@@ -42,11 +42,11 @@ class Residual(nn.Module):
 class TrainedNetwork(nn.Module):
     """Normalised inputs [rows, inputs] to [rows, outputs]."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
-        self.entry = nn.Linear(num_inputs, hidden)
-        self.blocks = nn.ModuleList(Residual(hidden) for _ in range(NUM_BLOCKS))
-        self.exit = nn.Linear(hidden, num_outputs)
+        self.entry = nn.Linear(num_inputs, HIDDEN)
+        self.blocks = nn.ModuleList(Residual() for _ in range(NUM_BLOCKS))
+        self.exit = nn.Linear(HIDDEN, num_outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.entry(x)

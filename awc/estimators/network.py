@@ -7,6 +7,7 @@ file of arrays that awc_training writes and that holds no code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -139,6 +140,9 @@ def read_network(path: Path) -> PolicyNetwork:
     if given.keys() != set(ARRAYS):
         raise ValueError(f"{path} should hold the arrays {sorted(ARRAYS)}, got {sorted(given)}")
     return PolicyNetwork(**given)
+
+
+shipped_network = lru_cache(maxsize=2)(read_network)  # of the weights beside the policies
 
 
 def write_network(network: PolicyNetwork, path: Path) -> None:

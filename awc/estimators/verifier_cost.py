@@ -72,9 +72,6 @@ class PerVerifier(Generic[Value]):
     def __init__(self) -> None:
         self._values: dict[str, Value] = {}  # most recently requested last
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def of(self, verifier_id: str, make: Callable[[], Value]) -> Value:
         """The verifier's value, made when missing. A pair requests it once and keeps it."""
         found = self._values.pop(verifier_id, None)

@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
@@ -36,7 +35,7 @@ import numpy as np
 
 from awc.estimators.acceptance import CusumAcceptance
 from awc.estimators.features import CHOICE_INPUTS, LEAST_MS, choice_inputs
-from awc.estimators.network import PolicyNetwork, read_network
+from awc.estimators.network import PolicyNetwork, shipped_network
 from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import WindowChoice
 from shared.protocol.messages import PairReport
@@ -57,11 +56,6 @@ NEAR = 0.25  # relative difference of two pipeline windows that is not worth a c
 SAME_CYCLE = 0.15  # difference of ln(cycle time) up to which two times per token are comparable
 
 
-@lru_cache(maxsize=1)
-def shipped_network() -> PolicyNetwork:
-    return read_network(WEIGHTS)
-
-
 @dataclass(frozen=True, slots=True)
 class AdaptivePolicy:
     """A learned choice of window, chunk and free run, corrected by measured times per token (own work, trained on
@@ -78,28 +72,22 @@ class AdaptivePolicy:
     compared: int = 8  # reports averaged before and after a change
     settling: int = 3  # skipped reports after a change
     forgetting: float = 0.997  # share left of a penalty after one report
-    network: PolicyNetwork = field(default_factory=shipped_network, repr=False)
+    network: PolicyNetwork = field(default_factory=lambda: shipped_network(WEIGHTS), repr=False)
     costs: PerVerifier[VerifierCostLine] = field(default_factory=PerVerifier, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.margin >= self.least_gain and self.first_margin >= self.least_gain):
-            raise ValueError(
-                f"margin and first_margin must be least_gain {self.least_gain} or more, got {self.margin} and "
-                f"{self.first_margin}"
-            )
-        if not (self.least_gain >= 0 and self.assumed_matches >= 0):
-            raise ValueError(
-                f"least_gain and assumed_matches must be 0 or more, got {self.least_gain} and {self.assumed_matches}"
-            )
-        if self.patience < 1 or self.compared < 1 or self.settling < 0 or not self.half_life > 0:
-            raise ValueError(
-                f"patience and compared must be 1 or more, settling 0 or more and half_life above 0, got "
-                f"{self.patience}, {self.compared}, {self.settling} and {self.half_life}"
-            )
-        if not 0 <= self.forgetting <= 1:
-            raise ValueError(f"forgetting must be 0 to 1, got {self.forgetting}")
-        if self.network.b_out.shape != (len(CHOICES),):
-            raise ValueError(f"network must have {len(CHOICES)} outputs, one a choice, got {self.network.b_out.shape}")
+        rules = {
+            "margin and first_margin >= least_gain >= 0": self.margin >= self.least_gain >= 0
+            and self.first_margin >= self.least_gain,
+            "assumed_matches >= 0": self.assumed_matches >= 0,
+            "patience and compared >= 1, settling >= 0": min(self.patience, self.compared, self.settling + 1) >= 1,
+            "half_life > 0": self.half_life > 0,
+            "0 <= forgetting <= 1": 0 <= self.forgetting <= 1,
+            f"a network with {len(CHOICES)} outputs": self.network.b_out.shape == (len(CHOICES),),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(f"{rule} must hold, got {self}")
 
     def for_pair(self) -> AdaptivePair:
         return AdaptivePair(self)

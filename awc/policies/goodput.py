@@ -4,11 +4,8 @@ After TurboSpec, formerly SmartSpec (Liu et al., arXiv 2406.14066), for a batch 
 
     goodput(g) = b * (1 + a + … + a^g) / (rtt [g > 0] + g * draft + base_ms + per_token_ms * b * (g + 1))
 
-a: the fading acceptance of judged guesses. Two things differ from the source: the verifier's cost line is fitted online
-(estimators/verifier_cost.py), not profiled beforehand, and a step has a round trip. At window 0 nothing is judged, so
-each report adds `assumed_matches` to the estimate of a until drafting is tried again.
-
-Invariant: the choice is `start` with another window, which changes only for a gain above `margin`.
+a: acceptance (best_window.py has the rest). Two things differ from the source: the verifier's cost line is fitted
+online (estimators/verifier_cost.py), not profiled beforehand, and a step has a round trip.
 """
 
 from __future__ import annotations
@@ -19,8 +16,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.estimators.acceptance import WINDOWS, AcceptanceEstimate, tokens_per_round
+from awc.estimators.acceptance import WINDOWS, tokens_per_round
 from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
+from awc.policies.best_window import BestWindowPair, BestWindowPolicy
 from awc.policy import WindowChoice
 from shared.protocol.messages import PairReport
 
@@ -28,51 +26,29 @@ HAS_TRIP = (WINDOWS > 0).astype(np.float64)  # window 0 needs no drafter
 
 
 @dataclass(frozen=True, slots=True)
-class GoodputPolicy:
-    """The window with the most goodput (TurboSpec, arXiv 2406.14066). The pairs of a verifier share its cost line.
-    Raises ValueError for bad parameters."""
+class GoodputPolicy(BestWindowPolicy):
+    """The window with the most goodput (TurboSpec, arXiv 2406.14066). The pairs of a verifier share its cost line."""
 
     name: ClassVar[str] = "goodput"
-    start: WindowChoice
-    half_life: float = 200.0  # judged guesses after which a guess weighs half
-    margin: float = 0.02  # relative gain that another window must promise
-    assumed_matches: float = 4.0  # matched guesses that each report adds at window 0
     costs: PerVerifier[VerifierCostLine] = field(default_factory=PerVerifier, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.half_life > 0:
-            raise ValueError(f"half_life must be above 0, got {self.half_life}")
-        if not (self.margin >= 0 and self.assumed_matches >= 0):
-            raise ValueError(
-                f"margin and assumed_matches must be 0 or more, got {self.margin} and {self.assumed_matches}"
-            )
 
     def for_pair(self) -> GoodputPair:
         return GoodputPair(self)
 
 
-class GoodputPair:
-    """One pair: its acceptance and the choice in force."""
-
+class GoodputPair(BestWindowPair):
     def __init__(self, policy: GoodputPolicy) -> None:
-        self._policy = policy
-        self._choice = policy.start
-        self._acceptance = AcceptanceEstimate(policy.half_life)
+        super().__init__(policy)
+        self._costs = policy.costs
         self._cost: VerifierCostLine | None = None  # before the first report
 
     def decide(self, seen: PairReport) -> WindowChoice:
-        policy, acceptance = self._policy, self._acceptance
-        cost = self._cost = self._cost or policy.costs.of(seen.verifier_id, VerifierCostLine)
+        cost = self._cost = self._cost or self._costs.of(seen.verifier_id, VerifierCostLine)
         cost.observe(seen.pass_tokens, seen.pass_ms)
-        acceptance.observe(seen.matched, seen.matched + seen.mismatched)
-        if self._choice.window == 0 and seen.num_sessions:
-            acceptance.observe(policy.assumed_matches, policy.assumed_matches)
-        if acceptance.rate is not None and cost.is_known:
-            expected = goodputs(acceptance.rate, seen, cost)
-            best = int(np.argmax(expected))
-            if expected[best] > (1 + policy.margin) * expected[self._choice.window]:
-                self._choice = policy.start.with_window(best)
-        return self._choice
+        return super().decide(seen)
+
+    def speeds(self, acceptance: float, seen: PairReport) -> NDArray[np.float64] | None:
+        return goodputs(acceptance, seen, self._cost) if self._cost and self._cost.is_known else None
 
 
 def goodputs(acceptance: float, seen: PairReport, cost: VerifierCostLine) -> NDArray[np.float64]:

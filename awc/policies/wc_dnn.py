@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,18 +21,13 @@ import numpy as np
 
 from awc.estimators.acceptance import AcceptanceEstimate
 from awc.estimators.features import window_inputs
-from awc.estimators.network import PolicyNetwork, read_network
+from awc.estimators.network import PolicyNetwork, shipped_network
 from awc.policy import WindowChoice
 from shared.protocol.messages import PairReport
 
 WEIGHTS = Path(__file__).with_name("wc_dnn.npz")
 MAX_PREDICTED = 12
 CLOUD_ONLY = 1.0  # predictions up to this mean window 0
-
-
-@lru_cache(maxsize=1)
-def shipped_network() -> PolicyNetwork:
-    return read_network(WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class WcDnnPolicy:
     new_weight: float = 0.4  # of a prediction in the average
     patience: int = 2  # predictions in a row that switch to window 0 or back
     half_life: float = 64.0  # judged guesses after which a guess weighs half
-    network: PolicyNetwork = field(default_factory=shipped_network, repr=False)
+    network: PolicyNetwork = field(default_factory=lambda: shipped_network(WEIGHTS), repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.new_weight <= 1:

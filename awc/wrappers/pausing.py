@@ -58,33 +58,19 @@ class PauseSettings:
     hasty: float = 0.2  # after n < compared reports the rise must be margin + hasty / n
 
     def __post_init__(self) -> None:
-        if not 0 <= self.doubtful_share <= self.outpaced_share < 1:
-            raise ValueError(
-                f"0 <= doubtful_share <= outpaced_share < 1 must hold, got {self.doubtful_share} and "
-                f"{self.outpaced_share}"
-            )
-        if not 1 <= self.outpaced_check <= self.check <= self.longest_check:
-            raise ValueError(
-                f"1 <= outpaced_check <= check <= longest_check must hold, got {self.outpaced_check}, {self.check} and "
-                f"{self.longest_check}"
-            )
-        if not 1 <= self.outpaced_judged <= self.least_judged:
-            raise ValueError(
-                f"1 <= outpaced_judged <= least_judged must hold, got {self.outpaced_judged} and {self.least_judged}"
-            )
-        if not (1 <= self.first <= self.longest and 1 <= self.trusted <= self.longest):
-            raise ValueError(
-                f"first and trusted must be 1 to longest {self.longest}, got {self.first} and {self.trusted}"
-            )
-        if self.light < 1 or self.compared < LEAST_COMPARED:
-            raise ValueError(
-                f"light must be 1 or more and compared {LEAST_COMPARED} or more, got {self.light} and {self.compared}"
-            )
-        if self.settling < 0 or not min(self.margin, self.hasty, self.sure) >= 0:
-            raise ValueError(
-                f"settling, margin, hasty and sure must be 0 or more, got {self.settling}, {self.margin}, {self.hasty} "
-                f"and {self.sure}"
-            )
+        checks = [1, self.outpaced_check, self.check, self.longest_check]
+        lengths = sorted((self.first, self.trusted))
+        rules = {
+            "0 <= doubtful_share <= outpaced_share < 1": 0 <= self.doubtful_share <= self.outpaced_share < 1,
+            "1 <= outpaced_check <= check <= longest_check": checks == sorted(checks),
+            "1 <= outpaced_judged <= least_judged": 1 <= self.outpaced_judged <= self.least_judged,
+            "1 <= first and trusted <= longest": 1 <= lengths[0] and lengths[1] <= self.longest,
+            f"light >= 1 and compared >= {LEAST_COMPARED}": self.light >= 1 and self.compared >= LEAST_COMPARED,
+            "settling, margin, hasty and sure >= 0": min(self.settling, self.margin, self.hasty, self.sure) >= 0,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(f"{rule} must hold, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

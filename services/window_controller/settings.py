@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
@@ -16,10 +16,7 @@ from shared.runtime.config import ServiceSettings, SettingsFile
 
 STEERING = {"window_policy", "window", "chunk", "free_run", "min_confidence"}  # a reload applies these
 
-if TYPE_CHECKING:
-    PolicyName: TypeAlias = str
-else:
-    PolicyName = Literal[tuple(POLICIES)]
+PolicyName: TypeAlias = Literal[tuple(POLICIES)]  # type: ignore[valid-type]
 
 
 class ControllerSettings(ServiceSettings):

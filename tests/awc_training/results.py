@@ -29,7 +29,6 @@ def report(score: float, seen: Seen | None = SEEN, drafted: int = 10, latency_ms
 
 
 EVALUATION = Evaluation(
-    family="held-out",
     num_scenarios=2,
     classes=[("near", "light"), ("far", "light")],
     transports={

@@ -64,7 +64,7 @@ class PauseSettings:
             "0 <= doubtful_share <= outpaced_share < 1": 0 <= self.doubtful_share <= self.outpaced_share < 1,
             "1 <= outpaced_check <= check <= longest_check": checks == sorted(checks),
             "1 <= outpaced_judged <= least_judged": 1 <= self.outpaced_judged <= self.least_judged,
-            "1 <= first and trusted <= longest": 1 <= lengths[0] and lengths[1] <= self.longest,
+            "1 <= first and trusted <= longest": lengths[0] >= 1 and lengths[1] <= self.longest,
             f"light >= 1 and compared >= {LEAST_COMPARED}": self.light >= 1 and self.compared >= LEAST_COMPARED,
             "settling, margin, hasty and sure >= 0": min(self.settling, self.margin, self.hasty, self.sure) >= 0,
         }

@@ -1,4 +1,4 @@
-"""What can be wrong with a request, in OpenAI's error shape; the one place where causes meet HTTP statuses."""
+"""Errors of requests in OpenAI's shape, and the mapping from failure codes to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ STATUS_OF_FAILURE: dict[FailureCode, int] = {
 
 
 class SessionFailed(Exception):
-    """A session can't go on."""
+    """A session can't continue."""
 
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
+    def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
         self.code = code
-        self.retryable = retryable
 
 
-@dataclass(eq=False, slots=True)  # not frozen: context managers set the traceback of what passes through them
+@dataclass(eq=False, slots=True)  # not frozen: context managers set the traceback of exceptions
 class ApiError(Exception):
-    """An answer with an HTTP status that is no success; `param` names the field at fault."""
+    """An answer with an HTTP error status. param: the wrong field."""
 
     status: int
     message: str
@@ -68,13 +67,13 @@ class ErrorDetail(msgspec.Struct):
 
 
 class ErrorReply(msgspec.Struct):
-    """The body of every answer that is no success."""
+    """The body of every error."""
 
     error: ErrorDetail
 
 
 def of_failure(failure: SessionFailed) -> ApiError:
-    """A session that can't go on."""
+    """The error for a session that can't continue."""
     return ApiError(STATUS_OF_FAILURE[failure.code], str(failure), code=failure.code)
 
 

@@ -1,5 +1,5 @@
-"""python -m services.gateway.new_key NAME: makes an API key. Its entry for the file of keys goes to stdout, the key to
-stderr: it is shown this once and kept nowhere."""
+"""python -m services.gateway.new_key NAME: makes an API key. Its entry for the key file goes to stdout, the key itself
+to stderr. The key is shown only this once and stored nowhere."""
 
 from __future__ import annotations
 

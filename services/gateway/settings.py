@@ -1,4 +1,4 @@
-"""What can be set about a gateway; every field is an environment variable DSD_<NAME> and a flag --<name>."""
+"""Settings of a gateway. Every field is an environment variable DSD_<NAME> and a flag --<name>."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ class GatewaySettings(ServiceSettings):
     target: str = Field(..., description="Folder with the target's tokenizer, chat template and configuration")
     model_name: str = Field("smollm2-135m", description="Name under which clients ask for the target model")
     default_max_tokens: int = Field(
-        0, ge=0, description="Length of an answer when the client names none; 0: as long as the context allows"
+        0, ge=0, description="Length of an answer whose client sets no max_tokens; 0: as long as the context allows"
     )
-    verifier_routing: Routing = Field("jsq", description="Which verifier gets a session")
-    drafter_routing: Routing = Field("jsq8", description="Which drafter gets a session")
-    max_sessions: int = Field(256, ge=1, description="Most answers under way; more requests wait")
-    max_queue: int = Field(256, ge=0, description="Most requests that wait; more are refused with status 503")
-    queue_timeout_s: float = Field(30.0, gt=0, description="A request waits at most so many seconds for its turn")
+    verifier_routing: Routing = Field("jsq", description="Policy that chooses the verifier of a session")
+    drafter_routing: Routing = Field("jsq8", description="Policy that chooses the drafter of a session")
+    max_sessions: int = Field(256, ge=1, description="Most answers under way at once; further requests wait")
+    max_queue: int = Field(256, ge=0, description="Most waiting requests; further ones are refused with status 503")
+    queue_timeout_s: float = Field(30.0, gt=0, description="Seconds that a request may wait in the queue")
     request_timeout_s: float = Field(
-        600.0, ge=0, description="An answer must be complete so many seconds after its request; 0: whenever it is"
+        600.0, ge=0, description="Seconds from a request to the end of its answer, at most; 0: no limit"
     )
-    api_keys_file: str = Field("", description="File with the API keys that may ask (docs/api.md); empty: all may")
+    api_keys_file: str = Field("", description="File with the valid API keys (docs/api.md); empty: no key is required")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes")
     client_timeout_s: float = Field(
-        60.0, gt=0, description="A client that neither sends its request nor takes its answer for so long is dropped"
+        60.0, gt=0, description="Seconds after which a client that neither sends nor reads is dropped"
     )
-    open_timeout_s: float = Field(1.0, gt=0, description="An unanswered Open is repeated after so many seconds")
-    poll_after_s: float = Field(0.5, gt=0, description="Least silence of a verifier, in seconds, before it is polled")
+    open_timeout_s: float = Field(1.0, gt=0, description="Seconds after which an unanswered Open is repeated")
+    poll_after_s: float = Field(
+        0.5, gt=0, description="Shortest silence of a verifier, in seconds, before it is polled"
+    )
     session_timeout_s: float = Field(
-        30.0, gt=0, description="An answer fails when no verifier has worked on it for so many seconds"
+        30.0, gt=0, description="Seconds without a working verifier after which an answer fails"
     )
 
     @field_validator("target")
     @classmethod
     def _holds_a_tokenizer(cls, target: str) -> str:
         if not (Path(target) / "tokenizer.json").is_file():
-            raise ValueError("a folder with a tokenizer.json is needed")
+            raise ValueError("the folder must contain a tokenizer.json")
         return target
 
     @field_validator("api_keys_file")

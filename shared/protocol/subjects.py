@@ -29,6 +29,11 @@ def new_instance_id(name: str) -> str:
     return f"{name}.{secrets.token_hex(6)}"
 
 
+def instance_name(instance_id: str) -> str:
+    """The configured name in an instance id. As a label it has few values; the id changes with every boot."""
+    return instance_id.partition(".")[0]
+
+
 def new_session_id() -> str:
     """128 random bits as 32 hexadecimal characters."""
     return secrets.token_hex(16)

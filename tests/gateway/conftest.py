@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from services.gateway.admission import rate_limits as quotas
 from services.gateway.http.routes import Routes, make_app
-from services.gateway.service import Gateway, the_door
+from services.gateway.service import Gateway, make_authenticator
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
@@ -130,11 +130,11 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
         **{"heartbeat_s": 0.05, "poll_after_s": 0.1, "open_timeout_s": 0.2, "session_timeout_s": 5.0, **changes},
     )
     network, registry = MemoryNetwork(), CollectorRegistry()
-    health, routes, door = Health(registry), Routes(settings.client_timeout_s), the_door(settings)
+    health, routes, authenticator = Health(registry), Routes(settings.client_timeout_s), make_authenticator(settings)
     health.become("")
     context = Context(new_instance_id("gateway"), network.connect(), registry, health)
-    gateway = Gateway(settings, context, load_tokenizer(folder), routes, door)
-    app = make_app(routes, door, settings.max_body_bytes)
+    gateway = Gateway(settings, context, load_tokenizer(folder), routes, authenticator)
+    app = make_app(routes, authenticator, settings.max_body_bytes)
     health.add_routes(app)
     running = asyncio.create_task(gateway.run())
     server = TestServer(app, socket_factory=narrow_socket)

@@ -1,7 +1,7 @@
-"""API keys: who may use this gateway, how much, and the file that says so (docs/api.md, "Keys and limits").
+"""API keys and their limits, and the file that lists them (docs/api.md, "Keys and limits").
 
-Invariant: a key itself is neither kept nor logged, only its SHA-256; a presented one is compared with every entry in
-constant time. A file that can't be taken changes nothing: the keys taken last go on.
+Invariant: keys are neither stored nor logged, only their SHA-256. A presented key is compared with every entry in
+constant time. An invalid file changes nothing: the keys of the last valid one stay.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 PREFIX = "dsd-"
 KEY_BYTES = 32
-READ_TIMEOUT_S = 5.0  # of a file, which may lie on a network
-OPEN_SCOPE = "open"  # of a gateway without keys
+READ_TIMEOUT_S = 5.0  # the file may be on a network
+OPEN_SCOPE = "open"  # the cache scope of a gateway without keys
 
 NAME_PATTERN = "[a-z0-9][a-z0-9_-]{0,63}"
 
@@ -28,11 +28,11 @@ KeyName: TypeAlias = Annotated[str, Field(pattern=rf"\A{NAME_PATTERN}\z")]
 
 
 class BadKeyFile(ValueError):
-    """The file holds no usable keys; the message says why, in one line."""
+    """The key file is not valid; the message gives the reason in one line."""
 
 
 class KeyLimits(BaseModel):
-    """What one key may do; None: no limit but the gateway's own."""
+    """Limits of one key; None: only the gateway's own limit."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -42,21 +42,21 @@ class KeyLimits(BaseModel):
 
 
 class KeyEntry(KeyLimits):
-    """A key as the file has it."""
+    """A key's table in the file."""
 
     sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One that may ask; the name is for logs and metrics."""
+    """A valid key. Its name appears in logs and metrics."""
 
     name: str
     limits: KeyLimits
-    cache_scope: str  # answers of one scope share the KV cache of a common prefix
+    cache_scope: str  # sessions of one scope share the KV cache of a common prefix
 
 
-ANYBODY = ApiKey("", KeyLimits(), OPEN_SCOPE)  # asks a gateway without keys
+ANYBODY = ApiKey("", KeyLimits(), OPEN_SCOPE)  # every request to a gateway without keys
 _FILE = TypeAdapter(dict[KeyName, KeyEntry])
 
 
@@ -66,7 +66,7 @@ def new_key() -> str:
 
 
 def digest(key: str) -> bytes:
-    """What is kept of a key. A plain hash is enough: nobody can try 2^256 keys, so a slow or salted one, made for
+    """The stored form of a key. A plain hash is enough: 2^256 keys can't be tried. A slow or salted hash, made for
     passwords that can be guessed, would only cost time on every request."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
@@ -85,7 +85,7 @@ class KeyRing:
         return {key.name for _, key in self._keys}
 
     def find(self, presented: str) -> ApiKey | None:
-        """The key presented. All entries are looked at, so that the time taken tells nothing."""
+        """The matching key. Compares with all entries, so that the time reveals nothing."""
         presented_digest, found = digest(presented), None
         for known, key in self._keys:
             if hmac.compare_digest(known, presented_digest):
@@ -94,7 +94,7 @@ class KeyRing:
 
 
 class KeyFile:
-    """The file with the keys, read again whenever it has changed."""
+    """The key file and its current keys. The constructor raises BadKeyFile."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,7 +102,7 @@ class KeyFile:
         self.ring = _ring(self._seen)
 
     async def reload(self) -> bool:
-        """Whether a changed file was taken; raises BadKeyFile, once for each of its versions, when it can't be."""
+        """Reads the file again; True if it had changed. Raises BadKeyFile once for each invalid version."""
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 seen = await asyncio.to_thread(_look, self.path)
@@ -116,13 +116,13 @@ class KeyFile:
 
 
 def parse(raw: bytes) -> KeyRing:
-    """The keys in a file's bytes; raises BadKeyFile. A file without keys is taken for one that is being written."""
+    """The keys in a file's bytes. Raises BadKeyFile, also for a file without keys, which is probably being written."""
     try:
         entries = _FILE.validate_python(tomllib.loads(raw.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadKeyFile(f"no TOML: {error}") from error
+        raise BadKeyFile(f"not valid TOML: {error}") from error
     except ValidationError as error:
-        raise BadKeyFile(_told(error)) from error
+        raise BadKeyFile(_message(error)) from error
     if not entries:
         raise BadKeyFile("holds no key")
     names: dict[str, str] = {}
@@ -134,7 +134,7 @@ def parse(raw: bytes) -> KeyRing:
 
 
 def _look(path: Path) -> bytes | str:
-    """What the file holds, or why it can't be read."""
+    """The file's bytes, or the reason why it can't be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -147,8 +147,8 @@ def _ring(seen: bytes | str) -> KeyRing:
     return parse(seen)
 
 
-def _told(error: ValidationError) -> str:
-    """The first thing wrong. A bad name is not repeated: it may be a key put in its place."""
+def _message(error: ValidationError) -> str:
+    """The first error. An invalid name is not repeated: someone may have put the key there."""
     first = error.errors(include_url=False, include_input=False)[0]
     if "[key]" in first["loc"]:
         return f"a key's name must match {NAME_PATTERN}"
@@ -156,7 +156,7 @@ def _told(error: ValidationError) -> str:
 
 
 def _key(name: str, entry: KeyEntry) -> ApiKey:
-    """The cache scope follows from the key alone: equal on every gateway and after every restart, new with a new key,
-    and it tells nothing of the key nor of its hash."""
+    """The cache scope depends on the key's hash alone, so it is the same at every gateway and after every restart. It
+    reveals neither the key nor its hash."""
     scope = hmac.new(bytes.fromhex(entry.sha256), b"dsd cache scope", hashlib.sha256).hexdigest()
     return ApiKey(name, KeyLimits(**entry.model_dump(exclude={"sha256"})), scope)

@@ -1,4 +1,4 @@
-"""When a request must be over: its answer ends then, with an error that says so."""
+"""The time by which a request must be complete; its answer ends there with an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.gateway.metrics import GatewayMetrics
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment of time.monotonic(); timeout_s None: never."""
+    """`timeout_s` after `asked_at`, in seconds of time.monotonic(); timeout_s None: no deadline."""
 
     asked_at: float
     timeout_s: float | None
@@ -22,7 +22,7 @@ class Deadline:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Breaks the block off at the deadline and raises ApiError, which whoever follows tells the client."""
+        """Cancels the block at the deadline and raises ApiError (504)."""
         left_s = None if self.timeout_s is None else max(0.0, self.asked_at + self.timeout_s - time.monotonic())
         timer = asyncio.timeout(left_s)
         try:

@@ -1,8 +1,8 @@
-"""What one API key may still do: requests and tokens per minute, answers under way.
+"""Limits of API keys: requests and tokens per minute, sessions at once.
 
-Invariant: a request is let in by all limits of its key or charged to none; tokens are charged as they were, also beyond
-the limit, and what is too much is paid off before the next request is let in. Counts are this gateway's own and start
-anew with it. The windows slide: those of the last minute count, the earlier ones in proportion (`limits`).
+Invariant: a request is admitted by all limits of its key, or charged to none. All used tokens are charged; usage above
+the limit delays the next request. Counts belong to this gateway and start at zero with it. Windows slide: the previous
+minute counts in proportion to the part of it that is less than a minute ago (library `limits`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.gateway.admission.api_keys import ApiKey
 
 LimitName: TypeAlias = Literal["requests_per_minute", "tokens_per_minute", "max_sessions"]
 
-SESSION_RETRY_S = 1  # when an answer under way will end is unknown
+SESSION_RETRY_S = 1  # it is unknown when a session under way will end
 
 
 class OverLimit(Exception):
@@ -40,7 +40,7 @@ _WORDS: dict[LimitName, str] = {
 
 
 class Quotas:
-    """The use that all keys have made of their limits."""
+    """Usage of all keys."""
 
     def __init__(self) -> None:
         self._storage = MemoryStorage()
@@ -48,7 +48,7 @@ class Quotas:
         self._num_sessions: Counter[str] = Counter()
 
     def enter(self, key: ApiKey, num_sessions: int) -> None:
-        """Lets in a request for so many answers, and charges it; raises OverLimit."""
+        """Admits a request for so many sessions and charges it; raises OverLimit."""
         limits = key.limits
         most = limits.max_sessions
         if most is not None and self._num_sessions[key.name] + num_sessions > most:
@@ -62,7 +62,7 @@ class Quotas:
         self._num_sessions[key.name] += num_sessions
 
     def leave(self, key: ApiKey, num_sessions: int, num_tokens: int) -> None:
-        """A request that was let in is over; its answers, whole or not, took so many tokens."""
+        """An admitted request has ended and used so many tokens, whether its answers are whole or not."""
         self._num_sessions[key.name] -= num_sessions
         if not self._num_sessions[key.name]:
             del self._num_sessions[key.name]
@@ -70,7 +70,7 @@ class Quotas:
             self._charge(_tokens(key.limits.tokens_per_minute), key, num_tokens)
 
     def _charge(self, item: RateLimitItem, key: ApiKey, cost: int) -> None:
-        """`hit` would refuse, and so not count, what exceeds the limit."""
+        """Counts tokens beyond the limit too, which `hit` would refuse to count."""
         window_s = item.get_expiry()
         _, current = self._storage.sliding_window_keys(item.key_for(key.name), window_s, time.time())
         self._storage.incr(current, 2 * window_s, amount=cost)
@@ -85,11 +85,13 @@ class Quotas:
 def retry_after_s(
     limit: int, window_s: float, previous: int, previous_left_s: float, current: int, current_left_s: float
 ) -> int:
-    """Whole seconds until previous · left / window + current is below the limit, if nothing more is charged. The
-    library's own `reset_time` tells when the count falls next, not when it has fallen far enough."""
+    """Whole seconds until previous · left / window + current is below the limit, if nothing more is charged.
+
+    The library's own `reset_time` is the time at which the count next falls, not the time at which it is low enough.
+    """
     if current < limit:
         wait_s = previous_left_s - window_s * (limit - current) / max(1, previous)
-    else:  # the window must end first, then its own count weighs less and less
+    else:  # the current window must end first; then its own count decays
         wait_s = current_left_s + window_s * (1 - limit / current)
     return math.floor(max(0.0, wait_s)) + 1
 

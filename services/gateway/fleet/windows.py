@@ -1,6 +1,6 @@
-"""The windows that controllers have decided, for the reports that answers carry and for GET /v1/dsd/windows.
+"""The windows that controllers have decided, for the reports of answers and for GET /v1/dsd/windows.
 
-Invariant: at most MAX_PAIRS are remembered, the oldest forgotten first.
+Invariant: at most MAX_PAIRS are kept; the oldest is dropped first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_PAIRS = 4096
 
 @dataclass(frozen=True, slots=True)
 class HeardDecision:
-    """A decision, the controller that made it, and when it was heard, in seconds."""
+    """A decision and its controller. heard_at: in seconds of the caller's clock."""
 
     decision: WindowDecision
     controller_id: str
@@ -23,13 +23,13 @@ class HeardDecision:
 
 
 class DecidedWindows:
-    """The newest window of each drafter-verifier pair that the gateway has heard of."""
+    """The newest decision for each drafter-verifier pair."""
 
     def __init__(self) -> None:
         self._newest: dict[tuple[str, str], HeardDecision] = {}
 
     def __iter__(self) -> Iterator[HeardDecision]:
-        """The newest decisions, the oldest first."""
+        """The newest decision of each pair, the oldest first."""
         return iter(self._newest.values())
 
     def observe(self, decision: WindowDecision, controller_id: str, now: float) -> None:
@@ -40,7 +40,7 @@ class DecidedWindows:
             del self._newest[next(iter(self._newest))]
 
     def window(self, drafter_id: str | None, verifier_id: str | None) -> int | None:
-        """Unverified tokens that the drafter may have towards the verifier; None before any decision on them."""
+        """The window of a pair in tokens; None before any decision."""
         if drafter_id is None or verifier_id is None:
             return None
         heard = self._newest.get((drafter_id, verifier_id))

@@ -9,13 +9,13 @@ from contextlib import aclosing
 from services.gateway.http.response_models import DsdReport
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession
-from services.gateway.session.placement import instance_name
 from services.gateway.text.output_text import AnswerText, Piece, Span
 from shared.protocol.messages import Finish, Tally
+from shared.protocol.subjects import instance_name
 
 
-class Answer:
-    """Follows a session to its end, or to a stop string, and ends it there. echo: text that the answer begins with."""
+class ChoiceAnswer:
+    """Follows a session to its finish or to a stop string, and ends it there. echo: text to begin the answer with."""
 
     def __init__(
         self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics, echo: str = ""
@@ -30,7 +30,7 @@ class Answer:
         self._last_at = asked_at
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The text as it comes; raises SessionFailed when it can't go on."""
+        """The text as it comes; raises SessionFailed when the session can't go on."""
         if self._echo:
             yield Piece([Span(self._echo, "target")], [])
         async with aclosing(self._live.tokens()) as batches:
@@ -54,7 +54,7 @@ class Answer:
 
     @property
     def scores_tokens(self) -> bool:
-        """Whether pieces tell the logprobs of their tokens."""
+        """Whether pieces carry the logprobs of their tokens."""
         return self._session.generation.num_top is not None
 
     @property
@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def num_accepted(self) -> int:
-        """Guesses that became part of the text; a few behind a stop string may be among them."""
+        """Accepted guesses in the text. A few behind a stop string may be among them."""
         return min(self.tally.accepted, self.num_tokens)
 
     @property
@@ -72,16 +72,16 @@ class Answer:
 
     @property
     def window(self) -> int | None:
-        """The window asked for, or decided last for the pair that works on the answer."""
+        """The requested window, or the newest decision for the pair that works on the answer."""
         return self._live.window
 
     @property
     def report(self) -> DsdReport:
         session, tally = self._session, self.tally
-        order = session.generation.speculation
+        speculation = session.generation.speculation
         return DsdReport(
             seed=session.generation.sampling.seed,
-            speculation=order.mode if order else "off",
+            speculation=speculation.mode if speculation else "off",
             window=self.window,
             drafter=instance_name(session.drafter_id) if session.drafter_id else None,
             verifier=instance_name(session.verifier_id) if session.verifier_id else None,

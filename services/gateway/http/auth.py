@@ -1,6 +1,6 @@
-"""Who asks: the middleware that lets nobody without a key to the API, where keys are set.
+"""The middleware that authenticates requests by their API key, where keys are configured.
 
-Invariant: every path needs a key but those named here; handlers learn the key's name and limits, nobody the key.
+Invariant: every path needs a key, except OPEN_PATHS. Handlers get the key's name and limits, never the key itself.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ from services.gateway.http.streaming import error_response
 from services.gateway.metrics import GatewayMetrics
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
-_asking: ContextVar[ApiKey] = ContextVar("asking")  # set while a handler runs, in its task
+_current: ContextVar[ApiKey] = ContextVar("current")  # set while a handler runs, in its task
 
 log = structlog.get_logger(__name__)
 
 
-def asking_key() -> ApiKey:
-    """The key that the request being handled came with."""
-    return _asking.get()
+def current_key() -> ApiKey:
+    """The key of the request that this task handles."""
+    return _current.get()
 
 
-class Door:
-    """Looks at keys; `keys` None: open to all."""
+class Authenticator:
+    """Checks keys against a file; `keys` None: every request passes."""
 
     def __init__(self, keys: KeyFile | None) -> None:
         self._keys = keys
         self._metrics: GatewayMetrics | None = None
 
     def open(self, metrics: GatewayMetrics) -> None:
-        """From now on it counts what it does."""
+        """Counts in these metrics from now on."""
         self._metrics = metrics
         metrics.keys.set(len(self._keys.ring) if self._keys else 0)
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answers 401, or gives the request its key."""
+        """Answers 401 to a request without a valid key; makes the key available to the handler of any other."""
         if request.path in OPEN_PATHS:
             return await handler(request)
         key = self._find(request)
         if key is None:
             return self._refuse()
-        token = _asking.set(key)
+        token = _current.set(key)
         try:
             with structlog.contextvars.bound_contextvars(**({"key": key.name} if key.name else {})):
                 return await handler(request)
         finally:
-            _asking.reset(token)
+            _current.reset(token)
 
     async def reload(self) -> None:
-        """Takes a changed file of keys; one that can't be taken leaves the keys as they are."""
+        """Reads the key file again if it has changed. An invalid file is logged and counted, and the keys stay."""
         if self._keys is None or self._metrics is None:
             return
-        known = self._keys.ring.names
+        old_names = self._keys.ring.names
         try:
             if not await self._keys.reload():
                 return
         except BadKeyFile as error:
             self._metrics.key_reloads.labels("refused").inc()
-            log.error("keys not taken, the old ones stay", file=str(self._keys.path), why=str(error))
+            log.error("key file refused, the old keys stay", file=str(self._keys.path), why=str(error))
             return
         self._metrics.key_reloads.labels("taken").inc()
         self._metrics.keys.set(len(self._keys.ring))
-        self._metrics.forget_keys(known - self._keys.ring.names)
-        log.info("keys taken", file=str(self._keys.path), num_keys=len(self._keys.ring))
+        self._metrics.forget_keys(old_names - self._keys.ring.names)
+        log.info("key file taken", file=str(self._keys.path), num_keys=len(self._keys.ring))
 
     def _find(self, request: web.Request) -> ApiKey | None:
         if self._keys is None:
@@ -80,5 +80,5 @@ class Door:
     def _refuse(self) -> web.Response:
         if self._metrics is not None:
             self._metrics.refused.labels("invalid_api_key").inc()
-        message = "A valid API key is needed: Authorization: Bearer <key>"
+        message = "No valid API key: send the header Authorization: Bearer <key>"
         return error_response(ApiError(401, message, code="invalid_api_key"))

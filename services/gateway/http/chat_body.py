@@ -29,8 +29,8 @@ TextParts = Annotated[list[TextPart], Field(min_length=1)]
 
 
 class MessageBody(Body):
-    """One turn; text parts are joined by line breaks. Clients send an answer's message back as it came: what else such
-    a message has is taken where it says nothing."""
+    """One turn; text parts are joined by line breaks. Clients may send the message of an answer back unchanged, so its
+    other fields are accepted where they are null."""
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[TextParts, BeforeValidator(_as_parts, str | TextParts)]
@@ -70,5 +70,5 @@ class ChatBody(GenerationBody):
 
     @property
     def num_top(self) -> int | None:
-        """How many of the likeliest tokens to tell of; None: no logprobs."""
+        """How many of the likeliest tokens to report at each position; None: no logprobs."""
         return (self.top_logprobs or 0) if self.logprobs else None

@@ -1,6 +1,6 @@
 """All choices of one request: their sessions live and end together, their pieces come interleaved.
 
-Invariant: when a choice fails, all others are closed and the first failure is told; no task outlives its generator.
+Invariant: when a choice fails, all others are closed and the first failure is raised. No task outlives its generator.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.gateway.admission.gate import Visit
-from services.gateway.http.answer import Answer
+from services.gateway.admission.gate import AdmissionTicket
+from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.response_models import DsdReport, TokenDetails, Usage
 from services.gateway.session.generation import Generation
 from services.gateway.session.manager import LiveSession, Sessions
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def opened(
-    visit: Visit, sessions: Sessions, generations: Sequence[Generation]
+    ticket: AdmissionTicket, sessions: Sessions, generations: Sequence[Generation]
 ) -> AsyncIterator[list[LiveSession]]:
-    """Sessions that verifiers have taken, alive as long as the block; raises the first SessionFailed, or ApiError when
-    the visit's deadline passes before."""
+    """Sessions that verifiers have taken, alive as long as the block. Raises the first SessionFailed, or ApiError when
+    the ticket's deadline passes first."""
     async with AsyncExitStack() as stack:
         lives = [await stack.enter_async_context(sessions.live(generation)) for generation in generations]
         for live in lives:
-            visit.follow(live.session)
+            ticket.follow(live.session)
         try:
-            async with visit.deadline.kept(), asyncio.TaskGroup() as opening:
+            async with ticket.deadline.kept(), asyncio.TaskGroup() as opening:
                 for live in lives:
                     opening.create_task(live.opened())
         except ExceptionGroup as group:
@@ -42,7 +42,7 @@ async def opened(
 
 @dataclass(frozen=True, slots=True)
 class ChoicePiece:
-    """The next piece of one choice; None: it is complete."""
+    """The next piece of one choice; None: the choice is complete."""
 
     index: int
     piece: Piece | None
@@ -51,22 +51,22 @@ class ChoicePiece:
 class Choices:
     """The answers to one request, by their index."""
 
-    def __init__(self, answers: Sequence[Answer], num_prompt_tokens: int) -> None:
+    def __init__(self, answers: Sequence[ChoiceAnswer], num_prompt_tokens: int) -> None:
         self.answers = answers
         self._num_prompt_tokens = num_prompt_tokens
 
     async def pieces(self) -> AsyncGenerator[ChoicePiece, None]:
-        """The pieces of all choices as they come; raises SessionFailed when one of them can't go on."""
+        """The pieces of all choices as they come; raises SessionFailed when a choice can't go on."""
         queue: asyncio.Queue[ChoicePiece | Exception] = asyncio.Queue(maxsize=len(self.answers))
         tasks = [asyncio.create_task(_follow(i, answer, queue)) for i, answer in enumerate(self.answers)]
         num_open = len(tasks)
         try:
             while num_open:
-                told = await queue.get()
-                if isinstance(told, Exception):
-                    raise told
-                num_open -= told.piece is None
-                yield told
+                next_one = await queue.get()
+                if isinstance(next_one, Exception):
+                    raise next_one
+                num_open -= next_one.piece is None
+                yield next_one
         finally:
             for task in tasks:
                 task.cancel()
@@ -84,13 +84,13 @@ class Choices:
 
     @property
     def report(self) -> DsdReport:
-        """That of the only choice, or what all did together, with the report of each."""
+        """The report of the only choice, or the sum over all choices together with each report."""
         reports = [answer.report for answer in self.answers]
         return reports[0] if len(reports) == 1 else summed(reports)
 
 
-async def _follow(index: int, answer: Answer, queue: asyncio.Queue[ChoicePiece | Exception]) -> None:
-    """Hands an answer's pieces on, or what ended it."""
+async def _follow(index: int, answer: ChoiceAnswer, queue: asyncio.Queue[ChoicePiece | Exception]) -> None:
+    """Puts an answer's pieces into the queue, and then its end or its failure."""
     try:
         async with aclosing(answer.pieces()) as pieces:
             async for piece in pieces:
@@ -102,7 +102,7 @@ async def _follow(index: int, answer: Answer, queue: asyncio.Queue[ChoicePiece |
 
 
 def summed(reports: list[DsdReport]) -> DsdReport:
-    """Counts are sums; what differs between the choices is None; times: the first token of any, the mean per token."""
+    """Counts are sums. Fields that differ between the choices are None. `ttft_ms` is the least, `tpot_ms` the mean."""
     num_tokens = sum(report.tokens_per_verdict * max(1, report.num_verdicts) for report in reports)
     num_verdicts = sum(report.num_verdicts for report in reports)
     tpots = [report.tpot_ms for report in reports if report.tpot_ms is not None]

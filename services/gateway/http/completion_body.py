@@ -1,4 +1,4 @@
-"""The body of POST /v1/completions: text or token ids to go on from, one prompt or several."""
+"""The body of POST /v1/completions: one or several prompts to continue, as text or token ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _as_prompts(value: Any) -> Any:
 
 
 def _are_all(values: list[Any], kind: type) -> bool:
-    """Whether all are of exactly that type: True is no int."""
+    """Whether all have exactly this type; for isinstance True would be an int."""
     return all(type(each) is kind for each in values)
 
 
@@ -61,12 +61,12 @@ class CompletionBody(GenerationBody):
     @model_validator(mode="after")
     def _echo_is_plain(self) -> Self:
         if self.echo and self.logprobs is not None:
-            raise blame("echo", "echo and logprobs exclude each other: no logprobs of the prompt are computed")
-        if self.echo and self.fates:
-            raise blame("echo", "echo and dsd.fates exclude each other: tokens of the prompt have no fate")
+            raise blame("echo", "echo and logprobs exclude each other: logprobs of the prompt are not computed")
+        if self.echo and self.sources:
+            raise blame("echo", "echo and dsd.sources exclude each other: tokens of the prompt have no source")
         return self
 
     @property
     def num_top(self) -> int | None:
-        """How many of the likeliest tokens to tell of; None: no logprobs."""
+        """How many of the likeliest tokens to report at each position; None: no logprobs."""
         return self.logprobs

@@ -1,18 +1,18 @@
-"""GET /dsd/fleet and /v1/dsd/windows: who is alive, how busy, and which windows are decided, as this gateway hears it.
+"""GET /dsd/fleet and /v1/dsd/windows: the live instances, their load, and the decided windows (docs/api.md).
 
-Invariant: it tells of live instances only, and only what their newest heartbeat and the newest decision said. It is
-read by people and consoles (docs/api.md); nothing on the path of a token needs it.
+Invariant: only live instances appear, with the figures of their newest heartbeat and the newest decision. People and
+consoles read this; no token depends on it.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from services.gateway.fleet.peers import Fleet, Peer
+from services.gateway.fleet.peers import Peer, PeerFleet
 from services.gateway.fleet.windows import HeardDecision
 from services.gateway.session.manager import Sessions
-from services.gateway.session.placement import instance_name
 from shared.protocol.messages import Service
+from shared.protocol.subjects import instance_name
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
@@ -23,7 +23,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     model: str
     num_sessions: int
     max_sessions: int
-    num_waiting: int  # requests in line for a session
+    num_waiting: int  # requests in the admission queue
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class WindowReason(msgspec.Struct, frozen=True):
-    """What a controller made a decision from (`Reason` of shared/protocol/messages.py)."""
+    """The figures that a controller decided from (`Reason` of shared/protocol/messages.py)."""
 
     num_sessions: int
     acceptance: float | None
@@ -60,7 +60,7 @@ class WindowReason(msgspec.Struct, frozen=True):
 
 
 class PairWindow(msgspec.Struct, frozen=True):
-    """What a controller has decided last for one drafter towards one verifier, both alive, and why."""
+    """The newest decision for one live drafter and one live verifier, and its reason."""
 
     drafter_id: str
     verifier_id: str
@@ -92,7 +92,7 @@ class FleetStatus(msgspec.Struct, frozen=True):
 
 
 def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -> FleetStatus:
-    """What the gateway with these sessions knows at `now`, in seconds of its fleet's clock."""
+    """The status as of `now`, in seconds of the fleet's clock. num_waiting: requests in the admission queue."""
     fleet = sessions.fleet
     return FleetStatus(
         gateway=GatewayStatus(
@@ -111,7 +111,7 @@ def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -
 
 
 def pair_windows(sessions: Sessions, now: float) -> list[PairWindow]:
-    """The newest decision of every pair that is alive, in the order of ids."""
+    """The newest decision for every live pair, ordered by ids."""
     fleet = sessions.fleet
     alive = {peer.heartbeat.instance_id for service in ("drafter", "verifier") for peer in fleet.alive(service, now)}
     pairs = [
@@ -139,18 +139,18 @@ def _pair(heard: HeardDecision, now: float) -> PairWindow:
     )
 
 
-def _peers(fleet: Fleet, service: Service, now: float) -> list[PeerStatus]:
+def _peers(fleet: PeerFleet, service: Service, now: float) -> list[PeerStatus]:
     return [_peer(peer, now) for peer in fleet.alive(service, now)]
 
 
 def _peer(peer: Peer, now: float) -> PeerStatus:
-    beat, load = peer.heartbeat, peer.heartbeat.load
+    heartbeat, load = peer.heartbeat, peer.heartbeat.load
     return PeerStatus(
-        name=instance_name(beat.instance_id),
-        instance_id=beat.instance_id,
-        models=beat.models,
-        fingerprint=beat.fingerprint,
-        max_context=beat.max_context,
+        name=instance_name(heartbeat.instance_id),
+        instance_id=heartbeat.instance_id,
+        models=heartbeat.models,
+        fingerprint=heartbeat.fingerprint,
+        max_context=heartbeat.max_context,
         num_sessions=load.num_sessions,
         max_sessions=load.max_sessions,
         queue_tokens=load.queue_tokens,
@@ -159,7 +159,7 @@ def _peer(peer: Peer, now: float) -> PeerStatus:
         kv_tokens=load.kv_tokens,
         step_ms=load.step_ms,
         prefill_ms=load.prefill_ms,
-        draining=beat.draining,
+        draining=heartbeat.draining,
         heartbeat_age_ms=_age_ms(peer.heard_at, now),
     )
 

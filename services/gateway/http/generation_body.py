@@ -1,6 +1,6 @@
-"""What requests of all endpoints share, checked strictly (docs/api.md): types, bounds, and the options not offered.
+"""Fields that the bodies of all generating endpoints share (docs/api.md, "Request").
 
-Invariant: a body that was built has every value in bounds, and no field that is not honoured.
+Invariant: a body that passes validation has every value in bounds and no field that the gateway ignores.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ MAX_TIMEOUT_S = 86400.0
 
 
 def blame(field: str, message: str) -> PydanticCustomError:
-    """An error found in the body as a whole, told by the field at fault."""
+    """A validation error that concerns the whole body, reported for one of its fields."""
     return PydanticCustomError("blame", "{message}", {"field": field, "message": message})
 
 
 class Body(BaseModel):
-    """Strict: no unknown field, no conversion of types."""
+    """Strict: no unknown fields, no conversion of types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DsdOptions(Body):
-    """How to speculate for this request, and what to tell of it (an extension of the OpenAI API)."""
+    """The `dsd` object: how to speculate for this request, and what to report (an extension of the OpenAI API)."""
 
     speculation: Literal["off", "static", "adaptive"] = "adaptive"
     window: int | None = Field(default=None, ge=1, le=MAX_WINDOW)
     min_confidence: float | None = Field(default=None, ge=0, le=1)
     drafter: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,64}$")
-    fates: bool = False
+    sources: bool = False
     timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S)
 
     @model_validator(mode="after")
     def _window_is_for_static(self) -> Self:
         if (self.speculation == "static") != (self.window is not None):
-            raise blame("window", 'window is needed with speculation "static", and only there')
+            raise blame("window", 'window is required with speculation "static" and not allowed without it')
         if self.min_confidence is not None and self.window is None:
             raise blame("min_confidence", 'min_confidence is only allowed with speculation "static"')
         if self.speculation == "off" and self.drafter is not None:
-            raise blame("drafter", 'drafter can\'t be named with speculation "off"')
+            raise blame("drafter", 'drafter is not allowed with speculation "off"')
         return self
 
     @property
-    def order(self) -> Speculation | None:
-        """None: no drafter."""
+    def as_message(self) -> Speculation | None:
+        """The same for the drafter; None: the verifier runs alone."""
         if self.speculation == "off":
             return None
         if self.window is None:
@@ -65,7 +65,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ResponseFormat(Body):
+class TextFormat(Body):
     """Plain text is the only format."""
 
     type: Literal["text"]
@@ -81,14 +81,14 @@ Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"const": False, "
 
 
 class Unoffered(Body):
-    """Options of the OpenAI API that are not offered: each takes only what means the same as leaving it out."""
+    """Options of the OpenAI API that are not supported. Each accepts only the value that has no effect."""
 
     function_call: Literal["none"] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
-    parallel_tool_calls: bool | None = None  # there are no tools that could be called
-    response_format: ResponseFormat | None = None
+    parallel_tool_calls: bool | None = None  # no effect: there are no tools
+    response_format: TextFormat | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Off | None = None
     suffix: Literal[""] | None = None
@@ -111,7 +111,7 @@ LogitBiases = Annotated[
 
 
 class GenerationBody(Unoffered):
-    """What both generating endpoints take. None always stands for the default."""
+    """Fields of both generating endpoints. None always stands for the default."""
 
     unoffered: ClassVar[frozenset[str]] = frozenset(Unoffered.model_fields)
 
@@ -141,19 +141,19 @@ class GenerationBody(Unoffered):
     def _streaming_needs_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise blame("stream_options", "stream_options is only allowed when stream is true")
-        if self.fates and not self.stream:
-            raise blame("dsd.fates", "fates are only told when stream is true")
+        if self.sources and not self.stream:
+            raise blame("dsd.sources", "sources is only allowed when stream is true")
         return self
 
     @model_validator(mode="after")
     def _best_is_all(self) -> Self:
         if self.best_of not in (None, self.num_choices):
-            raise blame("best_of", "best_of must be equal to n: no choice is thrown away")
+            raise blame("best_of", "best_of must equal n: no choice is discarded")
         return self
 
     @property
     def num_choices(self) -> int:
-        """For each prompt."""
+        """Choices for each prompt."""
         return self.n or 1
 
     @property
@@ -163,22 +163,22 @@ class GenerationBody(Unoffered):
 
     @property
     def speculation(self) -> Speculation | None:
-        """None: no drafter."""
-        return (self.dsd or DsdOptions()).order
+        """How to draft; None: the verifier runs alone."""
+        return (self.dsd or DsdOptions()).as_message
 
     @property
     def drafter(self) -> str | None:
-        """Name of the only drafter to use, if one is wanted."""
+        """Name of the only drafter that may draft; None: any."""
         return self.dsd.drafter if self.dsd else None
 
     @property
-    def fates(self) -> bool:
-        """Whether the chunks of a stream tell the fate of their tokens."""
-        return self.dsd is not None and self.dsd.fates
+    def sources(self) -> bool:
+        """Whether the chunks of a stream report the source of their tokens."""
+        return self.dsd is not None and self.dsd.sources
 
     @property
     def timeout_s(self) -> float | None:
-        """In which the whole answer is wanted."""
+        """Seconds from the request to the end of the answer, at most; None: the gateway's own limit."""
         return self.dsd.timeout_s if self.dsd else None
 
     @property

@@ -1,6 +1,6 @@
-"""GET /openapi.json: the API described by the very types that check requests and word answers.
+"""GET /openapi.json: the API, described by the types that validate requests and encode answers.
 
-Invariant: every field of a body and of an answer is in it, and every status that an endpoint can give.
+Invariant: the document has every field of a body and of an answer, and every status that an endpoint can return.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ REPLIES: dict[str, Any] = {
     "ErrorReply": ErrorReply,
 }
 ERRORS = {
-    "400": "A field is wrong, unknown, repeated or not offered, or there is a query parameter: `param` names it",
-    "401": "A valid API key is needed",
-    "404": "Another model is served here",
+    "400": "A field is wrong, unknown, repeated or not supported, or there is a query parameter: `param` names it",
+    "401": "The API key is missing or not valid",
+    "404": "The model is not served here",
     "408": "The body did not arrive in time",
     "413": "The body is too large",
     "429": "A limit of the API key is reached",
     "500": "The gateway or every verifier failed on this request",
-    "503": "No verifier takes the session now, the queue is full, or the gateway starts or ends",
+    "503": "No verifier takes the session now, the queue is full, or the gateway is starting or stopping",
     "504": "The answer was not complete in time",
 }
 OF_ANY = ("401", "500", "503")
@@ -66,7 +66,7 @@ SEED = {"X-DSD-Seed": {"schema": {"type": "integer"}, "description": "Seed of th
 
 @cache
 def openapi_document() -> bytes:
-    """The document as JSON; it is the same for every gateway of this version."""
+    """The document as JSON, the same for every gateway of this version."""
     return json.dumps(
         {
             "openapi": "3.1.0",
@@ -79,7 +79,7 @@ def openapi_document() -> bytes:
             "components": {
                 "schemas": _schemas(),
                 "securitySchemes": {
-                    "apiKey": {"type": "http", "scheme": "bearer", "description": "Needed where keys are set"}
+                    "apiKey": {"type": "http", "scheme": "bearer", "description": "Required where keys are configured"}
                 },
             },
             "security": [{}, {"apiKey": []}],
@@ -95,15 +95,15 @@ def _paths() -> Json:
         },
         "/v1/completions": {
             "post": _generating(
-                "Goes on from a text", CompletionBody, "Completion", ("CompletionChunk", "CompletionLastChunk")
+                "Continues a text", CompletionBody, "Completion", ("CompletionChunk", "CompletionLastChunk")
             )
         },
         "/v1/models": {"get": _reading("The model served", "ModelList")},
         "/v1/models/{name}": {
             "get": _reading("A model by its name", "Model", "404") | {"parameters": [name]},
         },
-        "/dsd/fleet": {"get": _reading("Who is alive and how busy", "FleetStatus")},
-        "/v1/dsd/windows": {"get": _reading("Which windows are decided, and why", "WindowList")},
+        "/dsd/fleet": {"get": _reading("The live instances and their load", "FleetStatus")},
+        "/v1/dsd/windows": {"get": _reading("The decided windows and their reasons", "WindowList")},
     }
 
 
@@ -121,9 +121,9 @@ def _generating(summary: str, body: type[ChatBody] | type[CompletionBody], whole
 
 
 def _event(*names: str) -> Json:
-    """One event of a stream: before version 3.2 the schema of a stream is that of each of its events."""
-    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, names)]}}
-    data = {"description": "`[DONE]` is the last", "anyOf": [{"const": "[DONE]"}, told]}
+    """One event of a stream. Before OpenAPI 3.2 the schema of a stream is the schema of each of its events."""
+    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, names)]}}
+    data = {"description": "`[DONE]` is the last", "anyOf": [{"const": "[DONE]"}, chunk]}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
@@ -146,7 +146,7 @@ def _ref(name: str) -> Json:
 
 
 def _schemas() -> Json:
-    """Those of the bodies by pydantic, those of the replies by msgspec, whose generic types get names of ours."""
+    """Schemas of bodies (pydantic) and of replies (msgspec, with generic types renamed as in REPLIES)."""
     _, bodies = models_json_schema([(body, "validation") for body in BODIES], ref_template=REFERENCE + "{model}")
     refs, replies = msgspec.json.schema_components(REPLIES.values(), ref_template=REFERENCE + "{name}")
     for name, ref in zip(REPLIES, refs, strict=True):

@@ -1,4 +1,4 @@
-"""From the bytes of a request to its checked body, or to an error that names the first field at fault."""
+"""From the bytes of a request to its validated body, or to an error that names the first wrong field."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from services.gateway.http.generation_body import GenerationBody
 AnyBody: TypeAlias = ChatBody | CompletionBody
 Parsed = TypeVar("Parsed", bound=GenerationBody)
 
-MAX_TOLD_CHARACTERS = 200  # of a field's name, which may be as long as the body
+MAX_FIELD_CHARACTERS = 200  # of a field's name in an error; the name itself may be as long as the body
 
 
 def parse(kind: type[Parsed], raw: bytes) -> Parsed:
-    """The body in `raw`; raises ApiError."""
+    """The body in `raw`. Raises ApiError (400) that names the first wrong field."""
     try:
         body = kind.model_validate_json(raw)
     except ValidationError as error:
@@ -31,46 +31,47 @@ def parse(kind: type[Parsed], raw: bytes) -> Parsed:
 
 
 def check_query(names: Iterable[str]) -> None:
-    """Everything is asked for in the body; raises ApiError for a parameter in the address."""
+    """Raises ApiError (400) for any query parameter: all options belong in the body."""
     for name in names:
-        told = name[:MAX_TOLD_CHARACTERS]
-        raise bad_request(f"{told!r} is no query parameter here: options stand in the body", told, "unknown_parameter")
+        shown = name[:MAX_FIELD_CHARACTERS]
+        message = f"Unknown query parameter {shown!r}: options belong in the body"
+        raise bad_request(message, shown, "unknown_parameter")
 
 
 def _check_keys(raw: bytes) -> None:
-    """Raises ApiError where an object has two equal keys, of which pydantic takes the last."""
-    json.loads(raw, object_pairs_hook=_check_pairs, parse_int=str, parse_float=str)  # no number is looked at
+    """Raises ApiError for an object with two equal keys. Pydantic would silently take the last one."""
+    json.loads(raw, object_pairs_hook=_check_pairs, parse_int=str, parse_float=str)  # numbers need no conversion
 
 
 def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
-            told = key[:MAX_TOLD_CHARACTERS]
-            raise bad_request(f"{told!r} is there more than once", told, "repeated_parameter")
+            shown = key[:MAX_FIELD_CHARACTERS]
+            raise bad_request(f"{shown!r} is given more than once", shown, "repeated_parameter")
         seen.add(key)
 
 
 def _explain(kind: type[GenerationBody], first: ErrorDetails) -> ApiError:
-    """The first thing wrong, by the name of its field."""
+    """The first error, with the name of its field."""
     param = _field(kind, first)
-    told, message = param and repr(param), first["msg"]
+    name, message = param and repr(param), first["msg"]
     match first["type"]:
         case "json_invalid":
-            return bad_request(f"The body is no JSON: {first['ctx']['error']}", None, "invalid_json")
+            return bad_request(f"The body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
         case "model_type" if param is None:
             return bad_request("The body must be a JSON object", None, "invalid_json")
         case _ if param in kind.unoffered:
-            return bad_request(f"{told} is not supported with this value", param, "unsupported_parameter")
+            return bad_request(f"{name} is not supported with this value", param, "unsupported_parameter")
         case "extra_forbidden":
-            return bad_request(f"{told} is no option here", param, "unknown_parameter")
+            return bad_request(f"Unknown option {name}", param, "unknown_parameter")
         case "missing":
-            return bad_request(f"{told} is missing", param, "missing_parameter")
-    return bad_request(f"{told}: {message}" if told else message, param, "invalid_value")
+            return bad_request(f"{name} is missing", param, "missing_parameter")
+    return bad_request(f"{name}: {message}" if name else message, param, "invalid_value")
 
 
 def _field(kind: type[GenerationBody], first: ErrorDetails) -> str | None:
-    """The dotted name of the field at fault; None for the body itself."""
+    """Dotted name of the wrong field; None for the body itself."""
     path = [str(step) for step in first["loc"]]
     if first["type"] == "blame":
         path.append(first["ctx"]["field"])
@@ -78,4 +79,4 @@ def _field(kind: type[GenerationBody], first: ErrorDetails) -> str | None:
         return None
     if path[0] in kind.unoffered or path[0] in ("logit_bias", "prompt"):
         path = path[:1]
-    return ".".join(path)[:MAX_TOLD_CHARACTERS]
+    return ".".join(path)[:MAX_FIELD_CHARACTERS]

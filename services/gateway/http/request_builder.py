@@ -1,4 +1,4 @@
-"""From a checked body to the sessions' orders: lengths, vocabulary, seeds, and what the fleet offers right now."""
+"""From a validated body to the generations of its choices: tokens, lengths, seeds, checks against the fleet."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ SEED_BITS = 53  # of a seed drawn here: every JSON reader keeps such a number ex
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt in tokens. echo: its text, where that is to be repeated before the answer."""
+class EncodedPrompt:
+    """One prompt in tokens. echo: its text, where the answer begins with it."""
 
     token_ids: TokenIds
     echo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One choice: what is to be generated for which prompt."""
+class ChoiceRequest:
+    """One choice of a request: its prompt, and what to generate for it."""
 
-    prompt: Prompt
+    prompt: EncodedPrompt
     generation: Generation
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """What this gateway serves. Every refusal is an ApiError that names the field."""
+class RequestBuilder:
+    """Turns bodies into choice requests for the served model. Every refusal is an ApiError that names the field."""
 
     model_name: str
     default_max_tokens: int  # 0: up to the context
@@ -48,41 +48,46 @@ class Admission:
     placement: Placement
 
     def check_model(self, name: str) -> None:
+        """Raises ApiError (404) for any model but the served one."""
         if name != self.model_name:
-            message = f"The model {name!r} is not served here; {self.model_name!r} is"
+            message = f"Unknown model {name!r}: this gateway serves {self.model_name!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
-    def encode(self, body: AnyBody) -> list[Prompt]:
-        """The prompts in tokens. Takes a while for long ones: to be called in a thread."""
+    def encode(self, body: AnyBody) -> list[EncodedPrompt]:
+        """The prompts in tokens. Slow for long prompts: call it in a thread."""
         if isinstance(body, CompletionBody):
             return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
         try:
-            return [Prompt(self.tokenizer.encode_chat([turn.message for turn in body.messages]))]
+            return [EncodedPrompt(self.tokenizer.encode_chat([turn.message for turn in body.messages]))]
         except TemplateRefused as error:
-            raise bad_request(f"The chat template refuses: {error}", "messages", "invalid_value") from error
+            raise bad_request(
+                f"The chat template rejects the messages: {error}", "messages", "invalid_value"
+            ) from error
 
-    def orders(self, body: AnyBody, prompts: list[Prompt], cache_scope: str, now: float) -> list[Order]:
-        """The sessions to open for this request, by the index of their choice: n for each prompt, whose seeds count up
-        from the request's, or from one drawn here."""
+    def choice_requests(
+        self, body: AnyBody, prompts: list[EncodedPrompt], cache_scope: str, now: float
+    ) -> list[ChoiceRequest]:
+        """The choices of a request by their index, n for each prompt. The i-th choice of a prompt has seed + i; a
+        missing seed is drawn. `now`: in seconds of the fleet's clock."""
         context = self._context(now)
         vocab_size = self.placement.fleet.vocab_size(self.model_name, now)
         self._check_drafter(body, now)
         _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
         _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
-        sampling, orders = _sampling(body), []
+        sampling, requests = _sampling(body), []
         for prompt in prompts:
             _check_prompt(prompt.token_ids, "messages" if isinstance(body, ChatBody) else "prompt", context, vocab_size)
             first = self._generation(body, prompt.token_ids, sampling, context, cache_scope)
-            orders += [Order(prompt, _numbered(first, i)) for i in range(body.num_choices)]
-        return orders
+            requests += [ChoiceRequest(prompt, _numbered(first, i)) for i in range(body.num_choices)]
+        return requests
 
-    def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> Prompt:
+    def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
         if isinstance(prompt, str):
-            return Prompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
-        return Prompt(TokenIds(prompt), self._decode(prompt) if echo else "")
+            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
+        return EncodedPrompt(TokenIds(prompt), self._decode(prompt) if echo else "")
 
     def _decode(self, prompt_ids: list[int]) -> str:
-        """Ids that can't be decoded are refused later, as every id outside the vocabulary is."""
+        """Leaves out ids that no tokenizer has; `choice_requests` refuses them later."""
         return self.tokenizer.decode([token_id for token_id in prompt_ids if token_id < 1 << 32])
 
     def _generation(
@@ -91,7 +96,7 @@ class Admission:
         max_tokens = self._max_tokens(body, len(prompt_ids), context)
         min_tokens = body.min_tokens or 0
         if min_tokens > max_tokens:
-            message = f"min_tokens {min_tokens} are more than the {max_tokens} that the answer may have"
+            message = f"min_tokens must be at most {max_tokens}, the longest possible answer, got {min_tokens}"
             raise bad_request(message, "min_tokens", "invalid_value")
         own_stops = () if body.ignore_eos else self.tokenizer.stop_ids
         return Generation(
@@ -111,7 +116,7 @@ class Admission:
     def _context(self, now: float) -> int:
         context = min(MAX_TOKENS, self.placement.fleet.max_context(self.model_name, now))
         if context == 0:
-            raise ApiError(503, f"No verifier of {self.model_name!r} is there now", code="no_verifier")
+            raise ApiError(503, f"No verifier serves {self.model_name!r} now", code="no_verifier")
         return context
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
@@ -129,13 +134,13 @@ class Admission:
     def _check_drafter(self, body: AnyBody, now: float) -> None:
         name = body.drafter
         if name is not None and not self.placement.has_drafter(name, self.model_name, now):
-            message = f"No drafter named {name!r} is there for {self.model_name!r}"
+            message = f"No live drafter named {name!r} serves {self.model_name!r}"
             raise bad_request(message, "dsd.drafter", "unknown_drafter")
 
 
 def _check_prompt(prompt_ids: TokenIds, field: str, context: int, vocab_size: int) -> None:
     if not prompt_ids:
-        raise bad_request("The prompt has no tokens", field, "invalid_value")
+        raise bad_request("The prompt is empty: it has no tokens", field, "invalid_value")
     _check_ids(prompt_ids, vocab_size, field)
     if len(prompt_ids) >= context:
         message = f"The prompt has {len(prompt_ids)} tokens; the context of {context} leaves no room for an answer"
@@ -150,7 +155,7 @@ def _check_ids(token_ids: Iterable[int], vocab_size: int, field: str) -> None:
 
 
 def _numbered(first: Generation, number: int) -> Generation:
-    """The generation of choice `number`: as a single request with seed + number, within 64 bits, would be."""
+    """The generation of choice `number`: that of a single request with seed + number, wrapped to 64 bits."""
     if number == 0:
         return first
     seed = (first.sampling.seed + number + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,6 +1,6 @@
-"""Answers in OpenAI's shapes, as they go out: whole, and as the events of a stream.
+"""Answers in OpenAI's shapes: whole, and as the events of a stream.
 
-Every whole answer and every last chunk of a choice carries a `dsd` object (docs/api.md): what speculation did for it.
+Every whole answer, and the last chunk of every choice, has a `dsd` object that reports on speculation (docs/api.md).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.session.verdict_stream import Fate
+from services.gateway.session.verdict_stream import Source
 from shared.protocol.messages import Finish
 
 DONE = b"data: [DONE]\n\n"
 
 
 class TokenDetails(msgspec.Struct, frozen=True):
-    """Fates of guesses, in OpenAI's words: rejected counts those discarded behind a rejection as well."""
+    """Fates of guesses in OpenAI's terms: the rejected ones include those discarded behind a rejection."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
@@ -33,8 +33,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class DsdReport(msgspec.Struct, frozen=True):
-    """What speculation did for one choice, or for several together; times in milliseconds, counts over all verifiers
-    that served it."""
+    """What speculation did for one choice, or for several together. Counts are sums over all verifiers that served
+    it."""
 
     seed: int
     speculation: Literal["off", "static", "adaptive"]
@@ -53,14 +53,14 @@ class DsdReport(msgspec.Struct, frozen=True):
 
 
 class TokenPiece(msgspec.Struct, frozen=True):
-    """Text of one token, or a part of it, and how the token came to be."""
+    """Text of one token, or a part of it, and what the token came from."""
 
     text: str
-    fate: Fate
+    source: Source
 
 
 class DsdPieces(msgspec.Struct, frozen=True):
-    """Whose text a chunk brings; the texts put together are the chunk's. window: as it now is for the pair."""
+    """A chunk's text by source: the pieces joined are the text. window: of the pair now; None: no decision yet."""
 
     pieces: list[TokenPiece]
     window: int | None
@@ -89,7 +89,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """One entry a token in each list; offsets are characters of the choice's text."""
+    """Lists with one entry per token. Offsets count characters of the choice's text."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -140,7 +140,7 @@ ChoiceT = TypeVar("ChoiceT")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer and all its chunks begin with."""
+    """The fields that an answer and all its chunks begin with."""
 
     id: str
     object: Literal["chat.completion", "chat.completion.chunk", "text_completion"]
@@ -158,7 +158,7 @@ class Whole(Head, Generic[ChoiceT], frozen=True, kw_only=True):
 
 
 class Chunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
-    """The next text of one choice. usage: null where the stream tells it in the end."""
+    """The next text of one choice. usage: null where it comes at the end of the stream, else absent."""
 
     choices: list[ChoiceT]
     usage: UnsetType | None = UNSET
@@ -174,7 +174,7 @@ class LastChunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
 
 
 class UsageChunk(Head, frozen=True, kw_only=True):
-    """The end of a stream that tells its usage; it belongs to no choice."""
+    """The end of a stream with usage; it belongs to no choice."""
 
     usage: Usage
     choices: list[None] = []

@@ -1,28 +1,42 @@
-"""One answer as bytes: its dialect and the head that all its chunks share."""
+"""One answer as bytes in the shape of its endpoint: a whole body, or the events of a stream (docs/api.md)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import ClassVar, Literal, TypeAlias, TypedDict
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.http.formats import ChunkChoice, Dialect, ObjectName, WholeChoice
 from services.gateway.http.response_models import (
     DONE,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessageReply,
+    ChatToken,
     Chunk,
+    CompletionChoice,
+    CompletionChunkChoice,
+    CompletionLogprobs,
     DsdPieces,
     DsdReport,
     LastChunk,
+    LikelyToken,
     TokenPiece,
     Usage,
     UsageChunk,
     Whole,
 )
-from services.gateway.text.output_text import Piece, ScoredToken
+from services.gateway.text.output_text import Piece, ScoredText, ScoredToken
 from shared.protocol.messages import Finish
+
+WholeChoice: TypeAlias = ChatChoice | CompletionChoice
+ChunkChoice: TypeAlias = ChatChunkChoice | CompletionChunkChoice
+ObjectName: TypeAlias = Literal["chat.completion", "chat.completion.chunk", "text_completion"]
 
 
 class _Head(TypedDict):
@@ -34,62 +48,72 @@ class _Head(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
-    """Words one answer, of one choice or several."""
+class ResponseWriter(ABC):
+    """Writes one answer, of one choice or several. Subclasses give the shape of an endpoint's choices."""
 
-    dialect: Dialect
+    prefix: ClassVar[str]  # of ids
+    whole_object: ClassVar[ObjectName]
+    chunk_object: ClassVar[ObjectName]
+
     session_id: str
     created: int
     model: str
-    fingerprint: Callable[[], str]  # what holds by now
+    fingerprint: Callable[[], str]  # it may change while the answer grows
     tells_usage: bool  # at the end of a stream
-    tells_fates: bool
+    tells_sources: bool
 
     def opening(self, num_choices: int) -> bytes:
-        """The events that begin a stream, if the dialect has any."""
-        firsts = [self.dialect.first(index) for index in range(num_choices)]
+        """The events that begin a stream."""
+        firsts = [self._first(index) for index in range(num_choices)]
         return b"".join(self._chunk(first) for first in firsts if first is not None)
 
     def piece(self, index: int, piece: Piece, window: int | None) -> bytes:
-        """The event with the next piece of a choice, and the window of the pair that works on it."""
-        return self._chunk(self.dialect.piece(index, piece), self._fates(piece, window))
+        """The event with the next piece of a choice. window: of the pair that works on the choice."""
+        dsd: DsdPieces | UnsetType = UNSET
+        if self.tells_sources and piece.spans:
+            dsd = DsdPieces([TokenPiece(span.text, span.source) for span in piece.spans], window)
+        return self._chunk(self._next(index, piece), dsd)
 
     def ending(self, index: int, finish: Finish, report: DsdReport) -> bytes:
         """The event that ends a choice."""
-        choices = [self.dialect.last(index, finish)]
-        return _event(LastChunk(**self._head(self.dialect.chunk), choices=choices, usage=self._no_usage, dsd=report))
+        choices = [self._last(index, finish)]
+        return _event(LastChunk(**self._head(self.chunk_object), choices=choices, usage=self._no_usage, dsd=report))
 
     def closing(self, usage: Usage) -> bytes:
         """The events that end a stream."""
         if not self.tells_usage:
             return DONE
-        return _event(UsageChunk(**self._head(self.dialect.chunk), usage=usage)) + DONE
-
-    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> WholeChoice:
-        """A whole choice."""
-        return self.dialect.answer(index, text, tokens, finish)
+        return _event(UsageChunk(**self._head(self.chunk_object), usage=usage)) + DONE
 
     def whole(self, choices: list[WholeChoice], usage: Usage, report: DsdReport) -> bytes:
         """The body of an answer in one piece."""
-        return msgspec.json.encode(
-            Whole(**self._head(self.dialect.whole), choices=choices, usage=usage, dsd=report),
-        )
+        return msgspec.json.encode(Whole(**self._head(self.whole_object), choices=choices, usage=usage, dsd=report))
+
+    @abstractmethod
+    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> WholeChoice:
+        """A choice of an answer in one piece. tokens None: logprobs are null; an empty answer has empty logprobs."""
+
+    @abstractmethod
+    def _first(self, index: int) -> ChunkChoice | None:
+        """What the stream of a choice begins with, if anything."""
+
+    @abstractmethod
+    def _next(self, index: int, piece: Piece) -> ChunkChoice: ...
+
+    @abstractmethod
+    def _last(self, index: int, finish: Finish) -> ChunkChoice: ...
 
     @property
     def _no_usage(self) -> UnsetType | None:
+        """OpenAI: null in every chunk before the one with the usage, absent where no usage comes."""
         return None if self.tells_usage else UNSET
 
-    def _fates(self, piece: Piece, window: int | None) -> DsdPieces | UnsetType:
-        if not self.tells_fates or not piece.spans:
-            return UNSET
-        return DsdPieces([TokenPiece(span.text, span.fate) for span in piece.spans], window)
-
     def _chunk(self, choice: ChunkChoice, dsd: DsdPieces | UnsetType = UNSET) -> bytes:
-        return _event(Chunk(**self._head(self.dialect.chunk), choices=[choice], usage=self._no_usage, dsd=dsd))
+        return _event(Chunk(**self._head(self.chunk_object), choices=[choice], usage=self._no_usage, dsd=dsd))
 
     def _head(self, kind: ObjectName) -> _Head:
         return _Head(
-            id=self.dialect.prefix + self.session_id,
+            id=self.prefix + self.session_id,
             object=kind,
             created=self.created,
             model=self.model,
@@ -97,5 +121,78 @@ class Voice:
         )
 
 
+class ChatWriter(ResponseWriter):
+    """/v1/chat/completions"""
+
+    __slots__ = ()
+    prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> ChatChoice:
+        return ChatChoice(index, ChatMessageReply(text), _chat_logprobs(tokens), finish)
+
+    def _first(self, index: int) -> ChatChunkChoice:
+        return ChatChunkChoice(index, ChatDelta(role="assistant", content=""), None, None)
+
+    def _next(self, index: int, piece: Piece) -> ChatChunkChoice:
+        return ChatChunkChoice(index, ChatDelta(content=piece.text), _chat_logprobs(piece.tokens or None), None)
+
+    def _last(self, index: int, finish: Finish) -> ChatChunkChoice:
+        return ChatChunkChoice(index, ChatDelta(), None, finish)
+
+
+class CompletionWriter(ResponseWriter):
+    """/v1/completions"""
+
+    __slots__ = ()
+    prefix = "cmpl-"
+    whole_object = chunk_object = "text_completion"
+
+    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> CompletionChoice:
+        return CompletionChoice(index, text, _completion_logprobs(tokens), finish)
+
+    def _first(self, index: int) -> None:
+        return None
+
+    def _next(self, index: int, piece: Piece) -> CompletionChunkChoice:
+        return CompletionChunkChoice(index, piece.text, _completion_logprobs(piece.tokens or None), None)
+
+    def _last(self, index: int, finish: Finish) -> CompletionChunkChoice:
+        return CompletionChunkChoice(index, "", None, finish)
+
+
 def _event(chunk: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _chat_logprobs(tokens: list[ScoredToken] | None) -> ChatLogprobs | None:
+    return None if tokens is None else ChatLogprobs([_chat_token(token) for token in tokens])
+
+
+def _chat_token(token: ScoredToken) -> ChatToken:
+    chosen, top = token.chosen, [LikelyToken(each.text, each.logprob, _bytes(each)) for each in token.top]
+    return ChatToken(chosen.text, chosen.logprob, _bytes(chosen), top)
+
+
+def _bytes(scored: ScoredText) -> list[int] | None:
+    return None if scored.data is None else list(scored.data)
+
+
+def _completion_logprobs(tokens: list[ScoredToken] | None) -> CompletionLogprobs | None:
+    if tokens is None:
+        return None
+    return CompletionLogprobs(
+        tokens=[token.chosen.text for token in tokens],
+        token_logprobs=[token.chosen.logprob for token in tokens],
+        top_logprobs=[_by_name(token) for token in tokens],
+        text_offset=[token.offset for token in tokens],
+    )
+
+
+def _by_name(token: ScoredToken) -> dict[str, float]:
+    """Logprobs of the likeliest tokens and the chosen one; of two tokens with one name the likelier counts."""
+    named: dict[str, float] = {}
+    for each in (*token.top, token.chosen):
+        named.setdefault(each.text, each.logprob)
+    return named

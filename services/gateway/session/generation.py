@@ -1,4 +1,4 @@
-"""What one session is asked to generate, and the messages that ask for it."""
+"""What one session generates, and the messages that request it from peers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.protocol.messages import Open, Sampling, Speculate, Speculation, Tok
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One session's order. speculation None: the verifier runs alone, no drafter is asked."""
+    """Parameters of one session. speculation None: the verifier runs alone."""
 
     session_id: str
     model: str
@@ -18,18 +18,18 @@ class Generation:
     sampling: Sampling
     stop_ids: TokenIds
     speculation: Speculation | None
-    drafter_name: str | None = None  # only instances of this name may draft
+    drafter_name: str | None = None  # only instances of this name may draft; None: any
     min_tokens: int = 0
-    num_top: int | None = None  # likeliest tokens whose logprobs are wanted; None: no logprobs
-    cache_scope: str | None = None  # whose KV cache of a common prefix may be used
+    num_top: int | None = None  # likeliest tokens to report at each position; None: no logprobs
+    cache_scope: str | None = None  # sessions of one scope share the KV cache of a common prefix; None: no sharing
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer may take together."""
+        """Most tokens of prompt and answer together."""
         return len(self.prompt_ids) + self.max_tokens
 
     def open(self, term: int, drafter_id: str | None, committed_ids: TokenIds) -> Open:
-        """To a verifier: begin, resume or rebind."""
+        """Asks a verifier to begin, resume or rebind the session. drafter_id None: it runs alone."""
         return Open(
             session_id=self.session_id,
             term=term,
@@ -45,7 +45,7 @@ class Generation:
         )
 
     def speculate(self, term: int, verifier_id: str, committed_ids: TokenIds) -> Speculate:
-        """To a drafter: guess for this session. Raises ValueError where speculation is off."""
+        """Asks a drafter to guess for the session. Raises ValueError where speculation is off."""
         if self.speculation is None:
             raise ValueError("speculation is off for this session")
         return Speculate(

@@ -1,7 +1,7 @@
-"""The gateway's sessions on the bus: hears peers, wakes the session concerned, sends what it wants said, closes it.
+"""The gateway's sessions on the bus: receives messages, wakes the session concerned, sends its messages.
 
-Invariant: bus callbacks only change a session's state and wake its owner, the task that serves the client; when that
-task leaves, for whatever reason, the session is closed everywhere. Who speaks is told by the subject alone.
+Invariant: bus callbacks only change a session's state and wake its owner, the task that serves the client. When that
+task ends, for whatever reason, the session is closed everywhere. Only the subject identifies a sender.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import cast
 
 import structlog
 
-from services.gateway.fleet.peers import Fleet
+from services.gateway.fleet.peers import PeerFleet
 from services.gateway.fleet.windows import DecidedWindows
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.generation import Generation
+from services.gateway.session.outbox import Send
 from services.gateway.session.placement import Placement
-from services.gateway.session.session import Send, Session
+from services.gateway.session.session import Session
 from services.gateway.session.timeouts import SessionTiming
 from services.gateway.session.verdict_stream import Committed
 from shared.bus.bus import ABSENT, Absent, Bus
@@ -54,41 +55,41 @@ class LiveSession:
 
     @property
     def window(self) -> int | None:
-        """The window that was asked for, or else the one that a controller has decided for this session's pair."""
-        order = self.session.generation.speculation
-        if order is not None and order.mode == "static":
-            return order.window
+        """The requested window of static speculation, else the newest decision for the session's pair."""
+        speculation = self.session.generation.speculation
+        if speculation is not None and speculation.mode == "static":
+            return speculation.window
         return self._sessions.windows.window(self.session.drafter_id, self.session.verifier_id)
 
     async def end(self, num_tokens: int) -> None:
-        """The text is complete with so many tokens: nobody need work on the session any more."""
+        """Closes the session: its text is complete with so many tokens."""
         self.session.close(time.monotonic(), num_tokens)
         await self._sessions.end(self.session)
 
     def wake(self) -> None:
-        """Something has happened to the session."""
+        """The session's state has changed."""
         self._changed.set()
 
     async def opened(self) -> None:
-        """Returns once a verifier has taken the session; raises SessionFailed when none will."""
+        """Returns once a verifier has taken the session; raises SessionFailed when the session has failed."""
         while not self.session.was_opened and self.session.phase != "over":
-            await self._turn()
+            await self._wait()
         await self._sessions.send(self.session)
         self._raise_failure()
 
     async def tokens(self) -> AsyncGenerator[list[Committed], None]:
-        """The committed tokens in order, as they come; raises SessionFailed when they can't come any more."""
+        """The committed tokens in order, as they come; raises SessionFailed when the session has failed."""
         while True:
             over = self.session.phase == "over"
             if new := self.session.take_tokens():
                 yield new
             if over:
                 break
-            await self._turn()
+            await self._wait()
         self._raise_failure()
 
-    async def _turn(self) -> None:
-        """Sends what is to be said, then waits until something happens or is due."""
+    async def _wait(self) -> None:
+        """Sends the session's messages, then waits until its state changes or its timer is due."""
         await self._sessions.send(self.session)
         due = self.session.due
         if due is None:
@@ -125,18 +126,18 @@ class Sessions:
         self._timing = timing
         self._metrics = metrics
         self._live: dict[str, LiveSession] = {}
-        self._strays: list[Send] = []  # to close sessions that peers still work on and nobody here wants
+        self._strays: list[Send] = []  # Closes for sessions that are over here, but not at a verifier
 
     def __len__(self) -> int:
         return len(self._live)
 
     @property
-    def fleet(self) -> Fleet:
+    def fleet(self) -> PeerFleet:
         return self.placement.fleet
 
     @asynccontextmanager
     async def live(self, generation: Generation) -> AsyncIterator[LiveSession]:
-        """A session that lives until its text is complete or the block ends; for those who hold a place (entry.py)."""
+        """A session, closed when its text is complete or the block ends. The caller holds a slot (gate.py)."""
         session = Session.started(generation, self.placement, self._timing, time.monotonic())
         live = LiveSession(session, self)
         self._live[session.session_id] = live
@@ -148,14 +149,14 @@ class Sessions:
             await self.end(session)
 
     async def end(self, session: Session) -> None:
-        """Counts a closed session, once, and tells its peers; one that still speaks of it is told again."""
+        """Counts a closed session once, and sends its last messages."""
         if self._live.pop(session.session_id, None) is not None:
             self._metrics.sessions.set(len(self._live))
-            self._metrics.count_session(session)
+            self._metrics.count_session(session.outcome)
         await self.send(session)
 
     def abort(self, reason: str) -> None:
-        """Fails every session in flight; their owners tell their clients."""
+        """Fails every session; their owners answer the clients with this reason."""
         for live in self._live.values():
             live.session.abort(reason)
             live.wake()
@@ -193,14 +194,14 @@ class Sessions:
         live.wake()
 
     def _on_stray(self, sender_id: str, message: Opened | Verdict | Failure) -> None:
-        """A verifier still works on a session that is over here: its Close was lost, or is under way."""
+        """A peer still works on a session that is over here: its Close was lost, or is under way."""
         self._metrics.dropped.labels("unknown session").inc()
         if isinstance(message, Verdict) and message.finish is None and len(self._strays) < self.max_sessions:
             close = Close(message.session_id, message.term)
-            self._strays.append(Send("verifier", sender_id, "close", close))
+            self._strays.append(Send("verifier", sender_id, close))
 
     def _on_absent(self, verb: str, now: float) -> None:
-        """`verb` is what `send` has named: absent-<session id>-<service>-<term>."""
+        """Nobody listened to a message of `send`. verb: absent-<session id>-<service>-<term>, as set there."""
         named = _ABSENT_VERB.fullmatch(verb)
         live = self._live.get(named["session"]) if named else None
         if named is None or live is None:
@@ -221,14 +222,14 @@ class Sessions:
                 live.wake()
 
     def on_decision(self, subject: str, message: Message | Absent) -> None:
-        """Handler of what controllers say to drafters."""
+        """Handler of the window decisions that controllers send to drafters."""
         if isinstance(message, WindowDecision):
             self.windows.observe(message, subjects.sender(subject), time.monotonic())
 
     # --- out -------------------------------------------------------------------------------------------------------
 
-    async def beat(self, interval_s: float, models: list[str], *, draining: bool) -> None:
-        """Renews the leases of all sessions, and tells those concerned whose peers have fallen silent."""
+    async def send_heartbeat(self, interval_s: float, models: list[str], *, draining: bool) -> None:
+        """Renews the leases of all sessions; moves sessions away from peers whose heartbeats have stopped."""
         now = time.monotonic()
         for instance_id in self.fleet.expire(now):
             log.warning("heartbeat stale", peer=instance_id)
@@ -252,7 +253,7 @@ class Sessions:
         await self._publish(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
 
     async def send(self, session: Session) -> None:
-        """Sends what the session wants to say. What is lost is asked for again by the session's own timers."""
+        """Sends the session's messages. Its own timers repeat what gets lost."""
         for send in session.take_sends():
             if isinstance(send.message, Poll):
                 self._metrics.polls.inc()

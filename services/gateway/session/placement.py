@@ -1,7 +1,7 @@
 """Which verifier and which drafter get a session.
 
-Pure: the routing policies of shared/policies/routing.py choose among the candidates; the caller gives the random
-generator.
+Pure: the routing policies of shared/policies/routing.py choose among the candidates, with the caller's random
+generator. Every call gets `now` in seconds of the fleet's clock.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from services.gateway.fleet.peers import Fleet
+from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
 from shared.policies.routing import Candidate, Router
-
-
-def instance_name(instance_id: str) -> str:
-    """The configured part of an instance id."""
-    return instance_id.rpartition(".")[0]
+from shared.protocol.subjects import instance_name
 
 
 @dataclass(slots=True)
 class Placement:
     """Routing policies over the fleet."""
 
-    fleet: Fleet
+    fleet: PeerFleet
     verifier_router: Router
     drafter_router: Router
     rng: random.Random
@@ -37,8 +33,8 @@ class Placement:
         fingerprints: Sequence[str] = (),
         holder: str | None = None,
     ) -> str | None:
-        """A verifier for the session; among those not to be avoided the `holder`, which has it already, else one of the
-        first of these numerics of which there is any."""
+        """A verifier that is not in `avoid`: the `holder`, which has the session, if possible; else one with the first
+        of these fingerprints that any verifier has; else any. None if there is no verifier."""
         choices = self.fleet.choices("verifier", generation.model, now, generation.context)
         choices = [choice for choice in choices if choice.instance_id not in avoid]
         if any(choice.instance_id == holder for choice in choices):
@@ -49,15 +45,15 @@ class Placement:
         return self._choose(self.verifier_router, choices)
 
     def fingerprint(self, instance_id: str, now: float) -> str:
-        """An instance's numerics, as its newest heartbeat tells them; empty where it is not heard."""
+        """Numerics of an instance by its newest heartbeat; empty if it is not alive."""
         heartbeat = self.fleet.find(instance_id, now)
         return heartbeat.fingerprint if heartbeat else ""
 
     def drafter(
         self, generation: Generation, verifier_id: str, num_left: int, now: float, avoid: Collection[str] = ()
     ) -> str | None:
-        """A drafter for the session, or None: where speculation is off, nobody is there who can hold one more token of
-        the text, or it would come too late for the `num_left` tokens still to be generated."""
+        """A drafter for the session that is not in `avoid`. None: speculation is off, no drafter has room for one more
+        token of the text, or every prefill would outlast the `num_left` tokens still to be generated."""
         if generation.speculation is None:
             return None
         length = generation.context - num_left
@@ -71,7 +67,7 @@ class Placement:
         return self._choose(self.drafter_router, choices)
 
     def has_drafter(self, name: str, model: str, now: float) -> bool:
-        """Whether a drafter of that name works for the model."""
+        """Whether a live drafter of this name serves the model."""
         return any(instance_name(c.instance_id) == name for c in self.fleet.choices("drafter", model, now))
 
     def _is_in_time(

@@ -1,58 +1,36 @@
-"""One session in the gateway's hands: a pure state machine (docs/protocol.md, "Gateway"), no I/O and no clock.
+"""One session of the gateway: a pure state machine (docs/protocol.md, "Gateway"). No I/O and no clock: every call gets
+`now` in seconds.
 
-Invariant: the answer's tokens are those of one VerdictStream, so none is lost or told twice whoever comes and goes;
-every change of verifier or drafter raises the term, and every instance that was ever bound gets a Close in the end.
+Invariant: the answer's tokens are those of one VerdictStream, so no token is lost or repeated when peers come and go.
+Every change of verifier or drafter raises the term. Every instance that was ever bound gets a Close in the end.
 
-opening -(Opened)-> running -(verifier lost)-> opening elsewhere, or waiting where nobody is left -> over
+opening -(Opened)-> running -(verifier lost)-> opening at another verifier, or waiting where there is none -> over
+
+The parts of a session have files of their own: its tokens (verdict_stream.py), its drafter (drafter_binding.py), its
+load on the fleet (load_accounting.py), its messages (outbox.py), the instances it avoids (quarantine.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from services.gateway.errors import SessionFailed
+from services.gateway.session.drafter_binding import DrafterBinding
 from services.gateway.session.generation import Generation
+from services.gateway.session.load_accounting import LoadAccounting
+from services.gateway.session.outbox import Outbox, Send
+from services.gateway.session.outcome import Incidents, SessionOutcome
 from services.gateway.session.placement import Placement
+from services.gateway.session.quarantine import Quarantine
 from services.gateway.session.timeouts import SessionTiming
 from services.gateway.session.verdict_stream import Committed, ConflictingVerdict, TallySum, VerdictStream
-from shared.protocol.messages import (
-    Close,
-    Failure,
-    FailureCode,
-    Open,
-    Opened,
-    Poll,
-    Service,
-    Speculate,
-    TokenIds,
-    Verdict,
-)
+from shared.protocol.messages import Failure, FailureCode, Opened, Poll, Service, TokenIds, Verdict
 
 Phase = Literal["opening", "running", "waiting", "over"]
 
-PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that are waited out
-NUM_ABSENTS = 2  # nobody at a verifier's subject: a hint, believed when repeated
-MIN_TOKENS_FOR_DRAFTER = 4  # fewer tokens to come are not worth a change of drafter
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A message to be sent to one instance."""
-
-    service: Service
-    instance_id: str
-    verb: str
-    message: Open | Speculate | Poll | Close
-
-
-@dataclass(slots=True)
-class Incidents:
-    """What happened to a session on its way, for metrics and logs."""
-
-    failovers: int = 0  # changes of verifier after the first Opened
-    drafter_changes: int = 0
-    conflicts: int = 0
+PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that say nothing against the session
+NUM_ABSENTS = 2  # "nobody listens" is only a hint; so many of them in a row are believed
 
 
 @dataclass(slots=True)
@@ -63,62 +41,83 @@ class Session:
     placement: Placement
     timing: SessionTiming
     stream: VerdictStream
+    _drafter: DrafterBinding
+    _load: LoadAccounting
+    _quarantine: Quarantine
+    _outbox: Outbox
     tallies: TallySum = field(default_factory=TallySum)
     incidents: Incidents = field(default_factory=Incidents)
     phase: Phase = "opening"
     term: int = 0
     verifier_id: str | None = None
-    drafter_id: str | None = None
     was_opened: bool = False
     failure: SessionFailed | None = None
-    _outbox: list[Send] = field(default_factory=list)
-    _taken: int = 0  # tokens handed on
-    _bound: dict[str, Service] = field(default_factory=dict)  # everybody who may know this session
-    _placed: dict[str, bool] = field(default_factory=dict)  # at whom the fleet counts it; whether they were told
-    _avoided: dict[str, float] = field(default_factory=dict)  # instance id -> until when
-    _refusal: Failure | None = None
-    _alive_at: float = 0.0
-    _retry_at: float = 0.0
-    _num_tries: int = 0  # Opens of this term
-    _num_absents: int = 0
-    _idle_opens: int = 0
-    _adopt_at: float = 0.0
-    _speculated_at: float = 0.0
-    _num_speculates: int = 0
-    _rebound: bool = False  # this term's verifier had the session before
+    _num_taken: int = 0  # tokens that the owner has taken
+    _num_shown: int | None = None  # tokens of a text that ended before its session
     _fingerprint: str = ""  # of this term's verifier
     _worked: list[str] = field(default_factory=list)  # fingerprints whose tokens the answer has, in order
-    _num_told: int | None = None  # tokens of a text that ended before its session
+    _refusal: Failure | None = None  # the last one
+    _alive_at: float = 0.0  # when a verifier last worked on the session, or may still do so
+    _retry_at: float = 0.0
+    _num_opens: int = 0  # in this term
+    _num_absents: int = 0
+    _num_idle_terms: int = 0  # in a row that brought no token
+    _rebound: bool = False  # this term's verifier had the session before
 
     @classmethod
-    def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Session:
-        """A session that has chosen its verifier and asked it; or one that failed at once."""
-        stream = VerdictStream(
-            len(generation.prompt_ids), generation.max_tokens, timing.poll, generation.num_top is not None
+    def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Self:
+        """A session that has chosen its verifier and sends it an Open, or one that failed at once."""
+        quarantine = Quarantine()
+        session = cls(
+            generation,
+            placement,
+            timing,
+            VerdictStream(
+                len(generation.prompt_ids), generation.max_tokens, timing.poll, generation.num_top is not None
+            ),
+            DrafterBinding(generation, placement, timing, quarantine),
+            LoadAccounting(placement.fleet),
+            quarantine,
+            Outbox(generation.session_id),
+            _alive_at=now,
         )
-        session = cls(generation, placement, timing, stream, _alive_at=now)
         session._place(now)
         return session
 
-    # --- what the owner asks ---------------------------------------------------------------------------------------
+    # --- what the owner reads --------------------------------------------------------------------------------------
 
     @property
     def session_id(self) -> str:
         return self.generation.session_id
 
     @property
+    def drafter_id(self) -> str | None:
+        return self._drafter.drafter_id
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens of the answer so far; none behind the end of its text."""
-        return len(self.stream.tokens) if self._num_told is None else self._num_told
+        """Tokens of the answer so far, up to the end of its text."""
+        return len(self.stream.tokens) if self._num_shown is None else self._num_shown
 
     @property
     def fingerprints(self) -> list[str]:
-        """Numerics of the verifiers whose tokens the answer has, by their first; before any, of the one at hand."""
+        """Numerics of the verifiers whose tokens the answer has, in order; before any token, those of the current
+        verifier."""
         return self._worked or [self._fingerprint]
 
     @property
+    def outcome(self) -> SessionOutcome:
+        return SessionOutcome(
+            num_prompt_tokens=len(self.generation.prompt_ids),
+            num_output_tokens=len(self.stream.tokens),
+            tally=self.tallies.total,
+            incidents=self.incidents,
+            failure_code=self.failure.code if self.failure else None,
+        )
+
+    @property
     def due(self) -> float | None:
-        """When `on_timer` must be called unless something happens before."""
+        """When to call `on_timer` unless something happens before; None once the session is over."""
         if self.phase == "over":
             return None
         stream_due = self.stream.due if self.phase == "running" else self._retry_at
@@ -127,19 +126,18 @@ class Session:
 
     def take_tokens(self) -> list[Committed]:
         """The tokens committed since the last call."""
-        new = self.stream.committed[self._taken :]
-        self._taken += len(new)
+        new = self.stream.committed[self._num_taken :]
+        self._num_taken += len(new)
         return new
 
     def take_sends(self) -> list[Send]:
         """The messages to send since the last call."""
-        sends, self._outbox = self._outbox, []
-        return sends
+        return self._outbox.take()
 
     # --- what happens ----------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> None:
-        """Repeats what went unanswered, and gives up who is silent for too long."""
+        """Repeats unanswered messages, and gives up a verifier that is silent for too long."""
         if self.due is None or now < self.due:
             return
         if now >= self._alive_at + self.timing.session_timeout_s:
@@ -151,7 +149,8 @@ class Session:
         elif self.stream.is_lost(now):
             self._leave_verifier(now)
         elif (base := self.stream.on_timer(now)) is not None:
-            self._say("verifier", self.verifier_id, "poll", Poll(self.session_id, self.term, base))
+            assert self.verifier_id is not None
+            self._outbox.say("verifier", self.verifier_id, Poll(self.session_id, self.term, base))
 
     def on_opened(self, sender_id: str, opened: Opened, now: float) -> None:
         if self._is_current(sender_id, opened.term):
@@ -170,32 +169,32 @@ class Session:
             return
         self.tallies.observe(sender_id, verdict.term, verdict.tally)
         if new:
-            self._idle_opens = 0
+            self._num_idle_terms = 0
             if self._fingerprint not in self._worked:
                 self._worked.append(self._fingerprint)
         if self.stream.finish:
             self.phase = "over"
-            self._count_at(now, self.verifier_id)  # which has it until it is closed; the drafter has heard the end, too
+            self._load.count_at(now, self.verifier_id)  # until its Close; the drafter hears the finish by itself
         elif self.drafter_id is None:
-            self._adopt_drafter(now)
-        elif verdict.echo is None:
+            if self._drafter.is_search_due(now):
+                self._change_drafter(now)
+        elif verdict.echo is None:  # no draft has arrived in this term
             self._remind_drafter(now)
 
     def on_failure(self, sender_id: str, failure: Failure, now: float) -> None:
         if failure.term != self.term or self.phase == "over":
             return
         if sender_id == self.drafter_id:
-            self._avoided[sender_id] = now + self.timing.avoid_drafter_s
-            self._change_drafter(now)
+            self._replace_drafter(now)
         elif sender_id == self.verifier_id:
             self._on_refusal(failure, now)
 
     def on_absent(self, service: Service, term: int, now: float) -> None:
-        """Nobody listened where this term's verifier or drafter should: a hint that it is gone."""
+        """Nobody listens at the subject of this term's verifier or drafter: a hint that it is gone."""
         if term != self.term or self.phase not in ("opening", "running"):
             return
         if service == "drafter" and self.drafter_id is not None:
-            self.on_gone(self.drafter_id, now)
+            self._replace_drafter(now)
         elif service == "verifier" and (self._num_absents == 0 or now >= self._retry_at):  # once per try
             self._num_absents += 1
             if self._num_absents >= NUM_ABSENTS:
@@ -205,74 +204,159 @@ class Session:
                 self.stream.ask_at(self._retry_at)
 
     def on_gone(self, instance_id: str, now: float) -> None:
-        """An instance is known to be gone (its heartbeats stopped)."""
+        """The heartbeats of an instance have stopped."""
         if self.phase == "over":
             return
         if instance_id == self.drafter_id:
-            self._avoided[instance_id] = now + self.timing.avoid_drafter_s
-            self._change_drafter(now)
+            self._replace_drafter(now)
         elif instance_id == self.verifier_id and self.phase != "waiting":
             self._leave_verifier(now)
 
     def on_joined(self, instance_id: str, now: float) -> None:
-        """A peer has come, or come back. A session that waits goes on with its own verifier at once, with another at
-        its next try: after an outage of the bus all come back, one after the other."""
-        self._avoided.pop(instance_id, None)
+        """An instance has joined, perhaps again. A waiting session resumes at its own verifier at once, at another one
+        with its next try: after an outage of the bus all verifiers join again, one after the other."""
+        self._quarantine.release(instance_id)
         if self.phase == "waiting" and instance_id == self.verifier_id:
             self._place(now)
 
     def abort(self, reason: str) -> None:
-        """The gateway itself must stop."""
+        """Fails the session because the gateway stops."""
         if self.phase != "over":
             self._fail("draining", reason)
 
     def close(self, now: float, num_tokens: int | None = None) -> None:
-        """The answer is complete, with its first `num_tokens` tokens where they are given, or nobody wants it any more:
-        tells everybody who may know the session."""
+        """Ends the session at every peer, since the answer is complete or its client has left. num_tokens: length of
+        the text where that ends before the session's last token."""
         self.phase = "over"
         if num_tokens is not None:
-            self._num_told = num_tokens
-        for instance_id, service in self._bound.items():
-            self._say(service, instance_id, "close", Close(self.session_id, self.term))
-        self._bound.clear()
-        self._count_at(now)
+            self._num_shown = num_tokens
+        self._outbox.close(self.term)
+        self._load.count_at(now)
 
     # --- verifier --------------------------------------------------------------------------------------------------
 
-    def _is_current(self, sender_id: str, term: int) -> bool:
-        return sender_id == self.verifier_id and term == self.term and self.phase != "over"
-
-    def _hear_verifier(self, now: float) -> None:
-        """The verifier of this term is alive and has the session."""
-        self._alive_at, self._num_absents = now, 0
-        if self.phase == "running":
-            return
-        came_back = self._rebound or self.phase == "waiting"
-        self._count_at(now, self.verifier_id, self.drafter_id)
-        self._count_told(now, self.verifier_id)
-        self.phase, self.was_opened = "running", True
-        self.stream.begin_term(self.term, now, incomplete=came_back)
-        self._num_speculates = 0
-        if self.drafter_id is not None:
-            self._speculate(now)
-
     def _place(self, now: float) -> None:
-        """Opens the session at the verifier that has it, if that is back, else at the best there is."""
-        avoided = {instance_id for instance_id, until in self._avoided.items() if now < until}
+        """Opens the session at its own verifier if that is available, else at the best one; waits if there is none."""
+        avoided = self._quarantine.avoided(now)
         verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprints, self.verifier_id)
         if verifier_id is not None:
-            self._idle_opens += 1
-            if self._idle_opens > self.timing.max_idle_opens:
+            self._num_idle_terms += 1
+            if self._num_idle_terms > self.timing.max_idle_opens:
                 self._fail("internal", f"{self.timing.max_idle_opens} openings in a row brought no token")
             else:
                 self._bind(verifier_id, self._choose_drafter(verifier_id, now), now)
         elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
-            was_told = self.drafter_id is not None and self._placed.get(self.drafter_id, False)
-            self._count_at(now, self.drafter_id if was_told else None)  # nobody has told it to leave
+            # A drafter that knows the session was not told to leave it.
+            self._load.count_at(now, self.drafter_id if self._load.knows(self.drafter_id) else None)
         else:
             self._fail_unplaced()
+
+    def _bind(self, verifier_id: str, drafter_id: str | None, now: float) -> None:
+        """Begins a new term with this verifier and drafter."""
+        self._outbox.leave(self.term, *({self.verifier_id, self.drafter_id} - {verifier_id, drafter_id}))
+        if self.was_opened:
+            self.incidents.failovers += verifier_id != self.verifier_id
+            self.incidents.drafter_changes += drafter_id != self.drafter_id
+        self._rebound = verifier_id == self.verifier_id and self.was_opened
+        if verifier_id != self.verifier_id:
+            self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
+        self.verifier_id, self._drafter.drafter_id = verifier_id, drafter_id
+        self._load.count_at(now, verifier_id, drafter_id)
+        self.term += 1
+        self.stream.begin_term(self.term, now)
+        self.phase, self._num_opens, self._num_absents = "opening", 0, 0
+        self._open(now)
+
+    def _open(self, now: float) -> None:
+        assert self.verifier_id is not None
+        self._num_opens += 1
+        self._retry_at = now + self.timing.open_timeout_s
+        message = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
+        self._outbox.say("verifier", self.verifier_id, message)
+        self._load.mark_known(self.verifier_id, now)
+
+    def _repeat_open(self, now: float) -> None:
+        if self._num_opens >= self.timing.num_opens:
+            self._leave_verifier(now)
+        else:
+            self._open(now)
+
+    def _is_current(self, sender_id: str, term: int) -> bool:
+        return sender_id == self.verifier_id and term == self.term and self.phase != "over"
+
+    def _hear_verifier(self, now: float) -> None:
+        """The verifier of this term is alive and has the session."""
+        assert self.verifier_id is not None
+        self._alive_at, self._num_absents = now, 0
+        if self.phase == "running":
+            return
+        came_back = self._rebound or self.phase == "waiting"
+        self._load.count_at(now, self.verifier_id, self.drafter_id)
+        self._load.mark_known(self.verifier_id, now)
+        self.phase, self.was_opened = "running", True
+        self.stream.begin_term(self.term, now, incomplete=came_back)
+        self._drafter.begin_term()
+        if self.drafter_id is not None:
+            self._speculate(now)
+
+    def _leave_verifier(self, now: float) -> None:
+        """Moves the session to another verifier, or back to the same one later when there is no other."""
+        if self.verifier_id is not None:
+            self._quarantine.avoid(self.verifier_id, now + self.timing.avoid_s)
+        self._place(now)
+
+    def _on_refusal(self, failure: Failure, now: float) -> None:
+        if failure.code == "unknown_session" and self.was_opened:
+            self._place(now)  # the verifier is alive and has lost the session
+        elif failure.retryable or failure.code == "closed":  # closed by its lease, say: others may take the session
+            self._refusal = failure
+            if failure.code in PASSING:
+                self._num_idle_terms = 0
+            if failure.code == "overloaded":  # the verifier is alive: wait for it until the request's deadline
+                self._alive_at = now
+            self._leave_verifier(now)
+        else:
+            self._fail(failure.code, failure.message)
+
+    # --- drafter ---------------------------------------------------------------------------------------------------
+
+    def _choose_drafter(self, verifier_id: str, now: float) -> str | None:
+        return self._drafter.choose(verifier_id, len(self.stream.tokens), now, was_opened=self.was_opened)
+
+    def _speculate(self, now: float) -> None:
+        assert self.verifier_id is not None
+        assert self.drafter_id is not None
+        self._drafter.on_speculate(now)
+        message = self.generation.speculate(self.term, self.verifier_id, TokenIds(self.stream.tokens))
+        self._outbox.say("drafter", self.drafter_id, message)
+        self._load.mark_known(self.drafter_id, now)
+
+    def _remind_drafter(self, now: float) -> None:
+        match self._drafter.reminder(now):
+            case "repeat":
+                self._speculate(now)
+            case "give up":
+                self._replace_drafter(now)
+
+    def _replace_drafter(self, now: float) -> None:
+        self._drafter.give_up(now)
+        self._change_drafter(now)
+
+    def _change_drafter(self, now: float) -> None:
+        """Binds the drafter to choose now; without one the verifier runs alone in the same term."""
+        if self.verifier_id is None or self.phase == "waiting":
+            return
+        drafter_id = self._choose_drafter(self.verifier_id, now)
+        if drafter_id is None:
+            self._outbox.leave(self.term, self.drafter_id)
+            self._drafter.drafter_id = None
+            self._load.count_at(now, self.verifier_id)
+        elif drafter_id != self.drafter_id:
+            self._bind(self.verifier_id, drafter_id, now)
+
+    # --- failures --------------------------------------------------------------------------------------------------
 
     def _fail_unplaced(self) -> None:
         message = f"no verifier takes a session of {self.generation.model!r} with {self.generation.context} tokens now"
@@ -281,139 +365,6 @@ class Session:
         else:
             self._fail(self._refusal.code, f"{message}: {self._refusal.message}")
 
-    def _bind(self, verifier_id: str, drafter_id: str | None, now: float) -> None:
-        """Begins a new term with this verifier and drafter."""
-        self._leave(*({self.verifier_id, self.drafter_id} - {verifier_id, drafter_id}))
-        if self.was_opened:
-            self.incidents.failovers += verifier_id != self.verifier_id
-            self.incidents.drafter_changes += drafter_id != self.drafter_id
-        self._rebound = verifier_id == self.verifier_id and self.was_opened
-        if verifier_id != self.verifier_id:
-            self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
-        self.verifier_id, self.drafter_id = verifier_id, drafter_id
-        self._count_at(now, verifier_id, drafter_id)
-        self._bound[verifier_id] = "verifier"
-        self.term += 1
-        self.stream.begin_term(self.term, now)
-        self.phase, self._num_tries, self._num_absents = "opening", 0, 0
-        self._open(now)
-
-    def _open(self, now: float) -> None:
-        self._num_tries += 1
-        self._retry_at = now + self.timing.open_timeout_s
-        order = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
-        self._say("verifier", self.verifier_id, "open", order)
-        self._count_told(now, self.verifier_id)
-
-    def _repeat_open(self, now: float) -> None:
-        if self._num_tries >= self.timing.num_opens:
-            self._leave_verifier(now)
-        else:
-            self._open(now)
-
-    def _leave_verifier(self, now: float) -> None:
-        """Goes on elsewhere, or with the same one later when there is no other."""
-        if self.verifier_id is not None:
-            self._avoided[self.verifier_id] = now + self.timing.avoid_s
-        self._place(now)
-
-    def _on_refusal(self, failure: Failure, now: float) -> None:
-        if failure.code == "unknown_session" and self.was_opened:
-            self._place(now)  # it lives, but lost the session
-        elif failure.retryable or failure.code == "closed":  # closed by its lease, say: others may still take it
-            self._refusal = failure
-            if failure.code in PASSING:  # nothing is wrong with this session
-                self._idle_opens = 0
-            if failure.code == "overloaded":  # and the verifier lives: to be waited for until the request's deadline
-                self._alive_at = now
-            self._leave_verifier(now)
-        else:
-            self._fail(failure.code, failure.message, retryable=False)
-
-    # --- drafter ---------------------------------------------------------------------------------------------------
-
-    def _choose_drafter(self, verifier_id: str, now: float) -> str | None:
-        """The drafter at hand while it is alive, else the best there is."""
-        avoided = {instance_id for instance_id, until in self._avoided.items() if now < until}
-        if self.drafter_id and self.drafter_id not in avoided and self.placement.fleet.is_alive(self.drafter_id, now):
-            return self.drafter_id
-        num_left = self.generation.max_tokens - len(self.stream.tokens)
-        if self.was_opened and num_left < MIN_TOKENS_FOR_DRAFTER:
-            return None
-        return self.placement.drafter(self.generation, verifier_id, num_left, now, avoided)
-
-    def _change_drafter(self, now: float) -> None:
-        """Binds another drafter; without one the verifier simply goes on alone."""
-        if self.verifier_id is None or self.phase == "waiting":
-            return
-        drafter_id = self._choose_drafter(self.verifier_id, now)
-        if drafter_id is not None and drafter_id != self.drafter_id:
-            self._bind(self.verifier_id, drafter_id, now)
-        elif drafter_id is None:
-            self._leave(self.drafter_id)
-            self.drafter_id = None
-            self._count_at(now, self.verifier_id)
-
-    def _adopt_drafter(self, now: float) -> None:
-        """A session that runs alone looks for a drafter now and then."""
-        if now >= self._adopt_at:
-            self._adopt_at = now + self.timing.adopt_s
-            self._change_drafter(now)
-
-    def _speculate(self, now: float) -> None:
-        assert self.verifier_id is not None
-        assert self.drafter_id is not None
-        self._bound[self.drafter_id] = "drafter"
-        self._speculated_at = now
-        self._num_speculates += 1
-        order = self.generation.speculate(self.term, self.verifier_id, TokenIds(self.stream.tokens))
-        self._say("drafter", self.drafter_id, "speculate", order)
-        self._count_told(now, self.drafter_id)
-
-    def _remind_drafter(self, now: float) -> None:
-        """No draft of this term has reached the verifier yet: the Speculate may be lost, or the drafter in trouble."""
-        if self.drafter_id is None or self._num_speculates == 0:
-            return
-        patience = self.timing.speculate_retry_s * 2 ** (self._num_speculates - 1)
-        if now - self._speculated_at < patience:
-            return
-        if self._num_speculates < self.timing.num_speculates:
-            self._speculate(now)
-        else:
-            self._avoided[self.drafter_id] = now + self.timing.avoid_drafter_s
-            self._change_drafter(now)
-
-    # --- ends ------------------------------------------------------------------------------------------------------
-
-    def _leave(self, *instance_ids: str | None) -> None:
-        """Tells peers that they are out; they are told once more in the end, should this be lost."""
-        for instance_id in instance_ids:
-            if instance_id is not None and instance_id in self._bound:
-                self._say(self._bound[instance_id], instance_id, "close", Close(self.session_id, self.term))
-
-    def _count_at(self, now: float, *instance_ids: str | None) -> None:
-        """From now on it is a session of these, and of nobody else."""
-        placed = {instance_id for instance_id in instance_ids if instance_id is not None}
-        for instance_id in placed - self._placed.keys():
-            self._placed[instance_id] = False
-            self.placement.fleet.count_sessions(instance_id, 1, None)
-        for instance_id in self._placed.keys() - placed:
-            was_told = self._placed.pop(instance_id)
-            self.placement.fleet.count_sessions(instance_id, -1, now if was_told else None)
-
-    def _count_told(self, now: float, instance_id: str | None) -> None:
-        """One at whom it counts hears of it: so its heartbeats will."""
-        if instance_id is not None and self._placed.get(instance_id) is False:
-            self._placed[instance_id] = True
-            self.placement.fleet.count_sessions(instance_id, -1, None)
-            self.placement.fleet.count_sessions(instance_id, 1, now)
-
-    def _fail(self, code: FailureCode, message: str, *, retryable: bool = True) -> None:
+    def _fail(self, code: FailureCode, message: str) -> None:
         self.phase = "over"
-        self.failure = SessionFailed(code, message, retryable=retryable)
-
-    def _say(
-        self, service: Service, instance_id: str | None, verb: str, message: Open | Speculate | Poll | Close
-    ) -> None:
-        assert instance_id is not None
-        self._outbox.append(Send(service, instance_id, verb, message))
+        self.failure = SessionFailed(code, message)

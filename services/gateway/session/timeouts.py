@@ -1,4 +1,4 @@
-"""The gateway's patience with its peers, in seconds."""
+"""How long the gateway waits for its peers. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PollTiming:
-    """When silence is worth a Poll, and when unanswered Polls mean that the verifier is gone."""
+    """When a silent verifier is polled, and when unanswered Polls mean that it is gone."""
 
     min_silence_s: float = 0.5
     max_silence_s: float = 5.0
-    num_gaps: float = 4.0  # silence is this many usual gaps between verdicts
-    answer_s: float = 1.0  # a Poll is repeated after that
+    num_gaps: float = 4.0  # a verifier is silent after so many usual gaps between verdicts, within the two bounds
+    answer_s: float = 1.0  # then an unanswered Poll is repeated
     max_polls: int = 3
 
 
 @dataclass(frozen=True, slots=True)
 class SessionTiming:
-    """When a session repeats what it asked, looks for other peers, or gives up."""
+    """When a session repeats a message, looks for other peers, or gives up."""
 
     poll: PollTiming = PollTiming()
-    open_timeout_s: float = 1.0  # an Open is repeated after that
-    num_opens: int = 3  # unanswered Opens until a verifier is given up
-    absent_pause_s: float = 0.1  # before trying again where nobody listened
-    avoid_s: float = 1.0  # a verifier that failed this session is not tried again before
-    avoid_drafter_s: float = 5.0
-    adopt_s: float = 0.5  # between two looks for a drafter by a session without one
-    speculate_retry_s: float = 2.0  # without a sign of the drafter in the verdicts Speculate is repeated, doubling
-    num_speculates: int = 3
-    max_idle_opens: int = 8  # Opens in a row that brought no token
-    session_timeout_s: float = 30.0  # without any verifier
+    open_timeout_s: float = 1.0  # then an unanswered Open is repeated
+    num_opens: int = 3  # unanswered Opens after which a verifier is given up
+    absent_pause_s: float = 0.1  # before the next message to a verifier where nobody listened
+    avoid_s: float = 1.0  # before a verifier that failed the session is tried again
+    avoid_drafter_s: float = 5.0  # the same for a drafter
+    adopt_s: float = 0.5  # between two searches of a session without a drafter
+    speculate_retry_s: float = 2.0  # then Speculate is repeated if no draft has arrived; doubles each time
+    num_speculates: int = 3  # without a draft, after which a drafter is given up
+    max_idle_opens: int = 8  # terms in a row without a token, after which the session fails
+    session_timeout_s: float = 30.0  # without a working verifier, after which the session fails

@@ -1,8 +1,8 @@
-"""One answer as it grows: merges a verifier's verdicts by position and says when to ask again.
+"""One answer as it grows: merges a verifier's verdicts by position, and decides when to poll.
 
-Invariant: `tokens` only grows, by tokens that a verdict of the current term put at exactly the next position; whatever
-is lost, repeated, reordered or left over from another term, no token is skipped and none comes twice. No I/O and no
-clock: every call gets `now`, in seconds of any one clock.
+Invariant: `tokens` only grows, by tokens that a verdict of the current term has at exactly the next position. Verdicts
+may be lost, repeated, reordered or of another term: no token is skipped and none comes twice. No I/O and no clock:
+every call gets `now`, in seconds of any one clock.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from typing import Literal, TypeAlias
 from services.gateway.session.timeouts import PollTiming
 from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
 
-Fate: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
+# What a token came from: an accepted guess, the target's own token at a rejection (recovered) or behind accepted
+# guesses (bonus), else the target alone. Repeated tokens count as the target's, since their source is unknown.
+Source: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
 
 
 class ConflictingVerdict(ValueError):
-    """A verdict contradicts what was already sent on, or the session's own bounds: this verifier can't be followed."""
+    """A verdict contradicts the tokens so far, or the session's own bounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """One token of the answer. `fate`: an accepted guess; the target's own token at a rejection (recovered) or behind
-    accepted guesses (bonus); else the target's alone, or told again, when nobody knows any more."""
+    """One token of the answer. logprobs None: not requested."""
 
     token_id: int
-    fate: Fate
+    source: Source
     logprobs: TokenLogprobs | None
 
 
 @dataclass(slots=True)
 class VerdictStream:
-    """The committed tokens of one session behind its prompt, in the gateway's view."""
+    """The committed tokens of one session behind its prompt, as the gateway knows them."""
 
     prompt_length: int
     max_tokens: int
@@ -40,45 +41,46 @@ class VerdictStream:
     wants_logprobs: bool = False
     term: int = 0
     tokens: list[int] = field(default_factory=list)
-    committed: list[Committed] = field(default_factory=list)  # the same, with what is known of them
+    committed: list[Committed] = field(default_factory=list)  # the same with sources and logprobs
     finish: Finish | None = None
-    num_polls: int = 0  # in all, for the metrics
+    num_polls: int = 0  # in all terms
     _unanswered: int = 0
-    _gap: bool = False  # a verdict beyond our length was seen: something is missing
+    _gap: bool = False  # a verdict began beyond `length`: tokens are missing
     _heard_at: float = 0.0
     _asked_at: float | None = None
     _grew_at: float | None = None
-    _num_rejected: int = 0  # as the newest verdict of this term told
+    _num_rejected: int = 0  # in the newest tally of this term
     _usual_gap_s: float | None = None  # moving average of the time between verdicts that brought tokens
 
     @property
     def length(self) -> int:
-        """The next position, the prompt counted."""
+        """The next position, counted from the start of the prompt."""
         return self.prompt_length + len(self.tokens)
 
     @property
     def silence_s(self) -> float:
-        """How long the verifier may be silent before it is polled."""
+        """Silence after which the verifier is polled, seconds."""
         usual = (self._usual_gap_s or 0.0) * self.timing.num_gaps
         return min(self.timing.max_silence_s, max(self.timing.min_silence_s, usual))
 
     @property
     def due(self) -> float | None:
-        """When `on_timer` has something to do; None once finished."""
+        """When to call `on_timer`; None once finished."""
         if self.finish:
             return None
         silent_at = self._heard_at if self._gap else self._heard_at + self.silence_s
         return silent_at if self._asked_at is None else max(silent_at, self._asked_at + self.timing.answer_s)
 
     def begin_term(self, term: int, now: float, *, incomplete: bool = False) -> None:
-        """Listens to a new term only; `incomplete`: the verifier may have told an older term more than we know."""
+        """Takes verdicts of this term only from now on. incomplete: the verifier may have committed more tokens in an
+        older term, so it is polled at once."""
         self.term = term
         self._unanswered, self._asked_at, self._grew_at = 0, None, None
         self._gap, self._heard_at = incomplete, now
         self._num_rejected = 0
 
     def on_timer(self, now: float) -> int | None:
-        """The base to poll from, if a Poll is due."""
+        """The position to poll from, if a Poll is due."""
         if self.due is None or now < self.due or self.is_lost(now):
             return None
         self._asked_at = now
@@ -87,15 +89,15 @@ class VerdictStream:
         return self.length
 
     def ask_at(self, when: float) -> None:
-        """Lets the next Poll be due at `when` already: nobody was there to hear the last one."""
+        """Makes the next Poll due at `when`, since nobody listened to the last one."""
         self._asked_at = when - self.timing.answer_s
 
     def is_lost(self, now: float) -> bool:
-        """Whether so many Polls went unanswered that the verifier must be given up."""
+        """Whether `max_polls` Polls went unanswered: the verifier is gone."""
         return self._unanswered >= self.timing.max_polls and self.due is not None and now >= self.due
 
     def merge(self, verdict: Verdict, now: float) -> list[Committed]:
-        """The tokens that the verdict adds, perhaps none; raises ConflictingVerdict and then changes nothing."""
+        """The tokens that the verdict adds, perhaps none. Raises ConflictingVerdict, and then changes nothing."""
         if verdict.term != self.term or self.finish:
             return []
         self._check(verdict)
@@ -115,13 +117,13 @@ class VerdictStream:
         return new
 
     def _added(self, verdict: Verdict) -> list[Committed]:
-        """The tokens behind those known, each with its fate."""
+        """The tokens of the verdict behind `length`, each with its source."""
         first = self.length - verdict.base
         new = verdict.token_ids[first:]
         logprobs: list[TokenLogprobs] | list[None] = [None] * len(new)
         if self.wants_logprobs and new:
             logprobs = (verdict.logprobs or [])[-len(new) :]
-        own: Fate = "bonus" if verdict.accepted else "target"
+        own: Source = "bonus" if verdict.accepted else "target"
         if verdict.tally.rejected > self._num_rejected:
             own = "recovered"
         return [
@@ -132,15 +134,15 @@ class VerdictStream:
     def _check(self, verdict: Verdict) -> None:
         start, end = verdict.base - self.prompt_length, verdict.base + len(verdict.token_ids)
         if start < 0 or end > self.prompt_length + self.max_tokens:
-            raise ConflictingVerdict(f"positions {verdict.base} to {end} lie outside the answer")
+            raise ConflictingVerdict(f"positions {verdict.base} to {end} are outside the answer")
         known = self.tokens[start : start + len(verdict.token_ids)]
         if list(verdict.token_ids[: len(known)]) != known:
-            raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already fixed")
-        is_gap = verdict.base > self.length  # none of its tokens is taken
+            raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already committed")
+        is_gap = verdict.base > self.length  # its tokens are not used
         if self.wants_logprobs and not is_gap and end - self.length > len(verdict.logprobs or ()):
-            raise ConflictingVerdict(f"tokens up to position {end} came without logprobs")
+            raise ConflictingVerdict(f"tokens up to position {end} have no logprobs")
         if verdict.finish and end < self.length:
-            raise ConflictingVerdict(f"finished at position {end}, behind {self.length} already fixed")
+            raise ConflictingVerdict(f"finished at position {end}, but {self.length} are already committed")
 
     def _observe_gap(self, now: float) -> None:
         if self._grew_at is not None:
@@ -151,10 +153,10 @@ class VerdictStream:
 
 @dataclass(slots=True)
 class TallySum:
-    """Fates of one session's guesses over all verifiers that served it.
+    """Fates of one session's guesses, summed over all verifiers that served it.
 
-    A verifier counts from its own opening of the session on, so a later tally of the same one replaces the former,
-    unless it began anew.
+    A verifier counts from its first Open of the session. So its newer tally replaces its older one, unless the newer
+    one is smaller: then the verifier has lost the session and counts from zero.
     """
 
     _closed: list[Tally] = field(default_factory=list)

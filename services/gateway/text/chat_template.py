@@ -1,7 +1,7 @@
-"""The model's own chat template: messages in, prompt text out, as the model was trained on it.
+"""The model's own chat template: messages in, prompt text out.
 
-Templates are Jinja programs from the model's folder, written for one environment that the whole field shares: blocks
-trimmed, loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, and a
+Templates are Jinja programs from the model's folder, written for the environment that transformers provides: trimmed
+blocks, loop controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, and a
 `{% generation %}` block. They run in Jinja's immutable sandbox and see plain strings and lists only.
 """
 
@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class TemplateRefused(ValueError):
-    """The model's template can't render these messages (roles out of order, a role it does not know, ...)."""
+    """The model's template can't render these messages, for example because roles are out of order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ChatMessage:
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks text for training; a server only passes it through."""
+    """`{% generation %}…{% endgeneration %}` marks text for training; here it has no effect."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]  # jinja2 only reads it
 
@@ -68,8 +68,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt, ready for the assistant's turn; raises TemplateRefused with the template's own words, or
-        what went wrong in it."""
+        """The prompt, ready for the assistant's turn. Raises TemplateRefused with the template's own message, or with
+        the error inside it."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._template.render(
@@ -77,5 +77,5 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from error
-        except Exception as error:  # a program of the model's makers: it may fail in any way
+        except Exception as error:  # the template is foreign code: it may fail in any way
             raise TemplateRefused(f"{type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
-"""Pieces of an answer as a client may see them: text let go of, whose tokens it is, and their logprobs.
+"""Pieces of an answer for the client: text that is final, the source of each part, and logprobs.
 
-Invariant: the texts of all pieces are the answer's text, whatever verdicts brought its tokens; every token counted
-stands in exactly one piece, not before the text that it completes, and none behind a stop string in any.
+Invariant: the texts of all pieces joined are the answer's text, however verdicts cut its tokens. Every counted token is
+in exactly one piece, not before the text that it completes. No token behind a stop string is in any piece.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.gateway.session.verdict_stream import Committed, Fate
+from services.gateway.session.verdict_stream import Committed, Source
 from services.gateway.text.detokenizer import Detokenizer, StopScanner
 from services.gateway.text.token_bytes import TokenBytes
 from shared.protocol.messages import TokenLogprobs
@@ -20,15 +20,15 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Text of one token, or a part of it; a character that several tokens make up belongs to the last of them."""
+    """Text of one token, or a part of it. A character made of several tokens belongs to the last of them."""
 
     text: str
-    fate: Fate
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    """A token in words. data: its bytes, None for a special token."""
+    """A token as text. data: its bytes; None for a special token."""
 
     text: str
     data: bytes | None
@@ -37,7 +37,7 @@ class ScoredText:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of the answer. offset: of its text in the answer's, in characters. top: the likeliest tokens there."""
+    """A token of the answer. offset: of its text in the answer, in characters. top: the likeliest tokens there."""
 
     chosen: ScoredText
     offset: int
@@ -46,7 +46,7 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is let go of at once. tokens: only where logprobs were asked for."""
+    """Text that becomes final at once. tokens: empty unless logprobs were requested."""
 
     spans: list[Span]
     tokens: list[ScoredToken]
@@ -60,19 +60,19 @@ class Piece:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """Text that is not shown yet, and the tokens that go with its last character."""
+class _HeldText:
+    """Text that is not final yet, and the tokens that its last character completes."""
 
     text: str
-    fate: Fate
+    source: Source
     tokens: list[ScoredToken]
 
 
 class AnswerText:
     """The text of one answer and its count of tokens, up to and including the one that completes a stop string.
 
-    A stop id (end of sequence) counts as a token and shows nothing. A stop string that is complete within the first
-    `min_tokens` tokens is none.
+    A stop id (end of sequence) counts as a token and has no text. A stop string that is complete within the first
+    `min_tokens` tokens is ignored.
     """
 
     def __init__(
@@ -89,72 +89,72 @@ class AnswerText:
         self._stop_ids = frozenset(stop_ids)
         self._min_tokens = min_tokens
         self._pending: list[Committed] = []  # tokens inside a character
-        self._waiting: deque[_Waiting] = deque()
-        self._num_characters = 0  # of the text so far, the part not shown included
-        self._last_fate: Fate = "target"
+        self._held: deque[_HeldText] = deque()
+        self._num_characters = 0  # of the text so far, held text included
+        self._last_source: Source = "target"
         self.num_tokens = 0
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string is complete: no later token counts, whatever finish it carries."""
+        """Whether a stop string is complete: later tokens don't count."""
         return self._scanner.found is not None
 
     def feed(self, committed: Iterable[Committed]) -> Piece:
-        """What these tokens let go of."""
-        shown = ""
+        """The piece that becomes final with these tokens; it may be empty."""
+        final = ""
         for token in committed:
             if self.stopped:
                 break
             self.num_tokens += 1
-            self._last_fate = token.fate
+            self._last_source = token.source
             if token.token_id in self._stop_ids:
-                shown += self._read(self._detokenizer.flush())
-                self._wait("", [token])
+                final += self._read(self._detokenizer.flush())
+                self._hold("", [token])
             else:
                 self._pending.append(token)
-                shown += self._read(self._detokenizer.step(token.token_id))
-        return self._let_go(len(shown))
+                final += self._read(self._detokenizer.step(token.token_id))
+        return self._release(len(final))
 
     def flush(self) -> Piece:
-        """What was held back, when no token follows. It may still complete a stop string."""
-        shown = self._read(self._detokenizer.flush())
-        shown += self._scanner.flush()
+        """The rest, when no token follows. It may still complete a stop string."""
+        final = self._read(self._detokenizer.flush())
+        final += self._scanner.flush()
         if self._pending:
-            self._wait("", self._take_pending())
-        return self._let_go(len(shown), all_tokens=True)
+            self._hold("", self._take_pending())
+        return self._release(len(final), all_tokens=True)
 
     def _read(self, text: str) -> str:
-        """The text that may be shown with what the decoder has made of the pending tokens."""
+        """Takes the text that the decoder has made of the pending tokens; returns the text that becomes final."""
         if not text:
             return ""
-        self._wait(text, self._take_pending())
+        self._hold(text, self._take_pending())
         return self._scanner.feed(text, may_stop=self.num_tokens > self._min_tokens)
 
     def _take_pending(self) -> list[Committed]:
         pending, self._pending = self._pending, []
         return pending
 
-    def _wait(self, text: str, tokens: Sequence[Committed]) -> None:
+    def _hold(self, text: str, tokens: Sequence[Committed]) -> None:
         scored = self._score(text, tokens) if any(token.logprobs for token in tokens) else []
-        self._waiting.append(_Waiting(text, self._last_fate, scored))
+        self._held.append(_HeldText(text, self._last_source, scored))
         self._num_characters += len(text)
 
-    def _let_go(self, num_characters: int, *, all_tokens: bool = False) -> Piece:
-        """The next characters of the waiting text, with the tokens that are shown whole; at the end all the tokens."""
+    def _release(self, num_characters: int, *, all_tokens: bool = False) -> Piece:
+        """The next characters of the held text, with the tokens whose text is complete; at the end with all tokens."""
         spans, tokens = [], []
-        while self._waiting and len(self._waiting[0].text) <= num_characters:
-            first = self._waiting.popleft()
+        while self._held and len(self._held[0].text) <= num_characters:
+            first = self._held.popleft()
             num_characters -= len(first.text)
             tokens += first.tokens
             if first.text:
-                spans.append(Span(first.text, first.fate))
+                spans.append(Span(first.text, first.source))
         if num_characters:
-            first = self._waiting[0]
-            spans.append(Span(first.text[:num_characters], first.fate))
+            first = self._held[0]
+            spans.append(Span(first.text[:num_characters], first.source))
             first.text = first.text[num_characters:]
         if all_tokens:
-            tokens += [token for each in self._waiting for token in each.tokens]
-            self._waiting.clear()
+            tokens += [token for each in self._held for token in each.tokens]
+            self._held.clear()
         return Piece(spans, tokens)
 
     def _score(self, text: str, tokens: Sequence[Committed]) -> list[ScoredToken]:

@@ -1,7 +1,7 @@
-"""The bytes that single tokens stand for, which need be no whole characters.
+"""The bytes of single tokens, which may be parts of characters.
 
-Invariant: `split` gives bytes that, put together, are the UTF-8 of the text that a decoder has made of the tokens, or
-what the decoder has replaced where they are no text.
+Invariant: the bytes from `split` joined are the UTF-8 of the decoder's text, or the bytes that the decoder replaced
+because they are not valid text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TokenBytes:
         self._anchor = next((i for i in range(tokenizer.get_vocab_size()) if self._is_anchor(i)), None)
 
     def of(self, token_id: int) -> bytes | None:
-        """What the token adds behind other text; None for a special token, which shows nothing."""
+        """The bytes that the token adds behind other text; None for a special token, which has no text."""
         added = self._added.get(token_id)
         if added is not None:
             return None if added.special else added.content.encode()
@@ -49,7 +49,7 @@ class TokenBytes:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def split(self, token_ids: Sequence[int], text: str) -> list[bytes | None]:
-        """The bytes of each of the tokens that a decoder has turned into `text` together."""
+        """The bytes of each token, given the `text` that a decoder made of them together."""
         parts = [self.of(token_id) for token_id in token_ids]
         if b"".join(part or b"" for part in parts).decode(errors="replace") == text:
             return parts
@@ -60,12 +60,12 @@ class TokenBytes:
         return parts
 
     def _is_anchor(self, token_id: int) -> bool:
-        """Whether the token decodes to text that other tokens can stand behind."""
+        """Whether the token decodes to an ordinary word, so that other tokens can be decoded behind it."""
         text = self._tokenizer.decode([token_id], skip_special_tokens=True)
         return text.isalpha() and _REPLACEMENT not in text
 
     def _decoded(self, token_id: int) -> str:
-        """What a decoder adds for the token behind an ordinary one."""
+        """The text that a decoder adds for the token behind an ordinary one."""
         before = [] if self._anchor is None else [self._anchor]
         alone = self._tokenizer.decode(before, skip_special_tokens=True)
         whole = self._tokenizer.decode([*before, token_id], skip_special_tokens=True)
@@ -73,14 +73,14 @@ class TokenBytes:
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
-    """Names of the steps that the tokenizer's decoder is made of."""
+    """Types of the steps of the tokenizer's decoder."""
     decoder = json.loads(tokenizer.to_str())["decoder"] or {}
     return {step["type"] for step in [decoder, *decoder.get("decoders", [])] if step}
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, those from
-    U+0100 on for the other bytes, in their order."""
+    """Character of a byte-level vocabulary -> byte. Printable bytes are their own characters; the others map in order
+    to U+0100 and up."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

@@ -1,7 +1,7 @@
 """The target's tokenizer, chat template and stop ids, read from the target's own folder.
 
-Needs `tokenizer.json`; a chat template in `chat_template.jinja` or `tokenizer_config.json` and stop ids in
-`generation_config.json` or `config.json` are read where they are. No model code is loaded.
+`tokenizer.json` is required. Optional are a chat template in `chat_template.jinja` or `tokenizer_config.json`, and stop
+ids in `generation_config.json` or `config.json`. No model code is loaded.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from shared.protocol.messages import TokenIds
 
 
 class UnusableTarget(ValueError):
-    """The target's folder lacks a file that the gateway needs, or holds a malformed one."""
+    """A file in the target's folder is missing or malformed."""
 
 
 class TargetTokenizer:
-    """Prompts to token ids and token ids to text, for one target model."""
+    """Converts prompts to token ids and token ids to text, for one target model."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, stop_ids: TokenIds) -> None:
         self._tokenizer = tokenizer
@@ -37,22 +37,22 @@ class TargetTokenizer:
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> TokenIds:
-        """The conversation as the model's chat template writes it; raises TemplateRefused where it can't."""
+        """The prompt that the model's chat template makes of a conversation. Raises TemplateRefused."""
         if self._template is None:
             raise TemplateRefused("this model has no chat template; use /v1/completions")
-        # The template itself writes the special tokens that a conversation begins with.
+        # The template itself adds the special tokens at the start.
         return TokenIds(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
 
     def encode_text(self, text: str) -> TokenIds:
-        """Plain text, with the special tokens (if any) that the tokenizer begins every text with."""
+        """Plain text, with the special tokens that the tokenizer puts at the start, if any."""
         return TokenIds(self._tokenizer.encode(text).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a prompt given as token ids; special tokens are not shown."""
+        """The text of a prompt given as token ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
-        """A fresh reader for the tokens of one answer."""
+        """A reader for the tokens of one answer. stops: stop strings."""
         detokenizer = Detokenizer(self._tokenizer, generation.prompt_ids)
         return AnswerText(detokenizer, self._token_bytes, stops, generation.stop_ids, generation.min_tokens)
 
@@ -61,11 +61,11 @@ def load_tokenizer(folder: Path) -> TargetTokenizer:
     """Reads the target's folder; raises UnusableTarget naming the file that is missing or malformed."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise UnusableTarget(f"{path} is missing: the target's folder must hold its tokenizer")
+        raise UnusableTarget(f"{path} is missing: the target's folder must contain its tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
-        raise UnusableTarget(f"{path} is no tokenizer: {error}") from error
+        raise UnusableTarget(f"{path} is not a valid tokenizer: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = _read_json(folder / "tokenizer_config.json")
@@ -73,15 +73,15 @@ def load_tokenizer(folder: Path) -> TargetTokenizer:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an absent file is an empty object."""
+    """The object in a JSON file; {} if the file is missing."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UnusableTarget(f"{path} is no JSON: {error}") from error
+        raise UnusableTarget(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UnusableTarget(f"{path} holds no JSON object")
+        raise UnusableTarget(f"{path} does not contain a JSON object")
     return content
 
 
@@ -99,7 +99,7 @@ def _load_template(folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """The tokens that templates may name; they are written as a string or as an object with a `content`."""
+    """The tokens that templates may name. The file has each as a string or as an object with a `content`."""
     tokens = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value
@@ -109,7 +109,7 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _load_stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> TokenIds:
-    """The first source that names an end of sequence: generation_config.json, config.json, the tokenizer's own."""
+    """End-of-sequence ids, from the first of generation_config.json, config.json, tokenizer_config.json."""
     for name in ("generation_config.json", "config.json"):
         ids = _read_json(folder / name).get("eos_token_id")
         if ids is not None:
@@ -121,5 +121,5 @@ def _load_stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -
 
 def _checked_ids(ids: list[Any], path: Path) -> TokenIds:
     if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
-        raise UnusableTarget(f"{path}: eos_token_id {ids} is no list of token ids")
+        raise UnusableTarget(f"{path}: eos_token_id must be a list of token ids, got {ids}")
     return TokenIds(ids)

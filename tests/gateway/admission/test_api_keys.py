@@ -107,15 +107,15 @@ def test_every_entry_is_compared_so_that_time_tells_nothing(monkeypatch: pytest.
     ("text", "told"),
     [
         ("", "no key"),
-        ("[alice", "no TOML"),
-        ("\udcff", "no TOML"),
+        ("[alice", "not valid TOML"),
+        ("\udcff", "not valid TOML"),
         ("alice = 1", "alice"),
         ("[alice]\n", "alice.sha256"),
         ('[alice]\nsha256 = "abc"', "alice.sha256"),
         (entry("alice", "x", requests_per_minute=0), "alice.requests_per_minute"),
         (entry("alice", "x") + "max_session = 1", "alice.max_session"),
         (entry("alice", "x") + entry("bob", "x"), "alice and bob"),
-        (entry("alice", "x") + entry("alice", "y"), "no TOML"),
+        (entry("alice", "x") + entry("alice", "y"), "not valid TOML"),
         (entry('"dsd-SECRET"', "x"), "name must match"),
     ],
 )

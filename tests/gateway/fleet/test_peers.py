@@ -8,7 +8,7 @@ import random
 import msgspec
 import pytest
 
-from services.gateway.fleet.peers import MAX_PEERS, STALE_INTERVALS, Fleet
+from services.gateway.fleet.peers import MAX_PEERS, STALE_INTERVALS, PeerFleet
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
 from shared.policies.routing import ROUTERS
@@ -23,7 +23,7 @@ def beat(instance_id: str, service: Service = "verifier", **changes: object) -> 
 
 
 def placement(*beats: Heartbeat) -> Placement:
-    fleet = Fleet()
+    fleet = PeerFleet()
     for each in beats:
         fleet.observe(each, 0.0)
     return Placement(fleet, ROUTERS["jsq"](), ROUTERS["jsq"](), random.Random(0))
@@ -37,7 +37,7 @@ def generation(num_prompt: int = 10, max_tokens: int = 50, **changes: object) ->
 
 
 def test_an_instance_is_a_choice_while_it_beats() -> None:
-    fleet = Fleet()
+    fleet = PeerFleet()
     assert fleet.observe(beat("a.1", interval_s=2.0), 10.0)
     assert not fleet.observe(beat("a.1", interval_s=2.0), 12.0)
     stale_at = 12.0 + STALE_INTERVALS * 2.0
@@ -49,7 +49,7 @@ def test_an_instance_is_a_choice_while_it_beats() -> None:
 
 
 def test_a_draining_instance_is_alive_but_no_choice() -> None:
-    fleet = Fleet()
+    fleet = PeerFleet()
     fleet.observe(beat("a.1"), 0.0)
     assert not fleet.observe(beat("a.1", draining=True), 0.5)
     assert fleet.is_alive("a.1", 1.0)
@@ -58,7 +58,7 @@ def test_a_draining_instance_is_alive_but_no_choice() -> None:
 
 
 def test_other_models_services_and_shorter_contexts_are_no_choice() -> None:
-    fleet = Fleet()
+    fleet = PeerFleet()
     fleet.observe(beat("a.1", models=["other"]), 0.0)
     fleet.observe(beat("b.1", service="drafter"), 0.0)
     fleet.observe(beat("c.1", max_context=100), 0.0)
@@ -68,7 +68,7 @@ def test_other_models_services_and_shorter_contexts_are_no_choice() -> None:
 
 
 def test_no_flood_of_heartbeats_fills_the_memory() -> None:
-    fleet = Fleet()
+    fleet = PeerFleet()
     for number in range(MAX_PEERS + 10):
         fleet.observe(beat(f"a.{number}"), 0.0)
     assert fleet.count_alive("verifier", 0.1) == MAX_PEERS
@@ -86,13 +86,13 @@ def test_sessions_given_and_taken_since_the_heartbeat_count_as_load() -> None:
     assert chooser.verifier(generation(), 0.3) == "b.1", "a heartbeat tells all of them"
 
 
-def num_since(fleet: Fleet) -> int:
+def num_since(fleet: PeerFleet) -> int:
     (peer,) = fleet.alive("drafter", 1.0)
     return peer.candidate.num_since
 
 
 def test_a_heartbeat_doesnt_know_what_its_sender_heard_behind_it() -> None:
-    fleet, far = Fleet(), beat("d.1", "drafter", load=Load(num_sessions=2, rtt_ms=100.0))
+    fleet, far = PeerFleet(), beat("d.1", "drafter", load=Load(num_sessions=2, rtt_ms=100.0))
     fleet.observe(far, 0.0)
     fleet.count_sessions("d.1", -1, 1.0)
     fleet.count_sessions("d.1", -1, 1.06)
@@ -105,7 +105,7 @@ def test_a_heartbeat_doesnt_know_what_its_sender_heard_behind_it() -> None:
 
 
 def test_a_round_trip_that_is_told_longer_than_heartbeats_are_apart_counts_as_that() -> None:
-    fleet, strange = Fleet(), beat("d.1", "drafter", load=Load(rtt_ms=1e12))
+    fleet, strange = PeerFleet(), beat("d.1", "drafter", load=Load(rtt_ms=1e12))
     fleet.observe(strange, 0.0)
     fleet.count_sessions("d.1", 1, 0.5)
     fleet.observe(strange, 1.0)
@@ -115,7 +115,7 @@ def test_a_round_trip_that_is_told_longer_than_heartbeats_are_apart_counts_as_th
 
 
 def test_what_was_given_to_an_instance_that_was_forgotten_leaves_no_debt_when_it_comes_back() -> None:
-    fleet, near = Fleet(), beat("d.1", "drafter")
+    fleet, near = PeerFleet(), beat("d.1", "drafter")
     fleet.observe(near, 0.0)
     fleet.count_sessions("d.1", 1, None)
     assert fleet.expire(float(STALE_INTERVALS)) == ["d.1"]
@@ -125,7 +125,7 @@ def test_what_was_given_to_an_instance_that_was_forgotten_leaves_no_debt_when_it
 
 
 def test_a_session_that_its_drafter_has_not_been_told_of_outlives_heartbeats() -> None:
-    fleet, near = Fleet(), beat("d.1", "drafter")
+    fleet, near = PeerFleet(), beat("d.1", "drafter")
     fleet.observe(near, 0.0)
     fleet.count_sessions("d.1", 1, None)
     fleet.observe(near, 1.0)
@@ -169,7 +169,7 @@ def test_only_a_drafter_of_the_wanted_name_is_asked_and_none_when_speculation_is
 
 
 def test_a_controller_is_heard_of_and_is_no_choice() -> None:
-    fleet = Fleet()
+    fleet = PeerFleet()
     assert not fleet.observe(beat("c.1", service="controller"), 0.0)
     assert not fleet.observe(beat("g.1", service="gateway"), 0.0)
     assert [peer.heartbeat.instance_id for peer in fleet.alive("controller", 1.0)] == ["c.1"]

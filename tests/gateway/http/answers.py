@@ -9,7 +9,7 @@ from itertools import pairwise
 from tokenizers import Tokenizer
 
 from services.gateway.session.generation import Generation
-from services.gateway.session.verdict_stream import Committed, Fate
+from services.gateway.session.verdict_stream import Committed, Source
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.output_text import AnswerText, Piece
 from services.gateway.text.token_bytes import TokenBytes
@@ -25,9 +25,9 @@ def ids_of(text: str) -> list[int]:
     return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
-def target(token_id: int, fate: Fate = "target") -> Committed:
+def target(token_id: int, source: Source = "target") -> Committed:
     """A token without logprobs."""
-    return Committed(token_id, fate, None)
+    return Committed(token_id, source, None)
 
 
 def scored(token_id: int, logprob: float = -0.5, top: Sequence[int] = ()) -> Committed:

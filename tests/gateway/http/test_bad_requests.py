@@ -77,7 +77,7 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
         (chat(echo=True), "echo"),
         (chat(store=0), "store"),
         (chat(suffix="x"), "suffix"),
-        (chat(dsd={"fates": True}), "dsd.fates"),
+        (chat(dsd={"sources": True}), "dsd.sources"),
         (chat(response_format={"type": "json_object"}), "response_format"),
         (chat(tools=[{"type": "function"}]), "tools"),
         (chat(stream="yes"), "stream"),
@@ -140,7 +140,7 @@ async def test_a_bad_prompt_is_refused(world: World, prompt: Any, told: str) -> 
     [
         ({"n": 9, "prompt": ["a", "b"]}, "prompt"),
         ({"echo": True, "logprobs": 1}, "echo"),
-        ({"echo": True, "stream": True, "dsd": {"fates": True}}, "echo"),
+        ({"echo": True, "stream": True, "dsd": {"sources": True}}, "echo"),
         ({"echo": 1}, "echo"),
         ({"logprobs": True}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),

@@ -1,4 +1,4 @@
-"""Several choices of one request over HTTP: n, lists of prompts, echo, fates, and what happens when one fails."""
+"""Several choices of one request over HTTP: n, lists of prompts, echo, sources, and what happens when one fails."""
 
 from __future__ import annotations
 
@@ -180,19 +180,19 @@ async def test_accepted_guesses_behind_a_stop_string_are_never_more_than_there_a
     assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == 2
 
 
-async def test_every_chunk_with_text_tells_the_fates_of_its_tokens_where_asked(world: World) -> None:
+async def test_every_chunk_with_text_tells_the_sources_of_its_tokens_where_asked(world: World) -> None:
     await world.verifier()
     await world.drafter()
-    body = chat(stream=True, stop="brown", dsd={"fates": True, "speculation": "static", "window": 4})
+    body = chat(stream=True, stop="brown", dsd={"sources": True, "speculation": "static", "window": 4})
     chunks = await events(await world.client.post(CHAT, json=body))
     *pieces, last = chunks
-    fates = set()
+    sources = set()
     for chunk in pieces:
         text = chunk["choices"][0]["delta"]["content"]
         told = chunk.get("dsd", {"pieces": []})["pieces"]
         assert "".join(piece["text"] for piece in told) == text
-        fates |= {piece["fate"] for piece in told}
-    assert {"accepted"} < fates <= {"accepted", "recovered", "bonus", "target"}
+        sources |= {piece["source"] for piece in told}
+    assert {"accepted"} < sources <= {"accepted", "recovered", "bonus", "target"}
     assert last["dsd"]["accepted"] > 0
     plain = await events(await world.client.post(CHAT, json=chat(stream=True)))
     assert not any("dsd" in chunk for chunk in plain[:-1])

@@ -62,7 +62,7 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "stream": NO_BOOLEAN,
     "stream_options": NO_OBJECT | st.just({"include_usage": True}),
     "user": NO_TEXT | LIST,
-    "dsd": NO_OBJECT | st.just({"speculation": "static"}) | st.just({"fates": True}),
+    "dsd": NO_OBJECT | st.just({"speculation": "static"}) | st.just({"sources": True}),
     "tools": NO_OBJECT.filter(lambda value: value != []) | st.lists(OBJECT, min_size=1),
     "response_format": NO_OBJECT | st.just({"type": "json_object"}),
     "service_tier": NO_TEXT | st.just("flex"),

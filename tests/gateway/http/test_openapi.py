@@ -117,7 +117,7 @@ async def test_answers_with_everything_in_them_are_as_described(
     await world.drafter()
     whole, chunk, last = names
     conform(await (await world.client.post(path, json=asked)).json(), whole)
-    streamed = {**asked, "stream": True, "stream_options": {"include_usage": True}, "dsd": {"fates": True}}
+    streamed = {**asked, "stream": True, "stream_options": {"include_usage": True}, "dsd": {"sources": True}}
     *chunks, usage = await events(await world.client.post(path, json=streamed))
     for each in chunks:
         conform(each, last if each["choices"][0]["finish_reason"] else chunk)

@@ -31,14 +31,14 @@ class Holdings:
             num_files=len(os.listdir("/proc/self/fd")),
             num_connections=len(world.client.server.runner.server.connections),
             num_sessions=len(world.gateway.sessions),
-            num_waiting=world.gateway.entry.places.num_waiting,
+            num_waiting=world.gateway.gate.slots.num_waiting,
             num_at_peers=sum(len(peer.sessions) for peer in world.peers),
         )
 
 
 @asynccontextmanager
 async def nothing_left(world: World) -> AsyncIterator[None]:
-    """Behind the block everything returns to what it was before, and all places are free."""
+    """Behind the block everything returns to what it was before, and all slots are free."""
     before = Holdings.of(world)
     yield
     try:
@@ -46,7 +46,7 @@ async def nothing_left(world: World) -> AsyncIterator[None]:
     except TimeoutError:
         assert Holdings.of(world) == before
     async with asyncio.timeout(5):
-        await world.gateway.entry.places.wait_idle()
+        await world.gateway.gate.slots.wait_idle()
 
 
 async def grown_bytes(world: World, one_round: Callable[[], Awaitable[None]], num_rounds: int) -> int:

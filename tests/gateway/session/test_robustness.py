@@ -189,7 +189,7 @@ async def test_a_client_that_leaves_the_queue_is_no_longer_in_it(folder: Path) -
             await until(lambda: world.count("queue") == 1)
             waiting.cancel()
             await until(lambda: world.count("queue") == 0)
-            assert world.gateway.entry.places.num_waiting == 0
+            assert world.gateway.gate.slots.num_waiting == 0
             assert not first.content.at_eof(), "the one under way goes on"
             assert len(verifier.of(Open)) == 1, "the one that left never reached a verifier"
             assert (await last_event(first))["choices"][0]["finish_reason"] == "stop"
@@ -198,7 +198,7 @@ async def test_a_client_that_leaves_the_queue_is_no_longer_in_it(folder: Path) -
 # --- too many ---------------------------------------------------------------------------------------------------------
 
 
-async def test_requests_beyond_the_places_wait_their_turn_and_those_beyond_the_queue_are_refused(folder: Path) -> None:
+async def test_requests_beyond_the_slots_wait_their_turn_and_those_beyond_the_queue_are_refused(folder: Path) -> None:
     async with a_world(folder, max_sessions=2, max_queue=3) as world:
         verifier = await world.verifier(pass_s=0.01)
         async with nothing_left(world), a_client(world) as client:
@@ -244,7 +244,7 @@ async def test_a_request_that_waits_too_long_is_told_so(folder: Path) -> None:
         assert world.count("refused_total", reason="queue_timeout") == 1
 
 
-async def test_choices_take_their_places_together(folder: Path) -> None:
+async def test_choices_take_their_slots_together(folder: Path) -> None:
     async with a_world(folder, max_sessions=3) as world:
         verifier = await world.verifier(pass_s=0.01)
         async with nothing_left(world), a_client(world) as client:
@@ -259,7 +259,7 @@ async def test_choices_take_their_places_together(folder: Path) -> None:
             assert all(task.result().status == 200 for task in asking)
 
 
-async def test_those_in_line_are_served_before_the_gateway_ends(folder: Path) -> None:
+async def test_those_in_the_queue_are_served_before_the_gateway_ends(folder: Path) -> None:
     async with a_world(folder, max_sessions=1) as world:
         await world.verifier(pass_s=0.01)
         async with a_client(world) as client:
@@ -270,7 +270,7 @@ async def test_those_in_line_are_served_before_the_gateway_ends(folder: Path) ->
             assert [response.status for response in await asyncio.gather(*asking)] == [200] * 3
 
 
-async def test_those_in_line_are_told_when_the_gateway_must_end(folder: Path) -> None:
+async def test_those_in_the_queue_are_told_when_the_gateway_must_end(folder: Path) -> None:
     async with a_world(folder, max_sessions=1) as world:
         await world.verifier(pass_s=0.05)
         world.answer = LONG
@@ -306,7 +306,7 @@ async def test_a_deadline_ends_an_answer_with_what_it_has(folder: Path, stream: 
         assert world.count("refused_total", reason="deadline_exceeded") == 1
 
 
-async def test_a_deadline_passes_in_line_and_before_a_verifier_has_room_too(folder: Path) -> None:
+async def test_a_deadline_passes_in_the_queue_and_before_a_verifier_has_room_too(folder: Path) -> None:
     async with a_world(folder, max_sessions=1) as world:
         verifier = await world.verifier(pass_s=0.05)
         world.answer = LONG

@@ -1,144 +1,19 @@
-"""The session's state machine in virtual time: who is asked what, and when it goes elsewhere."""
+"""The session's state machine in virtual time: which verifier is asked what, and when the session moves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
-from services.gateway.session.session import Send, Session
-from services.gateway.session.timeouts import SessionTiming
+from services.gateway.session.outbox import Send
 from shared.protocol.messages import (
     Close,
-    Echo,
-    Failure,
     FailureCode,
-    Finish,
-    Heartbeat,
     Load,
     Open,
-    Opened,
     Poll,
-    Speculate,
-    Tally,
-    TokenIds,
-    TokenLogprobs,
-    Verdict,
 )
-from tests.gateway.fleet.test_peers import beat, generation, placement
-
-TIMING = SessionTiming()
-PROMPT = 10
-
-
-@dataclass
-class Story:
-    """A session and its clock."""
-
-    beats: list[Heartbeat]
-    changes: dict[str, object] = field(default_factory=dict)
-    now: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.placement = placement(*self.beats)
-        self.session = Session.started(generation(PROMPT, **self.changes), self.placement, TIMING, self.now)
-
-    def sends(self) -> list[Send]:
-        return self.session.take_sends()
-
-    def verbs(self) -> list[str]:
-        return [f"{send.verb} {send.instance_id}" for send in self.sends()]
-
-    def keep_alive(self, *instance_ids: str) -> None:
-        """Heartbeats of these, as of now."""
-        for each in self.beats:
-            if each.instance_id in instance_ids:
-                self.placement.fleet.observe(each, self.now)
-
-    def opened(self, by: str, fingerprint: str = "cpu") -> None:
-        answer = Opened(self.session.session_id, self.session.term, 30.0, Load(), fingerprint)
-        self.session.on_opened(by, answer, self.now)
-
-    def verdict(
-        self,
-        by: str,
-        base: int,
-        ids: list[int],
-        *,
-        term: int | None = None,
-        finish: Finish | None = None,
-        drafted: bool = True,
-    ) -> None:
-        echo = Echo(0.0, 0.0) if drafted else None
-        term = self.session.term if term is None else term
-        wanted = self.session.generation.num_top is not None
-        said = Verdict(
-            self.session.session_id,
-            term,
-            0,
-            base,
-            TokenIds(ids),
-            0,
-            finish,
-            echo,
-            0.0,
-            1,
-            0.0,
-            Tally(num_passes=1),
-            [TokenLogprobs(0.0, TokenIds(), [])] * len(ids) if wanted else None,
-        )
-        self.session.on_verdict(by, said, self.now)
-
-    def failure(self, by: str, code: FailureCode, *, retryable: bool) -> None:
-        self.session.on_failure(
-            by, Failure(self.session.session_id, self.session.term, code, "no", retryable), self.now
-        )
-
-    def wait(self, seconds: float) -> None:
-        """Lets time pass; the timer rings whenever it is due. Everybody's heart beats."""
-        end = self.now + seconds
-        while (due := self.session.due) is not None and due <= end:
-            self.now = max(self.now, due)
-            self.keep_alive(*(each.instance_id for each in self.beats))
-            self.session.on_timer(self.now)
-        self.now = end
-        self.keep_alive(*(each.instance_id for each in self.beats))
-
-
-def two_of_each() -> list[Heartbeat]:
-    return [
-        beat("v1.1"),
-        beat("v2.1", load=Load(num_sessions=5)),
-        beat("d1.1", service="drafter"),
-        beat("d2.1", service="drafter", load=Load(num_sessions=5)),
-    ]
-
-
-def running(beats: list[Heartbeat] | None = None) -> Story:
-    story = Story(beats or two_of_each())
-    story.opened("v1.1")
-    story.verdict("v1.1", PROMPT, [1, 2, 3])
-    story.sends()
-    story.session.take_tokens()
-    return story
-
-
-def taken(session: Session) -> list[int]:
-    """The tokens that the session hands on now."""
-    return [each.token_id for each in session.take_tokens()]
-
-
-def test_the_drafter_is_asked_after_the_verifier_has_opened() -> None:
-    story = Story(two_of_each())
-    (first,) = story.sends()
-    assert isinstance(first.message, Open)
-    assert (first.instance_id, first.message.term, first.message.drafter_id) == ("v1.1", 1, "d1.1")
-    story.opened("v1.1")
-    (second,) = story.sends()
-    assert isinstance(second.message, Speculate)
-    assert (second.instance_id, second.message.verifier_id, second.message.term) == ("d1.1", "v1.1", 1)
-    story.opened("v1.1")
-    assert story.sends() == [], "a repeated Opened says nothing new"
+from tests.gateway.fleet.test_peers import beat
+from tests.gateway.session.story import PROMPT, TIMING, Story, running, taken, two_of_each
 
 
 def test_an_unanswered_open_is_repeated_and_then_goes_elsewhere() -> None:
@@ -158,93 +33,6 @@ def test_a_verdict_opens_the_session_when_opened_was_lost() -> None:
     assert story.session.fingerprints == ["cpu"], "as its heartbeat tells"
 
 
-def test_without_a_drafter_the_verifier_runs_alone_and_one_that_comes_later_is_adopted() -> None:
-    story = running([beat("v1.1")])
-    assert story.session.drafter_id is None
-    newcomer = beat("d9.1", service="drafter")
-    story.now = 1.0
-    story.placement.fleet.observe(newcomer, story.now)
-    story.verdict("v1.1", PROMPT + 3, [4])
-    (rebind,) = story.sends()
-    assert isinstance(rebind.message, Open)
-    assert (rebind.instance_id, rebind.message.drafter_id, rebind.message.term) == ("v1.1", "d9.1", 2)
-    assert rebind.message.committed_ids == (1, 2, 3, 4)
-    story.opened("v1.1")
-    assert story.verbs() == ["speculate d9.1"]
-
-
-def test_a_lost_drafter_is_replaced_at_the_same_verifier_with_a_new_term() -> None:
-    story = running()
-    story.session.on_gone("d1.1", story.now)
-    closed, rebind = story.sends()
-    assert closed == Send("drafter", "d1.1", "close", Close(story.session.session_id, 1))
-    assert isinstance(rebind.message, Open)
-    assert (rebind.instance_id, rebind.message.drafter_id, rebind.message.term) == ("v1.1", "d2.1", 2)
-    story.verdict("v1.1", PROMPT + 3, [4], term=1)
-    assert taken(story.session) == [], "the old term is over from the moment of re-opening"
-    story.opened("v1.1")
-    story.wait(0.0)
-    assert story.verbs() == ["speculate d2.1", "poll v1.1"], "what the old term had told is asked for at once"
-
-
-@pytest.mark.parametrize("sign", ["absent", "failure"])
-def test_a_drafter_that_refuses_or_is_absent_is_replaced_and_then_done_without(sign: str) -> None:
-    story = running()
-    for drafter in ("d1.1", "d2.1"):
-        assert story.session.drafter_id == drafter
-        if sign == "absent":
-            story.session.on_absent("drafter", story.session.term, story.now)
-        else:
-            story.failure(drafter, "overloaded", retryable=True)
-        if story.session.drafter_id:
-            story.opened("v1.1")
-    assert story.session.drafter_id is None
-    story.verdict("v1.1", PROMPT + 3, [4])
-    assert taken(story.session) == [4]
-
-
-@pytest.mark.parametrize("code", ["internal", "overloaded", "draining", "closed"])
-def test_a_drafter_that_fails_in_mid_answer_is_replaced_at_once_and_then_done_without(code: FailureCode) -> None:
-    story = running()
-    for number in range(5):
-        story.wait(0.2)
-        story.verdict("v1.1", PROMPT + 3 + number, [7])
-    story.failure("d1.1", code, retryable=True)
-    closed, rebind = story.sends()
-    assert closed == Send("drafter", "d1.1", "close", Close(story.session.session_id, 1))
-    assert isinstance(rebind.message, Open)
-    assert (rebind.instance_id, rebind.message.drafter_id, rebind.message.term) == ("v1.1", "d2.1", 2)
-    assert rebind.message.committed_ids == (1, 2, 3, 7, 7, 7, 7, 7)
-    story.opened("v1.1")
-    assert story.verbs() == ["speculate d2.1"]
-    story.failure("d2.1", code, retryable=True)
-    assert (story.session.drafter_id, story.verbs()) == (None, ["close d2.1"])
-    story.verdict("v1.1", PROMPT + 8, [8])
-    assert taken(story.session)[-1] == 8, "the verifier goes on alone"
-
-
-def test_a_lost_speculate_is_repeated_and_then_another_drafter_is_tried() -> None:
-    story = Story(two_of_each())
-    story.opened("v1.1")
-    story.sends()
-    said = []
-    for number in range(200):
-        story.wait(0.1)
-        story.verdict("v1.1", PROMPT, [0] * min(number, 5), drafted=False)
-        said += [verb for verb in story.verbs() if not verb.startswith("poll")]
-        if story.session.drafter_id == "d2.1":
-            break
-    assert said == ["speculate d1.1"] * (TIMING.num_speculates - 1) + ["close d1.1", "open v1.1"]
-
-
-def test_a_drafter_that_is_heard_is_not_reminded() -> None:
-    story = running()
-    for number in range(30):
-        story.wait(0.4)
-        story.verdict("v1.1", PROMPT + 3 + number, [7])
-    assert story.verbs() == []
-
-
 def test_silence_is_polled_and_an_answer_keeps_the_verifier() -> None:
     story = running()
     for _ in range(20):
@@ -261,7 +49,7 @@ def test_a_silent_verifier_is_left_for_another_with_all_that_is_fixed() -> None:
     polls = [send for send in sends if isinstance(send.message, Poll)]
     assert len(polls) == TIMING.poll.max_polls
     moved = sends[len(polls) + 1]
-    assert sends[len(polls)] == Send("verifier", "v1.1", "close", Close(story.session.session_id, 1))
+    assert sends[len(polls)] == Send("verifier", "v1.1", Close(story.session.session_id, 1))
     assert isinstance(moved.message, Open)
     assert (moved.instance_id, moved.message.term, moved.message.drafter_id) == ("v2.1", 2, "d1.1")
     assert moved.message.committed_ids == (1, 2, 3)
@@ -495,92 +283,6 @@ def test_the_end_is_told_to_everybody_who_was_ever_bound() -> None:
     story.sends()
     story.session.close(story.now)
     assert sorted(story.verbs()) == ["close d1.1", "close d2.1", "close v1.1", "close v2.1"]
-
-
-def test_a_session_counts_as_load_where_it_is_and_nowhere_else() -> None:
-    story = running(two_of_each())
-
-    def loads() -> dict[str, int]:
-        fleet = story.placement.fleet
-        choices = (*fleet.choices("verifier", "m", story.now), *fleet.choices("drafter", "m", story.now))
-        return {choice.instance_id: choice.num_since for choice in choices if choice.num_since}
-
-    assert loads() == {"v1.1": 1, "d1.1": 1}
-    story.failure("d1.1", "overloaded", retryable=True)
-    assert loads() == {"v1.1": 1, "d2.1": 1}
-    story.failure("d2.1", "overloaded", retryable=True)
-    assert loads() == {"v1.1": 1}
-    story.failure("v1.1", "unknown_session", retryable=False)
-    assert loads() == {"v1.1": 1}, "the same one again"
-    for each in ("v1.1", "v2.1"):
-        story.failure(each, "overloaded", retryable=True)
-    assert (story.session.phase, loads()) == ("waiting", {})
-    story.opened("v2.1")
-    assert (story.session.phase, loads()) == ("running", {"v2.1": 1})
-    story.session.close(story.now)
-    story.session.close(story.now)
-    assert loads() == {}
-
-
-def test_a_finished_session_is_no_load_of_its_drafter_and_one_of_its_verifier_until_it_is_closed() -> None:
-    story = running()
-    story.verdict("v1.1", PROMPT + 3, [4], finish="stop")
-    fleet = story.placement.fleet
-    assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [0, 0]
-    assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [1, 0]
-    story.session.close(story.now)
-    assert [each.num_since for each in fleet.choices("verifier", "m", story.now)] == [0, 0]
-
-
-def test_a_session_counts_at_its_drafter_until_that_is_told_and_its_heartbeats_can_say_so() -> None:
-    story = Story(two_of_each())
-    fleet = story.placement.fleet
-
-    def loads() -> list[int]:
-        choices = (*fleet.choices("verifier", "m", story.now), *fleet.choices("drafter", "m", story.now))
-        return [choice.num_since for choice in choices]
-
-    story.wait(1.0)
-    assert loads() == [0, 0, 1, 0], "the verifier has been told, and says so by itself"
-    story.opened("v1.1")
-    assert loads() == [0, 0, 1, 0]
-    story.wait(1.0)
-    assert loads() == [0, 0, 0, 0], "now the drafter has, too"
-    story.session.close(story.now)
-    assert loads() == [-1, 0, -1, 0]
-    story.wait(1.0)
-    assert loads() == [0, 0, 0, 0]
-
-
-def test_a_session_that_waits_counts_at_the_drafter_that_has_it_and_once_when_it_goes_on() -> None:
-    story = running()
-    fleet = story.placement.fleet
-    for each in ("v1.1", "v2.1"):
-        story.failure(each, "overloaded", retryable=True)
-    assert story.session.phase == "waiting"
-    assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [1, 0]
-    story.wait(10.0)
-    assert (story.session.phase, story.session.drafter_id) == ("opening", "d1.1")
-    assert [each.num_since for each in fleet.choices("drafter", "m", story.now)] == [0, 0], "its heartbeats tell it"
-
-
-def test_a_verifier_that_took_a_session_late_tells_of_it_by_itself() -> None:
-    story = running()
-    for each in ("v1.1", "v2.1"):
-        story.failure(each, "overloaded", retryable=True)
-    story.opened("v2.1")
-    assert story.session.phase == "running"
-    story.wait(1.0)
-    choices = story.placement.fleet.choices("verifier", "m", story.now)
-    assert [choice.num_since for choice in choices] == [0, 0]
-
-
-def test_a_session_that_ends_before_its_drafter_heard_of_it_leaves_nothing_there() -> None:
-    story = Story(two_of_each())
-    story.session.close(story.now)
-    story.wait(1.0)
-    choices = story.placement.fleet.choices("drafter", "m", story.now)
-    assert [choice.num_since for choice in choices] == [0, 0]
 
 
 def test_the_finish_is_kept_whatever_comes_later() -> None:

@@ -105,8 +105,8 @@ def test_a_token_tells_whether_it_was_an_accepted_guess_or_the_targets_own() -> 
         verdict(10, [6], tally=Tally(rejected=2)),
         verdict(11, [7], tally=Tally(rejected=2)),
     ]
-    fates = [each.fate for one in told for each in ours.merge(one, 0.1)]
-    assert fates == ["accepted", "accepted", "bonus", "accepted", "recovered", "recovered", "target"]
+    sources = [each.source for one in told for each in ours.merge(one, 0.1)]
+    assert sources == ["accepted", "accepted", "bonus", "accepted", "recovered", "recovered", "target"]
 
 
 def test_logprobs_stay_with_their_tokens_when_verdicts_overlap() -> None:
@@ -127,7 +127,7 @@ def test_a_verifier_that_resumed_tells_logprobs_only_of_what_it_drew_itself() ->
 
 def test_tokens_without_the_logprobs_asked_for_are_not_taken() -> None:
     ours = stream(wants_logprobs=True)
-    with pytest.raises(ConflictingVerdict, match="without logprobs"):
+    with pytest.raises(ConflictingVerdict, match="no logprobs"):
         ours.merge(structs.replace(verdict(5, [1, 2]), logprobs=[TokenLogprobs(0.0, TokenIds(), [])]), 0.1)
     assert ours.tokens == []
 

@@ -1,4 +1,4 @@
-"""Pieces of an answer: whole characters, counted tokens, fates and logprobs, however verdicts cut the tokens."""
+"""Pieces of an answer: whole characters, counted tokens, sources and logprobs, however verdicts cut the tokens."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def test_held_back_text_keeps_its_tokens_and_tokens_behind_a_stop_string_never_a
     assert answer.num_tokens == 5
 
 
-def test_the_texts_of_the_spans_are_the_piece_s_and_carry_their_token_s_fate() -> None:
+def test_the_texts_of_the_spans_are_the_piece_s_and_carry_their_token_s_source() -> None:
     ids = [token_id for character in "aSTx" for token_id in ids_of(character)]
-    fates = ["accepted", "recovered", "bonus", "target"]
-    tokens = [target(token_id, fate) for token_id, fate in zip(ids, fates, strict=True)]
+    sources = ["accepted", "recovered", "bonus", "target"]
+    tokens = [target(token_id, source) for token_id, source in zip(ids, sources, strict=True)]
     first, second, last = read(reader(["STOP"]), [tokens[:3], tokens[3:]])
-    assert [(span.text, span.fate) for span in first.spans] == [("a", "accepted")]
-    assert [(span.text, span.fate) for span in second.spans] == [("S", "recovered"), ("T", "bonus"), ("x", "target")]
+    assert [(span.text, span.source) for span in first.spans] == [("a", "accepted")]
+    assert [(span.text, span.source) for span in second.spans] == [("S", "recovered"), ("T", "bonus"), ("x", "target")]
     assert not last
 
 

@@ -1,0 +1,41 @@
+"""Which instances the fleet counts one session at, so that sessions placed next see it as load.
+
+Invariant: the session counts once at each instance that has it or is to get it, and nowhere else. It counts until
+the instance's own heartbeats can report it: from the first message that names the session, plus the time that a
+heartbeat takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from services.gateway.fleet.peers import PeerFleet
+
+
+@dataclass(slots=True)
+class LoadAccounting:
+    """The load that one session puts on its peers. Times are in seconds of the fleet's clock."""
+
+    fleet: PeerFleet
+    _counted: dict[str, bool] = field(default_factory=dict)  # instance id -> whether it knows the session
+
+    def knows(self, instance_id: str | None) -> bool:
+        """Whether the session counts at an instance that has been sent a message about it."""
+        return instance_id is not None and self._counted.get(instance_id, False)
+
+    def count_at(self, now: float, *instance_ids: str | None) -> None:
+        """The session counts at these instances from now on, and at no other."""
+        wanted = {instance_id for instance_id in instance_ids if instance_id is not None}
+        for instance_id in wanted - self._counted.keys():
+            self._counted[instance_id] = False
+            self.fleet.count_sessions(instance_id, 1, None)
+        for instance_id in self._counted.keys() - wanted:
+            knew = self._counted.pop(instance_id)
+            self.fleet.count_sessions(instance_id, -1, now if knew else None)
+
+    def mark_known(self, instance_id: str, now: float) -> None:
+        """The instance knows the session from now on, and its heartbeats will include it."""
+        if self._counted.get(instance_id) is False:
+            self._counted[instance_id] = True
+            self.fleet.count_sessions(instance_id, -1, None)
+            self.fleet.count_sessions(instance_id, 1, now)

@@ -1,0 +1,55 @@
+"""The messages of one session to its peers.
+
+Invariant: every instance that was ever bound gets a Close in the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.protocol.messages import Close, Open, Poll, Service, Speculate
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message to be sent to one instance."""
+
+    service: Service
+    instance_id: str
+    message: Open | Speculate | Poll | Close
+
+    @property
+    def verb(self) -> str:
+        return str(self.message.__struct_config__.tag)
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Collects what a session says until its owner sends it."""
+
+    session_id: str
+    _waiting: list[Send] = field(default_factory=list)
+    _bound: dict[str, Service] = field(default_factory=dict)  # instances that may know the session
+
+    def say(self, service: Service, instance_id: str, message: Open | Speculate | Poll) -> None:
+        """Open and Speculate bind the instance."""
+        if not isinstance(message, Poll):
+            self._bound[instance_id] = service
+        self._waiting.append(Send(service, instance_id, message))
+
+    def leave(self, term: int, *instance_ids: str | None) -> None:
+        """Closes the session at these instances. They get another Close in the end, in case this one is lost."""
+        for instance_id in instance_ids:
+            if instance_id is not None and instance_id in self._bound:
+                close = Close(self.session_id, term)
+                self._waiting.append(Send(self._bound[instance_id], instance_id, close))
+
+    def close(self, term: int) -> None:
+        """Closes the session everywhere."""
+        self.leave(term, *self._bound)
+        self._bound.clear()
+
+    def take(self) -> list[Send]:
+        """The messages since the last call, in order."""
+        sends, self._waiting = self._waiting, []
+        return sends

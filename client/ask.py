@@ -1,4 +1,4 @@
-"""dsd ask: one prompt, its answer on standard output as it streams."""
+"""dsd ask: one prompt; its answer streams to standard output."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TextIO
 
 import msgspec
 
-from client.fates import printable
-from client.gateway import Answer, Gateway
-from client.wire import ChatRequest, Message, Options
+from client.gateway import GatewayClient, StreamedAnswer
+from client.sources import printable
+from client.wire import AnswerOptions, ChatMessage, ChatRequest
 
 
 class WholeAnswer(msgspec.Struct, frozen=True):
-    """What `dsd ask --json` prints; `usage` and `dsd` are as the server sent them, null where it sent none."""
+    """The output of `dsd ask --json`. `usage` and `dsd` are the server's, null if it sent none."""
 
     text: str
     finish_reason: str | None
@@ -22,15 +22,19 @@ class WholeAnswer(msgspec.Struct, frozen=True):
     dsd: msgspec.Raw
 
 
-def conversation(prompt: str, system: str | None) -> list[Message]:
+def conversation(prompt: str, system: str | None) -> list[ChatMessage]:
     """A prompt as the messages of a request."""
-    return [*([Message("system", system)] if system else []), Message("user", prompt)]
+    return [*([ChatMessage("system", system)] if system else []), ChatMessage("user", prompt)]
 
 
 async def ask(
-    gateway: Gateway, model: str | None, messages: list[Message], options: Options, out: TextIO | None = None
-) -> Answer:
-    """A whole answer, written to `out` as it comes. Raises ClientError."""
+    gateway: GatewayClient,
+    model: str | None,
+    messages: list[ChatMessage],
+    options: AnswerOptions,
+    out: TextIO | None = None,
+) -> StreamedAnswer:
+    """The whole answer, also written to `out` as it comes. model None: the first served. Raises ClientError."""
     request = ChatRequest.streamed(model or await gateway.first_model(), messages, options)
     async with gateway.answer(request) as answer, aclosing(answer.pieces()) as batches:
         async for pieces in batches:
@@ -42,12 +46,12 @@ async def ask(
 
 
 def write(out: TextIO, text: str) -> None:
-    """Text at once: as it is into files and pipes, without control characters to a terminal."""
+    """Writes and flushes text: unchanged to files and pipes, without control characters to a terminal."""
     out.write(printable(text) if out.isatty() else text)
     out.flush()
 
 
-def print_json(answer: Answer, out: TextIO = sys.stdout) -> None:
+def print_json(answer: StreamedAnswer, out: TextIO = sys.stdout) -> None:
     whole = WholeAnswer(answer.text, answer.finish, answer.raw_usage, answer.raw_dsd)
     out.write(msgspec.json.encode(whole).decode() + "\n")
     out.flush()

@@ -1,6 +1,6 @@
 """dsd chat: a conversation on a terminal.
 
-Invariant: neither a failed nor a stopped answer ends the chat; what of it was shown is what the conversation keeps.
+Invariant: a failed or stopped answer does not end the chat; the conversation keeps the part that was shown.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from rich.console import Console
 
 from client import statistics
 from client.conversation import Conversation
-from client.fates import legend, printable
-from client.gateway import Answer, ClientError, Gateway, Refused
+from client.gateway import ClientError, GatewayClient, RequestRefused, StreamedAnswer
 from client.screen import GrowingAnswer
-from client.wire import ChatRequest, Options, is_utf8
+from client.sources import legend, printable
+from client.wire import AnswerOptions, ChatRequest, is_utf8
 
 PROMPT = "> "
 HELP = """\
-/help           this list
+/help           show this list
 /reset          forget the conversation; the system message stays
-/system [TEXT]  answer under this system message; without TEXT, under none
-/model [NAME]   the models; with NAME, go on with that one
-/stats          figures of the last answer and of this chat
+/system [TEXT]  use this system message; without TEXT, none
+/model [NAME]   list the models; with NAME, switch to that one
+/stats          statistics of the last answer and of this chat
 /save FILE      write the conversation to a new file, as Markdown
 /quit           leave, as does Ctrl-D
-Ctrl-C stops an answer. Alt-Enter begins a new line, pasted line breaks stay. A space before a / makes it a message."""
+Ctrl-C stops an answer. Alt-Enter begins a new line; pasted line breaks stay. A line that begins with a space and a /
+is a message."""
 
 
 class Chat:
     """One conversation with one gateway."""
 
     def __init__(
-        self, gateway: Gateway, console: Console, model: str, options: Options, conversation: Conversation
+        self, gateway: GatewayClient, console: Console, model: str, options: AnswerOptions, conversation: Conversation
     ) -> None:
         self.model = model
         self.conversation = conversation
@@ -47,7 +48,7 @@ class Chat:
         self._gateway = gateway
         self._console = console
         self._options = options
-        self._last: Answer | None = None
+        self._last: StreamedAnswer | None = None
         self._totals = statistics.Totals()
         self._commands: dict[str, Callable[[str], Coroutine[None, None, None]]] = {
             "/help": self._help,
@@ -60,11 +61,11 @@ class Chat:
         }
 
     async def take(self, line: str) -> None:
-        """Does what one entry asks for: a command, or a message to be answered."""
+        """Runs one entry: a command, or a message to answer."""
         if not line.strip():
             return
         if not is_utf8(line):
-            self.tell("That is not UTF-8", style="red")
+            self.tell("The text is not UTF-8", style="red")
             return
         try:
             if line.startswith("/"):
@@ -75,7 +76,7 @@ class Chat:
             self.tell(str(error), style="red")
 
     def tell(self, text: str, style: str = "") -> None:
-        """A word of the chat itself, not of the model."""
+        """Prints a line of the chat itself, not of the model."""
         self._console.print(printable(text), style=style, markup=False, highlight=False)
 
     # --- messages --------------------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ class Chat:
         self._last = None
         try:
             await self._answer()
-        except Refused as refusal:
+        except RequestRefused as refusal:
             self._explain(refusal)
         except asyncio.CancelledError:
             self.tell("stopped", style="dim")
@@ -97,13 +98,13 @@ class Chat:
                 self.conversation.take_back()
 
     async def _answer(self) -> None:
-        """Streams an answer; where the server knows no fates, without them from now on."""
+        """Streams an answer. If the server does not support sources, asks without them from now on."""
         try:
             await self._stream()
-        except Refused as refusal:
-            if not (self._options.speculation.fates and _is_about_fates(refusal)):
+        except RequestRefused as refusal:
+            if not (self._options.speculation.sources and _is_about_sources(refusal)):
                 raise
-            speculation = msgspec.structs.replace(self._options.speculation, fates=False)
+            speculation = msgspec.structs.replace(self._options.speculation, sources=False)
             self._options = msgspec.structs.replace(self._options, speculation=speculation)
             await self._stream()
 
@@ -119,10 +120,10 @@ class Chat:
         self._totals.add(answer.usage, answer.report)
         self.tell(statistics.status_line(answer).plain, style="dim")
 
-    def _explain(self, refusal: Refused) -> None:
+    def _explain(self, refusal: RequestRefused) -> None:
         self.tell(str(refusal), style="red")
         if refusal.code == "context_length_exceeded":
-            self.tell("The conversation has become too long: /save FILE keeps it, /reset begins a new one.")
+            self.tell("The conversation is too long: /save FILE keeps it, /reset begins a new one.")
 
     # --- commands --------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Chat:
         name, _, rest = line.strip().partition(" ")
         command = self._commands.get(name)
         if command is None:
-            self.tell(f"There is no command {name}: /help lists them", style="red")
+            self.tell(f"Unknown command {name}: /help lists the commands", style="red")
         else:
             await command(rest.strip())
 
@@ -144,14 +145,14 @@ class Chat:
 
     async def _system(self, rest: str) -> None:
         self.conversation.system = rest
-        self.tell("The system message is set" if rest else "There is no system message now")
+        self.tell("The system message is set" if rest else "The system message is removed")
 
     async def _model(self, rest: str) -> None:
         names = [model.id for model in await self._gateway.models()]
         if rest in names:
             self.model = rest
         elif rest:
-            self.tell(f"There is no model {rest}", style="red")
+            self.tell(f"Unknown model {rest}", style="red")
         self.tell("\n".join(f"{'*' if name == self.model else ' '} {name}" for name in names))
 
     async def _stats(self, rest: str) -> None:
@@ -161,31 +162,31 @@ class Chat:
 
     async def _save(self, rest: str) -> None:
         if not rest:
-            self.tell("/save needs the name of a file", style="red")
+            self.tell("/save needs a file name: /save FILE", style="red")
             return
         try:
             _write_new(rest, self.conversation.transcript())
         except (OSError, RuntimeError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            self.tell(f"{rest} can't be written: {reason}", style="red")
+            self.tell(f"Can't write {rest}: {reason}", style="red")
         else:
-            self.tell(f"written to {rest}")
+            self.tell(f"Written to {rest}")
 
     async def _quit(self, rest: str) -> None:
         self.is_over = True
 
 
 def _write_new(path: str, text: str) -> None:
-    """Writes a file that was not there before; raises OSError, for what can't be a name RuntimeError or ValueError."""
+    """Writes a new file. Raises OSError, or RuntimeError or ValueError if `path` can't be a file name."""
     with Path(path).expanduser().open("x", encoding="utf-8") as file:
         file.write(text)
 
 
-def _is_about_fates(refusal: Refused) -> bool:
-    """Whether the server knows no such option; others name it in `param`, or only in words."""
+def _is_about_sources(refusal: RequestRefused) -> bool:
+    """Whether the server does not know the option. Servers name it in `param`, or only in the message."""
     if refusal.status not in (400, 422):
         return False
-    return refusal.param in ("dsd", "dsd.fates") or (refusal.param is None and "dsd" in str(refusal))
+    return refusal.param in ("dsd", "dsd.sources") or (refusal.param is None and "dsd" in str(refusal))
 
 
 def _keys() -> KeyBindings:
@@ -200,7 +201,7 @@ def _keys() -> KeyBindings:
 
 
 def converse(chat: Chat, runner: asyncio.Runner) -> None:
-    """Reads entries and has them answered until the user leaves; Ctrl-C ends only what is under way."""
+    """Reads and runs entries until the user leaves. Ctrl-C ends only the current entry."""
     session: PromptSession[str] = PromptSession(history=InMemoryHistory(), key_bindings=_keys())
     chat.tell(f"{chat.model}: /help lists commands and colours, Ctrl-D leaves", style="dim")
     while not chat.is_over:

@@ -1,6 +1,6 @@
 """The command line `dsd`: talk to a running system.
 
-Exit statuses: 0 done, 1 the server refused or the answer broke off, 2 wrong usage, 3 nobody answers at the address, 130
+Exit statuses: 0 success, 1 the server refused or the answer broke off, 2 wrong usage, 3 no server at the address, 130
 ended by Ctrl-C.
 """
 
@@ -19,8 +19,8 @@ from rich.console import Console
 from client import ask as asking
 from client import statistics
 from client import status as fleet_status
-from client.gateway import KEY_VARIABLE, ClientError, Gateway, Unreachable, connected
-from client.wire import Options, Speculation, is_utf8
+from client.gateway import KEY_VARIABLE, ClientError, GatewayClient, Unreachable, connected
+from client.wire import AnswerOptions, DsdOptions, is_utf8
 
 REFUSED, UNREACHABLE, INTERRUPTED = 1, 3, 130
 
@@ -28,11 +28,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help=f"Talk to a running DSD gateway. Its API key, if it wants one, is read from the variable {KEY_VARIABLE}.",
+    help=f"Talk to a running DSD gateway. The variable {KEY_VARIABLE} holds the API key, if the gateway needs one.",
 )
 
 
-class Mode(StrEnum):
+class SpeculationMode(StrEnum):
     """How to speculate."""
 
     OFF = "off"
@@ -49,29 +49,31 @@ def _utf8(text: str | None) -> str | None:
 
 Url = Annotated[str, typer.Option(envvar="DSD_URL", help="Address of the gateway.")]
 Model = Annotated[
-    str | None, typer.Option(help="Model to ask; else the first one served.", show_default=False, callback=_utf8)
+    str | None, typer.Option(help="Model to use; default: the first one served.", show_default=False, callback=_utf8)
 ]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False, callback=_utf8)]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default=False)]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.", show_default=False)]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling.", show_default=False)]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same text.", show_default=False)]
-SpeculationMode = Annotated[Mode | None, typer.Option("--speculation", help="How to speculate.", show_default=False)]
+TopP = Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling threshold.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Sampling seed: the same seed gives the same text.", show_default=False)]
+SpeculationOption = Annotated[
+    SpeculationMode | None, typer.Option("--speculation", help="How to speculate.", show_default=False)
+]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, max=64, help="Window of static speculation, which it implies.", show_default=False),
+    typer.Option(min=1, max=64, help="Window in tokens; implies static speculation.", show_default=False),
 ]
 Drafter = Annotated[
-    str | None, typer.Option(help="The only drafter that may draft.", show_default=False, callback=_utf8)
+    str | None, typer.Option(help="Name of the only drafter that may draft.", show_default=False, callback=_utf8)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-PIPE_COLUMNS = 200  # nothing has to be folded there
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
+PIPE_COLUMNS = 200  # so that no line is folded
 LOCAL = "http://127.0.0.1:8080"
 
 
 @app.command()
 def ask(
-    prompt: Annotated[str, typer.Argument(help='The prompt; "-", or none, reads it from standard input.')] = "-",
+    prompt: Annotated[str, typer.Argument(help='The prompt; "-", or no prompt, reads standard input.')] = "-",
     url: Url = LOCAL,
     model: Model = None,
     system: System = None,
@@ -79,17 +81,17 @@ def ask(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
-    speculation: SpeculationMode = None,
+    speculation: SpeculationOption = None,
     window: Window = None,
     drafter: Drafter = None,
     json: Json = False,
 ) -> None:
-    """Asks one question: the answer goes to standard output, its statistics to standard error."""
-    options = Options(max_tokens, temperature, top_p, seed, _speculation(speculation, window, drafter))
-    with _told():
+    """Asks one question. The answer goes to standard output, its statistics to standard error."""
+    options = AnswerOptions(max_tokens, temperature, top_p, seed, _dsd_options(speculation, window, drafter))
+    with _errors_exit():
         messages = asking.conversation(_prompt(prompt), system)
 
-    async def work(gateway: Gateway) -> None:
+    async def work(gateway: GatewayClient) -> None:
         if json:
             asking.print_json(await asking.ask(gateway, model, messages, options))
         else:
@@ -109,23 +111,25 @@ def chat(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
-    speculation: SpeculationMode = None,
+    speculation: SpeculationOption = None,
     window: Window = None,
     drafter: Drafter = None,
 ) -> None:
-    """Chats on this terminal: tokens coloured by their fate, and a line of statistics while they come."""
-    from client.chat import Chat, converse  # its library of line editing is slow to load, and only needed here
+    """Chats on this terminal, with tokens coloured by their source and a line of live statistics."""
+    from client.chat import Chat, converse  # the line editor is slow to import and needed only here
     from client.conversation import Conversation
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise typer.BadParameter("a terminal is needed; `dsd ask` works in pipes")
-    options = Options(max_tokens, temperature, top_p, seed, _speculation(speculation, window, drafter, fates=True))
+        raise typer.BadParameter("chat needs a terminal; use `dsd ask` in pipes")
+    options = AnswerOptions(
+        max_tokens, temperature, top_p, seed, _dsd_options(speculation, window, drafter, sources=True)
+    )
 
     async def begin() -> Chat:
         gateway = await leaving.enter_async_context(connected(url))
         return Chat(gateway, Console(), model or await gateway.first_model(), options, Conversation(system or ""))
 
-    with _told(), asyncio.Runner() as runner:
+    with _errors_exit(), asyncio.Runner() as runner:
         leaving = AsyncExitStack()
         try:
             converse(runner.run(begin()), runner)
@@ -137,16 +141,16 @@ def chat(
 def status(
     url: Url = LOCAL,
     watch: Annotated[
-        float | None, typer.Option(min=0.1, metavar="S", help="Look again every S seconds.", show_default=False)
+        float | None, typer.Option(min=0.1, metavar="S", help="Repeat every S seconds.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Shows the fleet: verifiers, drafters, controllers, how busy they are, and the windows decided."""
+    """Shows the fleet: verifiers, drafters, controllers, their load, and the decided windows."""
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
 
-    async def work(gateway: Gateway) -> None:
+    async def work(gateway: GatewayClient) -> None:
         if json:
             await fleet_status.show_json(gateway, watch)
         elif watch is not None:
@@ -162,18 +166,18 @@ def main() -> None:
     app(prog_name="dsd")
 
 
-def _run(url: str, work: Callable[[Gateway], Awaitable[None]]) -> None:
+def _run(url: str, work: Callable[[GatewayClient], Awaitable[None]]) -> None:
     async def connect_and_work() -> None:
         async with connected(url) as gateway:
             await work(gateway)
 
-    with _told():
+    with _errors_exit():
         asyncio.run(connect_and_work())
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Ends the process with one line and a status that say what went wrong."""
+def _errors_exit() -> Iterator[None]:
+    """Turns a ClientError into one line on standard error and an exit status."""
     try:
         yield
     except ClientError as error:
@@ -184,9 +188,9 @@ def _told() -> Iterator[None]:
 
 
 def _prompt(argument: str) -> str:
-    """The prompt itself; raises BadParameter where there is none, or none that can be sent."""
+    """The text of the prompt. Raises BadParameter if it is empty or not UTF-8."""
     if argument == "-" and sys.stdin.isatty():
-        raise typer.BadParameter("no prompt: name one, or pipe it in", param_hint="PROMPT")
+        raise typer.BadParameter("no prompt: give it as an argument or pipe it in", param_hint="PROMPT")
     try:
         prompt = sys.stdin.read() if argument == "-" else argument
         prompt.encode()
@@ -197,12 +201,16 @@ def _prompt(argument: str) -> str:
     return prompt
 
 
-def _speculation(mode: Mode | None, window: int | None, drafter: str | None, *, fates: bool = False) -> Speculation:
-    """The options together; raises BadParameter where they contradict each other."""
-    if window is not None and mode not in (None, Mode.STATIC):
-        raise typer.BadParameter(f"a window is for static speculation, not for {mode}", param_hint="--window")
-    if mode == Mode.STATIC and window is None:
+def _dsd_options(
+    mode: SpeculationMode | None, window: int | None, drafter: str | None, *, sources: bool = False
+) -> DsdOptions:
+    """The options combined. Raises BadParameter if they contradict each other."""
+    if window is not None and mode not in (None, SpeculationMode.STATIC):
+        raise typer.BadParameter(f"--window needs static speculation, got {mode}", param_hint="--window")
+    if mode == SpeculationMode.STATIC and window is None:
         raise typer.BadParameter("static speculation needs --window", param_hint="--speculation")
-    if mode == Mode.OFF and drafter is not None:
-        raise typer.BadParameter("without speculation nobody drafts", param_hint="--drafter")
-    return Speculation(Mode.STATIC.value if window is not None else mode and mode.value, window, drafter, fates)
+    if mode == SpeculationMode.OFF and drafter is not None:
+        raise typer.BadParameter("--drafter is not allowed with --speculation off", param_hint="--drafter")
+    return DsdOptions(
+        SpeculationMode.STATIC.value if window is not None else mode and mode.value, window, drafter, sources
+    )

@@ -1,14 +1,14 @@
-"""A conversation as the server gets to see it.
+"""A conversation as it is sent to the server.
 
-Invariant: turns alternate between user and assistant, so that every chat template takes them; a question whose answer
-never began is taken back.
+Invariant: turns alternate between user and assistant, as chat templates require. A question whose answer never began is
+removed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from client.wire import Message
+from client.wire import ChatMessage
 
 
 @dataclass(slots=True)
@@ -16,27 +16,27 @@ class Conversation:
     """The system message and the turns so far."""
 
     system: str = ""
-    turns: list[Message] = field(default_factory=list)
+    turns: list[ChatMessage] = field(default_factory=list)
 
     @property
-    def messages(self) -> list[Message]:
-        """What a request carries."""
-        return [*([Message("system", self.system)] if self.system else []), *self.turns]
+    def messages(self) -> list[ChatMessage]:
+        """The messages of the next request."""
+        return [*([ChatMessage("system", self.system)] if self.system else []), *self.turns]
 
     def ask(self, text: str) -> None:
         """The user's next turn; `answer` or `take_back` must follow."""
-        self.turns.append(Message("user", text))
+        self.turns.append(ChatMessage("user", text))
 
     def answer(self, text: str) -> None:
         """The assistant's turn, perhaps cut short."""
-        self.turns.append(Message("assistant", text))
+        self.turns.append(ChatMessage("assistant", text))
 
     def take_back(self) -> None:
-        """Forgets the question that has no answer."""
+        """Removes the question that got no answer."""
         del self.turns[-1]
 
     def reset(self) -> None:
-        """Forgets the turns; the system message stays."""
+        """Removes the turns; the system message stays."""
         self.turns.clear()
 
     def transcript(self) -> str:

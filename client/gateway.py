@@ -1,7 +1,7 @@
-"""A gateway over HTTP: its models, its fleet, and answers as they stream.
+"""Client of a gateway over HTTP: its models, its fleet, and streamed answers.
 
-Invariant: whoever leaves an answer early closes its connection, and with it the session; every failure is one of the
-exceptions here and says what is wrong in one line.
+Invariant: leaving an answer early closes its connection, and with it the session. Every failure raises an exception of
+this module, whose message is one line.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from client.wire import (
     NULL,
     ChatRequest,
     Chunk,
-    ErrorBody,
+    DsdPieces,
+    DsdReport,
     ErrorDetail,
-    Fates,
-    Fleet,
+    ErrorReply,
+    FleetStatus,
     Model,
-    Models,
-    Piece,
-    Report,
+    ModelList,
+    TokenPiece,
     Usage,
 )
 
 CONNECT_S = 10.0
-# The longest waits for the next bytes: of an answer above the 600 s after which a gateway gives one up by itself
-# (DSD_REQUEST_TIMEOUT_S); until then it may have nothing to send, and says why in the end.
+# Longest wait for the next bytes of an answer. Above the gateway's own limit (DSD_REQUEST_TIMEOUT_S, 600 s), so that
+# the gateway's error arrives first.
 SILENCE_S = 660.0
-LOOK_SILENCE_S = 120.0  # of all that no model has to compute
+GET_SILENCE_S = 120.0  # the same for requests that need no model
 DONE = "[DONE]"
 KEY_VARIABLE = "DSD_API_KEY"
 
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)  # what bytes that are no JSON raise
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)  # raised for bytes that are not valid JSON
 
 Body = TypeVar("Body")
 
 
 class ClientError(Exception):
-    """A request came to nothing."""
+    """A request has failed."""
 
 
 class Unreachable(ClientError):
-    """Nobody answers at the address."""
+    """No server answers at the address."""
 
 
-class Refused(ClientError):
-    """The server said no, with an HTTP status."""
+class RequestRefused(ClientError):
+    """The server answered with an HTTP error status."""
 
     def __init__(self, status: int, detail: ErrorDetail) -> None:
         super().__init__(f"{detail.message} (status {status})")
@@ -63,18 +63,18 @@ class Refused(ClientError):
 
 
 class BrokenOff(ClientError):
-    """The answer ended before its end, or is none."""
+    """The answer is incomplete, or not an answer of this API."""
 
 
-class Answer:
-    """One answer as far as it has come."""
+class StreamedAnswer:
+    """One answer so far."""
 
     def __init__(self, response: aiohttp.ClientResponse, asked_at: float) -> None:
         self.text = ""
         self.finish: str | None = None
         self.raw_usage = NULL
         self.raw_dsd = NULL
-        self.fates: dict[str, int] = {}  # number of pieces by fate, where the server tells
+        self.num_pieces: dict[str, int] = {}  # by source, where the server reports it
         self._window: int | None = None
         self._response = response
         self._asked_at = asked_at
@@ -83,52 +83,52 @@ class Answer:
 
     @property
     def usage(self) -> Usage | None:
-        """Counts of tokens; None where the server sent none."""
+        """Counts of tokens; None before the end, or if the server sends none."""
         return _read_unless_null(self.raw_usage, Usage)
 
     @property
-    def report(self) -> Report | None:
-        """What speculation did; None before the end, and from servers that know no `dsd`."""
-        return _read_unless_null(self.raw_dsd, Report)
+    def report(self) -> DsdReport | None:
+        """What speculation did; None before the end, or if the server sends no `dsd` object."""
+        return _read_unless_null(self.raw_dsd, DsdReport)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens so far: exact at the end; before that as many as pieces whose fate was told, about the same."""
+        """Tokens so far: exact at the end; before it the number of pieces with a source, which is about the same."""
         usage = self.usage
-        return usage.completion_tokens if usage else sum(self.fates.values())
+        return usage.completion_tokens if usage else sum(self.num_pieces.values())
 
     @property
     def window(self) -> int | None:
-        """The window of the pair that works on the answer, as it was told last."""
+        """The newest reported window of the pair that works on the answer."""
         report = self.report
         return report.window if report else self._window
 
     @property
     def acceptance(self) -> float | None:
-        """The share of judged guesses that were right; before the end, of those that the text shows."""
+        """As in DsdReport; before the end, accepted / (accepted + recovered) of the pieces so far."""
         if report := self.report:
             return report.acceptance
-        right, wrong = self.fates.get("accepted", 0), self.fates.get("recovered", 0)
+        right, wrong = self.num_pieces.get("accepted", 0), self.num_pieces.get("recovered", 0)
         return right / (right + wrong) if right + wrong else None
 
     @property
     def ttft_ms(self) -> float | None:
-        """Time to the first token: the server's figure, or what the client saw."""
+        """Time to the first token: the server's figure, else the client's."""
         if report := self.report:
             return report.ttft_ms
         return None if self._first_at is None else (self._first_at - self._asked_at) * 1e3
 
     @property
     def tpot_ms(self) -> float | None:
-        """Time per token behind the first: the server's figure, or what the client has seen so far."""
+        """Time per token after the first: the server's figure, else the client's so far."""
         if report := self.report:
             return report.tpot_ms
         if self._first_at is None or self.num_tokens < 2 or self._last_at == self._first_at:
             return None
         return (self._last_at - self._first_at) * 1e3 / (self.num_tokens - 1)
 
-    async def pieces(self) -> AsyncGenerator[list[Piece], None]:
-        """The text as it comes; raises BrokenOff when it does not come to its end."""
+    async def pieces(self) -> AsyncGenerator[list[TokenPiece], None]:
+        """The text as it comes. Raises BrokenOff if the stream ends early."""
         parser = EventParser()
         try:
             async for data in self._response.content.iter_any():
@@ -138,12 +138,12 @@ class Answer:
                     if pieces := self._take(_read(event.encode(), Chunk)):
                         yield pieces
         except TimeoutError:
-            raise BrokenOff(f"The answer broke off: nothing came for {SILENCE_S:g} s") from None
+            raise BrokenOff(f"The answer broke off: no data for {SILENCE_S:g} s") from None
         except (aiohttp.ClientError, OversizeEvent) as error:
             raise BrokenOff(f"The answer broke off: {error}") from error
-        raise BrokenOff("The answer broke off: the connection ended before it did")
+        raise BrokenOff("The answer broke off: the connection was closed early")
 
-    def _take(self, chunk: Chunk) -> list[Piece]:
+    def _take(self, chunk: Chunk) -> list[TokenPiece]:
         if chunk.error is not None:
             raise BrokenOff(f"The answer broke off: {chunk.error.message}")
         text = "".join(choice.delta.content or "" for choice in chunk.choices)
@@ -151,7 +151,7 @@ class Answer:
             self.finish = choice.finish_reason or self.finish
         if chunk.usage != NULL:
             self.raw_usage = chunk.usage.copy()
-        pieces = self._take_dsd(chunk.dsd) or ([Piece(text)] if text else [])
+        pieces = self._take_dsd(chunk.dsd) or ([TokenPiece(text)] if text else [])
         if pieces:
             self.text += text
             self._last_at = time.monotonic()
@@ -159,65 +159,65 @@ class Answer:
                 self._first_at = self._last_at
         return pieces
 
-    def _take_dsd(self, raw: msgspec.Raw) -> list[Piece]:
-        """The chunk's pieces by fate. Its last `dsd` object is the report instead."""
-        told = _read_unless_null(raw, Fates)
-        if told is None:
+    def _take_dsd(self, raw: msgspec.Raw) -> list[TokenPiece]:
+        """The pieces of a chunk's `dsd` object, or none: the last `dsd` object is the report."""
+        dsd = _read_unless_null(raw, DsdPieces)
+        if dsd is None:
             return []
-        if not told.pieces:
+        if not dsd.pieces:
             self.raw_dsd = raw.copy()
             return []
-        if told.window is not None:
-            self._window = told.window
-        for piece in told.pieces:
-            fate = piece.fate or "unknown"
-            self.fates[fate] = self.fates.get(fate, 0) + 1
-        return told.pieces
+        if dsd.window is not None:
+            self._window = dsd.window
+        for piece in dsd.pieces:
+            source = piece.source or "unknown"
+            self.num_pieces[source] = self.num_pieces.get(source, 0) + 1
+        return dsd.pieces
 
 
-class Gateway:
-    """A server of the OpenAI API at a base address, best a gateway of DSD."""
+class GatewayClient:
+    """Speaks to a gateway, or to another server of the OpenAI API, at a base address."""
 
     def __init__(self, address: str, http: aiohttp.ClientSession) -> None:
         self.address = address.rstrip("/").removesuffix("/v1")
         self._http = http
 
     async def models(self) -> list[Model]:
-        return (await self._get("/v1/models", Models)).data
+        return (await self._get("/v1/models", ModelList)).data
 
-    async def fleet(self) -> Fleet:
-        return _read(await self.raw_fleet(), Fleet)
+    async def fleet(self) -> FleetStatus:
+        return _read(await self.raw_fleet(), FleetStatus)
 
     async def raw_fleet(self) -> bytes:
-        """The fleet as the gateway tells it, as one line of JSON."""
+        """The fleet as one line of JSON, unchanged."""
         fleet = await self._fetch("/dsd/fleet")
         try:
             fleet.decode()
             return msgspec.json.format(fleet, indent=-1)
         except UNREADABLE as error:
-            raise BrokenOff(f"{self.address} does not answer as a gateway: its fleet is no JSON") from error
+            raise BrokenOff(f"{self.address} is not a DSD gateway: its /dsd/fleet is not JSON") from error
 
     async def first_model(self) -> str:
-        """The model to use when none is named."""
+        """The first served model, used when the user names none."""
         models = await self.models()
         if not models:
             raise BrokenOff(f"{self.address} serves no model")
         return models[0].id
 
     @asynccontextmanager
-    async def answer(self, request: ChatRequest) -> AsyncIterator[Answer]:
-        """An answer under way, as long as the block lasts; raises ClientError at its beginning."""
+    async def answer(self, request: ChatRequest) -> AsyncIterator[StreamedAnswer]:
+        """An answer that streams during the block. Raises ClientError if it does not begin."""
         asked_at = time.monotonic()
         headers = {"Content-Type": "application/json"}
         body = msgspec.json.encode(request)
         async with self._request("POST", "/v1/chat/completions", self._http.timeout, body, headers) as response:
-            yield Answer(response, asked_at)
+            yield StreamedAnswer(response, asked_at)
 
     async def _get(self, path: str, kind: type[Body]) -> Body:
         return _read(await self._fetch(path), kind)
 
     async def _fetch(self, path: str) -> bytes:
-        patience = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=LOOK_SILENCE_S)
+        patience = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=GET_SILENCE_S)
         async with self._request("GET", path, patience) as response:
             try:
                 return await response.read()
@@ -233,14 +233,14 @@ class Gateway:
         data: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A successful response, closed at the end; raises Refused, Unreachable, or BrokenOff where none begins."""
+        """A successful response, closed after the block. Raises RequestRefused, Unreachable or BrokenOff."""
         url = self.address + path
         try:
             response = await self._http.request(method, url, data=data, headers=headers, timeout=patience)
         except aiohttp.InvalidURL as error:
-            raise Unreachable(f"{self.address} is no address") from error
-        except aiohttp.SocketTimeoutError as error:  # only of a connection that is there
-            raise BrokenOff(f"{self.address} is connected, but gave no answer in {patience.sock_read:g} s") from error
+            raise Unreachable(f"{self.address} is not a valid address") from error
+        except aiohttp.SocketTimeoutError as error:  # raised only once connected
+            raise BrokenOff(f"{self.address} is connected, but sent no answer in {patience.sock_read:g} s") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"Can't connect to {self.address}: {_reason(error)}") from error
         async with response:
@@ -250,28 +250,28 @@ class Gateway:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Gateway]:
-    """A gateway to speak to; the API key in DSD_API_KEY, if there is one, is sent with every request."""
+async def connected(address: str) -> AsyncIterator[GatewayClient]:
+    """A client for this address. Sends the API key in DSD_API_KEY, if set, with every request."""
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-    # A connection that was kept may have been closed meanwhile, which shows only when a request is lost on it.
+    # No keep-alive: the server may have closed an idle connection, which shows only when a request is lost on it.
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
-        yield Gateway(address, http)
+        yield GatewayClient(address, http)
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> Refused:
-    """What the server said, in OpenAI's shape or not."""
+async def _refusal(response: aiohttp.ClientResponse) -> RequestRefused:
+    """The server's error, in OpenAI's shape or another."""
     try:
         body = await response.read()
-        return Refused(response.status, msgspec.json.decode(body, type=ErrorBody).error)
+        return RequestRefused(response.status, msgspec.json.decode(body, type=ErrorReply).error)
     except (aiohttp.ClientError, TimeoutError, *UNREADABLE):
-        return Refused(response.status, ErrorDetail(response.reason or "No reason given"))
+        return RequestRefused(response.status, ErrorDetail(response.reason or "No reason given"))
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no connection, in the system's words."""
+    """The system's reason for a failed connection."""
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or "no answer in time"

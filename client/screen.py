@@ -1,7 +1,7 @@
-"""An answer on a terminal while it grows: its text above, a status line under it.
+"""An answer on a terminal while it grows, with a status line under it.
 
-Invariant: whole lines are printed once and scroll away as any output; only the unfinished last line and the status line
-are drawn again. When the block ends, for whatever reason, the text so far stands there and the status line is gone.
+Invariant: complete lines are printed once and scroll like any output; only the unfinished last line and the status line
+are redrawn. When the block ends, for whatever reason, the text so far remains and the status line is gone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from client.fates import styled
-from client.wire import Piece
+from client.sources import styled
+from client.wire import TokenPiece
 
 
 class GrowingAnswer:
-    """Draws pieces as they come, within a `with` block."""
+    """Draws pieces as they come, inside a `with` block."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -36,8 +36,8 @@ class GrowingAnswer:
         if self._last:
             self._console.print(self._last, highlight=False)
 
-    def add(self, pieces: list[Piece], status: Text) -> None:
-        """Shows more text, and the status line as it now is."""
+    def add(self, pieces: list[TokenPiece], status: Text) -> None:
+        """Shows more text and the current status line."""
         for piece in pieces:
             self._last.append_text(styled(piece))
         self._last.expand_tabs(8)
@@ -47,7 +47,7 @@ class GrowingAnswer:
         self._live.update(Group(self._last, status), refresh=True)
 
     def _lines(self) -> list[Text]:
-        """The unfinished line as it breaks at line ends and at the terminal's width; the last one may still grow."""
+        """The unfinished line, broken at line ends and at the terminal's width; the last part may still grow."""
         *ended, last = self._last.split("\n", allow_blank=True)
         wrapped = last.wrap(self._console, self._console.width)
         return [*ended, *wrapped] if len(wrapped) > 1 else [*ended, last]

@@ -1,6 +1,6 @@
-"""Server-sent events out of bytes, as the HTML standard parses them.
+"""Parser of server-sent events, after the HTML standard.
 
-Invariant: the events are the same however the network cut the bytes; an event that its blank line doesn't end is none.
+Invariant: the events are the same however the network cuts the bytes. An event without its final blank line is dropped.
 No I/O.
 """
 
@@ -15,7 +15,7 @@ class OversizeEvent(ValueError):
 
 
 class EventParser:
-    """Takes bytes as they come, gives the data of each event that they complete. Other fields are not used here."""
+    """Takes bytes, returns the data of the events that they complete. Other fields of events are ignored."""
 
     def __init__(self) -> None:
         self._rest = b""  # the beginning of a line
@@ -26,7 +26,7 @@ class EventParser:
     def feed(self, data: bytes) -> list[str]:
         """The data of the events that end in `data`; raises OversizeEvent."""
         text = self._rest + data
-        # The LF of a CR LF may come with the next bytes: until then the CR ends no line.
+        # A CR at the end may belong to a CR LF, whose LF comes with the next bytes.
         held = b"\r" if text.endswith(b"\r") else b""
         *lines, rest = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = rest + held
@@ -36,7 +36,7 @@ class EventParser:
         return events
 
     def _take(self, line: bytes) -> str | None:
-        """The data of the event that the line ends; None when it ends none, or one without data."""
+        """The data of the event that this line ends; None if it ends no event, or one without data."""
         if self._is_first:
             line, self._is_first = line.removeprefix(BYTE_ORDER_MARK), False
         if line:

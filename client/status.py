@@ -1,4 +1,4 @@
-"""dsd status: who serves, how busy they are, and which windows are decided."""
+"""dsd status: the live instances, their load, and the decided windows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from client.fates import printable
-from client.gateway import ClientError, Gateway
-from client.wire import Fleet, PeerStatus
+from client.gateway import ClientError, GatewayClient
+from client.sources import printable
+from client.wire import FleetStatus, PeerStatus
 
 FIGURES = ("sessions", "queue", "batch", "free KV", "step ms", "prefill ms", "context", "heard")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """An instance in the table; figures that its kind of service doesn't have are left out."""
+class PeerRow:
+    """One instance in the table. A controller has only the age of its heartbeat."""
 
     service: str
     peer: PeerStatus
@@ -44,13 +44,13 @@ class Row:
         ]
 
 
-async def show(gateway: Gateway, console: Console) -> None:
-    """The fleet once."""
+async def show(gateway: GatewayClient, console: Console) -> None:
+    """Prints the fleet once."""
     console.print(view(await gateway.fleet()))
 
 
-async def show_json(gateway: Gateway, every_s: float | None) -> None:
-    """The fleet as one line of JSON, once or again and again."""
+async def show_json(gateway: GatewayClient, every_s: float | None) -> None:
+    """Prints the fleet as one line of JSON, once or every `every_s` seconds."""
     while True:
         sys.stdout.write((await gateway.raw_fleet()).decode() + "\n")
         sys.stdout.flush()
@@ -59,66 +59,66 @@ async def show_json(gateway: Gateway, every_s: float | None) -> None:
         await asyncio.sleep(every_s)
 
 
-async def watch(gateway: Gateway, console: Console, every_s: float) -> None:
-    """The fleet again and again until cancelled: in place on a terminal, else one table below the other."""
-    async with aclosing(_looks(gateway, every_s)) as looks:
+async def watch(gateway: GatewayClient, console: Console, every_s: float) -> None:
+    """Prints the fleet every `every_s` seconds until cancelled: in place on a terminal, else one after the other."""
+    async with aclosing(_views(gateway, every_s)) as views:
         if not console.is_terminal:
-            async for seen in looks:
-                console.print(seen)
+            async for each in views:
+                console.print(each)
             return
         with Live(console=console, auto_refresh=False) as live:
-            async for seen in looks:
-                live.update(seen, refresh=True)
+            async for each in views:
+                live.update(each, refresh=True)
 
 
-async def _looks(gateway: Gateway, every_s: float) -> AsyncGenerator[RenderableType, None]:
-    """A gateway that stops answering is told, and asked again; one that never did raises ClientError."""
+async def _views(gateway: GatewayClient, every_s: float) -> AsyncGenerator[RenderableType, None]:
+    """Once the first request has succeeded, errors are shown in place of the fleet. Raises ClientError before that."""
     yield view(await gateway.fleet())
     while True:
         await asyncio.sleep(every_s)
         try:
-            seen = view(await gateway.fleet())
+            current = view(await gateway.fleet())
         except ClientError as error:
-            seen = Text(str(error), style="bold red")
-        yield seen
+            current = Text(str(error), style="bold red")
+        yield current
 
 
-def view(fleet: Fleet) -> RenderableType:
+def view(fleet: FleetStatus) -> RenderableType:
     """The gateway, a table of peers, a table of windows."""
     gateway = fleet.gateway
-    sessions = f"{gateway.num_sessions} of {gateway.max_sessions} sessions, {gateway.num_waiting} requests wait"
+    sessions = f"{gateway.num_sessions} of {gateway.max_sessions} sessions, {gateway.num_waiting} requests waiting"
     head = Text(printable(f"gateway {gateway.name} serves {gateway.model}: {sessions}"))
     return Group(head, "", peers(fleet), "", windows(fleet))
 
 
-def peers(fleet: Fleet) -> RenderableType:
-    """Verifiers, drafters and controllers, one in a row; with their models where these are not the gateway's alone."""
+def peers(fleet: FleetStatus) -> RenderableType:
+    """Verifiers, drafters and controllers, one per row. Models are shown if any differ from the gateway's."""
     rows = [
-        *(Row("verifier", peer) for peer in fleet.verifiers),
-        *(Row("drafter", peer) for peer in fleet.drafters),
-        *(Row("controller", peer) for peer in fleet.controllers),
+        *(PeerRow("verifier", peer) for peer in fleet.verifiers),
+        *(PeerRow("drafter", peer) for peer in fleet.drafters),
+        *(PeerRow("controller", peer) for peer in fleet.controllers),
     ]
     if not rows:
-        return Text("nobody else is there", style="bold")
-    tells_models = any(row.peer.models not in ([], [fleet.gateway.model]) for row in rows)
-    table = Table(box=None, padding=(0, 1, 0, 0))  # narrow: it has to fit into 80 columns
+        return Text("no other instances", style="bold")
+    shows_models = any(row.peer.models not in ([], [fleet.gateway.model]) for row in rows)
+    table = Table(box=None, padding=(0, 1, 0, 0))  # narrow, to fit into 80 columns
     for column in ("service", "name"):
         table.add_column(column, no_wrap=True)
     for column in FIGURES:
         table.add_column(column, justify="right", overflow="fold")
-    table.add_column("models" if tells_models else "", overflow="fold")
+    table.add_column("models" if shows_models else "", overflow="fold")
     for row in rows:
-        words = [*(["draining"] if row.peer.draining else []), *(row.peer.models if tells_models else [])]
+        words = [*(["draining"] if row.peer.draining else []), *(row.peer.models if shows_models else [])]
         cells = [row.service, row.peer.name, *row.figures, ", ".join(words)]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
-def windows(fleet: Fleet) -> RenderableType:
-    """What the controller has decided for each pair."""
+def windows(fleet: FleetStatus) -> RenderableType:
+    """The newest decision for each pair."""
     names = {peer.instance_id: peer.name for peer in (*fleet.verifiers, *fleet.drafters)}
     if not fleet.windows:
-        return Text("no window is decided")
+        return Text("no windows decided")
     table = Table(box=None, pad_edge=False)
     for column in ("drafter", "verifier"):
         table.add_column(column, overflow="fold")

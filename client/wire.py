@@ -1,7 +1,9 @@
-"""What goes to a gateway and comes back, typed: the part of docs/api.md that the client uses.
+"""Requests and answers of a gateway as types: the part of docs/api.md that the client uses.
 
-Invariant: what the client does not know of an answer it leaves alone, so that it also talks to later gateways and to
-other servers of the OpenAI API: those send neither a `dsd` object nor fates.
+Types have the names of the gateway's /openapi.json where that names the same object.
+
+Invariant: unknown fields of an answer are ignored, so that the client also works with later gateways and with other
+servers of the OpenAI API, which send neither a `dsd` object nor sources.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ Role = Literal["system", "user", "assistant"]
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be sent; other bytes stand as surrogates in what Python reads from terminals and arguments."""
+    """Whether a text can be sent. Python reads invalid bytes from terminals and arguments as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -28,30 +30,30 @@ def is_utf8(text: str) -> bool:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-class Message(msgspec.Struct, frozen=True):
+class ChatMessage(msgspec.Struct, frozen=True):
     """One turn of a conversation."""
 
     role: Role
     content: str
 
 
-class Speculation(msgspec.Struct, frozen=True, omit_defaults=True):
+class DsdOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """The `dsd` object of a request."""
 
     speculation: str | None = None
     window: int | None = None
     drafter: str | None = None
-    fates: bool = False
+    sources: bool = False
 
 
-class Options(msgspec.Struct, frozen=True):
-    """How to answer; what is None is left to the server."""
+class AnswerOptions(msgspec.Struct, frozen=True):
+    """How to answer; None: the server's default."""
 
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    speculation: Speculation = Speculation()
+    speculation: DsdOptions = DsdOptions()
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -62,17 +64,17 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The body of POST /v1/chat/completions."""
 
     model: str
-    messages: list[Message]
+    messages: list[ChatMessage]
     stream: bool
     stream_options: StreamOptions
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    dsd: Speculation | UnsetType = UNSET  # other servers may refuse it, so it is sent only where it says something
+    dsd: DsdOptions | UnsetType = UNSET  # sent only if it is not empty: other servers may refuse it
 
     @classmethod
-    def streamed(cls, model: str, messages: list[Message], options: Options) -> ChatRequest:
+    def streamed(cls, model: str, messages: list[ChatMessage], options: AnswerOptions) -> ChatRequest:
         """Asks for a stream that ends with its usage."""
         return cls(
             model,
@@ -83,25 +85,25 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
             options.temperature,
             options.top_p,
             options.seed,
-            UNSET if options.speculation == Speculation() else options.speculation,
+            UNSET if options.speculation == DsdOptions() else options.speculation,
         )
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """A piece of an answer's text; `fate` is what became of its token (docs/glossary.md), if the server tells."""
+class TokenPiece(msgspec.Struct, frozen=True):
+    """Text of one token of an answer, or a part of it. source: what the token came from; None: not reported."""
 
     text: str
-    fate: str | None = None
+    source: str | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
-class Choice(msgspec.Struct, frozen=True):
+class ChunkChoice(msgspec.Struct, frozen=True):
     delta: Delta = Delta()
     finish_reason: str | None = None
 
@@ -111,8 +113,8 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What speculation did for an answer."""
+class DsdReport(msgspec.Struct, frozen=True):
+    """The `dsd` object at the end of an answer: what speculation did for it."""
 
     seed: int
     speculation: str
@@ -130,15 +132,15 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def acceptance(self) -> float | None:
-        """The share of judged guesses that were right; None where nobody guessed."""
+        """(accepted + late) / (accepted + late + rejected); None without any such guess."""
         judged = self.accepted + self.late + self.rejected
         return (self.accepted + self.late) / judged if judged else None
 
 
-class Fates(msgspec.Struct, frozen=True):
+class DsdPieces(msgspec.Struct, frozen=True):
     """The `dsd` object of a chunk with text."""
 
-    pieces: list[Piece] = []
+    pieces: list[TokenPiece] = []
     window: int | None = None
 
 
@@ -148,14 +150,14 @@ class ErrorDetail(msgspec.Struct, frozen=True):
     code: str | int | None = None
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class ErrorReply(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """One event of a stream. `usage` and `dsd` are read where they are needed, and passed on as they came."""
+    """One event of a stream. `usage` and `dsd` stay raw, so that they can be printed unchanged."""
 
-    choices: list[Choice] = []
+    choices: list[ChunkChoice] = []
     usage: msgspec.Raw = NULL
     dsd: msgspec.Raw = NULL
     error: ErrorDetail | None = None
@@ -166,7 +168,7 @@ class Model(msgspec.Struct, frozen=True):
     max_model_len: int | None = None
 
 
-class Models(msgspec.Struct, frozen=True):
+class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
 
 
@@ -209,7 +211,7 @@ class PairWindow(msgspec.Struct, frozen=True):
     policy: str
 
 
-class Fleet(msgspec.Struct, frozen=True):
+class FleetStatus(msgspec.Struct, frozen=True):
     """The answer of GET /dsd/fleet."""
 
     gateway: GatewayStatus

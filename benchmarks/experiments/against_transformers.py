@@ -31,7 +31,7 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
 from benchmarks.harness.prompts import OWN
 from benchmarks.policies.measure import write_keys
-from client.wire import Options
+from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.admission.api_keys import new_key
 from services.gateway.text.chat_template import ChatMessage
@@ -112,7 +112,7 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
             cells.running(CellPlan(models, draft, env=env, api_key=own), Path(folder), console.print) as cell,
             connected(cell.url, own) as gateway,
         ):
-            asking = Asking(await gateway.first_model(), Options(max_tokens, temperature=0.0), ignore_eos=True)
+            asking = Asking(await gateway.first_model(), AnswerOptions(max_tokens, temperature=0.0), ignore_eos=True)
 
             async def theirs(texts: list[str]) -> None:
                 started = time.monotonic()

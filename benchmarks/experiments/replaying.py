@@ -23,8 +23,8 @@ from benchmarks.harness.prompts import OWN
 from benchmarks.policies.measure import NAMES
 from benchmarks.policies.plan import SLIDING
 from benchmarks.standins.paced import OVERRUN
-from client.gateway import Gateway
-from client.wire import Options, Speculation
+from client.gateway import GatewayClient
+from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.chat_template import ChatMessage
 from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
@@ -61,7 +61,7 @@ def write_standin(tokenizer: TargetTokenizer, prompts: Sequence[str], folder: Pa
 class Replaying:
     """A cell of stand-ins that is asked."""
 
-    def __init__(self, cell: cells.Cell, gateway: Gateway, conductor: Conductor, prompts: Sequence[str]) -> None:
+    def __init__(self, cell: cells.Cell, gateway: GatewayClient, conductor: Conductor, prompts: Sequence[str]) -> None:
         self._cell = cell
         self._gateway = gateway
         self._conductor = conductor
@@ -76,14 +76,14 @@ class Replaying:
         await self._conductor.choose(ONE_BY_ONE)
         found = []
         for number in range(repeats):
-            (sample,) = await self._ask(Speculation("adaptive"), 1, number)
+            (sample,) = await self._ask(DsdOptions("adaptive"), 1, number)
             assert sample.first_s is not None
             num_rounds = sample.num_tokens - 1 - sample.accepted  # each commits one token, and an accepted guess
             took_ms = (sample.total_s - sample.first_s) * 1e3 / num_rounds
             found.append(took_ms - TIMES.pass_times.base_ms - TIMES.step_times.step_ms)
         return found
 
-    async def gateway_ms(self, speculation: Speculation, repeats: int) -> float:
+    async def gateway_ms(self, speculation: DsdOptions, repeats: int) -> float:
         """The gateway's processor time for a token with several streams."""
         await self._conductor.choose(SLIDING)
         await self._ask(speculation, NUM_STREAMS, 0)
@@ -93,8 +93,8 @@ class Replaying:
             num_tokens += sum(each.num_tokens for each in await self._ask(speculation, NUM_STREAMS, number))
         return (self._cell.usage()[GATEWAY].cpu_s - before) * 1e3 / num_tokens
 
-    async def _ask(self, speculation: Speculation, num_streams: int, number: int) -> list[Sample]:
-        options = Options(NUM_TOKENS, temperature=0.0, speculation=speculation)
+    async def _ask(self, speculation: DsdOptions, num_streams: int, number: int) -> list[Sample]:
+        options = AnswerOptions(NUM_TOKENS, temperature=0.0, speculation=speculation)
         asking = Asking(await self._gateway.first_model(), options, ignore_eos=True)
         now, indices = time.monotonic(), [(number + stream) % len(self._prompts) for stream in range(num_streams)]
         dues = [Due(index, self._prompts[index], now, now) for index in indices]
@@ -121,7 +121,7 @@ async def measure_services(models: Path, repeats: int, seed: int) -> tuple[list[
             rounds = await replaying.rounds_ms(repeats)
             gateway_ms = {
                 name: await replaying.gateway_ms(speculation, repeats)
-                for name, speculation in (("target-only", Speculation("off")), ("sliding", Speculation("adaptive")))
+                for name, speculation in (("target-only", DsdOptions("off")), ("sliding", DsdOptions("adaptive")))
             }
             complaints = [each for each in cell.complaints() if OVERRUN not in each]
     return rounds, gateway_ms, complaints

@@ -31,8 +31,8 @@ from benchmarks.harness.latency import OK, Objective, Sample, Spread, summarise
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import OWN
 from benchmarks.load.arrivals import closed_loop
-from client.gateway import Gateway
-from client.wire import Options
+from client.gateway import GatewayClient
+from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.architecture import read_config
@@ -121,9 +121,9 @@ async def watch(cell: cells.Cell, seen: dict[str, list[float]]) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def load(gateway: Gateway, seconds: float, num_clients: int, max_tokens: int) -> list[Sample]:
+async def load(gateway: GatewayClient, seconds: float, num_clients: int, max_tokens: int) -> list[Sample]:
     """Clients that ask all the time; each answer that was begun in time is waited for."""
-    options, model = Options(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
+    options, model = AnswerOptions(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
     ends_at, answers = time.monotonic() + seconds, itertools.count(1)
 
     async def ask(due: Due) -> Sample:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from benchmarks.harness.latency import OK, Sample
-from client.gateway import Answer, BrokenOff, Gateway, Refused, Unreachable
-from client.wire import ChatRequest, Message, Options, StreamOptions
+from client.gateway import BrokenOff, GatewayClient, RequestRefused, StreamedAnswer, Unreachable
+from client.wire import AnswerOptions, ChatMessage, ChatRequest, StreamOptions
 
 CONNECT_S = 10.0
 SILENCE_S = 300.0  # the longest wait for the next bytes
@@ -31,14 +31,14 @@ class Asking:
     """How every request of a run is made."""
 
     model: str
-    options: Options
+    options: AnswerOptions
     ignore_eos: bool = False
 
     def request(self, prompt: str, max_tokens: int | None) -> MeasuredRequest:
         options = self.options
         return MeasuredRequest(
             self.model,
-            [Message("user", prompt)],
+            [ChatMessage("user", prompt)],
             stream=True,
             stream_options=StreamOptions(include_usage=True),
             max_tokens=max_tokens or options.max_tokens,
@@ -51,13 +51,13 @@ class Asking:
 
 
 @asynccontextmanager
-async def connected(url: str, api_key: str = "") -> AsyncIterator[Gateway]:
+async def connected(url: str, api_key: str = "") -> AsyncIterator[GatewayClient]:
     """A gateway without a limit on connections: none waits for another. The key, if any, goes with every request."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
-        yield Gateway(url, http)
+        yield GatewayClient(url, http)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ class Due:
     max_tokens: int | None = None
 
 
-async def measure(gateway: Gateway, asking: Asking, due: Due) -> Sample:
+async def measure(gateway: GatewayClient, asking: Asking, due: Due) -> Sample:
     """Sends the request now and reads its answer to the end."""
     sent_at = time.monotonic()
-    answer: Answer | None = None
+    answer: StreamedAnswer | None = None
     first_at: float | None = None
     status = OK
     try:
@@ -84,7 +84,7 @@ async def measure(gateway: Gateway, asking: Asking, due: Due) -> Sample:
         ):
             async for _ in batches:
                 first_at = first_at or time.monotonic()
-    except Refused as error:
+    except RequestRefused as error:
         status = str(error.status)
     except BrokenOff:
         status = "broken off"
@@ -93,7 +93,7 @@ async def measure(gateway: Gateway, asking: Asking, due: Due) -> Sample:
     return _sample(due, sent_at, first_at, status, answer)
 
 
-def _sample(due: Due, sent_at: float, first_at: float | None, status: str, answer: Answer | None) -> Sample:
+def _sample(due: Due, sent_at: float, first_at: float | None, status: str, answer: StreamedAnswer | None) -> Sample:
     usage, report = (answer.usage, answer.report) if answer is not None and status == OK else (None, None)
     return Sample(
         prompt_number=due.prompt_number,

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.harness.asking import connected
 from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
 from benchmarks.standins.paced import OVERRUN
-from client.gateway import ClientError, Gateway
+from client.gateway import ClientError, GatewayClient
 from services.local import nats_server
 from services.local.supervisor import Child, Supervisor
 
@@ -141,7 +141,7 @@ async def _wait_for_fleet(url: str, plan: CellPlan) -> None:
         ) from None
 
 
-async def _is_complete(gateway: Gateway, plan: CellPlan) -> bool:
+async def _is_complete(gateway: GatewayClient, plan: CellPlan) -> bool:
     try:
         fleet = await gateway.fleet()
     except ClientError:  # it may not serve yet

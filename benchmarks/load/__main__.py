@@ -24,7 +24,7 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import OWN, Arrival, read_arrivals
 from benchmarks.load.arrivals import closed_loop, open_loop, poisson_times
 from client.gateway import KEY_VARIABLE, ClientError
-from client.wire import Options, Speculation
+from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -49,7 +49,7 @@ class Run:
     samples: list[Sample]
 
 
-async def run(url: str, model: str | None, options: Options, ignore_eos: bool, load: Load) -> Run:
+async def run(url: str, model: str | None, options: AnswerOptions, ignore_eos: bool, load: Load) -> Run:
     """Makes all requests; raises ClientError where no gateway is reached at the beginning."""
     async with connected(url, os.environ.get(KEY_VARIABLE, "")) as gateway:
         asking = Asking(model or await gateway.first_model(), options, ignore_eos)
@@ -142,7 +142,7 @@ def main(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     mode = speculation or ("static" if window is not None else None)
-    options = Options(max_tokens, temperature, seed=seed, speculation=Speculation(mode, window))
+    options = AnswerOptions(max_tokens, temperature, seed=seed, speculation=DsdOptions(mode, window))
     load = Load(texts, arrivals, clients or 1, requests or len(texts), think_s or 0.0)
     try:
         done = asyncio.run(run(url, model, options, ignore_eos, load))

@@ -29,8 +29,8 @@ from benchmarks.harness.latency import OK, Sample
 from benchmarks.harness.link import Conditions
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.policies.plan import TARGET_ONLY, CellSpec, Mode
-from client.gateway import Gateway
-from client.wire import Options, Speculation
+from client.gateway import GatewayClient
+from client.wire import AnswerOptions, DsdOptions
 from services.gateway.admission.api_keys import digest, new_key
 
 MIN_ROUNDS = 3
@@ -166,7 +166,7 @@ class CellBench:
 
     spec: CellSpec
     effort: Effort
-    gateways: dict[str, Gateway]
+    gateways: dict[str, GatewayClient]
     conductor: Conductor
     model: str
 
@@ -195,7 +195,7 @@ class CellBench:
     async def _answers(self, mode: Mode, number: int, max_tokens: int) -> list[Sample]:
         """One answer a session, all at once."""
         await self.conductor.choose(mode.way)
-        options = Options(max_tokens, temperature=0.0, speculation=Speculation(mode.speculation))
+        options = AnswerOptions(max_tokens, temperature=0.0, speculation=DsdOptions(mode.speculation))
         asking, beginning, prompts = Asking(self.model, options), time.monotonic(), self.effort.prompts
 
         async def one(session: int) -> Sample:

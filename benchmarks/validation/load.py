@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.harness.asking import Asking, Due, connected, measure
 from benchmarks.harness.latency import Sample
-from client.wire import Options, Speculation
+from client.wire import AnswerOptions, DsdOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Asker:
 
     async def ask(self, request: Request, at: float, beginning: float) -> Sample:
         """A request that is due at `at` (time.monotonic), behind `beginning`."""
-        speculation = Speculation("adaptive", drafter=request.drafter) if request.drafter else Speculation("off")
-        options = Options(request.max_tokens, temperature=0.0, speculation=speculation)
+        speculation = DsdOptions("adaptive", drafter=request.drafter) if request.drafter else DsdOptions("off")
+        options = AnswerOptions(request.max_tokens, temperature=0.0, speculation=speculation)
         due = Due(request.prompt_number, request.prompt, at, beginning)
         async with connected(self.url, next(self.keys)) as gateway:
             return await measure(gateway, Asking(self.model, options, ignore_eos=True), due)

@@ -21,7 +21,7 @@ from client import statistics
 from client.ask import ask as ask_gateway
 from client.ask import conversation
 from client.gateway import ClientError, connected
-from client.wire import Options, Speculation
+from client.wire import AnswerOptions, DsdOptions
 from services.local import pidfile
 from services.local.nats_server import Access
 from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
@@ -159,7 +159,7 @@ def _tell(text: str) -> None:
 
 async def _ask(address: str, prompt: str, max_tokens: int) -> None:
     """Prints the greedy answer to one prompt as it streams, and then what speculation did for it."""
-    options = Options(max_tokens, temperature=0, speculation=Speculation("adaptive"))
+    options = AnswerOptions(max_tokens, temperature=0, speculation=DsdOptions("adaptive"))
     print(f"> {prompt}\n", flush=True)
     async with connected(address) as gateway:
         answer = await ask_gateway(gateway, None, conversation(prompt, None), options, sys.stdout)

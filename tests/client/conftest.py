@@ -128,9 +128,9 @@ def chunk(text: str = "", **more: Any) -> dict[str, Any]:
 
 
 def told(*pieces: tuple[str, str], **more: Any) -> dict[str, Any]:
-    """One event with text by fate."""
+    """One event with text by source."""
     text = "".join(each for each, _ in pieces)
-    return chunk(text, dsd={"pieces": [{"text": each, "fate": fate} for each, fate in pieces], **more})
+    return chunk(text, dsd={"pieces": [{"text": each, "source": source} for each, source in pieces], **more})
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ async def test_a_gateway_with_keys_is_asked_with_one(tmp_path: Path) -> None:
             assert (asked.status, bool(asked.out)) == (0, True)
             refused = await dsd(*command, url=address(world))
             assert (refused.status, refused.out) == (1, "")
-            assert "key is needed" in refused.err
+            assert "No valid API key" in refused.err
 
 
 async def test_other_servers_of_the_api_are_asked_without_our_options_and_need_tell_no_figures(
@@ -164,7 +164,7 @@ async def test_other_servers_of_the_api_are_asked_without_our_options_and_need_t
 @pytest.mark.parametrize(
     ("events", "says"),
     [
-        ([chunk("Hel")], "the connection ended"),
+        ([chunk("Hel")], "the connection was closed early"),
         ([chunk("Hel"), {"error": {"message": "no verifier is left"}}, "[DONE]"], "no verifier is left"),
         ([chunk("Hel"), "{nonsense"], "can't be read"),
         ([chunk("Hel"), {"choices": 7}], "can't be read"),
@@ -182,9 +182,9 @@ async def test_an_answer_that_breaks_off_ends_with_status_1(other: OtherServer, 
 @pytest.mark.parametrize(
     ("argv", "said", "told"),
     [
-        ("ask hi --model m", b"", "is connected, but gave no answer in 0.2 s"),
-        ("ask hi --model m", EVENTS_BEGIN + b'data: {"choices": []}\n\n', "broke off: nothing came for 0.2 s"),
-        ("status", b"", "is connected, but gave no answer in 0.3 s"),
+        ("ask hi --model m", b"", "is connected, but sent no answer in 0.2 s"),
+        ("ask hi --model m", EVENTS_BEGIN + b'data: {"choices": []}\n\n', "broke off: no data for 0.2 s"),
+        ("status", b"", "is connected, but sent no answer in 0.3 s"),
     ],
     ids=["no answer", "no end", "no fleet"],
 )
@@ -192,7 +192,7 @@ async def test_a_server_that_falls_silent_is_not_told_as_one_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, argv: str, said: bytes, told: str
 ) -> None:
     monkeypatch.setattr(gateway, "SILENCE_S", 0.2)
-    monkeypatch.setattr(gateway, "LOOK_SILENCE_S", 0.3)
+    monkeypatch.setattr(gateway, "GET_SILENCE_S", 0.3)
     taken: list[asyncio.StreamWriter] = []
 
     def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

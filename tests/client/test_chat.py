@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.fates import MEANINGS
+from client.sources import MEANINGS
 from shared.protocol.messages import Open
 from tests.client.conftest import OtherServer, address, chunk, decide, told
 from tests.client.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, Look, Terminal, terminal
@@ -16,7 +16,7 @@ from tests.gateway.fakes import CONTEXT
 
 pytestmark = pytest.mark.timeout(60)
 
-FATES = [told(("Ada ", "accepted"), ("Bob ", "recovered")), told(("Cid ", "bonus"), ("Dan.", "target"), window=5)]
+SOURCES = [told(("Ada ", "accepted"), ("Bob ", "recovered")), told(("Cid ", "bonus"), ("Dan.", "target"), window=5)]
 
 
 async def say(user: Terminal, text: str) -> None:
@@ -56,14 +56,14 @@ async def test_a_conversation_keeps_its_turns_until_it_is_reset(world: World) ->
     await world.no_session_is_left()
 
 
-async def test_every_fate_has_a_look_of_its_own_and_a_line_in_the_legend(other: OtherServer) -> None:
-    other.events = [*FATES, "[DONE]"]
+async def test_every_source_has_a_look_of_its_own_and_a_line_in_the_legend(other: OtherServer) -> None:
+    other.events = [*SOURCES, "[DONE]"]
     async with terminal("chat", url=other.url) as user:
         await user.waits()
         await say(user, "/help")
         for meaning in MEANINGS.values():
             await user.shows(meaning)
-        legend = {fate: user.look(fate) for fate in MEANINGS}
+        legend = {source: user.look(source) for source in MEANINGS}
         await say(user, "hi")
         await user.shows("Ada Bob Cid Dan.")
         await user.waits()
@@ -75,7 +75,7 @@ async def test_every_fate_has_a_look_of_its_own_and_a_line_in_the_legend(other: 
 
 
 async def test_without_colours_the_looks_still_differ(other: OtherServer) -> None:
-    other.events = [*FATES, "[DONE]"]
+    other.events = [*SOURCES, "[DONE]"]
     async with terminal("chat", url=other.url, NO_COLOR="1") as user:
         await user.waits()
         await say(user, "hi")
@@ -87,7 +87,7 @@ async def test_without_colours_the_looks_still_differ(other: OtherServer) -> Non
 
 
 async def test_figures_stand_under_the_answer(other: OtherServer) -> None:
-    other.events = [*FATES, "[DONE]"]
+    other.events = [*SOURCES, "[DONE]"]
     async with terminal("chat", url=other.url) as user:
         await user.waits()
         await say(user, "hi")
@@ -95,7 +95,7 @@ async def test_figures_stand_under_the_answer(other: OtherServer) -> None:
         await user.shows("4 tokens")
 
 
-async def test_a_server_that_knows_no_fates_is_shown_plainly(other: OtherServer) -> None:
+async def test_a_server_that_knows_no_sources_is_shown_plainly(other: OtherServer) -> None:
     other.events = [chunk("Hello "), chunk("there."), "[DONE]"]
     other.refuses_fields = {"dsd"}
     async with terminal("chat", url=other.url) as user:
@@ -142,14 +142,14 @@ async def test_errors_are_told_and_the_chat_goes_on(world: World) -> None:
     async with terminal("chat", url=address(world)) as user:
         await user.waits()
         await say(user, "/frobnicate now")
-        await user.shows("There is no command /frobnicate: /help lists them")
+        await user.shows("Unknown command /frobnicate: /help lists the commands")
         await say(user, "hi")
         await user.shows("(status 503)")
         await world.verifier()
         await user.waits()
         user.paste("x" * 4 * CONTEXT)
         user.type(ENTER)
-        await user.shows("The conversation has become too long: /save FILE keeps it, /reset begins a new one.")
+        await user.shows("The conversation is too long: /save FILE keeps it, /reset begins a new one.")
         await user.waits()
         await say(user, "shorter")
         await user.shows(world.answer[:20])
@@ -167,12 +167,12 @@ async def test_commands_change_and_keep_the_conversation(world: World, tmp_path:
             ("/system Be brief.", "The system message is set"),
             ("hi", "hello world"),
             ("/model", "* tiny"),
-            ("/model wrong", "There is no model wrong"),
+            ("/model wrong", "Unknown model wrong"),
             ("/stats", "this chat: 1 whole answers"),
-            ("/save", "/save needs the name of a file"),
-            (f"/save {file}", f"written to {file}"),
+            ("/save", "/save needs a file name: /save FILE"),
+            (f"/save {file}", f"Written to {file}"),
             (f"/save {file}", "File exists"),
-            ("/system", "There is no system message now"),
+            ("/system", "The system message is removed"),
         ):
             await say(user, entry)
             await user.shows(word)
@@ -190,7 +190,7 @@ async def test_a_file_that_can_not_be_named_is_told_and_the_chat_goes_on(other: 
             user.type(ENTER)
             await user.shows(why)
             await user.waits()
-        assert user.text.count("can't be written: ") == 2
+        assert user.text.count("Can't write ") == 2
         await say(user, "hi")
         await user.shows("Hello.")
 
@@ -201,7 +201,7 @@ async def test_an_entry_that_is_not_utf_8_is_told_and_the_chat_goes_on(other: Ot
         await user.waits()
         for number, entry in enumerate(("caf\udce9", "/system caf\udce9"), 1):
             await say(user, entry)
-            await user.until(lambda: user.text.count("That is not UTF-8") == number, "complaint")  # noqa: B023
+            await user.until(lambda: user.text.count("The text is not UTF-8") == number, "complaint")  # noqa: B023
             await user.waits()
         await say(user, "hi")
         await user.shows("Hello.")
@@ -224,7 +224,7 @@ async def test_where_nobody_answers_it_ends_with_status_3(command: str) -> None:
         await user.shows("Can't connect to http://127.0.0.1:1: Connection refused")
 
 
-async def test_a_gateway_tells_fates_and_window_while_an_answer_grows(world: World) -> None:
+async def test_a_gateway_tells_sources_and_window_while_an_answer_grows(world: World) -> None:
     verifier, drafter = await world.verifier(pass_s=0.05), await world.drafter()
     world.answer = "hello " * 60
     await decide(world, drafter.instance_id, verifier.instance_id, 6)

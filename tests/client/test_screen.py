@@ -10,10 +10,10 @@ import pyte
 from rich.console import Console
 from rich.text import Text
 
-from client.fates import STYLES
 from client.screen import GrowingAnswer
+from client.sources import STYLES
 from client.status import peers
-from client.wire import Fleet, GatewayStatus, PeerStatus, Piece
+from client.wire import FleetStatus, GatewayStatus, PeerStatus, TokenPiece
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\n    indented\n\tlast " + "a" * 50 + " end\n" + "words " * 200
 
@@ -23,7 +23,7 @@ def shown(pieces: list[str]) -> list[str]:
     out, screen = io.StringIO(), pyte.HistoryScreen(40, 10, history=1000)
     with GrowingAnswer(Console(file=out, force_terminal=True, width=40, height=10)) as answer:
         for piece in pieces:
-            answer.add([Piece(piece)], Text("status"))
+            answer.add([TokenPiece(piece)], Text("status"))
     pyte.Stream(screen).feed(out.getvalue().replace("\n", "\r\n"))
     scrolled = ["".join(line[column].data for column in range(40)) for line in screen.history.top]
     return [line.rstrip() for line in [*scrolled, *screen.display]]
@@ -43,7 +43,7 @@ def test_the_status_line_is_gone_at_the_end_even_after_a_failure() -> None:
     screen = pyte.Screen(40, 10)
     try:
         with GrowingAnswer(Console(file=out, force_terminal=True, width=40, height=10)) as answer:
-            answer.add([Piece("half an ans")], Text("status"))
+            answer.add([TokenPiece("half an ans")], Text("status"))
             raise RuntimeError
     except RuntimeError:
         pass
@@ -52,7 +52,7 @@ def test_the_status_line_is_gone_at_the_end_even_after_a_failure() -> None:
     assert "status" not in "".join(screen.display)
 
 
-def test_fates_differ_without_colour() -> None:
+def test_sources_differ_without_colour() -> None:
     assert len({str(style.without_color) for style in STYLES.values()}) == len(STYLES)
 
 
@@ -76,7 +76,7 @@ def test_the_table_of_a_large_fleet_fits_into_80_columns() -> None:
     )
     gateway = GatewayStatus(name="gateway", model="m", num_sessions=1, max_sessions=256, num_waiting=0)
     console = Console(file=io.StringIO(), width=80)
-    console.print(peers(Fleet(gateway, [peer], [peer], [peer], [])))
+    console.print(peers(FleetStatus(gateway, [peer], [peer], [peer], [])))
     assert isinstance(console.file, io.StringIO)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     for service in ("verifier", "drafter"):

@@ -27,7 +27,7 @@ async def test_it_lists_who_is_there_and_the_windows_decided(world: World) -> No
     await decide(world, drafter.instance_id, verifier.instance_id, 6)
     done = await dsd("status", url=address(world))
     assert (done.status, done.err) == (0, "")
-    assert "gateway gateway serves tiny: 0 of 256 sessions, 0 requests wait" in done.out
+    assert "gateway gateway serves tiny: 0 of 256 sessions, 0 requests waiting" in done.out
     assert row(done.out, "verifier", "v-0")[2:-2] == ["0/0", "0", "0", "0.0", "0.00", str(CONTEXT)]
     assert row(done.out, "drafter", "d-0")
     assert row(done.out, "d-0") == ["d-0", "v-0", "6", "2", "ladder"]
@@ -36,8 +36,8 @@ async def test_it_lists_who_is_there_and_the_windows_decided(world: World) -> No
 
 async def test_an_empty_fleet_is_told(world: World) -> None:
     done = await dsd("status", url=address(world))
-    assert "nobody else is there" in done.out
-    assert "no window is decided" in done.out
+    assert "no other instances" in done.out
+    assert "no windows decided" in done.out
 
 
 async def test_json_is_what_the_gateway_says_in_one_line(world: World) -> None:
@@ -62,7 +62,7 @@ async def test_watched_json_is_one_line_each_time_until_ctrl_c(world: World) -> 
 
 async def test_a_watched_table_follows_the_fleet(world: World) -> None:
     async with terminal("status", "--watch", "0.1", url=address(world)) as user:
-        await user.shows("nobody else is there")
+        await user.shows("no other instances")
         await world.verifier("v-0")
         await user.shows("v-0")
         user.type(CTRL_C)
@@ -79,4 +79,4 @@ async def test_a_page_in_place_of_a_fleet_is_told_as_no_gateway(other: OtherServ
     other.fleet_page = "<html>It works!</html>"
     done = await dsd(*argv, url=other.url)
     assert (done.status, done.out) == (1, "")
-    assert done.err == f"dsd: {other.url} does not answer as a gateway: its fleet is no JSON\n"
+    assert done.err == f"dsd: {other.url} is not a DSD gateway: its /dsd/fleet is not JSON\n"

@@ -21,7 +21,7 @@ from benchmarks.harness.latency import Sample
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio
 from benchmarks.load import arrivals
-from client.gateway import Gateway
+from client.gateway import GatewayClient
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 from tests.benchmarks.load.fake_gateway import serving
@@ -92,7 +92,7 @@ async def test_clients_of_a_soak_do_not_wait_for_a_slow_answer_to_another(monkey
     monkeypatch.setattr(arrivals, "time", clock)
     monkeypatch.setattr(soak, "time", clock)
 
-    async def measure(gateway: Gateway, asking: Asking, due: Due) -> Sample:
+    async def measure(gateway: GatewayClient, asking: Asking, due: Due) -> Sample:
         nonlocal now
         if due.prompt_number == 0:
             await is_over.wait()

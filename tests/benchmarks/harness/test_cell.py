@@ -23,7 +23,7 @@ from benchmarks.load.__main__ import Load, run
 from benchmarks.policies.measure import Effort, run_cell
 from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, CellSpec
 from benchmarks.standins.paced import OVERRUN
-from client.wire import Options
+from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from services.local.supervisor import Program
@@ -176,7 +176,7 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
     link, names = Conditions.of_round_trip(RTT_MS), (VERIFIER, DRAFTER, GATEWAY)
     plan = CellPlan(default_models, names=names, link=link, standin=standin)
     notices: list[str] = []
-    options = Options(max_tokens=NUM_TOKENS, temperature=0.0)
+    options = AnswerOptions(max_tokens=NUM_TOKENS, temperature=0.0)
     load = Load(read_prompts(OWN)[:NUM_PROMPTS], (), num_clients=2, num_requests=NUM_PROMPTS, think_s=0.0)
     async with running(plan, tmp_path / "run", notices.append) as cell:
         async with conducting(cell.nats_url) as conductor:
@@ -189,7 +189,7 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
             fleet = await gateway.fleet()
             now = time.monotonic()
             await measure(
-                gateway, Asking(done.model, Options(max_tokens=4)), Due(0, "This was never recorded.", now, now)
+                gateway, Asking(done.model, AnswerOptions(max_tokens=4)), Due(0, "This was never recorded.", now, now)
             )
         assert any("pass failed" in complaint for complaint in cell.complaints())
     samples = done.samples

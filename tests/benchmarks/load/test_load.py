@@ -22,7 +22,7 @@ from benchmarks.harness.prompts import OWN, Arrival, read_arrivals
 from benchmarks.load import __main__ as load
 from benchmarks.load import arrivals
 from benchmarks.load.arrivals import closed_loop, open_loop, poisson_times
-from client.wire import Options, Speculation
+from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
 from tests.benchmarks.load.fake_gateway import serving
 
@@ -116,7 +116,7 @@ async def test_a_closed_loop_ends_at_its_time_and_nobody_waits_for_others(monkey
 
 
 def asking(**options: object) -> Asking:
-    return Asking("fake", Options(**options))  # type: ignore[arg-type]
+    return Asking("fake", AnswerOptions(**options))  # type: ignore[arg-type]
 
 
 async def test_an_answer_is_measured_with_its_tokens_and_fates() -> None:
@@ -153,7 +153,7 @@ async def test_a_gateway_that_is_not_there_is_a_status_too() -> None:
 
 
 async def test_options_reach_the_gateway() -> None:
-    options = Options(max_tokens=9, temperature=0.0, seed=5, speculation=Speculation("static", 4))
+    options = AnswerOptions(max_tokens=9, temperature=0.0, seed=5, speculation=DsdOptions("static", 4))
     async with serving() as fake, connected(fake.url) as gateway:
         now = time.monotonic()
         await measure(gateway, Asking("fake", options, ignore_eos=True), Due(0, "x", now, now))

@@ -51,7 +51,7 @@ class GatewayMetrics:
         )
         self.polls = Counter("dsd_gateway_polls", "Polls sent after silence or a gap", registry=registry)
         self.failed_sessions = Counter(
-            "dsd_gateway_failed_sessions", "Sessions that could not go on, by code", ["code"], registry=registry
+            "dsd_gateway_failed_sessions", "Failed sessions, by code", ["code"], registry=registry
         )
         self.dropped = Counter("dsd_gateway_dropped", "Dropped messages, by reason", ["reason"], registry=registry)
         self.ttft_seconds = Histogram(

@@ -1,4 +1,4 @@
-"""`dsd` as a process against a gateway with fake peers, and against servers that are no gateway of ours."""
+"""`dsd` as a process against a gateway with fake peers, and against servers that are not DSD."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 async def start(*argv: str, url: str, env: dict[str, str] | None = None) -> asyncio.subprocess.Process:
-    """`dsd` with pipes, told by DSD_URL where to go."""
+    """`dsd` with pipes; DSD_URL is the address."""
     pipe = asyncio.subprocess.PIPE
     variables = environment(DSD_URL=url, **(env or {}))
     return await asyncio.create_subprocess_exec(
@@ -85,14 +85,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 class OtherServer:
-    """A server of the OpenAI API that is none of ours: it serves one model, and answers chats as it is told."""
+    """A server of the OpenAI API that is not DSD: it serves one model and answers chats with scripted events."""
 
     def __init__(self) -> None:
         self.url = ""
         self.key = ""
-        self.events: list[Any] = []  # what it streams; a str goes out as it is
+        self.events: list[Any] = []  # the events to stream; a str is sent unchanged
         self.refuses_fields: set[str] = set()
-        self.fleet_page: str | None = None  # what it shows where a gateway tells its fleet
+        self.fleet_page: str | None = None  # the answer to GET /dsd/fleet
         self.heard: list[dict[str, Any]] = []
 
     async def models(self, request: web.Request) -> web.Response:

@@ -67,7 +67,7 @@ class Terminal:
         os.write(self._master, text.encode(errors="surrogateescape"))
 
     def paste(self, text: str) -> None:
-        """As terminals do that tell pasted text from typed."""
+        """Pastes as terminals with bracketed paste do."""
         self.type(f"\x1b[200~{text}\x1b[201~")
 
     async def until(self, holds: Callable[[], bool], what: str) -> None:

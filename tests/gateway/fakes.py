@@ -117,7 +117,7 @@ class FakeVerifier(Peer):
         self.pass_s = pass_s
         self.refuses: FailureCode | None = None
         self.refuses_finally = False
-        self.mute = False  # hears, and says nothing
+        self.mute = False  # receives messages and sends none
         self.refused_seeds: set[int] = set()  # sessions with these seeds fail for good
         self.by_seed: dict[int, list[int]] = {}  # other answers, to sampling with these seeds
         self.sessions: dict[str, VerifierSession] = {}
@@ -206,7 +206,7 @@ class FakeVerifier(Peer):
 
 
 class FakeDrafter(Peer):
-    """Sends the next three tokens of the script after every verdict that tells it something new. (Answering every
+    """Sends the next three tokens of the script after every verdict with new tokens. (Answering every
     verdict would not end: a late guess is answered with a verdict, and repeated messages would multiply.)"""
 
     def __init__(self, bus: Bus, script: Script, name: str = "drafter") -> None:

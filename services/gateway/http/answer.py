@@ -30,7 +30,7 @@ class ChoiceAnswer:
         self._last_at = asked_at
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The text as it comes; raises SessionFailed when the session can't go on."""
+        """The text as it comes; raises SessionFailed when the session can't continue."""
         if self._echo:
             yield Piece([Span(self._echo, "target")], [])
         async with aclosing(self._live.tokens()) as batches:

@@ -56,7 +56,7 @@ class Choices:
         self._num_prompt_tokens = num_prompt_tokens
 
     async def pieces(self) -> AsyncGenerator[ChoicePiece, None]:
-        """The pieces of all choices as they come; raises SessionFailed when a choice can't go on."""
+        """The pieces of all choices as they come; raises SessionFailed when a choice can't continue."""
         queue: asyncio.Queue[ChoicePiece | Exception] = asyncio.Queue(maxsize=len(self.answers))
         tasks = [asyncio.create_task(_follow(i, answer, queue)) for i, answer in enumerate(self.answers)]
         num_open = len(tasks)

@@ -10,7 +10,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.session.verdict_stream import Source
+from services.gateway.session.verdict_stream import TokenSource
 from shared.protocol.messages import Finish
 
 DONE = b"data: [DONE]\n\n"
@@ -56,7 +56,7 @@ class TokenPiece(msgspec.Struct, frozen=True):
     """Text of one token, or a part of it, and what the token came from."""
 
     text: str
-    source: Source
+    source: TokenSource
 
 
 class DsdPieces(msgspec.Struct, frozen=True):

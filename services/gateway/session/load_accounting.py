@@ -33,9 +33,9 @@ class LoadAccounting:
             knew = self._counted.pop(instance_id)
             self.fleet.count_sessions(instance_id, -1, now if knew else None)
 
-    def mark_known(self, instance_id: str, now: float) -> None:
+    def mark_known(self, instance_id: str | None, now: float) -> None:
         """The instance knows the session from now on, and its heartbeats will include it."""
-        if self._counted.get(instance_id) is False:
+        if instance_id is not None and self._counted.get(instance_id) is False:
             self._counted[instance_id] = True
             self.fleet.count_sessions(instance_id, -1, None)
             self.fleet.count_sessions(instance_id, 1, now)

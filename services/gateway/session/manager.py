@@ -201,13 +201,13 @@ class Sessions:
             self._strays.append(Send("verifier", sender_id, close))
 
     def _on_absent(self, verb: str, now: float) -> None:
-        """Nobody listened to a message of `send`. verb: absent-<session id>-<service>-<term>, as set there."""
+        """A message of `send` had no subscriber. verb: absent-<session id>-<service>-<term>, as set there."""
         named = _ABSENT_VERB.fullmatch(verb)
         live = self._live.get(named["session"]) if named else None
         if named is None or live is None:
             self._metrics.dropped.labels("unknown session").inc()
             return
-        log.info("nobody listens", session=named["session"], at=named["service"], term=named["term"])
+        log.info("absent", session=named["session"], at=named["service"], term=named["term"])
         live.session.on_absent(cast(Service, named["service"]), int(named["term"]), now)
         live.wake()
 

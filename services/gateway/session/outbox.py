@@ -24,15 +24,16 @@ class Send:
 
 
 @dataclass(slots=True)
-class Outbox:
-    """Collects what a session says until its owner sends it."""
+class SessionOutbox:
+    """Collects the messages of a session until its owner sends them."""
 
     session_id: str
     _waiting: list[Send] = field(default_factory=list)
     _bound: dict[str, Service] = field(default_factory=dict)  # instances that may know the session
 
-    def say(self, service: Service, instance_id: str, message: Open | Speculate | Poll) -> None:
+    def add(self, service: Service, instance_id: str | None, message: Open | Speculate | Poll) -> None:
         """Open and Speculate bind the instance."""
+        assert instance_id is not None
         if not isinstance(message, Poll):
             self._bound[instance_id] = service
         self._waiting.append(Send(service, instance_id, message))

@@ -19,7 +19,7 @@ from services.gateway.errors import SessionFailed
 from services.gateway.session.drafter_binding import DrafterBinding
 from services.gateway.session.generation import Generation
 from services.gateway.session.load_accounting import LoadAccounting
-from services.gateway.session.outbox import Outbox, Send
+from services.gateway.session.outbox import Send, SessionOutbox
 from services.gateway.session.outcome import Incidents, SessionOutcome
 from services.gateway.session.placement import Placement
 from services.gateway.session.quarantine import Quarantine
@@ -30,7 +30,7 @@ from shared.protocol.messages import Failure, FailureCode, Opened, Poll, Service
 Phase = Literal["opening", "running", "waiting", "over"]
 
 PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that say nothing against the session
-NUM_ABSENTS = 2  # "nobody listens" is only a hint; so many of them in a row are believed
+NUM_ABSENTS = 2  # absent verifiers are given up after so many in a row: one alone is only a hint
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Session:
     _drafter: DrafterBinding
     _load: LoadAccounting
     _quarantine: Quarantine
-    _outbox: Outbox
+    _outbox: SessionOutbox
     tallies: TallySum = field(default_factory=TallySum)
     incidents: Incidents = field(default_factory=Incidents)
     phase: Phase = "opening"
@@ -67,18 +67,16 @@ class Session:
     @classmethod
     def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Self:
         """A session that has chosen its verifier and sends it an Open, or one that failed at once."""
-        quarantine = Quarantine()
+        quarantine, wants_logprobs = Quarantine(), generation.num_top is not None
         session = cls(
             generation,
             placement,
             timing,
-            VerdictStream(
-                len(generation.prompt_ids), generation.max_tokens, timing.poll, generation.num_top is not None
-            ),
+            VerdictStream(len(generation.prompt_ids), generation.max_tokens, timing.poll, wants_logprobs),
             DrafterBinding(generation, placement, timing, quarantine),
             LoadAccounting(placement.fleet),
             quarantine,
-            Outbox(generation.session_id),
+            SessionOutbox(generation.session_id),
             _alive_at=now,
         )
         session._place(now)
@@ -149,8 +147,7 @@ class Session:
         elif self.stream.is_lost(now):
             self._leave_verifier(now)
         elif (base := self.stream.on_timer(now)) is not None:
-            assert self.verifier_id is not None
-            self._outbox.say("verifier", self.verifier_id, Poll(self.session_id, self.term, base))
+            self._outbox.add("verifier", self.verifier_id, Poll(self.session_id, self.term, base))
 
     def on_opened(self, sender_id: str, opened: Opened, now: float) -> None:
         if self._is_current(sender_id, opened.term):
@@ -174,7 +171,7 @@ class Session:
                 self._worked.append(self._fingerprint)
         if self.stream.finish:
             self.phase = "over"
-            self._load.count_at(now, self.verifier_id)  # until its Close; the drafter hears the finish by itself
+            self._load.count_at(now, self.verifier_id)  # until its Close; the drafter gets the finish by itself
         elif self.drafter_id is None:
             if self._drafter.is_search_due(now):
                 self._change_drafter(now)
@@ -190,7 +187,7 @@ class Session:
             self._on_refusal(failure, now)
 
     def on_absent(self, service: Service, term: int, now: float) -> None:
-        """Nobody listens at the subject of this term's verifier or drafter: a hint that it is gone."""
+        """The subject of this term's verifier or drafter has no subscriber: a hint that it is gone."""
         if term != self.term or self.phase not in ("opening", "running"):
             return
         if service == "drafter" and self.drafter_id is not None:
@@ -248,7 +245,7 @@ class Session:
         elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
-            # A drafter that knows the session was not told to leave it.
+            # A drafter that knows the session got no Close.
             self._load.count_at(now, self.drafter_id if self._load.knows(self.drafter_id) else None)
         else:
             self._fail_unplaced()
@@ -270,11 +267,10 @@ class Session:
         self._open(now)
 
     def _open(self, now: float) -> None:
-        assert self.verifier_id is not None
         self._num_opens += 1
         self._retry_at = now + self.timing.open_timeout_s
         message = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
-        self._outbox.say("verifier", self.verifier_id, message)
+        self._outbox.add("verifier", self.verifier_id, message)
         self._load.mark_known(self.verifier_id, now)
 
     def _repeat_open(self, now: float) -> None:
@@ -288,7 +284,6 @@ class Session:
 
     def _hear_verifier(self, now: float) -> None:
         """The verifier of this term is alive and has the session."""
-        assert self.verifier_id is not None
         self._alive_at, self._num_absents = now, 0
         if self.phase == "running":
             return
@@ -327,10 +322,9 @@ class Session:
 
     def _speculate(self, now: float) -> None:
         assert self.verifier_id is not None
-        assert self.drafter_id is not None
         self._drafter.on_speculate(now)
         message = self.generation.speculate(self.term, self.verifier_id, TokenIds(self.stream.tokens))
-        self._outbox.say("drafter", self.drafter_id, message)
+        self._outbox.add("drafter", self.drafter_id, message)
         self._load.mark_known(self.drafter_id, now)
 
     def _remind_drafter(self, now: float) -> None:
@@ -359,6 +353,7 @@ class Session:
     # --- failures --------------------------------------------------------------------------------------------------
 
     def _fail_unplaced(self) -> None:
+        """No verifier may take the session; the last refusal, if any, is the reason."""
         message = f"no verifier takes a session of {self.generation.model!r} with {self.generation.context} tokens now"
         if self._refusal is None:
             self._fail("overloaded", message)

@@ -23,7 +23,7 @@ class SessionTiming:
     poll: PollTiming = PollTiming()
     open_timeout_s: float = 1.0  # then an unanswered Open is repeated
     num_opens: int = 3  # unanswered Opens after which a verifier is given up
-    absent_pause_s: float = 0.1  # before the next message to a verifier where nobody listened
+    absent_pause_s: float = 0.1  # before the next message to an absent verifier
     avoid_s: float = 1.0  # before a verifier that failed the session is tried again
     avoid_drafter_s: float = 5.0  # the same for a drafter
     adopt_s: float = 0.5  # between two searches of a session without a drafter

@@ -15,7 +15,7 @@ from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
 
 # What a token came from: an accepted guess, the target's own token at a rejection (recovered) or behind accepted
 # guesses (bonus), else the target alone. Repeated tokens count as the target's, since their source is unknown.
-Source: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
+TokenSource: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
 
 
 class ConflictingVerdict(ValueError):
@@ -27,7 +27,7 @@ class Committed:
     """One token of the answer. logprobs None: not requested."""
 
     token_id: int
-    source: Source
+    source: TokenSource
     logprobs: TokenLogprobs | None
 
 
@@ -89,7 +89,7 @@ class VerdictStream:
         return self.length
 
     def ask_at(self, when: float) -> None:
-        """Makes the next Poll due at `when`, since nobody listened to the last one."""
+        """Makes the next Poll due at `when`: the verifier was absent for the last one."""
         self._asked_at = when - self.timing.answer_s
 
     def is_lost(self, now: float) -> bool:
@@ -123,7 +123,7 @@ class VerdictStream:
         logprobs: list[TokenLogprobs] | list[None] = [None] * len(new)
         if self.wants_logprobs and new:
             logprobs = (verdict.logprobs or [])[-len(new) :]
-        own: Source = "bonus" if verdict.accepted else "target"
+        own: TokenSource = "bonus" if verdict.accepted else "target"
         if verdict.tally.rejected > self._num_rejected:
             own = "recovered"
         return [

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.gateway.session.verdict_stream import Committed, Source
+from services.gateway.session.verdict_stream import Committed, TokenSource
 from services.gateway.text.detokenizer import Detokenizer, StopScanner
 from services.gateway.text.token_bytes import TokenBytes
 from shared.protocol.messages import TokenLogprobs
@@ -23,7 +23,7 @@ class Span:
     """Text of one token, or a part of it. A character made of several tokens belongs to the last of them."""
 
     text: str
-    source: Source
+    source: TokenSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class _HeldText:
     """Text that is not final yet, and the tokens that its last character completes."""
 
     text: str
-    source: Source
+    source: TokenSource
     tokens: list[ScoredToken]
 
 
@@ -91,7 +91,7 @@ class AnswerText:
         self._pending: list[Committed] = []  # tokens inside a character
         self._held: deque[_HeldText] = deque()
         self._num_characters = 0  # of the text so far, held text included
-        self._last_source: Source = "target"
+        self._last_source: TokenSource = "target"
         self.num_tokens = 0
 
     @property

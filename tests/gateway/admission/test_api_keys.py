@@ -1,4 +1,4 @@
-"""API keys: the file, what a client without one gets, limits, and that no key is told to anybody."""
+"""API keys: the file, answers to clients without a key, limits, and that no key leaks."""
 
 from __future__ import annotations
 

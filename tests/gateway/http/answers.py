@@ -9,7 +9,7 @@ from itertools import pairwise
 from tokenizers import Tokenizer
 
 from services.gateway.session.generation import Generation
-from services.gateway.session.verdict_stream import Committed, Source
+from services.gateway.session.verdict_stream import Committed, TokenSource
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.output_text import AnswerText, Piece
 from services.gateway.text.token_bytes import TokenBytes
@@ -25,7 +25,7 @@ def ids_of(text: str) -> list[int]:
     return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
-def target(token_id: int, source: Source = "target") -> Committed:
+def target(token_id: int, source: TokenSource = "target") -> Committed:
     """A token without logprobs."""
     return Committed(token_id, source, None)
 

@@ -21,7 +21,7 @@ async def fleet(world: World) -> dict:
 
 
 async def beat(bus: Bus, service: Service, **changes: object) -> str:
-    """One heartbeat of an instance that then says nothing more."""
+    """The only heartbeat of an instance."""
     instance_id = new_instance_id(service)
     models = [] if service == "controller" else [MODEL]
     fields = {"interval_s": 60.0, "fingerprint": "cpu", "load": BUSY, "draining": False, **changes}

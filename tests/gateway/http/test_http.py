@@ -174,7 +174,7 @@ async def test_readiness_follows_the_verifiers(world: World) -> None:
     assert (await world.client.get("/readyz")).status == 200
     await verifier.kill()
     await until(lambda: not world.knows(verifier))
-    await asyncio.sleep(0.1)  # the gateway looks at every heartbeat of its own
+    await asyncio.sleep(0.1)  # the gateway checks with every heartbeat of its own
     assert (await world.client.get("/readyz")).status == 503
     text = await (await world.client.get("/metrics")).text()
     assert "dsd_gateway_sessions 0.0" in text

@@ -51,7 +51,7 @@ class Seen:
 
 
 def explore(document: dict[str, Any], address: str) -> set[Seen]:
-    """Asks every endpoint as the document says and as it forbids; returns what kinds of answers came."""
+    """Sends valid and invalid requests to every endpoint; returns the kinds of answers."""
     seen: set[Seen] = set()
     for found in schemathesis.openapi.from_dict(document).get_all_operations():
         operation = found.ok()

@@ -45,7 +45,7 @@ class Story:
         return [f"{send.verb} {send.instance_id}" for send in self.sends()]
 
     def keep_alive(self, *instance_ids: str) -> None:
-        """Heartbeats of these, as of now."""
+        """Heartbeats of these instances now."""
         for each in self.beats:
             if each.instance_id in instance_ids:
                 self.placement.fleet.observe(each, self.now)
@@ -90,7 +90,7 @@ class Story:
         )
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass; the timer rings whenever it is due. Everybody's heart beats."""
+        """Lets time pass. Calls the timer whenever it is due; all instances send heartbeats."""
         end = self.now + seconds
         while (due := self.session.due) is not None and due <= end:
             self.now = max(self.now, due)
@@ -119,5 +119,5 @@ def running(beats: list[Heartbeat] | None = None) -> Story:
 
 
 def taken(session: Session) -> list[int]:
-    """The tokens that the session hands on now."""
+    """The new tokens of the session."""
     return [each.token_id for each in session.take_tokens()]

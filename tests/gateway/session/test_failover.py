@@ -1,4 +1,4 @@
-"""Peers die, lie, forget and come late, messages get lost: the client's text stays what the target would have said."""
+"""Peers die, lie, forget and join late, messages get lost: the client still gets the target's own text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stream:
         self.finish: str | None = None
         self.report: dict[str, Any] = {}
         self.error: dict[str, Any] | None = None
-        self.fingerprints: list[str] = []  # as they were told, one after the other
+        self.fingerprints: list[str] = []  # in the order of the chunks
 
     async def read(self, at_least: int | None = None) -> str:
         """Reads on until the text has that many characters, or to the end."""

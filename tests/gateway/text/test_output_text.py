@@ -36,7 +36,7 @@ def test_every_counted_token_is_scored_once_with_its_true_bytes(text: str, stops
     if not answer.stopped:
         assert bytes_of(tokens).decode() == text_of(pieces) == text
     shown = 0
-    for piece in pieces:  # no token is told before its text
+    for piece in pieces:  # no token comes before its text
         shown += len(piece.text)
         assert answer.stopped or all(token.offset <= shown for token in piece.tokens)
 

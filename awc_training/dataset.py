@@ -22,7 +22,7 @@ from awc_training.runs import SLIDING, STOP_AND_WAIT, Reports, run, static_cell
 from awc_training.scenarios import TRAINING, drawn
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import Cell
-from dsd_sim.studies.report import Report
+from dsd_sim.studies.report import SimReport
 
 CLOUD_ONLY = 1  # input for window 0
 CLOUD_ONLY_LABEL = -2  # target for window 0; the decision threshold 1 lies halfway to the usual windows
@@ -50,7 +50,7 @@ def make_datasets(folder: Path, num: int, workers: int | None) -> tuple[Dataset,
 
 
 def _gathered(
-    cells: Iterable[Sequence[Cell]], reports: Reports, rows_of: Callable[[Scenario, Sequence[Report]], Rows]
+    cells: Iterable[Sequence[Cell]], reports: Reports, rows_of: Callable[[Scenario, Sequence[SimReport]], Rows]
 ) -> Dataset:
     inputs: list[list[float]] = []
     targets: list[list[float]] = []
@@ -63,7 +63,7 @@ def _gathered(
     return Dataset(np.array(inputs), np.array(targets), np.array(groups))
 
 
-def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
+def window_rows(scenario: Scenario, found: Sequence[SimReport]) -> Rows:
     """Rows of wc-dnn (arXiv 2511.21669): one for each of WINDOWS; target: the window with the best score."""
     best = WINDOWS[int(np.argmax([report.soft_goodput for report in found]))]
     known = _acceptance_when_drafting(found)
@@ -76,7 +76,7 @@ def window_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
     return inputs, [[float(best or CLOUD_ONLY_LABEL)]] * len(inputs)
 
 
-def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
+def choice_rows(scenario: Scenario, found: Sequence[SimReport]) -> Rows:
     """Rows of adaptive: one for each of CHOICES; targets: the worth of every choice minus the best worth."""
     worths = np.array([worth_of(report) for report in found])
     worth = np.maximum(worths - worths.max(), LEAST_WORTH).tolist()
@@ -100,12 +100,12 @@ def choice_rows(scenario: Scenario, found: Sequence[Report]) -> Rows:
     return inputs, [worth] * len(inputs)
 
 
-def worth_of(report: Report) -> float:
+def worth_of(report: SimReport) -> float:
     """(ln soft goodput - ln mean latency) / 2. Latency distinguishes choices that all meet the objective."""
     return (math.log(max(report.soft_goodput, 1e-9)) - math.log(max(report.latency_ms.mean, 1e-3))) / 2
 
 
-def _acceptance_when_drafting(found: Sequence[Report]) -> float:
+def _acceptance_when_drafting(found: Sequence[SimReport]) -> float:
     """Stand-in for the last acceptance before target-only: the mean over the runs that drafted."""
     rates = [report.seen.acceptance for report in found if report.seen is not None and report.fates.drafted]
     return float(np.mean(rates)) if rates else 1.0

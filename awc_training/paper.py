@@ -19,7 +19,7 @@ from awc_training.scenarios import FOLDER
 from dsd_sim.scenario.demand import Closed
 from dsd_sim.scenario.scenario import Scenario, read_scenario
 from dsd_sim.studies.cells import Cell
-from dsd_sim.studies.report import Report
+from dsd_sim.studies.report import SimReport
 
 PAPER = FOLDER / "paper"
 START = 4
@@ -95,5 +95,5 @@ def _ours(scenario: Scenario) -> Cell:
     return cell(scenario, SLIDING, POLICIES["adaptive"](start), start, PAPER)
 
 
-def _figures(report: Report) -> CellFigures:
+def _figures(report: SimReport) -> CellFigures:
     return CellFigures(report.tokens_per_s, report.tpot_ms.mean, report.ttft_ms.mean, report.verifier_utilisation)

@@ -15,10 +15,10 @@ from awc.policy import WindowChoice, WindowPolicy
 from awc_training.scenarios import FOLDER
 from dsd_sim.scenario.scenario import Policies, Scenario
 from dsd_sim.studies.cells import Cell, key_of
-from dsd_sim.studies.report import Report
-from dsd_sim.studies.runner import num_cores, progress_shown, run_cells
+from dsd_sim.studies.report import SimReport
+from dsd_sim.studies.runner import num_cores, run_cells, show_progress
 
-Reports: TypeAlias = dict[str, Report]
+Reports: TypeAlias = dict[str, SimReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ def cell(
 
 def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> Reports:
     """Reports by the keys of their cells. Resumes after a stop."""
-    with progress_shown() as tell:
-        return run_cells(cells, folder, workers or num_cores(), tell)
+    with show_progress() as on_progress:
+        return run_cells(cells, folder, workers or num_cores(), on_progress)
 
 
 def scores(cells: Sequence[Cell], reports: Reports) -> list[float]:

@@ -1,4 +1,4 @@
-"""DSD-Sim: fleets of drafters and verifiers in virtual time (docs/simulator.md)."""
+"""DSD-Sim simulates fleets of drafters and verifiers in virtual time (docs/simulator.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m dsd_sim: runs scenarios in virtual time: one, one that is varied, or many under several policies."""
+"""The commands of `python -m dsd_sim`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dsd_sim.engine.fleet import Fleet
+from dsd_sim.engine.fleet import SimFleet
 from dsd_sim.roofline.cli import roofline
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario, read_toml, scenario_of
 from dsd_sim.scenario.table import BadScenario
-from dsd_sim.studies.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
+from dsd_sim.studies.cli import OUT, Out, Workers, exit_on_bad_input, print_written, reports_of
 from dsd_sim.studies.compare import FILE, file_of, findings_of, read_comparison, write_comparison
 from dsd_sim.studies.plan_cli import plan
-from dsd_sim.studies.report import Report, figures_of, report_of, table_of, write_csv
+from dsd_sim.studies.report import SimReport, figures_of, report_of, table_of, write_csv
 from dsd_sim.studies.sweep import capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
 from dsd_sim.studies.tables import capacity_table, comparison_table, crossover_table, notes_of, sweep_table, terminal
 from dsd_sim.studies.trace import LOG_ROOM, cut_ms, write_trace
@@ -32,8 +32,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.callback()
 def main() -> None:
-    """DSD-Sim: fleets of drafters and verifiers in virtual time."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit that cleans up, like Ctrl-C
+    """DSD-Sim simulates fleets of drafters and verifiers in virtual time."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up, as Ctrl-C does
 
 
 @app.command()
@@ -44,8 +44,8 @@ def run(
     trace: Annotated[Path | None, typer.Option(help="File for a trace to open in Perfetto (JSON).")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for plots of windows, utilisation and times.")] = None,
 ) -> None:
-    """Runs one scenario and prints what it showed."""
-    with bad_input_told(scenario):
+    """Runs one scenario and prints its report."""
+    with exit_on_bad_input(scenario):
         read = _read_single(scenario)
         fleet = make_fleet(read, scenario.parent, LOG_ROOM if trace or plots else 0)
         with _watched(fleet):
@@ -60,13 +60,13 @@ def run(
 
 @app.command()
 def sweep(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file with a table named sweep.")],
+    scenario: Annotated[Path, typer.Argument(help="A scenario file with a [sweep] table.")],
     out: Out = None,
     workers: Workers = None,
 ) -> None:
-    """Runs a scenario with every combination of the values that its sweep table lists. Goes on where it was stopped."""
+    """Runs a scenario with every combination of the values in its [sweep] table. A stopped sweep continues."""
     folder = out or OUT / scenario.stem
-    with bad_input_told(scenario):
+    with exit_on_bad_input(scenario):
         plan = read_plan(scenario)
         outcomes = outcomes_of(plan, reports_of((point.cell for point in plan.points), folder, workers))
         capacities = capacities_of(plan, outcomes)
@@ -83,7 +83,7 @@ def sweep(
         console.print(capacity_table(capacities))
     if plan.crossover is not None:
         console.print(crossover_table(plan.crossover, crossings))
-    say_written([folder / "sweep.json", folder / "sweep.csv", *plots])
+    print_written([folder / "sweep.json", folder / "sweep.csv", *plots])
 
 
 @app.command()
@@ -92,11 +92,12 @@ def compare(
     out: Out = None,
     workers: Workers = None,
 ) -> None:
-    """Runs scenarios under several policies, and prints ratios to one of them. Goes on where it was stopped."""
+    """Runs scenarios with several variants of their policies, and prints ratios to one of them. A stopped comparison
+    continues."""
     path = file_of(comparison)
     name = path.resolve().parent.name if path.name == FILE else path.stem
     folder = out or OUT / name
-    with bad_input_told(path):
+    with exit_on_bad_input(path):
         plan = read_comparison(path)
         findings = findings_of(plan, reports_of(plan.cells, folder, workers))
         write_comparison(plan, findings, folder)
@@ -106,9 +107,9 @@ def compare(
     console = terminal()
     for figure in plan.comparison.figures:
         console.print(comparison_table(plan, findings, figure))
-    for note in notes_of(plan):
-        console.print(Text(note), soft_wrap=True)
-    say_written([folder / "compare.json", folder / "compare.csv", *plots])
+    for log_entry in notes_of(plan):
+        console.print(Text(log_entry), soft_wrap=True)
+    print_written([folder / "compare.json", folder / "compare.csv", *plots])
 
 
 app.command()(roofline)
@@ -118,13 +119,13 @@ app.command()(plan)
 def _read_single(path: Path) -> Scenario:
     content = read_toml(path)
     if "sweep" in content:
-        raise BadScenario(f"{path}: sweep: a file with this table is for `sweep`; `run` runs one scenario")
+        raise BadScenario(f"{path}: sweep: `run` takes no file with this table; use `sweep`")
     return scenario_of(content, path)
 
 
 @contextmanager
-def _watched(fleet: Fleet) -> Iterator[None]:
-    """On a terminal, one line with how far it is."""
+def _watched(fleet: SimFleet) -> Iterator[None]:
+    """Shows the progress of a run in one line, if standard error is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -139,9 +140,9 @@ def _watched(fleet: Fleet) -> Iterator[None]:
 
 
 def _write_run(
-    scenario: Scenario, fleet: Fleet, report: Report, out: Path | None, trace: Path | None, plots: Path | None
+    scenario: Scenario, fleet: SimFleet, report: SimReport, out: Path | None, trace: Path | None, plots: Path | None
 ) -> None:
-    """Whatever was asked for."""
+    """Writes the outputs that the options ask for."""
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_bytes(report.encode())
@@ -156,7 +157,7 @@ def _write_run(
         plot_run(scenario, fleet.world, plots)
     end_ms = cut_ms(fleet.world)
     if end_ms is not None:
-        print(f"trace and plots over time end at {end_ms / 1000:,.1f} s: the log was full there", file=sys.stderr)
+        print(f"trace and plots over time end at {end_ms / 1000:,.1f} s, where the log was full", file=sys.stderr)
 
 
 if __name__ == "__main__":

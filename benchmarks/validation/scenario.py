@@ -23,7 +23,7 @@ from benchmarks.validation.load import Request
 from benchmarks.validation.record import Recordings
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
-from dsd_sim.studies.report import Report, report_of
+from dsd_sim.studies.report import SimReport, report_of
 
 NUM_SEEDS = 20  # a simulation draws its guesses from the recordings anew with each
 TRACE = "requests.jsonl"
@@ -133,7 +133,7 @@ def simulate(scenario: Scenario, folder: Path, request_ms: float, num_seeds: int
     )
 
 
-def _report(scenario: Scenario, folder: Path) -> Report:
+def _report(scenario: Scenario, folder: Path) -> SimReport:
     fleet = make_fleet(scenario, folder)
     fleet.run()
     return report_of(scenario, fleet)

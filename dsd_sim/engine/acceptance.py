@@ -1,9 +1,9 @@
-"""Whether a draft's guesses are right: models of acceptance, and replay of recordings.
+"""Acceptance models: which guesses of a draft are right, drawn at random or replayed from a recording.
 
-For every token of an answer there is one truth, "would the guess for it be right, given the right text before it", and
-one confidence, the draft's own probability of that guess. Guesses behind a wrong one are wrong whatever is said here.
+A model draws two values for each token of an answer: whether the draft guesses it right when the text before it is
+right, and the draft's confidence in that guess. A guess behind a wrong one is always wrong.
 
-Invariant: both are drawn once per request, so a token that is drafted again is right or wrong again.
+Invariant: both values are drawn once per request, so a token that is drafted again has the same outcome.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Acceptance(Protocol):
+class AcceptanceModel(Protocol):
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
-        """Draws both arrays [tokens] of one request."""
+        """Draws both arrays, [tokens], of one request."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Every guess is right with the same probability, and the confidence is that probability."""
+    """Every guess is right with probability `rate`, which is also its confidence."""
 
     rate: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise ValueError(f"an acceptance rate of {self.rate} must be 0 to 1")
 
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
         np.less(rng.random(len(right), np.float32), self.rate, out=right)
@@ -38,13 +34,9 @@ class Independent:
 
 @dataclass(frozen=True, slots=True)
 class ByPosition:
-    """The first tokens of an answer have rates of their own; the last rate holds for all that follow."""
+    """One rate for each position of an answer; the last rate holds for all positions behind it."""
 
     rates: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.rates or not all(0 <= rate <= 1 for rate in self.rates):
-            raise ValueError(f"acceptance rates {self.rates} must be at least one, each 0 to 1")
 
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
         confidence[:] = self.rates[-1]
@@ -55,19 +47,12 @@ class ByPosition:
 
 @dataclass(frozen=True, slots=True)
 class Markov:
-    """Easy and hard stretches: two states, each with a rate, that change after a token with some probability."""
+    """A Markov chain of two states, easy and hard, each with its own rate."""
 
     easy: float
     hard: float
-    to_hard: float  # probability to leave an easy stretch after a token
-    to_easy: float
-
-    def __post_init__(self) -> None:
-        for name in ("easy", "hard", "to_hard", "to_easy"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be 0 to 1")
-        if self.to_hard + self.to_easy == 0:
-            raise ValueError("to_hard and to_easy are both 0: the stretches would never change")
+    to_hard: float  # probability of changing from easy to hard after a token
+    to_easy: float  # and from hard to easy
 
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
         is_easy = rng.random() < self.to_easy / (self.to_easy + self.to_hard)
@@ -81,8 +66,8 @@ class Markov:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer of a real pair: for each token whether the draft guessed it, and its probability of the guess."""
+class RecordedAnswer:
+    """An answer of a real pair, [tokens]: whether the draft guessed each token, and its confidence."""
 
     right: NDArray[np.bool_]
     confidence: NDArray[np.float32]
@@ -90,13 +75,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Recorded answers; each request replays one drawn at random, from its start, round and round."""
+    """Each request replays one recorded answer, drawn at random, and starts over where it is too short."""
 
-    answers: tuple[Answer, ...]
-
-    def __post_init__(self) -> None:
-        if not self.answers or not all(len(answer.right) for answer in self.answers):
-            raise ValueError("there must be answers, each of at least one token")
+    answers: tuple[RecordedAnswer, ...]
 
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
         answer = self.answers[int(rng.integers(len(self.answers)))]

@@ -1,6 +1,6 @@
-"""What a simulated verifier does at each of its events, as the loop of services.cloud_verifier does it.
+"""Event handlers of a simulated verifier; they follow the loop of services.cloud_verifier.
 
-Invariant: one pass at a time; whatever came while it ran is in the next one. `w` is a World.
+Invariant: a verifier runs one pass at a time, and what arrives meanwhile is in the next one. `w` is a World.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from dsd_sim.engine.events import (
     free_message,
     free_slot,
     inlined,
-    note,
-    passage,
+    log_entry,
     push,
     remove,
     take_message,
+    transit,
     uniform,
 )
 from dsd_sim.engine.world import PASS
 from shared.policies import batching
 
-# Of the ready sessions and their guesses a pass takes: as many as fit, oldest first; the same, shortest rows first
-# (length-aware); all first rows, then the guesses likeliest to survive as they fit, and as they pay.
-FIFO, LAB, TETRIS, WORTH = 0, 1, 2, 3
-FREE_OF_CHARGE = np.array([1.0, 0, 0, 0, 0, 0, 0])  # a pass whose cost no guess changes
+FIFO = 0  # sessions with all their guesses, oldest first, while they fit
+LAB = 1  # the same, shortest rows first (length-aware batching)
+TETRIS = 2  # all first rows, then the guesses that are likeliest to survive, while they fit
+WORTH = 3  # the same, while they pay: the services' rule
+CONSTANT_COST = np.array([1.0, 0, 0, 0, 0, 0, 0])  # weights of a pass that takes the same time with every guess
 DRAFTER_LEASE_MS = 2000.0  # as the verifier's drafter_lease_s
-VERDICT_BYTES = 240  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
+VERDICT_BYTES = 240  # of a Verdict without tokens, with NATS subject and TCP/IP headers
 
 form_pass = njit(cache=True)(batching.form_pass)
 round_to_kv_step = njit(cache=True)(batching.round_to_kv_step)
@@ -40,15 +41,15 @@ round_to_kv_step = njit(cache=True)(batching.round_to_kv_step)
 
 @njit(cache=True)
 def opens(w, slot):
-    """An Open reaches the verifier."""
+    """Handles an Open that reaches the verifier."""
     s = w.slots[slot]
     request = w.requests[s.request]
     if w.nodes[request.node].num_failures > 0:
-        s.is_homeless, s.lost_ms = True, w.clock[0].now
+        s.lost_verifier, s.lost_ms = True, w.clock[0].now
         return
     stop, limit = request.prompt + request.tokens, request.prompt + request.max_tokens
     text, now = request.prompt + s.begun, w.clock[0].now
-    # Until the first draft says otherwise it runs free, as the gateway's Open has it.
+    # The gateway's Open asks for free run; the first draft may change it.
     verify_session.open_verifier(w.verifiers[slot], text, stop, limit, True, request.device >= 0, now)
     s.reserved = 0
     node = w.nodes[request.node]
@@ -60,7 +61,7 @@ def opens(w, slot):
 
 @njit(cache=True)
 def _admit(w, index):
-    """Gives KV cache to waiting sessions, oldest first, as far as there is room."""
+    """Reserves KV cache for waiting sessions, oldest first, until one does not fit."""
     node = w.nodes[index]
     for i in range(node.num_sessions):
         s = w.slots[w.node_slots[index, i]]
@@ -76,7 +77,7 @@ def _admit(w, index):
 
 @njit(cache=True)
 def collect(w, index):
-    """Begins the next pass when none runs and any session is ready."""
+    """Begins the next pass if none is running and a session is ready."""
     node = w.nodes[index]
     if node.num_batch > 0:
         return
@@ -111,12 +112,12 @@ def collect(w, index):
     now = w.clock[0].now
     node.ends_at = now + node.pass_ms
     push(w, node.ends_at, PASS_ENDS, index)
-    note(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
+    log_entry(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
 
 
 @njit(cache=True)
 def _draft_beside(w, node, batch, num_ready):
-    """The node's own draft model guesses for all decoding sessions, in steps of all at once; returns its time."""
+    """Lets the node's own draft model guess for all decoding sessions in one batch; returns the milliseconds."""
     num = cached = 0
     for i in range(num_ready):
         slot = batch[i]
@@ -138,7 +139,7 @@ def _draft_beside(w, node, batch, num_ready):
 
 @njit(cache=True)
 def _shortest_first(w, batch, num):
-    """Orders sessions by the tokens that they have to compute; of equal ones the oldest comes first."""
+    """Sorts sessions by the number of tokens to compute; the sort is stable, so ties stay oldest first."""
     for i in range(1, num):
         slot = batch[i]
         length = _num_waiting(w.verifiers[slot])
@@ -156,7 +157,7 @@ def _num_waiting(v):
 
 @njit(cache=True)
 def _share_out(w, node, batch, num_ready, cached):
-    """Freezes the rows of the pass; returns how many sessions are in it, and the tokens fed."""
+    """Freezes the rows of the pass; returns the number of sessions in it, and of tokens fed."""
     todo = np.empty(num_ready, np.int64)
     guesses = np.empty(num_ready, np.int64)
     probability = np.empty(num_ready)
@@ -165,7 +166,7 @@ def _share_out(w, node, batch, num_ready, cached):
         todo[i], guesses[i], probability[i] = v.length - v.computed, v.pending, verify_session.survival(v)
     fed = 0
     if node.batching >= TETRIS:
-        weights = node.weights if node.batching == WORTH else FREE_OF_CHARGE
+        weights = node.weights if node.batching == WORTH else CONSTANT_COST
         rows, bought = form_pass(todo, guesses, probability, cached, node.token_budget, node.prefill_chunk, weights)
         for i in range(len(rows)):
             fed += verify_session.begin_pass(w.verifiers[batch[i]], rows[i] + bought[i], bought[i])
@@ -192,7 +193,7 @@ def pass_ms(weights, num_sessions, num_tokens, cached_tokens):
 
 @njit(cache=True)
 def draft_comes(w, index):
-    """To the verifier."""
+    """Handles a Draft that reaches the verifier."""
     m = w.messages[index]
     slot = m.session
     if w.generations[index] == w.slots[slot].generation:
@@ -207,7 +208,7 @@ def draft_comes(w, index):
 
 @njit(cache=True)
 def expire_drafters(w):
-    """Sessions whose drafter has been silent for its lease run free from now on."""
+    """Starts free run in sessions whose drafter has been silent for its lease."""
     for index in range(len(w.nodes)):
         for i in range(w.nodes[index].num_sessions):
             v = w.verifiers[w.node_slots[index, i]]
@@ -218,11 +219,11 @@ def expire_drafters(w):
 
 @inlined
 def _send_verdict(w, slot, index):
-    """To the drafter."""
+    """Sends a Verdict to the session's drafter."""
     request = w.requests[w.slots[slot].request]
     device = w.devices[request.device]
     num_bytes = VERDICT_BYTES + TOKEN_BYTES * w.messages[index].num
-    free_at, late = passage(w, device, device.down_free, num_bytes)
+    free_at, late = transit(w, device, device.down_free, num_bytes)
     device.down_free = free_at
     device.down_newest = max(device.down_newest, free_at + late)
     push(w, device.down_newest + w.nodes[request.node].delay_ms, VERDICT_COMES, index)
@@ -230,11 +231,11 @@ def _send_verdict(w, slot, index):
 
 @njit(cache=True)
 def pass_ends(w, index):
-    """Commits what the pass drew and answers; then the next pass begins."""
+    """Commits the draws of the pass, sends verdicts and begins the next pass."""
     node, batch = w.nodes[index], w.batches[index]
     now, num_batch = w.clock[0].now, node.num_batch
     if now != node.ends_at:
-        return  # the node was down since
+        return  # the node failed during the pass
     queue = _queue(w, index)
     node.sum_queue += queue
     node.num_batch = 0
@@ -245,8 +246,8 @@ def pass_ends(w, index):
         request = w.requests[w.slots[slot].request]
         before = v.length
         answer = take_message(w, slot)
-        is_told = verify_session.end_pass(v, w.messages[answer], node.pass_ms, num_batch, queue, node.num_fed, now)
-        if is_told:
+        has_verdict = verify_session.end_pass(v, w.messages[answer], node.pass_ms, num_batch, queue, node.num_fed, now)
+        if has_verdict:
             w.clock[0].num_windows += 1
             node.num_committed += v.length - before
             if before == request.prompt:
@@ -261,7 +262,7 @@ def pass_ends(w, index):
                 _leave_node(w, index, slot)
                 is_any_done = True
                 push(w, request.done_ms, DONE, w.slots[slot].request)
-        if is_told and request.device >= 0:
+        if has_verdict and request.device >= 0:
             _send_verdict(w, slot, answer)
         else:
             free_message(w, answer)
@@ -274,7 +275,7 @@ def pass_ends(w, index):
 
 @njit(cache=True)
 def count_beside(request, v):
-    """Of a verifier that drafts itself: what became of the guesses of a session that ends there."""
+    """Adds the guesses of a verifier's own draft model to a request whose session ends there."""
     request.accepted += v.accepted
     request.rejected += v.rejected
     request.discarded += v.discarded
@@ -283,7 +284,7 @@ def count_beside(request, v):
 
 @inlined
 def _queue(w, index):
-    """Queue utilisation: tokens that wait to be computed / token budget, clipped to 1."""
+    """Queue utilisation: tokens waiting to be computed / token budget, clipped to 1."""
     return min(1.0, _queued(w, index) / w.nodes[index].token_budget)
 
 
@@ -297,7 +298,7 @@ def _queued(w, index):
 
 @njit(cache=True)
 def loads(w):
-    """Sessions and queued tokens of every verifier: [nodes, 2]."""
+    """Sessions and queued tokens of every verifier, [nodes, 2]."""
     found = np.zeros((len(w.nodes), 2), np.int64)
     for index in range(len(w.nodes)):
         found[index, 0], found[index, 1] = w.nodes[index].num_sessions, _queued(w, index)

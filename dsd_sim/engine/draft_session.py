@@ -1,7 +1,7 @@
 """The drafter's side of a session in counting form: the rules of shared.protocol.drafter_session, compiled.
 
-Invariant: for the same guesses, right or wrong, and the same messages in the same order both forms commit, count and
-answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `d` is a DRAFTER record, `m` a MESSAGE.
+Invariant: both forms commit, count and answer alike if guesses and messages are the same; engine/test_counting.py
+drives them side by side. `d` is a DRAFTER record, `m` a MESSAGE (records.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shared.protocol.messages import MAX_WINDOW
 
 @njit(cache=True)
 def start_drafter(d, prompt, stop, limit, window, chunk, free_run, now):
-    """A new session behind a prompt of so many tokens."""
+    """Starts a session behind a prompt of `prompt` tokens."""
     d.length = d.committed = d.sent = prompt
     d.computed = d.epoch = d.tries = d.valid = 0
     d.wrong, d.stop, d.limit = NEVER, stop, limit
@@ -49,7 +49,7 @@ def can_draft(d):
 
 @njit(cache=True)
 def begin_step(d, max_tokens):
-    """Freezes the next call of the draft model; returns the number of tokens that it feeds."""
+    """Freezes the next call of the draft model; returns the number of tokens fed."""
     d.step_start = min(d.computed, d.length - 1)
     d.step_fed = min(max_tokens, d.length - d.step_start)
     d.valid = d.length
@@ -59,7 +59,7 @@ def begin_step(d, max_tokens):
 
 @njit(cache=True)
 def end_step(d, is_right, confidence):
-    """Applies a finished step; is_right: whether its guess is the target's token if all before it are."""
+    """Applies a finished step. `is_right`: whether its guess equals the target's token if all guesses before it do."""
     d.in_step = False
     end = d.step_start + d.step_fed
     d.computed = min(end, d.valid)
@@ -75,7 +75,7 @@ def end_step(d, is_right, confidence):
 
 @njit(cache=True)
 def take_draft(d, m, now):
-    """Writes the next Draft to send into m; False when none is due."""
+    """Writes the next Draft into `m`; False if none is due."""
     if d.closed:
         return False
     if d.committed >= d.limit:
@@ -97,7 +97,7 @@ def take_draft(d, m, now):
 
 @njit(cache=True)
 def resend_at(d):
-    """When to resend unless a verdict comes first; infinity when no verdict is owed."""
+    """Time of the next resend unless a verdict comes first; infinity if no verdict is expected."""
     if d.closed or (d.sent <= d.committed and not d.free_run):
         return np.inf
     timeout = _timeout_ms(d)
@@ -112,7 +112,7 @@ def _timeout_ms(d):
 
 @njit(cache=True)
 def on_timer(d, m, now):
-    """Writes a Draft that sends everything again into m when that is due; False otherwise."""
+    """Writes a Draft that resends all pending guesses into `m`; False if no resend is due."""
     if now < resend_at(d):
         return False
     if d.tries == MAX_SILENT_TRIES:
@@ -132,7 +132,7 @@ def _draft(d, m, base, num, now):
 
 @njit(cache=True)
 def on_verdict(d, m, now):
-    """Takes what the verifier has fixed; False when the session is closed."""
+    """Applies a Verdict; False if the session is closed."""
     if d.closed:
         return False
     d.tries, d.quiet_since, d.pass_ms = 0, now, m.compute_ms
@@ -184,7 +184,7 @@ def _commit(d, m):
 
 @njit(cache=True)
 def close_drafter(d):
-    """No more drafting; open guesses are discarded."""
+    """Ends drafting and discards the guesses that are not judged."""
     d.discarded += d.length - d.committed
     _roll_back(d, d.committed)
     d.length, d.wrong = d.committed, NEVER

@@ -1,6 +1,6 @@
-"""What a simulated edge device does at each of its events, as the loop of services.edge_drafter does it.
+"""Event handlers of a simulated edge device; they follow the loop of services.edge_drafter.
 
-Invariant: one draft step at a time on a device, given to its sessions in turn. `w` is a World.
+Invariant: a device runs one draft step at a time, and its sessions take turns. `w` is a World.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from dsd_sim.engine.events import (
     free_message,
     free_slot,
     inlined,
-    note,
-    passage,
+    log_entry,
     push,
     remove,
     take_message,
+    transit,
 )
 from dsd_sim.engine.records import NEVER
 from dsd_sim.engine.world import NOBODY, STEER, STEP
 
-IDLE, NOBODYS = -1, -2  # of a device's draft model: free; running a step for a session that is over
-MOVING = 0.2  # weight of the newest sample, as the drafter's pairs.WEIGHT
-DRAFT_BYTES = 190  # on the wire, beside its tokens: NATS subject and TCP/IP headers included
+IDLE, ABANDONED = -1, -2  # a device's `active` while no step runs, or one of a session that has ended
+EWMA_WEIGHT = 0.2  # of the newest sample, as the drafter's pairs.WEIGHT
+DRAFT_BYTES = 190  # of a Draft without tokens, with NATS subject and TCP/IP headers
 
 
 @njit(cache=True)
 def speculates(w, slot):
-    """A Speculate reaches the drafter: a session begins there, under the pair's window."""
+    """Handles a Speculate that reaches the drafter: a session starts with the window of its pair."""
     s = w.slots[slot]
-    s.is_spoken = False
-    if s.is_over:
+    s.speculate_in_flight = False
+    if s.finished_early:
         free_slot(w, slot)
         return
     request = w.requests[s.request]
     device = w.devices[request.device]
     if device.num_failures > 0:
-        orphan(w, slot)
+        drop_drafter(w, slot)
         return
-    if s.is_homeless:  # its next verifier is not known yet, and neither what it has said by then
+    if s.lost_verifier:  # another Speculate follows once the session has a verifier again
         return
-    s.is_drafted = True
+    s.drafter_started = True
     s.seen_drafted = s.seen_accepted = s.seen_rejected = s.seen_late = s.seen_discarded = 0
     pair = w.pairs[request.device, request.node]
     d, now = w.drafters[slot], w.clock[0].now
@@ -63,7 +63,7 @@ def speculates(w, slot):
 
 @njit(cache=True)
 def draft(w, index):
-    """Gives the draft model, when it is free, to the session that has waited longest for a step."""
+    """Gives an idle draft model to the session that has waited longest for a step."""
     device, order = w.devices[index], w.device_slots[index]
     if device.active != IDLE or device.num_failures > 0:
         return
@@ -91,7 +91,7 @@ def _begin_step(w, index, slot, now):
     elapsed = _step_ms(device, d.step_start, fed)
     device.active, device.step_end = slot, now + elapsed
     device.busy_ms += elapsed
-    note(w, STEP, index, w.slots[slot].request, fed, now, device.step_end)
+    log_entry(w, STEP, index, w.slots[slot].request, fed, now, device.step_end)
 
 
 @inlined
@@ -102,8 +102,8 @@ def _step_ms(device, context, fed):
 
 @inlined
 def _num_more(device, d):
-    """How many steps follow the one that begins before a draft is due or another session has its turn; unless something
-    comes between, one event stands for all of them."""
+    """Steps that follow the one that begins now before a draft is due or another session has its turn. One event ends
+    all of them unless something interrupts (`interrupt`)."""
     if device.num_sessions > 1 or d.min_confidence > 0 or d.step_start + d.step_fed < d.length:
         return 0
     room = min(d.chunk - (d.length - d.sent), d.window - (d.length - d.committed), d.limit - d.length)
@@ -114,7 +114,7 @@ def _num_more(device, d):
 
 @inlined
 def _advance(w, index):
-    """Ends the steps that are over by now, all but the last of those that belong together."""
+    """Ends the steps of the current run that are over by now, except its last one."""
     device, now = w.devices[index], w.clock[0].now
     while device.num_more > 0 and device.step_end <= now:
         device.num_more -= 1
@@ -125,7 +125,7 @@ def _advance(w, index):
 
 @inlined
 def interrupt(w, index):
-    """Something comes between: steps that were to follow the one that runs are planned anew behind it."""
+    """Cuts the current run of steps behind the step in progress; the next run is planned when that step ends."""
     _advance(w, index)
     device = w.devices[index]
     if device.num_more > 0:
@@ -144,7 +144,7 @@ def interrupt_all(w):
 def step_ends(w, index):
     device = w.devices[index]
     if w.clock[0].now != device.ends_at:
-        return  # something came between, or the device was down
+        return  # the run was interrupted, or the device failed
     _advance(w, index)
     slot = device.active
     device.active = IDLE
@@ -157,14 +157,14 @@ def step_ends(w, index):
 @inlined
 def _end_step(w, slot):
     d = w.drafters[slot]
-    place = d.step_start + d.step_fed - w.requests[w.slots[slot].request].prompt  # of the guess in the answer
-    place = min(max(place, 0), w.right.shape[1] - 1)
-    draft_session.end_step(d, w.right[slot, place], w.confidence[slot, place])
+    position = d.step_start + d.step_fed - w.requests[w.slots[slot].request].prompt  # of the guess, in the answer
+    position = min(max(position, 0), w.right.shape[1] - 1)
+    draft_session.end_step(d, w.right[slot, position], w.confidence[slot, position])
 
 
 @inlined
 def send(w, slot):
-    """Sends what is due of a session, and sees to it that silence is noticed."""
+    """Sends the drafts of a session that are due and starts its resend timer."""
     d = w.drafters[slot]
     while True:
         index = take_message(w, slot)
@@ -180,7 +180,7 @@ def _send_draft(w, slot, index):
     request = w.requests[w.slots[slot].request]
     device = w.devices[request.device]
     num_bytes = DRAFT_BYTES + TOKEN_BYTES * w.messages[index].num
-    free_at, late = passage(w, device, device.up_free, num_bytes)
+    free_at, late = transit(w, device, device.up_free, num_bytes)
     device.up_free = free_at
     device.up_newest = max(device.up_newest, free_at + late)
     push(w, device.up_newest + w.nodes[request.node].delay_ms, DRAFT_COMES, index)
@@ -215,12 +215,12 @@ def timer(w, index):
 
 @njit(cache=True)
 def verdict_comes(w, index):
-    """To the drafter."""
+    """Handles a Verdict that reaches the drafter."""
     m = w.messages[index]
     slot = m.session
     s = w.slots[slot]
-    if w.generations[index] == s.generation and not s.is_drafted:
-        s.is_over = m.finish  # it was faster than its Speculate
+    if w.generations[index] == s.generation and not s.drafter_started:
+        s.finished_early = m.finish
     elif w.generations[index] == s.generation:
         d, request = w.drafters[slot], w.requests[s.request]
         interrupt(w, request.device)
@@ -237,31 +237,31 @@ def verdict_comes(w, index):
 
 @inlined
 def _observe_verdict(w, slot, m, pair):
-    """Moving averages of the pair, as the drafter's PairTable."""
+    """Updates the moving averages of the pair, as the drafter's PairTable does."""
     d, s, now = w.drafters[slot], w.slots[slot], w.clock[0].now
     num_new = m.base + m.num - d.committed
-    pair.queue = _moving(pair.queue, m.queue)
-    pair.pass_ms = _moving(pair.pass_ms, m.compute_ms)
-    pair.batch = _moving(pair.batch, m.batch)
-    pair.pass_tokens = _moving(pair.pass_tokens, m.pass_tokens)
+    pair.queue = _ewma(pair.queue, m.queue)
+    pair.pass_ms = _ewma(pair.pass_ms, m.compute_ms)
+    pair.batch = _ewma(pair.batch, m.batch)
+    pair.pass_tokens = _ewma(pair.pass_tokens, m.pass_tokens)
     if d.rtt_ms >= 0:
         pair.rtt_ms = d.rtt_ms
     if num_new > 0:
-        if s.is_told:
-            pair.gap_ms = _moving(pair.gap_ms, now - s.told_ms)
-            pair.gap_tokens = _moving(pair.gap_tokens, num_new)
+        if s.has_verdict:
+            pair.gap_ms = _ewma(pair.gap_ms, now - s.verdict_ms)
+            pair.gap_tokens = _ewma(pair.gap_tokens, num_new)
             pair.tpot_ms = pair.gap_ms / pair.gap_tokens
-        s.is_told, s.told_ms = True, now
+        s.has_verdict, s.verdict_ms = True, now
 
 
 @njit(cache=True)
-def _moving(average, sample):
-    return sample if average == 0 else (1 - MOVING) * average + MOVING * sample
+def _ewma(average, sample):
+    return sample if average == 0 else (1 - EWMA_WEIGHT) * average + EWMA_WEIGHT * sample
 
 
 @njit(cache=True)
 def stop_drafting(w, slot):
-    """The session is over at its drafter: its last counts go to pair and request, and messages under way are lost."""
+    """Ends a session at its drafter: adds its counts to pair and request, and drops the messages in flight."""
     s = w.slots[slot]
     request = w.requests[s.request]
     device, order, d = w.devices[request.device], w.device_slots[request.device], w.drafters[slot]
@@ -269,7 +269,7 @@ def stop_drafting(w, slot):
     remove(order, device.num_sessions, slot)
     device.num_sessions -= 1
     if device.active == slot:
-        device.active = NOBODYS
+        device.active = ABANDONED
     if not d.closed:
         draft_session.close_drafter(d)
     absorb(w, slot)
@@ -278,24 +278,24 @@ def stop_drafting(w, slot):
     request.rejected += d.rejected
     request.late += d.late
     request.discarded += d.discarded
-    s.is_drafted = s.has_timer = s.is_told = False
+    s.drafter_started = s.has_timer = s.has_verdict = False
     s.generation += 1
 
 
 @njit(cache=True)
-def orphan(w, slot):
-    """The session goes on without its drafter."""
+def drop_drafter(w, slot):
+    """Continues a session without its drafter."""
     s = w.slots[slot]
     if w.verifiers[slot].finished:
         free_slot(w, slot)
         return
     w.requests[s.request].device = NOBODY
-    s.is_orphan, s.lost_ms = True, w.clock[0].now
+    s.lost_drafter, s.lost_ms = True, w.clock[0].now
 
 
 @njit(cache=True)
 def absorb(w, slot):
-    """Moves what changed in a session's counts into its pair."""
+    """Adds to the pair what its session has counted since the last call."""
     s, d = w.slots[slot], w.drafters[slot]
     request = w.requests[s.request]
     pair = w.pairs[request.device, request.node]
@@ -310,7 +310,7 @@ def absorb(w, slot):
 
 @njit(cache=True)
 def absorb_all(w):
-    """Brings all pairs up to date for a report: their sessions' counts, how many these are, and their contexts."""
+    """Updates the counts, number of sessions and total context of all pairs for a report."""
     for device in range(len(w.devices)):
         _advance(w, device)
         for node in range(len(w.nodes)):
@@ -326,11 +326,11 @@ def absorb_all(w):
 
 @njit(cache=True)
 def steers(w, index):
-    """A decision has reached its drafter, and stands in the pair."""
+    """Applies a pair's new window to its sessions."""
     device, node = index // len(w.nodes), index % len(w.nodes)
     pair = w.pairs[device, node]
     interrupt(w, device)
-    note(w, STEER, index, -1, pair.window, w.clock[0].now, w.clock[0].now)
+    log_entry(w, STEER, index, -1, pair.window, w.clock[0].now, w.clock[0].now)
     for i in range(w.devices[device].num_sessions):
         slot = w.device_slots[device, i]
         if w.requests[w.slots[slot].request].node == node:

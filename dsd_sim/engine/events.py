@@ -1,7 +1,7 @@
-"""Virtual time: the heap of events, chance, links, and the pools of messages and session slots.
+"""Virtual time: the event heap, random numbers, links, and the pools of messages and session slots.
 
-Invariant: events are served in the order of their times, equal times in the order of their making, and random numbers
-come from the world's own generator, so the same world gives the same run. `w` is a World.
+Invariant: events are served by time, and events at the same time in the order they were pushed. Random numbers come
+from the world's own generator. So equal worlds give equal runs. `w` is a World.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# Kinds of events. Those up to LAST_OF_PYTHON are returned.
-ARRIVAL, TICK, DONE, HAPPENS, STEERS = range(5)
+# Kinds of events: up to LAST_OF_PYTHON they are returned to Python, the others are served by compiled code.
+ARRIVAL, TICK, DONE, CHANGES, STEERS = range(5)
 LAST_OF_PYTHON = STEERS
-WAYS = 4  # fewer levels than with 2, and the children lie side by side in memory
-TOKEN_BYTES = 4  # on the wire
-NO_ROOM = -1  # returned, too, before pools run out
 OPENS, SPECULATES, STEP_ENDS, DRAFT_COMES, PASS_ENDS, VERDICT_COMES, TIMER = range(5, 12)
+NO_ROOM = -1  # returned to Python before a pool runs out
 
-# A call passes every array of a World by value, which takes longer than what short functions do; these have no calls.
+WAYS = 4  # children of a heap node: fewer levels than with 2, and the children are adjacent in memory
+TOKEN_BYTES = 4  # of a token id in a message
+
+# A call passes every array of a World by value, which costs more than the body of a short function.
 inlined = njit(cache=True, inline="always")
 
 
@@ -35,11 +36,11 @@ def uniform(w):
 
 @inlined
 def push(w, time, kind, who):
-    """Puts an event where it belongs in the heap, in which every event has WAYS that are not before it."""
+    """Adds an event to the heap."""
     c, events = w.clock[0], w.events
     i = c.num_events
     if i >= len(events):
-        raise RuntimeError("more events than the world has room for")
+        raise RuntimeError("the event heap is full")
     c.num_events += 1
     sequence = c.sequence
     c.sequence += 1
@@ -55,7 +56,7 @@ def push(w, time, kind, who):
 
 @inlined
 def pop(w):
-    """Removes the first event; returns its time, kind and whom it concerns."""
+    """Removes the first event; returns its time, its kind and `who`."""
     c, events = w.clock[0], w.events
     time, kind, who = events[0].time, events[0].kind, events[0].who
     c.num_events -= 1
@@ -79,8 +80,8 @@ def pop(w):
 
 
 @inlined
-def passage(w, device, free_at, num_bytes):
-    """When the wire of a link has taken a message, and how long that one is under way from then on."""
+def transit(w, device, free_at, num_bytes):
+    """Time at which a link has taken in a message, and its latency from then on. `free_at`: when the link is free."""
     wire = num_bytes * 8 / device.bits_per_ms if device.bits_per_ms > 0 else 0.0
     late = device.delay_ms
     if device.jitter_ms > 0:
@@ -91,8 +92,8 @@ def passage(w, device, free_at, num_bytes):
 
 
 @inlined
-def note(w, kind, who, request, num, start, end):
-    """Writes what happened into the log while there is room."""
+def log_entry(w, kind, who, request, num, start, end):
+    """Appends an entry to the log if there is room."""
     c = w.clock[0]
     if c.num_logged < len(w.log):
         entry = w.log[c.num_logged]
@@ -105,7 +106,7 @@ def note(w, kind, who, request, num, start, end):
 def take_message(w, slot):
     c = w.clock[0]
     if c.num_free_messages == 0:
-        raise RuntimeError("more messages under way than the world has room for")
+        raise RuntimeError("the message pool is empty")
     c.num_free_messages -= 1
     index = w.free_messages[c.num_free_messages]
     w.generations[index] = w.slots[slot].generation
@@ -125,7 +126,7 @@ def free_slot(w, slot):
     c = w.clock[0]
     s = w.slots[slot]
     s.generation += 1
-    s.is_orphan = s.is_homeless = False
+    s.lost_drafter = s.lost_verifier = False
     w.free_slots[c.num_free_slots] = slot
     c.num_free_slots += 1
 

@@ -1,7 +1,7 @@
-"""A simulated fleet: requests come, gateways place them, policies steer, and the compiled event loop does the rest.
+"""A simulated fleet: Python places requests and runs policies; the compiled event loop does everything else.
 
-Invariant: routers and window policies are the services' own objects, asked at the moments at which a service asks them
-and shown no more than a service sees: loads as of the last heartbeat, and reports of a drafter.
+Invariant: routers and window policies are the services' own objects. They are called when a service would call them,
+and see only what a service sees: loads of the last heartbeat, and reports of drafters.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, is_plausible
 from dsd_sim.engine import cloud, edge, events, kernel, outages
-from dsd_sim.engine.acceptance import Acceptance
-from dsd_sim.engine.beats import STALE_INTERVALS, Beats
-from dsd_sim.engine.pair_reports import REPORTED, Sums, report_of
+from dsd_sim.engine.acceptance import AcceptanceModel
+from dsd_sim.engine.heartbeats import STALE_INTERVALS, Heartbeats
+from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
 from shared.policies.routing import Candidate, Router
 from shared.protocol.messages import Load
 
-REPORTS, HEARTBEATS = 0, 1  # ticks
-SPECULATE_BYTES = 310  # on the wire, beside its tokens
+REPORTS, HEARTBEATS = 0, 1  # kinds of ticks
+SPECULATE_BYTES = 310  # of a Speculate without tokens, with NATS subject and TCP/IP headers
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds between heartbeats, between reports of drafters, for which a decision holds unless repeated, and
-    after which a pair without reports is forgotten."""
+    """heartbeat_ms and report_ms: intervals. decision_ms: how long a decision holds after the controller's last sign of
+    life. expiry_ms: a pair without reports is forgotten after this time."""
 
     heartbeat_ms: float = 1000.0
     report_ms: float = 250.0
@@ -41,76 +41,76 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
-    """Something that is done to a fleet at a time."""
+class FleetChange:
+    """A change or failure: `act` modifies the fleet at `at_ms`."""
 
     at_ms: float
-    act: Callable[[Fleet], None]
+    act: Callable[[SimFleet], None]
 
 
 @dataclass
-class Fleet:
-    """Runs a world whose requests are written into it: arrival, lengths, device (-1: target-only), client.
+class SimFleet:
+    """Runs a world whose requests are filled in: arrival, lengths, device (-1: target-only) and client.
 
-    A client asks once its request before is done and `think()` milliseconds are over: the next request of those that
-    clients are to make, whatever arrival, client and device it says. The arrivals of others are in order. The guesses
-    of a request depend on the seed and its index.
+    Open loop (no client): requests arrive at their times, which must be in order. Closed loop: `think()` milliseconds
+    after its answer a client takes the next request, which then gets its arrival, client and device. The guesses of a
+    request depend only on the seed and its index.
     """
 
     world: World
     router: Router
-    acceptance: list[Acceptance]  # [devices]
+    acceptance: list[AcceptanceModel]  # [devices]
     policy: WindowPolicy
     seed: int
-    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [devices] those that are alike
-    colocated: bool = False  # verifiers draft themselves what the request's device would
-    happenings: Sequence[Happening] = ()
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [devices] the edge of each
+    colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
+    changes: Sequence[FleetChange] = ()
     timing: Timing = Timing()
     think: Callable[[], float] = lambda: 0.0
-    max_sessions: int | None = None  # that gateways have at once; further requests wait, first come first served
+    max_sessions: int | None = None  # of all gateways; further requests wait, first come first served
     num_done: int = 0
-    is_watched: bool = False  # reports are made and summed up though the policy never says anything new
-    reported: Sums = field(default_factory=Sums)
-    _candidates: dict[int, Candidate] = field(init=False)  # nodes taken for alive
+    is_watched: bool = False  # makes reports even if the policy never changes a window
+    reported: ReportSums = field(default_factory=ReportSums)
+    _candidates: dict[int, Candidate] = field(init=False)  # nodes that are not gone
     _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
-    _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # announced last
-    _heard: dict[tuple[int, int], float] = field(default_factory=dict)  # last report of a pair that was steered
-    _under_way: dict[int, deque[WindowChoice]] = field(default_factory=dict)  # decisions, by the number of the pair
+    _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # newest decision of each pair
+    _heard: dict[tuple[int, int], float] = field(default_factory=dict)  # time of each pair's newest report
+    _in_flight: dict[int, deque[WindowChoice]] = field(default_factory=dict)  # decisions, by pair index
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        self._adopted = np.zeros(len(self.world.devices), np.int64)  # sessions that changed to each device, likewise
+        self._adopted = np.zeros(len(self.world.devices), np.int64)  # sessions rebound since the last heartbeat
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._nodes_by_id = {name: index for index, name in enumerate(self._node_ids)}
         self._next = 0
-        self._waiting: deque[int] = deque()  # requests that clients are to make
-        self._unplaced: set[int] = set()  # requests that have met no verifier yet, or wait to be admitted
-        self._queue: deque[int] = deque()  # those that wait to be admitted
+        self._waiting: deque[int] = deque()  # requests that no client has taken yet
+        self._unplaced: set[int] = set()  # arrived requests without a verifier
+        self._queue: deque[int] = deque()  # those of them that wait for admission
         self._num_admitted = 0
         first = self.world.pairs[0, 0]
         self._start = WindowChoice(int(first["window"]), int(first["chunk"]), bool(first["free_run"]))
-        self._homes = self.world.requests["device"].copy()  # who was to draft for each request
-        self._silent_until, self._forgotten_ms = 0.0, math.inf
-        self._beats = Beats(len(self.world.devices), len(self.world.nodes))
+        self._homes = self.world.requests["device"].copy()  # assigned drafter of each request
+        self._silent_until, self._forgotten_ms = 0.0, math.inf  # controller outage: its end, expiry of decisions
+        self._heartbeats = Heartbeats(len(self.world.devices), len(self.world.nodes))
 
     def run(self) -> None:
-        """Serves all requests; to be called once."""
+        """Serves all requests. May be called once."""
         self._schedule()
         self._listen()
-        for number, happening in enumerate(self.happenings):
-            events.push(self.world, happening.at_ms, events.HAPPENS, number)
-        served = {
+        for number, change in enumerate(self.changes):
+            events.push(self.world, change.at_ms, events.CHANGES, number)
+        handlers = {
             events.ARRIVAL: self._arrive,
             events.TICK: self._tick,
             events.DONE: self._finish,
-            events.HAPPENS: self._happen,
+            events.CHANGES: self._apply_change,
             events.STEERS: self._take_decision,
             events.NO_ROOM: self._make_room,
         }
         clock = self.world.clock[0]
         while self.num_done < len(self.world.requests) or clock["num_free_slots"] < len(self.world.slots):
             kind, who = kernel.run(self.world)
-            served[kind](who)
+            handlers[kind](who)
 
     @property
     def now(self) -> float:
@@ -119,9 +119,9 @@ class Fleet:
     def _make_room(self, _: int) -> None:
         self.world = with_more_room(self.world)
 
-    def _happen(self, number: int) -> None:
+    def _apply_change(self, number: int) -> None:
         edge.interrupt_all(self.world)
-        self.happenings[number].act(self)
+        self.changes[number].act(self)
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -135,8 +135,8 @@ class Fleet:
         self._waiting.extend(np.setdiff1d(of_clients, firsts).tolist())
         self._open = np.flatnonzero(clients < 0)
         self._push_next()
-        # A static policy's choice holds from the start and is all that it ever says, unless it falls silent.
-        if self.happenings or self.is_watched or not isinstance(self.policy, StaticPolicy):
+        # A static policy decides nothing after the start, so its reports matter only if a controller may fail.
+        if self.changes or self.is_watched or not isinstance(self.policy, StaticPolicy):
             events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
         events.push(self.world, self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
 
@@ -147,7 +147,7 @@ class Fleet:
             events.push(self.world, float(self.world.requests[index]["arrival_ms"]), events.ARRIVAL, index)
 
     def _arrive(self, index: int) -> None:
-        """A request comes, or has waited for a verifier."""
+        """A request arrives, or tries again after waiting for admission or for a verifier."""
         request = self.world.requests[index]
         if index not in self._unplaced:
             if request["client"] < 0:
@@ -166,24 +166,24 @@ class Fleet:
         self._unplaced.discard(index)
         self._num_admitted += 1
         home = device = int(request["device"])
-        if home >= 0 and self._beats.is_device_gone(home):
-            device = self._another(home)
+        if home >= 0 and self._heartbeats.is_device_gone(home):
+            device = self._replacement(home)
         request["node"], request["device"] = node, NOBODY if self.colocated else device
         if device >= 0:
-            self._revive(device, node)
+            self._reset_if_expired(device, node)
         if not self.world.clock[0]["num_free_slots"]:
             self.world = with_more_slots(self.world)
-        slot = kernel.ask(self.world, index, speculate_bytes(request))
+        slot = kernel.open_session(self.world, index, speculate_bytes(request))
         if home >= 0:
             num = int(request["tokens"]) + 1
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
             self.acceptance[home].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
         if device != home:
-            self.world.slots[slot]["is_orphan"] = device == NOBODY  # it gets a drafter when there is one
-            self.world.slots[slot]["lost_ms"] = -math.inf
+            self.world.slots[slot]["lost_drafter"] = device == NOBODY
+            self.world.slots[slot]["lost_ms"] = -math.inf  # so the next heartbeat looks for a drafter
 
-    def _revive(self, device: int, node: int) -> None:
-        """A pair that was not reported for so long that its last decision has expired too is as new."""
+    def _reset_if_expired(self, device: int, node: int) -> None:
+        """Resets a pair to the start window if both its state at the controller and its last decision have expired."""
         heard = self._heard.get((device, node))
         if heard is not None and self.now - heard > self.timing.expiry_ms + self.timing.decision_ms:
             del self._heard[device, node]
@@ -192,7 +192,7 @@ class Fleet:
             self._write(device * len(self.world.nodes) + node, self._start)
 
     def _route(self) -> int | None:
-        """The verifier for a session, of those that are taken for alive."""
+        """The verifier of a new session; None if all are gone."""
         chosen = self.router.choose(list(self._candidates.values()), self._random)
         if chosen is None:
             return None
@@ -200,11 +200,10 @@ class Fleet:
         self._candidates[node] = replace(chosen, num_since=chosen.num_since + 1)
         return node
 
-    def _another(self, device: int) -> int:
-        """The device of the same kind with the fewest sessions, those given to it since the last heartbeat included, of
-        those taken for alive; NOBODY without one."""
+    def _replacement(self, device: int) -> int:
+        """The device of the same edge with the fewest sessions that is not gone; NOBODY if there is none."""
         alike = np.flatnonzero(self.groups == self.groups[device]).tolist() if len(self.groups) else [device]
-        alive = [index for index in alike if not self._beats.is_device_gone(index)]
+        alive = [index for index in alike if not self._heartbeats.is_device_gone(index)]
         sessions = self.world.devices["num_sessions"] + self._adopted
         chosen = min(alive, key=lambda index: int(sessions[index]), default=NOBODY)
         if chosen != NOBODY:
@@ -223,7 +222,7 @@ class Fleet:
             requests[following]["device"] = self._homes[following] = self._homes[index]
             events.push(self.world, self.now + self.think(), events.ARRIVAL, following)
 
-    # --- heartbeats and reports ------------------------------------------------------------------------------------
+    # --- heartbeats ------------------------------------------------------------------------------------------------
 
     def _tick(self, which: int) -> None:
         if which == HEARTBEATS:
@@ -234,7 +233,7 @@ class Fleet:
             events.push(self.world, self.now + self.timing.report_ms, events.TICK, REPORTS)
 
     def _listen(self) -> None:
-        """Every verifier's load, as its heartbeat tells it; who is silent for too long is replaced."""
+        """Takes the loads of all verifiers from their heartbeats, and replaces instances that are gone."""
         cloud.expire_drafters(self.world)
         nodes, busy = self.world.nodes, cloud.loads(self.world)
         loads = [
@@ -242,29 +241,29 @@ class Fleet:
             for (sessions, queue), step, hop in zip(busy, nodes["pass_ms"], nodes["delay_ms"], strict=True)
         ]
         self._adopted[:] = 0
-        self._beats.hear(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
+        self._heartbeats.advance(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
         self._candidates = {
             index: Candidate(self._node_ids[index], load)
             for index, load in enumerate(loads)
-            if not self._beats.is_node_gone(index)
+            if not self._heartbeats.is_node_gone(index)
         }
-        if self.happenings:
+        if self.changes:
             self._replace()
 
     def _replace(self) -> None:
-        """Sessions that lost their verifier or their drafter long enough ago get another one, if there is one."""
+        """Gives another verifier or drafter, if there is one, to sessions that lost theirs."""
         world = self.world
         for slot in outages.lost_slots(world, self.now - (STALE_INTERVALS - 1) * self.timing.heartbeat_ms).tolist():
             request = world.requests[world.slots[slot]["request"]]
-            node = self._route() if world.slots[slot]["is_homeless"] else int(request["node"])
+            node = self._route() if world.slots[slot]["lost_verifier"] else int(request["node"])
             if node is None:
                 continue
-            if world.slots[slot]["is_homeless"]:
+            if world.slots[slot]["lost_verifier"]:
                 outages.reopen(world, slot, node, speculate_bytes(request))
-            elif (device := self._another(self._homes[int(world.slots[slot]["request"])])) != NOBODY:
+            elif (device := self._replacement(self._homes[int(world.slots[slot]["request"])])) != NOBODY:
                 outages.join(world, slot, device, speculate_bytes(request))
 
-    # --- what happens (happenings.py) ------------------------------------------------------------------------------
+    # --- failures (scenario/changes.py) ----------------------------------------------------------------------------
 
     def lose_devices(self, devices: Sequence[int]) -> None:
         for index in devices:
@@ -283,7 +282,7 @@ class Fleet:
             self.world.nodes[index]["num_failures"] -= 1
 
     def cut_links(self, devices: Sequence[int], until_ms: float) -> None:
-        """What is sent on these links comes out behind `until_ms`."""
+        """Holds messages on these links back until `until_ms`."""
         for index in devices:
             device = self.world.devices[index]
             device["up_free"], device["down_free"] = (
@@ -291,14 +290,16 @@ class Fleet:
             )
 
     def silence(self, until_ms: float) -> None:
-        """The controller decides nothing until then, and knows nothing of what was before when it is back."""
+        """Stops the controller until `until_ms`; it loses its state."""
         if self.now >= self._silent_until:
             self._forgotten_ms = self.now + self.timing.decision_ms
         self._silent_until = max(self._silent_until, until_ms)
         self._controls.clear()
 
+    # --- reports and decisions -------------------------------------------------------------------------------------
+
     def _steer(self) -> None:
-        """Shows the policy a report of every pair that has sessions or counts, and sends its choices out."""
+        """Passes a report of every pair with sessions or counts to the policy, and sends its decisions."""
         pairs = self.world.pairs
         edge.absorb_all(self.world)
         is_fresh = (pairs["num_sessions"] > 0) | (pairs["drafted"] + pairs["discarded"] > 0)
@@ -317,7 +318,7 @@ class Fleet:
             pairs[name] = 0
 
     def _control(self, device: int, node: int) -> PairControl:
-        """Of a pair that is reported now; it is forgotten when it was not for long."""
+        """The controller's state of a pair that is reported now; new if the pair had expired."""
         control, heard = self._controls.get((device, node)), self._heard.get((device, node), self.now)
         if control is None or self.now - heard > self.timing.expiry_ms:
             control = self._controls[device, node] = self.policy.for_pair()
@@ -325,34 +326,34 @@ class Fleet:
         return control
 
     def _forget(self) -> None:
-        """Decisions are too old to count: the default holds."""
+        """Returns all pairs to the default window, as their decisions have expired."""
         self._forgotten_ms = math.inf
         for device, node in list(self._choices):
             self._announce(device, node, DEFAULT_CHOICE)
 
     def _announce(self, device: int, node: int, choice: WindowChoice) -> None:
-        """A decision is under way for one round trip: the report up, the decision down."""
+        """Sends a decision; it reaches the drafter after a round trip, the report up and the decision down."""
         if self._choices.get((device, node)) == choice:
             return
         self._choices[device, node] = choice
         index, link = device * len(self.world.nodes) + node, self.world.devices[device]
-        self._under_way.setdefault(index, deque()).append(choice)
+        self._in_flight.setdefault(index, deque()).append(choice)
         reported_ms = max(self.now, float(link["up_free"])) + float(link["delay_ms"])
         decided_ms = max(reported_ms, float(link["down_free"])) + float(link["delay_ms"])
         events.push(self.world, decided_ms, events.STEERS, index)
 
     def _take_decision(self, index: int) -> None:
-        """A decision reaches its drafter."""
-        self._write(index, self._under_way[index].popleft())
+        """Handles a decision that reaches its drafter."""
+        self._write(index, self._in_flight[index].popleft())
         edge.steers(self.world, index)
 
     def _write(self, index: int, choice: WindowChoice) -> None:
-        """What a pair does from now on."""
+        """Sets the window of a pair."""
         pair = self.world.pairs.reshape(-1)[index]
         pair["window"], pair["chunk"] = choice.window, choice.chunk
         pair["free_run"], pair["min_confidence"] = choice.free_run, choice.min_confidence
 
 
 def speculate_bytes(request: np.void) -> int:
-    """On the wire."""
+    """Bytes of the request's Speculate, with NATS subject and TCP/IP headers."""
     return SPECULATE_BYTES + events.TOKEN_BYTES * int(request["prompt"])

@@ -1,7 +1,7 @@
 """The compiled event loop of DSD-Sim.
 
-What happens once per request or more rarely (arrivals, reports) is left to Python: `run` returns
-there and goes on later (fleet.py). `w` is a World.
+Python (fleet.py) handles events that occur once per request or less often, such as arrivals and reports: `run` returns
+them and is called again. `w` is a World.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from dsd_sim.engine.events import (
     STEP_ENDS,
     TIMER,
     VERDICT_COMES,
-    passage,
     pop,
     push,
+    transit,
 )
 
 
 @njit(cache=True)
-def ask(w, index, speculate_bytes):
-    """The gateway opens a routed request's session at its verifier, and then tells the drafter; returns the slot."""
+def open_session(w, index, speculate_bytes):
+    """Sends the Open of a routed request to its verifier and the Speculate to its drafter; returns the slot."""
     c, request = w.clock[0], w.requests[index]
     if c.num_free_slots == 0:
-        raise RuntimeError("more sessions at once than the world has room for")
+        raise RuntimeError("the slot pool is empty")
     c.num_free_slots -= 1
     slot = w.free_slots[c.num_free_slots]
     s, hop = w.slots[slot], w.nodes[request.node].delay_ms
     s.request, s.reserved, s.begun = index, 0, 0
-    s.has_timer = s.is_told = s.is_drafted = s.is_over = s.is_spoken = False
-    w.verifiers[slot].finished = False  # it may not be open yet when its drafter is lost
+    s.has_timer = s.has_verdict = s.drafter_started = s.finished_early = s.speculate_in_flight = False
+    w.verifiers[slot].finished = False  # drop_drafter may read it before the Open arrives
     push(w, c.now + hop, OPENS, slot)
     if request.device >= 0:
-        speak(w, slot, 2 * hop, speculate_bytes)
+        send_speculate(w, slot, 2 * hop, speculate_bytes)
     return slot
 
 
 @njit(cache=True)
-def speak(w, slot, wait_ms, num_bytes):
-    """The gateway's Speculate is under way to the session's drafter, `wait_ms` from now on at the earliest."""
+def send_speculate(w, slot, wait_ms, num_bytes):
+    """Sends the gateway's Speculate to the session's drafter, `wait_ms` from now."""
     device = w.devices[w.requests[w.slots[slot].request].device]
-    free_at, late = passage(w, device, device.down_free, num_bytes)
+    free_at, late = transit(w, device, device.down_free, num_bytes)
     device.down_free = free_at
     device.down_newest = max(device.down_newest, free_at + late)
-    w.slots[slot].is_spoken = True
+    w.slots[slot].speculate_in_flight = True
     push(w, device.down_newest + wait_ms, SPECULATES, slot)
 
 
 @njit(cache=True)
 def run(w):
-    """Serves events up to the first one for Python; returns its kind and whom it concerns. NO_ROOM: nothing was served
-    that needs more messages or events than there are; the world must get more room."""
-    c, most = w.clock[0], len(w.slots) + 64  # messages that one event may send, and events that it may make
+    """Serves events until one is for Python; returns its kind and `who`. NO_ROOM: the caller must enlarge the world
+    first (with_more_room)."""
+    c, most = w.clock[0], len(w.slots) + 64  # most messages that one event sends; it pushes up to twice as many events
     while c.num_events > 0:
         if c.num_free_messages < most or len(w.events) - c.num_events < 2 * most:
             return NO_ROOM, 0
@@ -80,4 +80,4 @@ def run(w):
             cloud.opens(w, who)
         else:
             edge.speculates(w, who)
-    raise RuntimeError("no event is left")
+    raise RuntimeError("no event is left, and some requests are not done")

@@ -1,6 +1,6 @@
-"""What a simulated drafter reports of a pair: the fields of the world's PAIR record as the services' message.
+"""Reports of simulated drafters: the world's PAIR record as the services' PairReport, and means over all reports.
 
-Invariant: what is summed up of all reports is what a controller was shown, no more.
+Invariant: the means contain only what controllers were shown.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def report_of(
     batch: float,
     pass_tokens: float,
 ) -> PairReport:
-    """What the drafter would report of a pair now; `context`: the sum over its sessions."""
+    """The report of a pair. `context`: tokens, the sum over its sessions."""
     return PairReport(
         verifier_id=verifier_id,
         num_sessions=num_sessions,
@@ -68,14 +68,14 @@ def report_of(
     )
 
 
-class Seen(Struct, frozen=True):
-    """Means over the reports of pairs whose sessions were being answered; times are milliseconds."""
+class MeanReport(Struct, frozen=True):
+    """Means over the reports of pairs with sessions whose answer had begun. Times are milliseconds."""
 
     num_reports: int
-    acceptance: float  # right guesses of all that were judged; 0 where none was
+    acceptance: float  # matched / (matched + mismatched); 0 if both are 0
     window: float
     num_sessions: float
-    context: float  # tokens, of a session
+    context: float  # tokens per session
     rtt_ms: float
     queue: float
     tpot_ms: float
@@ -89,26 +89,26 @@ AVERAGED = ("window", "num_sessions", "context", "rtt_ms", "queue", "tpot_ms", "
 
 
 @dataclass
-class Sums:
-    """Of the reports of a simulation."""
+class ReportSums:
+    """Sums over the reports of a simulation."""
 
     num: int = 0
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*AVERAGED, "draft_ms"), 0.0))
     matched: int = 0
     judged: int = 0
 
-    def add(self, seen: PairReport) -> None:
-        if not seen.num_sessions or not seen.tpot_ms:
+    def add(self, report: PairReport) -> None:
+        if not report.num_sessions or not report.tpot_ms:
             return
         self.num += 1
-        self.matched += seen.matched
-        self.judged += seen.matched + seen.mismatched
+        self.matched += report.matched
+        self.judged += report.matched + report.mismatched
         for name in self.totals:
-            self.totals[name] += getattr(seen, name)
+            self.totals[name] += getattr(report, name)
 
-    def means(self) -> Seen | None:
-        """None without a report."""
+    def means(self) -> MeanReport | None:
+        """None if there was no report."""
         if self.num == 0:
             return None
         acceptance = self.matched / self.judged if self.judged else 0.0
-        return Seen(self.num, acceptance, **{name: total / self.num for name, total in self.totals.items()})
+        return MeanReport(self.num, acceptance, **{name: total / self.num for name, total in self.totals.items()})

@@ -1,8 +1,8 @@
-"""The records of the counting form: both sides of a session, and what they tell each other.
+"""Records of the counting form of a session: its drafter's side, its verifier's side, and their messages.
 
-A simulation has no texts: of a guess it only matters whether it is the target's own token. Guesses stand in a row on
-one path, and behind the first wrong one all are wrong, so a path is told by that one position (`wrong`, NEVER without
-one). Everything else is positions and counts. Times are milliseconds.
+The counting form has no text. A guess is right or wrong, and all guesses behind a wrong one are wrong, so the position
+of the first wrong guess (`wrong`, or NEVER) describes a row of guesses. All else is positions and counts. Times are
+milliseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NEVER = 1 << 30  # a position that no text reaches
 
 DRAFTER = np.dtype(
     [
-        ("length", np.int32),  # of the text with the guesses, prompt included
+        ("length", np.int32),  # of prompt, committed tokens and guesses
         ("wrong", np.int32),  # position of the first wrong guess
         ("committed", np.int32),
         ("computed", np.int32),  # KV entries
@@ -55,7 +55,7 @@ VERIFIER = np.dtype(
         ("stop", np.int32),
         ("limit", np.int32),
         ("epoch", np.int32),
-        ("pending", np.int32),  # number of guesses for pending_base, ...
+        ("pending", np.int32),  # number of guesses, the first one for position pending_base
         ("pending_base", np.int32),
         ("pending_wrong", np.int32),
         ("received", np.int32),
@@ -82,7 +82,7 @@ VERIFIER = np.dtype(
         ("heard_at", np.float64),
         ("echo_at", np.float64),
         ("sent_ms", np.float64),  # below 0 before the first draft
-        ("info_ms", np.float64),  # of the newest pass: its time, queue utilisation, sessions and tokens fed
+        ("info_ms", np.float64),  # of the newest pass: duration, queue utilisation, sessions, tokens fed
         ("info_queue", np.float64),
         ("info_batch", np.int32),
         ("info_tokens", np.int32),
@@ -91,7 +91,7 @@ VERIFIER = np.dtype(
 )
 
 MESSAGE = np.dtype(
-    [  # a Draft (num guesses of the path that goes wrong at `wrong`) or a Verdict (num committed tokens)
+    [  # a Draft (`num` guesses) or a Verdict (`num` committed tokens)
         ("session", np.int32),
         ("epoch", np.int32),
         ("base", np.int32),
@@ -102,7 +102,7 @@ MESSAGE = np.dtype(
         ("pass_tokens", np.int32),
         ("free_run", np.bool_),
         ("finish", np.bool_),
-        ("sent_ms", np.float64),  # a verdict's: echo of the newest draft's; below 0 without one
+        ("sent_ms", np.float64),  # of a Verdict: echo of the newest Draft's; below 0 without one
         ("hold_ms", np.float64),
         ("compute_ms", np.float64),
         ("queue", np.float64),

@@ -1,8 +1,7 @@
 """The verifier's side of a session in counting form: the rules of shared.protocol.verifier_session, compiled.
 
-Invariant: for the same guesses, right or wrong, and the same messages in the same order both forms commit, count and
-answer alike (tests/dsd_sim/engine/test_counting.py drives them side by side). `v` is a VERIFIER record, `m` and
-`answer` are MESSAGEs.
+Invariant: both forms commit, count and answer alike if guesses and messages are the same; engine/test_counting.py
+drives them side by side. `v` is a VERIFIER record, `m` and `answer` are MESSAGEs (records.py).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
 
 @njit(cache=True)
 def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
-    """A new session behind a prompt of so many tokens; target-only without a drafter."""
+    """Opens a session behind a prompt of `prompt` tokens; target-only without a drafter."""
     v.length = v.pending_base = prompt
     v.computed = v.epoch = v.pending = v.received = v.passes = v.recovered = v.bonus = 0
     v.stop, v.limit, v.pending_wrong = stop, limit, NEVER
@@ -33,23 +32,23 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
 
 @njit(cache=True)
 def rebind(v, now):
-    """Another drafter joins the session; the pass in flight, if any, stays as it is."""
+    """Binds another drafter; a pass in flight is not affected."""
     _clear_pending(v)
     v.epoch = v.received = 0
     v.heard_at, v.sent_ms = now, -1.0
-    v.free_run, v.has_drafter = True, True  # until its first draft says otherwise
+    v.free_run, v.has_drafter = True, True  # the first draft may turn free run off
 
 
 @njit(cache=True)
 def guess_beside(v, num, wrong):
-    """The verifier's own draft model has made `num` guesses, the first wrong one for position `wrong`."""
+    """Takes `num` guesses of the verifier's own draft model; `wrong`: position of the first wrong one."""
     _clear_pending(v)
     v.pending, v.pending_wrong = max(0, min(num, v.limit - v.length - 1)), wrong
 
 
 @njit(cache=True)
 def is_ready(v):
-    """Whether a pass can do anything for the session."""
+    """Whether the session has tokens to compute in a pass."""
     if v.finished or v.in_pass:
         return False
     return v.free_run or not v.has_drafter or v.pending > 0 or v.length - v.computed > 1 or v.passes == 0
@@ -57,7 +56,7 @@ def is_ready(v):
 
 @njit(cache=True)
 def survival(v):
-    """The session's probability that its next guess is right, as shared.protocol.survival.Survival has it."""
+    """The probability that the session's next guess is right, as in shared.protocol.survival.Survival."""
     return (v.matches + PRIOR * PRIOR_WEIGHT) / (v.comparisons + PRIOR_WEIGHT)
 
 
@@ -71,27 +70,27 @@ def _observe(v, matched, mismatched):
 
 @njit(cache=True)
 def on_draft(v, m, answer, now):
-    """Merges guesses; writes into `answer` what the draft must be told at once. False: nothing."""
+    """Merges guesses. Writes a Verdict into `answer` if the drafter needs one at once, else returns False."""
     v.heard_at = now
     if v.sent_ms < 0 or m.sent_ms >= v.sent_ms:
         v.sent_ms, v.echo_at, v.free_run = m.sent_ms, now, m.free_run
     end = m.base + m.num
     if v.finished or m.epoch < v.epoch:
         v.discarded += m.num
-        return _tell(v, answer, m.base, 0, now)
+        return _write_verdict(v, answer, m.base, 0, now)
     if m.epoch > v.epoch:
         _clear_pending(v)
         v.epoch, v.received = m.epoch, 0
     if m.base > v.pending_base + v.pending:
         v.discarded += m.num
         _raise_epoch(v)
-        return _tell(v, answer, m.base, 0, now)
+        return _write_verdict(v, answer, m.base, 0, now)
     is_new = end > max(v.received, m.base)
     if _compare_committed(v, m):
         _extend(v, m)
     if is_new and m.base >= v.length:
         return False
-    return _tell(v, answer, m.base, 0, now)
+    return _write_verdict(v, answer, m.base, 0, now)
 
 
 @njit(cache=True)
@@ -144,7 +143,7 @@ def _raise_epoch(v):
 
 @njit(cache=True)
 def begin_pass(v, max_tokens, max_guesses):
-    """Freezes the session's share of the next pass; returns the number of tokens that it feeds."""
+    """Freezes the session's row of the next pass; returns the number of tokens fed."""
     todo = v.length - v.computed
     v.row_start, v.row_base, v.row_epoch, v.row_wrong = v.computed, v.length, v.epoch, v.pending_wrong
     if todo > max_tokens:
@@ -161,7 +160,7 @@ def begin_pass(v, max_tokens, max_guesses):
 
 @njit(cache=True)
 def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
-    """Applies the pass to the row that it froze and writes the verdict into `answer`; False inside a prefill."""
+    """Applies the pass to the frozen row and writes the Verdict into `answer`; False if the row has no draws."""
     v.in_pass = False
     v.info_ms, v.info_batch, v.info_queue, v.info_tokens = compute_ms, batch, queue, num_tokens
     if v.row_draws == 0:
@@ -180,7 +179,7 @@ def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
     v.finished = end >= v.limit or end >= v.stop
     v.passes += 1
     _settle(v, accepted)
-    return _tell(v, answer, v.row_base, accepted, now)
+    return _write_verdict(v, answer, v.row_base, accepted, now)
 
 
 @njit(cache=True)
@@ -194,7 +193,7 @@ def _count_row(v, accepted, num):
 
 @njit(cache=True)
 def _settle(v, accepted):
-    """Compares the guesses that arrived during the pass with what it committed."""
+    """Compares guesses that arrived during the pass with the tokens it committed."""
     if v.finished:
         _clear_pending(v)
     elif accepted < v.row_guesses and v.row_epoch == v.epoch:
@@ -216,7 +215,7 @@ def _settle(v, accepted):
 
 
 @njit(cache=True)
-def _tell(v, answer, base, accepted, now):
+def _write_verdict(v, answer, base, accepted, now):
     base = min(base, v.length)
     answer.epoch, answer.base, answer.num, answer.accepted = v.epoch, base, v.length - base, accepted
     answer.finish = v.finished

@@ -1,7 +1,7 @@
-"""What a simulated fleet consists of: arrays of records that the compiled event loop reads and writes.
+"""The state of a simulated fleet: arrays of records that the compiled event loop reads and writes.
 
-Invariant: everything that changes while a simulation runs is in a World, so that two runs with equal ones are equal.
-Times are milliseconds of virtual time.
+Invariant: a World holds all state of the event loop, so equal worlds give equal runs. Times are milliseconds of virtual
+time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dsd_sim.engine.records import DRAFTER, MESSAGE, VERIFIER
 CLOCK = np.dtype(
     [
         ("now", np.float64),
-        ("sequence", np.int64),  # of the next event: equal times are served in the order of their making
-        ("random", np.uint64),  # state of the generator
+        ("sequence", np.int64),  # number of the next event; orders events at the same time
+        ("random", np.uint64),  # state of the random number generator
         ("num_events", np.int32),
         ("num_free_slots", np.int32),
         ("num_free_messages", np.int32),
-        ("num_windows", np.int64),  # verified: verdicts of passes with draws
+        ("num_windows", np.int64),  # windows verified: verdicts of passes with draws
         ("num_logged", np.int64),
     ],
     align=True,
@@ -33,41 +33,41 @@ REQUEST = np.dtype(
     [
         ("arrival_ms", np.float64),
         ("prompt", np.int32),  # tokens
-        ("tokens", np.int32),  # that the target writes before it stops
+        ("tokens", np.int32),  # length of the answer
         ("max_tokens", np.int32),
-        ("device", np.int32),  # that drafts for it; -1: none
-        ("node", np.int32),  # that verifies
-        ("client", np.int32),  # closed loop: who asks next; -1: nobody
-        ("first_ms", np.float64),  # at the gateway
-        ("done_ms", np.float64),
+        ("device", np.int32),  # the drafter; -1: none
+        ("node", np.int32),  # the verifier
+        ("client", np.int32),  # of a closed loop; -1: none
+        ("first_ms", np.float64),  # first token at the gateway
+        ("done_ms", np.float64),  # last token at the gateway
         ("passes", np.int32),
         ("drafted", np.int32),
         ("accepted", np.int32),
         ("rejected", np.int32),
         ("late", np.int32),
         ("discarded", np.int32),
-        ("recovered", np.int32),  # tokens of the target in place of a wrong guess of the same pass
-        ("bonus", np.int32),  # and behind guesses of a pass that were all right
+        ("recovered", np.int32),  # target tokens in place of a rejected guess
+        ("bonus", np.int32),  # target tokens behind guesses that were all accepted
     ],
     align=True,
 )
 
 SLOT = np.dtype(
-    [  # a session under way; its two sides stand in `drafters` and `verifiers` at the same index
+    [  # an open session; `drafters` and `verifiers` hold its two sides at the same index
         ("request", np.int32),
-        ("generation", np.int32),  # messages of an earlier session in the same slot are not heard
+        ("generation", np.int32),  # messages of another generation are dropped
         ("reserved", np.int32),  # KV tokens; 0 while it waits for room
-        ("begun", np.int32),  # tokens of the answer that the gateway had when it last told a verifier or a drafter
+        ("begun", np.int32),  # tokens of the answer that the newest Open or Speculate carries
         ("has_timer", np.bool_),
-        ("is_spoken", np.bool_),  # a Speculate is under way to the drafter
-        ("is_orphan", np.bool_),  # its drafter is gone
-        ("is_homeless", np.bool_),  # its verifier is gone
-        ("lost_ms", np.float64),  # since when
-        ("is_drafted", np.bool_),  # its Speculate came to the drafter
-        ("is_over", np.bool_),  # its end came to the drafter before that
-        ("is_told", np.bool_),  # a verdict with tokens came to the drafter
-        ("told_ms", np.float64),  # when the newest of them did
-        ("seen_drafted", np.int64),  # counts already in a report
+        ("speculate_in_flight", np.bool_),
+        ("lost_drafter", np.bool_),
+        ("lost_verifier", np.bool_),
+        ("lost_ms", np.float64),  # when it lost its drafter or verifier
+        ("drafter_started", np.bool_),  # its Speculate reached the drafter
+        ("finished_early", np.bool_),  # its last Verdict reached the drafter before the Speculate did
+        ("has_verdict", np.bool_),  # a Verdict with tokens reached the drafter
+        ("verdict_ms", np.float64),  # when the newest one did
+        ("seen_drafted", np.int64),  # counts that are already in the pair's record
         ("seen_accepted", np.int64),
         ("seen_rejected", np.int64),
         ("seen_late", np.int64),
@@ -78,26 +78,26 @@ SLOT = np.dtype(
 
 DEVICE = np.dtype(
     [
-        ("step_ms", np.float64),  # of a draft step behind no context, one token fed
-        ("step_ms_per_1000", np.float64),  # more for each thousand tokens of context
-        ("fed_ms", np.float64),  # more for each further token fed
-        ("slowdown", np.float64),  # times that a step takes
-        ("feed_tokens", np.int32),  # at most in a step
+        ("step_ms", np.float64),  # a draft step with one token and no context
+        ("step_ms_per_1000", np.float64),  # plus, per 1,000 tokens of context
+        ("fed_ms", np.float64),  # plus, per further token fed
+        ("slowdown", np.float64),  # factor of step times
+        ("feed_tokens", np.int32),  # most tokens fed in a step
         ("delay_ms", np.float64),  # of the link, one way
         ("jitter_ms", np.float64),
         ("bits_per_ms", np.float64),  # 0: no limit
         ("stall_rate", np.float64),
         ("stall_ms", np.float64),
-        ("up_free", np.float64),  # when the wire has taken all that was sent
-        ("up_newest", np.float64),  # when the newest message comes out
+        ("up_free", np.float64),  # when the uplink has taken in all messages
+        ("up_newest", np.float64),  # when the newest message leaves the uplink
         ("down_free", np.float64),
         ("down_newest", np.float64),
         ("num_sessions", np.int32),
-        ("active", np.int32),  # slot whose draft step runs; -1: none
-        ("step_end", np.float64),  # when it is over
-        ("num_more", np.int32),  # steps that follow it without anything else between
-        ("ends_at", np.float64),  # when all of them are over: the event
-        ("num_failures", np.int32),  # that it has now
+        ("active", np.int32),  # slot of the running draft step, or IDLE, or ABANDONED (edge.py)
+        ("step_end", np.float64),  # when the step ends
+        ("num_more", np.int32),  # steps of the same run that follow it
+        ("ends_at", np.float64),  # when the run ends: the time of its event
+        ("num_failures", np.int32),  # failures in effect now
         ("busy_ms", np.float64),
     ],
     align=True,
@@ -111,24 +111,24 @@ NODE = np.dtype(
         ("free_kv", np.int64),
         ("delay_ms", np.float64),  # gateway to verifier, one way
         ("batching", np.int32),  # FIFO, LAB, TETRIS or WORTH
-        ("draft_window", np.int32),  # guesses that its own draft model makes of each session before a pass; 0: none
-        ("draft_ms", np.float64),  # a step of it, for one session behind no context
-        ("draft_ms_per_session", np.float64),  # more for each further session
-        ("draft_ms_per_1000", np.float64),  # more for each thousand tokens of all contexts
+        ("draft_window", np.int32),  # guesses per session of its own draft model before a pass; 0: it has none
+        ("draft_ms", np.float64),  # a step of its own draft model for one session with no context
+        ("draft_ms_per_session", np.float64),  # plus, per further session
+        ("draft_ms_per_1000", np.float64),  # plus, per 1,000 tokens of all contexts
         ("num_sessions", np.int32),
-        ("num_batch", np.int32),  # sessions of the pass that runs; 0: none runs
-        ("num_fed", np.int32),  # tokens of it
-        ("pass_ms", np.float64),
-        ("ends_at", np.float64),  # when it is over
-        ("num_failures", np.int32),  # that it has now
+        ("num_batch", np.int32),  # sessions of the running pass; 0: no pass runs
+        ("num_fed", np.int32),  # tokens of the running pass
+        ("pass_ms", np.float64),  # duration of the running pass
+        ("ends_at", np.float64),  # when the running pass ends
+        ("num_failures", np.int32),  # failures in effect now
         ("weights", np.float64, (7,)),  # of the features of shared.policies.batching.PassCost
-        ("slowdown", np.float64),  # times that a pass takes
-        ("noise", np.float64),  # a pass takes up to this share longer or shorter, uniformly
+        ("slowdown", np.float64),  # factor of pass times
+        ("noise", np.float64),  # a pass time varies uniformly by up to this share, up or down
         ("busy_ms", np.float64),
         ("num_passes", np.int64),
         ("num_committed", np.int64),
         ("sum_batch", np.int64),
-        ("sum_queue", np.float64),  # of the utilisations at the ends of passes
+        ("sum_queue", np.float64),  # queue utilisations at the ends of passes
     ],
     align=True,
 )
@@ -140,7 +140,7 @@ PAIR = np.dtype(
         ("free_run", np.bool_),
         ("min_confidence", np.float64),
         ("num_sessions", np.int32),
-        ("context", np.int64),  # sum over sessions
+        ("context", np.int64),  # tokens, sum over sessions
         ("drafted", np.int64),  # since the last report
         ("accepted", np.int64),
         ("rejected", np.int64),
@@ -149,7 +149,7 @@ PAIR = np.dtype(
         ("queue", np.float64),  # moving averages
         ("gap_ms", np.float64),  # between verdicts with tokens
         ("gap_tokens", np.float64),
-        ("tpot_ms", np.float64),  # the former over the latter
+        ("tpot_ms", np.float64),  # gap_ms / gap_tokens
         ("rtt_ms", np.float64),
         ("pass_ms", np.float64),
         ("batch", np.float64),
@@ -159,18 +159,18 @@ PAIR = np.dtype(
 )
 
 LOG = np.dtype(
-    [  # what happened, for people to look at (trace.py)
-        ("kind", np.int32),  # PASS: a verify pass; STEP: a draft step; STEER: a window reaches a device
-        ("who", np.int32),  # its node, its device, its pair (device * nodes + node)
-        ("request", np.int32),  # of a step; else -1
-        ("num", np.int32),  # sessions of the pass, tokens fed by the step, the window
+    [  # for traces and plots (studies/trace.py)
+        ("kind", np.int32),  # PASS: a verify pass; STEP: a draft step; STEER: a new window reaches a device
+        ("who", np.int32),  # PASS: node; STEP: device; STEER: pair (device * nodes + node)
+        ("request", np.int32),  # STEP: request; else -1
+        ("num", np.int32),  # PASS: sessions; STEP: tokens fed; STEER: window
         ("start", np.float64),
         ("end", np.float64),
     ],
     align=True,
 )
 PASS, STEP, STEER = 0, 1, 2
-NOBODY = -1  # in place of a device or a client
+NOBODY = -1  # no device, no client
 
 
 class World(NamedTuple):
@@ -182,25 +182,25 @@ class World(NamedTuple):
     slots: NDArray[Any]
     drafters: NDArray[Any]  # [slots] the drafter's side
     verifiers: NDArray[Any]  # [slots] the verifier's side
-    right: NDArray[np.bool_]  # [slots, tokens]: would the guess for this token of the answer be right
-    confidence: NDArray[np.float32]  # [slots, tokens]: of that guess
+    right: NDArray[np.bool_]  # [slots, tokens] whether the guess for this token of the answer is right
+    confidence: NDArray[np.float32]  # [slots, tokens] of that guess
     free_slots: NDArray[np.int32]  # a stack
     messages: NDArray[Any]
-    generations: NDArray[np.int32]  # [messages] of the slot that each is about
+    generations: NDArray[np.int32]  # [messages] generation of the slot when the message was sent
     free_messages: NDArray[np.int32]  # a stack
     devices: NDArray[Any]
-    device_slots: NDArray[np.int32]  # [devices, sessions] in the order of their last turn
+    device_slots: NDArray[np.int32]  # [devices, sessions] the session with the latest turn last
     nodes: NDArray[Any]
-    node_slots: NDArray[np.int32]  # [nodes, sessions] in the order of their opening
-    batches: NDArray[np.int32]  # [nodes, sessions] slots of the pass that runs
+    node_slots: NDArray[np.int32]  # [nodes, sessions] oldest first
+    batches: NDArray[np.int32]  # [nodes, sessions] slots of the running pass
     pairs: NDArray[Any]  # [devices, nodes]
-    log: NDArray[Any]  # the first of what happened, as far as there is room
+    log: NDArray[Any]  # the first entries, as many as there is room for
 
 
 def make_world(
     num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int, seed: int, num_logged: int = 0
 ) -> World:
-    """Empty arrays; answers have at most max_tokens tokens; num_logged: room of the log."""
+    """A world of zeros. `max_tokens`: of the longest answer; `num_logged`: capacity of the log, in entries."""
 
     def records(shape: int | tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
         return np.zeros(shape, kind)
@@ -236,7 +236,7 @@ def make_world(
 
 
 def with_more_slots(world: World) -> World:
-    """The same world with room for twice as many sessions at once."""
+    """The same world with twice as many session slots."""
     num, clock = len(world.slots), world.clock[0]
     num_free = int(clock["num_free_slots"])
     free = np.zeros(2 * num, np.int32)
@@ -261,7 +261,7 @@ def with_more_slots(world: World) -> World:
 
 
 def with_more_room(world: World) -> World:
-    """The same world with twice the room for messages under way, and for events."""
+    """The same world with twice as many messages and events."""
     num, clock = len(world.messages), world.clock[0]
     num_free = int(clock["num_free_messages"])
     free = np.zeros(2 * num, np.int32)

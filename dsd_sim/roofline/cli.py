@@ -1,4 +1,4 @@
-"""The command that writes profiles of hardware that is not here: python -m dsd_sim roofline."""
+"""The command `python -m dsd_sim roofline`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from dsd_sim.roofline.roofline import DEVICES, MODELS, Role, Setup, encode, prof
 def roofline(
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "",
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "",
-    role: Annotated[Role, typer.Option(help="Whose times: of verify passes, or of draft steps.")] = Role.VERIFIER,
-    gpus: Annotated[int, typer.Option(min=1, help="Devices that the model is divided among.")] = 1,
-    weight_bits: Annotated[float, typer.Option(help="Bits of a weight in memory.")] = 16,
-    out: Annotated[Path | None, typer.Option(help="JSON file of the profile, replaced; without it, printed.")] = None,
+    role: Annotated[
+        Role, typer.Option(help="Times of verify passes (verifier) or of draft steps (drafter).")
+    ] = Role.VERIFIER,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the model (tensor parallelism).")] = 1,
+    weight_bits: Annotated[float, typer.Option(help="Bits per weight in memory.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="File of the profile (JSON); default: standard output.")] = None,
     shipped: Annotated[
-        Path | None, typer.Option(help="Write the profiles that ship into this folder, and nothing else.")
+        Path | None, typer.Option(help="Only write all profiles of this repository into this folder.")
     ] = None,
 ) -> None:
-    """Computes a profile from published bandwidth and arithmetic; nothing is measured."""
+    """Computes a profile from published bandwidth and arithmetic. Nothing is measured."""
     try:
         if shipped is not None:
             for path in write_shipped(shipped):
                 print(path, file=sys.stderr)
             return
         if not device or not model:
-            raise ValueError("--device and --model must be given, or --shipped")
+            raise ValueError("either --device and --model or --shipped must be given")
         setup = Setup(role, device, model, gpus, weight_bits)
         text = encode(profile_of(setup))
         if out is None:

@@ -1,11 +1,11 @@
-"""Times of hardware that is not here: a roofline over published bandwidths and arithmetic, folded into a profile.
+"""Profiles of hardware computed by a roofline model from published figures (docs/roofline.md).
 
-A pass takes what reading the weights or computing its tokens takes, whichever is longer, and then what its caches, its
-layers and the exchange between devices take. Nothing of this is measured: the figures are the vendors', and the shares
-that real kernels reach of them are assumptions (docs/roofline.md).
+A pass takes the time to read the weights or to compute its tokens, whichever is longer, plus the time of its caches,
+its layers, and the exchange between devices. Nothing is measured: the figures are the vendors', and the shares of them
+that real kernels reach are assumptions.
 
-Invariant: times are never negative, and never fall with more tokens or longer contexts; a model that doesn't fit into
-the memory is refused. The same arguments give the same bytes.
+Invariant: times are not negative and don't fall with more tokens or longer contexts. A model that doesn't fit into the
+memory is refused. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from shared.data.profiles import PassTimes, Profile, StepTimes
 from shared.policies.batching import HINGES
 
-MEMORY_EFFICIENCY = 0.8  # of the published bandwidth
-COMPUTE_EFFICIENCY = 0.6  # of the published dense half-precision arithmetic
-LAYER_MS = 0.01  # of each layer, whatever it computes: starting its kernels
-EXCHANGE_MS = 0.01  # of each all-reduce, whatever it carries
-EXCHANGES = 2  # all-reduces of a layer: behind attention and behind the feed-forward part
-HALF_BYTES = 2  # of a number in half precision: caches and what devices exchange
-MEMORY_SHARE = 0.9  # of the memory, for weights and caches; the rest is for everything else
-MOST_TOKENS = 256  # of the passes that a profile is fitted to, as many as a pass of the services has
-LONGEST_STEP = 64  # tokens of the draft steps that a profile is fitted to
+MEMORY_EFFICIENCY = 0.8  # share of the published bandwidth
+COMPUTE_EFFICIENCY = 0.6  # share of the published dense half-precision arithmetic
+LAYER_MS = 0.01  # fixed time of each layer: kernel launches
+EXCHANGE_MS = 0.01  # fixed time of each all-reduce
+EXCHANGES = 2  # all-reduces per layer: after attention and after the feed-forward part
+HALF_BYTES = 2  # bytes of a half-precision number: KV cache and exchanged states
+MEMORY_SHARE = 0.9  # share of the memory for weights and KV cache
+MOST_TOKENS = 256  # largest pass that a profile is fitted to: the services' token budget
+LONGEST_STEP = 64  # tokens of the longest draft step that a profile is fitted to
 GIB = 2**30
 
 
@@ -40,19 +40,19 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """One accelerator, as its vendor publishes it."""
+class DeviceSpec:
+    """Published figures of one accelerator."""
 
     bandwidth: float  # of the memory, GB/s
     tflops: float  # dense, half precision
     memory_gib: float
-    link: float  # GB/s to others of its kind, each way; 0: it works alone
+    link: float  # GB/s each way, to devices of the same kind; 0: no link
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """A decoder-only transformer, as its configuration publishes it."""
+class ModelSpec:
+    """Published shape of a decoder-only transformer."""
 
     num_parameters: int
     num_layers: int
@@ -63,42 +63,44 @@ class Model:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values of one token."""
+        """Bytes of KV cache per token."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * HALF_BYTES
 
 
-DEVICES: dict[str, Device] = {
-    "a40": Device(696, 149.7, 48, 32, "NVIDIA A40 datasheet; link: PCIe 4.0 x16, as NVLink joins two cards only"),
-    "v100": Device(900, 125, 32, 150, "NVIDIA V100 datasheet, SXM2 with 32 GB; NVLink 300 GB/s both ways"),
-    "a6000": Device(768, 154.8, 48, 32, "NVIDIA RTX A6000 datasheet, half of the sparse 309.7 TFLOPS; link as the A40"),
-    "a100": Device(2039, 312, 80, 300, "NVIDIA A100 datasheet, SXM with 80 GB; NVLink 600 GB/s both ways"),
-    "h100": Device(3350, 989.4, 80, 450, "NVIDIA H100 datasheet and white paper, SXM; NVLink 900 GB/s both ways"),
-    "orin": Device(204.8, 42.5, 64, 0, "NVIDIA Jetson AGX Orin technical brief; a quarter of 170 sparse TOPS"),
-    "phone-npu": Device(
+DEVICES: dict[str, DeviceSpec] = {
+    "a40": DeviceSpec(696, 149.7, 48, 32, "NVIDIA A40 datasheet; link: PCIe 4.0 x16, as NVLink joins two cards only"),
+    "v100": DeviceSpec(900, 125, 32, 150, "NVIDIA V100 datasheet, SXM2 with 32 GB; NVLink 300 GB/s both ways"),
+    "a6000": DeviceSpec(
+        768, 154.8, 48, 32, "NVIDIA RTX A6000 datasheet, half of the sparse 309.7 TFLOPS; link as the A40"
+    ),
+    "a100": DeviceSpec(2039, 312, 80, 300, "NVIDIA A100 datasheet, SXM with 80 GB; NVLink 600 GB/s both ways"),
+    "h100": DeviceSpec(3350, 989.4, 80, 450, "NVIDIA H100 datasheet and white paper, SXM; NVLink 900 GB/s both ways"),
+    "orin": DeviceSpec(204.8, 42.5, 64, 0, "NVIDIA Jetson AGX Orin technical brief; a quarter of 170 sparse TOPS"),
+    "phone-npu": DeviceSpec(
         76.8,
         17.5,
         6,
         0,
-        "a class of phones, assumed: 64 bits of LPDDR5X at 4,800 MHz (Qualcomm Snapdragon 8 Gen 3 product brief), half "
-        "of the 35 TOPS announced for Apple's A17 Pro, and half of 12 GB left by the system",
+        "an assumed class of phones: 64 bits of LPDDR5X at 4,800 MHz (Qualcomm Snapdragon 8 Gen 3 product brief), half "
+        "of the 35 TOPS announced for Apple's A17 Pro, and half of 12 GB of memory",
     ),
 }
 
-MODELS: dict[str, Model] = {
-    "llama-2-7b": Model(6_738_415_616, 32, 4096, 32, 128, "config.json of meta-llama/Llama-2-7b-hf"),
-    "llama-2-70b": Model(68_976_648_192, 80, 8192, 8, 128, "config.json of meta-llama/Llama-2-70b-hf"),
-    "llama-3.1-70b": Model(70_553_706_496, 80, 8192, 8, 128, "config.json of meta-llama/Llama-3.1-70B"),
-    "llama-3.2-1b": Model(1_235_814_400, 16, 2048, 8, 64, "config.json of meta-llama/Llama-3.2-1B"),
-    "qwen2-7b": Model(7_615_616_512, 28, 3584, 4, 128, "config.json of Qwen/Qwen2-7B"),
-    "qwen2-72b": Model(72_706_203_648, 80, 8192, 8, 128, "config.json of Qwen/Qwen2-72B"),
-    "qwen2.5-0.5b": Model(494_032_768, 24, 896, 2, 64, "config.json of Qwen/Qwen2.5-0.5B"),
-    "smollm2-135m": Model(134_515_008, 30, 576, 3, 64, "config.json of HuggingFaceTB/SmolLM2-135M"),
+MODELS: dict[str, ModelSpec] = {
+    "llama-2-7b": ModelSpec(6_738_415_616, 32, 4096, 32, 128, "config.json of meta-llama/Llama-2-7b-hf"),
+    "llama-2-70b": ModelSpec(68_976_648_192, 80, 8192, 8, 128, "config.json of meta-llama/Llama-2-70b-hf"),
+    "llama-3.1-70b": ModelSpec(70_553_706_496, 80, 8192, 8, 128, "config.json of meta-llama/Llama-3.1-70B"),
+    "llama-3.2-1b": ModelSpec(1_235_814_400, 16, 2048, 8, 64, "config.json of meta-llama/Llama-3.2-1B"),
+    "qwen2-7b": ModelSpec(7_615_616_512, 28, 3584, 4, 128, "config.json of Qwen/Qwen2-7B"),
+    "qwen2-72b": ModelSpec(72_706_203_648, 80, 8192, 8, 128, "config.json of Qwen/Qwen2-72B"),
+    "qwen2.5-0.5b": ModelSpec(494_032_768, 24, 896, 2, 64, "config.json of Qwen/Qwen2.5-0.5B"),
+    "smollm2-135m": ModelSpec(134_515_008, 30, 576, 3, 64, "config.json of HuggingFaceTB/SmolLM2-135M"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One model on one device, or divided among several by tensor parallelism. Raises ValueError for what can't be."""
+    """One model on one device, or on several by tensor parallelism. Raises ValueError for an impossible setup."""
 
     role: Role
     device_name: str
@@ -110,29 +112,29 @@ class Setup:
         _check_known("device", self.device_name, DEVICES)
         _check_known("model", self.model_name, MODELS)
         if not 1 <= self.weight_bits <= 32:
-            raise ValueError(f"weight_bits {self.weight_bits:g} must be 1 to 32")
+            raise ValueError(f"weight_bits must be 1 to 32, got {self.weight_bits:g}")
         most = self.model.num_kv_heads if self.device.link else 1
         if not 1 <= self.gpus <= most:
-            reason = f"heads of keys and values of {self.model_name}" if self.device.link else "as it has no link"
-            raise ValueError(f"gpus {self.gpus} must be 1 to {most} with {self.device_name} ({reason})")
+            reason = f"{self.model_name} has {most} KV heads" if self.device.link else f"{self.device_name} has no link"
+            raise ValueError(f"gpus must be 1 to {most}, got {self.gpus}: {reason}")
         if self.weight_bytes > self.room_bytes:
             weights, room = self.weight_bytes / GIB, self.room_bytes / GIB
             raise ValueError(
                 f"{self.model_name} in {self.weight_bits:g} bits takes {weights:.1f} GiB, "
-                f"and {self.gpus} x {self.device_name} has room for {room:.1f}"
+                f"but {self.gpus} x {self.device_name} has room for {room:.1f} GiB"
             )
 
     @property
-    def device(self) -> Device:
+    def device(self) -> DeviceSpec:
         return DEVICES[self.device_name]
 
     @property
-    def model(self) -> Model:
+    def model(self) -> ModelSpec:
         return MODELS[self.model_name]
 
     @property
     def name(self) -> str:
-        """Of a profile of it, and of the file."""
+        """Name of the profile and, without suffix, of its file."""
         many = f"x{self.gpus}" if self.gpus > 1 else ""
         bits = "" if self.weight_bits == 16 else f"-{self.weight_bits:g}bit"
         return f"roofline-{self.device_name}{many}-{self.model_name}{bits}"
@@ -147,27 +149,27 @@ class Setup:
 
     @property
     def kv_tokens(self) -> int:
-        """Room for caches beside the weights."""
+        """KV cache that fits beside the weights, in tokens."""
         return int((self.room_bytes - self.weight_bytes) / self.model.kv_bytes)
 
     def read_ms(self, num_bytes: float) -> float:
-        """Milliseconds of reading so many bytes, divided among the devices, from their memory."""
+        """Milliseconds to read bytes that are divided among the devices."""
         return num_bytes / (self.gpus * self.device.bandwidth * MEMORY_EFFICIENCY * 1e6)
 
     def compute_ms(self, num_tokens: int) -> float:
-        """Milliseconds of a product and a sum for each parameter and token."""
+        """Milliseconds of one multiplication and one addition per parameter and token."""
         operations = 2 * self.model.num_parameters * num_tokens
         return operations / (self.gpus * self.device.tflops * COMPUTE_EFFICIENCY * 1e9)
 
     def exchange_ms(self, num_tokens: int) -> float:
-        """Milliseconds of the all-reduces between devices, each a ring over the tokens' hidden states."""
+        """Milliseconds of the ring all-reduces of the tokens' hidden states."""
         if self.gpus == 1:
             return 0.0
         num_bytes = 2 * (self.gpus - 1) / self.gpus * num_tokens * self.model.hidden_size * HALF_BYTES
         return EXCHANGES * self.model.num_layers * (EXCHANGE_MS + num_bytes / (self.device.link * 1e6))
 
     def pass_ms(self, num_tokens: int, num_cached: int = 0) -> float:
-        """Milliseconds of a pass, or of a draft step, that feeds so many tokens and reads so many cached ones."""
+        """Milliseconds of a pass or draft step that feeds `num_tokens` and reads `num_cached` tokens of KV cache."""
         weights = max(self.read_ms(self.weight_bytes), self.compute_ms(num_tokens))
         caches = self.read_ms(num_cached * self.model.kv_bytes)
         return LAYER_MS * self.model.num_layers + weights + caches + self.exchange_ms(num_tokens)
@@ -175,7 +177,7 @@ class Setup:
 
 def _check_known(kind: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        raise ValueError(f"{kind} {name!r} must be one of {', '.join(known)}")
+        raise ValueError(f"{kind} must be one of {', '.join(known)}, got {name!r}")
 
 
 SHIPPED: tuple[Setup, ...] = (
@@ -191,22 +193,6 @@ SHIPPED: tuple[Setup, ...] = (
     Setup(Role.DRAFTER, "a100", "qwen2.5-0.5b", 2),
     Setup(Role.DRAFTER, "h100", "llama-3.2-1b", 4),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FitError:
-    """Of fitted times against the roofline's, relative."""
-
-    median: float
-    worst: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.1%} in the median, {self.worst:.1%} at worst"
-
-
-def roofline_profile(device: str, model: str, role: Role, gpus: int = 1, weight_bits: float = 16) -> Profile:
-    """Raises ValueError naming what is unknown, or what doesn't fit into the memory."""
-    return profile_of(Setup(Role(role), device, model, gpus, weight_bits))
 
 
 def profile_of(setup: Setup) -> Profile:
@@ -226,12 +212,12 @@ def profile_of(setup: Setup) -> Profile:
 
 
 def encode(profile: Profile) -> str:
-    """The file of a profile."""
+    """The content of a profile's file."""
     return profile.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
 def write_shipped(folder: Path) -> list[Path]:
-    """Writes the profiles that ship, each into a file of its name."""
+    """Writes the profiles of SHIPPED, each to a file with its name."""
     written = []
     for setup in SHIPPED:
         path = folder / f"{setup.name}.json"
@@ -240,9 +226,9 @@ def write_shipped(folder: Path) -> list[Path]:
     return written
 
 
-def _pass_times(setup: Setup) -> tuple[PassTimes, FitError]:
-    """The knee between reading and computing lies anywhere, and the cost model bends at its hinges only: least squares
-    of the relative errors, short and long passes counting alike (tokens in geometric steps)."""
+def _pass_times(setup: Setup) -> tuple[PassTimes, str]:
+    """Pass times and their fit error. The cost model bends at its hinges, the roofline at its knee, so this is a least
+    squares fit of relative errors. Token counts grow geometrically: short and long passes weigh the same."""
     counts = np.unique(np.rint(np.geomspace(1, MOST_TOKENS, 100)).astype(np.int64))
     times = np.array([setup.pass_ms(int(count)) for count in counts])
     fitted = not_negative_fit(_features(counts) / times[:, None], np.ones(len(counts)))
@@ -252,8 +238,8 @@ def _pass_times(setup: Setup) -> tuple[PassTimes, FitError]:
     return passes, _error(setup, lambda count: passes.pass_ms(1, count, 0), MOST_TOKENS)
 
 
-def _step_times(setup: Setup) -> tuple[StepTimes, FitError]:
-    """The straight line through a step of one token and the longest one."""
+def _step_times(setup: Setup) -> tuple[StepTimes, str]:
+    """Step times, a straight line through a step of one token and the longest one, and their fit error."""
     one, longest = setup.pass_ms(1), setup.pass_ms(LONGEST_STEP)
     steps = StepTimes(
         step_ms=round(one, 6),
@@ -264,18 +250,18 @@ def _step_times(setup: Setup) -> tuple[StepTimes, FitError]:
 
 
 def _features(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """1, tokens, tokens above each hinge: [counts, 2 + hinges]. A roofline has no cost of a session by itself."""
+    """1, tokens, tokens above each hinge: [counts, 2 + hinges]. In a roofline a session by itself costs nothing."""
     excess = [np.maximum(counts - hinge, 0) for hinge in HINGES]
     return np.column_stack([np.ones(len(counts)), counts, *excess])
 
 
-def _error(setup: Setup, fitted_ms: Callable[[int], float], most: int) -> FitError:
+def _error(setup: Setup, fitted_ms: Callable[[int], float], most: int) -> str:
     errors = [abs(fitted_ms(count) / setup.pass_ms(count) - 1) for count in range(1, most + 1)]
-    return FitError(float(np.median(errors)), max(errors))
+    return f"{float(np.median(errors)):.1%} in the median, {max(errors):.1%} at worst"
 
 
 def not_negative_fit(features: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weights, none negative, with the least squares [features]: the best free fit of any choice of columns."""
+    """Least squares with weights ≥ 0, [features]: the best unconstrained fit over all subsets of the columns."""
     num = features.shape[1]
     best, least = np.zeros(num), float(values @ values)
     for size in range(1, num + 1):

@@ -1,6 +1,6 @@
-"""What is asked of a fleet: when requests come and how long they are, as tables of a scenario.
+"""The workload tables of a scenario: when requests arrive, and how long prompts and answers are.
 
-Invariant: what was read is complete and possible. Times carry their unit in the key.
+Invariant: a table that was read is complete and consistent. Keys of times end in their unit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dsd_sim.scenario.table import Count, NotNegative, Part, Positive, Share
+from dsd_sim.scenario.table import Count, NotNegative, Positive, Share, Table
 
 
-class Between(Part):
-    """Any whole number from `low` to `high`, all alike."""
+class Between(Table):
+    """Uniform over the integers from `low` to `high`, both included."""
 
     low: Count
     high: Count
@@ -25,8 +25,8 @@ class Between(Part):
         return self
 
 
-class Histogram(Part):
-    """Lengths as they were measured: `counts[i]` of them from edges[i] up to, and without, edges[i + 1]."""
+class Histogram(Table):
+    """Measured lengths: `counts[i]` of them lie in edges[i] ≤ length < edges[i + 1]."""
 
     edges: tuple[Count, ...]
     counts: tuple[Annotated[int, Field(ge=0)], ...]
@@ -34,7 +34,7 @@ class Histogram(Part):
     @model_validator(mode="after")
     def _check(self) -> Histogram:
         if len(self.edges) != len(self.counts) + 1 or sum(self.counts) == 0:
-            raise ValueError("edges must be one more than counts, and a count above 0")
+            raise ValueError("edges must have one entry more than counts, and a count must be above 0")
         if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
             raise ValueError("edges must increase")
         return self
@@ -52,21 +52,21 @@ Length: TypeAlias = Annotated[
 ]
 
 
-class MeasuredLengths(Part):
-    """A file of lengths."""
+class MeasuredLengths(Table):
+    """A JSON file with the lengths of a data set."""
 
     origin: str  # what was measured, and how
     prompt: Histogram
     answer: Histogram
 
 
-class Lengths(Part):
-    """Tokens of prompts and of answers, either here or in a file."""
+class Lengths(Table):
+    """Lengths of prompts and answers in tokens, given here or in a file."""
 
     prompt: Length | None = None
     answer: Length | None = None
-    file: str | None = None  # with histograms of both, relative to the scenario
-    max_tokens: Count = 4096  # that a request reserves room for; longer answers are cut
+    file: str | None = None  # MeasuredLengths, relative to the scenario
+    max_tokens: Count = 4096  # answer tokens that a request reserves KV cache for; longer answers are cut
 
     @model_validator(mode="after")
     def _check(self) -> Lengths:
@@ -76,8 +76,8 @@ class Lengths(Part):
         return self
 
 
-class Poisson(Part):
-    """Requests come independently of each other."""
+class Poisson(Table):
+    """Requests arrive independently of each other."""
 
     kind: Literal["poisson"]
     rate_per_s: Positive
@@ -85,8 +85,8 @@ class Poisson(Part):
     lengths: Lengths
 
 
-class Bursts(Part):
-    """Calm and busy times in turn, each of exponential length, with Poisson arrivals in both (MMPP)."""
+class Bursts(Table):
+    """Alternating calm and busy times of exponential length, with Poisson arrivals in both (MMPP)."""
 
     kind: Literal["bursts"]
     calm_per_s: Positive
@@ -97,8 +97,8 @@ class Bursts(Part):
     lengths: Lengths
 
 
-class Diurnal(Part):
-    """A Poisson process whose rate swings as a sine around its mean."""
+class Diurnal(Table):
+    """A Poisson process whose rate follows a sine around its mean."""
 
     kind: Literal["diurnal"]
     mean_per_s: Positive
@@ -108,22 +108,22 @@ class Diurnal(Part):
     lengths: Lengths
 
 
-class Closed(Part):
-    """Clients that each ask, wait for the end of the answer, think, and ask again."""
+class Closed(Table):
+    """A closed loop: each client asks, waits for the whole answer, thinks, and asks again."""
 
     kind: Literal["closed"]
     num_clients: Count
-    think_s: NotNegative = 0.0  # mean of an exponential time
+    think_s: NotNegative = 0.0  # mean; exponentially distributed
     num_requests: Count
     lengths: Lengths
 
 
-class Trace(Part):
-    """Requests of a JSONL file: arrival_ms, prompt_tokens, target_tokens, device_tier."""
+class Trace(Table):
+    """Requests of a JSONL file, with arrival_ms, prompt_tokens, target_tokens and optionally device_tier."""
 
     kind: Literal["trace"]
     file: str  # relative to the scenario
-    speed: Positive = 1.0  # 2: twice as many in the same time
+    speed: Positive = 1.0  # 2: the same requests in half the time
 
 
 Workload: TypeAlias = Annotated[Poisson | Bursts | Diurnal | Closed | Trace, Field(discriminator="kind")]

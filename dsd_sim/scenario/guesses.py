@@ -1,4 +1,4 @@
-"""The models of acceptance that a scenario names."""
+"""From the `guesses` tables of a scenario to acceptance models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import assert_never
 
 import numpy as np
 
-from dsd_sim.engine.acceptance import Acceptance, Answer, ByPosition, Independent, Markov, Replay
+from dsd_sim.engine.acceptance import AcceptanceModel, ByPosition, Independent, Markov, RecordedAnswer, Replay
 from dsd_sim.scenario.scenario import (
     Guesses,
     GuessesByPosition,
@@ -16,20 +16,20 @@ from dsd_sim.scenario.scenario import (
     RecordedGuesses,
     Scenario,
 )
-from dsd_sim.scenario.table import BadScenario
-from shared.data.recording import MalformedRecording, read_recording
+from dsd_sim.scenario.table import naming_key
+from shared.data.recording import read_recording
 
 
-def acceptances_of(scenario: Scenario, folder: Path) -> list[Acceptance]:
-    """Of each device, in the order of the edges. Raises BadScenario for a recording that can't be used."""
-    found: list[Acceptance] = []
+def acceptances_of(scenario: Scenario, folder: Path) -> list[AcceptanceModel]:
+    """The model of each device, in the order of the edges. Raises BadScenario for a recording that can't be used."""
+    found: list[AcceptanceModel] = []
     for number, edge in enumerate(scenario.edge):
         found += [acceptance_of(edge.guesses, folder, f"edge.{number}")] * edge.count
     return found
 
 
-def acceptance_of(guesses: Guesses, folder: Path, place: str) -> Acceptance:
-    """`place`: the table that the guesses stand in, for messages."""
+def acceptance_of(guesses: Guesses, folder: Path, place: str) -> AcceptanceModel:
+    """`place`: key of the table that holds the guesses, for error messages."""
     match guesses:
         case IndependentGuesses(rate=rate):
             return Independent(rate)
@@ -43,9 +43,7 @@ def acceptance_of(guesses: Guesses, folder: Path, place: str) -> Acceptance:
 
 
 def _replay(path: Path, place: str) -> Replay:
-    try:
+    with naming_key(f"{place}.guesses.file"):
         prompts = read_recording(path).prompts
-    except (MalformedRecording, OSError) as error:
-        raise BadScenario(f"{place}.guesses.file: {error}") from error
-    answers = [Answer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
+    answers = [RecordedAnswer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
     return Replay(tuple(answers))

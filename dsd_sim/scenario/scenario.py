@@ -1,7 +1,7 @@
-"""A scenario: what a simulation is to run, read from a TOML file in which every key is known and checked.
+"""The tables of a scenario, read from a TOML file. docs/simulator.md describes the keys for users.
 
-Invariant: what was read is complete and possible; anything else raises BadScenario, one line that names file and key.
-Times carry their unit in the key. The keys are described here and in docs/simulator.md.
+Invariant: a scenario that was read is complete and consistent; anything else raises BadScenario, one line that names
+file and key. Keys of times end in their unit.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from awc.policies.adaptive import AdaptivePolicy
 from awc.policy import WindowChoice
 from awc.registry import POLICIES
 from dsd_sim.scenario.demand import Closed, Workload
-from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Part, Positive, Share
+from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Share, Table
 from shared.data.profiles import PassTimes, StepTimes
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import MAX_WINDOW
 
 
-class IndependentGuesses(Part):
+class IndependentGuesses(Table):
     kind: Literal["independent"]
     rate: Share
 
 
-class GuessesByPosition(Part):
+class GuessesByPosition(Table):
     kind: Literal["by-position"]
     rates: Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
-class MarkovGuesses(Part):
+class MarkovGuesses(Table):
     kind: Literal["markov"]
     easy: Share
     hard: Share
@@ -43,11 +43,11 @@ class MarkovGuesses(Part):
     @model_validator(mode="after")
     def _check(self) -> MarkovGuesses:
         if self.to_hard + self.to_easy == 0:
-            raise ValueError("to_hard and to_easy are both 0: the stretches would never change")
+            raise ValueError("to_hard and to_easy must not both be 0")
         return self
 
 
-class RecordedGuesses(Part):
+class RecordedGuesses(Table):
     kind: Literal["recorded"]
     file: str  # relative to the scenario
 
@@ -57,18 +57,18 @@ Guesses: TypeAlias = Annotated[
 ]
 
 
-class Link(Part):
-    """From a device to the cloud; half of `rtt_ms` each way, jitter uniform from 0 on each way, in order as TCP."""
+class Link(Table):
+    """The link between a device and the cloud. Messages arrive in order, as with TCP."""
 
-    rtt_ms: NotNegative
-    jitter_ms: NotNegative = 0.0
-    bandwidth_mbit: NotNegative = 0.0  # 0: no limit
-    stall_rate: Share = 0.0  # of messages that are lost once and come stall_ms later
+    rtt_ms: NotNegative  # half of it each way
+    jitter_ms: NotNegative = 0.0  # added each way, uniform from 0
+    bandwidth_mbit: NotNegative = 0.0  # each way; 0: no limit
+    stall_rate: Share = 0.0  # share of messages that are lost once and arrive stall_ms later
     stall_ms: NotNegative = 200.0
 
 
-class LinkChange(Part):
-    """What of a Link is otherwise; what is not given stays as it is."""
+class LinkChange(Table):
+    """New values of a Link; keys that are not given keep their values."""
 
     rtt_ms: NotNegative | None = None
     jitter_ms: NotNegative | None = None
@@ -79,50 +79,50 @@ class LinkChange(Part):
     @model_validator(mode="after")
     def _check(self) -> LinkChange:
         if not self.model_fields_set:
-            raise ValueError(f"nothing changes: one of {', '.join(type(self).model_fields)} must be given")
+            raise ValueError(f"one of {', '.join(type(self).model_fields)} must be given")
         return self
 
 
-def _check_times(part: Edge | Cloud) -> None:
-    if (part.times is None) == (part.profile is None):
-        raise ValueError("either times or a profile must be given")
+def check_times(times: StepTimes | PassTimes | None, profile: str | None) -> None:
+    if (times is None) == (profile is None):
+        raise ValueError("either times or profile must be given")
 
 
-class Edge(Part):
-    """`count` devices alike. Requests go to devices in proportion to `weight`."""
+class Edge(Table):
+    """A group of `count` equal devices. Requests are spread over devices in proportion to `weight`."""
 
     name: str = "edge"  # the device_tier of a trace
     count: Count
     times: StepTimes | None = None
-    profile: str | None = None  # a file with them, relative to the scenario
-    feed_tokens: Count = 64  # in one draft step at most
+    profile: str | None = None  # file with the times, relative to the scenario
+    feed_tokens: Count = 64  # most tokens in one draft step
     link: Link
     guesses: Guesses
     weight: Positive = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Edge:
-        _check_times(self)
+        check_times(self.times, self.profile)
         return self
 
 
-class Cloud(Part):
-    """`count` verifiers alike."""
+class Cloud(Table):
+    """A group of `count` equal verifiers."""
 
     count: Count
     times: PassTimes | None = None
-    profile: str | None = None  # a file with them, relative to the scenario
-    draft_times: StepTimes | None = None  # of a draft model beside the target, for policies.colocated
-    draft_profile: str | None = None  # a file with them, relative to the scenario
-    noise: Share = 0.0  # a pass takes up to this share longer or shorter
+    profile: str | None = None  # file with the times, relative to the scenario
+    draft_times: StepTimes | None = None  # of a draft model on the same device, for policies.colocated
+    draft_profile: str | None = None  # file with the draft times, relative to the scenario
+    noise: Share = 0.0  # a pass time varies uniformly by up to this share, up or down
     token_budget: Count = 256
     prefill_chunk: Count = 64
     kv_tokens: Count = 32768
-    hop_ms: NotNegative = 0.0  # to it from gateway and links, one way
+    hop_ms: NotNegative = 0.0  # from gateway or link to the verifier, one way
 
     @model_validator(mode="after")
     def _check(self) -> Cloud:
-        _check_times(self)
+        check_times(self.times, self.profile)
         if self.draft_times is not None and self.draft_profile is not None:
             raise ValueError("draft_times and draft_profile can't both be given")
         if self.prefill_chunk > self.token_budget:
@@ -130,14 +130,14 @@ class Cloud(Part):
         return self
 
 
-class Policies(Part):
-    """Who gets a request, and how far drafters run ahead."""
+class Policies(Table):
+    """Policies of gateways, verifiers and the window controller."""
 
     routing: str = "jsq"
-    max_sessions: Count | None = None  # that gateways have at once; other requests wait their turn
+    max_sessions: Count | None = None  # of all gateways; further requests wait
     drafting: bool = True  # false: target-only
-    colocated: bool = False  # the verifiers draft themselves, guesses that the request's device would make
-    windows: str = "static"  # a policy of awc.registry, which starts with the values below
+    colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
+    windows: str = "static"  # a policy of awc.registry; it starts with window, chunk and free_run
     window: Annotated[int, Field(ge=0, le=MAX_WINDOW)] = 8
     chunk: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 2
     free_run: bool = True
@@ -146,78 +146,78 @@ class Policies(Part):
 
     @property
     def choice(self) -> WindowChoice:
-        """What holds at the start."""
+        """The window at the start."""
         if self.stop_and_wait:
             return WindowChoice(self.window, max(self.window, 1), free_run=self.window == 0)
         return WindowChoice(self.window, min(self.chunk, max(self.window, 1)), self.free_run or self.window == 0)
 
     @model_validator(mode="after")
     def _check(self) -> Policies:
-        said = {"chunk", "free_run"} & self.model_fields_set
+        conflicting = {"chunk", "free_run"} & self.model_fields_set
         if self.stop_and_wait and self.window == 0 and self.windows != "static":
-            raise ValueError(f"stop_and_wait needs a window above 0 for {self.windows} to start with")
+            raise ValueError(f"stop_and_wait with windows {self.windows!r} needs a window above 0")
         if self.stop_and_wait and self.windows == AdaptivePolicy.name:
-            raise ValueError(f"stop_and_wait is not for {self.windows}, which chooses chunk and free run itself")
-        if self.stop_and_wait and said:
-            raise ValueError(f"stop_and_wait and {min(said)} can't both be given")
+            raise ValueError(f"windows {self.windows!r} sets chunk and free_run itself: stop_and_wait must be false")
+        if self.stop_and_wait and conflicting:
+            raise ValueError(f"stop_and_wait and {min(conflicting)} can't both be given")
         if self.colocated and (not self.drafting or self.windows != "static" or self.window == 0):
-            raise ValueError("colocated needs drafting, and a static window above 0")
+            raise ValueError("colocated needs drafting and a static window above 0")
         if self.routing not in ROUTERS:
-            raise ValueError(f"routing {self.routing!r} must be one of {', '.join(ROUTERS)}")
+            raise ValueError(f"routing must be one of {', '.join(ROUTERS)}, got {self.routing!r}")
         if self.windows not in POLICIES:
-            raise ValueError(f"windows {self.windows!r} must be one of {', '.join(POLICIES)}")
+            raise ValueError(f"windows must be one of {', '.join(POLICIES)}, got {self.windows!r}")
         if "chunk" in self.model_fields_set and self.chunk > max(self.window, 1):
             raise ValueError(f"chunk {self.chunk} is above window {self.window}")
         return self
 
 
-class Change(Part):
-    """From `at_s` on something is otherwise, until another change. What is not given stays as it is."""
+class Change(Table):
+    """New values from `at_s` on; keys that are not given keep their values."""
 
     at_s: NotNegative
-    edge: str | None = None  # the devices of this name; all without it
+    edge: str | None = None  # name of the devices; all devices without it
     link: LinkChange | None = None
-    guesses: Guesses | None = None  # of requests that come from then on
-    draft_slowdown: Positive | None = None  # times what a draft step takes in the beginning
-    pass_slowdown: Positive | None = None  # likewise a verify pass, of all verifiers
-    load: Positive | None = None  # times as many requests as in the beginning, or clients of a closed loop
+    guesses: Guesses | None = None  # of requests that arrive from then on
+    draft_slowdown: Positive | None = None  # factor of the step times at the start
+    pass_slowdown: Positive | None = None  # factor of the pass times at the start, for all verifiers
+    load: Positive | None = None  # factor of the request rate at the start, or of the clients of a closed loop
 
     @model_validator(mode="after")
     def _check(self) -> Change:
         if not self.model_fields_set - {"at_s", "edge"}:
-            raise ValueError("nothing changes: one of link, guesses, draft_slowdown, pass_slowdown, load must be given")
+            raise ValueError("one of link, guesses, draft_slowdown, pass_slowdown, load must be given")
         if self.edge is not None and not self.model_fields_set & {"link", "guesses", "draft_slowdown"}:
-            raise ValueError("edge means nothing to pass_slowdown and load")
+            raise ValueError("edge can't be given with only pass_slowdown or load")
         return self
 
 
-class Failure(Part):
-    """From `at_s` on, for `for_s`, something does not work."""
+class Failure(Table):
+    """An outage from `at_s` on, for `for_s`."""
 
     part: Literal["drafters", "verifiers", "links", "controller"]
     at_s: NotNegative
     for_s: Positive
-    edge: str | None = None  # drafters and links of the devices of this name; all without it
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of them, drawn at random, at least one
+    edge: str | None = None  # drafters and links: name of the devices; all devices without it
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of these, drawn at random; at least one fails
 
     @model_validator(mode="after")
     def _check(self) -> Failure:
         if self.edge is not None and self.part not in ("drafters", "links"):
-            raise ValueError(f"edge means nothing to {self.part}")
+            raise ValueError(f"edge can't be given with part {self.part!r}")
         if self.part == "controller" and "share" in self.model_fields_set:
-            raise ValueError("there is one controller: share means nothing to it")
+            raise ValueError("share can't be given with part 'controller'")
         return self
 
 
-class Objective(Part):
-    """What an answer must keep to count as goodput."""
+class Objective(Table):
+    """Latency objective; answers above it don't count as goodput."""
 
     ttft_ms: Positive = 1000.0
     tpot_ms: Positive = 100.0
 
 
-class Scenario(Part):
-    """One simulation."""
+class Scenario(Table):
+    """The file of a scenario: one simulation."""
 
     name: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
@@ -232,22 +232,22 @@ class Scenario(Part):
     @model_validator(mode="after")
     def _check(self) -> Scenario:
         if self.policies.drafting and not self.edge:
-            raise ValueError("edge is empty: with policies.drafting there must be devices")
+            raise ValueError("edge: with policies.drafting there must be at least one")
         names = {edge.name for edge in self.edge}
         for name in (*(change.edge for change in self.change), *(failure.edge for failure in self.failure)):
             if name is not None and name not in names:
-                raise ValueError(f"a change or failure names the edge {name!r}, and none has that name")
+                raise ValueError(f"a change or failure names the edge {name!r}, but no edge has that name")
         if self.policies.colocated and any(failure.part != "verifiers" for failure in self.failure):
-            raise ValueError("failure: with policies.colocated only verifiers can fail, as nothing else takes part")
+            raise ValueError("failure: with policies.colocated, part must be 'verifiers'")
         if self.policies.colocated and any(change.link or change.draft_slowdown for change in self.change):
-            raise ValueError("change: with policies.colocated no link and no drafter takes part")
+            raise ValueError("change: with policies.colocated, link and draft_slowdown can't be given")
         loads = [1.0, *(change.load for change in self.change if change.load is not None)]
         if loads != sorted(loads) and isinstance(self.workload, Closed):
-            raise ValueError("change.load: clients of a closed loop join it and stay, so it can't fall")
-        if self.policies.colocated and not all(part.draft_times or part.draft_profile for part in self.cloud):
-            raise ValueError("policies.colocated: every cloud must have draft_times or a draft_profile")
+            raise ValueError("change.load: in a closed loop the load must not fall")
+        if self.policies.colocated and not all(group.draft_times or group.draft_profile for group in self.cloud):
+            raise ValueError("policies.colocated: every cloud must have draft_times or draft_profile")
         if any(a.at_s > b.at_s for a, b in zip(self.change, self.change[1:], strict=False)):
-            raise ValueError("change: the changes must be in the order of their at_s")
+            raise ValueError("change: at_s must not decrease from one change to the next")
         return self
 
 
@@ -257,24 +257,23 @@ def read_scenario(path: Path) -> Scenario:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A file's content, not checked yet. Raises BadScenario where it is no TOML, OSError where it can't be read."""
+    """The unchecked content of a file. Raises BadScenario for bad TOML, OSError for a file that can't be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadScenario(f"{path}: no TOML: {error}") from error
+        raise BadScenario(f"{path}: not valid TOML: {error}") from error
 
 
 def scenario_of(content: dict[str, Any], path: Path) -> Scenario:
-    """`path`: of the file with this content, for messages. Raises BadScenario."""
+    """`path`: of the file with this content, for error messages. Raises BadScenario."""
     try:
-        return Scenario.model_validate_json(json.dumps(content, default=str))  # lists are tuples there
+        return Scenario.model_validate_json(json.dumps(content, default=str))  # JSON lists are valid tuples
     except ValidationError as error:
-        raise BadScenario(f"{path}: {told_error(error, content)}") from error
+        raise BadScenario(f"{path}: {describe_error(error, content)}") from error
 
 
-def told_error(error: ValidationError, content: Any, table: str = "") -> str:
-    """The first thing that is wrong: its key as it stands in the file, and what it should be. `table`: the key of the
-    table that the content is of."""
+def describe_error(error: ValidationError, content: Any, table: str = "") -> str:
+    """The first error: its dotted key in the file, and what is wrong. `table`: key of the table with this content."""
     first = error.errors()[0]
     keys = [table] if table else []
     place: Any = content

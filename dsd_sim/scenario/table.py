@@ -1,10 +1,12 @@
-"""What the tables of the simulator's TOML files have in common.
+"""Base class and number types of the tables in the simulator's TOML files.
 
-Invariant: a key that is not described is refused, and so is a number that means nothing.
+Invariant: unknown keys, values of another type, and numbers out of range are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,10 +19,19 @@ Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class BadScenario(ValueError):
-    """A file can't be run; the message names it and the key at fault."""
+    """A file can't be run; the message names the file and the key."""
 
 
-class Part(BaseModel):
-    """A table of the file; keys that are not described are refused."""
+@contextmanager
+def naming_key(key: str) -> Iterator[None]:
+    """Turns an error of a file that `key` refers to into a BadScenario."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise BadScenario(f"{key}: {error}") from error
+
+
+class Table(BaseModel):
+    """A TOML table; the fields of a subclass are its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

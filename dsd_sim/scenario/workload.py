@@ -1,6 +1,6 @@
-"""When requests come and how long they are: the workloads of a scenario as columns of requests.
+"""From a workload table to requests: arrivals and lengths, as columns.
 
-Invariant: the same workload and seed give the same requests, in the order of their arrivals.
+Invariant: equal workloads and seeds give equal requests, ordered by arrival.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from dsd_sim.engine.world import NOBODY
 from dsd_sim.scenario.demand import (
@@ -30,7 +29,7 @@ from dsd_sim.scenario.demand import (
     Trace,
     Workload,
 )
-from dsd_sim.scenario.table import MOST, BadScenario
+from dsd_sim.scenario.table import MOST, BadScenario, naming_key
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -38,8 +37,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Columns [requests]. `client` is who asks in a closed loop, NOBODY in an open one; `tier` names the devices that
-    may draft for it, where a trace says so."""
+    """Columns, [requests]. `client`: NOBODY in an open loop. `tier`: device_tier of a trace, else None."""
 
     arrival_ms: Floats
     prompt: Ints
@@ -49,8 +47,8 @@ class Requests:
     tier: tuple[str | None, ...]
 
 
-class Arrival(Struct, frozen=True):
-    """One line of a trace; other keys are not read."""
+class TraceArrival(Struct, frozen=True):
+    """One line of a trace; other keys are ignored."""
 
     arrival_ms: Annotated[float, Meta(ge=0)]
     prompt_tokens: Annotated[int, Meta(ge=1, le=MOST)]
@@ -60,23 +58,23 @@ class Arrival(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class LoadChange:
-    """From at_ms on `factor` times as many requests come as in the beginning; in a closed loop, as many clients ask."""
+    """From at_ms on, the request rate (closed loop: number of clients) is `factor` times that at the start."""
 
     at_ms: float
     factor: float
 
 
-def hurried(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
-    """The same requests under another load: what would come in a time comes in a `factor`-th of it."""
-    then = np.array([0.0, *(change.at_ms for change in changes)])
+def with_rate_changes(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
+    """The same requests in an open loop whose rate changes: the gaps between arrivals are divided by the factor."""
+    starts = np.array([0.0, *(change.at_ms for change in changes)])
     factors = np.array([1.0, *(change.factor for change in changes)])
-    before = np.concatenate(([0.0], np.cumsum(np.diff(then) * factors[:-1])))  # of the unchanged time, at each change
-    part = np.searchsorted(before, requests.arrival_ms, side="right") - 1
-    return replace(requests, arrival_ms=then[part] + (requests.arrival_ms - before[part]) / factors[part])
+    unscaled = np.concatenate(([0.0], np.cumsum(np.diff(starts) * factors[:-1])))  # arrival time that maps to a start
+    span = np.searchsorted(unscaled, requests.arrival_ms, side="right") - 1
+    return replace(requests, arrival_ms=starts[span] + (requests.arrival_ms - unscaled[span]) / factors[span])
 
 
-def joined(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
-    """The same requests of a closed loop that more and more clients join. No factor is below the one before it."""
+def with_joining_clients(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
+    """The same requests in a closed loop that clients join over time. Factors must not fall."""
     num = int(requests.client.max()) + 1
     counts = [num, *(round(num * change.factor) for change in changes)]
     starts = np.repeat([0.0, *(change.at_ms for change in changes)], np.diff([0, *counts]))
@@ -85,7 +83,7 @@ def joined(requests: Requests, changes: Sequence[LoadChange]) -> Requests:
 
 
 def make_requests(workload: Workload, folder: Path, rng: np.random.Generator) -> Requests:
-    """`folder`: where the workload's files are looked for. Raises BadScenario for one that can't be used."""
+    """`folder`: base of the workload's file names. Raises BadScenario for a file that can't be used."""
     if isinstance(workload, Trace):
         return _read_trace(folder / workload.file, workload.speed)
     if isinstance(workload, Closed):
@@ -106,10 +104,8 @@ def _of_lengths(lengths: Lengths, folder: Path, arrival_ms: Floats, client: Ints
 
 
 def _read_lengths(path: Path) -> MeasuredLengths:
-    try:
+    with naming_key(f"workload.lengths.file: {path} is not a file of lengths"):
         return MeasuredLengths.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        raise BadScenario(f"workload.lengths.file: {path} holds no lengths: {error}") from error
 
 
 def _draw(length: Length, num: int, rng: np.random.Generator) -> Ints:
@@ -138,7 +134,7 @@ def _arrivals(workload: Poisson | Bursts | Diurnal, rng: np.random.Generator) ->
 
 
 def _bursts(workload: Bursts, rng: np.random.Generator) -> Floats:
-    """Each state's arrivals until it ends; it begins calm."""
+    """Arrivals of alternating calm and busy times, calm first."""
     parts: list[Floats] = []
     start, num_left, is_busy = 0.0, workload.num_requests, False
     while num_left > 0:
@@ -151,7 +147,7 @@ def _bursts(workload: Bursts, rng: np.random.Generator) -> Floats:
 
 
 def _thinned(mean: float, swing: float, period_s: float, num: int, rng: np.random.Generator) -> Floats:
-    """Of a Poisson process at the highest rate each arrival stays with the share of the rate at its time."""
+    """Thins a Poisson process at the highest rate: an arrival stays with probability rate(t) / highest rate."""
     times = np.empty(0)
     last = 0.0
     while len(times) < num:
@@ -163,12 +159,10 @@ def _thinned(mean: float, swing: float, period_s: float, num: int, rng: np.rando
 
 
 def _read_trace(path: Path, speed: float) -> Requests:
-    arrivals: list[Arrival] = []
-    decoder = msgspec.json.Decoder(Arrival)
-    try:
+    arrivals: list[TraceArrival] = []
+    decoder = msgspec.json.Decoder(TraceArrival)
+    with naming_key("workload.file"):
         lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise BadScenario(f"workload.file: {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
             arrival = decoder.decode(line)

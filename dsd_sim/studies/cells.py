@@ -1,7 +1,7 @@
-"""Cells: simulations that are parts of a larger question. Each is one scenario, made of a file and some settings.
+"""Cells: the simulations of a study. A cell is one scenario, made of a file and settings.
 
-Invariant: a cell's key is made of everything that its result depends on, so equal cells have equal keys, and what was
-changed has another one. A bad setting is told in one line that names the file and the key.
+Invariant: a cell's key is a digest of everything that its result depends on: equal cells have equal keys, and any
+change gives another key. A bad setting is reported in one line that names the file and the key.
 """
 
 from __future__ import annotations
@@ -18,67 +18,67 @@ from pydantic import ValidationError
 
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowPolicy
-from dsd_sim.scenario.scenario import Scenario, scenario_of, told_error
-from dsd_sim.scenario.table import BadScenario, Part
+from dsd_sim.scenario.scenario import Scenario, describe_error, scenario_of
+from dsd_sim.scenario.table import BadScenario, Table
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "dsd_sim"
-# Its files that results don't depend on.
-SHOWING = {
+# Files of the package that no result depends on: commands, summaries, tables and plots.
+PRESENTATION = {
     "__main__.py", "roofline/cli.py", "roofline/roofline.py",
     *(f"studies/{name}.py" for name in (
-        "cli", "compare", "plan", "plan_cli", "plan_plot", "plots", "sweep", "tables", "trace",
+        "cli", "compare", "crossover", "plan", "plan_cli", "plan_plot", "plots", "sweep", "tables", "trace",
     )),
 }  # fmt: skip
-STATIC = {"policy.py", "policies/static.py"}  # of awc: all that a run with one choice throughout depends on
-FILE = "file"  # how keys end whose values are files of a scenario: file, profile, draft_profile
+STATIC = {"policy.py", "policies/static.py"}  # of awc: all that a run with a static window depends on
+FILE = "file"  # ending of the keys that name a file: file, profile, draft_profile
 
-Kind = TypeVar("Kind", bound=Part)
+Kind = TypeVar("Kind", bound=Table)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One simulation. `path`: of its scenario's file; `told`: what was set in it, for messages. A `policy` stands in
-    for the one that the scenario names, and its reports are summed up even where it is static."""
+    """One simulation. `path`: of its scenario's file. `label`: its settings, for error messages. `policy`: replaces the
+    one that the scenario names; reports are then made even if it is static."""
 
     scenario: Scenario
     path: Path
-    told: str
+    label: str
     key: str
     policy: WindowPolicy | None = None
 
 
 def cell_of(content: dict[str, Any], path: Path, settings: Mapping[str, Any]) -> Cell:
-    """The scenario of a file's content with other values at dotted keys. Raises BadScenario."""
-    told = told_settings(settings)
+    """The scenario of a file's content with new values at dotted keys. Raises BadScenario."""
+    label = describe_settings(settings)
     try:
         for key, value in settings.items():
             content = _changed(content, key, key.split("."), value)
         scenario = scenario_of(content, path)
-        return Cell(scenario, path, told, key_of(scenario, path.parent))
+        return Cell(scenario, path, label, key_of(scenario, path.parent))
     except BadScenario as error:
-        raise BadScenario(complaint(path, error, told)) from error
+        raise BadScenario(error_line(path, error, label)) from error
 
 
-def complaint(path: Path, error: Exception, told: str = "") -> str:
-    """One line that names the file, and what was set in it."""
+def error_line(path: Path, error: Exception, label: str = "") -> str:
+    """The error in one line that names the file and, with a label, the settings."""
     message = " ".join(str(error).split())
-    return (message if str(path) in message else f"{path}: {message}") + (f" (with {told})" if told else "")
+    return (message if str(path) in message else f"{path}: {message}") + (f" (with {label})" if label else "")
 
 
-def part_of(kind: type[Kind], content: Any, path: Path, place: str = "") -> Kind:
-    """A checked table; `path` and `place`: where it stands, for messages. Raises BadScenario."""
+def parse_table(kind: type[Kind], content: Any, path: Path, place: str = "") -> Kind:
+    """A validated table. `path` and `place`: its file and key, for error messages. Raises BadScenario."""
     try:
-        return kind.model_validate_json(json.dumps(content, default=str))  # lists are tuples there
+        return kind.model_validate_json(json.dumps(content, default=str))  # JSON lists are valid tuples
     except ValidationError as error:
-        raise BadScenario(f"{path}: {told_error(error, content, place)}") from error
+        raise BadScenario(f"{path}: {describe_error(error, content, place)}") from error
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def settings_of(key: str, value: Any) -> dict[str, Any]:
-    """By dotted keys. A table stands for the keys in it, unless it has a `kind`: that one is set as a whole."""
+    """A setting as values by dotted keys. A table sets each of its keys, or all of itself if it has a `kind`."""
     if not isinstance(value, dict) or "kind" in value:
         return {key: value}
     found: dict[str, Any] = {}
@@ -87,17 +87,17 @@ def settings_of(key: str, value: Any) -> dict[str, Any]:
     return found
 
 
-def told_settings(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} = {told(value)}" for key, value in settings.items())
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {describe_value(value)}" for key, value in settings.items())
 
 
-def told(value: Any) -> str:
-    """As it might stand in a table: a text as it is, all else as JSON."""
+def describe_value(value: Any) -> str:
+    """A string unquoted, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _changed(place: Any, key: str, steps: Sequence[str], value: Any) -> Any:
-    """A copy of the place with the value at the end of the steps. Tables that are missing on the way are made."""
+    """A copy of `place` with the value at the end of `steps`, the parts of `key`. Missing tables are created."""
     if not steps:
         return value
     first, rest = steps[0], steps[1:]
@@ -105,7 +105,8 @@ def _changed(place: Any, key: str, steps: Sequence[str], value: Any) -> Any:
         table = place if isinstance(place, dict) else {}
         return table | {first: _changed(table.get(first), key, rest, value)}
     if first != "*" and not (first.isdecimal() and int(first) < len(place)):
-        raise BadScenario(f"{key}: {first!r} is none of {len(place)} entries, which are numbered from 0; all are *")
+        last = len(place) - 1
+        raise BadScenario(f"{key}: {first!r} must be the number of an entry, 0 to {last}, or * for all entries")
     chosen = range(len(place)) if first == "*" else [int(first)]
     return [_changed(each, key, rest, value) if index in chosen else each for index, each in enumerate(place)]
 
@@ -114,7 +115,7 @@ def _changed(place: Any, key: str, steps: Sequence[str], value: Any) -> Any:
 
 
 def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None) -> str:
-    """16 hexadecimal digits. A policy counts by its `repr`. Raises BadScenario for a file that can't be read."""
+    """16 hexadecimal digits. A policy is digested by its `repr`. Raises BadScenario for a file that can't be read."""
     content = scenario.model_dump(mode="json", warnings=False)
     files = {}
     for place, name in _files(content):
@@ -129,7 +130,7 @@ def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None)
 
 
 def _files(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and name of every file that a scenario refers to."""
+    """Dotted key and name of each file that a scenario names."""
     entries: Any = content.items() if isinstance(content, dict) else enumerate(content)
     for key, value in entries:
         here = f"{place}.{key}" if place else str(key)
@@ -141,7 +142,7 @@ def _files(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=1024)
 def _digest(path: Path, changed_ns: int, num_bytes: int) -> str:
-    """Of a file, read again once one of these is another."""
+    """The digest of a file; cached until its time or size changes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -151,13 +152,13 @@ def _is_static(scenario: Scenario, policy: WindowPolicy | None) -> bool:
 
 @lru_cache(maxsize=2)
 def _digest_of_code(*, policies_matter: bool) -> str:
-    """Of the simulator, of what it shares with the services, and of the policies that matter and their weights."""
+    """The digest of the simulator, of `shared`, and of the policies that matter, with their weights."""
     digest = hashlib.sha256()
     for package in ("awc", PACKAGE, "shared"):
         for path in sorted((ROOT / package).rglob("*")):
             name = path.relative_to(ROOT / package).as_posix()
-            is_idle = package == "awc" and not policies_matter and name not in STATIC
+            is_unused = package == "awc" and not policies_matter and name not in STATIC
             is_code = path.is_file() and path.suffix != ".pyc"
-            if is_code and not is_idle and not (package == PACKAGE and name in SHOWING):
+            if is_code and not is_unused and not (package == PACKAGE and name in PRESENTATION):
                 digest.update(name.encode() + path.read_bytes())
     return digest.hexdigest()

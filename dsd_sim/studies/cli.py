@@ -1,4 +1,4 @@
-"""What all commands of DSD-Sim share: their options, how cells are run for them, and what is told of failures."""
+"""Common parts of DSD-Sim's commands: options, running cells, and error messages."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from typing import Annotated, TypeAlias
 import typer
 
 from dsd_sim.scenario.table import BadScenario
-from dsd_sim.studies.cells import Cell, complaint
-from dsd_sim.studies.report import Report
-from dsd_sim.studies.runner import num_cores, progress_shown, run_cells
+from dsd_sim.studies.cells import Cell, error_line
+from dsd_sim.studies.report import SimReport
+from dsd_sim.studies.runner import num_cores, run_cells, show_progress
 
-OUT = Path("results")  # where results go unless said otherwise, in a folder named after the file
+OUT = Path("results")  # default parent of the results' folder, which is named after the input file
 Out: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Folder for results; cells that it holds are kept.", show_default=f"{OUT}/NAME")
+    Path | None,
+    typer.Option(help="Folder for results. Cells that it already holds are not run again.", show_default=f"{OUT}/NAME"),
 ]
-Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
+Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Worker processes.", show_default="one per core")]
 
 
 @contextmanager
-def bad_input_told(path: Path) -> Iterator[None]:
-    """Ends the program with one line that names the file and the key."""
+def exit_on_bad_input(path: Path) -> Iterator[None]:
+    """On bad input, prints one line that names the file and the key, and ends the program with status 2."""
     try:
         yield
     except (BadScenario, OSError) as error:
-        print(complaint(path, error), file=sys.stderr)
+        print(error_line(path, error), file=sys.stderr)
         raise typer.Exit(2) from error
 
 
-def reports_of(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, Report]:
-    """By the keys of cells. An interrupt ends the program; started again it goes on."""
+def reports_of(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, SimReport]:
+    """Runs cells that `folder` does not hold yet; returns all reports by cell key. An interrupt ends the program."""
     try:
-        with progress_shown() as tell:
-            reports = run_cells(cells, folder / "cells", workers or num_cores(), tell)
+        with show_progress() as on_progress:
+            reports = run_cells(cells, folder / "cells", workers or num_cores(), on_progress)
     except KeyboardInterrupt as interrupt:
-        print(f"stopped; what is done stays in {folder}, and the same command goes on", file=sys.stderr)
+        print(f"stopped; {folder} keeps the finished cells, and the same command continues", file=sys.stderr)
         raise typer.Exit(130) from interrupt
     except BrokenProcessPool as error:
-        print("a worker process was killed; fewer --workers need less memory", file=sys.stderr)
+        print("a worker process was killed; if memory is short, lower --workers", file=sys.stderr)
         raise typer.Exit(1) from error
     for what, num in Counter(each for report in reports.values() for each in report.unreached).items():
         print(f"{num} of {len(reports)} runs ended before: {what}", file=sys.stderr)
     return reports
 
 
-def say_written(paths: Iterable[Path]) -> None:
+def print_written(paths: Iterable[Path]) -> None:
     print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Comparisons: variants of policies over many scenarios, each as a ratio to a baseline, beside what others reported.
+"""Comparisons: variants of policies over many scenarios, as ratios to a baseline and beside published ratios.
 
-Invariant: all variants of a scenario meet the same requests and guesses, with the same seeds; figures are means over
-these. A variant of several values counts, in each scenario, with the one that was best there: an oracle's choice.
+Invariant: all variants of a scenario have the same seeds, so they meet the same requests and guesses. Figures are means
+over seeds. A variant with several values counts, in each scenario, with its best one: the choice of an oracle.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from msgspec import Struct
 from pydantic import Field, model_validator
 
 from dsd_sim.scenario.scenario import read_toml, scenario_of
-from dsd_sim.scenario.table import BadScenario, Part, Positive
-from dsd_sim.studies.cells import Cell, cell_of, part_of, settings_of, told_settings
-from dsd_sim.studies.report import FIGURES, Report, figure_of, is_lower_better, write_csv
+from dsd_sim.scenario.table import BadScenario, Positive, Table
+from dsd_sim.studies.cells import Cell, cell_of, describe_settings, parse_table, settings_of
+from dsd_sim.studies.report import FIGURES, SimReport, figure_of, is_lower_better, write_csv
 from dsd_sim.studies.sweep import SEED, Seeds
 
 FILE = "compare.toml"
@@ -28,17 +28,17 @@ SHOWN = ("tokens_per_s", "goodput", "tpot_ms.mean", "ttft_ms.mean")
 
 def _check_figure(name: str, key: str) -> None:
     if name not in FIGURES:
-        raise ValueError(f"{key} {name!r} must be a figure of a report: {', '.join(FIGURES)}")
+        raise ValueError(f"{key} must be one of {', '.join(FIGURES)}, got {name!r}")
 
 
-class Variant(Part):
-    """A way to run every scenario: settings by dotted keys. With `one_of`, that key has each of the values in turn."""
+class Variant(Table):
+    """Settings to run every scenario with. With `one_of`, that key takes each of `values` in turn."""
 
     name: Annotated[str, Field(min_length=1)]
     set: dict[str, Any] = Field(default_factory=dict)
     one_of: str | None = None
     values: tuple[Any, ...] = ()
-    by: str = "goodput"  # the figure by which the best value is chosen
+    by: str = "goodput"  # figure that chooses the best value
 
     @model_validator(mode="after")
     def _check(self) -> Variant:
@@ -49,12 +49,12 @@ class Variant(Part):
 
     @property
     def choices(self) -> tuple[dict[str, Any], ...]:
-        """What one_of sets; one that is empty without it."""
+        """The settings of each value; one empty choice without `one_of`."""
         return ({},) if self.one_of is None else tuple(settings_of(self.one_of, value) for value in self.values)
 
 
-class Reported(Part):
-    """What others found: a figure of a variant in a scenario, divided by the baseline's."""
+class Reported(Table):
+    """A published ratio: a figure of a variant in a scenario, divided by the baseline's."""
 
     scenario: str
     variant: str
@@ -68,15 +68,15 @@ class Reported(Part):
         return self
 
 
-class Comparison(Part):
+class Comparison(Table):
     """The file of a comparison."""
 
-    scenarios: Annotated[tuple[str, ...], Field(min_length=1)]  # patterns of files, relative to this one
+    scenarios: Annotated[tuple[str, ...], Field(min_length=1)]  # file patterns, relative to this file
     baseline: str
-    seeds: Seeds | None = None  # the scenarios' own
+    seeds: Seeds | None = None  # default: each scenario's own
     variant: Annotated[tuple[Variant, ...], Field(min_length=1)]
     reported: tuple[Reported, ...] = ()
-    differs: tuple[str, ...] = ()  # sentences: what others assumed otherwise
+    differs: tuple[str, ...] = ()  # sentences: how the assumptions differ from the published ones
 
     @model_validator(mode="after")
     def _check(self) -> Comparison:
@@ -84,21 +84,21 @@ class Comparison(Part):
         if len(set(names)) < len(names):
             raise ValueError("variant: two have the same name")
         if self.baseline not in names:
-            raise ValueError(f"baseline {self.baseline!r} must be one of {', '.join(names)}")
+            raise ValueError(f"baseline must be one of {', '.join(names)}, got {self.baseline!r}")
         for each in self.reported:
             if each.variant not in names:
-                raise ValueError(f"reported.variant {each.variant!r} must be one of {', '.join(names)}")
+                raise ValueError(f"reported.variant must be one of {', '.join(names)}, got {each.variant!r}")
         return self
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Those that are shown."""
+        """The figures to show."""
         return tuple(dict.fromkeys((*SHOWN, *(each.figure for each in self.reported))))
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A variant in a scenario with one of its values. `chosen`: what that value set; a cell for each seed."""
+class VariantChoice:
+    """A variant in a scenario with one of its values. `chosen`: the settings of the value. One cell per seed."""
 
     scenario: str
     variant: Variant
@@ -107,11 +107,11 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """All that has to be run."""
+class ComparisonPlan:
+    """All cells of a comparison."""
 
     comparison: Comparison
-    choices: tuple[Choice, ...]
+    choices: tuple[VariantChoice, ...]
 
     @property
     def cells(self) -> Iterator[Cell]:
@@ -119,26 +119,26 @@ class Plan:
 
     @property
     def scenarios(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the scenarios."""
         return tuple(dict.fromkeys(choice.scenario for choice in self.choices))
 
 
-class Spread(Struct, frozen=True):
-    """Of a figure over seeds."""
+class SeedSpread(Struct, frozen=True):
+    """A figure over seeds."""
 
     mean: float
     low: float
     high: float
 
 
-class Finding(Struct, frozen=True):
-    """A variant in a scenario. `chosen`: what its best value set; ratios are of means, to those of the baseline."""
+class ComparisonFinding(Struct, frozen=True):
+    """A variant in a scenario. `chosen`: the settings of its best value. Ratios divide means over seeds."""
 
     scenario: str
     variant: str
     chosen: dict[str, Any]
     seeds: tuple[int, ...]
-    figures: dict[str, Spread]
+    figures: dict[str, SeedSpread]
     ratios: dict[str, float | None]  # None where the baseline's is 0
     reported: dict[str, float]
     cells: tuple[str, ...]
@@ -148,28 +148,28 @@ class Finding(Struct, frozen=True):
 
 
 def file_of(path: Path) -> Path:
-    """A comparison's file, which may be named by its folder."""
+    """The file of a comparison; `path` may be its folder."""
     return path / FILE if path.is_dir() else path
 
 
-def read_comparison(path: Path) -> Plan:
-    """`path`: of the file. Raises BadScenario for what can't be run, OSError for a file that can't be read."""
-    comparison = part_of(Comparison, read_toml(path), path)
-    choices: list[Choice] = []
+def read_comparison(path: Path) -> ComparisonPlan:
+    """Raises BadScenario for a comparison that can't be run, OSError for a file that can't be read."""
+    comparison = parse_table(Comparison, read_toml(path), path)
+    choices: list[VariantChoice] = []
     homes: dict[str, Path] = {}
     for file in _files(comparison, path):
         content = read_toml(file)
         name = scenario_of(content, file).name
         if name in homes:
-            raise BadScenario(f"{file}: name: {name!r} is the name of {homes[name]}, too")
+            raise BadScenario(f"{file}: name: {name!r} is also the name of {homes[name]}")
         homes[name] = file
         for variant in comparison.variant:
             choices += _choices(comparison, variant, content, name, file, path)
     for number, each in enumerate(comparison.reported):
         if each.scenario not in homes:
-            message = f"{each.scenario!r} must be the name of one of {', '.join(homes)}"
+            message = f"must be one of {', '.join(homes)}, got {each.scenario!r}"
             raise BadScenario(f"{path}: reported.{number}.scenario: {message}")
-    return Plan(comparison, tuple(choices))
+    return ComparisonPlan(comparison, tuple(choices))
 
 
 def _files(comparison: Comparison, path: Path) -> list[Path]:
@@ -178,17 +178,17 @@ def _files(comparison: Comparison, path: Path) -> list[Path]:
         try:
             files = {each for each in path.parent.glob(pattern) if each.is_file() and each != path}
         except (ValueError, NotImplementedError) as error:
-            raise BadScenario(f"{path}: scenarios: {pattern!r} is no pattern of files: {error}") from error
+            raise BadScenario(f"{path}: scenarios: {pattern!r} is not a file pattern: {error}") from error
         if not files:
-            raise BadScenario(f"{path}: scenarios: no file is like {pattern!r}")
+            raise BadScenario(f"{path}: scenarios: no file matches {pattern!r}")
         found |= files
     return sorted(found)
 
 
 def _choices(
     comparison: Comparison, variant: Variant, content: dict[str, Any], name: str, file: Path, path: Path
-) -> Iterator[Choice]:
-    """Of one scenario: a choice for each value of the variant."""
+) -> Iterator[VariantChoice]:
+    """A choice for each value of the variant in one scenario."""
     fixed: dict[str, Any] = {}
     for key, value in variant.set.items():
         fixed |= settings_of(key, value)
@@ -198,14 +198,14 @@ def _choices(
             cells = tuple(cell_of(content, file, fixed | chosen | seed) for seed in seeds)
         except BadScenario as error:
             raise BadScenario(f"{path}: variant {variant.name!r}: {error}") from error
-        yield Choice(name, variant, chosen, cells)
+        yield VariantChoice(name, variant, chosen, cells)
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
-def findings_of(plan: Plan, reports: Mapping[str, Report]) -> list[Finding]:
-    """Of each variant in each scenario; `reports` by the keys of cells."""
+def findings_of(plan: ComparisonPlan, reports: Mapping[str, SimReport]) -> list[ComparisonFinding]:
+    """A finding for each variant in each scenario. `reports`: by cell key."""
     comparison = plan.comparison
     found = []
     for scenario in plan.scenarios:
@@ -214,35 +214,35 @@ def findings_of(plan: Plan, reports: Mapping[str, Report]) -> list[Finding]:
         base = spreads[comparison.baseline]
         for name, choice in best.items():
             ratios = {figure: _ratio(spread.mean, base[figure].mean) for figure, spread in spreads[name].items()}
-            told = {
+            reported = {
                 each.figure: each.ratio
                 for each in comparison.reported
                 if (each.scenario, each.variant) == (scenario, name)
             }
             keys = tuple(cell.key for cell in choice.cells)
             seeds = tuple(cell.scenario.seed for cell in choice.cells)
-            found.append(Finding(scenario, name, choice.chosen, seeds, spreads[name], ratios, told, keys))
+            found.append(ComparisonFinding(scenario, name, choice.chosen, seeds, spreads[name], ratios, reported, keys))
     return found
 
 
-def _best(plan: Plan, scenario: str, variant: Variant, reports: Mapping[str, Report]) -> Choice:
-    """The choice with the best mean; the first of equal ones."""
+def _best(plan: ComparisonPlan, scenario: str, variant: Variant, reports: Mapping[str, SimReport]) -> VariantChoice:
+    """The choice with the best mean; of equal ones the first."""
     choices = [each for each in plan.choices if (each.scenario, each.variant.name) == (scenario, variant.name)]
     means = [fmean(_figures(choice, variant.by, reports)) for choice in choices]
     best = min(means) if is_lower_better(variant.by) else max(means)
     return choices[means.index(best)]
 
 
-def _spreads(choice: Choice, reports: Mapping[str, Report]) -> dict[str, Spread]:
+def _spreads(choice: VariantChoice, reports: Mapping[str, SimReport]) -> dict[str, SeedSpread]:
     found = {}
     for name in FIGURES:
         values = _figures(choice, name, reports)
-        found[name] = Spread(fmean(values), min(values), max(values))
+        found[name] = SeedSpread(fmean(values), min(values), max(values))
     return found
 
 
-def _figures(choice: Choice, name: str, reports: Mapping[str, Report]) -> list[float]:
-    """With each seed."""
+def _figures(choice: VariantChoice, name: str, reports: Mapping[str, SimReport]) -> list[float]:
+    """The figure with each seed."""
     return [figure_of(reports[cell.key], name) for cell in choice.cells]
 
 
@@ -253,36 +253,36 @@ def _ratio(value: float, base: float) -> float | None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-class Findings(Struct, frozen=True):
-    """A comparison's JSON file."""
+class ComparisonFindings(Struct, frozen=True):
+    """The file compare.json."""
 
     baseline: str
-    findings: list[Finding]
+    findings: list[ComparisonFinding]
     sources: tuple[str, ...]
     differs: tuple[str, ...]
 
 
 def sources_of(comparison: Comparison) -> tuple[str, ...]:
-    """Of the reported ratios, each once."""
+    """The sources of the published ratios, without repetition."""
     return tuple(dict.fromkeys(each.source for each in comparison.reported))
 
 
-def write_comparison(plan: Plan, findings: list[Finding], folder: Path) -> None:
-    """Writes compare.json, and compare.csv with a line for each figure of each variant in each scenario."""
+def write_comparison(plan: ComparisonPlan, findings: list[ComparisonFinding], folder: Path) -> None:
+    """Writes compare.json, and compare.csv with one line per scenario, variant and figure."""
     comparison = plan.comparison
-    written = Findings(comparison.baseline, findings, sources_of(comparison), comparison.differs)
+    written = ComparisonFindings(comparison.baseline, findings, sources_of(comparison), comparison.differs)
     content = msgspec.json.format(msgspec.json.encode(written), indent=1)
     (folder / "compare.json").write_bytes(content + b"\n")
     write_csv(folder / "compare.csv", [row for finding in findings for row in _rows(finding)])
 
 
-def _rows(finding: Finding) -> Iterator[dict[str, Any]]:
+def _rows(finding: ComparisonFinding) -> Iterator[dict[str, Any]]:
     for name, spread in finding.figures.items():
         ratio = finding.ratios[name]
         yield {
             "scenario": finding.scenario,
             "variant": finding.variant,
-            "chosen": told_settings(finding.chosen),
+            "chosen": describe_settings(finding.chosen),
             "seeds": " ".join(map(str, finding.seeds)),
             "figure": name,
             "mean": spread.mean,
@@ -293,5 +293,5 @@ def _rows(finding: Finding) -> Iterator[dict[str, Any]]:
         }
 
 
-def of_variant(findings: Sequence[Finding], scenario: str, variant: str) -> Finding:
+def of_variant(findings: Sequence[ComparisonFinding], scenario: str, variant: str) -> ComparisonFinding:
     return next(each for each in findings if (each.scenario, each.variant) == (scenario, variant))

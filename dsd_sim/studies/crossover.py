@@ -1,6 +1,6 @@
-"""Up to which value of a key one way of serving is as good as another: crossovers of a sweep.
+"""Crossovers of a sweep: the value of a key up to which one combination is at least as good as another.
 
-Invariant: both ways are compared at equal values of everything else that is varied.
+Invariant: both are compared at equal values of all other keys.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Annotated, Any
 from msgspec import Struct
 from pydantic import Field
 
-from dsd_sim.scenario.table import Part
+from dsd_sim.scenario.table import Table
 from dsd_sim.studies.report import FIGURES, is_lower_better
 
 
-class Crossover(Part):
-    """The table `[sweep.crossover]`: how far along `key` does each combination stay ahead of those with `against`?"""
+class Crossover(Table):
+    """The table `[sweep.crossover]`: compares each combination along `key` with those that have `against`."""
 
     key: str
-    against: Annotated[dict[str, Any], Field(min_length=1)]  # settings by which the combinations to beat are known
+    against: Annotated[dict[str, Any], Field(min_length=1)]  # settings of the combinations to beat
     figure: str = "tpot_ms.mean"
 
 
 class Crossing(Struct, frozen=True):
-    """Of one combination. `at`: interpolated between values of the key; None where the figure is worse from the first
-    value on. `is_limit`: it is worse behind that, else `at` is the last value of the sweep."""
+    """The crossover of one combination. `at`: last value of the key at which the figure is at least as good,
+    interpolated; None if it is worse at the first value. `is_limit`: false if `at` is the last value of the sweep."""
 
     settings: dict[str, Any]
     key: str
@@ -34,14 +34,14 @@ class Crossing(Struct, frozen=True):
     is_limit: bool
 
 
-def complaint_about(crossover: Crossover, axes: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
-    """What is wrong with it in a sweep along these axes, each a list of settings that are tried."""
+def problem_with(crossover: Crossover, axes: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
+    """What is wrong with a crossover in a sweep; None if nothing is. `axes`: the settings tried along each."""
     if crossover.figure not in FIGURES:
-        return f"figure: {crossover.figure!r} must be one of {', '.join(FIGURES)}"
+        return f"figure: must be one of {', '.join(FIGURES)}, got {crossover.figure!r}"
     varied = [{name for values in axis for name in values} for axis in axes]
     for name in (crossover.key, *crossover.against):
         if not any(name in names for names in varied):
-            return f"{name} is not varied"
+            return f"{name} is not among the keys of the sweep"
     for axis, names in zip(axes, varied, strict=True):
         beaten = {name: value for name, value in crossover.against.items() if name in names}
         if crossover.key in names:
@@ -50,7 +50,7 @@ def complaint_about(crossover: Crossover, axes: Sequence[Sequence[Mapping[str, A
             if not all(_is_number(values.get(crossover.key)) for values in axis):
                 return f"key: the values of {crossover.key} must be numbers"
         if not any(beaten.items() <= values.items() for values in axis):
-            return f"against: none of what is tried has {', '.join(f'{name} = {beaten[name]}' for name in beaten)}"
+            return f"against: no combination has {', '.join(f'{name} = {beaten[name]}' for name in beaten)}"
     return None
 
 
@@ -65,7 +65,7 @@ def crossing_of(
     ours: Sequence[float],
     theirs: Sequence[float],
 ) -> Crossing:
-    """`values` of the key, ascending, and the figure at each of them."""
+    """`values`: of the key, ascending. `ours`, `theirs`: the figure at each value."""
     key, sign = crossover.key, 1.0 if is_lower_better(crossover.figure) else -1.0
     behind = [sign * (mine - other) for mine, other in zip(ours, theirs, strict=True)]
     if behind[0] > 0:

@@ -1,4 +1,4 @@
-"""The command that picks draft models, quantisations and windows: python -m dsd_sim plan."""
+"""The command `python -m dsd_sim plan`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dsd_sim.studies.cli import OUT, Out, Workers, bad_input_told, reports_of, say_written
-from dsd_sim.studies.plan import DeviceClass, Goal, Plan, Row, read_plan, rows_of, write_plan
+from dsd_sim.studies.cli import OUT, Out, Workers, exit_on_bad_input, print_written, reports_of
+from dsd_sim.studies.plan import DeviceClass, DevicePlan, Goal, PlanRow, read_plan, rows_of, write_plan
 from dsd_sim.studies.tables import number, terminal
 
 COLUMNS = (
@@ -27,13 +27,13 @@ COLUMNS = (
 
 def plan(
     file: Annotated[Path, typer.Argument(help="A plan (TOML).")],
-    objective: Annotated[Goal, typer.Option(help="What the choice is the best by.")] = Goal.GOODPUT,
+    objective: Annotated[Goal, typer.Option(help="The objective of the choice.")] = Goal.GOODPUT,
     out: Out = None,
     workers: Workers = None,
 ) -> None:
-    """Picks draft model, quantisation and window for each class of devices. Goes on where it was stopped."""
+    """Picks draft model, quantisation and window for each class of devices. A stopped plan continues."""
     folder = out or OUT / file.stem
-    with bad_input_told(file):
+    with exit_on_bad_input(file):
         planned = read_plan(file)
         cells = (candidate.cell for candidate in planned.candidates)
         rows = rows_of(planned, reports_of(cells, folder, workers))
@@ -42,23 +42,23 @@ def plan(
 
     plot = plot_plan(planned.deployment.name, rows, folder)
     _show(planned, rows, objective)
-    say_written([folder / "plan.json", folder / "plan.csv", plot])
+    print_written([folder / "plan.json", folder / "plan.csv", plot])
 
 
-def _show(planned: Plan, rows: Sequence[Row], goal: Goal) -> None:
+def _show(planned: DevicePlan, rows: Sequence[PlanRow], goal: Goal) -> None:
     console = terminal()
     deployment = planned.deployment
     choices = []
     for device in deployment.edge:
         own = [row for row in rows if row.device == device.name]
         console.print(table_of(device, deployment.transport, own, goal))
-        choices.append(choice_told(device, own, goal))
+        choices.append(describe_choice(device, own, goal))
     for line in (*choices, *(f"assumed: {sentence}" for sentence in deployment.assumed)):
         console.print(Text(line), soft_wrap=True)
 
 
-def table_of(device: DeviceClass, transport: str, rows: Sequence[Row], goal: Goal) -> Table:
-    """The candidates of a class, the best first; those that another dominates say so."""
+def table_of(device: DeviceClass, transport: str, rows: Sequence[PlanRow], goal: Goal) -> Table:
+    """The candidates of a class, the best first; dominated ones are marked."""
     title = Text(f"\n{device.name}, {transport}, by {goal}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("")
@@ -75,11 +75,11 @@ def table_of(device: DeviceClass, transport: str, rows: Sequence[Row], goal: Goa
     return table
 
 
-def choice_told(device: DeviceClass, rows: Sequence[Row], goal: Goal) -> str:
+def describe_choice(device: DeviceClass, rows: Sequence[PlanRow], goal: Goal) -> str:
     row = next((row for row in rows if goal in row.best_for), None)
     if row is None:
-        return f"{device.name}: no candidate keeps the objective"
-    how = f"{_draft_of(row)}, window {row.window}" if row.draft else "the cloud alone"
+        return f"{device.name}: no candidate meets the latency objective"
+    how = f"{_draft_of(row)}, window {row.window}" if row.draft else "cloud alone"
     return (
         f"{device.name}: {how}, for the best {goal}: {number(row.session_goodput)} tokens/s a session, "
         f"{number(row.cost)} a million tokens, {number(row.energy)} J a token; "
@@ -87,5 +87,5 @@ def choice_told(device: DeviceClass, rows: Sequence[Row], goal: Goal) -> str:
     )
 
 
-def _draft_of(row: Row) -> str:
+def _draft_of(row: PlanRow) -> str:
     return f"{row.draft} {row.quantisation}".strip() or "cloud alone"

@@ -1,6 +1,6 @@
-"""The plot (PNG) of a plan: cost and energy of every candidate over its goodput.
+"""The plot (PNG) of a plan: cost and energy of each candidate over its goodput.
 
-Imported only where it is drawn: matplotlib takes longer to load than a small plan.
+Import it only to draw: loading matplotlib takes longer than running a small plan.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsd_sim.studies.plan import Goal, Row
+from dsd_sim.studies.plan import Goal, PlanRow
 
-AXES = {Goal.COST: "cost of a million tokens", Goal.ENERGY: "energy, J a token"}
-FAINT = 0.35  # how opaque a dominated candidate is
+AXES = {Goal.COST: "cost per million tokens", Goal.ENERGY: "energy, J per token"}
+FAINT = 0.35  # opacity of a dominated candidate
 
 
-def plot_plan(name: str, rows: Sequence[Row], folder: Path) -> Path:
-    """A line of pictures for each class of devices. What has no goodput is left out."""
+def plot_plan(name: str, rows: Sequence[PlanRow], folder: Path) -> Path:
+    """One row of plots per class of devices. Candidates without goodput are left out."""
     devices = list(dict.fromkeys(row.device for row in rows))
     figure = Figure(figsize=(13, 1 + 4 * len(devices)), layout="constrained")
     places = figure.subplots(len(devices), len(AXES), squeeze=False)
@@ -29,13 +29,13 @@ def plot_plan(name: str, rows: Sequence[Row], folder: Path) -> Path:
         line[0].set_title(device, fontsize="medium")
         if own:
             line[-1].legend(fontsize="small")
-    figure.suptitle(f"{name}: a window beside each candidate that none dominates; stars: best by one objective")
+    figure.suptitle(f"{name}: numbers are windows of candidates that are not dominated; stars are the best ones")
     path = folder / "plan.png"
     figure.savefig(path, dpi=110)
     return path
 
 
-def _draw(place: Axes, rows: Sequence[Row], goal: Goal) -> None:
+def _draw(place: Axes, rows: Sequence[PlanRow], goal: Goal) -> None:
     drafts = list(dict.fromkeys((row.draft, row.quantisation) for row in rows))
     for number, draft in enumerate(drafts):
         for row in rows:
@@ -51,7 +51,7 @@ def _draw(place: Axes, rows: Sequence[Row], goal: Goal) -> None:
     place.grid(alpha=0.3)
 
 
-def _draw_candidate(place: Axes, row: Row, goal: Goal, color: str) -> None:
+def _draw_candidate(place: Axes, row: PlanRow, goal: Goal, color: str) -> None:
     at = row.session_goodput, _loss(row, goal)
     is_best = {Goal.GOODPUT, goal} & set(row.best_for)
     marker, size, alpha = "*" if is_best else "o", 13 if is_best else 4, FAINT if row.is_dominated else 1.0
@@ -60,5 +60,5 @@ def _draw_candidate(place: Axes, row: Row, goal: Goal, color: str) -> None:
         place.annotate(str(row.window), at, xytext=(4, 4), textcoords="offset points", fontsize="small")
 
 
-def _loss(row: Row, goal: Goal) -> float:
+def _loss(row: PlanRow, goal: Goal) -> float:
     return row.cost if goal == Goal.COST else row.energy

@@ -1,7 +1,7 @@
 """Plots (PNG) of sweeps, comparisons and single runs.
 
-Imported only where plots are drawn: matplotlib takes longer to load than a small run. Figures are made without pyplot,
-so nothing is global and no window can open.
+Import it only to draw: loading matplotlib takes longer than a small run. Figures are made without pyplot, so there is
+no global state and no window.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from numpy.typing import NDArray
 
 from dsd_sim.engine.world import PASS, STEER, STEP, World
 from dsd_sim.scenario.scenario import Scenario
-from dsd_sim.studies.compare import Finding, of_variant
-from dsd_sim.studies.compare import Plan as ComparisonPlan
-from dsd_sim.studies.sweep import SEED, Axis, Capacity, Group, Outcome, Plan, groups_of
-from dsd_sim.studies.tables import brief, name_of, told_capacity
+from dsd_sim.studies.compare import ComparisonFinding, ComparisonPlan, of_variant
+from dsd_sim.studies.sweep import SEED, Axis, Capacity, Group, SweepOutcome, SweepPlan, groups_of
+from dsd_sim.studies.tables import brief, label_capacity, name_of
 from dsd_sim.studies.trace import cut_ms, log_of
 
 Floats: TypeAlias = NDArray[np.float64]
 
 STYLES = ("-", "--")  # of the figures of a panel
-LEGEND_WIDTH = 160  # characters of a wide picture
+LEGEND_WIDTH = 160  # characters in a line of the legend
 LEGEND_COLUMNS = 4
 NUM_TIMES = 300  # points of a plot over time
-MOST_LINES = 8  # of a plot; above it pairs' windows are drawn as quantiles, and sweeps in several pictures
+MOST_LINES = 8  # in a plot; with more, windows are drawn as quantiles, and sweeps in several pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One plot of several in a picture."""
+    """One of the plots in a picture."""
 
     title: str
     figures: tuple[str, ...]
@@ -61,23 +60,23 @@ def _saved(figure: Figure, folder: Path, name: str) -> Path:
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
-def plot_sweep(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
-    """Over the first key of each axis that is long enough. What would be too many lines is a picture for each value of
-    the first axis but that one."""
+def plot_sweep(plan: SweepPlan, outcomes: Sequence[SweepOutcome], folder: Path) -> list[Path]:
+    """One picture for the first key of each axis that is long enough; with too many lines, one for each value of the
+    first other axis."""
     axes = [axis for axis in plan.axes if axis.keys and axis.keys[0] != SEED and axis.is_long(axis.keys[0])]
     return [_plot_over(axis, plan, part, folder) for axis in axes for part in _parts(axis, plan, outcomes)]
 
 
-def _parts(axis: Axis, plan: Plan, outcomes: Sequence[Outcome]) -> list[Group]:
-    """What each picture shows."""
+def _parts(axis: Axis, plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> list[Group]:
+    """The outcomes of each picture."""
     if len(groups_of(outcomes, (*axis.keys, SEED))) <= MOST_LINES:
         return [Group({}, list(outcomes))]
     others = [each for each in plan.axes if each is not axis]
     return groups_of(outcomes, [*axis.keys, SEED, *(key for each in others[1:] for key in each.keys)])
 
 
-def _plot_over(axis: Axis, plan: Plan, part: Group, folder: Path) -> Path:
-    """A line for each combination of the other keys; means over seeds."""
+def _plot_over(axis: Axis, plan: SweepPlan, part: Group, folder: Path) -> Path:
+    """One line per combination of the other keys; means over seeds."""
     key, lines = axis.keys[0], groups_of(part.outcomes, (*axis.keys, *part.settings, SEED))
     labels = [brief(line.settings) for line in lines]
     columns = max(1, LEGEND_WIDTH // max(map(len, (*labels, " "))))
@@ -98,7 +97,7 @@ def _plot_over(axis: Axis, plan: Plan, part: Group, folder: Path) -> Path:
 
 
 def _scale(place: Axes) -> None:
-    """From 0 on; by powers of ten where queues make times many times as long."""
+    """Starts the y axis at 0, or makes it logarithmic if values differ a lot, as in queues."""
     low, high = place.dataLim.ymin, place.dataLim.ymax
     if low > 0 and high > 50 * low:
         place.set_yscale("log")
@@ -117,11 +116,11 @@ def _draw(place: Axes, panel: Panel, line: Group, label: str, axis: Axis, color:
 
 
 def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
-    """A bar for each combination of what isn't the load."""
+    """One bar per combination of the keys other than the load."""
     figure = Figure(figsize=(9, 1.5 + 0.35 * len(capacities)), layout="constrained")
     place = figure.subplots()
     bars = place.barh(range(len(capacities)), [capacity.load for capacity in capacities], color="C0")
-    place.bar_label(bars, [told_capacity(capacity) for capacity in capacities], padding=3)
+    place.bar_label(bars, [label_capacity(capacity) for capacity in capacities], padding=3)
     place.set_yticks(range(len(capacities)), [brief(capacity.settings) or "all" for capacity in capacities])
     place.invert_yaxis()
     place.margins(x=0.15)
@@ -133,12 +132,12 @@ def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def plot_comparison(plan: ComparisonPlan, findings: Sequence[Finding], folder: Path) -> list[Path]:
-    """A picture for each figure that is shown: ratios to the baseline, and diamonds where others reported some."""
+def plot_comparison(plan: ComparisonPlan, findings: Sequence[ComparisonFinding], folder: Path) -> list[Path]:
+    """One picture per figure: ratios to the baseline as bars, published ratios as diamonds."""
     return [_plot_ratios(figure, plan, findings, folder) for figure in plan.comparison.figures]
 
 
-def _plot_ratios(name: str, plan: ComparisonPlan, findings: Sequence[Finding], folder: Path) -> Path:
+def _plot_ratios(name: str, plan: ComparisonPlan, findings: Sequence[ComparisonFinding], folder: Path) -> Path:
     scenarios, variants = plan.scenarios, [variant.name for variant in plan.comparison.variant]
     width = 0.8 / len(variants)
     figure = Figure(figsize=(max(8, 2 + 0.2 * len(scenarios) * (len(variants) + 1)), 5.5), layout="constrained")
@@ -163,7 +162,7 @@ def _plot_ratios(name: str, plan: ComparisonPlan, findings: Sequence[Finding], f
 
 
 def plot_run(scenario: Scenario, world: World, folder: Path) -> list[Path]:
-    """Windows and utilisation over time, as far as the log goes, and how TTFT and TPOT are distributed."""
+    """Windows and utilisation over the time of the log, and the distributions of TTFT and TPOT."""
     end_ms = cut_ms(world) or float(world.requests["done_ms"].max())
     figure = Figure(figsize=(10, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -195,7 +194,7 @@ def _draw_windows(place: Axes, scenario: Scenario, world: World, end_ms: float) 
 
 
 def windows_over(log: NDArray[Any], times: Floats, start: int) -> NDArray[np.int64]:
-    """Of each pair that was steered, at each time: [pairs, times]. Before its first decision it has `start`."""
+    """The window of each steered pair at each time, [pairs, times]; `start` before its first decision."""
     steers = log[log["kind"] == STEER]
     order = np.argsort(steers["who"], kind="stable")
     pairs, windows, at_ms = steers["who"][order], steers["num"][order], steers["end"][order]
@@ -220,9 +219,9 @@ def _draw_utilisation(place: Axes, world: World, end_ms: float) -> None:
 
 
 def busy_until(times: Floats, entries: NDArray[Any]) -> Floats:
-    """How long, up to each of the times, all that was logged took together: [times]"""
+    """Total duration of all entries before each of the times, [times]."""
 
-    def since(points: Floats) -> Floats:  # the sum of what has passed since each point that is over
+    def since(points: Floats) -> Floats:  # sum of (time - point) over the points before each time
         points = np.sort(points)
         sums = np.concatenate(([0.0], np.cumsum(points)))
         num = np.searchsorted(points, times)

@@ -1,6 +1,6 @@
-"""What a simulation showed, in the words of docs/glossary.md.
+"""The report of a simulation, in the words of docs/glossary.md.
 
-Invariant: scenario and seed stand in every report, and nothing of the run's own time: equal runs report equal bytes.
+Invariant: a report names its scenario and seed and holds nothing of the wall clock, so equal runs report equal bytes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from rich.table import Table
 
-from dsd_sim.engine.fleet import Fleet
-from dsd_sim.engine.pair_reports import Seen
+from dsd_sim.engine.fleet import SimFleet
+from dsd_sim.engine.pair_reports import MeanReport
 from dsd_sim.scenario.scenario import Scenario
 
 QUANTILES = (0.5, 0.9, 0.99)
 
 
-class Times(Struct, frozen=True):
-    """Milliseconds over requests."""
+class TimeStats(Struct, frozen=True):
+    """Milliseconds, over requests."""
 
     mean: float
     p50: float
@@ -34,8 +34,8 @@ class Times(Struct, frozen=True):
     p99: float
 
 
-class Fates(Struct, frozen=True):
-    """Guesses of all requests."""
+class GuessFates(Struct, frozen=True):
+    """Guesses of all requests, by fate."""
 
     drafted: int
     accepted: int
@@ -44,81 +44,81 @@ class Fates(Struct, frozen=True):
     discarded: int
 
 
-class Own(Struct, frozen=True):
-    """Tokens of all answers that the target drew with guesses before it."""
+class TargetTokens(Struct, frozen=True):
+    """Tokens of all answers that are the target's own, in passes with guesses."""
 
-    recovered: int  # in place of a wrong guess of the same pass
-    bonus: int  # behind guesses of a pass that were all right
+    recovered: int  # in place of a rejected guess
+    bonus: int  # behind guesses that were all accepted
 
 
-class Report(Struct, frozen=True):
-    """One simulation."""
+class SimReport(Struct, frozen=True):
+    """The report of one simulation."""
 
     scenario: str
     seed: int
     num_requests: int
     num_tokens: int
-    num_windows: int  # verdicts of passes with draws
-    virtual_s: float  # from the first arrival to the end of the last answer
+    num_windows: int  # windows verified: verdicts of passes with draws
+    virtual_s: float  # from the first arrival to the last token
     tokens_per_s: float
     requests_per_s: float
-    goodput: float  # tokens per second of answers within the objective
-    soft_goodput: float  # the same, an answer beyond it counting by objective / time, of TTFT and of TPOT
-    ttft_ms: Times
-    tpot_ms: Times  # of answers of two tokens and more
-    latency_ms: Times
-    fates: Fates
-    own: Own
-    acceptance: float  # right guesses of those judged, in time or not
+    goodput: float  # tokens per second, of answers within the objective
+    soft_goodput: float  # likewise, but an answer above it counts by objective / time, for TTFT and for TPOT
+    ttft_ms: TimeStats
+    tpot_ms: TimeStats  # of answers with at least two tokens
+    latency_ms: TimeStats
+    fates: GuessFates
+    own: TargetTokens
+    acceptance: float  # (accepted + late) / (accepted + late + rejected)
     acceptance_length: float  # tokens committed per verify step
-    verifier_utilisation: float  # share of the time that passes run, mean over verifiers
-    drafter_utilisation: float
-    batch: float  # sessions of a pass, mean
+    verifier_utilisation: float  # share of the time in which a pass runs, mean over verifiers
+    drafter_utilisation: float  # share of the time in which a draft step runs, mean over drafters
+    batch: float  # sessions per pass, mean
     queue: float  # queue utilisation at the end of a pass, mean
-    seen: Seen | None  # what controllers were shown; None where nothing was reported
-    unreached: tuple[str, ...] = ()  # changes and failures that it ended before
+    seen: MeanReport | None  # means over the reports to controllers; None if there was none
+    unreached: tuple[str, ...] = ()  # changes and failures after the end of the run
 
     def encode(self) -> bytes:
-        """JSON, ending with a line feed."""
+        """JSON that ends with a line feed."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 def _names_of_figures() -> Iterator[str]:
-    for field in msgspec.structs.fields(Report):
+    for field in msgspec.structs.fields(SimReport):
         if isinstance(field.type, type) and issubclass(field.type, Struct):
             yield from (f"{field.name}.{part}" for part in field.type.__struct_fields__)
         elif field.type in (int, float) and field.name != "seed":
             yield field.name
 
 
-FIGURES = tuple(_names_of_figures())  # what a report says in numbers: ttft_ms.p50, goodput and so on
+FIGURES = tuple(_names_of_figures())  # dotted names of the numbers in a report, such as ttft_ms.p50 and goodput
 
 
-def figure_of(report: Report, name: str) -> float:
-    """By its name in FIGURES."""
+def figure_of(report: SimReport, name: str) -> float:
+    """`name`: one of FIGURES."""
     return float(attrgetter(name)(report))
 
 
-def figures_of(report: Report) -> dict[str, float]:
-    """All of them by their names."""
+def figures_of(report: SimReport) -> dict[str, float]:
+    """All FIGURES of a report."""
     return {name: attrgetter(name)(report) for name in FIGURES}
 
 
 def is_lower_better(figure: str) -> bool:
-    """Of times; of all others more is better."""
+    """True for times, false for all other figures."""
     return figure.partition(".")[0].endswith("_ms")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each row, below one with the keys that all of them have."""
+    """Writes one line per row, below a header. All rows must have the keys of the first."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def report_of(scenario: Scenario, fleet: Fleet) -> Report:
-    """Of a fleet that has served all requests."""
+def report_of(scenario: Scenario, fleet: SimFleet) -> SimReport:
+    """The report of a fleet that has served all requests."""
     world = fleet.world
     requests, nodes = world.requests, world.nodes
     begin, end = float(requests["arrival_ms"].min()), float(requests["done_ms"].max())
@@ -129,11 +129,11 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
     objective = scenario.objective
     is_good = (ttft <= objective.ttft_ms) & (tpot <= objective.tpot_ms)
     kept = _kept(ttft, objective.ttft_ms) * _kept(tpot, objective.tpot_ms)
-    fates = Fates(*(int(requests[name].sum()) for name in Fates.__struct_fields__))
+    fates = GuessFates(*(int(requests[name].sum()) for name in GuessFates.__struct_fields__))
     num_judged = fates.accepted + fates.late + fates.rejected
     num_passes = int(nodes["num_passes"].sum())
     num_tokens = int(requests["tokens"].sum())
-    return Report(
+    return SimReport(
         scenario=scenario.name,
         seed=scenario.seed,
         num_requests=len(requests),
@@ -148,7 +148,7 @@ def report_of(scenario: Scenario, fleet: Fleet) -> Report:
         tpot_ms=_times(tpot[requests["tokens"] > 1]),
         latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
         fates=fates,
-        own=Own(*(int(requests[name].sum()) for name in Own.__struct_fields__)),
+        own=TargetTokens(*(int(requests[name].sum()) for name in TargetTokens.__struct_fields__)),
         acceptance=(fates.accepted + fates.late) / num_judged if num_judged else 0.0,
         acceptance_length=num_tokens / max(int(requests["passes"].sum()), 1),
         verifier_utilisation=float(nodes["busy_ms"].mean()) / (virtual_s * 1000),
@@ -166,51 +166,53 @@ def _unreached(scenario: Scenario, end_s: float) -> Iterator[str]:
 
 
 def _kept(times: NDArray[np.float64], objective_ms: float) -> NDArray[np.float64]:
-    """How far each time keeps to the objective: 1 where it does, else objective / time."""
+    """1 for times within the objective, else objective / time."""
     return objective_ms / np.maximum(times, objective_ms)
 
 
-def _times(values: NDArray[np.float64]) -> Times:
+def _times(values: NDArray[np.float64]) -> TimeStats:
     if not len(values):
-        return Times(0.0, 0.0, 0.0, 0.0)
-    return Times(float(values.mean()), *(float(np.quantile(values, quantile)) for quantile in QUANTILES))
+        return TimeStats(0.0, 0.0, 0.0, 0.0)
+    return TimeStats(float(values.mean()), *(float(np.quantile(values, quantile)) for quantile in QUANTILES))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the table for people."""
+class TableRow:
+    """A line of the table that `run` prints."""
 
     name: str
     value: str
 
 
-def table_of(report: Report) -> Table:
+def table_of(report: SimReport) -> Table:
     table = Table("", "", title=f"{report.scenario}, seed {report.seed}", title_justify="left", show_header=False)
     for row in _rows(report):
         table.add_row(row.name, row.value)
     return table
 
 
-def _rows(report: Report) -> list[Row]:
+def _rows(report: SimReport) -> list[TableRow]:
     fates = report.fates
     shares: dict[str, Any] = {name: getattr(fates, name) for name in ("accepted", "rejected", "late", "discarded")}
     rows = [
-        Row("requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"),
-        Row("throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"),
-        Row("goodput", f"{report.goodput:,.1f} tokens/s"),
-        Row("TTFT, ms", _told(report.ttft_ms)),
-        Row("TPOT, ms", _told(report.tpot_ms)),
-        Row("latency, ms", _told(report.latency_ms)),
-        Row("drafted", f"{fates.drafted:,}: " + ", ".join(f"{num:,} {name}" for name, num in shares.items())),
-        Row("of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"),
-        Row("acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"),
-        Row("utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"),
-        Row("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),
+        TableRow("requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"),
+        TableRow("throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"),
+        TableRow("goodput", f"{report.goodput:,.1f} tokens/s"),
+        TableRow("TTFT, ms", _percentiles(report.ttft_ms)),
+        TableRow("TPOT, ms", _percentiles(report.tpot_ms)),
+        TableRow("latency, ms", _percentiles(report.latency_ms)),
+        TableRow("drafted", f"{fates.drafted:,}: " + ", ".join(f"{num:,} {name}" for name, num in shares.items())),
+        TableRow("of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"),
+        TableRow("acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"),
+        TableRow(
+            "utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"
+        ),
+        TableRow("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),
     ]
     if report.unreached:
-        rows.append(Row("ended before", "; ".join(report.unreached)))
+        rows.append(TableRow("ended before", "; ".join(report.unreached)))
     return rows
 
 
-def _told(times: Times) -> str:
+def _percentiles(times: TimeStats) -> str:
     return f"{times.p50:,.1f} median, {times.p90:,.1f} p90, {times.p99:,.1f} p99, {times.mean:,.1f} mean"

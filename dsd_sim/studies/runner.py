@@ -1,7 +1,7 @@
-"""Runs cells on all cores, and keeps the result of each in a file of its own.
+"""Runs cells in worker processes and keeps each result in a file.
 
-Invariant: a file of a result is whole or not there, and holds the bytes that `run` reports. What is there is not
-computed again, so a run that was stopped goes on where it was; and no worker outlives it.
+Invariant: a result's file is complete or absent, and holds the bytes that `run --json` prints. A cell with a file is
+not run again, so a stopped study continues. No worker outlives the runner.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.table import BadScenario
-from dsd_sim.studies.cells import Cell, complaint
-from dsd_sim.studies.report import Report, report_of
+from dsd_sim.studies.cells import Cell, error_line
+from dsd_sim.studies.report import SimReport, report_of
 
-Tell: TypeAlias = Callable[[int, int], None]  # how many cells are done, and of how many
+OnProgress: TypeAlias = Callable[[int, int], None]  # finished cells, all cells
 
 
 def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_cells(cells: Iterable[Cell], folder: Path, num_workers: int, tell: Tell) -> dict[str, Report]:
-    """Reports by the keys of cells. Raises BadScenario for one that can't be run, after that of others is kept."""
+def run_cells(cells: Iterable[Cell], folder: Path, num_workers: int, on_progress: OnProgress) -> dict[str, SimReport]:
+    """Reports by cell key. Raises BadScenario for a cell that can't be run; finished cells stay in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {cell.key: cell for cell in cells}
     kept = {key: _kept(_path_of(folder, key)) for key in wanted}
     found = {key: report for key, report in kept.items() if report is not None}
-    tell(len(found), len(wanted))
+    on_progress(len(found), len(wanted))
 
     def take(key: str) -> None:
-        found[key] = msgspec.json.decode(_path_of(folder, key).read_bytes(), type=Report)
-        tell(len(found), len(wanted))
+        found[key] = msgspec.json.decode(_path_of(folder, key).read_bytes(), type=SimReport)
+        on_progress(len(found), len(wanted))
 
     missing = [cell for key, cell in wanted.items() if key not in found]
     if missing:
@@ -55,21 +55,21 @@ def _path_of(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
 
 
-def _kept(path: Path) -> Report | None:
-    """The result of an earlier run; None where there is none, or one of another form."""
+def _kept(path: Path) -> SimReport | None:
+    """The result of an earlier run; None if there is none, or one of another format."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
+        return msgspec.json.decode(path.read_bytes(), type=SimReport)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 def _compute(cells: Sequence[Cell], folder: Path, num_workers: int, take: Callable[[str], None]) -> None:
-    """In worker processes; `take` is called for each result. Whatever goes wrong, none of them is left behind."""
+    """Runs cells in worker processes, and calls `take` with the key of each result. On an error it ends the workers."""
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(num_workers, len(cells)), spawn, initializer=_end_with_parent)
     try:
-        with _children_deaf_to_interrupts():
+        with _interrupts_blocked_in_children():
             runs = {pool.submit(_run, cell, folder): cell for cell in cells}
         for run in as_completed(runs):
             run.result()
@@ -83,8 +83,8 @@ def _compute(cells: Sequence[Cell], folder: Path, num_workers: int, take: Callab
 
 
 @contextmanager
-def _children_deaf_to_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal; those that are started within leave it to this one."""
+def _interrupts_blocked_in_children() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal; workers that start within ignore it, as the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -96,7 +96,7 @@ def _children_deaf_to_interrupts() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """In a worker: a parent that was killed can't end it, so it watches out for that itself."""
+    """Ends a worker when its parent dies; a killed parent can't do it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -108,53 +108,53 @@ def _end_with_parent() -> None:
 
 
 def _run(cell: Cell, folder: Path) -> None:
-    """In a worker: computes a cell and writes its result."""
+    """Runs a cell in a worker and writes its result."""
     try:
         fleet = make_fleet(cell.scenario, cell.path.parent)
     except (BadScenario, OSError) as error:
-        raise BadScenario(complaint(cell.path, error, cell.told)) from error
+        raise BadScenario(error_line(cell.path, error, cell.label)) from error
     if cell.policy is not None:
         fleet.policy, fleet.is_watched = cell.policy, True
     fleet.run()
-    write_whole(_path_of(folder, cell.key), report_of(cell.scenario, fleet).encode())
+    write_atomically(_path_of(folder, cell.key), report_of(cell.scenario, fleet).encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Whoever reads the file finds all of it or none."""
-    begun = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that readers find all of it or none."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        begun.write_bytes(content)
-        begun.replace(path)
+        partial.write_bytes(content)
+        partial.replace(path)
     finally:
-        begun.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def progress_shown() -> Iterator[Tell]:
-    """A bar on a terminal, else a line for every tenth of the cells."""
+def show_progress() -> Iterator[OnProgress]:
+    """Shows a progress bar on a terminal; elsewhere prints a line for every tenth of the cells."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _tenths()
+        yield _print_tenths()
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
 
-        def tell(num_done: int, num: int) -> None:
+        def update(num_done: int, num: int) -> None:
             if progress.task_ids:
                 progress.update(progress.task_ids[0], completed=num_done)
             else:
                 progress.add_task("cells", total=num, completed=num_done)
 
-        yield tell
+        yield update
 
 
-def _tenths() -> Tell:
-    told = -1
+def _print_tenths() -> OnProgress:
+    num_tenths = -1
 
-    def tell(num_done: int, num: int) -> None:
-        nonlocal told
-        if 10 * num_done // num > told:
-            told = 10 * num_done // num
+    def update(num_done: int, num: int) -> None:
+        nonlocal num_tenths
+        if 10 * num_done // num > num_tenths:
+            num_tenths = 10 * num_done // num
             print(f"{num_done} of {num} cells are done", file=sys.stderr, flush=True)
 
-    return tell
+    return update

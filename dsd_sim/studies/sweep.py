@@ -1,6 +1,6 @@
-"""Sweeps: one scenario, varied: every combination of the values of its keys, each with every seed.
+"""Sweeps: one scenario with every combination of values of some keys, each with every seed.
 
-Invariant: a combination differs from its scenario's file in its settings and in nothing else. Times are milliseconds.
+Invariant: a combination differs from the scenario's file only in its settings.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from msgspec import Struct
 from pydantic import Field
 
 from dsd_sim.scenario.scenario import Objective, read_toml
-from dsd_sim.scenario.table import BadScenario, Part
-from dsd_sim.studies.cells import Cell, cell_of, part_of, settings_of, told, told_settings
-from dsd_sim.studies.crossover import Crossing, Crossover, complaint_about, crossing_of
-from dsd_sim.studies.report import Report, figure_of, figures_of, write_csv
+from dsd_sim.scenario.table import BadScenario, Table
+from dsd_sim.studies.cells import Cell, cell_of, describe_settings, describe_value, parse_table, settings_of
+from dsd_sim.studies.crossover import Crossing, Crossover, crossing_of, problem_with
+from dsd_sim.studies.report import SimReport, figure_of, figures_of, write_csv
 
 LOADS = ("workload.rate_per_s", "workload.mean_per_s", "workload.num_clients")
 SEED = "seed"
-LEAST_LONG = 3  # values of an axis that results are plotted over
+LEAST_LONG = 3  # least number of values of an axis to plot over
 
 Seeds: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Values: TypeAlias = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
-class Sweep(Part):
+class Sweep(Table):
     """The table `[sweep]` of a scenario's file."""
 
-    keys: Annotated[dict[str, Values], Field(min_length=1)]  # dotted, with an entry's number in a list, or * for all
-    seeds: Seeds | None = None  # the scenario's own
+    keys: Annotated[dict[str, Values], Field(min_length=1)]  # dotted; an entry of a list by its number, * for all
+    seeds: Seeds | None = None  # default: the scenario's own
     crossover: Crossover | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What is varied together: the values of one key of the sweep, each told by all the dotted keys that it sets."""
+    """One key of the sweep. `values`: the settings of each of its values, by dotted keys."""
 
     values: tuple[dict[str, Any], ...]
 
@@ -49,59 +49,59 @@ class Axis:
         return tuple(dict.fromkeys(key for value in self.values for key in value))
 
     def is_long(self, key: str) -> bool:
-        """Whether one of the keys has enough different numbers to look at results over it."""
+        """Whether the key has enough different numbers to plot over."""
         found = [value.get(key) for value in self.values]
         are_numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in found)
         return are_numbers and len(set(found)) >= LEAST_LONG
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A combination."""
+class SweepPoint:
+    """A combination of settings, and its cell."""
 
     settings: dict[str, Any]
     cell: Cell
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """All of them. Where there are seeds, they are the last axis."""
+class SweepPlan:
+    """All points of a sweep. Seeds, if given, are the last axis."""
 
     scenario: str
     axes: tuple[Axis, ...]
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     crossover: Crossover | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All that is varied."""
+        """All varied keys."""
         return tuple(key for axis in self.axes for key in axis.keys)
 
 
-class Outcome(Struct, frozen=True):
-    """A combination and what it showed. `is_within`: p90 of TTFT and of TPOT keep the objective."""
+class SweepOutcome(Struct, frozen=True):
+    """A combination and its report. `is_within`: p90 of TTFT and of TPOT are within the objective."""
 
     settings: dict[str, Any]
     cell: str
     is_within: bool
-    report: Report
+    report: SimReport
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Outcomes that differ in nothing but keys that were left out of the settings."""
+    """Outcomes that have the same settings, except for some keys that are left out."""
 
     settings: dict[str, Any]
-    outcomes: list[Outcome]
+    outcomes: list[SweepOutcome]
 
     def mean(self, figure: str) -> float:
         return fmean(figure_of(outcome.report, figure) for outcome in self.outcomes)
 
 
 class Capacity(Struct, frozen=True):
-    """The highest load that kept the objective, with every seed, and all lower ones did too; 0 where none did.
+    """The highest load up to which every load, with every seed, is within the objective; 0 if none is.
 
-    `is_limit`: a higher one was tried, and did not.
+    `is_limit`: a higher load was tried and is not.
     """
 
     settings: dict[str, Any]
@@ -110,63 +110,63 @@ class Capacity(Struct, frozen=True):
     is_limit: bool
 
 
-def read_plan(path: Path) -> Plan:
-    """Raises BadScenario for what can't be run, OSError for a file that can't be read."""
+def read_plan(path: Path) -> SweepPlan:
+    """Raises BadScenario for a sweep that can't be run, OSError for a file that can't be read."""
     content = read_toml(path)
     if "sweep" not in content:
-        raise BadScenario(f"{path}: sweep: there must be a table that says what to vary")
-    sweep = part_of(Sweep, content.pop("sweep"), path, "sweep")
+        raise BadScenario(f"{path}: sweep: the table with the keys to vary is missing")
+    sweep = parse_table(Sweep, content.pop("sweep"), path, "sweep")
     axes = [Axis(tuple(settings_of(key, value) for value in values)) for key, values in sweep.keys.items()]
     if sweep.seeds is not None:
         axes.append(Axis(tuple({SEED: seed} for seed in sweep.seeds)))
     for one, other in itertools.combinations(axes, 2):
         for key, again in itertools.product(one.keys, other.keys):
             if _overlap(key.split("."), again.split(".")):
-                told_keys = key if key == again else f"{key}, as a part of {again},"
-                raise BadScenario(f"{path}: sweep.keys: {told_keys} is varied twice")
+                twice = key if key == again else f"{key}, as a part of {again},"
+                raise BadScenario(f"{path}: sweep.keys: {twice} is varied twice")
     for axis in axes:
-        if len({told_settings(value) for value in axis.values}) < len(axis.values):
+        if len({describe_settings(value) for value in axis.values}) < len(axis.values):
             raise BadScenario(f"{path}: sweep: {' and '.join(axis.keys)} has a value twice")
     tried = [axis.values for axis in axes]
-    if sweep.crossover is not None and (complaint := complaint_about(sweep.crossover, tried)):
-        raise BadScenario(f"{path}: sweep.crossover.{complaint}")
+    if sweep.crossover is not None and (problem := problem_with(sweep.crossover, tried)):
+        raise BadScenario(f"{path}: sweep.crossover.{problem}")
     points = []
     for chosen in itertools.product(*(axis.values for axis in axes)):
         settings = {key: value for values in chosen for key, value in values.items()}
-        points.append(Point(settings, cell_of(content, path, settings)))
-    return Plan(points[0].cell.scenario.name, tuple(axes), tuple(points), sweep.crossover)
+        points.append(SweepPoint(settings, cell_of(content, path, settings)))
+    return SweepPlan(points[0].cell.scenario.name, tuple(axes), tuple(points), sweep.crossover)
 
 
 def _overlap(steps: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two dotted keys set the same thing, or one a part of the other."""
+    """Whether two dotted keys are equal, or one names a part of the other."""
     return all(a == b or "*" in (a, b) for a, b in zip(steps, others, strict=False))
 
 
-def outcomes_of(plan: Plan, reports: Mapping[str, Report]) -> list[Outcome]:
-    """Of all points, in their order; `reports` by the keys of cells."""
+def outcomes_of(plan: SweepPlan, reports: Mapping[str, SimReport]) -> list[SweepOutcome]:
+    """An outcome for each point, in order. `reports`: by cell key."""
     found = []
     for point in plan.points:
         report = reports[point.cell.key]
         is_within = _is_within(report, point.cell.scenario.objective)
-        found.append(Outcome(point.settings, point.cell.key, is_within, report))
+        found.append(SweepOutcome(point.settings, point.cell.key, is_within, report))
     return found
 
 
-def _is_within(report: Report, objective: Objective) -> bool:
+def _is_within(report: SimReport, objective: Objective) -> bool:
     return report.ttft_ms.p90 <= objective.ttft_ms and report.tpot_ms.p90 <= objective.tpot_ms
 
 
-def groups_of(outcomes: Sequence[Outcome], without: Collection[str]) -> list[Group]:
-    """By their settings but for the keys `without`, in the order of the first of each."""
+def groups_of(outcomes: Sequence[SweepOutcome], without: Collection[str]) -> list[Group]:
+    """Groups by all settings except the keys `without`, in the order of their first outcomes."""
     found: dict[str, Group] = {}
     for outcome in outcomes:
         settings = {key: value for key, value in outcome.settings.items() if key not in without}
-        found.setdefault(told_settings(settings), Group(settings, [])).outcomes.append(outcome)
+        found.setdefault(describe_settings(settings), Group(settings, [])).outcomes.append(outcome)
     return list(found.values())
 
 
-def capacities_of(plan: Plan, outcomes: Sequence[Outcome]) -> list[Capacity]:
-    """For each combination of what isn't the load; none where that doesn't have several values."""
+def capacities_of(plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> list[Capacity]:
+    """A capacity for each combination of the other keys; empty unless the load has several values."""
     for axis in plan.axes:
         key = next((key for key in LOADS if key in axis.keys), None)
         if key is not None and axis.is_long(key):
@@ -183,8 +183,8 @@ def _capacity(group: Group, key: str) -> Capacity:
     return Capacity(group.settings, key, kept[-1] if kept else 0.0, len(kept) < len(is_kept))
 
 
-def crossings_of(plan: Plan, outcomes: Sequence[Outcome]) -> list[Crossing]:
-    """Of each combination of what isn't the crossover's key and isn't among those to beat; means over seeds."""
+def crossings_of(plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> list[Crossing]:
+    """A crossing for each combination of the other keys, except those to beat. Figures are means over seeds."""
     crossover = plan.crossover
     if crossover is None:
         return []
@@ -192,19 +192,19 @@ def crossings_of(plan: Plan, outcomes: Sequence[Outcome]) -> list[Crossing]:
     beside = {name for axis in plan.axes if set(axis.keys) & set(against) for name in axis.keys}
     lines: dict[str, list[Group]] = {}
     for group in groups_of(outcomes, (SEED,)):
-        lines.setdefault(told_settings(_without(group.settings, {key})), []).append(group)
+        lines.setdefault(describe_settings(_without(group.settings, {key})), []).append(group)
     theirs: dict[str, list[float]] = {}
     for groups in lines.values():
         if against.items() <= groups[0].settings.items():
             shared = _without(groups[0].settings, {key, *beside})
-            theirs[told_settings(shared)] = [group.mean(figure) for group in _along(groups, key)]
+            theirs[describe_settings(shared)] = [group.mean(figure) for group in _along(groups, key)]
     found = []
     for groups in lines.values():
         settings = _without(groups[0].settings, {key})
         if against.items() <= settings.items():
             continue
         along = _along(groups, key)
-        beaten = theirs[told_settings(_without(settings, beside))]
+        beaten = theirs[describe_settings(_without(settings, beside))]
         values, ours = [group.settings[key] for group in along], [group.mean(figure) for group in along]
         found.append(crossing_of(crossover, settings, values, ours, beaten))
     return found
@@ -218,26 +218,26 @@ def _along(groups: Sequence[Group], key: str) -> list[Group]:
     return sorted(groups, key=lambda group: float(group.settings[key]))
 
 
-class Findings(Struct, frozen=True):
-    """A sweep's JSON file."""
+class SweepFindings(Struct, frozen=True):
+    """The file sweep.json."""
 
     scenario: str
     keys: tuple[str, ...]
-    outcomes: list[Outcome]
+    outcomes: list[SweepOutcome]
     capacities: list[Capacity]
     crossings: list[Crossing]
 
 
 def write_sweep(
-    plan: Plan, outcomes: list[Outcome], capacities: list[Capacity], crossings: list[Crossing], folder: Path
+    plan: SweepPlan, outcomes: list[SweepOutcome], capacities: list[Capacity], crossings: list[Crossing], folder: Path
 ) -> None:
-    """Writes sweep.json and sweep.csv, a line for each combination."""
-    findings = Findings(plan.scenario, plan.keys, outcomes, capacities, crossings)
+    """Writes sweep.json, and sweep.csv with one line per combination."""
+    findings = SweepFindings(plan.scenario, plan.keys, outcomes, capacities, crossings)
     content = msgspec.json.format(msgspec.json.encode(findings), indent=1)
     (folder / "sweep.json").write_bytes(content + b"\n")
     write_csv(folder / "sweep.csv", [_row(plan, outcome) for outcome in outcomes])
 
 
-def _row(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    settings = {key: told(outcome.settings[key]) if key in outcome.settings else "" for key in plan.keys}
+def _row(plan: SweepPlan, outcome: SweepOutcome) -> dict[str, Any]:
+    settings = {key: describe_value(outcome.settings[key]) if key in outcome.settings else "" for key in plan.keys}
     return {"scenario": plan.scenario} | settings | {SEED: outcome.report.seed} | figures_of(outcome.report)

@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dsd_sim.studies.cells import told
-from dsd_sim.studies.compare import Finding, Plan, of_variant, sources_of
+from dsd_sim.studies.cells import describe_value
+from dsd_sim.studies.compare import ComparisonFinding, ComparisonPlan, of_variant, sources_of
 from dsd_sim.studies.crossover import Crossing, Crossover
-from dsd_sim.studies.sweep import SEED, Capacity, Outcome, groups_of
-from dsd_sim.studies.sweep import Plan as SweepPlan
+from dsd_sim.studies.sweep import SEED, Capacity, SweepOutcome, SweepPlan, groups_of
 
-WIDE = 200  # columns where there is no terminal to say how many
-COLUMNS = {  # short, so that all of them and the settings fit into 80 columns
+WIDE = 200  # width of the output, in characters, if it is not a terminal
+COLUMNS = {  # short titles: all columns and the settings fit into 80 characters
     "tokens\n/s": "tokens_per_s",
     "good-\nput": "goodput",
     "TTFT\np50": "ttft_ms.p50",
@@ -39,13 +38,13 @@ NAMES = {
 
 
 def terminal() -> Console:
-    """Standard output; wide where it is no terminal, so that no column is cut."""
+    """Standard output; wide if it is not a terminal, so that no column is cut."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDE)
 
 
 def _tight(title: str) -> Table:
-    """With no more between columns than a space, so that many fit into 80 characters."""
+    """A table with one space between columns, so that many fit into 80 characters."""
     return Table(title=Text(f"\n{title}"), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
 
 
@@ -54,27 +53,27 @@ def name_of(figure: str) -> str:
 
 
 def number(value: float) -> str:
-    """With three digits or all before the point."""
+    """With three significant digits, or all digits before the point."""
     size = abs(value)
     return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
 def brief(settings: Mapping[str, Any]) -> str:
-    """Settings with the last part of their keys, where that names one of them only."""
+    """Settings by the last part of their keys, or by the whole key where the last part is ambiguous."""
     lasts = Counter(key.rpartition(".")[2] for key in settings)
     names = {key: last if lasts[last := key.rpartition(".")[2]] == 1 else key for key in settings}
-    return ", ".join(f"{names[key]} {_told(value)}" for key, value in settings.items())
+    return ", ".join(f"{names[key]} {_short_value(value)}" for key, value in settings.items())
 
 
-def _told(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else told(value)
+def _short_value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else describe_value(value)
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
-def sweep_table(plan: SweepPlan, outcomes: Sequence[Outcome]) -> Table:
-    """A line for each combination; means over seeds."""
+def sweep_table(plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> Table:
+    """One line per combination; means over seeds."""
     groups = groups_of(outcomes, (SEED,))
     num_seeds = len(outcomes) // max(len(groups), 1)
     over = f", means over {num_seeds} seeds" if num_seeds > 1 else ""
@@ -88,33 +87,34 @@ def sweep_table(plan: SweepPlan, outcomes: Sequence[Outcome]) -> Table:
 
 
 def capacity_table(capacities: Sequence[Capacity]) -> Table:
-    """A line for each combination of what isn't the load."""
+    """One line per combination of the keys other than the load."""
     key = capacities[0].key
     title = f"Highest {key} with p90 of TTFT and TPOT within the objective"
     table = _tight(title)
     table.add_column("")
     table.add_column(Text(key), justify="right")
     for capacity in capacities:
-        table.add_row(Text(brief(capacity.settings) or "all"), told_capacity(capacity))
+        table.add_row(Text(brief(capacity.settings) or "all"), label_capacity(capacity))
     return table
 
 
-def told_capacity(capacity: Capacity) -> str:
+def label_capacity(capacity: Capacity) -> str:
     return ("" if capacity.is_limit else "at least ") + f"{capacity.load:g}"
 
 
 def crossover_table(crossover: Crossover, crossings: Sequence[Crossing]) -> Table:
-    """A line for each combination that is compared."""
-    title = f"Up to which {crossover.key} {name_of(crossover.figure)} is as good as with {brief(crossover.against)}"
+    """One line per combination that is compared."""
+    figure = name_of(crossover.figure)
+    title = f"{crossover.key} up to which {figure} is at least as good as with {brief(crossover.against)}"
     table = _tight(title)
     table.add_column("")
     table.add_column(Text(crossover.key), justify="right")
     for crossing in crossings:
-        table.add_row(Text(brief(crossing.settings) or "all"), told_crossing(crossing))
+        table.add_row(Text(brief(crossing.settings) or "all"), label_crossing(crossing))
     return table
 
 
-def told_crossing(crossing: Crossing) -> str:
+def label_crossing(crossing: Crossing) -> str:
     if crossing.at is None:
         return "never"
     return number(crossing.at) if crossing.is_limit else f"above {crossing.at:g}"
@@ -123,8 +123,8 @@ def told_crossing(crossing: Crossing) -> str:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def comparison_table(plan: Plan, findings: Sequence[Finding], figure: str) -> Table:
-    """A line for each scenario, a column for each variant: value, ratio to the baseline, what others reported."""
+def comparison_table(plan: ComparisonPlan, findings: Sequence[ComparisonFinding], figure: str) -> Table:
+    """One line per scenario, one column per variant: value, ratio to the baseline, published ratio."""
     comparison = plan.comparison
     title = f"{name_of(figure)}; × as much as {comparison.baseline}"
     table = _tight(title)
@@ -138,7 +138,7 @@ def comparison_table(plan: Plan, findings: Sequence[Finding], figure: str) -> Ta
     return table
 
 
-def _lines(finding: Finding, figure: str, baseline: str) -> Iterator[str]:
+def _lines(finding: ComparisonFinding, figure: str, baseline: str) -> Iterator[str]:
     value, ratio = number(finding.figures[figure].mean), finding.ratios[figure]
     yield value if finding.variant == baseline or ratio is None else f"{value} {ratio:.3f}×"
     if finding.chosen:
@@ -147,7 +147,7 @@ def _lines(finding: Finding, figure: str, baseline: str) -> Iterator[str]:
         yield f"reported {finding.reported[figure]:.3f}×"
 
 
-def notes_of(plan: Plan) -> Iterator[str]:
-    """What stands below the tables."""
+def notes_of(plan: ComparisonPlan) -> Iterator[str]:
+    """The lines below the tables."""
     yield from (f"reported: {source}" for source in sources_of(plan.comparison))
     yield from (f"differs: {sentence}" for sentence in plan.comparison.differs)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from awc_training.evaluate import Evaluation, Scores
-from dsd_sim.engine.pair_reports import Seen
-from dsd_sim.studies.report import Fates, Report, Times
+from dsd_sim.engine.pair_reports import MeanReport
+from dsd_sim.studies.report import GuessFates, SimReport, TimeStats
 from tests.dsd_sim.reports import a_report
 
-SEEN = Seen(
+SEEN = MeanReport(
     num_reports=9,
     acceptance=0.8,
     window=4.0,
@@ -23,9 +23,9 @@ SEEN = Seen(
 )
 
 
-def report(score: float, seen: Seen | None = SEEN, drafted: int = 10, latency_ms: float = 2000.0) -> Report:
-    times = Times(latency_ms, latency_ms, latency_ms, latency_ms)
-    return a_report(soft_goodput=score, seen=seen, fates=Fates(drafted, 0, 0, 0, 0), latency_ms=times)
+def report(score: float, seen: MeanReport | None = SEEN, drafted: int = 10, latency_ms: float = 2000.0) -> SimReport:
+    times = TimeStats(latency_ms, latency_ms, latency_ms, latency_ms)
+    return a_report(soft_goodput=score, seen=seen, fates=GuessFates(drafted, 0, 0, 0, 0), latency_ms=times)
 
 
 EVALUATION = Evaluation(

@@ -14,7 +14,7 @@ from awc_training.rivals import START, RivalVariant, tuned, variants
 from awc_training.runs import SLIDING, STOP_AND_WAIT
 from awc_training.scenarios import TRAINING, drawn
 from dsd_sim.studies.cells import Cell
-from dsd_sim.studies.report import Report
+from dsd_sim.studies.report import SimReport
 from tests.awc_training.results import report
 
 OURS = ("wc-dnn", "adaptive")
@@ -38,11 +38,11 @@ def test_ours_have_no_variants(name: str) -> None:
 def test_each_transport_gets_the_variant_that_scores_most_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, Report]:
+    def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, SimReport]:
         """Small margins are worth most in stop-and-wait, and large ones while sliding."""
         found = {}
         for cell in cells:
-            is_large, waits = "margin=0.05" in repr(cell.policy), STOP_AND_WAIT.name in cell.told
+            is_large, waits = "margin=0.05" in repr(cell.policy), STOP_AND_WAIT.name in cell.label
             found[cell.key] = report(3.0 if is_large != waits else 1.0)
         return found
 

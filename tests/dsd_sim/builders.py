@@ -1,4 +1,4 @@
-"""Small simulated fleets."""
+"""Builders of small simulated fleets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice
 from dsd_sim.engine import cloud
 from dsd_sim.engine.acceptance import Independent
-from dsd_sim.engine.fleet import Fleet
+from dsd_sim.engine.fleet import SimFleet
 from dsd_sim.engine.world import World, make_world
 from shared.policies.routing import ROUTERS
 
@@ -36,7 +36,7 @@ def a_world(
     seed: int = 1,
     num_logged: int = 0,
 ) -> World:
-    """All requests at 0 from device 0, with a prompt of 16 tokens; nothing but what is named takes time."""
+    """All requests arrive at 0, from device 0, with a prompt of 16 tokens. Only the given times are above 0."""
     world = make_world(num_devices, num_nodes, num_requests, num_slots or num_requests, tokens, seed, num_logged)
     requests, devices, nodes = world.requests, world.devices, world.nodes
     requests["prompt"], requests["tokens"], requests["max_tokens"], requests["client"] = 16, tokens, tokens, -1
@@ -50,11 +50,11 @@ def a_world(
     return world
 
 
-def a_fleet(world: World, *, rate: float = 0.8, seed: int = 1, **options: Any) -> Fleet:
+def a_fleet(world: World, *, rate: float = 0.8, seed: int = 1, **options: Any) -> SimFleet:
     policy = options.pop("policy", None) or StaticPolicy(choice_of(world))
     acceptance = options.pop("acceptance", None) or Independent(rate)
     acceptances = [acceptance] * len(world.devices)
-    return Fleet(world, ROUTERS[options.pop("router", "jsq")](), acceptances, policy, seed, **options)
+    return SimFleet(world, ROUTERS[options.pop("router", "jsq")](), acceptances, policy, seed, **options)
 
 
 def choice_of(world: World) -> WindowChoice:

@@ -1,4 +1,4 @@
-"""A scenario with a sweep, and the commands."""
+"""A scenario file with a sweep, and calls of the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of acceptance: each has the rates that it was given, where it was given them."""
+"""Acceptance models: each has the rates that it was given."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsd_sim.engine.acceptance import Acceptance, Answer, ByPosition, Independent, Markov, Replay
+from dsd_sim.engine.acceptance import AcceptanceModel, ByPosition, Independent, Markov, RecordedAnswer, Replay
 
 NUM = 20_000
 
 
-def filled(model: Acceptance, num_tokens: int, num_answers: int = 1) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """[answers, tokens] both"""
+def filled(
+    model: AcceptanceModel, num_tokens: int, num_answers: int = 1
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Both arrays: [answers, tokens]."""
     rng = np.random.default_rng(3)
     right, confidence = np.zeros((num_answers, num_tokens), np.bool_), np.zeros((num_answers, num_tokens), np.float32)
     for row in range(num_answers):
@@ -27,13 +29,13 @@ def test_independent_guesses_have_their_rate_and_no_memory() -> None:
     assert (confidence == np.float32(0.7)).all()
 
 
-def test_guesses_by_position_have_each_position_s_rate_and_the_last_one_behind() -> None:
+def test_guesses_by_position_have_the_rate_of_each_position_and_then_the_last_rate() -> None:
     right, confidence = filled(ByPosition((0.9, 0.5, 0.2)), 5, NUM)
     assert right.mean(axis=0) == pytest.approx((0.9, 0.5, 0.2, 0.2, 0.2), abs=0.015)
     assert confidence[0] == pytest.approx((0.9, 0.5, 0.2, 0.2, 0.2))
 
 
-def test_stretches_are_as_easy_and_as_long_as_they_were_given() -> None:
+def test_markov_guesses_have_the_rates_and_transition_probabilities_given() -> None:
     model = Markov(easy=0.95, hard=0.3, to_hard=0.05, to_easy=0.2)
     right, confidence = filled(model, NUM * 10)
     is_easy = confidence[0] == np.float32(0.95)
@@ -46,15 +48,15 @@ def test_stretches_are_as_easy_and_as_long_as_they_were_given() -> None:
     assert returns.sum() / (~is_easy[:-1]).sum() == pytest.approx(0.2, abs=0.02)
 
 
-def test_a_stretch_that_is_never_left_lasts_for_the_whole_answer() -> None:
+def test_a_state_without_transitions_lasts_for_the_whole_answer() -> None:
     _, confidence = filled(Markov(easy=0.9, hard=0.1, to_hard=0.0, to_easy=0.5), 1000)
     assert (confidence == np.float32(0.9)).all()
 
 
-def test_a_replay_says_what_was_recorded_from_its_start_round_and_round() -> None:
+def test_a_replay_repeats_a_recorded_answer_from_its_start() -> None:
     recorded = [
-        Answer(np.array([True, True, False]), np.array([0.9, 0.2, 0.8], np.float32)),
-        Answer(np.array([False, True]), np.array([0.1, 0.3], np.float32)),
+        RecordedAnswer(np.array([True, True, False]), np.array([0.9, 0.2, 0.8], np.float32)),
+        RecordedAnswer(np.array([False, True]), np.array([0.1, 0.3], np.float32)),
     ]
     right, confidence = filled(Replay(tuple(recorded)), 7, 200)
     expected = [(np.resize(each.right, 7), np.resize(each.confidence, 7)) for each in recorded]

@@ -1,4 +1,4 @@
-"""What passes are made of: the services' rule and its rivals in the simulator."""
+"""Batching: the services' rule and its alternatives in the simulator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from awc.policies.ladder import LadderPolicy
 from awc.policy import WindowChoice
 from dsd_sim.engine import cloud
-from dsd_sim.engine.fleet import Fleet, Happening
+from dsd_sim.engine.fleet import FleetChange, SimFleet
 from dsd_sim.engine.world import World
 from tests.dsd_sim.builders import SLIDING, a_fleet, a_world, stop_and_wait, tpot_ms
 
@@ -18,7 +18,7 @@ ALL = (cloud.FIFO, cloud.LAB, cloud.TETRIS, cloud.WORTH)
 
 
 def with_a_long_prompt(batching: int, short: int = 8) -> World:
-    """The first request has a prompt of ten passes; three short ones come just behind it, all without a drafter."""
+    """One prompt of ten passes, followed by three short ones, all without a drafter."""
     world = a_world(4, tokens=5, weights=(10, 0, 0, 0, 0, 0, 0), batching=batching)
     world.requests["device"] = -1
     world.requests["prompt"] = [500, short, short, short]
@@ -28,34 +28,33 @@ def with_a_long_prompt(batching: int, short: int = 8) -> World:
     return world
 
 
-def test_oldest_first_makes_short_prompts_wait_for_a_long_one_and_length_aware_batching_does_not() -> None:
+def test_a_long_prompt_delays_short_ones_in_fifo_but_not_in_length_aware_batching() -> None:
     fifo, lab = with_a_long_prompt(cloud.FIFO).requests, with_a_long_prompt(cloud.LAB).requests
     assert fifo["first_ms"].tolist() == [100, 110, 110, 110]
     assert lab["first_ms"][1:].tolist() == [20, 20, 20]
     assert lab["first_ms"][0] > fifo["first_ms"][0]  # nothing is free
 
 
-def test_the_services_rule_gives_every_session_a_token_of_each_pass() -> None:
+def test_the_services_rule_gives_every_session_a_token_in_each_pass() -> None:
     assert with_a_long_prompt(cloud.WORTH, short=1).requests["first_ms"][1:].tolist() == [20, 20, 20]
     assert with_a_long_prompt(cloud.WORTH, short=8).requests["first_ms"][1:].tolist() == [90, 90, 90]
 
 
 def passes(batching: int, token_ms: float) -> float:
-    """Of a session whose guesses are mostly wrong."""
+    """Passes of a session whose guesses are mostly wrong."""
     world = a_world(1, tokens=300, step_ms=1, rtt_ms=1, weights=(10, 0, token_ms, 0, 0, 0, 0), batching=batching)
     a_fleet(world, rate=0.3).run()
     return float(world.requests[0]["passes"])
 
 
-def test_guesses_that_cost_more_than_they_bring_are_bought_by_tetris_and_not_by_the_services_rule() -> None:
+def test_tetris_takes_guesses_that_do_not_pay_and_the_services_rule_does_not() -> None:
     assert passes(cloud.WORTH, 20.0) == 300  # a token each
     assert passes(cloud.TETRIS, 20.0) < 0.95 * 300
     assert passes(cloud.TETRIS, 0.0) == pytest.approx(passes(cloud.WORTH, 0.0), rel=0.1)
 
 
-def test_under_a_short_budget_tetris_takes_the_guesses_that_are_likeliest_to_survive() -> None:
-    """Two sessions, one with a good draft and one with a bad one, and room for 6 tokens: oldest first gives the bad
-    one, which is older, as many guesses as it has."""
+def test_with_a_small_budget_tetris_takes_the_guesses_likeliest_to_survive() -> None:
+    """Two sessions share a budget of 6 tokens. The older one has the worse draft; in FIFO it gets all its guesses."""
 
     def tpot_of_good(batching: int) -> float:
         world = a_world(2, num_devices=2, tokens=400, step_ms=1, rtt_ms=1, batching=batching)
@@ -72,7 +71,7 @@ def test_under_a_short_budget_tetris_takes_the_guesses_that_are_likeliest_to_sur
 
 
 @pytest.mark.parametrize("batching", ALL)
-def test_whatever_passes_are_made_of_every_guess_has_a_fate(batching: int) -> None:
+def test_every_guess_has_one_fate_with_every_batching(batching: int) -> None:
     world = a_world(60, num_devices=8, num_nodes=2, tokens=50, batching=batching)
     rng = np.random.default_rng(3)
     world.requests["device"] = rng.integers(-1, 8, 60)
@@ -87,7 +86,7 @@ def test_whatever_passes_are_made_of_every_guess_has_a_fate(batching: int) -> No
     assert requests["drafted"].sum() > 0
 
 
-def test_a_verifier_far_from_the_links_is_reached_later_by_all_that_is_said_to_it() -> None:
+def test_the_hop_to_a_verifier_delays_every_message() -> None:
     """Stop-and-wait: a round of 4 takes RTT + two hops + a pass + 4 steps, for 1 + a + ... + a^4 tokens."""
     world = a_world(1, tokens=8000, rtt_ms=10, step_ms=5)
     world.pairs["window"] = world.pairs["chunk"] = 4
@@ -98,8 +97,8 @@ def test_a_verifier_far_from_the_links_is_reached_later_by_all_that_is_said_to_i
 
 
 @pytest.mark.parametrize("choice", [SLIDING, stop_and_wait(6), WindowChoice(16, 5, free_run=False)])
-def test_steps_that_are_simulated_in_one_event_change_nothing(choice: WindowChoice) -> None:
-    """A threshold that no guess is below has every step ended by an event of its own."""
+def test_simulating_several_steps_in_one_event_changes_no_result(choice: WindowChoice) -> None:
+    """With a confidence threshold each step has an event of its own; here no guess is below the threshold."""
 
     def outcome(min_confidence: float) -> list[list[float]]:
         world = a_world(80, num_devices=5, num_nodes=2, tokens=70, choice=choice, rtt_ms=25, seed=7)
@@ -109,15 +108,15 @@ def test_steps_that_are_simulated_in_one_event_change_nothing(choice: WindowChoi
         world.devices["jitter_ms"], world.devices["step_ms_per_1000"] = 4.0, 3.0
         world.pairs["min_confidence"] = min_confidence
         start = replace(choice, min_confidence=min_confidence)
-        happenings = [Happening(9000, lambda fleet: fleet.lose_devices([1])), Happening(15_000, slow_down)]
-        a_fleet(world, rate=0.8, policy=LadderPolicy(start), happenings=happenings).run()
+        changes = [FleetChange(9000, lambda fleet: fleet.lose_devices([1])), FleetChange(15_000, slow_down)]
+        a_fleet(world, rate=0.8, policy=LadderPolicy(start), changes=changes).run()
         columns = ("first_ms", "done_ms", "drafted", "accepted", "rejected", "late", "discarded")
         return [world.requests[name].tolist() for name in columns]
 
     assert outcome(0.0) == outcome(1e-12)
 
 
-def slow_down(fleet: Fleet) -> None:
+def slow_down(fleet: SimFleet) -> None:
     fleet.world.devices["slowdown"] = 1.7
 
 
@@ -129,14 +128,14 @@ def colocated(num: int, rate: float, window: int) -> World:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
-def test_drafting_beside_the_target_takes_the_time_of_its_formula(rate: float) -> None:
-    """Three sessions in step: 4 draft steps of 3 + 2 * 0.2 ms and a pass of 15 tokens, for 1 + a + ... + a^4 tokens."""
+def test_colocated_drafting_takes_the_time_of_its_formula(rate: float) -> None:
+    """Three sessions: 4 draft steps of 3 + 2 * 0.2 ms and a pass of 15 tokens, for 1 + a + ... + a^4 tokens."""
     world = colocated(3, rate, window=4)
     round_ms = 4 * (3 + 2 * 0.2) + 20 + 0.5 * 15
     assert tpot_ms(world).mean() == pytest.approx(round_ms / sum(rate**i for i in range(5)), rel=0.03)
 
 
-def test_guesses_made_beside_the_target_have_a_fate_and_nobody_else_drafts() -> None:
+def test_colocated_guesses_have_one_fate_and_devices_stay_idle() -> None:
     world = colocated(5, 0.7, window=6)
     requests = world.requests
     fates = requests["accepted"] + requests["rejected"] + requests["discarded"]

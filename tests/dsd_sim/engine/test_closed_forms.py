@@ -1,4 +1,4 @@
-"""Simulations of systems whose answers are known: queues, pipelines, and the paper's stop-and-wait speculation."""
+"""Simulations against closed forms: queues, pipelines, and stop-and-wait speculation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SERVICE_MS = 10.0
 
 
 def queueing_world(utilisation: float, num_requests: int, seed: int, *, exponential: bool) -> tuple[object, float]:
-    """A verifier with room for one session at a time, which serves each in one pass; returns the mean time in it."""
+    """A verifier that serves one session at a time, each in one pass; returns the world and the mean latency."""
     rng = np.random.default_rng(seed)
     lengths = np.full(num_requests, 1000)
     if exponential:
@@ -39,7 +39,7 @@ def test_with_exponential_times_it_is_an_m_m_1_queue() -> None:
     assert mean == pytest.approx(SERVICE_MS / (1 - utilisation), rel=0.01)
 
 
-def test_target_only_decoding_takes_a_pass_a_token() -> None:
+def test_target_only_decoding_takes_one_pass_per_token() -> None:
     world = a_world(1, tokens=50, weights=(20, 0, 0, 0, 0, 0, 0))
     world.requests["device"] = -1
     a_fleet(world).run()
@@ -51,7 +51,7 @@ def test_target_only_decoding_takes_a_pass_a_token() -> None:
 def test_a_sliding_window_of_right_guesses_runs_at_the_speed_of_its_slower_part(
     step_ms: float, rtt_ms: float, expected: float
 ) -> None:
-    """Where the drafter is slower than the verifier alone, the verifier runs free at its own speed."""
+    """A verifier with a slower drafter decodes at its own speed, by free run."""
     world = a_world(1, tokens=4000, step_ms=step_ms, rtt_ms=rtt_ms)
     world.pairs["window"] = 32
     a_fleet(world, rate=1.0).run()
@@ -62,7 +62,7 @@ def test_a_sliding_window_of_right_guesses_runs_at_the_speed_of_its_slower_part(
 @pytest.mark.parametrize("window", [1, 4, 8])
 @pytest.mark.parametrize("rtt_ms", [0.0, 30.0])
 def test_stop_and_wait_takes_the_time_of_its_formula(rate: float, window: int, rtt_ms: float) -> None:
-    """Tokens per round by (1 - a^(w+1)) / (1 - a), in RTT + pass + w draft steps (arXiv 2211.17192, theorem 3.8)."""
+    """(1 - a^(w+1)) / (1 - a) tokens in RTT + pass + w draft steps (arXiv 2211.17192, theorem 3.8)."""
     num, tokens, step_ms, row_ms = 40, 3000, 7.0, 0.5
     world = a_world(
         num, num_slots=4, tokens=tokens, choice=stop_and_wait(window), rtt_ms=rtt_ms, step_ms=step_ms,
@@ -93,7 +93,7 @@ def test_every_guess_has_one_fate_and_every_request_ends() -> None:
     assert world.nodes["num_committed"].sum() == requests["tokens"].sum()
 
 
-def test_a_wait_for_guesses_ends_and_sliding_is_faster_than_stop_and_wait_far_away() -> None:
+def test_sliding_is_faster_than_stop_and_wait_far_away() -> None:
     times = {}
     for name, choice in (("sliding", SLIDING), ("stop-and-wait", stop_and_wait(8))):
         world = a_world(4, num_slots=4, tokens=500, choice=choice, rtt_ms=60)

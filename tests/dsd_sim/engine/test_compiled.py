@@ -1,4 +1,4 @@
-"""What numba has compiled is used only as long as all of the code is the same."""
+"""Compiled code is reused only while no source file changes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ print(numba.config.CACHE_DIR, round_to_kv_step(700))
 
 
 def compiled_by(code: Path, home: Path) -> tuple[Path, int]:
-    """The folder in which a copy of the code keeps what it compiled, and KV tokens reserved for 700."""
+    """The cache folder of a copy of the code, and the KV tokens that it reserves for 700."""
     env = os.environ | {"DSD_HOME": str(home), "PYTHONPATH": str(code)}
     done = subprocess.run([sys.executable, "-c", ASK], cwd=code, env=env, capture_output=True, text=True, check=True)
     folder, reserved = done.stdout.split()
     return Path(folder), int(reserved)
 
 
-def test_a_changed_file_has_everything_compiled_anew(tmp_path: Path) -> None:
+def test_a_changed_file_invalidates_all_compiled_code(tmp_path: Path) -> None:
     code = tmp_path / "code"
     for name in ("dsd_sim", "shared", "awc"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""The counting form of a session against the state machines that the services run, event by event."""
+"""The counting form of a session against the services' state machines, compared after every event."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FATES = ("accepted", "rejected", "late", "discarded")
 
 
 @dataclass
-class Pair:
-    """Both sides in both forms, and the messages under way, each in both forms."""
+class BothForms:
+    """Both sides of a session and the messages in flight, each in both forms."""
 
     rng: random.Random
     now: float = 0.0
@@ -93,7 +93,7 @@ class Pair:
 
     def under_way(self, draft: Draft | None, m: Any) -> None:
         if draft is not None:
-            assert (draft.epoch, draft.base, len(draft.token_ids)) == told_in(m, "epoch", "base", "num")
+            assert (draft.epoch, draft.base, len(draft.token_ids)) == fields_of(m, "epoch", "base", "num")
             self.drafts.append((draft, m))
 
     def steer(self) -> None:
@@ -109,7 +109,7 @@ class Pair:
         answer = new_message()
         verdict = self.verifier.on_draft(draft, self.now)
         assert verify_session.on_draft(self.v, m, answer, self.now) == (verdict is not None)
-        self.told(verdict, answer)
+        self.deliver(verdict, answer)
 
     def hear_verdict(self) -> None:
         if not self.verdicts:
@@ -118,7 +118,7 @@ class Pair:
         assert draft_session.on_verdict(self.d, m, self.now) == self.drafter.on_verdict(verdict, self.now)
 
     def take(self, queue: deque[Any]) -> Any:
-        """The oldest message; sometimes it comes again later, or a younger one comes first."""
+        """The oldest message; sometimes it is repeated later, or a newer one comes first."""
         if self.rng.random() < 0.1:
             queue.rotate(1)
         message = queue.popleft()
@@ -141,14 +141,14 @@ class Pair:
         self.row = None
         answer = new_message()
         assert verify_session.end_pass(self.v, answer, 7.0, 2, 0.5, 9, self.now) == (verdict is not None)
-        self.told(verdict, answer)
+        self.deliver(verdict, answer)
 
-    def told(self, verdict: Verdict | None, m: Any) -> None:
+    def deliver(self, verdict: Verdict | None, m: Any) -> None:
         if verdict is None:
             return
-        assert (verdict.epoch, verdict.base, len(verdict.token_ids)) == told_in(m, "epoch", "base", "num")
-        assert (verdict.accepted, verdict.finish is not None) == told_in(m, "accepted", "finish")
-        assert (verdict.batch, verdict.pass_tokens) == told_in(m, "batch", "pass_tokens")
+        assert (verdict.epoch, verdict.base, len(verdict.token_ids)) == fields_of(m, "epoch", "base", "num")
+        assert (verdict.accepted, verdict.finish is not None) == fields_of(m, "accepted", "finish")
+        assert (verdict.batch, verdict.pass_tokens) == fields_of(m, "batch", "pass_tokens")
         if self.rng.random() < 0.95:
             self.verdicts.append((verdict, m))
 
@@ -166,7 +166,7 @@ class Pair:
         assert drafter.can_draft == draft_session.can_draft(d)
 
 
-def told_in(m: Any, *names: str) -> tuple[Any, ...]:
+def fields_of(m: Any, *names: str) -> tuple[Any, ...]:
     return tuple(m[name] for name in names)
 
 
@@ -174,8 +174,8 @@ def new_message() -> Any:
     return np.zeros(1, records.MESSAGE).view(np.recarray)[0]
 
 
-def play(seed: int) -> Pair:
-    pair = Pair(random.Random(seed))
+def play(seed: int) -> BothForms:
+    pair = BothForms(random.Random(seed))
     often = [
         pair.begin_step,
         pair.end_step,
@@ -194,7 +194,7 @@ def play(seed: int) -> Pair:
     return pair
 
 
-def test_the_counting_form_commits_and_discards_what_the_state_machines_do() -> None:
+def test_the_counting_form_equals_the_state_machines() -> None:
     num_over = num_accepted = num_rejected = num_late = num_discarded = 0
     for seed in range(NUM_SCENARIOS):
         pair = play(seed)

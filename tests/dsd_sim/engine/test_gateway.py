@@ -1,4 +1,4 @@
-"""What gateways and controllers do in the simulator: who is let in, and what is forgotten."""
+"""Simulated gateways and controllers: admission, and expiry of pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.dsd_sim.builders import a_fleet, a_world
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_no_more_sessions_are_let_in_than_may_be_and_the_others_wait_in_the_order_of_their_coming(most: int) -> None:
+def test_sessions_above_the_limit_wait_first_come_first_served(most: int) -> None:
     world = a_world(12, tokens=30)
     world.requests["arrival_ms"] = np.arange(12) * 1.0
     fleet = a_fleet(world, max_sessions=most)
@@ -24,22 +24,22 @@ def test_no_more_sessions_are_let_in_than_may_be_and_the_others_wait_in_the_orde
     assert requests["arrival_ms"].tolist() == list(range(12)), "TTFT tells of the wait"
 
 
-def test_without_a_limit_nobody_waits() -> None:
+def test_without_a_limit_no_session_waits() -> None:
     world = a_world(12, tokens=30)
     fleet = a_fleet(world)
     fleet.run()
     assert fleet.world.requests["first_ms"].max() < fleet.world.requests["done_ms"].min()
 
 
-class Saying:
-    """One window, whatever is reported."""
+class ConstantPolicy:
+    """Always decides the same window."""
 
-    name = "saying"
+    name = "constant"
 
     def __init__(self) -> None:
         self.num_pairs = 0
 
-    def for_pair(self) -> Saying:
+    def for_pair(self) -> ConstantPolicy:
         self.num_pairs += 1
         return self
 
@@ -48,12 +48,10 @@ class Saying:
 
 
 @pytest.mark.parametrize(("break_s", "num_pairs", "num_decisions"), [(20, 1, 1), (50, 2, 1), (80, 2, 2)])
-def test_a_pair_is_forgotten_after_half_a_minute_and_its_window_after_a_whole_one(
-    break_s: int, num_pairs: int, num_decisions: int
-) -> None:
+def test_a_pair_expires_after_30_s_and_its_window_after_60_s(break_s: int, num_pairs: int, num_decisions: int) -> None:
     world = a_world(2, tokens=100, num_logged=10_000)
     world.requests["arrival_ms"] = 0.0, break_s * 1000.0
-    policy = Saying()
+    policy = ConstantPolicy()
     fleet = a_fleet(world, policy=policy)
     fleet.run()
     steers = fleet.world.log[(fleet.world.log["kind"] == STEER) & (fleet.world.log["start"] > 0)]

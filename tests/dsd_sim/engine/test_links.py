@@ -1,4 +1,4 @@
-"""Links and what travels on them: messages are as long as the services', and a narrow link makes them wait."""
+"""Links: messages are as long as the services', and bandwidth delays them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ IDS = TokenIds(range(20_000, 20_008))
 
 
 def on_the_wire(message: Message, service: subjects.Service, to: str, verb: str, sender: str) -> int:
-    """Bytes of a message as core NATS carries it."""
+    """Bytes of a message in core NATS."""
     content = encode(message)
     command = f"PUB {subjects.to(service, to, verb, sender)} {len(content)}\r\n"
     return TCP_IP_BYTES + len(command) + len(content) + len("\r\n")
 
 
-def test_messages_have_the_bytes_that_the_services_send() -> None:
+def test_messages_are_as_long_as_those_of_the_services() -> None:
     draft = Draft(SESSION, 1, 3, 240, IDS, True, 123_456.789)
     verdict = Verdict(
         SESSION, 1, 3, 240, IDS, 7, None, Echo(123_456.789, 3.217), 23.456, 8, 0.0625, Tally(90, 4, 1, 20, 31), None, 44
@@ -53,8 +53,8 @@ def test_messages_have_the_bytes_that_the_services_send() -> None:
         assert assumed + TOKEN_BYTES * len(IDS) == pytest.approx(sent, rel=0.15)
 
 
-def test_a_narrow_link_makes_a_round_longer_by_the_time_that_its_messages_take() -> None:
-    """Stop-and-wait with right guesses: each of 80 rounds carries a draft of 4 tokens there, a verdict of 5 back."""
+def test_a_round_takes_longer_by_the_transmission_time_of_its_messages() -> None:
+    """Stop-and-wait with right guesses: each of 80 rounds has a Draft of 4 tokens and a Verdict of 5."""
     tpots = {}
     for bits_per_ms in (0.0, 1000.0):  # no limit, and 1 Mbit/s
         world = a_world(1, choice=stop_and_wait(4), step_ms=5.0, tokens=400)

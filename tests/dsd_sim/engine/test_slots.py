@@ -1,4 +1,4 @@
-"""Sessions at once: the world grows with them, and nothing that it shows depends on how."""
+"""Session slots: a world adds slots when it needs them, and no result depends on their number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsd_sim.engine.world import with_more_slots
 from tests.dsd_sim.builders import a_fleet, a_world, stop_and_wait
 
 
-def test_a_client_that_asks_again_before_its_drafter_has_heard_the_end_finds_room() -> None:
+def test_a_client_may_ask_again_before_its_drafter_has_the_last_verdict() -> None:
     """The link takes a hundred times as long as an answer."""
     world = a_world(60, tokens=1, num_slots=2, rtt_ms=2000.0)
     world.requests["client"] = 0
@@ -20,7 +20,7 @@ def test_a_client_that_asks_again_before_its_drafter_has_heard_the_end_finds_roo
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 16])
-def test_how_much_room_there_was_in_the_beginning_changes_nothing(num_slots: int) -> None:
+def test_the_initial_number_of_slots_changes_no_result(num_slots: int) -> None:
     def served(room: int | None) -> bytes:
         world = a_world(24, num_devices=2, tokens=40, num_slots=room)
         world.requests["device"] = np.arange(24) % 2
@@ -32,7 +32,7 @@ def test_how_much_room_there_was_in_the_beginning_changes_nothing(num_slots: int
     assert served(num_slots) == served(None)
 
 
-def test_more_room_keeps_all_that_there_is() -> None:
+def test_adding_slots_keeps_all_state() -> None:
     world = a_world(4, num_devices=3, num_nodes=2, tokens=7)
     world.clock[0]["num_free_slots"] = 1
     world.right[2], world.device_slots[1, 2] = True, 9
@@ -48,7 +48,7 @@ def test_more_room_keeps_all_that_there_is() -> None:
 
 
 @pytest.mark.parametrize(("rate", "counted", "other"), [(0.0, "recovered", "bonus"), (1.0, "bonus", "recovered")])
-def test_the_target_s_own_tokens_are_recovered_behind_a_wrong_guess_and_bonus_behind_right_ones(
+def test_target_tokens_are_recovered_after_a_wrong_guess_and_bonus_after_right_ones(
     rate: float, counted: str, other: str
 ) -> None:
     fleet = a_fleet(a_world(1, tokens=61, choice=stop_and_wait(4)), rate=rate)

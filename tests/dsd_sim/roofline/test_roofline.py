@@ -1,4 +1,4 @@
-"""The roofline: times that follow from published figures, never fall with work, and refuse what doesn't fit."""
+"""The roofline model: its times follow from published figures and never fall with more work; bad setups are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from dsd_sim.roofline.roofline import (
     encode,
     not_negative_fit,
     profile_of,
-    roofline_profile,
 )
 from shared.data.profiles import read_profile
 
@@ -41,7 +40,7 @@ def name_of(setup: Setup) -> str:
 
 
 def test_a_pass_bound_by_memory_takes_its_bytes_over_the_bandwidth_within_the_stated_efficiency() -> None:
-    """140 GB in half precision over twice 2,039 GB/s; layers and exchanges are under a tenth of it."""
+    """138 GB in half precision over twice 2,039 GB/s; layers and exchanges add less than a tenth."""
     at_best = 2 * 68.98e9 / (2 * 2039e9) * 1000
     assert at_best < TARGET.pass_ms(1) * MEMORY_EFFICIENCY < 1.1 * at_best
     assert TARGET.pass_ms(1) == pytest.approx(42.3 + 0.8 + 1.6, rel=0.01)
@@ -61,7 +60,7 @@ def test_cached_tokens_take_the_bytes_of_their_keys_and_values() -> None:
 
 
 def test_the_published_sizes_follow_from_the_published_shapes() -> None:
-    """Vocabulary, width, layers, width of queries, of keys and values, and feed-forward part; then what is special."""
+    """Shapes: vocabulary, width, layers, width of queries, width of keys and values, width of the feed-forward part."""
     shapes = {
         "llama-2-7b": (32_000, 4096, 32, 4096, 4096, 11_008),
         "llama-2-70b": (32_000, 8192, 80, 8192, 1024, 28_672),
@@ -83,19 +82,19 @@ def test_the_published_sizes_follow_from_the_published_shapes() -> None:
         assert model.num_parameters == vocab * width * (1 if name in tied else 2) + layers * layer + width, name
 
 
-def test_fewer_bits_take_less_time_where_memory_is_the_bound() -> None:
+def test_fewer_bits_take_less_time_if_memory_bound() -> None:
     half, quarter = Setup(Role.DRAFTER, "orin", "llama-3.2-1b"), Setup(Role.DRAFTER, "orin", "llama-3.2-1b", 1, 4)
     overhead = 0.01 * 16
     assert quarter.pass_ms(1) - overhead == pytest.approx((half.pass_ms(1) - overhead) / 4)
 
 
-def test_more_devices_take_less_time_but_for_their_exchange() -> None:
+def test_more_devices_take_less_time_except_for_their_exchange() -> None:
     times = [Setup(Role.VERIFIER, "a100", "llama-2-70b", gpus).pass_ms(8) for gpus in (2, 4, 8)]
     assert times == sorted(times, reverse=True)
     assert times[0] < 2 * times[1] < 4 * times[2], "the exchange does not become shorter"
 
 
-def test_an_h100_takes_no_longer_than_an_a100_nor_that_than_a_v100() -> None:
+def test_an_h100_is_no_slower_than_an_a100_and_that_no_slower_than_a_v100() -> None:
     for model in ("llama-2-7b", "qwen2-7b"):
         for tokens in range(1, MOST_TOKENS + 1):
             times = [Setup(Role.VERIFIER, device, model).pass_ms(tokens, 4000) for device in ("h100", "a100", "v100")]
@@ -117,13 +116,13 @@ def test_times_of_passes_are_never_negative_and_never_fall_with_tokens_or_contex
 
 
 @pytest.mark.parametrize("setup", VERIFIERS, ids=name_of)
-def test_a_profile_is_off_from_its_roofline_by_no_more_than_its_origin_says(setup: Setup) -> None:
+def test_the_fit_error_of_a_profile_is_what_its_origin_says(setup: Setup) -> None:
     profile = profile_of(setup)
     ratios = [profile.pass_times.pass_ms(1, n, 0) / setup.pass_ms(n) for n in range(1, MOST_TOKENS + 1)]
-    told = re.search(r"off by ([\d.]+)% in the median, ([\d.]+)% at worst", profile.origin)
-    assert told is not None
+    stated = re.search(r"off by ([\d.]+)% in the median, ([\d.]+)% at worst", profile.origin)
+    assert stated is not None
     worst = max(abs(ratio - 1) for ratio in ratios)
-    assert worst == pytest.approx(float(told[2]) / 100, abs=0.0006)
+    assert worst == pytest.approx(float(stated[2]) / 100, abs=0.0006)
     assert worst < 0.12
     assert profile.pass_times.pass_ms(1, 1, 0) == pytest.approx(setup.pass_ms(1), rel=0.03)
 
@@ -138,7 +137,7 @@ def test_a_draft_step_of_one_token_takes_what_the_roofline_says(setup: Setup) ->
 
 
 @pytest.mark.parametrize("setup", SHIPPED, ids=name_of)
-def test_a_profile_that_ships_is_what_is_computed(setup: Setup) -> None:
+def test_a_profile_that_ships_equals_the_computed_one(setup: Setup) -> None:
     path = ROOT / "profiles" / f"{setup.name}.json"
     assert path.read_text(encoding="utf-8") == encode(profile_of(setup))
     assert read_profile(path) == profile_of(setup)
@@ -158,25 +157,25 @@ def test_every_figure_has_its_source() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a100", "llama-2-70b"), "llama-2-70b in 16 bits takes 128.5 GiB, and 1 x a100 has room for 72.0"),
-        (("a6000", "llama-2-70b", 2), "llama-2-70b in 16 bits takes 128.5 GiB, and 2 x a6000 has room for 86.4"),
-        (("phone-npu", "llama-2-7b", 1, 8), "llama-2-7b in 8 bits takes 6.3 GiB, and 1 x phone-npu has room for 5.4"),
-        (("orin", "qwen2-7b", 2), "gpus 2 must be 1 to 1 with orin (as it has no link)"),
-        (("h100", "qwen2-7b", 8), "gpus 8 must be 1 to 4 with h100 (heads of keys and values of qwen2-7b)"),
-        (("h100", "qwen2-7b", 0), "gpus 0 must be 1 to 4"),
-        (("b200", "qwen2-7b"), f"device 'b200' must be one of {', '.join(DEVICES)}"),
-        (("h100", "gpt-2"), f"model 'gpt-2' must be one of {', '.join(MODELS)}"),
-        (("h100", "qwen2-7b", 1, 0.5), "weight_bits 0.5 must be 1 to 32"),
+        (("a100", "llama-2-70b"), "llama-2-70b in 16 bits takes 128.5 GiB, but 1 x a100 has room for 72.0 GiB"),
+        (("a6000", "llama-2-70b", 2), "llama-2-70b in 16 bits takes 128.5 GiB, but 2 x a6000 has room for 86.4 GiB"),
+        (("phone-npu", "llama-2-7b", 1, 8), "llama-2-7b in 8 bits takes 6.3 GiB, but 1 x phone-npu has room for 5.4"),
+        (("orin", "qwen2-7b", 2), "gpus must be 1 to 1, got 2: orin has no link"),
+        (("h100", "qwen2-7b", 8), "gpus must be 1 to 4, got 8: qwen2-7b has 4 KV heads"),
+        (("h100", "qwen2-7b", 0), "gpus must be 1 to 4, got 0"),
+        (("b200", "qwen2-7b"), f"device must be one of {', '.join(DEVICES)}, got 'b200'"),
+        (("h100", "gpt-2"), f"model must be one of {', '.join(MODELS)}, got 'gpt-2'"),
+        (("h100", "qwen2-7b", 1, 0.5), "weight_bits must be 1 to 32, got 0.5"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(arguments: tuple[Any, ...], message: str) -> None:
+def test_an_impossible_setup_is_refused_with_its_reason(arguments: tuple[Any, ...], message: str) -> None:
     device, model, *others = arguments
     with pytest.raises(ValueError, match=re.escape(message)):
-        roofline_profile(device, model, Role.VERIFIER, *others)
+        Setup(Role.VERIFIER, device, model, *others)
 
 
-def test_what_fits_with_quantised_weights_is_computed() -> None:
-    profile = roofline_profile("a100", "llama-2-70b", Role.VERIFIER, weight_bits=4)
+def test_quantised_weights_fit_where_half_precision_does_not() -> None:
+    profile = profile_of(Setup(Role.VERIFIER, "a100", "llama-2-70b", weight_bits=4))
     assert profile.name == "roofline-a100-llama-2-70b-4bit"
     assert profile.drafter is None
 
@@ -184,7 +183,7 @@ def test_what_fits_with_quantised_weights_is_computed() -> None:
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_fit_without_negative_weights_is_no_worse_than_any_other_such() -> None:
+def test_no_other_non_negative_weights_fit_better() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         features, values = rng.normal(size=(12, 4)), rng.normal(size=12)
@@ -209,7 +208,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_the_command_writes_a_profile_and_tells_the_room_for_caches(tmp_path: Path) -> None:
+def test_the_command_writes_a_profile_and_prints_the_kv_tokens(tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
     done = command("--device", "a100", "--model", "llama-2-70b", "--gpus", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -220,10 +219,10 @@ def test_the_command_writes_a_profile_and_tells_the_room_for_caches(tmp_path: Pa
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     done = command("--device", "v100", "--model", "llama-2-70b", "--out", str(tmp_path / "profile.json"))
     assert done.returncode == 2
-    assert done.stderr == "llama-2-70b in 16 bits takes 128.5 GiB, and 1 x v100 has room for 28.8\n"
+    assert done.stderr == "llama-2-70b in 16 bits takes 128.5 GiB, but 1 x v100 has room for 28.8 GiB\n"
     assert not list(tmp_path.iterdir())
     done = command("--device", "v100")
-    assert (done.returncode, done.stderr) == (2, "--device and --model must be given, or --shipped\n")
+    assert (done.returncode, done.stderr) == (2, "either --device and --model or --shipped must be given\n")
 
 
 def test_the_command_writes_the_profiles_that_ship(tmp_path: Path) -> None:

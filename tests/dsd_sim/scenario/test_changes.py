@@ -1,4 +1,4 @@
-"""Failures and changes: every request still ends, no guess is lost, and what follows is what such a world is like."""
+"""Failures and changes: every request completes, every guess is counted, and their effects are as expected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from awc.policies.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from awc.registry import POLICIES
-from dsd_sim.engine.fleet import Fleet, Happening
+from dsd_sim.engine.fleet import FleetChange, SimFleet
 from dsd_sim.engine.world import STEER
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import scenario_of
-from dsd_sim.scenario.workload import LoadChange, Requests, hurried, joined
+from dsd_sim.scenario.workload import LoadChange, Requests, with_joining_clients, with_rate_changes
 from dsd_sim.studies.report import report_of
 from shared.protocol.messages import PairReport
 from tests.dsd_sim.builders import a_fleet, a_world, stop_and_wait
@@ -41,7 +41,7 @@ def scenario(**tables: Any) -> dict[str, Any]:
     } | tables
 
 
-def run(content: dict[str, Any], num_logged: int = 0) -> Fleet:
+def run(content: dict[str, Any], num_logged: int = 0) -> SimFleet:
     fleet = make_fleet(scenario_of(content, Path("test.toml")), Path(), num_logged)
     fleet.run()
     return fleet
@@ -57,7 +57,7 @@ def failure(part: str, at_s: float = 4.0, for_s: float = 8.0, share: float = 0.5
 @pytest.mark.parametrize(
     "parts", [("drafters",), ("verifiers",), ("links",), ("controller",), ("drafters", "verifiers")]
 )
-def test_whatever_fails_every_request_ends_whole_and_every_guess_has_a_fate(
+def test_with_every_failure_requests_complete_and_guesses_have_one_fate(
     parts: tuple[str, ...], share: float, waits: bool
 ) -> None:
     failures = [failure(part, at_s=4.0 + 1.3 * number, share=share) for number, part in enumerate(parts)]
@@ -68,7 +68,7 @@ def test_whatever_fails_every_request_ends_whole_and_every_guess_has_a_fate(
     assert (requests["first_ms"] > requests["arrival_ms"]).all()
     assert requests["drafted"].sum() > 0
     assert (requests["drafted"] == sum(requests[name] for name in FATES)).all()
-    assert world.nodes["num_committed"].sum() == requests["tokens"].sum()  # nothing is told twice, nothing is missing
+    assert world.nodes["num_committed"].sum() == requests["tokens"].sum()  # no token is repeated or missing
     assert (world.nodes["num_sessions"] == 0).all()
     assert (world.nodes["free_kv"] == world.nodes["kv_tokens"]).all()
     assert (world.devices["num_sessions"] == 0).all()
@@ -76,8 +76,8 @@ def test_whatever_fails_every_request_ends_whole_and_every_guess_has_a_fate(
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("kind", ["poisson", "closed"])
-def test_links_that_are_cut_for_a_minute_end_no_request_early_and_leave_none_open(kind: str, waits: bool) -> None:
-    """Longer than a drafter tries again for, and more messages under way than there is room for at first."""
+def test_requests_complete_when_links_are_cut_for_a_minute(kind: str, waits: bool) -> None:
+    """Longer than a drafter resends, and with more messages in flight than the world has room for at first."""
     workload = {"kind": kind, "num_requests": 200, "lengths": {"prompt": 40, "answer": 900, "max_tokens": 900}}
     workload |= {"rate_per_s": 1.0} if kind == "poisson" else {"num_clients": 8}
     policies = {"window": 4, "stop_and_wait": True} if waits else {"window": 8}
@@ -91,50 +91,50 @@ def test_links_that_are_cut_for_a_minute_end_no_request_early_and_leave_none_ope
     assert during.any()  # the verifiers go on alone
 
 
-def test_a_device_that_fails_twice_at_once_is_back_when_both_are_over() -> None:
+def test_a_device_with_two_failures_is_back_when_both_are_over() -> None:
     world = a_world(1, tokens=2500, rtt_ms=10, step_ms=5)
-    happenings = [
-        Happening(1000, lambda f: f.lose_devices([0])),
-        Happening(2000, lambda f: f.lose_devices([0])),
-        Happening(6000, lambda f: f.restore_devices([0])),
-        Happening(20_000, lambda f: f.restore_devices([0])),
+    changes = [
+        FleetChange(1000, lambda f: f.lose_devices([0])),
+        FleetChange(2000, lambda f: f.lose_devices([0])),
+        FleetChange(6000, lambda f: f.restore_devices([0])),
+        FleetChange(20_000, lambda f: f.restore_devices([0])),
     ]
     drafted: list[int] = []
-    look = [Happening(t, lambda f: drafted.append(int(f.world.requests[0]["drafted"]))) for t in (3000, 19_000)]
-    a_fleet(world, rate=1.0, happenings=[*happenings, *look]).run()
+    probes = [FleetChange(t, lambda f: drafted.append(int(f.world.requests[0]["drafted"]))) for t in (3000, 19_000)]
+    a_fleet(world, rate=1.0, changes=[*changes, *probes]).run()
     assert drafted[0] == drafted[1] < world.requests[0]["drafted"]
 
 
-def test_a_failure_changes_what_is_measured_and_the_same_seed_gives_the_same_bytes() -> None:
-    def told(**tables: Any) -> bytes:
+def test_a_failure_changes_the_report_and_equal_seeds_give_equal_bytes() -> None:
+    def report(**tables: Any) -> bytes:
         content = scenario(**tables)
         return report_of(scenario_of(content, Path("x")), run(content)).encode()
 
-    once = told(failure=[failure("verifiers")])
-    assert once == told(failure=[failure("verifiers")]) != told()
+    once = report(failure=[failure("verifiers")])
+    assert once == report(failure=[failure("verifiers")]) != report()
 
 
-def test_a_session_whose_drafter_is_gone_is_served_target_only_until_another_one_joins() -> None:
-    """One device of two stops in the middle of a long answer; the gateway sees it three heartbeats later."""
+def test_a_session_that_lost_its_drafter_is_served_target_only_until_another_joins() -> None:
+    """One device of two fails in the middle of a long answer; the gateway notices after three heartbeats."""
     world = a_world(1, num_devices=2, tokens=1500, rtt_ms=10, step_ms=5)
-    fleet = a_fleet(world, rate=1.0, happenings=[Happening(2000, lambda f: f.lose_devices([0]))])
+    fleet = a_fleet(world, rate=1.0, changes=[FleetChange(2000, lambda f: f.lose_devices([0]))])
     fleet.groups = np.zeros(2, np.int64)
     drafted: list[int] = []
-    fleet.happenings = [*fleet.happenings, *(Happening(t, lambda f: drafted.append(busy(f))) for t in (3900, 9000))]
+    fleet.changes = [*fleet.changes, *(FleetChange(t, lambda f: drafted.append(busy(f))) for t in (3900, 9000))]
     fleet.run()
     request = world.requests[0]
-    assert drafted == [0, 1]  # steps of the other device: none before it joined
+    assert drafted == [0, 1]  # steps of the other device: none before it with_joining_clients
     assert request["device"] == 1
     assert request["drafted"] == sum(request[name] for name in FATES)
     num_alone = (5000 - 2000) / 20  # tokens at most without a drafter, at 20 ms a pass
     assert request["done_ms"] < 2000 + 3000 + 0.5 * 20 * (1500 - num_alone)
 
 
-def busy(fleet: Fleet) -> int:
+def busy(fleet: SimFleet) -> int:
     return int(fleet.world.devices[1]["busy_ms"] > 0)
 
 
-def test_guesses_of_verifiers_that_draft_themselves_are_counted_across_failures() -> None:
+def test_colocated_guesses_are_counted_across_failures() -> None:
     content = scenario(policies={"colocated": True, "window": 4}, failure=[failure("verifiers")])
     content["cloud"][0]["draft_times"] = {"step_ms": 2.0}
     requests = run(content).world.requests
@@ -146,10 +146,10 @@ def test_guesses_of_verifiers_that_draft_themselves_are_counted_across_failures(
     assert (requests["drafted"] == sum(requests[name] for name in FATES)).all()
 
 
-def test_without_another_device_the_session_gets_its_own_back_when_that_works_again() -> None:
+def test_without_another_device_a_session_gets_its_own_back() -> None:
     world = a_world(1, tokens=1500, rtt_ms=10, step_ms=5)
-    happenings = [Happening(1000, lambda f: f.lose_devices([0])), Happening(9000, lambda f: f.restore_devices([0]))]
-    fleet = a_fleet(world, rate=1.0, happenings=happenings)
+    changes = [FleetChange(1000, lambda f: f.lose_devices([0])), FleetChange(9000, lambda f: f.restore_devices([0]))]
+    fleet = a_fleet(world, rate=1.0, changes=changes)
     fleet.run()
     request = world.requests[0]
     num_alone = 8000 / 20
@@ -158,21 +158,21 @@ def test_without_another_device_the_session_gets_its_own_back_when_that_works_ag
     assert request["done_ms"] < 9000 + 0.5 * 20 * (1500 - num_alone)
 
 
-def test_in_stop_and_wait_a_lease_ends_the_wait_for_a_drafter_that_is_gone() -> None:
+def test_in_stop_and_wait_the_lease_ends_the_wait_for_a_lost_drafter() -> None:
     world = a_world(1, tokens=400, choice=stop_and_wait(4), rtt_ms=10, step_ms=5)
     world.requests["device"] = 0
-    fleet = a_fleet(world, rate=1.0, happenings=[Happening(1000, lambda f: f.lose_devices([0]))])
+    fleet = a_fleet(world, rate=1.0, changes=[FleetChange(1000, lambda f: f.lose_devices([0]))])
     committed: list[int] = []
     times = (1100, 2950, 3500)
-    look = [Happening(t, lambda f: committed.append(int(f.world.nodes[0]["num_committed"]))) for t in times]
-    fleet.happenings = [*fleet.happenings, *look]
+    probes = [FleetChange(t, lambda f: committed.append(int(f.world.nodes[0]["num_committed"]))) for t in times]
+    fleet.changes = [*fleet.changes, *probes]
     fleet.run()
     assert committed[0] == committed[1]  # it waits for two seconds
     assert committed[2] >= committed[1] + 20  # then a token each 20 ms
     assert world.requests[0]["done_ms"] > 0
 
 
-def test_while_no_verifier_works_requests_wait_and_then_are_served() -> None:
+def test_requests_wait_while_no_verifier_works() -> None:
     fleet = run(scenario(failure=[failure("verifiers", at_s=3.0, for_s=10.0, share=1.0)]))
     requests = fleet.world.requests
     during = (requests["arrival_ms"] > 4000) & (requests["arrival_ms"] < 9000)
@@ -184,31 +184,31 @@ def test_a_cut_link_delays_what_is_sent_on_it() -> None:
     world = a_world(1, tokens=200, choice=stop_and_wait(4), rtt_ms=10, step_ms=5)
     quiet = a_world(1, tokens=200, choice=stop_and_wait(4), rtt_ms=10, step_ms=5)
     a_fleet(quiet, rate=1.0).run()
-    a_fleet(world, rate=1.0, happenings=[Happening(500, lambda f: f.cut_links([0], 1500))]).run()
+    a_fleet(world, rate=1.0, changes=[FleetChange(500, lambda f: f.cut_links([0], 1500))]).run()
     delay = world.requests[0]["done_ms"] - quiet.requests[0]["done_ms"]
     assert delay == pytest.approx(1000, abs=60)
 
 
-def test_a_silent_controller_leaves_its_windows_for_a_while_and_then_the_default_holds() -> None:
+def test_without_a_controller_windows_hold_for_a_while_and_then_the_default_applies() -> None:
     world = a_world(4, tokens=20_000, choice=WindowChoice(4, 4, free_run=False), rtt_ms=10, step_ms=5)
     policy = LadderPolicy(WindowChoice(4, 4, free_run=False))
-    fleet = a_fleet(world, rate=0.97, policy=policy, happenings=[Happening(5000, lambda f: f.silence(60_000))])
+    fleet = a_fleet(world, rate=0.97, policy=policy, changes=[FleetChange(5000, lambda f: f.silence(60_000))])
     windows: list[tuple[int, bool]] = []
-    look = [Happening(t, lambda f: windows.append(pair(f))) for t in (4900, 34_000, 36_000, 70_000)]
-    fleet.happenings = [*fleet.happenings, *look]
+    probes = [FleetChange(t, lambda f: windows.append(pair(f))) for t in (4900, 34_000, 36_000, 70_000)]
+    fleet.changes = [*fleet.changes, *probes]
     fleet.run()
     assert windows[0] == windows[1] != windows[2]
     assert windows[2] == (DEFAULT_CHOICE.window, True)
     assert windows[3] != windows[2]  # the controller is back
 
 
-def pair(fleet: Fleet) -> tuple[int, bool]:
+def pair(fleet: SimFleet) -> tuple[int, bool]:
     found = fleet.world.pairs[0, 0]
     return int(found["window"]), bool(found["free_run"])
 
 
-def test_a_change_of_the_link_is_what_the_link_is_like_from_then_on() -> None:
-    """Right guesses in stop-and-wait: 20 rounds an answer, each RTT + 20 + 4 * 5 ms for 5 tokens, but for its start."""
+def test_a_change_of_a_link_holds_from_its_time_on() -> None:
+    """Stop-and-wait with right guesses: 20 rounds per answer, each RTT + 20 + 4 * 5 ms for 5 tokens."""
     content = scenario(
         workload={"kind": "closed", "num_clients": 1, "num_requests": 40, "lengths": {"prompt": 8, "answer": 100}},
         edge=[{"count": 1, "times": {"step_ms": 5.0}, "link": {"rtt_ms": 10},
@@ -224,7 +224,7 @@ def test_a_change_of_the_link_is_what_the_link_is_like_from_then_on() -> None:
     assert np.allclose(tpot[after], 19 * (80 + 20 + 20) / 99, rtol=0.05)
 
 
-def test_what_a_change_of_the_link_does_not_give_stays_as_it_was() -> None:
+def test_keys_that_a_link_change_does_not_give_keep_their_values() -> None:
     content = scenario()
     content["edge"][0]["link"] = {"rtt_ms": 20, "jitter_ms": 3.0, "bandwidth_mbit": 5.0, "stall_rate": 0.1}
     fleet = run(
@@ -234,7 +234,7 @@ def test_what_a_change_of_the_link_does_not_give_stays_as_it_was() -> None:
     assert {tuple(device[column] for column in columns) for device in fleet.world.devices} == {(25, 3, 5000, 0.2, 200)}
 
 
-def test_a_report_names_what_was_to_happen_behind_its_end() -> None:
+def test_a_report_names_changes_and_failures_after_its_end() -> None:
     content = scenario(
         change=[{"at_s": 3.0, "pass_slowdown": 2.0}, {"at_s": 900.0, "pass_slowdown": 1.0}],
         failure=[failure("links", at_s=800.5), failure("drafters", at_s=2.0)],
@@ -243,7 +243,7 @@ def test_a_report_names_what_was_to_happen_behind_its_end() -> None:
     assert report.unreached == ("change at 900 s", "failure of links at 800.5 s")
 
 
-def test_slower_passes_and_steps_and_other_guesses_hold_from_their_change_on() -> None:
+def test_changes_of_speed_and_guesses_hold_from_their_time_on() -> None:
     change = [{"at_s": 10.0, "pass_slowdown": 3.0, "draft_slowdown": 2.0,
                "guesses": {"kind": "independent", "rate": 0.0}}]  # fmt: skip
     content = scenario(change=change)
@@ -256,25 +256,25 @@ def test_slower_passes_and_steps_and_other_guesses_hold_from_their_change_on() -
     assert np.median(tpot[after]) > 3 * np.median(tpot[before])
 
 
-def test_a_load_of_three_brings_what_was_to_come_in_a_third_of_the_time() -> None:
+def test_a_load_divides_the_gaps_between_arrivals() -> None:
     times = np.arange(0.0, 100.0, 10.0)
     columns = [np.ones(len(times), np.int64)] * 4
     requests = Requests(times, columns[0], columns[1], columns[2], columns[3], (None,) * len(times))
-    assert hurried(requests, []).arrival_ms.tolist() == times.tolist()
-    changed = hurried(requests, [LoadChange(30.0, 2.0), LoadChange(45.0, 0.5)])
+    assert with_rate_changes(requests, []).arrival_ms.tolist() == times.tolist()
+    changed = with_rate_changes(requests, [LoadChange(30.0, 2.0), LoadChange(45.0, 0.5)])
     assert changed.arrival_ms.tolist() == [0, 10, 20, 30, 35, 40, 45, 65, 85, 105]
 
 
-def test_clients_that_join_a_closed_loop_come_when_it_grows_and_make_their_first_requests_then() -> None:
+def test_clients_that_join_a_closed_loop_start_when_the_load_grows() -> None:
     ones = np.ones(9, np.int64)
     requests = Requests(np.zeros(9), ones, ones, ones, np.arange(9) % 2, (None,) * 9)
-    grown = joined(requests, [LoadChange(30.0, 1.5), LoadChange(45.0, 3.0)])
+    grown = with_joining_clients(requests, [LoadChange(30.0, 1.5), LoadChange(45.0, 3.0)])
     assert grown.client.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
     assert grown.arrival_ms[:6].tolist() == [0, 0, 30, 45, 45, 45]
-    assert joined(requests, []).client.tolist() == requests.client.tolist()
+    assert with_joining_clients(requests, []).client.tolist() == requests.client.tolist()
 
 
-def test_a_load_of_three_in_a_closed_loop_brings_three_clients_to_every_drafter() -> None:
+def test_a_load_of_three_triples_the_clients_of_every_drafter() -> None:
     content = scenario(change=[{"at_s": 2.0, "load": 3.0}])
     lengths = {"prompt": 8, "answer": 50, "max_tokens": 50}
     content["workload"] = {"kind": "closed", "num_clients": 6, "num_requests": 120, "lengths": lengths}
@@ -298,12 +298,12 @@ def test_decisions_are_logged_when_they_reach_their_device() -> None:
     assert set(steers["num"]) <= {0, 2, 4, 8, 12, 16}  # pauses, and the ladder's rungs
 
 
-class Turning:
-    """Says another window at each report."""
+class CountingPolicy:
+    """Decides another window at each report."""
 
-    name = "turning"
+    name = "counting"
 
-    def for_pair(self) -> Turning:
+    def for_pair(self) -> CountingPolicy:
         self.num = 0
         return self
 
@@ -312,9 +312,9 @@ class Turning:
         return WindowChoice(1 + self.num % 60, 1, free_run=True)
 
 
-def test_a_decision_reaches_its_device_one_round_trip_behind_its_report_and_none_overtakes_another() -> None:
+def test_decisions_arrive_in_order_one_round_trip_after_their_reports() -> None:
     world = a_world(1, tokens=200, rtt_ms=600.0, num_logged=1000)
-    fleet = a_fleet(world, policy=Turning())
+    fleet = a_fleet(world, policy=CountingPolicy())
     fleet.run()
     steers = fleet.world.log[fleet.world.log["kind"] == STEER][: int(world.clock[0]["num_logged"])]
     steers = steers[steers["start"] > 0]
@@ -323,17 +323,17 @@ def test_a_decision_reaches_its_device_one_round_trip_behind_its_report_and_none
     assert ((steers["start"] - 600.0) % fleet.timing.report_ms == 0).all()
 
 
-def test_a_cut_link_holds_reports_and_decisions_back() -> None:
+def test_a_cut_link_delays_reports_and_decisions() -> None:
     world = a_world(1, tokens=400, rtt_ms=20.0, num_logged=1000)
-    fleet = a_fleet(world, policy=Turning())
-    fleet.happenings = [Happening(1000.0, lambda fleet: fleet.cut_links([0], 4000.0))]
+    fleet = a_fleet(world, policy=CountingPolicy())
+    fleet.changes = [FleetChange(1000.0, lambda fleet: fleet.cut_links([0], 4000.0))]
     fleet.run()
     times = fleet.world.log[(fleet.world.log["kind"] == STEER) & (fleet.world.log["start"] > 0)]["start"]
     assert not ((times > 1020.0) & (times < 4000.0)).any()
     assert (times > 4000.0).any()
 
 
-def test_the_closed_form_comes_near_the_best_static_window_in_stop_and_wait() -> None:
+def test_the_closed_form_policy_is_close_to_the_best_static_window() -> None:
     def total_ms(policy: str, window: int) -> float:
         world = a_world(40, tokens=400, num_slots=8, choice=stop_and_wait(window), rtt_ms=30, step_ms=7)
         world.requests["client"] = 0

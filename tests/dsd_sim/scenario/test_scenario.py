@@ -1,4 +1,4 @@
-"""Scenarios: what they may say, what is refused and how, and that a seed gives the same bytes."""
+"""Scenarios: valid and invalid files, error messages, and that equal seeds give equal bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsd_sim.engine.acceptance import Acceptance
+from dsd_sim.engine.acceptance import AcceptanceModel
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario, read_scenario, read_toml
 from dsd_sim.scenario.table import BadScenario
@@ -69,7 +69,7 @@ def report(path: Path) -> bytes:
     return report_of(scenario, fleet).encode()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
     first, again = report(written(tmp_path)), report(written(tmp_path))
     other = report(written(tmp_path, SCENARIO, ("seed = 3", "seed = 4")))
     assert first == again != other
@@ -80,10 +80,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 
 @dataclass
-class Noted:
-    """A model of acceptance, and all that it drew."""
+class RecordingModel:
+    """An acceptance model that records its draws."""
 
-    model: Acceptance
+    model: AcceptanceModel
     drawn: list[bytes]
 
     def fill(self, right: NDArray[np.bool_], confidence: NDArray[np.float32], rng: np.random.Generator) -> None:
@@ -91,13 +91,13 @@ class Noted:
         self.drawn.append(right.tobytes() + confidence.tobytes())
 
 
-def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) -> None:
+def test_all_policies_meet_the_same_requests_and_guesses(tmp_path: Path) -> None:
     worlds, guesses = [], []
     for policy in ('windows = "ladder"', 'windows = "static"', "window = 2\nstop_and_wait = true"):
         path = written(tmp_path, SCENARIO, ('windows = "ladder"', policy))
         fleet = make_fleet(read_scenario(path), tmp_path)
         drawn: list[bytes] = []
-        fleet.acceptance = [Noted(model, drawn) for model in fleet.acceptance]
+        fleet.acceptance = [RecordingModel(model, drawn) for model in fleet.acceptance]
         fleet.run()
         worlds.append(fleet.world)
         guesses.append(sorted(drawn))
@@ -125,36 +125,38 @@ def test_policies_meet_the_same_requests_and_the_same_guesses(tmp_path: Path) ->
         (
             'windows = "ladder"',
             'windows = "adaptive"\nstop_and_wait = true',
-            "policies: stop_and_wait is not for adaptive, which chooses chunk",
+            "policies: windows 'adaptive' sets chunk and free_run itself",
         ),
         ('windows = "ladder"', "stop_and_wait = true\nchunk = 2", "policies: stop_and_wait and chunk can't both be"),
-        ('windows = "ladder"', 'windows = "oracle"', "policies: windows 'oracle' must be one of static, ladder"),
+        ('windows = "ladder"', 'windows = "oracle"', "policies: windows must be one of static, ladder"),
         ('windows = "ladder"', 'batching = "lifo"', "policies.batching: Input should be 'worth', 'fifo', 'lab' or"),
         ("prompt = 40, ", "", "workload.lengths: either prompt and answer or a file with both must be given"),
         ("prompt = 40", 'prompt = 40, file = "x.json"', "workload.lengths: either prompt and answer or a file"),
-        ("prompt = 40, answer = { low = 5, high = 60 }", 'file = "x.json"', "x.json holds no lengths"),
-        ("[policies]", "[[change]]\nat_s = 1.0\n[policies]", "change.0: nothing changes"),
-        ("[policies]", "[[change]]\nat_s = 1.0\nlink = {}\n[policies]", "change.0.link: nothing changes: one of"),
+        ("prompt = 40, answer = { low = 5, high = 60 }", 'file = "x.json"', "x.json is not a file of lengths"),
+        ("[policies]", "[[change]]\nat_s = 1.0\n[policies]", "change.0: one of link, guesses"),
+        ("[policies]", "[[change]]\nat_s = 1.0\nlink = {}\n[policies]", "change.0.link: one of rtt_ms"),
         ("[policies]", '[[failure]]\npart = "nats"\nat_s = 1\nfor_s = 1\n[policies]', "failure.0.part: Input should"),
         ("[policies]", '[[failure]]\npart = "verifiers"\nat_s = 1\nfor_s = 1\nedge = "near"\n[policies]',
-         "failure.0: edge means nothing to verifiers"),
+         "failure.0: edge can't be given with part 'verifiers'"),
         ("[policies]", '[[failure]]\npart = "controller"\nat_s = 1\nfor_s = 1\nshare = 0.5\n[policies]',
-         "failure.0: there is one controller"),
-        ("[policies]", '[[change]]\nat_s = 1\nedge = "near"\nload = 2.0\n[policies]', "change.0: edge means nothing"),
+         "failure.0: share can't be given with part 'controller'"),
+        ("[policies]", '[[change]]\nat_s = 1\nedge = "near"\nload = 2.0\n[policies]', "change.0: edge can't be given"),
         ('kind = "independent", rate = 0.8', 'kind = "markov", easy = 1, hard = 0, to_hard = 0, to_easy = 0',
-         "edge.0.guesses: to_hard and to_easy are both 0"),
+         "edge.0.guesses: to_hard and to_easy must not both be 0"),
         ("[policies]\nwindows = \"ladder\"",
          '[[change]]\nat_s = 1\nlink = { rtt_ms = 1.0 }\n[policies]\ncolocated = true\nwindow = 4',
-         "change: with policies.colocated no link"),
+         "change: with policies.colocated, link and"),
         ("seed = 3", "seed = 18446744073709551616", "seed: Input should be less than"),
         ("[policies]", '[[failure]]\npart = "links"\nat_s = 1\nfor_s = 1\nedge = "far"\n[policies]',
-         "names the edge 'far', and none has that name"),
-        ('windows = "ladder"', 'routing = "best"', "policies: routing 'best' must be one of random, round-robin"),
-        ("count = 2", "count = 2\nkv_tokens = 64", "cloud.kv_tokens: 64 hold no request of 140 tokens"),
-        ("name = \"test\"", "name = ", "no TOML"),
+         "names the edge 'far', but no edge has that name"),
+        ('windows = "ladder"', 'routing = "best"', "policies: routing must be one of random, round-robin"),
+        ("count = 2", "count = 2\nkv_tokens = 64", "cloud.kv_tokens: must be at least 512, got 64"),
+        ("name = \"test\"", "name = ", "not valid TOML"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_that_names_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_bad_scenario_is_reported_in_one_line_that_names_file_and_key(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
     path = written(tmp_path, SCENARIO, (old, new))
     command = [sys.executable, "-m", "dsd_sim", "run", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -172,7 +174,7 @@ def test_bad_input_is_one_line_that_names_file_and_key(tmp_path: Path, old: str,
         ([json.dumps(TRACE[1]), json.dumps(TRACE[0])], "line 2: arrival_ms 0.0 is before the line above it"),
         ([json.dumps(TRACE[0] | {"target_tokens": 0})], "line 1: Expected `int` >= 1 - at `$.target_tokens`"),
         (["{"], "line 1: Input data was truncated"),
-        ([json.dumps(TRACE[0] | {"device_tier": "far"})], "the trace names the device_tier 'far', and no edge"),
+        ([json.dumps(TRACE[0] | {"device_tier": "far"})], "no edge has the name 'far', which is a device_tier"),
     ],
 )
 def test_a_trace_that_cannot_be_played_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -260,21 +262,21 @@ def test_clients_wait_for_their_answers_and_think(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loads", [(0.5,), (3.0, 2.0)], ids=str)
-def test_a_load_that_falls_is_refused_in_a_closed_loop(tmp_path: Path, loads: tuple[float, ...]) -> None:
+def test_a_falling_load_is_refused_in_a_closed_loop(tmp_path: Path, loads: tuple[float, ...]) -> None:
     text = SCENARIO.replace('kind = "poisson"\nrate_per_s = 2.0', 'kind = "closed"\nnum_clients = 4')
     text += "".join(f"[[change]]\nat_s = {number}\nload = {load}\n" for number, load in enumerate(loads))
-    with pytest.raises(BadScenario, match=r"change\.load: clients of a closed loop join it and stay"):
+    with pytest.raises(BadScenario, match=r"change\.load: in a closed loop the load must not fall"):
         read_scenario(written(tmp_path, text))
 
 
 def singles() -> list[Path]:
-    """Files of one scenario each; those of the paper's table are large, and test_paper.py reads them."""
+    """Files with a single scenario, except the large ones of the paper's table (test_paper.py)."""
     paths = sorted((ROOT / "scenarios").rglob("*.toml"))
     return [path for path in paths if path.parent.name not in ("paper", "plan") and "sweep" not in read_toml(path)]
 
 
-def test_the_next_request_is_made_by_whoever_is_free(tmp_path: Path) -> None:
-    """So all clients ask up to the end, however long their answers were."""
+def test_a_free_client_makes_the_next_request(tmp_path: Path) -> None:
+    """So all clients ask until the end, even if their answers have different lengths."""
     text = SCENARIO.replace('kind = "poisson"\nrate_per_s = 2.0', 'kind = "closed"\nnum_clients = 4')
     fleet = make_fleet(read_scenario(written(tmp_path, text)), tmp_path)
     fleet.run()

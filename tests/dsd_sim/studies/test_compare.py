@@ -1,4 +1,4 @@
-"""Comparisons: ratios to a baseline, the best of several values, and what others reported."""
+"""Comparisons: ratios to a baseline, the best of several values, and published ratios."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from dsd_sim.scenario.table import BadScenario
-from dsd_sim.studies.compare import Finding, Plan, file_of, findings_of, of_variant, read_comparison
-from dsd_sim.studies.report import FIGURES, Report, Times
+from dsd_sim.studies.compare import ComparisonFinding, ComparisonPlan, file_of, findings_of, of_variant, read_comparison
+from dsd_sim.studies.report import FIGURES, SimReport, TimeStats
 from dsd_sim.studies.runner import run_cells
 from tests.dsd_sim.reports import a_report
 
@@ -74,7 +74,7 @@ VARIANTS = ("static 4", "sliding", "best static", "cloud-only")
 
 
 def written(folder: Path, *changes: tuple[str, str]) -> Path:
-    """A folder with two scenarios and a comparison of them; the comparison's file."""
+    """Writes two scenarios and a comparison of them; returns the comparison's file."""
     text = COMPARISON
     for old, new in changes:
         assert old in text
@@ -96,11 +96,11 @@ def call(*arguments: object) -> subprocess.CompletedProcess[str]:
 class Compared:
     """A comparison that was run by its command, and what it wrote."""
 
-    plan: Plan
-    reports: dict[str, Report]
+    plan: ComparisonPlan
+    reports: dict[str, SimReport]
     folder: Path
     out: str
-    findings: list[Finding]
+    findings: list[ComparisonFinding]
     found: dict[str, Any]
 
 
@@ -112,14 +112,14 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "out" / "compare.json").read_bytes())
     plan = read_comparison(path)
-    told: list[tuple[int, int]] = []
-    reports = run_cells(plan.cells, folder / "out" / "cells", 1, lambda num_done, num: told.append((num_done, num)))
-    assert told == [(24, 24)], "all are there, and static 4 is one of the best static's"
-    findings = msgspec.convert(found["findings"], list[Finding])
+    shown: list[tuple[int, int]] = []
+    reports = run_cells(plan.cells, folder / "out" / "cells", 1, lambda num_done, num: shown.append((num_done, num)))
+    assert shown == [(24, 24)], "all are there, and static 4 is one of the best static's"
+    findings = msgspec.convert(found["findings"], list[ComparisonFinding])
     return Compared(plan, reports, folder / "out", done.stdout, findings, found)
 
 
-# --- what a comparison finds ------------------------------------------------------------------------------------------
+# --- findings ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_variant_of_a_scenario_meets_the_same_requests(compared: Compared) -> None:
@@ -158,12 +158,12 @@ def test_the_best_of_several_values_is_taken_in_each_scenario(compared: Compared
         assert f"at window {finding.chosen['policies.window']}" in compared.out
 
 
-def test_a_shorter_time_is_better_and_the_first_of_equal_ones_counts(tmp_path: Path) -> None:
+def test_of_times_the_shortest_is_best_and_of_equal_ones_the_first(tmp_path: Path) -> None:
     plan = read_comparison(written(tmp_path, ('by = "tokens_per_s"', 'by = "tpot_ms.mean"')))
     reports = {}
     for choice in plan.choices:
         window = choice.cells[0].scenario.policies.window
-        times = Times(float(abs(window - 5)), 0.0, 0.0, 0.0)  # 4 and 6 are alike
+        times = TimeStats(float(abs(window - 5)), 0.0, 0.0, 0.0)  # 4 and 6 are alike
         for cell in choice.cells:
             reports[cell.key] = msgspec.structs.replace(a_report(), tpot_ms=times)
     findings = findings_of(plan, reports)
@@ -172,10 +172,10 @@ def test_a_shorter_time_is_better_and_the_first_of_equal_ones_counts(tmp_path: P
     assert of_variant(findings, "far", "sliding").ratios["goodput"] is None, "the baseline has none"
 
 
-# --- what it shows ----------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_others_reported_stands_beside_ours_and_what_differs_below(compared: Compared) -> None:
+def test_published_ratios_and_differences_are_shown(compared: Compared) -> None:
     ratio = of_variant(compared.findings, "far", "sliding").ratios["requests_per_s"]
     table = compared.out[compared.out.index("throughput, requests/s; × as much as static 4") :]
     assert f"{ratio:.3f}×" in table
@@ -219,21 +219,21 @@ def test_there_is_a_plot_of_each_figure_that_is_shown(compared: Compared) -> Non
     assert compared.plan.comparison.figures[-1] == "requests_per_s"
 
 
-# --- what it refuses --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('baseline = "static 4"', "", "baseline: Field required"),
-        ('baseline = "static 4"', 'baseline = "static"', "baseline 'static' must be one of static 4, sliding"),
-        ('"near.toml"', '"nowhere*.toml"', "scenarios: no file is like 'nowhere*.toml'"),
-        ('"near.toml"', '"/near.toml"', "scenarios: '/near.toml' is no pattern of files"),
+        ('baseline = "static 4"', 'baseline = "static"', "baseline must be one of static 4, sliding, best static, "),
+        ('"near.toml"', '"nowhere*.toml"', "scenarios: no file matches 'nowhere*.toml'"),
+        ('"near.toml"', '"/near.toml"', "scenarios: '/near.toml' is not a file pattern"),
         ('name = "sliding"', 'name = "static 4"', "variant: two have the same name"),
-        ('variant = "sliding"', 'variant = "slide"', "reported.variant 'slide' must be one of static 4"),
-        ('scenario = "far"', 'scenario = "off"', "reported.0.scenario: 'off' must be the name of one of far, near"),
-        ('figure = "requests_per_s"', 'figure = "speed"', "reported.0: figure 'speed' must be a figure of a report"),
-        ('by = "tokens_per_s"', 'by = "speed"', "variant.2: by 'speed' must be a figure of a report"),
+        ('variant = "sliding"', 'variant = "slide"', "reported.variant must be one of static 4, sliding, "),
+        ('scenario = "far"', 'scenario = "off"', "reported.0.scenario: must be one of far, near, got 'off'"),
+        ('figure = "requests_per_s"', 'figure = "speed"', "reported.0: figure must be one of num_requests, "),
+        ('by = "tokens_per_s"', 'by = "speed"', "variant.2: by must be one of num_requests, "),
         ("values = [1, 3, 4, 6]", "", "variant.2: one_of and values must be given together"),
         ("values = [1, 3, 4, 6]", "values = [1, 80]", "variant 'best static': "),
         ('"policies.window" = 4', '"policies.windw" = 4', "policies.windw: Extra inputs are not permitted"),
@@ -241,22 +241,22 @@ def test_there_is_a_plot_of_each_figure_that_is_shown(compared: Compared) -> Non
         ("seeds = [1, 2]", "speed = 2", "speed: Extra inputs are not permitted"),
     ],
 )  # fmt: skip
-def test_a_bad_comparison_is_told_in_one_line_that_names_file_and_key(
+def test_a_bad_comparison_is_reported_in_one_line_that_names_file_and_key(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     path = written(tmp_path, (old, new))
     with pytest.raises(BadScenario) as refusal:
         read_comparison(path)
-    told = str(refusal.value)
-    assert told.startswith(f"{path}: ")
-    assert message in told
-    assert "\n" not in told
+    shown = str(refusal.value)
+    assert shown.startswith(f"{path}: ")
+    assert message in shown
+    assert "\n" not in shown
 
 
-def test_two_scenarios_of_one_name_are_refused_and_so_is_a_bad_one(tmp_path: Path) -> None:
+def test_bad_scenarios_and_repeated_names_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
     (tmp_path / "far2.toml").write_text(SCENARIO.format(name="far", rtt_ms=10))
-    with pytest.raises(BadScenario, match=r"far2\.toml: name: 'far' is the name of .*far\.toml, too"):
+    with pytest.raises(BadScenario, match=r"far2\.toml: name: 'far' is also the name of .*far\.toml"):
         read_comparison(path)
     (tmp_path / "far2.toml").write_text(SCENARIO.format(name="far2", rtt_ms=-1))
     with pytest.raises(BadScenario, match=r"far2\.toml: edge\.0\.link\.rtt_ms: Input should be greater than or equal"):

@@ -1,4 +1,4 @@
-"""The scenarios of the paper's table, of crossover and of capacity: complete, readable, and of hardware that can be."""
+"""The scenario files that ship: they are valid, complete, and fit into the memory of their hardware."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ ROOM = {f"{setup.name}.json": setup.kv_tokens for setup in SHIPPED}
 
 
 def read(path: Path) -> Scenario:
-    """Without what a sweep changes."""
+    """The scenario of a file, without its sweep."""
     return scenario_of({key: value for key, value in read_toml(path).items() if key != "sweep"}, path)
 
 
 def profiles_of(scenario: Scenario) -> list[str]:
-    """Files, relative to the scenario's."""
+    """Profiles that a scenario names, relative to its file."""
     beside = [part.draft_profile for part in scenario.cloud]
     named = [part.profile for part in (*scenario.edge, *scenario.cloud)]
     return [name for name in (*named, *beside) if name is not None]
 
 
 def share_of(guesses: MarkovGuesses) -> float:
-    """Of right guesses in the long run."""
+    """Share of right guesses in the long run."""
     easy = guesses.to_easy / (guesses.to_easy + guesses.to_hard)
     return easy * guesses.easy + (1 - easy) * guesses.hard
 

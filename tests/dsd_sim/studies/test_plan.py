@@ -1,4 +1,4 @@
-"""Plans: candidates are simulated once, the choice is the best of them, and nothing dominated is called good."""
+"""Plans: each candidate is simulated once, and a choice is the best candidate and not dominated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dsd_sim.__main__ import app
-from dsd_sim.roofline.roofline import Role, roofline_profile
-from dsd_sim.scenario.table import BadScenario, Part
+from dsd_sim.roofline.roofline import Role, Setup, profile_of
+from dsd_sim.scenario.table import BadScenario, Table
 from dsd_sim.studies import plan as planning
 from dsd_sim.studies.plan import (
-    Findings,
     Goal,
     Losses,
-    Row,
+    PlanFindings,
+    PlanRow,
     best_of,
     dominates,
     pareto_of,
@@ -35,7 +35,7 @@ from dsd_sim.studies.plan import (
     rows_of,
     write_plan,
 )
-from dsd_sim.studies.plan_cli import choice_told
+from dsd_sim.studies.plan_cli import describe_choice
 from dsd_sim.studies.plan_plot import plot_plan
 from dsd_sim.studies.tables import number
 from shared.data.profiles import read_profile
@@ -97,7 +97,7 @@ NUM_CELLS = len(CANDIDATES) - 1  # the cloud alone is the same for both classes
 
 
 def written(folder: Path, *changes: tuple[str, str]) -> Path:
-    """A plan, and beside it the profile that it names."""
+    """Writes a plan and the profile that it names."""
     text = PLAN
     for old, new in changes:
         assert old in text
@@ -109,7 +109,7 @@ def written(folder: Path, *changes: tuple[str, str]) -> Path:
 
 
 def call(*arguments: object) -> Result:
-    """The command, in this process."""
+    """Runs the command in this process."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         return CliRunner().invoke(app, ["plan", *map(str, arguments)])
@@ -128,9 +128,9 @@ class Planned:
     path: Path
     folder: Path
     out: str
-    found: Findings
+    found: PlanFindings
 
-    def rows_of(self, device: str) -> list[Row]:
+    def rows_of(self, device: str) -> list[PlanRow]:
         return [row for row in self.found.rows if row.device == device]
 
 
@@ -141,7 +141,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
     done = call(path, "--objective", "energy", "--out", folder / "out", "--workers", 2)
     assert done.exit_code == 0, done.stderr
     assert f"{NUM_CELLS} of {NUM_CELLS} cells are done" in done.stderr
-    found = msgspec.json.decode((folder / "out" / "plan.json").read_bytes(), type=Findings)
+    found = msgspec.json.decode((folder / "out" / "plan.json").read_bytes(), type=PlanFindings)
     return Planned(path, folder / "out", done.stdout, found)
 
 
@@ -152,7 +152,7 @@ POINTS = st.lists(st.tuples(FIGURE, FIGURE, FIGURE), min_size=1, max_size=30)
 
 
 @given(POINTS)
-def test_a_pareto_set_holds_nothing_that_is_dominated_and_misses_nothing(points: list[Losses]) -> None:
+def test_a_pareto_set_holds_exactly_the_candidates_that_are_not_dominated(points: list[Losses]) -> None:
     front = pareto_of(points)
     for place, point in enumerate(points):
         above = [other for other in points if is_above(other, point)]
@@ -161,7 +161,7 @@ def test_a_pareto_set_holds_nothing_that_is_dominated_and_misses_nothing(points:
 
 
 def is_above(one: Losses, other: Losses) -> bool:
-    """Counted figure by figure: lower in at least one, higher in none."""
+    """Whether `one` is lower in at least one figure and higher in none."""
     num_lower = sum(a < b for a, b in zip(one, other, strict=True))
     num_higher = sum(a > b for a, b in zip(one, other, strict=True))
     return num_lower > 0 and num_higher == 0
@@ -180,7 +180,7 @@ def test_equal_candidates_do_not_dominate_each_other() -> None:
     assert pareto_of([(1.0, 2.0, 3.0), (1.0, 2.0, 3.0), (1.0, 2.0, 4.0)]) == {0, 1}
 
 
-def test_choices_of_a_plan_are_what_an_exhaustive_search_finds(planned: Planned) -> None:
+def test_choices_of_a_plan_equal_an_exhaustive_search(planned: Planned) -> None:
     for device in ("fast", "slow"):
         rows = planned.rows_of(device)
         (fastest,) = [row for row in rows if Goal.GOODPUT in row.best_for]
@@ -197,7 +197,7 @@ def test_choices_of_a_plan_are_what_an_exhaustive_search_finds(planned: Planned)
 # --- simulating -------------------------------------------------------------------------------------------------------
 
 
-def test_every_draft_of_every_class_is_tried_with_every_window_and_the_cloud_alone_once(planned: Planned) -> None:
+def test_each_draft_is_tried_with_each_window_and_the_cloud_alone_once(planned: Planned) -> None:
     rows = planned.found.rows
     assert [(row.device, row.draft, row.quantisation, row.window) for row in rows] == CANDIDATES
     assert len({row.cell for row in rows}) == len(list((planned.folder / "cells").iterdir())) == NUM_CELLS
@@ -220,7 +220,7 @@ def test_a_candidate_is_simulated_as_the_plan_says(tmp_path: Path, transport: st
         assert scenario.policies.batching == ("fifo" if transport == "stop-and-wait" else "worth")
 
 
-def test_a_verifier_has_as_many_sessions_as_it_may_or_as_there_are_devices(tmp_path: Path) -> None:
+def test_a_verifier_has_num_clients_sessions_or_one_per_device(tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path, ("count = 4", "count = 3")))
     for device, num_sessions, num_verifiers in zip(plan.deployment.edge, (4, 3), (3, 1), strict=True):
         assert plan.deployment.num_verifiers(device) == num_verifiers
@@ -231,9 +231,9 @@ def test_a_verifier_has_as_many_sessions_as_it_may_or_as_there_are_devices(tmp_p
                 assert getattr(scenario.workload, "num_clients", None) == num_sessions
 
 
-def test_cost_and_energy_are_those_of_the_time_that_was_used(tmp_path: Path) -> None:
-    """4 sessions and, in each 100 s, 4,800 tokens of goodput. The verifier ran half of the time at 2 an hour and 400 W,
-    the devices were there all the time at 0.1 an hour, and drafted a quarter of it at 30 W."""
+def test_cost_and_energy_follow_from_the_busy_times(tmp_path: Path) -> None:
+    """4 sessions and 4,800 tokens of goodput per 100 s. The verifier runs half of the time at 2 per hour and 400 W. The
+    devices cost 0.1 per hour all the time, and draft a quarter of it at 30 W."""
     plan = read_plan(written(tmp_path))
     alone, drafting = plan.candidates[:2]
     report = a_report(goodput=48.0, verifier_utilisation=0.5, drafter_utilisation=0.25)
@@ -246,12 +246,12 @@ def test_cost_and_energy_are_those_of_the_time_that_was_used(tmp_path: Path) -> 
     assert row.energy == pytest.approx(100 * 0.5 * 400 / 4800)
 
 
-def test_what_has_no_goodput_is_never_chosen(tmp_path: Path) -> None:
+def test_a_candidate_without_goodput_is_never_chosen(tmp_path: Path) -> None:
     plan = read_plan(written(tmp_path))
     nothing = {candidate.cell.key: a_report(verifier_utilisation=0.5) for candidate in plan.candidates}
     rows = rows_of(plan, nothing)
     assert {row.best_for for row in rows} == {()}
-    assert choice_told(plan.deployment.edge[0], rows, Goal.COST) == "fast: no candidate keeps the objective"
+    assert describe_choice(plan.deployment.edge[0], rows, Goal.COST) == "fast: no candidate meets the latency objective"
     write_plan(plan, rows, tmp_path)
     assert {row["cost"] for row in json.loads((tmp_path / "plan.json").read_bytes())["rows"]} == {None}
     assert plot_plan("test", rows, tmp_path).read_bytes().startswith(PNG)
@@ -264,11 +264,11 @@ def test_what_has_no_goodput_is_never_chosen(tmp_path: Path) -> None:
 # --- what the command shows and writes --------------------------------------------------------------------------------
 
 
-def test_the_command_names_the_choice_of_each_class_and_marks_what_is_dominated(planned: Planned) -> None:
+def test_the_command_names_the_choices_and_marks_dominated_candidates(planned: Planned) -> None:
     for device, needed in (("fast", "verifiers for 10 devices: 3"), ("slow", "verifiers for 4 devices: 1")):
         rows = planned.rows_of(device)
         (best,) = [row for row in rows if Goal.ENERGY in row.best_for]
-        how = f"{best.draft} {best.quantisation}, window {best.window}" if best.draft else "the cloud alone"
+        how = f"{best.draft} {best.quantisation}, window {best.window}" if best.draft else "cloud alone"
         (line,) = [line for line in planned.out.splitlines() if line.startswith(f"{device}: ")]
         assert line.startswith(f"{device}: {how}, for the best energy: ")
         assert f"{number(best.energy)} J a token" in line
@@ -280,7 +280,7 @@ def test_the_command_names_the_choice_of_each_class_and_marks_what_is_dominated(
 def test_the_csv_has_a_line_for_each_candidate(planned: Planned) -> None:
     with (planned.folder / "plan.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["plan", "seed", *(field.name for field in msgspec.structs.fields(Row))]
+    assert list(rows[0]) == ["plan", "seed", *(field.name for field in msgspec.structs.fields(PlanRow))]
     assert {(row["plan"], row["seed"]) for row in rows} == {("test", str(planned.found.seed))}
     for line, row in zip(rows, planned.found.rows, strict=True):
         assert float(line["energy"]) == row.energy
@@ -297,7 +297,7 @@ def test_equal_plans_write_equal_bytes_whatever_the_objective(planned: Planned, 
     assert bytes_in(tmp_path / "again") == before
 
 
-def test_what_is_there_is_not_computed_again(planned: Planned) -> None:
+def test_finished_cells_are_not_computed_again(planned: Planned) -> None:
     before = {path: path.stat().st_mtime_ns for path in (planned.folder / "cells").iterdir()}
     done = call(planned.path, "--out", planned.folder)
     assert done.exit_code == 0, done.stderr
@@ -314,18 +314,18 @@ def test_what_is_there_is_not_computed_again(planned: Planned) -> None:
         ("windows = [0, 1, 4]", "", "windows: Field required"),
         ("windows = [0, 1, 4]", "windows = []", "windows: "),
         ("windows = [0, 1, 4]", "windows = [1, 80]", "windows.1: Input should be less than or equal to 64"),
-        ("windows = [0, 1, 4]", "windows = [1, 1]", "windows: one is given twice"),
+        ("windows = [0, 1, 4]", "windows = [1, 1]", "windows: a value is given twice"),
         ("windows = ", "speed = 2\nwindows = ", "speed: Extra inputs are not permitted"),
         ("stop-and-wait", "pigeons", "transport: Input should be 'sliding' or 'stop-and-wait'"),
         ('kind = "closed"', 'kind = "poisson"', "workload.kind: Input should be 'closed'"),
         ("cost_per_hour = 2.0", "", "cloud.cost_per_hour: Field required"),
         ("power_w = 400", "power_w = 0", "cloud.power_w: Input should be greater than 0"),
-        ("times = { base_ms = 20.0, token_ms = 0.5 }", "", "cloud: either times or a profile must be given"),
+        ("times = { base_ms = 20.0, token_ms = 0.5 }", "", "cloud: either times or profile must be given"),
         ("times = { base_ms = 20.0, token_ms = 0.5 }", 'profile = "drafter.json"',
          "cloud.profile: profile slow has no times of a verifier"),
         ("power_w = 30", "watts = 30", "edge.0.draft.0.power_w: Field required"),
         ("rate = 0.6", "rate = 6.0", "edge.0.draft.0.guesses.rate: Input should be less than or equal to 1"),
-        ("step_ms = 2.0", "step_ms = 0.0", "edge.0.draft.0: a draft step takes more than 0 ms"),
+        ("step_ms = 2.0", "step_ms = 0.0", "edge.0.draft.0: step_ms must be above 0"),
         ('name = "slow"', 'name = "fast"', "edge: two have the same name"),
         ('quantisation = "16-bit"', 'quantisation = "4-bit"', "edge.0: draft: two have the same name and quantisation"),
         ("drafter.json", "none.json", "edge.1.draft.0.profile: [Errno 2] No such file or directory"),
@@ -333,16 +333,16 @@ def test_what_is_there_is_not_computed_again(planned: Planned) -> None:
         ("prompt = 20, answer = { low = 10, high = 30 }", 'file = "none.json"', "workload.lengths.file: [Errno 2]"),
     ],
 )  # fmt: skip
-def test_a_bad_plan_is_told_in_one_line_that_names_file_and_key(
+def test_a_bad_plan_is_reported_in_one_line_that_names_file_and_key(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     path = written(tmp_path, (old, new))
     with pytest.raises(BadScenario) as refusal:
         read_plan(path)
-    told = str(refusal.value)
-    assert told.startswith(f"{path}: ")
-    assert message in told
-    assert "\n" not in told
+    shown = str(refusal.value)
+    assert shown.startswith(f"{path}: ")
+    assert message in shown
+    assert "\n" not in shown
 
 
 def test_the_command_ends_with_status_2_and_one_line_on_bad_input(tmp_path: Path) -> None:
@@ -355,19 +355,19 @@ def test_the_command_ends_with_status_2_and_one_line_on_bad_input(tmp_path: Path
     assert (done.exit_code, done.stderr) == (2, f"[Errno 2] No such file or directory: '{tmp_path / 'none.toml'}'\n")
 
 
-def test_what_turns_out_impossible_in_a_worker_is_told_likewise(tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_reported_in_one_line(tmp_path: Path) -> None:
     path = written(tmp_path, ("power_w = 400", "power_w = 400\nkv_tokens = 16\nprefill_chunk = 8"))
     done = call(path, "--out", tmp_path / "out", "--workers", 1)
     assert (done.exit_code, done.stdout) == (2, "")
     line = done.stderr.splitlines()[-1]
-    assert line.startswith(f"{path}: cloud.kv_tokens: 16 hold no request of 60 tokens")
+    assert line.startswith(f"{path}: cloud.kv_tokens: must be at least 512, got 16: the longest request has 60 tokens")
 
 
 # --- what ships and what is described ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_plan_that_ships_is_read_and_says_what_it_assumes(path: Path) -> None:
+def test_a_plan_that_ships_lists_its_assumptions(path: Path) -> None:
     plan = read_plan(path)
     assert plan.deployment.name == path.stem
     assert plan.deployment.assumed
@@ -380,7 +380,7 @@ def test_times_in_a_plan_that_ships_are_those_of_the_roofline(path: Path) -> Non
     for device in read_plan(path).deployment.edge:
         for draft in device.draft:
             bits = float(draft.quantisation.removesuffix("-bit"))
-            computed = roofline_profile(device.name, draft.name, Role.DRAFTER, weight_bits=bits).step_times
+            computed = profile_of(Setup(Role.DRAFTER, device.name, draft.name, weight_bits=bits)).step_times
             given = draft.times or read_profile(path.parent / str(draft.profile)).step_times
             assert given == computed, (device.name, draft.name, draft.quantisation)
 
@@ -389,22 +389,22 @@ def test_some_plan_ships() -> None:
     assert SHIPPED
 
 
-def parts() -> Iterator[type[Part]]:
-    """The tables of a plan's file that are its own."""
+def tables_of_plans() -> Iterator[type[Table]]:
+    """The tables that only plans have."""
     for kind in vars(planning).values():
-        if isinstance(kind, type) and issubclass(kind, Part) and kind.__module__ == planning.__name__:
+        if isinstance(kind, type) and issubclass(kind, Table) and kind.__module__ == planning.__name__:
             yield kind
 
 
 def test_every_key_of_a_plan_is_described_with_its_table() -> None:
-    text = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
-    tables = dict(section.split("\n", 1) for section in text.split("\n### ")[1:])
-    rows = {name: re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name, table in tables.items()}
-    found = {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()}
-    assert found == {kind.__name__: set(kind.model_fields) for kind in parts()}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    described = dict(section.split("\n", 1) for section in text.split("\n### ")[1:])
+    for kind in tables_of_plans():
+        keys = re.findall(r"^\| (`.+?`) \|", re.split(r"\n#", described[kind.__name__])[0], re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", " ".join(keys))) == set(kind.model_fields), kind.__name__
 
 
-def test_the_json_is_what_others_can_read(planned: Planned) -> None:
+def test_the_json_has_plain_keys_and_values(planned: Planned) -> None:
     found = json.loads((planned.folder / "plan.json").read_bytes())
     assert (found["plan"], found["transport"], found["assumed"]) == ("test", "stop-and-wait", ["All of it."])
     assert {goal for row in found["rows"] for goal in row["best_for"]} == {"goodput", "cost", "energy"}

@@ -1,4 +1,4 @@
-"""Sweeps: all combinations, each computed once, kept, and reported as `run` reports it."""
+"""Sweeps: each combination is computed once, kept in a file, and reported as by `run`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dsd_sim.scenario.table import BadScenario
 from dsd_sim.studies import cells
 from dsd_sim.studies.cells import cell_of
 from dsd_sim.studies.plots import plot_sweep
-from dsd_sim.studies.report import FIGURES, Times
+from dsd_sim.studies.report import FIGURES, TimeStats
 from dsd_sim.studies.runner import run_cells
-from dsd_sim.studies.sweep import Outcome, capacities_of, crossings_of, groups_of, outcomes_of, read_plan
-from dsd_sim.studies.tables import number, told_capacity, told_crossing
+from dsd_sim.studies.sweep import SweepOutcome, capacities_of, crossings_of, groups_of, outcomes_of, read_plan
+from dsd_sim.studies.tables import label_capacity, label_crossing, number
 from tests.dsd_sim.reports import a_report
 from tests.dsd_sim.sweeping import BASE, ROOT, call, command, written
 
@@ -32,12 +32,12 @@ PNG = b"\x89PNG"
 
 
 def results_in(folder: Path) -> dict[str, int]:
-    """When each file of a cell was written."""
+    """Modification time of each cell's file."""
     return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.json")}
 
 
-class Told:
-    """What a runner told of its progress."""
+class Progress:
+    """Calls of a runner's on_progress."""
 
     def __init__(self) -> None:
         self.all: list[tuple[int, int]] = []
@@ -98,7 +98,7 @@ def test_its_table_and_plots_show_means_over_seeds(swept: Swept) -> None:
     assert plots == {"by-policies.window.png"}, "two round trips are too few to plot over"
 
 
-def test_what_would_be_too_many_lines_is_a_picture_for_each_value_of_another_key(tmp_path: Path) -> None:
+def test_a_plot_with_too_many_lines_is_split_by_another_key(tmp_path: Path) -> None:
     sweep = """[sweep]
 keys = { "workload.num_clients" = [1, 8], "edge.*.link.rtt_ms" = [0, 5, 10], "policies.window" = WINDOWS }
 """
@@ -108,7 +108,7 @@ keys = { "workload.num_clients" = [1, 8], "edge.*.link.rtt_ms" = [0, 5, 10], "po
                            "by-policies.window.png"}),
     ):  # fmt: skip
         plan = read_plan(written(tmp_path, sweep.replace("WINDOWS", str(windows))))
-        outcomes = [Outcome(point.settings, point.cell.key, True, a_report()) for point in plan.points]
+        outcomes = [SweepOutcome(point.settings, point.cell.key, True, a_report()) for point in plan.points]
         paths = plot_sweep(plan, outcomes, tmp_path)
         assert {path.name for path in paths} == names
         assert all(path.read_bytes().startswith(PNG) for path in paths)
@@ -129,7 +129,7 @@ def test_a_cell_holds_the_bytes_that_run_reports(swept: Swept, tmp_path: Path) -
     assert float(row["goodput"]) == outcome["report"]["goodput"]
 
 
-def test_a_change_that_some_runs_ended_before_is_told(tmp_path: Path) -> None:
+def test_changes_after_the_end_of_a_run_are_reported(tmp_path: Path) -> None:
     slower = "[[change]]\nat_s = 1.0\npass_slowdown = 2.0\n[policies]"
     sweep = '[sweep]\nkeys = { "change.*.at_s" = [0.5, 900.0] }\n'
     done = call("sweep", written(tmp_path, sweep, ("[policies]", slower)), "--out", tmp_path / "out")
@@ -140,26 +140,26 @@ def test_a_change_that_some_runs_ended_before_is_told(tmp_path: Path) -> None:
 # --- once -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_not_computed_again(swept: Swept) -> None:
+def test_finished_cells_are_not_computed_again(swept: Swept) -> None:
     plan, folder = read_plan(swept.path), swept.folder / "cells"
-    before, told = results_in(folder), Told()
-    again = run_cells((point.cell for point in plan.points), folder, 2, told)
+    before, progress = results_in(folder), Progress()
+    again = run_cells((point.cell for point in plan.points), folder, 2, progress)
     assert results_in(folder) == before
-    assert told.all == [(12, 12)]
-    assert outcomes_of(plan, again) == msgspec.convert(swept.found["outcomes"], list[Outcome])
+    assert progress.all == [(12, 12)]
+    assert outcomes_of(plan, again) == msgspec.convert(swept.found["outcomes"], list[SweepOutcome])
 
 
-def test_only_what_is_missing_or_of_another_form_is_computed(swept: Swept) -> None:
+def test_only_cells_without_a_valid_result_are_computed(swept: Swept) -> None:
     plan, folder = read_plan(swept.path), swept.folder / "cells"
-    before, told = results_in(folder), Told()
+    before, progress = results_in(folder), Progress()
     gone, strange = sorted(before)[:2]
     content = (folder / f"{gone}.json").read_bytes()
     (folder / f"{gone}.json").unlink()
     (folder / f"{strange}.json").write_text('{"scenario": "test"}')
-    run_cells((point.cell for point in plan.points), folder, 1, told)
+    run_cells((point.cell for point in plan.points), folder, 1, progress)
     changed = {key for key, written_ns in results_in(folder).items() if written_ns != before[key]}
     assert changed == {gone, strange}
-    assert told.all == [(10, 12), (11, 12), (12, 12)]
+    assert progress.all == [(10, 12), (11, 12), (12, 12)]
     assert (folder / f"{gone}.json").read_bytes() == content
     assert not list(folder.glob("*.tmp"))
 
@@ -167,14 +167,14 @@ def test_only_what_is_missing_or_of_another_form_is_computed(swept: Swept) -> No
 def test_equal_cells_are_computed_once(tmp_path: Path) -> None:
     values = "{ window = 8 }, { windows = 'static' }, { window = 8, drafting = true }"
     plan = read_plan(written(tmp_path, f"[sweep]\nkeys = {{ policies = [{values}] }}"))
-    told = Told()
-    reports = run_cells((point.cell for point in plan.points), tmp_path / "cells", 2, told)
+    progress = Progress()
+    reports = run_cells((point.cell for point in plan.points), tmp_path / "cells", 2, progress)
     assert len(plan.points) == 3
     assert len(reports) == len(results_in(tmp_path / "cells")) == 1
-    assert told.all == [(0, 1), (1, 1)]
+    assert progress.all == [(0, 1), (1, 1)]
 
 
-def test_a_key_is_made_of_the_scenario_and_of_the_content_of_its_files(tmp_path: Path) -> None:
+def test_a_key_depends_on_the_scenario_and_the_content_of_its_files(tmp_path: Path) -> None:
     lengths = 'kind = "trace"\nfile = "trace.jsonl"'
     text = BASE.format(sweep="")
     start, end = text.index("kind = "), text.index("[[edge]]")
@@ -196,9 +196,7 @@ def test_a_key_is_made_of_the_scenario_and_of_the_content_of_its_files(tmp_path:
     assert re.fullmatch("[0-9a-f]{16}", first)
 
 
-def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_depends_on_the_code_that_results_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("awc", "dsd_sim", "shared"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cells, "ROOT", tmp_path)
@@ -226,7 +224,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on_and_on_no_other(
     }
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_continues(tmp_path: Path) -> None:
     sweep = '[sweep]\nkeys = { "policies.window" = [2, 3, 4, 5, 6, 7, 8, 9] }\nseeds = [1, 2]'
     path = written(tmp_path, sweep, ("num_requests = 40", "num_requests = 2000"))
     folder = tmp_path / "out" / "cells"
@@ -239,20 +237,20 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (process.returncode, out) == (130, "")
-    assert "stopped; what is done stays" in err
+    assert "stopped; " in err
     assert "Traceback" not in err
-    before, told = results_in(folder), Told()
+    before, progress = results_in(folder), Progress()
     assert 1 <= len(before) < 16
     plan = read_plan(path)
-    reports = run_cells((point.cell for point in plan.points), folder, 2, told)
+    reports = run_cells((point.cell for point in plan.points), folder, 2, progress)
     after = results_in(folder)
     assert len(reports) == len(after) == 16
-    assert told.all[0] == (len(before), 16)
+    assert progress.all[0] == (len(before), 16)
     assert {key: after[key] for key in before} == before
 
 
 class Interruptible(subprocess.Popen[str]):
-    """A process that Ctrl-C reaches even where this one runs in the background and is deaf to it."""
+    """A process that handles SIGINT even if this one ignores it, as background processes do."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -281,62 +279,62 @@ against = { "policies.drafting" = false }
 
 
 def crossed(folder: Path, times: dict[float, tuple[float, float]]) -> list[str]:
-    """`times`: TPOT of the cloud alone, and with a window of 4, at each round trip."""
+    """`times`: for each round trip, TPOT of the cloud alone and TPOT with a window of 4."""
     plan = read_plan(written(folder, CROSSED))
     outcomes = []
     for point in plan.points:
         alone, drafted = times[point.settings["edge.*.link.rtt_ms"]]
         mean = drafted if "policies.window" in point.settings else alone
-        report = msgspec.structs.replace(a_report(), tpot_ms=Times(mean, 0.0, 0.0, 0.0))
-        outcomes.append(Outcome(point.settings, point.cell.key, True, report))
+        report = msgspec.structs.replace(a_report(), tpot_ms=TimeStats(mean, 0.0, 0.0, 0.0))
+        outcomes.append(SweepOutcome(point.settings, point.cell.key, True, report))
     found = crossings_of(plan, outcomes)
     assert [each.settings for each in found] == [{"policies.window": 4}]
-    return [told_crossing(each) for each in found]
+    return [label_crossing(each) for each in found]
 
 
-def test_a_crossover_lies_between_the_values_where_the_figure_becomes_the_worse_one(tmp_path: Path) -> None:
+def test_a_crossover_is_interpolated_between_two_values(tmp_path: Path) -> None:
     assert crossed(tmp_path, {0: (20, 10), 10: (20, 15), 30: (20, 25)}) == ["20.0"]
 
 
-def test_what_is_as_good_in_the_beginning_is_as_good_up_to_where_it_becomes_worse(tmp_path: Path) -> None:
+def test_equal_figures_count_as_not_worse(tmp_path: Path) -> None:
     assert crossed(tmp_path, {0: (20, 20), 10: (20, 20), 30: (20, 25)}) == ["10.0"]
 
 
-def test_what_is_worse_from_the_start_never_crosses(tmp_path: Path) -> None:
+def test_a_figure_worse_from_the_start_has_no_crossover(tmp_path: Path) -> None:
     assert crossed(tmp_path, {0: (20, 21), 10: (20, 15), 30: (20, 15)}) == ["never"]
 
 
-def test_what_stays_ahead_crosses_above_the_last_value(tmp_path: Path) -> None:
+def test_a_figure_that_is_never_worse_crosses_above_the_last_value(tmp_path: Path) -> None:
     assert crossed(tmp_path, {0: (20, 10), 10: (20, 15), 30: (20, 20)}) == ["above 30"]
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    ("line", "message"),
     [
-        ('key = "policies.chunk"', "sweep.crossover.policies.chunk is not varied"),
-        ('figure = "speed"', "sweep.crossover.figure: 'speed' must be one of"),
+        ('key = "policies.chunk"', "sweep.crossover.policies.chunk is not among the keys of the sweep"),
+        ('figure = "speed"', "sweep.crossover.figure: must be one of"),
         ("against = {}", "sweep.crossover.against: "),
     ],
 )
-def test_a_crossover_of_what_is_not_there_is_refused(tmp_path: Path, line: str, complaint: str) -> None:
+def test_a_crossover_with_unknown_keys_or_figures_is_refused(tmp_path: Path, line: str, message: str) -> None:
     kept = [each for each in CROSSED.splitlines() if each.split(" ")[0] != line.split(" ")[0]]
-    with pytest.raises(BadScenario, match=re.escape(complaint)):
+    with pytest.raises(BadScenario, match=re.escape(message)):
         read_plan(written(tmp_path, "\n".join([*kept, line])))
 
 
 @pytest.mark.parametrize(
-    ("keys", "key", "complaint"),
+    ("keys", "key", "message"),
     [
         ('"edge.*.link.rtt_ms" = [0, 10], "policies.drafting" = [true]', "edge.*.link.rtt_ms",
-         "sweep.crossover.against: none of what is tried has policies.drafting = False"),
+         "sweep.crossover.against: no combination has policies.drafting = False"),
         ("policies = [{ drafting = false }, { window = 4 }]", "policies.window",
          "sweep.crossover.key: policies.window is varied together with policies.drafting"),
         ('"policies.drafting" = [true, false], "policies.windows" = ["static", "ladder"]', "policies.windows",
          "sweep.crossover.key: the values of policies.windows must be numbers"),
     ],
 )  # fmt: skip
-def test_a_crossover_that_nothing_could_be_told_of_is_refused_before_anything_runs(
-    tmp_path: Path, keys: str, key: str, complaint: str
+def test_a_crossover_that_can_not_be_computed_is_refused_before_anything_runs(
+    tmp_path: Path, keys: str, key: str, message: str
 ) -> None:
     table = f"""[sweep]
 keys = {{ {keys} }}
@@ -344,24 +342,26 @@ keys = {{ {keys} }}
 key = "{key}"
 against = {{ "policies.drafting" = false }}
 """
-    with pytest.raises(BadScenario, match=re.escape(complaint)):
+    with pytest.raises(BadScenario, match=re.escape(message)):
         read_plan(written(tmp_path, table))
 
 
 # --- capacity ---------------------------------------------------------------------------------------------------------
 
 
-def test_capacity_is_the_highest_load_up_to_which_the_objective_is_kept_with_every_seed(tmp_path: Path) -> None:
+def test_capacity_is_the_highest_load_within_the_objective_with_every_seed(tmp_path: Path) -> None:
     sweep = '[sweep]\nkeys = { "workload.num_clients" = [1, 2, 4, 8], "policies.window" = [2, 4, 8] }\nseeds = [1, 2]'
     plan = read_plan(written(tmp_path, sweep))
     failing = {(2, 4, 1), (2, 8, 1), (4, 1, 1), (4, 1, 2)}  # window, clients, seed
     outcomes = []
     for point in plan.points:
         clients, window, seed = point.settings.values()
-        outcomes.append(Outcome(point.settings, point.cell.key, (window, clients, seed) not in failing, a_report()))
+        outcomes.append(
+            SweepOutcome(point.settings, point.cell.key, (window, clients, seed) not in failing, a_report())
+        )
     found = capacities_of(plan, outcomes)
     assert [each.settings for each in found] == [{"policies.window": window} for window in (2, 4, 8)]
-    assert [told_capacity(each) for each in found] == ["2", "0", "at least 8"]
+    assert [label_capacity(each) for each in found] == ["2", "0", "at least 8"]
     assert {each.key for each in found} == {"workload.num_clients"}
     assert [len(group.outcomes) for group in groups_of(outcomes, ("seed",))] == [2] * 12
 
@@ -370,6 +370,6 @@ def test_an_outcome_is_within_the_objective_by_its_90th_percentiles(tmp_path: Pa
     plan = read_plan(written(tmp_path, '[sweep]\nkeys = { "objective.ttft_ms" = [100], "objective.tpot_ms" = [20] }'))
     key = plan.points[0].cell.key
     for ttft, tpot, is_within in ((100.0, 20.0, True), (101.0, 20.0, False), (100.0, 21.0, False)):
-        times = {"ttft_ms": Times(0.0, 0.0, ttft, 999.0), "tpot_ms": Times(0.0, 0.0, tpot, 999.0)}
+        times = {"ttft_ms": TimeStats(0.0, 0.0, ttft, 999.0), "tpot_ms": TimeStats(0.0, 0.0, tpot, 999.0)}
         report = msgspec.structs.replace(a_report(), **times)
         assert [outcome.is_within for outcome in outcomes_of(plan, {key: report})] == [is_within]

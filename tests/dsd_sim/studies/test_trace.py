@@ -1,4 +1,4 @@
-"""Traces and plots of one run: they hold what the log holds, and the log what happened."""
+"""Traces and plots of one run: they agree with the log, and the log agrees with the run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ window = 6
 
 @dataclass(frozen=True)
 class Traced:
-    """A run with its trace, whose events are by their `ph`."""
+    """A run and the events of its trace, by `ph`."""
 
     scenario: Scenario
     world: World
@@ -87,7 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Traced:
 # --- traces -----------------------------------------------------------------------------------------------------------
 
 
-def test_passes_and_steps_of_a_trace_take_as_long_as_nodes_and_devices_were_busy(whole: Traced) -> None:
+def test_passes_and_steps_of_a_trace_add_up_to_the_busy_times(whole: Traced) -> None:
     assert set(whole.events) == {"M", "X", "C", "b", "e"}
     for pid, records in ((VERIFIERS, whole.world.nodes), (DEVICES, whole.world.devices)):
         for index, record in enumerate(records):
@@ -105,7 +105,7 @@ def test_one_thing_at_a_time_runs_on_a_track(whole: Traced) -> None:
                 assert one["ts"] + one["dur"] <= other["ts"] + 1e-3
 
 
-def test_every_request_goes_from_its_arrival_over_its_first_token_to_its_end(whole: Traced) -> None:
+def test_a_request_spans_its_arrival_first_token_and_end(whole: Traced) -> None:
     times: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for ph in "be":
         for event in whole.events[ph]:
@@ -121,7 +121,7 @@ def test_every_request_goes_from_its_arrival_over_its_first_token_to_its_end(who
         assert arrival < first <= done
 
 
-def test_windows_are_counted_from_the_one_at_the_start(whole: Traced) -> None:
+def test_window_counters_begin_with_the_window_at_the_start(whole: Traced) -> None:
     steers = log_of(whole.world)
     steers = steers[steers["kind"] == STEER]
     assert len(steers) > 0
@@ -143,7 +143,7 @@ def test_tracks_have_names(whole: Traced) -> None:
     assert names == expected | {(VERIFIERS, 0): "verifier 0", (VERIFIERS, 1): "verifier 1"}
 
 
-def test_a_full_log_cuts_the_trace_and_says_where(whole: Traced, tmp_path: Path) -> None:
+def test_a_full_log_cuts_the_trace(whole: Traced, tmp_path: Path) -> None:
     assert cut_ms(whole.world) is None
     cut = traced(tmp_path, 300)
     end = cut_ms(cut.world)
@@ -155,7 +155,7 @@ def test_a_full_log_cuts_the_trace_and_says_where(whole: Traced, tmp_path: Path)
     assert len([event for event in cut.events["b"] if event["name"] == "request"]) == num_come
 
 
-def test_a_run_writes_its_trace_and_plots_where_it_is_told(tmp_path: Path) -> None:
+def test_a_run_writes_the_trace_and_plots_that_its_options_name(tmp_path: Path) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(SCENARIO)
     options = ["--trace", str(tmp_path / "trace.json"), "--plots", str(tmp_path / "plots"), "--out", str(tmp_path)]
@@ -174,7 +174,7 @@ def test_a_run_writes_its_trace_and_plots_where_it_is_told(tmp_path: Path) -> No
 
 
 def log_with(*entries: tuple[int, int, int, float, float]) -> np.ndarray[Any, Any]:
-    """Of kind, who, num, start, end."""
+    """A log of entries (kind, who, num, start, end)."""
     log = np.zeros(len(entries), LOG)
     for record, (kind, who, num, start, end) in zip(log, entries, strict=True):
         record["kind"], record["who"], record["num"], record["start"], record["end"] = kind, who, num, start, end
@@ -189,7 +189,7 @@ def test_windows_over_time_hold_until_the_next_decision() -> None:
     assert windows_over(log[1:2], times, 5).shape == (0, 5)
 
 
-def test_what_was_busy_up_to_a_time_counts_by_the_part_before_it() -> None:
+def test_entries_count_by_their_part_before_a_time() -> None:
     log = log_with((PASS, 0, 1, 10, 20), (PASS, 1, 1, 15, 25), (PASS, 0, 1, 40, 41))
     times = np.array([0.0, 10.0, 15.0, 18.0, 20.0, 30.0, 40.5, 100.0])
     assert busy_until(times, log) == pytest.approx([0, 0, 5, 11, 15, 20, 20.5, 21])

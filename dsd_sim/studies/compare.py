@@ -12,14 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Struct
 from pydantic import Field, model_validator
 
 from dsd_sim.scenario.scenario import read_toml, scenario_of
 from dsd_sim.scenario.table import BadScenario, Positive, Table
 from dsd_sim.studies.cells import Cell, cell_of, describe_settings, parse_table, settings_of
-from dsd_sim.studies.report import FIGURES, SimReport, figure_of, is_lower_better, write_csv
+from dsd_sim.studies.report import FIGURES, SimReport, figure_of, is_lower_better, write_csv, write_json
 from dsd_sim.studies.sweep import SEED, Seeds
 
 FILE = "compare.toml"
@@ -271,8 +270,7 @@ def write_comparison(plan: ComparisonPlan, findings: list[ComparisonFinding], fo
     """Writes compare.json, and compare.csv with one line per scenario, variant and figure."""
     comparison = plan.comparison
     written = ComparisonFindings(comparison.baseline, findings, sources_of(comparison), comparison.differs)
-    content = msgspec.json.format(msgspec.json.encode(written), indent=1)
-    (folder / "compare.json").write_bytes(content + b"\n")
+    write_json(folder / "compare.json", written)
     write_csv(folder / "compare.csv", [row for finding in findings for row in _rows(finding)])
 
 

@@ -47,14 +47,14 @@ def problem_with(crossover: Crossover, axes: Sequence[Sequence[Mapping[str, Any]
         if crossover.key in names:
             if beaten:
                 return f"key: {crossover.key} is varied together with {', '.join(beaten)}"
-            if not all(_is_number(values.get(crossover.key)) for values in axis):
+            if not all(is_number(values.get(crossover.key)) for values in axis):
                 return f"key: the values of {crossover.key} must be numbers"
         if not any(beaten.items() <= values.items() for values in axis):
             return f"against: no combination has {', '.join(f'{name} = {beaten[name]}' for name in beaten)}"
     return None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

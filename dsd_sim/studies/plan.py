@@ -24,7 +24,7 @@ from dsd_sim.scenario.demand import Closed
 from dsd_sim.scenario.scenario import Guesses, Link, Objective, RecordedGuesses, check_times, read_toml
 from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Table, naming_key
 from dsd_sim.studies.cells import Cell, cell_of, parse_table, settings_of
-from dsd_sim.studies.report import SimReport, write_csv
+from dsd_sim.studies.report import SimReport, write_csv, write_json
 from shared.data.profiles import PassTimes, StepTimes, read_profile
 from shared.data.recording import read_recording
 from shared.protocol.messages import MAX_WINDOW
@@ -307,8 +307,7 @@ def write_plan(plan: DevicePlan, rows: list[PlanRow], folder: Path) -> None:
     """Writes plan.json, and plan.csv with one line per candidate."""
     deployment = plan.deployment
     findings = PlanFindings(deployment.name, deployment.transport, deployment.assumed, deployment.seed, rows)
-    content = msgspec.json.format(msgspec.json.encode(findings), indent=1)
-    (folder / "plan.json").write_bytes(content + b"\n")
+    write_json(folder / "plan.json", findings)
     shared = {"plan": deployment.name, "seed": deployment.seed}
     lines = [shared | msgspec.structs.asdict(row) | {"best_for": " ".join(row.best_for)} for row in rows]
     write_csv(folder / "plan.csv", lines)

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from dsd_sim.studies.cli import OUT, Out, Workers, exit_on_bad_input, print_written, reports_of
 from dsd_sim.studies.plan import DeviceClass, DevicePlan, Goal, PlanRow, read_plan, rows_of, write_plan
-from dsd_sim.studies.tables import number, terminal
+from dsd_sim.studies.tables import compact_table, number, terminal
 
 COLUMNS = (
-    "tokens/s\na session",
-    "tokens/s\na verifier",
-    "cost of\na million",
-    "J\na token",
+    "tokens/s per\nsession",
+    "tokens/s per\nverifier",
+    "cost per\nmillion",
+    "J per\ntoken",
     "veri-\nfiers",
     "draf-\nters",
 )
@@ -59,8 +58,7 @@ def _show(planned: DevicePlan, rows: Sequence[PlanRow], goal: Goal) -> None:
 
 def table_of(device: DeviceClass, transport: str, rows: Sequence[PlanRow], goal: Goal) -> Table:
     """The candidates of a class, the best first; dominated ones are marked."""
-    title = Text(f"\n{device.name}, {transport}, by {goal}")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table = compact_table(f"{device.name}, {transport}, by {goal}")
     table.add_column("")
     table.add_column("window", justify="right")
     for name in COLUMNS:
@@ -81,8 +79,8 @@ def describe_choice(device: DeviceClass, rows: Sequence[PlanRow], goal: Goal) ->
         return f"{device.name}: no candidate meets the latency objective"
     how = f"{_draft_of(row)}, window {row.window}" if row.draft else "cloud alone"
     return (
-        f"{device.name}: {how}, for the best {goal}: {number(row.session_goodput)} tokens/s a session, "
-        f"{number(row.cost)} a million tokens, {number(row.energy)} J a token; "
+        f"{device.name}: {how}, for the best {goal}: {number(row.session_goodput)} tokens/s per session, "
+        f"{number(row.cost)} per million tokens, {number(row.energy)} J per token; "
         f"verifiers for {device.count:,} devices: {row.num_verifiers:,}"
     )
 

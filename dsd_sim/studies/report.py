@@ -109,6 +109,10 @@ def is_lower_better(figure: str) -> bool:
     return figure.partition(".")[0].endswith("_ms")
 
 
+def write_json(path: Path, content: Struct) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes one line per row, below a header. All rows must have the keys of the first."""
     with path.open("w", newline="", encoding="utf-8") as file:

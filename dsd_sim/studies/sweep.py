@@ -12,15 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, TypeAlias
 
-import msgspec
 from msgspec import Struct
 from pydantic import Field
 
 from dsd_sim.scenario.scenario import Objective, read_toml
 from dsd_sim.scenario.table import BadScenario, Table
 from dsd_sim.studies.cells import Cell, cell_of, describe_settings, describe_value, parse_table, settings_of
-from dsd_sim.studies.crossover import Crossing, Crossover, crossing_of, problem_with
-from dsd_sim.studies.report import SimReport, figure_of, figures_of, write_csv
+from dsd_sim.studies.crossover import Crossing, Crossover, crossing_of, is_number, problem_with
+from dsd_sim.studies.report import SimReport, figure_of, figures_of, write_csv, write_json
 
 LOADS = ("workload.rate_per_s", "workload.mean_per_s", "workload.num_clients")
 SEED = "seed"
@@ -51,8 +50,7 @@ class Axis:
     def is_long(self, key: str) -> bool:
         """Whether the key has enough different numbers to plot over."""
         found = [value.get(key) for value in self.values]
-        are_numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in found)
-        return are_numbers and len(set(found)) >= LEAST_LONG
+        return all(map(is_number, found)) and len(set(found)) >= LEAST_LONG
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +231,7 @@ def write_sweep(
 ) -> None:
     """Writes sweep.json, and sweep.csv with one line per combination."""
     findings = SweepFindings(plan.scenario, plan.keys, outcomes, capacities, crossings)
-    content = msgspec.json.format(msgspec.json.encode(findings), indent=1)
-    (folder / "sweep.json").write_bytes(content + b"\n")
+    write_json(folder / "sweep.json", findings)
     write_csv(folder / "sweep.csv", [_row(plan, outcome) for outcome in outcomes])
 
 

@@ -43,7 +43,7 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(width=WIDE)
 
 
-def _tight(title: str) -> Table:
+def compact_table(title: str) -> Table:
     """A table with one space between columns, so that many fit into 80 characters."""
     return Table(title=Text(f"\n{title}"), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
 
@@ -77,7 +77,7 @@ def sweep_table(plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> Table:
     groups = groups_of(outcomes, (SEED,))
     num_seeds = len(outcomes) // max(len(groups), 1)
     over = f", means over {num_seeds} seeds" if num_seeds > 1 else ""
-    table = _tight(f"{plan.scenario}, times in ms{over}")
+    table = compact_table(f"{plan.scenario}, times in ms{over}")
     table.add_column("")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
@@ -90,7 +90,7 @@ def capacity_table(capacities: Sequence[Capacity]) -> Table:
     """One line per combination of the keys other than the load."""
     key = capacities[0].key
     title = f"Highest {key} with p90 of TTFT and TPOT within the objective"
-    table = _tight(title)
+    table = compact_table(title)
     table.add_column("")
     table.add_column(Text(key), justify="right")
     for capacity in capacities:
@@ -106,7 +106,7 @@ def crossover_table(crossover: Crossover, crossings: Sequence[Crossing]) -> Tabl
     """One line per combination that is compared."""
     figure = name_of(crossover.figure)
     title = f"{crossover.key} up to which {figure} is at least as good as with {brief(crossover.against)}"
-    table = _tight(title)
+    table = compact_table(title)
     table.add_column("")
     table.add_column(Text(crossover.key), justify="right")
     for crossing in crossings:
@@ -127,7 +127,7 @@ def comparison_table(plan: ComparisonPlan, findings: Sequence[ComparisonFinding]
     """One line per scenario, one column per variant: value, ratio to the baseline, published ratio."""
     comparison = plan.comparison
     title = f"{name_of(figure)}; × as much as {comparison.baseline}"
-    table = _tight(title)
+    table = compact_table(title)
     table.add_column("")
     for variant in comparison.variant:
         table.add_column(Text(variant.name))

@@ -271,7 +271,7 @@ def test_the_command_names_the_choices_and_marks_dominated_candidates(planned: P
         how = f"{best.draft} {best.quantisation}, window {best.window}" if best.draft else "cloud alone"
         (line,) = [line for line in planned.out.splitlines() if line.startswith(f"{device}: ")]
         assert line.startswith(f"{device}: {how}, for the best energy: ")
-        assert f"{number(best.energy)} J a token" in line
+        assert f"{number(best.energy)} J per token" in line
         assert line.endswith(needed)
     assert planned.out.count("dominated") == sum(row.is_dominated for row in planned.found.rows) > 0
     assert "assumed: All of it." in planned.out

@@ -27,6 +27,7 @@ from dsd_sim.studies.sweep import SweepOutcome, capacities_of, crossings_of, gro
 from dsd_sim.studies.tables import label_capacity, label_crossing, number
 from tests.dsd_sim.reports import a_report
 from tests.dsd_sim.sweeping import BASE, ROOT, call, command, written
+from tests.test_imports import MODULES, all_imports
 
 PNG = b"\x89PNG"
 
@@ -222,6 +223,14 @@ def test_a_key_depends_on_the_code_that_results_depend_on(tmp_path: Path, monkey
         "awc/policies/static.py": [True, True],
         "awc/policies/adaptive.npz": [False, True],  # a window that never changes depends on no policy
     }
+
+
+def test_no_result_depends_on_files_that_keys_leave_out() -> None:
+    needed = [MODULES[name] for name in all_imports("dsd_sim.studies.runner") if name in MODULES]
+    own = {path.relative_to(ROOT / "dsd_sim").as_posix() for path in needed if path.is_relative_to(ROOT / "dsd_sim")}
+    assert own >= {"engine/kernel.py", "scenario/build.py", "studies/report.py"}
+    assert not own & cells.PRESENTATION
+    assert all((ROOT / "dsd_sim" / name).is_file() for name in cells.PRESENTATION)
 
 
 def test_an_interrupted_sweep_continues(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class SimFleet:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        self._adopted = np.zeros(len(self.world.devices), np.int64)  # sessions rebound since the last heartbeat
+        self._num_rebound = np.zeros(len(self.world.devices), np.int64)  # sessions rebound since the last heartbeat
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._nodes_by_id = {name: index for index, name in enumerate(self._node_ids)}
         self._next = 0
@@ -89,14 +89,14 @@ class SimFleet:
         self._num_admitted = 0
         first = self.world.pairs[0, 0]
         self._start = WindowChoice(int(first["window"]), int(first["chunk"]), bool(first["free_run"]))
-        self._homes = self.world.requests["device"].copy()  # assigned drafter of each request
-        self._silent_until, self._forgotten_ms = 0.0, math.inf  # controller outage: its end, expiry of decisions
+        self._assigned = self.world.requests["device"].copy()  # assigned drafter of each request
+        self._outage_ends_ms, self._decisions_expire_ms = 0.0, math.inf  # of a controller outage
         self._heartbeats = Heartbeats(len(self.world.devices), len(self.world.nodes))
 
     def run(self) -> None:
         """Serves all requests. May be called once."""
         self._schedule()
-        self._listen()
+        self._take_heartbeats()
         for number, change in enumerate(self.changes):
             events.push(self.world, change.at_ms, events.CHANGES, number)
         handlers = {
@@ -165,20 +165,20 @@ class SimFleet:
             return
         self._unplaced.discard(index)
         self._num_admitted += 1
-        home = device = int(request["device"])
-        if home >= 0 and self._heartbeats.is_device_gone(home):
-            device = self._replacement(home)
+        assigned = device = int(request["device"])
+        if assigned >= 0 and self._heartbeats.is_device_gone(assigned):
+            device = self._replacement(assigned)
         request["node"], request["device"] = node, NOBODY if self.colocated else device
         if device >= 0:
             self._reset_if_expired(device, node)
         if not self.world.clock[0]["num_free_slots"]:
             self.world = with_more_slots(self.world)
         slot = kernel.open_session(self.world, index, speculate_bytes(request))
-        if home >= 0:
+        if assigned >= 0:
             num = int(request["tokens"]) + 1
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
-            self.acceptance[home].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
-        if device != home:
+            self.acceptance[assigned].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
+        if device != assigned:
             self.world.slots[slot]["lost_drafter"] = device == NOBODY
             self.world.slots[slot]["lost_ms"] = -math.inf  # so the next heartbeat looks for a drafter
 
@@ -204,10 +204,10 @@ class SimFleet:
         """The device of the same edge with the fewest sessions that is not gone; NOBODY if there is none."""
         alike = np.flatnonzero(self.groups == self.groups[device]).tolist() if len(self.groups) else [device]
         alive = [index for index in alike if not self._heartbeats.is_device_gone(index)]
-        sessions = self.world.devices["num_sessions"] + self._adopted
+        sessions = self.world.devices["num_sessions"] + self._num_rebound
         chosen = min(alive, key=lambda index: int(sessions[index]), default=NOBODY)
         if chosen != NOBODY:
-            self._adopted[chosen] += 1
+            self._num_rebound[chosen] += 1
         return chosen
 
     def _finish(self, index: int) -> None:
@@ -219,20 +219,20 @@ class SimFleet:
         if requests[index]["client"] >= 0 and self._waiting:
             following = self._waiting.popleft()
             requests[following]["client"] = requests[index]["client"]
-            requests[following]["device"] = self._homes[following] = self._homes[index]
+            requests[following]["device"] = self._assigned[following] = self._assigned[index]
             events.push(self.world, self.now + self.think(), events.ARRIVAL, following)
 
     # --- heartbeats ------------------------------------------------------------------------------------------------
 
     def _tick(self, which: int) -> None:
         if which == HEARTBEATS:
-            self._listen()
+            self._take_heartbeats()
             events.push(self.world, self.now + self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
         else:
             self._steer()
             events.push(self.world, self.now + self.timing.report_ms, events.TICK, REPORTS)
 
-    def _listen(self) -> None:
+    def _take_heartbeats(self) -> None:
         """Takes the loads of all verifiers from their heartbeats, and replaces instances that are gone."""
         cloud.expire_drafters(self.world)
         nodes, busy = self.world.nodes, cloud.loads(self.world)
@@ -240,7 +240,7 @@ class SimFleet:
             Load(num_sessions=int(sessions), queue_tokens=int(queue), step_ms=float(step), rtt_ms=2 * float(hop))
             for (sessions, queue), step, hop in zip(busy, nodes["pass_ms"], nodes["delay_ms"], strict=True)
         ]
-        self._adopted[:] = 0
+        self._num_rebound[:] = 0
         self._heartbeats.advance(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
         self._candidates = {
             index: Candidate(self._node_ids[index], load)
@@ -260,7 +260,7 @@ class SimFleet:
                 continue
             if world.slots[slot]["lost_verifier"]:
                 outages.reopen(world, slot, node, speculate_bytes(request))
-            elif (device := self._replacement(self._homes[int(world.slots[slot]["request"])])) != NOBODY:
+            elif (device := self._replacement(self._assigned[int(world.slots[slot]["request"])])) != NOBODY:
                 outages.join(world, slot, device, speculate_bytes(request))
 
     # --- failures (scenario/changes.py) ----------------------------------------------------------------------------
@@ -289,11 +289,11 @@ class SimFleet:
                 max(float(device[name]), until_ms) for name in ("up_free", "down_free")
             )
 
-    def silence(self, until_ms: float) -> None:
+    def stop_controller(self, until_ms: float) -> None:
         """Stops the controller until `until_ms`; it loses its state."""
-        if self.now >= self._silent_until:
-            self._forgotten_ms = self.now + self.timing.decision_ms
-        self._silent_until = max(self._silent_until, until_ms)
+        if self.now >= self._outage_ends_ms:
+            self._decisions_expire_ms = self.now + self.timing.decision_ms
+        self._outage_ends_ms = max(self._outage_ends_ms, until_ms)
         self._controls.clear()
 
     # --- reports and decisions -------------------------------------------------------------------------------------
@@ -303,10 +303,10 @@ class SimFleet:
         pairs = self.world.pairs
         edge.absorb_all(self.world)
         is_fresh = (pairs["num_sessions"] > 0) | (pairs["drafted"] + pairs["discarded"] > 0)
-        is_silent = self.now < self._silent_until
-        if is_silent and self.now >= self._forgotten_ms:
-            self._forget()
-        devices, nodes = np.nonzero(is_fresh & (not is_silent))
+        is_down = self.now < self._outage_ends_ms
+        if is_down and self.now >= self._decisions_expire_ms:
+            self._expire_decisions()
+        devices, nodes = np.nonzero(is_fresh & (not is_down))
         steps = (self.world.devices["step_ms"] * self.world.devices["slowdown"])[devices].tolist()
         seen = pairs[devices, nodes][list(REPORTED)].tolist()
         for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
@@ -325,9 +325,9 @@ class SimFleet:
         self._heard[device, node] = self.now
         return control
 
-    def _forget(self) -> None:
+    def _expire_decisions(self) -> None:
         """Returns all pairs to the default window, as their decisions have expired."""
-        self._forgotten_ms = math.inf
+        self._decisions_expire_ms = math.inf
         for device, node in list(self._choices):
             self._announce(device, node, DEFAULT_CHOICE)
 

@@ -70,7 +70,7 @@ def _changed(change: Change, devices: list[int], folder: Path, place: str) -> Fl
 def _failed(failure: Failure, scenario: Scenario, rng: np.random.Generator) -> list[FleetChange]:
     begin, end = failure.at_s * 1000, (failure.at_s + failure.for_s) * 1000
     if failure.part == "controller":
-        return [FleetChange(begin, lambda fleet: fleet.silence(end))]
+        return [FleetChange(begin, lambda fleet: fleet.stop_controller(end))]
     num_nodes = sum(cloud.count for cloud in scenario.cloud)
     candidates = list(range(num_nodes)) if failure.part == "verifiers" else _devices(scenario, failure.edge)
     num = math.ceil(failure.share * len(candidates))

@@ -192,7 +192,7 @@ def test_a_cut_link_delays_what_is_sent_on_it() -> None:
 def test_without_a_controller_windows_hold_for_a_while_and_then_the_default_applies() -> None:
     world = a_world(4, tokens=20_000, choice=WindowChoice(4, 4, free_run=False), rtt_ms=10, step_ms=5)
     policy = LadderPolicy(WindowChoice(4, 4, free_run=False))
-    fleet = a_fleet(world, rate=0.97, policy=policy, changes=[FleetChange(5000, lambda f: f.silence(60_000))])
+    fleet = a_fleet(world, rate=0.97, policy=policy, changes=[FleetChange(5000, lambda f: f.stop_controller(60_000))])
     windows: list[tuple[int, bool]] = []
     probes = [FleetChange(t, lambda f: windows.append(pair(f))) for t in (4900, 34_000, 36_000, 70_000)]
     fleet.changes = [*fleet.changes, *probes]

@@ -60,11 +60,11 @@ def run(
 
 @app.command()
 def sweep(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file with a [sweep] table.")],
+    scenario: Annotated[Path, typer.Argument(help="A scenario file with a sweep table.")],
     out: Out = None,
     workers: Workers = None,
 ) -> None:
-    """Runs a scenario with every combination of the values in its [sweep] table. A stopped sweep continues."""
+    """Runs a scenario with every combination of the values in its sweep table. A stopped sweep continues."""
     folder = out or OUT / scenario.stem
     with exit_on_bad_input(scenario):
         plan = read_plan(scenario)

@@ -30,8 +30,8 @@ class Peer:
     async def listen(self) -> None:
         await self._bus.subscribe(subjects.inbox(self._service, self.instance_id), self._receive)
 
-    async def listen_to_all(self, verb: str) -> None:
-        await self._bus.subscribe(subjects.all_broadcasts(verb), self._receive)
+    async def listen_to_all(self, kind: type[Message]) -> None:
+        await self._bus.subscribe(subjects.all_broadcasts(kind), self._receive)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         assert not isinstance(message, Absent)
@@ -41,14 +41,14 @@ class Peer:
         self._more.set()
 
     async def say(self, service: Service, receiver: str, message: Message, verb: str = "") -> None:
-        verb = verb or message.__struct_config__.tag
-        await self._bus.publish(subjects.to(service, receiver, verb, self.instance_id), message)
+        verb = verb or subjects.VERBS[type(message)]
+        await self._bus.publish(subjects.with_verb(service, receiver, verb, self.instance_id), message)
 
     async def beat(self, *, instance_id: str = "", draining: bool = False, interval_s: float = 60.0) -> None:
         """A heartbeat of this peer, in the name of `instance_id`."""
         mine = instance_id or self.instance_id
         heartbeat = Heartbeat(self._service, mine, interval_s, ["fake"], 1024, 97, "fake", Load(), draining)
-        await self._bus.publish(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+        await self._bus.publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
 
     async def next(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:
         """The next message of a kind for which `holds`; what comes before it is passed over."""

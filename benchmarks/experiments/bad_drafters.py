@@ -135,7 +135,7 @@ async def _ids_of(bus: nats_bus.NatsBus, names: tuple[str, ...]) -> list[str]:
         if found.keys() >= set(names):
             complete.set()
 
-    subscription = await bus.subscribe(subjects.all_broadcasts("heartbeat"), hear)
+    subscription = await bus.subscribe(subjects.all_broadcasts(Heartbeat), hear)
     async with asyncio.timeout(START_S):
         await complete.wait()
     await subscription.unsubscribe()

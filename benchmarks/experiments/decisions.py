@@ -167,11 +167,11 @@ async def _measure(url: str, pid: int, num_drafters: int, pairs_each: int, secon
         if number % 4 == 2:  # as for -2, the first round
             for verifier_id in verifier_ids:
                 beat = Heartbeat("verifier", verifier_id, 10.0, ["any"], 1024, 100, "", Load(), False)
-                await bus.publish(broadcast("heartbeat", verifier_id), beat)
+                await bus.publish(broadcast(Heartbeat, verifier_id), beat)
         due = time.monotonic()
         for place, drafter_id in enumerate(drafter_ids):
             told = Report(drafter_id, number + 2, rounds[number % 4][place])
-            await bus.publish(broadcast("report", drafter_id), told)
+            await bus.publish(broadcast(Report, drafter_id), told)
             await asyncio.sleep(max(0.0, due + (place + 1) / len(drafter_ids) - time.monotonic()))
     took_s, used_s = time.monotonic() - started, usage_of(pid).cpu_s - before
     await bus.close()

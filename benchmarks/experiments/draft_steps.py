@@ -75,7 +75,7 @@ class Drafting:
 
     async def listen(self) -> None:
         await self._bus.subscribe(subjects.inbox("verifier", self._verifier_id), self._hear)
-        await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
+        await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
 
     def _hear(self, subject: str, message: Message | Absent) -> None:
         match message:
@@ -98,15 +98,15 @@ class Drafting:
             2 * NUM_STEPS,
             Speculation("static", NUM_STEPS),
         )
-        await self._say("speculate", request)
+        await self._say(request)
         sent = [await self._drafts.get()]
         while sent[-1].base + len(sent[-1].token_ids) < CONTEXT + NUM_STEPS:
             sent.append(await self._drafts.get())
-        await self._say("close", Close(session_id, 1))
+        await self._say(Close(session_id, 1))
         return (sent[-1].sent_ms - sent[0].sent_ms) / (NUM_STEPS - len(sent[0].token_ids))
 
-    async def _say(self, verb: str, message: Message) -> None:
-        await self._bus.publish(subjects.to("drafter", self._drafter_id, verb, self._gateway_id), message)
+    async def _say(self, message: Message) -> None:
+        await self._bus.publish(subjects.to("drafter", self._drafter_id, type(message), self._gateway_id), message)
 
 
 async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:

@@ -69,4 +69,4 @@ class Liar:
         place = self._places[session_id]
         ids = TokenIds(self._random.integers(VOCABULARY, size=num_guesses).tolist()) if num_guesses else NO_TOKENS
         draft = Draft(session_id, place.term, place.epoch, base, ids, True, time.monotonic() * 1e3)
-        self._outbox.put(subjects.to("verifier", place.verifier_id, "draft", self.instance_id), draft)
+        self._outbox.put(subjects.to("verifier", place.verifier_id, Draft, self.instance_id), draft)

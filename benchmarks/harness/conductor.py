@@ -78,9 +78,9 @@ class Conductor:
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
-            await self._bus.subscribe(subjects.all_broadcasts("report"), self._hear)
-            await self._bus.subscribe(subjects.all_said("drafter", "window"), self._hear)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
+            await self._bus.subscribe(subjects.all_broadcasts(Report), self._hear)
+            await self._bus.subscribe(subjects.all_said("drafter", WindowDecision), self._hear)
             tasks.create_task(self._adapt(), name="adapt")
             tasks.create_task(self._repeat(), name="repeat")
 
@@ -153,7 +153,7 @@ class Conductor:
             self._sequence,
             choice.min_confidence,
         )
-        await self._bus.publish(subjects.to("drafter", pair.drafter_id, "window", self._instance_id), decision)
+        await self._bus.publish(subjects.to("drafter", pair.drafter_id, WindowDecision, self._instance_id), decision)
 
 
 def _configured(instance_id: str) -> str:

@@ -51,8 +51,8 @@ class Watch:
         self._rtts_ms: list[float] = []
 
     async def start(self) -> None:
-        await self._bus.subscribe(subjects.all_said("gateway", "verdict"), self._hear)
-        await self._bus.subscribe(subjects.all_broadcasts("report"), self._hear)
+        await self._bus.subscribe(subjects.all_said("gateway", Verdict), self._hear)
+        await self._bus.subscribe(subjects.all_broadcasts(Report), self._hear)
 
     def begin(self) -> None:
         """What was heard before doesn't count."""

@@ -75,7 +75,7 @@ class Verifier:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("verifier", self.instance_id), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
             tasks.create_task(self._beat(), name="beat")
             tasks.create_task(self._expire(), name="expire")
             tasks.create_task(self.loop.run(), name="verify")
@@ -112,7 +112,7 @@ class Verifier:
             state = self.table.find(draft.session_id).state
         except Refused as refusal:
             self._drop(refusal.code, session=draft.session_id, sender=sender)
-            self._send("drafter", sender, "failure", refusal.failure(draft.session_id, draft.term))
+            self._send("drafter", sender, refusal.failure(draft.session_id, draft.term))
             return
         if sender != state.drafter_id:
             self._drop("foreign drafter", session=draft.session_id, sender=sender)
@@ -131,14 +131,14 @@ class Verifier:
             slot = self.table.open(request, sender, now)
         except Refused as refusal:
             self._drop(refusal.code, session=request.session_id, sender=sender)
-            self._send("gateway", sender, "failure", refusal.failure(request.session_id, request.term))
+            self._send("gateway", sender, refusal.failure(request.session_id, request.term))
             return
         if slot not in self.table:
             return  # turned away, and told so
         if request.term == slot.state.term:
             lease_s, load = self._settings.lease_s, self._load()
             opened = Opened(request.session_id, request.term, lease_s, load, self.engine.fingerprint)
-            self._send("gateway", sender, "opened", opened)
+            self._send("gateway", sender, opened)
         else:
             self._drop("stale term", session=request.session_id, sender=sender)
         if slot.state.finish:
@@ -149,14 +149,14 @@ class Verifier:
         try:
             slot = self.table.find(poll.session_id)
         except Refused as refusal:
-            self._send("gateway", sender, "failure", refusal.failure(poll.session_id, poll.term))
+            self._send("gateway", sender, refusal.failure(poll.session_id, poll.term))
             return
         answer = slot.state.on_poll(poll, now) if slot.state.gateway_id == sender else None
         if answer is None:
             self._drop("stale term or foreign gateway", session=poll.session_id, sender=sender)
             return
         slot.renewed_at = now
-        self._send("gateway", sender, "verdict", answer)
+        self._send("gateway", sender, answer)
 
     def _on_close(self, sender: str, close: Close, now: float) -> None:
         try:
@@ -176,7 +176,7 @@ class Verifier:
 
     def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
         """A pass fixed tokens: tell the gateway and the drafter alike."""
-        self._send("gateway", slot.state.gateway_id, "verdict", verdict)
+        self._send("gateway", slot.state.gateway_id, verdict)
         if slot.state.drafter_id:
             self._tell_drafter(slot.state.drafter_id, verdict)
         self._count(slot)
@@ -185,21 +185,21 @@ class Verifier:
 
     def _tell_drafter(self, drafter_id: str, verdict: Verdict) -> None:
         """A drafter has no use for logprobs."""
-        self._send("drafter", drafter_id, "verdict", structs.replace(verdict, logprobs=None))
+        self._send("drafter", drafter_id, structs.replace(verdict, logprobs=None))
 
     def _fail(self, slot: SessionSlot) -> None:
         """A session that can't be computed is closed; its gateway may open it elsewhere."""
         state = slot.state
         state.drop_cache()  # nobody else is to go on with what this session computed
         refusal = Refused("internal", "the target model failed on this session", retryable=True)
-        self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
+        self._send("gateway", state.gateway_id, refusal.failure(state.session_id, state.term))
         self._forget(self.table.close(state.session_id, state.term, now_ms()))
 
     def _turn_away(self, slot: SessionSlot, refusal: Refused) -> None:
         """A session gets no cache, perhaps long after it was opened; its gateway may open it elsewhere."""
         state = slot.state
         self._drop(refusal.code, session=state.session_id, sender=state.gateway_id)
-        self._send("gateway", state.gateway_id, "failure", refusal.failure(state.session_id, state.term))
+        self._send("gateway", state.gateway_id, refusal.failure(state.session_id, state.term))
         if refusal.code == "internal":
             self.loop.count_failure([state.session_id])
         self._forget(slot)
@@ -219,8 +219,8 @@ class Verifier:
         self._metrics.dropped.labels(reason).inc()
         log.debug("dropped", reason=reason, **about)
 
-    def _send(self, service: Service, receiver: str, verb: str, message: Message) -> None:
-        self._outbox.put(subjects.to(service, receiver, verb, self.instance_id), message)
+    def _send(self, service: Service, receiver: str, message: Message) -> None:
+        self._outbox.put(subjects.to(service, receiver, type(message), self.instance_id), message)
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Verifier:
             load=self._load(),
             draining=self.table.draining,
         )
-        self._outbox.put(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+        self._outbox.put(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
 
     def _load(self) -> Load:
         load = Load(

@@ -97,7 +97,7 @@ class Drafter:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._hear)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
             tasks.create_task(self._beat(), name="beat")
             tasks.create_task(self._watch_silence(), name="watch-silence")
             tasks.create_task(self._report(), name="report")
@@ -206,7 +206,7 @@ class Drafter:
         self.loop.wake()
 
     def _send_draft(self, seat: Seat, draft: Draft) -> None:
-        self._outbox.put(subjects.to("verifier", seat.verifier_id, "draft", self.instance_id), draft)
+        self._outbox.put(subjects.to("verifier", seat.verifier_id, Draft, self.instance_id), draft)
 
     def _end(self, seat: Seat) -> None:
         if self.table.get(seat.state.session_id) is not seat:
@@ -228,7 +228,7 @@ class Drafter:
         self._end(seat)
 
     def _refuse(self, gateway_id: str, failure: Failure) -> None:
-        self._outbox.put(subjects.to("gateway", gateway_id, "failure", self.instance_id), failure)
+        self._outbox.put(subjects.to("gateway", gateway_id, Failure, self.instance_id), failure)
 
     def _drop(self, reason: str, **about: str) -> None:
         self._metrics.dropped.labels(reason).inc()
@@ -268,7 +268,7 @@ class Drafter:
             if reports:
                 self._sequence += 1
                 report = Report(self.instance_id, self._sequence, reports)
-                self._outbox.put(subjects.broadcast("report", self.instance_id), report)
+                self._outbox.put(subjects.broadcast(Report, self.instance_id), report)
                 for pair in reports:
                     name = name_of(pair.verifier_id)
                     self._metrics.window.labels(name).set(pair.window)
@@ -303,4 +303,4 @@ class Drafter:
             load=load,
             draining=self.table.draining,
         )
-        self._outbox.put(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+        self._outbox.put(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)

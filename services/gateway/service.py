@@ -30,7 +30,7 @@ from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from shared.bus.bus import Absent
 from shared.policies.routing import ROUTERS
 from shared.protocol import subjects
-from shared.protocol.messages import Message
+from shared.protocol.messages import Heartbeat, Message, WindowDecision
 from shared.service import Context, Start, run_service
 
 ABORT_S = 2.0  # for the requests of aborted sessions to send their errors
@@ -95,8 +95,8 @@ class Gateway:
         await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
         self._authenticator.open(self._metrics)
         self._routes.open(self.sessions, self._builder, self.gate, self._metrics)
-        await bus.subscribe(subjects.all_broadcasts("heartbeat"), self._on_heartbeat)
-        await bus.subscribe(subjects.all_said("drafter", "window"), self.sessions.on_decision)
+        await bus.subscribe(subjects.all_broadcasts(Heartbeat), self._on_heartbeat)
+        await bus.subscribe(subjects.all_said("drafter", WindowDecision), self.sessions.on_decision)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send_heartbeats(), name="heartbeat")

@@ -70,8 +70,8 @@ class WindowController:
     async def start(cls, settings: ControllerSettings, context: Context, reloads: Reloads) -> WindowController:
         """Subscribes to reports and heartbeats."""
         controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry), reloads)
-        await context.bus.subscribe(all_broadcasts("heartbeat"), controller._receive)
-        await context.bus.subscribe(all_broadcasts("report"), controller._receive)
+        await context.bus.subscribe(all_broadcasts(Heartbeat), controller._receive)
+        await context.bus.subscribe(all_broadcasts(Report), controller._receive)
         return controller
 
     async def run(self) -> None:
@@ -117,7 +117,7 @@ class WindowController:
     async def _announce(self, decisions: list[WindowDecision]) -> None:
         for number, decision in enumerate(decisions, 1):
             self._metrics.window.observe(decision.window)
-            await self._bus.publish(to("drafter", decision.drafter_id, "window", self._instance_id), decision)
+            await self._bus.publish(to("drafter", decision.drafter_id, WindowDecision, self._instance_id), decision)
             if number % PUBLISHED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # publish() itself does not yield
 
@@ -160,7 +160,7 @@ class WindowController:
             load=Load(),
             draining=self._draining,
         )
-        await self._bus.publish(broadcast("heartbeat", self._instance_id), heartbeat)
+        await self._bus.publish(broadcast(Heartbeat, self._instance_id), heartbeat)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         if isinstance(message, Absent) or not fits(subject, message):

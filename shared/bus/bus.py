@@ -45,7 +45,7 @@ class Bus(Protocol):
         """Sends a message at most once and never waits for the network; one that can't go out is counted and dropped.
 
         absent_to: a subject of the sender's own with a verb that begins with "absent", such as
-        `subjects.to("gateway", own_id, "absent", receiver_id)`; `Absent` arrives there when nobody subscribes
+        `subjects.with_verb("gateway", own_id, "absent", receiver_id)`; `Absent` arrives there when nobody subscribes
         `subject`.
         Raises ValueError for a message that is too large.
         """

@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 import secrets
 
-from shared.protocol.messages import Message, Service
+from shared.protocol.messages import KINDS, Message, Service
 
 PREFIX = "dsd.v1"
+VERBS: dict[type[Message], str] = {kind: tag for tag, kind in KINDS.items()}  # of each type of message
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _ID = r"[a-z0-9-]{1,64}\.[0-9a-f]{12}"
 _SAID = re.compile(rf"{re.escape(PREFIX)}\.(?:[a-z]+\.{_ID}\.)?([a-z]+)\.{_ID}")
@@ -39,8 +40,13 @@ def new_session_id() -> str:
     return secrets.token_hex(16)
 
 
-def to(service: Service, instance_id: str, verb: str, sender_id: str) -> str:
-    """The subject on which `sender_id` says `verb` to one instance."""
+def to(service: Service, instance_id: str, kind: type[Message], sender_id: str) -> str:
+    """The subject of a message of this kind from `sender_id` to one instance."""
+    return with_verb(service, instance_id, VERBS[kind], sender_id)
+
+
+def with_verb(service: Service, instance_id: str, verb: str, sender_id: str) -> str:
+    """The subject of `verb` from `sender_id` to one instance. Messages use `to`; absences have other verbs."""
     return f"{PREFIX}.{service}.{instance_id}.{verb}.{sender_id}"
 
 
@@ -49,20 +55,20 @@ def inbox(service: Service, instance_id: str) -> str:
     return f"{PREFIX}.{service}.{instance_id}.>"
 
 
-def broadcast(verb: str, sender_id: str) -> str:
-    """The subject on which `sender_id` says `verb` to everybody."""
-    return f"{PREFIX}.{verb}.{sender_id}"
+def broadcast(kind: type[Message], sender_id: str) -> str:
+    """The subject of a message of this kind from `sender_id` to every instance."""
+    return f"{PREFIX}.{VERBS[kind]}.{sender_id}"
 
 
-def all_broadcasts(verb: str) -> str:
-    """Pattern of all broadcasts of one verb. It ends in `>`: from a leaf node that may only speak for some senders,
+def all_broadcasts(kind: type[Message]) -> str:
+    """Pattern of all broadcasts of one kind. It ends in `>`: from a leaf node that may only speak for some senders,
     nats-server lets nothing through to a pattern that ends in `*`."""
-    return f"{PREFIX}.{verb}.>"
+    return f"{PREFIX}.{VERBS[kind]}.>"
 
 
-def all_said(service: Service, verb: str) -> str:
-    """Pattern of one verb said to any instance of a service (a gateway listens to window decisions)."""
-    return f"{PREFIX}.{service}.*.*.{verb}.>"
+def all_said(service: Service, kind: type[Message]) -> str:
+    """Pattern of one kind sent to any instance of a service (a gateway listens to window decisions)."""
+    return f"{PREFIX}.{service}.*.*.{VERBS[kind]}.>"
 
 
 def sender(subject: str) -> str:
@@ -74,7 +80,7 @@ def fits(subject: str, message: Message) -> bool:
     """Whether a well-formed sender says this kind of message by its own verb: that is what permissions are granted
     by."""
     said = _SAID.fullmatch(subject)
-    return said is not None and said[1] == message.__struct_config__.tag
+    return said is not None and said[1] == VERBS[type(message)]
 
 
 def verb(subject: str) -> str:

@@ -73,7 +73,7 @@ async def decide(world: World, drafter_id: str, verifier_id: str, window: int) -
     """What a controller would say of a pair."""
     bus, controller_id = world.network.connect(), new_instance_id("controller")
     decision = WindowDecision(drafter_id, verifier_id, window, 2, True, "ladder", 1)
-    await bus.publish(subjects.to("drafter", drafter_id, "window", controller_id), decision)
+    await bus.publish(subjects.to("drafter", drafter_id, WindowDecision, controller_id), decision)
     await until(lambda: bool(list(world.gateway.sessions.windows)))
     await bus.close()
 

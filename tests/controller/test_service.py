@@ -128,7 +128,7 @@ async def test_the_confidence_policy_stops_a_drafter_sooner_whose_guesses_are_mo
 
 async def test_a_lost_decision_is_announced_again_although_nothing_is_reported() -> None:
     async with running(announce_s=0.05) as world:
-        lost = to("drafter", DRAFTER, "window", world.controller_id)
+        lost = to("drafter", DRAFTER, WindowDecision, world.controller_id)
         world.network.cut(lost)
         await world.outside.send_heartbeat()
         await world.outside.report(report(0))
@@ -174,7 +174,7 @@ async def test_a_heartbeat_in_another_verifiers_name_makes_nobody_alive() -> Non
 async def test_only_the_heartbeat_of_a_verifier_makes_a_verifier_alive() -> None:
     async with running() as world:
         heartbeat = Heartbeat("drafter", VERIFIER, 5.0, ["tiny"], 1024, 100, "", Load(), False)
-        await world.outside.bus.publish(broadcast("heartbeat", VERIFIER), heartbeat)
+        await world.outside.bus.publish(broadcast(Heartbeat, VERIFIER), heartbeat)
         await world.outside.report(report(0))
         await world.settled()
         assert world.count("dropped_total", reason="unknown_verifier") == 1
@@ -184,8 +184,8 @@ async def test_only_the_heartbeat_of_a_verifier_makes_a_verifier_alive() -> None
 async def test_a_message_of_another_kind_on_its_subjects_is_dropped_and_counted() -> None:
     async with running() as world:
         heartbeat = Heartbeat("verifier", DRAFTER, 5.0, [], 0, 0, "", Load(), False)
-        await world.outside.bus.publish(broadcast("report", DRAFTER), heartbeat)
-        await world.outside.bus.publish(broadcast("heartbeat", DRAFTER), report(0))
+        await world.outside.bus.publish(broadcast(Report, DRAFTER), heartbeat)
+        await world.outside.bus.publish(broadcast(Heartbeat, DRAFTER), report(0))
         await world.settled()
         assert world.count("dropped_total", reason="foreign") == 2
 

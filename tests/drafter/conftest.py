@@ -204,8 +204,8 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     controller = Peer(outside, "controller", "controller")
     for peer in (gateway, verifier, controller):
         await peer.listen()
-    await gateway.listen_to_all("heartbeat")
-    await controller.listen_to_all("report")
+    await gateway.listen_to_all(Heartbeat)
+    await controller.listen_to_all(Report)
     world = World(network, drafter, model, registry, outside, gateway, verifier, controller)
     task = asyncio.create_task(drafter.run())
     try:

@@ -45,7 +45,7 @@ class Siege:
 
     async def inject(self, packet: bytes, verb: str = "verdict", sender: str = "") -> None:
         drafter_id, sender = self.world.drafter.instance_id, sender or self.world.verifier.instance_id
-        await self.world.network.inject(subjects.to("drafter", drafter_id, verb, sender), packet)
+        await self.world.network.inject(subjects.with_verb("drafter", drafter_id, verb, sender), packet)
 
     async def goes_on(self, request: Speculate, text: list[int]) -> None:
         await self.world.tell(self.world.verifier, self.world.verdict(request, 0, text[:4], accepted=4))
@@ -213,8 +213,8 @@ async def test_a_chunk_that_the_window_can_not_hold_is_no_decision(siege: Siege)
 async def test_a_heartbeat_in_another_name_is_counted_and_dropped(siege: Siege) -> None:
     world = siege.world
     lie = Heartbeat("controller", world.controller.instance_id, 5.0, [], 0, 0, "", Load(), True)
-    await world.network.inject(subjects.broadcast("heartbeat", world.verifier.instance_id), encode(lie))
-    await world.network.inject(subjects.broadcast("heartbeat", world.controller.instance_id), b"\x00")
+    await world.network.inject(subjects.broadcast(Heartbeat, world.verifier.instance_id), encode(lie))
+    await world.network.inject(subjects.broadcast(Heartbeat, world.controller.instance_id), b"\x00")
     await world.settled()
     assert world.dropped("foreign heartbeat") == 1
     assert world.count("bus_dropped", reason="malformed") == 1
@@ -234,13 +234,13 @@ async def test_the_drafter_never_publishes_to_a_reply_subject_that_a_message_nam
     async with running(nats_network) as world:
         siege = await besieged(world)
         caught: list[bytes] = []
-        trap = subjects.to("gateway", world.gateway.instance_id, "failure", "trap.0123456789ab")
+        trap = subjects.to("gateway", world.gateway.instance_id, Failure, "trap.0123456789ab")
         await nats_network.raw.subscribe(trap, cb=_catch_into(caught))
         refused = Speculate(
             SESSION, 1, world.verifier.instance_id, TokenIds(), TokenIds(), siege.attacked.sampling, TokenIds(), 5,
             siege.attacked.speculation,
         )  # fmt: skip
-        subject = subjects.to("drafter", world.drafter.instance_id, "speculate", world.gateway.instance_id)
+        subject = subjects.to("drafter", world.drafter.instance_id, Speculate, world.gateway.instance_id)
         await nats_network.inject(subject, encode(refused), trap)
         assert (await world.gateway.find(Failure)).session_id == SESSION
         await world.settled()

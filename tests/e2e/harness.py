@@ -28,6 +28,7 @@ from shared.protocol import subjects
 from shared.protocol.messages import (
     Close,
     Failure,
+    Heartbeat,
     Message,
     Open,
     Opened,
@@ -72,7 +73,7 @@ class Client:
     async def start(self) -> None:
         await self._bus.subscribe(subjects.inbox("gateway", self.instance_id), self._receive)
         await self._bus.subscribe(
-            subjects.all_broadcasts("heartbeat"), lambda subject, _: self._alive.put_nowait(subjects.sender(subject))
+            subjects.all_broadcasts(Heartbeat), lambda subject, _: self._alive.put_nowait(subjects.sender(subject))
         )
 
     async def wait_for(self, instance_ids: set[str]) -> None:
@@ -133,21 +134,21 @@ class Client:
         )
         try:
             async with asyncio.timeout(ANSWER_S):
-                await self._say("verifier", verifier_id, "open", request)
+                await self._say("verifier", verifier_id, request)
                 answer = await self._collect(request, verifier_id, speculation or Speculation(), queue)
         finally:
             del self._inboxes[session_id]
             close = Close(session_id, 1)
-            await self._say("verifier", verifier_id, "close", close)
+            await self._say("verifier", verifier_id, close)
             if drafter_id:
-                await self._say("drafter", drafter_id, "close", close)
+                await self._say("drafter", drafter_id, close)
         return answer
 
     async def decide(self, drafter_id: str, verifier_id: str, window: int, chunk: int, free_run: bool) -> None:
         """Says, as a controller does, how far the drafter may run ahead."""
         self._num_decisions += 1
         decision = WindowDecision(drafter_id, verifier_id, window, chunk, free_run, "test", self._num_decisions)
-        await self._say("drafter", drafter_id, "window", decision)
+        await self._say("drafter", drafter_id, decision)
 
     async def _collect(
         self, request: Open, verifier_id: str, speculation: Speculation, queue: asyncio.Queue[object]
@@ -188,10 +189,10 @@ class Client:
             speculation,
             request.min_tokens,
         )
-        await self._say("drafter", request.drafter_id, "speculate", message)
+        await self._say("drafter", request.drafter_id, message)
 
-    async def _say(self, service: Service, instance_id: str, verb: str, message: Message) -> None:
-        await self._bus.publish(subjects.to(service, instance_id, verb, self.instance_id), message)
+    async def _say(self, service: Service, instance_id: str, message: Message) -> None:
+        await self._bus.publish(subjects.to(service, instance_id, type(message), self.instance_id), message)
 
 
 @dataclass(slots=True)

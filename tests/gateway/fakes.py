@@ -74,8 +74,8 @@ class Peer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.bus.close()
 
-    async def say(self, service: Service, receiver: str, verb: str, message: Message) -> None:
-        await self.bus.publish(subjects.to(service, receiver, verb, self.instance_id), message)
+    async def say(self, service: Service, receiver: str, message: Message) -> None:
+        await self.bus.publish(subjects.to(service, receiver, type(message), self.instance_id), message)
 
     def of(self, kind: type[Message]) -> list[Message]:
         return [message for message in self.heard if isinstance(message, kind)]
@@ -104,7 +104,7 @@ class Peer:
                 Load(),
                 self.draining,
             )
-            await self.bus.publish(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+            await self.bus.publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
             await asyncio.sleep(HEARTBEAT_S)
 
 
@@ -123,7 +123,7 @@ class FakeVerifier(Peer):
         self.sessions: dict[str, VerifierSession] = {}
         self.num_cut_short = 0  # sessions closed before their finish
         self._changed = asyncio.Event()
-        self._outbox: asyncio.Queue[tuple[Service, str, str, Message]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[Service, str, Message]] = asyncio.Queue()
 
     def forget_sessions(self) -> None:
         """As after a restart under the same id."""
@@ -136,13 +136,13 @@ class FakeVerifier(Peer):
             case Poll() if message.session_id in self.sessions:
                 answer = self.sessions[message.session_id].on_poll(message, now_ms())
                 if answer:
-                    self._post("gateway", sender_id, "verdict", answer)
+                    self._post("gateway", sender_id, answer)
             case Poll():
                 self._refuse(sender_id, message, "unknown_session")
             case Draft() if message.session_id in self.sessions:
                 answer = self.sessions[message.session_id].on_draft(message, now_ms())
                 if answer:
-                    self._post("drafter", sender_id, "verdict", answer)
+                    self._post("drafter", sender_id, answer)
             case Close():
                 session = self.sessions.pop(message.session_id, None)
                 self.num_cut_short += session is not None and session.finish is None
@@ -161,16 +161,16 @@ class FakeVerifier(Peer):
         elif message.term > session.term:
             session.rebind(message, now_ms())
         opened = Opened(message.session_id, message.term, 30.0, Load(), f"{self.name}-numerics")
-        self._post("gateway", sender_id, "opened", opened)
+        self._post("gateway", sender_id, opened)
 
     def _refuse(self, sender_id: str, message: Open | Poll, code: FailureCode, *, finally_: bool = False) -> None:
         retryable = not (self.refuses_finally or finally_)
         failure = Failure(message.session_id, message.term, code, f"{self.name} says no", retryable)
-        self._post("gateway", sender_id, "failure", failure)
+        self._post("gateway", sender_id, failure)
 
-    def _post(self, service: Service, receiver: str, verb: str, message: Message) -> None:
+    def _post(self, service: Service, receiver: str, message: Message) -> None:
         if not self.mute:
-            self._outbox.put_nowait((service, receiver, verb, message))
+            self._outbox.put_nowait((service, receiver, message))
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -200,9 +200,9 @@ class FakeVerifier(Peer):
         told = [] if request.logprobs is None else [logprobs_of(draw, request.logprobs) for draw in draws]
         verdict = session.end_pass(row, draws, PassInfo(batch=1), now_ms(), told)
         if verdict is not None:
-            self._post("gateway", session.gateway_id, "verdict", verdict)
+            self._post("gateway", session.gateway_id, verdict)
             if session.drafter_id:
-                self._post("drafter", session.drafter_id, "verdict", verdict)
+                self._post("drafter", session.drafter_id, verdict)
 
 
 class FakeDrafter(Peer):
@@ -215,13 +215,13 @@ class FakeDrafter(Peer):
         self.refuses: FailureCode | None = None
         self.sessions: dict[str, Speculate] = {}
         self._lengths: dict[str, int] = {}  # up to where each session's text is known here
-        self._outbox: asyncio.Queue[tuple[Service, str, str, Message]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[Service, str, Message]] = asyncio.Queue()
 
     def _hear(self, sender_id: str, message: Message) -> None:
         match message:
             case Speculate() if self.refuses:
                 failure = Failure(message.session_id, message.term, self.refuses, "no", True)
-                self._outbox.put_nowait(("gateway", sender_id, "failure", failure))
+                self._outbox.put_nowait(("gateway", sender_id, failure))
             case Speculate():
                 self.sessions[message.session_id] = message
                 self._lengths[message.session_id] = len(message.prompt_ids) + len(message.committed_ids)
@@ -240,7 +240,7 @@ class FakeDrafter(Peer):
         first = base - len(order.prompt_ids)
         guesses = TokenIds(text[(first + n) % len(text)] for n in range(num_guesses))
         draft = Draft(order.session_id, order.term, epoch, base, guesses, True, now_ms())
-        self._outbox.put_nowait(("verifier", order.verifier_id, "draft", draft))
+        self._outbox.put_nowait(("verifier", order.verifier_id, draft))
 
     async def _work(self) -> None:
         while True:

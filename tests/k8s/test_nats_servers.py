@@ -19,7 +19,7 @@ from services.local.nats_users import main, rights_file, routes_file
 from shared.bus import nats_bus
 from shared.bus.bus import Bus
 from shared.protocol import subjects
-from shared.protocol.messages import Close, Draft, Message, Service, TokenIds
+from shared.protocol.messages import Close, Draft, Heartbeat, Message, Service, TokenIds
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.k8s.joined import HUB, with_keys
@@ -48,8 +48,8 @@ class Member:
     def denials(self) -> float:
         return self.registry.get_sample_value("dsd_bus_errors_total", {"kind": "permission violation"}) or 0.0
 
-    async def say(self, verb: str, to: Member, message: Message) -> None:
-        await self.bus.publish(subjects.to(to.service, to.id, verb, self.id), message)
+    async def say(self, to: Member, message: Message) -> None:
+        await self.bus.publish(subjects.to(to.service, to.id, type(message), self.id), message)
 
 
 Join = Callable[..., Awaitable[Member]]
@@ -158,9 +158,9 @@ async def test_nobody_speaks_in_another_s_name(machine: Machine, join: Join) -> 
     verifier = await join(server, "verifier", "verifier-0", seeds["verifier-0"])
     drafter = await join(server, "drafter", "drafter-0", seeds["drafter-0"])
     forged = subjects.new_instance_id("drafter-1")
-    await drafter.bus.publish(subjects.to("verifier", verifier.id, "draft", forged), draft(1))
-    await drafter.say("close", verifier, Close(SESSION, 1))
-    await drafter.say("draft", verifier, draft(2))
+    await drafter.bus.publish(subjects.to("verifier", verifier.id, Draft, forged), draft(1))
+    await drafter.say(verifier, Close(SESSION, 1))
+    await drafter.say(verifier, draft(2))
     assert await verifier.heard.wait_for(1) == [draft(2)]
     await until(lambda: drafter.denials == 2)  # the server tells of them on its own time
 
@@ -184,13 +184,13 @@ async def test_a_site_s_drafter_and_the_cloud_s_verifier_hear_each_other(
     verifier = await join(hubs[0], "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
     gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
     drafter = await join(edge, "drafter", "site-a-drafter-0", site["nkeys-drafters"]["site-a-drafter-0"])
-    await until_heard(verifier, lambda: drafter.say("draft", verifier, draft(1)))
-    await until_heard(drafter, lambda: gateway.say("close", drafter, Close(SESSION, 1)))
+    await until_heard(verifier, lambda: drafter.say(verifier, draft(1)))
+    await until_heard(drafter, lambda: gateway.say(drafter, Close(SESSION, 1)))
     news = Heard()
-    await gateway.bus.subscribe(subjects.all_broadcasts("heartbeat"), news)
+    await gateway.bus.subscribe(subjects.all_broadcasts(Heartbeat), news)
     async with asyncio.timeout(20):
         while not news.all:
-            await drafter.bus.publish(subjects.broadcast("heartbeat", drafter.id), Close(SESSION, 2))
+            await drafter.bus.publish(subjects.broadcast(Heartbeat, drafter.id), Close(SESSION, 2))
             await asyncio.sleep(0.05)
     assert verifier.heard.messages[0] == draft(1)
     assert drafter.heard.messages[0] == Close(SESSION, 1)
@@ -219,7 +219,7 @@ async def test_two_sites_stay_joined_beside_each_other(machine: Machine, join: J
         changed |= with_keys({"drafters": rights_file("drafter", [name])}, here)
         server = machine.start("edge", number, changed, site)
         drafter = await join(server, "drafter", name, (here / "drafters" / name).read_text())
-        await until_heard(drafter, partial(gateway.say, "close", drafter, Close(SESSION, 1)))
+        await until_heard(drafter, partial(gateway.say, drafter, Close(SESSION, 1)))
     await asyncio.sleep(2.5)  # a link that was ended is made again after one
     assert sum("Leafnode connection created" in line for line in hub.log) == len(drafters), hub.log
 
@@ -236,7 +236,7 @@ async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
     async with front_of(hubs) as front:
         verifier = await join(front, "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
         gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
-        await until_heard(verifier, lambda: gateway.say("close", verifier, Close(SESSION, 1)))
+        await until_heard(verifier, lambda: gateway.say(verifier, Close(SESSION, 1)))
         (tmp_path / "nats.pid").write_text(str(hubs[0].pid))
         assert before_it_stops[0] == "nats-server"
         command = [str(find_binary()), *(word.replace("/run/nats", str(tmp_path)) for word in before_it_stops[1:])]
@@ -244,7 +244,7 @@ async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
         assert await asyncio.to_thread(hubs[0].wait) == 0
         async with asyncio.timeout(20):
             while Close(SESSION, 2) not in verifier.heard.messages:
-                await gateway.say("close", verifier, Close(SESSION, 2))
+                await gateway.say(verifier, Close(SESSION, 2))
                 await asyncio.sleep(0.05)
 
 
@@ -264,13 +264,13 @@ async def test_a_site_that_was_taken_over_is_no_more_than_its_own_drafters(
     gateway = await join(hub, "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
 
     async def lie() -> None:
-        await liar.bus.publish(subjects.to("verifier", verifier.id, "draft", forged), draft(1))
-        await liar.bus.publish(subjects.to("verifier", verifier.id, "close", gateway.id), Close(SESSION, 1))
-        await liar.say("draft", verifier, draft(2))  # this it may
+        await liar.bus.publish(subjects.to("verifier", verifier.id, Draft, forged), draft(1))
+        await liar.bus.publish(subjects.to("verifier", verifier.id, Close, gateway.id), Close(SESSION, 1))
+        await liar.say(verifier, draft(2))  # this it may
 
     await until_heard(verifier, lie)
-    await until_heard(other, lambda: gateway.say("close", other, Close(SESSION, 2)))
-    await until_heard(liar, lambda: gateway.say("close", liar, Close(SESSION, 3)))
+    await until_heard(other, lambda: gateway.say(other, Close(SESSION, 2)))
+    await until_heard(liar, lambda: gateway.say(liar, Close(SESSION, 3)))
     assert all(message == draft(2) for message in verifier.heard.messages)
     assert Close(SESSION, 3) in spied.messages
     assert Close(SESSION, 2) not in spied.messages

@@ -149,7 +149,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     stranger = Peer(outside, "drafter", "stranger")
     for peer in (gateway, drafter, stranger):
         await peer.listen()
-    await gateway.listen_to_all("heartbeat")
+    await gateway.listen_to_all(Heartbeat)
     task = asyncio.create_task(verifier.run())
     world = World(network, verifier, task, model, registry, outside, gateway, drafter, stranger)
     try:

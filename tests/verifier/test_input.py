@@ -44,7 +44,7 @@ class Siege:
 
     async def inject(self, packet: bytes, verb: str = "draft", sender: str = "") -> None:
         verifier_id, sender = self.world.verifier.instance_id, sender or self.world.drafter.instance_id
-        await self.world.network.inject(subjects.to("verifier", verifier_id, verb, sender), packet)
+        await self.world.network.inject(subjects.with_verb("verifier", verifier_id, verb, sender), packet)
 
     def draft(self, **changes: object) -> Draft:
         """A good draft for the attacked session, except for `changes`."""
@@ -274,7 +274,7 @@ async def test_a_flood_of_drafts_leaves_the_pending_guesses_bounded(siege: Siege
 async def test_the_verifier_never_publishes_to_a_reply_subject_that_a_message_names(nats_network: OverNats) -> None:
     async with running(nats_network) as world:
         siege = await besieged(world)
-        trap = subjects.to("gateway", world.gateway.instance_id, "verdict", world.verifier.instance_id)
+        trap = subjects.to("gateway", world.gateway.instance_id, Verdict, world.verifier.instance_id)
         caught: list[bytes] = []
         all_caught = asyncio.Event()
 
@@ -296,7 +296,7 @@ async def test_the_verifier_never_publishes_to_a_reply_subject_that_a_message_na
             for verb, messages in said.items():
                 sender = drafter_id if verb == "draft" else world.gateway.instance_id
                 for message in messages:
-                    subject = subjects.to("verifier", verifier_id, verb, sender)
+                    subject = subjects.with_verb("verifier", verifier_id, verb, sender)
                     await nats_network.inject(subject, encode(message), reply)
         await world.settled()
         assert world.drafter.of(Failure), "the drafts were answered where their sender listens"
@@ -311,7 +311,7 @@ async def test_a_forged_word_that_nobody_listens_is_counted_and_dropped(nats_net
     async with running(nats_network) as world:
         siege = await besieged(world)
         for verb in ("draft", "absent"):
-            subject = subjects.to("verifier", world.verifier.instance_id, verb, world.drafter.instance_id)
+            subject = subjects.with_verb("verifier", world.verifier.instance_id, verb, world.drafter.instance_id)
             await nats_network.raw.publish(subject, b"", headers={"Status": "503"})
         await nats_network.raw.flush()
         await world.settled()

@@ -250,7 +250,7 @@ class Sessions:
             load=Load(num_sessions=len(self._live), max_sessions=self.max_sessions),
             draining=draining,
         )
-        await self._publish(subjects.broadcast("heartbeat", self.instance_id), heartbeat)
+        await self._publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
 
     async def send(self, session: Session) -> None:
         """Sends the session's messages. Its own timers repeat what gets lost."""
@@ -260,11 +260,11 @@ class Sessions:
             absent_to = None
             if not isinstance(send.message, Close):
                 verb = f"{ABSENT}-{session.session_id}-{send.service}-{send.message.term}"
-                absent_to = subjects.to("gateway", self.instance_id, verb, self.instance_id)
+                absent_to = subjects.with_verb("gateway", self.instance_id, verb, self.instance_id)
             await self._publish(self._subject(send), send.message, absent_to)
 
     def _subject(self, send: Send) -> str:
-        return subjects.to(send.service, send.instance_id, send.verb, self.instance_id)
+        return subjects.to(send.service, send.instance_id, type(send.message), self.instance_id)
 
     async def _publish(self, subject: str, message: Message, absent_to: str | None = None) -> None:
         try:

@@ -200,7 +200,7 @@ async def test_a_pass_counts_once_however_many_verdicts_tell_of_it() -> None:
         tally = Tally()
         ids = TokenIds([1])
         verdict = Verdict(subjects.new_session_id(), 1, 0, 5, ids, 0, None, None, compute_ms, 2, queue, tally)
-        await speaker.publish(subjects.to("gateway", gateway, "verdict", verifier), verdict)
+        await speaker.publish(subjects.to("gateway", gateway, Verdict, verifier), verdict)
 
     await say(9.0, 0.9)
     await until(lambda: watch.heard().queue == 0.9)
@@ -209,7 +209,7 @@ async def test_a_pass_counts_once_however_many_verdicts_tell_of_it() -> None:
         await say(compute_ms, queue)
     seen = PairReport(verifier, 1, 8, 40, 40, 0, 0, 0, 10.0, 31.0, 0.0, 20.0, 100)
     idle = PairReport(verifier, 0, 8, 0, 0, 0, 0, 0, 10.0, 99.0, 0.0, 20.0, 100)
-    await speaker.publish(subjects.broadcast("report", drafter), Report(drafter, 1, [seen, idle]))
+    await speaker.publish(subjects.broadcast(Report, drafter), Report(drafter, 1, [seen, idle]))
     await until(lambda: watch.heard().rtt_ms == 31.0)
     await until(lambda: watch.heard().queue == pytest.approx(0.25))
 

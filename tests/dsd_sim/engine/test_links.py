@@ -29,10 +29,10 @@ SESSION = subjects.new_session_id()
 IDS = TokenIds(range(20_000, 20_008))
 
 
-def on_the_wire(message: Message, service: subjects.Service, to: str, verb: str, sender: str) -> int:
+def on_the_wire(message: Message, service: subjects.Service, to: str, sender: str) -> int:
     """Bytes of a message in core NATS."""
     content = encode(message)
-    command = f"PUB {subjects.to(service, to, verb, sender)} {len(content)}\r\n"
+    command = f"PUB {subjects.to(service, to, type(message), sender)} {len(content)}\r\n"
     return TCP_IP_BYTES + len(command) + len(content) + len("\r\n")
 
 
@@ -45,9 +45,9 @@ def test_messages_are_as_long_as_those_of_the_services() -> None:
         SESSION, 1, VERIFIER, IDS, TokenIds(), Sampling(), TokenIds((2,)), 256, Speculation("adaptive", 8, 0.0)
     )
     expected = {
-        DRAFT_BYTES: on_the_wire(draft, "verifier", VERIFIER, "draft", DRAFTER),
-        VERDICT_BYTES: on_the_wire(verdict, "drafter", DRAFTER, "verdict", VERIFIER),
-        SPECULATE_BYTES: on_the_wire(speculate, "drafter", DRAFTER, "speculate", GATEWAY),
+        DRAFT_BYTES: on_the_wire(draft, "verifier", VERIFIER, DRAFTER),
+        VERDICT_BYTES: on_the_wire(verdict, "drafter", DRAFTER, VERIFIER),
+        SPECULATE_BYTES: on_the_wire(speculate, "drafter", DRAFTER, GATEWAY),
     }
     for assumed, sent in expected.items():
         assert assumed + TOKEN_BYTES * len(IDS) == pytest.approx(sent, rel=0.15)

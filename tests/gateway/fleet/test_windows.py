@@ -42,7 +42,9 @@ class Pair:
 
     async def decide(self, decision: WindowDecision) -> None:
         """Returns when the gateway has heard it."""
-        await self.bus.publish(subjects.to("drafter", decision.drafter_id, "window", self.controller_id), decision)
+        await self.bus.publish(
+            subjects.to("drafter", decision.drafter_id, WindowDecision, self.controller_id), decision
+        )
         heard = self.world.gateway.sessions.windows
         await until(lambda: any(each.decision == decision for each in heard))
 

@@ -157,7 +157,7 @@ async def test_a_choice_that_hit_its_stop_string_is_closed_while_the_others_go_o
 async def test_a_stopped_choice_whose_close_was_lost_is_closed_when_it_speaks_again(world: World) -> None:
     verifier = await world.verifier(pass_s=0.01)
     verifier.by_seed = {7: ids_of("here it stops " * 30), 8: ids_of("on and on it goes " * 30)}
-    closes = to("verifier", verifier.instance_id, "close", world.gateway.sessions.instance_id)
+    closes = to("verifier", verifier.instance_id, Close, world.gateway.sessions.instance_id)
     world.network.cut(closes)
     response = await world.client.post(CHAT, json=chat(n=2, seed=7, stop="stop", stream=True))
     await until(lambda: len(world.gateway.sessions) == 1)

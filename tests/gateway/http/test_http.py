@@ -154,7 +154,7 @@ async def test_an_adaptive_answer_tells_the_window_that_a_controller_decided(wor
     assert undecided["dsd"]["window"] is None
     controller, controller_id = world.network.connect(), new_instance_id("controller")
     decision = WindowDecision(drafter.instance_id, verifier.instance_id, 12, 2, True, "test", 1)
-    await controller.publish(to("drafter", drafter.instance_id, "window", controller_id), decision)
+    await controller.publish(to("drafter", drafter.instance_id, WindowDecision, controller_id), decision)
     decided = await (await world.client.post(CHAT, json=chat())).json()
     assert (decided["dsd"]["speculation"], decided["dsd"]["window"]) == ("adaptive", 12)
 

@@ -12,7 +12,7 @@ from aiohttp import ClientResponse
 
 from shared.bus.memory_bus import Faults
 from shared.protocol import subjects
-from shared.protocol.messages import Close, Failure, Open, Speculate, Tally, TokenIds, Verdict
+from shared.protocol.messages import Close, Failure, Heartbeat, Open, Speculate, Tally, TokenIds, Verdict
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL
 
@@ -217,7 +217,7 @@ async def test_lost_repeated_and_reordered_messages_change_no_text(folder: Path,
 async def test_a_session_whose_close_was_lost_is_closed_when_it_speaks_again(long_world: World) -> None:
     world = long_world
     verifier = await world.verifier(pass_s=PASS_S)
-    closes = subjects.to("verifier", verifier.instance_id, "close", world.gateway.sessions.instance_id)
+    closes = subjects.to("verifier", verifier.instance_id, Close, world.gateway.sessions.instance_id)
     world.network.cut(closes)
     stream = await ask(world, stop="hello")
     assert await stream.read() == LONG[: LONG.index("hello")]
@@ -241,9 +241,9 @@ async def test_what_strangers_say_is_dropped(long_world: World) -> None:
         base = len(order.prompt_ids)
         verdict = Verdict(order.session_id, term, 0, base, lie, 0, "stop", None, 0.0, 1, 0.0, Tally())
         failure = Failure(order.session_id, term, "internal", "no", False)
-        await stranger.publish(subjects.to("gateway", gateway, "verdict", sender), verdict)
-        await stranger.publish(subjects.to("gateway", gateway, "failure", sender), failure)
-    await stranger.publish(subjects.to("gateway", gateway, "open", subjects.new_instance_id("verifier")), order)
+        await stranger.publish(subjects.to("gateway", gateway, Verdict, sender), verdict)
+        await stranger.publish(subjects.to("gateway", gateway, Failure, sender), failure)
+    await stranger.publish(subjects.to("gateway", gateway, Open, subjects.new_instance_id("verifier")), order)
     assert await stream.read() == LONG
     assert world.count("dropped_total", reason="foreign sender or stale term") >= 4
     assert world.count("dropped_total", reason="not for a gateway") == 1
@@ -252,6 +252,6 @@ async def test_what_strangers_say_is_dropped(long_world: World) -> None:
 async def test_the_gateway_s_heartbeat_renews_leases(world: World) -> None:
     heard: list[str] = []
     await world.network.connect().subscribe(
-        subjects.all_broadcasts("heartbeat"), lambda subject, _: heard.append(subjects.sender(subject))
+        subjects.all_broadcasts(Heartbeat), lambda subject, _: heard.append(subjects.sender(subject))
     )
     await until(lambda: heard.count(world.gateway.sessions.instance_id) >= 3)

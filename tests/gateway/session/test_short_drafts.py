@@ -79,7 +79,7 @@ async def test_a_draft_of_short_context_guesses_what_it_can_see_and_the_text_goe
 async def test_a_draft_is_only_asked_where_it_can_see_one_token_of_the_answer(folder: Path, room: int) -> None:
     asked: list[Any] = []
     async with a_world(folder) as world, a_pair(world, len(PROMPT) + room):
-        await world.network.connect().subscribe(all_said("drafter", "speculate"), lambda _, said: asked.append(said))
+        await world.network.connect().subscribe(all_said("drafter", Speculate), lambda _, said: asked.append(said))
         told = await ask(world)
         assert told["usage"]["completion_tokens"] == TARGET_CONTEXT - len(PROMPT)
         assert [type(each) for each in asked] == [Speculate] * room

@@ -9,16 +9,16 @@ from prometheus_client import CollectorRegistry
 
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
-from shared.protocol.messages import NO_TOKENS, Draft, Message, Open, Sampling, TokenIds
+from shared.protocol.messages import NO_TOKENS, Draft, Message, Open, Opened, Sampling, TokenIds
 
 SESSION = "0123456789abcdef" * 2
 GATEWAY, DRAFTER = subjects.new_instance_id("gateway"), subjects.new_instance_id("edge-1")
 VERIFIER = subjects.new_instance_id("cloud")
-DRAFTS = subjects.to("verifier", VERIFIER, "draft", DRAFTER)
-OPENS = subjects.to("verifier", VERIFIER, "open", GATEWAY)
+DRAFTS = subjects.to("verifier", VERIFIER, Draft, DRAFTER)
+OPENS = subjects.to("verifier", VERIFIER, Open, GATEWAY)
 INBOX = subjects.inbox("verifier", VERIFIER)
-OPENED = subjects.to("gateway", GATEWAY, "opened", VERIFIER)
-ABSENT_TO = subjects.to("gateway", GATEWAY, "absent", VERIFIER)
+OPENED = subjects.to("gateway", GATEWAY, Opened, VERIFIER)
+ABSENT_TO = subjects.with_verb("gateway", GATEWAY, "absent", VERIFIER)
 GATEWAY_INBOX = subjects.inbox("gateway", GATEWAY)
 
 

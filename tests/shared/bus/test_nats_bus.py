@@ -15,7 +15,7 @@ from shared.bus import nats_bus
 from shared.bus.bus import Absent
 from shared.bus.nats_bus import BusLost, NatsBus
 from shared.protocol import subjects
-from shared.protocol.messages import Close
+from shared.protocol.messages import Close, Heartbeat, Report
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.plugins.nats import NatsServer, StartNatsServer
@@ -152,9 +152,7 @@ async def test_a_subscription_made_while_disconnected_lives_after_the_restart(
     await verifier.bus.subscribe(INBOX, heard)
     nats_server.start()
     await asyncio.gather(drafter.until(drafter.is_up), verifier.until(verifier.is_up))
-    await verifier.bus.subscribe(
-        subjects.all_broadcasts("heartbeat"), Heard()
-    )  # its answer comes after the first one's
+    await verifier.bus.subscribe(subjects.all_broadcasts(Heartbeat), Heard())  # its answer comes after the first one's
     await drafter.bus.publish(DRAFTS, draft(1))
     assert await heard.wait_for(1) == [draft(1)]
 
@@ -273,7 +271,7 @@ async def test_a_forbidden_publish_is_counted_and_named(start_nats_server: Start
     heard = Heard()
     await verifier.bus.subscribe("dsd.v1.>", heard)
     with structlog.testing.capture_logs() as lines:
-        await drafter.bus.publish(subjects.broadcast("report", "edge-2.0123456789ab"), draft(1))
+        await drafter.bus.publish(subjects.broadcast(Report, "edge-2.0123456789ab"), draft(1))
         await drafter.bus.publish(DRAFTS, draft(2))
         assert await heard.wait_for(1) == [draft(2)]
         await drafter.until_count(1, "errors", kind="permission violation")
@@ -313,7 +311,7 @@ async def test_a_message_that_the_client_can_not_read_does_not_make_it_deaf(
     nats_server: NatsServer, connect: Connect, command: bytes
 ) -> None:
     drafter, verifier, heard = await connect(nats_server), await connect(nats_server), Heard()
-    await verifier.bus.subscribe(subjects.all_broadcasts("heartbeat"), heard)
+    await verifier.bus.subscribe(subjects.all_broadcasts(Heartbeat), heard)
     await verifier.bus.subscribe(INBOX, heard)
     say(nats_server, command)
     await drafter.bus.publish(DRAFTS, draft(1))

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from shared.bus import parts
 from shared.bus.parts import MAX_WAITING, MAX_WAITING_BYTES, MAX_WAITING_S, PART_BYTES, Assembler, split
 from shared.protocol import subjects
-from shared.protocol.messages import MAX_MESSAGE_BYTES, MalformedMessage
+from shared.protocol.messages import MAX_MESSAGE_BYTES, MalformedMessage, Open
 
 VERIFIER = "cloud.0123456789ab"
-SUBJECT = subjects.to("verifier", VERIFIER, "open", "gateway.000000000000")
-ELSEWHERE = subjects.to("verifier", VERIFIER, "open", "gateway.111111111111")
+SUBJECT = subjects.to("verifier", VERIFIER, Open, "gateway.000000000000")
+ELSEWHERE = subjects.to("verifier", VERIFIER, Open, "gateway.111111111111")
 
 
 def data_of(num_bytes: int, seed: int = 0) -> bytes:
@@ -26,7 +26,7 @@ def part(message_id: int, index: int, count: int, piece: bytes = b"x") -> bytes:
 
 
 def subject_of(name: str, nonce: int = 0) -> str:
-    return subjects.to("verifier", VERIFIER, "open", f"{name}.{nonce:012x}")
+    return subjects.to("verifier", VERIFIER, Open, f"{name}.{nonce:012x}")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

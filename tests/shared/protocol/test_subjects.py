@@ -6,7 +6,7 @@ import pytest
 
 from shared.bus.memory_bus import matches
 from shared.protocol import subjects
-from shared.protocol.messages import Close
+from shared.protocol.messages import Close, Draft, Heartbeat, Open, Report, Verdict, WindowDecision
 
 VERIFIER, DRAFTER = "cloud.0123456789ab", "edge-1.ba9876543210"
 
@@ -30,14 +30,14 @@ def test_session_ids_are_128_random_bits() -> None:
 
 
 def test_a_direct_subject_tells_receiver_verb_and_sender() -> None:
-    subject = subjects.to("verifier", VERIFIER, "draft", DRAFTER)
+    subject = subjects.to("verifier", VERIFIER, Draft, DRAFTER)
     assert subject == "dsd.v1.verifier.cloud.0123456789ab.draft.edge-1.ba9876543210"
     assert subjects.sender(subject) == DRAFTER
     assert subjects.verb(subject) == "draft"
 
 
 def test_a_broadcast_tells_verb_and_sender() -> None:
-    subject = subjects.broadcast("heartbeat", VERIFIER)
+    subject = subjects.broadcast(Heartbeat, VERIFIER)
     assert subject == "dsd.v1.heartbeat.cloud.0123456789ab"
     assert subjects.sender(subject) == VERIFIER
     assert subjects.verb(subject) == "heartbeat"
@@ -45,26 +45,26 @@ def test_a_broadcast_tells_verb_and_sender() -> None:
 
 def test_an_inbox_gets_all_that_is_said_to_one_instance_and_nothing_else() -> None:
     inbox = subjects.inbox("verifier", VERIFIER)
-    assert matches(inbox, subjects.to("verifier", VERIFIER, "draft", DRAFTER))
-    assert matches(inbox, subjects.to("verifier", VERIFIER, "open", "gateway.000000000000"))
-    assert not matches(inbox, subjects.to("verifier", "cloud.ffffffffffff", "draft", DRAFTER))
-    assert not matches(inbox, subjects.to("drafter", VERIFIER, "draft", DRAFTER))
-    assert not matches(inbox, subjects.broadcast("heartbeat", VERIFIER))
+    assert matches(inbox, subjects.to("verifier", VERIFIER, Draft, DRAFTER))
+    assert matches(inbox, subjects.to("verifier", VERIFIER, Open, "gateway.000000000000"))
+    assert not matches(inbox, subjects.to("verifier", "cloud.ffffffffffff", Draft, DRAFTER))
+    assert not matches(inbox, subjects.to("drafter", VERIFIER, Draft, DRAFTER))
+    assert not matches(inbox, subjects.broadcast(Heartbeat, VERIFIER))
 
 
 def test_all_broadcasts_of_a_verb_are_heard_whoever_says_them() -> None:
-    pattern = subjects.all_broadcasts("heartbeat")
-    assert matches(pattern, subjects.broadcast("heartbeat", VERIFIER))
-    assert matches(pattern, subjects.broadcast("heartbeat", DRAFTER))
-    assert not matches(pattern, subjects.broadcast("report", DRAFTER))
-    assert not matches(pattern, subjects.to("verifier", VERIFIER, "heartbeat", DRAFTER))
+    pattern = subjects.all_broadcasts(Heartbeat)
+    assert matches(pattern, subjects.broadcast(Heartbeat, VERIFIER))
+    assert matches(pattern, subjects.broadcast(Heartbeat, DRAFTER))
+    assert not matches(pattern, subjects.broadcast(Report, DRAFTER))
+    assert not matches(pattern, subjects.to("verifier", VERIFIER, Heartbeat, DRAFTER))
 
 
 def test_all_that_is_said_with_a_verb_to_a_service_is_heard_whoever_it_is_for() -> None:
-    pattern = subjects.all_said("drafter", "window")
-    assert matches(pattern, subjects.to("drafter", DRAFTER, "window", "controller.000000000000"))
-    assert not matches(pattern, subjects.to("drafter", DRAFTER, "verdict", VERIFIER))
-    assert not matches(pattern, subjects.to("verifier", VERIFIER, "window", "controller.000000000000"))
+    pattern = subjects.all_said("drafter", WindowDecision)
+    assert matches(pattern, subjects.to("drafter", DRAFTER, WindowDecision, "controller.000000000000"))
+    assert not matches(pattern, subjects.to("drafter", DRAFTER, Verdict, VERIFIER))
+    assert not matches(pattern, subjects.to("verifier", VERIFIER, WindowDecision, "controller.000000000000"))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ async def _ids_of(bus: nats_bus.NatsBus, names: tuple[str, ...]) -> list[str]:
 
     def hear(subject: str, message: Message | Absent) -> None:
         if isinstance(message, Heartbeat):
-            found[message.instance_id.split(".")[0]] = message.instance_id
+            found[subjects.instance_name(message.instance_id)] = message.instance_id
         if found.keys() >= set(names):
             complete.set()
 

@@ -103,9 +103,9 @@ class Conductor:
     def _hear(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Heartbeat(service="drafter", instance_id=name):
-                self._drafters[_configured(name)] = name
+                self._drafters[subjects.instance_name(name)] = name
             case Heartbeat(service="verifier", instance_id=name):
-                self._verifiers[_configured(name)] = name
+                self._verifiers[subjects.instance_name(name)] = name
             case Report(drafter_id=name) if name in self._drafters.values():
                 self.draft_ms = next((seen.draft_ms for seen in message.pairs), self.draft_ms)
                 self._reports.put_nowait(message)
@@ -154,11 +154,6 @@ class Conductor:
             choice.min_confidence,
         )
         await self._bus.publish(subjects.to("drafter", pair.drafter_id, WindowDecision, self._instance_id), decision)
-
-
-def _configured(instance_id: str) -> str:
-    """The configured part of an instance id."""
-    return instance_id.rpartition(".")[0]
 
 
 @asynccontextmanager

@@ -66,11 +66,6 @@ def now_ms() -> float:
     return time.monotonic() * 1e3
 
 
-def name_of(instance_id: str) -> str:
-    """The configured name in an instance id: a label with few values, where ids change with every boot."""
-    return instance_id.partition(".")[0]
-
-
 class Drafter:
     """One drafter on one bus. Handlers change tables and return; the loop drafts; the outbox publishes in order."""
 
@@ -270,7 +265,7 @@ class Drafter:
                 report = Report(self.instance_id, self._sequence, reports)
                 self._outbox.put(subjects.broadcast(Report, self.instance_id), report)
                 for pair in reports:
-                    name = name_of(pair.verifier_id)
+                    name = subjects.instance_name(pair.verifier_id)
                     self._metrics.window.labels(name).set(pair.window)
                     self._metrics.min_confidence.labels(name).set(choices[pair.verifier_id].min_confidence)
                     self._metrics.rtt_seconds.labels(name).set(pair.rtt_ms / 1e3)

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.protocol.subjects import new_instance_id
+from shared.protocol.subjects import PREFIX, new_instance_id
 
 SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # an NKey begins with what it is: S for a seed, U for a user
 SEED_BYTES = 32
@@ -34,7 +34,7 @@ _USER_LINE = re.compile(r"^ *\{nkey: .+\}$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Subjects behind `dsd.v1.` that a user may publish and subscribe; NAME stands for the user's name."""
+    """Subjects behind `PREFIX.` that a user may publish and subscribe; NAME stands for the user's name."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -94,7 +94,7 @@ def _rights_block(user: str, rights: Rights, names: list[str]) -> str:
     lines = [f"rights-{user}: {{"]
     for verb, subjects in (("publish", rights.publish), ("subscribe", rights.subscribe)):
         own = dict.fromkeys(subject.replace("NAME", name) for name in names for subject in subjects)
-        lines += [f"  {verb}: [", *(f'    "dsd.v1.{subject}"' for subject in own), "  ]"]
+        lines += [f"  {verb}: [", *(f'    "{PREFIX}.{subject}"' for subject in own), "  ]"]
     return "\n".join([*lines, "}", ""])
 
 

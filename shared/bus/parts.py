@@ -84,7 +84,8 @@ class Assembler:
         self._forget_old(now)
         # The subject carries the sender's id, so nobody can add to another's message.
         key = (subject, part.message_id)
-        waiting = self._waiting.setdefault(key, _Waiting(subjects.sender(subject).split(".")[0], now, part.count))
+        sender = subjects.instance_name(subjects.sender(subject))
+        waiting = self._waiting.setdefault(key, _Waiting(sender, now, part.count))
         if part.count != waiting.count:
             raise MalformedMessage(f"a part of {part.count} for a message of {waiting.count} parts")
         waiting.pieces[part.index] = part.piece

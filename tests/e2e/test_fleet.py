@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from shared.protocol.subjects import instance_name
 from tests.e2e.processes import FATES, Processes, Question, processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -104,7 +105,7 @@ async def test_dsd_gets_the_same_text_and_sees_the_whole_fleet(fleet: Processes)
     for service in ("verifier", "drafter", "controller"):
         assert [peer["name"] for peer in told[f"{service}s"]] == sorted(fleet.names(service))
     assert all(peer["num_sessions"] == 0 < peer["step_ms"] for peer in told["drafters"])
-    pairs = {(pair["drafter_id"].split(".")[0], pair["verifier_id"].split(".")[0]) for pair in told["windows"]}
+    pairs = {(instance_name(pair["drafter_id"]), instance_name(pair["verifier_id"])) for pair in told["windows"]}
     assert (asked["dsd"]["drafter"], asked["dsd"]["verifier"]) in pairs
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from shared.policies.routing import ROUTERS, Candidate
 from shared.protocol.messages import Load
+from shared.protocol.subjects import instance_name
 
 
 def instance(name: str, num_sessions: int = 0, queue_tokens: int = 0, num_since: int = 0) -> Candidate:
@@ -17,7 +18,7 @@ def instance(name: str, num_sessions: int = 0, queue_tokens: int = 0, num_since:
 
 def chosen(policy: str, candidates: list[Candidate], times: int, seed: int = 0) -> Counter[str]:
     router, rng = ROUTERS[policy](), random.Random(seed)
-    return Counter(router.choose(candidates, rng).instance_id.split(".")[0] for _ in range(times))
+    return Counter(instance_name(router.choose(candidates, rng).instance_id) for _ in range(times))
 
 
 @pytest.mark.parametrize("policy", ROUTERS)

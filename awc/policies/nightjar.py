@@ -23,9 +23,9 @@ from typing import ClassVar
 from awc.estimators.trial import Trial
 from awc.policy import WindowChoice
 from shared.protocol.messages import MAX_WINDOW, PairReport
+from shared.timing import REPORT_S
 
 SEED = 2512
-REPORT_MS = 250.0  # between two reports
 CHANGED = 2.0  # ratio of two losses, either way
 
 
@@ -84,7 +84,7 @@ class NightjarPair:
         if not plan.bins_left:
             plan.begin_block(policy, self._random)
         catch_up_ms = policy.catch_up * seen.draft_ms * seen.context * seen.num_sessions
-        bin_ms = policy.bin_reports * REPORT_MS
+        bin_ms = policy.bin_reports * 1e3 * REPORT_S
         window = plan.next_window(ended.window, price=catch_up_ms / (plan.bins_left * bin_ms))
         self._trial = ended.followed_by(window, policy.settling)
         self._choice = policy.start.with_window(window)

@@ -19,11 +19,12 @@ from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, is_plausible
 from dsd_sim.engine import cloud, edge, events, kernel, outages
 from dsd_sim.engine.acceptance import AcceptanceModel
-from dsd_sim.engine.heartbeats import STALE_INTERVALS, Heartbeats
+from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
 from shared.policies.routing import Candidate, Router
 from shared.protocol.messages import Load
+from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
 
 REPORTS, HEARTBEATS = 0, 1  # kinds of ticks
 SPECULATE_BYTES = 310  # of a Speculate without tokens, with NATS subject and TCP/IP headers
@@ -34,10 +35,10 @@ class Timing:
     """heartbeat_ms and report_ms: intervals. decision_ms: how long a decision holds after the controller's last sign of
     life. expiry_ms: a pair without reports is forgotten after this time."""
 
-    heartbeat_ms: float = 1000.0
-    report_ms: float = 250.0
-    decision_ms: float = 30_000.0
-    expiry_ms: float = 30_000.0
+    heartbeat_ms: float = 1e3 * HEARTBEAT_S
+    report_ms: float = 1e3 * REPORT_S
+    decision_ms: float = 1e3 * DECISION_TTL_S
+    expiry_ms: float = 1e3 * PAIR_EXPIRY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ class SimFleet:
     def _replace(self) -> None:
         """Gives another verifier or drafter, if there is one, to sessions that lost theirs."""
         world = self.world
-        for slot in outages.lost_slots(world, self.now - (STALE_INTERVALS - 1) * self.timing.heartbeat_ms).tolist():
+        for slot in outages.lost_slots(world, self.now - (STALE_HEARTBEATS - 1) * self.timing.heartbeat_ms).tolist():
             request = world.requests[world.slots[slot]["request"]]
             node = self._route() if world.slots[slot]["lost_verifier"] else int(request["node"])
             if node is None:

@@ -1,6 +1,6 @@
 """Which devices and verifiers the gateway considers gone, judged by their heartbeats.
 
-Invariant: an instance is gone after STALE_INTERVALS intervals without a heartbeat, as in the gateway.
+Invariant: an instance is gone after STALE_HEARTBEATS intervals without a heartbeat, as in the gateway.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-STALE_INTERVALS = 3
+from shared.timing import STALE_HEARTBEATS
 
 
 class Heartbeats:
@@ -24,7 +24,7 @@ class Heartbeats:
         self._missed_by_nodes = np.where(are_nodes_down, self._missed_by_nodes + 1, 0)
 
     def is_device_gone(self, index: int) -> bool:
-        return bool(self._missed_by_devices[index] >= STALE_INTERVALS)
+        return bool(self._missed_by_devices[index] >= STALE_HEARTBEATS)
 
     def is_node_gone(self, index: int) -> bool:
-        return bool(self._missed_by_nodes[index] >= STALE_INTERVALS)
+        return bool(self._missed_by_nodes[index] >= STALE_HEARTBEATS)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.runtime.config import ServiceSettings
+from shared.timing import DRAFTER_LEASE_S
 
 
 class VerifierSettings(ServiceSettings):
@@ -26,7 +27,7 @@ class VerifierSettings(ServiceSettings):
     max_sessions: int = Field(64, ge=1, description="Most open sessions")
     lease_s: float = Field(30.0, gt=0, description="A session is closed when its gateway is silent for so long")
     drafter_lease_s: float = Field(
-        2.0, gt=0, description="The verifier runs alone when the drafter is silent for so long"
+        DRAFTER_LEASE_S, gt=0, description="The verifier runs alone when the drafter is silent for so long"
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from shared.runtime.config import ServiceSettings
+from shared.timing import DECISION_TTL_S, REPORT_S
 
 
 class DrafterSettings(ServiceSettings):
@@ -16,5 +17,7 @@ class DrafterSettings(ServiceSettings):
     num_threads: int = Field(1, ge=1, description="CPU threads of the draft model")
     feed_tokens: int = Field(64, ge=1, description="Most tokens fed in one step when catching up with a text")
     max_sessions: int = Field(16, ge=1, description="Most sessions drafted for at once")
-    report_s: float = Field(0.25, ge=0.05, description="Least time between two reports to the controllers")
-    decision_ttl_s: float = Field(30.0, gt=0, description="A controller's decision counts no longer than this")
+    report_s: float = Field(REPORT_S, ge=0.05, description="Least time between two reports to the controllers")
+    decision_ttl_s: float = Field(
+        DECISION_TTL_S, gt=0, description="A controller's decision counts no longer than this"
+    )

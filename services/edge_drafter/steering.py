@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.protocol.messages import Heartbeat, WindowDecision
+from shared.timing import STALE_HEARTBEATS
 
-STALE_INTERVALS = 3
 MAX_CONTROLLERS = 64
 MAX_PAIRS = 1024
 
@@ -41,7 +41,7 @@ class Steering:
         if heartbeat.draining:
             self._alive_until.pop(heartbeat.instance_id, None)
         elif heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
-            self._alive_until[heartbeat.instance_id] = now + STALE_INTERVALS * heartbeat.interval_s * 1e3
+            self._alive_until[heartbeat.instance_id] = now + STALE_HEARTBEATS * heartbeat.interval_s * 1e3
 
     def leader(self, now: float) -> str | None:
         """The controller that is followed now; None when none is alive."""

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from shared.timing import DRAIN_S
+
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 15.0
 STEADY_S = 30.0  # a child that ran so long starts again with the shortest pause
-MIN_END_S = 30.0  # between SIGTERM and SIGKILL, at least
-AFTER_DRAIN_S = 10.0  # what a service may take to end when its drain is over, and a little more
+AFTER_DRAIN_S = 10.0  # between the end of a drain and SIGKILL
+MIN_END_S = DRAIN_S + AFTER_DRAIN_S  # between SIGTERM and SIGKILL
 MAX_LOG_BYTES = 32 << 20
 
 

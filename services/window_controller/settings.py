@@ -13,6 +13,7 @@ from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
 from awc.registry import POLICIES
 from shared.protocol.messages import MAX_WINDOW
 from shared.runtime.config import ServiceSettings, SettingsFile
+from shared.timing import PAIR_EXPIRY_S
 
 STEERING = {"window_policy", "window", "chunk", "free_run", "min_confidence"}  # a reload applies these
 
@@ -45,7 +46,9 @@ class ControllerSettings(ServiceSettings):
         description="A guess below this probability ends its window; the policy confidence starts with it",
     )
     announce_s: float = Field(5.0, gt=0, le=60, description="Seconds between repeats of an unchanged decision")
-    pair_expiry_s: float = Field(30.0, gt=0, description="Seconds without a report after which a pair is removed")
+    pair_expiry_s: float = Field(
+        PAIR_EXPIRY_S, gt=0, description="Seconds without a report after which a pair is removed"
+    )
     max_pairs: int = Field(1 << 16, ge=1, description="Most drafter-verifier pairs")
     max_verifiers: int = Field(1024, ge=1, description="Most live verifiers")
     max_waiting: int = Field(4096, ge=1, description="Most queued reports; further ones are dropped")

@@ -1,14 +1,14 @@
 """The live verifiers, by their heartbeats.
 
-Invariant: at most `max_verifiers`. A verifier is live for MISSED_HEARTBEATS of its heartbeat intervals, at most
+Invariant: at most `max_verifiers`. A verifier is live for STALE_HEARTBEATS of its heartbeat intervals, at most
 MAX_SILENCE_S.
 """
 
 from __future__ import annotations
 
 from shared.protocol.messages import Heartbeat
+from shared.timing import STALE_HEARTBEATS
 
-MISSED_HEARTBEATS = 3
 MAX_SILENCE_S = 60.0
 
 
@@ -23,7 +23,7 @@ class LiveVerifiers:
         """Records a heartbeat; False if the verifier is new and the table is full."""
         if heartbeat.instance_id not in self._alive_until and len(self._alive_until) >= self._max_verifiers:
             return False
-        silence_s = min(MISSED_HEARTBEATS * heartbeat.interval_s, MAX_SILENCE_S)
+        silence_s = min(STALE_HEARTBEATS * heartbeat.interval_s, MAX_SILENCE_S)
         self._alive_until[heartbeat.instance_id] = now + silence_s
         return True
 

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from shared.protocol.subjects import new_instance_id
+from shared.timing import DRAIN_S, HEARTBEAT_S
 
 ENV_PREFIX = "DSD_"
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
@@ -64,7 +65,7 @@ class ServiceSettings(BaseSettings):
         "",
         description="File with the CA certificate to hold the NATS server to; empty: the system's authorities",
     )
-    heartbeat_s: float = Field(1.0, gt=0, le=60, description="Seconds between two heartbeats")
+    heartbeat_s: float = Field(HEARTBEAT_S, gt=0, le=60, description="Seconds between two heartbeats")
     http_host: str = Field("127.0.0.1", description="Address of the health and metrics endpoints")
     http_port: int = Field(
         0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0 takes a free one"
@@ -72,7 +73,9 @@ class ServiceSettings(BaseSettings):
     http_keepalive_s: float = Field(
         75.0, gt=0, description="A connection that sends no request for so many seconds is closed"
     )
-    drain_s: float = Field(20.0, ge=0, le=3600, description="Seconds that running sessions get to finish after SIGTERM")
+    drain_s: float = Field(
+        DRAIN_S, ge=0, le=3600, description="Seconds that running sessions get to finish after SIGTERM"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 

@@ -11,9 +11,10 @@ from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, PairControl, WindowChoice, Wi
 from awc.registry import POLICIES
 from services.window_controller import pairs
 from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, PairController, PairId
-from services.window_controller.verifiers import MAX_SILENCE_S, MISSED_HEARTBEATS, LiveVerifiers
+from services.window_controller.verifiers import MAX_SILENCE_S, LiveVerifiers
 from shared.protocol.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
 from shared.protocol.subjects import new_instance_id
+from shared.timing import STALE_HEARTBEATS
 
 DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
 VERIFIER, OTHER_VERIFIER = new_instance_id("cloud"), new_instance_id("cloud")
@@ -289,7 +290,7 @@ def test_a_pair_on_which_a_policy_fails_begins_afresh(ladder: Recorded, monkeypa
 
 def test_a_pair_with_a_verifier_that_is_not_alive_is_not_taken(static: Recorded) -> None:
     assert static.report(0, seen(new_instance_id("nobody"))) == []
-    assert static.report(0, seen(), now=MISSED_HEARTBEATS * 1.0) == []
+    assert static.report(0, seen(), now=STALE_HEARTBEATS * 1.0) == []
     assert static.dropped == ["unknown_verifier", "unknown_verifier"]
     assert len(static.pairs) == 0
 

@@ -6,15 +6,16 @@ import pytest
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from services.edge_drafter import steering as module
-from services.edge_drafter.steering import STALE_INTERVALS, Steering
+from services.edge_drafter.steering import Steering
 from shared.protocol.messages import Heartbeat, Load, WindowDecision
+from shared.timing import STALE_HEARTBEATS
 
 DRAFTER = "edge.0123456789ab"
 VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"
 FIRST, SECOND, THIRD = (f"controller-{name}.0123456789ab" for name in "abc")
 TTL_MS = 1000.0
 INTERVAL_S = 0.1
-STALE_MS = STALE_INTERVALS * INTERVAL_S * 1e3
+STALE_MS = STALE_HEARTBEATS * INTERVAL_S * 1e3
 
 
 def beat(controller_id: str, draining: bool = False) -> Heartbeat:

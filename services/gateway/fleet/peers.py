@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from shared.policies.routing import Candidate
 from shared.protocol.messages import Heartbeat, Service
+from shared.timing import STALE_HEARTBEATS
 
-STALE_INTERVALS = 3
 MAX_PEERS = 4096  # further instances are ignored
 LAG_S = 0.02  # heartbeat propagation allowance beyond the round trip, seconds
 WORKERS = ("verifier", "drafter")  # services that take sessions; controllers are only listed
@@ -29,7 +29,7 @@ class Peer:
 
     @property
     def stale_at(self) -> float:
-        return self.heard_at + STALE_INTERVALS * self.heartbeat.interval_s
+        return self.heard_at + STALE_HEARTBEATS * self.heartbeat.interval_s
 
     @property
     def candidate(self) -> Candidate:

@@ -8,11 +8,12 @@ import random
 import msgspec
 import pytest
 
-from services.gateway.fleet.peers import MAX_PEERS, STALE_INTERVALS, PeerFleet
+from services.gateway.fleet.peers import MAX_PEERS, PeerFleet
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import Heartbeat, Load, Sampling, Service, Speculation, TokenIds
+from shared.timing import STALE_HEARTBEATS
 
 MODEL = "m"
 
@@ -40,7 +41,7 @@ def test_an_instance_is_a_choice_while_it_beats() -> None:
     fleet = PeerFleet()
     assert fleet.observe(beat("a.1", interval_s=2.0), 10.0)
     assert not fleet.observe(beat("a.1", interval_s=2.0), 12.0)
-    stale_at = 12.0 + STALE_INTERVALS * 2.0
+    stale_at = 12.0 + STALE_HEARTBEATS * 2.0
     assert [c.instance_id for c in fleet.choices("verifier", MODEL, stale_at - 0.1)] == ["a.1"]
     assert fleet.expire(stale_at - 0.1) == []
     assert fleet.choices("verifier", MODEL, stale_at) == []
@@ -118,8 +119,8 @@ def test_what_was_given_to_an_instance_that_was_forgotten_leaves_no_debt_when_it
     fleet, near = PeerFleet(), beat("d.1", "drafter")
     fleet.observe(near, 0.0)
     fleet.count_sessions("d.1", 1, None)
-    assert fleet.expire(float(STALE_INTERVALS)) == ["d.1"]
-    fleet.observe(near, STALE_INTERVALS + 1.0)
+    assert fleet.expire(float(STALE_HEARTBEATS)) == ["d.1"]
+    fleet.observe(near, STALE_HEARTBEATS + 1.0)
     fleet.count_sessions("d.1", -1, None)
     assert num_since(fleet) == 0
 
@@ -175,4 +176,4 @@ def test_a_controller_is_heard_of_and_is_no_choice() -> None:
     assert [peer.heartbeat.instance_id for peer in fleet.alive("controller", 1.0)] == ["c.1"]
     assert fleet.alive("gateway", 1.0) == []
     assert fleet.choices("verifier", MODEL, 1.0) == fleet.choices("drafter", MODEL, 1.0) == []
-    assert fleet.alive("controller", STALE_INTERVALS + 0.1) == []
+    assert fleet.alive("controller", STALE_HEARTBEATS + 0.1) == []

@@ -44,7 +44,7 @@ class Peer:
         verb = verb or subjects.VERBS[type(message)]
         await self._bus.publish(subjects.with_verb(service, receiver, verb, self.instance_id), message)
 
-    async def beat(self, *, instance_id: str = "", draining: bool = False, interval_s: float = 60.0) -> None:
+    async def send_heartbeat(self, *, instance_id: str = "", draining: bool = False, interval_s: float = 60.0) -> None:
         """A heartbeat of this peer, in the name of `instance_id`."""
         mine = instance_id or self.instance_id
         heartbeat = Heartbeat(self._service, mine, interval_s, ["fake"], 1024, 97, "fake", Load(), draining)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 
 from dsd_sim.engine import verify_session
 from dsd_sim.engine.events import (
@@ -36,6 +37,7 @@ CONSTANT_COST = np.array([1.0, 0, 0, 0, 0, 0, 0])  # weights of a pass that take
 DRAFTER_LEASE_MS = 1e3 * DRAFTER_LEASE_S
 VERDICT_BYTES = 240  # of a Verdict without tokens, with NATS subject and TCP/IP headers
 
+register_jitable(batching.pass_ms)
 form_pass = njit(cache=True)(batching.form_pass)
 round_to_kv_step = njit(cache=True)(batching.round_to_kv_step)
 
@@ -104,7 +106,8 @@ def collect(w, index):
     for i in range(num_batch):
         cached += w.verifiers[batch[i]].row_start
     node.num_batch, node.num_fed = num_batch, fed
-    node.pass_ms = node.slowdown * (drafted_ms + pass_ms(node.weights, num_batch, fed, cached))
+    elapsed_ms = max(batching.pass_ms(node.weights, num_batch, fed, cached), batching.LEAST_MS)
+    node.pass_ms = node.slowdown * (drafted_ms + elapsed_ms)
     if node.noise > 0:
         node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
     node.busy_ms += node.pass_ms
@@ -181,15 +184,6 @@ def _share_out(w, node, batch, num_ready, cached):
         fed += num
         left -= num
     return num_ready, fed
-
-
-@inlined
-def pass_ms(weights, num_sessions, num_tokens, cached_tokens):
-    """Milliseconds of a pass by the features of shared.policies.batching.PassCost."""
-    elapsed = weights[0] + weights[1] * num_sessions + weights[2] * num_tokens + weights[6] * cached_tokens / 1000
-    for k in range(len(batching.HINGES)):
-        elapsed += weights[3 + k] * max(0, num_tokens - batching.HINGES[k])
-    return max(elapsed, batching.LEAST_MS)
 
 
 @njit(cache=True)

@@ -22,7 +22,7 @@ from dsd_sim.engine.acceptance import AcceptanceModel
 from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
-from shared.policies.routing import Candidate, Router
+from shared.policies.routing import Router, RoutingCandidate
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
 
@@ -72,7 +72,7 @@ class SimFleet:
     num_done: int = 0
     is_watched: bool = False  # makes reports even if the policy never changes a window
     reported: ReportSums = field(default_factory=ReportSums)
-    _candidates: dict[int, Candidate] = field(init=False)  # nodes that are not gone
+    _candidates: dict[int, RoutingCandidate] = field(init=False)  # nodes that are not gone
     _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
     _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # newest decision of each pair
     _heard: dict[tuple[int, int], float] = field(default_factory=dict)  # time of each pair's newest report
@@ -244,7 +244,7 @@ class SimFleet:
         self._num_rebound[:] = 0
         self._heartbeats.advance(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
         self._candidates = {
-            index: Candidate(self._node_ids[index], load)
+            index: RoutingCandidate(self._node_ids[index], load)
             for index, load in enumerate(loads)
             if not self._heartbeats.is_node_gone(index)
         }

@@ -18,7 +18,7 @@ import structlog
 from services.cloud_verifier.engine import Drawn, Engine, StepRow
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
-from shared.policies.batching import Batcher, Candidate, PassCost
+from shared.policies.batching import BatchCandidate, Batcher, PassCost
 from shared.protocol.messages import Verdict
 from shared.protocol.sampling import History, is_adjusted
 from shared.protocol.verifier_session import PassInfo, PassRow
@@ -131,7 +131,7 @@ class VerifyLoop:
         self._table.share_prefixes()
         slots = self._table.ready()
         candidates = [
-            Candidate(
+            BatchCandidate(
                 num_todo=slot.state.num_todo,
                 num_guesses=len(slot.state.pending),
                 probability=slot.state.survival.probability,

@@ -17,7 +17,7 @@ import structlog
 from services.edge_drafter.guess import Guess, Question
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftCache, DraftModel
-from services.edge_drafter.sessions import Seat, SessionTable
+from services.edge_drafter.sessions import DraftSessions, SessionSlot
 from shared.protocol.drafter_session import DraftStep
 
 log = structlog.get_logger(__name__)
@@ -32,11 +32,11 @@ class DraftLoop:
     def __init__(
         self,
         model: DraftModel,
-        table: SessionTable,
+        table: DraftSessions,
         feed_tokens: int,
         metrics: DrafterMetrics,
-        send: Callable[[Seat], None],
-        fail: Callable[[Seat], None],
+        send: Callable[[SessionSlot], None],
+        fail: Callable[[SessionSlot], None],
     ) -> None:
         self._model = model
         self._table = table
@@ -57,12 +57,12 @@ class DraftLoop:
         """Runs until cancelled; a running step is waited for."""
         try:
             while True:
-                seat = self._table.next_turn()
-                if seat is None:
+                slot = self._table.next_turn()
+                if slot is None:
                     self._ready.clear()
                     await self._ready.wait()
                 else:
-                    await self._draft(seat)
+                    await self._draft(slot)
         finally:
             self._executor.shutdown(wait=True)
 
@@ -79,23 +79,23 @@ class DraftLoop:
             self._model.feed(cache, [0] * length, start)
             self._observe((time.perf_counter() - started) * 1e3, length)
 
-    async def _draft(self, seat: Seat) -> None:
-        state = seat.state
+    async def _draft(self, slot: SessionSlot) -> None:
+        state = slot.state
         step = state.begin_step(self._feed_tokens)
-        compute = partial(self._compute, seat.cache, step, Question.behind(state) if step.draws else None)
+        compute = partial(self._compute, slot.cache, step, Question.behind(state) if step.draws else None)
         started = time.perf_counter()
         try:
             guess = await asyncio.get_running_loop().run_in_executor(self._executor, compute)
         except Exception:
             log.exception("draft step failed", session=state.session_id)
             self._metrics.failed_steps.inc()
-            self._fail(seat)
+            self._fail(slot)
             return
         self._observe((time.perf_counter() - started) * 1e3, len(step.fed_ids))
         if state.end_step(step, guess.token_id, guess.confidence):
             self._metrics.drafted.inc()
             self._metrics.unsure.inc(state.is_unsure)
-        self._send(seat)
+        self._send(slot)
 
     def _compute(self, cache: DraftCache, step: DraftStep, question: Question | None) -> Guess:
         """In the model's thread: the guess for the position behind the fed tokens, where one is asked for."""

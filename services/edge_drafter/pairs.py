@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from services.edge_drafter.sessions import Seat
+from services.edge_drafter.sessions import SessionSlot
 from shared.protocol.messages import PairReport, Verdict
 from shared.protocol.verifier_session import Fates
 
@@ -53,10 +53,10 @@ class PairTable:
         self._pairs: dict[str, PairStats] = {}
         self.rtt_ms = 0.0  # to all verifiers, moving average; 0 before the first sample
 
-    def absorb(self, seat: Seat) -> Fates:
+    def absorb(self, slot: SessionSlot) -> Fates:
         """Moves what changed in a session's counts into its pair; returns the fates as they were before. The first call
         behind a rebind to another verifier still counts for the old one, which then forgets the session."""
-        state, seen = seat.state, seat.seen
+        state, seen = slot.state, slot.seen
         pair, before = self._pair(seen.verifier_id), seen.fates
         pair.drafted += state.drafted - seen.drafted
         pair.fates.accepted += state.fates.accepted - before.accepted
@@ -66,21 +66,21 @@ class PairTable:
         fates = state.fates
         seen.drafted = state.drafted
         seen.fates = Fates(fates.accepted, fates.rejected, fates.late, fates.discarded)
-        if seen.verifier_id != seat.verifier_id:
+        if seen.verifier_id != slot.verifier_id:
             pair.last_verdict.pop(state.session_id, None)
-            seen.verifier_id = seat.verifier_id
-            self._pair(seat.verifier_id)  # it has a session, so it is reported
+            seen.verifier_id = slot.verifier_id
+            self._pair(slot.verifier_id)  # it has a session, so it is reported
         return before
 
-    def observe(self, seat: Seat, verdict: Verdict, num_new: int, now: float) -> None:
+    def observe(self, slot: SessionSlot, verdict: Verdict, num_new: int, now: float) -> None:
         """Learns times from a verdict that fixed `num_new` tokens."""
-        pair = self._pair(seat.verifier_id)
+        pair = self._pair(slot.verifier_id)
         pair.queue = moving(pair.queue, verdict.queue)
         pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
         pair.batch = moving(pair.batch, verdict.batch)
         pair.pass_tokens = moving(pair.pass_tokens, verdict.pass_tokens)
-        if seat.state.round_trip.mean_ms is not None:
-            pair.rtt_ms = seat.state.round_trip.mean_ms
+        if slot.state.round_trip.mean_ms is not None:
+            pair.rtt_ms = slot.state.round_trip.mean_ms
             self.rtt_ms = moving(self.rtt_ms, pair.rtt_ms)
         if num_new:
             last = pair.last_verdict.get(verdict.session_id)
@@ -89,15 +89,15 @@ class PairTable:
                 pair.gap_tokens = moving(pair.gap_tokens, num_new)
             pair.last_verdict[verdict.session_id] = now
 
-    def forget(self, seat: Seat) -> None:
+    def forget(self, slot: SessionSlot) -> None:
         """A session is over."""
-        self._pair(seat.verifier_id).last_verdict.pop(seat.state.session_id, None)
+        self._pair(slot.verifier_id).last_verdict.pop(slot.state.session_id, None)
 
-    def take_reports(self, seats: list[Seat], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
+    def take_reports(self, slots: list[SessionSlot], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
         """Reports of pairs that have sessions or changed, and a new start for their counts; others are forgotten."""
         reports: list[PairReport] = []
         for verifier_id, pair in list(self._pairs.items()):
-            mine = [seat for seat in seats if seat.verifier_id == verifier_id]
+            mine = [slot for slot in slots if slot.verifier_id == verifier_id]
             if (mine or pair.is_fresh) and len(reports) < MAX_REPORTED_PAIRS:
                 reports.append(self._report(verifier_id, pair, mine, windows[verifier_id], draft_ms))
                 pair.drafted, pair.fates = 0, Fates()
@@ -112,10 +112,12 @@ class PairTable:
         return self._pairs.setdefault(verifier_id, PairStats())
 
     @staticmethod
-    def _report(verifier_id: str, pair: PairStats, seats: list[Seat], window: int, draft_ms: float) -> PairReport:
+    def _report(
+        verifier_id: str, pair: PairStats, slots: list[SessionSlot], window: int, draft_ms: float
+    ) -> PairReport:
         return PairReport(
             verifier_id=verifier_id,
-            num_sessions=len(seats),
+            num_sessions=len(slots),
             window=window,
             drafted=pair.drafted,
             matched=pair.fates.accepted + pair.fates.late,
@@ -126,7 +128,7 @@ class PairTable:
             rtt_ms=pair.rtt_ms,
             queue=pair.queue,
             tpot_ms=pair.tpot_ms,
-            context=int(fmean(len(seat.state.tokens) for seat in seats)) if seats else 0,
+            context=int(fmean(len(slot.state.tokens) for slot in slots)) if slots else 0,
             pass_ms=pair.pass_ms,
             batch=pair.batch,
             pass_tokens=pair.pass_tokens,

@@ -18,7 +18,7 @@ from services.edge_drafter.loop import DraftLoop
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel, load_draft
 from services.edge_drafter.pairs import PairTable
-from services.edge_drafter.sessions import Seat, SessionTable, steer
+from services.edge_drafter.sessions import DraftSessions, SessionSlot, steer
 from services.edge_drafter.settings import DrafterSettings
 from services.edge_drafter.steering import Steering
 from shared.bus.bus import Absent, Bus
@@ -77,7 +77,7 @@ class Drafter:
         self._model = model
         self._bus = bus
         self._metrics = metrics
-        self.table = SessionTable(model, settings.max_sessions)
+        self.table = DraftSessions(model, settings.max_sessions)
         self.pairs = PairTable()
         self.steering = Steering(settings.decision_ttl_s * 1e3)
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
@@ -93,7 +93,7 @@ class Drafter:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
             await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
-            tasks.create_task(self._beat(), name="beat")
+            tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._watch_silence(), name="watch-silence")
             tasks.create_task(self._report(), name="report")
             tasks.create_task(self.loop.run(), name="draft")
@@ -130,40 +130,40 @@ class Drafter:
     def _on_speculate(self, sender: str, request: Speculate, now: float) -> None:
         choice = self.steering.choice(request.verifier_id, now)
         try:
-            seat = self.table.speculate(request, sender, choice, now)
+            slot = self.table.speculate(request, sender, choice, now)
         except Refused as refusal:
             self._drop(refusal.code, session=request.session_id, sender=sender)
             self._refuse(sender, refusal.failure(request.session_id, request.term))
             return
-        self._advance(seat)
+        self._advance(slot)
 
     def _on_verdict(self, sender: str, verdict: Verdict, now: float) -> None:
-        seat = self.table.get(verdict.session_id)
-        if seat is None or seat.verifier_id != sender:
-            self._drop("unknown session" if seat is None else "foreign verifier", session=verdict.session_id)
+        slot = self.table.get(verdict.session_id)
+        if slot is None or slot.verifier_id != sender:
+            self._drop("unknown session" if slot is None else "foreign verifier", session=verdict.session_id)
             return
-        before = seat.state.committed
-        if not seat.state.on_verdict(verdict, now):
+        before = slot.state.committed
+        if not slot.state.on_verdict(verdict, now):
             self._drop("stale term", session=verdict.session_id)
             return
-        self.pairs.observe(seat, verdict, seat.state.committed - before, now)
-        self._advance(seat)
+        self.pairs.observe(slot, verdict, slot.state.committed - before, now)
+        self._advance(slot)
 
     def _on_close(self, sender: str, close: Close) -> None:
-        seat = self.table.get(close.session_id)
-        if seat is None:
+        slot = self.table.get(close.session_id)
+        if slot is None:
             return  # over already: what was asked for holds
-        if seat.gateway_id != sender or close.term < seat.state.term:
+        if slot.gateway_id != sender or close.term < slot.state.term:
             self._drop("stale term or foreign gateway", session=close.session_id)
             return
-        self._end(seat)
+        self._end(slot)
 
     def _on_failure(self, sender: str, failure: Failure) -> None:
-        seat = self.table.get(failure.session_id)
-        if seat is None or seat.verifier_id != sender or failure.term != seat.state.term:
+        slot = self.table.get(failure.session_id)
+        if slot is None or slot.verifier_id != sender or failure.term != slot.state.term:
             self._drop("stale failure", session=failure.session_id)
         elif failure.code == "closed":
-            self._end(seat)
+            self._end(slot)
         # any other is waited out: the verifier may be opening the session, and silence ends it in time
 
     def _on_decision(self, sender: str, decision: WindowDecision, now: float) -> None:
@@ -183,44 +183,44 @@ class Drafter:
     def _steer(self, verifier_id: str, now: float) -> None:
         """The window towards a verifier changed: tell its sessions."""
         choice = self.steering.choice(verifier_id, now)
-        for seat in [seat for seat in self.table if seat.verifier_id == verifier_id and seat.is_adaptive]:
-            steer(seat, choice)
-            self._advance(seat)
+        for slot in [slot for slot in self.table if slot.verifier_id == verifier_id and slot.is_adaptive]:
+            steer(slot, choice)
+            self._advance(slot)
 
-    def _advance(self, seat: Seat) -> None:
+    def _advance(self, slot: SessionSlot) -> None:
         """Sends what is due of a session, counts, and wakes the loop; a closed session is dropped."""
-        state = seat.state
+        state = slot.state
         while (draft := state.take_draft(now_ms())) is not None:
-            self._send_draft(seat, draft)
-        self._metrics.count_fates(self.pairs.absorb(seat), state.fates)
+            self._send_draft(slot, draft)
+        self._metrics.count_fates(self.pairs.absorb(slot), state.fates)
         if state.closed:
-            self._end(seat)
+            self._end(slot)
             return
         if (due := state.resend_at) is not None and due < self._watched_until:
             self._timers_changed.set()
         self.loop.wake()
 
-    def _send_draft(self, seat: Seat, draft: Draft) -> None:
-        self._outbox.put(subjects.to("verifier", seat.verifier_id, Draft, self.instance_id), draft)
+    def _send_draft(self, slot: SessionSlot, draft: Draft) -> None:
+        self._outbox.put(subjects.to("verifier", slot.verifier_id, Draft, self.instance_id), draft)
 
-    def _end(self, seat: Seat) -> None:
-        if self.table.get(seat.state.session_id) is not seat:
+    def _end(self, slot: SessionSlot) -> None:
+        if self.table.get(slot.state.session_id) is not slot:
             return  # over before; a new one of the same id is another
-        self.table.drop(seat.state.session_id)
-        self._metrics.count_fates(self.pairs.absorb(seat), seat.state.fates)
-        self.pairs.forget(seat)
+        self.table.drop(slot.state.session_id)
+        self._metrics.count_fates(self.pairs.absorb(slot), slot.state.fates)
+        self.pairs.forget(slot)
         self._session_ended.set()
 
-    def _fail(self, seat: Seat) -> None:
+    def _fail(self, slot: SessionSlot) -> None:
         """The draft model failed on a session: it goes on without this drafter."""
-        seat.state.close()
-        self._give_up(seat, "the draft model failed on the session")
+        slot.state.close()
+        self._give_up(slot, "the draft model failed on the session")
 
-    def _give_up(self, seat: Seat, why: str) -> None:
+    def _give_up(self, slot: SessionSlot, why: str) -> None:
         """Ends a session that is not over, so that its gateway may find it another drafter."""
         refusal = Refused("internal", why, retryable=True)
-        self._refuse(seat.gateway_id, refusal.failure(seat.state.session_id, seat.state.term))
-        self._end(seat)
+        self._refuse(slot.gateway_id, refusal.failure(slot.state.session_id, slot.state.term))
+        self._end(slot)
 
     def _refuse(self, gateway_id: str, failure: Failure) -> None:
         self._outbox.put(subjects.to("gateway", gateway_id, Failure, self.instance_id), failure)
@@ -235,14 +235,14 @@ class Drafter:
         """Resends where a verdict is overdue, waking when the first one may be."""
         while True:
             now = now_ms()
-            for seat in list(self.table):
-                draft = seat.state.on_timer(now)
+            for slot in list(self.table):
+                draft = slot.state.on_timer(now)
                 if draft is not None:
-                    self._send_draft(seat, draft)
-                elif seat.state.closed:
-                    log.warning("verifier silent, session given up", session=seat.state.session_id)
-                    self._give_up(seat, "the verifier is silent towards this drafter")
-            due = min((at for seat in self.table if (at := seat.state.resend_at) is not None), default=math.inf)
+                    self._send_draft(slot, draft)
+                elif slot.state.closed:
+                    log.warning("verifier silent, session given up", session=slot.state.session_id)
+                    self._give_up(slot, "the verifier is silent towards this drafter")
+            due = min((at for slot in self.table if (at := slot.state.resend_at) is not None), default=math.inf)
             self._watched_until = due
             self._timers_changed.clear()
             try:
@@ -270,7 +270,7 @@ class Drafter:
                     self._metrics.min_confidence.labels(name).set(choices[pair.verifier_id].min_confidence)
                     self._metrics.rtt_seconds.labels(name).set(pair.rtt_ms / 1e3)
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             self._send_heartbeat()
             await asyncio.sleep(self._settings.heartbeat_s)
@@ -279,7 +279,7 @@ class Drafter:
         load = Load(
             num_sessions=len(self.table),
             max_sessions=self._settings.max_sessions,
-            queue_tokens=sum(len(seat.state.tokens) - seat.state.computed for seat in self.table),
+            queue_tokens=sum(len(slot.state.tokens) - slot.state.computed for slot in self.table),
             token_budget=self._settings.feed_tokens,
             batch=1,
             step_ms=self.loop.step_ms,

@@ -29,7 +29,7 @@ class Seen:
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
+class SessionSlot:
     """A session, its cache, and whose it is."""
 
     state: DrafterSession
@@ -49,53 +49,53 @@ class Seat:
         return self.state.request.speculation.mode == "adaptive"
 
 
-class SessionTable:
+class DraftSessions:
     """All sessions of one drafter, in the order of their last turn (who waits longest is first)."""
 
     def __init__(self, model: DraftModel, max_sessions: int) -> None:
         self._model = model
         self._max_sessions = max_sessions
-        self._seats: dict[str, Seat] = {}
+        self._slots: dict[str, SessionSlot] = {}
         self.draining = False
 
     def __len__(self) -> int:
-        return len(self._seats)
+        return len(self._slots)
 
-    def __iter__(self) -> Iterator[Seat]:
-        return iter(self._seats.values())
+    def __iter__(self) -> Iterator[SessionSlot]:
+        return iter(self._slots.values())
 
-    def get(self, session_id: str) -> Seat | None:
-        return self._seats.get(session_id)
+    def get(self, session_id: str) -> SessionSlot | None:
+        return self._slots.get(session_id)
 
-    def speculate(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
+    def speculate(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> SessionSlot:
         """Starts a session, or rebinds one (higher term, keeping what its cache holds of the text); raises Refused. An
         answer that may become longer than the model can see is drafted for as far as it can."""
         request = self._fitted(request)
         check_text(request, self._model.vocab_size, self._model.max_context)
-        seat = self._seats.get(request.session_id)
-        if seat is None:
+        slot = self._slots.get(request.session_id)
+        if slot is None:
             return self._start(request, gateway_id, choice, now)
-        if seat.gateway_id != gateway_id:
+        if slot.gateway_id != gateway_id:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
-        if request.term > seat.state.term:
-            seat.state.rebind(request, now)
-            self._refit(seat)
-            steer(seat, choice)
-        return seat
+        if request.term > slot.state.term:
+            slot.state.rebind(request, now)
+            self._refit(slot)
+            steer(slot, choice)
+        return slot
 
-    def drop(self, session_id: str) -> Seat | None:
+    def drop(self, session_id: str) -> SessionSlot | None:
         """Forgets a session; its open guesses count as discarded."""
-        seat = self._seats.pop(session_id, None)
-        if seat is not None and not seat.state.closed:
-            seat.state.close()
-        return seat
+        slot = self._slots.pop(session_id, None)
+        if slot is not None and not slot.state.closed:
+            slot.state.close()
+        return slot
 
-    def next_turn(self) -> Seat | None:
+    def next_turn(self) -> SessionSlot | None:
         """The session that has waited longest for a draft step, moved to the end of the line."""
-        seat = next((seat for seat in self if seat.state.wants_step), None)
-        if seat is not None:
-            self._seats[seat.state.session_id] = self._seats.pop(seat.state.session_id)
-        return seat
+        slot = next((slot for slot in self if slot.state.wants_step), None)
+        if slot is not None:
+            self._slots[slot.state.session_id] = self._slots.pop(slot.state.session_id)
+        return slot
 
     def _fitted(self, request: Speculate) -> Speculate:
         """The part of the request that the model can see; raises Refused where there is no room for one guess."""
@@ -108,28 +108,28 @@ class SessionTable:
         max_tokens, min_tokens = min(request.max_tokens, most), min(request.min_tokens, most)
         return structs.replace(request, max_tokens=max_tokens, min_tokens=min_tokens)
 
-    def _start(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> Seat:
+    def _start(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> SessionSlot:
         if self.draining:
             raise Refused("draining", "the drafter is shutting down", retryable=True)
-        if len(self._seats) >= self._max_sessions:
+        if len(self._slots) >= self._max_sessions:
             raise Refused("overloaded", f"all {self._max_sessions} sessions are taken", retryable=True)
         state = DrafterSession.started(request, choice.window, choice.chunk, choice.free_run, now)
-        seat = Seat(state, self._model.new_cache(state.limit), gateway_id)
-        steer(seat, choice)
-        self._seats[request.session_id] = seat
-        return seat
+        slot = SessionSlot(state, self._model.new_cache(state.limit), gateway_id)
+        steer(slot, choice)
+        self._slots[request.session_id] = slot
+        return slot
 
-    def _refit(self, seat: Seat) -> None:
+    def _refit(self, slot: SessionSlot) -> None:
         """A rebound session may be longer than its cache: then it gets a new one and feeds its text again."""
-        if seat.state.limit > seat.cache.capacity:
-            seat.cache = self._model.new_cache(seat.state.limit)
-            seat.state.drop_cache()
+        if slot.state.limit > slot.cache.capacity:
+            slot.cache = self._model.new_cache(slot.state.limit)
+            slot.state.drop_cache()
 
 
-def steer(seat: Seat, choice: WindowChoice) -> None:
+def steer(slot: SessionSlot, choice: WindowChoice) -> None:
     """Gives a session its window and threshold: the request's own when it named a window, else the controller's."""
-    speculation = seat.state.request.speculation
-    if seat.is_adaptive:
-        seat.state.steer(choice.window, choice.chunk, choice.free_run, choice.min_confidence)
+    speculation = slot.state.request.speculation
+    if slot.is_adaptive:
+        slot.state.steer(choice.window, choice.chunk, choice.free_run, choice.min_confidence)
     else:
-        seat.state.steer(speculation.window, choice.chunk, choice.free_run, speculation.min_confidence)
+        slot.state.steer(speculation.window, choice.chunk, choice.free_run, speculation.min_confidence)

@@ -26,7 +26,7 @@ from services.local import pidfile
 from services.local.nats_server import Access
 from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
 from services.local.supervisor import turn_over
-from services.local.system import Plan, check_address, running, stop_s
+from services.local.system import SystemPlan, check_address, running, stop_s
 from shared.runtime.config import masked
 from shared.runtime.home import home
 
@@ -82,7 +82,7 @@ def main(
             if target is None
             else own_pair(target, draft or [], drafters, model_name)
         )
-        plan = Plan(pair, verifiers, host, port, _given_nats(secure), secure)
+        plan = SystemPlan(pair, verifiers, host, port, _given_nats(secure), secure)
         if detach:
             _detach(plan, run_dir)
         else:
@@ -111,13 +111,13 @@ def _prepare(pair: Pair) -> None:
         raise typer.Exit(finished.returncode)
 
 
-def _run(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
+def _run(plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int) -> None:
     with pidfile.held(run_dir):
         (run_dir / STOP_FILE).write_text(f"{stop_s()}\n", encoding="utf-8")
         asyncio.run(_serve(plan, run_dir, ask, max_tokens))
 
 
-async def _serve(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
+async def _serve(plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -138,7 +138,7 @@ async def _serve(plan: Plan, run_dir: Path, ask: str, max_tokens: int) -> None:
 
 
 async def _serve_until(
-    plan: Plan, run_dir: Path, ask: str, max_tokens: int, stopped: asyncio.Task[bool], ready: object
+    plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int, stopped: asyncio.Task[bool], ready: object
 ) -> None:
     """Holds the system until the answer is printed (`ask`) or the process is told to stop."""
     async with running(plan, run_dir, _tell):
@@ -167,7 +167,7 @@ async def _ask(address: str, prompt: str, max_tokens: int) -> None:
     Console().print(statistics.table(answer))
 
 
-def address_lines(plan: Plan) -> str:
+def address_lines(plan: SystemPlan) -> str:
     """Where the system is, and how to ask it."""
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     body = json.dumps({"model": plan.pair.model_name, "messages": messages, "temperature": 0, "max_tokens": 64})
@@ -177,7 +177,7 @@ def address_lines(plan: Plan) -> str:
     )
 
 
-def _detach(plan: Plan, run_dir: Path) -> None:
+def _detach(plan: SystemPlan, run_dir: Path) -> None:
     """Starts this command again in the background and waits for its word that it is ready."""
     pidfile.check_free(run_dir)
     check_address(plan)

@@ -30,7 +30,7 @@ STOP_SPARE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SystemPlan:
     """What to run: one drafter for each draft of the pair."""
 
     pair: Pair
@@ -67,7 +67,7 @@ def stop_s() -> float:
     return NUM_STAGES * end_s(os.environ) + STOP_SPARE_S
 
 
-def check_address(plan: Plan) -> None:
+def check_address(plan: SystemPlan) -> None:
     """Raises OSError when the gateway could not listen at the plan's address."""
     try:
         found = socket.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -83,7 +83,7 @@ def check_address(plan: Plan) -> None:
         ) from error
 
 
-def service_programs(plan: Plan, nats: Access) -> list[Program]:
+def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
     """The services' processes in the order of their start."""
     common = {"DSD_NATS_URL": nats.url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
     common |= {"DSD_MODEL_NAME": plan.pair.model_name}
@@ -113,12 +113,12 @@ def _service(module: str, name: str, env: dict[str, str]) -> Program:
 class System:
     """A running system."""
 
-    plan: Plan
+    plan: SystemPlan
     children: dict[str, Child]
 
 
 @asynccontextmanager
-async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[System]:
+async def running(plan: SystemPlan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[System]:
     """Starts the system, waits until it is ready, and stops it at the end.
 
     Raises OSError when the gateway's address is taken, TimeoutError when the system does not get ready.
@@ -139,7 +139,7 @@ async def running(plan: Plan, run_dir: Path, notify: Callable[[str], None]) -> A
         await supervisor.stop()
 
 
-async def _wait_for_fleet(plan: Plan) -> None:
+async def _wait_for_fleet(plan: SystemPlan) -> None:
     """Returns when the gateway has heard of every verifier and drafter; raises TimeoutError."""
     expected = {"verifier": plan.num_verifiers, "drafter": len(plan.pair.drafts)}
     peers: dict[str, int] = {}
@@ -159,7 +159,7 @@ def _peers(metrics: str) -> dict[str, int]:
     return {service: int(float(number)) for service, number in found}
 
 
-async def _start_nats(plan: Plan, supervisor: Supervisor, folder: Path) -> Access:
+async def _start_nats(plan: SystemPlan, supervisor: Supervisor, folder: Path) -> Access:
     port = nats_server.free_port()
     access = (
         nats_server.write_secured(folder, port, plan.names) if plan.secure else nats_server.write_open(folder, port)

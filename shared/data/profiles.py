@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.policies.batching import HINGES, pass_features
+from shared.policies import batching
 
 PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
@@ -25,7 +25,7 @@ class Times(BaseModel):
 
 
 class PassTimes(Times):
-    """Of a verify pass: the weights of shared.policies.batching.pass_features."""
+    """Of a verify pass: the weights of shared.policies.batching.pass_ms."""
 
     base_ms: Millis
     session_ms: Millis = 0.0
@@ -35,16 +35,15 @@ class PassTimes(Times):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """In the order of pass_features."""
+        """In the order of `pass_ms`."""
         return (self.base_ms, self.session_ms, self.token_ms, *self.above_ms, self.cached_ms)
 
     def pass_ms(self, num_sessions: int, num_tokens: int, num_cached: int) -> float:
-        features = pass_features(num_sessions, num_tokens, num_cached)
-        return sum(weight * feature for weight, feature in zip(self.weights, features, strict=True))
+        return float(batching.pass_ms(self.weights, num_sessions, num_tokens, num_cached))
 
     def next_token_ms(self, num_tokens: float) -> float:
         """Of one more token in a pass that feeds `num_tokens`."""
-        return self.token_ms + sum(ms for ms, hinge in zip(self.above_ms, HINGES, strict=True) if num_tokens > hinge)
+        return self.token_ms + sum(ms for ms, hinge in zip(self.above_ms, batching.HINGES, strict=True) if num_tokens > hinge)
 
 
 class StepTimes(Times):

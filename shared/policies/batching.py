@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,30 @@ HINGES = (8, 32, 128)  # fed tokens above which the cost of one more may change
 LEAST_MS = 0.01  # lower bound of a predicted pass
 
 
-def pass_features(num_sessions: int, num_tokens: int, cached_tokens: int) -> tuple[float, ...]:
-    """What the time of a pass is linear in: 1, sessions, fed tokens, their excess over each of HINGES, and thousands of
-    cached tokens read."""
-    return (1, num_sessions, num_tokens, *(max(0, num_tokens - hinge) for hinge in HINGES), cached_tokens / 1000)
+def pass_ms(weights: Any, num_sessions: int, num_tokens: Any, cached_tokens: int) -> Any:
+    """Milliseconds of a pass: the weighted sum of its features. Weights fitted to noise may give less than 0.
+
+        weights[0]      1
+        weights[1]      sessions
+        weights[2]      fed tokens
+        weights[3…5]    fed tokens above each hinge
+        weights[6]      thousands of cached tokens read
+
+    num_tokens: a number or an array; the result has its shape. DSD-Sim compiles these very lines.
+    """
+    elapsed = weights[0] + weights[1] * num_sessions + weights[2] * num_tokens + weights[6] * cached_tokens / 1000
+    for k in range(len(HINGES)):
+        elapsed = elapsed + weights[3 + k] * np.maximum(num_tokens - HINGES[k], 0)
+    return elapsed
+
+
+def pass_features(num_sessions: int, num_tokens: int, cached_tokens: int) -> list[float]:
+    """The features of one pass in the order of the weights of `pass_ms`, for fitting them."""
+    return [1.0, num_sessions, num_tokens, *(max(0, num_tokens - hinge) for hinge in HINGES), cached_tokens / 1000]
 
 
 class PassCost:
-    """Milliseconds of a pass: weights of `pass_features`, fitted online by least squares over past passes.
+    """Milliseconds of a pass: weights of `pass_ms`, fitted online by least squares over past passes.
 
     Old passes fade; a weak prior fills in what they do not show. Predictions never fall as fed tokens grow.
     """
@@ -37,7 +54,7 @@ class PassCost:
         self._ridge = prior_weight * np.eye(len(self.PRIOR))
         self._squares = np.zeros_like(self._ridge)
         self._products = np.zeros(len(self.PRIOR))
-        self.weights = np.array(self.PRIOR)  # of pass_features
+        self.weights = np.array(self.PRIOR)  # of the features
 
     def observe(self, num_sessions: int, num_tokens: int, cached_tokens: int, elapsed_ms: float) -> None:
         """Learns from one pass; errors count relative to its time, so that long prefills don't rule."""
@@ -56,8 +73,8 @@ class PassCost:
 
     def predict(self, num_sessions: int, num_tokens: Sequence[int], cached_tokens: int) -> NDArray[np.float64]:
         """Milliseconds of passes over each of the ascending counts `num_tokens`: [len(num_tokens)], at least 0.01."""
-        x = np.array([pass_features(num_sessions, n, cached_tokens) for n in num_tokens])
-        return np.maximum.accumulate(np.maximum(x @ self.weights, LEAST_MS))
+        times = pass_ms(self.weights, num_sessions, np.array(num_tokens), cached_tokens)
+        return np.maximum.accumulate(np.maximum(times, LEAST_MS))
 
 
 def round_to_kv_step(num_tokens: int) -> int:
@@ -66,7 +83,7 @@ def round_to_kv_step(num_tokens: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class BatchCandidate:
     """A ready session as the batcher sees it. `num_todo`: committed tokens not computed yet (1 when only decoding)."""
 
     num_todo: int
@@ -95,8 +112,8 @@ def form_pass(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of the first row, and bought guesses, of each candidate (oldest first) that fits into a pass.
 
-    Arrays [candidates] as in `Candidate`; cached_tokens: of all; weights: of `pass_features`. Only arrays and
-    numbers, so that DSD-Sim can compile these very lines.
+    Arrays [candidates] hold the fields of `BatchCandidate`; cached_tokens: the sum over all candidates; weights: as
+    `pass_ms` takes them. Only arrays and numbers, so that DSD-Sim can compile these very lines.
     """
     left = token_budget
     rows = np.minimum(num_todo[:token_budget], prefill_chunk)
@@ -124,9 +141,7 @@ def form_pass(
     expected[0] = num_draws
     expected[1:] = num_draws + np.cumsum(gains[order])
     num_tokens = np.arange(len(order) + 1) + rows.sum()
-    times = weights[0] + weights[1] * len(rows) + weights[2] * num_tokens + weights[-1] * (cached_tokens / 1000)
-    for k in range(len(HINGES)):
-        times += weights[3 + k] * np.maximum(num_tokens - HINGES[k], 0)
+    times = pass_ms(weights, len(rows), num_tokens, cached_tokens)
     times[0] = max(times[0], LEAST_MS)
     for k in range(1, len(times)):
         times[k] = max(times[k], times[k - 1])
@@ -145,7 +160,7 @@ class Batcher:
         self._prefill_chunk = prefill_chunk
         self._cost = cost
 
-    def form(self, candidates: Sequence[Candidate]) -> list[Share]:
+    def form(self, candidates: Sequence[BatchCandidate]) -> list[Share]:
         """Shares of the next pass for `candidates` in order of their age, oldest first."""
         rows, bought = form_pass(
             np.array([c.num_todo for c in candidates], np.int64),

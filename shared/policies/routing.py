@@ -16,7 +16,7 @@ from shared.protocol.messages import Load
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class RoutingCandidate:
     """An instance that may be chosen, with its newest load and the sessions given to it that this doesn't know of yet,
     less those taken from it."""
 
@@ -33,13 +33,13 @@ class Candidate:
 class Router(Protocol):
     """A routing policy; it may keep state of its own (round-robin's turn)."""
 
-    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None: ...
+    def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None: ...
 
 
 class RandomRouter:
     """Any candidate, all alike."""
 
-    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         return rng.choice(candidates) if candidates else None
 
 
@@ -49,7 +49,7 @@ class RoundRobinRouter:
     def __init__(self) -> None:
         self._last = ""
 
-    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         if not candidates:
             return None
         ordered = sorted(candidates, key=lambda candidate: candidate.instance_id)
@@ -61,7 +61,7 @@ class RoundRobinRouter:
 class ShortestQueueRouter:
     """JSQ: the least loaded candidate; of several the one with the first id, so that it is repeatable."""
 
-    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         return min(candidates, key=lambda candidate: (candidate.queue_length, candidate.instance_id), default=None)
 
 
@@ -74,7 +74,7 @@ class FewChoicesRouter:
     def __init__(self, num: int) -> None:
         self._num = num
 
-    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         drawn = rng.sample(candidates, min(self._num, len(candidates)))
         return min(drawn, key=lambda candidate: candidate.queue_length, default=None)
 
@@ -84,11 +84,11 @@ class NearShortestQueueRouter:
     included, if every session before it took one step.
     """
 
-    def choose(self, candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         steps = [candidate.load.step_ms for candidate in candidates if candidate.load.step_ms]
         typical_ms = fmean(steps) if steps else 1.0  # of who has not taken a step yet
 
-        def wait(candidate: Candidate) -> tuple[float, tuple[int, int], str]:
+        def wait(candidate: RoutingCandidate) -> tuple[float, tuple[int, int], str]:
             load, queue_length = candidate.load, candidate.queue_length
             first_ms = load.rtt_ms + (load.step_ms or typical_ms) * (queue_length[0] + 1)
             return (first_ms, queue_length, candidate.instance_id)

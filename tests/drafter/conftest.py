@@ -183,8 +183,8 @@ class World:
 
     def check_sums(self) -> None:
         """Every guess has one fate: for each session, and in the metrics once all sessions are over."""
-        for seat in self.drafter.table:
-            assert seat.state.drafted == seat.state.fates.total + seat.state.num_guesses
+        for slot in self.drafter.table:
+            assert slot.state.drafted == slot.state.fates.total + slot.state.num_guesses
         if not len(self.drafter.table):
             assert self.count("drafter_drafted") == sum(self.fates().values())
 

@@ -7,7 +7,7 @@ import pytest
 from awc.policy import WindowChoice
 from services.edge_drafter import pairs as module
 from services.edge_drafter.pairs import PairTable, moving
-from services.edge_drafter.sessions import Seat, SessionTable
+from services.edge_drafter.sessions import DraftSessions, SessionSlot
 from shared.protocol.messages import NO_TOKENS, PairReport, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
 from tests.fakes import FakeDraft
 
@@ -20,20 +20,20 @@ class Pairs:
     """A pair table and the sessions that feed it."""
 
     def __init__(self) -> None:
-        self.table = SessionTable(FakeDraft(), 1000)
+        self.table = DraftSessions(FakeDraft(), 1000)
         self.pairs = PairTable()
         self.num_started = 0
 
-    def start(self, verifier_id: str = VERIFIER) -> Seat:
+    def start(self, verifier_id: str = VERIFIER) -> SessionSlot:
         self.num_started += 1
         return self.speculate(f"{self.num_started:032x}", 1, verifier_id)
 
-    def rebind(self, seat: Seat, verifier_id: str) -> None:
+    def rebind(self, slot: SessionSlot, verifier_id: str) -> None:
         """Under a higher term, counted at once, as the service does."""
-        self.speculate(seat.state.session_id, seat.state.term + 1, verifier_id)
-        self.pairs.absorb(seat)
+        self.speculate(slot.state.session_id, slot.state.term + 1, verifier_id)
+        self.pairs.absorb(slot)
 
-    def speculate(self, session_id: str, term: int, verifier_id: str) -> Seat:
+    def speculate(self, session_id: str, term: int, verifier_id: str) -> SessionSlot:
         request = Speculate(
             session_id, term, verifier_id, TokenIds(PROMPT), NO_TOKENS, Sampling(), NO_TOKENS, 100, Speculation()
         )
@@ -50,55 +50,55 @@ def pairs() -> Pairs:
     return Pairs()
 
 
-def count(seat: Seat, drafted: int = 0, **fates: int) -> None:
+def count(slot: SessionSlot, drafted: int = 0, **fates: int) -> None:
     """As if the session had drafted so much, and judged so much of it."""
-    seat.state.drafted += drafted
+    slot.state.drafted += drafted
     for fate, number in fates.items():
-        setattr(seat.state.fates, fate, getattr(seat.state.fates, fate) + number)
+        setattr(slot.state.fates, fate, getattr(slot.state.fates, fate) + number)
 
 
-def verdict(seat: Seat, queue: float = 0.0) -> Verdict:
-    return Verdict(seat.state.session_id, 1, 0, 3, TokenIds((1,)), 0, None, None, 1.0, 1, queue, Tally())
+def verdict(slot: SessionSlot, queue: float = 0.0) -> Verdict:
+    return Verdict(slot.state.session_id, 1, 0, 3, TokenIds((1,)), 0, None, None, 1.0, 1, queue, Tally())
 
 
 def test_a_report_has_the_counts_since_the_last_one(pairs: Pairs) -> None:
-    seat = pairs.start()
-    count(seat, 10, accepted=4, rejected=1, late=2, discarded=3)
-    pairs.pairs.absorb(seat)
+    slot = pairs.start()
+    count(slot, 10, accepted=4, rejected=1, late=2, discarded=3)
+    pairs.pairs.absorb(slot)
     report = pairs.report()[VERIFIER]
     assert (report.drafted, report.matched, report.mismatched, report.late, report.discarded) == (10, 6, 1, 2, 3)
-    count(seat, 5, accepted=5)
-    pairs.pairs.absorb(seat)
+    count(slot, 5, accepted=5)
+    pairs.pairs.absorb(slot)
     report = pairs.report()[VERIFIER]
     assert (report.drafted, report.matched, report.mismatched, report.late, report.discarded) == (5, 5, 0, 0, 0)
 
 
 def test_absorbing_tells_what_the_metrics_have_already(pairs: Pairs) -> None:
-    seat = pairs.start()
-    count(seat, 3, accepted=2)
-    assert pairs.pairs.absorb(seat).accepted == 0
-    count(seat, accepted=1)
-    before = pairs.pairs.absorb(seat)
+    slot = pairs.start()
+    count(slot, 3, accepted=2)
+    assert pairs.pairs.absorb(slot).accepted == 0
+    count(slot, accepted=1)
+    before = pairs.pairs.absorb(slot)
     assert before.accepted == 2
-    count(seat, accepted=7)
+    count(slot, accepted=7)
     assert before.accepted == 2
-    assert seat.seen.fates.accepted == 3
+    assert slot.seen.fates.accepted == 3
 
 
 def test_absorbing_again_without_a_change_counts_nothing(pairs: Pairs) -> None:
-    seat = pairs.start()
-    count(seat, 3, accepted=2)
+    slot = pairs.start()
+    count(slot, 3, accepted=2)
     for _ in range(3):
-        pairs.pairs.absorb(seat)
+        pairs.pairs.absorb(slot)
     assert pairs.report()[VERIFIER].drafted == 3
     assert pairs.report()[VERIFIER].drafted == 0
 
 
 def test_sessions_of_one_verifier_are_added_up_and_those_of_another_are_not(pairs: Pairs) -> None:
     for verifier_id, drafted in ((VERIFIER, 3), (VERIFIER, 4), (OTHER_VERIFIER, 5)):
-        seat = pairs.start(verifier_id)
-        count(seat, drafted)
-        pairs.pairs.absorb(seat)
+        slot = pairs.start(verifier_id)
+        count(slot, drafted)
+        pairs.pairs.absorb(slot)
     reports = pairs.report(draft_ms=7.0)
     assert {key: (report.drafted, report.num_sessions) for key, report in reports.items()} == {
         VERIFIER: (7, 2), OTHER_VERIFIER: (5, 1),
@@ -107,68 +107,68 @@ def test_sessions_of_one_verifier_are_added_up_and_those_of_another_are_not(pair
 
 
 def test_the_counts_of_a_session_that_is_over_are_still_reported_and_then_its_pair_is_forgotten(pairs: Pairs) -> None:
-    seat = pairs.start()
-    count(seat, 3)
-    pairs.table.drop(seat.state.session_id)
-    pairs.pairs.absorb(seat)
-    pairs.pairs.forget(seat)
+    slot = pairs.start()
+    count(slot, 3)
+    pairs.table.drop(slot.state.session_id)
+    pairs.pairs.absorb(slot)
+    pairs.pairs.forget(slot)
     report = pairs.report()[VERIFIER]
     assert (report.drafted, report.num_sessions, report.context) == (3, 0, 0)
     assert pairs.pairs.verifier_ids() == []
 
 
 def test_a_pair_with_sessions_is_reported_though_nothing_was_drafted(pairs: Pairs) -> None:
-    seat = pairs.start()
-    pairs.pairs.observe(seat, verdict(seat, queue=0.5), 1, now=0.0)
+    slot = pairs.start()
+    pairs.pairs.observe(slot, verdict(slot, queue=0.5), 1, now=0.0)
     for _ in range(2):
         report = pairs.report()[VERIFIER]
         assert (report.num_sessions, report.drafted, report.queue) == (1, 0, 0.5)
 
 
 def test_time_per_token_is_the_time_since_the_sessions_last_tokens_shared_by_the_new_ones(pairs: Pairs) -> None:
-    seat, other = pairs.start(), pairs.start()
-    for who, num_new, now in ((seat, 2, 100.0), (other, 1, 120.0), (seat, 4, 180.0), (seat, 0, 500.0)):
+    slot, other = pairs.start(), pairs.start()
+    for who, num_new, now in ((slot, 2, 100.0), (other, 1, 120.0), (slot, 4, 180.0), (slot, 0, 500.0)):
         pairs.pairs.observe(who, verdict(who), num_new, now)
-    count(seat, 1)
-    pairs.pairs.absorb(seat)
+    count(slot, 1)
+    pairs.pairs.absorb(slot)
     assert pairs.report()[VERIFIER].tpot_ms == 20.0
-    pairs.pairs.observe(seat, verdict(seat), 1, 220.0)
-    count(seat, 1)
-    pairs.pairs.absorb(seat)
+    pairs.pairs.observe(slot, verdict(slot), 1, 220.0)
+    count(slot, 1)
+    pairs.pairs.absorb(slot)
     assert pairs.report()[VERIFIER].tpot_ms == pytest.approx((0.8 * 80 + 0.2 * 40) / (0.8 * 4 + 0.2 * 1))
 
 
 def test_the_pause_between_two_lives_of_a_session_is_no_time_per_token(pairs: Pairs) -> None:
-    seat = pairs.start()
-    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
-    pairs.pairs.forget(seat)
-    pairs.pairs.observe(seat, verdict(seat), 1, now=9000.0)
-    count(seat, 1)
-    pairs.pairs.absorb(seat)
+    slot = pairs.start()
+    pairs.pairs.observe(slot, verdict(slot), 1, now=0.0)
+    pairs.pairs.forget(slot)
+    pairs.pairs.observe(slot, verdict(slot), 1, now=9000.0)
+    count(slot, 1)
+    pairs.pairs.absorb(slot)
     assert pairs.report()[VERIFIER].tpot_ms == 0
 
 
-def guessed(pairs: Pairs, num: int) -> Seat:
+def guessed(pairs: Pairs, num: int) -> SessionSlot:
     """A session with so many open guesses, and a verdict behind it."""
-    seat = pairs.start()
-    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
+    slot = pairs.start()
+    pairs.pairs.observe(slot, verdict(slot), 1, now=0.0)
     for _ in range(num):
-        seat.state.end_step(seat.state.begin_step(64), 1)
-    pairs.pairs.absorb(seat)
-    return seat
+        slot.state.end_step(slot.state.begin_step(64), 1)
+    pairs.pairs.absorb(slot)
+    return slot
 
 
 def test_a_session_that_moves_leaves_the_fate_of_its_guesses_to_the_verifier_that_they_were_made_for(
     pairs: Pairs,
 ) -> None:
-    seat = guessed(pairs, 8)
+    slot = guessed(pairs, 8)
     pairs.report()
-    pairs.rebind(seat, OTHER_VERIFIER)
+    pairs.rebind(slot, OTHER_VERIFIER)
     assert {key: (report.drafted, report.discarded, report.num_sessions) for key, report in pairs.report().items()} == {
         VERIFIER: (0, 8, 0), OTHER_VERIFIER: (0, 0, 1),
     }  # fmt: skip
-    count(seat, 3, accepted=2)
-    pairs.pairs.absorb(seat)
+    count(slot, 3, accepted=2)
+    pairs.pairs.absorb(slot)
     assert {key: (report.drafted, report.matched) for key, report in pairs.report().items()} == {OTHER_VERIFIER: (3, 2)}
 
 
@@ -176,43 +176,43 @@ def test_a_session_that_moves_and_returns_has_no_time_per_token_and_no_round_tri
     pairs: Pairs,
 ) -> None:
     pairs.start()  # so that the pair is not forgotten as a whole
-    seat = guessed(pairs, 1)
-    seat.state.round_trip.observe(30.0)
-    pairs.rebind(seat, OTHER_VERIFIER)
-    pairs.pairs.observe(seat, verdict(seat), 1, now=5000.0)
+    slot = guessed(pairs, 1)
+    slot.state.round_trip.observe(30.0)
+    pairs.rebind(slot, OTHER_VERIFIER)
+    pairs.pairs.observe(slot, verdict(slot), 1, now=5000.0)
     assert pairs.report()[OTHER_VERIFIER].rtt_ms == 0
-    pairs.rebind(seat, VERIFIER)
-    pairs.pairs.observe(seat, verdict(seat), 1, now=9000.0)
+    pairs.rebind(slot, VERIFIER)
+    pairs.pairs.observe(slot, verdict(slot), 1, now=9000.0)
     assert pairs.report()[VERIFIER].tpot_ms == 0
 
 
 def test_a_session_that_stays_with_its_verifier_under_another_term_keeps_its_figures(pairs: Pairs) -> None:
-    seat = guessed(pairs, 8)
-    seat.state.round_trip.observe(30.0)
-    pairs.rebind(seat, VERIFIER)
-    pairs.pairs.observe(seat, verdict(seat), 2, now=100.0)
+    slot = guessed(pairs, 8)
+    slot.state.round_trip.observe(30.0)
+    pairs.rebind(slot, VERIFIER)
+    pairs.pairs.observe(slot, verdict(slot), 2, now=100.0)
     report = pairs.report()[VERIFIER]
     assert (report.drafted, report.discarded, report.num_sessions) == (8, 8, 1)
     assert (report.rtt_ms, report.tpot_ms) == (30.0, 50.0)
 
 
 def test_the_round_trip_is_the_sessions_smoothed_one(pairs: Pairs) -> None:
-    seat = pairs.start()
-    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
-    seat.state.round_trip.observe(30.0)
-    pairs.pairs.observe(seat, verdict(seat), 1, now=0.0)
-    count(seat, 1)
-    pairs.pairs.absorb(seat)
+    slot = pairs.start()
+    pairs.pairs.observe(slot, verdict(slot), 1, now=0.0)
+    slot.state.round_trip.observe(30.0)
+    pairs.pairs.observe(slot, verdict(slot), 1, now=0.0)
+    count(slot, 1)
+    pairs.pairs.absorb(slot)
     assert pairs.report()[VERIFIER].rtt_ms == 30.0
 
 
 def test_more_pairs_than_a_report_may_carry_are_reported_in_turn(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REPORTED_PAIRS", 2)
     for number in range(5):
-        seat = pairs.start(f"cloud.{number:012x}")
-        count(seat, 1)
-        pairs.pairs.absorb(seat)
-        pairs.table.drop(seat.state.session_id)
+        slot = pairs.start(f"cloud.{number:012x}")
+        count(slot, 1)
+        pairs.pairs.absorb(slot)
+        pairs.table.drop(slot.state.session_id)
     sizes = [len(pairs.report()) for _ in range(4)]
     assert sizes == [2, 2, 1, 0]
     assert pairs.pairs.verifier_ids() == []

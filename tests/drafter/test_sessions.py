@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from awc.policy import WindowChoice
-from services.edge_drafter.sessions import Seat, SessionTable, steer
+from services.edge_drafter.sessions import DraftSessions, SessionSlot, steer
 from shared.protocol.drafter_session import DraftStep
 from shared.protocol.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
 from shared.protocol.refusal import Refused
@@ -33,21 +33,21 @@ def request(
     )  # fmt: skip
 
 
-class Table(SessionTable):
+class Table(DraftSessions):
     def __init__(self, max_sessions: int = 10) -> None:
         super().__init__(FakeDraft(), max_sessions)
 
-    def start(self, number: int = 1, choice: WindowChoice = CHOICE, **options: object) -> Seat:
+    def start(self, number: int = 1, choice: WindowChoice = CHOICE, **options: object) -> SessionSlot:
         return self.speculate(request(number, **options), GATEWAY, choice, 0.0)
 
     def turn(self) -> tuple[int, DraftStep] | None:
         """One draft step for whoever is first: the session's number and the step."""
-        seat = self.next_turn()
-        if seat is None:
+        slot = self.next_turn()
+        if slot is None:
             return None
-        step = seat.state.begin_step(FEED)
-        seat.state.end_step(step, 1)
-        return int(seat.state.session_id, 16), step
+        step = slot.state.begin_step(FEED)
+        slot.state.end_step(step, 1)
+        return int(slot.state.session_id, 16), step
 
 
 def test_sessions_take_turns() -> None:
@@ -120,94 +120,94 @@ def test_a_text_as_long_as_the_context_fits() -> None:
 
 def test_an_answer_that_may_outgrow_the_context_is_drafted_for_up_to_there() -> None:
     table = Table()
-    seat = table.start(prompt=(1,) * 1020, max_tokens=5000, min_tokens=2000)
-    assert (seat.state.limit, seat.cache.capacity) == (1024, 1024)
+    slot = table.start(prompt=(1,) * 1020, max_tokens=5000, min_tokens=2000)
+    assert (slot.state.limit, slot.cache.capacity) == (1024, 1024)
     while table.turn() is not None:
         pass
-    assert (len(seat.state.tokens), seat.state.drafted) == (1024, 4)
+    assert (len(slot.state.tokens), slot.state.drafted) == (1024, 4)
 
 
 def test_a_session_that_has_outgrown_the_context_is_not_rebound() -> None:
     table = Table()
-    seat = table.start(prompt=(1,) * 1000, max_tokens=5000)
+    slot = table.start(prompt=(1,) * 1000, max_tokens=5000)
     with pytest.raises(Refused, match="no room"):
         table.start(prompt=(1,) * 1000, max_tokens=5000, term=2, committed=(1,) * 30)
-    assert seat.state.term == 1
+    assert slot.state.term == 1
 
 
 def test_more_sessions_than_allowed_are_refused_for_now_but_known_ones_are_rebound() -> None:
     table = Table(max_sessions=1)
-    seat = table.start(1)
+    slot = table.start(1)
     with pytest.raises(Refused, match="all 1 sessions") as refusal:
         table.start(2)
     assert (refusal.value.code, refusal.value.retryable) == ("overloaded", True)
-    assert table.start(1, term=2) is seat
+    assert table.start(1, term=2) is slot
 
 
 def test_a_draining_drafter_takes_no_new_session_but_serves_its_own() -> None:
     table = Table()
-    seat = table.start(1)
+    slot = table.start(1)
     table.draining = True
     with pytest.raises(Refused) as refusal:
         table.start(2)
     assert (refusal.value.code, refusal.value.retryable) == ("draining", True)
-    assert table.start(1, term=2) is seat
+    assert table.start(1, term=2) is slot
 
 
 def test_another_gateway_can_not_take_a_session_over() -> None:
     table = Table()
-    seat = table.start(1)
+    slot = table.start(1)
     with pytest.raises(Refused, match="another gateway"):
         table.speculate(request(1, term=2), OTHER_GATEWAY, CHOICE, 0.0)
-    assert seat.state.term == 1
+    assert slot.state.term == 1
 
 
 def test_a_lower_term_changes_nothing() -> None:
     table = Table()
-    seat = table.start(1, term=3)
-    assert table.start(1, term=2, choice=WindowChoice(2, 2, True)) is seat
-    assert (seat.state.term, seat.state.window) == (3, 8)
+    slot = table.start(1, term=3)
+    assert table.start(1, term=2, choice=WindowChoice(2, 2, True)) is slot
+    assert (slot.state.term, slot.state.window) == (3, 8)
 
 
 def test_rebinding_keeps_the_cache_that_is_large_enough_and_takes_the_new_window() -> None:
     table = Table()
-    seat = table.start(1)
+    slot = table.start(1)
     for _ in range(3):
         table.turn()
-    cache = seat.cache
+    cache = slot.cache
     table.start(1, term=2, committed=(1,), choice=WindowChoice(4, 2, True))
-    assert seat.cache is cache
-    assert (seat.state.computed, seat.state.window) == (4, 4)
+    assert slot.cache is cache
+    assert (slot.state.computed, slot.state.window) == (4, 4)
 
 
 def test_rebinding_to_a_longer_answer_gets_a_larger_cache_and_feeds_the_text_again() -> None:
     table = Table()
-    seat = table.start(1, max_tokens=5)
+    slot = table.start(1, max_tokens=5)
     for _ in range(3):
         table.turn()
     table.start(1, term=2, max_tokens=50, committed=(1,))
-    assert (seat.cache.capacity, seat.state.computed) == (53, 0)
+    assert (slot.cache.capacity, slot.state.computed) == (53, 0)
 
 
 def test_dropping_a_session_discards_its_open_guesses_once() -> None:
     table = Table()
-    seat = table.start(1)
+    slot = table.start(1)
     for _ in range(3):
         table.turn()
-    assert table.drop(seat.state.session_id) is seat
-    assert table.drop(seat.state.session_id) is None
-    assert seat.state.fates.discarded == seat.state.drafted == 3
+    assert table.drop(slot.state.session_id) is slot
+    assert table.drop(slot.state.session_id) is None
+    assert slot.state.fates.discarded == slot.state.drafted == 3
 
 
 @pytest.mark.parametrize(
     ("speculation", "window"), [(Speculation(), 8), (Speculation("static", 3), 3), (Speculation("static", 0), 0)]
 )
 def test_a_request_may_have_a_window_of_its_own(speculation: Speculation, window: int) -> None:
-    seat = Table().start(speculation=speculation)
-    assert (seat.state.window, seat.state.chunk) == (window, min(2, max(window, 1)))
-    assert seat.is_adaptive == (speculation.mode == "adaptive")
-    steer(seat, WindowChoice(12, 4, False))
-    assert seat.state.window == (12 if seat.is_adaptive else window)
+    slot = Table().start(speculation=speculation)
+    assert (slot.state.window, slot.state.chunk) == (window, min(2, max(window, 1)))
+    assert slot.is_adaptive == (speculation.mode == "adaptive")
+    steer(slot, WindowChoice(12, 4, False))
+    assert slot.state.window == (12 if slot.is_adaptive else window)
 
 
 def test_a_request_with_a_window_of_its_own_has_its_own_threshold_too() -> None:

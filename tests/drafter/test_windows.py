@@ -118,13 +118,13 @@ async def test_an_old_decision_gives_way_to_the_default_in_running_sessions_too(
 
 async def test_a_draining_controller_is_left_for_the_other_at_once(world: World) -> None:
     second = await world.meet("controller", "zzz")
-    await world.controller.beat()
-    await second.beat()
+    await world.controller.send_heartbeat()
+    await second.send_heartbeat()
     await world.decide(4, sequence=7)
     await world.decide(12, sequence=1, sender=second)
     await world.settled()
     assert world.dropped("decision not followed") == 1
-    await world.controller.beat(draining=True)
+    await world.controller.send_heartbeat(draining=True)
     await world.decide(12, sequence=2, sender=second)
     await world.decide(4, sequence=8)
     request = await world.speculate()
@@ -134,8 +134,8 @@ async def test_a_draining_controller_is_left_for_the_other_at_once(world: World)
 
 async def test_nobody_can_say_in_a_controllers_name_that_it_leaves(world: World) -> None:
     stranger = await world.meet("controller", "stranger")
-    await world.controller.beat()
-    await stranger.beat(instance_id=world.controller.instance_id, draining=True)
+    await world.controller.send_heartbeat()
+    await stranger.send_heartbeat(instance_id=world.controller.instance_id, draining=True)
     await world.decide(3, sequence=1, sender=stranger)
     await world.settled()
     assert world.dropped("foreign heartbeat") == 1

@@ -15,10 +15,10 @@ import typer
 
 from services.local import cli, pidfile
 from services.local.pair import Pair
-from services.local.system import Plan
+from services.local.system import SystemPlan
 
 ROOT = Path(__file__).parents[2]
-PLAN = Plan(Pair("pair", Path("target"), ()))
+PLAN = SystemPlan(Pair("pair", Path("target"), ()))
 AT_MOST_S = 30.0
 CHILD = "trap 'touch ended; exit' TERM; echo ready; for n in $(seq 1000); do sleep 0.05; done"
 SYSTEM = """

@@ -15,7 +15,7 @@ import typer
 from services.local import cli, nats_server, supervisor
 from services.local.pair import Pair
 from services.local.supervisor import Program, Supervisor
-from services.local.system import Plan
+from services.local.system import SystemPlan
 
 AT_MOST_S = 30.0
 TURNING = "echo ready; while :; do sleep 0.05; done"
@@ -102,7 +102,7 @@ def test_a_system_left_running_sets_its_own_log_aside_when_it_starts(
     monkeypatch.setattr(sys, "executable", "false")  # what ends at once
     (tmp_path / "services.log").write_text("long enough\n")
     with pytest.raises(typer.Exit):
-        cli._detach(Plan(Pair("pair", tmp_path, ()), port=nats_server.free_port()), tmp_path)
+        cli._detach(SystemPlan(Pair("pair", tmp_path, ()), port=nats_server.free_port()), tmp_path)
     assert (tmp_path / "services.log").read_text() == ""
     assert (tmp_path / "services.log.1").read_text() == "long enough\n"
 

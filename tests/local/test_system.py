@@ -15,7 +15,7 @@ from aiohttp import web
 from services.local.cli import address_lines
 from services.local.nats_server import Access
 from services.local.pair import Pair
-from services.local.system import NUM_STAGES, Plan, check_address, service_programs
+from services.local.system import NUM_STAGES, SystemPlan, check_address, service_programs
 
 PAIR = Pair("pair", Path("target"), (Path("draft"), Path("draft")))
 
@@ -41,7 +41,7 @@ async def test_a_gateway_is_reached_at_the_address_that_is_told(host: str) -> No
     await runner.setup()
     try:
         await web.TCPSite(runner, host, 0).start()
-        plan = Plan(PAIR, host=host, port=runner.addresses[0][1])
+        plan = SystemPlan(PAIR, host=host, port=runner.addresses[0][1])
         async with aiohttp.ClientSession() as session, session.get(f"{plan.address}/healthz") as response:
             assert await response.text() == "healthy"
     finally:
@@ -49,7 +49,7 @@ async def test_a_gateway_is_reached_at_the_address_that_is_told(host: str) -> No
 
 
 def test_a_host_of_ipv6_is_told_in_brackets_and_quoted_for_the_shell() -> None:
-    plan = Plan(PAIR, host="::1")
+    plan = SystemPlan(PAIR, host="::1")
     gateway, curl = address_lines(plan).splitlines()
     assert gateway == "gateway at http://[::1]:8080"
     assert " 'http://[::1]:8080/v1/chat/completions' " in curl
@@ -59,10 +59,12 @@ def test_a_host_of_ipv6_is_told_in_brackets_and_quoted_for_the_shell() -> None:
 def test_an_ipv6_port_is_free_while_another_program_has_that_of_ipv4() -> None:
     needs("::")
     with socket.create_server(("0.0.0.0", 0)) as taken:
-        check_address(Plan(PAIR, host="::", port=taken.getsockname()[1]))
+        check_address(SystemPlan(PAIR, host="::", port=taken.getsockname()[1]))
 
 
 def test_the_gateway_ends_first_and_then_all_other_services_side_by_side() -> None:
-    stages = [program.stage or program.name for program in service_programs(Plan(PAIR, 2), Access("nats://there"))]
+    stages = [
+        program.stage or program.name for program in service_programs(SystemPlan(PAIR, 2), Access("nats://there"))
+    ]
     assert [stage for stage, _ in itertools.groupby(stages)] == ["fleet", "gateway"]
     assert len({"nats-server", *stages}) == NUM_STAGES

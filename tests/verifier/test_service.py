@@ -234,9 +234,9 @@ async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_
         await world.tell(other, kept)
         async with asyncio.timeout(10):
             while not world.count("verifier_expired_sessions"):
-                await other.beat()
+                await other.send_heartbeat()
                 await asyncio.sleep(0.05)
-        await other.beat()
+        await other.send_heartbeat()
         world.model.gate.open()
         await other.find(Verdict, lambda verdict: verdict.finish == "length")
         await world.draft(abandoned, 0, [1])
@@ -271,7 +271,7 @@ async def test_a_finished_session_whose_close_was_lost_gives_its_place_away_afte
         await world.finish(await world.open())
         async with asyncio.timeout(10):
             while not world.count("verifier_expired_sessions"):
-                await world.gateway.beat()
+                await world.gateway.send_heartbeat()
                 await asyncio.sleep(0.02)
         assert await world.text(await world.open()) == answer(PROMPT, 12)
 

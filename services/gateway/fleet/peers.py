@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.policies.routing import Candidate
+from shared.policies.routing import RoutingCandidate
 from shared.protocol.messages import Heartbeat, Service
 from shared.timing import STALE_HEARTBEATS
 
@@ -32,8 +32,8 @@ class Peer:
         return self.heard_at + STALE_HEARTBEATS * self.heartbeat.interval_s
 
     @property
-    def candidate(self) -> Candidate:
-        return Candidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since)
+    def candidate(self) -> RoutingCandidate:
+        return RoutingCandidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since)
 
     def count_sessions(self, num: int, told_at: float | None) -> None:
         """As PeerFleet.count_sessions."""
@@ -96,7 +96,7 @@ class PeerFleet:
     def is_alive(self, instance_id: str, now: float) -> bool:
         return self.find(instance_id, now) is not None
 
-    def choices(self, service: Service, model: str, now: float, context: int = 0) -> list[Candidate]:
+    def choices(self, service: Service, model: str, now: float, context: int = 0) -> list[RoutingCandidate]:
         """The live instances that may take a session for `model` with `context` tokens."""
         return [
             peer.candidate

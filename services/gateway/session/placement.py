@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
-from shared.policies.routing import Candidate, Router
+from shared.policies.routing import Router, RoutingCandidate
 from shared.protocol.subjects import instance_name
 
 
@@ -71,7 +71,7 @@ class Placement:
         return any(instance_name(c.instance_id) == name for c in self.fleet.choices("drafter", model, now))
 
     def _is_in_time(
-        self, choice: Candidate, generation: Generation, verifier_id: str, num_left: int, now: float
+        self, choice: RoutingCandidate, generation: Generation, verifier_id: str, num_left: int, now: float
     ) -> bool:
         """Whether the drafter's prefill ends before the verifier alone would have finished the answer."""
         verifier = self.fleet.find(verifier_id, now)
@@ -80,6 +80,6 @@ class Placement:
         num_to_read = generation.context - num_left
         return choice.load.prefill_ms * num_to_read < verifier.load.step_ms * num_left
 
-    def _choose(self, router: Router, choices: list[Candidate]) -> str | None:
+    def _choose(self, router: Router, choices: list[RoutingCandidate]) -> str | None:
         chosen = router.choose(choices, self.rng)
         return chosen.instance_id if chosen else None

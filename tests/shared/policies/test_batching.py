@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from shared.policies.batching import Batcher, Candidate, PassCost
+from shared.policies.batching import BatchCandidate, Batcher, PassCost
 from shared.protocol.survival import Survival
 
 
@@ -23,13 +23,13 @@ def learnt(curve=flat_then_linear, sessions: int = 1) -> PassCost:
     return cost
 
 
-def decoding(num_guesses: int = 0, probability: float = 0.8) -> Candidate:
-    return Candidate(num_todo=1, num_guesses=num_guesses, probability=probability, cached_tokens=200)
+def decoding(num_guesses: int = 0, probability: float = 0.8) -> BatchCandidate:
+    return BatchCandidate(num_todo=1, num_guesses=num_guesses, probability=probability, cached_tokens=200)
 
 
 def test_every_ready_session_gets_its_first_row_even_when_a_long_prompt_is_first() -> None:
     batcher = Batcher(token_budget=32, prefill_chunk=64, cost=PassCost())
-    shares = batcher.form([Candidate(500, 0, 0.5, 0), *[decoding(8) for _ in range(7)]])
+    shares = batcher.form([BatchCandidate(500, 0, 0.5, 0), *[decoding(8) for _ in range(7)]])
     assert [share.index for share in shares] == list(range(8))
     assert shares[0].max_tokens == 25
     assert sum(share.max_tokens for share in shares) <= 32

@@ -7,16 +7,18 @@ from collections import Counter
 
 import pytest
 
-from shared.policies.routing import ROUTERS, Candidate
+from shared.policies.routing import ROUTERS, RoutingCandidate
 from shared.protocol.messages import Load
 from shared.protocol.subjects import instance_name
 
 
-def instance(name: str, num_sessions: int = 0, queue_tokens: int = 0, num_since: int = 0) -> Candidate:
-    return Candidate(f"{name}.000000000000", Load(num_sessions=num_sessions, queue_tokens=queue_tokens), num_since)
+def instance(name: str, num_sessions: int = 0, queue_tokens: int = 0, num_since: int = 0) -> RoutingCandidate:
+    return RoutingCandidate(
+        f"{name}.000000000000", Load(num_sessions=num_sessions, queue_tokens=queue_tokens), num_since
+    )
 
 
-def chosen(policy: str, candidates: list[Candidate], times: int, seed: int = 0) -> Counter[str]:
+def chosen(policy: str, candidates: list[RoutingCandidate], times: int, seed: int = 0) -> Counter[str]:
     router, rng = ROUTERS[policy](), random.Random(seed)
     return Counter(instance_name(router.choose(candidates, rng).instance_id) for _ in range(times))
 
@@ -73,9 +75,9 @@ def test_sessions_taken_away_since_the_heartbeat_make_room_and_never_more_than_a
     assert chosen("jsq", [instance("a", 0, queue_tokens=1), instance("b", 1, 5, num_since=-3)], 3) == {"a": 3}
 
 
-def placed(name: str, rtt_ms: float, step_ms: float, num_sessions: int, num_since: int = 0) -> Candidate:
+def placed(name: str, rtt_ms: float, step_ms: float, num_sessions: int, num_since: int = 0) -> RoutingCandidate:
     load = Load(num_sessions=num_sessions, step_ms=step_ms, rtt_ms=rtt_ms)
-    return Candidate(f"{name}.000000000000", load, num_since)
+    return RoutingCandidate(f"{name}.000000000000", load, num_since)
 
 
 def test_rtt_aware_jsq_weighs_a_near_queue_against_a_far_empty_place() -> None:

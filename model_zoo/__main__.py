@@ -27,7 +27,7 @@ from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
 from model_zoo.paths import DEFAULT_PAIR, default_models_dir
 from model_zoo.prepare import Notify, prepare
 from model_zoo.prompt_file import read_prompts
-from model_zoo.smollm2 import Part, recipes
+from model_zoo.smollm2 import PairPart, recipes
 from model_zoo.wheel import DownloadError
 from shared.data.profiles import PROFILE_NAME, Profile
 from shared.data.recording import Header, Recorded, Recording
@@ -54,7 +54,7 @@ def model_zoo() -> None:
 @app.command("prepare")
 def prepare_default_pair(
     only: Annotated[
-        list[Part] | None, typer.Option(help="Only this part (may be repeated); the target is always made.")
+        list[PairPart] | None, typer.Option(help="Only this part (may be repeated); the target is always made.")
     ] = None,
 ) -> None:
     """Make the default pair, SmolLM2-135M: the target, and its int8 and int4 drafts.
@@ -66,7 +66,7 @@ def prepare_default_pair(
     started = time.monotonic()
     try:
         with _progress(f"looking at {folder}") as notify:
-            built = prepare(folder, recipes(only or list(Part)), notify)
+            built = prepare(folder, recipes(only or list(PairPart)), notify)
     except (DownloadError, UnsupportedGguf, ExportError, OSError) as error:
         console.print(f"prepare failed: {error}", style="red", markup=False)
         raise typer.Exit(1) from error

@@ -18,7 +18,7 @@ TARGET = "target"
 DRAFT_REVISIONS: dict[Precision, int] = {"int8": 2, "int4": 1}
 
 
-class Part(StrEnum):
+class PairPart(StrEnum):
     """What a user may ask for by itself."""
 
     TARGET = "target"
@@ -26,9 +26,9 @@ class Part(StrEnum):
     INT4 = "int4"
 
 
-def recipes(parts: Iterable[Part]) -> list[Recipe]:
+def recipes(parts: Iterable[PairPart]) -> list[Recipe]:
     """The recipes for these parts; the target always among them, as drafts are made from it."""
-    drafts: list[Precision] = [precision for precision in ("int8", "int4") if Part(precision) in set(parts)]
+    drafts: list[Precision] = [precision for precision in ("int8", "int4") if PairPart(precision) in set(parts)]
     return [_TARGET_RECIPE, *map(_draft_recipe, drafts)]
 
 

@@ -31,7 +31,7 @@ class Vocabulary:
     eos_token_ids: tuple[int, ...]
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class VocabularyComparison(msgspec.Struct, frozen=True):
     """A draft's vocabulary beside a target's."""
 
     agrees: bool
@@ -71,11 +71,11 @@ def read_model(model: str) -> Vocabulary:
     return Vocabulary(_tokens_of(folder), vocab_size, max_context, tuple(ids))
 
 
-def compare(draft: Vocabulary, target: Vocabulary) -> Comparison:
+def compare(draft: Vocabulary, target: Vocabulary) -> VocabularyComparison:
     """Every id of either tokenizer, in order."""
     ids = sorted(draft.tokens.keys() | target.tokens.keys())
     differing = [i for i in ids if draft.tokens.get(i) != target.tokens.get(i) or i >= draft.vocab_size]
-    return Comparison(
+    return VocabularyComparison(
         agrees=not differing,
         verdict=_difference(differing, draft, target) if differing else f"all {len(target.tokens)} tokens are the same",
         num_differing=len(differing),

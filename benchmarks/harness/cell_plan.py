@@ -17,7 +17,7 @@ from benchmarks.standins.settings import MODEL_NAME, STANDIN, Kind
 from services.local.nats_server import Access
 from services.local.pair import default_pair
 from services.local.supervisor import Program
-from services.local.system import Plan, service_programs
+from services.local.system import SystemPlan, service_programs
 from shared.data.profiles import read_profile
 
 # The first verifier's and the first drafter's name stand for all of their kind.
@@ -89,7 +89,7 @@ class CellPlan:
         """The services, in the order of their start; drafters speak to `relay_url`."""
         drafts = self.draft_of_each
         pair = default_pair(self.models, drafts, num_drafters=len(drafts))
-        made = service_programs(Plan(pair, self.num_verifiers, port=http_port), Access(nats_url))
+        made = service_programs(SystemPlan(pair, self.num_verifiers, port=http_port), Access(nats_url))
         return [self._adapted(program, relay_url) for program in made if kind_of(program.name) in self.names]
 
     def relay(self, nats_url: str, port: int) -> Program:

@@ -32,7 +32,7 @@ class LayerSizes:
     value_size: int
 
 
-class DraftStep(nn.Module):
+class DraftStepModule(nn.Module):
     """forward(ids [1, new], past keys and values of each layer) -> logits [1, vocab] of the last token, new ones."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from model_zoo.exporting.draft_step import DraftStep, UnsupportedDraft, example_inputs, layer_sizes, with_products
+from model_zoo.exporting.draft_step import DraftStepModule, UnsupportedDraft, example_inputs, layer_sizes, with_products
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
 
 PLAIN = "fp32"
@@ -48,7 +48,7 @@ def export_graph(model: PreTrainedModel, folder: Path) -> ExportedConfig:
     with_products(model)
     try:
         torch.onnx.export(
-            DraftStep(model),
+            DraftStepModule(model),
             example_inputs(sizes),
             folder / _GRAPH,
             dynamo=True,

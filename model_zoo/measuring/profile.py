@@ -58,7 +58,7 @@ class StepPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class FitError:
+class RelativeError:
     """Of the fitted times at the points, relative."""
 
     median: float
@@ -118,7 +118,7 @@ def _draft_cache(model: DraftModel, context: int, rng: random.Random) -> DraftCa
     return cache
 
 
-def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, FitError]:
+def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, RelativeError]:
     """Not negative, and least in the squares of the errors relative to the fit: a time that was longer for once counts
     for what it adds to the mean."""
     features = np.array([pass_features(p.num_sessions, p.num_tokens, p.num_cached) for p in points])
@@ -129,7 +129,7 @@ def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, FitError]:
     ), error
 
 
-def fit_steps(points: Sequence[StepPoint]) -> tuple[StepTimes, FitError]:
+def fit_steps(points: Sequence[StepPoint]) -> tuple[StepTimes, RelativeError]:
     """Likewise."""
     features = np.array([[1, p.context / 1000, p.num_fed - 1] for p in points])
     (step, per_1000, fed), error = _fit(features, np.array([p.elapsed_ms for p in points]))
@@ -142,13 +142,13 @@ def peak_mib() -> float:
     return peak / (1024 if sys.platform != "darwin" else 1 << 20)
 
 
-def _fit(features: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], FitError]:
+def _fit(features: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], RelativeError]:
     fitted = times
     for _ in range(REFITS):
         weights = lsq_linear(features / fitted[:, None], times / fitted, bounds=(0, np.inf)).x
         fitted = np.maximum(features @ weights, LEAST_MS)
     errors = np.abs(features @ weights / times - 1)
-    return [round(float(weight), 6) for weight in weights], FitError(float(np.median(errors)), float(errors.max()))
+    return [round(float(weight), 6) for weight in weights], RelativeError(float(np.median(errors)), float(errors.max()))
 
 
 def _in_random_order(kinds: Sequence[Kind], rng: random.Random) -> Iterator[Kind]:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 _NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-class Memory(Protocol):
+class GraphMemory(Protocol):
     """Keys and values of one session."""
 
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
@@ -35,7 +35,7 @@ class Graph(Protocol):
     @property
     def max_context(self) -> int: ...
 
-    def new_memory(self, capacity: int) -> Memory:
+    def new_memory(self, capacity: int) -> GraphMemory:
         """Room for the keys and values of `capacity` tokens."""
 
 

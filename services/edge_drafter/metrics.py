@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.protocol.verifier_session import Fates
 
-FATES = ("accepted", "rejected", "late", "discarded")
+FATES = tuple(field.name for field in fields(Fates))
 
 
 class DrafterMetrics:

@@ -14,14 +14,14 @@ import numpy as np
 from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.exported_graph import ExportedGraph
 from services.edge_drafter.genai_graph import GenaiGraph
-from services.edge_drafter.graph import Graph, Memory, open_session
+from services.edge_drafter.graph import Graph, GraphMemory, open_session
 from shared.runtime.huge_pages import use_huge_pages
 
 
 class DraftCache:
     """Keys and values of one session, for at most `capacity` tokens. Made by DraftModel.new_cache."""
 
-    def __init__(self, memory: Memory, capacity: int) -> None:
+    def __init__(self, memory: GraphMemory, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0  # tokens held; what lies behind them is never read
         self.memory = memory  # the model's own business

@@ -56,19 +56,19 @@ class PairTable:
     def absorb(self, slot: SessionSlot) -> Fates:
         """Moves what changed in a session's counts into its pair; returns the fates as they were before. The first call
         behind a rebind to another verifier still counts for the old one, which then forgets the session."""
-        state, seen = slot.state, slot.seen
-        pair, before = self._pair(seen.verifier_id), seen.fates
-        pair.drafted += state.drafted - seen.drafted
+        state, reported = slot.state, slot.reported
+        pair, before = self._pair(reported.verifier_id), reported.fates
+        pair.drafted += state.drafted - reported.drafted
         pair.fates.accepted += state.fates.accepted - before.accepted
         pair.fates.rejected += state.fates.rejected - before.rejected
         pair.fates.late += state.fates.late - before.late
         pair.fates.discarded += state.fates.discarded - before.discarded
         fates = state.fates
-        seen.drafted = state.drafted
-        seen.fates = Fates(fates.accepted, fates.rejected, fates.late, fates.discarded)
-        if seen.verifier_id != slot.verifier_id:
+        reported.drafted = state.drafted
+        reported.fates = Fates(fates.accepted, fates.rejected, fates.late, fates.discarded)
+        if reported.verifier_id != slot.verifier_id:
             pair.last_verdict.pop(state.session_id, None)
-            seen.verifier_id = slot.verifier_id
+            reported.verifier_id = slot.verifier_id
             self._pair(slot.verifier_id)  # it has a session, so it is reported
         return before
 

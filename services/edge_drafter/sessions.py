@@ -20,7 +20,7 @@ from shared.protocol.verifier_session import Fates
 
 
 @dataclass(slots=True)
-class Seen:
+class ReportedCounts:
     """Counts of a session that were already reported or exported, and the verifier whose pair has the next ones."""
 
     verifier_id: str
@@ -35,10 +35,10 @@ class SessionSlot:
     state: DrafterSession
     cache: DraftCache
     gateway_id: str
-    seen: Seen = field(init=False)
+    reported: ReportedCounts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.seen = Seen(self.verifier_id)
+        self.reported = ReportedCounts(self.verifier_id)
 
     @property
     def verifier_id(self) -> str:

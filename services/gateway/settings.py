@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,8 +12,10 @@ from services.gateway.session.timeouts import PollTiming, SessionTiming
 from shared.policies.routing import ROUTERS
 from shared.runtime.config import ServiceSettings
 
-Routing = Literal["random", "round-robin", "jsq", "jsq2", "jsq8", "rtt-jsq"]
-assert set(ROUTERS) == set(Routing.__args__)  # type: ignore[attr-defined]
+if TYPE_CHECKING:
+    RouterName = str
+else:
+    RouterName = Literal[*ROUTERS]
 
 
 class GatewaySettings(ServiceSettings):
@@ -26,8 +28,8 @@ class GatewaySettings(ServiceSettings):
     default_max_tokens: int = Field(
         0, ge=0, description="Length of an answer whose client sets no max_tokens; 0: as long as the context allows"
     )
-    verifier_routing: Routing = Field("jsq", description="Policy that chooses the verifier of a session")
-    drafter_routing: Routing = Field("jsq8", description="Policy that chooses the drafter of a session")
+    verifier_routing: RouterName = Field("jsq", description="Policy that chooses the verifier of a session")
+    drafter_routing: RouterName = Field("jsq8", description="Policy that chooses the drafter of a session")
     max_sessions: int = Field(256, ge=1, description="Most answers under way at once; further requests wait")
     max_queue: int = Field(256, ge=0, description="Most waiting requests; further ones are refused with status 503")
     queue_timeout_s: float = Field(30.0, gt=0, description="Seconds that a request may wait in the queue")

@@ -24,7 +24,7 @@ from client.gateway import ClientError, connected
 from client.wire import AnswerOptions, DsdOptions
 from services.local import pidfile
 from services.local.nats_server import Access
-from services.local.pair import DEFAULT_NAME, Pair, PairRefused, default_pair, own_pair
+from services.local.pair import DEFAULT_NAME, ModelPair, PairRefused, default_pair, own_pair
 from services.local.supervisor import turn_over
 from services.local.system import SystemPlan, check_address, running, stop_s
 from shared.runtime.config import masked
@@ -102,7 +102,7 @@ def _given_nats(secure: bool) -> Access | None:
     return Access(url) if url else None
 
 
-def _prepare(pair: Pair) -> None:
+def _prepare(pair: ModelPair) -> None:
     """Makes the default models where they are missing; a process of its own, since services know no model zoo."""
     if not pair.is_default:
         return

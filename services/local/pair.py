@@ -20,7 +20,7 @@ class PairRefused(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ModelPair:
     """A target, and the draft of each drafter."""
 
     model_name: str  # under which clients ask for it
@@ -29,13 +29,13 @@ class Pair:
     is_default: bool = False  # `python -m model_zoo prepare` makes it where it is missing
 
 
-def default_pair(models: Path, drafts: Sequence[str], num_drafters: int, model_name: str = "") -> Pair:
+def default_pair(models: Path, drafts: Sequence[str], num_drafters: int, model_name: str = "") -> ModelPair:
     """The default target in `models`; drafts: int8, int4, or a folder, in turn. Raises PairRefused."""
     folders = [models / f"draft-{draft}" if draft in DEFAULT_DRAFTS else _own_draft(draft) for draft in drafts]
-    return Pair(model_name or DEFAULT_NAME, models / "target", _in_turn(folders, num_drafters), is_default=True)
+    return ModelPair(model_name or DEFAULT_NAME, models / "target", _in_turn(folders, num_drafters), is_default=True)
 
 
-def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name: str) -> Pair:
+def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name: str) -> ModelPair:
     """A target folder and draft folders, in turn; without a name that of the target's folder. Raises PairRefused."""
     for file in ("config.json", "tokenizer.json"):
         if not (target / file).is_file():
@@ -46,7 +46,7 @@ def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name:
         raise PairRefused(f"--draft {foreign[0]} is a draft of the default target: name a folder")
     folder = target.resolve()
     name = model_name or (folder.parent.name if folder.name == "target" else folder.name)
-    return Pair(name, folder, _in_turn([_own_draft(draft) for draft in drafts], num_drafters))
+    return ModelPair(name, folder, _in_turn([_own_draft(draft) for draft in drafts], num_drafters))
 
 
 def _own_draft(draft: str) -> Path:

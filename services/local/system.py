@@ -19,7 +19,7 @@ import aiohttp
 
 from services.local import nats_server
 from services.local.nats_server import Access
-from services.local.pair import Pair
+from services.local.pair import ModelPair
 from services.local.supervisor import Child, Program, Supervisor, end_s
 
 READY_S, NATS_S = 180.0, 20.0
@@ -33,7 +33,7 @@ STOP_SPARE_S = 10.0
 class SystemPlan:
     """What to run: one drafter for each draft of the pair."""
 
-    pair: Pair
+    pair: ModelPair
     num_verifiers: int = 1
     host: str = "127.0.0.1"
     port: int = 8080

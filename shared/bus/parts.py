@@ -48,7 +48,7 @@ class _Part:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PartialMessage:
     """A message of which some parts are missing."""
 
     sender: str
@@ -65,7 +65,7 @@ class Assembler:
     """Packets in, whole messages out, for one subscription. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[str, int], _Waiting] = {}  # oldest first
+        self._waiting: dict[tuple[str, int], _PartialMessage] = {}  # oldest first
         self.num_dropped = 0  # messages that never became whole
 
     @property
@@ -85,7 +85,7 @@ class Assembler:
         # The subject carries the sender's id, so nobody can add to another's message.
         key = (subject, part.message_id)
         sender = subjects.instance_name(subjects.sender(subject))
-        waiting = self._waiting.setdefault(key, _Waiting(sender, now, part.count))
+        waiting = self._waiting.setdefault(key, _PartialMessage(sender, now, part.count))
         if part.count != waiting.count:
             raise MalformedMessage(f"a part of {part.count} for a message of {waiting.count} parts")
         waiting.pieces[part.index] = part.piece

@@ -18,13 +18,13 @@ PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)]
 
 
-class Times(BaseModel):
+class ProfileTimes(BaseModel):
     """Keys that are not described are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class PassTimes(Times):
+class PassTimes(ProfileTimes):
     """Of a verify pass: the weights of shared.policies.batching.pass_ms."""
 
     base_ms: Millis
@@ -43,10 +43,11 @@ class PassTimes(Times):
 
     def next_token_ms(self, num_tokens: float) -> float:
         """Of one more token in a pass that feeds `num_tokens`."""
-        return self.token_ms + sum(ms for ms, hinge in zip(self.above_ms, batching.HINGES, strict=True) if num_tokens > hinge)
+        hinges = zip(self.above_ms, batching.HINGES, strict=True)
+        return self.token_ms + sum(ms for ms, hinge in hinges if num_tokens > hinge)
 
 
-class StepTimes(Times):
+class StepTimes(ProfileTimes):
     """Of a draft step: `step_ms` for one token behind no context, more by context and for each further token fed."""
 
     step_ms: Millis
@@ -57,7 +58,7 @@ class StepTimes(Times):
         return self.step_ms + self.step_ms_per_1000 * context / 1000 + self.fed_ms * (num_tokens - 1)
 
 
-class Profile(Times):
+class Profile(ProfileTimes):
     """`name` is shown wherever figures are."""
 
     name: Annotated[str, Field(pattern=f"^{PROFILE_NAME}$")]

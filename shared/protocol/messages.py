@@ -322,7 +322,7 @@ Message: TypeAlias = (
 
 
 KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by their tags
-MAX_TOLD = 64  # characters of a strange tag
+MAX_TAG_SHOWN = 64  # characters of a strange tag
 PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that go on the wire as they are
 
 
@@ -363,7 +363,7 @@ def decode(data: bytes) -> Message:
         kind = KINDS[raw[0]]
         message = convert(raw, type=kind, dec_hook=_from_wire, builtin_types=(bytes,), strict=True)
     except LookupError as error:
-        raise MalformedMessage(f"its tag is none that there is: {str(error)[:MAX_TOLD]}") from error
+        raise MalformedMessage(f"its tag is none that there is: {str(error)[:MAX_TAG_SHOWN]}") from error
     except (ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedMessage(str(error)) from error
     if isinstance(message, Draft) and len(message.token_ids) > MAX_WINDOW:

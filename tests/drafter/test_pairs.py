@@ -82,7 +82,7 @@ def test_absorbing_tells_what_the_metrics_have_already(pairs: Pairs) -> None:
     assert before.accepted == 2
     count(slot, accepted=7)
     assert before.accepted == 2
-    assert slot.seen.fates.accepted == 3
+    assert slot.reported.fates.accepted == 3
 
 
 def test_absorbing_again_without_a_change_counts_nothing(pairs: Pairs) -> None:

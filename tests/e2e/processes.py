@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.local import nats_server
 from services.local.pair import default_pair
 from services.local.supervisor import Child
-from services.local.system import Plan, System, running
+from services.local.system import System, SystemPlan, running
 from tests.k8s.joined import joined
 from tests.plugins.nats import NatsServer
 
@@ -277,7 +277,7 @@ async def processes(
     models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
 ) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
-    plan = Plan(
+    plan = SystemPlan(
         default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port(), secure=IS_SECURE
     )
     notices: list[str] = []

@@ -14,11 +14,11 @@ import pytest
 import typer
 
 from services.local import cli, pidfile
-from services.local.pair import Pair
+from services.local.pair import ModelPair
 from services.local.system import SystemPlan
 
 ROOT = Path(__file__).parents[2]
-PLAN = SystemPlan(Pair("pair", Path("target"), ()))
+PLAN = SystemPlan(ModelPair("pair", Path("target"), ()))
 AT_MOST_S = 30.0
 CHILD = "trap 'touch ended; exit' TERM; echo ready; for n in $(seq 1000); do sleep 0.05; done"
 SYSTEM = """

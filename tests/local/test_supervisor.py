@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from services.local import cli, nats_server, supervisor
-from services.local.pair import Pair
+from services.local.pair import ModelPair
 from services.local.supervisor import Program, Supervisor
 from services.local.system import SystemPlan
 
@@ -102,7 +102,7 @@ def test_a_system_left_running_sets_its_own_log_aside_when_it_starts(
     monkeypatch.setattr(sys, "executable", "false")  # what ends at once
     (tmp_path / "services.log").write_text("long enough\n")
     with pytest.raises(typer.Exit):
-        cli._detach(SystemPlan(Pair("pair", tmp_path, ()), port=nats_server.free_port()), tmp_path)
+        cli._detach(SystemPlan(ModelPair("pair", tmp_path, ()), port=nats_server.free_port()), tmp_path)
     assert (tmp_path / "services.log").read_text() == ""
     assert (tmp_path / "services.log.1").read_text() == "long enough\n"
 

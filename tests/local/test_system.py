@@ -14,10 +14,10 @@ from aiohttp import web
 
 from services.local.cli import address_lines
 from services.local.nats_server import Access
-from services.local.pair import Pair
+from services.local.pair import ModelPair
 from services.local.system import NUM_STAGES, SystemPlan, check_address, service_programs
 
-PAIR = Pair("pair", Path("target"), (Path("draft"), Path("draft")))
+PAIR = ModelPair("pair", Path("target"), (Path("draft"), Path("draft")))
 
 
 def needs(host: str) -> None:

@@ -1,4 +1,4 @@
-"""python -m services: NATS and all four services on this machine."""
+"""python -m services: runs NATS and all four services on this machine."""
 
 from services.local.cli import app
 

@@ -1,8 +1,8 @@
-"""How a service process lives: logs, health, bus, work, drain, end.
+"""The life of a service process: logs, health endpoints, bus, work, drain, end.
 
-Invariant: the health endpoint is up before anything that may take long; every task has an owner; SIGTERM and SIGINT let
-open sessions finish for at most `drain_s`, then the process ends with status 0; a crash ends it with status 1 and a
-traceback. Neither waits for a thread that hangs. SIGHUP ends a process at once, unless its service has a use for it.
+Invariant: the health endpoints are up before anything slow starts, and every task has an owner. SIGTERM and SIGINT give
+open sessions at most `drain_s` to finish, then the process ends with status 0. A crash ends it with status 1 and a
+traceback. Neither waits for a thread that hangs. SIGHUP ends a process at once, unless its service handles it.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from shared.runtime.config import ServiceSettings
 from shared.runtime.health import Health
 from shared.runtime.metrics import BusMetrics
 
-END_S = 5.0  # what closing the bus, HTTP and threads may take, after work has ended
-HTTP_END_S = 2.0  # what open HTTP requests get of that
+END_S = 5.0  # to close bus, HTTP and threads after work has ended
+HTTP_END_S = 2.0  # of that, for open HTTP requests
 
 log = structlog.get_logger(__name__)
 
 
 class Work(Protocol):
-    """What a service does once it has started."""
+    """The work of a service that has started."""
 
     async def run(self) -> None:
         """Serves until cancelled."""
         ...
 
     async def drain(self) -> None:
-        """Takes nothing new and returns when everything open is over; `run` goes on meanwhile."""
+        """Takes nothing new; returns when all open sessions are over. `run` goes on meanwhile."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a service is started with."""
+    """What a service gets at its start."""
 
     instance_id: str
     bus: Bus
@@ -69,9 +69,11 @@ def run_service(
     app: web.Application | None = None,
     on_hangup: Callable[[], None] | None = None,
 ) -> None:
-    """Runs a service to its end. `start` makes its work (it may load a model in a thread); `app` may carry routes of
-    its own beside the health endpoints; `on_hangup` is what SIGHUP does, in the loop. Exits with status 1 after a
-    crash."""
+    """Runs a service to its end. Exits with status 1 after a crash.
+
+    start: makes the work, and may load a model in a thread. app: routes beside the health endpoints. on_hangup: called
+    in the event loop on SIGHUP.
+    """
     instance_id = subjects.new_instance_id(settings.name)
     logs.set_up(settings, service, instance_id)
     try:
@@ -87,7 +89,7 @@ def run_service(
 async def live(
     instance_id: str, settings: ServiceSettings, start: Start, stop: asyncio.Event, app: web.Application
 ) -> None:
-    """A service's life inside a running loop, until `stop` is set and its sessions are over; a crash raises."""
+    """Runs a service inside a running loop, until `stop` is set and its sessions are over. A crash raises."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     health = Health(registry)
@@ -156,11 +158,11 @@ async def _drain(work: Work, drain_s: float) -> None:
         async with asyncio.timeout(drain_s):
             await work.drain()
     except TimeoutError:
-        log.warning("drain deadline passed, open sessions are left to others")
+        log.warning("drain deadline passed; open sessions are abandoned")
 
 
 async def _unless(stop: asyncio.Event, step: Coroutine[None, None, Outcome]) -> Outcome | None:
-    """What a step returns, or None when `stop` is set first: then it is cancelled."""
+    """The result of `step`, or None if `stop` is set first: then the step is cancelled."""
     async with asyncio.TaskGroup() as tasks:
         done = tasks.create_task(step)
         stopping = tasks.create_task(stop.wait())
@@ -184,7 +186,7 @@ async def _serving_http(app: web.Application, settings: ServiceSettings) -> Asyn
     try:
         await web.TCPSite(runner, settings.http_host, settings.http_port).start()
         host, port = runner.addresses[0][:2]
-        named = f"[{host}]" if ":" in host else host  # of IPv6
+        named = f"[{host}]" if ":" in host else host  # IPv6
         log.info("http endpoints up", url=f"http://{named}:{port}")
         yield
     finally:
@@ -200,14 +202,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _sole(error: BaseException) -> BaseException:
-    """The one error inside task groups' wrappings."""
+    """The error itself, without the groups around it if it is the only one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def _exit_after(seconds: float, status: int) -> None:
-    """Ends the process then, should it still be there: a thread inside a model can't be cancelled."""
+    """Ends the process after `seconds` if it still runs: a thread inside a model can't be cancelled."""
 
     def end() -> None:
         if seconds:

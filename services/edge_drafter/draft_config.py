@@ -1,9 +1,9 @@
-"""What the files beside a draft's ONNX graph say: its vocabulary, its context and the names of its tensors.
+"""The configuration beside a draft's ONNX graph: vocabulary size, context length and names of tensors.
 
-Invariant: tensors are found by name, never by order: keys and values have equal shapes, so a mix-up would be silent.
+Invariant: tensors are found by name, never by order. Keys and values have equal shapes, so a mix-up would go unnoticed.
 
-Two forms: genai_config.json, as onnxruntime-genai's model builder writes it, and draft_config.json, which `python -m
-model_zoo export` writes for architectures that the builder does not know.
+Two formats: genai_config.json of onnxruntime-genai's model builder, and draft_config.json, which `python -m model_zoo
+export` writes for architectures that the builder does not know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GENAI_CONFIG, EXPORTED_CONFIG = "genai_config.json", "draft_config.json"
 
 @dataclass(frozen=True)
 class GenaiConfig:
-    """A graph whose present keys and values of a layer are the same memory as the past ones."""
+    """A graph in which a layer's present keys and values share the memory of the past ones."""
 
     file: str  # the ONNX file, beside genai_config.json
     vocab_size: int
@@ -34,7 +34,7 @@ class GenaiConfig:
 
 
 class ExportedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A graph that takes past keys and values and gives the new ones alone, each [tokens, kv_heads, head_dim]."""
+    """A graph that takes past keys and values and returns only the new ones, each [tokens, kv_heads, head_dim]."""
 
     file: str  # the ONNX file, beside draft_config.json
     vocab_size: int
@@ -48,14 +48,14 @@ class ExportedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_config(folder: Path) -> GenaiConfig | ExportedConfig:
     """The configuration of the draft in `folder`.
 
-    FileNotFoundError: there is none, or the graph that it names is missing. ValueError: it is malformed.
+    Raises FileNotFoundError if it or its graph is missing, ValueError if it is malformed.
     """
     if (folder / EXPORTED_CONFIG).is_file():
         config: GenaiConfig | ExportedConfig = _read_exported(folder / EXPORTED_CONFIG)
     elif (folder / GENAI_CONFIG).is_file():
         config = _read_genai(folder / GENAI_CONFIG)
     else:
-        raise FileNotFoundError(f"no draft model in {folder}: {GENAI_CONFIG} is missing, and so is {EXPORTED_CONFIG}")
+        raise FileNotFoundError(f"no draft model in {folder}: {GENAI_CONFIG} and {EXPORTED_CONFIG} are missing")
     if not (folder / config.file).is_file():
         raise FileNotFoundError(f"no draft model in {folder}: {config.file} is missing")
     return config

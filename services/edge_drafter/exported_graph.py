@@ -1,7 +1,7 @@
-"""The form of `python -m model_zoo export` for any architecture: the graph takes the past and gives the new alone.
+"""Graphs of `python -m model_zoo export`: they take past keys and values and return only the new ones.
 
-A layer's keys, and its values, lie tokens first in one buffer. The past is bound as the buffer's beginning, the new as
-the place directly behind it, so the graph itself puts keys and values where the next run finds them.
+A layer's keys are in one buffer, tokens first, and its values in another. The past is bound to the beginning of the
+buffer, the output to the place right after it, so each run writes where the next one reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.runtime.huge_pages import own_pages
 
 
 class ExportedGraph:
-    """A graph with inputs for ids and pasts, and outputs for the last token's logits and new keys and values."""
+    """A graph with inputs for ids and past keys and values, and outputs for the last token's logits and new ones."""
 
     def __init__(self, session: ort.InferenceSession, config: ExportedConfig) -> None:
         past, new = zip(*config.kv, strict=True)
@@ -33,7 +33,7 @@ class ExportedGraph:
 
 
 class ExportedMemory:
-    """A buffer [capacity, kv_heads, head_dim] for the keys of each layer, one for its values."""
+    """For each layer a buffer [capacity, kv_heads, head_dim] of its keys, and one of its values."""
 
     def __init__(self, graph: ExportedGraph, capacity: int) -> None:
         self._graph = graph
@@ -53,7 +53,7 @@ class ExportedMemory:
 
 
 class _Buffer:
-    """The memory behind one past input and the new output that belongs to it."""
+    """The memory of one past input and its new output."""
 
     def __init__(self, graph: ExportedGraph, past: str, new: str, capacity: int) -> None:
         tensor = graph.tensors[past]

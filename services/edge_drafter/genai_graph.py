@@ -1,7 +1,7 @@
-"""The form of onnxruntime-genai's model builder: past and present of a layer are the same memory.
+"""Graphs of onnxruntime-genai's model builder: past and present of a layer share their memory.
 
-GroupQueryAttention writes new keys and values into the buffer that holds the past ones, so a buffer is bound once for
-each session, as input and as output.
+GroupQueryAttention writes new keys and values into the buffer of the past ones, so a session binds each buffer once, as
+input and as output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.runtime.huge_pages import own_pages
 
 
 class GenaiGraph:
-    """A graph with inputs for ids, mask and pasts, and outputs for logits and presents."""
+    """A graph with inputs for ids, mask and past keys and values, and outputs for logits and present ones."""
 
     def __init__(self, session: ort.InferenceSession, config: GenaiConfig) -> None:
         past, present = zip(*config.kv, strict=True)
@@ -37,7 +37,7 @@ class GenaiGraph:
 
 
 class GenaiMemory:
-    """A buffer [1, kv_heads, capacity, head_dim] for the keys of each layer, and one for its values; on own pages."""
+    """For each layer a buffer [1, kv_heads, capacity, head_dim] of its keys, and one of its values."""
 
     def __init__(self, graph: GenaiGraph, capacity: int) -> None:
         self._graph = graph
@@ -55,7 +55,7 @@ class GenaiMemory:
         graph, binding, num_new = self._graph, self._binding, ids.shape[1]
         rows = 1 if graph.last_logits_only else num_new
         logits = ort.OrtValue.ortvalue_from_shape_and_type([1, rows, graph.vocab_size], graph.logits_type)
-        mask = graph.ones[:, : start + num_new]  # its length tells the number of tokens, past and new
+        mask = graph.ones[:, : start + num_new]  # its length is the number of tokens, past and new
         binding.bind_cpu_input(graph.config.ids, ids)
         binding.bind_cpu_input(graph.config.mask, mask)
         binding.bind_ortvalue_output(graph.config.logits, logits)

@@ -1,7 +1,7 @@
-"""What the draft model asks of an ONNX graph, whatever its form, and what all forms share.
+"""The interface of the draft model's ONNX graphs, and what both kinds share.
 
-Invariant: a session's keys and values lie in memory of our own, bound to the graph's tensors: nothing is copied between
-two runs, and rolling back is running from a smaller start.
+Invariant: a session's keys and values are in our own memory, bound to the graph's tensors. So nothing is copied between
+two runs, and a rollback is a run from a smaller start.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class GraphMemory(Protocol):
     """Keys and values of one session."""
 
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
-        """Puts ids ([1, new tokens] int64) at the positions from start on, over what was there.
+        """Computes ids ([1, new tokens] int64) at the positions start, start + 1, ... and overwrites what was there.
 
-        Returns the logits after the last of them, [vocab_size]. What lies at start and behind is never read.
+        Returns the logits after the last of them, [vocab_size]. Entries from `start` on are not read.
         """
 
 
 class Graph(Protocol):
-    """A loaded graph; `run` of its memories is for one thread."""
+    """A loaded graph. Not thread-safe: one thread runs all its memories."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -36,27 +36,27 @@ class Graph(Protocol):
     def max_context(self) -> int: ...
 
     def new_memory(self, capacity: int) -> GraphMemory:
-        """Room for the keys and values of `capacity` tokens."""
+        """Memory for the keys and values of `capacity` tokens."""
 
 
 def open_session(model_file: Path, num_threads: int) -> ort.InferenceSession:
-    """The graph on the CPU; ValueError where it does not load."""
+    """Loads a graph on the CPU. Raises ValueError if it does not load."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    # a spinning thread would keep the core from whatever else runs on this machine between two draft steps
+    # spinning threads would take the core from other processes between two draft steps
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(model_file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base below this one
+    except Exception as error:  # onnxruntime's exceptions have no closer common base
         raise ValueError(f"{model_file} does not load: {error}") from error
 
 
 def tensors_by_name(
     session: ort.InferenceSession, inputs: Iterable[str], outputs: Iterable[str], config_file: str
 ) -> Mapping[str, Any]:
-    """A graph's inputs and outputs. ValueError: with others than configured it computes garbage, or wants more."""
+    """A graph's inputs and outputs by name. Raises ValueError if they are not exactly the configured ones."""
     taken = {node.name: node for node in session.get_inputs()}
     given = {node.name: node for node in session.get_outputs()}
     if odd := (taken.keys() ^ set(inputs)) | (given.keys() ^ set(outputs)):
@@ -65,7 +65,7 @@ def tensors_by_name(
 
 
 def numpy_type(tensor: Any) -> Any:
-    """The type of a floating-point tensor's numbers; ValueError for one that can't be bound."""
+    """The numpy type of a floating-point tensor. Raises ValueError for an unsupported type."""
     if tensor.type not in _NUMPY_TYPES:
         raise ValueError(f"{tensor.name} is a {tensor.type}; supported are {', '.join(_NUMPY_TYPES)}")
     return _NUMPY_TYPES[tensor.type]

@@ -1,8 +1,7 @@
-"""A guess: the token that the draft model draws for a position, and how sure it is of it.
+"""A guess: the token that the draft model draws for a position, and its confidence.
 
-Invariant: a guess is drawn as the target draws (the same penalties, biases, least length, filters and noise), so that
-it is wrong only where the two models differ. Whatever a session becomes during a step, a guess belongs to the text
-before it.
+Invariant: a guess is drawn as the target draws, with the same penalties, biases, minimum length, filters and noise, so
+it is wrong only where the two models differ. It depends on the text at the start of its step only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from shared.protocol.sampling import History, adjusted, confidence_of, draw, is_
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A token, and its probability under the draft's scores at temperature 1 (1 where nobody asked)."""
+    """A token, and its probability under the draft's scores at temperature 1 (1 if not computed)."""
 
     token_id: int
     confidence: float = 1.0
@@ -27,16 +26,16 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a guess depends on beside its logits."""
+    """All that a guess depends on besides its logits."""
 
     sampling: Sampling
     position: int
-    history: History | None  # None: scores are logits
+    history: History | None  # None: the scores are the logits
     wants_confidence: bool
 
     @classmethod
     def behind(cls, state: DrafterSession) -> Question:
-        """The question for the position behind a session's tokens as they are now."""
+        """The question for the position after a session's current tokens."""
         request = state.request
         history = None
         if is_adjusted(request.sampling, request.min_tokens):
@@ -45,7 +44,7 @@ class Question:
         return cls(request.sampling, len(state.tokens), history, state.min_confidence > 0)
 
     def answer(self, logits: NDArray[np.float32]) -> Guess:
-        """The guess, from the logits [vocab] of the token before it; raises ValueError where they allow none."""
+        """The guess from the logits [vocab] after the token before it. Raises ValueError if they allow none."""
         token_id = draw(logits, self.sampling, self.position, self.history)
         if not self.wants_confidence:
             return Guess(token_id)

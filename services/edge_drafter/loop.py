@@ -1,7 +1,7 @@
 """The drafting loop: draft -> send -> commit, one model step at a time, over all sessions in turn.
 
-Invariant: a rollback is applied between draft steps only; a guess from a step begun before it is thrown away (the state
-machine sees to it), so the cache always holds what it says.
+Invariant: a rollback takes effect between draft steps only. The state machine drops the guess of a step that began
+before it, so the cache always holds the tokens that the session counts as computed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from shared.protocol.drafter_session import DraftStep
 log = structlog.get_logger(__name__)
 
 WARM_UP_STEPS = 4
-NO_GUESS = Guess(0)  # of a step that only catches up
+NO_GUESS = Guess(0)  # of a step without a guess
 
 
 class DraftLoop:
-    """Gives the draft model to the sessions that want a step; `wake` tells it that one may."""
+    """Runs the draft model for the sessions that need a step, in turn."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class DraftLoop:
         self.prefill_ms = 0.0  # per token
 
     def wake(self) -> None:
-        """Something changed: a session may want a step."""
+        """Call it when a session may need a step."""
         self._ready.set()
 
     async def run(self) -> None:
-        """Runs until cancelled; a running step is waited for."""
+        """Runs until cancelled, then waits for the running step."""
         try:
             while True:
                 slot = self._table.next_turn()
@@ -67,7 +67,7 @@ class DraftLoop:
             self._executor.shutdown(wait=True)
 
     async def warm_up(self) -> None:
-        """Runs the model once for each kind of step, so that heartbeats tell its speed from the first one on."""
+        """Times each kind of step, so that the first heartbeat has its speed."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._measure)
 
     def _measure(self) -> None:
@@ -98,7 +98,7 @@ class DraftLoop:
         self._send(slot)
 
     def _compute(self, cache: DraftCache, step: DraftStep, question: Question | None) -> Guess:
-        """In the model's thread: the guess for the position behind the fed tokens, where one is asked for."""
+        """Runs in the model's thread. Returns the guess after the fed tokens, or NO_GUESS if none is wanted."""
         logits = self._model.feed(cache, step.fed_ids, step.start)
         return question.answer(logits) if question else NO_GUESS
 

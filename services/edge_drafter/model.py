@@ -1,7 +1,7 @@
-"""The draft model: one ONNX decoder that feeds tokens into a cache and gives the logits after the last of them.
+"""The draft model: an ONNX decoder that feeds tokens into a cache and returns the logits after the last one.
 
-Invariant: after feed(cache, ids, start) the cache holds exactly start + len(ids) tokens, and the logits depend on those
-tokens alone, not on what was fed and rolled back before.
+Invariant: after feed(cache, ids, start) the cache holds exactly start + len(ids) tokens. The logits depend on those
+tokens only, not on tokens that were rolled back.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from shared.runtime.huge_pages import use_huge_pages
 
 
 class DraftCache:
-    """Keys and values of one session, for at most `capacity` tokens. Made by DraftModel.new_cache."""
+    """Keys and values of at most `capacity` tokens of one session. Made by DraftModel.new_cache."""
 
     def __init__(self, memory: GraphMemory, capacity: int) -> None:
         self.capacity = capacity
-        self.length = 0  # tokens held; what lies behind them is never read
-        self.memory = memory  # the model's own business
+        self.length = 0  # tokens held; later entries are never read
+        self.memory = memory
 
 
 class DraftModel:
-    """Not thread-safe: one thread feeds, whatever the number of caches."""
+    """A loaded draft model. Not thread-safe: one thread feeds all caches."""
 
     def __init__(self, graph: Graph, name: str) -> None:
         self.name = name
@@ -37,20 +37,20 @@ class DraftModel:
         self._graph = graph
 
     def new_cache(self, capacity: int) -> DraftCache:
-        """An empty cache for `capacity` tokens; ValueError where the model can't see as many."""
+        """An empty cache for `capacity` tokens. Raises ValueError above the context length."""
         if not 1 <= capacity <= self.max_context:
-            raise ValueError(f"capacity {capacity} is not in 1..{self.max_context}, the context length of {self.name}")
+            raise ValueError(f"capacity must be 1…{self.max_context}, the context of {self.name}, got {capacity}")
         return DraftCache(self._graph.new_memory(capacity), capacity)
 
     def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        """Put token_ids at the positions start, start + 1, ... and forget what was there and behind.
+        """Feeds token_ids at the positions start, start + 1, ... and drops the entries from `start` on.
 
-        Returns the logits after the last of them: [vocab_size] float32, the caller's own. Time and working memory grow
-        with len(token_ids) * (start + len(token_ids)): feed a long prompt in chunks.
-        ValueError: no ids, an id outside the vocabulary, a gap before start, or more tokens than the cache holds.
+        Returns the logits after the last of them: [vocab_size] float32, a copy. Time and working memory grow with
+        len(token_ids) * (start + len(token_ids)): feed a long prompt in chunks.
+        Raises ValueError for no ids, an id outside the vocabulary, a gap before `start`, or too many tokens.
         """
         ids = self._checked_ids(cache, token_ids, start)
-        cache.length = start  # should the run fail, only what it can't have touched is held
+        cache.length = start  # if the run fails, the cache holds the entries before `start`
         logits = cache.memory.run(ids, start)
         cache.length = start + ids.shape[1]
         return logits.astype(np.float32)
@@ -60,18 +60,18 @@ class DraftModel:
         if ids.size == 0:
             raise ValueError("no token ids to feed")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise ValueError(f"token ids {ids.min()}..{ids.max()} are not all in 0..{self.vocab_size - 1}")
+            raise ValueError(f"token ids must be 0…{self.vocab_size - 1}, got {ids.min()}…{ids.max()}")
         if not 0 <= start <= cache.length:
-            raise ValueError(f"start {start} is not in 0..{cache.length}, the tokens that the cache holds")
+            raise ValueError(f"start must be 0…{cache.length}, the tokens in the cache, got {start}")
         if start + ids.size > cache.capacity:
             raise ValueError(f"{start} + {ids.size} tokens exceed the cache's capacity of {cache.capacity}")
         return ids
 
 
 def load_draft(folder: str, num_threads: int) -> DraftModel:
-    """The draft model in `folder`: its configuration (draft_config.py) and the ONNX file that it names.
+    """Loads the draft model in `folder`: its configuration (draft_config.py) and the ONNX file that it names.
 
-    FileNotFoundError: one of them is missing. ValueError: they are broken or don't fit each other.
+    Raises FileNotFoundError if one of them is missing, ValueError if they are malformed or don't fit each other.
     """
     place = Path(folder)
     config = read_config(place)

@@ -1,7 +1,7 @@
 """What a drafter has seen of each verifier since its last report.
 
-Invariant: every change of a session's counts enters exactly one report, of the verifier that the session was drafted
-for when it came about. Times are milliseconds.
+Invariant: each change of a session's counts enters exactly one report, that of the verifier which the session had when
+the change happened. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PairStats:
     fates: Fates = field(default_factory=Fates)
     queue: float = 0.0
     gap_ms: float = 0.0  # between verdicts with tokens
-    gap_tokens: float = 0.0  # that the later one brought
+    gap_tokens: float = 0.0  # in the later verdict
     rtt_ms: float = 0.0
     pass_ms: float = 0.0
     batch: float = 0.0
@@ -38,7 +38,7 @@ class PairStats:
 
     @property
     def tpot_ms(self) -> float:
-        """Time over tokens; the mean of their quotients would be longer wherever verdicts bring more or fewer."""
+        """Mean time / mean tokens. The mean of their ratios would be too long if the number of tokens varies."""
         return self.gap_ms / self.gap_tokens if self.gap_tokens else 0.0
 
     @property
@@ -47,15 +47,17 @@ class PairStats:
 
 
 class PairTable:
-    """All verifiers that this drafter has drafted for."""
+    """The statistics of all verifiers that this drafter drafts for."""
 
     def __init__(self) -> None:
         self._pairs: dict[str, PairStats] = {}
         self.rtt_ms = 0.0  # to all verifiers, moving average; 0 before the first sample
 
     def absorb(self, slot: SessionSlot) -> Fates:
-        """Moves what changed in a session's counts into its pair; returns the fates as they were before. The first call
-        behind a rebind to another verifier still counts for the old one, which then forgets the session."""
+        """Adds the changes of a session's counts to its pair; returns the fates counted before.
+
+        The first call after a rebind to another verifier still counts for the old one, which then forgets the session.
+        """
         state, reported = slot.state, slot.reported
         pair, before = self._pair(reported.verifier_id), reported.fates
         pair.drafted += state.drafted - reported.drafted
@@ -69,11 +71,11 @@ class PairTable:
         if reported.verifier_id != slot.verifier_id:
             pair.last_verdict.pop(state.session_id, None)
             reported.verifier_id = slot.verifier_id
-            self._pair(slot.verifier_id)  # it has a session, so it is reported
+            self._pair(slot.verifier_id)  # creates it: a pair with a session is reported
         return before
 
     def observe(self, slot: SessionSlot, verdict: Verdict, num_new: int, now: float) -> None:
-        """Learns times from a verdict that fixed `num_new` tokens."""
+        """Learns times from a verdict that committed `num_new` tokens."""
         pair = self._pair(slot.verifier_id)
         pair.queue = moving(pair.queue, verdict.queue)
         pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
@@ -90,11 +92,11 @@ class PairTable:
             pair.last_verdict[verdict.session_id] = now
 
     def forget(self, slot: SessionSlot) -> None:
-        """A session is over."""
+        """Forgets a session that is over."""
         self._pair(slot.verifier_id).last_verdict.pop(slot.state.session_id, None)
 
     def take_reports(self, slots: list[SessionSlot], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
-        """Reports of pairs that have sessions or changed, and a new start for their counts; others are forgotten."""
+        """Reports of all pairs with sessions or new counts, which are reset; other pairs are forgotten."""
         reports: list[PairReport] = []
         for verifier_id, pair in list(self._pairs.items()):
             mine = [slot for slot in slots if slot.verifier_id == verifier_id]

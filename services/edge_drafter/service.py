@@ -1,7 +1,6 @@
-"""A drafter: texts in, guesses out, over the bus (docs/protocol.md).
+"""A drafter on the bus: Speculate and Verdict in, Draft out (docs/protocol.md).
 
-Invariant: only the verifier that a session's Speculate named is heard; whatever happens here, a session's text does not
-depend on it.
+Invariant: a session listens only to the verifier that its Speculate named. Nothing here changes the text of a session.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def load_model(settings: DrafterSettings) -> DraftModel:
 
 
 def run(settings: DrafterSettings, load_model: LoadModel = load_model) -> None:
-    """Runs a drafter process to its end; `load_model` is where a stand-in may enter."""
+    """Runs a drafter process to its end. `load_model` may be replaced by a stand-in."""
 
     async def start(context: Context) -> Drafter:
         model = await asyncio.to_thread(load_model, settings)
@@ -67,7 +66,7 @@ def now_ms() -> float:
 
 
 class Drafter:
-    """One drafter on one bus. Handlers change tables and return; the loop drafts; the outbox publishes in order."""
+    """One drafter on one bus. Handlers change state and return, the loop drafts, the outbox publishes in order."""
 
     def __init__(
         self, instance_id: str, settings: DrafterSettings, model: DraftModel, bus: Bus, metrics: DrafterMetrics
@@ -83,7 +82,7 @@ class Drafter:
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
         self._outbox = Outbox(bus)
         self._timers_changed = asyncio.Event()
-        self._watched_until = math.inf  # when silence is looked for next
+        self._watched_until = math.inf  # when `_watch_silence` wakes next
         self._session_ended = asyncio.Event()
         self._sequence = 0
 
@@ -99,7 +98,7 @@ class Drafter:
             tasks.create_task(self.loop.run(), name="draft")
 
     async def drain(self) -> None:
-        """Takes no new session; returns when the open ones are over."""
+        """Takes no new sessions; returns when the open ones are over."""
         self.table.draining = True
         self._send_heartbeat()
         while len(self.table):
@@ -152,7 +151,7 @@ class Drafter:
     def _on_close(self, sender: str, close: Close) -> None:
         slot = self.table.get(close.session_id)
         if slot is None:
-            return  # over already: what was asked for holds
+            return  # over already
         if slot.gateway_id != sender or close.term < slot.state.term:
             self._drop("stale term or foreign gateway", session=close.session_id)
             return
@@ -164,7 +163,7 @@ class Drafter:
             self._drop("stale failure", session=failure.session_id)
         elif failure.code == "closed":
             self._end(slot)
-        # any other is waited out: the verifier may be opening the session, and silence ends it in time
+        # other failures may pass: the verifier may be opening the session, and silence ends it in time
 
     def _on_decision(self, sender: str, decision: WindowDecision, now: float) -> None:
         if decision.drafter_id != self.instance_id or not self.steering.decide(decision, sender, now):
@@ -181,14 +180,14 @@ class Drafter:
     # --- sessions --------------------------------------------------------------------------------------------------
 
     def _steer(self, verifier_id: str, now: float) -> None:
-        """The window towards a verifier changed: tell its sessions."""
+        """Gives the current window of a verifier to its sessions."""
         choice = self.steering.choice(verifier_id, now)
         for slot in [slot for slot in self.table if slot.verifier_id == verifier_id and slot.is_adaptive]:
             steer(slot, choice)
             self._advance(slot)
 
     def _advance(self, slot: SessionSlot) -> None:
-        """Sends what is due of a session, counts, and wakes the loop; a closed session is dropped."""
+        """Sends the due Drafts of a session, counts its guesses and wakes the loop. A closed session is dropped."""
         state = slot.state
         while (draft := state.take_draft(now_ms())) is not None:
             self._send_draft(slot, draft)
@@ -205,19 +204,19 @@ class Drafter:
 
     def _end(self, slot: SessionSlot) -> None:
         if self.table.get(slot.state.session_id) is not slot:
-            return  # over before; a new one of the same id is another
+            return  # over before; the id may belong to a new session
         self.table.drop(slot.state.session_id)
         self._metrics.count_fates(self.pairs.absorb(slot), slot.state.fates)
         self.pairs.forget(slot)
         self._session_ended.set()
 
     def _fail(self, slot: SessionSlot) -> None:
-        """The draft model failed on a session: it goes on without this drafter."""
+        """Gives up a session on which the draft model failed; it goes on without this drafter."""
         slot.state.close()
         self._give_up(slot, "the draft model failed on the session")
 
     def _give_up(self, slot: SessionSlot, why: str) -> None:
-        """Ends a session that is not over, so that its gateway may find it another drafter."""
+        """Ends a session early and tells its gateway, which may choose another drafter."""
         refusal = Refused("internal", why, retryable=True)
         self._refuse(slot.gateway_id, refusal.failure(slot.state.session_id, slot.state.term))
         self._end(slot)
@@ -229,10 +228,10 @@ class Drafter:
         self._metrics.dropped.labels(reason).inc()
         log.debug("dropped", reason=reason, **about)
 
-    # --- now and then ----------------------------------------------------------------------------------------------
+    # --- periodic --------------------------------------------------------------------------------------------------
 
     async def _watch_silence(self) -> None:
-        """Resends where a verdict is overdue, waking when the first one may be."""
+        """Resends when a verdict is overdue; sleeps until the next one may be."""
         while True:
             now = now_ms()
             for slot in list(self.table):

@@ -1,7 +1,7 @@
-"""The drafter's sessions, and their fair turns at the one draft model.
+"""The sessions of a drafter, which take turns at the draft model.
 
-Invariant: the model is given to the sessions that want a step in turn, so a long prompt of one session delays another
-by at most one chunk of it. Times are milliseconds of one monotonic clock.
+Invariant: sessions that need a step get it in turn, so a long prompt delays another session by one chunk at most. Times
+are milliseconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shared.protocol.verifier_session import Fates
 
 @dataclass(slots=True)
 class ReportedCounts:
-    """Counts of a session that were already reported or exported, and the verifier whose pair has the next ones."""
+    """Counts of a session that its pair has taken already. Further counts go to the pair of `verifier_id`."""
 
     verifier_id: str
     drafted: int = 0
@@ -30,7 +30,7 @@ class ReportedCounts:
 
 @dataclass(slots=True, eq=False)
 class SessionSlot:
-    """A session, its cache, and whose it is."""
+    """A session with its cache and its gateway."""
 
     state: DrafterSession
     cache: DraftCache
@@ -50,7 +50,7 @@ class SessionSlot:
 
 
 class DraftSessions:
-    """All sessions of one drafter, in the order of their last turn (who waits longest is first)."""
+    """All sessions of one drafter, in the order of their last turn, oldest first."""
 
     def __init__(self, model: DraftModel, max_sessions: int) -> None:
         self._model = model
@@ -68,8 +68,10 @@ class DraftSessions:
         return self._slots.get(session_id)
 
     def speculate(self, request: Speculate, gateway_id: str, choice: WindowChoice, now: float) -> SessionSlot:
-        """Starts a session, or rebinds one (higher term, keeping what its cache holds of the text); raises Refused. An
-        answer that may become longer than the model can see is drafted for as far as it can."""
+        """Starts a session, or rebinds one to a higher term and keeps the cache of the common text. Raises Refused.
+
+        An answer that may exceed the draft's context is drafted up to it.
+        """
         request = self._fitted(request)
         check_text(request, self._model.vocab_size, self._model.max_context)
         slot = self._slots.get(request.session_id)
@@ -84,25 +86,25 @@ class DraftSessions:
         return slot
 
     def drop(self, session_id: str) -> SessionSlot | None:
-        """Forgets a session; its open guesses count as discarded."""
+        """Removes a session; its guesses without a verdict count as discarded."""
         slot = self._slots.pop(session_id, None)
         if slot is not None and not slot.state.closed:
             slot.state.close()
         return slot
 
     def next_turn(self) -> SessionSlot | None:
-        """The session that has waited longest for a draft step, moved to the end of the line."""
+        """The session that has waited longest for a draft step. It moves to the end of the queue."""
         slot = next((slot for slot in self if slot.state.wants_step), None)
         if slot is not None:
             self._slots[slot.state.session_id] = self._slots.pop(slot.state.session_id)
         return slot
 
     def _fitted(self, request: Speculate) -> Speculate:
-        """The part of the request that the model can see; raises Refused where there is no room for one guess."""
+        """The request, cut to the model's context. Raises Refused if there is no room for a guess."""
         context, num_prompt = self._model.max_context, len(request.prompt_ids)
         length = num_prompt + len(request.committed_ids)
         if length >= context:
-            message = f"a text of {length} tokens leaves no room in the context of {context}"
+            message = f"a text of {length} tokens leaves no room in the draft's context of {context}"
             raise Refused("too_long", message, retryable=False)
         most = context - num_prompt
         max_tokens, min_tokens = min(request.max_tokens, most), min(request.min_tokens, most)
@@ -120,14 +122,14 @@ class DraftSessions:
         return slot
 
     def _refit(self, slot: SessionSlot) -> None:
-        """A rebound session may be longer than its cache: then it gets a new one and feeds its text again."""
+        """Replaces the cache of a rebound session that may outgrow it; its text is fed again."""
         if slot.state.limit > slot.cache.capacity:
             slot.cache = self._model.new_cache(slot.state.limit)
             slot.state.drop_cache()
 
 
 def steer(slot: SessionSlot, choice: WindowChoice) -> None:
-    """Gives a session its window and threshold: the request's own when it named a window, else the controller's."""
+    """Sets a session's window and threshold: the request's own in static mode, else the controller's."""
     speculation = slot.state.request.speculation
     if slot.is_adaptive:
         slot.state.steer(choice.window, choice.chunk, choice.free_run, choice.min_confidence)

@@ -1,4 +1,4 @@
-"""What can be set about a drafter; every field is an environment variable DSD_<NAME> and a flag --<name>."""
+"""Settings of a drafter. Each field is an environment variable DSD_<NAME> and a flag --<name>."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shared.timing import DECISION_TTL_S, REPORT_S
 class DrafterSettings(ServiceSettings):
     """Settings of `python -m services.edge_drafter`."""
 
-    name: str = Field("drafter", description="Name of this instance, part of its subjects and permissions")
+    name: str = Field("drafter", description="Name of this instance, used in subjects and permissions")
     draft: str = Field(..., description="Folder of the draft model (ONNX, with genai_config.json or draft_config.json)")
-    model_name: str = Field("smollm2-135m", description="Name of the target model that this draft model guesses for")
+    model_name: str = Field("smollm2-135m", description="Name of the target model to draft for")
     num_threads: int = Field(1, ge=1, description="CPU threads of the draft model")
-    feed_tokens: int = Field(64, ge=1, description="Most tokens fed in one step when catching up with a text")
-    max_sessions: int = Field(16, ge=1, description="Most sessions drafted for at once")
-    report_s: float = Field(REPORT_S, ge=0.05, description="Least time between two reports to the controllers")
+    feed_tokens: int = Field(64, ge=1, description="Most tokens fed in one step while computing a prompt")
+    max_sessions: int = Field(16, ge=1, description="Most sessions at once")
+    report_s: float = Field(REPORT_S, ge=0.05, description="Seconds between two reports to the controllers")
     decision_ttl_s: float = Field(
-        DECISION_TTL_S, gt=0, description="A controller's decision counts no longer than this"
+        DECISION_TTL_S, gt=0, description="Seconds after which a controller's decision expires"
     )

@@ -1,7 +1,7 @@
-"""Which window a drafter uses towards a verifier: the leading controller's decision, else the default.
+"""The window that a drafter uses for each verifier: the leading controller's decision, else the default.
 
-Invariant: one controller leads until its heartbeat stops or says that it drains, then the live one with the lowest id;
-decisions of others, and older ones than the newest taken, change nothing. Without a fresh decision the default holds.
+Invariant: one controller leads until its heartbeats stop or say that it drains; then the live one with the lowest id
+does. Decisions of other controllers, and outdated ones, change nothing. Without a valid decision the default holds.
 Times are milliseconds.
 """
 
@@ -37,21 +37,21 @@ class Steering:
         self._decided: dict[str, Decided] = {}
 
     def hear(self, heartbeat: Heartbeat, now: float) -> None:
-        """A controller's sign of life, or of its end."""
+        """Takes a controller's heartbeat."""
         if heartbeat.draining:
             self._alive_until.pop(heartbeat.instance_id, None)
         elif heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
             self._alive_until[heartbeat.instance_id] = now + STALE_HEARTBEATS * heartbeat.interval_s * 1e3
 
     def leader(self, now: float) -> str | None:
-        """The controller that is followed now; None when none is alive."""
+        """The controller to follow; None if none is alive."""
         self._alive_until = {key: until for key, until in self._alive_until.items() if until > now}
         if self._leader not in self._alive_until:
             self._leader = min(self._alive_until, default=None)
         return self._leader
 
     def decide(self, decision: WindowDecision, sender: str, now: float) -> bool:
-        """Takes a decision; False when it is not the leader's, not newer, or not sendable."""
+        """Takes a decision. Returns False if it is not the leader's, not newer, or invalid."""
         leader = self.leader(now)
         known = self._decided.get(decision.verifier_id)
         if leader is not None and sender != leader:
@@ -68,12 +68,12 @@ class Steering:
         return True
 
     def choice(self, verifier_id: str, now: float) -> WindowChoice:
-        """The window to use towards a verifier."""
+        """The window for a verifier."""
         decided = self._decided.get(verifier_id)
         return decided.choice if decided and now < decided.expires_at else DEFAULT_CHOICE
 
     def expire(self, now: float) -> list[str]:
-        """Forgets decisions that are too old, and names their verifiers: the default holds again."""
+        """Drops expired decisions and returns their verifiers, for which the default holds again."""
         old = [verifier_id for verifier_id, decided in self._decided.items() if now >= decided.expires_at]
         for verifier_id in old:
             del self._decided[verifier_id]

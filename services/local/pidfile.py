@@ -1,6 +1,6 @@
-"""Which local system is running: a locked file with its process id.
+"""The pid file of the running local system.
 
-Invariant: the lock, not the file, says that a system runs; it goes with the process, however that ends.
+Invariant: the lock on the file, not its existence, says that a system runs. The lock ends with the process.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class AlreadyRunning(Exception):
 
 @contextmanager
 def held(run_dir: Path) -> Iterator[None]:
-    """Holds the run folder for this process; raises AlreadyRunning."""
+    """Locks the run folder for this process. Raises AlreadyRunning."""
     with (run_dir / "services.pid").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(_told(run_dir)) from None
+            raise AlreadyRunning(_message(run_dir)) from None
         _write(file.fileno(), f"{os.getpid()} starting\n")
         try:
             yield
@@ -32,13 +32,13 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def check_free(run_dir: Path) -> None:
-    """Raises AlreadyRunning when the run folder is held."""
+    """Raises AlreadyRunning if the run folder is locked."""
     if running_pid(run_dir) is not None:
-        raise AlreadyRunning(_told(run_dir))
+        raise AlreadyRunning(_message(run_dir))
 
 
 def mark_ready(run_dir: Path) -> None:
-    """Notes that this process, which holds the folder, is ready."""
+    """Notes that this process, which holds the lock, is ready."""
     (run_dir / "services.pid").write_text(f"{os.getpid()} ready\n", encoding="utf-8")
 
 
@@ -48,7 +48,7 @@ def is_ready(run_dir: Path, pid: int) -> bool:
 
 
 def running_pid(run_dir: Path) -> int | None:
-    """The process that holds the run folder, if one does."""
+    """The process that holds the lock, if any."""
     path = run_dir / "services.pid"
     if not path.exists():
         return None
@@ -60,8 +60,8 @@ def running_pid(run_dir: Path) -> int | None:
     return None
 
 
-def _told(run_dir: Path) -> str:
-    return f"a system runs already (process {_read_pid(run_dir)}); stop it first"
+def _message(run_dir: Path) -> str:
+    return f"a system runs already (process {_read_pid(run_dir)}): stop it first"
 
 
 def _read_pid(run_dir: Path) -> int | None:

@@ -1,8 +1,8 @@
 """Child processes of a local system: started, watched, restarted, stopped.
 
-Invariant: every child has a process group of its own and is ended with the supervisor, which gives it the time that it
-may drain; one that crashes or can't be started starts again, later each time; all that children print goes to a log
-file each, of bounded size, and what can't be written there is lost without harm to the child.
+Invariant: every child has its own process group and ends with the supervisor, which waits while it drains. A child that
+crashes or can't be started is started again, after a longer pause each time. Each child's output goes to a log file of
+bounded size; output that can't be written is lost, and the child goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from shared.timing import DRAIN_S
 
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 15.0
-STEADY_S = 30.0  # a child that ran so long starts again with the shortest pause
+STEADY_S = 30.0  # a child that ran for so long restarts after the shortest pause
 AFTER_DRAIN_S = 10.0  # between the end of a drain and SIGKILL
 MIN_END_S = DRAIN_S + AFTER_DRAIN_S  # between SIGTERM and SIGKILL
 MAX_LOG_BYTES = 32 << 20
@@ -27,8 +27,11 @@ MAX_LOG_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run. `ready_line` is what one of its lines contains when it can work; programs that are started one after
-    the other with the same `stage` are ended side by side."""
+    """A program to run.
+
+    ready_line: part of the line that it prints when it is ready. stage: consecutive programs of one stage are stopped
+    together.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -42,28 +45,28 @@ class Program:
 
 
 def end_s(environment: Mapping[str, str]) -> float:
-    """The seconds between SIGTERM and SIGKILL: a drain as `environment` sets it, and the time to end after it."""
+    """Seconds between SIGTERM and SIGKILL: the drain that `environment` sets, and AFTER_DRAIN_S."""
     try:
         drain_s = float(environment.get("DSD_DRAIN_S") or 0)
-    except ValueError:  # the services refuse it themselves
+    except ValueError:  # the service itself refuses it
         drain_s = 0
     return max(MIN_END_S, drain_s + AFTER_DRAIN_S)
 
 
 def turn_over(log_path: Path) -> None:
-    """Sets a log aside that has become too long, in place of the one set aside before."""
+    """Renames a log that is too long to <name>.1, over an older one."""
     if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
         log_path.replace(log_path.with_name(f"{log_path.name}.1"))
 
 
 class Child:
-    """One program, running or about to run again. `notify` must not raise."""
+    """One program that runs or is about to restart. `notify` must not raise."""
 
     def __init__(self, program: Program, log_dir: Path, notify: Callable[[str], None]) -> None:
         self.program = program
         self.ready = asyncio.Event()
         self.num_starts = 0
-        self.urls: list[str] = []  # of its HTTP endpoints, newest last
+        self.urls: list[str] = []  # HTTP endpoints, newest last
         self._log_path = log_dir / f"{program.name}.log"
         self._is_log_whole = True
         self._notify = notify
@@ -103,7 +106,7 @@ class Child:
         )
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
-        """Returns the status with which the process ends; ends it when cancelled."""
+        """Returns the exit status of the process. If cancelled, ends the process."""
         try:
             await self._read(process)
             return await process.wait()
@@ -111,7 +114,7 @@ class Child:
             await self._end(process)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """SIGTERM, and SIGKILL to the whole group when that takes too long; the last lines are logged too."""
+        """Sends SIGTERM, then SIGKILL to the group if that takes too long. Logs the last lines too."""
         if process.returncode is not None:
             return
         patience_s = end_s(self.program.whole_env)
@@ -130,15 +133,15 @@ class Child:
         while True:
             try:
                 line = await process.stdout.readline()
-            except ValueError:  # longer than the limit; what was read is gone
+            except ValueError:  # longer than the limit: asyncio dropped it
                 line = b"(line too long)\n"
             if not line:
                 return
             self._log(line)
-            self._look_at(line.decode(errors="replace"))
+            self._inspect(line.decode(errors="replace"))
 
     def _log(self, line: bytes) -> None:
-        """Appends a line to the log; the user is told of the first that is lost."""
+        """Appends a line to the log. Notifies the user of the first line that is lost."""
         try:
             turn_over(self._log_path)
             with self._log_path.open("ab", buffering=0) as file:
@@ -148,8 +151,8 @@ class Child:
                 self._notify(f"{self.program.name}: lines of its log are lost ({error})")
             self._is_log_whole = False
 
-    def _look_at(self, line: str) -> None:
-        """Learns from a log line whether the program is ready, where it listens, and what the user should see."""
+    def _inspect(self, line: str) -> None:
+        """Reads from a log line whether the program is ready, where it listens, and errors for the user."""
         if self.program.ready_line in line:
             self.ready.set()
         if not line.startswith("{"):
@@ -165,7 +168,7 @@ class Child:
 
 
 class Supervisor:
-    """All children of a local system, in the order of their start."""
+    """The children of a local system, in the order of their start."""
 
     def __init__(self, log_dir: Path, notify: Callable[[str], None]) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -181,7 +184,7 @@ class Supervisor:
         return child
 
     async def wait_ready(self, child: Child, timeout_s: float) -> None:
-        """Raises TimeoutError with the log's place when the child is not ready in time."""
+        """Waits until a child is ready. Raises TimeoutError, which names the log."""
         try:
             async with asyncio.timeout(timeout_s):
                 await child.ready.wait()
@@ -190,7 +193,7 @@ class Supervisor:
             raise TimeoutError(f"{child.program.name} is not ready after {timeout_s:.0f} s: see {where}") from None
 
     async def stop(self) -> None:
-        """Ends the children, last started first, so that nobody misses whom it still needs; a stage side by side."""
+        """Stops the children, the last started first, so that each stops before those it needs."""
         for _, members in groupby(reversed(self._tasks), key=_stage):
             tasks = [self._tasks[child] for child in members]
             for task in tasks:

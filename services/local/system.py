@@ -1,6 +1,6 @@
-"""A whole DSD system on this machine: which processes, with which settings.
+"""A whole DSD system on this machine: its processes and their settings.
 
-Invariant: all of it listens on loopback only, unless the gateway is told otherwise.
+Invariant: all processes listen on loopback only, except the gateway if `host` says otherwise.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from services.local.nats_server import Access
 from services.local.pair import ModelPair
 from services.local.supervisor import Child, Program, Supervisor, end_s
 
-READY_S, NATS_S = 180.0, 20.0
-FLEET_S, FLEET_LOOK_S = 30.0, 0.1
-FLEET = "fleet"  # the stage of all services but the gateway: when that has ended, no session needs them
+READY_S, NATS_S = 180.0, 20.0  # for a service and nats-server to become ready
+FLEET_S, FLEET_CHECK_S = 30.0, 0.1  # for the gateway to see all peers, and between two checks
+FLEET = "fleet"  # the stage of all services but the gateway: after its end no session needs them
 NUM_STAGES = 3  # gateway, fleet, NATS
-STOP_SPARE_S = 10.0
+STOP_SPARE_S = 10.0  # beyond the stages' own limits
 
 
 @dataclass(frozen=True, slots=True)
 class SystemPlan:
-    """What to run: one drafter for each draft of the pair."""
+    """What to run. There is one drafter for each draft of the pair."""
 
     pair: ModelPair
     num_verifiers: int = 1
     host: str = "127.0.0.1"
     port: int = 8080
-    nats: Access | None = None  # else a nats-server of its own
-    secure: bool = False  # that one has users and TLS
+    nats: Access | None = None  # None: the system starts its own
+    secure: bool = False  # its own server has users and TLS
 
     @property
     def address(self) -> str:
@@ -47,7 +47,7 @@ class SystemPlan:
 
     @property
     def names(self) -> dict[str, list[str]]:
-        """Of the processes of each kind."""
+        """Names of the processes of each kind."""
         return {
             "controller": ["controller"],
             "verifier": [f"verifier-{number}" for number in range(self.num_verifiers)],
@@ -57,41 +57,39 @@ class SystemPlan:
 
     @property
     def verifier_threads(self) -> int:
-        """The cores that the drafters leave, shared by the verifiers."""
+        """Threads of each verifier: the cores left by the drafters, divided among the verifiers."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, (cores - len(self.pair.drafts)) // self.num_verifiers)
 
 
 def stop_s() -> float:
-    """The seconds that stopping a system takes at most that was started in this environment."""
+    """The most seconds that a system with this environment takes to stop."""
     return NUM_STAGES * end_s(os.environ) + STOP_SPARE_S
 
 
 def check_address(plan: SystemPlan) -> None:
-    """Raises OSError when the gateway could not listen at the plan's address."""
+    """Raises OSError if the gateway can't listen at the plan's address."""
     try:
         found = socket.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # as the gateway does it, whatever listens at the IPv4 port
+            if family == socket.AF_INET6:  # as the gateway does: IPv4 sockets at the port don't matter
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind(address)
     except OSError as error:
-        raise OSError(
-            f"{plan.address} can't be listened at ({error.strerror}): choose another --host or --port"
-        ) from error
+        raise OSError(f"can't listen at {plan.address} ({error.strerror}): choose another --host or --port") from error
 
 
 def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
-    """The services' processes in the order of their start."""
+    """The services' processes, in the order of their start."""
     common = {"DSD_NATS_URL": nats.url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
     common |= {"DSD_MODEL_NAME": plan.pair.model_name}
     target = {"DSD_TARGET": str(plan.pair.target)}
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
-    threads |= {"OMP_WAIT_POLICY": "passive"}  # torch's threads must not spin on cores that drafters share
+    threads |= {"OMP_WAIT_POLICY": "passive"}  # spinning threads of torch would take the drafters' cores
     drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]
-    kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and settings of each of its processes
+    kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and the settings of each process
         "controller": ("window_controller", [{}]),
         "verifier": ("cloud_verifier", [target | threads] * plan.num_verifiers),
         "drafter": ("edge_drafter", drafts),
@@ -121,7 +119,7 @@ class System:
 async def running(plan: SystemPlan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[System]:
     """Starts the system, waits until it is ready, and stops it at the end.
 
-    Raises OSError when the gateway's address is taken, TimeoutError when the system does not get ready.
+    Raises OSError if the gateway's address is taken, TimeoutError if the system does not become ready.
     """
     check_address(plan)
     supervisor = Supervisor(run_dir / "logs", notify)
@@ -140,21 +138,21 @@ async def running(plan: SystemPlan, run_dir: Path, notify: Callable[[str], None]
 
 
 async def _wait_for_fleet(plan: SystemPlan) -> None:
-    """Returns when the gateway has heard of every verifier and drafter; raises TimeoutError."""
+    """Returns when the gateway knows every verifier and drafter. Raises TimeoutError."""
     expected = {"verifier": plan.num_verifiers, "drafter": len(plan.pair.drafts)}
     peers: dict[str, int] = {}
     try:
         async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as session:
             while any(peers.get(service, 0) < number for service, number in expected.items()):
-                await asyncio.sleep(FLEET_LOOK_S)
+                await asyncio.sleep(FLEET_CHECK_S)
                 async with session.get(f"{plan.address}/metrics") as response:
                     peers = _peers(await response.text())
     except TimeoutError:
-        raise TimeoutError(f"after {FLEET_S:.0f} s the gateway has heard of {peers}, not of {expected}") from None
+        raise TimeoutError(f"after {FLEET_S:.0f} s the gateway knows {peers}, expected {expected}") from None
 
 
 def _peers(metrics: str) -> dict[str, int]:
-    """The live instances of each service that a gateway's metrics tell of."""
+    """The number of live instances of each service in a gateway's metrics."""
     found = re.findall(r'^dsd_gateway_peers{service="(\w+)"} ([\d.]+)$', metrics, re.MULTILINE)
     return {service: int(float(number)) for service, number in found}
 

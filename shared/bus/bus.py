@@ -1,8 +1,7 @@
 """The bus: typed messages between services, over NATS (nats_bus.py) or inside a process (memory_bus.py).
 
-Invariant: a handler gets whole, well-formed messages only, in the order in which they reached its subscription; what is
-malformed or lost on the way in is counted. Delivery is at most once: what must not be lost is asked for again by its
-owner.
+Invariant: a handler gets whole, well-formed messages, in the order in which they reached its subscription. The bus
+counts malformed and lost ones. Delivery is at most once: whoever needs an answer asks again.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from shared.protocol import subjects
 from shared.protocol.messages import MalformedMessage, Message, decode
 from shared.runtime.metrics import BusMetrics
 
-ABSENT = "absent"  # verbs that begin so are for Absent alone
+ABSENT = "absent"  # the verb, or its beginning, of subjects on which Absent arrives
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Nobody subscribed the subject of a message that asked with absent_to: a hint, never proof."""
+    """Nobody subscribes to the subject of a message published with `absent_to`. A hint, not a proof."""
 
 
 Handler: TypeAlias = Callable[[str, Message | Absent], None]
@@ -34,39 +33,39 @@ Handler: TypeAlias = Callable[[str, Message | Absent], None]
 
 class Subscription(Protocol):
     async def unsubscribe(self) -> None:
-        """Ends it; what is under way to it is lost."""
+        """Ends the subscription; messages in flight to it are lost."""
         ...
 
 
 class Bus(Protocol):
-    """What services need of a bus."""
+    """The bus as services use it."""
 
     async def publish(self, subject: str, message: Message, *, absent_to: str | None = None) -> None:
-        """Sends a message at most once and never waits for the network; one that can't go out is counted and dropped.
+        """Sends a message at most once, without waiting for the network. One that can't be sent is dropped and counted.
 
-        absent_to: a subject of the sender's own with a verb that begins with "absent", such as
-        `subjects.with_verb("gateway", own_id, "absent", receiver_id)`; `Absent` arrives there when nobody subscribes
+        absent_to: a subject of the sender's own inbox whose verb begins with "absent", such as
+        `subjects.with_verb("gateway", own_id, "absent", receiver_id)`. `Absent` arrives there if nobody subscribes to
         `subject`.
-        Raises ValueError for a message that is too large.
+        Raises ValueError for a message above MAX_MESSAGE_BYTES.
         """
         ...
 
     async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
-        """Calls `handler(subject, message)` for every message from now on; it must hand over and return at once.
+        """Calls `handler(subject, message)` for each message from now on. A handler must return at once.
 
-        Raises PermissionError where the server denies the pattern, ConnectionError after `close`.
+        Raises PermissionError if the server denies the pattern, ConnectionError after `close`.
         """
         ...
 
     async def close(self) -> None:
-        """Delivers what was published and received, then ends all subscriptions."""
+        """Delivers what was published and received before, then ends all subscriptions."""
         ...
 
 
 class Receiver:
-    """From packets to messages for one subscription: assembling, decoding, counting, and a guard around the handler.
+    """Turns the packets of one subscription into messages: assembles, decodes, counts, calls the handler.
 
-    Nothing that arrives, and nothing that the handler does with it, raises from here.
+    No packet and no failing handler makes it raise.
     """
 
     def __init__(self, handler: Handler, metrics: BusMetrics) -> None:
@@ -75,7 +74,7 @@ class Receiver:
         self._assembler = Assembler()
 
     def receive(self, subject: str, packet: bytes) -> None:
-        """A bad packet or a failing handler costs that message only."""
+        """Takes a packet. A malformed packet or a failing handler loses that message only."""
         num_dropped = self._assembler.num_dropped
         try:
             data = self._assembler.add(subject, packet, time.monotonic())
@@ -87,11 +86,11 @@ class Receiver:
             self._metrics.dropped.labels("incomplete").inc(lost)
 
     def receive_absent(self, subject: str) -> None:
-        """The transport says that nobody listened to what named this subject; a peer may have forged it."""
+        """Takes the transport's notice that nobody subscribes. A peer may have forged it."""
         if subjects.verb(subject).startswith(ABSENT):
             self._deliver(subject, Absent())
         else:
-            self._count_malformed(subject, "told that nobody listens on a subject that is not for that")
+            self._count_malformed(subject, "notice of absence on a subject with another verb")
 
     def _deliver(self, subject: str, message: Message | Absent) -> None:
         self._metrics.received_as(type(message)).inc()

@@ -1,7 +1,7 @@
-"""The bus inside one process, with faults on demand: for tests.
+"""The bus inside one process, with faults on demand, for tests and benchmarks.
 
-Invariant: without faults a member can't tell it from NatsBus by what it does: the same bytes, parts, Absent and order
-within a subscription. With faults, the fate of a packet depends on the seed and the order of publishing alone.
+Invariant: without faults it behaves as NatsBus does: the same bytes, parts, Absent, and order within a subscription.
+With faults, what happens to a packet depends on the seed and the order of publishing only.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from shared.runtime.metrics import BusMetrics
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What happens to packets under way; shares are probabilities, drawn for each packet and receiver."""
+    """Faults of the network. Shares are probabilities, drawn for each packet and receiver."""
 
     loss: float = 0.0
     duplication: float = 0.0
-    reordering: float = 0.0  # held back by up to hold_s, so that later packets overtake
+    reordering: float = 0.0  # delayed by up to hold_s, so that later packets overtake
     hold_s: float = 0.005
     delay_s: float = 0.0
 
@@ -37,7 +37,7 @@ NO_FAULTS = Faults()
 
 
 class MemoryNetwork:
-    """Where MemoryBuses meet. `faults` may be changed at any time and apply to what is published from then on."""
+    """Connects MemoryBuses. `faults` may change at any time and apply to packets published from then on."""
 
     def __init__(self, seed: int = 0, faults: Faults | None = None) -> None:
         self.faults = faults or NO_FAULTS
@@ -53,7 +53,7 @@ class MemoryNetwork:
         return MemoryBus(self, metrics or BusMetrics(CollectorRegistry()))
 
     def cut(self, pattern: str) -> None:
-        """Loses every packet whose subject matches, until `mend`."""
+        """Loses every packet whose subject matches the pattern, until `mend`."""
         self._cut_patterns.add(pattern)
 
     def mend(self, pattern: str) -> None:
@@ -61,7 +61,7 @@ class MemoryNetwork:
         self._cut_patterns.discard(pattern)
 
     def isolate(self, member: MemoryBus) -> None:
-        """Loses all that a member says and should hear, as behind a half-open link: nobody finds it absent."""
+        """Loses all packets from and to a member, as a half-open link does: it is not found absent."""
         self._isolated.add(member)
 
     def rejoin(self, member: MemoryBus) -> None:
@@ -69,12 +69,12 @@ class MemoryNetwork:
         self._isolated.discard(member)
 
     def kill(self, member: MemoryBus) -> None:
-        """Ends a member as a crash does: others find it absent."""
+        """Ends a member as a crash does: it is found absent."""
         self._isolated.add(member)
         self._subscriptions = [each for each in self._subscriptions if each.member is not member]
 
     def send(self, sender: MemoryBus, subject: str, packet: bytes, absent_to: str | None = None) -> None:
-        """One packet, well-formed or not, from a member to every subscription that matches."""
+        """Sends a packet, well-formed or not, to every subscription that matches."""
         if sender in self._isolated:
             return
         receivers = [each for each in self._subscriptions if matches(each.pattern, subject)]
@@ -89,17 +89,17 @@ class MemoryNetwork:
         self._subscriptions.append(subscription)
 
     def remove(self, subscription: MemorySubscription) -> None:
-        """Nothing sent from now on reaches it."""
+        """Ends a subscription for packets sent from now on."""
         self._subscriptions = [each for each in self._subscriptions if each is not subscription]
 
     def _tell_absent(self, sender: MemoryBus, absent_to: str) -> None:
         own = (each for each in self._subscriptions if each.member is sender and matches(each.pattern, absent_to))
-        subscription = next(own, None)  # a server tells one subscription only
+        subscription = next(own, None)  # a server notifies one subscription only
         if subscription is not None:
             self._schedule(subscription, absent_to, None, 0.0)
 
     def _draw_delays(self) -> list[float]:
-        """The delay of each copy that arrives; as many draws for each packet, so that fates don't shift others'."""
+        """The delay of each copy that arrives. Six draws for each packet: the faults of one don't shift others'."""
         faults = self.faults
         lost, doubled, held, again, hold, hold_again = (self._random.random() for _ in range(6))
         if lost < faults.loss:
@@ -116,7 +116,7 @@ class MemoryNetwork:
             if subscription.member not in self._isolated:
                 subscription.receive(subject, packet)
 
-        # A number of our own keeps the order of equal times: the loop's timers promise none.
+        # The number keeps the order of equal times, which the loop's timers don't promise.
         heapq.heappush(self._under_way, (loop.time() + delay_s, next(self._numbers), deliver))
         if delay_s > 0:
             loop.call_later(delay_s, self._deliver_next)
@@ -124,7 +124,7 @@ class MemoryNetwork:
             loop.call_soon(self._deliver_next)
 
     def _deliver_next(self) -> None:
-        """The packet that is due first: called once for each, not before that many are due."""
+        """Delivers the packet that is due first. The loop calls it once for each packet."""
         heapq.heappop(self._under_way)[2]()
 
 
@@ -139,7 +139,7 @@ class MemorySubscription:
         self._ended = False
 
     def receive(self, subject: str, packet: bytes | None) -> None:
-        """A packet; None says that nobody listens."""
+        """Takes a packet; None: a notice of absence."""
         if self._ended:
             return
         if packet is None:
@@ -153,7 +153,7 @@ class MemorySubscription:
 
 
 class MemoryBus:
-    """The Bus protocol for one member of a MemoryNetwork."""
+    """The Bus of one member of a MemoryNetwork."""
 
     def __init__(self, network: MemoryNetwork, metrics: BusMetrics) -> None:
         self.metrics = metrics
@@ -181,7 +181,7 @@ class MemoryBus:
         return subscription
 
     async def close(self) -> None:
-        """What is under way to it is delivered still."""
+        """Ends it; packets in flight to it are still delivered."""
         self._closed = True
         for subscription in self._subscriptions:
             self._network.remove(subscription)

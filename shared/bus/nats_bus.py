@@ -1,7 +1,7 @@
 """The bus over core NATS (docs/protocol.md, "The bus").
 
-Invariant: nothing that a peer or the server does ends the client's loops unnoticed: a lost connection is sought for
-ever, one that is closed for good is told by `lost`, and every refusal, drop and failed attempt is counted and logged.
+Invariant: nothing that a peer or the server does ends the client's loops unnoticed. A lost connection is retried for
+ever, `lost` reports one that is closed for good, and every refusal, drop and failed attempt is counted and logged.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from shared.protocol.subjects import verb
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 
-PING_INTERVAL_S = 5  # with MAX_PINGS, a half-open link is noticed in 15 s
+PING_INTERVAL_S = 5  # with MAX_PINGS, a half-open link is detected in 15 s
 MAX_PINGS = 2
 CONNECT_TIMEOUT_S = 5
 FLUSH_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 5
-OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publishing drops, so that it never waits for a slow link
+OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publish drops, so that it never waits for a slow link
 INBOUND_MESSAGES = 65536  # per subscription
 INBOUND_BYTES = 64 << 20
-LOG_INTERVAL_S = 5.0  # between two log lines about one kind of error
+LOG_INTERVAL_S = 5.0  # between two log lines of one kind
 
 _DENIED_SUBSCRIPTION = re.compile(r'permissions violation for subscription to "([^"]+)"', re.IGNORECASE)
 
@@ -43,36 +43,39 @@ log = structlog.get_logger(__name__)
 
 
 class BusLost(ConnectionError):
-    """The server closed the connection in a way after which the client does not come back."""
+    """The server closed the connection for good: the client does not reconnect."""
 
 
 class _Client(Client):
-    """nats-py's client, except that a message that it can't parse costs that message and not its reading loop, and that
-    where TLS was asked for a server that offers none is told nothing."""
+    """nats-py's client with two changes.
+
+    A message that it can't parse ends that message only, not its reading loop. If TLS is required and the server offers
+    none, it disconnects before it sends credentials.
+    """
 
     def __init__(self, metrics: BusMetrics) -> None:
         super().__init__()
         self._metrics = metrics
-        self.needs_tls = False  # at all addresses, whatever their schemes
+        self.needs_tls = False  # for nats:// addresses too
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        """The server's first word comes in clear, so that whoever is between might leave TLS out of it."""
+        """Checks the server's greeting, which comes in clear: a man in the middle could drop TLS from it."""
         scheme = self._current_server.uri.scheme if self._current_server else ""
         wants_tls = scheme == "tls" or (self.needs_tls and scheme == "nats")
         if initial_connection and wants_tls and not info.get("tls_required"):
-            raise nats.errors.Error("the server offers no TLS")
+            raise nats.errors.Error("the server offers no TLS, which the settings require")
         await super()._process_info(info, initial_connection=initial_connection)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
             await super()._process_msg(sid, subject, reply, data, headers)
-        except (UnicodeDecodeError, IndexError, ValueError) as error:  # any peer may send such a subject or header
+        except (UnicodeDecodeError, IndexError, ValueError) as error:  # of a subject or header, which any peer may send
             self._metrics.dropped.labels("malformed").inc()
             log.debug("unreadable message dropped", subject=repr(subject), reason=repr(error))
 
 
 class _Subscription:
-    """A live subscription among those that closing drains."""
+    """A subscription that `close` drains while it is live."""
 
     def __init__(self, subscription: NatsSubscription, live: set[NatsSubscription]) -> None:
         self._subscription = subscription
@@ -85,7 +88,7 @@ class _Subscription:
 
 
 class NatsBus:
-    """The Bus protocol over one NATS connection."""
+    """The Bus over one NATS connection."""
 
     def __init__(self, metrics: BusMetrics, on_state: Callable[[bool], None]) -> None:
         self._client = _Client(metrics)
@@ -94,12 +97,12 @@ class NatsBus:
         self._subscriptions: set[NatsSubscription] = set()
         self._denied: set[str] = set()
         self._logged_at: dict[str, float] = {}
-        self._reconnect_wait_s = random.uniform(0.25, 1.0)  # a fleet doesn't come back at once
+        self._reconnect_wait_s = random.uniform(0.25, 1.0)  # random: a fleet must not reconnect at once
         self._closing = False
         self._lost = asyncio.Event()
 
     async def connect(self, settings: ServiceSettings, instance_id: str) -> None:
-        """Returns once connected, trying for ever; each failure is counted and logged."""
+        """Retries until connected; each failure is counted and logged."""
         self._client.needs_tls = bool(settings.nats_ca)
         await self._client.connect(
             servers=[url.strip() for url in settings.nats_url.split(",")],
@@ -109,7 +112,7 @@ class NatsBus:
             nkeys_seed=settings.nats_nkey_seed or None,
             tls=ssl.create_default_context(cafile=settings.nats_ca) if settings.nats_ca else None,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=self._reconnect_wait_s,  # type: ignore[arg-type]  # a float is as good
+            reconnect_time_wait=self._reconnect_wait_s,  # type: ignore[arg-type]  # it takes floats too
             connect_timeout=CONNECT_TIMEOUT_S,
             ping_interval=PING_INTERVAL_S,
             max_outstanding_pings=MAX_PINGS,
@@ -153,12 +156,14 @@ class NatsBus:
             pattern, cb=on_message, pending_msgs_limit=INBOUND_MESSAGES, pending_bytes_limit=INBOUND_BYTES
         )
         try:
-            await self._settle()  # the server knows it before anything else is said
+            await self._settle()  # the server has it before anything else is sent
         except nats.errors.Error as error:
-            log.warning("subscription not confirmed, it will be after a reconnect", pattern=pattern, error=repr(error))
-        if pattern in self._denied:  # the server's refusal comes before its answer to the flush
+            log.warning(
+                "subscription not confirmed; it is repeated after a reconnect", pattern=pattern, error=repr(error)
+            )
+        if pattern in self._denied:  # the refusal arrives before the answer to the flush
             await subscription.unsubscribe()
-            raise PermissionError(f"the NATS server does not let this user subscribe {pattern!r}")
+            raise PermissionError(f"the NATS server denies this user the subscription {pattern!r}")
         self._subscriptions.add(subscription)
         return _Subscription(subscription, self._subscriptions)
 
@@ -168,7 +173,7 @@ class NatsBus:
         self._closing = True
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                for subscription in list(self._subscriptions):  # not Client.drain, which can't be cancelled
+                for subscription in list(self._subscriptions):  # Client.drain can't be cancelled
                     await subscription.drain()  # type: ignore[no-untyped-call]
                 await self._settle()
         except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -177,10 +182,10 @@ class NatsBus:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._client.close()
         except (OSError, TimeoutError) as error:
-            log.warning("bus connection not closed in order", error=repr(error))
+            log.warning("bus connection not closed cleanly", error=repr(error))
 
     async def lost(self) -> NoReturn:
-        """Waits until the connection is gone for good, then raises BusLost."""
+        """Waits until the connection is closed for good, then raises BusLost."""
         await self._lost.wait()
         raise BusLost(f"the NATS server closed the connection: {self._client.last_error or 'no reason given'}")
 
@@ -190,9 +195,9 @@ class NatsBus:
         return f"{url.hostname}:{url.port}" if url else "none"
 
     async def _settle(self) -> None:
-        """Returns when the server has taken all that was said before."""
-        # Client.flush writes its ping past what still waits to be sent: only a second one is behind that. It runs in a
-        # task because before Python 3.12 the wait_for inside may swallow a cancellation.
+        """Returns when the server has received all that was sent before."""
+        # Client.flush sends its ping before what is still buffered; only a second ping comes after that. It runs in a
+        # task because wait_for may swallow a cancellation before Python 3.12.
         for _ in range(2):
             flush = asyncio.create_task(self._client.flush(timeout=FLUSH_TIMEOUT_S))
             try:
@@ -230,7 +235,7 @@ class NatsBus:
             self._lost.set()
 
     def _warn(self, event: str, **about: Any) -> None:
-        """Logs one line per event and interval: a flood on the bus must not become one in the log."""
+        """Logs at most one line for each event and interval: a flood on the bus must not flood the log."""
         now = time.monotonic()
         if now - self._logged_at.get(event, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
             self._logged_at[event] = now
@@ -243,7 +248,7 @@ async def connect(
     metrics: BusMetrics,
     on_state: Callable[[bool], None] = lambda connected: None,
 ) -> NatsBus:
-    """A connected bus; `on_state` is told whenever the connection goes or comes back."""
+    """A connected bus. `on_state(is_connected)` is called whenever that changes."""
     bus = NatsBus(metrics, on_state)
     await bus.connect(settings, instance_id)
     return bus

@@ -1,4 +1,4 @@
-"""What a service wants to say, in order: handlers put messages in and return, one task publishes them."""
+"""The messages that a service wants to send, in order: handlers put them in, one task publishes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.protocol.messages import Message
 
 
 class Outbox:
-    """A queue in front of a bus. It holds little: a bus that can't send drops (and counts) instead of waiting."""
+    """A queue in front of a bus. It stays short because a bus that can't send drops messages instead of waiting."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus

@@ -1,10 +1,10 @@
-"""Messages larger than one part: split by the sender, put together by the receiver.
+"""Messages above PART_BYTES: split by the sender, assembled by the receiver.
 
-Invariant: a message is delivered whole or not at all; what waits for missing parts is bounded in number, bytes and age,
-and the sender that holds most of it is the first to lose.
+Invariant: a message is delivered whole or not at all. Incomplete messages are bounded in number, bytes and age. Above a
+bound, the sender that holds most bytes loses its oldest message first.
 
-Wire of a part: 0xC1 (no MessagePack value starts with it), message id u64, index u16, count u16, little-endian, then
-its piece of the message. A message that fits in one part travels as it is.
+Wire of a part, little-endian: 0xC1 (no MessagePack value starts with it), message id u64, index u16, count u16, piece
+of the message. A message that fits in one part is sent without this header.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _MAX_PARTS = -(-MAX_MESSAGE_BYTES // _PIECE_BYTES)
 
 
 def split(data: bytes) -> list[bytes]:
-    """The packets that carry `data`: itself, or its parts; raises ValueError above MAX_MESSAGE_BYTES."""
+    """The packets that carry `data`: itself or its parts. Raises ValueError above MAX_MESSAGE_BYTES."""
     if len(data) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} can be sent")
+        raise ValueError(f"a message must have at most {MAX_MESSAGE_BYTES} bytes, got {len(data)}")
     if len(data) <= PART_BYTES:
         return [data]
     message_id = secrets.randbits(64)
@@ -49,7 +49,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _PartialMessage:
-    """A message of which some parts are missing."""
+    """A message with missing parts."""
 
     sender: str
     since: float
@@ -62,11 +62,11 @@ class _PartialMessage:
 
 
 class Assembler:
-    """Packets in, whole messages out, for one subscription. Times are seconds of one monotonic clock."""
+    """Assembles the messages of one subscription. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[str, int], _PartialMessage] = {}  # oldest first
-        self.num_dropped = 0  # messages that never became whole
+        self.num_dropped = 0  # messages dropped while incomplete
 
     @property
     def num_waiting(self) -> int:
@@ -77,17 +77,17 @@ class Assembler:
         return sum(waiting.num_bytes for waiting in self._waiting.values())
 
     def add(self, subject: str, packet: bytes, now: float) -> bytes | None:
-        """The whole message that `packet` is or completes, else None; raises MalformedMessage for a part that lies."""
+        """The message that `packet` is or completes, else None. Raises MalformedMessage for an inconsistent part."""
         if packet[:1] != bytes([_MARK]):
             return packet
         part = _parse(packet)
         self._forget_old(now)
-        # The subject carries the sender's id, so nobody can add to another's message.
+        # The subject carries the sender's id, so no sender can add to another's message.
         key = (subject, part.message_id)
         sender = subjects.instance_name(subjects.sender(subject))
         waiting = self._waiting.setdefault(key, _PartialMessage(sender, now, part.count))
         if part.count != waiting.count:
-            raise MalformedMessage(f"a part of {part.count} for a message of {waiting.count} parts")
+            raise MalformedMessage(f"a part of {part.count} parts belongs to a message of {waiting.count} parts")
         waiting.pieces[part.index] = part.piece
         if len(waiting.pieces) == waiting.count:
             del self._waiting[key]
@@ -116,8 +116,8 @@ class Assembler:
 
 def _parse(packet: bytes) -> _Part:
     if not _HEADER.size < len(packet) <= PART_BYTES:
-        raise MalformedMessage(f"a part of {len(packet)} bytes")
+        raise MalformedMessage(f"a part must have {_HEADER.size + 1}…{PART_BYTES} bytes, got {len(packet)}")
     _, message_id, index, count = _HEADER.unpack_from(packet)
     if not (2 <= count <= _MAX_PARTS and index < count):
-        raise MalformedMessage(f"part {index} of {count}; a message has 2 to {_MAX_PARTS} parts")
+        raise MalformedMessage(f"a message must have 2…{_MAX_PARTS} parts, got part {index} of {count}")
     return _Part(message_id, index, count, packet[_HEADER.size :])

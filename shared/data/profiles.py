@@ -1,7 +1,7 @@
-"""How long hardware takes: a verify pass of a target, a draft step of a draft. What the simulator and stand-ins go by.
+"""Profiles: the times of a target's verify passes and of a draft's steps on given hardware, for DSD-Sim and stand-ins.
 
-Invariant: times are finite and not negative. A profile is a JSON file for one device and one model, or for a pair of
-them; `origin` says where its times come from.
+Invariant: times are finite and not negative. A profile is a JSON file for one device and one model, or for one pair of
+each; `origin` says where its times come from.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)
 
 
 class ProfileTimes(BaseModel):
-    """Keys that are not described are refused."""
+    """Base: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class PassTimes(ProfileTimes):
-    """Of a verify pass: the weights of shared.policies.batching.pass_ms."""
+    """Times of a verify pass: the weights of `shared.policies.batching.pass_ms`."""
 
     base_ms: Millis
     session_ms: Millis = 0.0
     token_ms: Millis = 0.0
-    above_ms: tuple[Millis, Millis, Millis] = (0.0, 0.0, 0.0)  # more for each token above 8, 32 and 128
-    cached_ms: Millis = 0.0  # for each thousand tokens in the caches that it reads
+    above_ms: tuple[Millis, Millis, Millis] = (0.0, 0.0, 0.0)  # further time of each token above 8, 32 and 128
+    cached_ms: Millis = 0.0  # of each thousand cached tokens read
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -48,7 +48,7 @@ class PassTimes(ProfileTimes):
 
 
 class StepTimes(ProfileTimes):
-    """Of a draft step: `step_ms` for one token behind no context, more by context and for each further token fed."""
+    """Times of a draft step: step_ms + step_ms_per_1000 x context / 1000 + fed_ms x (fed tokens - 1)."""
 
     step_ms: Millis
     step_ms_per_1000: Millis = 0.0
@@ -59,7 +59,7 @@ class StepTimes(ProfileTimes):
 
 
 class Profile(ProfileTimes):
-    """`name` is shown wherever figures are."""
+    """The times of one verifier, one drafter or both. `name` is shown beside every figure."""
 
     name: Annotated[str, Field(pattern=f"^{PROFILE_NAME}$")]
     origin: str
@@ -68,24 +68,24 @@ class Profile(ProfileTimes):
 
     @property
     def pass_times(self) -> PassTimes:
-        """Raises ValueError where the profile has none."""
+        """Raises ValueError if the profile has none."""
         if self.verifier is None:
             raise ValueError(f"profile {self.name} has no times of a verifier")
         return self.verifier
 
     @property
     def step_times(self) -> StepTimes:
-        """Raises ValueError where the profile has none."""
+        """Raises ValueError if the profile has none."""
         if self.drafter is None:
             raise ValueError(f"profile {self.name} has no times of a drafter")
         return self.drafter
 
 
 def read_profile(path: Path) -> Profile:
-    """Raises ValueError naming what is wrong, or OSError where the file can't be read."""
+    """Raises ValueError for a malformed profile, OSError for a file that can't be read."""
     try:
         return Profile.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is no profile: {place or 'it'}: {first['msg']}") from error
+        raise ValueError(f"{path} is no profile: {place or 'file'}: {first['msg']}") from error

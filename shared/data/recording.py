@@ -1,9 +1,9 @@
-"""Recordings: what a target said to prompts, and where a draft model was right, for replaying both without computing.
+"""Recordings: a target's answers to prompts, and where a draft's guesses were right, to replay both without models.
 
-Invariant: a recording that was read is consistent: as many judged positions as tokens, ids within the vocabulary,
-probabilities from 0 to 1. Anything else raises MalformedRecording with the file and line.
+Invariant: a recording that was read is consistent: one judged guess for each token, ids within the vocabulary,
+probabilities from 0 to 1. Anything else raises MalformedRecording with file and line.
 
-A file of JSON lines: first a `Header`, then one `Recorded` for each prompt.
+Format: JSON lines, first a `Header`, then one `Recorded` for each prompt.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Kind = TypeVar("Kind", bound=Struct)
 
 
 class MalformedRecording(ValueError):
-    """A file is no recording, or an inconsistent one."""
+    """The file is no recording, or an inconsistent one."""
 
 
 class Header(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Whose texts these are, and how they came about."""
+    """The models of a recording, and how it was made."""
 
     target: str
     draft: str
@@ -39,8 +39,8 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Recorded(Struct, frozen=True, forbid_unknown_fields=True):
     """One prompt and its answer.
 
-    `draft_right[i]`: whether the draft's guess behind prompt_ids and target_ids[:i] was target_ids[i]; `confidence[i]`:
-    the draft's own probability of that guess.
+    draft_right[i]: whether the draft's guess after prompt_ids and target_ids[:i] was target_ids[i]. confidence[i]: the
+    draft's own probability of that guess.
     """
 
     prompt_ids: tuple[int, ...]
@@ -53,19 +53,19 @@ class Recorded(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a recording needs a prompt and an answer")
         if not len(self.target_ids) == len(self.draft_right) == len(self.confidence):
             raise ValueError(
-                f"{len(self.target_ids)} target_ids, {len(self.draft_right)} draft_right and {len(self.confidence)} "
-                "confidence must be as many"
+                "target_ids, draft_right and confidence must have equal lengths, got "
+                f"{len(self.target_ids)}, {len(self.draft_right)} and {len(self.confidence)}"
             )
 
     @property
     def acceptance(self) -> float:
-        """The share of positions at which the draft was right."""
+        """Share of guesses that were right."""
         return sum(self.draft_right) / len(self.draft_right)
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A whole file."""
+    """The content of a file."""
 
     header: Header
     prompts: tuple[Recorded, ...]
@@ -76,13 +76,13 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recording:
-    """Raises MalformedRecording, or OSError where the file can't be read."""
+    """Raises MalformedRecording, or OSError for a file that can't be read."""
     lines = path.read_bytes().splitlines()
     if not lines:
         raise MalformedRecording(f"{path} is empty")
     header = _decode(path, 1, lines[0], Header)
     if header.format != FORMAT:
-        raise MalformedRecording(f"{path}:1: the format is {header.format}, not {FORMAT}")
+        raise MalformedRecording(f"{path}:1: format must be {FORMAT}, got {header.format}")
     prompts = tuple(_decode(path, number, line, Recorded) for number, line in enumerate(lines[1:], start=2))
     if not prompts:
         raise MalformedRecording(f"{path} holds no prompt")

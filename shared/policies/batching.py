@@ -1,8 +1,8 @@
 """Which guesses a verify pass buys: pure policy objects, shared by the verifier and DSD-Sim.
 
-Invariant: every ready session gets its first row, oldest first, before any guess is bought; guesses are added in the
-order of their survival probability and only as many as maximise the expected tokens per millisecond of the pass
-(idea of TurboSpec's goodput, arXiv 2406.14066, and of TETRIS' selection, arXiv 2502.15197; docs/architecture.md).
+Invariant: every ready session gets its first row, oldest first, before any guess is bought. Guesses are bought in the
+order of their survival probability, and as many as maximise the expected tokens per millisecond of the pass (after the
+goodput of TurboSpec, arXiv 2406.14066, and the selection of TETRIS, arXiv 2502.15197; docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class PassCost:
         self._ridge = prior_weight * np.eye(len(self.PRIOR))
         self._squares = np.zeros_like(self._ridge)
         self._products = np.zeros(len(self.PRIOR))
-        self.weights = np.array(self.PRIOR)  # of the features
+        self.weights = np.array(self.PRIOR)
 
     def observe(self, num_sessions: int, num_tokens: int, cached_tokens: int, elapsed_ms: float) -> None:
-        """Learns from one pass; errors count relative to its time, so that long prefills don't rule."""
+        """Learns from one pass. Its error counts relative to its time, or long prefills would dominate the fit."""
         scale = 1 / max(1e-3, elapsed_ms)
         x = np.array(pass_features(num_sessions, num_tokens, cached_tokens)) * scale
         self._squares = self._forgetting * self._squares + np.outer(x, x)
@@ -67,12 +67,12 @@ class PassCost:
 
     @property
     def prefill_ms(self) -> float:
-        """Milliseconds of one more token in a long prompt chunk, at least 0."""
+        """Milliseconds of a further token in a prompt chunk of 64, at least 0."""
         short, long = self.predict(1, [64, 65], 0)
         return float(long - short)
 
     def predict(self, num_sessions: int, num_tokens: Sequence[int], cached_tokens: int) -> NDArray[np.float64]:
-        """Milliseconds of passes over each of the ascending counts `num_tokens`: [len(num_tokens)], at least 0.01."""
+        """Milliseconds of a pass for each of the ascending `num_tokens`: [len(num_tokens)], at least LEAST_MS."""
         times = pass_ms(self.weights, num_sessions, np.array(num_tokens), cached_tokens)
         return np.maximum.accumulate(np.maximum(times, LEAST_MS))
 
@@ -84,17 +84,17 @@ def round_to_kv_step(num_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BatchCandidate:
-    """A ready session as the batcher sees it. `num_todo`: committed tokens not computed yet (1 when only decoding)."""
+    """A ready session as the batcher sees it. num_todo: committed tokens not computed yet, 1 while it decodes."""
 
     num_todo: int
     num_guesses: int
-    probability: float  # that one guess survives, given that all before it did
+    probability: float  # that a guess is accepted if all before it are
     cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a candidate gets in the next pass: at most `max_tokens` fed tokens, `max_guesses` of them guesses."""
+    """A candidate's share of the next pass: at most `max_tokens` fed tokens and `max_guesses` guesses."""
 
     index: int
     max_tokens: int
@@ -110,7 +110,7 @@ def form_pass(
     prefill_chunk: int,
     weights: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of the first row, and bought guesses, of each candidate (oldest first) that fits into a pass.
+    """Tokens of the first row and number of bought guesses of each candidate that fits into a pass, oldest first.
 
     Arrays [candidates] hold the fields of `BatchCandidate`; cached_tokens: the sum over all candidates; weights: as
     `pass_ms` takes them. Only arrays and numbers, so that DSD-Sim can compile these very lines.
@@ -120,7 +120,7 @@ def form_pass(
     bought = np.zeros_like(rows)
     num_offers = num_draws = 0
     for i in range(len(rows)):
-        reserved = min(left - 1, len(num_todo) - i - 1)  # a token for each that follows
+        reserved = min(left - 1, len(num_todo) - i - 1)  # one token for each candidate that follows
         rows[i] = min(rows[i], left - reserved)
         left -= rows[i]
         if rows[i] == num_todo[i]:
@@ -136,7 +136,7 @@ def form_pass(
             start, end = end, end + num_guesses[i]
             gains[start:end] = probability[i] ** np.arange(1, num_guesses[i] + 1)
             owners[start:end] = i
-    order = np.argsort(-gains, kind="mergesort")[:left]  # stable: of equal gains the oldest session's
+    order = np.argsort(-gains, kind="mergesort")[:left]  # stable: the oldest session wins a tie
     expected = np.empty(len(order) + 1)
     expected[0] = num_draws
     expected[1:] = num_draws + np.cumsum(gains[order])
@@ -151,17 +151,19 @@ def form_pass(
 
 
 class Batcher:
-    """Forms passes under one token budget; prompts go in chunks of at most `prefill_chunk` tokens a session."""
+    """Forms passes within a token budget. Prompts are computed in chunks of at most `prefill_chunk` tokens."""
 
     def __init__(self, token_budget: int, prefill_chunk: int, cost: PassCost) -> None:
         if token_budget < 1 or prefill_chunk < 1:
-            raise ValueError(f"token budget {token_budget} and prefill chunk {prefill_chunk} must be positive")
+            raise ValueError(
+                f"token_budget and prefill_chunk must be at least 1, got {token_budget} and {prefill_chunk}"
+            )
         self.token_budget = token_budget
         self._prefill_chunk = prefill_chunk
         self._cost = cost
 
     def form(self, candidates: Sequence[BatchCandidate]) -> list[Share]:
-        """Shares of the next pass for `candidates` in order of their age, oldest first."""
+        """Shares of the next pass; candidates are in the order of their age, oldest first."""
         rows, bought = form_pass(
             np.array([c.num_todo for c in candidates], np.int64),
             np.array([c.num_guesses for c in candidates], np.int64),

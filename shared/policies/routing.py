@@ -1,7 +1,7 @@
 """Which instance gets the next session: pure policies over heartbeat loads, shared by the gateway and DSD-Sim.
 
-Invariant: a policy chooses one of the candidates it is given, or None when there is none; it never draws from a global
-random generator. JSQ is join-the-shortest-queue, JSQ(d) its form in which d of all are looked at (Mitzenmacher, 2001).
+Invariant: a policy chooses one of its candidates, or None if there are none, and never uses a global random generator.
+JSQ is join-the-shortest-queue; JSQ(d) compares d random candidates only (Mitzenmacher, 2001).
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ from shared.protocol.messages import Load
 
 @dataclass(frozen=True, slots=True)
 class RoutingCandidate:
-    """An instance that may be chosen, with its newest load and the sessions given to it that this doesn't know of yet,
-    less those taken from it."""
+    """An instance that may be chosen, with the load of its newest heartbeat."""
 
     instance_id: str
     load: Load
-    num_since: int = 0
+    num_since: int = 0  # assignment changes not yet reflected in `load`
 
     @property
     def queue_length(self) -> tuple[int, int]:
-        """Order of JSQ: sessions, then queued tokens."""
+        """The sort key of JSQ: sessions, then queued tokens."""
         return (max(self.load.num_sessions + self.num_since, 0), self.load.queue_tokens)
 
 
 class Router(Protocol):
-    """A routing policy; it may keep state of its own (round-robin's turn)."""
+    """A routing policy. It may keep state, such as the last choice of round-robin."""
 
     def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None: ...
 
 
 class RandomRouter:
-    """Any candidate, all alike."""
+    """Any candidate, with equal probability."""
 
     def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         return rng.choice(candidates) if candidates else None
 
 
 class RoundRobinRouter:
-    """The candidate whose id follows the last chosen one."""
+    """The candidate with the next id after the last chosen one."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -59,17 +58,19 @@ class RoundRobinRouter:
 
 
 class ShortestQueueRouter:
-    """JSQ: the least loaded candidate; of several the one with the first id, so that it is repeatable."""
+    """JSQ: the least loaded candidate. The first id wins a tie, so the choice is repeatable."""
 
     def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         return min(candidates, key=lambda candidate: (candidate.queue_length, candidate.instance_id), default=None)
 
 
 class FewChoicesRouter:
-    """JSQ(d): the least loaded of `num` candidates drawn at random, of several any. Two choices often miss an idle
-    instance, which eight hardly do. Loads are old by up to a heartbeat, though: of many gateways that hear of few busy
-    instances all send sessions to the least loaded ones, and the fewer they look at, the less they do (Mitzenmacher,
-    "How useful is old information?", 2000)."""
+    """JSQ(d): the least loaded of `num` random candidates; a random one wins a tie.
+
+    Loads are up to one heartbeat old. With plain JSQ many gateways send their sessions to the same instance meanwhile;
+    fewer choices avoid that (Mitzenmacher, "How useful is old information?", 2000). Two choices often miss an idle
+    instance, eight rarely do.
+    """
 
     def __init__(self, num: int) -> None:
         self._num = num
@@ -80,13 +81,14 @@ class FewChoicesRouter:
 
 
 class NearShortestQueueRouter:
-    """RTT-aware JSQ: the candidate at which a new session would come to its first turn soonest, its round trip
-    included, if every session before it took one step.
+    """RTT-aware JSQ: the candidate at which a new session gets its first step soonest.
+
+    Estimate: rtt_ms + step_ms x (sessions + 1).
     """
 
     def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
         steps = [candidate.load.step_ms for candidate in candidates if candidate.load.step_ms]
-        typical_ms = fmean(steps) if steps else 1.0  # of who has not taken a step yet
+        typical_ms = fmean(steps) if steps else 1.0  # for candidates that have not taken a step yet
 
         def wait(candidate: RoutingCandidate) -> tuple[float, tuple[int, int], str]:
             load, queue_length = candidate.load, candidate.queue_length

@@ -1,10 +1,10 @@
 """The drafter's side of one session: a pure state machine (docs/protocol.md), no I/O and no clock.
 
-Invariant: `tokens[:committed]` is a prefix of what the verifier has fixed; everything behind is a guess of its own, at
-most `window` of them, and each guess ends in exactly one count: accepted, rejected, late or discarded.
+Invariant: `tokens[:committed]` is a prefix of what the verifier has committed. The rest are at most `window` guesses,
+and each guess ends in exactly one count: accepted, rejected, late or discarded.
 
-Sliding window (go-back-N): drafting goes on while verdicts are in flight. Stop-and-wait is chunk = window. Behind a
-guess of too little confidence drafting waits until that guess has a verdict.
+Sliding window (go-back-N): drafting goes on while verdicts are in flight. Stop-and-wait is chunk = window. After an
+unsure guess, drafting waits for its verdict.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RoundTrip:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftStep:
-    """One call of the draft model: feed `fed_ids` at `start`, ...; its output is a guess only if `draws`."""
+    """One call of the draft model: it feeds `fed_ids` at `start`, start + 1, ...; if `draws`, its output is a guess."""
 
     start: int
     fed_ids: TokenIds
@@ -49,7 +49,7 @@ class DraftStep:
 
 @dataclass(slots=True)
 class DrafterSession:
-    """One session as its drafter sees it. Times are in milliseconds of the drafter's own clock."""
+    """One session at its drafter. Times are milliseconds of the drafter's own clock."""
 
     session_id: str
     window: int
@@ -58,9 +58,9 @@ class DrafterSession:
     min_confidence: float = 0.0
     term: int = -1
     tokens: list[int] = field(default_factory=list)
-    committed: int = 0  # tokens that the verifier has fixed
+    committed: int = 0  # tokens that the verifier has committed
     computed: int = 0  # KV entries that hold `tokens[:computed]`
-    sent: int = 0  # guesses before this position were sent in this epoch
+    sent: int = 0  # in this epoch guesses before this position were sent
     epoch: int = 0
     closed: bool = False
     drafted: int = 0
@@ -68,8 +68,8 @@ class DrafterSession:
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     _speculate: Speculate | None = None
     _step: DraftStep | None = None
-    _confidence: float = 1.0  # of the newest guess: behind an unsure one nothing is drafted, so it is the last token
-    _valid: int = 0  # positions below it were not rolled back since the step in flight began
+    _confidence: float = 1.0  # of the newest guess: nothing is drafted after an unsure one, so it is the last token
+    _valid: int = 0  # positions below were not rolled back since the step in flight began
     _poll_due: bool = False
     _polled_at: int = -1  # committed length of the last poll for a gap
     _polled_ms: float = 0.0  # when that was
@@ -91,17 +91,20 @@ class DrafterSession:
 
     @property
     def limit(self) -> int:
-        """The length behind which nothing is drafted."""
+        """The text length at which drafting ends."""
         return len(self.request.prompt_ids) + self.request.max_tokens
 
     @property
     def num_guesses(self) -> int:
-        """Own tokens without a verdict."""
+        """Guesses without a verdict."""
         return len(self.tokens) - self.committed
 
     def rebind(self, request: Speculate, now: float) -> None:
-        """Takes a Speculate of a higher term; of the KV cache, what holds the common part of both texts is kept. Times
-        measured of the verifier are kept only where it stays the same."""
+        """Takes a Speculate of a higher term.
+
+        The KV cache keeps the common prefix of both texts. The measured times are kept if the verifier stays the same.
+        Raises ValueError for a term that is not higher.
+        """
         if request.term <= self.term:
             raise ValueError(f"term {request.term} does not follow {self.term}")
         theirs = [*request.prompt_ids, *request.committed_ids]
@@ -118,7 +121,7 @@ class DrafterSession:
         self._poll_due, self._polled_at = True, -1
 
     def steer(self, window: int, chunk: int, free_run: bool, min_confidence: float = 0.0) -> None:
-        """Takes a new window; guesses beyond a smaller one stay, but none is added until they are fewer."""
+        """Takes a new window. Guesses beyond a smaller window stay; none is added until their number is below it."""
         self.window = max(0, min(window, MAX_WINDOW))
         self.chunk = max(1, min(chunk, max(1, self.window)))
         self.free_run = free_run or self.window == 0
@@ -135,7 +138,7 @@ class DrafterSession:
 
     @property
     def is_unsure(self) -> bool:
-        """Whether the window ends at the last guess, for want of confidence in it."""
+        """Whether the last guess ends the window because its confidence is below the threshold."""
         return self.num_guesses > 0 and self._confidence < self.min_confidence
 
     @property
@@ -143,22 +146,24 @@ class DrafterSession:
         return self.can_draft and self._step is None
 
     def begin_step(self, max_tokens: int) -> DraftStep:
-        """The next call of the draft model, at most `max_tokens` fed (catching up comes in several steps).
+        """The next call of the draft model, with at most `max_tokens` fed tokens: catching up takes several steps.
 
-        Raises RuntimeError when there is nothing to do.
+        Raises RuntimeError if the session wants no step.
         """
         if not self.wants_step:
-            raise RuntimeError(f"session {self.session_id} wants no draft step")
-        start = min(self.computed, len(self.tokens) - 1)  # the last token is fed again where its logits are wanted
+            raise RuntimeError(f"session {self.session_id} needs no draft step")
+        start = min(self.computed, len(self.tokens) - 1)  # feeds the last token again for its logits
         fed = TokenIds(self.tokens[start : start + max_tokens])
         self._step = DraftStep(start, fed, start + len(fed) == len(self.tokens))
         self._valid = len(self.tokens)
         return self._step
 
     def end_step(self, step: DraftStep, guess: int, confidence: float = 1.0) -> bool:
-        """Applies a finished step. A guess drawn before a rollback, or behind what the verifier said since, is thrown
-        away (False); what the cache holds of the valid text is kept. `confidence`: the draft's own probability of the
-        guess."""
+        """Applies a finished step; returns whether its guess was added.
+
+        A guess for an outdated text is dropped: the text was rolled back or grew since the step began. The KV cache
+        keeps what it holds of the valid text. confidence: the draft's own probability of the guess.
+        """
         self._step = None
         end = step.start + len(step.fed_ids)
         self.computed = min(end, self._valid)
@@ -172,8 +177,10 @@ class DrafterSession:
     # --- send ------------------------------------------------------------------------------------------------------
 
     def take_draft(self, now: float) -> Draft | None:
-        """The next Draft to send, if one is due: a poll, a full chunk, or all there is when no more can be drafted.
-        Where the answer goes on behind the limit, a last one lets the verifier go on alone, and the session closes."""
+        """The next Draft that is due: a poll, a full chunk, or a shorter chunk if no more can be drafted. Else None.
+
+        At the length limit the last Draft lets the verifier run free, and the session closes.
+        """
         if self.closed:
             return None
         if self.committed >= self.limit:
@@ -195,14 +202,14 @@ class DrafterSession:
 
     @property
     def resend_at(self) -> float | None:
-        """When to resend unless a verdict comes first; None when no verdict is owed."""
+        """When to resend unless a verdict comes first; None if no verdict is expected."""
         if self.closed or (self.sent <= self.committed and not self.free_run):
             return None
         timeout = self._timeout_ms
         return self._quiet_since + min(timeout * 2.0**self._tries, max(timeout, MAX_TIMEOUT_MS))
 
     def on_timer(self, now: float) -> Draft | None:
-        """Resends from the committed length when due; after MAX_SILENT_TRIES without a verdict the session closes."""
+        """Resends from the committed length if due. After MAX_SILENT_TRIES without a verdict the session closes."""
         due = self.resend_at
         if due is None or now < due:
             return None
@@ -215,7 +222,7 @@ class DrafterSession:
 
     @property
     def _timeout_ms(self) -> float:
-        """What an answer may take: the round trip, the pass under way, and its own."""
+        """How long an answer may take: the round trip, the running pass and the next one."""
         return max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + 2 * self._pass_ms)
 
     def _draft(self, base: int, ids: TokenIds, now: float) -> Draft:
@@ -224,7 +231,7 @@ class DrafterSession:
     # --- commit ----------------------------------------------------------------------------------------------------
 
     def on_verdict(self, verdict: Verdict, now: float) -> bool:
-        """Takes what the verifier has fixed; False when it is of another term, or of a session already closed."""
+        """Takes committed tokens. Returns False, and changes nothing, for another term or a closed session."""
         if verdict.term != self.term or self.closed:
             return False
         self._hear(verdict, now)
@@ -233,7 +240,7 @@ class DrafterSession:
             return True
         fixed = self.tokens[verdict.base : self.committed][: len(verdict.token_ids)]
         if list(verdict.token_ids[: len(fixed)]) != fixed:
-            self.close()  # this verifier takes back what it has fixed: nothing to be followed
+            self.close()  # the verifier contradicts its own committed tokens
             return True
         rewound = verdict.epoch > self.epoch
         self._commit(verdict)
@@ -245,14 +252,14 @@ class DrafterSession:
         return True
 
     def close(self) -> None:
-        """No more drafting; open guesses are discarded."""
+        """Ends drafting; guesses without a verdict are discarded."""
         self.fates.discarded += self.num_guesses
         self._roll_back(self.committed)
         del self.tokens[self.committed :]
         self.closed = True
 
     def drop_cache(self) -> None:
-        """The KV cache is gone; the whole text will be fed again."""
+        """Takes note that the KV cache is lost: the whole text is fed again."""
         self._roll_back(0)
 
     def _hear(self, verdict: Verdict, now: float) -> None:
@@ -262,8 +269,10 @@ class DrafterSession:
             self.round_trip.observe(now - verdict.echo.sent_ms - verdict.echo.hold_ms)
 
     def _poll_for_gap(self, now: float) -> None:
-        """One poll from a committed length, and another once that one or its answer must be lost: verdicts that go on
-        arriving above the gap put off every resend."""
+        """Polls once for each committed length, and again after a timeout.
+
+        The timer of `on_timer` can't do that: verdicts that arrive above the gap restart it.
+        """
         if self._polled_at != self.committed or now >= self._polled_ms + self._timeout_ms:
             self._poll_due, self._polled_at, self._polled_ms = True, self.committed, now
 
@@ -290,6 +299,6 @@ class DrafterSession:
             self.fates.discarded += len(self.tokens) - max(equal + 1, self.committed)
 
     def _roll_back(self, length: int) -> None:
-        """Forgets the KV cache behind `length` tokens, also for the step in flight."""
+        """Drops the KV cache from `length` on, also for the step in flight."""
         self.computed = min(self.computed, length)
         self._valid = min(self._valid, length)

@@ -1,10 +1,10 @@
-"""Every message that crosses the bus, and its strict codec.
+"""All messages on the bus, and their strict codec.
 
-Invariant: `decode(encode(message)) == message`, and `decode` either returns a well-formed, bounded message or raises
-`MalformedMessage`; no other exception leaves it, whatever the bytes.
+Invariant: `decode(encode(message)) == message`. For any bytes `decode` returns a well-formed, bounded message or raises
+`MalformedMessage`.
 
-Wire: one MessagePack array per message, `[tag, field, ...]`; token ids travel as one byte string of little-endian u32.
-Times are milliseconds, positions are absolute (the prompt's first token is position 0).
+Wire: one MessagePack array for each message, `[tag, field, ...]`. Token ids are one byte string of little-endian u32.
+Times are milliseconds. Positions are absolute: the prompt's first token is position 0.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgpack
 from msgspec import Meta, Struct, ValidationError, convert
 from msgspec.structs import astuple
 
-MAX_MESSAGE_BYTES = 1 << 20  # one decoded message; the bus splits what is larger than a part (shared/bus/parts.py)
-MAX_TOKENS = 1 << 17  # the longest prompt plus answer that any message may carry
-MAX_WINDOW = 64  # unverified tokens a drafter may have, and ids one Draft may carry
+MAX_MESSAGE_BYTES = 1 << 20  # of one message; the bus splits messages above 64 KiB (shared/bus/parts.py)
+MAX_TOKENS = 1 << 17  # prompt and answer together
+MAX_WINDOW = 64  # guesses without a verdict, and ids in one Draft
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
 
@@ -28,11 +28,11 @@ if array("I").itemsize != 4 or sys.byteorder != "little":  # pragma: no cover
 
 
 class MalformedMessage(ValueError):
-    """The bytes are not a message of this protocol: wrong type, unknown tag, out of bounds, or no MessagePack."""
+    """The bytes hold no message of this protocol: no MessagePack, unknown tag, wrong type or out of bounds."""
 
 
 class TokenIds(tuple[int, ...]):
-    """Token ids in order; on the wire 4 bytes each."""
+    """Token ids in order, 4 bytes each on the wire."""
 
     __slots__ = ()
 
@@ -64,15 +64,14 @@ class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class Bias(Wire, frozen=True):
-    """What is added to one token's logit."""
+    """A bias that is added to one token's logit."""
 
     token_id: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
     bias: Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Sampling(Wire, frozen=True):
-    """How a token is drawn (docs/sampling.md). temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties of 0, a
-    repetition_penalty of 1 and no biases are off."""
+    """How a token is drawn (docs/sampling.md). Temperature 0 is greedy. Every default leaves its parameter off."""
 
     temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
@@ -86,8 +85,11 @@ class Sampling(Wire, frozen=True):
 
 
 class Speculation(Wire, frozen=True):
-    """How far a drafter may run ahead for one request: by the controller's decisions, or a fixed window that ends early
-    behind a guess whose confidence is under min_confidence (0: never)."""
+    """How far a drafter may run ahead for one request.
+
+    adaptive: as the controller decides. static: at most `window` guesses; a guess with a confidence below
+    `min_confidence` is the last of its window (0: no threshold).
+    """
 
     mode: Literal["adaptive", "static"] = "adaptive"
     window: Window = 0
@@ -95,51 +97,55 @@ class Speculation(Wire, frozen=True):
 
 
 class Load(Wire, frozen=True):
-    """What a service is busy with. Verifiers fill all of it, drafters all but the KV figures, gateways num_sessions."""
+    """The load of a service. Verifiers set all fields but `rtt_ms`, drafters all but the KV fields, gateways only the
+    session counts."""
 
     num_sessions: Count = 0
     max_sessions: Count = 0
-    queue_tokens: Count = 0  # tokens waiting to be computed
-    token_budget: Count = 0  # most tokens one pass may compute
-    batch: Count = 0  # sessions in the last pass or step
+    queue_tokens: Count = 0  # that wait to be computed
+    token_budget: Count = 0  # most tokens of one pass
+    batch: Count = 0  # sessions in the last pass
     free_kv_tokens: Count = 0
     kv_tokens: Count = 0
-    step_ms: Millis = 0.0  # one verify pass, or one draft step
+    step_ms: Millis = 0.0  # of a verify pass, or of a draft step
     prefill_ms: Millis = 0.0  # per prompt token
-    rtt_ms: Millis = 0.0  # a drafter's to its verifiers, mean; 0 before the first is measured
+    rtt_ms: Millis = 0.0  # mean, from a drafter to its verifiers; 0: not measured yet
 
 
 class Tally(Wire, frozen=True):
-    """Fates of the guesses that reached a verifier, counted since the session was opened there."""
+    """Fates of the guesses that reached a verifier, since the session was opened there."""
 
     accepted: Count = 0
     rejected: Count = 0  # first mismatches
-    late: Count = 0  # equal, but the target had drawn the token by itself
+    late: Count = 0  # equal to a token that the target had already committed
     discarded: Count = 0  # behind a mismatch, a finish or a rewind
-    num_passes: Count = 0  # passes that fixed at least one token
+    num_passes: Count = 0  # that fixed at least one token
 
 
 class Echo(Wire, frozen=True):
-    """The newest Draft's send time and how long the verifier held it: rtt = now - sent_ms - hold_ms."""
+    """When the newest Draft was sent (the drafter's clock) and how long the verifier held it.
+
+    Round trip = now - sent_ms - hold_ms.
+    """
 
     sent_ms: Millis
     hold_ms: Millis
 
 
 class TokenLogprobs(Wire, frozen=True):
-    """ln of a token's probability under the model's own logits, before penalties, temperature and filters, and of the
-    likeliest tokens: by (probability descending, id ascending)."""
+    """Natural logarithms of probabilities at one position, before penalties, temperature and filters."""
 
-    logprob: float
-    top_ids: TokenIds
+    logprob: float  # of the committed token
+    top_ids: TokenIds  # the most probable tokens, by (probability descending, id ascending)
     top_logprobs: Annotated[list[float], Meta(max_length=MAX_TOP_LOGPROBS)]
 
 
 class Open(Wire, frozen=True, tag="open"):
-    """gateway -> verifier: open, resume (committed_ids) or rebind (higher term) a session.
+    """gateway -> verifier: open a session, resume it (`committed_ids`) or rebind it (higher `term`).
 
-    No stop id is drawn before `min_tokens` tokens. logprobs: how many of the likeliest tokens verdicts tell of; None:
-    no logprobs. Sessions of one cache_scope may use each other's KV cache of a common prefix; None: no sharing.
+    min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
+    verdicts carry (None: no logprobs). cache_scope: sessions of one scope share the KV cache of common prefixes (None:
+    no sharing).
     """
 
     session_id: SessionId
@@ -157,7 +163,7 @@ class Open(Wire, frozen=True, tag="open"):
 
 
 class Opened(Wire, frozen=True, tag="opened"):
-    """verifier -> gateway: the session of this term is accepted; it lives `lease_s` without a sign of its gateway."""
+    """verifier -> gateway: the session of this term is open. It ends after `lease_s` without a sign of its gateway."""
 
     session_id: SessionId
     term: Count
@@ -167,7 +173,7 @@ class Opened(Wire, frozen=True, tag="opened"):
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):
-    """gateway -> drafter: guess for this session and send the guesses to this verifier."""
+    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`."""
 
     session_id: SessionId
     term: Count
@@ -182,7 +188,10 @@ class Speculate(Wire, frozen=True, tag="speculate"):
 
 
 class Draft(Wire, frozen=True, tag="draft"):
-    """drafter -> verifier: guesses for the positions base, base + 1, ...; empty: a poll from base on."""
+    """drafter -> verifier: guesses for the positions base, base + 1, ... An empty Draft is a poll from base on.
+
+    free_run: the verifier may decode while no guess is there. sent_ms: the drafter's clock.
+    """
 
     session_id: SessionId
     term: Count
@@ -194,11 +203,11 @@ class Draft(Wire, frozen=True, tag="draft"):
 
 
 class Verdict(Wire, frozen=True, tag="verdict"):
-    """verifier -> gateway and drafter: the target has fixed token_ids for the positions base, base + 1, ...
+    """verifier -> gateway and drafter: the target has committed token_ids at the positions base, base + 1, ...
 
-    The first `accepted` of them equalled guesses that a pass had verified. `epoch` is the lowest epoch the verifier
-    still listens to. Empty token_ids at base L: exactly L tokens are fixed. logprobs, to a gateway that asked for them:
-    those of the last len(logprobs) of token_ids.
+    accepted: how many of them, from the first on, equalled guesses of the pass. epoch: the verifier drops Drafts of
+    lower epochs. Empty token_ids: exactly `base` tokens are committed. logprobs: of the last len(logprobs) of
+    token_ids, for a gateway that asked for them.
     """
 
     session_id: SessionId
@@ -211,14 +220,14 @@ class Verdict(Wire, frozen=True, tag="verdict"):
     echo: Echo | None
     compute_ms: Millis
     batch: Count
-    queue: Share  # queued tokens / token budget, clipped
+    queue: Share  # queued tokens / token budget, at most 1
     tally: Tally
     logprobs: list[TokenLogprobs] | None = None
-    pass_tokens: Count = 0  # that the pass behind it was fed
+    pass_tokens: Count = 0  # fed in the pass
 
 
 class Poll(Wire, frozen=True, tag="poll"):
-    """gateway -> verifier: tell me again what is fixed from base on."""
+    """gateway -> verifier: repeat what is committed from base on."""
 
     session_id: SessionId
     term: Count
@@ -226,20 +235,20 @@ class Poll(Wire, frozen=True, tag="poll"):
 
 
 class Close(Wire, frozen=True, tag="close"):
-    """gateway -> verifier, drafter: the session is over (terms above `term` excepted)."""
+    """gateway -> verifier, drafter: end the session, unless its term is above `term`."""
 
     session_id: SessionId
     term: Count
 
 
 class PairReport(Wire, frozen=True):
-    """What a drafter saw of one verifier since its last report; times are moving averages."""
+    """What a drafter saw of one verifier: counts since its last report, times as moving averages."""
 
     verifier_id: InstanceId
     num_sessions: Count
     window: Window
     drafted: Count
-    matched: Count  # guesses equal to the target's token, in time or not
+    matched: Count  # accepted and late guesses
     mismatched: Count  # first mismatches
     late: Count
     discarded: Count
@@ -248,13 +257,13 @@ class PairReport(Wire, frozen=True):
     queue: Share
     tpot_ms: Millis
     context: Count  # tokens, mean over sessions
-    pass_ms: Millis = 0.0  # a verify pass of the verifier; 0 before the first
-    batch: Mean = 0.0  # sessions in it
-    pass_tokens: Mean = 0.0  # fed to it
+    pass_ms: Millis = 0.0  # of a verify pass; 0: none seen yet
+    batch: Mean = 0.0  # sessions in a pass
+    pass_tokens: Mean = 0.0  # fed in a pass
 
 
 class Report(Wire, frozen=True, tag="report"):
-    """drafter -> controllers, at most every 250 ms."""
+    """drafter -> controllers, at most once in REPORT_S (shared/timing.py)."""
 
     drafter_id: InstanceId
     sequence: Count
@@ -262,8 +271,10 @@ class Report(Wire, frozen=True, tag="report"):
 
 
 class Reason(Wire, frozen=True):
-    """What a decision was made from: figures of the newest report of its pair, and the acceptance of all guesses judged
-    so far, older ones fading; None before the first."""
+    """What a decision was made from: the newest report of the pair, and the acceptance of its guesses so far.
+
+    acceptance weighs older guesses less; None: no guess has been judged yet.
+    """
 
     num_sessions: Count
     acceptance: Share | None
@@ -276,9 +287,9 @@ class Reason(Wire, frozen=True):
 
 
 class WindowDecision(Wire, frozen=True, tag="window"):
-    """controller -> drafter (gateways listen): how far the drafter may run ahead towards one verifier, and why.
+    """controller -> drafter (gateways listen): how far the drafter may run ahead of one verifier, and why.
 
-    A window ends early behind a guess whose confidence is under min_confidence.
+    A guess with a confidence below min_confidence is the last of its window.
     """
 
     drafter_id: InstanceId
@@ -289,11 +300,11 @@ class WindowDecision(Wire, frozen=True, tag="window"):
     policy: Name
     sequence: Count
     min_confidence: Share = 0.0
-    reason: Reason | None = None  # None: the controller tells none
+    reason: Reason | None = None
 
 
 class Heartbeat(Wire, frozen=True, tag="heartbeat"):
-    """Any service -> everybody, every `interval_s`: alive, and how busy. models: what it serves or drafts for."""
+    """Any service -> all, every `interval_s`: it is alive, and its load. models: those it serves or drafts for."""
 
     service: Service
     instance_id: InstanceId
@@ -307,7 +318,7 @@ class Heartbeat(Wire, frozen=True, tag="heartbeat"):
 
 
 class Failure(Wire, frozen=True, tag="failure"):
-    """An answer that says no. retryable: the same request may succeed later or elsewhere."""
+    """A request was refused. retryable: the same request may succeed later or at another instance."""
 
     session_id: SessionId
     term: Count
@@ -321,9 +332,9 @@ Message: TypeAlias = (
 )
 
 
-KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by their tags
-MAX_TAG_SHOWN = 64  # characters of a strange tag
-PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that go on the wire as they are
+KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by tag
+MAX_TAG_SHOWN = 64  # characters of an unknown tag in an error message
+PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that msgpack writes unchanged
 
 
 def _to_wire(value: Any) -> Any:
@@ -342,30 +353,30 @@ def _from_wire(kind: type, value: Any) -> Any:
     if kind is not TokenIds or not isinstance(value, bytes):
         raise ValueError("expected a byte string of token ids")
     if len(value) % 4 or len(value) > 4 * MAX_TOKENS:
-        raise ValueError(f"{len(value)} bytes are no list of at most {MAX_TOKENS} token ids")
+        raise ValueError(f"token ids must be at most {MAX_TOKENS} x 4 bytes, got {len(value)} bytes")
     ids = array("I")
     ids.frombytes(value)
     return TokenIds(ids)
 
 
 def encode(message: Message) -> bytes:
-    """The wire form of a message; raises OverflowError for a token id outside u32."""
+    """The wire form of a message. Raises OverflowError for a token id outside u32."""
     return msgpack.packb(_to_wire(message), use_bin_type=True)  # type: ignore[no-any-return]
 
 
 def decode(data: bytes) -> Message:
-    """The message in `data`; raises MalformedMessage and nothing else."""
+    """The message in `data`. Raises MalformedMessage, and no other exception, for bytes that hold none."""
     if len(data) > MAX_MESSAGE_BYTES:
-        raise MalformedMessage(f"{len(data)} bytes are more than {MAX_MESSAGE_BYTES}")
+        raise MalformedMessage(f"a message must have at most {MAX_MESSAGE_BYTES} bytes, got {len(data)}")
     try:
         raw = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
-        # Of one type: with the union of all msgspec would look at each of them for every message.
+        # One type: for the union of all, msgspec would try each of them for every message.
         kind = KINDS[raw[0]]
         message = convert(raw, type=kind, dec_hook=_from_wire, builtin_types=(bytes,), strict=True)
     except LookupError as error:
-        raise MalformedMessage(f"its tag is none that there is: {str(error)[:MAX_TAG_SHOWN]}") from error
+        raise MalformedMessage(f"unknown tag: {str(error)[:MAX_TAG_SHOWN]}") from error
     except (ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedMessage(str(error)) from error
     if isinstance(message, Draft) and len(message.token_ids) > MAX_WINDOW:
-        raise MalformedMessage(f"a Draft of {len(message.token_ids)} ids; at most {MAX_WINDOW} are allowed")
+        raise MalformedMessage(f"a Draft must have at most {MAX_WINDOW} token ids, got {len(message.token_ids)}")
     return message

@@ -1,6 +1,6 @@
-"""Why a service does not take a session, as an exception on its way to a Failure.
+"""Why a service refuses a session: an exception that becomes a Failure.
 
-Invariant: the wire code, the message and whether to try again are chosen once, where the reason is found.
+Invariant: code, message and retryability are chosen once, where the reason is found.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from shared.protocol.messages import Failure, FailureCode, Open, Speculate
 
 
 class Refused(Exception):
-    """A request of a peer that can't be served; carries the Failure's fields."""
+    """A peer's request is refused; carries the fields of the Failure."""
 
     def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Refused(Exception):
 
 
 def check_text(request: Open | Speculate, vocab_size: int, max_context: int) -> int:
-    """The length that prompt and answer may reach together; raises Refused where a model can't hold the text."""
+    """The most tokens of prompt and answer together. Raises Refused for a text that the model can't compute."""
     if not request.prompt_ids:
         raise Refused("bad_request", "the prompt is empty", retryable=False)
     biased_ids = [each.token_id for each in request.sampling.logit_bias]

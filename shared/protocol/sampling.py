@@ -1,11 +1,10 @@
-"""The coupled draw: which token a row of logits yields, from (logits, sampling parameters, seed, position) alone.
+"""The coupled draw: the token that a row of logits yields, from (logits, sampling parameters, seed, position) alone.
 
-Invariant: the noise of a token depends on (seed, position, token id) and on nothing else, and `uniform` has the same
-bits here and in the verifier's torch sampler, so that a drafter's guess equals the target's draw whenever their logits
-lead to the same choice (drafter-invariant speculative decoding, arXiv 2408.07978). docs/sampling.md has the rules.
+Invariant: the noise of a token depends on (seed, position, token id) only, and `uniform` gives the same bits here as in
+the verifier's torch sampler. So a guess equals the target's draw whenever both logits lead to the same choice
+(drafter-invariant speculative decoding, arXiv 2408.07978). docs/sampling.md has the rules.
 
-Order: penalties, biases, min_tokens, temperature, top-k, top-p, min-p, noise, argmax. Everything after the logits is
-float64.
+Order: penalties, biases, min_tokens, temperature, top-k, top-p, min-p, noise, argmax. Scores and noise are float64.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 
 from shared.protocol.messages import Sampling
 
-GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment, and below the two multipliers of its finaliser
+GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment; below, the multipliers of its finaliser
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
-NUCLEUS_SLACK = 1 - 1e-9  # lowers a cut, so that rounding never drops a token of the nucleus
+NUCLEUS_SLACK = 1 - 1e-9  # lowers the cut: rounding must not drop a token of the nucleus
 
 _MASK = (1 << 64) - 1
 
@@ -42,7 +41,7 @@ def stream_key(seed: int, position: int) -> int:
 
 
 def uniform(seed: int, position: int, token_ids: NDArray[np.integer]) -> NDArray[np.float64]:
-    """u in (0, 1) of each token id, [n]: the upper 52 bits of SplitMix64's output number `token_id`, and a half."""
+    """u in (0, 1) of each token id, [n]: (the upper 52 bits of SplitMix64's output number `token_id` + 0.5) / 2**52."""
     state = token_ids.astype(np.uint64)
     state += np.uint64(1)
     state *= np.uint64(GAMMA)
@@ -69,7 +68,7 @@ def gumbel(seed: int, position: int, token_ids: NDArray[np.integer]) -> NDArray[
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What stood before a draw, as far as it changes the scores. `output_ids`: the tokens generated so far."""
+    """The text before a draw, as far as it changes scores. output_ids: the tokens generated so far."""
 
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]
@@ -79,7 +78,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """The tokens whose scores differ from their logits at one position, and how: arrays of equal length [n]."""
+    """How scores differ from logits at one position: arrays [n], one entry for each changed token."""
 
     token_ids: NDArray[np.int64]
     repetition: NDArray[np.float64]  # divides positive logits and multiplies negative ones
@@ -93,16 +92,16 @@ class Adjustment:
 
 
 def is_adjusted(sampling: Sampling, min_tokens: int = 0) -> bool:
-    """Whether any score may differ from its logit."""
+    """Whether a score may differ from its logit."""
     penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
     return bool(penalties or sampling.logit_bias or min_tokens)
 
 
 def adjustment(sampling: Sampling, history: History) -> Adjustment:
-    """How the scores at the position behind `history` differ from the logits.
+    """How the scores after `history` differ from the logits.
 
-    Presence and frequency penalties count generated tokens, the repetition penalty the prompt's too (as vLLM has them);
-    a stop id can't be drawn before min_tokens tokens.
+    Presence and frequency penalties count generated tokens; the repetition penalty counts the prompt's too, as in vLLM.
+    A stop id can't be drawn before min_tokens tokens.
     """
     outputs, counts = np.unique(np.asarray(history.output_ids, dtype=np.int64), return_counts=True)
     repeated = outputs
@@ -123,7 +122,7 @@ def adjustment(sampling: Sampling, history: History) -> Adjustment:
 def adjusted(
     logits: NDArray[np.float32], sampling: Sampling, history: History
 ) -> NDArray[np.float32] | NDArray[np.float64]:
-    """Scores [vocab]: float64 where any differs from its logit, else the logits as they are."""
+    """Scores [vocab]: float64 if any differs from its logit, else the logits themselves."""
     if not is_adjusted(sampling, history.min_tokens):
         return logits
     changes = adjustment(sampling, history)
@@ -133,10 +132,9 @@ def adjusted(
 
 
 def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history: History | None = None) -> int:
-    """The token for `position`, from the logits [vocab] of the token before it. Equal scores: the lowest id. Without a
-    `history` nothing is adjusted.
+    """The token for `position`, from the logits [vocab] after the token before it. Ties go to the lowest id.
 
-    Raises ValueError where the best score is not finite.
+    history: None adjusts nothing. Raises ValueError if the best score is not finite.
     """
     scores = logits if history is None else adjusted(logits, sampling, history)
     best = int(np.argmax(scores))  # a NaN is its own argmax
@@ -145,7 +143,7 @@ def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history
         raise ValueError(f"the best score for position {position} is {peak}")
     if is_greedy(sampling):
         return best
-    with np.errstate(over="ignore"):  # a temperature next to zero: -inf is what is meant
+    with np.errstate(over="ignore"):  # a temperature near zero gives -inf, which is right
         scaled = (scores.astype(np.float64) - peak) / sampling.temperature
     if not is_filtered(sampling):
         return int(np.argmax(scaled + gumbel(sampling.seed, position, np.arange(len(scaled)))))
@@ -155,13 +153,13 @@ def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history
 
 
 def confidence_of(token_id: int, scores: NDArray[np.floating]) -> float:
-    """The softmax probability of a token under scores [vocab], whose greatest is finite."""
+    """The softmax probability of a token under scores [vocab]; the greatest score must be finite."""
     weights = np.exp(scores - scores.max())
     return float(weights[token_id] / weights.sum(dtype=np.float64))
 
 
 def kept_ids(scores: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int64]:
-    """The token ids, ascending, that top-k, top-p and min-p leave of scores [vocab] whose greatest is 0."""
+    """The token ids, ascending, that top-k, top-p and min-p keep. scores: [vocab], the greatest must be 0."""
     weights = np.exp(scores) if sampling.top_p < 1 or sampling.min_p > 0 else None
     token_ids = _candidates(scores, weights, sampling)
     token_ids = token_ids[np.argsort(-scores[token_ids], kind="stable")]  # by (score descending, id ascending)
@@ -181,10 +179,10 @@ def kept_ids(scores: NDArray[np.float64], sampling: Sampling) -> NDArray[np.int6
 def _candidates(
     scores: NDArray[np.float64], weights: NDArray[np.float64] | None, sampling: Sampling
 ) -> NDArray[np.int64]:
-    """Ids, ascending, of a superset of the kept tokens, so that only these need sorting.
+    """Ids, ascending, of a superset of the kept tokens: only these need sorting.
 
-    top-k: all scores not below the k-th. top-p: the tokens lighter than (1 - top_p) x mass / vocab weigh less than
-    1 - top_p together, hence none of them is in the nucleus.
+    top-k: all scores at or above the k-th. top-p: tokens lighter than (1 - top_p) x mass / vocab weigh less than
+    1 - top_p together, so none of them is in the nucleus.
     """
     num = len(scores)
     if sampling.top_k > 0:

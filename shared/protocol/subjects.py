@@ -1,12 +1,12 @@
-"""NATS subjects and instance ids: who may say what to whom.
+"""NATS subjects and instance ids: who may send what to whom.
 
-Invariant: the sender's id is part of every subject, so that a server's permissions, not a message body, say who spoke.
+Invariant: every subject ends in the sender's id. The server's permissions prove the sender; the message body doesn't.
 
-    dsd.v1.<service>.<instance id>.<verb>.<sender id>    one receiver
-    dsd.v1.<verb>.<sender id>                            everybody (heartbeat, report)
+    dsd.v1.<service>.<instance id>.<verb>.<sender id>    to one receiver
+    dsd.v1.<verb>.<sender id>                            to every instance (heartbeat, report)
 
-An instance id is two tokens, `<name>.<nonce>`: the name is configured and carries permissions, the nonce is drawn at
-boot, so a restarted process never hears its predecessor's traffic.
+An instance id has two tokens, `<name>.<nonce>`. The name is configured and carries permissions. The nonce is drawn at
+boot, so a restarted process never receives its predecessor's messages.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import secrets
 from shared.protocol.messages import KINDS, Message, Service
 
 PREFIX = "dsd.v1"
-VERBS: dict[type[Message], str] = {kind: tag for tag, kind in KINDS.items()}  # of each type of message
+VERBS: dict[type[Message], str] = {kind: tag for tag, kind in KINDS.items()}  # the verb of each message type
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _ID = r"[a-z0-9-]{1,64}\.[0-9a-f]{12}"
-_SAID = re.compile(rf"{re.escape(PREFIX)}\.(?:[a-z]+\.{_ID}\.)?([a-z]+)\.{_ID}")
+_SUBJECT = re.compile(rf"{re.escape(PREFIX)}\.(?:[a-z]+\.{_ID}\.)?([a-z]+)\.{_ID}")
 
 
 def new_instance_id(name: str) -> str:
-    """A fresh id for a process called `name`; raises ValueError for a name that can't be a subject token."""
+    """A new id for a process called `name`. Raises ValueError if the name is not a valid subject token."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"name {name!r} must be 1 to 64 characters of a-z, 0-9 and '-'")
     return f"{name}.{secrets.token_hex(6)}"
@@ -51,7 +51,7 @@ def with_verb(service: Service, instance_id: str, verb: str, sender_id: str) -> 
 
 
 def inbox(service: Service, instance_id: str) -> str:
-    """Pattern of all that is said to one instance: one subscription, so order is kept across verbs."""
+    """Pattern of all messages to one instance. It is one subscription, so messages keep their order across verbs."""
     return f"{PREFIX}.{service}.{instance_id}.>"
 
 
@@ -61,28 +61,28 @@ def broadcast(kind: type[Message], sender_id: str) -> str:
 
 
 def all_broadcasts(kind: type[Message]) -> str:
-    """Pattern of all broadcasts of one kind. It ends in `>`: from a leaf node that may only speak for some senders,
-    nats-server lets nothing through to a pattern that ends in `*`."""
+    """Pattern of all broadcasts of one kind. It ends in `>` because nats-server forwards nothing to a pattern that ends
+    in `*` from a leaf node that may publish for some senders only."""
     return f"{PREFIX}.{VERBS[kind]}.>"
 
 
 def all_said(service: Service, kind: type[Message]) -> str:
-    """Pattern of one kind sent to any instance of a service (a gateway listens to window decisions)."""
+    """Pattern of one kind to any instance of a service. Gateways subscribe to window decisions with it."""
     return f"{PREFIX}.{service}.*.*.{VERBS[kind]}.>"
 
 
 def sender(subject: str) -> str:
-    """The sender's instance id: the last two tokens of any subject of ours."""
+    """The sender's instance id: the last two tokens of the subject."""
     return ".".join(subject.rsplit(".", 2)[-2:])
 
 
 def fits(subject: str, message: Message) -> bool:
-    """Whether a well-formed sender says this kind of message by its own verb: that is what permissions are granted
-    by."""
-    said = _SAID.fullmatch(subject)
-    return said is not None and said[1] == VERBS[type(message)]
+    """Whether the subject has a well-formed sender id and the verb of this message. Permissions are granted by verb, so
+    a receiver drops what does not fit."""
+    match = _SUBJECT.fullmatch(subject)
+    return match is not None and match[1] == VERBS[type(message)]
 
 
 def verb(subject: str) -> str:
-    """The verb of any subject of ours: the token before the sender's id."""
+    """The verb: the token before the sender's id."""
     return subject.rsplit(".", 3)[-3]

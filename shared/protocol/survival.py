@@ -1,6 +1,6 @@
-"""How probable a session's next guess is to be accepted, estimated from earlier comparisons.
+"""The probability that a session's next guess is accepted, estimated from earlier comparisons.
 
-Pure, so that the state machines of the protocol, the batching policy and DSD-Sim share it.
+Pure: the verifier's state machine and DSD-Sim share it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Survival:
-    """Beta estimate, with forgetting, of the probability that a session's next guess equals the target's token.
+    """Beta estimate of the probability that a session's next guess equals the target's token; old comparisons fade.
 
-    `memory`: comparisons that the estimate averages over. `prior_weight`: comparisons that the prior counts as.
+    memory: comparisons that the estimate averages over. prior_weight: comparisons that the prior counts for.
     """
 
     prior: float = 0.7
@@ -22,7 +22,7 @@ class Survival:
     comparisons: float = 0.0
 
     def observe(self, num_matched: int, *, mismatched: bool) -> None:
-        """`num_matched` guesses in a row equalled the target's tokens, then one did not (if `mismatched`)."""
+        """Takes `num_matched` equal guesses in a row, followed by a different one if `mismatched`."""
         num = num_matched + mismatched
         keep = (1 - 1 / self.memory) ** num
         self.matches = self.matches * keep + num_matched

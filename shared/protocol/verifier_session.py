@@ -1,7 +1,7 @@
 """The verifier's side of one session: a pure state machine (docs/protocol.md), no I/O and no clock.
 
-Invariant: `tokens` grows only by the target's own draws, in order, each drawn after exactly the tokens before it.
-Guesses are only compared: whatever a drafter sends, and whenever, changes nothing but how many draws a pass yields.
+Invariant: `tokens` grows only by the target's own draws, each drawn after exactly the tokens before it. Guesses are
+compared and nothing else: what a drafter sends changes how many tokens a pass commits, never which.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from shared.protocol.messages import (
 from shared.protocol.survival import Survival
 
 MAX_EPOCH = 1 << 48
-MAX_TOLD_WITH_LOGPROBS = 512  # tokens of one verdict, so that it stays a message; the gateway polls for the rest
+MAX_TOLD_WITH_LOGPROBS = (
+    512  # tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES; the gateway polls for the rest
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassRow:
     """A session's share of one pass, frozen when the pass begins.
 
-    `fed_ids` are computed at the positions `start`, `start` + 1, ...; the last `num_draws` of them yield a draw each (0
-    inside a prefill), the first draw being for position `base`. `guesses` are what the draws are compared with; the
-    last one may ride on the last draw without being fed.
+    fed_ids: tokens to compute at the positions `start`, start + 1, ... num_draws: the last so many of them yield a draw
+    each, for the positions `base`, base + 1, ...; 0 inside a prefill. guesses: compared with the draws; the last guess
+    need not be fed.
     """
 
     start: int
@@ -48,7 +50,7 @@ class PassRow:
 
 @dataclass(frozen=True, slots=True)
 class PassInfo:
-    """What a verdict tells about the pass behind it."""
+    """The pass of a verdict, as the verdict describes it."""
 
     compute_ms: float = 0.0
     batch: int = 0
@@ -58,7 +60,7 @@ class PassInfo:
 
 @dataclass(slots=True)
 class Fates:
-    """Counts of what became of guesses (words: docs/glossary.md)."""
+    """Guesses by their fate (docs/glossary.md)."""
 
     accepted: int = 0
     rejected: int = 0
@@ -78,17 +80,17 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 @dataclass(slots=True)
 class VerifierSession:
-    """One session as its verifier sees it. Times are in milliseconds of any one clock."""
+    """One session at its verifier. Times are milliseconds of one monotonic clock."""
 
     session_id: str
     gateway_id: str
     term: int = -1
     drafter_id: str | None = None
-    tokens: list[int] = field(default_factory=list)  # prompt and what is committed
+    tokens: list[int] = field(default_factory=list)  # prompt and committed tokens
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the newest tokens, where asked for
     computed: int = 0  # KV entries that hold `tokens[:computed]`
     finish: Finish | None = None
-    epoch: int = 0  # drafts of lower epochs are not listened to
+    epoch: int = 0  # Drafts of lower epochs are dropped
     pending: list[int] = field(default_factory=list)  # guesses for pending_base, pending_base + 1, ...
     pending_base: int = 0
     fates: Fates = field(default_factory=Fates)
@@ -97,7 +99,7 @@ class VerifierSession:
     info: PassInfo = PassInfo()
     _open: Open | None = None
     _free_run: bool = True
-    _received: int = 0  # end of the positions whose guesses of this epoch were counted
+    _received: int = 0  # guesses of this epoch before this position were counted
     _row: PassRow | None = None
     _heard_at: float = 0.0
     _echo_at: float = 0.0
@@ -127,19 +129,19 @@ class VerifierSession:
 
     @property
     def num_todo(self) -> int:
-        """Committed tokens that the KV cache does not hold yet; 1 when the session is only decoding."""
+        """Committed tokens that the KV cache does not hold yet; 1 while the session decodes."""
         return self.length - self.computed
 
     @property
     def draws(self) -> bool:
-        """Whether the next pass may draw: the session runs free, there is a guess to check, or text has to be computed
-        anyhow, whose last token yields a draw at no cost (the first one always)."""
+        """Whether the next pass may draw: the session runs free, has a guess to verify, or has text to compute, whose
+        last token yields a draw at no cost. The first pass always may."""
         waits = not self._free_run and self.drafter_id is not None and not self.pending
         return not waits or self.num_todo > 1 or self.num_passes == 0
 
     @property
     def ready(self) -> bool:
-        """Whether a pass can do anything for this session."""
+        """Whether the session has work for a pass."""
         return not self.finish and self._row is None and self.draws
 
     @property
@@ -150,8 +152,11 @@ class VerifierSession:
     # --- gateway ---------------------------------------------------------------------------------------------------
 
     def rebind(self, request: Open, now: float) -> None:
-        """Takes an Open of a higher term. What the KV cache holds of the same text is kept; a longer text than the
-        gateway's is kept whole when it only continues it (it is the target's own), else the gateway's counts."""
+        """Takes an Open of a higher term; raises ValueError for another.
+
+        A text that continues the gateway's is kept: it is the target's own. Any other is replaced by the gateway's. The
+        KV cache keeps the common prefix.
+        """
         if request.term <= self.term:
             raise ValueError(f"term {request.term} does not follow {self.term}")
         theirs = [*request.prompt_ids, *request.committed_ids]
@@ -169,18 +174,18 @@ class VerifierSession:
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
 
     def on_poll(self, poll: Poll, now: float) -> Verdict | None:
-        """Tells what is fixed from poll.base on; None for another term."""
+        """A verdict of all committed tokens from poll.base on; None for another term."""
         return self.tell(poll.base, now) if poll.term == self.term else None
 
     def tell(self, base: int, now: float) -> Verdict:
-        """A verdict of all that is fixed from `base` on."""
+        """A verdict of all committed tokens from `base` on."""
         base = max(len(self.request.prompt_ids), min(base, self.length))
         return self._verdict(base, 0, now)
 
     # --- drafter ---------------------------------------------------------------------------------------------------
 
     def on_draft(self, draft: Draft, now: float) -> Verdict | None:
-        """Merges guesses; returns the answer that the draft must get at once, if any (docs/protocol.md, "On Draft")."""
+        """Takes guesses; returns the verdict that must answer at once, if any (docs/protocol.md, "On Draft")."""
         if draft.term != self.term:
             return None
         self._hear(draft, now)
@@ -200,7 +205,7 @@ class VerifierSession:
         return None if is_new and draft.base >= self.length else self.tell(draft.base, now)
 
     def expire_drafter(self, now: float, lease_ms: float) -> bool:
-        """Lets the session run free when its drafter has been silent for `lease_ms`; True if that changed anything."""
+        """Lets the session run free after `lease_ms` without a Draft; returns whether that changed anything."""
         if self._free_run or now - self._heard_at < lease_ms:
             return False
         self._free_run = True
@@ -213,7 +218,7 @@ class VerifierSession:
             self._free_run = draft.free_run
 
     def _compare_committed(self, draft: Draft) -> bool:
-        """Compares the guesses for positions already committed; False when one differs."""
+        """Compares guesses with tokens committed before; returns False if one differs."""
         fixed = self.tokens[draft.base : draft.base + len(draft.token_ids)] if draft.base < self.length else []
         equal = common_prefix(draft.token_ids, fixed)
         num_late = max(0, draft.base + equal - max(draft.base, self._received))
@@ -231,7 +236,7 @@ class VerifierSession:
         return False
 
     def _extend(self, draft: Draft) -> None:
-        """Appends what lies behind the pending guesses, up to max_tokens and the largest window."""
+        """Appends the guesses after the pending ones, up to max_tokens and MAX_WINDOW."""
         end = self.pending_base + len(self.pending)
         room = min(self.limit, self.length + MAX_WINDOW) - end
         behind = draft.token_ids[max(0, end - draft.base) :]
@@ -253,12 +258,12 @@ class VerifierSession:
     # --- passes ----------------------------------------------------------------------------------------------------
 
     def begin_pass(self, max_tokens: int, max_guesses: int) -> PassRow:
-        """Freezes this session's share of the next pass: up to `max_tokens` fed tokens, `max_guesses` of them guesses.
+        """Freezes the session's share of the next pass: at most `max_tokens` fed tokens and `max_guesses` guesses.
 
-        Raises RuntimeError when the session is not ready or max_tokens is not positive.
+        Raises RuntimeError if the session is not ready or max_tokens is below 1.
         """
         if not self.ready or max_tokens < 1:
-            raise RuntimeError(f"session {self.session_id} can't join a pass of {max_tokens} tokens")
+            raise RuntimeError(f"session {self.session_id} can't join a pass with {max_tokens} tokens")
         todo, start = self.num_todo, self.computed
         if todo > max_tokens:
             fed = TokenIds(self.tokens[start : start + max_tokens])
@@ -285,8 +290,10 @@ class VerifierSession:
         now: float,
         logprobs: Sequence[TokenLogprobs] = (),
     ) -> Verdict | None:
-        """Applies a pass's draws to the row it froze; None inside a prefill, or when a re-opening voided the row.
-        `logprobs`, where asked for, are of the draws up to the first wrong guess."""
+        """Commits the draws of a row. Returns None inside a prefill, or for a row that was voided meanwhile.
+
+        draws: [row.num_draws] token ids. logprobs: of the draws up to the first wrong guess; empty if not asked for.
+        """
         if row is not self._row:
             return None
         self._row = None
@@ -307,13 +314,13 @@ class VerifierSession:
         return self._verdict(row.base, accepted, now)
 
     def drop_cache(self) -> None:
-        """The KV cache is gone; everything committed will be computed again. A pass in flight is void."""
+        """Takes note that the KV cache is lost: all committed tokens are computed again. A pass in flight is void."""
         self.computed = 0
         if self._row is not None:
             self.abandon_pass(self._row)
 
     def abandon_pass(self, row: PassRow) -> bool:
-        """Gives a row back whose pass failed: nothing is committed, its guesses are lost. False: it was void before."""
+        """Drops a row whose pass failed, with its guesses. Returns False if the row was void before."""
         if row is not self._row:
             return False
         self._void_row()
@@ -321,18 +328,18 @@ class VerifierSession:
         return True
 
     def close(self) -> None:
-        """The session is over: a pass in flight is void, and guesses without a fate are discarded."""
+        """Ends the session: a pass in flight is void, and guesses without a fate are discarded."""
         self._void_row()
         self._clear_pending()
 
     def _void_row(self) -> None:
-        """Nothing of the pass in flight will be committed."""
+        """Makes sure that nothing of the pass in flight is committed."""
         if self._row is not None:
             self.fates.discarded += len(self._row.guesses)
             self._row = None
 
     def _cut(self, draws: Sequence[int]) -> list[int]:
-        """`draws` up to and including the first stop id, never behind max_tokens."""
+        """`draws` up to and including the first stop id, within max_tokens."""
         draws = list(draws[: self.limit - self.length])
         stop = next((i for i, token in enumerate(draws) if token in self.request.stop_ids), len(draws))
         return draws[: stop + 1]

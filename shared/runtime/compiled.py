@@ -1,7 +1,7 @@
-"""Where numba keeps what it compiled.
+"""The cache folder of numba.
 
-numba looks at the age of each compiled function's own file, not at the functions that it calls, which may lie in
-others. So what is compiled is kept in a folder named after the content of all files that hold any.
+numba checks the age of a compiled function's own file, not of the functions that it calls in other files. So the cache
+folder is named after a hash of all files that hold compiled functions.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numba
 
 from shared.runtime.home import home
 
-FOLDERS = ("dsd_sim", "shared", "services/cloud_verifier")  # of a checkout; who installs a role has some of them
+FOLDERS = ("dsd_sim", "shared", "services/cloud_verifier")  # a role's installation has some of them
 
 
 def keep_compiled() -> bool:
-    """To be called before anything is compiled with `cache`; whether it may be, or there is no folder to write to."""
+    """Sets the cache folder; returns False if there is none to write to. Call it before compiling with `cache`."""
     try:
         folder = home() / "compiled" / _digest()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home, as in a container
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home, as in a container
         return False
     setattr(numba.config, "CACHE_DIR", str(folder))  # noqa: B010  typed as if it were fixed
     return os.access(folder, os.W_OK)

@@ -1,9 +1,9 @@
-"""Settings of a service: one frozen class each, filled from flags, then DSD_* environment variables, then a file where
-the class has one (`SettingsFile`), then defaults.
+"""Settings of a service: one frozen class each.
 
-Invariant: a process either has settings that were checked as a whole, or it has stopped with status 2 and one line that
-names the bad one; `--help` lists every setting with its variable and default. Secrets never show there, nor in logs,
-nor in what a bad value is answered with.
+Precedence: flags, DSD_* environment variables, the settings file if the class has one (`SettingsFile`), defaults.
+
+Invariant: a process has valid settings, or it stops with status 2 and one line that names the bad one. `--help` lists
+every setting with its variable and default. Secrets appear neither there, nor in logs, nor in error messages.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ ENV_PREFIX = "DSD_"
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 
 _SCHEME = r"[\w+.-]+://"
-_BEFORE_AT = re.compile(rf"(^|,)(\s*{_SCHEME})?(?:(?!,\s*{_SCHEME}).)*@", re.DOTALL)  # of each of several addresses
+_BEFORE_AT = re.compile(rf"(^|,)(\s*{_SCHEME})?(?:(?!,\s*{_SCHEME}).)*@", re.DOTALL)  # in each of several addresses
 _FLAG_NAME = re.compile(r"--[a-zA-Z0-9_-]+")
 
 
 class BadSettings(ValueError):
-    """Settings that can't be used; the message is one line that names the bad one."""
+    """Invalid settings. The message is one line that names the bad one."""
 
 
 class ServiceSettings(BaseSettings):
-    """What every service can be told."""
+    """Settings that every service has."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -52,32 +52,32 @@ class ServiceSettings(BaseSettings):
         cli_exit_on_error=False,
     )
 
-    name: str = Field("service", description="Name of this instance, part of its subjects and permissions")
-    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, or several separated by commas")
-    nats_user: str = Field("", description="NATS user; empty for a server without users")
+    name: str = Field("service", description="Name of this instance, used in subjects and permissions")
+    nats_url: str = Field(
+        "nats://127.0.0.1:4222", description="Address of the NATS server; several are separated by commas"
+    )
+    nats_user: str = Field("", description="NATS user; empty: the server has no users")
     nats_password: SecretStr = Field(
-        SecretStr(""), description="Password of the NATS user; not as a flag, which others see"
+        SecretStr(""), description="Password of the NATS user; set the variable, since other users see flags"
     )
     nats_nkey_seed: str = Field(
-        "", description="File with the NKey seed of the NATS user, in place of user and password (docs/deploy.md)"
+        "", description="File with the NKey seed of the NATS user, replaces user and password (docs/deploy.md)"
     )
     nats_ca: str = Field(
         "",
-        description="File with the CA certificate to hold the NATS server to; empty: the system's authorities",
+        description="File with the CA certificate that must have signed the NATS server's; empty: system CAs",
     )
     heartbeat_s: float = Field(HEARTBEAT_S, gt=0, le=60, description="Seconds between two heartbeats")
     http_host: str = Field("127.0.0.1", description="Address of the health and metrics endpoints")
-    http_port: int = Field(
-        0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0 takes a free one"
+    http_port: int = Field(0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0: any free port")
+    http_keepalive_s: float = Field(75.0, gt=0, description="Seconds after which an idle HTTP connection is closed")
+    drain_s: float = Field(DRAIN_S, ge=0, le=3600, description="Seconds for open sessions to finish after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest severity that is logged"
     )
-    http_keepalive_s: float = Field(
-        75.0, gt=0, description="A connection that sends no request for so many seconds is closed"
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Format of logs; auto: console on a terminal, else json"
     )
-    drain_s: float = Field(
-        DRAIN_S, ge=0, le=3600, description="Seconds that running sessions get to finish after SIGTERM"
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
     @field_validator("name")
     @classmethod
@@ -89,7 +89,7 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _is_an_address(cls, nats_url: str) -> str:
         if not all(_is_nats_address(url.strip()) for url in nats_url.split(",")):
-            raise ValueError(f"each address must look like nats://host:port, with one of {', '.join(NATS_SCHEMES)}")
+            raise ValueError(f"each address must look like nats://host:port; schemes: {', '.join(NATS_SCHEMES)}")
         return nats_url
 
     @field_validator("nats_nkey_seed")
@@ -108,22 +108,22 @@ class ServiceSettings(BaseSettings):
 
 
 class SettingsFile(PydanticBaseSettingsSource):
-    """The TOML file that `config_file` names, a setting of a source before this one; none where it is empty."""
+    """The TOML file that the setting `config_file` names; no values if that is empty."""
 
     def __call__(self) -> dict[str, Any]:
         path = self.current_state.get("config_file")
         if not path:
             return {}
         try:
-            told = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise SettingsError(f"{path} can't be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise SettingsError(f"{path} is no TOML: {error}") from error
-        for name in told:
+            raise SettingsError(f"{path} is not TOML: {error}") from error
+        for name in values:
             if name not in self.settings_cls.model_fields:
-                raise SettingsError(f"{path}: there is no setting {name}")
-        return told
+                raise SettingsError(f"{path}: unknown setting {name}")
+        return values
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError("the file is read as a whole")
@@ -133,7 +133,7 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def load(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
-    """Settings as `read` gives them; exits with status 2 on a bad value."""
+    """Settings as `read` returns them. Exits with status 2 for invalid ones."""
     try:
         return read(kind, argv, prog)
     except BadSettings as error:
@@ -142,36 +142,36 @@ def load(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
 
 
 def read(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
-    """Settings from `argv` (without the program's name) and the environment; raises BadSettings."""
+    """Settings from `argv` (without the program's name) and the environment. Raises BadSettings."""
     try:
         return kind(_cli_parse_args=[_dashed(flag) for flag in argv], _cli_prog_name=prog)
     except ValidationError as error:
-        reason = _told(kind, error.errors(include_url=False)[0])
+        reason = _described(kind, error.errors(include_url=False)[0])
     except SettingsError as error:
         reason = re.sub(r"://\S*@", "://***@", str(error).removeprefix("error parsing CLI: "))
     raise BadSettings(" ".join(reason.split()))
 
 
 def masked(addresses: str) -> str:
-    """One or several addresses, separated by commas, as they may be shown: with *** for what stands before an @."""
+    """Addresses, separated by commas, with *** in place of the credentials before an @."""
     return _BEFORE_AT.sub(r"\1\2***@", addresses)
 
 
 def _is_nats_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        scheme, host, _ = parts.scheme, parts.hostname, parts.port  # a ValueError of theirs may quote a password
+        scheme, host, _ = parts.scheme, parts.hostname, parts.port  # their ValueErrors may quote a password
     except ValueError:
         return False
     return scheme in NATS_SCHEMES and bool(host)
 
 
 def _dashed(flag: str) -> str:
-    """--http_port=1 means --http-port=1."""
+    """Accepts --http_port=1 as --http-port=1."""
     return _FLAG_NAME.sub(lambda name: name.group().replace("_", "-"), flag, count=1) if flag.startswith("--") else flag
 
 
-def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
+def _described(kind: type[BaseSettings], error: ErrorDetails) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     message = error["msg"].removeprefix("Value error, ")
     if name not in kind.model_fields:
@@ -183,16 +183,16 @@ def _told(kind: type[BaseSettings], error: ErrorDetails) -> str:
 
 
 def _check_seed(path: Path) -> None:
-    """Raises ValueError for a file without the seed of a NATS user."""
-    import nkeys  # only where keys are used: it loads libsodium
+    """Raises ValueError for a file that holds no NKey seed of a NATS user."""
+    import nkeys  # loads libsodium, so only if keys are used
 
     try:
         seed = path.read_bytes().strip()
     except OSError as error:
         raise ValueError(f"can't be read: {error.strerror}") from error
     if not seed.startswith(b"SU"):
-        raise ValueError("no NKey seed of a user is in it")
+        raise ValueError("the file holds no NKey seed of a user")
     try:
         nkeys.from_seed(bytearray(seed))
     except (nkeys.NkeysError, ValueError):
-        raise ValueError("no NKey seed of a user is in it") from None  # the error may quote the seed
+        raise ValueError("the file holds no NKey seed of a user") from None  # the error may quote the seed

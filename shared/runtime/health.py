@@ -1,7 +1,7 @@
 """The health endpoints of a service: /healthz, /readyz, /metrics.
 
-Invariant: they answer from the first moment on, before the bus or a model is there; /healthz says that the loop turns,
-/readyz whether the service can work now and if not, why.
+Invariant: they answer before the bus is connected or a model is loaded. /healthz says that the event loop runs, /readyz
+whether the service is ready, and if not, why.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class Health:
 
     @property
     def reason(self) -> str:
-        """Why the service is not ready; "" when it is."""
+        """Why the service is not ready; "" if it is."""
         return self._stage or ("" if self._is_connected else "not connected to NATS") or self._missing
 
     def become(self, stage: str) -> None:
-        """Sets the stage of the service's life that keeps it from being ready; "" means none."""
+        """Sets the stage that keeps the service from being ready; "": none."""
         self._stage = stage
         self._metrics.ready.set(not self.reason)
 
     def connected(self, is_connected: bool) -> None:
-        """The bus went or came back."""
+        """Takes note that the bus connected or disconnected."""
         self._is_connected = is_connected
         self._metrics.ready.set(not self.reason)
 
     def lack(self, missing: str) -> None:
-        """Sets what the service needs of others and does not have; "" means nothing. It outlasts the stages."""
+        """Sets what the service waits for from others; "": nothing. It stays across stages."""
         self._missing = missing
         self._metrics.ready.set(not self.reason)
 
     async def watch_loop(self) -> None:
-        """Measures for ever how late the event loop runs what is due."""
+        """Measures the lag of the event loop until cancelled."""
         while True:
             due = time.monotonic() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""The folder in which DSD keeps what it makes on a machine: prepared models, logs of a local system."""
+"""The folder of DSD's own files on a machine: prepared models, caches, logs of a local system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of memory: a session's own, and huge ones for the weights of models (docs/performance.md)."""
+"""Memory pages: separate ones for sessions, and huge ones for the weights of models (docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 
 HUGE = 2 << 20
-MADV_COLLAPSE = 25  # Linux 6.1; Python's mmap doesn't have it yet
-LEAST_SHARE = 7 / 8  # of a huge page that must be in memory: the rest of it takes memory afterwards
+MADV_COLLAPSE = 25  # Linux 6.1; missing in Python's mmap
+LEAST_SHARE = 7 / 8  # of a huge page that must be in memory already, as collapsing fills the rest
 PAGEMAP_PRESENT = np.uint64(1 << 63)
 
 
 def own_pages(num_bytes: int) -> mmap.mmap:
-    """Zeros on pages that nothing else is on: they count from their first use on, and go back to the system with the
-    last view of them. Among other allocations, freed in another order than they were made, large ones leave holes that
-    stay."""
+    """Zeros on pages of their own. They take memory from their first use on, until the last view is gone.
+
+    Large allocations on the heap, freed in another order than they were made, would fragment it.
+    """
     flags = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
     return mmap.mmap(-1, num_bytes, **flags)
 
 
 def use_huge_pages() -> int:
-    """Moves what this process has in memory, and in no file, to huge pages where the system can; returns how many.
+    """Moves the anonymous memory of this process to huge pages where the system can; returns their number.
 
-    Weights are read as a whole in each step or pass: with pages of 4 KiB a processor spends part of that time looking
-    them up.
+    Each step or pass reads all weights. With pages of 4 KiB part of that time goes into TLB misses.
     """
     if not sys.platform.startswith("linux"):
         return 0
@@ -41,7 +41,7 @@ def use_huge_pages() -> int:
 
 
 def _nearly_full() -> Iterator[int]:
-    """Addresses where a huge page would be, and nearly all of its small ones are in memory."""
+    """Addresses of possible huge pages of which nearly all small pages are in memory."""
     num_each = HUGE // mmap.PAGESIZE
     with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
         for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line on stderr, or a readable line on a terminal.
+"""Structured logs on stderr: one JSON object a line, or readable lines on a terminal.
 
-Invariant: every line carries service and instance; code that works on one session passes session=<id>. No line holds
-the local variables of a traceback: they would show prompts and secrets.
+Invariant: every line has service and instance; code that works on one session adds session=<id>. Tracebacks are logged
+without local variables, which would show prompts and secrets.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from shared.runtime.config import ServiceSettings
 
 
 def set_up(settings: ServiceSettings, service: str, instance_id: str) -> None:
-    """Configures structlog and the standard library's logging for this process."""
+    """Configures structlog and the standard library's logging in this process."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
-    identity = {"service": service, "instance": instance_id}  # not a context variable: model threads log too
+    identity = {"service": service, "instance": instance_id}  # no context variable: model threads log too
     steps: list[Any] = [
         lambda _logger, _method, event: identity | event,
         structlog.contextvars.merge_contextvars,

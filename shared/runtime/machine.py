@@ -1,4 +1,4 @@
-"""This machine in words, for figures that were measured on it."""
+"""A description of this machine, for figures that were measured on it."""
 
 from __future__ import annotations
 

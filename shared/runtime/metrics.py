@@ -1,7 +1,6 @@
-"""Prometheus metrics that every service has; a registry per instance, so that several can live in one process.
+"""Prometheus metrics that every service has. Each instance has its own registry, so several fit in one process.
 
-Invariant: names start with dsd_ and end in their unit; labels come from small closed sets, never from an id or from
-what a peer sent.
+Invariant: names start with dsd_ and end in their unit. Labels come from small closed sets, never from ids or messages.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 def by_kind(counter: Counter) -> Callable[[type], Counter]:
-    """Of a counter labelled by classes' names, the child of a class; looked up once, as that takes longer than to
-    decode a message."""
+    """A cached look-up of the child of a class, in a counter labelled by class name.
+
+    Without the cache it takes longer than decoding a message.
+    """
     return cache(lambda kind: counter.labels(kind.__name__))
 
 
 class BusMetrics:
-    """What one member of the bus said, heard and lost; message labels are the names of the message classes."""
+    """Messages that one member of the bus sent, received and lost; labels are names of message classes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.published = Counter("dsd_bus_published", "Messages published", ["message"], registry=registry)
@@ -32,21 +33,21 @@ class BusMetrics:
             ["reason"],
             registry=registry,
         )
-        self.dropped.labels("incomplete")  # there before the first, so that rates see that one, too
+        self.dropped.labels("incomplete")  # exists from the start, so that rates count the first drop
         self.errors = Counter(
             "dsd_bus_errors",
-            "Errors told by the client or server: connection, permission violation, slow consumer",
+            "Errors reported by the client or server: connection, permission violation, slow consumer",
             ["kind"],
             registry=registry,
         )
-        self.reconnects = Counter("dsd_bus_reconnects", "Times the connection came back", registry=registry)
+        self.reconnects = Counter("dsd_bus_reconnects", "Reconnections", registry=registry)
 
 
 class ProcessMetrics:
-    """What every process tells about itself."""
+    """Metrics of the process itself."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.ready = Gauge("dsd_ready", "1 when the service can work", registry=registry)
+        self.ready = Gauge("dsd_ready", "1 if the service is ready", registry=registry)
         self.loop_lag_seconds = Gauge(
-            "dsd_event_loop_lag_seconds", "How late the event loop last was", registry=registry
+            "dsd_event_loop_lag_seconds", "Lag of the event loop, last measurement", registry=registry
         )

@@ -51,9 +51,9 @@ def test_a_variable_may_name_the_file_and_none_is_needed(file: Path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("window = ", "controller.toml is no TOML"),
-        ("a = " + "[" * 100_000, "controller.toml is no TOML"),
-        ("windo = 4", "controller.toml: there is no setting windo"),
+        ("window = ", "controller.toml is not TOML"),
+        ("a = " + "[" * 100_000, "controller.toml is not TOML"),
+        ("windo = 4", "controller.toml: unknown setting windo"),
         ("[window]\nstart = 4", "--window / DSD_WINDOW"),
         ("window = 65", "--window / DSD_WINDOW"),
         ('window_policy = "best"', "--window-policy / DSD_WINDOW_POLICY"),
@@ -80,7 +80,7 @@ def test_a_file_that_can_not_be_read_ends_the_start_with_status_2(
 
 def test_bytes_that_are_no_text_are_refused(file: Path) -> None:
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(BadSettings, match="is no TOML"):
+    with pytest.raises(BadSettings, match="is not TOML"):
         settings(file)
 
 

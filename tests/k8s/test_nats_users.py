@@ -180,7 +180,7 @@ def test_a_file_without_rights_or_none_at_all_is_refused(tmp_path: Path, capsys:
     good.write_text(rights_file("drafter", ["edge-0"]))
     empty.write_text("# rights-edge-1: {\n")
     told = refusal(capsys, "keys", str(good), str(empty), "--out", str(tmp_path))
-    assert told.endswith(f"{empty} holds nobody's rights")
+    assert told.endswith(f"{empty} holds no rights of any user")
     assert "No such file" in refusal(capsys, "keys", str(tmp_path / "none.conf"), "--out", str(tmp_path))
     assert sorted(tmp_path.iterdir()) == [empty, good]
 

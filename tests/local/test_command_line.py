@@ -29,7 +29,7 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
         done = services(tmp_path, "--detach", "--port", str(port))
     assert done.returncode == 1
     assert re.fullmatch(
-        rf"http://127\.0\.0\.1:{port} can't be listened at \(.+\): choose another --host or --port\n", done.stderr
+        rf"can't listen at http://127\.0\.0\.1:{port} \(.+\): choose another --host or --port\n", done.stderr
     )
     assert not (tmp_path / "models").exists()
 
@@ -38,7 +38,7 @@ def test_an_address_that_is_none_of_this_machine_is_refused(tmp_path: Path) -> N
     done = services(tmp_path, "--detach", "--host", "192.0.2.1")
     assert done.returncode == 1
     assert re.fullmatch(
-        r"http://192\.0\.2\.1:8080 can't be listened at \(.+\): choose another --host or --port\n", done.stderr
+        r"can't listen at http://192\.0\.2\.1:8080 \(.+\): choose another --host or --port\n", done.stderr
     )
 
 
@@ -48,7 +48,7 @@ def test_a_second_system_in_one_home_is_refused(tmp_path: Path) -> None:
     with pidfile.held(run_dir):
         done = services(tmp_path, "--detach", "--port", "1")
     assert done.returncode == 1
-    assert done.stderr == f"a system runs already (process {os.getpid()}); stop it first\n"
+    assert done.stderr == f"a system runs already (process {os.getpid()}): stop it first\n"
 
 
 def test_stopping_when_nothing_runs_says_so(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_the_drain_has_a_deadline(nats_server: NatsServer, launch: Launch)
     await service.until("ready")
     service.process.terminate()
     assert await service.end() == 0
-    assert "drain deadline passed, open sessions are left to others" in service.events
+    assert "drain deadline passed; open sessions are abandoned" in service.events
 
 
 async def test_a_second_signal_ends_at_once(nats_server: NatsServer, launch: Launch) -> None:
@@ -205,7 +205,7 @@ async def test_a_user_that_may_not_listen_is_told_and_ends(start_nats_server: St
     server = start_nats_server(USERS % "a")
     service = await launch(server.url, "--nats-user", "sample", "--nats-password", "a", "--fault", "deaf")
     assert await service.end() == 1
-    assert "does not let this user subscribe 'forbidden'" in service.lines[-1]["exception"]
+    assert "denies this user the subscription 'forbidden'" in service.lines[-1]["exception"]
 
 
 async def test_a_bus_that_is_lost_for_good_ends_the_process(start_nats_server: StartNatsServer, launch: Launch) -> None:

@@ -96,5 +96,5 @@ def test_survival_follows_the_draft_and_starts_at_its_prior() -> None:
 
 @pytest.mark.parametrize(("budget", "chunk"), [(0, 1), (1, 0)])
 def test_a_batcher_without_room_is_refused(budget: int, chunk: int) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         Batcher(budget, chunk, PassCost())

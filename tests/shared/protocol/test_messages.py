@@ -292,7 +292,7 @@ def test_the_longest_prompt_passes_and_a_longer_one_does_not() -> None:
 
 
 def test_more_bytes_than_a_message_may_have_are_not_even_parsed() -> None:
-    with pytest.raises(MalformedMessage, match="more than"):
+    with pytest.raises(MalformedMessage, match="at most"):
         decode(bytes(MAX_MESSAGE_BYTES + 1))
 
 

@@ -197,7 +197,7 @@ def test_a_file_without_a_seed_is_refused_and_its_content_not_shown(
     file = tmp_path / "seed"
     file.write_text(content)
     line = refusal(capsys, "--draft", "a", "--nats-nkey-seed", str(file))
-    assert f"--nats-nkey-seed / DSD_NATS_NKEY_SEED: no NKey seed of a user is in it (got '{file}')" in line
+    assert f"--nats-nkey-seed / DSD_NATS_NKEY_SEED: the file holds no NKey seed of a user (got '{file}')" in line
     assert USER_SEED[2:20] not in line
 
 

@@ -1,4 +1,4 @@
-"""python -m model_zoo: make the models that DSD runs."""
+"""python -m model_zoo: prepares, exports, checks and measures the models that DSD runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 class Quantization(StrEnum):
-    """The bits of a draft's weights."""
+    """Bits of a draft's weights."""
 
     INT8 = "int8"
     INT4 = "int4"
@@ -47,25 +47,25 @@ class Quantization(StrEnum):
 
 @app.callback()
 def model_zoo() -> None:
-    """Make the models that DSD runs."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit that cleans up, like Ctrl-C
+    """Prepare, export, check and measure the models that DSD runs."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up, as Ctrl-C does
 
 
 @app.command("prepare")
 def prepare_default_pair(
     only: Annotated[
-        list[PairPart] | None, typer.Option(help="Only this part (may be repeated); the target is always made.")
+        list[PairPart] | None, typer.Option(help="Make only this part and the target. May be repeated.")
     ] = None,
 ) -> None:
     """Make the default pair, SmolLM2-135M: the target, and its int8 and int4 drafts.
 
-    The models go to the cache folder: DSD_HOME, else the folder dsd in your user cache directory. What is there and
-    intact is kept, so a second run is quick.
+    The models go to DSD_HOME, by default the folder dsd in the user cache directory. Intact parts are kept, so a second
+    run is quick.
     """
     folder = default_models_dir()
     started = time.monotonic()
     try:
-        with _progress(f"looking at {folder}") as notify:
+        with _progress(f"checking {folder}") as notify:
             built = prepare(folder, recipes(only or list(PairPart)), notify)
     except (DownloadError, UnsupportedGguf, ExportError, OSError) as error:
         console.print(f"prepare failed: {error}", style="red", markup=False)
@@ -77,31 +77,31 @@ def prepare_default_pair(
 @app.command("export")
 def export_draft_of_a_model(
     model: Annotated[str, typer.Option(help="Folder or hub id of a Hugging Face causal language model.")],
-    out: Annotated[Path, typer.Option(help="Folder of the draft; made new.")],
-    quantize: Annotated[Quantization, typer.Option(help="Bits of the weights.")] = Quantization.INT8,
+    out: Annotated[Path, typer.Option(help="Folder of the draft; must not exist.")],
+    quantize: Annotated[Quantization, typer.Option(help="Bits of each weight.")] = Quantization.INT8,
     exporter: Annotated[
         Exporter,
-        typer.Option(help="Who writes the graph; auto: the model builder where it knows the architecture, else torch."),
+        typer.Option(help="Exporter of the graph; auto: the model builder if it knows the architecture, else torch."),
     ] = Exporter.AUTO,
 ) -> None:
-    """Export a model of your own as a draft, and compare what it computes with the model itself.
+    """Export your own model as a draft, and compare it with the model.
 
-    The draft is written when it agrees; how well its guesses follow the model is reported and kept in export.json.
+    The draft is written only if both compute the same. export.json keeps how well its guesses follow the model.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: its threads must not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads it when it loads: its threads must not spin
     from model_zoo.exporting.export import (
-        export_model,  # loads torch, which `prepare` with nothing to do must not wait for
+        export_model,  # loads torch: `prepare` without work must stay quick
     )
 
     started = time.monotonic()
     try:
-        with _progress(f"looking at {model}") as notify:
+        with _progress(f"reading {model}") as notify:
             record = export_model(model, out, quantize.value, exporter, notify)
     except (UnusableModel, ExportError, OSError) as error:
         console.print(f"export failed: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     made = f"{record.architecture}, {quantize}, {time.monotonic() - started:.0f} s"
-    agreement = f"at {record.agreement:.0%} of the positions of sampled texts its first choice is its source's"
+    agreement = f"at {record.agreement:.0%} of the positions of sampled texts its top token is its source's"
     console.print(f"{out} is a draft of {model} ({made}); {agreement}", markup=False, highlight=False)
 
 
@@ -111,7 +111,7 @@ def check_that_a_pair_fits(
     target: Annotated[str, typer.Option(help="Folder or hub id of the target.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Check that each token id means the same to a draft and a target; exit status 1 where it does not."""
+    """Check that each token id means the same to a draft and a target; exit with status 1 if not."""
     from model_zoo.vocabulary import compare, read_draft, read_model  # loads transformers
 
     try:
@@ -131,18 +131,18 @@ def check_that_a_pair_fits(
 
 @app.command("record")
 def record_what_a_pair_says(
-    prompts: Annotated[Path, typer.Option(help="JSONL file, a prompt in each line's object.", exists=True)],
-    out: Annotated[Path, typer.Option(help="File of the recording; replaced.")],
-    target: Annotated[Path | None, typer.Option(help="Folder of the target; the prepared default.")] = None,
-    draft: Annotated[Path | None, typer.Option(help="Folder of the draft; the prepared int8 one.")] = None,
-    field: Annotated[str | None, typer.Option(help="Of a line's object; found where not given.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 128,
+    prompts: Annotated[Path, typer.Option(help="JSONL file with a prompt in each line.", exists=True)],
+    out: Annotated[Path, typer.Option(help="File of the recording; overwritten.")],
+    target: Annotated[Path | None, typer.Option(help="Folder of the target; default: the prepared one.")] = None,
+    draft: Annotated[Path | None, typer.Option(help="Folder of the draft; default: the prepared int8 one.")] = None,
+    field: Annotated[str | None, typer.Option(help="Field of the prompt in a line; default: detected.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Of both models.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each model.")] = 1,
 ) -> None:
-    """Record what a target says to prompts, and where a draft would have guessed it, to replay both elsewhere."""
+    """Record a target's answers to prompts and where a draft guesses them, to replay both without models."""
     _check_can_be_made(out)
     from model_zoo.measuring.record import prompt_ids, record, stop_ids  # loads torch and transformers
     from services.cloud_verifier.torch_engine.model import load_target
@@ -179,16 +179,16 @@ def record_what_a_pair_says(
 
 @app.command("lengths")
 def measure_lengths_of_prompts_and_answers(
-    out: Annotated[Path, typer.Option(help="JSON file of the histograms; replaced.")],
-    prompts: Annotated[Path | None, typer.Option(help="JSONL file, a prompt in each line's object.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file of the histograms; overwritten.")],
+    prompts: Annotated[Path | None, typer.Option(help="JSONL file with a prompt in each line.")] = None,
     trace: Annotated[Path | None, typer.Option(help="JSONL file with prompt_tokens and target_tokens.")] = None,
-    target: Annotated[Path | None, typer.Option(help="Folder of the target; the prepared default.")] = None,
-    field: Annotated[str | None, typer.Option(help="Of a line's object; found where not given.")] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="Prompts from the first on; all where not given.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
+    target: Annotated[Path | None, typer.Option(help="Folder of the target; default: the prepared one.")] = None,
+    field: Annotated[str | None, typer.Option(help="Field of the prompt in a line; default: detected.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Number of prompts, from the first on; default: all.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Measure how long prompts are and how long a target's greedy answers, or take both from a trace."""
+    """Measure the lengths of prompts and of a target's greedy answers, or take both from a trace."""
     if (prompts is None) == (trace is None):
         raise typer.BadParameter("either --prompts or --trace must be given")
     _check_can_be_made(out)
@@ -232,12 +232,12 @@ def _lengths_of_answers(texts: list[str], name: str, folder: Path, max_tokens: i
 
 @app.command("profile")
 def time_a_model_on_this_machine(
-    out: Annotated[Path, typer.Option(help="JSON file of the profile; replaced.")],
+    out: Annotated[Path, typer.Option(help="JSON file of the profile; overwritten.")],
     target: Annotated[Path | None, typer.Option(help="Folder of a target.")] = None,
     draft: Annotated[Path | None, typer.Option(help="Folder of a draft.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Time a target's passes, or a draft's steps, and fit the times that the simulator goes by."""
+    """Time a target's passes or a draft's steps, and fit a profile for the simulator."""
     from model_zoo.measuring import profile  # loads torch
     from services.cloud_verifier.torch_engine.model import load_target
     from services.edge_drafter.model import load_draft
@@ -246,11 +246,11 @@ def time_a_model_on_this_machine(
         raise typer.BadParameter("either --target or --draft must be given")
     if not re.fullmatch(PROFILE_NAME, out.stem):
         raise typer.BadParameter(
-            f"the profile is named after the file of --out, and {out.stem!r} is not {PROFILE_NAME}"
+            f"the file name of --out is the profile's name and must match {PROFILE_NAME}, got {out.stem!r}"
         )
     _check_can_be_made(out)
     try:
-        with _progress("measuring; nothing else should run now"):
+        with _progress("measuring; run nothing else meanwhile"):
             passes = steps = None
             if target is not None:
                 verifying = load_target(str(target), num_threads=threads)
@@ -271,16 +271,16 @@ def time_a_model_on_this_machine(
 
 
 def _check_can_be_made(out: Path) -> None:
-    """Before the work, which would be lost otherwise."""
+    """Raises BadParameter, before any work, if `out` can't be written."""
     if not out.parent.is_dir():
-        raise typer.BadParameter(f"the folder of --out, {out.parent}, is not there")
+        raise typer.BadParameter(f"the folder of --out, {out.parent}, does not exist")
     if out.is_dir():
         raise typer.BadParameter(f"--out, {out}, is a folder")
 
 
 @contextmanager
 def _progress(first_line: str) -> Iterator[Notify]:
-    """One live line with a clock on a terminal, else plain lines."""
+    """Shows one live line with a clock on a terminal, else plain lines."""
     if not console.is_terminal:
         yield lambda line: console.print(line, markup=False, highlight=False)
         return

@@ -1,11 +1,11 @@
-"""What can go wrong with a user's model; each message says it in a line, and the command line prints it."""
+"""Errors about a user's model. Each message is one line, which the command line prints."""
 
 from __future__ import annotations
 
 
 class UnusableModel(ValueError):
-    """The folder or hub id holds no model that can be used here."""
+    """The folder or hub id holds no usable model."""
 
 
 class ExportError(RuntimeError):
-    """An exporter failed, or what it made doesn't work."""
+    """An exporter failed, or its output does not work."""

@@ -1,6 +1,6 @@
-"""manifest.json of a prepared pair: what each part was made from, with which versions, and the hash of each file.
+"""manifest.json of a prepared pair: the sources and tool versions of each part, and the hash of each file.
 
-Invariant: a part is listed only after it is whole and on disk, so what isn't listed, or differs, is to be built again.
+Invariant: a part is listed only when it is complete and on disk. A part that is not listed, or differs, is built again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PartEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One folder of the pair. sources: what it was made from, by name, with its sha256; versions: of the tools."""
+    """One folder of the pair. sources: sha256 by name of what it was made from. versions: of the tools."""
 
     revision: int
     sources: dict[str, str]
@@ -29,12 +29,12 @@ class PartEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
 
     def digest(self) -> str:
-        """One sha256 for the content of the whole part."""
+        """A sha256 of the whole part."""
         lines = [f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def is_intact(self, folder: Path) -> bool:
-        """Whether `folder` holds every file of the part, unchanged."""
+        """Whether `folder` holds every file of the part unchanged."""
         return all(_is_intact(folder / name, entry) for name, entry in self.files.items())
 
 
@@ -46,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a pair; an empty one where there is none, or none that this version can read."""
+    """The manifest of a pair; an empty one if it is missing or unreadable."""
     try:
         return msgspec.json.decode((folder / MANIFEST_FILE).read_bytes(), type=Manifest)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -54,7 +54,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest in one step: a reader sees the old one or the new one."""
+    """Replaces the manifest atomically."""
     new = folder / f".{MANIFEST_FILE}.new"
     new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
     sync(new)
@@ -63,7 +63,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def describe(folder: Path, revision: int, sources: dict[str, str], packages: tuple[str, ...]) -> PartEntry:
-    """The entry for the files in `folder`; packages: the distributions whose versions shaped them."""
+    """The entry of the files in `folder`. packages: the distributions whose versions affect them."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return PartEntry(
         revision=revision,
@@ -79,7 +79,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the file, or the folder's list of names, on disk before going on."""
+    """Writes a file, or the entries of a folder, to disk before it returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

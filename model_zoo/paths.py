@@ -1,4 +1,4 @@
-"""Where prepared models live: in DSD's home, shared by all checkouts."""
+"""The folders of prepared models, in DSD's home, which all checkouts share."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ DEFAULT_PAIR = "smollm2-135m"
 
 
 def default_models_dir() -> Path:
-    """Folder of the default pair: target/, draft-int8/, draft-int4/ and manifest.json."""
+    """The folder of the default pair: target/, draft-int8/, draft-int4/ and manifest.json."""
     return home() / "models" / DEFAULT_PAIR

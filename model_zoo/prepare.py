@@ -1,8 +1,7 @@
-"""Build the parts of a model pair into one folder: whole, once, and by one process at a time.
+"""Builds the parts of a model pair in one folder, each once and by one process at a time.
 
-Invariant: at every moment each part folder is absent or whole. A part is built in a hidden folder beside its place, put
-on disk, renamed into place and only then listed in the manifest. Whatever an interrupted run left behind is removed by
-the next one.
+Invariant: each part folder is absent or complete at any time. A part is built in a hidden folder, written to disk,
+renamed into place and then listed in the manifest. The next run removes what an interrupted run left behind.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from model_zoo.manifest import Manifest, describe, read_manifest, sync, write_ma
 
 _LOCK_FILE = ".lock"
 
-Notify: TypeAlias = Callable[[str], None]  # takes one line for whoever is waiting
+Notify: TypeAlias = Callable[[str], None]  # shows one line of progress
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one part is made.
+    """How to make one part.
 
     build(pair_folder, part_folder, notify) fills the empty part_folder and returns the sha256 of each source by name.
     """
 
     part: str  # the folder's name
-    revision: int  # raise it when `build` makes something else than before
-    packages: tuple[str, ...]  # distributions whose versions go into the manifest
+    revision: int  # increment it when the result of `build` changes
+    packages: tuple[str, ...]  # distributions whose versions the manifest lists
     build: Callable[[Path, Path, Notify], dict[str, str]]
-    needs: str | None = None  # another part that this one is made from
+    needs: str | None = None  # the part that this one is made from
 
 
 def prepare(folder: Path, recipes: Sequence[Recipe], notify: Notify) -> list[str]:
-    """Make each part that is missing, damaged, or made by another revision or from another source; gives their names.
+    """Makes each part that is missing, damaged or outdated (other revision or source), and returns their names.
 
-    recipes: a part that others need comes before them. Waits while another process prepares the same folder.
+    recipes: a part comes before those that need it. Waits while another process prepares the same folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, notify):
@@ -83,7 +82,7 @@ def _build(folder: Path, recipe: Recipe, notify: Notify) -> None:
 
 @contextmanager
 def _locked(folder: Path, notify: Notify) -> Iterator[None]:
-    """The operating system drops the lock when its process ends, however it ends."""
+    """Locks the folder. The operating system releases the lock when the process ends."""
     descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

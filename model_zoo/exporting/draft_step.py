@@ -1,8 +1,8 @@
-"""One step of a Hugging Face causal language model as torch's exporter can write it down: the past in, the new out.
+"""One step of a Hugging Face causal language model in a form that torch's exporter accepts.
 
-Invariant: the step computes what the model itself computes for the tokens behind that past, for any number of past and
-of new tokens. Positions and mask are made here from the tensors' sizes, so the model builds none that would depend on
-values; keys and values cross the border tokens first, [tokens, kv_heads, head_dim].
+Invariant: the step computes what the model computes for new tokens after past ones, for any number of both. It makes
+positions and mask from the tensors' sizes, so the exported graph does not depend on values. Keys and values enter and
+leave tokens first, [tokens, kv_heads, head_dim].
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 
 class UnsupportedDraft(ValueError):
-    """The architecture keeps something else than keys and values, or takes no mask."""
+    """The architecture can't be exported: its cache is not keys and values of each layer, or it takes no mask."""
 
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """What a layer keeps for each token."""
+    """Sizes of what a layer caches for each token."""
 
     kv_heads: int
     key_size: int
@@ -58,7 +58,7 @@ class DraftStepModule(nn.Module):
 
 
 class _StepLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A layer's past, and what the step adds to it."""
+    """A layer's past keys and values, and the new ones of the step."""
 
     keys: Tensor  # [1, kv_heads, past, size]
     values: Tensor
@@ -74,12 +74,12 @@ class _StepLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
     def get_seq_length(self) -> int:
-        """Of the past; the inherited one looks at values of sizes, which are not known while exporting."""
+        """The length of the past. The inherited method reads sizes that are unknown during the export."""
         return self.keys.shape[-2]
 
 
 class _Product(nn.Module):
-    """x @ weight + bias, with the weight as it lies in the graph: the only form of a linear layer that is quantised."""
+    """x @ weight + bias: the only form of a linear layer that the quantiser finds in the graph."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight: [in, out]"""
@@ -93,22 +93,22 @@ class _Product(nn.Module):
 
 
 def cache_name(model: PreTrainedModel) -> str:
-    """What the model's forward calls its cache."""
+    """The name of the cache argument of the model's forward."""
     names = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in names), "past_key_values")
 
 
 @torch.no_grad()
 def layer_sizes(model: PreTrainedModel) -> list[LayerSizes]:
-    """What each layer keeps, seen in a short run. Raises UnsupportedDraft for a model that does not keep it so."""
+    """The cache sizes of each layer, from a short run. Raises UnsupportedDraft for another kind of cache."""
     cache = DynamicCache()
     try:
         model(input_ids=torch.zeros((1, 3), dtype=torch.int64), use_cache=True, **{cache_name(model): cache})
         sizes = [_sizes_of(layer) for layer in cache.layers]
-    except Exception as error:  # what a model does with a cache that isn't made for it
-        raise UnsupportedDraft(f"it does not run with a cache of keys and values ({error})") from error
+    except Exception as error:  # a model may raise anything for a cache of another kind
+        raise UnsupportedDraft(f"it does not run with a cache of keys and values: {error}") from error
     if len(sizes) != model.config.get_text_config().num_hidden_layers:
-        raise UnsupportedDraft(f"it keeps keys and values in {len(sizes)} places, not in each layer")
+        raise UnsupportedDraft(f"it caches keys and values in {len(sizes)} layers, not in each")
     return sizes
 
 
@@ -117,13 +117,13 @@ def _sizes_of(layer: Any) -> LayerSizes:
 
 
 def example_inputs(sizes: Sequence[LayerSizes], num_past: int = 5, num_new: int = 3) -> tuple[Tensor, ...]:
-    """Inputs of a step in their order. Sizes 0 and 1 would be taken for constants."""
+    """Inputs of a step in order. The exporter would take sizes 0 and 1 as constants."""
     past = [torch.zeros(num_past, size.kv_heads, n) for size in sizes for n in (size.key_size, size.value_size)]
     return torch.zeros((1, num_new), dtype=torch.int64), *past
 
 
 def with_products(model: PreTrainedModel) -> None:
-    """Replaces the model's linear layers, GPT-2's transposed ones too, by products that compute the same."""
+    """Replaces the linear layers, GPT-2's transposed ones too, by equal `_Product` layers."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:

@@ -1,7 +1,7 @@
-"""Export a user's own Hugging Face model as a draft: by the exporter that knows it, and compared with it.
+"""Exports a user's Hugging Face model as a draft, and compares the draft with the model.
 
-Invariant: the out folder appears when the draft in it has been compared with its source, with everything that the
-drafter and `check` need: graph, configuration, tokenizer, and a record of how it was made.
+Invariant: the output folder appears only after the comparison. It holds all that the drafter and `check` need: graph,
+configuration, tokenizer, and a record of the export.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "onnxscript"
 
 
 class ExportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """export.json of a draft: what it was made from, how, and how it follows its source."""
+    """export.json of a draft: its source, how it was exported, and how well it follows the source."""
 
     model: str
     architecture: str
     exporter: str
     precision: str
-    agreement: float  # share of positions at which draft and source find the same token most likely
+    agreement: float  # share of positions at which draft and source have the same top token
     correlation: float  # of their logits
     sources: dict[str, str]  # sha256 by file
     versions: dict[str, str]
@@ -53,7 +53,7 @@ class ExportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def export_model(model: str, out: Path, precision: Precision, exporter: Exporter, notify: Notify) -> ExportRecord:
     """Writes the draft of a folder or hub id to `out`, a new folder. Raises UnusableModel, ExportError, OSError."""
     if out.exists():
-        raise ExportError(f"{out} exists already: name another folder, or remove it first")
+        raise ExportError(f"{out} exists already: choose another folder or remove it")
     source = open_source(model)
     chosen = _choose(exporter, source)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _export_by_torch(source: Source, scratch: Path, precision: Precision) -> Non
 
 
 def _compare(source: Source, made: Path, precision: str, plain: Path) -> Agreement:
-    """How the draft in `made` follows its source. plain: the graph before quantisation, where there is one."""
+    """How well the draft in `made` follows its source. plain: folder of the unquantised graph, if any."""
     try:
         draft = load_draft(str(made), num_threads=1)
         reference = reference_of(_load(source), draft.max_context)

@@ -1,12 +1,10 @@
-"""Turn a GGUF file of a Llama model with tied embeddings into a Hugging Face folder: weights, config, tokenizer.
+"""Converts a GGUF file of a Llama model with tied embeddings to a Hugging Face folder: weights, config, tokenizer.
 
-Invariant: the folder holds everything that transformers, the gateway and the ONNX export need; the GGUF is not read
-again.
+Invariant: the folder holds all that transformers, the gateway and the ONNX export need.
 
-Weights are stored as bfloat16. The source is 4-bit (blocks of d * q + m with 16-bit d and m), the model was trained and
-published in bfloat16, and with one set of stored weights a float32 run is an exact yardstick for a bfloat16 run: both
-compute with the same numbers. Stored as float32 they would take twice the space and the two runs would differ by the
-rounding of the weights as well.
+Weights are stored as bfloat16. The source is 4-bit (blocks of d * q + m with 16-bit d and m), and the model was trained
+and published in bfloat16. With bfloat16 weights, float32 and bfloat16 runs compute with the same numbers, so one checks
+the other. As float32 they would take twice the space.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ _CONTROL_TOKEN = 3  # tokenizer.ggml.token_type
 
 
 class UnsupportedGguf(ValueError):
-    """The file isn't what this conversion is made for."""
+    """The file is not of the kind that this conversion supports."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class LlamaShape:
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
-    """Write config.json, generation_config.json, model.safetensors, the tokenizer and its chat template to `folder`."""
+    """Writes config.json, generation_config.json, model.safetensors, tokenizer and chat template to `folder`."""
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
@@ -89,7 +87,7 @@ def _read_shape(reader: GGUFReader) -> LlamaShape:
         ("tokenizer.ggml.pre", "smollm"),
     ):
         if (found := _value(reader, key)) != expected:
-            raise UnsupportedGguf(f"{key} is {found!r}, this conversion is made for {expected!r}")
+            raise UnsupportedGguf(f"{key} must be {expected!r}, got {found!r}")
     return LlamaShape(
         vocab_size=_value(reader, "llama.vocab_size"),
         hidden_size=_value(reader, "llama.embedding_length"),
@@ -99,7 +97,7 @@ def _read_shape(reader: GGUFReader) -> LlamaShape:
         num_kv_heads=_value(reader, "llama.attention.head_count_kv"),
         max_context=_value(reader, "llama.context_length"),
         rope_theta=_value(reader, "llama.rope.freq_base"),
-        # the header holds the float32 next to the decimal number that was meant
+        # the header holds the float32 nearest to a short decimal number
         rms_norm_eps=float(f"{_value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
         bos_token_id=_value(reader, "tokenizer.ggml.bos_token_id"),
         eos_token_id=_value(reader, "tokenizer.ggml.eos_token_id"),
@@ -121,7 +119,7 @@ def _tensors(reader: GGUFReader, shape: LlamaShape) -> Iterator[tuple[str, Tenso
 
 
 def _undo_rope_interleaving(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """llama.cpp rotates neighbouring pairs, transformers a head's two halves: put the rows back into halves."""
+    """Reorders rows from neighbouring pairs (rotary embedding of llama.cpp) to halves of a head (transformers)."""
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)  # [heads, pair, member, in]
     return pairs.swapaxes(1, 2).reshape(rows, columns)
@@ -133,7 +131,7 @@ def _hugging_face_name(name: str) -> str:
             return f"model.layers.{layer}.{_LAYER_TENSORS[part]}.weight"
         case [part, "weight"] if part in _GLOBAL_TENSORS:
             return f"{_GLOBAL_TENSORS[part]}.weight"
-    raise UnsupportedGguf(f"tensor {name} has no place in a Llama model with tied embeddings")
+    raise UnsupportedGguf(f"tensor {name} is not part of a Llama model with tied embeddings")
 
 
 def _check_complete(tensors: dict[str, Tensor], shape: LlamaShape) -> None:
@@ -141,7 +139,7 @@ def _check_complete(tensors: dict[str, Tensor], shape: LlamaShape) -> None:
     for layer in range(shape.num_layers):
         expected |= {f"model.layers.{layer}.{name}.weight" for name in _LAYER_TENSORS.values()}
     if missing := expected - tensors.keys():
-        raise UnsupportedGguf(f"the GGUF lacks {len(missing)} tensors, the first is {min(missing)}")
+        raise UnsupportedGguf(f"the GGUF lacks {len(missing)} tensors; the first is {min(missing)}")
 
 
 def _token_roles(shape: LlamaShape) -> dict[str, int]:
@@ -208,7 +206,7 @@ def _check_tokenizer(tokenizer: Any, shape: LlamaShape) -> None:
 
 def _tokenizer_config(tokens: list[str], shape: LlamaShape) -> dict[str, Any]:
     return {
-        # the class that takes tokenizer.json as it is: others rebuild the pre-tokenizer and lose the digits
+        # this class uses tokenizer.json unchanged; others rebuild the pre-tokenizer and lose the digits
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[shape.bos_token_id],
         "eos_token": tokens[shape.eos_token_id],

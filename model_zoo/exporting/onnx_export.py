@@ -1,17 +1,19 @@
-"""Export a Hugging Face folder as an ONNX draft model for services/edge_drafter/model.py.
+"""Exports a Hugging Face folder as an ONNX draft model for services/edge_drafter/model.py.
 
-Invariant: a folder that this function has filled loads and computes; anything else is an error.
+Invariant: an exported folder loads and computes finite logits; else ExportError is raised.
 
-The work is done by onnxruntime-genai's model builder in a process of its own: it needs a lot of memory and prints much.
-Precisions, all computing in float32 between the matrix products:
+onnxruntime-genai's model builder does the work in its own process, since it needs much memory and prints a lot.
+
+Precisions; all compute in float32 between the matrix products:
 * fp32: plain weights.
-* int8: MatMulNBits with 8-bit weights, symmetric, one scale for each 128 inputs: a fifth faster than with the builder's
-  default of 32 at the same acceptance (docs/models.md). The embedding stays float32, as the builder quantises it to 4
-  bits only. A model of the Llama kind is rotated first, so that 8 bits say more (rotation.py); 4 bits lose by it.
-* int4: MatMulNBits with 4-bit weights, symmetric, one scale for each 32 inputs; a tied embedding shares the quantised
+* int8: MatMulNBits with 8-bit weights, symmetric, one scale for 128 inputs: a fifth faster than the builder's default
+  of 32 at the same acceptance (docs/models.md). The embedding stays float32, since the builder would quantise it to 4
+  bits. Llama models are rotated first, which makes 8 bits more exact (rotation.py) but 4 bits less.
+* int4: MatMulNBits with 4-bit weights, symmetric, one scale for 32 inputs; a tied embedding shares the quantised
   weights of the head.
-Activations are quantised to 8 bits on the fly in both. The head is computed for the last position only: a drafter needs
-no other logits.
+
+int8 and int4 quantise activations to 8 bits on the fly. The head is computed for the last position only: a drafter
+needs no other logits.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ Precision: TypeAlias = Literal["fp32", "int8", "int4"]
 
 
 class Exporter(StrEnum):
-    """Who writes a graph; auto: the model builder where it knows the architecture, else torch."""
+    """The exporter of a graph; auto: the model builder if it knows the architecture, else torch."""
 
     AUTO = "auto"
     BUILDER = "builder"
@@ -49,9 +51,9 @@ _OPTIONS: dict[Precision, list[str]] = {"fp32": [], "int8": ["block_size=128"], 
 
 
 def export_draft(source_folder: Path, out_folder: Path, precision: Precision) -> None:
-    """Write model.onnx, its data, genai_config.json and the tokenizer files to out_folder, which may be missing.
+    """Writes model.onnx, its data, genai_config.json and the tokenizer files to out_folder. Raises ExportError.
 
-    source_folder: config.json, safetensors and tokenizer of a causal language model; no network is used.
+    source_folder: config.json, safetensors and tokenizer of a causal language model. It uses no network.
     """
     with tempfile.TemporaryDirectory(dir=out_folder.parent) as scratch:
         source = _easier(source_folder, Path(scratch)) if precision == "int8" else source_folder
@@ -65,8 +67,8 @@ def export_draft(source_folder: Path, out_folder: Path, precision: Precision) ->
 
 
 def _easier(source_folder: Path, scratch: Path) -> Path:
-    """The model rotated where it is one that can be, else the folder itself."""
-    from model_zoo.exporting.rotation import (  # loads torch: `prepare` with nothing to do must not wait for it
+    """The folder of the rotated model, or the folder itself if it can't be rotated."""
+    from model_zoo.exporting.rotation import (  # loads torch: `prepare` without work must stay quick
         can_rotate,
         rotate,
     )
@@ -77,14 +79,14 @@ def _easier(source_folder: Path, scratch: Path) -> Path:
     try:
         rotate(source_folder, scratch / "rotated")
     except (KeyError, OSError, SafetensorError) as error:
-        raise ExportError(f"the weights of {source_folder} are no whole Llama: {error}") from error
+        raise ExportError(f"the weights of {source_folder} are not those of a complete Llama model: {error}") from error
     return scratch / "rotated"
 
 
 def run_exporter(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a Python module as a process of its own, without network; what it prints is collected in stdout.
+    """Runs a Python module in its own process, without network; stdout collects all that it prints.
 
-    Paths among the arguments are absolute: the process works where our packages are found.
+    Paths in the arguments must be absolute: the process runs in the folder of our packages.
     """
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -98,12 +100,12 @@ def run_exporter(module: str, arguments: Sequence[str]) -> subprocess.CompletedP
 
 
 def tail_of(printed: str) -> str:
-    """The end of what an exporter printed: where it says why it stopped."""
+    """The last lines that an exporter printed, which say why it stopped."""
     return "\n".join(printed.strip().splitlines()[-12:])
 
 
 def builder_architectures() -> frozenset[str]:
-    """The architectures that the model builder knows, as its own choice among them names them."""
+    """The architectures that the model builder knows, read from its source."""
     package = importlib.util.find_spec("onnxruntime_genai")
     if package is None or package.origin is None:
         raise ExportError("onnxruntime-genai is not installed")
@@ -122,7 +124,7 @@ def _compared_architectures(tree: ast.AST) -> Iterator[str]:
 
 
 def _check(folder: Path) -> None:
-    # the builder reports success for some combinations of options whose graph does not even load
+    # the builder reports success for some options whose graph does not load
     try:
         model = load_draft(str(folder), num_threads=1)
     except Exception as error:

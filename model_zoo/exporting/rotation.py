@@ -1,10 +1,14 @@
-"""The same model with weights that are easier to quantise: a rotation of its hidden states, folded into its weights.
+"""A rotation of a Llama's hidden states, folded into its weights, which makes them easier to quantise.
 
-A few channels of a language model's hidden states are many times as large as the others, and all that shares their
-scale is rounded coarsely. RMSNorm without a weight of its own commutes with any rotation Q. So the weights of the norms
-go into the layers behind them, every layer that reads the hidden state gets Q in front, every one that writes it Q
-behind, and values are rotated likewise between the layers that make and read them: the same function, without the
-large channels (QuaRot, Ashkboos and others, arXiv 2404.00456, sections 4 and A; here only what costs nothing to run).
+A few channels of the hidden states are many times larger than the others, and whatever shares their scale is rounded
+coarsely. RMSNorm without weights commutes with any rotation Q. So:
+
+* the weights of each norm are folded into the layers after it;
+* a layer that reads the hidden state is multiplied by Q on its input side, one that writes it on its output side;
+* values are rotated likewise between the layers that write and read them.
+
+The function stays the same, without the large channels. After QuaRot (Ashkboos and others, arXiv 2404.00456, sections 4
+and A), only the rotations that add no work at run time.
 
 Invariant: in exact arithmetic a rotated model's logits are its source's.
 """
@@ -26,15 +30,15 @@ EMBEDDING, HEAD, LAST_NORM = "model.embed_tokens.weight", "lm_head.weight", "mod
 
 
 def can_rotate(config: dict[str, Any]) -> bool:
-    """Whether the model of this config.json is of the plain Llama kind: no biases, not quantised, sizes said."""
+    """Whether a config.json describes a plain Llama: no biases, not quantised, all sizes given."""
     is_plain = not any(config.get(name) for name in ("attention_bias", "mlp_bias", "quantization_config"))
     return config.get("model_type") == "llama" and is_plain and all(name in config for name in SIZES)
 
 
 def rotate(source: Path, out: Path) -> None:
-    """Writes the rotated model of the folder `source` to the new folder `out`, in float32, its head untied.
+    """Writes the rotated model of the folder `source` to the new folder `out`, in float32 with an untied head.
 
-    Raises KeyError for a tensor that is missing, OSError or SafetensorError for a file that is or can't be read.
+    Raises KeyError for a missing tensor, OSError or SafetensorError for a missing or unreadable file.
     """
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     weights: Weights = {}
@@ -52,7 +56,7 @@ def rotate(source: Path, out: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The parts that its index names, or the one file without an index."""
+    """The weight files that the index names, or the single file if there is no index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [folder / "model.safetensors"]
@@ -60,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def rotated_weights(weights: Weights, config: dict[str, Any]) -> Weights:
-    """Of a Llama's weights, [out, in] each; in float32, computed in float64."""
+    """The rotated weights of a Llama, [out, in] each: computed in float64, returned in float32."""
     hidden, num_heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // num_heads
     q, r = rotation_of(hidden), rotation_of(head_dim)
@@ -76,7 +80,7 @@ def rotated_weights(weights: Weights, config: dict[str, Any]) -> Weights:
 
 
 def _rotate_layer(weights: Weights, prefix: str, q: torch.Tensor, r: torch.Tensor) -> None:
-    """In place."""
+    """Rotates the weights of one layer in place."""
     for norm, readers in (
         ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
@@ -96,8 +100,11 @@ def _rotate_layer(weights: Weights, prefix: str, q: torch.Tensor, r: torch.Tenso
 
 
 def rotation_of(size: int, seed: int = 0) -> torch.Tensor:
-    """An orthogonal matrix [size, size] that spreads each channel over all: a Hadamard matrix for the power of two in
-    `size`, times a cosine transform for the rest, behind random signs."""
+    """An orthogonal matrix [size, size] that spreads each channel over all others.
+
+    Random signs, then the Kronecker product of a Hadamard matrix (the power of two in `size`) and a cosine transform
+    (the rest).
+    """
     power = size & -size
     hadamard = torch.ones(1, 1, dtype=torch.float64)
     while len(hadamard) < power:

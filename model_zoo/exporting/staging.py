@@ -1,7 +1,7 @@
-"""Build a folder out of sight and put it in place whole.
+"""Staging folders: a folder is built hidden and put in place when it is complete.
 
-Invariant: what stands in a staging folder is gone when its owner ends in order, and has a name by which the next run
-finds it where the owner was killed.
+Invariant: a staging folder is removed when its owner ends normally. If the owner was killed, the next run finds it by
+its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PREFIX = ".building-"
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder in `folder`, and so on the same file system, removed at the end with what is still in it."""
+    """A hidden folder in `folder`, thus on the same file system. It is removed at the end with its content."""
     place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
     try:
         yield place
@@ -28,13 +28,13 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the staging folders in `folder`; for a caller that knows that nobody works in them."""
+    """Removes the staging folders in `folder`. No process may be using them."""
     for path in folder.glob(f"{_PREFIX}*"):
         shutil.rmtree(path)
 
 
 def settle(folder: Path) -> None:
-    """Readable for whoever may read the folder, and on disk."""
+    """Makes a folder readable for all users and writes it to disk."""
     for path in [*folder.rglob("*"), folder]:
         path.chmod(0o755 if path.is_dir() else 0o644)
         sync(path)

@@ -1,11 +1,11 @@
-"""Exports drafts by torch's exporter, for architectures that the model builder does not know.
+"""Exports drafts with torch's exporter, for architectures that the model builder does not know.
 
-Run with `python -m model_zoo.exporting.torch_export`.
+Run as its own process, `python -m model_zoo.exporting.torch_export`: exporter and quantiser print, warn and set up
+logging for the whole process.
 
-The graph has the form of services/edge_drafter/exported_graph.py. int8 and int4 quantise the weights of the matrix
-products (MatMulNBits, symmetric, blocks as for the model builder) and leave embeddings and norms in float32; the
-products' inputs are quantised to 8 bits on the fly. A process of its own, because exporter and quantiser print, warn
-and set up logging for all of it.
+The graph is for services/edge_drafter/exported_graph.py. int8 and int4 quantise the weights of the matrix products
+(MatMulNBits, symmetric, blocks as for the model builder) and keep embeddings and norms in float32. The products' inputs
+are quantised to 8 bits on the fly.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
 
 PLAIN = "fp32"
 BLOCKS = {"int8": (8, 128), "int4": (4, 32)}  # bits, inputs that share a scale
-UNSUPPORTED = 3  # exit status: the last line says why this architecture can't be exported
+UNSUPPORTED = 3  # exit status: the last line printed says why the architecture can't be exported
 _GRAPH = "model.onnx"
 
 
 def main(source: Path, folder: Path, precisions: list[str]) -> None:
-    """Writes the draft to folder/<precision> for each of them; the first is PLAIN, and the others are made from it."""
+    """Writes a draft to folder/<precision> for each precision. The first must be PLAIN: the others are made from it."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
     model.eval()  # type: ignore[no-untyped-call]
     config = export_graph(model, folder / PLAIN)
@@ -40,7 +40,7 @@ def main(source: Path, folder: Path, precisions: list[str]) -> None:
 
 @torch.no_grad()
 def export_graph(model: PreTrainedModel, folder: Path) -> ExportedConfig:
-    """Writes the graph in float32; gives the configuration that describes it."""
+    """Writes the graph in float32 and returns its configuration. Raises UnsupportedDraft."""
     folder.mkdir()
     sizes = layer_sizes(model)
     names = [f"{part}_{i}" for i in range(len(sizes)) for part in ("key", "value")]
@@ -57,7 +57,7 @@ def export_graph(model: PreTrainedModel, folder: Path) -> ExportedConfig:
             output_names=["logits", *(f"new_{name}" for name in names)],
             dynamic_shapes=({1: new}, tuple({0: past} for _ in names)),
         )
-    except Exception as error:  # whatever the model's own code raises under the exporter
+    except Exception as error:  # the model's code may raise anything
         raise UnsupportedDraft(f"torch's exporter stops with {_root(error)!r}") from error
     return ExportedConfig(
         file=_GRAPH,
@@ -71,12 +71,12 @@ def export_graph(model: PreTrainedModel, folder: Path) -> ExportedConfig:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Where it began; the exporter wraps it in pages of advice."""
+    """The first cause: the exporter wraps it in pages of advice."""
     return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def quantise(source: Path, folder: Path, precision: str) -> None:
-    """Writes the graph with quantised products."""
+    """Writes the graph with quantised matrix products."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -91,11 +91,11 @@ def quantise(source: Path, folder: Path, precision: str) -> None:
 
 
 def max_context(config: PretrainedConfig) -> int:
-    """The longest text: where layers see a window only, no more than it, as the step's mask shows them everything."""
+    """The longest text. Sliding-window layers limit it to their window, as the step's mask shows them all tokens."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int):
-        raise UnsupportedDraft("its configuration names no longest context")
+        raise UnsupportedDraft("its configuration has no max_position_embeddings")
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds else None
     return min(limit, window or limit)

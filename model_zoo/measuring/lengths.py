@@ -1,6 +1,6 @@
-"""How long prompts and answers are: histograms that the simulator's workloads draw from.
+"""Histograms of the lengths of prompts and answers, from which the simulator's workloads draw.
 
-Invariant: every length is counted once, in a bin whose lower edge was itself measured; the file says what was measured.
+Invariant: every length is counted in one bin, and the lower edge of each bin is a measured length.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from msgspec import Struct
 
 from model_zoo.prompt_file import read_rows
 
-# A bin begins at each of these shares of the sorted lengths: tenths, and narrower where a tail would be flattened.
+# Bins begin at these quantiles of the lengths: tenths, and finer ones in the tails.
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 class Histogram(Struct, frozen=True):
-    """`counts[i]` lengths from edges[i] up to, and without, edges[i + 1]."""
+    """`counts[i]` lengths are in edges[i] … edges[i + 1] - 1."""
 
     edges: tuple[int, ...]
     counts: tuple[int, ...]
 
 
 class MeasuredLengths(Struct, frozen=True):
-    """A file, as `file` of a scenario's lengths reads it; `origin`: what was measured, and how."""
+    """The content of a file that a scenario's `file` names. origin: what was measured, and how."""
 
     origin: str
     prompt: Histogram
@@ -40,16 +40,16 @@ class MeasuredLengths(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class TracedLengths:
-    """Tokens of the prompts and of the answers of a trace's requests."""
+    """Tokens of each request's prompt and answer in a trace."""
 
     prompt: list[int]
     answer: list[int]
 
 
 def histogram(lengths: Sequence[int]) -> Histogram:
-    """Raises ValueError where there is no length, or one below 1."""
+    """Raises ValueError if there is no length, or one below 1."""
     if not lengths or min(lengths) < 1:
-        raise ValueError("there must be lengths, each of at least one token")
+        raise ValueError("lengths must not be empty, and each must be at least 1")
     ordered = sorted(lengths)
     lows = sorted({ordered[int(share * len(ordered))] for share in SHARES})
     edges = (*lows, ordered[-1] + 1)
@@ -58,7 +58,7 @@ def histogram(lengths: Sequence[int]) -> Histogram:
 
 
 def read_trace(path: Path) -> TracedLengths:
-    """Raises ValueError naming the line at fault, or OSError."""
+    """Raises ValueError, which names the line, or OSError."""
     rows = read_rows(path)
     prompts = [_count(path, number, row, "prompt_tokens") for number, row in enumerate(rows, start=1)]
     return TracedLengths(prompts, [_count(path, n, row, "target_tokens") for n, row in enumerate(rows, start=1)])

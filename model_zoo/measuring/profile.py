@@ -1,7 +1,7 @@
-"""How long a target's passes and a draft's steps take on this machine, and the cost model fitted to them.
+"""Times a target's passes and a draft's steps on this machine, and fits the cost model to them.
 
-Invariant: what is timed is the code that the services run, every kind of pass or step several times in random order, so
-that a busy moment of the machine spoils no single point; the fit is told with its errors.
+Invariant: the timed code is that of the services. Each kind of pass or step is timed several times in random order, so
+that a busy moment of the machine affects no single kind. The errors of the fit are reported.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Kind = TypeVar("Kind")
 
 SESSIONS = (1, 2, 4, 8)
 TOKENS = (1, 2, 3, 5, 9, 17, 33, 64)  # of each session
-CONTEXTS = (64, 256, 768)  # tokens in each session's cache before
+CONTEXTS = (64, 256, 768)  # tokens in each session's cache
 FED = (1, 2, 4, 8, 16, 32, 64)
 MOST_TOKENS = 256  # of a pass
 MOST_DRAWS = 17
 TIMES = 5  # of each kind
-REFITS = 4  # in which errors come to be relative to the fit
+REFITS = 4  # until errors are relative to the fitted times
 
 
 @dataclass(frozen=True, slots=True)
 class PassPoint:
-    """A kind of verify pass and how long it took, the median."""
+    """A kind of verify pass, and its median time."""
 
     num_sessions: int
     num_tokens: int
@@ -50,7 +50,7 @@ class PassPoint:
 
 @dataclass(frozen=True, slots=True)
 class StepPoint:
-    """A kind of draft step and how long it took, the median."""
+    """A kind of draft step, and its median time."""
 
     context: int
     num_fed: int
@@ -59,7 +59,7 @@ class StepPoint:
 
 @dataclass(frozen=True, slots=True)
 class RelativeError:
-    """Of the fitted times at the points, relative."""
+    """Errors of the fitted times, as shares of the measured ones."""
 
     median: float
     worst: float
@@ -69,7 +69,7 @@ class RelativeError:
 
 
 def time_passes(model: TargetModel, seed: int = 1) -> list[PassPoint]:
-    """Of the contexts that the model can see."""
+    """Times passes of each kind within the model's context."""
     kinds = [
         (num, tokens, context)
         for num in SESSIONS
@@ -91,7 +91,7 @@ def time_passes(model: TargetModel, seed: int = 1) -> list[PassPoint]:
 
 
 def time_steps(model: DraftModel, seed: int = 1) -> list[StepPoint]:
-    """Of the contexts that the model can see."""
+    """Times steps of each kind within the model's context."""
     kinds = [(context, fed) for context in CONTEXTS for fed in FED if context + fed <= model.max_context]
     rng = random.Random(seed)
     caches = {context: _draft_cache(model, context, rng) for context in sorted({kind[0] for kind in kinds})}
@@ -104,7 +104,7 @@ def time_steps(model: DraftModel, seed: int = 1) -> list[StepPoint]:
 
 
 def _target_caches(model: TargetModel, context: int, rng: random.Random) -> list[Any]:
-    """One for each session, that holds so many tokens."""
+    """One cache for each session, which holds `context` tokens."""
     caches = [model.new_cache(context + max(TOKENS)) for _ in range(max(SESSIONS))]
     for cache in caches:
         model.step([Row(cache, 0, [rng.randrange(model.vocab_size) for _ in range(context)], 0, Sampling())])
@@ -119,8 +119,10 @@ def _draft_cache(model: DraftModel, context: int, rng: random.Random) -> DraftCa
 
 
 def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, RelativeError]:
-    """Not negative, and least in the squares of the errors relative to the fit: a time that was longer for once counts
-    for what it adds to the mean."""
+    """Least squares of the errors relative to the fitted times, with weights of at least 0.
+
+    Relative to the measured times, slow outliers would count too little.
+    """
     features = np.array([pass_features(p.num_sessions, p.num_tokens, p.num_cached) for p in points])
     weights, error = _fit(features, np.array([p.elapsed_ms for p in points]))
     base, session, token, *above, cached = weights
@@ -130,14 +132,14 @@ def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, RelativeError]:
 
 
 def fit_steps(points: Sequence[StepPoint]) -> tuple[StepTimes, RelativeError]:
-    """Likewise."""
+    """As `fit_passes`."""
     features = np.array([[1, p.context / 1000, p.num_fed - 1] for p in points])
     (step, per_1000, fed), error = _fit(features, np.array([p.elapsed_ms for p in points]))
     return StepTimes(step_ms=step, step_ms_per_1000=per_1000, fed_ms=fed), error
 
 
 def peak_mib() -> float:
-    """Of this process so far."""
+    """The peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 if sys.platform != "darwin" else 1 << 20)
 
@@ -152,7 +154,7 @@ def _fit(features: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[lis
 
 
 def _in_random_order(kinds: Sequence[Kind], rng: random.Random) -> Iterator[Kind]:
-    """Each once to warm up, then each TIMES times."""
+    """Each kind once for warm-up, then each TIMES times in random order."""
     yield from kinds
     again = [kind for kind in kinds for _ in range(TIMES)]
     rng.shuffle(again)

@@ -1,7 +1,6 @@
-"""Recordings of a pair: what the target writes to prompts, and at each token whether the draft would have guessed it.
+"""Records a pair: the target's answers to prompts, and for each token whether the draft guesses it.
 
-Invariant: a text is the target's own under its sampling and seed, as the verifier computes it; every guess is asked
-behind the true text, drawn as the drafter draws it.
+Invariant: an answer is computed and drawn as the verifier does it, a guess as the drafter does it, after the true text.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from shared.data.recording import Recorded
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import confidence_of, draw
 
-NUM_TOGETHER = 8  # prompts that the target answers in one batch
+NUM_TOGETHER = 8  # prompts in one batch of the target
 
 
 def prompt_ids(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
-    """Each prompt as a user's message in the chat template of the target's folder; plain text where it has none."""
+    """Token ids of each prompt, as a user message in the target's chat template, or as plain text if it has none."""
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer.chat_template is None:
         return [tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -31,7 +30,7 @@ def prompt_ids(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def stop_ids(folder: Path) -> frozenset[int]:
-    """The ids behind which the target's text ends, from its own files."""
+    """The ids that end the target's text, from its files."""
     found = GenerationConfig.from_pretrained(str(folder)).eos_token_id
     return frozenset(found if isinstance(found, list) else [] if found is None else [found])
 
@@ -44,7 +43,7 @@ def record(
     sampling: Sampling,
     max_tokens: int,
 ) -> Iterator[Recorded]:
-    """One after the other; raises ValueError for a prompt that leaves no room for an answer."""
+    """Yields a record for each prompt. Raises ValueError for a prompt that leaves no room for an answer."""
     room = min(target.max_context, draft.max_context)
     texts = answers(target, prompts, stops, sampling, max_tokens, room)
     for prompt, answer in zip(prompts, texts, strict=True):
@@ -59,10 +58,12 @@ def answers(
     max_tokens: int,
     room: int,
 ) -> Iterator[list[int]]:
-    """The target's texts, one after the other; raises ValueError for a prompt that with its answer exceeds `room`."""
+    """Yields the target's answers. Raises ValueError for a prompt that exceeds `room` with its answer."""
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + max_tokens > room:
-            raise ValueError(f"prompt {number}: {len(prompt)} tokens and an answer of {max_tokens} exceed {room}")
+            raise ValueError(
+                f"prompt {number}: {len(prompt)} tokens and an answer of {max_tokens} exceed the context of {room}"
+            )
     for first in range(0, len(prompts), NUM_TOGETHER):
         yield from _together(target, prompts[first : first + NUM_TOGETHER], stops, sampling, max_tokens)
 
@@ -74,7 +75,7 @@ def _together(
     sampling: Sampling,
     max_tokens: int,
 ) -> list[list[int]]:
-    """The target's texts, all a token further with each pass."""
+    """The target's answers to a batch; each pass draws one token of each."""
     caches = [target.new_cache(len(prompt) + max_tokens) for prompt in prompts]
     texts = [list(prompt) for prompt in prompts]
     ends = [len(prompt) + max_tokens for prompt in prompts]

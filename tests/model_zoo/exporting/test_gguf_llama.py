@@ -144,11 +144,11 @@ def test_the_chat_template_is_kept(tmp_path: Path, llama: LlamaForCausalLM) -> N
 
 def test_another_pre_tokenizer_is_refused_by_name(tmp_path: Path, llama: LlamaForCausalLM) -> None:
     write_gguf(tmp_path / "tiny.gguf", llama, pre_tokenizer="qwen2")
-    with pytest.raises(UnsupportedGguf, match=r"tokenizer\.ggml\.pre is 'qwen2'"):
+    with pytest.raises(UnsupportedGguf, match=r"tokenizer\.ggml\.pre must be 'smollm', got 'qwen2'"):
         convert(tmp_path / "tiny.gguf", tmp_path)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path, llama: LlamaForCausalLM) -> None:
     write_gguf(tmp_path / "tiny.gguf", llama, without="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(UnsupportedGguf, match=r"lacks 1 tensors, the first is model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(UnsupportedGguf, match=r"lacks 1 tensors; the first is model\.layers\.1\.mlp\.up_proj\.weight"):
         convert(tmp_path / "tiny.gguf", tmp_path)

@@ -59,7 +59,7 @@ def test_drawn_from_its_histogram_a_mean_comes_back() -> None:
 
 @pytest.mark.parametrize("lengths", [[], [3, 0]])
 def test_nothing_and_lengths_of_nothing_are_refused(lengths: list[int]) -> None:
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="each must be at least 1"):
         histogram(lengths)
 
 
@@ -98,7 +98,7 @@ def test_a_file_that_ships_says_where_it_comes_from(name: str) -> None:
         ('{"prompt_tokens": 3}', "trace.jsonl:2: target_tokens must be a whole number of at least 1"),
         ('{"prompt_tokens": 0, "target_tokens": 3}', "trace.jsonl:2: prompt_tokens must be a whole number"),
         ('{"prompt_tokens": true, "target_tokens": 3}', "trace.jsonl:2: prompt_tokens must be a whole number"),
-        ("[]", "trace.jsonl:2: an object is needed"),
+        ("[]", "trace.jsonl:2: must be a JSON object"),
     ],
 )
 def test_a_trace_without_lengths_is_refused_with_its_line(tmp_path: Path, line: str, message: str) -> None:
@@ -144,7 +144,7 @@ def test_the_command_lets_the_target_answer(default_models: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "arguments", "message"),
     [
-        ('{"prompt": 3}', [], "no field of prompt"),
+        ('{"prompt": 3}', [], "one of the fields prompt"),
         ('{"prompt": "hi"}', ["--max-tokens", "9000"], "prompt 1: "),
     ],
 )

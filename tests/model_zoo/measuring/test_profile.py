@@ -74,9 +74,9 @@ def test_the_command_times_a_draft_and_says_on_what_and_how_well_it_fits(default
         (
             ["--draft", "nowhere", "--out", "My_Edge.json"],
             2,
-            "the profile is named after the file of --out, and 'My_Edge'",
+            "the file name of --out is the profile's name and must match",
         ),
-        (["--draft", "nowhere", "--out", "no-folder/edge.json"], 2, "the folder of --out, no-folder, is not there"),
+        (["--draft", "nowhere", "--out", "no-folder/edge.json"], 2, "the folder of --out, no-folder, does not exist"),
     ],
 )
 def test_what_cannot_be_timed_is_told(tmp_path: Path, arguments: list[str], status: int, message: str) -> None:

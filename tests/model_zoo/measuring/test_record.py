@@ -83,8 +83,8 @@ def test_the_command_writes_a_recording_that_says_where_it_comes_from(default_mo
 @pytest.mark.parametrize(
     ("line", "arguments", "message"),
     [
-        ('{"prompt": 3}', [], "no field of prompt"),
-        ('{"prompt": "hi"}', ["--field", "text"], "no text in the field text"),
+        ('{"prompt": 3}', [], "one of the fields prompt"),
+        ('{"prompt": "hi"}', ["--field", "text"], "the field text must hold text"),
         ('{"prompt": "hi"}', ["--draft", "nowhere"], "no draft model in nowhere"),
         ('{"prompt": "hi"}', ["--max-tokens", "9000"], "prompt 1: "),
     ],

@@ -45,7 +45,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> 
         ([], "empty"),
         (["not json"], ":1"),
         ([HEADER_LINE], "no prompt"),
-        ([HEADER_LINE.replace(FORMAT, "other"), PROMPT_LINE], "the format is other"),
+        ([HEADER_LINE.replace(FORMAT, "other"), PROMPT_LINE], "got other"),
         ([HEADER_LINE, PROMPT_LINE.replace("true", "1")], ":2"),
         ([HEADER_LINE, PROMPT_LINE, PROMPT_LINE.replace("0.5", "1.5")], ":3"),
         ([HEADER_LINE, PROMPT_LINE.replace("[true]", "[true, false]")], "must be as many"),

@@ -25,7 +25,7 @@ from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording
-from shared.protocol.verifier_session import common_prefix
+from shared.protocol.guesses import common_prefix
 
 WARM_UP_TOKEN = 0  # services warm up with texts of it alone
 

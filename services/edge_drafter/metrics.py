@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from shared.protocol.verifier_session import Fates
+from shared.protocol.guesses import Fates
 
 FATES = tuple(field.name for field in fields(Fates))
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from services.edge_drafter.sessions import SessionSlot
+from shared.protocol.guesses import Fates
 from shared.protocol.messages import PairReport, Verdict
-from shared.protocol.verifier_session import Fates
 
 WEIGHT = 0.2  # of the newest sample in moving averages
 MAX_REPORTED_PAIRS = 256

@@ -14,9 +14,9 @@ from msgspec import structs
 from awc.policy import WindowChoice
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.guesses import Fates
 from shared.protocol.messages import Speculate
 from shared.protocol.refusal import Refused, check_text
-from shared.protocol.verifier_session import Fates
 
 
 @dataclass(slots=True)

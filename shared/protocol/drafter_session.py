@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shared.protocol.guesses import MAX_EPOCH, Fates, common_prefix
 from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Draft, Speculate, TokenIds, Verdict
-from shared.protocol.verifier_session import MAX_EPOCH, Fates, common_prefix
 
 MAX_SILENT_TRIES = 8
 MIN_TIMEOUT_MS, MAX_TIMEOUT_MS = 20.0, 4000.0

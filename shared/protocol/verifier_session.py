@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from shared.protocol.guesses import MAX_EPOCH, Fates, common_prefix
 from shared.protocol.messages import (
     MAX_WINDOW,
     NO_TOKENS,
@@ -24,7 +25,6 @@ from shared.protocol.messages import (
 )
 from shared.protocol.survival import Survival
 
-MAX_EPOCH = 1 << 48
 MAX_TOLD_WITH_LOGPROBS = (
     512  # tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES; the gateway polls for the rest
 )
@@ -56,26 +56,6 @@ class PassInfo:
     batch: int = 0
     queue: float = 0.0
     num_tokens: int = 0  # fed
-
-
-@dataclass(slots=True)
-class Fates:
-    """Guesses by their fate (docs/glossary.md)."""
-
-    accepted: int = 0
-    rejected: int = 0
-    late: int = 0
-    discarded: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.accepted + self.rejected + self.late + self.discarded
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading elements are equal."""
-    length = min(len(left), len(right))
-    return next((i for i in range(length) if left[i] != right[i]), length)
 
 
 @dataclass(slots=True)

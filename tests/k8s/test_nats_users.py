@@ -169,7 +169,7 @@ def test_a_name_that_appears_twice_is_refused_and_nothing_made(
     first.write_text(rights_file("drafter", ["edge-0", "edge-1"]))
     second.write_text(rights_file("verifier", ["edge-1"]))
     told = refusal(capsys, "keys", *map(str, paths), "--out", str(tmp_path))
-    assert told.endswith(f"the name edge-1 appears twice, in {first} and in {second}")
+    assert told.endswith(f"the name edge-1 appears twice: in {first} and in {second}")
     first.write_text(rights_file("drafter", ["edge-0"]) * 2)
     assert "edge-0 appears twice" in refusal(capsys, "keys", str(first), "--out", str(tmp_path))
     assert sorted(tmp_path.iterdir()) == paths

@@ -41,9 +41,9 @@ from services.cloud_verifier.torch_engine.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.torch_engine.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.torch_engine.packed import packing_works
 from services.cloud_verifier.torch_engine.ranks import LeadingNetwork, PartNetwork, Ranks, follow
+from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Sampling, TokenLogprobs
 from shared.protocol.sampling import History, is_adjusted, is_greedy
-from shared.protocol.verifier_session import common_prefix
 from shared.runtime.huge_pages import use_huge_pages
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,4 +1,4 @@
-"""What a service process tells from outside: its JSON log lines and its HTTP endpoints."""
+"""A service process seen from outside: its JSON log lines and HTTP endpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def logged(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
 
 
 def http_url(process: subprocess.Popen[str]) -> str:
-    """Where the process says that its endpoints are."""
+    """The URL of the endpoints, from the log."""
     return str(logged(process, "http endpoints up")["url"])
 
 

@@ -1,4 +1,4 @@
-"""A target and a draft model that compute nothing, for tests of the services around them.
+"""Fake target and draft models, for tests of the services around them.
 
 A token is a function of the whole text before it, so a service that feeds a wrong text, or rolls back to a wrong place,
 gets other tokens. The caches refuse what the real ones refuse.
@@ -30,12 +30,12 @@ WAIT_S = 10.0
 
 
 def next_token(text: Sequence[int], seed: int = 0) -> int:
-    """The target's draw behind `text`; never 0."""
+    """The target's draw after `text`; never 0."""
     return 1 + zlib.crc32(array("I", text).tobytes(), seed) % (VOCABULARY - 1)
 
 
 def answer(prompt: Sequence[int], num_tokens: int, seed: int = 0) -> list[int]:
-    """What the target says behind a prompt."""
+    """The target's answer to a prompt."""
     text = list(prompt)
     for _ in range(num_tokens):
         text.append(next_token(text, seed))
@@ -43,19 +43,19 @@ def answer(prompt: Sequence[int], num_tokens: int, seed: int = 0) -> list[int]:
 
 
 def wrong(token: int) -> int:
-    """Another token than this one."""
+    """A token other than `token`."""
     return 1 + token % (VOCABULARY - 1)
 
 
 def no_doubt(row: Row, num_draws: int) -> list[TokenLogprobs]:
-    """The logprobs of a target that is sure of its tokens, where the row asks for any."""
+    """Logprobs of a target with probability 1 for its tokens, if the row asks for them."""
     if row.num_top is None:
         return []
     return [TokenLogprobs(0.0, TokenIds(range(row.num_top)), [0.0] * row.num_top)] * num_draws
 
 
 class Gate:
-    """Holds a model's thread until the test lets it go on. Open at first."""
+    """Stops a model's thread until the test releases it. Open at first."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -63,22 +63,22 @@ class Gate:
         self._is_held = False
 
     def shut(self) -> None:
-        """The next step is held."""
+        """Stops the thread at its next step."""
         self._set(0)
 
     def let(self, num_steps: int = 1) -> None:
-        """Lets so many more steps go."""
+        """Releases `num` more steps."""
         self._set(self._permits + num_steps)
 
     def open(self) -> None:
         self._set(math.inf)
 
     async def held(self) -> None:
-        """Returns when a step is being held."""
+        """Returns when a step is stopped."""
         await asyncio.to_thread(self._wait_until_held)
 
     def pass_through(self) -> None:
-        """In the model's thread."""
+        """Runs in the model's thread."""
         with self._changed:
             self._is_held = self._permits < 1
             self._changed.notify_all()
@@ -98,7 +98,7 @@ class Gate:
 
 
 class FakeCache:
-    """The tokens that a real cache would hold keys and values of."""
+    """The tokens whose keys and values a real cache would hold."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -130,7 +130,7 @@ class FakeTarget:
     pass_s: float = 0.0
     poison: int | None = None
     gate: Gate = field(default_factory=Gate)
-    passes: list[list[Row]] = field(default_factory=list)  # all that were begun
+    passes: list[list[Row]] = field(default_factory=list)  # all passes that were started
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
@@ -158,8 +158,10 @@ def fake_engine(model: FakeTarget, kv_tokens: int = 32768) -> TorchEngine:
 
 @dataclass
 class FakeDraft:
-    """A DraftModel that guesses `next_token` where `is_right` says so of the position, and another token elsewhere;
-    `logit` says how sure it is there: e^logit times as sure as of any other token."""
+    """A DraftModel that guesses `next_token` at positions for which `is_right` holds, and another token elsewhere.
+
+    logit: the guess is e^logit times as probable as any other token.
+    """
 
     name: str = "fake-draft"
     vocab_size: int = VOCABULARY

@@ -29,27 +29,27 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 NUM_TOKENS, MAX_CONTEXT = 1000, 512
-PART_LENGTH = 600  # characters of an answer
+PART_LENGTH = 600  # most characters of an answer, about
 WINDOW, BATCH, LEARNING_RATE = 96, 8, 3e-3
 STEPS = 1100
 
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of one of the two; vocab_size is its number of rows, which may exceed the tokenizer's."""
+    """The shape of one model. vocab_size: its rows, which may exceed the tokenizer's tokens."""
 
     hidden: int
     layers: int
     heads: int
     vocab_size: int
-    effort: int  # training steps for each of the target's
+    effort: int  # training steps per step of the target
 
 
 SIZES = {"target": Size(192, 4, 6, 1024, effort=1), "draft": Size(96, 2, 3, NUM_TOKENS, effort=2)}
 
 
 def conversations() -> Iterator[str]:
-    """The sections of the documents as answers to their headings, as the chat template writes them."""
+    """Sections of the documents as answers to their headings, in the chat template's format."""
     for name in DOCUMENTS:
         for section in re.split(r"^#+ ", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             heading, _, body = section.partition("\n")
@@ -59,7 +59,7 @@ def conversations() -> Iterator[str]:
 
 
 def parts_of(text: str) -> Iterator[str]:
-    """Whole paragraphs and items of lists, together up to about PART_LENGTH characters."""
+    """Groups whole paragraphs and list items to about PART_LENGTH characters."""
     part = ""
     for piece in re.split(r"(?=\n\n|\n\* |\n\d+\. )", text):
         if part and len(part) + len(piece) > PART_LENGTH:
@@ -70,7 +70,7 @@ def parts_of(text: str) -> Iterator[str]:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE."""
+    """Trains a byte-level BPE tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,7 +85,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def train_model(size: Size, ids: torch.Tensor, steps: int) -> GPTNeoXForCausalLM:
-    """A model of this size after so many steps over random windows of the text; the same in every run."""
+    """A model trained for so many steps on random windows of the text; the same in every run."""
     torch.manual_seed(0)
     config = GPTNeoXConfig(
         vocab_size=size.vocab_size,
@@ -116,7 +116,7 @@ def train_model(size: Size, ids: torch.Tensor, steps: int) -> GPTNeoXForCausalLM
 
 
 def save(model: GPTNeoXForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """A folder as from the hub."""
+    """Writes a folder as the hub has it."""
     model.generation_config.eos_token_id = [SPECIAL.index(END), SPECIAL.index(PAD)]
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -128,7 +128,7 @@ def save(model: GPTNeoXForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 def make_pair(out: Path, steps: int) -> None:
     """Writes out/target and out/draft."""
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)  # for such small products a second thread costs more than it does
+    torch.set_num_threads(1)  # a second thread would slow such small products down
     texts = list(conversations())
     tokenizer = train_tokenizer(texts)
     ids = torch.tensor([token_id for text in texts for token_id in tokenizer.encode(text).ids])

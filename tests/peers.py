@@ -1,4 +1,4 @@
-"""Anybody on the bus, as a test plays it: says what the test wants, keeps what it hears."""
+"""A bus member that a test controls: it sends what the test wants and keeps what it receives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = TypeVar("Kind", bound=Message)
 
 
 class Peer:
-    """One instance. Peers on one bus are heard in the order in which they speak."""
+    """One instance. The messages of peers on one bus arrive in the order in which they were sent."""
 
     def __init__(self, bus: Bus, service: Service, name: str) -> None:
         self.instance_id = subjects.new_instance_id(name)
@@ -45,13 +45,13 @@ class Peer:
         await self._bus.publish(subjects.with_verb(service, receiver, verb, self.instance_id), message)
 
     async def send_heartbeat(self, *, instance_id: str = "", draining: bool = False, interval_s: float = 60.0) -> None:
-        """A heartbeat of this peer, in the name of `instance_id`."""
+        """Sends a heartbeat that names `instance_id`, by default this peer."""
         mine = instance_id or self.instance_id
         heartbeat = Heartbeat(self._service, mine, interval_s, ["fake"], 1024, 97, "fake", Load(), draining)
         await self._bus.publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
 
     async def next(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:
-        """The next message of a kind for which `holds`; what comes before it is passed over."""
+        """The next message of a kind for which `holds`; skips those before it."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 while self._num_taken < len(self.heard):
@@ -63,7 +63,7 @@ class Peer:
                 await self._more.wait()
 
     async def find(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:
-        """The first message of a kind for which `holds`, among all that it has heard or will hear."""
+        """The first message of a kind for which `holds`, among all received so far and later."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 found = next(filter(holds, self.of(kind)), None)
@@ -73,12 +73,12 @@ class Peer:
                 await self._more.wait()
 
     def of(self, kind: type[Kind]) -> list[Kind]:
-        """All it has heard of a kind."""
+        """All received messages of a kind."""
         return [message for message in self.heard if isinstance(message, kind)]
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Waits for a condition that nothing tells of."""
+    """Polls a condition for which there is no event."""
     async with asyncio.timeout(WAIT_S):
         while not holds():  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.005)

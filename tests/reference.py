@@ -1,4 +1,4 @@
-"""The scores of a draw worked out the long way, in Python's own numbers, apart from all code of the services."""
+"""A reference implementation of a draw's scores in plain Python, independent of the services' code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.protocol.sampling import History
 
 
 def long_way(logits: np.ndarray, sampling: Sampling, history: History) -> list[float]:
-    """The scores, token by token, as docs/sampling.md says them."""
+    """The scores, token by token, by the rules of docs/sampling.md."""
     scores = []
     for token_id, logit in enumerate(logits.tolist()):
         score = float(logit)

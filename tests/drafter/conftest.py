@@ -1,4 +1,4 @@
-"""A drafter with a fake draft model on any network, and its verifier, gateway and controller as the test plays them."""
+"""A drafter with a fake draft model on any network; the test controls its verifier, gateway and controller."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ADAPTIVE, GREEDY = Speculation(), Sampling()
 
 @dataclass
 class World:
-    """Everything around one drafter."""
+    """A drafter and its peers."""
 
     network: Network
     drafter: Drafter
@@ -55,7 +55,7 @@ class World:
     controller: Peer
 
     async def meet(self, service: Service, name: str) -> Peer:
-        """Somebody else, who listens."""
+        """A further peer that listens."""
         peer = Peer(self.outside, service, name)
         await peer.listen()
         return peer
@@ -64,7 +64,7 @@ class World:
         await peer.say("drafter", self.drafter.instance_id, message, verb)
 
     async def quick_link(self) -> Speculate:
-        """A session that has measured a round trip of nearly nothing, so that its patience is short."""
+        """A session that has measured a round trip near 0, so that its timeouts are short."""
         request = await self.speculate()
         poll = await self.verifier.find(Draft)
         await self.tell(self.verifier, self.verdict(request, 0, (), echo=Echo(poll.sent_ms, 0.0)))
@@ -102,7 +102,7 @@ class World:
         return request
 
     async def drafted(self, request: Speculate, base: int, num: int, *, epoch: int = 0) -> list[int]:
-        """The first `num` guesses for the positions `base`, ... behind the prompt, when the verifier has them."""
+        """Waits for the first `num` guesses for the positions `base`, ... after the prompt."""
         first = len(request.prompt_ids) + base
         while True:
             have: dict[int, int] = {}
@@ -128,7 +128,7 @@ class World:
         finish: Finish | None = None,
         echo: Echo | None = None,
     ) -> Verdict:
-        """The target has fixed `ids` for the positions `base`, ... behind the prompt."""
+        """Sends a verdict that commits `ids` at the positions `base`, ... after the prompt."""
         return Verdict(
             session_id=request.session_id,
             term=request.term,
@@ -166,7 +166,7 @@ class World:
         await self.tell(sender or self.controller, decision)
 
     async def settled(self) -> None:
-        """When the drafter has handled all that was said before on this network: it refuses an empty prompt."""
+        """Returns when the drafter has handled all earlier messages: it refuses an empty prompt."""
         asked = await self.speculate(prompt=())
         await self.gateway.find(Failure, lambda failure: failure.session_id == asked.session_id)
 
@@ -177,12 +177,12 @@ class World:
         return self.count("drafter_dropped", reason=reason)
 
     def fates(self) -> dict[str, float]:
-        """The fates of all guesses, as the metrics tell them."""
+        """The fates of all guesses in the metrics."""
         fates = ("accepted", "rejected", "late", "discarded")
         return {fate: self.count("drafter_guesses", fate=fate) for fate in fates}
 
     def check_sums(self) -> None:
-        """Every guess has one fate: for each session, and in the metrics once all sessions are over."""
+        """Checks that each guess has one fate, in each session and, after all sessions, in the metrics."""
         for slot in self.drafter.table:
             assert slot.state.drafted == slot.state.fates.total + slot.state.num_guesses
         if not len(self.drafter.table):

@@ -1,4 +1,4 @@
-"""`python -m model_zoo` within this process, for what it refuses: one of its own takes ten seconds to load torch."""
+"""Runs `python -m model_zoo` in this process, to test refusals: a new process takes ten seconds to load torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_zoo.__main__ import app
 
 @dataclass(frozen=True)
 class Done:
-    """As of a process that has ended."""
+    """The result, as of a process that has ended."""
 
     returncode: int
     stdout: str
@@ -20,7 +20,7 @@ class Done:
 
 
 def model_zoo(*arguments: str) -> Done:
-    """Raises what the command doesn't catch. Its handler of SIGTERM does not stay."""
+    """Runs a command. Raises what it doesn't catch, and restores the handler of SIGTERM."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         result = CliRunner().invoke(app, arguments)

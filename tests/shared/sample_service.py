@@ -1,4 +1,4 @@
-"""A service for test_runtime.py, run as a process of its own: what it does wrong is a setting."""
+"""A service for test_service.py, run as its own process. Its settings choose what goes wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the bus tests share: members that count, handlers that keep, a few messages."""
+"""Shared by the bus tests: members with metrics, handlers that keep messages, a few messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GATEWAY_INBOX = subjects.inbox("gateway", GATEWAY)
 
 @dataclass
 class Member:
-    """A bus and the figures it counts."""
+    """A bus and its metrics."""
 
     bus: Bus
     registry: CollectorRegistry
@@ -34,7 +34,7 @@ class Member:
 
 
 class Heard:
-    """A handler that keeps what it is given, and lets a test wait for it."""
+    """A handler that keeps its messages, and lets a test wait for them."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, Message | Absent]] = []

@@ -24,13 +24,13 @@ SESSION = "ab" * 16
 
 
 def target_token(tokens: list[int], salt: int) -> int:
-    """The target's draw after `tokens`: any function of the text alone; the stop id comes about once in 60."""
+    """The target's draw after `tokens`, a function of the text only. One draw in 60 is the stop id, about."""
     code = zlib.crc32(bytes(tokens) + salt.to_bytes(4, "little"))
     return STOP if code % 60 == 0 else 1 + code % (VOCAB - 1)
 
 
 def target_text(salt: int, max_tokens: int) -> list[int]:
-    """What the target says to PROMPT when it is alone."""
+    """The target's answer to PROMPT without a drafter."""
     tokens = list(PROMPT)
     while len(tokens) < len(PROMPT) + max_tokens:
         tokens.append(target_token(tokens, salt))
@@ -44,7 +44,7 @@ class Faults:
     loss: float = 0.0
     duplicate: float = 0.0
     delay_ms: float = 5.0
-    jitter_ms: float = 0.0  # more than the gap between messages: they overtake each other
+    jitter_ms: float = 0.0  # longer than the gap between messages, so that they overtake each other
 
 
 @dataclass
@@ -57,7 +57,7 @@ class World:
     chunk: int = 2
     free_run: bool = True
     accuracy: float = 0.7
-    min_confidence: float = 0.0  # guesses are as sure as a random number from 0 to 1
+    min_confidence: float = 0.0  # confidences of guesses are random numbers from 0 to 1
     faults: Faults = field(default_factory=Faults)
     pass_ms: float = 20.0
     step_ms: float = 5.0
@@ -74,10 +74,10 @@ class World:
         self.drafter_sessions: dict[str, DrafterSession] = {}
         self.retired: list[DrafterSession] = []
         self.verifier_id, self.drafter_id = "v.0", "d.0"
-        self.received: list[int] = []  # what the gateway has, in order
-        self.caches: dict[int, list[int]] = {}  # what the KV cache of each state machine holds, by its id
+        self.received: list[int] = []  # tokens at the gateway, in order
+        self.caches: dict[int, list[int]] = {}  # tokens in the KV cache of each state machine, by its id
         self.finish: str | None = None
-        self.cut = False  # an outage: nothing gets through
+        self.cut = False  # an outage: all messages are lost
         self.drops = 0
         self.num_unsure = 0
 
@@ -121,7 +121,7 @@ class World:
         self.open_reliably(request)
 
     def open_reliably(self, request: Open) -> None:
-        """Open is repeated until it is answered; here the answer is the session itself."""
+        """Repeats Open until it is answered; here the session's existence is the answer."""
         if request.term != self.term or self.finish:
             return
         known = self.verifier_sessions.get(self.verifier_id)
@@ -204,7 +204,7 @@ class World:
         self.compute(verifier_id)
 
     def expire(self, verifier_id: str, session: VerifierSession) -> None:
-        """Looks now and then whether the drafter's lease is over."""
+        """Checks periodically whether the drafter's lease is over."""
         if self.verifier_sessions.get(verifier_id) is not session or session.finish:
             return
         if session.expire_drafter(self.now, self.drafter_lease_ms):
@@ -270,7 +270,7 @@ class World:
             self.draft(drafter_id)
 
     def feed(self, owner: object, tokens: list[int], start: int, fed_ids: TokenIds) -> None:
-        """Puts tokens into a KV cache, which must hold exactly the text before them."""
+        """Appends tokens to a KV cache, which must hold exactly the text before them."""
         cache = self.caches.setdefault(id(owner), [])
         assert cache[:start] == tokens[:start], "the cache holds another text"
         cache[start:] = fed_ids

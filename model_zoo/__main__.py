@@ -24,7 +24,6 @@ from model_zoo.errors import ExportError, UnusableModel
 from model_zoo.exporting.gguf_llama import UnsupportedGguf
 from model_zoo.exporting.onnx_export import Exporter
 from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
-from model_zoo.paths import DEFAULT_PAIR, default_models_dir
 from model_zoo.prepare import Notify, prepare
 from model_zoo.prompt_file import read_prompts
 from model_zoo.smollm2 import PairPart, recipes
@@ -32,6 +31,7 @@ from model_zoo.wheel import DownloadError
 from shared.data.profiles import PROFILE_NAME, Profile
 from shared.data.recording import Header, Recorded, Recording
 from shared.protocol.messages import Sampling
+from shared.runtime.home import DEFAULT_MODEL, default_models_dir
 from shared.runtime.machine import describe_machine
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -71,7 +71,7 @@ def prepare_default_pair(
         console.print(f"prepare failed: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     made = f"made {', '.join(built)} in {time.monotonic() - started:.0f} s" if built else "nothing to do"
-    console.print(f"{DEFAULT_PAIR} is ready in {folder} ({made})", markup=False, highlight=False)
+    console.print(f"{DEFAULT_MODEL} is ready in {folder} ({made})", markup=False, highlight=False)
 
 
 @app.command("export")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_zoo.paths import default_models_dir
+from shared.runtime.home import default_models_dir
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: its threads must not spin on shared cores
 

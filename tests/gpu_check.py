@@ -24,12 +24,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model_zoo.paths import default_models_dir
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.edge_drafter.model import DraftModel, load_draft
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
+from shared.runtime.home import default_models_dir
 from tests.e2e.harness import running
 from tests.e2e.prompts import read_prompts
 from tests.e2e.test_bits import ALONE, SAMPLINGS, Way, texts

@@ -36,8 +36,7 @@ from model_zoo.prompt_file import read_prompts
 from services.gateway.admission.api_keys import new_key
 from services.gateway.text.chat_template import ChatMessage
 from services.gateway.text.tokenizer import load_tokenizer
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 NUM_AT_ONCE = 8
@@ -170,7 +169,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the order within a round.")] = 1,
 ) -> None:
     """Compares the default pair with plain transformers on this machine."""
-    found = asyncio.run(run(home() / "models" / DEFAULT_NAME, draft, rounds, max_tokens, seed))
+    found = asyncio.run(run(default_models_dir(), draft, rounds, max_tokens, seed))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "against_transformers.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     Console().print(table(found))

@@ -38,13 +38,12 @@ from benchmarks.harness.prompts import OWN
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.chat_template import ChatMessage
 from services.gateway.text.tokenizer import load_tokenizer
-from services.local.pair import DEFAULT_NAME
 from shared.bus import nats_bus
 from shared.bus.bus import Absent
 from shared.protocol import subjects
 from shared.protocol.messages import Heartbeat, Message, Speculation
 from shared.runtime.config import ServiceSettings
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 from shared.runtime.metrics import BusMetrics
 from tests.e2e.harness import Client
 
@@ -247,7 +246,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write samples and findings to this JSON file.")] = None,
 ) -> None:
     """Measures what a lying and a silent drafter cost the sessions of others, on this machine with the default pair."""
-    samples = asyncio.run(_run(home() / "models" / DEFAULT_NAME, draft, sessions, rounds, max_tokens, window, seed))
+    samples = asyncio.run(_run(default_models_dir(), draft, sessions, rounds, max_tokens, window, seed))
     found = findings(samples, seed)
     Console().print(table(found, f"{sessions} honest sessions of {max_tokens} tokens, {rounds} rounds"))
     if output is not None:

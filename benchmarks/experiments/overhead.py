@@ -20,8 +20,7 @@ from benchmarks.experiments.draft_steps import measure_steps
 from benchmarks.experiments.replaying import measure_services
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 MAX_STEP_RATIO, MAX_ROUND_MS, MAX_GATEWAY_MS = 1.15, 2.0, 0.5
@@ -66,7 +65,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
     """Measures with the default pair's draft and tokenizer."""
-    models = home() / "models" / DEFAULT_NAME
+    models = default_models_dir()
     ours, bares = asyncio.run(measure_steps(models / f"draft-{draft}", repeats, seed))
     rounds, gateway_ms, complaints = asyncio.run(measure_services(models, repeats, seed))
     low, middle, high = (float(each) for each in np.percentile(rounds, [25, 50, 75]))

@@ -36,8 +36,7 @@ from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.architecture import read_config
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 LOOK_S = 2.0
@@ -191,7 +190,7 @@ def main(
 ) -> None:
     """Runs the default pair with every service under load; exit status 1 where something grew, took too much or
     complained."""
-    soak = asyncio.run(run(home() / "models" / DEFAULT_NAME, draft, 60 * minutes, clients, max_tokens))
+    soak = asyncio.run(run(default_models_dir(), draft, 60 * minutes, clients, max_tokens))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "soak.json").write_bytes(msgspec.json.format(msgspec.json.encode(soak), indent=1))
     Console().print(table(soak))

@@ -26,9 +26,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
-from services.local.pair import DEFAULT_NAME
 from shared.protocol.messages import Sampling
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 SHAPES = ((1, 1), (1, 5), (8, 1), (8, 5))  # sessions, tokens of each
@@ -116,7 +115,7 @@ def main(
 ) -> None:
     """Times passes of the default target."""
     torch.set_num_threads(threads)
-    place = str(home() / "models" / DEFAULT_NAME / "target")
+    place = str(default_models_dir() / "target")
     plain: Any = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
     plain.eval()
     target = load_target(place, "cpu", dtype)

@@ -28,8 +28,7 @@ from benchmarks.policies.plan import TARGET_ONLY, CellSpec, full_plan, policy_pl
 from benchmarks.policies.report import markdown, plot_speeds
 from benchmarks.standins.settings import Kind
 from model_zoo.prompt_file import read_prompts
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 OVERHEAD_S = 45.0  # of a cell: starting, warming up, stopping
@@ -157,7 +156,7 @@ def main(
     drafters_of_each = f"on{drafters}" if drafters > 1 else ""
     place = folder or FOLDER / kind_of_plan / drafters_of_each / ("stand-in" if standin else "")
     place.mkdir(parents=True, exist_ok=True)
-    models = home() / "models" / DEFAULT_NAME
+    models = default_models_dir()
     effort = Effort(models, read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin)
     todo = [] if report_only else unfinished(asked, place, effort)
     console.print(f"{len(todo)} of {len(asked)} cells to measure", highlight=False)

@@ -26,8 +26,7 @@ from benchmarks.validation.cases import CASES, NUM_TOKENS, Case
 from benchmarks.validation.record import JUDGED, OTHERS, record_all
 from benchmarks.validation.report import markdown, summaries, table
 from model_zoo.prompt_file import read_prompts
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 FOLDER = ROOT / "docs" / "reports" / "validation"
 
@@ -115,7 +114,7 @@ def main(
         raise typer.BadParameter(f"no case is named so: {', '.join(case.name for case in CASES)}", param_hint="--only")
     exit_on_sigterm()
     folder.mkdir(parents=True, exist_ok=True)
-    models = home() / "models" / DEFAULT_NAME
+    models = default_models_dir()
     if not report_only:
         subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
     code = digest_of(models)

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from benchmarks.harness.prompts import OWN
 from model_zoo.prompt_file import read_prompts
-from services.local.pair import DEFAULT_NAME
 from shared.data.recording import Recording, read_recording
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 
 JUDGED, OTHERS = OWN, Path(__file__).parent / "prompts.jsonl"
 
@@ -50,7 +49,7 @@ def record(draft: str, folder: Path, num_tokens: int) -> None:
     from shared.data.recording import Header
     from shared.protocol.messages import Sampling
 
-    models = home() / "models" / DEFAULT_NAME
+    models = default_models_dir()
     target, drafting = load_target(str(models / "target"), num_threads=1), load_draft(str(models / f"draft-{draft}"), 1)
     tokenizer = load_tokenizer(models / "target")
     recordings = Recordings(folder)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.runtime.config import ServiceSettings
+from shared.runtime.home import DEFAULT_MODEL
 from shared.timing import DRAFTER_LEASE_S
 
 
@@ -15,7 +16,7 @@ class VerifierSettings(ServiceSettings):
 
     name: str = Field("verifier", description="Name of this instance, part of its subjects and permissions")
     target: str = Field(..., description="Folder (or hub id) of the target model, a Hugging Face causal LM")
-    model_name: str = Field("smollm2-135m", description="Name under which the model is served")
+    model_name: str = Field(DEFAULT_MODEL, description="Name under which the model is served")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Numbers of the target; auto is bfloat16 where the device has it, else float32"

@@ -25,7 +25,7 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GuessInputs:
     """All that a guess depends on besides its logits."""
 
     sampling: Sampling
@@ -34,8 +34,8 @@ class Question:
     wants_confidence: bool
 
     @classmethod
-    def behind(cls, state: DrafterSession) -> Question:
-        """The question for the position after a session's current tokens."""
+    def of(cls, state: DrafterSession) -> GuessInputs:
+        """The inputs at the position after a session's current tokens."""
         request = state.request
         history = None
         if is_adjusted(request.sampling, request.min_tokens):
@@ -43,7 +43,7 @@ class Question:
             history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
         return cls(request.sampling, len(state.tokens), history, state.min_confidence > 0)
 
-    def answer(self, logits: NDArray[np.float32]) -> Guess:
+    def draw(self, logits: NDArray[np.float32]) -> Guess:
         """The guess from the logits [vocab] after the token before it. Raises ValueError if they allow none."""
         token_id = draw(logits, self.sampling, self.position, self.history)
         if not self.wants_confidence:

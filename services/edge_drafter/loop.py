@@ -14,7 +14,7 @@ from functools import partial
 
 import structlog
 
-from services.edge_drafter.guess import Guess, Question
+from services.edge_drafter.guess import Guess, GuessInputs
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftCache, DraftModel
 from services.edge_drafter.sessions import DraftSessions, SessionSlot
@@ -82,7 +82,7 @@ class DraftLoop:
     async def _draft(self, slot: SessionSlot) -> None:
         state = slot.state
         step = state.begin_step(self._feed_tokens)
-        compute = partial(self._compute, slot.cache, step, Question.behind(state) if step.draws else None)
+        compute = partial(self._compute, slot.cache, step, GuessInputs.of(state) if step.draws else None)
         started = time.perf_counter()
         try:
             guess = await asyncio.get_running_loop().run_in_executor(self._executor, compute)
@@ -97,10 +97,10 @@ class DraftLoop:
             self._metrics.unsure.inc(state.is_unsure)
         self._send(slot)
 
-    def _compute(self, cache: DraftCache, step: DraftStep, question: Question | None) -> Guess:
+    def _compute(self, cache: DraftCache, step: DraftStep, inputs: GuessInputs | None) -> Guess:
         """Runs in the model's thread. Returns the guess after the fed tokens, or NO_GUESS if none is wanted."""
         logits = self._model.feed(cache, step.fed_ids, step.start)
-        return question.answer(logits) if question else NO_GUESS
+        return inputs.draw(logits) if inputs else NO_GUESS
 
     def _observe(self, elapsed_ms: float, num_tokens: int) -> None:
         self._metrics.step_seconds.observe(elapsed_ms / 1e3)

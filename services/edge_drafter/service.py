@@ -91,7 +91,7 @@ class Drafter:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._on_heartbeat)
             tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._watch_silence(), name="watch-silence")
             tasks.create_task(self._report(), name="report")
@@ -171,11 +171,11 @@ class Drafter:
             return
         self._steer(decision.verifier_id, now)
 
-    def _hear(self, subject: str, message: Message | Absent) -> None:
+    def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
         if not isinstance(message, Heartbeat) or message.instance_id != subjects.sender(subject):
             self._drop("foreign heartbeat", subject=subject)
         elif message.service == "controller":
-            self.steering.hear(message, now_ms())
+            self.steering.on_heartbeat(message, now_ms())
 
     # --- sessions --------------------------------------------------------------------------------------------------
 

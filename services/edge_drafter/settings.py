@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from shared.runtime.config import ServiceSettings
+from shared.runtime.home import DEFAULT_MODEL
 from shared.timing import DECISION_TTL_S, REPORT_S
 
 
@@ -13,7 +14,7 @@ class DrafterSettings(ServiceSettings):
 
     name: str = Field("drafter", description="Name of this instance, used in subjects and permissions")
     draft: str = Field(..., description="Folder of the draft model (ONNX, with genai_config.json or draft_config.json)")
-    model_name: str = Field("smollm2-135m", description="Name of the target model to draft for")
+    model_name: str = Field(DEFAULT_MODEL, description="Name of the target model to draft for")
     num_threads: int = Field(1, ge=1, description="CPU threads of the draft model")
     feed_tokens: int = Field(64, ge=1, description="Most tokens fed in one step while computing a prompt")
     max_sessions: int = Field(16, ge=1, description="Most sessions at once")

@@ -36,7 +36,7 @@ class Steering:
         self._leader: str | None = None
         self._decided: dict[str, Decided] = {}
 
-    def hear(self, heartbeat: Heartbeat, now: float) -> None:
+    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         """Takes a controller's heartbeat."""
         if heartbeat.draining:
             self._alive_until.pop(heartbeat.instance_id, None)

@@ -11,6 +11,7 @@ from services.gateway.admission.api_keys import KeyFile
 from services.gateway.session.timeouts import PollTiming, SessionTiming
 from shared.policies.routing import ROUTERS
 from shared.runtime.config import ServiceSettings
+from shared.runtime.home import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     RouterName = str
@@ -24,7 +25,7 @@ class GatewaySettings(ServiceSettings):
     name: str = Field("gateway", description="Name of this instance, part of its subjects and permissions")
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the API and of the health and metrics endpoints")
     target: str = Field(..., description="Folder with the target's tokenizer, chat template and configuration")
-    model_name: str = Field("smollm2-135m", description="Name under which clients ask for the target model")
+    model_name: str = Field(DEFAULT_MODEL, description="Name under which clients ask for the target model")
     default_max_tokens: int = Field(
         0, ge=0, description="Length of an answer whose client sets no max_tokens; 0: as long as the context allows"
     )

@@ -24,11 +24,11 @@ from client.gateway import ClientError, connected
 from client.wire import AnswerOptions, DsdOptions
 from services.local import pidfile
 from services.local.nats_server import Access
-from services.local.pair import DEFAULT_NAME, ModelPair, PairRefused, default_pair, own_pair
+from services.local.pair import ModelPair, PairRefused, default_pair, own_pair
 from services.local.supervisor import turn_over
 from services.local.system import SystemPlan, check_address, running, stop_s
 from shared.runtime.config import masked
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir, home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, soft_wrap=True)
@@ -82,7 +82,7 @@ def main(
             _stop(run_dir)
             return
         pair = (
-            default_pair(home() / "models" / DEFAULT_NAME, draft or ["int8"], drafters, model_name)
+            default_pair(default_models_dir(), draft or ["int8"], drafters, model_name)
             if target is None
             else own_pair(target, draft or [], drafters, model_name)
         )

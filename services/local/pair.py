@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_NAME = "smollm2-135m"
+from shared.runtime.home import DEFAULT_MODEL
+
 DEFAULT_DRAFTS = ("int8", "int4")
 
 
@@ -32,7 +33,7 @@ class ModelPair:
 def default_pair(models: Path, drafts: Sequence[str], num_drafters: int, model_name: str = "") -> ModelPair:
     """The default target in `models`. drafts: int8, int4 or folders; drafters take them in turn. Raises PairRefused."""
     folders = [models / f"draft-{draft}" if draft in DEFAULT_DRAFTS else _own_draft(draft) for draft in drafts]
-    return ModelPair(model_name or DEFAULT_NAME, models / "target", _in_turn(folders, num_drafters), is_default=True)
+    return ModelPair(model_name or DEFAULT_MODEL, models / "target", _in_turn(folders, num_drafters), is_default=True)
 
 
 def own_pair(target: Path, drafts: Sequence[str], num_drafters: int, model_name: str) -> ModelPair:

@@ -155,9 +155,9 @@ class VerifierSession:
 
     def on_poll(self, poll: Poll, now: float) -> Verdict | None:
         """A verdict of all committed tokens from poll.base on; None for another term."""
-        return self.tell(poll.base, now) if poll.term == self.term else None
+        return self.verdict_from(poll.base, now) if poll.term == self.term else None
 
-    def tell(self, base: int, now: float) -> Verdict:
+    def verdict_from(self, base: int, now: float) -> Verdict:
         """A verdict of all committed tokens from `base` on."""
         base = max(len(self.request.prompt_ids), min(base, self.length))
         return self._verdict(base, 0, now)
@@ -171,18 +171,18 @@ class VerifierSession:
         self._hear(draft, now)
         if self.finish or draft.epoch < self.epoch:
             self.fates.discarded += len(draft.token_ids)
-            return self.tell(draft.base, now)
+            return self.verdict_from(draft.base, now)
         if draft.epoch > self.epoch:
             self._clear_pending()
             self.epoch, self._received = draft.epoch, 0
         if draft.base > self.pending_base + len(self.pending):
             self.fates.discarded += len(draft.token_ids)
             self._raise_epoch()
-            return self.tell(draft.base, now)
+            return self.verdict_from(draft.base, now)
         is_new = draft.base + len(draft.token_ids) > max(self._received, draft.base)
         if self._compare_committed(draft):
             self._extend(draft)
-        return None if is_new and draft.base >= self.length else self.tell(draft.base, now)
+        return None if is_new and draft.base >= self.length else self.verdict_from(draft.base, now)
 
     def expire_drafter(self, now: float, lease_ms: float) -> bool:
         """Lets the session run free after `lease_ms` without a Draft; returns whether that changed anything."""

@@ -36,7 +36,7 @@ def decision(
 def following(*controllers: str, now: float = 0.0) -> Steering:
     steering = Steering(TTL_MS)
     for controller_id in controllers:
-        steering.hear(heartbeat(controller_id), now)
+        steering.on_heartbeat(heartbeat(controller_id), now)
     return steering
 
 
@@ -80,14 +80,14 @@ def test_the_live_controller_with_the_lowest_id_leads_at_first() -> None:
 def test_a_leader_stays_while_it_lives_although_a_lower_id_comes() -> None:
     steering = following(SECOND)
     assert steering.leader(0.0) == SECOND
-    steering.hear(heartbeat(FIRST), 0.0)
+    steering.on_heartbeat(heartbeat(FIRST), 0.0)
     assert steering.leader(0.0) == SECOND
 
 
 def test_a_leader_whose_heartbeat_stops_is_followed_by_the_next() -> None:
     steering = following(FIRST, SECOND)
     assert steering.decide(decision(12, sequence=9), FIRST, 0.0)
-    steering.hear(heartbeat(SECOND), STALE_MS - 1)
+    steering.on_heartbeat(heartbeat(SECOND), STALE_MS - 1)
     assert not steering.decide(decision(3, sequence=1), SECOND, STALE_MS - 1)
     assert steering.decide(decision(3, sequence=2), SECOND, STALE_MS)
     assert steering.choice(VERIFIER, STALE_MS).window == 3
@@ -96,7 +96,7 @@ def test_a_leader_whose_heartbeat_stops_is_followed_by_the_next() -> None:
 def test_a_leader_that_drains_is_left_at_once_but_its_last_decision_holds_until_there_is_another() -> None:
     steering = following(FIRST, SECOND, THIRD)
     assert steering.decide(decision(12, sequence=9), FIRST, 0.0)
-    steering.hear(heartbeat(FIRST, draining=True), 1.0)
+    steering.on_heartbeat(heartbeat(FIRST, draining=True), 1.0)
     assert steering.leader(1.0) == SECOND
     assert steering.choice(VERIFIER, 1.0).window == 12
     assert not steering.decide(decision(4, sequence=10), FIRST, 1.0)
@@ -105,22 +105,22 @@ def test_a_leader_that_drains_is_left_at_once_but_its_last_decision_holds_until_
 
 def test_a_controller_that_drains_without_having_been_heard_of_changes_nothing() -> None:
     steering = following(SECOND)
-    steering.hear(heartbeat(FIRST, draining=True), 0.0)
+    steering.on_heartbeat(heartbeat(FIRST, draining=True), 0.0)
     assert steering.leader(0.0) == SECOND
 
 
 def test_a_controller_that_comes_back_after_draining_is_heard_again() -> None:
     steering = following(FIRST)
-    steering.hear(heartbeat(FIRST, draining=True), 1.0)
+    steering.on_heartbeat(heartbeat(FIRST, draining=True), 1.0)
     assert steering.leader(1.0) is None
-    steering.hear(heartbeat(FIRST), 2.0)
+    steering.on_heartbeat(heartbeat(FIRST), 2.0)
     assert steering.leader(2.0) == FIRST
 
 
 def test_a_new_leaders_numbers_start_anew() -> None:
     steering = following(FIRST)
     assert steering.decide(decision(12, sequence=100), FIRST, 0.0)
-    steering.hear(heartbeat(SECOND), STALE_MS)
+    steering.on_heartbeat(heartbeat(SECOND), STALE_MS)
     assert steering.decide(decision(3, sequence=1), SECOND, STALE_MS)
 
 
@@ -160,5 +160,5 @@ def test_made_up_controllers_and_verifiers_take_bounded_room(monkeypatch: pytest
         True, True, False,
     ]  # fmt: skip
     assert steering.decide(decision(5, 2, verifiers[0]), SECOND, 0.0)
-    steering.hear(heartbeat(THIRD), 200.0)
+    steering.on_heartbeat(heartbeat(THIRD), 200.0)
     assert steering.leader(STALE_MS) == THIRD

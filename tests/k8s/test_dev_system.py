@@ -10,9 +10,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from model_zoo.paths import default_models_dir
 from services.local.nats_server import find_binary, free_port
 from services.local.supervisor import Child, Program, Supervisor
+from shared.runtime.home import default_models_dir
 from tests.e2e.processes import Metrics, until
 from tests.k8s.containers import inside, mount, program_of
 from tests.k8s.machine import Built, Machine

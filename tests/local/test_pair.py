@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.local.pair import DEFAULT_NAME, PairRefused, default_pair, own_pair
+from services.local.pair import PairRefused, default_pair, own_pair
+from shared.runtime.home import DEFAULT_MODEL
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_a_pair_has_the_name_given_or_that_of_its_folder(target: Path) -> None:
-    assert default_pair(target, ["int8"], 1).model_name == DEFAULT_NAME
+    assert default_pair(target, ["int8"], 1).model_name == DEFAULT_MODEL
     assert default_pair(target, ["int8"], 1, "mine").model_name == "mine"
     assert own_pair(target, [], 0, "").model_name == "family"
     assert own_pair(target, [], 0, "mine").model_name == "mine"

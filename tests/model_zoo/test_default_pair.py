@@ -14,9 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_zoo.manifest import read_manifest
-from model_zoo.paths import default_models_dir
 from services.edge_drafter.model import load_draft
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir, home
 
 ROOT = Path(__file__).parents[2]
 CHAT = [{"role": "user", "content": "Write two sentences about a lighthouse keeper."}]

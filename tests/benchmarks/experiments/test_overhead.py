@@ -22,8 +22,7 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio
 from benchmarks.load import arrivals
 from client.gateway import GatewayClient
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 from tests.benchmarks.load.fake_gateway import serving
 
 ORIGIN = Origin("a command", "a machine", "a date", "3")
@@ -130,7 +129,7 @@ def test_the_memory_of_a_process_is_what_it_holds_now_and_no_file_does(tmp_path:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_short_soak_and_a_short_comparison_with_transformers_run(default_models: Path) -> None:
-    models = home() / "models" / DEFAULT_NAME
+    models = default_models_dir()
     soaked = asyncio.run(soak.run(models, "int8", seconds=10.0, num_clients=4, max_tokens=16))
     assert soaked.complaints == []
     assert set(soaked.memory) == {"nats-server", CONTROLLER, VERIFIER, DRAFTER, GATEWAY}

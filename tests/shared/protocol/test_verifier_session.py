@@ -364,7 +364,7 @@ def test_a_session_that_is_not_ready_can_not_join_a_pass() -> None:
     state = decoding(7, STOP)
     with pytest.raises(RuntimeError, match="can't join"):
         state.begin_pass(64, 64)
-    assert state.tell(5, now=0.0).token_ids == NO_TOKENS
+    assert state.verdict_from(5, now=0.0).token_ids == NO_TOKENS
 
 
 def logprobs_of(*values: float) -> list[TokenLogprobs]:

@@ -77,7 +77,7 @@ VERIFIER = np.dtype(
         ("discarded", np.int64),
         ("recovered", np.int32),
         ("bonus", np.int32),
-        ("matches", np.float64),  # of shared.protocol.survival.Survival
+        ("matches", np.float64),  # of shared.protocol.guesses.Survival
         ("comparisons", np.float64),
         ("heard_at", np.float64),
         ("echo_at", np.float64),

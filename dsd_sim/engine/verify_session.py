@@ -9,8 +9,8 @@ from __future__ import annotations
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
+from shared.protocol.guesses import Survival
 from shared.protocol.messages import MAX_WINDOW
-from shared.protocol.survival import Survival
 
 _FRESH = Survival()
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
@@ -56,7 +56,7 @@ def is_ready(v):
 
 @njit(cache=True)
 def survival(v):
-    """The probability that the session's next guess is right, as in shared.protocol.survival.Survival."""
+    """The probability that the session's next guess is right, as in shared.protocol.guesses.Survival."""
     return (v.matches + PRIOR * PRIOR_WEIGHT) / (v.comparisons + PRIOR_WEIGHT)
 
 

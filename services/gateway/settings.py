@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -13,10 +13,7 @@ from shared.policies.routing import ROUTERS
 from shared.runtime.config import ServiceSettings
 from shared.runtime.home import DEFAULT_MODEL
 
-if TYPE_CHECKING:
-    RouterName = str
-else:
-    RouterName = Literal[*ROUTERS]
+RouterName = Literal[*ROUTERS]  # type: ignore[valid-type]
 
 
 class GatewaySettings(ServiceSettings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shared.protocol.guesses import MAX_EPOCH, Fates, common_prefix
+from shared.protocol.guesses import MAX_EPOCH, Fates, Survival, common_prefix
 from shared.protocol.messages import (
     MAX_WINDOW,
     NO_TOKENS,
@@ -23,7 +23,6 @@ from shared.protocol.messages import (
     TokenLogprobs,
     Verdict,
 )
-from shared.protocol.survival import Survival
 
 MAX_TOLD_WITH_LOGPROBS = (
     512  # tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES; the gateway polls for the rest

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
-from shared.protocol.survival import Survival
+from shared.protocol.guesses import Survival
 
 
 def flat_then_linear(num_tokens: int) -> float:

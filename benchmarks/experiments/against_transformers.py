@@ -1,8 +1,8 @@
 """Compares DSD with `generate` of transformers: python -m benchmarks.experiments.against_transformers.
 
-Invariant: the same prompts, greedy, the same number of tokens, in one run and in turn. transformers has both cores and
-this process to itself; DSD is as `python -m services` starts it, verifier and drafter with a core each. Every request
-to DSD has an API key of its own, so that none finds its prompt in a KV cache: transformers reads each anew as well.
+Invariant: both answer the same prompts with greedy decoding and the same number of tokens, in turn in one run.
+transformers has two threads; DSD runs as `python -m services` starts it, verifier and drafter on a core each. Every
+request to DSD has its own API key, so none reuses a KV cache: transformers prefills every prompt as well.
 """
 
 from __future__ import annotations
@@ -16,39 +16,36 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import msgspec
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from benchmarks.harness import cell as cells
-from benchmarks.harness.asking import Asking, Due, connected, measure
+from benchmarks.harness.cell import running
 from benchmarks.harness.cell_plan import CellPlan
-from benchmarks.harness.latency import OK, Sample
+from benchmarks.harness.files import REPORTS, write_result
+from benchmarks.harness.latency import OK, RequestSample
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
-from benchmarks.harness.prompts import OWN
-from benchmarks.policies.measure import write_keys
-from client.wire import AnswerOptions
+from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from client.wire import Options
+from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
 from services.gateway.admission.api_keys import new_key
-from services.gateway.text.chat_template import ChatMessage
 from services.gateway.text.tokenizer import load_tokenizer
-from shared.runtime.home import default_models_dir
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 NUM_AT_ONCE = 8
-LEAST, AIM = (2.2, 4.0), (3.0, 6.0)  # times as fast: one session, and several in all
+LEAST, AIM = (2.2, 4.0), (3.0, 6.0)  # speed / transformers' with one session, and with NUM_AT_ONCE
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Seconds for the answers to each round's prompts, and how many times as fast DSD is."""
+class TransformersComparison:
+    """Seconds for the prompts of each round, and the speed of DSD / transformers."""
 
     num_tokens: int
     theirs_s: list[float]
@@ -60,10 +57,10 @@ class Finding:
     origin: Origin
 
 
-def generating(place: Path, num_threads: int, max_tokens: int) -> Callable[[list[int]], None]:
-    """Greedy generate of a prompt's ids by transformers as one would write it, to `max_tokens` tokens."""
+def generating(folder: Path, num_threads: int, max_tokens: int) -> Callable[[list[int]], None]:
+    """Plain `generate` of transformers: greedy, `max_tokens` tokens after the prompt."""
     torch.set_num_threads(num_threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(place), dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
     model.eval()
 
     def run(prompt_ids: list[int]) -> None:
@@ -80,24 +77,24 @@ def generating(place: Path, num_threads: int, max_tokens: int) -> Callable[[list
     return run
 
 
-async def answer(url: str, keys: Iterator[str], asking: Asking, prompts: Sequence[str]) -> float:
-    """Seconds until all of them are answered, asked at once, each with the next key."""
+async def answer(url: str, keys: Iterator[str], template: RequestTemplate, prompts: Sequence[str]) -> float:
+    """Seconds to answer all prompts at once, each with the next key."""
     started = time.monotonic()
 
-    async def ask(number: int, prompt: str) -> Sample:
+    async def one(number: int, prompt: str) -> RequestSample:
         async with connected(url, next(keys)) as gateway:
-            return await measure(gateway, asking, Due(number, prompt, started, started))
+            return await measure_request(gateway, template, ScheduledRequest(number, prompt, started, started))
 
-    samples = await asyncio.gather(*(ask(number, prompt) for number, prompt in enumerate(prompts)))
-    wrong = [each for each in samples if each.status != OK or each.num_tokens != asking.options.max_tokens]
+    samples = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+    wrong = [each for each in samples if each.status != OK or each.num_tokens != template.options.max_tokens]
     if wrong:
-        raise RuntimeError(f"an answer came to {wrong[0].status} with {wrong[0].num_tokens} tokens")
+        raise RuntimeError(f"a request failed: {wrong[0].status}, {wrong[0].num_tokens} tokens")
     return time.monotonic() - started
 
 
-async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: int) -> Finding:
-    """A round: the same prompts by transformers one by one, by DSD one by one, and by DSD at once."""
-    prompts, order = read_prompts(OWN), random.Random(seed)
+async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: int) -> TransformersComparison:
+    """Each round runs the same prompts with transformers one by one, with DSD one by one, and with DSD at once."""
+    prompts, order = read_prompts(DEFAULT_PROMPTS), random.Random(seed)
     tokenizer = load_tokenizer(models / "target")
     generate = generating(models / "target", num_threads=2, max_tokens=max_tokens)
     theirs_s: list[float] = []
@@ -106,36 +103,37 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
     own, *others = (new_key() for _ in range(1 + 2 * NUM_AT_ONCE * (num_rounds + 1)))
     keys = iter(others)
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
-        env = {"DSD_API_KEYS_FILE": str(write_keys(Path(folder), [own, *others]))}
         async with (
-            cells.running(CellPlan(models, draft, env=env, api_key=own), Path(folder), console.print) as cell,
+            running(CellPlan(models, draft, api_keys=(own, *others)), Path(folder), console.print) as cell,
             connected(cell.url, own) as gateway,
         ):
-            asking = Asking(await gateway.first_model(), AnswerOptions(max_tokens, temperature=0.0), ignore_eos=True)
+            template = RequestTemplate(
+                await gateway.first_model(), Options(max_tokens, temperature=0.0), ignore_eos=True
+            )
 
             async def theirs(texts: list[str]) -> None:
                 started = time.monotonic()
-                for text in texts:
-                    generate(list(tokenizer.encode_chat([ChatMessage(role="user", content=text)])))
+                for prompt_ids in encode_prompts(tokenizer, texts):
+                    generate(prompt_ids)
                 theirs_s.append(time.monotonic() - started)
 
             async def alone(texts: list[str]) -> None:
-                alone_s.append(sum([await answer(cell.url, keys, asking, [text]) for text in texts]))
+                alone_s.append(sum([await answer(cell.url, keys, template, [text]) for text in texts]))
 
             async def together(texts: list[str]) -> None:
-                together_s.append(await answer(cell.url, keys, asking, texts))
+                together_s.append(await answer(cell.url, keys, template, texts))
 
             for number in range(num_rounds + 1):
                 first = number * NUM_AT_ONCE
                 texts = [prompts[(first + each) % len(prompts)] for each in range(NUM_AT_ONCE)]
-                for way in order.sample((theirs, alone, together), 3):
-                    await way(texts)
+                for measure in order.sample((theirs, alone, together), 3):
+                    await measure(texts)
                 if number == 0:
                     cell.begin()
                 console.print(f"round {number}: {theirs_s[-1]:.1f}, {alone_s[-1]:.1f}, {together_s[-1]:.1f} s")
             complaints = cell.complaints()
     columns = [[[each] for each in figures[1:]] for figures in (theirs_s, alone_s, together_s)]
-    return Finding(
+    return TransformersComparison(
         max_tokens,
         theirs_s[1:],
         alone_s[1:],
@@ -147,11 +145,11 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
     )
 
 
-def table(found: Finding) -> Table:
+def table(found: TransformersComparison) -> Table:
     """For a terminal."""
-    shown = Table("", "tokens/s", "times transformers'", "must be", "aim", title="against transformers' generate")
+    shown = Table("", "tokens/s", "times transformers'", "limit", "aim", title="against transformers' generate")
     num_tokens = NUM_AT_ONCE * found.num_tokens * len(found.theirs_s)
-    shown.add_row("transformers, one after the other", f"{num_tokens / sum(found.theirs_s):.1f}", "", "", "")
+    shown.add_row("transformers, one by one", f"{num_tokens / sum(found.theirs_s):.1f}", "", "", "")
     rows = (("one session", found.alone_s, found.alone), (f"{NUM_AT_ONCE} at once", found.together_s, found.together))
     for (name, took_s, ratio), least, aim in zip(rows, LEAST, AIM, strict=True):
         shown.add_row(f"DSD, {name}", f"{num_tokens / sum(took_s):.1f}", str(ratio), f"≥ {least}", str(aim))
@@ -165,13 +163,12 @@ def main(
     draft: Annotated[str, typer.Option(help="Draft model: int8 or int4.")] = "int8",
     rounds: Annotated[int, typer.Option(min=3, help=f"Rounds of {NUM_AT_ONCE} prompts.")] = 6,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
-    folder: Annotated[Path, typer.Option(help="Where against_transformers.json goes.")] = FOLDER,
-    seed: Annotated[int, typer.Option(help="Of the order within a round.")] = 1,
+    folder: Annotated[Path, typer.Option(help="Folder for against_transformers.json.")] = REPORTS,
+    seed: Annotated[int, typer.Option(help="Seed of the order within a round.")] = 1,
 ) -> None:
     """Compares the default pair with plain transformers on this machine."""
     found = asyncio.run(run(default_models_dir(), draft, rounds, max_tokens, seed))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "against_transformers.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+    write_result(folder / "against_transformers.json", found)
     Console().print(table(found))
 
 

@@ -1,15 +1,14 @@
-"""What a confidence stop spares and costs, in guesses and passes: python -m benchmarks.experiments.confidence.
+"""Guesses and passes per answer by confidence threshold: python -m benchmarks.experiments.confidence.
 
-The default pair answers prompts one after the other, stop-and-wait (chunk = window, no free run), at several
-thresholds. Times are not measured, and no guess is late, however busy the machine is. Yet counts differ by some percent
-from run to run, the passes most: the verifier checks as many guesses in a pass as pay by the pass times it has seen.
+The default pair answers one prompt after another, stop-and-wait (chunk = window, no free run), at several thresholds.
+Nothing is timed, and no guess is late even on a busy machine. Counts still vary by some percent between runs, since the
+verifier decides by measured pass times how many guesses a pass checks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,23 +16,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness.files import write_result
+from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
+from model_zoo.paths import default_models_dir
+from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.torch_engine.model import load_target
 from services.edge_drafter.model import load_draft
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling, Speculation
-from shared.runtime.home import home
 from tests.e2e.harness import ANSWER_S, Cell, running
-from tests.e2e.prompts import read_prompts
-
-PAIR = "smollm2-135m"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What became of the guesses of all answers at one threshold."""
+class ThresholdCounts:
+    """Counts over all answers at one threshold."""
 
     min_confidence: float
     num_answers: int
@@ -48,7 +47,7 @@ class Finding:
         return self.accepted + self.rejected + self.discarded
 
     def per_answer(self) -> tuple[float, ...]:
-        """Tokens, passes, drafted, accepted, rejected, discarded."""
+        """Mean tokens, passes, drafted, accepted, rejected, discarded."""
         counts = (self.num_tokens, self.num_passes, self.drafted, self.accepted, self.rejected, self.discarded)
         return tuple(count / self.num_answers for count in counts)
 
@@ -61,8 +60,8 @@ async def measure(
     window: int,
     min_confidence: float,
     stop_ids: tuple[int, ...],
-) -> Finding:
-    """All answers at one threshold."""
+) -> ThresholdCounts:
+    """Answers all prompts at one threshold."""
     await cell.client.decide(cell.drafter_id(), cell.verifier_id(), window, chunk=window, free_run=False)
     answers = [
         await cell.client.generate(
@@ -78,7 +77,7 @@ async def measure(
         for prompt in prompts
     ]
     tallies = [answer.tally for answer in answers]
-    return Finding(
+    return ThresholdCounts(
         min_confidence,
         len(answers),
         num_tokens=sum(len(answer.token_ids) for answer in answers),
@@ -89,13 +88,13 @@ async def measure(
     )
 
 
-def table(found: list[Finding], title: str) -> Table:
-    """What the terminal shows."""
+def table(found: list[ThresholdCounts], title: str) -> Table:
+    """For a terminal."""
     shown = Table(title=title)
     for heading in ("threshold", "tokens", "passes", "drafted", "accepted", "rejected", "discarded"):
         shown.add_column(heading)
-    for finding in found:
-        shown.add_row(f"{finding.min_confidence:g}", *(f"{count:.1f}" for count in finding.per_answer()))
+    for each in found:
+        shown.add_row(f"{each.min_confidence:g}", *(f"{count:.1f}" for count in each.per_answer()))
     return shown
 
 
@@ -107,9 +106,9 @@ async def _run(
     window: int,
     sampling: Sampling,
     thresholds: list[float],
-) -> list[Finding]:
+) -> list[ThresholdCounts]:
     tokenizer = load_tokenizer(models / "target")
-    prompts = read_prompts(tokenizer)
+    prompts = encode_prompts(tokenizer, read_prompts(DEFAULT_PROMPTS))
     chosen = prompts[:: max(1, len(prompts) // num_prompts)][:num_prompts]
     target = load_target(str(models / "target"), "cpu", "bfloat16", 1)
     drafts = [load_draft(str(models / f"draft-{draft}"), 1)]
@@ -123,23 +122,23 @@ async def _run(
 @app.command()
 def main(
     thresholds: Annotated[
-        list[float] | None, typer.Option(help="Thresholds, 0 to 1; 0, 0.3 and 0.6 unless given.")
+        list[float] | None, typer.Option(help="Thresholds, 0 to 1.", show_default="0, 0.3 and 0.6")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, max=40, help="Prompts answered at each threshold.")] = 6,
+    prompts: Annotated[int, typer.Option(min=1, max=40, help="Number of prompts.")] = 6,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    window: Annotated[int, typer.Option(min=1, max=64, help="Most guesses of a window.")] = 8,
+    window: Annotated[int, typer.Option(min=1, max=64, help="Window.")] = 8,
     draft: Annotated[str, typer.Option(help="Draft model: int8 or int4.")] = "int4",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    output: Annotated[Path | None, typer.Option(help="Write the findings to this JSON file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the counts to this JSON file.")] = None,
 ) -> None:
-    """Counts what becomes of guesses when windows end early behind unsure ones, with the default pair."""
+    """Counts guesses and passes when windows end at the first unsure guess, with the default pair."""
     sampling = Sampling(temperature=temperature, seed=1)
     chosen = thresholds or [0.0, 0.3, 0.6]
-    found = asyncio.run(_run(home() / "models" / PAIR, draft, prompts, max_tokens, window, sampling, chosen))
+    found = asyncio.run(_run(default_models_dir(), draft, prompts, max_tokens, window, sampling, chosen))
     title = f"per answer: {prompts} prompts, {draft}, window {window}, temperature {temperature:g}"
     Console().print(table(found, title))
     if output is not None:
-        output.write_text(json.dumps([asdict(finding) for finding in found], indent=1), encoding="utf-8")
+        write_result(output, found)
 
 
 if __name__ == "__main__":

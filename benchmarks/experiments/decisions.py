@@ -1,9 +1,7 @@
-"""The cost of window decisions, of each policy alone and of a controller with many pairs.
+"""Cost of window decisions, for each policy and for a controller: python -m benchmarks.experiments.decisions.
 
-Run with `python -m benchmarks.experiments.decisions`.
-
-Invariant: the policies decide on reports that change, as live ones do; the controller is the real service on a real
-nats-server, and its processor time is the system's own count of it.
+Invariant: policies decide on reports that change, as live ones do. The controller is the real service on a real
+nats-server, and its processor time is read from /proc.
 """
 
 from __future__ import annotations
@@ -23,45 +21,42 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 from urllib.request import urlopen
 
-import msgspec
 import typer
-from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
 from awc.policy import DEFAULT_CHOICE, decide_all
 from awc.registry import POLICIES
+from benchmarks.harness.bus import bus_at
 from benchmarks.harness.cell import usage_of
+from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from services.local.nats_server import free_port, program, write_open
-from shared.bus import nats_bus
+from shared.bus.bus import Bus
 from shared.protocol.messages import Heartbeat, Load, PairReport, Report
 from shared.protocol.subjects import broadcast, new_instance_id
-from shared.runtime.config import ServiceSettings
-from shared.runtime.metrics import BusMetrics
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
-BATCH = 256  # pairs of one report at most
-NUM_ROUNDS, NUM_DECISIONS = 200, 20_000  # at least, so that one pause of the machine is not what is measured
+BATCH = 256  # maximum pairs of one report
+NUM_ROUNDS, NUM_DECISIONS = 200, 20_000  # minimum, so that one pause of the machine matters little
 NUM_VERIFIERS = 256
-FLEETS = ((40, 250), (10_000, 1))  # drafters, and verifiers that each of them reports
-MOST_LATE = 1.1  # of the time that reports should take
+FLEETS = ((40, 250), (10_000, 1))  # drafters, and pairs that each reports
+MAX_SLOWDOWN = 1.1  # actual / planned time to send the reports
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """Of one policy, in microseconds a pair: means over rounds, since some do what is due only now and then."""
+class PolicyCost:
+    """Cost of one policy, microseconds per pair: means over rounds, since some policies do rare, expensive work."""
 
     policy: str
-    alone: float
-    batched: float
+    alone: float  # one pair per call
+    batched: float  # BATCH pairs per call
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What a controller takes whose drafters report `pairs_each` pairs once a second."""
+class ControllerCost:
+    """Processor cores of a controller whose drafters each report `pairs_each` pairs once per second."""
 
     num_drafters: int
     pairs_each: int
@@ -69,14 +64,14 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    costs: list[Cost]
-    served: list[Served]
+class DecisionCosts:
+    costs: list[PolicyCost]
+    served: list[ControllerCost]
     origin: Origin
 
 
 def reports(verifier_ids: list[str], chance: random.Random) -> list[PairReport]:
-    """What a drafter might report of each verifier."""
+    """Random reports on each verifier."""
     return [
         PairReport(
             verifier_id=verifier_id,
@@ -101,7 +96,7 @@ def reports(verifier_ids: list[str], chance: random.Random) -> list[PairReport]:
 
 
 def cost_of(name: str, num_pairs: int) -> float:
-    """Microseconds a decision."""
+    """Microseconds per decision."""
     policy, chance = POLICIES[name](DEFAULT_CHOICE), random.Random(1)
     verifier_ids = [new_instance_id("cloud") for _ in range(num_pairs)]
     pairs = [policy.for_pair() for _ in verifier_ids]
@@ -116,7 +111,7 @@ def cost_of(name: str, num_pairs: int) -> float:
 
 @asynccontextmanager
 async def running(*command: str) -> AsyncIterator[int]:
-    """A process until the end of the block; its id."""
+    """Runs a process until the end of the block; yields its id."""
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
         yield process.pid
@@ -126,7 +121,7 @@ async def running(*command: str) -> AsyncIterator[int]:
 
 
 async def cores_of_controller(num_drafters: int, pairs_each: int, seconds: float) -> float:
-    """Drafters report once a second, spread over it, some of the same verifiers each."""
+    """Cores used by a controller; the reports of its drafters are spread evenly over each second."""
     num_pairs = num_drafters * pairs_each
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         url = write_open(Path(folder), free_port()).url
@@ -135,24 +130,22 @@ async def cores_of_controller(num_drafters: int, pairs_each: int, seconds: float
             http_port = free_port()
             flags = ("--nats-url", url, "--http-port", str(http_port))
             async with running(sys.executable, "-m", "services.window_controller", *flags) as pid:
-                cores = await _measure(url, pid, num_drafters, pairs_each, seconds)
+                async with bus_at(url) as bus:
+                    cores = await _measure(bus, pid, num_drafters, pairs_each, seconds)
                 known = await asyncio.to_thread(pairs_known, http_port)
     if known < num_pairs:
-        raise RuntimeError(f"the controller knows {known} of {num_pairs} pairs, so its figure means nothing")
+        raise RuntimeError(f"invalid measurement: the controller knows {known} of {num_pairs} pairs")
     return cores
 
 
 def pairs_known(http_port: int) -> int:
-    """Of a controller, by its metrics."""
+    """Number of pairs in a controller's metrics."""
     with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return int(float(next(line.split()[1] for line in lines if line.startswith("dsd_controller_pairs "))))
 
 
-async def _measure(url: str, pid: int, num_drafters: int, pairs_each: int, seconds: float) -> float:
-    bus = await nats_bus.connect(
-        ServiceSettings(nats_url=url), new_instance_id("bench"), BusMetrics(CollectorRegistry())
-    )
+async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, seconds: float) -> float:
     await asyncio.sleep(2.0)
     verifier_ids = [new_instance_id("cloud") for _ in range(NUM_VERIFIERS)]
     drafter_ids = [new_instance_id("edge") for _ in range(num_drafters)]
@@ -161,49 +154,47 @@ async def _measure(url: str, pid: int, num_drafters: int, pairs_each: int, secon
     chance, num_rounds = random.Random(1), round(seconds)
     rounds = [[reports(each, chance) for each in served] for _ in range(4)]
     before = 0.0
-    for number in range(-2, num_rounds):  # the first two make the pairs known
+    for number in range(-2, num_rounds):  # the first two introduce the pairs
         if number == 0:
             before, started = usage_of(pid).cpu_s, time.monotonic()
-        if number % 4 == 2:  # as for -2, the first round
+        if number % 4 == 2:  # also in the first round, -2
             for verifier_id in verifier_ids:
-                beat = Heartbeat("verifier", verifier_id, 10.0, ["any"], 1024, 100, "", Load(), False)
-                await bus.publish(broadcast(Heartbeat, verifier_id), beat)
+                heartbeat = Heartbeat("verifier", verifier_id, 10.0, ["any"], 1024, 100, "", Load(), False)
+                await bus.publish(broadcast("heartbeat", verifier_id), heartbeat)
         due = time.monotonic()
         for place, drafter_id in enumerate(drafter_ids):
-            told = Report(drafter_id, number + 2, rounds[number % 4][place])
-            await bus.publish(broadcast(Report, drafter_id), told)
+            report = Report(drafter_id, number + 2, rounds[number % 4][place])
+            await bus.publish(broadcast("report", drafter_id), report)
             await asyncio.sleep(max(0.0, due + (place + 1) / len(drafter_ids) - time.monotonic()))
     took_s, used_s = time.monotonic() - started, usage_of(pid).cpu_s - before
-    await bus.close()
-    if took_s > MOST_LATE * num_rounds:
-        raise RuntimeError(f"reports of {num_rounds} s were sent in {took_s:.1f} s, so the figure means nothing")
+    if took_s > MAX_SLOWDOWN * num_rounds:
+        raise RuntimeError(f"invalid measurement: sending the reports of {num_rounds} s took {took_s:.1f} s")
     return used_s / took_s
 
 
-def table(findings: Findings) -> Table:
+def table(result: DecisionCosts) -> Table:
     """For a terminal."""
-    told = [
-        f"{each.num_drafters:,} drafters that report {each.pairs_each} pairs once a second take {each.cores:.2f} cores"
-        for each in findings.served
+    captions = [
+        f"{each.num_drafters:,} drafters with {each.pairs_each} pairs each: {each.cores:.2f} cores of the controller"
+        for each in result.served
     ]
-    shown = Table("policy", "a pair alone, µs", f"a pair of {BATCH}, µs", caption="\n".join(told))
-    for cost in findings.costs:
+    shown = Table("policy", "single pair, µs", f"pair in a batch of {BATCH}, µs", caption="\n".join(captions))
+    for cost in result.costs:
         shown.add_row(cost.policy, f"{cost.alone:.1f}", f"{cost.batched:.1f}")
     return shown
 
 
 @app.command()
 def main(
-    seconds: Annotated[float, typer.Option(min=4, help="How long the controller is loaded.")] = 30.0,
-    folder: Annotated[Path, typer.Option(help="Where decisions.json goes.")] = FOLDER,
+    seconds: Annotated[float, typer.Option(min=4, help="Duration of the controller's load.")] = 30.0,
+    folder: Annotated[Path, typer.Option(help="Folder for decisions.json.")] = REPORTS,
 ) -> None:
-    """Measures every policy, and a controller that serves the default one."""
-    costs = [Cost(name, cost_of(name, 1), cost_of(name, BATCH)) for name in POLICIES]
-    served = [Served(*fleet, asyncio.run(cores_of_controller(*fleet, seconds))) for fleet in FLEETS]
-    findings = Findings(costs, served, Origin.here("benchmarks.experiments.decisions"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "decisions.json").write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=1))
-    Console().print(table(findings))
+    """Measures every policy, and a controller with the default one."""
+    costs = [PolicyCost(name, cost_of(name, 1), cost_of(name, BATCH)) for name in POLICIES]
+    served = [ControllerCost(*fleet, asyncio.run(cores_of_controller(*fleet, seconds))) for fleet in FLEETS]
+    result = DecisionCosts(costs, served, Origin.here("benchmarks.experiments.decisions"))
+    write_result(folder / "decisions.json", result)
+    Console().print(table(result))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A drafter at work on one session, against ONNX Runtime's own run of the same graph.
+"""Step time of a drafter against a bare ONNX Runtime run of the same graph.
 
-Invariant: both are in this process and take turns; nobody answers the drafter, so it drafts one window and no more.
+Invariant: both run in this process and take turns. The drafter gets no verdicts, so it drafts exactly one window.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from shared.protocol.messages import (
     TokenIds,
 )
 
-CONTEXT, NUM_STEPS = 256, 32  # tokens before the measured steps, and how many
+CONTEXT, NUM_STEPS = 256, 32  # prompt tokens, and measured steps
 
 
 def bare_step(folder: Path, num_tokens: int) -> Callable[[], None]:
-    """One run of a draft's graph by ONNX Runtime behind `num_tokens` tokens, everything bound before."""
+    """One run of the draft's graph after `num_tokens` tokens, with all buffers bound in advance."""
     config = read_config(folder)
-    assert isinstance(config, GenaiConfig), "the default drafts are of onnxruntime-genai's form"
+    assert isinstance(config, GenaiConfig), "the default drafts have an onnxruntime-genai configuration"
     session = open_session(folder / config.file, 1)
     types = {node.name: numpy_type(node) for node in (*session.get_inputs(), *session.get_outputs()) if _is_float(node)}
     binding = session.io_binding()
@@ -62,8 +62,8 @@ def _is_float(node: ort.NodeArg) -> bool:
     return "float" in node.type
 
 
-class Drafting:
-    """A drafter on a bus, and somebody who asks it to guess and never answers."""
+class DraftStepClient:
+    """Asks a drafter on a bus to guess, and never answers its guesses."""
 
     def __init__(self, bus: Bus, drafter: Drafter) -> None:
         self._bus = bus
@@ -71,13 +71,13 @@ class Drafting:
         self._verifier_id = subjects.new_instance_id("bench")
         self._gateway_id = subjects.new_instance_id("bench")
         self._drafts: asyncio.Queue[Draft] = asyncio.Queue()
-        self.is_alive = asyncio.Event()  # the drafter listens
+        self.is_alive = asyncio.Event()  # the drafter has sent a heartbeat
 
     async def listen(self) -> None:
-        await self._bus.subscribe(subjects.inbox("verifier", self._verifier_id), self._hear)
-        await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
+        await self._bus.subscribe(subjects.inbox("verifier", self._verifier_id), self._receive)
+        await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._receive)
 
-    def _hear(self, subject: str, message: Message | Absent) -> None:
+    def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Draft() if message.token_ids:
                 self._drafts.put_nowait(message)
@@ -85,7 +85,7 @@ class Drafting:
                 self.is_alive.set()
 
     async def step_ms(self, prompt_ids: Sequence[int]) -> float:
-        """Mean time of a step from the first guess behind the prompt to the last one of the window."""
+        """Mean step time from the first guess after the prompt to the last one of the window."""
         session_id = subjects.new_session_id()
         request = Speculate(
             session_id,
@@ -98,19 +98,19 @@ class Drafting:
             2 * NUM_STEPS,
             Speculation("static", NUM_STEPS),
         )
-        await self._say(request)
+        await self._send("speculate", request)
         sent = [await self._drafts.get()]
         while sent[-1].base + len(sent[-1].token_ids) < CONTEXT + NUM_STEPS:
             sent.append(await self._drafts.get())
-        await self._say(Close(session_id, 1))
+        await self._send("close", Close(session_id, 1))
         return (sent[-1].sent_ms - sent[0].sent_ms) / (NUM_STEPS - len(sent[0].token_ids))
 
-    async def _say(self, message: Message) -> None:
-        await self._bus.publish(subjects.to("drafter", self._drafter_id, type(message), self._gateway_id), message)
+    async def _send(self, verb: str, message: Message) -> None:
+        await self._bus.publish(subjects.to("drafter", self._drafter_id, verb, self._gateway_id), message)
 
 
 async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of a drafter's step and of a bare one, [repeats] each, in turn."""
+    """Step times of the drafter and of the bare graph in milliseconds, [repeats] each."""
     network, generator = MemoryNetwork(), random.Random(seed)
     drafter_id = subjects.new_instance_id("drafter")
     settings = DrafterSettings(draft=str(folder), name="drafter")
@@ -118,15 +118,15 @@ async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[flo
     drafter = Drafter(drafter_id, settings, load_draft(str(folder), 1), bus, DrafterMetrics(CollectorRegistry()))
     await drafter.loop.warm_up()
     bare = bare_step(folder, CONTEXT + NUM_STEPS // 2)
-    drafting = Drafting(network.connect(), drafter)
-    await drafting.listen()
+    client = DraftStepClient(network.connect(), drafter)
+    await client.listen()
     work = asyncio.create_task(drafter.run(), name="drafter")
     ours: list[float] = []
     bares: list[float] = []
     try:
-        await drafting.is_alive.wait()
+        await client.is_alive.wait()
         for _ in range(repeats + 1):
-            ours.append(await drafting.step_ms([generator.randrange(1000, 40_000) for _ in range(CONTEXT)]))
+            ours.append(await client.step_ms([generator.randrange(1000, 40_000) for _ in range(CONTEXT)]))
             started = time.perf_counter()
             for _ in range(NUM_STEPS):
                 bare()

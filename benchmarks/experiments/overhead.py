@@ -1,6 +1,6 @@
-"""What DSD itself costs a token, beside models and network: python -m benchmarks.experiments.overhead.
+"""DSD's own time per token, without models and network: python -m benchmarks.experiments.overhead.
 
-Invariant: no figure holds a model's time (draft_steps.py, replaying.py).
+Invariant: no figure contains model time (draft_steps.py, service_overhead.py).
 """
 
 from __future__ import annotations
@@ -10,27 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.experiments.draft_steps import measure_steps
-from benchmarks.experiments.replaying import measure_services
+from benchmarks.experiments.service_overhead import measure_services
+from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
-from shared.runtime.home import default_models_dir
+from model_zoo.paths import default_models_dir
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
 MAX_STEP_RATIO, MAX_ROUND_MS, MAX_GATEWAY_MS = 1.15, 2.0, 0.5
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """All figures; `gateway_ms` is its processor time for a token, by way of serving."""
+class OverheadCosts:
+    """All figures. `gateway_ms`: its processor time per token, by serving mode."""
 
     step_ms: float
     bare_step_ms: float
@@ -42,16 +41,16 @@ class Costs:
     origin: Origin
 
 
-def table(costs: Costs) -> Table:
+def table(costs: OverheadCosts) -> Table:
     """For a terminal."""
-    shown = Table("what", "figure", "must be", title="what DSD costs a token")
+    shown = Table("what", "figure", "limit", title="DSD's own time per token")
     low, high = costs.round_quartiles_ms
     steps = f"{costs.step_ratio}: {costs.step_ms:.2f} / {costs.bare_step_ms:.2f} ms"
-    shown.add_row("draft step / bare ONNX Runtime's", steps, f"≤ {MAX_STEP_RATIO}")
+    shown.add_row("draft step / bare ONNX Runtime", steps, f"≤ {MAX_STEP_RATIO}")
     rounds = f"{costs.round_ms:.2f} (quartiles {low:.2f} … {high:.2f})"
-    shown.add_row("a round beside compute, ms", rounds, f"≤ {MAX_ROUND_MS}")
+    shown.add_row("a round without compute, ms", rounds, f"≤ {MAX_ROUND_MS}")
     for name, figure in costs.gateway_ms.items():
-        shown.add_row(f"gateway's processor time a token, {name}, ms", f"{figure:.3f}", f"≤ {MAX_GATEWAY_MS}")
+        shown.add_row(f"gateway, processor time per token, {name}, ms", f"{figure:.3f}", f"≤ {MAX_GATEWAY_MS}")
     for complaint in costs.complaints:
         shown.add_row("void", complaint, "")
     return shown
@@ -60,17 +59,17 @@ def table(costs: Costs) -> Table:
 @app.command()
 def main(
     draft: Annotated[str, typer.Option(help="Draft model: int8 or int4.")] = "int8",
-    repeats: Annotated[int, typer.Option(min=3, help="Runs of each kind.")] = 20,
-    folder: Annotated[Path, typer.Option(help="Where overhead.json goes.")] = FOLDER,
+    repeats: Annotated[int, typer.Option(min=3, help="Repeats of each measurement.")] = 20,
+    folder: Annotated[Path, typer.Option(help="Folder for overhead.json.")] = REPORTS,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
-    """Measures with the default pair's draft and tokenizer."""
+    """Measures with draft and tokenizer of the default pair."""
     models = default_models_dir()
     ours, bares = asyncio.run(measure_steps(models / f"draft-{draft}", repeats, seed))
     rounds, gateway_ms, complaints = asyncio.run(measure_services(models, repeats, seed))
     low, middle, high = (float(each) for each in np.percentile(rounds, [25, 50, 75]))
     step_ratio = compare([[each] for each in ours], [[each] for each in bares], ratio_of_medians, seed=seed)
-    costs = Costs(
+    costs = OverheadCosts(
         step_ms=float(np.median(ours)),
         bare_step_ms=float(np.median(bares)),
         step_ratio=step_ratio,
@@ -80,8 +79,7 @@ def main(
         complaints=complaints,
         origin=Origin.here("benchmarks.experiments.overhead"),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "overhead.json").write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=1))
+    write_result(folder / "overhead.json", costs)
     Console().print(table(costs))
 
 

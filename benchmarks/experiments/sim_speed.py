@@ -1,10 +1,10 @@
-"""How fast DSD-Sim verifies windows, against the same fleet on SimPy: python -m benchmarks.experiments.sim_speed.
+"""Speed of DSD-Sim against the same fleet on SimPy: python -m benchmarks.experiments.sim_speed.
 
-The fleet is the paper's: drafters in stop-and-wait, verifiers that take whatever waits into the next pass. On SimPy it
-is the least that can be called that: no KV cache, no prefill, no gateway, no timers, no reports.
+The fleet is the paper's: drafters in stop-and-wait, verifiers that take all waiting windows into the next pass. The
+SimPy model is minimal: no KV cache, prefill, gateway, timers or reports.
 
-Invariant: both simulate the same drafters, links, passes and acceptance, so their windows per virtual second agree, and
-what differs is the time that an engine takes for one.
+Invariant: both simulate the same drafters, links, passes and acceptance, so their windows per virtual second agree and
+only the time that an engine needs for a window differs.
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import simpy
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness.files import REPORTS, ROOT, write_result
 from benchmarks.harness.origin import Origin
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
-SCENARIOS = Path(__file__).parents[2] / "scenarios"
+SCENARIOS = ROOT / "scenarios"
 NUM_VERIFIERS, NUM_DRAFTERS, WINDOW, ACCEPTANCE = 20, 1000, 4, 0.8
 STEP_MS, RTT_MS, PASS_MS, SESSION_MS = 12.0, 10.0, 40.0, 0.2
-LENGTHS, ANSWER = "lengths/gsm8k.json", 138  # tokens, the mean of the former
-LEAST_WINDOWS_PER_S = 100_000
-MOST_MIB = 1024
+LENGTHS, ANSWER = "lengths/gsm8k.json", 138  # mean answer length of that file, tokens
+MIN_WINDOWS_PER_S = 100_000
+MAX_MIB = 1024
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """Of one engine on one core. `virtual_rate`: windows per virtual second, the same for both but for chance."""
+class EngineSpeed:
+    """Speed of one engine on one core."""
 
     engine: str
     num_windows: int
     wall_s: float
-    virtual_rate: float
+    virtual_rate: float  # windows per virtual second; equal for both engines except for noise
 
     @property
     def windows_per_s(self) -> float:
@@ -53,17 +52,17 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """`by_size`: ours with requests in growing number; the cost of a window should not grow with them."""
+class SpeedComparison:
+    """Speeds of both engines, and of DSD-Sim by number of requests, on which the cost of a window must not depend."""
 
-    engines: list[Speed]
-    by_size: list[Speed]
+    engines: list[EngineSpeed]
+    by_size: list[EngineSpeed]
     peak_mib: float
     origin: Origin
 
 
-def of_dsd_sim(num_requests: int) -> Speed:
-    """Every drafter's user asks again as soon as the answer is there."""
+def of_dsd_sim(num_requests: int) -> EngineSpeed:
+    """A closed loop with one client for each drafter."""
     scenario = Scenario.model_validate(
         {
             "name": "speed",
@@ -97,11 +96,11 @@ def of_dsd_sim(num_requests: int) -> Speed:
     fleet.run()
     elapsed = time.perf_counter() - started
     num_windows = int(fleet.world.clock[0]["num_windows"])
-    return Speed("DSD-Sim", num_windows, elapsed, num_windows / fleet.now * 1000)
+    return EngineSpeed("DSD-Sim", num_windows, elapsed, num_windows / fleet.now * 1000)
 
 
-class Verifier:
-    """Takes all that waits into one pass, over and over."""
+class SimpyVerifier:
+    """Runs passes over all waiting windows."""
 
     def __init__(self, env: simpy.Environment) -> None:
         self.waiting: list[simpy.Event] = []
@@ -129,8 +128,10 @@ class Verifier:
                 done.succeed()
 
 
-def drafter(env: simpy.Environment, verifier: Verifier, rng: random.Random) -> Generator[simpy.Event, Any, None]:
-    """Answer after answer: draft, send, wait."""
+def simpy_drafter(
+    env: simpy.Environment, verifier: SimpyVerifier, rng: random.Random
+) -> Generator[simpy.Event, Any, None]:
+    """Generates answers: draft, send, wait."""
     yield env.timeout(rng.random() * 100)
     while True:
         num_tokens = 0
@@ -144,24 +145,24 @@ def drafter(env: simpy.Environment, verifier: Verifier, rng: random.Random) -> G
             num_tokens += accepted + 1
 
 
-def of_simpy(virtual_s: float, seed: int) -> Speed:
-    """The same on SimPy."""
+def of_simpy(virtual_s: float, seed: int) -> EngineSpeed:
+    """The same fleet on SimPy."""
     rng = random.Random(seed)
     env = simpy.Environment()
-    verifiers = [Verifier(env) for _ in range(NUM_VERIFIERS)]
+    verifiers = [SimpyVerifier(env) for _ in range(NUM_VERIFIERS)]
     for index in range(NUM_DRAFTERS):
-        env.process(drafter(env, verifiers[index % NUM_VERIFIERS], rng))
+        env.process(simpy_drafter(env, verifiers[index % NUM_VERIFIERS], rng))
     started = time.perf_counter()
     env.run(until=virtual_s * 1000)
     elapsed = time.perf_counter() - started
     num_windows = sum(verifier.num_windows for verifier in verifiers)
-    return Speed("SimPy", num_windows, elapsed, num_windows / virtual_s)
+    return EngineSpeed("SimPy", num_windows, elapsed, num_windows / virtual_s)
 
 
-def table(findings: Findings) -> Table:
+def table(result: SpeedComparison) -> Table:
     """For a terminal."""
     shown = Table("engine", "windows", "wall s", "windows / wall s", "windows / virtual s")
-    for speed in (*findings.engines, *findings.by_size):
+    for speed in (*result.engines, *result.by_size):
         rate = f"{speed.windows_per_s:,.0f}"
         shown.add_row(speed.engine, f"{speed.num_windows:,}", f"{speed.wall_s:.2f}", rate, f"{speed.virtual_rate:,.0f}")
     return shown
@@ -169,24 +170,23 @@ def table(findings: Findings) -> Table:
 
 @app.command()
 def main(
-    requests: Annotated[int, typer.Option(help="Of our longest run.", min=1000)] = 32_000,
-    folder: Annotated[Path, typer.Option(help="Where sim_speed.json goes.")] = FOLDER,
+    requests: Annotated[int, typer.Option(help="Requests of DSD-Sim's longest run.", min=1000)] = 32_000,
+    folder: Annotated[Path, typer.Option(help="Folder for sim_speed.json.")] = REPORTS,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
-    """Measures both engines on one core; our first run compiles and is not counted."""
+    """Measures both engines on one core. DSD-Sim's first run compiles and does not count."""
     of_dsd_sim(1000)
     engines = [of_dsd_sim(8000), of_simpy(20.0, seed)]
     by_size = [of_dsd_sim(num) for num in (requests // 16, requests // 4, requests)]
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    findings = Findings(engines, by_size, peak_mib, Origin.here("benchmarks.experiments.sim_speed"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sim_speed.json").write_bytes(msgspec.json.format(msgspec.json.encode(findings), indent=2) + b"\n")
+    result = SpeedComparison(engines, by_size, peak_mib, Origin.here("benchmarks.experiments.sim_speed"))
+    write_result(folder / "sim_speed.json", result)
     console = Console()
-    console.print(table(findings))
+    console.print(table(result))
     slowest = min(speed.windows_per_s for speed in (engines[0], *by_size))
-    told = f"{LEAST_WINDOWS_PER_S:,} windows a second and core are asked, in less than {MOST_MIB} MiB"
-    console.print(f"{told}: {slowest:,.0f} at least, {peak_mib:.0f} MiB at most; making a fleet is not counted")
-    if slowest < LEAST_WINDOWS_PER_S or peak_mib >= MOST_MIB:
+    limits = f"limits: at least {MIN_WINDOWS_PER_S:,} windows/s on one core, less than {MAX_MIB} MiB"
+    console.print(f"{limits}; measured: {slowest:,.0f} windows/s, {peak_mib:.0f} MiB, without making the fleet")
+    if slowest < MIN_WINDOWS_PER_S or peak_mib >= MAX_MIB:
         raise typer.Exit(1)
 
 

@@ -1,10 +1,9 @@
-"""Ten minutes under load: does memory stay, does anything complain? python -m benchmarks.experiments.soak.
+"""Ten minutes under load, with a check of memory and logs: python -m benchmarks.experiments.soak.
 
-Invariant: memory counts from /proc, of every process, all through the run; a process whose own memory in the last
-third of it is above that of the middle third by more than GROWTH_MIB has grown. Growth, a peak above what is allowed,
-or any error in any log fails the run. Its own is what no file holds too: pages of a model's file, as rows of
-embeddings, come in when a text needs them, up to the file's size, and the kernel may drop them at any time. The peak
-counts them.
+Invariant: the run fails if the memory of a process grows by more than GROWTH_MIB from the middle third of the run to
+the last, if its peak exceeds its limit, or if a log holds an error. Growth counts anonymous and shared memory only:
+pages of a model's file are loaded on demand, up to the size of the file, and the kernel may drop them at any time. The
+peak includes them. All figures are from /proc.
 """
 
 from __future__ import annotations
@@ -18,28 +17,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import cell as cells
-from benchmarks.harness.asking import Asking, Due, connected, measure
+from benchmarks.harness.cell import RunningCell, running
 from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan
-from benchmarks.harness.latency import OK, Objective, Sample, Spread, summarise
+from benchmarks.harness.files import REPORTS, write_result
+from benchmarks.harness.latency import OK, Distribution, LatencyObjective, RequestSample, summarise
 from benchmarks.harness.origin import Origin
-from benchmarks.harness.prompts import OWN
+from benchmarks.harness.prompts import DEFAULT_PROMPTS
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.load.arrivals import closed_loop
-from client.gateway import GatewayClient
-from client.wire import AnswerOptions
+from client.gateway import Gateway
+from client.wire import Options
+from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.architecture import read_config
-from shared.runtime.home import default_models_dir
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reports" / "benchmarks"
-LOOK_S = 2.0
+SAMPLE_S = 2.0  # between two readings of memory
 GROWTH_MIB = 8.0
 MIB = 1 << 20
 
@@ -48,13 +46,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Of one process, in MiB. `allowed`: the most that the peak may be; None: nothing is asked."""
+class ProcessMemory:
+    """Memory of one process, MiB."""
 
-    peak: float  # pages of files included, unlike below
-    middle: float  # median of the run's middle third
-    last: float
-    allowed: float | None
+    peak: float  # resident, pages of files included
+    middle: float  # median of the middle third of the run, without pages of files
+    last: float  # the same of the last third
+    allowed: float | None  # limit of the peak; None: no limit
 
     @property
     def is_flat(self) -> bool:
@@ -66,22 +64,22 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Soak:
-    """A run."""
+class SoakResult:
+    """The result of a run."""
 
-    seconds: float  # in which requests were begun
-    duration_s: float  # until the last answer had ended
+    seconds: float  # in which requests are sent
+    duration_s: float  # until the last answer ends
     statuses: dict[str, int]
     num_tokens: int
-    ttft_ms: Spread | None
-    tpot_ms: Spread | None
-    memory: dict[str, Memory]
+    ttft_ms: Distribution | None
+    tpot_ms: Distribution | None
+    memory: dict[str, ProcessMemory]
     complaints: list[str]
     origin: Origin
 
 
 def allowed_mib(models: Path, draft: str) -> dict[str, float]:
-    """What each service may take: its model, the KV cache that is configured, and room."""
+    """Limit of each service: its model, the configured KV cache, and headroom."""
     target = sum(path.stat().st_size for path in (models / "target").glob("*.safetensors")) / MIB
     graph = sum(path.stat().st_size for path in (models / f"draft-{draft}").glob("*.onnx*")) / MIB
     return {
@@ -93,7 +91,7 @@ def allowed_mib(models: Path, draft: str) -> dict[str, float]:
 
 
 def kv_mib(target: Path) -> float:
-    """The KV cache of as many tokens as are configured, in bfloat16."""
+    """Size of the configured KV cache, in bfloat16."""
     config = read_config(str(target)).get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
@@ -101,56 +99,56 @@ def kv_mib(target: Path) -> float:
 
 
 def own_mib(pid: int) -> float:
-    """Memory of a process now, without pages of files."""
+    """Current memory of a process, without pages of files."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / 1024
 
 
-def spread_of(figures: Sequence[float], peak: float, allowed: float | None) -> Memory:
-    """Of a process whose memory was looked at through the run."""
-    _, middle, last = np.array_split(np.array(figures), 3)
-    return Memory(peak, float(np.median(middle)), float(np.median(last)), allowed)
+def memory_of(readings: Sequence[float], peak: float, allowed: float | None) -> ProcessMemory:
+    """Summarises the readings of one process."""
+    _, middle, last = np.array_split(np.array(readings), 3)
+    return ProcessMemory(peak, float(np.median(middle)), float(np.median(last)), allowed)
 
 
-async def watch(cell: cells.Cell, seen: dict[str, list[float]]) -> None:
-    """Notes every process's memory until cancelled."""
+async def record_memory(cell: RunningCell, seen: dict[str, list[float]]) -> None:
+    """Reads the memory of every process until cancelled."""
     while True:
         for name, pid in cell.pids().items():
             seen.setdefault(name, []).append(own_mib(pid))
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(SAMPLE_S)
 
 
-async def load(gateway: GatewayClient, seconds: float, num_clients: int, max_tokens: int) -> list[Sample]:
-    """Clients that ask all the time; each answer that was begun in time is waited for."""
-    options, model = AnswerOptions(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
+async def load(gateway: Gateway, seconds: float, num_clients: int, max_tokens: int) -> list[RequestSample]:
+    """A closed loop without pauses; answers in progress at its end are read to their end."""
+    options, model = Options(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
     ends_at, answers = time.monotonic() + seconds, itertools.count(1)
 
-    async def ask(due: Due) -> Sample:
-        sample = await measure(gateway, Asking(model, options), due)
+    async def send(request: ScheduledRequest) -> RequestSample:
+        sample = await measure_request(gateway, RequestTemplate(model, options), request)
         if (number := next(answers)) % (4 * num_clients) == 0:
             console.print(f"{number} answers, {max(0.0, ends_at - time.monotonic()):.0f} s left", highlight=False)
         return sample
 
-    return await closed_loop(ask, read_prompts(OWN), num_clients, None, think_s=0.0, seconds=seconds)
+    return await closed_loop(send, read_prompts(DEFAULT_PROMPTS), num_clients, None, think_s=0.0, seconds=seconds)
 
 
-async def run(models: Path, draft: str, seconds: float, num_clients: int, max_tokens: int) -> Soak:
+async def run(models: Path, draft: str, seconds: float, num_clients: int, max_tokens: int) -> SoakResult:
     seen: dict[str, list[float]] = {}
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         async with (
-            cells.running(CellPlan(models, draft), Path(folder), console.print) as cell,
+            running(CellPlan(models, draft), Path(folder), console.print) as cell,
             connected(cell.url) as gateway,
         ):
-            watching = asyncio.create_task(watch(cell, seen), name="watch")
+            watching = asyncio.create_task(record_memory(cell, seen), name="record memory")
             samples = await load(gateway, seconds, num_clients, max_tokens)
             watching.cancel()
             await asyncio.wait({watching})
             usage, complaints = cell.usage(), cell.complaints()
     allowed = allowed_mib(models, draft)
-    memory = {name: spread_of(figures, usage[name].peak_rss_mib, allowed.get(name)) for name, figures in seen.items()}
-    complaints += [f"a request came to {sample.status}" for sample in samples if sample.status != OK]
-    found = summarise(samples, Objective())
-    return Soak(
+    memory = {name: memory_of(readings, usage[name].peak_rss_mib, allowed.get(name)) for name, readings in seen.items()}
+    complaints += [f"a request failed: {sample.status}" for sample in samples if sample.status != OK]
+    found = summarise(samples, LatencyObjective())
+    return SoakResult(
         seconds=seconds,
         duration_s=found.duration_s,
         statuses=found.statuses,
@@ -163,10 +161,10 @@ async def run(models: Path, draft: str, seconds: float, num_clients: int, max_to
     )
 
 
-def table(soak: Soak) -> Table:
+def table(soak: SoakResult) -> Table:
     """For a terminal."""
     title = f"{soak.duration_s:.0f} s, {soak.num_tokens} tokens, {soak.num_tokens / soak.duration_s:.1f} tokens/s"
-    shown = Table("process", "peak, MiB", "allowed", "within", "own, middle third", "last third", "flat", title=title)
+    shown = Table("process", "peak, MiB", "limit", "within", "middle third", "last third", "flat", title=title)
     for name, memory in sorted(soak.memory.items()):
         allowed = ("", "") if memory.allowed is None else (f"{memory.allowed:.0f}", _yes(memory.is_within))
         figures = f"{memory.middle:.1f}", f"{memory.last:.1f}", _yes(memory.is_flat)
@@ -182,17 +180,18 @@ def _yes(holds: bool) -> str:
 
 @app.command()
 def main(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
-    clients: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration.")] = 10.0,
+    clients: Annotated[int, typer.Option(min=1, help="Concurrent clients.")] = 8,
     draft: Annotated[str, typer.Option(help="Draft model: int8 or int4.")] = "int8",
-    max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 128,
-    folder: Annotated[Path, typer.Option(help="Where soak.json goes.")] = FOLDER,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens of an answer.")] = 128,
+    folder: Annotated[Path, typer.Option(help="Folder for soak.json.")] = REPORTS,
 ) -> None:
-    """Runs the default pair with every service under load; exit status 1 where something grew, took too much or
-    complained."""
+    """Runs the default pair with every service under load.
+
+    Exits with status 1 on memory growth, a peak above its limit, a failed request or an error in a log.
+    """
     soak = asyncio.run(run(default_models_dir(), draft, 60 * minutes, clients, max_tokens))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "soak.json").write_bytes(msgspec.json.format(msgspec.json.encode(soak), indent=1))
+    write_result(folder / "soak.json", soak)
     Console().print(table(soak))
     if soak.complaints or not all(memory.is_flat and memory.is_within for memory in soak.memory.values()):
         raise typer.Exit(1)

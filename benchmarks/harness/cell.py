@@ -1,7 +1,7 @@
-"""One running cell of a benchmark: every service a process, as cell_plan.py says; what it used, what it complained of.
+"""One running benchmark cell: its processes, what they use, and whether its figures count.
 
-Invariant: when `running` is left, all processes are gone; a cell that complained since `begin` (an error in a log, a
-process that started again, an overrun of a stand-in) says so, and its figures are void.
+Invariant: when `running` exits, all processes are gone. A cell whose `complaints` are not empty is void: since `begin`
+a log held an error, a process restarted, or a stand-in overran its profile.
 """
 
 from __future__ import annotations
@@ -9,33 +9,34 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.harness.asking import connected
 from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
-from benchmarks.standins.paced import OVERRUN
-from client.gateway import ClientError, GatewayClient
+from benchmarks.harness.requests import connected
+from benchmarks.harness.standin import OVERRUN
+from client.gateway import ClientError, Gateway
+from services.gateway.admission.api_keys import digest
 from services.local import nats_server
 from services.local.supervisor import Child, Supervisor
 
-READY_S, FLEET_S, LOOK_S = 180.0, 30.0, 0.1
+READY_S, FLEET_S, CHECK_S = 180.0, 30.0, 0.1
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What one process took: the most memory ever, and processor time."""
+class ProcessUsage:
+    """Of one process: peak resident memory, and processor time."""
 
     peak_rss_mib: float
     cpu_s: float
 
 
 @dataclass(slots=True)
-class Cell:
-    """What runs. `url` is the gateway's, empty without one."""
+class RunningCell:
+    """What runs. `url` is the gateway's address, or empty."""
 
     url: str
     nats_url: str
@@ -45,22 +46,22 @@ class Cell:
     _cpu_before: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """From here on complaints and processor time count: what happened while all was cold is over."""
+        """Starts the count of complaints and processor time. Call it after the warm-up."""
         self._read_from = {path.name: path.stat().st_size for path in self.log_dir.glob("*.log")}
         self._cpu_before = {name: usage_of(pid).cpu_s for name, pid in self.pids().items()}
 
     def complaints(self) -> list[str]:
-        """Why the figures since `begin` don't count; empty when they do."""
-        restarted = [f"{name} started again" for name, child in self.children.items() if child.num_starts > 1]
+        """Why the figures since `begin` are void; empty if they count."""
+        restarted = [f"{name} restarted" for name, child in self.children.items() if child.num_starts > 1]
         found = [line for path in sorted(self.log_dir.glob("*.log")) for line in self._complaints_in(path)]
         return restarted + found
 
     def pids(self) -> dict[str, int]:
-        """Of every process that runs."""
+        """Process ids by name."""
         return {name: child.pid for name, child in self.children.items() if child.pid is not None}
 
-    def usage(self) -> dict[str, Usage]:
-        """Of every process that runs; processor time since `begin`."""
+    def usage(self) -> dict[str, ProcessUsage]:
+        """Usage by name; processor time counts from `begin`."""
         found = {name: usage_of(pid) for name, pid in self.pids().items()}
         return {name: replace(used, cpu_s=used.cpu_s - self._cpu_before.get(name, 0.0)) for name, used in found.items()}
 
@@ -72,13 +73,13 @@ class Cell:
 
 
 def complaint_of(line: str) -> str | None:
-    """What a log line complains of, if it does."""
+    """The error or overrun that a log line reports; None: none."""
     if not line.startswith("{"):
         return None
     try:
         event = json.loads(line)
     except ValueError:
-        return f"a broken log line: {line[:80]}"
+        return f"log line is not JSON: {line[:80]}"
     if event.get("event") == OVERRUN:
         return f"{OVERRUN}: {event.get('took_ms')} ms, {event.get('allowed_ms')} allowed"
     if event.get("level") in ("error", "critical"):
@@ -86,18 +87,20 @@ def complaint_of(line: str) -> str | None:
     return None
 
 
-def usage_of(pid: int) -> Usage:
-    """From /proc: Linux only."""
+def usage_of(pid: int) -> ProcessUsage:
+    """Reads /proc, so Linux only."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return Usage(peak_kib / 1024, (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
+    return ProcessUsage(peak_kib / 1024, (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
 
 
 @asynccontextmanager
-async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[Cell]:
-    """Starts a cell and waits until all of it works; raises TimeoutError when it doesn't."""
+async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[RunningCell]:
+    """Starts a cell and waits until it is ready. Raises TimeoutError if it does not get ready."""
     supervisor = Supervisor(run_dir / "logs", notify)
+    if plan.api_keys:
+        plan = replace(plan, env=plan.env | {"DSD_API_KEYS_FILE": str(write_api_keys(run_dir, plan.api_keys))})
     try:
         nats_url = await _start_nats(supervisor, run_dir)
         relay_url = nats_url if plan.is_near else await _start_relay(supervisor, plan, nats_url)
@@ -108,11 +111,19 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
         url = f"http://127.0.0.1:{http_port}" if GATEWAY in plan.names else ""
         if url:
             await _wait_for_fleet(url, plan)
-        cell = Cell(url, nats_url, supervisor.children, run_dir / "logs")
+        cell = RunningCell(url, nats_url, supervisor.children, run_dir / "logs")
         cell.begin()
         yield cell
     finally:
         await supervisor.stop()
+
+
+def write_api_keys(folder: Path, keys: Iterable[str]) -> Path:
+    """Writes the gateway's file of API keys."""
+    path = folder / "keys.toml"
+    entries = [f'[key-{number}]\nsha256 = "{digest(key).hex()}"\n' for number, key in enumerate(keys)]
+    path.write_text("\n".join(entries), encoding="utf-8")
+    return path
 
 
 async def _start_nats(supervisor: Supervisor, run_dir: Path) -> str:
@@ -128,23 +139,21 @@ async def _start_relay(supervisor: Supervisor, plan: CellPlan, nats_url: str) ->
 
 
 async def _wait_for_fleet(url: str, plan: CellPlan) -> None:
-    """Returns when the gateway has heard of every verifier and drafter."""
+    """Returns when the gateway knows every verifier and drafter."""
     try:
-        async with asyncio.timeout(FLEET_S), connected(url, plan.api_key) as gateway:
+        async with asyncio.timeout(FLEET_S), connected(url, *plan.api_keys[:1]) as gateway:
             while True:
                 if await _is_complete(gateway, plan):
                     return
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(CHECK_S)
     except TimeoutError:
-        raise TimeoutError(
-            f"after {FLEET_S:.0f} s the gateway has not heard of all of {', '.join(plan.names)}"
-        ) from None
+        raise TimeoutError(f"after {FLEET_S:.0f} s the gateway does not know all of {', '.join(plan.names)}") from None
 
 
 async def _is_complete(gateway: GatewayClient, plan: CellPlan) -> bool:
     try:
         fleet = await gateway.fleet()
-    except ClientError:  # it may not serve yet
+    except ClientError:  # the gateway may not serve yet
         return False
-    num_wanted = len(plan.processes(VERIFIER)), len(plan.processes(DRAFTER))
-    return (len(fleet.verifiers), len(fleet.drafters)) == num_wanted
+    expected = len(plan.processes(VERIFIER)), len(plan.processes(DRAFTER))
+    return (len(fleet.verifiers), len(fleet.drafters)) == expected

@@ -1,15 +1,15 @@
-"""What a set of measured answers comes to: percentiles, throughput, goodput. Pure.
+"""Percentiles, throughput and goodput of measured requests. Pure.
 
-Invariant: failed requests are counted by what they came to and enter no percentile. Times count from when a request was
-due, not from when it was sent, so that a generator that falls behind makes no figure better. Times are seconds in
-samples and milliseconds in summaries.
+Invariant: failed requests are counted by status and enter no percentile. Latency counts from when a request was due,
+not from when it was sent, so a load generator that falls behind improves no figure. Samples hold seconds, summaries
+milliseconds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,15 +18,15 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One request. `due_s` counts from the run's beginning, the other times from `due_s`; `first_s` None: no token."""
+class RequestSample:
+    """One request. `due_s` counts from the start of the run, the other times from `due_s`."""
 
     prompt_number: int
     due_s: float
     sent_s: float
-    first_s: float | None
+    first_s: float | None  # first token; None: none came
     total_s: float
-    status: str = OK  # or what it came to: an HTTP status, "broken off", "unreachable"
+    status: str = OK  # or an HTTP status, "broken off", "unreachable"
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     accepted: int = 0
@@ -40,29 +40,29 @@ class Sample:
 
     @property
     def tpot_ms(self) -> float | None:
-        """Time per token behind the first; None for answers of one token, and of one event."""
+        """Time per token after the first; None for answers of one token or of one event."""
         if self.first_s is None or self.num_tokens < 2 or self.total_s <= self.first_s:
             return None
         return (self.total_s - self.first_s) * 1e3 / (self.num_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """What an answer must keep to count as goodput; infinite: anything goes."""
+class LatencyObjective:
+    """Latency limits for goodput; infinite: no limit."""
 
     ttft_ms: float = float("inf")
     tpot_ms: float = float("inf")
 
-    def is_met(self, sample: Sample) -> bool:
-        """A time that an answer doesn't have is not too long."""
+    def is_met(self, sample: RequestSample) -> bool:
+        """A missing time meets the objective."""
         if sample.status != OK:
             return False
         return (sample.ttft_ms or 0) <= self.ttft_ms and (sample.tpot_ms or 0) <= self.tpot_ms
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Percentiles of one figure, with linear interpolation between samples; `count` of them."""
+class Distribution:
+    """Mean and percentiles of one figure over `count` samples, with linear interpolation."""
 
     count: int
     mean: float
@@ -72,61 +72,66 @@ class Spread:
     p99: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """None where there is no value."""
+    def of(cls, values: Sequence[float]) -> Distribution | None:
+        """None without values."""
         if not values:
             return None
         return cls(len(values), float(np.mean(values)), *(float(value) for value in np.percentile(values, PERCENTILES)))
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """A run."""
+class RunSummary:
+    """All requests of a run."""
 
-    duration_s: float  # from the first request due to the end of the last answer
+    duration_s: float  # from when the first request was due to the end of the last answer
     statuses: dict[str, int]
-    ttft_ms: Spread | None
-    tpot_ms: Spread | None
-    total_ms: Spread | None
-    sent_late_ms: Spread | None  # how far the generator itself fell behind
+    ttft_ms: Distribution | None
+    tpot_ms: Distribution | None
+    total_ms: Distribution | None
+    sent_late_ms: Distribution | None  # delay of the load generator itself
     num_tokens: int
     tokens_per_s: float
     goodput_tokens_per_s: float
-    goodput_share: float  # of all requests, failed ones included
+    goodput_share: float  # share of all requests, failed ones included
     accepted: int
     rejected: int
     late: int
     discarded: int
-    acceptance: float | None = field(default=None)  # (accepted + late) / (accepted + late + rejected)
+    acceptance: float | None
 
 
-def summarise(samples: Sequence[Sample], objective: Objective) -> Summary:
+def summarise(samples: Sequence[RequestSample], objective: LatencyObjective) -> RunSummary:
     """Raises ValueError without samples."""
     if not samples:
-        raise ValueError("no request was made")
+        raise ValueError("cannot summarise a run without requests")
     good = [sample for sample in samples if objective.is_met(sample)]
     done = [sample for sample in samples if sample.status == OK]
     duration_s = max(sample.due_s + sample.total_s for sample in samples) - min(sample.due_s for sample in samples)
-    right = sum(sample.accepted + sample.late for sample in done)
-    wrong = sum(sample.rejected for sample in done)
-    return Summary(
+    return RunSummary(
         duration_s=duration_s,
         statuses=dict(Counter(sample.status for sample in samples)),
-        ttft_ms=Spread.of([sample.ttft_ms for sample in done if sample.ttft_ms is not None]),
-        tpot_ms=Spread.of([sample.tpot_ms for sample in done if sample.tpot_ms is not None]),
-        total_ms=Spread.of([sample.total_s * 1e3 for sample in done]),
-        sent_late_ms=Spread.of([sample.sent_s * 1e3 for sample in samples]),
+        ttft_ms=Distribution.of([sample.ttft_ms for sample in done if sample.ttft_ms is not None]),
+        tpot_ms=Distribution.of([sample.tpot_ms for sample in done if sample.tpot_ms is not None]),
+        total_ms=Distribution.of([sample.total_s * 1e3 for sample in done]),
+        sent_late_ms=Distribution.of([sample.sent_s * 1e3 for sample in samples]),
         num_tokens=sum(sample.num_tokens for sample in done),
         tokens_per_s=_per_second(done, duration_s),
         goodput_tokens_per_s=_per_second(good, duration_s),
         goodput_share=len(good) / len(samples),
         accepted=sum(sample.accepted for sample in done),
-        rejected=wrong,
+        rejected=sum(sample.rejected for sample in done),
         late=sum(sample.late for sample in done),
         discarded=sum(sample.discarded for sample in done),
-        acceptance=right / (right + wrong) if right + wrong else None,
+        acceptance=acceptance_of(done),
     )
 
 
-def _per_second(samples: Sequence[Sample], duration_s: float) -> float:
+def acceptance_of(samples: Sequence[RequestSample]) -> float | None:
+    """(accepted + late) / (accepted + late + rejected); None without such guesses."""
+    right = sum(sample.accepted + sample.late for sample in samples)
+    compared = right + sum(sample.rejected for sample in samples)
+    return right / compared if compared else None
+
+
+def _per_second(samples: Sequence[RequestSample], duration_s: float) -> float:
     return sum(sample.num_tokens for sample in samples) / duration_s if duration_s > 0 else 0.0

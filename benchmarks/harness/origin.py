@@ -1,5 +1,7 @@
-"""Where figures come from: machine, command, date, and the code and models that made them. Figures are written down
-with the first three or not at all, and kept for a later run only while the code and the models are the same."""
+"""Where figures come from: command, machine, date, and a digest of code and models.
+
+Invariant: results are stored with their origin. A stored result is reused only while the digest is the same.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.harness.files import ROOT
 from shared.runtime.machine import describe_machine
-
-ROOT = Path(__file__).parents[2]
 
 
 def digest_of(models: Path, *more: bytes) -> str:
-    """Of the code that runs and is simulated, of the models, and of whatever else figures follow from: a result of
-    others says nothing about these."""
+    """Digest of the code, the models and `more`: everything that determines a figure."""
     digest = hashlib.sha256()
     for package in ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared"):
         for path in sorted((ROOT / package).rglob("*.py*")):
@@ -32,28 +32,27 @@ def digest_of(models: Path, *more: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def without_places(arguments: Sequence[str]) -> list[str]:
-    """Arguments without the folder that results go to, and of other absolute paths only their last part: where files
-    lie on one machine says nothing to readers on others."""
+def portable_arguments(arguments: Sequence[str]) -> list[str]:
+    """Arguments without --folder, and with the last part only of absolute paths, which mean nothing elsewhere."""
     kept: list[str] = []
     is_folder = False
     for argument in arguments:
         if not is_folder and not argument.startswith("--folder="):
-            kept.append(_name_of(argument))
+            kept.append(_portable(argument))
         is_folder = argument == "--folder"
         if is_folder:
             kept.pop()
     return kept
 
 
-def _name_of(argument: str) -> str:
+def _portable(argument: str) -> str:
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """As it goes into reports and JSON files."""
+    """As reports and JSON files hold it."""
 
     command: str
     machine: str
@@ -62,9 +61,9 @@ class Origin:
 
     @classmethod
     def here(cls, module: str) -> Origin:
-        """Of this process, started as `python -m module`."""
+        """Origin of results of this process, started as `python -m module`."""
         return cls(
-            command=shlex.join(["python", "-m", module, *without_places(sys.argv[1:])]),
+            command=shlex.join(["python", "-m", module, *portable_arguments(sys.argv[1:])]),
             machine=describe_machine(),
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             python=platform.python_version(),

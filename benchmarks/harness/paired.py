@@ -1,15 +1,14 @@
-"""Two systems compared on the same prompts in one run: a ratio and its 95 % interval.
+"""Paired comparison of two systems on the same prompts in one run: a ratio and its 95 % bootstrap interval.
 
-Invariant: only figures of the same place are compared with each other, so that what is hard about a prompt, or slow
-about the minute in which it ran, falls on both systems alike. Pure: the seed says all.
+Invariant: each figure is compared only with the figure at the same index, so a hard prompt or a slow minute affects
+both systems alike. Pure: the seed determines the result.
 
-Figures are arrays [clusters, members] of positive numbers, such as times per token, equal in shape and order for both
-systems. What belongs together stands in one cluster (the repeats of one prompt, or the sessions of one round): the
-bootstrap draws clusters first and members within each of them, so that members that stray together don't count as
-independent.
+Figures are arrays [clusters, members] of positive numbers, such as times per token, with the same shape and order for
+both systems. A cluster holds correlated figures: the repeats of one prompt, or the sessions of one round. The bootstrap
+draws clusters first and members within each of them, so correlated members do not count as independent.
 
-With few clusters a bootstrap's percentiles lie too close together: of three, an interval would hold the truth three
-times in four. They are moved apart as Student's distribution is wider than the normal one (expanded percentiles:
+With few clusters the percentiles of a bootstrap lie too close together: with three, an interval holds the truth three
+times in four. They are moved apart by the ratio of Student's distribution to the normal one (expanded percentiles:
 Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015).
 """
 
@@ -25,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Figures: TypeAlias = NDArray[np.float64]
-Statistic: TypeAlias = Callable[[Figures, Figures], Figures]  # of the last two axes of both
+Statistic: TypeAlias = Callable[[Figures, Figures], Figures]  # reduces the last two axes of both
 
 NUM_RESAMPLES = 4000
 LOW, HIGH = 0.025, 0.975
@@ -33,7 +32,7 @@ LOW, HIGH = 0.025, 0.975
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Ours / theirs, and its interval."""
+    """Ours / theirs, with its 95 % interval."""
 
     value: float
     low: float
@@ -44,7 +43,7 @@ class Ratio:
 
 
 def geometric_mean_of_ratios(ours: Figures, theirs: Figures) -> Figures:
-    """Each pair counts alike, and swapping the systems inverts it."""
+    """Weights all pairs equally. Swapping the systems inverts it."""
     return np.asarray(np.exp(np.mean(np.log(ours / theirs), axis=(-2, -1))))
 
 
@@ -64,15 +63,15 @@ def compare(
     seed: int = 1,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Ratio:
-    """The statistic with its bootstrap interval; raises ValueError for figures that can't be paired."""
+    """The statistic with its bootstrap interval. Raises ValueError for figures that cannot be paired."""
     mine, others = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if mine.ndim != 2 or mine.shape != others.shape or not mine.size or len(mine) < 2:
         raise ValueError(
-            "figures [clusters, members] of one shape, of two clusters or more, are needed, not "
-            f"{mine.shape} and {others.shape}"
+            "figures must have the same shape [clusters, members] with 2 clusters or more, "
+            f"got {mine.shape} and {others.shape}"
         )
     if not (np.isfinite(mine).all() and np.isfinite(others).all() and mine.min() > 0 and others.min() > 0):
-        raise ValueError("only positive numbers can be compared by their ratio")
+        raise ValueError("figures must be finite and positive")
     generator = np.random.default_rng(seed)
     num_clusters, num_members = mine.shape
     clusters = generator.integers(num_clusters, size=(num_resamples, num_clusters, 1))
@@ -84,6 +83,6 @@ def compare(
 
 
 def expansion(num_clusters: int) -> float:
-    """How many times as far from the ratio, as logarithms, the ends of an interval are as the percentiles."""
+    """Factor by which log(end / ratio) of an interval exceeds log(percentile / ratio)."""
     wider = float(stats.t.ppf(HIGH, num_clusters - 1) / stats.norm.ppf(HIGH))
     return wider * math.sqrt(num_clusters / (num_clusters - 1))

@@ -1,9 +1,9 @@
-"""A loopback TCP relay that puts a service's NATS link far away: python -m benchmarks.harness.relay --help.
+"""A loopback TCP relay that emulates a distant NATS link: python -m benchmarks.harness.relay --help.
 
-Invariant: every byte comes out once and in order, when link.py says; whichever side closes, what it sent before still
-arrives, and then the other side is closed too.
+Invariant: every byte arrives once, in order, at the time that link.py gives. When one side closes, the bytes that it
+sent still arrive, and then the relay closes the other side.
 
-Timers of common event loops round up to whole milliseconds; `precise_loop` waits with select(2), which does not.
+The timers of common event loops round up to whole milliseconds; `precise_loop` uses select(2), which does not.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from urllib.parse import urlsplit
 
 import typer
 
-from benchmarks.harness.link import SEGMENT_BYTES, Conditions, Link
+from benchmarks.harness.link import SEGMENT_BYTES, EmulatedLink, LinkConditions
 
 CONNECT_S = 5.0
-MAX_UNDER_WAY = 1 << 14  # segments in one direction; then its source has to wait
+MAX_IN_FLIGHT = 1 << 14  # segments in one direction; the relay then stops reading
 READY_LINE = "relay is ready"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def precise_loop() -> asyncio.AbstractEventLoop:
-    """An event loop whose timers are late by well under a millisecond."""
+    """An event loop with timers that are late by much less than a millisecond."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
@@ -39,10 +39,10 @@ class Address:
 
     @classmethod
     def of_url(cls, url: str) -> Address:
-        """The address in nats://host:port; raises ValueError."""
+        """Parses nats://host:port. Raises ValueError."""
         parts = urlsplit(url)
         if not parts.hostname or not parts.port:
-            raise ValueError(f"{url!r} must look like nats://host:port")
+            raise ValueError(f"address must be nats://host:port, got {url!r}")
         return cls(parts.hostname, parts.port)
 
     def __str__(self) -> str:
@@ -50,19 +50,19 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Bytes under way, and when they come out; no bytes: the end."""
+class RelaySegment:
+    """Bytes in flight and their arrival time; no bytes: end of stream."""
 
     due: float
     data: bytes
 
 
 class Relay:
-    """Takes connections on a loopback port and carries each to `target` and back. An async context manager."""
+    """Forwards connections from a loopback port to `target`. An async context manager."""
 
-    def __init__(self, target: Address, conditions: Conditions, seed: int = 1, port: int = 0) -> None:
-        self.port = port  # 0: a free one, known once the relay runs
-        self.links: list[Link] = []  # two for each connection: towards the target, and back
+    def __init__(self, target: Address, conditions: LinkConditions, seed: int = 1, port: int = 0) -> None:
+        self.port = port  # 0: the relay sets it to a free port when it starts
+        self.links: list[EmulatedLink] = []  # two for each connection: to the target and back
         self._target = target
         self._conditions = conditions
         self._seed = seed
@@ -81,12 +81,12 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    def _new_link(self) -> Link:
-        self.links.append(Link(self._conditions, self._seed + len(self.links)))
+    def _new_link(self) -> EmulatedLink:
+        self.links.append(EmulatedLink(self._conditions, self._seed + len(self.links)))
         return self.links[-1]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection from its beginning to its end; the stream's protocol owns the task."""
+        """Serves one connection. The stream's protocol owns the task."""
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
@@ -99,16 +99,16 @@ class Relay:
             finally:
                 far_writer.close()
         except (OSError, TimeoutError) as error:
-            print(f"{self._target} can't be reached: {error!r}", flush=True)
+            print(f"cannot reach {self._target}: {error!r}", flush=True)
         except asyncio.CancelledError:
-            pass  # the relay ends; raising would be reported as an error of the stream
+            pass  # the relay stops; asyncio would log a raised error
         finally:
             self._connections.discard(task)
             writer.close()
 
 
 async def _first_of(*jobs: Coroutine[None, None, None]) -> None:
-    """Returns when one of them has, and ends the others."""
+    """Returns when one job returns, and cancels the others."""
     tasks = [asyncio.create_task(job) for job in jobs]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -118,10 +118,10 @@ async def _first_of(*jobs: Coroutine[None, None, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link) -> None:
-    """One direction, until its source closes and all it sent has arrived, or nobody takes it any more."""
-    under_way: asyncio.Queue[Segment] = asyncio.Queue(MAX_UNDER_WAY)
-    delivery = asyncio.create_task(_deliver(under_way, writer))
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: EmulatedLink) -> None:
+    """Carries one direction until its source closed and all bytes arrived, or until the receiver is gone."""
+    in_flight: asyncio.Queue[RelaySegment] = asyncio.Queue(MAX_IN_FLIGHT)
+    delivery = asyncio.create_task(_deliver(in_flight, writer))
     clock = asyncio.get_running_loop().time
     try:
         data = b"first"
@@ -130,17 +130,17 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lin
                 data = await reader.read(SEGMENT_BYTES)
             except ConnectionError:
                 data = b""
-            await under_way.put(Segment(link.send(clock(), len(data)), data))
+            await in_flight.put(RelaySegment(link.send(clock(), len(data)), data))
         await asyncio.wait({delivery})
     finally:
         delivery.cancel()
         await asyncio.gather(delivery, return_exceptions=True)
 
 
-async def _deliver(under_way: asyncio.Queue[Segment], writer: asyncio.StreamWriter) -> None:
+async def _deliver(in_flight: asyncio.Queue[RelaySegment], writer: asyncio.StreamWriter) -> None:
     clock = asyncio.get_running_loop().time
-    while (segment := await under_way.get()).data:
-        await asyncio.sleep(segment.due - clock())  # not above 0: lets others run, no more
+    while (segment := await in_flight.get()).data:
+        await asyncio.sleep(segment.due - clock())  # a due segment only yields to the loop
         writer.write(segment.data)
         try:
             await writer.drain()
@@ -161,21 +161,21 @@ async def _run(relay: Relay) -> None:
 
 @app.command()
 def main(
-    target: Annotated[str, typer.Option("--to", help="Where to carry connections, such as nats://127.0.0.1:4222.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port to listen on; 0 takes a free one.")] = 0,
-    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip to add: half of it in each direction.")] = 0.0,
-    jitter_ms: Annotated[float, typer.Option(min=0, help="Most that a segment is late; none overtakes another.")] = 0.0,
-    bandwidth_mbit: Annotated[float, typer.Option(min=0, help="Limit in each direction per second; 0: none.")] = 0.0,
-    stall_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of segments lost and sent again.")] = 0.0,
-    stall_ms: Annotated[float, typer.Option(min=0, help="How much later a segment sent again comes.")] = 200.0,
-    seed: Annotated[int, typer.Option(help="Of jitter and stalls.")] = 1,
+    target: Annotated[str, typer.Option("--to", help="Target of connections, such as nats://127.0.0.1:4222.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port to listen on; 0: a free one.")] = 0,
+    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip to add, half in each direction.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(min=0, help="Maximum jitter; segments keep their order.")] = 0.0,
+    bandwidth_mbit: Annotated[float, typer.Option(min=0, help="Limit in each direction, Mbit/s; 0: none.")] = 0.0,
+    stall_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of segments that are retransmitted.")] = 0.0,
+    stall_ms: Annotated[float, typer.Option(min=0, help="Delay of a retransmitted segment.")] = 200.0,
+    seed: Annotated[int, typer.Option(help="Seed of jitter and stalls.")] = 1,
 ) -> None:
-    """Carries TCP connections to an address over a link with the delay, bandwidth and losses of a far one."""
+    """Forwards TCP connections over an emulated link with delay, jitter, bandwidth limit and losses."""
     try:
         address = Address.of_url(target)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--to") from None
-    conditions = Conditions(rtt_ms / 2, jitter_ms, bandwidth_mbit, stall_rate, stall_ms)
+    conditions = LinkConditions(rtt_ms / 2, jitter_ms, bandwidth_mbit, stall_rate, stall_ms)
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         runner.run(_run(Relay(address, conditions, seed, port)))
 

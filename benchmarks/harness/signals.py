@@ -1,4 +1,4 @@
-"""How a benchmark is ended from outside."""
+"""Clean exit on SIGTERM."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import sys
 
 
 def exit_on_sigterm() -> None:
-    """SIGTERM is an exit that cleans up, as Ctrl-C is: the processes that were started are stopped."""
+    """Makes SIGTERM raise SystemExit, so that `finally` blocks stop the processes that were started."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -1,24 +1,24 @@
-"""What measured cells come to: every mode against target-only, prompt by prompt, and against the best stop-and-wait.
+"""Findings of a measured cell: every mode against target-only, and sliding against the best stop-and-wait window.
 
-Invariant: a ratio above 1 means faster than what it is compared with; each is of answers to the same prompts in the
-same cell. Pure.
+Invariant: each ratio compares answers to the same prompts in the same cell. A speed above 1 is faster than the base.
+Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from benchmarks.harness.latency import OK, Sample
+from benchmarks.harness.latency import OK, RequestSample, acceptance_of
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Figures, Ratio, compare
 from benchmarks.policies.measure import CellResult
 from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait
 
-Figure: TypeAlias = Callable[[Sample], float | None]
+SampleFigure: TypeAlias = Callable[[RequestSample], float | None]
 STOP_AND_WAIT_PREFIX = stop_and_wait(1).name.rstrip("1")
 
 
@@ -27,21 +27,23 @@ class ModeFinding:
     """One mode in one cell."""
 
     mode: str
-    tpot_ms: float  # medians
-    ttft_ms: float
-    tokens_per_s: float  # of all sessions together, mean over rounds
-    speed: Ratio  # of times per token: target-only's / ours
-    ttft: Ratio  # ours / target-only's
+    tpot_ms: float  # median
+    ttft_ms: float  # median
+    tokens_per_s: float  # of all sessions, mean over rounds
+    speed: Ratio  # time per token: target-only / this mode
+    ttft: Ratio  # this mode / target-only
     acceptance: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class CellFinding:
-    """One cell; without modes where requests failed. Of sliding with free running, where it was measured:
-    `against_best` its speed against the best stop-and-wait window, `in_steps` its TPOT in steps of its drafter."""
+    """One cell; without modes if requests failed.
+
+    `against_best` and `in_steps` are of sliding with free running, if it was measured.
+    """
 
     draft: str
-    standin: str  # which; empty: the real models
+    standin: str  # empty: real models
     rtt_ms: int
     num_sessions: int
     num_drafters: int
@@ -50,12 +52,12 @@ class CellFinding:
     origin: Origin
     modes: list[ModeFinding]
     best_stop_and_wait: str | None
-    against_best: Ratio | None
-    in_steps: Ratio | None
+    against_best: Ratio | None  # speed against the best stop-and-wait window
+    in_steps: Ratio | None  # TPOT / draft step time
 
     @property
     def name(self) -> str:
-        """That of its cell (CellSpec)."""
+        """CellSpec.name of the cell."""
         return cell_name(self.draft, self.rtt_ms, self.num_sessions, self.num_drafters)
 
     def of(self, mode: str) -> ModeFinding | None:
@@ -63,7 +65,7 @@ class CellFinding:
 
 
 def find(result: CellResult, seed: int = 1) -> CellFinding:
-    """All ratios of a cell."""
+    """Computes all ratios of a cell."""
     load = (result.rtt_ms, result.num_sessions, result.num_drafters)
     place = (result.draft, result.standin, *load, len(result.rounds), result.complaints, result.origin)
     if not is_whole(result):
@@ -79,7 +81,7 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
             tokens_per_s=throughput(result, mode),
             speed=compare(tpot[base], tpot[mode], seed=seed),
             ttft=compare(ttft[mode], ttft[base], seed=seed),
-            acceptance=acceptance(result, mode),
+            acceptance=acceptance_of([sample for each in result.rounds for sample in each.samples[mode]]),
         )
         for mode in result.modes
     ]
@@ -94,29 +96,23 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
 
 
 def is_whole(result: CellResult) -> bool:
-    """Whether every answer came, with a token at least."""
+    """Whether every answer is complete and has a token."""
     samples = (sample for each in result.rounds for mode in each.samples.values() for sample in mode)
     return all(sample.status == OK and sample.num_tokens > 0 for sample in samples)
 
 
-def time_per_token(sample: Sample) -> float | None:
-    """TPOT; of an answer that came at once, its whole time shared by its tokens."""
+def time_per_token(sample: RequestSample) -> float | None:
+    """TPOT, or total time / tokens of an answer that came as one event."""
     return sample.tpot_ms or (sample.total_s * 1e3 / sample.num_tokens if sample.num_tokens else None)
 
 
-def figures(result: CellResult, mode: str, figure: Figure) -> Figures:
-    """[rounds, sessions] of a whole result."""
+def figures(result: CellResult, mode: str, figure: SampleFigure) -> Figures:
+    """A figure of every sample of a mode, [rounds, sessions]."""
     return np.array([[figure(sample) for sample in each.samples[mode]] for each in result.rounds], dtype=np.float64)
 
 
 def throughput(result: CellResult, mode: str) -> float:
-    """Tokens per second while a round's sessions run at once."""
+    """Tokens per second of all sessions of a round together."""
     rounds = [each.samples[mode] for each in result.rounds]
     num_tokens = sum(sample.num_tokens for samples in rounds for sample in samples)
     return num_tokens / sum(max(sample.due_s + sample.total_s for sample in samples) for samples in rounds)
-
-
-def acceptance(result: CellResult, mode: str) -> float | None:
-    samples: Sequence[Sample] = [sample for each in result.rounds for sample in each.samples[mode]]
-    right, wrong = sum(s.accepted + s.late for s in samples), sum(s.rejected for s in samples)
-    return right / (right + wrong) if right + wrong else None

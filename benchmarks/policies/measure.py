@@ -1,9 +1,8 @@
-"""Measures one cell: every mode answers the same prompts in turn, within one running system.
+"""Measures one cell: every mode answers the same prompts in turn, in one running system.
 
-Invariant: a round is one prompt (or one prompt for each session at once) in all modes, in random order, so that what a
-prompt or a minute is like falls on all modes alike; only whole rounds count. Texts are the same in all modes, so their
-lengths are; where they are not, the cell complains. Each mode has an API key of its own: the verifier copies no KV
-cache of a prompt from one mode to another, so that all of them prefill.
+Invariant: a round is one prompt per session in all modes, in random order, so a hard prompt or a slow minute affects
+all modes alike; only whole rounds count. All modes give the same texts, so their lengths agree; a difference voids the
+cell. Each mode has its own API key, so the verifier copies no KV cache from one mode to another and all modes prefill.
 """
 
 from __future__ import annotations
@@ -11,201 +10,173 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
-
-from benchmarks.harness import cell as cells
-from benchmarks.harness.asking import Asking, Due, connected, measure
-from benchmarks.harness.cell import Usage
-from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan, Standin
-from benchmarks.harness.conductor import Conductor, conducting
-from benchmarks.harness.latency import OK, Sample
-from benchmarks.harness.link import Conditions
+from benchmarks.harness.cell import ProcessUsage, running
+from benchmarks.harness.cell_plan import WITHOUT_CONTROLLER, CellPlan, StandinPlan
+from benchmarks.harness.latency import OK, RequestSample
+from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin, digest_of
-from benchmarks.policies.plan import TARGET_ONLY, CellSpec, Mode
-from client.gateway import GatewayClient
-from client.wire import AnswerOptions, DsdOptions
-from services.gateway.admission.api_keys import digest, new_key
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller
+from benchmarks.policies.plan import CellSpec, ServingMode
+from client.gateway import Gateway
+from client.wire import Options, Speculation
+from services.gateway.admission.api_keys import new_key
 
 MIN_ROUNDS = 3
 WARM_UP_TOKENS = 16
-NUM_LEARNING = 3  # whole answers from which the adaptive policy learns first
-NAMES = (VERIFIER, DRAFTER, GATEWAY)  # the conductor is the controller
+NUM_LEARNING = 3  # whole answers with which a policy warms up
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
+class RunSettings:
+    """What all cells of a run have in common."""
 
     models: Path
     prompts: Sequence[str]
     max_tokens: int
-    seconds: float  # for the rounds; at least MIN_ROUNDS are made
+    seconds: float  # for the rounds of a cell; MIN_ROUNDS are made in any case
     seed: int
-    standin: Standin | None = None
+    standin: StandinPlan | None = None
 
     @property
     def kind_of_models(self) -> str:
-        """Which stand-ins; empty: the real models."""
+        """The stand-ins; empty: real models."""
         return str(self.standin) if self.standin else ""
 
     @cached_property
     def inputs(self) -> str:
-        """Digest of all that figures follow from: cells of others are not kept."""
+        """Digest of everything that determines a figure. Results with another digest are measured again."""
         files = (self.standin.profile, self.standin.recording) if self.standin else ()
         contents = (path.read_bytes() for path in files if path is not None)
         return digest_of(self.models, repr((list(self.prompts), self.seed)).encode(), *contents)
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """The samples of each mode, one for each session, and the drafter's step when they were over (0: none yet)."""
+class BenchRound:
+    """By mode: a sample for each session, and the draft step time when they ended (0: none reported)."""
 
-    samples: dict[str, list[Sample]]
+    samples: dict[str, list[RequestSample]]
     draft_ms: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """What is kept of a cell. `complaints`: why its figures are void, empty where they are not."""
+    """The result file of a cell."""
 
     draft: str
     rtt_ms: int
     num_sessions: int
     modes: list[str]
     max_tokens: int
-    rounds: list[Round]
-    usage: dict[str, Usage]
-    complaints: list[str]
+    rounds: list[BenchRound]
+    usage: dict[str, ProcessUsage]
+    complaints: list[str]  # why the figures are void; empty: they count
     origin: Origin
-    standin: str = ""  # which; empty: the real models
+    standin: str = ""  # RunSettings.kind_of_models
     num_drafters: int = 1
-    inputs: str = ""  # digest of code, models, prompts, seed and stand-ins
+    inputs: str = ""  # RunSettings.inputs
 
 
-def read_result(path: Path) -> CellResult:
-    """Raises ValueError naming the file for one that is no result."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=CellResult)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{path} is no result of a cell: {error}") from error
-
-
-def write_result(path: Path, result: CellResult) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-    unfinished.replace(path)
-
-
-async def run_cell(spec: CellSpec, effort: Effort, origin: Origin, notify: Callable[[str], None]) -> CellResult:
+async def run_cell(spec: CellSpec, settings: RunSettings, origin: Origin, notify: Callable[[str], None]) -> CellResult:
     """Starts the system, measures, stops it."""
     with TemporaryDirectory(prefix="dsd-bench-") as run_dir:
         keys = {mode.name: new_key() for mode in spec.modes}
-        plan = plan_of(spec, effort, write_keys(Path(run_dir), keys.values()), keys[TARGET_ONLY.name])
+        plan = plan_of(spec, settings, tuple(keys.values()))
         async with (
-            cells.running(plan, Path(run_dir), notify) as cell,
-            conducting(cell.nats_url, spec.num_drafters) as conductor,
+            running(plan, Path(run_dir), notify) as cell,
+            scripted_controller(cell.nats_url, spec.num_drafters) as controller,
             AsyncExitStack() as stack,
         ):
             gateways = {name: await stack.enter_async_context(connected(cell.url, key)) for name, key in keys.items()}
-            bench = CellBench(spec, effort, gateways, conductor, await gateways[TARGET_ONLY.name].first_model())
-            await bench.warm_up()
+            model = await next(iter(gateways.values())).first_model()
+            runner = CellRunner(spec, settings, gateways, controller, model)
+            await runner.warm_up()
             cell.begin()
-            rounds = await bench.rounds(notify)
+            rounds = await runner.rounds(notify)
             usage, complaints = cell.usage(), cell.complaints() + complaints_about(rounds)
     return CellResult(
         draft=spec.draft,
         rtt_ms=spec.rtt_ms,
         num_sessions=spec.num_sessions,
         modes=[mode.name for mode in spec.modes],
-        max_tokens=effort.max_tokens,
+        max_tokens=settings.max_tokens,
         rounds=rounds,
         usage=usage,
         complaints=complaints,
         origin=origin,
-        standin=effort.kind_of_models,
+        standin=settings.kind_of_models,
         num_drafters=spec.num_drafters,
-        inputs=effort.inputs,
+        inputs=settings.inputs,
     )
 
 
-def plan_of(spec: CellSpec, effort: Effort, keys_file: Path, api_key: str) -> CellPlan:
-    """What runs for a cell."""
-    link, env = Conditions.of_round_trip(spec.rtt_ms), {"DSD_API_KEYS_FILE": str(keys_file)}
+def plan_of(spec: CellSpec, settings: RunSettings, api_keys: tuple[str, ...]) -> CellPlan:
+    """The processes of a cell."""
     return CellPlan(
-        effort.models,
-        spec.draft,
-        NAMES,
-        link,
-        standin=effort.standin,
-        env=env,
-        api_key=api_key,
-        seed=effort.seed,
+        settings.models,
+        names=WITHOUT_CONTROLLER,
+        link=LinkConditions.of_round_trip(spec.rtt_ms),
+        standin=settings.standin,
+        api_keys=api_keys,
+        seed=settings.seed,
         drafts=(spec.draft,) * spec.num_drafters,
     )
 
 
-def write_keys(folder: Path, keys: Iterable[str]) -> Path:
-    """The file from which the gateway knows the keys."""
-    path = folder / "keys.toml"
-    entries = [f'[key-{number}]\nsha256 = "{digest(key).hex()}"\n' for number, key in enumerate(keys)]
-    path.write_text("\n".join(entries), encoding="utf-8")
-    return path
-
-
 @dataclass(slots=True)
-class CellBench:
-    """The rounds of one cell. `gateways`: one for each mode."""
+class CellRunner:
+    """Runs the rounds of one cell. `gateways`: a client for each mode."""
 
     spec: CellSpec
-    effort: Effort
-    gateways: dict[str, GatewayClient]
-    conductor: Conductor
+    settings: RunSettings
+    gateways: dict[str, Gateway]
+    controller: ScriptedController
     model: str
 
     async def warm_up(self) -> None:
-        """Answers that don't count: then kernels, fitted costs and adaptive window are those of a running system."""
+        """Answers that do not count; they warm up kernels, fitted costs and policies."""
         for mode in self.spec.modes:
-            is_learning = isinstance(mode.way, str)
+            is_learning = isinstance(mode.control, str)
             for _ in range(NUM_LEARNING if is_learning else 1):
-                await self._answers(mode, 0, self.effort.max_tokens if is_learning else WARM_UP_TOKENS)
+                await self._answers(mode, 0, self.settings.max_tokens if is_learning else WARM_UP_TOKENS)
 
-    async def rounds(self, notify: Callable[[str], None]) -> list[Round]:
-        """As many as the time allows, beginning with the prompt behind the warm-up's."""
-        order = random.Random(self.effort.seed)
-        ends_at = time.monotonic() + self.effort.seconds
-        made: list[Round] = []
+    async def rounds(self, notify: Callable[[str], None]) -> list[BenchRound]:
+        """As many rounds as the time allows, from the prompt after that of the warm-up."""
+        order = random.Random(self.settings.seed)
+        ends_at = time.monotonic() + self.settings.seconds
+        made: list[BenchRound] = []
         while len(made) < MIN_ROUNDS or time.monotonic() < ends_at:
             modes = order.sample(self.spec.modes, len(self.spec.modes))
-            current = Round({}, {})
+            current = BenchRound({}, {})
             for mode in modes:
-                current.samples[mode.name] = await self._answers(mode, len(made) + 1, self.effort.max_tokens)
-                current.draft_ms[mode.name] = self.conductor.draft_ms
+                current.samples[mode.name] = await self._answers(mode, len(made) + 1, self.settings.max_tokens)
+                current.draft_ms[mode.name] = self.controller.draft_ms
             made.append(current)
             notify(f"{self.spec}: round {len(made)}")
         return made
 
-    async def _answers(self, mode: Mode, number: int, max_tokens: int) -> list[Sample]:
-        """One answer a session, all at once."""
-        await self.conductor.choose(mode.way)
-        options = AnswerOptions(max_tokens, temperature=0.0, speculation=DsdOptions(mode.speculation))
-        asking, beginning, prompts = Asking(self.model, options), time.monotonic(), self.effort.prompts
+    async def _answers(self, mode: ServingMode, number: int, max_tokens: int) -> list[RequestSample]:
+        """One answer for each session, all at once."""
+        await self.controller.choose(mode.control)
+        options = Options(max_tokens, temperature=0.0, speculation=Speculation(mode.speculation))
+        template, now, prompts = RequestTemplate(self.model, options), time.monotonic(), self.settings.prompts
 
-        async def one(session: int) -> Sample:
+        async def one(session: int) -> RequestSample:
             index = (number * self.spec.num_sessions + session) % len(prompts)
-            return await measure(self.gateways[mode.name], asking, Due(index, prompts[index], beginning, beginning))
+            scheduled = ScheduledRequest(index, prompts[index], now, now)
+            return await measure_request(self.gateways[mode.name], template, scheduled)
 
         return list(await asyncio.gather(*(one(session) for session in range(self.spec.num_sessions))))
 
 
-def complaints_about(rounds: Sequence[Round]) -> list[str]:
+def complaints_about(rounds: Sequence[BenchRound]) -> list[str]:
     """Failed requests, and answers whose length depends on the mode."""
     found = []
     for number, each in enumerate(rounds):

@@ -1,6 +1,6 @@
-"""Which cells `make bench` measures, and the ways of serving that are compared in each (docs/benchmarks.md).
+"""The cells of `make bench`, and the serving modes that each compares (docs/benchmarks.md).
 
-Invariant: every cell has target-only among its modes, through the same processes: what all ratios are to.
+Invariant: every cell has the mode target-only, in the same processes. It is the base of all ratios.
 """
 
 from __future__ import annotations
@@ -10,56 +10,56 @@ from typing import Literal
 
 from awc.policy import WindowChoice
 
-STOP_AND_WAIT = (1, 2, 4, 6, 8, 12)
+STOP_AND_WAIT = (1, 2, 4, 6, 8, 12)  # windows
 RTTS_MS = (0, 10, 30, 60, 100, 200)
-SHARED_RTTS_MS = (0, 30, 100)  # of the cells with several sessions
-NUM_SHARED = 8
+SHARED_RTTS_MS = (0, 30, 100)  # of cells with several sessions
+NUM_SHARED = 8  # sessions on one drafter
 SLIDING = WindowChoice(16, 2, free_run=True)
-SERVED = "adaptive"  # the policy of a controller that is told none
+DEFAULT_POLICY = "adaptive"  # the controller's default
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
-    """A way of serving: what a request asks for, and what the controller decides: a choice, or by a policy."""
+class ServingMode:
+    """What requests ask for, and what the controller decides: a fixed choice, or by the policy of this name."""
 
     name: str
     speculation: Literal["off", "adaptive"] = "adaptive"
-    way: WindowChoice | str = SERVED
+    control: WindowChoice | str = DEFAULT_POLICY
 
 
-def stop_and_wait(window: int) -> Mode:
-    """The paper's scheme: a whole window, then wait for its verdict."""
-    return Mode(f"stop-and-wait {window}", way=WindowChoice(window, window, free_run=False))
+def stop_and_wait(window: int) -> ServingMode:
+    """The paper's scheme: send a whole window, then wait for its verdict."""
+    return ServingMode(f"stop-and-wait {window}", control=WindowChoice(window, window, free_run=False))
 
 
-TARGET_ONLY = Mode("target-only", "off", SLIDING)
-SLIDING_WAITING = Mode("sliding", way=WindowChoice(SLIDING.window, SLIDING.chunk, free_run=False))
-SLIDING_FREE = Mode("sliding, free running", way=SLIDING)
-ADAPTIVE = Mode("adaptive")
+TARGET_ONLY = ServingMode("target-only", "off", SLIDING)
+SLIDING_WAITING = ServingMode("sliding", control=WindowChoice(SLIDING.window, SLIDING.chunk, free_run=False))
+SLIDING_FREE = ServingMode("sliding, free running", control=SLIDING)
+ADAPTIVE = ServingMode("adaptive")
 ALL_MODES = (TARGET_ONLY, *map(stop_and_wait, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
 FEW_MODES = (TARGET_ONLY, stop_and_wait(4), SLIDING_FREE, ADAPTIVE)
 POLICY_MODES = (
     TARGET_ONLY,
-    *(Mode(f"window {window}", way=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)),
-    *(Mode(name, way=name) for name in ("ladder", "goodput")),
+    *(ServingMode(f"window {window}", control=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)),
+    *(ServingMode(name, control=name) for name in ("ladder", "goodput")),
     ADAPTIVE,
 )
 
 
 def cell_name(draft: str, rtt_ms: int, num_sessions: int, num_drafters: int) -> str:
-    """Of a cell, and of the file with what was measured in it."""
+    """Name of a cell and of its result file."""
     return f"{draft}-rtt{rtt_ms}-{num_sessions}" + (f"-on{num_drafters}" if num_drafters > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
 class CellSpec:
-    """One running system, and what is compared in it."""
+    """One running system, and the modes compared in it."""
 
     draft: str
     rtt_ms: int
     num_sessions: int
-    modes: tuple[Mode, ...]
-    weight: float = 1.0  # its share of the time
+    modes: tuple[ServingMode, ...]
+    weight: float = 1.0  # relative share of the time budget
     num_drafters: int = 1
 
     @property
@@ -72,7 +72,7 @@ class CellSpec:
 
 
 def full_plan() -> list[CellSpec]:
-    """One session at every RTT with all modes, several at some with few; those that matter most first."""
+    """All modes with one session at every RTT, and few modes with several sessions. RTT 30 ms comes first."""
     alone = [CellSpec(draft, rtt_ms, 1, ALL_MODES) for rtt_ms in RTTS_MS for draft in ("int8", "int4")]
     shared = [
         CellSpec(draft, rtt_ms, NUM_SHARED, FEW_MODES, weight=0.6)
@@ -83,8 +83,7 @@ def full_plan() -> list[CellSpec]:
 
 
 def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
-    """Window policies against each other and against static windows, at some RTTs with one session and several, as far
-    as there are as many as drafters."""
+    """Window policies against static windows, with one session and with several, at least one per drafter."""
     nums = [num for num in (1, 4, 16) if num >= num_drafters]
     return [
         CellSpec("int8", rtt_ms, num, POLICY_MODES, num_drafters=num_drafters)
@@ -94,6 +93,6 @@ def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
 
 
 def quick_plan() -> list[CellSpec]:
-    """Two cells, enough to see whether something broke."""
+    """Two cells that show whether something broke."""
     modes = (TARGET_ONLY, stop_and_wait(4), stop_and_wait(8), SLIDING_FREE, ADAPTIVE)
     return [CellSpec("int8", 30, 1, modes), CellSpec("int8", 30, NUM_SHARED, FEW_MODES)]

@@ -13,25 +13,25 @@ from benchmarks.harness.paired import Ratio
 from benchmarks.policies.findings import CellFinding, ModeFinding
 from benchmarks.policies.plan import ADAPTIVE, SLIDING_FREE, TARGET_ONLY
 
-mpl.use("agg")  # files, no window
+mpl.use("agg")  # draw to files
 
 from matplotlib import pyplot
 
 NEVER_SLOWER, TTFT_LIMIT = 0.97, 1.1
-SLIDING_GAIN, SLIDING_LOW = 1.2, 1.1  # over the best stop-and-wait window, and its interval's lower end
-STANDIN_GAIN, STANDIN_LOW = 1.3, 1.0  # where both models are stand-ins for large ones
+SLIDING_GAIN, SLIDING_LOW = 1.2, 1.1  # least ratio to the best stop-and-wait window, and least lower end
+STANDIN_GAIN, STANDIN_LOW = 1.3, 1.0  # the same for stand-ins of large models
 ABOUT = (
     "Ratios are geometric means over answers to the same prompts in one run, with 95 % bootstrap intervals over "
     "rounds; above 1 is faster than target-only. The default pair is a model and its own quantised copies: it proves "
     "nothing about a small draft for a large target."
 )
 ANSWERS = {True: "yes", False: "**no**", None: "**open**: too few rounds"}
-STEPS = {0: 1.35, 30: 1.5, 100: 1.9}  # most drafter's steps that a token of sliding may take, by RTT
+MAX_STEPS = {0: 1.35, 30: 1.5, 100: 1.9}  # TPOT of sliding / draft step time, by RTT in ms
 
 
 def markdown(findings: Sequence[CellFinding], plots: Sequence[str]) -> str:
-    """The whole report, of one finding at least."""
-    parts = ["# Benchmark run", _origins(findings), ABOUT, "## What must hold", *_musts(findings)]
+    """The report of one or more cells."""
+    parts = ["# Benchmark run", _origins(findings), ABOUT, "## Requirements", *_requirements(findings)]
     parts += [f"![{plot.removesuffix('.png')}]({plot})" for plot in plots]
     for finding in sorted(findings, key=lambda each: (each.num_sessions, each.draft, each.rtt_ms)):
         parts += [f"## {_title(finding)}", *_void(finding), _table(finding)]
@@ -39,7 +39,7 @@ def markdown(findings: Sequence[CellFinding], plots: Sequence[str]) -> str:
 
 
 def _origins(findings: Sequence[CellFinding]) -> str:
-    """Which command measured which cells, on what, and on which day."""
+    """Command, day and machine of all cells."""
     cells: dict[Origin, list[str]] = {}
     for finding in findings:
         made = finding.origin
@@ -74,7 +74,7 @@ def _table(finding: CellFinding) -> str:
         "| mode | TPOT ms | speed to target-only | TTFT ms | TTFT to target-only | tokens/s in all | acceptance |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    steps = "" if finding.in_steps is None else f" A token of sliding takes {finding.in_steps} steps of its drafter."
+    steps = "" if finding.in_steps is None else f" Sliding takes {finding.in_steps} draft steps per token."
     return "\n".join([*rows, *(_row(mode) for mode in finding.modes), "", f"{finding.num_rounds} rounds.{steps}"])
 
 
@@ -86,9 +86,9 @@ def _row(mode: ModeFinding) -> str:
     return f"| {' | '.join((*cells, acceptance))} |"
 
 
-def _musts(findings: Sequence[CellFinding]) -> list[str]:
-    """The requirements that these cells can decide."""
-    rows = ["| what | where | ratio | holds |", "| --- | --- | --- | --- |"]
+def _requirements(findings: Sequence[CellFinding]) -> list[str]:
+    """The requirements that these cells can check."""
+    rows = ["| requirement | cell | ratio | met |", "| --- | --- | --- | --- |"]
     for finding in findings:
         if finding.complaints:
             continue
@@ -96,48 +96,52 @@ def _musts(findings: Sequence[CellFinding]) -> list[str]:
         for name in (ADAPTIVE.name, SLIDING_FREE.name):
             mode = finding.of(name)
             if mode is not None and (name == ADAPTIVE.name or finding.num_sessions == 1):
-                rows.append(_must(f"{name}: never slower than target-only", where, mode.speed, _is_as_fast(mode.speed)))
-                rows.append(_must(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, mode.ttft, _is_within(mode.ttft, TTFT_LIMIT)))
+                rows.append(
+                    _requirement(f"{name}: never slower than target-only", where, mode.speed, _is_as_fast(mode.speed))
+                )
+                rows.append(
+                    _requirement(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, mode.ttft, _is_within(mode.ttft, TTFT_LIMIT))
+                )
         gain = finding.against_best
         if gain is not None and finding.num_sessions == 1 and finding.rtt_ms == 30:
             least, low = (STANDIN_GAIN, STANDIN_LOW) if finding.standin else (SLIDING_GAIN, SLIDING_LOW)
             what = f"sliding against {finding.best_stop_and_wait}: ≥ {least}×"
-            rows.append(_must(what, where, gain, gain.value >= least and gain.low >= low))
-        steps, most = finding.in_steps, STEPS.get(finding.rtt_ms)
+            rows.append(_requirement(what, where, gain, gain.value >= least and gain.low >= low))
+        steps, most = finding.in_steps, MAX_STEPS.get(finding.rtt_ms)
         if steps is not None and most and finding.num_sessions == 1 and finding.draft == "int8" and not finding.standin:
-            rows.append(_must(f"sliding: a token takes ≤ {most} drafter's steps", where, steps, steps.value <= most))
+            rows.append(_requirement(f"sliding: ≤ {most} draft steps per token", where, steps, steps.value <= most))
     return ["\n".join(rows)]
 
 
-def _must(what: str, where: str, ratio: Ratio, holds: bool | None) -> str:
+def _requirement(what: str, where: str, ratio: Ratio, holds: bool | None) -> str:
     return f"| {what} | {where} | {ratio} | {ANSWERS[holds]} |"
 
 
 def _is_within(ratio: Ratio, most: float) -> bool | None:
-    """Whether a ratio is `most` at most; None where it is above it, and may be so by chance."""
+    """Whether ratio ≤ most; None if the interval contains `most` and the ratio is above it."""
     if ratio.value <= most:
         return True
     return None if ratio.low <= most else False
 
 
 def _is_as_fast(speed: Ratio) -> bool | None:
-    """Whether a speed is NEVER_SLOWER at least; None where it is below it, and may be so by chance."""
+    """Whether speed ≥ NEVER_SLOWER; None if the interval contains it and the speed is below."""
     if speed.value >= NEVER_SLOWER:
         return True
     return None if speed.high >= NEVER_SLOWER else False
 
 
 def plot_speeds(findings: Sequence[CellFinding], folder: Path) -> list[str]:
-    """One picture for each draft and number of sessions measured at several RTTs; their names."""
+    """A plot for each draft and number of sessions with several RTTs; returns the file names."""
     names = []
-    for load in sorted({_load(each) for each in findings}):
-        mine = sorted((each for each in findings if _load(each) == load), key=lambda each: each.rtt_ms)
+    for key in sorted({_load(each) for each in findings}):
+        mine = sorted((each for each in findings if _load(each) == key), key=lambda each: each.rtt_ms)
         if len(mine) > 1 and all(each.modes for each in mine):
-            draft, num_sessions, num_drafters = load
-            name, told = f"speed-{draft}-{num_sessions}", f"{num_sessions} at once"
+            draft, num_sessions, num_drafters = key
+            name, load = f"speed-{draft}-{num_sessions}", f"{num_sessions} at once"
             if num_drafters > 1:
-                name, told = f"{name}-on{num_drafters}", f"{told} on {num_drafters} drafters"
-            _plot(mine, f"{_models(mine[0])}, {told}", folder / f"{name}.png")
+                name, load = f"{name}-on{num_drafters}", f"{load} on {num_drafters} drafters"
+            _plot(mine, f"{_models(mine[0])}, {load}", folder / f"{name}.png")
             names.append(f"{name}.png")
     return names
 

@@ -1,7 +1,7 @@
-"""Paced stand-ins: the real models, no pass and no draft step shorter than a profile says.
+"""Paced stand-ins: the real models, slowed down to the times of a profile.
 
-Invariant: texts and guesses are the real model's, to the bit. A pass or step that took longer than the profile allows
-is logged as an overrun: figures of a run with one are void.
+Invariant: texts and guesses equal those of the real model to the bit. No pass or step is shorter than the profile says.
+A longer one is logged as an overrun, which voids the figures of the run.
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 
-from benchmarks.standins.pacer import Pace
-from benchmarks.standins.settings import STANDIN
-from services.cloud_verifier.engine import Drawn
+from benchmarks.harness.standin import OVERRUN, STANDIN
+from benchmarks.standins.pacer import Pacer
 from services.cloud_verifier.torch_engine.kv import KvCache
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel
 from shared.data.profiles import PassTimes, Profile
 
-OVERRUN = "stand-in overrun"  # what a log line of one says
-
 log = structlog.get_logger(__name__)
 
 
 class PacedTarget:
-    """A TargetModel that takes its time."""
+    """A TargetModel with the pass times of a profile."""
 
     def __init__(self, model: TargetModel, profile: Profile) -> None:
         self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
         self.fingerprint = f"{STANDIN}-paced-{profile.name}-{model.fingerprint}"
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
-        self.pace = Pace()
+        self.pace = Pacer()
         self._model = model
         self._times = profile.pass_times
 
@@ -48,13 +45,13 @@ class PacedTarget:
 
 
 class PacedDraft:
-    """A DraftModel that takes its time."""
+    """A DraftModel with the step times of a profile."""
 
     def __init__(self, model: DraftModel, profile: Profile) -> None:
         self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
-        self.pace = Pace()
+        self.pace = Pacer()
         self._model = model
         self._times = profile.step_times
 
@@ -64,18 +61,18 @@ class PacedDraft:
     def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
         started = time.perf_counter()
         logits = self._model.feed(cache, token_ids, start)
-        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids), start))
+        wait_or_log(self.pace, started, self._times.feed_ms(len(token_ids), start))
         return logits
 
 
-def wait_for_pass(pace: Pace, started: float, times: PassTimes, rows: Sequence[Row]) -> None:
-    """Waits until a pass over these rows, begun at `started`, has lasted long enough."""
+def wait_for_pass(pace: Pacer, started: float, times: PassTimes, rows: Sequence[Row]) -> None:
+    """Waits until a pass over these rows has lasted as long as `times` says."""
     num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
-    wait_or_tell(pace, started, times.pass_ms(len(rows), num_tokens, num_cached))
+    wait_or_log(pace, started, times.pass_ms(len(rows), num_tokens, num_cached))
 
 
-def wait_or_tell(pace: Pace, started: float, needed_ms: float) -> None:
-    """Waits until work begun at `started` has lasted long enough, and logs when it had lasted too long already."""
+def wait_or_log(pace: Pacer, started: float, needed_ms: float) -> None:
+    """Waits until `needed_ms` after `started`, or logs an overrun if that time has passed."""
     if not pace.wait(started, needed_ms):
         took_ms = (time.perf_counter() - started) * 1e3
         log.warning(OVERRUN, allowed_ms=round(needed_ms, 3), took_ms=round(took_ms, 3), num_overruns=pace.num_overruns)

@@ -1,31 +1,31 @@
-"""The clock that makes work last as long as hardware that is not here would take for it.
+"""Makes work last as long as it would on other hardware.
 
-Invariant: a wait ends not before its time, and late by what the system takes to wake a thread at most: it sleeps
-nearly to the end and watches the clock for the rest.
+Invariant: a wait never ends early. It ends late by at most the time that the system takes to wake a thread: it sleeps
+until shortly before its end and polls the clock from there.
 """
 
 from __future__ import annotations
 
 import time
 
-WATCH_S = 0.0002  # of the end of a wait; a sleep may be so late
+POLL_S = 0.0002  # the polled end of a wait; a sleep may overrun by this much
 
 
-class Pace:
-    """Makes work last as long as a profile says. For one thread, never the event loop's."""
+class Pacer:
+    """Waits for the end of timed work. For one thread, which must not be the event loop's."""
 
     def __init__(self) -> None:
         self.num_overruns = 0
 
     def wait(self, started: float, needed_ms: float) -> bool:
-        """Returns `needed_ms` behind `started` (time.perf_counter); False, at once, when that is over: an overrun."""
+        """Returns True `needed_ms` after `started` (time.perf_counter), or False at once if that time has passed."""
         due = started + needed_ms / 1e3
         left = due - time.perf_counter()
         if left < 0:
             self.num_overruns += 1
             return False
-        if left > WATCH_S:
-            time.sleep(left - WATCH_S)
+        if left > POLL_S:
+            time.sleep(left - POLL_S)
         while time.perf_counter() < due:
             time.sleep(0)  # lets the event loop's thread run
         return True

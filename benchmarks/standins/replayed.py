@@ -1,12 +1,11 @@
 """Replayed stand-ins: recorded texts and acceptance, timed waits, no compute.
 
-Invariant: behind a recorded prompt the target's draws are the recorded continuation, and the draft's guesses are right
-where, and as confident as, the recording says. Texts that are not in the recording, or go on behind its end, fail their
-session at the target: nothing is made up. What is guessed or drawn behind a wrong guess is compared with nothing, so
-any token does.
+Invariant: after a recorded prompt the target draws the recorded continuation, and the draft's guesses are right, and as
+confident, as recorded. A text that is not recorded, or that continues past the recorded end, fails its session at the
+target. Tokens after a wrong guess are never compared, so any token serves there.
 
-Sampling options change nothing of it, except that with a temperature the drafter's noise may turn a right guess into a
-wrong one: ask with temperature 0.
+Use temperature 0: with a temperature the drafter's noise may turn a right guess into a wrong one. Other sampling
+options have no effect.
 """
 
 from __future__ import annotations
@@ -17,25 +16,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.standins.paced import wait_for_pass, wait_or_tell
-from benchmarks.standins.pacer import Pace
-from benchmarks.standins.settings import STANDIN
-from services.cloud_verifier.engine import Drawn
+from benchmarks.harness.standin import STANDIN
+from benchmarks.standins.paced import wait_for_pass, wait_or_log
+from benchmarks.standins.pacer import Pacer
 from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording
 from shared.protocol.guesses import common_prefix
 
-WARM_UP_TOKEN = 0  # services warm up with texts of it alone
+WARM_UP_TOKEN = 0  # warm-up texts consist of this token
 
 
 class NotRecorded(ValueError):
-    """The recording does not say how a text goes on."""
+    """The recording does not hold the text."""
 
 
 class ReplayCache:
-    """The tokens that a real cache would hold keys and values of, and what is recorded of them."""
+    """The tokens of a KV cache, and the recorded prompt with which they begin."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -48,31 +46,33 @@ class ReplayCache:
 
     def feed(self, token_ids: Sequence[int], start: int) -> None:
         if not token_ids or not 0 <= start <= self.length or start + len(token_ids) > self.capacity:
-            raise ValueError(f"{len(token_ids)} tokens at {start} into {self.length} of {self.capacity}")
+            raise ValueError(
+                f"cannot feed {len(token_ids)} tokens at {start}: cache holds {self.length} of {self.capacity}"
+            )
         self.text[start:] = token_ids
-        if len(token_ids) > 1:  # perhaps a part of a prompt, that began like a shorter one so far
+        if len(token_ids) > 1:  # part of a prompt, so a longer recorded prompt may match now
             self.recorded = None
 
     def copy(self, prefix: Prefix) -> None:
-        """As KvCache has it, of another ReplayCache."""
+        """As KvCache.copy, from another ReplayCache."""
         assert isinstance(prefix.cache, ReplayCache)
         self.text = prefix.cache.text[: prefix.length]
 
 
-class Library:
-    """The prompts of a recording, found by the texts that begin with them."""
+class RecordedPrompts:
+    """The prompts of a recording, by the texts that begin with them."""
 
     def __init__(self, recording: Recording) -> None:
         self._by_prompt = {each.prompt_ids: each for each in recording.prompts}
         self._lengths = sorted({len(prompt) for prompt in self._by_prompt}, reverse=True)
 
     def find(self, cache: ReplayCache) -> Recorded | None:
-        """What is recorded behind the longest prompt that the cache's text begins with; None for a warm-up."""
+        """The longest recorded prompt with which the text begins; None for a warm-up. Raises NotRecorded."""
         if cache.recorded is None and any(cache.text):
             texts = (tuple(cache.text[:length]) for length in self._lengths if length <= cache.length)
             cache.recorded = next((found for text in texts if (found := self._by_prompt.get(text))), None)
             if cache.recorded is None:
-                raise NotRecorded(f"no recorded prompt begins a text of {cache.length} tokens")
+                raise NotRecorded(f"a text of {cache.length} tokens begins with no recorded prompt")
         return cache.recorded
 
 
@@ -84,12 +84,16 @@ class ReplayedTarget:
         self.fingerprint = self.name
         self.vocab_size = recording.header.vocab_size
         self.max_context = recording.header.max_context
-        self.pace = Pace()
-        self._library = Library(recording)
+        self.pace = Pacer()
+        self._library = RecordedPrompts(recording)
         self._times = profile.pass_times
 
     def new_cache(self, capacity: int) -> ReplayCache:
         return ReplayCache(capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Negligible."""
+        return 0
 
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
         started = time.perf_counter()
@@ -109,9 +113,9 @@ class ReplayedTarget:
         first = cache.length - row.num_draws + 1 - len(recorded.prompt_ids)
         known = recorded.target_ids[first : first + row.num_draws]
         draws = [*known, *[recorded.target_ids[-1]] * (row.num_draws - len(known))]
-        # The draw behind a whole answer is the bonus of its last token, and is not committed.
+        # The draw after a whole answer is a bonus token that is never committed.
         if first + common_prefix(row.guesses, draws) > len(recorded.target_ids):
-            raise NotRecorded(f"only {len(recorded.target_ids)} tokens are recorded behind this prompt")
+            raise NotRecorded(f"the text exceeds the {len(recorded.target_ids)} tokens recorded for its prompt")
         return draws
 
 
@@ -122,8 +126,8 @@ class ReplayedDraft:
         self.name = f"{STANDIN}-replayed-{profile.name}-{recording.header.draft}"
         self.vocab_size = recording.header.vocab_size
         self.max_context = recording.header.max_context
-        self.pace = Pace()
-        self._library = Library(recording)
+        self.pace = Pacer()
+        self._library = RecordedPrompts(recording)
         self._times = profile.step_times
 
     def new_cache(self, capacity: int) -> ReplayCache:
@@ -132,21 +136,21 @@ class ReplayedDraft:
         return ReplayCache(capacity)
 
     def feed(self, cache: ReplayCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        """Logits [vocab] float32, of a softmax that gives the guess its recorded confidence."""
+        """Logits [vocab], float32. Their softmax gives the guess its recorded confidence."""
         started = time.perf_counter()
         cache.feed(token_ids, start)
         logits = self._logits(cache)
-        wait_or_tell(self.pace, started, self._times.feed_ms(len(token_ids), start))
+        wait_or_log(self.pace, started, self._times.feed_ms(len(token_ids), start))
         return logits
 
     def _logits(self, cache: ReplayCache) -> np.ndarray:
         recorded = self._recorded(cache)
         index = cache.length - len(recorded.prompt_ids) if recorded else -1
         if recorded is None or not 0 <= index < len(recorded.target_ids):
-            return np.zeros(self.vocab_size, dtype=np.float32)  # of a part of a prompt, or behind the end: no guess
+            return np.zeros(self.vocab_size, dtype=np.float32)  # inside a prompt, or past the recorded end
         right = recorded.target_ids[index]
         guess = right if recorded.draft_right[index] else self._wrong(right)
-        # A guess with the probability 1 / vocab or less could not be the likeliest token.
+        # A probability of 1 / vocab or less cannot be that of the most likely token.
         confidence = max(recorded.confidence[index], 2 / self.vocab_size)
         others = math.log(max(1 - confidence, 1e-9) / (self.vocab_size - 1))
         logits = np.full(self.vocab_size, others, dtype=np.float32)
@@ -154,7 +158,7 @@ class ReplayedDraft:
         return logits
 
     def _recorded(self, cache: ReplayCache) -> Recorded | None:
-        """None inside a prompt too, which comes in chunks."""
+        """As RecordedPrompts.find, but None inside a prompt, which arrives in chunks."""
         try:
             return self._library.find(cache)
         except NotRecorded:

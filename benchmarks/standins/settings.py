@@ -1,52 +1,48 @@
-"""Settings of stand-in models: a service's own, and which stand-in (DSD_STANDIN_*, --standin-*).
+"""Settings of services with stand-ins: those of the service, and DSD_STANDIN_* or --standin-*.
 
-Invariant: no process with a stand-in has a name or serves a model under a name that does not say so.
+Invariant: the instance name and the model name of a process with a stand-in contain STANDIN.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from benchmarks.harness.standin import MODEL_NAME, STANDIN, StandinKind
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
 from shared.data.profiles import read_profile
 from shared.data.recording import read_recording
 from shared.runtime.config import ServiceSettings
 
-STANDIN = "stand-in"
-MODEL_NAME = f"{STANDIN}-smollm2-135m"
-
-Kind = Literal["paced", "replayed"]
-
 
 class StandinSettings(ServiceSettings):
-    """What both stand-ins can be told."""
+    """Settings of both stand-ins."""
 
-    name: str = Field(STANDIN, description=f"Name of this instance; {STANDIN} must be part of it")
+    name: str = Field(STANDIN, description=f"Name of this instance; must contain {STANDIN}")
     model_name: str = Field(
-        MODEL_NAME, description=f"Name under which the model is served; {STANDIN} must be part of it, the gateway's too"
+        MODEL_NAME, description=f"Name of the served model, the same as the gateway's; must contain {STANDIN}"
     )
-    standin_kind: Kind = Field(
-        ..., description="paced: the real model, slowed down to a profile. replayed: a recording, without a model"
+    standin_kind: StandinKind = Field(
+        ..., description="paced: the real model, slowed down to a profile; replayed: a recording, without a model"
     )
-    standin_profile: str = Field(..., description="JSON file with the times of the hardware stood in for")
-    standin_recording: str = Field("", description="JSON lines with texts and acceptance; needed to replay")
+    standin_profile: str = Field(..., description="JSON file with pass and step times")
+    standin_recording: str = Field("", description="JSONL file with texts and acceptance; only for replayed")
 
     @model_validator(mode="after")
-    def _says_what_it_is(self) -> Self:
+    def _names_contain_standin(self) -> Self:
         for field, value in (("name", self.name), ("model_name", self.model_name)):
             if STANDIN not in value:
-                raise ValueError(f"{field} {value!r} must say that this is a {STANDIN}")
+                raise ValueError(f"{field} must contain {STANDIN}, got {value!r}")
         return self
 
     @model_validator(mode="after")
-    def _files_can_be_read(self) -> Self:
-        """Before anything is loaded that takes long."""
+    def _files_are_readable(self) -> Self:
+        """Checks the files before the service loads a model."""
         if (self.standin_kind == "replayed") != bool(self.standin_recording):
-            raise ValueError("standin_recording is needed to replay, and only there")
+            raise ValueError("standin_recording is required for replayed stand-ins, and only for them")
         try:
             read_profile(Path(self.standin_profile))
             if self.standin_recording:
@@ -59,22 +55,22 @@ class StandinSettings(ServiceSettings):
 class StandinVerifierSettings(StandinSettings, VerifierSettings):
     """Settings of `python -m benchmarks.standins cloud_verifier`."""
 
-    target: str = Field("", description="Folder of the target model; only to be paced")
+    target: str = Field("", description="Folder of the target model; only for paced")
 
     @model_validator(mode="after")
-    def _model_is_for_pacing(self) -> Self:
+    def _model_is_for_paced(self) -> Self:
         if (self.standin_kind == "paced") != bool(self.target):
-            raise ValueError("target is needed for a paced stand-in, and only there")
+            raise ValueError("target is required for paced stand-ins, and only for them")
         return self
 
 
 class StandinDrafterSettings(StandinSettings, DrafterSettings):
     """Settings of `python -m benchmarks.standins edge_drafter`."""
 
-    draft: str = Field("", description="Folder of the draft model; only to be paced")
+    draft: str = Field("", description="Folder of the draft model; only for paced")
 
     @model_validator(mode="after")
-    def _model_is_for_pacing(self) -> Self:
+    def _model_is_for_paced(self) -> Self:
         if (self.standin_kind == "paced") != bool(self.draft):
-            raise ValueError("draft is needed for a paced stand-in, and only there")
+            raise ValueError("draft is required for paced stand-ins, and only for them")
         return self

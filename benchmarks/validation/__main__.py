@@ -1,7 +1,7 @@
-"""Is DSD-Sim right? Runs the services for real, simulates the same, and tells the errors: make validate.
+"""Compares DSD-Sim with the services: runs each case live, simulates it and reports the errors: make validate.
 
-Invariant: a finished case stands in a file of its own and is not run again, unless its figures are void; the report is
-made of what is there. Recordings are made anew by every call that runs a case.
+Invariant: each finished case has its own file and is run again only if its figures are void or come from other code or
+models. The report shows all finished cases. Each call that runs a case makes its recordings anew.
 """
 
 from __future__ import annotations
@@ -11,27 +11,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
-from benchmarks.harness.origin import ROOT, Origin, digest_of
+from benchmarks.harness.files import REPORTS, read_result, write_result
+from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.harness.signals import exit_on_sigterm
-from benchmarks.validation.case_run import CaseResult, Effort, code_of, read_result, run_case
+from benchmarks.validation.case_run import CaseResult, ValidationInputs, run_case
 from benchmarks.validation.cases import CASES, NUM_TOKENS, Case
 from benchmarks.validation.record import JUDGED, OTHERS, record_all
 from benchmarks.validation.report import markdown, summaries, table
+from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
-from shared.runtime.home import default_models_dir
 
-FOLDER = ROOT / "docs" / "reports" / "validation"
+FOLDER = REPORTS.parent / "validation"
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCode:
+    """The part of a CaseResult that results of all versions of the code have."""
+
+    code: str
 
 
 def path_of(case: Case, folder: Path) -> Path:
@@ -39,44 +47,38 @@ def path_of(case: Case, folder: Path) -> Path:
 
 
 def matches(result: CaseResult, case: Case, code: str, num_tokens: int = NUM_TOKENS) -> bool:
-    """Whether a result is of the case asked for, and of this code."""
+    """Whether a result is of this case and this code."""
     return (result.case, result.code, result.num_tokens) == (case, code, num_tokens)
 
 
 def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResult]:
-    """Those that are there, void ones too. What other code wrote may have another form, and is not read."""
+    """Results of this code, void ones included. Those of other code may have another form and are not read."""
     paths = [path_of(case, folder) for case in cases]
-    found = [read_result(path) for path in paths if path.is_file() and code_of(path) == code]
+    current = [path for path in paths if path.is_file() and read_result(path, ResultCode).code == code]
+    found = [read_result(path, CaseResult) for path in current]
     asked = {case.name: case for case in cases}
     return [result for result in found if matches(result, asked[result.case.name], code)]
 
 
 def unfinished(cases: Sequence[Case], folder: Path, code: str) -> list[Case]:
-    """Those without a result that counts."""
+    """Cases without a valid result."""
     finished = {result.case.name for result in results_of(cases, folder, code) if not result.complaints}
     return [case for case in cases if case.name not in finished]
 
 
-def write_result(path: Path, result: CaseResult) -> None:
-    """Whole or not at all."""
-    unfinished_file = path.with_suffix(".part")
-    unfinished_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-    unfinished_file.replace(path)
-
-
 def run_all(cases: Sequence[Case], models: Path, folder: Path) -> None:
-    """One after the other; what fails is told, and is there to be run again."""
+    """Runs cases in order. A failed case leaves no result, so the next call runs it again."""
     drafts = sorted({draft for case in cases for draft in case.drafts})
     with TemporaryDirectory(prefix="dsd-validate-") as place:
         console.print(f"recording {', '.join(drafts) or 'nothing'}", highlight=False)
         recordings = asyncio.run(record_all(drafts, Path(place), NUM_TOKENS))
-        effort = Effort(models, recordings, read_prompts(JUDGED), read_prompts(OTHERS), digest_of(models))
+        inputs = ValidationInputs(models, recordings, read_prompts(JUDGED), read_prompts(OTHERS), digest_of(models))
         for number, case in enumerate(cases, start=1):
             started = time.monotonic()
             console.print(f"{number} of {len(cases)}: {case.name}", highlight=False)
             try:
-                result = run_case(case, effort, Origin.here("benchmarks.validation"), _notify)
-            except Exception:  # the others can still be run
+                result = run_case(case, inputs, Origin.here("benchmarks.validation"), _notify)
+            except Exception:  # other cases can still run
                 console.print(f"{case.name} failed:", style="red", highlight=False)
                 console.print_exception()
                 continue
@@ -91,7 +93,7 @@ def _notify(line: str) -> None:
 
 
 def write_report(results: Sequence[CaseResult], folder: Path) -> Path:
-    """Writes report.md; its place."""
+    """Writes report.md; returns its path."""
     path = folder / "report.md"
     names = {result.case.name for result in results}
     missing = [case.name for case in CASES if case.name not in names]
@@ -101,17 +103,19 @@ def write_report(results: Sequence[CaseResult], folder: Path) -> Path:
 
 @app.command()
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="Only cases whose names have this part.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where results go.")] = FOLDER,
-    report_only: Annotated[bool, typer.Option("--report", help="Only write the report of what is there.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only cases whose names contain this.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for results.")] = FOLDER,
+    report_only: Annotated[bool, typer.Option("--report", help="Only write the report of finished cases.")] = False,
 ) -> None:
-    """Compares the simulator with the services, case by case; finished cases are kept.
+    """Compares the simulator with the services, case by case. Finished cases are kept.
 
-    Exit status 1 where a case has no figures that count, or an error is above its limit.
+    Exits with status 1 if a case has no valid result or an error exceeds its limit.
     """
     cases = [case for case in CASES if not only or any(part in case.name for part in only)]
     if not cases:
-        raise typer.BadParameter(f"no case is named so: {', '.join(case.name for case in CASES)}", param_hint="--only")
+        raise typer.BadParameter(
+            f"matches no case; cases: {', '.join(case.name for case in CASES)}", param_hint="--only"
+        )
     exit_on_sigterm()
     folder.mkdir(parents=True, exist_ok=True)
     models = default_models_dir()

@@ -1,7 +1,6 @@
-"""What `make validate` runs for real and simulates: its cases, the times of stand-ins, and which errors are allowed.
+"""The cases that `make validate` runs live and simulates, the times of their stand-ins, and the limits of errors.
 
-Invariant: models are real where each drafter and verifier has a core, or a share of one that is enough for its pace;
-where there are more than that, they are replayed.
+Invariant: models are real or paced if two cores suffice for all drafters and verifiers, else replayed.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from typing import Literal
 from awc.policy import WindowChoice
 from shared.data.profiles import PassTimes, Profile, StepTimes
 
-Models = Literal["real", "paced", "replayed"]
+ModelKind = Literal["real", "paced", "replayed"]
 
 NUM_TOKENS = 48  # of every answer
-NUM_PROMPTS = 40  # that are judged: requests are a multiple of it where they can be, so that each counts alike
+NUM_PROMPTS = 40  # judged prompts; most cases send a multiple, so that all prompts have the same weight
 
-# Two drafters on one core are as quick as two devices only where each leaves the other time for its steps.
+# Two drafters on one core are as fast as two devices only if each leaves the other time for its steps.
 PACED = Profile(
     name="paced-edge",
     origin="made up: slow enough for two drafters on one core",
     drafter=StepTimes(step_ms=30.0, step_ms_per_1000=1.0, fed_ms=3.0),
 )
-# Services need a processor between their waits, and this many of them share two cores.
+# Between their waits services need a processor, and eleven of them share two cores.
 REPLAYED = Profile(
     name="replayed",
     origin="made up: slow enough for eleven services on two cores",
@@ -33,27 +32,27 @@ REPLAYED = Profile(
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """Of the errors of a figure over all cases, relative to the live one."""
+class ErrorLimit:
+    """Largest median and largest single error of a figure, relative to the live one."""
 
     median: float
     worst: float
 
 
 LIMITS = {
-    "tokens_per_s": Limit(0.05, 0.15),
-    "tpot_ms": Limit(0.05, 0.15),
-    "ttft_ms": Limit(0.10, 0.15),
+    "tokens_per_s": ErrorLimit(0.05, 0.15),
+    "tpot_ms": ErrorLimit(0.05, 0.15),
+    "ttft_ms": ErrorLimit(0.10, 0.15),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One fleet under one load. Requests come from clients that ask all the time, or else `rate_per_s` (Poisson)."""
+    """One fleet under one load: a closed loop of `num_clients`, or an open one at `rate_per_s` (Poisson)."""
 
     name: str
-    models: Models
-    drafts: tuple[str, ...]  # of each drafter; none: target-only
+    models: ModelKind
+    drafts: tuple[str, ...]  # one for each drafter; none: target-only
     choice: WindowChoice
     num_verifiers: int = 1
     rtt_ms: int = 0
@@ -63,18 +62,18 @@ class Case:
 
     def __post_init__(self) -> None:
         if (self.num_clients > 0) == (self.rate_per_s > 0):
-            raise ValueError(f"{self.name}: either clients or a rate must be given")
+            raise ValueError(f"{self.name}: set either num_clients or rate_per_s")
         if self.models == "replayed" and len(set(self.drafts)) != 1:
-            raise ValueError(f"{self.name}: one recording is replayed, so drafters must be alike")
+            raise ValueError(f"{self.name}: all drafts must be the same, since one recording is replayed")
 
     @property
     def num_at_once(self) -> int:
-        """Clients that keep all of the fleet at work, where nothing else is to be measured."""
+        """Clients that keep the whole fleet busy."""
         return self.num_clients or max(self.num_verifiers, len(self.drafts))
 
     @property
     def num_calibrating(self) -> int:
-        """Requests that are measured before those that are judged, and as many behind them."""
+        """Calibration requests before the judged ones, and again after them."""
         return max(self.num_requests // 4, self.num_clients)
 
     @property
@@ -101,7 +100,7 @@ class Case:
 
 
 def stop_and_wait(window: int) -> WindowChoice:
-    """The paper's scheme: a whole window, then wait for its verdict."""
+    """The paper's scheme: send a whole window, then wait for its verdict."""
     return WindowChoice(window, window, free_run=False)
 
 

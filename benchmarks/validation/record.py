@@ -1,8 +1,10 @@
-"""Records what the default target says to two sets of prompts, and where a draft guesses it; a process of its own:
-python -m benchmarks.validation.record DRAFT FOLDER NUM_TOKENS.
+"""Records the default target's answers to two sets of prompts, and which tokens a draft guesses.
 
-Invariant: a case is judged on `JUDGED` alone, and the simulator knows recordings of `OTHERS` alone: for each judged
-prompt two of the same kind on something else. Answers go on behind the end of a text, as requests with ignore_eos do.
+Each draft is recorded by a process of its own: python -m benchmarks.validation.record DRAFT FOLDER NUM_TOKENS.
+
+Invariant: a case is judged with `JUDGED` only, and the simulator gets recordings of `OTHERS` only, which holds two
+prompts of the same kind on other subjects for each judged one. Answers continue past the end of a text, as requests
+with ignore_eos do.
 """
 
 from __future__ import annotations
@@ -16,78 +18,68 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from benchmarks.harness.prompts import OWN
-from model_zoo.prompt_file import read_prompts
-from shared.data.recording import Recording, read_recording
-from shared.runtime.home import default_models_dir
+import typer
 
-JUDGED, OTHERS = OWN, Path(__file__).parent / "prompts.jsonl"
+from benchmarks.harness.pinned import pinned
+from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
+from model_zoo.paths import default_models_dir
+from model_zoo.prompt_file import read_prompts
+from shared.data.recording import Header, Recording
+
+JUDGED, OTHERS = DEFAULT_PROMPTS, Path(__file__).parent / "prompts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Recordings:
-    """Of each draft, in a folder."""
+class DraftRecordings:
+    """Recordings of each draft, in a folder."""
 
     folder: Path
 
     def others(self, draft: str) -> Path:
-        """What the simulator goes by."""
+        """For the simulator."""
         return self.folder / f"{draft}-{OTHERS.stem}.jsonl"
 
     def all(self, draft: str) -> Path:
-        """What is replayed."""
+        """For replayed stand-ins."""
         return self.folder / f"{draft}-all.jsonl"
 
 
 def record(draft: str, folder: Path, num_tokens: int) -> None:
-    """Writes both files of a draft."""
-    from model_zoo.measuring import record as recorder  # these load torch, which those who start this process need not
+    """Writes both recordings of a draft."""
+    from model_zoo.measuring import record as recorder  # loads torch, which record_all does not need
     from services.cloud_verifier.torch_engine.model import load_target
     from services.edge_drafter.model import load_draft
-    from services.gateway.text.chat_template import ChatMessage
     from services.gateway.text.tokenizer import load_tokenizer
-    from shared.data.recording import Header
     from shared.protocol.messages import Sampling
 
     models = default_models_dir()
     target, drafting = load_target(str(models / "target"), num_threads=1), load_draft(str(models / f"draft-{draft}"), 1)
-    tokenizer = load_tokenizer(models / "target")
-    recordings = Recordings(folder)
+    recordings = DraftRecordings(folder)
+    machine = f"{platform.machine()}, {date.today()}"
     header = Header(
         target=target.name,
         draft=drafting.name,
         vocab_size=target.vocab_size,
         max_context=min(target.max_context, drafting.max_context),
-        origin=(
-            f"benchmarks.validation.record, {num_tokens} tokens, temperature 0, {platform.machine()}, {date.today()}"
-        ),
+        origin=f"benchmarks.validation.record, {num_tokens} tokens, temperature 0, {machine}",
     )
-    texts = [*read_prompts(OTHERS), *read_prompts(JUDGED)]
-    prompts = [list(tokenizer.encode_chat([ChatMessage(role="user", content=text)])) for text in texts]
+    others = read_prompts(OTHERS)
+    prompts = encode_prompts(load_tokenizer(models / "target"), [*others, *read_prompts(JUDGED)])
     found = tuple(recorder.record(target, drafting, prompts, frozenset(), Sampling(), num_tokens))
-    Recording(header, found[: len(read_prompts(OTHERS))]).write(recordings.others(draft))
+    Recording(header, found[: len(others)]).write(recordings.others(draft))
     Recording(header, found).write(recordings.all(draft))
 
 
-async def record_all(drafts: Sequence[str], folder: Path, num_tokens: int) -> Recordings:
-    """Records drafts at the same time, each on a core; raises RuntimeError where one fails."""
+async def record_all(drafts: Sequence[str], folder: Path, num_tokens: int) -> DraftRecordings:
+    """Records drafts in parallel, each on its own core. Raises RuntimeError if one fails."""
     cores = sorted(os.sched_getaffinity(0))
 
     async def one(number: int, draft: str) -> None:
-        core = str(cores[number % len(cores)])
-        pinned = (
-            sys.executable,
-            "-m",
-            "benchmarks.harness.pinned",
-            core,
-            sys.executable,
-            "-m",
-            "benchmarks.validation.record",
-        )
-        process = await asyncio.create_subprocess_exec(*pinned, draft, str(folder), str(num_tokens))
+        command = (sys.executable, "-m", "benchmarks.validation.record", draft, str(folder), str(num_tokens))
+        process = await asyncio.create_subprocess_exec(*pinned(cores[number % len(cores)], command))
         try:
             if await process.wait():
-                raise RuntimeError(f"recording with the {draft} draft failed")
+                raise RuntimeError(f"recording the {draft} draft failed")
         finally:
             if process.returncode is None:
                 process.kill()
@@ -95,14 +87,8 @@ async def record_all(drafts: Sequence[str], folder: Path, num_tokens: int) -> Re
     async with asyncio.TaskGroup() as tasks:
         for number, draft in enumerate(drafts):
             tasks.create_task(one(number, draft))
-    return Recordings(folder)
-
-
-def acceptance_of(path: Path) -> float:
-    """The share of tokens that a recorded draft guessed."""
-    prompts = read_recording(path).prompts
-    return sum(sum(each.draft_right) for each in prompts) / sum(len(each.draft_right) for each in prompts)
+    return DraftRecordings(folder)
 
 
 if __name__ == "__main__":
-    record(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    typer.run(record)

@@ -1,4 +1,4 @@
-"""A benchmark cell is what its plan says, far away where it says so, and tells what spoils its figures."""
+"""A benchmark cell runs what its plan says, with the planned delay, and reports what voids its figures."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ import aiohttp
 import pytest
 
 from awc.policy import WindowChoice
-from benchmarks.harness.asking import Asking, Due, connected, measure
 from benchmarks.harness.cell import complaint_of, running, usage_of
-from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan, Standin, kind_of
-from benchmarks.harness.conductor import conducting
+from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan, StandinPlan, kind_of
 from benchmarks.harness.latency import OK
-from benchmarks.harness.link import Conditions
+from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin
-from benchmarks.harness.prompts import OWN
-from benchmarks.load.__main__ import Load, run
-from benchmarks.policies.measure import Effort, run_cell
+from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from benchmarks.harness.scripted_controller import scripted_controller
+from benchmarks.harness.standin import OVERRUN
+from benchmarks.load.__main__ import LoadSpec, run
+from benchmarks.policies.measure import RunSettings, run_cell
 from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, CellSpec
-from benchmarks.standins.paced import OVERRUN
-from client.wire import AnswerOptions
+from client.wire import Options
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from services.local.supervisor import Program
 from shared.data.profiles import PassTimes, Profile, StepTimes
 from shared.data.recording import Header, Recorded, Recording
-from tests.benchmarks.recordings import profile_json
-from tests.e2e.prompts import read_prompts as read_chats
+from tests.benchmarks.sample_recordings import profile_json
 
 NUM_PROMPTS, NUM_TOKENS, RTT_MS = 3, 24, 40.0
 PROFILE = Profile(
@@ -45,7 +44,7 @@ def programs(plan: CellPlan) -> dict[str, Program]:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_drafter_speaks_through_the_relay() -> None:
+def test_only_the_drafter_connects_through_the_relay() -> None:
     urls = {name: program.env["DSD_NATS_URL"] for name, program in programs(CellPlan(Path("m"))).items()}
     assert urls.pop(DRAFTER) == "nats://127.0.0.1:2"
     assert set(urls.values()) == {"nats://127.0.0.1:1"}
@@ -64,15 +63,15 @@ def test_drafter_and_verifier_have_a_core_each_and_one_thread() -> None:
 
 
 def test_a_link_becomes_flags_of_the_relay() -> None:
-    link = Conditions(delay_ms=15, jitter_ms=2, bandwidth_mbit=20, stall_rate=0.01, stall_ms=250)
+    link = LinkConditions(delay_ms=15, jitter_ms=2, bandwidth_mbit=20, stall_rate=0.01, stall_ms=250)
     argv = CellPlan(Path("m"), link=link, seed=7).relay("nats://127.0.0.1:1", 5).argv
     assert "--to=nats://127.0.0.1:1" in argv
     assert {"--rtt-ms=30", "--jitter-ms=2", "--stall-rate=0.01", "--seed=7", "--port=5"} <= set(argv)
-    assert CellPlan(Path("m"), link=Conditions()).is_near
+    assert CellPlan(Path("m"), link=LinkConditions()).is_near
 
 
-def test_stand_ins_take_the_places_of_services_and_all_serve_under_a_name_that_says_so() -> None:
-    standin = Standin("paced", Path("p.json"), names=(VERIFIER,))
+def test_stand_ins_replace_services_and_the_served_model_is_named_a_stand_in() -> None:
+    standin = StandinPlan("paced", Path("p.json"), names=(VERIFIER,))
     made = programs(CellPlan(Path("m"), standin=standin))
     assert made[VERIFIER].argv[-2:] == ("benchmarks.standins", "cloud_verifier")
     assert made[DRAFTER].argv[-1] == "services.edge_drafter"
@@ -80,7 +79,7 @@ def test_stand_ins_take_the_places_of_services_and_all_serve_under_a_name_that_s
     assert {"stand-in" in program.env["DSD_MODEL_NAME"] for program in made.values()} == {True}
 
 
-def test_several_drafters_have_their_own_drafts_and_all_speak_through_the_relay() -> None:
+def test_several_drafters_have_their_own_drafts_and_all_connect_through_the_relay() -> None:
     plan = CellPlan(Path("m"), drafts=("int8", "int4", "int8"), num_verifiers=2)
     made = programs(plan)
     drafters, verifiers = plan.processes(DRAFTER), plan.processes(VERIFIER)
@@ -98,15 +97,15 @@ def test_a_cell_without_drafters_starts_none_and_waits_for_none() -> None:
     assert (plan.processes(DRAFTER), plan.drafter_names) == ([], [])
 
 
-def test_stand_ins_and_clocks_are_put_around_every_instance_of_a_kind() -> None:
-    standin = Standin("paced", Path("p.json"), names=(DRAFTER,))
-    plan = CellPlan(Path("m"), standin=standin, drafts=("int8", "int4"), clocks=Path("c"))
+def test_every_instance_of_a_kind_gets_its_stand_in_and_its_compute_log() -> None:
+    standin = StandinPlan("paced", Path("p.json"), names=(DRAFTER,))
+    plan = CellPlan(Path("m"), standin=standin, drafts=("int8", "int4"), compute_logs=Path("c"))
     made = programs(plan)
     assert plan.drafter_names == ["stand-in-drafter-0", "stand-in-drafter-1"]
     assert [made[name].env["DSD_NAME"] for name in plan.processes(DRAFTER)] == plan.drafter_names
-    clock = ("-m", "benchmarks.validation.clock")
-    assert made["drafter-1"].argv[-5:] == (*clock, str(Path("c") / "drafter-1.jsonl"), "edge_drafter", "stand-in")
-    assert made[VERIFIER].argv[-4:] == (*clock, str(Path("c") / "verifier-0.jsonl"), "cloud_verifier")
+    timed = ("-m", "benchmarks.standins.timed")
+    assert made["drafter-1"].argv[-5:] == (*timed, str(Path("c") / "drafter-1.jsonl"), "edge_drafter", "--stand-in")
+    assert made[VERIFIER].argv[-4:] == (*timed, str(Path("c") / "verifier-0.jsonl"), "cloud_verifier")
     assert made[GATEWAY].argv[-1] == "services.gateway"
 
 
@@ -124,14 +123,14 @@ def test_stand_ins_and_clocks_are_put_around_every_instance_of_a_kind() -> None:
             f"{OVERRUN}: 9.5 ms, 8 allowed",
         ),
         ("Traceback", None),
-        ('{"event": "cut', 'a broken log line: {"event": "cut'),
+        ('{"event": "cut', 'log line is not JSON: {"event": "cut'),
     ],
 )
 def test_errors_and_overruns_are_complaints(line: str, complaint: str | None) -> None:
     assert complaint_of(line) == complaint
 
 
-def test_usage_tells_the_peak_of_memory_and_processor_time() -> None:
+def test_usage_is_the_peak_of_memory_and_processor_time() -> None:
     held = bytearray(os.urandom(1 << 20) * 64)
     before = usage_of(os.getpid())
     del held
@@ -149,47 +148,51 @@ def tokenizer(default_models: Path) -> TargetTokenizer:
 
 
 @pytest.fixture
-def standin(tokenizer: TargetTokenizer, tmp_path: Path) -> Standin:
-    """The first prompts with a made-up answer, of which the draft knows all but each fifth token."""
+def standin(tokenizer: TargetTokenizer, tmp_path: Path) -> StandinPlan:
+    """The first prompts with a made-up answer; the draft guesses four of five tokens."""
     words = tokenizer.encode_text(" one two three four five six seven eight nine ten" * 4)[:NUM_TOKENS]
     rights = tuple(index % 5 != 4 for index in range(NUM_TOKENS))
     header = Header(target="t", draft="d", vocab_size=tokenizer.vocab_size, max_context=2048, origin="made up")
-    chats = [tuple(prompt) for prompt in read_chats(tokenizer)[:NUM_PROMPTS]]
+    chats = [tuple(ids) for ids in encode_prompts(tokenizer, read_prompts(DEFAULT_PROMPTS)[:NUM_PROMPTS])]
     recording = Recording(header, tuple(Recorded(chat, tuple(words), rights, (0.9,) * NUM_TOKENS) for chat in chats))
     recording.write(tmp_path / "recording.jsonl")
     (tmp_path / "profile.json").write_bytes(profile_json(PROFILE))
-    return Standin("replayed", tmp_path / "profile.json", tmp_path / "recording.jsonl")
+    return StandinPlan("replayed", tmp_path / "profile.json", tmp_path / "recording.jsonl")
 
 
 async def rtt_seen_by(url: str) -> float:
-    """Seconds to the verifier and back, as a drafter's metrics tell."""
+    """Round trip to the verifier in seconds, from the metrics of a drafter."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/metrics") as response:
         found = re.search(r"^dsd_drafter_rtt_seconds\{.*\} (\S+)$", await response.text(), re.MULTILINE)
-    assert found, "the drafter has reported nothing"
+    assert found, "the metrics hold no round trip"
     return float(found[1])
 
 
 @pytest.mark.timeout(180)
 async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load(
-    default_models: Path, standin: Standin, tmp_path: Path
+    default_models: Path, standin: StandinPlan, tmp_path: Path
 ) -> None:
-    link, names = Conditions.of_round_trip(RTT_MS), (VERIFIER, DRAFTER, GATEWAY)
+    link, names = LinkConditions.of_round_trip(RTT_MS), (VERIFIER, DRAFTER, GATEWAY)
     plan = CellPlan(default_models, names=names, link=link, standin=standin)
     notices: list[str] = []
-    options = AnswerOptions(max_tokens=NUM_TOKENS, temperature=0.0)
-    load = Load(read_prompts(OWN)[:NUM_PROMPTS], (), num_clients=2, num_requests=NUM_PROMPTS, think_s=0.0)
+    options = Options(max_tokens=NUM_TOKENS, temperature=0.0)
+    load = LoadSpec(
+        read_prompts(DEFAULT_PROMPTS)[:NUM_PROMPTS], (), num_clients=2, num_requests=NUM_PROMPTS, think_s=0.0
+    )
     async with running(plan, tmp_path / "run", notices.append) as cell:
-        async with conducting(cell.nats_url) as conductor:
-            await conductor.choose(WindowChoice(4, 4, free_run=False))
+        async with scripted_controller(cell.nats_url) as controller:
+            await controller.choose(WindowChoice(4, 4, free_run=False))
             done = await run(cell.url, None, options, ignore_eos=True, load=load)
         usage, rtt_ms = cell.usage(), await rtt_seen_by(cell.children[DRAFTER].urls[-1]) * 1e3
         others = [complaint for complaint in cell.complaints() if OVERRUN not in complaint]
-        assert others == [], notices  # on a busy machine a step may overrun even this profile
+        assert others == [], notices  # on a busy machine a step may overrun the profile
         async with connected(cell.url) as gateway:
             fleet = await gateway.fleet()
             now = time.monotonic()
-            await measure(
-                gateway, Asking(done.model, AnswerOptions(max_tokens=4)), Due(0, "This was never recorded.", now, now)
+            await measure_request(
+                gateway,
+                RequestTemplate(done.model, Options(max_tokens=4)),
+                ScheduledRequest(0, "This was never recorded.", now, now),
             )
         assert any("pass failed" in complaint for complaint in cell.complaints())
     samples = done.samples
@@ -204,11 +207,11 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
 
 
 @pytest.mark.timeout(180)
-async def test_a_cell_of_the_bench_on_two_drafters_runs_both_and_keeps_how_many_they_were(
-    default_models: Path, standin: Standin
-) -> None:
+async def test_a_policy_cell_on_two_drafters_uses_both(default_models: Path, standin: StandinPlan) -> None:
     spec = CellSpec("int8", 0, 2, (TARGET_ONLY, SLIDING_FREE), num_drafters=2)
-    effort = Effort(default_models, read_prompts(OWN)[:NUM_PROMPTS], NUM_TOKENS, seconds=0.0, seed=1, standin=standin)
+    effort = RunSettings(
+        default_models, read_prompts(DEFAULT_PROMPTS)[:NUM_PROMPTS], NUM_TOKENS, seconds=0.0, seed=1, standin=standin
+    )
     notices: list[str] = []
     result = await run_cell(spec, effort, Origin("a test", "a machine", "a date", "3"), notices.append)
     assert [complaint for complaint in result.complaints if OVERRUN not in complaint] == [], notices

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness.latency import Objective, Sample, Spread, summarise
+from benchmarks.harness.latency import Distribution, LatencyObjective, RequestSample, summarise
 
 
-def sample(**changes: object) -> Sample:
+def sample(**changes: object) -> RequestSample:
     """First token after 0.1 s, ten more 10 ms apart."""
     fields: dict[str, object] = {
         "prompt_number": 0,
@@ -17,13 +17,13 @@ def sample(**changes: object) -> Sample:
         "total_s": 0.2,
         "num_tokens": 11,
     }
-    return Sample(**(fields | changes))  # type: ignore[arg-type]
+    return RequestSample(**(fields | changes))  # type: ignore[arg-type]
 
 
 def test_percentiles_are_those_of_known_values() -> None:
-    spread = Spread.of([float(value) for value in range(1, 102)])
-    assert spread == Spread(101, 51, 51, 91, 96, 100)
-    assert Spread.of([]) is None
+    spread = Distribution.of([float(value) for value in range(1, 102)])
+    assert spread == Distribution(101, 51, 51, 91, 96, 100)
+    assert Distribution.of([]) is None
 
 
 def test_times_per_token_count_the_tokens_behind_the_first() -> None:
@@ -35,7 +35,7 @@ def test_times_per_token_count_the_tokens_behind_the_first() -> None:
 
 
 def test_throughput_is_over_the_time_from_the_first_due_to_the_last_end() -> None:
-    summary = summarise([sample(due_s=1.0), sample(due_s=1.5, total_s=0.7)], Objective())
+    summary = summarise([sample(due_s=1.0), sample(due_s=1.5, total_s=0.7)], LatencyObjective())
     assert summary.duration_s == pytest.approx(1.2)
     assert summary.tokens_per_s == pytest.approx(22 / 1.2)
     assert summary.goodput_tokens_per_s == summary.tokens_per_s
@@ -43,7 +43,7 @@ def test_throughput_is_over_the_time_from_the_first_due_to_the_last_end() -> Non
 
 def test_only_answers_within_the_objective_are_goodput() -> None:
     samples = [sample(), sample(first_s=0.05, total_s=0.35), sample(first_s=0.01, total_s=0.1), sample(status="503")]
-    summary = summarise(samples, Objective(ttft_ms=60, tpot_ms=20))
+    summary = summarise(samples, LatencyObjective(ttft_ms=60, tpot_ms=20))
     assert summary.goodput_share == 1 / 4
     assert summary.goodput_tokens_per_s == pytest.approx(11 / 0.35)
     assert summary.tokens_per_s == pytest.approx(33 / 0.35)
@@ -51,7 +51,7 @@ def test_only_answers_within_the_objective_are_goodput() -> None:
 
 def test_failed_requests_are_counted_by_status_and_enter_no_percentile() -> None:
     samples = [sample(), sample(status="429", first_s=None, total_s=9.0, num_tokens=0), sample(status="broken off")]
-    summary = summarise(samples, Objective())
+    summary = summarise(samples, LatencyObjective())
     assert summary.statuses == {"ok": 1, "429": 1, "broken off": 1}
     assert summary.total_ms is not None
     assert summary.total_ms.count == 1
@@ -62,12 +62,12 @@ def test_failed_requests_are_counted_by_status_and_enter_no_percentile() -> None
 
 def test_fates_sum_up_and_late_guesses_count_as_right() -> None:
     samples = [sample(accepted=6, rejected=2, late=1, discarded=3), sample(accepted=1)]
-    summary = summarise(samples, Objective())
+    summary = summarise(samples, LatencyObjective())
     assert (summary.accepted, summary.rejected, summary.late, summary.discarded) == (7, 2, 1, 3)
     assert summary.acceptance == pytest.approx(8 / 10)
-    assert summarise([sample()], Objective()).acceptance is None
+    assert summarise([sample()], LatencyObjective()).acceptance is None
 
 
 def test_a_run_without_requests_has_no_summary() -> None:
     with pytest.raises(ValueError, match="no request"):
-        summarise([], Objective())
+        summarise([], LatencyObjective())

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from benchmarks.harness.link import SEGMENT_BYTES, Conditions, Link
+from benchmarks.harness.link import SEGMENT_BYTES, EmulatedLink, LinkConditions
 from benchmarks.harness.relay import Address, Relay, precise_loop
 
 Result = TypeVar("Result")
@@ -22,9 +22,9 @@ NUM_ECHOES, NUM_TRIES = 60, 4
 PATIENCE_S = 20.0
 
 
-def lateness_ms(conditions: Conditions, sent_at: list[float], num_bytes: int = 100, seed: int = 1) -> np.ndarray:
+def lateness_ms(conditions: LinkConditions, sent_at: list[float], num_bytes: int = 100, seed: int = 1) -> np.ndarray:
     """How long after it was sent each of several segments comes out."""
-    link = Link(conditions, seed)
+    link = EmulatedLink(conditions, seed)
     return np.array([(link.send(at, num_bytes) - at) * 1e3 for at in sent_at])
 
 
@@ -32,35 +32,35 @@ def lateness_ms(conditions: Conditions, sent_at: list[float], num_bytes: int = 1
 
 
 def test_without_conditions_a_segment_comes_out_at_once() -> None:
-    assert lateness_ms(Conditions(), [0.5, 1.0, 1.0]).tolist() == [0, 0, 0]
+    assert lateness_ms(LinkConditions(), [0.5, 1.0, 1.0]).tolist() == [0, 0, 0]
 
 
 def test_a_round_trip_is_halved_between_the_directions() -> None:
-    assert lateness_ms(Conditions.of_round_trip(30), [1.0]) == pytest.approx([15])
+    assert lateness_ms(LinkConditions.of_round_trip(30), [1.0]) == pytest.approx([15])
 
 
 def test_jitter_spreads_evenly_and_never_reorders() -> None:
-    apart = lateness_ms(Conditions(delay_ms=10, jitter_ms=8), [float(i) for i in range(4000)])
+    apart = lateness_ms(LinkConditions(delay_ms=10, jitter_ms=8), [float(i) for i in range(4000)])
     assert 10 <= apart.min() < 10.1
     assert 17.9 < apart.max() <= 18
     assert np.mean(apart) == pytest.approx(14, abs=0.2)
-    link = Link(Conditions(delay_ms=10, jitter_ms=8), seed=1)
+    link = EmulatedLink(LinkConditions(delay_ms=10, jitter_ms=8), seed=1)
     arrivals = [link.send(i * 1e-4, 100) for i in range(4000)]
     assert arrivals == sorted(arrivals)
 
 
 def test_bandwidth_lets_a_burst_out_at_its_rate() -> None:
-    link = Link(Conditions(bandwidth_mbit=8), seed=1)  # a megabyte a second
+    link = EmulatedLink(LinkConditions(bandwidth_mbit=8), seed=1)  # a megabyte a second
     assert [link.send(0.0, 1000) for _ in range(3)] == pytest.approx([0.001, 0.002, 0.003])
     assert link.send(5.0, 1000) == pytest.approx(5.001)  # an idle wire saves nothing up
 
 
 def test_stalls_come_as_often_and_last_as_long_as_asked_and_the_next_ones_wait() -> None:
-    conditions = Conditions(delay_ms=5, stall_rate=0.1, stall_ms=200)
+    conditions = LinkConditions(delay_ms=5, stall_rate=0.1, stall_ms=200)
     apart = lateness_ms(conditions, [float(i) for i in range(10_000)])
     assert np.unique(apart.round(6)).tolist() == [5, 205]
     assert np.mean(apart > 100) == pytest.approx(0.1, abs=0.01)
-    link = Link(Conditions(stall_rate=1, stall_ms=200), seed=1)
+    link = EmulatedLink(LinkConditions(stall_rate=1, stall_ms=200), seed=1)
     assert [link.send(at, 100) for at in (0.0, 0.1)] == pytest.approx([0.2, 0.3])
     assert link.num_stalls == 2
     behind = lateness_ms(conditions, [i * 1e-3 for i in range(10_000)])
@@ -68,7 +68,7 @@ def test_stalls_come_as_often_and_last_as_long_as_asked_and_the_next_ones_wait()
 
 
 def test_the_same_seed_gives_the_same_fates_and_another_one_others() -> None:
-    conditions = Conditions(jitter_ms=5, stall_rate=0.1)
+    conditions = LinkConditions(jitter_ms=5, stall_rate=0.1)
     times = [i * 0.01 for i in range(100)]
     assert (lateness_ms(conditions, times, seed=3) == lateness_ms(conditions, times, seed=3)).all()
     assert (lateness_ms(conditions, times, seed=3) != lateness_ms(conditions, times, seed=4)).any()
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_fates_and_another_one_others() -> None:
 @pytest.mark.parametrize("bad", [{"delay_ms": -1.0}, {"stall_rate": 1.5}, {"jitter_ms": float("nan")}])
 def test_conditions_out_of_bounds_are_refused_by_name(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
-        Conditions(**bad)
+        LinkConditions(**bad)
 
 
 # --- sockets ----------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Ends:
 
 
 @asynccontextmanager
-async def connected(conditions: Conditions, is_direct: bool = False) -> AsyncIterator[Ends]:
+async def connected(conditions: LinkConditions, is_direct: bool = False) -> AsyncIterator[Ends]:
     """is_direct: past the relay."""
     taken: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     server = await asyncio.start_server(lambda *ends: taken.put_nowait(ends), "127.0.0.1", 0)
@@ -125,7 +125,7 @@ def run(job: Coroutine[Any, Any, Result]) -> Result:
 
 def test_the_delay_added_to_a_round_trip_is_right_within_a_fraction_of_a_millisecond() -> None:
     async def medians_ms(is_direct: bool) -> list[float]:
-        async with connected(Conditions.of_round_trip(6), is_direct) as ends:
+        async with connected(LinkConditions.of_round_trip(6), is_direct) as ends:
             return [float(np.median([await ends.echo() for _ in range(NUM_ECHOES)])) * 1e3 for _ in range(NUM_TRIES)]
 
     # The best try: a busy machine makes any single one late.
@@ -137,7 +137,7 @@ def test_bytes_arrive_in_order_whatever_jitter_and_stalls_do() -> None:
     sent = random.Random(1).randbytes(200_000)
 
     async def carry() -> bytes:
-        async with connected(Conditions(1, jitter_ms=3, stall_rate=0.02, stall_ms=5)) as ends:
+        async with connected(LinkConditions(1, jitter_ms=3, stall_rate=0.02, stall_ms=5)) as ends:
             ends.writer.write(sent)
             ends.writer.write_eof()
             arrived = await ends.far_reader.read(-1)
@@ -152,7 +152,7 @@ def test_bandwidth_is_that_of_the_limit_within_a_few_per_cent() -> None:
     num_bytes, megabytes_per_s = 300_000, 1.0
 
     async def seconds() -> float:
-        async with connected(Conditions(bandwidth_mbit=8 * megabytes_per_s)) as ends:
+        async with connected(LinkConditions(bandwidth_mbit=8 * megabytes_per_s)) as ends:
             started = time.perf_counter()
             ends.writer.write(bytes(num_bytes))
             await ends.far_reader.readexactly(num_bytes)
@@ -164,7 +164,7 @@ def test_bandwidth_is_that_of_the_limit_within_a_few_per_cent() -> None:
 @pytest.mark.parametrize("closer", ["near", "far"])
 def test_what_was_sent_before_one_side_closed_arrives_and_then_the_other_side_is_closed(closer: str) -> None:
     async def close() -> bytes:
-        async with connected(Conditions(delay_ms=20)) as ends:
+        async with connected(LinkConditions(delay_ms=20)) as ends:
             near = closer == "near"
             leaving, other = (ends.writer, ends.far_reader) if near else (ends.far_writer, ends.reader)
             leaving.write(b"last words")
@@ -176,7 +176,7 @@ def test_what_was_sent_before_one_side_closed_arrives_and_then_the_other_side_is
 
 def test_where_nobody_listens_the_connection_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
     async def read() -> bytes:
-        async with Relay(Address("127.0.0.1", 1), Conditions()) as relay, asyncio.timeout(PATIENCE_S):
+        async with Relay(Address("127.0.0.1", 1), LinkConditions()) as relay, asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
             arrived = await reader.read(-1)
             writer.close()

@@ -1,4 +1,4 @@
-"""Whether policies stand in the same order in the simulator as live."""
+"""The ranking of policies in the simulator is compared with the live one."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness.latency import Sample
+from benchmarks.harness.files import write_result
+from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
-from benchmarks.policies.measure import CellResult, Round, write_result
-from benchmarks.policies.plan import ADAPTIVE, POLICY_MODES, TARGET_ONLY, Mode
-from benchmarks.policies.policy_order import Order, app, markdown, order_of, scenario_of
+from benchmarks.policies.measure import BenchRound, CellResult
+from benchmarks.policies.plan import ADAPTIVE, POLICY_MODES, TARGET_ONLY, ServingMode
+from benchmarks.policies.policy_order import PolicyOrder, app, markdown, order_of, scenario_of
 from shared.data.profiles import PassTimes, StepTimes
 
 PASSES, STEPS = PassTimes(base_ms=80.0, token_ms=0.1, above_ms=(0.2, 0.0, 0.0)), StepTimes(step_ms=5.0, fed_ms=0.5)
 ORIGIN = Origin("python -m benchmarks.policies.policy_order", "a machine", "2026-11-25", "3.11")
 
 
-def order(live: dict[str, float], simulated: dict[str, float]) -> Order:
-    return Order(30, 1, 1, live, simulated)
+def order(live: dict[str, float], simulated: dict[str, float]) -> PolicyOrder:
+    return PolicyOrder(30, 1, 1, live, simulated)
 
 
 def cell(tpot_ms: dict[str, float], draft_ms: float = 10.0, complaints: tuple[str, ...] = ()) -> CellResult:
     """One round of one session, 17 tokens behind prompts of 40."""
 
-    def sample(each: float) -> Sample:
-        return Sample(0, 0.0, 0.0, 0.1, 0.1 + 16 * each / 1e3, num_tokens=17, num_prompt_tokens=40)
+    def sample(each: float) -> RequestSample:
+        return RequestSample(0, 0.0, 0.0, 0.1, 0.1 + 16 * each / 1e3, num_tokens=17, num_prompt_tokens=40)
 
-    rounds = [Round({mode: [sample(each)] for mode, each in tpot_ms.items()}, dict.fromkeys(tpot_ms, draft_ms))] * 2
+    rounds = [
+        BenchRound({mode: [sample(each)] for mode, each in tpot_ms.items()}, dict.fromkeys(tpot_ms, draft_ms))
+    ] * 2
     return CellResult("int8", 0, 1, list(tpot_ms), 17, rounds, {}, list(complaints), ORIGIN)
 
 
-def mode(name: str) -> Mode:
+def mode(name: str) -> ServingMode:
     return next(mode for mode in POLICY_MODES if mode.name == name)
 
 
@@ -43,11 +46,11 @@ def test_only_modes_that_were_clearly_apart_live_are_compared() -> None:
 
 
 @pytest.mark.parametrize("simulated", [1.0, 1.0005])
-def test_ways_that_are_equal_in_the_simulation_are_in_no_order_there(simulated: float) -> None:
+def test_modes_that_are_equal_in_the_simulation_have_no_order(simulated: float) -> None:
     assert order({"a": 1.0, "b": 1.5}, {"a": 1.0, "b": simulated}).alike == []
 
 
-def test_the_simulator_is_told_the_machines_own_times_and_no_speed_of_a_policy() -> None:
+def test_the_simulator_gets_the_times_of_the_machine_and_no_speed_of_a_policy() -> None:
     live = cell({"target-only": 40.0, "window 8": 30.0, "adaptive": 20.0})
     scenario = scenario_of(live, mode("window 8"), PASSES, STEPS)
     assert scenario.cloud[0].times is not None
@@ -59,7 +62,7 @@ def test_the_simulator_is_told_the_machines_own_times_and_no_speed_of_a_policy()
     assert scenario_of(slower, mode("window 8"), PASSES, STEPS) == scenario
 
 
-def test_modes_are_simulated_as_what_they_are() -> None:
+def test_a_mode_becomes_the_policies_of_its_scenario() -> None:
     live = cell({"target-only": 40.0})
     assert not scenario_of(live, TARGET_ONLY, PASSES, STEPS).policies.drafting
     assert scenario_of(live, mode("window 2"), PASSES, STEPS).policies.choice.window == 2
@@ -73,19 +76,19 @@ def test_a_quick_drafter_makes_long_windows_the_faster_ones_in_simulation_as_liv
     assert found.simulated["target-only"] == 1.0
     assert found.alike == found.apart
     assert len(found.apart) == 3
-    assert "DSD-Sim has 3 in the same order" in markdown([found], ORIGIN)
+    assert "DSD-Sim has 3 of the 3 pairs" in markdown([found], ORIGIN)
     assert "| 0 ms, 1, 1 | 1.000 / 1.000 |" in markdown([found], ORIGIN)
 
 
 def test_a_void_cell_is_refused() -> None:
-    with pytest.raises(ValueError, match="RTT 0 ms, 1 at once, is void: it failed"):
+    with pytest.raises(ValueError, match="RTT 0 ms, 1 at once: void: it failed"):
         order_of(cell({"target-only": 40.0}, complaints=("it failed",)), PASSES, STEPS)
 
 
 def test_a_cell_of_another_plan_and_one_without_a_draft_step_are_refused() -> None:
-    with pytest.raises(ValueError, match="is none of bench --policies: it has stand-still"):
+    with pytest.raises(ValueError, match="not measured with --policies: it has the mode stand-still"):
         order_of(cell({"target-only": 40.0, "stand-still": 40.0}), PASSES, STEPS)
-    with pytest.raises(ValueError, match="knows no step of its drafter"):
+    with pytest.raises(ValueError, match="has no draft step time"):
         order_of(cell({"target-only": 40.0}, draft_ms=0.0), PASSES, STEPS)
 
 
@@ -95,7 +98,7 @@ def test_the_command_puts_the_order_of_all_cells_beside_them(tmp_path: Path) -> 
     assert "1 of 1" in (tmp_path / "order.md").read_text()
 
 
-def test_a_profile_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_profile_is_named(tmp_path: Path) -> None:
     write_result(tmp_path / "int8-rtt0-1.json", cell({"target-only": 40.0}))
     found = CliRunner().invoke(app, ["--folder", str(tmp_path), "--target", "nowhere.json"])
     assert found.exit_code == 2
@@ -105,4 +108,4 @@ def test_a_profile_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
 def test_a_folder_without_cells_is_named(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["--folder", str(tmp_path)])
     assert found.exit_code == 2
-    assert "has no cell of bench --policies" in " ".join(found.output.replace("│", " ").split())
+    assert "holds no cell of benchmarks.policies --policies" in " ".join(found.output.replace("│", " ").split())

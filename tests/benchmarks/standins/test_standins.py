@@ -1,4 +1,4 @@
-"""Stand-ins say what was recorded, take the time of a profile, count what takes longer, and tell what they are."""
+"""Stand-ins replay recordings, keep the times of a profile, log overruns, and are named stand-ins."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from benchmarks.standins import __main__ as standin
-from benchmarks.standins.paced import OVERRUN, PacedDraft, PacedTarget
-from benchmarks.standins.pacer import Pace
+from benchmarks.harness.standin import OVERRUN
+from benchmarks.standins import __main__ as command
+from benchmarks.standins import loading
+from benchmarks.standins.paced import PacedDraft, PacedTarget
+from benchmarks.standins.pacer import Pacer
 from benchmarks.standins.replayed import NotRecorded, ReplayedDraft, ReplayedTarget
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
@@ -25,7 +27,7 @@ from shared.data.recording import Recorded, Recording
 from shared.protocol.messages import Sampling, Speculation
 from shared.protocol.sampling import confidence_of
 from shared.runtime.config import load
-from tests.benchmarks.recordings import NUM_TOKENS, QUICK, profile_json, recording
+from tests.benchmarks.sample_recordings import NUM_TOKENS, QUICK, profile_json, recording
 from tests.e2e.harness import Cell, Generated, running
 from tests.fakes import FakeDraft, FakeTarget
 
@@ -47,7 +49,7 @@ IMPOSSIBLE = Profile(
 async def replaying(recorded: Recording) -> AsyncIterator[Cell]:
     target, draft = ReplayedTarget(recorded, QUICK), ReplayedDraft(recorded, QUICK)
     async with running(MemoryNetwork().connect, [cast(TargetModel, target)], [cast(DraftModel, draft)]) as cell:
-        await cell.verifiers[0].loop.warm_up()  # as a process does; then its cost curve knows that rows are free
+        await cell.verifiers[0].loop.warm_up()  # as a process does, so that the cost curve learns that rows are free
         yield cell
 
 
@@ -210,7 +212,7 @@ def test_a_pass_that_took_too_long_is_an_overrun_counted_and_logged() -> None:
 
 
 def test_a_wait_ends_neither_early_nor_much_too_late() -> None:
-    pace, late_ms = Pace(), []
+    pace, late_ms = Pacer(), []
     for needed_ms in (0.1, 0.5, 1.0, 2.0) * 10:
         started = time.perf_counter()
         assert pace.wait(started, needed_ms)
@@ -234,10 +236,10 @@ def files(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_every_name_of_a_stand_in_says_that_it_is_one(files: list[str]) -> None:
+def test_every_name_of_a_stand_in_contains_the_word(files: list[str]) -> None:
     verifier = load(StandinVerifierSettings, files, "test")
     drafter = load(StandinDrafterSettings, files, "test")
-    target, draft = standin.load_target(verifier), standin.load_draft(drafter)
+    target, draft = loading.load_target(verifier), loading.load_draft(drafter)
     paced = PacedTarget(cast(TargetModel, FakeTarget()), QUICK), PacedDraft(cast(DraftModel, FakeDraft()), QUICK)
     names = [verifier.name, verifier.model_name, drafter.name, drafter.model_name, target.name, target.fingerprint]
     names += [draft.name, paced[0].name, paced[0].fingerprint, paced[1].name]
@@ -247,10 +249,10 @@ def test_every_name_of_a_stand_in_says_that_it_is_one(files: list[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda flags: [*flags, "--name=verifier"], "name 'verifier' must say"),
-        (lambda flags: [*flags, "--model-name=smollm2"], "model_name 'smollm2' must say"),
-        (lambda flags: flags[:2], "standin_recording is needed"),
-        (lambda flags: [*flags, "--target=models/target"], "target is needed for a paced"),
+        (lambda flags: [*flags, "--name=verifier"], "name must contain stand-in, got 'verifier'"),
+        (lambda flags: [*flags, "--model-name=smollm2"], "model_name must contain stand-in, got 'smollm2'"),
+        (lambda flags: flags[:2], "standin_recording is required"),
+        (lambda flags: [*flags, "--target=models/target"], "target is required for paced"),
         (lambda flags: [flags[0], "--standin-profile=/no/such/file", flags[2]], "/no/such/file: No such file"),
         (lambda flags: [flags[0], flags[2].replace("recording=", "profile="), flags[2]], "is no profile"),
     ],
@@ -268,8 +270,8 @@ def test_settings_that_do_not_fit_a_stand_in_are_refused_in_one_line(
 
 def test_a_service_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        standin.main(["gateway"])
-    assert "cloud_verifier or edge_drafter" in capsys.readouterr().err
+        command.main(["gateway"])
+    assert "'cloud_verifier', 'edge_drafter'" in capsys.readouterr().err
 
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:

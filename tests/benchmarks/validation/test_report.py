@@ -1,4 +1,4 @@
-"""What a validation comes to: its errors, what exceeds, and which results are kept."""
+"""Errors of a validation, those above their limits, and the results that are kept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.validation.__main__ import matches, path_of, results_of, unfinished, write_report, write_result
-from benchmarks.validation.case_run import read_result
+from benchmarks.harness.files import read_result, write_result
+from benchmarks.validation.__main__ import matches, path_of, results_of, unfinished, write_report
+from benchmarks.validation.case_run import CaseResult
 from benchmarks.validation.cases import NUM_TOKENS
 from benchmarks.validation.report import differences, error_of, excesses, markdown, summaries, table
-from tests.benchmarks.validation.validating import CASE, CODE, ORIGIN, result
+from tests.benchmarks.validation.sample_case import CASE, CODE, ORIGIN, result
 
 
 def test_an_error_is_relative_to_the_live_figure() -> None:
@@ -32,12 +33,12 @@ def test_medians_and_the_worst_are_of_the_cases_that_count() -> None:
     assert summaries(found[3:]) == []
 
 
-def test_what_exceeds_is_named_with_what_was_otherwise() -> None:
+def test_an_error_above_its_limit_is_listed_with_the_differences_of_its_run() -> None:
     found = [result(tpot_ms=1.2)]
     assert not next(each for each in summaries(found) if each.figure == "tpot_ms").holds
     assert [(each.figure, round(each.error, 3)) for each in excesses(found)] == [("tpot_ms", 0.2)]
     text = markdown(found, ["lost"], ORIGIN)
-    assert "Without figures: lost." in text
+    assert "Without a result: lost." in text
     assert (
         "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes took +4.0%, those over 32 tokens +20.0%; draft steps -1.0%"
         in text
@@ -47,7 +48,7 @@ def test_what_exceeds_is_named_with_what_was_otherwise() -> None:
     assert ORIGIN.command in text
 
 
-def test_the_throughput_of_an_open_loop_counts_for_nothing_and_unlimited_figures_are_named_too() -> None:
+def test_the_throughput_of_an_open_loop_does_not_count_and_large_errors_without_a_limit_are_listed() -> None:
     given = replace(CASE, name="open", num_clients=0, rate_per_s=1.0)
     found = [result(tokens_per_s=1.04), result(given, tokens_per_s=1.0), result(given, queue=1.3)]
     throughput = next(each for each in summaries(found) if each.figure == "tokens_per_s")
@@ -64,7 +65,7 @@ def test_void_cases_are_shown_as_such() -> None:
 def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
     assert unfinished([CASE], tmp_path, CODE) == [CASE]
     write_result(path_of(CASE, tmp_path), result())
-    assert read_result(path_of(CASE, tmp_path)) == result()
+    assert read_result(path_of(CASE, tmp_path), CaseResult) == result()
     assert unfinished([CASE], tmp_path, CODE) == []
     assert not matches(result(), replace(CASE, rtt_ms=5), CODE)
     assert not matches(result(), CASE, "of another simulator")
@@ -82,7 +83,7 @@ def test_a_result_of_other_code_is_measured_again_even_where_it_has_another_form
     assert unfinished([CASE], tmp_path, CODE) == [CASE]
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+def test_an_invalid_result_file_is_named(tmp_path: Path) -> None:
     path_of(CASE, tmp_path).write_text("{}")
-    with pytest.raises(ValueError, match=r"test\.json is no result"):
+    with pytest.raises(ValueError, match=r"test\.json is not a valid ResultCode"):
         unfinished([CASE], tmp_path, CODE)

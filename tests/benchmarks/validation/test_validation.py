@@ -1,4 +1,4 @@
-"""The validation of the simulator: what is run, what is calibrated, what is simulated, and what the errors are."""
+"""The validation of the simulator: cases, calibration, observations, and the simulated counterpart."""
 
 from __future__ import annotations
 
@@ -6,41 +6,40 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from benchmarks.harness.latency import Sample
-from benchmarks.validation.bus_watch import Watch
+from benchmarks.harness.latency import RequestSample
+from benchmarks.harness.prompts import encode_prompts
+from benchmarks.standins.timed import ComputeRecord
+from benchmarks.validation.bus_monitor import BusMonitor
 from benchmarks.validation.calibration import (
     LARGE,
-    Clocks,
-    Known,
+    ComputeLogs,
+    KnownTimes,
     NotCalibrated,
     calibrate,
     drift_of,
     fit_gaps,
     pass_weights,
 )
-from benchmarks.validation.case_run import Effort, run_case
+from benchmarks.validation.case_run import ValidationInputs, run_case
 from benchmarks.validation.cases import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding, stop_and_wait
-from benchmarks.validation.clock import ClockedDraft, ClockedTarget, Computed, Notes, read_notes
-from benchmarks.validation.load import Phase, Request, ask_in_turn, requests_at_random, requests_of_clients
-from benchmarks.validation.record import JUDGED, OTHERS, Recordings, acceptance_of
+from benchmarks.validation.record import JUDGED, OTHERS, DraftRecordings
 from benchmarks.validation.report import error_of
+from benchmarks.validation.requests import CaseRequest, Phase, requests_at_random, requests_of_clients, send_in_turn
 from benchmarks.validation.scenario import scenario_of, simulate
 from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
-from services.gateway.text.chat_template import ChatMessage
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.profiles import PassTimes
 from shared.data.recording import Header, Recorded, Recording
 from shared.protocol import subjects
 from shared.protocol.messages import PairReport, Report, Tally, TokenIds, Verdict
-from tests.benchmarks.recordings import recording
-from tests.benchmarks.validation.validating import CALIBRATION, CODE, ORIGIN
+from tests.benchmarks.sample_recordings import recording
+from tests.benchmarks.validation.sample_case import CALIBRATION, CODE, ORIGIN
 from tests.peers import until
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -70,11 +69,11 @@ def test_real_models_have_the_cores_that_they_need() -> None:
 
 
 def test_a_case_that_says_too_little_or_too_much_is_refused() -> None:
-    with pytest.raises(ValueError, match="either clients or a rate"):
+    with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
         Case("test", "real", ("int8",), sliding(8))
-    with pytest.raises(ValueError, match="either clients or a rate"):
+    with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
         Case("test", "real", ("int8",), sliding(8), num_clients=1, rate_per_s=1.0)
-    with pytest.raises(ValueError, match="drafters must be alike"):
+    with pytest.raises(ValueError, match="all drafts must be the same"):
         Case("test", "replayed", ("int8", "int4"), sliding(8), num_clients=1)
 
 
@@ -85,40 +84,22 @@ def test_the_simulator_knows_other_prompts_than_the_judged_ones() -> None:
     assert len(set(others)) == 2 * len(judged)
 
 
-# --- clocks -----------------------------------------------------------------------------------------------------------
-
-
-def test_clocks_note_what_was_computed_and_leave_the_model_as_it_is(tmp_path: Path) -> None:
-    rows = [SimpleNamespace(token_ids=[1, 2, 3], start=10), SimpleNamespace(token_ids=[4], start=20)]
-    with Notes(tmp_path / "notes.jsonl") as notes:
-        target = ClockedTarget(cast(Any, SimpleNamespace(name="t", step=lambda rows: ["drawn"] * len(rows))), notes)
-        draft = ClockedDraft(cast(Any, SimpleNamespace(name="d", feed=lambda cache, ids, start: "logits")), notes)
-        assert target.step(cast(Any, rows)) == ["drawn", "drawn"]
-        assert draft.feed(cast(Any, None), [5, 6], 7) == "logits"
-        assert (target.name, draft.name) == ("t", "d")
-    with (tmp_path / "notes.jsonl").open("ab") as file:
-        file.write(b"[1.0, 2.0,")  # a line that is being written
-    of_pass, of_step = read_notes(tmp_path / "notes.jsonl")
-    assert (of_pass.num_sessions, of_pass.num_tokens, of_pass.num_cached) == (2, 4, 30)
-    assert (of_step.num_sessions, of_step.num_tokens, of_step.num_cached) == (1, 2, 7)
-    assert 0 <= of_pass.elapsed_ms < 1000
-    assert of_pass.end_s <= of_step.start_s
-
-
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def in_a_row(start_s: float, elapsed_ms: Sequence[float], gap_ms: float, num_sessions: int = 1) -> list[Computed]:
+def in_a_row(start_s: float, elapsed_ms: Sequence[float], gap_ms: float, num_sessions: int = 1) -> list[ComputeRecord]:
     """Passes or steps that each feed one token more than the one before, a gap apart."""
     found = []
     for number, elapsed in enumerate(elapsed_ms):
-        found.append(Computed(start_s, start_s + elapsed / 1e3, num_sessions, 1 + number, 100))
+        found.append(ComputeRecord(start_s, start_s + elapsed / 1e3, num_sessions, 1 + number, 100))
         start_s += (elapsed + gap_ms) / 1e3
     return found
 
 
-def sample(due_s: float, first_s: float, num_prompt_tokens: int = 40) -> Sample:
-    return Sample(0, due_s, 0.0, first_s, first_s + 0.5, num_tokens=NUM_TOKENS, num_prompt_tokens=num_prompt_tokens)
+def sample(due_s: float, first_s: float, num_prompt_tokens: int = 40) -> RequestSample:
+    return RequestSample(
+        0, due_s, 0.0, first_s, first_s + 0.5, num_tokens=NUM_TOKENS, num_prompt_tokens=num_prompt_tokens
+    )
 
 
 ALONE, BUSY, LOAD = Phase(0.0, 10.0, [sample(0.0, 0.025)]), Phase(20.0, 30.0, []), Phase(40.0, 60.0, [])
@@ -131,50 +112,50 @@ PASSES = [
 STEPS = [*in_a_row(20.0, [9.0] * 20, 0.4), *in_a_row(40.0, [8.0 + 0.25 * number for number in range(6)], 150.0)]
 
 
-def test_each_part_of_a_round_is_what_its_clock_says() -> None:
-    found = calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, [LOAD], rtt_ms=31.0)
+def test_each_part_of_a_round_is_taken_from_the_logs() -> None:
+    found = calibrate(ComputeLogs([PASSES], [STEPS]), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=31.0)
     assert (found.pass_gap_ms, found.session_gap_ms) == pytest.approx((0.5, 0.5))
     assert found.step_gap_ms == pytest.approx(0.4)
-    assert found.request_ms == pytest.approx(2.0 + 3.0 - 1.0), "the way there and back, the gap behind a pass taken off"
+    assert found.request_ms == pytest.approx(2.0 + 3.0 - 1.0), "the way there and back, minus the gap after a pass"
     assert found.rtt_ms == 31.0
     assert found.pass_times.pass_ms(1, 5, 100) == pytest.approx(22.5 + 1.0, rel=1e-3)
     assert found.step_times.feed_ms(3, 100) == pytest.approx(8.5 + 0.4, rel=1e-3)
     assert (found.num_passes, found.num_steps) == (8, 6)
 
 
-def test_known_times_of_stand_ins_are_taken_as_they_are_and_scaled_to_what_passed() -> None:
+def test_known_times_of_stand_ins_are_scaled_to_the_measured_ones() -> None:
     known = PassTimes(base_ms=50.0, session_ms=2.0)
-    passes = [Computed(0.0, 0.0525, 1, 1, 0), Computed(1.0, 1.0567, 2, 2, 0)]
+    passes = [ComputeRecord(0.0, 0.0525, 1, 1, 0), ComputeRecord(1.0, 1.0567, 2, 2, 0)]
     scale = (52.5 + 56.7) / (52.0 + 54.0)
     assert pass_weights(passes, known)[:2] == pytest.approx([50.0 * scale, 2.0 * scale])
 
 
-def test_what_was_computed_before_and_behind_the_judged_run_counts_alike() -> None:
+def test_records_before_and_after_the_judged_run_count_alike() -> None:
     before, behind = in_a_row(70.0, [20.0, 20.0], 1.0), in_a_row(90.0, [30.0, 30.0], 1.0)
     notes = [*PASSES, *before, *in_a_row(80.0, [90.0], 1.0), *behind]
     load = [Phase(69.0, 75.0, []), Phase(89.0, 95.0, [])]
-    found = calibrate(Clocks([notes], []), Known(), ALONE, BUSY, load, rtt_ms=None)
+    found = calibrate(ComputeLogs([notes], []), KnownTimes(), ALONE, BUSY, load, rtt_ms=None)
     assert found.num_passes == 4
     assert sum(found.pass_times.pass_ms(1, tokens, 100) for tokens in (1, 2)) == pytest.approx(2 * (25.0 + 1.0))
 
 
 def test_a_cell_without_drafters_is_calibrated_without_steps() -> None:
-    found = calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, [LOAD], rtt_ms=None)
+    found = calibrate(ComputeLogs([PASSES], []), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=None)
     assert (found.steps, found.step_gap_ms, found.rtt_ms) == ([], 0.0, 0.0)
 
 
 def test_a_cell_in_which_too_little_was_computed_is_not_calibrated() -> None:
     with pytest.raises(NotCalibrated, match="round trip"):
-        calibrate(Clocks([PASSES], [STEPS]), Known(), ALONE, BUSY, [LOAD], rtt_ms=None)
-    with pytest.raises(NotCalibrated, match="followed each other"):
+        calibrate(ComputeLogs([PASSES], [STEPS]), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=None)
+    with pytest.raises(NotCalibrated, match="consecutive"):
         fit_gaps([[PASSES[0]]])
-    with pytest.raises(NotCalibrated, match="no pass was made under load"):
-        calibrate(Clocks([PASSES], []), Known(), ALONE, BUSY, [Phase(70.0, 80.0, [])], rtt_ms=None)
+    with pytest.raises(NotCalibrated, match="no pass ran under load"):
+        calibrate(ComputeLogs([PASSES], []), KnownTimes(), ALONE, BUSY, [Phase(70.0, 80.0, [])], rtt_ms=None)
 
 
 def test_drift_is_how_much_longer_the_same_took_later() -> None:
-    calibration = replace(CALIBRATION, pass_gap_ms=5.0, step_gap_ms=5.0)  # which clocks don't see
-    later = Clocks([in_a_row(0.0, [22.0, 22.0], 1.0)], [in_a_row(0.0, [7.6], 1.0)])
+    calibration = replace(CALIBRATION, pass_gap_ms=5.0, step_gap_ms=5.0)  # outside the logged times
+    later = ComputeLogs([in_a_row(0.0, [22.0, 22.0], 1.0)], [in_a_row(0.0, [7.6], 1.0)])
     found = drift_of(calibration, later, rtt_ms=12.0)
     assert (found.passes, found.large_passes, found.steps, found.rtt_ms) == (
         pytest.approx(0.1),
@@ -182,19 +163,19 @@ def test_drift_is_how_much_longer_the_same_took_later() -> None:
         pytest.approx(-0.05),
         12.0,
     )
-    assert drift_of(calibration, Clocks(later.passes, []), None).steps is None
-    large = Clocks([[*later.passes[0], Computed(1.0, 1.03, 1, LARGE + 1, 0)]], [])
+    assert drift_of(calibration, ComputeLogs(later.passes, []), None).steps is None
+    large = ComputeLogs([[*later.passes[0], ComputeRecord(1.0, 1.03, 1, LARGE + 1, 0)]], [])
     assert drift_of(calibration, large, None).large_passes == pytest.approx(0.5)
 
 
-# --- what services tell -----------------------------------------------------------------------------------------------
+# --- observations -----------------------------------------------------------------------------------------------
 
 
-async def test_a_pass_counts_once_however_many_verdicts_tell_of_it() -> None:
+async def test_a_pass_counts_once_whatever_its_number_of_verdicts() -> None:
     network = MemoryNetwork()
     gateway, verifier, drafter = (subjects.new_instance_id(name) for name in ("g", "v", "d"))
-    watch, speaker = Watch(network.connect()), network.connect()
-    await watch.start()
+    monitor, speaker = BusMonitor(network.connect()), network.connect()
+    await monitor.start()
 
     async def say(compute_ms: float, queue: float) -> None:
         tally = Tally()
@@ -203,57 +184,57 @@ async def test_a_pass_counts_once_however_many_verdicts_tell_of_it() -> None:
         await speaker.publish(subjects.to("gateway", gateway, Verdict, verifier), verdict)
 
     await say(9.0, 0.9)
-    await until(lambda: watch.heard().queue == 0.9)
-    watch.begin()
+    await until(lambda: monitor.observed().queue == 0.9)
+    monitor.begin()
     for compute_ms, queue in ((20.0, 0.1), (20.0, 0.1), (20.0, 0.1), (21.0, 0.4)):
         await say(compute_ms, queue)
     seen = PairReport(verifier, 1, 8, 40, 40, 0, 0, 0, 10.0, 31.0, 0.0, 20.0, 100)
     idle = PairReport(verifier, 0, 8, 0, 0, 0, 0, 0, 10.0, 99.0, 0.0, 20.0, 100)
-    await speaker.publish(subjects.broadcast(Report, drafter), Report(drafter, 1, [seen, idle]))
-    await until(lambda: watch.heard().rtt_ms == 31.0)
-    await until(lambda: watch.heard().queue == pytest.approx(0.25))
+    await speaker.publish(subjects.broadcast("report", drafter), Report(drafter, 1, [seen, idle]))
+    await until(lambda: monitor.observed().rtt_ms == 31.0)
+    await until(lambda: monitor.observed().queue == pytest.approx(0.25))
 
 
-class FakeAsker:
+class FakeSender:
     """Answers at once, or at a drafter named slow after a while."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, str | None]] = []
+        self.sent: list[tuple[int, str | None]] = []
 
-    async def ask(self, request: Request, at: float, beginning: float) -> Sample:
-        self.asked.append((request.prompt_number, request.drafter))
+    async def send(self, request: CaseRequest, due_at: float, started_at: float) -> RequestSample:
+        self.sent.append((request.prompt_number, request.drafter))
         await asyncio.sleep(0.05 if request.drafter == "slow" else 0.0)
         return sample(0.0, 0.1, 40)
 
 
-async def test_in_a_closed_loop_whoever_is_free_makes_the_next_request_with_its_own_drafter() -> None:
+async def test_in_a_closed_loop_a_free_client_sends_the_next_request_with_its_own_drafter() -> None:
     requests = requests_of_clients([str(number) for number in range(8)], 8, 2, ["slow", "quick"], NUM_TOKENS)
-    fake = FakeAsker()
-    samples = await ask_in_turn(cast(Any, fake), requests, 2, beginning=0.0)
+    fake = FakeSender()
+    samples = await send_in_turn(cast(Any, fake), requests, 2, started_at=0.0)
     assert len(samples) == 8
-    assert fake.asked == [(0, "slow"), *((number, "quick") for number in range(1, 8))]
+    assert fake.sent == [(0, "slow"), *((number, "quick") for number in range(1, 8))]
 
 
 # --- the simulated counterpart ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def recordings(tmp_path: Path) -> Recordings:
+def recordings(tmp_path: Path) -> DraftRecordings:
     """Of drafts that guess a third and two thirds of a text."""
-    made = Recordings(tmp_path)
+    made = DraftRecordings(tmp_path)
     for draft, acceptance in (("int4", 1 / 3), ("int8", 2 / 3)):
         recording(acceptance, num_prompts=20).write(made.others(draft))
     return made
 
 
-def answered(requests: Sequence[Request], due_s: Sequence[float] | None = None) -> list[Sample]:
+def answered(requests: Sequence[CaseRequest], due_s: Sequence[float] | None = None) -> list[RequestSample]:
     """With prompts of 40, 41 and 43 tokens in turn."""
     dues = due_s or [0.0] * len(requests)
     return [sample(due, due + 0.1, (40, 41, 43)[index % 3]) for index, due in enumerate(dues)]
 
 
 def test_the_scenario_of_a_closed_loop_says_what_the_case_and_its_calibration_say(
-    recordings: Recordings, tmp_path: Path
+    recordings: DraftRecordings, tmp_path: Path
 ) -> None:
     case = Case("test", "real", ("int8", "int4"), stop_and_wait(4), 2, rtt_ms=30, num_clients=4, num_requests=9)
     requests = requests_of_clients(["a", "b"], 9, 4, ["drafter-0", "drafter-1"], NUM_TOKENS)
@@ -273,7 +254,7 @@ def test_the_scenario_of_a_closed_loop_says_what_the_case_and_its_calibration_sa
     assert set(world.requests["tokens"].tolist()) == {NUM_TOKENS}
 
 
-def test_the_scenario_of_an_open_loop_has_the_very_requests(recordings: Recordings, tmp_path: Path) -> None:
+def test_the_scenario_of_an_open_loop_has_the_very_requests(recordings: DraftRecordings, tmp_path: Path) -> None:
     case = Case("test", "replayed", ("int4",) * 3, sliding(16, 4, free_run=False), rate_per_s=2.0, num_requests=5)
     drafters = [f"stand-in-drafter-{number}" for number in range(3)]
     requests = requests_at_random(["a", "b"], 5, drafters, NUM_TOKENS, seed=1)
@@ -286,7 +267,7 @@ def test_the_scenario_of_an_open_loop_has_the_very_requests(recordings: Recordin
 
 
 def test_a_simulation_without_drafters_takes_a_pass_a_token_and_the_request_besides(
-    recordings: Recordings, tmp_path: Path
+    recordings: DraftRecordings, tmp_path: Path
 ) -> None:
     case = Case("test", "real", (), sliding(8), num_clients=1, num_requests=6)
     requests = requests_of_clients(["a"], 6, 1, (), NUM_TOKENS)
@@ -311,17 +292,16 @@ def test_a_case_of_replayed_stand_ins_is_run_calibrated_and_simulated(default_mo
     words = tuple(tokenizer.encode_text(" one two three four five six seven eight nine ten" * 5)[:NUM_TOKENS])
     rights = tuple(index % 5 != 4 for index in range(NUM_TOKENS))
     header = Header(target="t", draft="d", vocab_size=tokenizer.vocab_size, max_context=2048, origin="made up")
-    chats = [tuple(tokenizer.encode_chat([ChatMessage(role="user", content=text)])) for text in (*others, *judged)]
+    chats = [tuple(ids) for ids in encode_prompts(tokenizer, [*others, *judged])]
     found = tuple(Recorded(chat, words, rights, (0.9,) * NUM_TOKENS) for chat in chats)
-    recordings = Recordings(tmp_path)
+    recordings = DraftRecordings(tmp_path)
     Recording(header, found).write(recordings.all("int8"))
     Recording(header, found[: len(others)]).write(recordings.others("int8"))
-    assert acceptance_of(recordings.others("int8")) == pytest.approx(0.8, abs=0.02)
     choice = sliding(4, free_run=False)
     case = Case("tiny", "replayed", ("int8",) * 2, choice, rtt_ms=20, num_clients=2, num_requests=4)
     notices: list[str] = []
-    effort = Effort(default_models, recordings, judged, others, CODE, num_tokens=24)
-    made = run_case(case, effort, ORIGIN, notices.append)
+    inputs = ValidationInputs(default_models, recordings, judged, others, CODE, num_tokens=24)
+    made = run_case(case, inputs, ORIGIN, notices.append)
     assert made.complaints == [], notices
     assert 20 < made.calibration.rtt_ms < 60
     assert 0 < made.calibration.step_gap_ms < 20

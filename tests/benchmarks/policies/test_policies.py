@@ -1,4 +1,4 @@
-"""The runner of `make bench`: what is measured, what it comes to, what is kept."""
+"""`make bench`: its plan, findings, report, and the results that it keeps."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ import pytest
 from typer.testing import CliRunner
 
 from awc.policy import WindowChoice
-from benchmarks.harness.asking import connected
-from benchmarks.harness.cell import Usage
-from benchmarks.harness.cell_plan import Standin
-from benchmarks.harness.conductor import Conductor
-from benchmarks.harness.latency import Sample
+from benchmarks.harness.cell import ProcessUsage
+from benchmarks.harness.cell_plan import StandinPlan
+from benchmarks.harness.files import read_result, write_result
+from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
-from benchmarks.policies import __main__ as bench
-from benchmarks.policies.__main__ import app, named, read_findings, report, unfinished, with_modes
+from benchmarks.harness.requests import connected
+from benchmarks.harness.scripted_controller import ScriptedController
+from benchmarks.policies import __main__ as command
+from benchmarks.policies.__main__ import app, read_findings, selected, unfinished, with_modes, write_report
 from benchmarks.policies.findings import find
 from benchmarks.policies.measure import (
     MIN_ROUNDS,
-    CellBench,
+    BenchRound,
     CellResult,
-    Effort,
-    Round,
+    CellRunner,
+    RunSettings,
     complaints_about,
     plan_of,
-    read_result,
-    write_result,
 )
 from benchmarks.policies.plan import (
     ADAPTIVE,
@@ -41,7 +40,7 @@ from benchmarks.policies.plan import (
     SLIDING_FREE,
     TARGET_ONLY,
     CellSpec,
-    Mode,
+    ServingMode,
     full_plan,
     policy_plan,
     quick_plan,
@@ -49,28 +48,34 @@ from benchmarks.policies.plan import (
 )
 from benchmarks.policies.report import markdown
 from shared.data.profiles import PassTimes
-from tests.benchmarks.load.fake_gateway import serving
-from tests.benchmarks.recordings import QUICK, profile_json
+from tests.benchmarks.fake_gateway import serving
+from tests.benchmarks.sample_recordings import QUICK, profile_json
 
 ORIGIN = Origin("python -m benchmarks.policies", "a machine", "a date", "3")
 MAX_TOKENS = 11
 DRAFT_MS = 12.0
 
 
-def sample(tpot_ms: float, ttft_ms: float = 50.0, **changes: object) -> Sample:
-    made = Sample(0, 0.0, 0.0, ttft_ms / 1e3, ttft_ms / 1e3 + tpot_ms * (MAX_TOKENS - 1) / 1e3, num_tokens=MAX_TOKENS)
+def sample(tpot_ms: float, ttft_ms: float = 50.0, **changes: object) -> RequestSample:
+    made = RequestSample(
+        0, 0.0, 0.0, ttft_ms / 1e3, ttft_ms / 1e3 + tpot_ms * (MAX_TOKENS - 1) / 1e3, num_tokens=MAX_TOKENS
+    )
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def result(tpot_ms: dict[Mode, float], num_sessions: int = 1, rtt_ms: int = 30, num_rounds: int = 6) -> CellResult:
-    """Rounds on a machine that gets slower and slower, drafter and all modes alike."""
+def result(
+    tpot_ms: dict[ServingMode, float], num_sessions: int = 1, rtt_ms: int = 30, num_rounds: int = 6
+) -> CellResult:
+    """Rounds on a machine that slows down, drafter and all modes alike."""
     rounds = []
     for number in range(num_rounds):
         slower = math.exp(number / 3)
         samples = {mode.name: [sample(ms * slower)] * num_sessions for mode, ms in tpot_ms.items()}
-        rounds.append(Round(samples, {mode.name: DRAFT_MS * slower for mode in tpot_ms}))
+        rounds.append(BenchRound(samples, {mode.name: DRAFT_MS * slower for mode in tpot_ms}))
     modes = [mode.name for mode in tpot_ms]
-    return CellResult("int8", rtt_ms, num_sessions, modes, MAX_TOKENS, rounds, {"gateway": Usage(90, 1)}, [], ORIGIN)
+    return CellResult(
+        "int8", rtt_ms, num_sessions, modes, MAX_TOKENS, rounds, {"gateway": ProcessUsage(90, 1)}, [], ORIGIN
+    )
 
 
 FAST = {TARGET_ONLY: 40.0, stop_and_wait(1): 35.0, stop_and_wait(4): 20.0, SLIDING_FREE: 16.0, ADAPTIVE: 50.0}
@@ -89,7 +94,7 @@ def test_the_whole_plan_has_every_cell_once_and_target_only_in_each() -> None:
 
 def test_stop_and_wait_sends_whole_windows_and_never_runs_free() -> None:
     modes = [mode for mode in ALL_MODES if mode.name.startswith("stop-and-wait")]
-    assert [mode.way for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
+    assert [mode.control for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
 
 
 def test_policies_are_compared_on_more_drafters_where_there_are_sessions_for_all_of_them(tmp_path: Path) -> None:
@@ -98,15 +103,15 @@ def test_policies_are_compared_on_more_drafters_where_there_are_sessions_for_all
     assert {spec.num_sessions for spec in several} == {4, 16}
     assert str(several[0]) == "int8 draft, RTT 0 ms, 4 at once on 4 drafters"
     assert several[0].name == "int8-rtt0-4-on4"
-    plan = plan_of(several[0], Effort(tmp_path, [], 8, 1.0, seed=1), tmp_path, "key")
+    plan = plan_of(several[0], RunSettings(tmp_path, [], 8, 1.0, seed=1), ("key",))
     assert plan.drafter_names == ["drafter-0", "drafter-1", "drafter-2", "drafter-3"]
 
 
-def test_a_cell_s_whole_name_stands_for_it_alone_and_a_part_for_all_that_have_it() -> None:
+def test_a_whole_name_selects_one_cell_and_a_part_all_that_contain_it() -> None:
     plan = policy_plan()
-    assert named(plan, ["int8-rtt0-1"]) == {"int8-rtt0-1"}
-    assert named(plan, ["int8-rtt30"]) == {"int8-rtt30-1", "int8-rtt30-4", "int8-rtt30-16"}
-    assert named(plan, ["int8-rtt0-16", "-4"]) == {"int8-rtt0-16", "int8-rtt0-4", "int8-rtt30-4", "int8-rtt100-4"}
+    assert selected(plan, ["int8-rtt0-1"]) == {"int8-rtt0-1"}
+    assert selected(plan, ["int8-rtt30"]) == {"int8-rtt30-1", "int8-rtt30-4", "int8-rtt30-16"}
+    assert selected(plan, ["int8-rtt0-16", "-4"]) == {"int8-rtt0-16", "int8-rtt0-4", "int8-rtt30-4", "int8-rtt100-4"}
 
 
 def test_several_drafters_are_for_policies_only() -> None:
@@ -118,7 +123,7 @@ def test_several_drafters_are_for_policies_only() -> None:
 def test_results_on_several_drafters_have_a_folder_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    monkeypatch.setattr(command, "REPORTS", tmp_path)
     for drafters, folder in (("1", "policies"), ("4", "policies/on4")):
         (tmp_path / folder).mkdir(parents=True)
         several = replace(result(FAST, num_sessions=4), num_drafters=int(drafters))
@@ -145,7 +150,7 @@ def test_ratios_are_of_the_same_prompts_and_above_one_is_faster() -> None:
     assert sliding.speed.low == pytest.approx(sliding.speed.high), "how hard prompts are must not matter"
 
 
-def test_a_token_of_sliding_is_told_in_steps_of_its_drafter() -> None:
+def test_sliding_is_measured_in_draft_steps_per_token() -> None:
     steps = find(result(FAST)).in_steps
     assert steps is not None
     assert steps.value == pytest.approx(16 / DRAFT_MS)
@@ -171,45 +176,45 @@ def test_answers_whose_length_depends_on_the_mode_are_a_complaint() -> None:
     assert "differ in length" in complaints_about(uneven.rounds)[0]
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- results and report -----------------------------------------------------------------------------------------------
 
 
 def test_a_finished_cell_is_kept_and_not_measured_again(tmp_path: Path) -> None:
     spec = CellSpec("int8", 30, 1, tuple(FAST))
-    effort = Effort(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
-    finished = replace(result(FAST), inputs=effort.inputs)
-    assert unfinished([spec], tmp_path, effort) == [spec]
+    settings = RunSettings(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
+    finished = replace(result(FAST), inputs=settings.inputs)
+    assert unfinished([spec], tmp_path, settings) == [spec]
     write_result(tmp_path / f"{spec.name}.json", finished)
-    assert read_result(tmp_path / f"{spec.name}.json") == finished
-    assert unfinished([spec], tmp_path, effort) == []
-    assert unfinished([replace(spec, modes=FEW_MODES)], tmp_path, effort) != []
-    assert unfinished([spec], tmp_path, replace(effort, max_tokens=MAX_TOKENS + 1)) == [spec]
-    assert unfinished([spec], tmp_path, replace(effort, prompts=["another"])) == [spec]
-    assert unfinished([spec], tmp_path, replace(effort, seed=2)) == [spec]
+    assert read_result(tmp_path / f"{spec.name}.json", CellResult) == finished
+    assert unfinished([spec], tmp_path, settings) == []
+    assert unfinished([replace(spec, modes=FEW_MODES)], tmp_path, settings) != []
+    assert unfinished([spec], tmp_path, replace(settings, max_tokens=MAX_TOKENS + 1)) == [spec]
+    assert unfinished([spec], tmp_path, replace(settings, prompts=["another"])) == [spec]
+    assert unfinished([spec], tmp_path, replace(settings, seed=2)) == [spec]
     write_result(tmp_path / f"{spec.name}.json", replace(finished, inputs="other code"))
-    assert unfinished([spec], tmp_path, effort) == [spec]
+    assert unfinished([spec], tmp_path, settings) == [spec]
     write_result(tmp_path / f"{spec.name}.json", replace(finished, complaints=["pass failed"]))
-    assert unfinished([spec], tmp_path, effort) == [spec], "void figures are measured again"
+    assert unfinished([spec], tmp_path, settings) == [spec], "void figures are measured again"
 
 
-def test_a_cell_of_one_stand_in_is_none_of_another(tmp_path: Path) -> None:
+def test_a_cell_with_another_stand_in_is_measured_again(tmp_path: Path) -> None:
     spec = CellSpec("int8", 30, 1, tuple(FAST))
     (tmp_path / "profile.json").write_bytes(profile_json(QUICK))
-    standin = Standin("paced", tmp_path / "profile.json")
-    effort = Effort(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1, standin=standin)
-    finished = replace(result(FAST), standin=effort.kind_of_models, inputs=effort.inputs)
+    standin = StandinPlan("paced", tmp_path / "profile.json")
+    settings = RunSettings(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1, standin=standin)
+    finished = replace(result(FAST), standin=settings.kind_of_models, inputs=settings.inputs)
     write_result(tmp_path / f"{spec.name}.json", finished)
-    assert unfinished([spec], tmp_path, effort) == []
-    assert unfinished([spec], tmp_path, replace(effort, standin=None)) == [spec]
+    assert unfinished([spec], tmp_path, settings) == []
+    assert unfinished([spec], tmp_path, replace(settings, standin=None)) == [spec]
     slower = QUICK.model_copy(update={"verifier": PassTimes(base_ms=3.0)})
     (tmp_path / "profile.json").write_bytes(profile_json(slower))
-    assert unfinished([spec], tmp_path, replace(effort)) == [spec], "of one name, and other times"
+    assert unfinished([spec], tmp_path, replace(settings)) == [spec], "the same name with other times"
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+def test_an_invalid_result_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "int8-rtt30-1.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"int8-rtt30-1\.json is no result"):
-        read_result(tmp_path / "int8-rtt30-1.json")
+    with pytest.raises(ValueError, match=r"int8-rtt30-1\.json is not a valid CellResult"):
+        read_result(tmp_path / "int8-rtt30-1.json", CellResult)
 
 
 def test_the_report_says_what_holds_and_what_does_not() -> None:
@@ -218,7 +223,7 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
     assert text.count("**no**") == 1
     where = "int8 draft, RTT 30 ms, one session"
     assert f"| sliding against stop-and-wait 4: ≥ 1.2× | {where} | 1.250 (1.250 … 1.250) | yes |" in text
-    assert f"| sliding: a token takes ≤ 1.5 drafter's steps | {where} | 1.333 (1.333 … 1.333) | yes |" in text
+    assert f"| sliding: ≤ 1.5 draft steps per token | {where} | 1.333 (1.333 … 1.333) | yes |" in text
     assert "![speed](speed.png)" in text
     assert ORIGIN.command in text
     assert ORIGIN.machine in text
@@ -238,8 +243,8 @@ OPEN = "**open**: too few rounds"
         ("TTFT", sample(50.0, ttft_ms=40.0), sample(50.0, ttft_ms=80.0), OPEN),
     ],
 )
-def test_a_bound_that_is_missed_by_chance_is_told_from_one_that_is_always_missed(
-    what: str, even: Sample, odd: Sample, answer: str
+def test_a_limit_missed_by_chance_is_open_and_one_always_missed_is_not_met(
+    what: str, even: RequestSample, odd: RequestSample, answer: str
 ) -> None:
     measured = result(FAST)
     for number, each in enumerate(measured.rounds):
@@ -252,35 +257,35 @@ def test_a_bound_that_is_missed_by_chance_is_told_from_one_that_is_always_missed
 def test_a_report_on_stand_ins_says_so_wherever_it_names_them() -> None:
     text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], [])
     assert text.count("int8 draft (stand-in: paced quick), RTT 30 ms") == text.count("int8 draft") > 1
-    assert "≥ 1.3×" in text, "what is asked of stand-ins for large models"
+    assert "≥ 1.3×" in text, "the requirement for stand-ins of large models"
 
 
-def test_void_cells_are_told_as_such_and_decide_nothing() -> None:
+def test_void_cells_are_marked_and_check_no_requirement() -> None:
     void = replace(result(FAST), complaints=["verifier-0: pass failed"])
     text = markdown([find(void)], [])
     assert "**Void**: verifier-0: pass failed" in text
     assert "never slower" not in text
 
 
-def test_report_and_plots_are_written_of_the_cells_that_are_there(tmp_path: Path) -> None:
+def test_report_and_plots_are_of_the_measured_cells(tmp_path: Path) -> None:
     plan = [CellSpec("int8", rtt_ms, 1, tuple(FAST)) for rtt_ms in (0, 30, 100)]
     for spec in plan[:2]:
         write_result(tmp_path / f"{spec.name}.json", result(FAST, rtt_ms=spec.rtt_ms))
-    path = report(plan, tmp_path)
+    path = write_report(plan, tmp_path)
     assert "RTT 0 ms" in path.read_text()
     assert "RTT 100 ms" not in path.read_text()
     assert (tmp_path / "speed-int8-1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_of_one_cell_leaves_what_is_told_of_the_others_and_each_has_its_own_command(tmp_path: Path) -> None:
+def test_a_run_of_one_cell_keeps_the_findings_of_the_others_with_their_commands(tmp_path: Path) -> None:
     plan = [CellSpec("int8", rtt_ms, 1, tuple(FAST)) for rtt_ms in (0, 30)]
     for spec in plan:
         write_result(tmp_path / f"{spec.name}.json", result(FAST, rtt_ms=spec.rtt_ms))
-    report(plan, tmp_path)
+    write_report(plan, tmp_path)
     (tmp_path / f"{plan[0].name}.json").unlink()
     later = replace(result(FAST, num_rounds=9), origin=replace(ORIGIN, command="another"))
     write_result(tmp_path / f"{plan[1].name}.json", later)
-    text = report(plan, tmp_path).read_text()
+    text = write_report(plan, tmp_path).read_text()
     assert f"* `{ORIGIN.command}`, a date, a machine, Python 3: int8-rtt0-1\n" in text
     assert "* `another`, a date, a machine, Python 3: int8-rtt30-1\n" in text
     assert {name: each.num_rounds for name, each in read_findings(tmp_path).items()} == {
@@ -292,9 +297,9 @@ def test_a_run_of_one_cell_leaves_what_is_told_of_the_others_and_each_has_its_ow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--report"], "has no cell to report on"),
-        (["--only", "int9"], "--only int9 is part of no cell"),
-        (["--only", "int8-rtt0-1", "--mode", "fast"], "--mode fast is none of int8-rtt0-1's: target-only, stop-and"),
+        (["--report"], "holds no measured cell"),
+        (["--only", "int9"], "--only int9 matches no cell"),
+        (["--only", "int8-rtt0-1", "--mode", "fast"], "--mode fast is not in int8-rtt0-1; modes: target-only, stop"),
     ],
 )
 def test_what_measures_nothing_is_refused_and_writes_nothing(
@@ -317,27 +322,27 @@ def test_parts_of_cells_never_replace_whole_ones() -> None:
 # --- rounds -----------------------------------------------------------------------------------------------------------
 
 
-class FakeConductor:
-    """Notes what was chosen."""
+class FakeController:
+    """Records the choices."""
 
     def __init__(self) -> None:
         self.chosen: list[WindowChoice | str] = []
         self.draft_ms = 0.0
 
-    async def choose(self, way: WindowChoice | str) -> None:
-        self.chosen.append(way)
+    async def choose(self, control: WindowChoice | str) -> None:
+        self.chosen.append(control)
         self.draft_ms += 1
 
 
 async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> None:
-    conductor, prompts = FakeConductor(), [f"prompt {number}" for number in range(10)]
-    effort = Effort(Path("m"), prompts, MAX_TOKENS, seconds=0.0, seed=1)
+    controller, prompts = FakeController(), [f"prompt {number}" for number in range(10)]
+    settings = RunSettings(Path("m"), prompts, MAX_TOKENS, seconds=0.0, seed=1)
     spec = CellSpec("int8", 0, 2, FEW_MODES)
     notices: list[str] = []
     async with serving() as fake, connected(fake.url) as gateway:
         gateways = dict.fromkeys((mode.name for mode in FEW_MODES), gateway)
-        bench = CellBench(spec, effort, gateways, cast(Conductor, conductor), "fake")
-        rounds = await bench.rounds(notices.append)
+        runner = CellRunner(spec, settings, gateways, cast(ScriptedController, controller), "fake")
+        rounds = await runner.rounds(notices.append)
     assert len(rounds) == len(notices) == MIN_ROUNDS
     per_round = len(FEW_MODES) * spec.num_sessions
     for number, each in enumerate(rounds):
@@ -348,9 +353,11 @@ async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> No
         assert sorted(each.draft_ms.values()) == [number * len(FEW_MODES) + 1 + turn for turn in range(len(FEW_MODES))]
         asked = {mode: {prompts[sample.prompt_number] for sample in samples} for mode, samples in each.samples.items()}
         assert len(set(map(frozenset, asked.values()))) == 1
-    orders = [tuple(conductor.chosen[i : i + len(FEW_MODES)]) for i in range(0, len(conductor.chosen), len(FEW_MODES))]
+    orders = [
+        tuple(controller.chosen[i : i + len(FEW_MODES)]) for i in range(0, len(controller.chosen), len(FEW_MODES))
+    ]
     assert len(set(orders)) > 1
     by_text: Callable[[WindowChoice | str], str] = repr
     assert {tuple(sorted(order, key=by_text)) for order in orders} == {
-        tuple(sorted((mode.way for mode in FEW_MODES), key=by_text))
+        tuple(sorted((mode.control for mode in FEW_MODES), key=by_text))
     }

@@ -1,7 +1,7 @@
-"""A drafter that guesses random ids as fast as verdicts come.
+"""A drafter that sends random guesses as fast as verdicts arrive.
 
-It computes no model and has no process of its own, so that it takes next to no processor time from others: what it
-costs them, it costs through the verifier.
+It computes no model and shares the benchmark's process, so it takes almost no processor time: it can slow others only
+through the verifier.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from shared.protocol import subjects
 from shared.protocol.messages import NO_TOKENS, Draft, Message, Speculate, TokenIds, Verdict
 
 VOCABULARY = 49152
-WINDOW, CHUNK = 8, 2  # as an honest drafter has them without a controller
+WINDOW, CHUNK = 8, 2  # defaults of a drafter without a controller
 
 
 @dataclass
-class Place:
-    """Where one session stands, as far as a liar cares."""
+class LiarSession:
+    """State of one session."""
 
     verifier_id: str
     term: int
@@ -30,43 +30,43 @@ class Place:
     committed: int = 0
 
 
-class Liar:
-    """One instance on a bus; `run` publishes what it has to say."""
+class LyingDrafter:
+    """One drafter instance on a bus."""
 
     def __init__(self, bus: Bus, seed: int) -> None:
         self.instance_id = subjects.new_instance_id("liar")
         self._bus = bus
         self._random = np.random.default_rng(seed)
         self._outbox = Outbox(bus)
-        self._places: dict[str, Place] = {}
+        self._sessions: dict[str, LiarSession] = {}
 
     async def run(self) -> None:
-        """Lies until cancelled."""
+        """Serves until cancelled."""
         await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
         await self._outbox.run()
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Speculate():
-                self._places[message.session_id] = Place(message.verifier_id, message.term)
+                self._sessions[message.session_id] = LiarSession(message.verifier_id, message.term)
                 self._send(message.session_id, len(message.prompt_ids), 0)
             case Verdict() if message.finish:
-                self._places.pop(message.session_id, None)
+                self._sessions.pop(message.session_id, None)
             case Verdict():
-                self._lie(message)
+                self._answer(message)
 
-    def _lie(self, verdict: Verdict) -> None:
-        """A whole window of guesses behind what the verifier has fixed."""
-        place = self._places.get(verdict.session_id)
+    def _answer(self, verdict: Verdict) -> None:
+        """Sends a whole window of guesses after the committed tokens."""
+        session = self._sessions.get(verdict.session_id)
         committed = verdict.base + len(verdict.token_ids)
-        if place is None or committed <= place.committed:
+        if session is None or committed <= session.committed:
             return
-        place.epoch, place.committed = max(place.epoch + 1, verdict.epoch), committed
+        session.epoch, session.committed = max(session.epoch + 1, verdict.epoch), committed
         for offset in range(0, WINDOW, CHUNK):
             self._send(verdict.session_id, committed + offset, CHUNK)
 
     def _send(self, session_id: str, base: int, num_guesses: int) -> None:
-        place = self._places[session_id]
+        session = self._sessions[session_id]
         ids = TokenIds(self._random.integers(VOCABULARY, size=num_guesses).tolist()) if num_guesses else NO_TOKENS
-        draft = Draft(session_id, place.term, place.epoch, base, ids, True, time.monotonic() * 1e3)
-        self._outbox.put(subjects.to("verifier", place.verifier_id, Draft, self.instance_id), draft)
+        draft = Draft(session_id, session.term, session.epoch, base, ids, True, time.monotonic() * 1e3)
+        self._outbox.put(subjects.to("verifier", session.verifier_id, "draft", self.instance_id), draft)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.harness.origin import Origin
-from benchmarks.validation.calibration import Calibration, Drift
+from benchmarks.validation.calibration import Calibration, TimingDrift
 from benchmarks.validation.case_run import CaseResult
 from benchmarks.validation.cases import NUM_TOKENS, Case, stop_and_wait
-from benchmarks.validation.scenario import Figures
+from benchmarks.validation.scenario import CaseFigures
 
 ORIGIN = Origin("python -m benchmarks.validation", "a machine", "a date", "3")
-LIVE = Figures(50.0, 100.0, 20.0, 3.0, 0.02, 0.8)
+LIVE = CaseFigures(50.0, 100.0, 20.0, 3.0, 0.02, 0.8)
 CALIBRATION = Calibration(
     passes=[20.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
     steps=[8.0, 0.0, 0.0],
@@ -31,5 +31,5 @@ CASE = Case("test", "real", ("int8",), stop_and_wait(4), num_clients=2, num_requ
 def result(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) -> CaseResult:
     """With simulated figures that are so many times the live ones."""
     simulated = replace(LIVE, **{name: getattr(LIVE, name) * factor for name, factor in factors.items()})
-    drift = Drift(passes=0.04, large_passes=0.2, steps=-0.01, rtt_ms=11.0)
+    drift = TimingDrift(passes=0.04, large_passes=0.2, steps=-0.01, rtt_ms=11.0)
     return CaseResult(case, NUM_TOKENS, CODE, LIVE, simulated, CALIBRATION, drift, 30.0, list(complaints), ORIGIN)

@@ -1,6 +1,6 @@
 """One measured request to a gateway's HTTP API, as a client sees it.
 
-Invariant: whatever becomes of a request is a sample; only cancelling ends a run.
+Invariant: every outcome of a request is a sample; only cancellation raises.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from benchmarks.harness.latency import OK, Sample
-from client.gateway import BrokenOff, GatewayClient, RequestRefused, StreamedAnswer, Unreachable
-from client.wire import AnswerOptions, ChatMessage, ChatRequest, StreamOptions
+from benchmarks.harness.latency import OK, RequestSample
+from client.gateway import Answer, BrokenOff, Gateway, Refused, Unreachable
+from client.wire import ChatRequest, Message, Options, StreamOptions
 
 CONNECT_S = 10.0
-SILENCE_S = 300.0  # the longest wait for the next bytes
+SILENCE_S = 300.0  # longest wait for the next bytes
 
 
 class MeasuredRequest(ChatRequest, frozen=True, omit_defaults=True):
-    """A request whose answers are all equally long where that is asked for."""
+    """A chat request that can make all answers equally long."""
 
     ignore_eos: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """How every request of a run is made."""
+class RequestTemplate:
+    """What all requests of a run have in common."""
 
     model: str
     options: AnswerOptions
@@ -51,8 +51,8 @@ class Asking:
 
 
 @asynccontextmanager
-async def connected(url: str, api_key: str = "") -> AsyncIterator[GatewayClient]:
-    """A gateway without a limit on connections: none waits for another. The key, if any, goes with every request."""
+async def connected(url: str, api_key: str = "") -> AsyncIterator[Gateway]:
+    """A gateway client without a connection limit, so that no request waits for another."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -61,17 +61,17 @@ async def connected(url: str, api_key: str = "") -> AsyncIterator[GatewayClient]
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """A request that is due: which prompt, when, behind which beginning (both on time.monotonic's clock)."""
+class ScheduledRequest:
+    """A prompt and when it is due. Both times are of time.monotonic."""
 
     prompt_number: int
     prompt: str
-    at: float
-    beginning: float
+    due_at: float
+    started_at: float  # start of the run
     max_tokens: int | None = None
 
 
-async def measure(gateway: GatewayClient, asking: Asking, due: Due) -> Sample:
+async def measure_request(gateway: Gateway, template: RequestTemplate, scheduled: ScheduledRequest) -> RequestSample:
     """Sends the request now and reads its answer to the end."""
     sent_at = time.monotonic()
     answer: StreamedAnswer | None = None
@@ -79,7 +79,7 @@ async def measure(gateway: GatewayClient, asking: Asking, due: Due) -> Sample:
     status = OK
     try:
         async with (
-            gateway.answer(asking.request(due.prompt, due.max_tokens)) as answer,
+            gateway.answer(template.request(scheduled.prompt, scheduled.max_tokens)) as answer,
             aclosing(answer.pieces()) as batches,
         ):
             async for _ in batches:
@@ -90,17 +90,20 @@ async def measure(gateway: GatewayClient, asking: Asking, due: Due) -> Sample:
         status = "broken off"
     except Unreachable:
         status = "unreachable"
-    return _sample(due, sent_at, first_at, status, answer)
+    return _sample(scheduled, sent_at, first_at, status, answer)
 
 
-def _sample(due: Due, sent_at: float, first_at: float | None, status: str, answer: StreamedAnswer | None) -> Sample:
+def _sample(
+    scheduled: ScheduledRequest, sent_at: float, first_at: float | None, status: str, answer: Answer | None
+) -> RequestSample:
     usage, report = (answer.usage, answer.report) if answer is not None and status == OK else (None, None)
-    return Sample(
-        prompt_number=due.prompt_number,
-        due_s=due.at - due.beginning,
-        sent_s=sent_at - due.at,
-        first_s=None if first_at is None else first_at - due.at,
-        total_s=time.monotonic() - due.at,
+    due_at = scheduled.due_at
+    return RequestSample(
+        prompt_number=scheduled.prompt_number,
+        due_s=due_at - scheduled.started_at,
+        sent_s=sent_at - due_at,
+        first_s=None if first_at is None else first_at - due_at,
+        total_s=time.monotonic() - due_at,
         status=status,
         num_tokens=usage.completion_tokens if usage else 0,
         num_prompt_tokens=usage.prompt_tokens if usage else 0,

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from awc.policies.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
-from benchmarks.harness.conductor import Conductor
+from benchmarks.harness.scripted_controller import ScriptedController
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
 from shared.protocol import subjects
@@ -27,11 +27,11 @@ STOP_AND_WAIT = [WindowChoice(window, window, free_run=False) for window in (1, 
 
 
 @asynccontextmanager
-async def conducting(network: Network) -> AsyncIterator[Conductor]:
-    conductor = Conductor(await network.join(CollectorRegistry()))
-    work = asyncio.create_task(conductor.run())
+async def scripted_controller(network: Network) -> AsyncIterator[ScriptedController]:
+    controller = ScriptedController(await network.join(CollectorRegistry()))
+    work = asyncio.create_task(controller.run())
     try:
-        yield conductor
+        yield controller
         assert not work.done()
     finally:
         work.cancel()
@@ -52,10 +52,10 @@ async def tally_of_answer(cell: Cell) -> Tally:
 async def test_each_answer_has_the_window_that_was_chosen_before_it(network: Network) -> None:
     buses = [await network.join(CollectorRegistry()) for _ in range(3)]
     target, draft = cast(TargetModel, FakeTarget(pass_s=0.001)), cast(DraftModel, FakeDraft())
-    async with serving(buses.pop, [target], [draft]) as cell, conducting(network) as conductor:
+    async with serving(buses.pop, [target], [draft]) as cell, scripted_controller(network) as controller:
         await cell.verifiers[0].loop.warm_up()
         for choice in STOP_AND_WAIT:
-            await conductor.choose(choice)
+            await controller.choose(choice)
             tally = await tally_of_answer(cell)
             num_rounds = -(-NUM_TOKENS // (choice.window + 1))
             assert tally.num_passes in (num_rounds, num_rounds + 1), choice  # the first token may come with the prompt
@@ -68,8 +68,8 @@ async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
     drafter = Peer(bus, "drafter", "d")
     verifier = Peer(await network.join(CollectorRegistry()), "verifier", "v")
     await drafter.listen()
-    async with conducting(network) as conductor:
-        choosing = asyncio.create_task(conductor.choose(WindowChoice(3, 3, free_run=False)))
+    async with scripted_controller(network) as controller:
+        choosing = asyncio.create_task(controller.choose(WindowChoice(3, 3, free_run=False)))
         while not choosing.done():
             await drafter.beat()
             await verifier.beat()
@@ -79,17 +79,17 @@ async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
         assert forced.verifier_id == verifier.instance_id
         for number in range(40):
             await bus.publish(*report(drafter, verifier, number, draft_ms=10.0 + number))
-        await until(lambda: conductor.draft_ms == 49.0)
-        await conductor.choose(WindowChoice(2, 2, free_run=False))
-        await conductor.choose(LadderPolicy.name)
+        await until(lambda: controller.draft_ms == 49.0)
+        await controller.choose(WindowChoice(2, 2, free_run=False))
+        await controller.choose(LadderPolicy.name)
         first = await drafter.find(WindowDecision, lambda decision: decision.policy == LadderPolicy.name)
         assert (first.window, first.chunk) == (DEFAULT_CHOICE.window, DEFAULT_CHOICE.chunk)
         for number in range(40, 80):
             await bus.publish(*report(drafter, verifier, number))
         later = await drafter.find(WindowDecision, lambda decision: decision.window > DEFAULT_CHOICE.window)
         assert later.policy == LadderPolicy.name
-        await conductor.choose(WindowChoice(3, 3, free_run=False))
-        await conductor.choose(LadderPolicy.name)
+        await controller.choose(WindowChoice(3, 3, free_run=False))
+        await controller.choose(LadderPolicy.name)
         newest = drafter.of(WindowDecision)[-1]
         assert newest.policy == LadderPolicy.name
         assert newest.window >= later.window
@@ -102,9 +102,9 @@ async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network
     verifiers = [Peer(await network.join(CollectorRegistry()), "verifier", f"v-{number}") for number in range(2)]
     for drafter in drafters:
         await drafter.listen()
-    conductor = Conductor(await network.join(CollectorRegistry()), num_drafters=2, num_verifiers=2)
-    work = asyncio.create_task(conductor.run())
-    choosing = asyncio.create_task(conductor.choose(WindowChoice(3, 3, free_run=False)))
+    controller = ScriptedController(await network.join(CollectorRegistry()), num_drafters=2, num_verifiers=2)
+    work = asyncio.create_task(controller.run())
+    choosing = asyncio.create_task(controller.choose(WindowChoice(3, 3, free_run=False)))
     try:
         await asyncio.wait({choosing}, timeout=0.05)
         for peer in (*drafters, *verifiers[:1]):

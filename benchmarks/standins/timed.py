@@ -1,0 +1,142 @@
+"""Services that log when their models compute: python -m benchmarks.standins.timed LOG SERVICE [--stand-in].
+
+Invariant: service and model, real or stand-in, behave as without a log. Each finished pass or draft step adds one line
+to LOG. Seconds are of the machine's monotonic clock, which all its processes share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from benchmarks.harness.standin import STANDIN
+from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
+from services.cloud_verifier.settings import VerifierSettings
+from services.edge_drafter.settings import DrafterSettings
+from shared.runtime.config import load
+
+if TYPE_CHECKING:  # a drafter does not load torch
+    import numpy as np
+
+    from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
+    from services.edge_drafter.model import DraftCache, DraftModel
+
+PROG = "python -m benchmarks.standins.timed"
+
+
+class ComputeRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A pass, or a draft step of one session."""
+
+    start_s: float
+    end_s: float
+    num_sessions: int
+    num_tokens: int  # computed
+    num_cached: int  # in the KV caches before
+
+    @property
+    def elapsed_ms(self) -> float:
+        return (self.end_s - self.start_s) * 1e3
+
+
+class ComputeLog:
+    """A log file, for one thread. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> ComputeLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, start_s: float, num_sessions: int, num_tokens: int, num_cached: int) -> None:
+        """Adds what ran from `start_s` until now."""
+        record = ComputeRecord(start_s, time.monotonic(), num_sessions, num_tokens, num_cached)
+        self._file.write(msgspec.json.encode(record) + b"\n")
+
+
+def read_compute_log(path: Path) -> list[ComputeRecord]:
+    """All complete lines, also while the service runs."""
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return [msgspec.json.decode(line, type=ComputeRecord) for line in whole.splitlines()]
+
+
+class TimedTarget:
+    """A TargetModel that logs its passes."""
+
+    def __init__(self, model: TargetModel, log: ComputeLog) -> None:
+        self._model = model
+        self._log = log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def step(self, rows: Sequence[Row]) -> list[Drawn]:
+        started = time.monotonic()
+        drawn = self._model.step(rows)
+        self._log.add(started, len(rows), sum(len(row.token_ids) for row in rows), sum(row.start for row in rows))
+        return drawn
+
+
+class TimedDraft:
+    """A DraftModel that logs its steps."""
+
+    def __init__(self, model: DraftModel, log: ComputeLog) -> None:
+        self._model = model
+        self._log = log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+        started = time.monotonic()
+        logits = self._model.feed(cache, token_ids, start)
+        self._log.add(started, 1, len(token_ids), start)
+        return logits
+
+
+def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:
+    settings = load(StandinVerifierSettings if is_standin else VerifierSettings, [], PROG)
+    from services.cloud_verifier import service
+
+    load_model = service.load_model
+    if is_standin:
+        from benchmarks.standins import loading
+
+        load_model = loading.load_target
+    service.run(settings, lambda given: cast("TargetModel", TimedTarget(load_model(given), log)))
+
+
+def run_drafter(log: ComputeLog, *, is_standin: bool) -> None:
+    settings = load(StandinDrafterSettings if is_standin else DrafterSettings, [], PROG)
+    from services.edge_drafter import service
+
+    load_model = service.load_model
+    if is_standin:
+        from benchmarks.standins import loading
+
+        load_model = loading.load_draft
+    service.run(settings, lambda given: cast("DraftModel", TimedDraft(load_model(given), log)))
+
+
+RUNS = {"cloud_verifier": run_verifier, "edge_drafter": run_drafter}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(PROG, description="Runs a service that logs when its model computes.")
+    parser.add_argument("log", type=Path, help="file to which each pass or draft step adds a line")
+    parser.add_argument("service", choices=RUNS)
+    parser.add_argument(f"--{STANDIN}", dest="is_standin", action="store_true", help="with a stand-in for the model")
+    arguments = parser.parse_args()
+    with ComputeLog(arguments.log) as log:
+        RUNS[arguments.service](log, is_standin=arguments.is_standin)
+
+
+if __name__ == "__main__":
+    main()

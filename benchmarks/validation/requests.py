@@ -1,0 +1,121 @@
+"""The requests of a case, and the clients that send them.
+
+Invariant: each request has its own API key, so no answer reuses the KV cache of another prompt. Each names its drafter,
+as do the requests of a simulated trace and the clients of a simulated closed loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.harness.latency import RequestSample
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from client.wire import Options, Speculation
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRequest:
+    """A prompt with its index in the set of prompts, and its drafter; None: target-only."""
+
+    prompt_number: int
+    prompt: str
+    drafter: str | None
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Requests sent and answered between two times of time.monotonic. Samples are due relative to `begin_s`."""
+
+    begin_s: float
+    end_s: float
+    samples: list[RequestSample]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSender:
+    """Sends greedy requests whose answers continue to max_tokens."""
+
+    url: str
+    model: str
+    keys: Iterator[str]
+
+    async def send(self, request: CaseRequest, due_at: float, started_at: float) -> RequestSample:
+        """Sends a request now. Both times are of time.monotonic."""
+        speculation = Speculation("adaptive", drafter=request.drafter) if request.drafter else Speculation("off")
+        template = RequestTemplate(
+            self.model, Options(request.max_tokens, temperature=0.0, speculation=speculation), ignore_eos=True
+        )
+        scheduled = ScheduledRequest(request.prompt_number, request.prompt, due_at, started_at)
+        async with connected(self.url, next(self.keys)) as gateway:
+            return await measure_request(gateway, template, scheduled)
+
+
+def requests_of_clients(
+    prompts: Sequence[str], num: int, num_clients: int, drafters: Sequence[str], max_tokens: int
+) -> list[CaseRequest]:
+    """Prompts in turn; the first `num_clients` requests are of one client each.
+
+    As in the simulator, clients are spread evenly over the drafters and keep their drafter (`send_in_turn`).
+    """
+    owners = [_of_client(i % num_clients, num_clients, drafters) for i in range(num)]
+    return [_request(prompts, i, owner, max_tokens) for i, owner in enumerate(owners)]
+
+
+def requests_at_random(
+    prompts: Sequence[str], num: int, drafters: Sequence[str], max_tokens: int, seed: int
+) -> list[CaseRequest]:
+    """Prompts in turn, each for a random drafter."""
+    generator = random.Random(seed)
+    owners = [generator.choice(drafters) if drafters else None for _ in range(num)]
+    return [_request(prompts, i, owner, max_tokens) for i, owner in enumerate(owners)]
+
+
+def _request(prompts: Sequence[str], number: int, drafter: str | None, max_tokens: int) -> CaseRequest:
+    index = number % len(prompts)
+    return CaseRequest(index, prompts[index], drafter, max_tokens)
+
+
+def _of_client(client: int, num_clients: int, drafters: Sequence[str]) -> str | None:
+    return drafters[int((client + 0.5) / num_clients * len(drafters))] if drafters else None
+
+
+async def send_in_turn(
+    sender: RequestSender, requests: Sequence[CaseRequest], num_clients: int, started_at: float
+) -> list[RequestSample]:
+    """A closed loop: a client that has its answer sends the next request, with its own drafter.
+
+    Samples are in the order of the requests.
+    """
+    samples: dict[int, RequestSample] = {}
+    numbers = iter(range(len(requests)))
+
+    async def client(drafter: str | None) -> None:
+        for number in numbers:
+            request = replace(requests[number], drafter=drafter)
+            samples[number] = await sender.send(request, time.monotonic(), started_at)
+
+    async with asyncio.TaskGroup() as tasks:
+        for first in requests[:num_clients]:
+            tasks.create_task(client(first.drafter))
+    return [samples[number] for number in range(len(requests))]
+
+
+async def send_at(
+    sender: RequestSender, requests: Sequence[CaseRequest], times_s: Sequence[float], started_at: float
+) -> list[RequestSample]:
+    """An open loop: each request at its time after `started_at`."""
+
+    async def one(request: CaseRequest, due_at: float) -> RequestSample:
+        await asyncio.sleep(due_at - time.monotonic())
+        return await sender.send(request, due_at, started_at)
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(one(request, started_at + at_s)) for request, at_s in zip(requests, times_s, strict=True)
+        ]
+    return [task.result() for task in running]

@@ -30,6 +30,14 @@ SHARED_BELOW: dict[str, set[str]] = {  # the same for the parts of `shared`
     "bus": {"protocol", "runtime", "timing"},
     "service": {"bus", "protocol", "runtime", "timing"},
 }
+BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
+    "harness": set(),
+    "standins": {"harness"},
+    "load": {"harness"},
+    "policies": {"harness"},
+    "validation": {"harness", "standins", "load"},
+    "experiments": {"harness", "load", "policies"},
+}
 OURS = tuple(BELOW)
 MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder
 MAX_LINES, MAX_TEST_LINES, MAX_FUNCTION_LINES = 400, 600, 60
@@ -120,15 +128,24 @@ def console(name: str) -> set[str]:
     return {"client"} if name.startswith(("services.local", "services.__main__")) else set()
 
 
-def test_the_folders_of_shared_import_only_those_of_lower_layers() -> None:
-    for name in in_package("shared"):
-        folder = part_of_shared(name)
-        others = {part_of_shared(i) for i in all_imports(name) if i in MODULES and i.startswith("shared.")} - {folder}
-        assert others - {""} <= SHARED_BELOW.get(folder, set()), f"{name} imports {others}"
+@pytest.mark.parametrize(("package", "below"), [("shared", SHARED_BELOW), ("benchmarks", BENCHMARKS_BELOW)])
+def test_the_folders_of_a_package_import_only_those_of_lower_layers(package: str, below: dict[str, set[str]]) -> None:
+    for name in in_package(package):
+        folder = folder_of(name)
+        others = {folder_of(i) for i in all_imports(name) if i in MODULES and i.startswith(f"{package}.")} - {folder}
+        assert others - {""} <= below.get(folder, set()), f"{name} imports {others}"
+
+
+def test_the_init_of_shared_is_empty() -> None:
     assert MODULES["shared"].read_text(encoding="utf-8") == ""
 
 
-def part_of_shared(name: str) -> str:
+def test_nothing_imports_a_command_line() -> None:
+    for name in MODULES:
+        assert not any(i.endswith(".__main__") for i in direct_imports(name)), name
+
+
+def folder_of(name: str) -> str:
     return name.split(".")[1] if "." in name else ""
 
 

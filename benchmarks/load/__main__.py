@@ -102,6 +102,14 @@ def lines(summary: RunSummary, objective: LatencyObjective) -> list[str]:
     return found
 
 
+def show(model: str, summary: RunSummary, objective: LatencyObjective) -> None:
+    console = Console()
+    console.print(f"model {model}", highlight=False)
+    console.print(table(summary))
+    for line in lines(summary, objective):
+        console.print(line, highlight=False)
+
+
 def report_of(origin: Origin, summary: RunSummary, result: LoadResult) -> dict[str, object]:
     """The content of --output."""
     samples = [asdict(each) | {"ttft_ms": each.ttft_ms, "tpot_ms": each.tpot_ms} for each in result.samples]
@@ -112,8 +120,12 @@ def report_of(origin: Origin, summary: RunSummary, result: LoadResult) -> dict[s
 def main(
     url: Annotated[str, typer.Option(envvar="DSD_URL", help="Address of the gateway.")] = "http://127.0.0.1:8080",
     model: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the first one served")] = None,
-    prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = DEFAULT_PROMPTS,
-    field: Annotated[str | None, typer.Option(help="Field that holds the prompt.", show_default="found")] = None,
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL file with prompts.", show_default="tests/data/prompts.jsonl")
+    ] = DEFAULT_PROMPTS,
+    field: Annotated[
+        str | None, typer.Option(help="Field that holds the prompt; found by its name unless given.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="Open loop: mean requests per second (Poisson).")] = None,
     trace: Annotated[Path | None, typer.Option(help="Open loop: JSONL with arrival_ms and target_tokens.")] = None,
     clients: Annotated[
@@ -159,11 +171,7 @@ def main(
         raise typer.Exit(3) from None
     objective = LatencyObjective(ttft_ms, tpot_ms)
     summary = summarise(result.samples, objective)
-    console = Console()
-    console.print(f"model {result.model}", highlight=False)
-    console.print(table(summary))
-    for line in lines(summary, objective):
-        console.print(line, highlight=False)
+    show(result.model, summary, objective)
     if output is not None:
         write_result(output, report_of(Origin.here("benchmarks.load"), summary, result))
     if set(summary.statuses) != {OK}:

@@ -120,7 +120,9 @@ def main(
     folder: Annotated[
         Path | None, typer.Option(help="Folder for results.", show_default="docs/reports/benchmarks")
     ] = None,
-    prompts: Annotated[Path, typer.Option(help="JSONL file with prompts.", show_default="our own")] = DEFAULT_PROMPTS,
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL file with prompts.", show_default="tests/data/prompts.jsonl")
+    ] = DEFAULT_PROMPTS,
     max_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens of an answer.")] = 64,
     drafters: Annotated[int, typer.Option(min=1, max=16, help="Number of drafters, with --policies.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Only this cell, or cells whose names contain this.")] = None,

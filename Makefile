@@ -40,16 +40,13 @@ format: $(VENV)/dev ## rewrite the files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/docs ## build the documentation as a site in build/site; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-bench: $(VENV)/dev ## compare ways of serving on this machine, into docs/reports/benchmarks; goes on where it was stopped (80 minutes)
+bench: $(VENV)/dev ## compare serving modes on this machine, into docs/reports/benchmarks; resumes where it stopped (80 minutes)
 	$(BIN)/python -m benchmarks.policies
 
-bench-quick: $(VENV)/dev ## the same for two cells (5 minutes)
+bench-quick: $(VENV)/dev ## the same with two cells (5 minutes)
 	$(BIN)/python -m benchmarks.policies --quick
 
-validate: $(VENV)/dev ## compare the simulator with the services, into docs/reports/validation; goes on where it was stopped (half an hour)
+validate: $(VENV)/dev ## compare the simulator with the services, into docs/reports/validation; resumes where it stopped (half an hour)
 	$(BIN)/python -m benchmarks.validation
 
 gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none

@@ -9,11 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,10 +24,10 @@ from rich.table import Table
 from awc.policy import DEFAULT_CHOICE, decide_all
 from awc.registry import POLICIES
 from benchmarks.harness.bus import bus_at
-from benchmarks.harness.cell import usage_of
+from benchmarks.harness.cell import running, usage_of
+from benchmarks.harness.cell_plan import CONTROLLER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
-from services.local.nats_server import free_port, program, write_open
 from shared.bus.bus import Bus
 from shared.protocol.messages import Heartbeat, Load, PairReport, Report
 from shared.protocol.subjects import broadcast, new_instance_id
@@ -109,44 +105,27 @@ def cost_of(name: str, num_pairs: int) -> float:
     return fmean(times[num_rounds // 10 :])
 
 
-@asynccontextmanager
-async def running(*command: str) -> AsyncIterator[int]:
-    """Runs a process until the end of the block; yields its id."""
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
 async def cores_of_controller(num_drafters: int, pairs_each: int, seconds: float) -> float:
     """Cores used by a controller; the reports of its drafters are spread evenly over each second."""
     num_pairs = num_drafters * pairs_each
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
-        url = write_open(Path(folder), free_port()).url
-        async with running(*program(Path(folder)).argv):
-            await asyncio.sleep(1.0)
-            http_port = free_port()
-            flags = ("--nats-url", url, "--http-port", str(http_port))
-            async with running(sys.executable, "-m", "services.window_controller", *flags) as pid:
-                async with bus_at(url) as bus:
-                    cores = await _measure(bus, pid, num_drafters, pairs_each, seconds)
-                known = await asyncio.to_thread(pairs_known, http_port)
+        plan = CellPlan(Path(folder), names=(CONTROLLER,))
+        async with running(plan, Path(folder), print) as cell, bus_at(cell.nats_url) as bus:
+            cores = await _measure(bus, cell.pids()[CONTROLLER], num_drafters, pairs_each, seconds)
+            known = await asyncio.to_thread(pairs_known, cell.children[CONTROLLER].urls[-1])
     if known < num_pairs:
         raise RuntimeError(f"invalid measurement: the controller knows {known} of {num_pairs} pairs")
     return cores
 
 
-def pairs_known(http_port: int) -> int:
+def pairs_known(url: str) -> int:
     """Number of pairs in a controller's metrics."""
-    with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10) as answer:
+    with urlopen(f"{url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return int(float(next(line.split()[1] for line in lines if line.startswith("dsd_controller_pairs "))))
 
 
 async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, seconds: float) -> float:
-    await asyncio.sleep(2.0)
     verifier_ids = [new_instance_id("cloud") for _ in range(NUM_VERIFIERS)]
     drafter_ids = [new_instance_id("edge") for _ in range(num_drafters)]
     turns = itertools.cycle(verifier_ids)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -93,6 +95,11 @@ def usage_of(pid: int) -> ProcessUsage:
     peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return ProcessUsage(peak_kib / 1024, (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
+
+
+def exit_on_sigterm() -> None:
+    """Makes SIGTERM raise SystemExit, so that `running` stops the processes that it started."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 @asynccontextmanager

@@ -16,11 +16,11 @@ from typing import Annotated, cast, get_args
 import typer
 from rich.console import Console
 
+from benchmarks.harness.cell import exit_on_sigterm
 from benchmarks.harness.cell_plan import StandinPlan
 from benchmarks.harness.files import REPORTS, read_result, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
-from benchmarks.harness.signals import exit_on_sigterm
 from benchmarks.harness.standin import StandinKind
 from benchmarks.policies.findings import CellFinding, find
 from benchmarks.policies.measure import CellResult, RunSettings, run_cell

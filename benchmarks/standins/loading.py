@@ -32,3 +32,6 @@ def load_draft(settings: DrafterSettings) -> DraftModel:
     if settings.standin_kind == "paced":
         return cast(DraftModel, PacedDraft(edge_drafter.load_model(settings), profile))
     return cast(DraftModel, ReplayedDraft(read_recording(Path(settings.standin_recording)), profile))
+
+
+LOADERS = {"cloud_verifier": load_target, "edge_drafter": load_draft}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,9 +19,9 @@ from benchmarks.harness.standin import STANDIN
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
-from shared.runtime.config import load
+from shared.runtime.config import ServiceSettings, load
 
-if TYPE_CHECKING:  # a drafter does not load torch
+if TYPE_CHECKING:  # a timed drafter must not load torch
     import numpy as np
 
     from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
@@ -101,41 +102,33 @@ class TimedDraft:
         return logits
 
 
-def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:
-    settings = load(StandinVerifierSettings if is_standin else VerifierSettings, [], PROG)
-    from services.cloud_verifier import service
-
+def run(name: str, log: ComputeLog, *, is_standin: bool) -> None:
+    """Runs the service `name` with a timed model."""
+    kind, standin_kind, timed = SERVICES[name]
+    settings = load(standin_kind if is_standin else kind, [], PROG)
+    service = import_module(f"services.{name}.service")
     load_model = service.load_model
     if is_standin:
-        from benchmarks.standins import loading
+        from benchmarks.standins.loading import LOADERS
 
-        load_model = loading.load_target
-    service.run(settings, lambda given: cast("TargetModel", TimedTarget(load_model(given), log)))
-
-
-def run_drafter(log: ComputeLog, *, is_standin: bool) -> None:
-    settings = load(StandinDrafterSettings if is_standin else DrafterSettings, [], PROG)
-    from services.edge_drafter import service
-
-    load_model = service.load_model
-    if is_standin:
-        from benchmarks.standins import loading
-
-        load_model = loading.load_draft
-    service.run(settings, lambda given: cast("DraftModel", TimedDraft(load_model(given), log)))
+        load_model = LOADERS[name]
+    service.run(settings, lambda given: timed(load_model(given), log))
 
 
-RUNS = {"cloud_verifier": run_verifier, "edge_drafter": run_drafter}
+SERVICES: dict[str, tuple[type[ServiceSettings], type[ServiceSettings], Callable[[Any, ComputeLog], object]]] = {
+    "cloud_verifier": (VerifierSettings, StandinVerifierSettings, TimedTarget),
+    "edge_drafter": (DrafterSettings, StandinDrafterSettings, TimedDraft),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(PROG, description="Runs a service that logs when its model computes.")
     parser.add_argument("log", type=Path, help="file to which each pass or draft step adds a line")
-    parser.add_argument("service", choices=RUNS)
+    parser.add_argument("service", choices=SERVICES)
     parser.add_argument(f"--{STANDIN}", dest="is_standin", action="store_true", help="with a stand-in for the model")
     arguments = parser.parse_args()
     with ComputeLog(arguments.log) as log:
-        RUNS[arguments.service](log, is_standin=arguments.is_standin)
+        run(arguments.service, log, is_standin=arguments.is_standin)
 
 
 if __name__ == "__main__":

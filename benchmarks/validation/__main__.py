@@ -19,9 +19,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.harness.cell import exit_on_sigterm
 from benchmarks.harness.files import REPORTS, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of
-from benchmarks.harness.signals import exit_on_sigterm
 from benchmarks.validation.case_run import CaseResult, ValidationInputs, run_case
 from benchmarks.validation.cases import CASES, NUM_TOKENS, Case
 from benchmarks.validation.record import JUDGED, OTHERS, record_all

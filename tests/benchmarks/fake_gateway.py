@@ -1,4 +1,4 @@
-"""A gateway that streams as it is told: what a request's prompt says is how it is answered."""
+"""A fake gateway; the prompt selects the kind of answer."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ REPORT = {
 
 
 class FakeGateway:
-    """Prompts: "refuse" gets a 429, "break" half an answer, anything else a whole one of three tokens."""
+    """Prompt "refuse": status 429; "break": half an answer; any other: an answer of three tokens."""
 
     def __init__(self) -> None:
         self.url = ""
         self.bodies: list[dict[str, Any]] = []
-        self.together: asyncio.Barrier | None = None  # requests wait for each other before they are answered
+        self.together: asyncio.Barrier | None = None  # requests wait here for each other
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "fake"}]})

@@ -1,4 +1,4 @@
-"""A recording of made-up texts, and a profile so quick that replaying it takes no time worth noting."""
+"""A recording of made-up texts, and a profile with negligible times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUICK = Profile(
 
 
 def recording(acceptance: float, num_prompts: int = 3, seed: int = 1) -> Recording:
-    """Prompts of different lengths, the second the beginning of the third."""
+    """Prompts of different lengths; the third begins with the second."""
     generator = random.Random(seed)
     lengths = [20 + 5 * number for number in range(num_prompts)]
     prompts = [tuple(generator.randrange(1, VOCABULARY) for _ in range(length)) for length in lengths]

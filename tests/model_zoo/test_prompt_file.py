@@ -11,7 +11,7 @@ from model_zoo.prompt_file import read_prompts
 DEFAULT_PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 
 
-def test_our_own_prompts_are_read() -> None:
+def test_the_default_prompts_are_read() -> None:
     assert len(read_prompts(DEFAULT_PROMPTS)) == len(DEFAULT_PROMPTS.read_text().splitlines())
     assert read_prompts(DEFAULT_PROMPTS, "prompt") == read_prompts(DEFAULT_PROMPTS)
 
@@ -47,7 +47,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_prompts(path) == ["\ufeffa"]
 
 
-def test_a_file_that_is_no_utf_8_is_refused_with_the_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_refused_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     path.write_bytes('{"prompt": "a"}\n{"prompt": "\u00e9"}\n'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"file\.jsonl:2: "):

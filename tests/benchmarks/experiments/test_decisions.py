@@ -1,4 +1,4 @@
-"""The cost of decisions: of every policy, and of a real controller that has taken every pair."""
+"""The cost of decisions, of every policy and of a real controller."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def test_a_controller_is_measured_with_pairs_that_it_knows(num_drafters: i
 
 
 @pytest.mark.timeout(60)
-async def test_a_controller_that_took_no_pair_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_controller_without_pairs_is_an_invalid_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "Heartbeat", lambda *fields: decisions.Report(new_instance_id("edge"), 1, []))
     with pytest.raises(RuntimeError, match="knows 0 of 300 pairs"):
         await cores_of_controller(2, 150, seconds=4)
 
 
 @pytest.mark.timeout(60)
-async def test_reports_that_are_sent_too_slowly_are_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reports_sent_too_slowly_are_an_invalid_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "MAX_SLOWDOWN", 0.5)
     with pytest.raises(RuntimeError, match=r"sending the reports of 4 s took"):
         await cores_of_controller(2, 10, seconds=4)

@@ -42,7 +42,7 @@ def a_soak(peak: float) -> soak.SoakResult:
 
 
 @pytest.mark.parametrize(("peak", "within", "status"), [(600.0, "yes", 0), (600.5, "no", 1)])
-def test_a_peak_above_what_is_allowed_fails_a_soak_and_is_marked(
+def test_a_peak_above_its_limit_fails_a_soak_and_is_marked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peak: float, within: str, status: int
 ) -> None:
     async def run(*asked: object) -> soak.SoakResult:
@@ -59,7 +59,7 @@ def test_tokens_per_second_of_a_soak_count_until_the_last_answer_ends() -> None:
 
 
 async def test_clients_of_a_soak_do_not_wait_for_a_slow_answer_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that every quick answer moves on by a second: one answer takes all the time that there is."""
+    """Each quick answer advances the clock by a second; one answer takes the whole run."""
     now, is_over = 0.0, asyncio.Event()
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(arrivals, "time", clock)
@@ -79,7 +79,7 @@ async def test_clients_of_a_soak_do_not_wait_for_a_slow_answer_to_another(monkey
     assert sorted(sample.due_s for sample in samples) == [0.0, *range(20)]
 
 
-def test_a_service_may_take_its_model_and_what_is_configured(default_models: Path) -> None:
+def test_the_limit_of_a_service_is_its_model_its_kv_cache_and_headroom(default_models: Path) -> None:
     allowed = allowed_mib(default_models, "int8")
     # 134.5 M parameters of 2 bytes; 32768 tokens of 30 layers x 3 heads x 64 numbers x 2 bytes, keys and values
     assert allowed[VERIFIER] == pytest.approx(256.6 + 720 + 500, abs=5)
@@ -87,9 +87,9 @@ def test_a_service_may_take_its_model_and_what_is_configured(default_models: Pat
     assert (allowed[GATEWAY], allowed[CONTROLLER]) == (300, 120)
 
 
-def test_the_memory_of_a_process_is_what_it_holds_now_and_no_file_does(tmp_path: Path) -> None:
+def test_the_memory_of_a_process_excludes_mapped_files(tmp_path: Path) -> None:
     before = own_mib(os.getpid())
-    with mmap.mmap(-1, 64 << 20) as held:  # memory of its own, whatever was freed before
+    with mmap.mmap(-1, 64 << 20) as held:  # anonymous memory
         held.write(bytes(64 << 20))
         assert own_mib(os.getpid()) > before + 60
     file = tmp_path / "weights"

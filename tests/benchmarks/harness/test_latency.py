@@ -1,4 +1,4 @@
-"""What a run's samples come to."""
+"""Percentiles, throughput and goodput of samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_percentiles_are_those_of_known_values() -> None:
     assert Distribution.of([]) is None
 
 
-def test_times_per_token_count_the_tokens_behind_the_first() -> None:
+def test_time_per_token_counts_the_tokens_after_the_first() -> None:
     assert sample().ttft_ms == pytest.approx(100)
     assert sample().tpot_ms == pytest.approx(10)
     assert sample(num_tokens=1).tpot_ms is None
@@ -69,5 +69,5 @@ def test_fates_sum_up_and_late_guesses_count_as_right() -> None:
 
 
 def test_a_run_without_requests_has_no_summary() -> None:
-    with pytest.raises(ValueError, match="no request"):
+    with pytest.raises(ValueError, match="without requests"):
         summarise([], LatencyObjective())

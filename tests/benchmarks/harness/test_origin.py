@@ -1,4 +1,4 @@
-"""A command is told as others can give it."""
+"""An origin holds the command in a form that works on any machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.harness.origin import Origin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--rounds", "4"], "--rounds 4"),
         (["--folder", "/home/me/out", "--rounds", "4"], "--rounds 4"),
@@ -21,8 +21,8 @@ from benchmarks.harness.origin import Origin
         (["--standin-profile", "profiles/70b-edge.json"], "--standin-profile profiles/70b-edge.json"),
     ],
 )
-def test_a_command_names_no_place_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+def test_a_command_holds_no_path_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
-    assert Origin.here("benchmarks.policies").command == f"python -m benchmarks.policies {told}"
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *arguments])
+    assert Origin.here("benchmarks.policies").command == f"python -m benchmarks.policies {expected}"

@@ -1,4 +1,4 @@
-"""The relay is as far away as asked: its schedule in virtual time, and real sockets through a real relay."""
+"""The relay keeps the conditions of its link: the schedule in virtual time, and real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE_S = 20.0
 
 
 def lateness_ms(conditions: LinkConditions, sent_at: list[float], num_bytes: int = 100, seed: int = 1) -> np.ndarray:
-    """How long after it was sent each of several segments comes out."""
+    """Delay of each segment."""
     link = EmulatedLink(conditions, seed)
     return np.array([(link.send(at, num_bytes) - at) * 1e3 for at in sent_at])
 
@@ -31,7 +31,7 @@ def lateness_ms(conditions: LinkConditions, sent_at: list[float], num_bytes: int
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
 
-def test_without_conditions_a_segment_comes_out_at_once() -> None:
+def test_without_conditions_a_segment_arrives_at_once() -> None:
     assert lateness_ms(LinkConditions(), [0.5, 1.0, 1.0]).tolist() == [0, 0, 0]
 
 
@@ -49,13 +49,13 @@ def test_jitter_spreads_evenly_and_never_reorders() -> None:
     assert arrivals == sorted(arrivals)
 
 
-def test_bandwidth_lets_a_burst_out_at_its_rate() -> None:
+def test_a_burst_arrives_at_the_rate_of_the_bandwidth() -> None:
     link = EmulatedLink(LinkConditions(bandwidth_mbit=8), seed=1)  # a megabyte a second
     assert [link.send(0.0, 1000) for _ in range(3)] == pytest.approx([0.001, 0.002, 0.003])
-    assert link.send(5.0, 1000) == pytest.approx(5.001)  # an idle wire saves nothing up
+    assert link.send(5.0, 1000) == pytest.approx(5.001)  # an idle link saves no bandwidth
 
 
-def test_stalls_come_as_often_and_last_as_long_as_asked_and_the_next_ones_wait() -> None:
+def test_stalls_have_their_rate_and_length_and_later_segments_wait() -> None:
     conditions = LinkConditions(delay_ms=5, stall_rate=0.1, stall_ms=200)
     apart = lateness_ms(conditions, [float(i) for i in range(10_000)])
     assert np.unique(apart.round(6)).tolist() == [5, 205]
@@ -67,7 +67,7 @@ def test_stalls_come_as_often_and_last_as_long_as_asked_and_the_next_ones_wait()
     assert np.mean(behind > 5.1) > 0.5, "with a segment each millisecond most stand behind one that is sent again"
 
 
-def test_the_same_seed_gives_the_same_fates_and_another_one_others() -> None:
+def test_the_seed_determines_the_delays() -> None:
     conditions = LinkConditions(jitter_ms=5, stall_rate=0.1)
     times = [i * 0.01 for i in range(100)]
     assert (lateness_ms(conditions, times, seed=3) == lateness_ms(conditions, times, seed=3)).all()
@@ -85,7 +85,7 @@ def test_conditions_out_of_bounds_are_refused_by_name(bad: dict[str, float]) -> 
 
 @dataclass
 class Ends:
-    """A client's connection through the relay, and what arrives at the far end."""
+    """Both ends of a connection through the relay."""
 
     relay: Relay
     reader: asyncio.StreamReader
@@ -94,7 +94,7 @@ class Ends:
     far_writer: asyncio.StreamWriter
 
     async def echo(self) -> float:
-        """Seconds of a byte's way there and back."""
+        """Round trip of a byte, in seconds."""
         started = time.perf_counter()
         self.writer.write(b"?")
         self.far_writer.write(await self.far_reader.readexactly(1))
@@ -104,7 +104,7 @@ class Ends:
 
 @asynccontextmanager
 async def connected(conditions: LinkConditions, is_direct: bool = False) -> AsyncIterator[Ends]:
-    """is_direct: past the relay."""
+    """is_direct: without the relay."""
     taken: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     server = await asyncio.start_server(lambda *ends: taken.put_nowait(ends), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -118,17 +118,17 @@ async def connected(conditions: LinkConditions, is_direct: bool = False) -> Asyn
 
 
 def run(job: Coroutine[Any, Any, Result]) -> Result:
-    """On the relay's own kind of loop."""
+    """Runs a job on the kind of loop that the relay uses."""
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         return runner.run(job)
 
 
-def test_the_delay_added_to_a_round_trip_is_right_within_a_fraction_of_a_millisecond() -> None:
+def test_the_added_round_trip_is_exact_to_a_fraction_of_a_millisecond() -> None:
     async def medians_ms(is_direct: bool) -> list[float]:
         async with connected(LinkConditions.of_round_trip(6), is_direct) as ends:
             return [float(np.median([await ends.echo() for _ in range(NUM_ECHOES)])) * 1e3 for _ in range(NUM_TRIES)]
 
-    # The best try: a busy machine makes any single one late.
+    # The best of several tries, since a busy machine delays single ones.
     added = min(run(medians_ms(is_direct=False))) - min(run(medians_ms(is_direct=True)))
     assert 5.9 < added < 6.8
 
@@ -148,7 +148,7 @@ def test_bytes_arrive_in_order_whatever_jitter_and_stalls_do() -> None:
     assert run(carry()) == sent
 
 
-def test_bandwidth_is_that_of_the_limit_within_a_few_per_cent() -> None:
+def test_the_bandwidth_is_within_a_few_per_cent_of_its_limit() -> None:
     num_bytes, megabytes_per_s = 300_000, 1.0
 
     async def seconds() -> float:
@@ -162,7 +162,7 @@ def test_bandwidth_is_that_of_the_limit_within_a_few_per_cent() -> None:
 
 
 @pytest.mark.parametrize("closer", ["near", "far"])
-def test_what_was_sent_before_one_side_closed_arrives_and_then_the_other_side_is_closed(closer: str) -> None:
+def test_bytes_sent_before_a_close_arrive_and_then_the_other_side_is_closed(closer: str) -> None:
     async def close() -> bytes:
         async with connected(LinkConditions(delay_ms=20)) as ends:
             near = closer == "near"
@@ -174,7 +174,7 @@ def test_what_was_sent_before_one_side_closed_arrives_and_then_the_other_side_is
     assert run(close()) == b"last words"
 
 
-def test_where_nobody_listens_the_connection_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_listener_the_connection_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
     async def read() -> bytes:
         async with Relay(Address("127.0.0.1", 1), LinkConditions()) as relay, asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
@@ -183,4 +183,4 @@ def test_where_nobody_listens_the_connection_is_closed(capsys: pytest.CaptureFix
             return arrived
 
     assert run(read()) == b""
-    assert "can't be reached" in capsys.readouterr().out
+    assert "cannot reach" in capsys.readouterr().out

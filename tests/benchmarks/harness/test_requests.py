@@ -43,14 +43,14 @@ async def test_latency_counts_from_when_a_request_was_due() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "status"), [("refuse", "429"), ("break", "broken off")])
-async def test_what_a_failed_request_came_to_is_its_status(prompt: str, status: str) -> None:
+async def test_a_failed_request_has_a_status(prompt: str, status: str) -> None:
     async with serving() as fake, connected(fake.url) as gateway:
         now = time.monotonic()
         sample = await measure_request(gateway, template(), ScheduledRequest(0, prompt, now, now))
     assert (sample.status, sample.num_tokens) == (status, 0)
 
 
-async def test_a_gateway_that_is_not_there_is_a_status_too() -> None:
+async def test_an_unreachable_gateway_is_a_status() -> None:
     async with connected("http://127.0.0.1:1") as gateway:
         now = time.monotonic()
         assert (await measure_request(gateway, template(), ScheduledRequest(0, "x", now, now))).status == "unreachable"
@@ -73,7 +73,7 @@ async def test_options_reach_the_gateway() -> None:
     assert "ignore_eos" not in second
 
 
-async def test_more_answers_than_a_usual_client_has_connections_run_at_once() -> None:
+async def test_more_requests_run_at_once_than_a_default_client_has_connections() -> None:
     async with asyncio.timeout(WAIT_S), serving() as fake, connected(fake.url) as gateway:
         fake.together = asyncio.Barrier(150)
         samples = await open_loop(partial(measure_request, gateway, template()), PROMPTS, [0.0] * 150)

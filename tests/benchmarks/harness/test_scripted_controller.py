@@ -1,4 +1,4 @@
-"""A conductor changes what drafters do from one answer to the next, and lets the adaptive policy decide when told."""
+"""A scripted controller applies a choice or a policy from one answer to the next."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def tally_of_answer(cell: Cell) -> Tally:
     return answer.tally
 
 
-async def test_each_answer_has_the_window_that_was_chosen_before_it(network: Network) -> None:
+async def test_each_answer_has_the_window_chosen_before_it(network: Network) -> None:
     buses = [await network.join(CollectorRegistry()) for _ in range(3)]
     target, draft = cast(TargetModel, FakeTarget(pass_s=0.001)), cast(DraftModel, FakeDraft())
     async with serving(buses.pop, [target], [draft]) as cell, scripted_controller(network) as controller:
@@ -58,10 +58,12 @@ async def test_each_answer_has_the_window_that_was_chosen_before_it(network: Net
             await controller.choose(choice)
             tally = await tally_of_answer(cell)
             num_rounds = -(-NUM_TOKENS // (choice.window + 1))
-            assert tally.num_passes in (num_rounds, num_rounds + 1), choice  # the first token may come with the prompt
+            assert tally.num_passes in (num_rounds, num_rounds + 1), (
+                choice
+            )  # the prompt may yield a token
 
 
-async def test_a_policy_that_is_named_decides_from_what_it_has_seen_of_its_own(
+async def test_a_named_policy_decides_on_reports_from_its_own_time(
     network: Network,
 ) -> None:
     bus = await network.join(CollectorRegistry())
@@ -126,6 +128,6 @@ async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network
 
 
 def report(drafter: Peer, verifier: Peer, number: int, draft_ms: float = 10.0) -> tuple[str, Report]:
-    """All guesses were right; and where a drafter says so."""
+    """A report with right guesses only, and its subject."""
     seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, draft_ms, 1.0, 0.0, 20.0, 100)
     return subjects.broadcast(Report, drafter.instance_id), Report(drafter.instance_id, number, [seen])

@@ -31,13 +31,13 @@ def test_poisson_arrivals_have_their_rate_and_exponential_gaps() -> None:
     assert kstest(gaps, "expon", args=(0, 1 / 5)).pvalue < 0.01
 
 
-def test_poisson_arrivals_begin_at_once_and_depend_on_the_seed_alone() -> None:
+def test_poisson_arrivals_start_at_zero_and_depend_on_the_seed() -> None:
     times = poisson_times(2.0, 20, seed=3)
     assert times[0] == 0
     assert times == poisson_times(2.0, 20, seed=3) != poisson_times(2.0, 20, seed=4)
 
 
-async def test_an_open_loop_is_not_held_back_by_answers_that_do_not_come() -> None:
+async def test_missing_answers_do_not_delay_an_open_loop() -> None:
     everybody = asyncio.Barrier(6)
 
     async def wait_for_all(scheduled: ScheduledRequest) -> RequestSample:
@@ -50,7 +50,7 @@ async def test_an_open_loop_is_not_held_back_by_answers_that_do_not_come() -> No
     assert [sample.prompt_number for sample in samples] == [0, 1, 2, 0, 1, 2]
 
 
-async def test_an_open_loop_asks_for_answers_as_long_as_a_trace_says_and_never_early() -> None:
+async def test_an_open_loop_keeps_the_times_and_lengths_of_a_trace() -> None:
     asked: list[tuple[float, int | None]] = []
 
     async def note(scheduled: ScheduledRequest) -> RequestSample:
@@ -62,7 +62,7 @@ async def test_an_open_loop_asks_for_answers_as_long_as_a_trace_says_and_never_e
     assert min(late_s for late_s, _ in asked) >= 0
 
 
-async def test_in_a_closed_loop_each_client_asks_one_at_a_time() -> None:
+async def test_in_a_closed_loop_each_client_has_one_request_at_a_time() -> None:
     at_once, most = 0, 0
 
     async def note(scheduled: ScheduledRequest) -> RequestSample:
@@ -78,8 +78,10 @@ async def test_in_a_closed_loop_each_client_asks_one_at_a_time() -> None:
     assert sorted(sample.prompt_number for sample in samples) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-async def test_a_closed_loop_ends_at_its_time_and_nobody_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that every quick answer moves on by a second."""
+async def test_a_closed_loop_ends_at_its_time_and_clients_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each quick answer advances the clock by a second."""
     now, is_over = 0.0, asyncio.Event()
     monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -95,10 +97,10 @@ async def test_a_closed_loop_ends_at_its_time_and_nobody_waits_for_others(monkey
     async with asyncio.timeout(WAIT_S):
         samples = await closed_loop(note, prompts, num_clients=2, num_requests=None, think_s=0.0, seconds=10.0)
     assert sorted(sample.due_s for sample in samples) == [0.0, *range(10)]
-    assert {sample.prompt_number for sample in samples} == set(range(11)), "what was begun is waited for"
+    assert {sample.prompt_number for sample in samples} == set(range(11)), "answers in progress are read to their end"
 
 
-def test_a_trace_gives_arrivals_in_the_order_of_time(tmp_path: Path) -> None:
+def test_arrivals_of_a_trace_are_sorted_by_time(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text('{"arrival_ms": 50, "target_tokens": 7}\n{"arrival_ms": 0.0, "target_tokens": 3}\n')
     assert read_arrivals(path) == [TraceArrival(0.0, 3), TraceArrival(0.05, 7)]

@@ -97,7 +97,7 @@ def test_stop_and_wait_sends_whole_windows_and_never_runs_free() -> None:
     assert [mode.control for mode in modes] == [WindowChoice(w, w, free_run=False) for w in (1, 2, 4, 6, 8, 12)]
 
 
-def test_policies_are_compared_on_more_drafters_where_there_are_sessions_for_all_of_them(tmp_path: Path) -> None:
+def test_policy_cells_have_at_least_one_session_per_drafter(tmp_path: Path) -> None:
     assert {spec.num_sessions for spec in policy_plan()} == {1, 4, 16}
     several = policy_plan(num_drafters=4)
     assert {spec.num_sessions for spec in several} == {4, 16}
@@ -120,9 +120,7 @@ def test_several_drafters_are_for_policies_only() -> None:
     assert "--drafters needs --policies" in found.output
 
 
-def test_results_on_several_drafters_have_a_folder_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_on_several_drafters_have_their_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "REPORTS", tmp_path)
     for drafters, folder in (("1", "policies"), ("4", "policies/on4")):
         (tmp_path / folder).mkdir(parents=True)
@@ -147,7 +145,7 @@ def test_ratios_are_of_the_same_prompts_and_above_one_is_faster() -> None:
     assert finding.against_best.value == pytest.approx(20 / 16)
     sliding = finding.of(SLIDING_FREE.name)
     assert sliding is not None
-    assert sliding.speed.low == pytest.approx(sliding.speed.high), "how hard prompts are must not matter"
+    assert sliding.speed.low == pytest.approx(sliding.speed.high), "the difficulty of prompts must not matter"
 
 
 def test_sliding_is_measured_in_draft_steps_per_token() -> None:
@@ -217,7 +215,7 @@ def test_an_invalid_result_file_is_named(tmp_path: Path) -> None:
         read_result(tmp_path / "int8-rtt30-1.json", CellResult)
 
 
-def test_the_report_says_what_holds_and_what_does_not() -> None:
+def test_the_report_lists_met_and_unmet_requirements() -> None:
     text = markdown([find(result(FAST))], ["speed.png"])
     assert "| adaptive: never slower than target-only | int8 draft, RTT 30 ms, one session | 0.800" in text
     assert text.count("**no**") == 1
@@ -254,7 +252,7 @@ def test_a_limit_missed_by_chance_is_open_and_one_always_missed_is_not_met(
     assert row.endswith(f"| {answer} |")
 
 
-def test_a_report_on_stand_ins_says_so_wherever_it_names_them() -> None:
+def test_a_report_names_stand_ins_in_every_title() -> None:
     text = markdown([find(replace(result(FAST), standin="stand-in: paced quick"))], [])
     assert text.count("int8 draft (stand-in: paced quick), RTT 30 ms") == text.count("int8 draft") > 1
     assert "≥ 1.3×" in text, "the requirement for stand-ins of large models"
@@ -302,7 +300,7 @@ def test_a_run_of_one_cell_keeps_the_findings_of_the_others_with_their_commands(
         (["--only", "int8-rtt0-1", "--mode", "fast"], "--mode fast is not in int8-rtt0-1; modes: target-only, stop"),
     ],
 )
-def test_what_measures_nothing_is_refused_and_writes_nothing(
+def test_options_that_select_nothing_are_refused_and_write_nothing(
     tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
     done = CliRunner().invoke(app, [*arguments, "--folder", str(tmp_path)], env={"COLUMNS": "400"})
@@ -311,7 +309,7 @@ def test_what_measures_nothing_is_refused_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_of_cells_never_replace_whole_ones() -> None:
+def test_partial_cells_never_replace_whole_ones() -> None:
     done = CliRunner().invoke(app, ["--mode", "adaptive"], env={"COLUMNS": "200"})
     assert done.exit_code == 2
     assert "--mode needs --folder" in done.output

@@ -24,7 +24,7 @@ def order(live: dict[str, float], simulated: dict[str, float]) -> PolicyOrder:
 
 
 def cell(tpot_ms: dict[str, float], draft_ms: float = 10.0, complaints: tuple[str, ...] = ()) -> CellResult:
-    """One round of one session, 17 tokens behind prompts of 40."""
+    """Two rounds of one session: 17 tokens after a prompt of 40."""
 
     def sample(each: float) -> RequestSample:
         return RequestSample(0, 0.0, 0.0, 0.1, 0.1 + 16 * each / 1e3, num_tokens=17, num_prompt_tokens=40)
@@ -39,7 +39,7 @@ def mode(name: str) -> ServingMode:
     return next(mode for mode in POLICY_MODES if mode.name == name)
 
 
-def test_only_modes_that_were_clearly_apart_live_are_compared() -> None:
+def test_only_modes_with_clearly_different_live_speeds_are_compared() -> None:
     found = order({"a": 1.0, "b": 1.02, "c": 1.5}, {"a": 1.0, "b": 0.5, "c": 0.8})
     assert found.apart == [("c", "a"), ("c", "b")]
     assert found.alike == [("c", "b")], "c is slower than a in the simulation"
@@ -70,7 +70,7 @@ def test_a_mode_becomes_the_policies_of_its_scenario() -> None:
     assert scenario_of(live, ADAPTIVE, PASSES, STEPS).policies.windows == "adaptive"
 
 
-def test_a_quick_drafter_makes_long_windows_the_faster_ones_in_simulation_as_live() -> None:
+def test_with_a_fast_drafter_long_windows_are_faster_in_the_simulation_too() -> None:
     found = order_of(cell({"target-only": 40.0, "window 2": 25.0, "window 8": 15.0}), PASSES, STEPS, num_seeds=1)
     assert found.live == pytest.approx({"target-only": 1.0, "window 2": 1.6, "window 8": 40 / 15})
     assert found.simulated["target-only"] == 1.0
@@ -92,7 +92,7 @@ def test_a_cell_of_another_plan_and_one_without_a_draft_step_are_refused() -> No
         order_of(cell({"target-only": 40.0}, draft_ms=0.0), PASSES, STEPS)
 
 
-def test_the_command_puts_the_order_of_all_cells_beside_them(tmp_path: Path) -> None:
+def test_the_command_writes_the_order_beside_the_cells(tmp_path: Path) -> None:
     write_result(tmp_path / "int8-rtt0-1.json", cell({"target-only": 40.0, "window 8": 20.0}))
     assert CliRunner().invoke(app, ["--folder", str(tmp_path)]).exit_code == 0
     assert "1 of 1" in (tmp_path / "order.md").read_text()

@@ -69,9 +69,11 @@ async def ask(
 
 
 def stop_and_wait_counts(prompt: Recorded, window: int) -> set[tuple[int, int, int, int]]:
-    """Passes, accepted, rejected and late guesses of an answer, as the recording has it. The pass over the prompt
-    yields a token: guesses for it come in time, or were not sent yet, or are late. Behind a late one that was right
-    there is room for one guess more, which may come with those that are there, or be late itself."""
+    """Possible counts of an answer: passes, accepted, rejected and late guesses.
+
+    The pass over the prompt yields a token. The guesses for it arrive in time, are not sent yet, or are late. After a
+    late right guess there is room for one more guess, which joins those that are there or is late itself.
+    """
     right = prompt.draft_right
     in_time, unsent = rounds(prompt, (), 0, window), rounds(prompt, (), 1, window)
     counts = {(*in_time, 0), (1 + unsent[0], *unsent[1:], 0)}
@@ -87,7 +89,7 @@ def stop_and_wait_counts(prompt: Recorded, window: int) -> set[tuple[int, int, i
 
 
 def rounds(prompt: Recorded, pending: Sequence[bool], position: int, window: int) -> tuple[int, int, int]:
-    """Passes, accepted and rejected from a position on; `pending`: guesses for it that are there already."""
+    """Passes, accepted and rejected from `position` on. `pending`: guesses for it that have arrived."""
     num_passes = accepted = rejected = 0
     while position < NUM_TOKENS:
         guesses, pending = pending or prompt.draft_right[position : position + window], ()
@@ -117,18 +119,18 @@ async def test_a_replayed_pair_serves_the_recorded_texts_with_a_sliding_window()
         for prompt in recorded.prompts:
             answer = await ask(cell, prompt, 8, stop_and_wait=False)
             assert answer.token_ids == list(prompt.target_ids)
-            assert answer.tally.accepted > NUM_TOKENS / 8  # the rest late where the machine is busy
+            assert answer.tally.accepted > NUM_TOKENS / 8  # on a busy machine the rest is late
             assert answer.fingerprint == "stand-in-replayed-quick-t"
 
 
-async def test_a_shorter_answer_than_the_recorded_one_is_its_beginning() -> None:
+async def test_a_shorter_answer_is_the_beginning_of_the_recorded_one() -> None:
     recorded = recording(0.8)
     async with replaying(recorded) as cell:
         answer = await ask(cell, recorded.prompts[0], 4, stop_and_wait=False, max_tokens=9)
     assert answer.token_ids == list(recorded.prompts[0].target_ids[:9])
 
 
-async def test_what_is_not_recorded_fails_its_session_and_is_not_made_up() -> None:
+async def test_a_text_that_is_not_recorded_fails_its_session() -> None:
     recorded = recording(0.8)
     unknown = Recorded((5, 6, 7), (1,), (True,), (1.0,))
     async with replaying(recorded) as cell:
@@ -146,7 +148,7 @@ def test_a_replayed_guess_is_right_and_as_confident_as_recorded() -> None:
     for prompt in recorded.prompts:
         text = (*prompt.prompt_ids, *prompt.target_ids)
         cache = draft.new_cache(len(text))
-        cut = len(prompt.prompt_ids) - 3  # behind the end of the shorter prompt with which one of them begins
+        cut = len(prompt.prompt_ids) - 3  # past the end of the shorter prompt with which it begins
         draft.feed(cache, prompt.prompt_ids[:cut], 0)
         logits = draft.feed(cache, prompt.prompt_ids[cut:], cut)
         for index in range(NUM_TOKENS):
@@ -156,7 +158,7 @@ def test_a_replayed_guess_is_right_and_as_confident_as_recorded() -> None:
             logits = draft.feed(cache, (prompt.target_ids[index],), cache.length)
 
 
-def test_logprobs_are_not_made_up() -> None:
+def test_logprobs_are_refused() -> None:
     recorded = recording(1.0)
     target = ReplayedTarget(recorded, QUICK)
     prompt = recorded.prompts[0].prompt_ids
@@ -200,7 +202,7 @@ def test_a_paced_draft_step_is_never_faster_than_its_profile_and_guesses_what_it
             assert np.array_equal(logits, bare.feed(bare_cache, [1] * num_tokens, start))
 
 
-def test_a_pass_that_took_too_long_is_an_overrun_counted_and_logged() -> None:
+def test_a_pass_that_takes_too_long_is_counted_and_logged_as_an_overrun() -> None:
     target = PacedTarget(cast(TargetModel, FakeTarget(pass_s=0.001)), IMPOSSIBLE)
     with capture_logs() as lines:
         paced_pass_ms(target, 1, 1)
@@ -211,14 +213,14 @@ def test_a_pass_that_took_too_long_is_an_overrun_counted_and_logged() -> None:
     assert lines[-1]["took_ms"] >= 1 > lines[-1]["allowed_ms"]
 
 
-def test_a_wait_ends_neither_early_nor_much_too_late() -> None:
+def test_a_wait_ends_on_time() -> None:
     pace, late_ms = Pacer(), []
     for needed_ms in (0.1, 0.5, 1.0, 2.0) * 10:
         started = time.perf_counter()
         assert pace.wait(started, needed_ms)
         late_ms.append((time.perf_counter() - started) * 1e3 - needed_ms)
     assert min(late_ms) >= 0
-    assert np.quantile(late_ms, 0.25) < 0.1  # a busy machine makes many late, not most by so much
+    assert np.quantile(late_ms, 0.25) < 0.1  # a busy machine delays many, but not most by so much
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ def test_a_wait_ends_neither_early_nor_much_too_late() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Flags of a replayed stand-in."""
+    """Options of a replayed stand-in."""
     (tmp_path / "profile.json").write_bytes(profile_json(QUICK))
     recording(0.8).write(tmp_path / "recording.jsonl")
     return [

@@ -29,7 +29,7 @@ CASE = Case("test", "real", ("int8",), stop_and_wait(4), num_clients=2, num_requ
 
 
 def result(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) -> CaseResult:
-    """With simulated figures that are so many times the live ones."""
+    """A result whose simulated figures are the live ones times `factors`."""
     simulated = replace(LIVE, **{name: getattr(LIVE, name) * factor for name, factor in factors.items()})
     drift = TimingDrift(passes=0.04, large_passes=0.2, steps=-0.01, rtt_ms=11.0)
     return CaseResult(case, NUM_TOKENS, CODE, LIVE, simulated, CALIBRATION, drift, 30.0, list(complaints), ORIGIN)

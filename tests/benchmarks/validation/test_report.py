@@ -56,7 +56,7 @@ def test_the_throughput_of_an_open_loop_does_not_count_and_large_errors_without_
     assert [each.figure for each in excesses(found)] == ["queue"]
 
 
-def test_void_cases_are_shown_as_such() -> None:
+def test_void_cases_are_marked() -> None:
     found = [result(complaints=["verifier-0: pass failed"])]
     assert "| test **void**: verifier-0: pass failed |" in markdown(found, [], ORIGIN)
     assert next(iter(table(found).columns[0].cells)) == "test (void)"

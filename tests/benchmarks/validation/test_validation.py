@@ -45,7 +45,7 @@ from tests.peers import until
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_cases_cover_what_fleets_and_loads_there_may_be() -> None:
+def test_the_cases_cover_fleets_windows_and_loads() -> None:
     assert len(CASES) >= 12
     assert len({case.name for case in CASES}) == len(CASES)
     assert {1, 2, 8} <= {len(case.drafts) for case in CASES}
@@ -68,7 +68,7 @@ def test_real_models_have_the_cores_that_they_need() -> None:
         assert case.num_verifiers <= most[1]
 
 
-def test_a_case_that_says_too_little_or_too_much_is_refused() -> None:
+def test_an_incomplete_or_contradictory_case_is_refused() -> None:
     with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
         Case("test", "real", ("int8",), sliding(8))
     with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
@@ -77,7 +77,7 @@ def test_a_case_that_says_too_little_or_too_much_is_refused() -> None:
         Case("test", "replayed", ("int8", "int4"), sliding(8), num_clients=1)
 
 
-def test_the_simulator_knows_other_prompts_than_the_judged_ones() -> None:
+def test_the_simulator_gets_other_prompts_than_the_judged_ones() -> None:
     judged, others = read_prompts(JUDGED), read_prompts(OTHERS)
     assert len(judged) == NUM_PROMPTS
     assert not set(judged) & set(others)
@@ -88,7 +88,7 @@ def test_the_simulator_knows_other_prompts_than_the_judged_ones() -> None:
 
 
 def in_a_row(start_s: float, elapsed_ms: Sequence[float], gap_ms: float, num_sessions: int = 1) -> list[ComputeRecord]:
-    """Passes or steps that each feed one token more than the one before, a gap apart."""
+    """Consecutive passes or steps with a gap between them; each computes one token more than the previous one."""
     found = []
     for number, elapsed in enumerate(elapsed_ms):
         found.append(ComputeRecord(start_s, start_s + elapsed / 1e3, num_sessions, 1 + number, 100))
@@ -144,7 +144,7 @@ def test_a_cell_without_drafters_is_calibrated_without_steps() -> None:
     assert (found.steps, found.step_gap_ms, found.rtt_ms) == ([], 0.0, 0.0)
 
 
-def test_a_cell_in_which_too_little_was_computed_is_not_calibrated() -> None:
+def test_logs_that_hold_too_little_are_refused() -> None:
     with pytest.raises(NotCalibrated, match="round trip"):
         calibrate(ComputeLogs([PASSES], [STEPS]), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=None)
     with pytest.raises(NotCalibrated, match="consecutive"):
@@ -153,7 +153,7 @@ def test_a_cell_in_which_too_little_was_computed_is_not_calibrated() -> None:
         calibrate(ComputeLogs([PASSES], []), KnownTimes(), ALONE, BUSY, [Phase(70.0, 80.0, [])], rtt_ms=None)
 
 
-def test_drift_is_how_much_longer_the_same_took_later() -> None:
+def test_drift_is_the_excess_over_the_calibration() -> None:
     calibration = replace(CALIBRATION, pass_gap_ms=5.0, step_gap_ms=5.0)  # outside the logged times
     later = ComputeLogs([in_a_row(0.0, [22.0, 22.0], 1.0)], [in_a_row(0.0, [7.6], 1.0)])
     found = drift_of(calibration, later, rtt_ms=12.0)
@@ -196,7 +196,7 @@ async def test_a_pass_counts_once_whatever_its_number_of_verdicts() -> None:
 
 
 class FakeSender:
-    """Answers at once, or at a drafter named slow after a while."""
+    """Answers at once, or late if the drafter is named slow."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, str | None]] = []
@@ -220,7 +220,7 @@ async def test_in_a_closed_loop_a_free_client_sends_the_next_request_with_its_ow
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> DraftRecordings:
-    """Of drafts that guess a third and two thirds of a text."""
+    """Recordings of drafts with an acceptance of 1/3 and 2/3."""
     made = DraftRecordings(tmp_path)
     for draft, acceptance in (("int4", 1 / 3), ("int8", 2 / 3)):
         recording(acceptance, num_prompts=20).write(made.others(draft))
@@ -228,12 +228,12 @@ def recordings(tmp_path: Path) -> DraftRecordings:
 
 
 def answered(requests: Sequence[CaseRequest], due_s: Sequence[float] | None = None) -> list[RequestSample]:
-    """With prompts of 40, 41 and 43 tokens in turn."""
+    """Samples with prompts of 40, 41 and 43 tokens in turn."""
     dues = due_s or [0.0] * len(requests)
     return [sample(due, due + 0.1, (40, 41, 43)[index % 3]) for index, due in enumerate(dues)]
 
 
-def test_the_scenario_of_a_closed_loop_says_what_the_case_and_its_calibration_say(
+def test_the_scenario_of_a_closed_loop_matches_its_case_and_calibration(
     recordings: DraftRecordings, tmp_path: Path
 ) -> None:
     case = Case("test", "real", ("int8", "int4"), stop_and_wait(4), 2, rtt_ms=30, num_clients=4, num_requests=9)
@@ -254,7 +254,7 @@ def test_the_scenario_of_a_closed_loop_says_what_the_case_and_its_calibration_sa
     assert set(world.requests["tokens"].tolist()) == {NUM_TOKENS}
 
 
-def test_the_scenario_of_an_open_loop_has_the_very_requests(recordings: DraftRecordings, tmp_path: Path) -> None:
+def test_the_scenario_of_an_open_loop_has_the_same_requests(recordings: DraftRecordings, tmp_path: Path) -> None:
     case = Case("test", "replayed", ("int4",) * 3, sliding(16, 4, free_run=False), rate_per_s=2.0, num_requests=5)
     drafters = [f"stand-in-drafter-{number}" for number in range(3)]
     requests = requests_at_random(["a", "b"], 5, drafters, NUM_TOKENS, seed=1)
@@ -266,7 +266,7 @@ def test_the_scenario_of_an_open_loop_has_the_very_requests(recordings: DraftRec
     assert world.requests["device"].tolist() == [drafters.index(cast(str, each.drafter)) for each in requests]
 
 
-def test_a_simulation_without_drafters_takes_a_pass_a_token_and_the_request_besides(
+def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_request_time(
     recordings: DraftRecordings, tmp_path: Path
 ) -> None:
     case = Case("test", "real", (), sliding(8), num_clients=1, num_requests=6)

@@ -1,4 +1,4 @@
-"""A benchmark that is told to end cleans up."""
+"""SIGTERM ends a benchmark with its clean-up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 BENCHMARK = """
 import asyncio
-from benchmarks.harness.signals import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_sigterm
 
 async def run():
     try:
@@ -24,7 +24,7 @@ asyncio.run(run())
 """
 
 
-def test_sigterm_ends_it_as_ctrl_c_does() -> None:
+def test_sigterm_runs_finally_blocks_and_sets_the_status() -> None:
     with subprocess.Popen([sys.executable, "-c", BENCHMARK], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "runs\n"

@@ -44,7 +44,8 @@ def bare_step(folder: Path, num_tokens: int) -> Callable[[], None]:
     config = read_config(folder)
     assert isinstance(config, GenaiConfig), "the default drafts have an onnxruntime-genai configuration"
     session = open_session(folder / config.file, 1)
-    types = {node.name: numpy_type(node) for node in (*session.get_inputs(), *session.get_outputs()) if _is_float(node)}
+    nodes = (*session.get_inputs(), *session.get_outputs())
+    types = {node.name: numpy_type(node) for node in nodes if "float" in node.type}
     binding = session.io_binding()
     shape = [1, config.num_kv_heads, num_tokens + 1, config.head_size]
     for past, present in config.kv:
@@ -56,10 +57,6 @@ def bare_step(folder: Path, num_tokens: int) -> Callable[[], None]:
     logits = ort.OrtValue.ortvalue_from_shape_and_type([1, 1, config.vocab_size], types[config.logits])
     binding.bind_ortvalue_output(config.logits, logits)
     return lambda: session.run_with_iobinding(binding)
-
-
-def _is_float(node: ort.NodeArg) -> bool:
-    return "float" in node.type
 
 
 class DraftStepClient:

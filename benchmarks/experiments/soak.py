@@ -40,6 +40,7 @@ from services.cloud_verifier.torch_engine.architecture import read_config
 SAMPLE_S = 2.0  # between two readings of memory
 GROWTH_MIB = 8.0
 MIB = 1 << 20
+YES = {True: "yes", False: "no"}
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -166,16 +167,12 @@ def table(soak: SoakResult) -> Table:
     title = f"{soak.duration_s:.0f} s, {soak.num_tokens} tokens, {soak.num_tokens / soak.duration_s:.1f} tokens/s"
     shown = Table("process", "peak, MiB", "limit", "within", "middle third", "last third", "flat", title=title)
     for name, memory in sorted(soak.memory.items()):
-        allowed = ("", "") if memory.allowed is None else (f"{memory.allowed:.0f}", _yes(memory.is_within))
-        figures = f"{memory.middle:.1f}", f"{memory.last:.1f}", _yes(memory.is_flat)
+        allowed = ("", "") if memory.allowed is None else (f"{memory.allowed:.0f}", YES[memory.is_within])
+        figures = f"{memory.middle:.1f}", f"{memory.last:.1f}", YES[memory.is_flat]
         shown.add_row(name, f"{memory.peak:.0f}", *allowed, *figures)
     for complaint in soak.complaints:
         shown.add_row("complaint", complaint)
     return shown
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"
 
 
 @app.command()

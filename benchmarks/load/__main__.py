@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,6 @@ from benchmarks.harness.files import write_result
 from benchmarks.harness.latency import (
     OK,
     PERCENTILES,
-    Distribution,
     LatencyObjective,
     RequestSample,
     RunSummary,
@@ -77,12 +76,8 @@ def table(summary: RunSummary) -> Table:
     rows = (("TTFT ms", summary.ttft_ms), ("TPOT ms", summary.tpot_ms), ("end to end ms", summary.total_ms))
     for name, figure in (*rows, ("sent late ms", summary.sent_late_ms)):
         if figure is not None:
-            shown.add_row(name, str(figure.count), *(f"{value:.1f}" for value in _values(figure)))
+            shown.add_row(name, str(figure.count), *(f"{value:.1f}" for value in astuple(figure)[1:]))
     return shown
-
-
-def _values(figure: Distribution) -> tuple[float, ...]:
-    return figure.mean, figure.p50, figure.p90, figure.p95, figure.p99
 
 
 def lines(summary: RunSummary, objective: LatencyObjective) -> list[str]:

@@ -96,12 +96,11 @@ def _requirements(findings: Sequence[CellFinding]) -> list[str]:
         for name in (ADAPTIVE.name, SLIDING_FREE.name):
             mode = finding.of(name)
             if mode is not None and (name == ADAPTIVE.name or finding.num_sessions == 1):
-                rows.append(
-                    _requirement(f"{name}: never slower than target-only", where, mode.speed, _is_as_fast(mode.speed))
-                )
-                rows.append(
-                    _requirement(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, mode.ttft, _is_within(mode.ttft, TTFT_LIMIT))
-                )
+                speed, ttft = mode.speed, mode.ttft
+                is_fast = _is_met(speed.value >= NEVER_SLOWER, speed.high >= NEVER_SLOWER)
+                rows.append(_requirement(f"{name}: never slower than target-only", where, speed, is_fast))
+                is_prompt = _is_met(ttft.value <= TTFT_LIMIT, ttft.low <= TTFT_LIMIT)
+                rows.append(_requirement(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, ttft, is_prompt))
         gain = finding.against_best
         if gain is not None and finding.num_sessions == 1 and finding.rtt_ms == 30:
             least, low = (STANDIN_GAIN, STANDIN_LOW) if finding.standin else (SLIDING_GAIN, SLIDING_LOW)
@@ -117,18 +116,9 @@ def _requirement(what: str, where: str, ratio: Ratio, holds: bool | None) -> str
     return f"| {what} | {where} | {ratio} | {ANSWERS[holds]} |"
 
 
-def _is_within(ratio: Ratio, most: float) -> bool | None:
-    """Whether ratio ≤ most; None if the interval contains `most` and the ratio is above it."""
-    if ratio.value <= most:
-        return True
-    return None if ratio.low <= most else False
-
-
-def _is_as_fast(speed: Ratio) -> bool | None:
-    """Whether speed ≥ NEVER_SLOWER; None if the interval contains it and the speed is below."""
-    if speed.value >= NEVER_SLOWER:
-        return True
-    return None if speed.high >= NEVER_SLOWER else False
+def _is_met(by_ratio: bool, by_interval: bool) -> bool | None:
+    """Whether the ratio itself meets a limit; None if only an end of its interval does."""
+    return True if by_ratio else None if by_interval else False
 
 
 def plot_speeds(findings: Sequence[CellFinding], folder: Path) -> list[str]:

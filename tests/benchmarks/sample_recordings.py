@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
+from benchmarks.harness.prompts import encode_prompts
+from services.gateway.text.tokenizer import TargetTokenizer
 from shared.data.profiles import PassTimes, Profile, StepTimes
 from shared.data.recording import Header, Recorded, Recording
 
@@ -33,6 +36,15 @@ def _recorded(prompt: tuple[int, ...], acceptance: float, generator: random.Rand
         tuple(generator.random() < acceptance for _ in positions),
         tuple(generator.uniform(0.05, 1) for _ in positions),
     )
+
+
+def recorded_answers(tokenizer: TargetTokenizer, prompts: Sequence[str], num_tokens: int) -> Recording:
+    """The same made-up answer to every prompt; the draft guesses four of five tokens."""
+    words = tuple(tokenizer.encode_text(" one two three four five six seven eight nine ten" * 5)[:num_tokens])
+    rights = tuple(index % 5 != 4 for index in range(num_tokens))
+    header = Header(target="t", draft="d", vocab_size=tokenizer.vocab_size, max_context=2048, origin="made up")
+    chats = encode_prompts(tokenizer, prompts)
+    return Recording(header, tuple(Recorded(tuple(ids), words, rights, (0.9,) * num_tokens) for ids in chats))
 
 
 def profile_json(profile: Profile) -> bytes:

@@ -16,7 +16,7 @@ from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER,
 from benchmarks.harness.latency import OK
 from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin
-from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
+from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.harness.scripted_controller import scripted_controller
 from benchmarks.harness.standin import OVERRUN
@@ -25,11 +25,10 @@ from benchmarks.policies.measure import RunSettings, run_cell
 from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, CellSpec
 from client.wire import Options
 from model_zoo.prompt_file import read_prompts
-from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
+from services.gateway.text.tokenizer import load_tokenizer
 from services.local.supervisor import Program
 from shared.data.profiles import PassTimes, Profile, StepTimes
-from shared.data.recording import Header, Recorded, Recording
-from tests.benchmarks.sample_recordings import profile_json
+from tests.benchmarks.sample_recordings import profile_json, recorded_answers
 
 NUM_PROMPTS, NUM_TOKENS, RTT_MS = 3, 24, 40.0
 PROFILE = Profile(
@@ -143,19 +142,10 @@ def test_usage_is_the_peak_of_memory_and_processor_time() -> None:
 
 
 @pytest.fixture
-def tokenizer(default_models: Path) -> TargetTokenizer:
-    return load_tokenizer(default_models / "target")
-
-
-@pytest.fixture
-def standin(tokenizer: TargetTokenizer, tmp_path: Path) -> StandinPlan:
-    """The first prompts with a made-up answer; the draft guesses four of five tokens."""
-    words = tokenizer.encode_text(" one two three four five six seven eight nine ten" * 4)[:NUM_TOKENS]
-    rights = tuple(index % 5 != 4 for index in range(NUM_TOKENS))
-    header = Header(target="t", draft="d", vocab_size=tokenizer.vocab_size, max_context=2048, origin="made up")
-    chats = [tuple(ids) for ids in encode_prompts(tokenizer, read_prompts(DEFAULT_PROMPTS)[:NUM_PROMPTS])]
-    recording = Recording(header, tuple(Recorded(chat, tuple(words), rights, (0.9,) * NUM_TOKENS) for chat in chats))
-    recording.write(tmp_path / "recording.jsonl")
+def standin(default_models: Path, tmp_path: Path) -> StandinPlan:
+    """Replays answers to the first prompts."""
+    tokenizer, prompts = load_tokenizer(default_models / "target"), read_prompts(DEFAULT_PROMPTS)[:NUM_PROMPTS]
+    recorded_answers(tokenizer, prompts, NUM_TOKENS).write(tmp_path / "recording.jsonl")
     (tmp_path / "profile.json").write_bytes(profile_json(PROFILE))
     return StandinPlan("replayed", tmp_path / "profile.json", tmp_path / "recording.jsonl")
 

@@ -58,9 +58,7 @@ async def test_each_answer_has_the_window_chosen_before_it(network: Network) -> 
             await controller.choose(choice)
             tally = await tally_of_answer(cell)
             num_rounds = -(-NUM_TOKENS // (choice.window + 1))
-            assert tally.num_passes in (num_rounds, num_rounds + 1), (
-                choice
-            )  # the prompt may yield a token
+            assert tally.num_passes in (num_rounds, num_rounds + 1), choice  # the prompt may yield a token
 
 
 async def test_a_named_policy_decides_on_reports_from_its_own_time(

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from benchmarks.harness.latency import RequestSample
-from benchmarks.harness.prompts import encode_prompts
 from benchmarks.standins.timed import ComputeRecord
 from benchmarks.validation.bus_monitor import BusMonitor
 from benchmarks.validation.calibration import (
@@ -35,10 +34,9 @@ from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.profiles import PassTimes
-from shared.data.recording import Header, Recorded, Recording
 from shared.protocol import subjects
 from shared.protocol.messages import PairReport, Report, Tally, TokenIds, Verdict
-from tests.benchmarks.sample_recordings import recording
+from tests.benchmarks.sample_recordings import recorded_answers, recording
 from tests.benchmarks.validation.sample_case import CALIBRATION, CODE, ORIGIN
 from tests.peers import until
 
@@ -289,14 +287,9 @@ def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_req
 def test_a_case_of_replayed_stand_ins_is_run_calibrated_and_simulated(default_models: Path, tmp_path: Path) -> None:
     judged, others = read_prompts(JUDGED)[:2], read_prompts(OTHERS)[:4]
     tokenizer = load_tokenizer(default_models / "target")
-    words = tuple(tokenizer.encode_text(" one two three four five six seven eight nine ten" * 5)[:NUM_TOKENS])
-    rights = tuple(index % 5 != 4 for index in range(NUM_TOKENS))
-    header = Header(target="t", draft="d", vocab_size=tokenizer.vocab_size, max_context=2048, origin="made up")
-    chats = [tuple(ids) for ids in encode_prompts(tokenizer, [*others, *judged])]
-    found = tuple(Recorded(chat, words, rights, (0.9,) * NUM_TOKENS) for chat in chats)
     recordings = DraftRecordings(tmp_path)
-    Recording(header, found).write(recordings.all("int8"))
-    Recording(header, found[: len(others)]).write(recordings.others("int8"))
+    recorded_answers(tokenizer, [*others, *judged], NUM_TOKENS).write(recordings.all("int8"))
+    recorded_answers(tokenizer, others, NUM_TOKENS).write(recordings.others("int8"))
     choice = sliding(4, free_run=False)
     case = Case("tiny", "replayed", ("int8",) * 2, choice, rtt_ms=20, num_clients=2, num_requests=4)
     notices: list[str] = []

@@ -21,7 +21,7 @@ WINDOW, CHUNK = 8, 2  # defaults of a drafter without a controller
 
 
 @dataclass
-class LiarSession:
+class LyingSession:
     """State of one session."""
 
     verifier_id: str
@@ -38,7 +38,7 @@ class LyingDrafter:
         self._bus = bus
         self._random = np.random.default_rng(seed)
         self._outbox = Outbox(bus)
-        self._sessions: dict[str, LiarSession] = {}
+        self._sessions: dict[str, LyingSession] = {}
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -48,7 +48,7 @@ class LyingDrafter:
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Speculate():
-                self._sessions[message.session_id] = LiarSession(message.verifier_id, message.term)
+                self._sessions[message.session_id] = LyingSession(message.verifier_id, message.term)
                 self._send(message.session_id, len(message.prompt_ids), 0)
             case Verdict() if message.finish:
                 self._sessions.pop(message.session_id, None)

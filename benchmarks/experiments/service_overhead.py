@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from awc.policy import WindowChoice
 from benchmarks.harness.cell import RunningCell, running
 from benchmarks.harness.cell_plan import GATEWAY, WITHOUT_CONTROLLER, CellPlan, StandinPlan
 from benchmarks.harness.latency import OK, RequestSample
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
-from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller
+from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller, stop_and_wait
 from benchmarks.harness.standin import OVERRUN
 from benchmarks.policies.plan import SLIDING
 from client.gateway import Gateway
@@ -31,7 +30,6 @@ from shared.data.recording import Header, Recorded, Recording
 
 NUM_TOKENS, NUM_STREAMS, ACCEPTANCE = 129, 8, 0.9
 TIMES = Profile(name="no-compute", origin="made up", verifier=PassTimes(base_ms=2.0), drafter=StepTimes(step_ms=1.0))
-ONE_BY_ONE = WindowChoice(1, 1, free_run=False)
 
 
 def write_standin(tokenizer: TargetTokenizer, prompts: Sequence[str], folder: Path, seed: int) -> StandinPlan:
@@ -71,7 +69,7 @@ class StandinSystem:
 
         With window 1 a round is a draft step, the way to the verifier, a pass, and the way back.
         """
-        await self._controller.choose(ONE_BY_ONE)
+        await self._controller.choose(stop_and_wait(1))
         found = []
         for number in range(repeats):
             (sample,) = await self._answers(Speculation("adaptive"), 1, number)

@@ -24,6 +24,11 @@ REPEAT_S = 2.0
 WAIT_S = 30.0
 
 
+def stop_and_wait(window: int) -> WindowChoice:
+    """The paper's scheme: send a whole window, then wait for its verdict."""
+    return WindowChoice(window, window, free_run=False)
+
+
 class PairKey(NamedTuple):
     """Instance ids of a drafter and a verifier."""
 

@@ -16,10 +16,10 @@ from benchmarks.harness.latency import OK, RequestSample, acceptance_of
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Figures, Ratio, compare
 from benchmarks.policies.measure import CellResult
-from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait
+from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait_mode
 
 SampleFigure: TypeAlias = Callable[[RequestSample], float | None]
-STOP_AND_WAIT_PREFIX = stop_and_wait(1).name.rstrip("1")
+STOP_AND_WAIT_PREFIX = stop_and_wait_mode(1).name.rstrip("1")
 
 
 @dataclass(frozen=True, slots=True)

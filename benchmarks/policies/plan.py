@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from awc.policy import WindowChoice
+from benchmarks.harness.scripted_controller import stop_and_wait
 
 STOP_AND_WAIT = (1, 2, 4, 6, 8, 12)  # windows
 RTTS_MS = (0, 10, 30, 60, 100, 200)
@@ -27,17 +28,16 @@ class ServingMode:
     control: WindowChoice | str = DEFAULT_POLICY
 
 
-def stop_and_wait(window: int) -> ServingMode:
-    """The paper's scheme: send a whole window, then wait for its verdict."""
-    return ServingMode(f"stop-and-wait {window}", control=WindowChoice(window, window, free_run=False))
+def stop_and_wait_mode(window: int) -> ServingMode:
+    return ServingMode(f"stop-and-wait {window}", control=stop_and_wait(window))
 
 
 TARGET_ONLY = ServingMode("target-only", "off", SLIDING)
 SLIDING_WAITING = ServingMode("sliding", control=WindowChoice(SLIDING.window, SLIDING.chunk, free_run=False))
 SLIDING_FREE = ServingMode("sliding, free running", control=SLIDING)
 ADAPTIVE = ServingMode("adaptive")
-ALL_MODES = (TARGET_ONLY, *map(stop_and_wait, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
-FEW_MODES = (TARGET_ONLY, stop_and_wait(4), SLIDING_FREE, ADAPTIVE)
+ALL_MODES = (TARGET_ONLY, *map(stop_and_wait_mode, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
+FEW_MODES = (TARGET_ONLY, stop_and_wait_mode(4), SLIDING_FREE, ADAPTIVE)
 POLICY_MODES = (
     TARGET_ONLY,
     *(ServingMode(f"window {window}", control=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)),
@@ -94,5 +94,5 @@ def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
 
 def quick_plan() -> list[CellSpec]:
     """Two cells that show whether something broke."""
-    modes = (TARGET_ONLY, stop_and_wait(4), stop_and_wait(8), SLIDING_FREE, ADAPTIVE)
+    modes = (TARGET_ONLY, stop_and_wait_mode(4), stop_and_wait_mode(8), SLIDING_FREE, ADAPTIVE)
     return [CellSpec("int8", 30, 1, modes), CellSpec("int8", 30, NUM_SHARED, FEW_MODES)]

@@ -115,26 +115,26 @@ def step_times_of(weights: Sequence[float]) -> StepTimes:
 
 
 def calibrate(
-    clocks: ComputeLogs, known: KnownTimes, alone: Phase, busy: Phase, load: Sequence[Phase], rtt_ms: float | None
+    logs: ComputeLogs, known: KnownTimes, alone: Phase, busy: Phase, load: Sequence[Phase], rtt_ms: float | None
 ) -> Calibration:
-    """Raises NotCalibrated.
+    """Fits all times. Raises NotCalibrated.
 
     alone: one answer after another, target-only. busy: windows so large that models never wait. load: the load to be
     simulated, before and after the judged run, with its round trip `rtt_ms`.
     """
-    if clocks.steps and rtt_ms is None:
+    if logs.steps and rtt_ms is None:
         raise NotCalibrated("no drafter reported a round trip")
-    loaded, hurried = [clocks.within(phase) for phase in load], clocks.within(busy)
-    base_gap, session_gap = fit_gaps(hurried.passes)
+    loaded, saturated = [logs.within(phase) for phase in load], logs.within(busy)
+    base_gap, session_gap = fit_gaps(saturated.passes)
     passes = [each for part in loaded for each in part.all_passes]
     steps = [each for part in loaded for each in part.all_steps]
-    requests = [overhead_ms(sample, alone, clocks.all_passes) for sample in alone.samples]
+    requests = [overhead_ms(sample, alone, logs.all_passes) for sample in alone.samples]
     return Calibration(
         passes=pass_weights(passes, known.passes),
-        steps=step_weights(steps, known.steps) if clocks.steps else [],
+        steps=step_weights(steps, known.steps) if logs.steps else [],
         pass_gap_ms=base_gap,
         session_gap_ms=session_gap,
-        step_gap_ms=median(gaps_ms(hurried.steps)) if clocks.steps else 0.0,
+        step_gap_ms=median(gaps_ms(saturated.steps)) if logs.steps else 0.0,
         request_ms=max(0.0, median(requests) - base_gap - session_gap),  # the simulated pass includes its gap
         rtt_ms=rtt_ms or 0.0,
         num_passes=len(passes),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from awc.policy import WindowChoice
+from benchmarks.harness.scripted_controller import stop_and_wait
 from shared.data.profiles import PassTimes, Profile, StepTimes
 
 ModelKind = Literal["real", "paced", "replayed"]
@@ -97,11 +98,6 @@ class Case:
     def load(self) -> str:
         """For tables."""
         return f"{self.num_clients} clients" if self.num_clients else f"{self.rate_per_s:g} requests/s"
-
-
-def stop_and_wait(window: int) -> WindowChoice:
-    """The paper's scheme: send a whole window, then wait for its verdict."""
-    return WindowChoice(window, window, free_run=False)
 
 
 def sliding(window: int, chunk: int = 2, *, free_run: bool = True) -> WindowChoice:

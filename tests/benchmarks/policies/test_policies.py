@@ -44,7 +44,7 @@ from benchmarks.policies.plan import (
     full_plan,
     policy_plan,
     quick_plan,
-    stop_and_wait,
+    stop_and_wait_mode,
 )
 from benchmarks.policies.report import markdown
 from shared.data.profiles import PassTimes
@@ -78,7 +78,7 @@ def result(
     )
 
 
-FAST = {TARGET_ONLY: 40.0, stop_and_wait(1): 35.0, stop_and_wait(4): 20.0, SLIDING_FREE: 16.0, ADAPTIVE: 50.0}
+FAST = {TARGET_ONLY: 40.0, stop_and_wait_mode(1): 35.0, stop_and_wait_mode(4): 20.0, SLIDING_FREE: 16.0, ADAPTIVE: 50.0}
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.harness.origin import Origin
+from benchmarks.harness.scripted_controller import stop_and_wait
 from benchmarks.validation.calibration import Calibration, TimingDrift
 from benchmarks.validation.case_run import CaseResult
-from benchmarks.validation.cases import NUM_TOKENS, Case, stop_and_wait
+from benchmarks.validation.cases import NUM_TOKENS, Case
 from benchmarks.validation.scenario import CaseFigures
 
 ORIGIN = Origin("python -m benchmarks.validation", "a machine", "a date", "3")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from benchmarks.harness.latency import RequestSample
+from benchmarks.harness.scripted_controller import stop_and_wait
 from benchmarks.standins.timed import ComputeRecord
 from benchmarks.validation.bus_monitor import BusMonitor
 from benchmarks.validation.calibration import (
@@ -24,7 +25,7 @@ from benchmarks.validation.calibration import (
     pass_weights,
 )
 from benchmarks.validation.case_run import ValidationInputs, run_case
-from benchmarks.validation.cases import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding, stop_and_wait
+from benchmarks.validation.cases import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding
 from benchmarks.validation.record import JUDGED, OTHERS, DraftRecordings
 from benchmarks.validation.report import error_of
 from benchmarks.validation.requests import CaseRequest, Phase, requests_at_random, requests_of_clients, send_in_turn

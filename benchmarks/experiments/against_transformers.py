@@ -30,11 +30,11 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
-from client.wire import Options
-from model_zoo.paths import default_models_dir
+from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.admission.api_keys import new_key
 from services.gateway.text.tokenizer import load_tokenizer
+from shared.runtime.home import default_models_dir
 
 NUM_AT_ONCE = 8
 LEAST, AIM = (2.2, 4.0), (3.0, 6.0)  # speed / transformers' with one session, and with NUM_AT_ONCE
@@ -108,7 +108,7 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
             connected(cell.url, own) as gateway,
         ):
             template = RequestTemplate(
-                await gateway.first_model(), Options(max_tokens, temperature=0.0), ignore_eos=True
+                await gateway.first_model(), AnswerOptions(max_tokens, temperature=0.0), ignore_eos=True
             )
 
             async def theirs(texts: list[str]) -> None:

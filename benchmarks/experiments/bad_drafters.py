@@ -33,12 +33,12 @@ from benchmarks.harness.cell_plan import DRAFTER, VERIFIER, CellPlan
 from benchmarks.harness.files import write_result
 from benchmarks.harness.paired import compare, median_of_ratios
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
-from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
 from shared.protocol.messages import Heartbeat, Message, Speculation
+from shared.runtime.home import default_models_dir
 from tests.e2e.harness import Client
 
 ALONE, CONTROL, LYING, SILENT = "no drafter", "no drafter, again", "lying drafter", "silent drafter"

@@ -18,13 +18,13 @@ from rich.table import Table
 
 from benchmarks.harness.files import write_result
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
-from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.torch_engine.model import load_target
 from services.edge_drafter.model import load_draft
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling, Speculation
+from shared.runtime.home import default_models_dir
 from tests.e2e.harness import ANSWER_S, Cell, running
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -72,7 +72,7 @@ class DraftStepClient:
 
     async def listen(self) -> None:
         await self._bus.subscribe(subjects.inbox("verifier", self._verifier_id), self._receive)
-        await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._receive)
+        await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._receive)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
@@ -95,15 +95,15 @@ class DraftStepClient:
             2 * NUM_STEPS,
             Speculation("static", NUM_STEPS),
         )
-        await self._send("speculate", request)
+        await self._send(request)
         sent = [await self._drafts.get()]
         while sent[-1].base + len(sent[-1].token_ids) < CONTEXT + NUM_STEPS:
             sent.append(await self._drafts.get())
-        await self._send("close", Close(session_id, 1))
+        await self._send(Close(session_id, 1))
         return (sent[-1].sent_ms - sent[0].sent_ms) / (NUM_STEPS - len(sent[0].token_ids))
 
-    async def _send(self, verb: str, message: Message) -> None:
-        await self._bus.publish(subjects.to("drafter", self._drafter_id, verb, self._gateway_id), message)
+    async def _send(self, message: Message) -> None:
+        await self._bus.publish(subjects.to("drafter", self._drafter_id, type(message), self._gateway_id), message)
 
 
 async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:

@@ -69,4 +69,4 @@ class LyingDrafter:
         session = self._sessions[session_id]
         ids = TokenIds(self._random.integers(VOCABULARY, size=num_guesses).tolist()) if num_guesses else NO_TOKENS
         draft = Draft(session_id, session.term, session.epoch, base, ids, True, time.monotonic() * 1e3)
-        self._outbox.put(subjects.to("verifier", session.verifier_id, "draft", self.instance_id), draft)
+        self._outbox.put(subjects.to("verifier", session.verifier_id, Draft, self.instance_id), draft)

@@ -20,7 +20,7 @@ from benchmarks.experiments.service_overhead import measure_services
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
-from model_zoo.paths import default_models_dir
+from shared.runtime.home import default_models_dir
 
 MAX_STEP_RATIO, MAX_ROUND_MS, MAX_GATEWAY_MS = 1.15, 2.0, 0.5
 

@@ -21,8 +21,8 @@ from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, conne
 from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller, stop_and_wait
 from benchmarks.harness.standin import OVERRUN
 from benchmarks.policies.plan import SLIDING
-from client.gateway import Gateway
-from client.wire import Options, Speculation
+from client.gateway import GatewayClient
+from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from shared.data.profiles import PassTimes, Profile, StepTimes
@@ -57,7 +57,7 @@ class StandinSystem:
     """A running cell of stand-ins, with its clients."""
 
     def __init__(
-        self, cell: RunningCell, gateway: Gateway, controller: ScriptedController, prompts: Sequence[str]
+        self, cell: RunningCell, gateway: GatewayClient, controller: ScriptedController, prompts: Sequence[str]
     ) -> None:
         self._cell = cell
         self._gateway = gateway
@@ -72,7 +72,7 @@ class StandinSystem:
         await self._controller.choose(stop_and_wait(1))
         found = []
         for number in range(repeats):
-            (sample,) = await self._answers(Speculation("adaptive"), 1, number)
+            (sample,) = await self._answers(DsdOptions("adaptive"), 1, number)
             assert sample.first_s is not None
             num_rounds = (
                 sample.num_tokens - 1 - sample.accepted
@@ -81,7 +81,7 @@ class StandinSystem:
             found.append(took_ms - TIMES.pass_times.base_ms - TIMES.step_times.step_ms)
         return found
 
-    async def gateway_ms(self, speculation: Speculation, repeats: int) -> float:
+    async def gateway_ms(self, speculation: DsdOptions, repeats: int) -> float:
         """The gateway's processor time per token with NUM_STREAMS streams."""
         await self._controller.choose(SLIDING)
         await self._answers(speculation, NUM_STREAMS, 0)
@@ -91,8 +91,8 @@ class StandinSystem:
             num_tokens += sum(each.num_tokens for each in await self._answers(speculation, NUM_STREAMS, number))
         return (self._cell.usage()[GATEWAY].cpu_s - before) * 1e3 / num_tokens
 
-    async def _answers(self, speculation: Speculation, num_streams: int, number: int) -> list[RequestSample]:
-        options = Options(NUM_TOKENS, temperature=0.0, speculation=speculation)
+    async def _answers(self, speculation: DsdOptions, num_streams: int, number: int) -> list[RequestSample]:
+        options = AnswerOptions(NUM_TOKENS, temperature=0.0, speculation=speculation)
         template = RequestTemplate(await self._gateway.first_model(), options, ignore_eos=True)
         now, indices = time.monotonic(), [(number + stream) % len(self._prompts) for stream in range(num_streams)]
         requests = [ScheduledRequest(index, self._prompts[index], now, now) for index in indices]
@@ -119,7 +119,7 @@ async def measure_services(models: Path, repeats: int, seed: int) -> tuple[list[
             rounds = await system.rounds_ms(repeats)
             gateway_ms = {
                 name: await system.gateway_ms(speculation, repeats)
-                for name, speculation in (("target-only", Speculation("off")), ("sliding", Speculation("adaptive")))
+                for name, speculation in (("target-only", DsdOptions("off")), ("sliding", DsdOptions("adaptive")))
             }
             complaints = [each for each in cell.complaints() if OVERRUN not in each]
     return rounds, gateway_ms, complaints

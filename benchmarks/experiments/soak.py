@@ -30,12 +30,12 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.load.arrivals import closed_loop
-from client.gateway import Gateway
-from client.wire import Options
-from model_zoo.paths import default_models_dir
+from client.gateway import GatewayClient
+from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.architecture import read_config
+from shared.runtime.home import default_models_dir
 
 SAMPLE_S = 2.0  # between two readings of memory
 GROWTH_MIB = 8.0
@@ -119,9 +119,9 @@ async def record_memory(cell: RunningCell, seen: dict[str, list[float]]) -> None
         await asyncio.sleep(SAMPLE_S)
 
 
-async def load(gateway: Gateway, seconds: float, num_clients: int, max_tokens: int) -> list[RequestSample]:
+async def load(gateway: GatewayClient, seconds: float, num_clients: int, max_tokens: int) -> list[RequestSample]:
     """A closed loop without pauses; answers in progress at its end are read to their end."""
-    options, model = Options(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
+    options, model = AnswerOptions(max_tokens, temperature=0.8, top_p=0.95), await gateway.first_model()
     ends_at, answers = time.monotonic() + seconds, itertools.count(1)
 
     async def send(request: ScheduledRequest) -> RequestSample:

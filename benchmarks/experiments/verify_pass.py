@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
-from model_zoo.paths import default_models_dir
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from shared.protocol.messages import Sampling
+from shared.runtime.home import default_models_dir
 
 SHAPES = ((1, 1), (1, 5), (8, 1), (8, 5))  # sessions, tokens per session
 NUM_WARM_UPS = 3

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
 from benchmarks.harness.requests import connected
 from benchmarks.harness.standin import OVERRUN
-from client.gateway import ClientError, Gateway
+from client.gateway import ClientError, GatewayClient
 from services.gateway.admission.api_keys import digest
 from services.local import nats_server
 from services.local.supervisor import Child, Supervisor

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from benchmarks.harness.latency import OK, RequestSample
-from client.gateway import Answer, BrokenOff, Gateway, Refused, Unreachable
-from client.wire import ChatRequest, Message, Options, StreamOptions
+from client.gateway import BrokenOff, GatewayClient, RequestRefused, StreamedAnswer, Unreachable
+from client.wire import AnswerOptions, ChatMessage, ChatRequest, StreamOptions
 
 CONNECT_S = 10.0
 SILENCE_S = 300.0  # longest wait for the next bytes
@@ -51,7 +51,7 @@ class RequestTemplate:
 
 
 @asynccontextmanager
-async def connected(url: str, api_key: str = "") -> AsyncIterator[Gateway]:
+async def connected(url: str, api_key: str = "") -> AsyncIterator[GatewayClient]:
     """A gateway client without a connection limit, so that no request waits for another."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -71,7 +71,9 @@ class ScheduledRequest:
     max_tokens: int | None = None
 
 
-async def measure_request(gateway: Gateway, template: RequestTemplate, scheduled: ScheduledRequest) -> RequestSample:
+async def measure_request(
+    gateway: GatewayClient, template: RequestTemplate, scheduled: ScheduledRequest
+) -> RequestSample:
     """Sends the request now and reads its answer to the end."""
     sent_at = time.monotonic()
     answer: StreamedAnswer | None = None
@@ -94,7 +96,7 @@ async def measure_request(gateway: Gateway, template: RequestTemplate, scheduled
 
 
 def _sample(
-    scheduled: ScheduledRequest, sent_at: float, first_at: float | None, status: str, answer: Answer | None
+    scheduled: ScheduledRequest, sent_at: float, first_at: float | None, status: str, answer: StreamedAnswer | None
 ) -> RequestSample:
     usage, report = (answer.usage, answer.report) if answer is not None and status == OK else (None, None)
     due_at = scheduled.due_at

@@ -77,9 +77,9 @@ class ScriptedController:
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            await self._bus.subscribe(subjects.all_broadcasts("heartbeat"), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts("report"), self._receive)
-            await self._bus.subscribe(subjects.all_said("drafter", "window"), self._receive)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._receive)
+            await self._bus.subscribe(subjects.all_broadcasts(Report), self._receive)
+            await self._bus.subscribe(subjects.all_said("drafter", WindowDecision), self._receive)
             tasks.create_task(self._adapt(), name="adapt")
             tasks.create_task(self._repeat(), name="repeat")
 
@@ -152,7 +152,7 @@ class ScriptedController:
             self._sequence,
             choice.min_confidence,
         )
-        await self._bus.publish(subjects.to("drafter", pair.drafter_id, "window", self._instance_id), decision)
+        await self._bus.publish(subjects.to("drafter", pair.drafter_id, WindowDecision, self._instance_id), decision)
 
 
 def _configured(instance_id: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.harness.latency import RequestSample
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
-from dsd_sim.studies.report import Report, report_of
+from dsd_sim.studies.report import SimReport, report_of
 
 
 def closed_loop_workload(
@@ -32,7 +32,7 @@ def closed_loop_workload(
     }
 
 
-def simulate_seeds(scenario: Scenario, folder: Path, num_seeds: int) -> list[Report]:
+def simulate_seeds(scenario: Scenario, folder: Path, num_seeds: int) -> list[SimReport]:
     """Reports of seeds 1 to `num_seeds`. The scenario's files are relative to `folder`."""
     reports = []
     for seed in range(1, num_seeds + 1):

@@ -56,7 +56,7 @@ class LoadResult:
     samples: list[RequestSample]
 
 
-async def run(url: str, model: str | None, options: Options, ignore_eos: bool, load: LoadSpec) -> LoadResult:
+async def run(url: str, model: str | None, options: AnswerOptions, ignore_eos: bool, load: LoadSpec) -> LoadResult:
     """Sends all requests. Raises ClientError if the gateway cannot be reached at the start."""
     async with connected(url, os.environ.get(KEY_VARIABLE, "")) as gateway:
         template = RequestTemplate(model or await gateway.first_model(), options, ignore_eos)
@@ -157,7 +157,7 @@ def main(
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     mode = speculation or ("static" if window is not None else None)
-    options = Options(max_tokens, temperature, seed=seed, speculation=Speculation(mode, window))
+    options = AnswerOptions(max_tokens, temperature, seed=seed, speculation=DsdOptions(mode, window))
     load = LoadSpec(texts, arrivals, clients or 1, requests or len(texts), think_s or 0.0)
     try:
         result = asyncio.run(run(url, model, options, ignore_eos, load))

@@ -26,8 +26,8 @@ from benchmarks.policies.findings import CellFinding, find
 from benchmarks.policies.measure import CellResult, RunSettings, run_cell
 from benchmarks.policies.plan import TARGET_ONLY, CellSpec, full_plan, policy_plan, quick_plan
 from benchmarks.policies.report import markdown, plot_speeds
-from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
+from shared.runtime.home import default_models_dir
 
 OVERHEAD_S = 45.0  # to start, warm up and stop a cell
 

@@ -25,8 +25,8 @@ from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller
 from benchmarks.policies.plan import CellSpec, ServingMode
-from client.gateway import Gateway
-from client.wire import Options, Speculation
+from client.gateway import GatewayClient
+from client.wire import AnswerOptions, DsdOptions
 from services.gateway.admission.api_keys import new_key
 
 MIN_ROUNDS = 3
@@ -136,7 +136,7 @@ class CellRunner:
 
     spec: CellSpec
     settings: RunSettings
-    gateways: dict[str, Gateway]
+    gateways: dict[str, GatewayClient]
     controller: ScriptedController
     model: str
 
@@ -165,7 +165,7 @@ class CellRunner:
     async def _answers(self, mode: ServingMode, number: int, max_tokens: int) -> list[RequestSample]:
         """One answer for each session, all at once."""
         await self.controller.choose(mode.control)
-        options = Options(max_tokens, temperature=0.0, speculation=Speculation(mode.speculation))
+        options = AnswerOptions(max_tokens, temperature=0.0, speculation=DsdOptions(mode.speculation))
         template, now, prompts = RequestTemplate(self.model, options), time.monotonic(), self.settings.prompts
 
         async def one(session: int) -> RequestSample:

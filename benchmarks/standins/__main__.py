@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.standins.loading import load_draft, load_target
+from benchmarks.standins.loading import load_draft, load_engine
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier import service as cloud_verifier
 from services.edge_drafter import service as edge_drafter
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     prog = f"{PROG} {arguments.service}"
     if arguments.service == "cloud_verifier":
-        cloud_verifier.run(load(StandinVerifierSettings, arguments.settings, prog), load_target)
+        cloud_verifier.run(load(StandinVerifierSettings, arguments.settings, prog), load_engine)
     else:
         edge_drafter.run(load(StandinDrafterSettings, arguments.settings, prog), load_draft)
 

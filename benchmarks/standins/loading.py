@@ -8,8 +8,8 @@ from typing import cast
 from benchmarks.standins.paced import PacedDraft, PacedTarget
 from benchmarks.standins.replayed import ReplayedDraft, ReplayedTarget
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
-from services.cloud_verifier import service as cloud_verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.engine import TorchEngine, load_model
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter import service as edge_drafter
 from services.edge_drafter.model import DraftModel
@@ -22,8 +22,12 @@ def load_target(settings: VerifierSettings) -> TargetModel:
     assert isinstance(settings, StandinVerifierSettings)
     profile = read_profile(Path(settings.standin_profile))
     if settings.standin_kind == "paced":
-        return cast(TargetModel, PacedTarget(cloud_verifier.load_model(settings), profile))
+        return cast(TargetModel, PacedTarget(load_model(settings), profile))
     return cast(TargetModel, ReplayedTarget(read_recording(Path(settings.standin_recording)), profile))
+
+
+def load_engine(settings: VerifierSettings) -> TorchEngine:
+    return TorchEngine(load_target(settings), settings.kv_tokens)
 
 
 def load_draft(settings: DrafterSettings) -> DraftModel:
@@ -32,6 +36,3 @@ def load_draft(settings: DrafterSettings) -> DraftModel:
     if settings.standin_kind == "paced":
         return cast(DraftModel, PacedDraft(edge_drafter.load_model(settings), profile))
     return cast(DraftModel, ReplayedDraft(read_recording(Path(settings.standin_recording)), profile))
-
-
-LOADERS = {"cloud_verifier": load_target, "edge_drafter": load_draft}

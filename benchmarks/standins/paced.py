@@ -14,6 +14,7 @@ import structlog
 
 from benchmarks.harness.standin import OVERRUN, STANDIN
 from benchmarks.standins.pacer import Pacer
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import KvCache
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftCache, DraftModel

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.harness.standin import STANDIN
 from benchmarks.standins.paced import wait_for_pass, wait_or_log
 from benchmarks.standins.pacer import Pacer
+from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row
 from shared.data.profiles import Profile
@@ -90,10 +91,6 @@ class ReplayedTarget:
 
     def new_cache(self, capacity: int) -> ReplayCache:
         return ReplayCache(capacity)
-
-    def cache_bytes(self, capacity: int) -> int:
-        """Negligible."""
-        return 0
 
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
         started = time.perf_counter()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -19,12 +18,14 @@ from benchmarks.harness.standin import STANDIN
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
-from shared.runtime.config import ServiceSettings, load
+from shared.runtime.config import load
 
 if TYPE_CHECKING:  # a timed drafter must not load torch
     import numpy as np
 
-    from services.cloud_verifier.torch_engine.model import Drawn, Row, TargetModel
+    from services.cloud_verifier.engine import Drawn
+    from services.cloud_verifier.torch_engine.engine import TorchEngine
+    from services.cloud_verifier.torch_engine.model import Row, TargetModel
     from services.edge_drafter.model import DraftCache, DraftModel
 
 PROG = "python -m benchmarks.standins.timed"
@@ -102,23 +103,36 @@ class TimedDraft:
         return logits
 
 
-def run(name: str, log: ComputeLog, *, is_standin: bool) -> None:
-    """Runs the service `name` with a timed model."""
-    kind, standin_kind, timed = SERVICES[name]
-    settings = load(standin_kind if is_standin else kind, [], PROG)
-    service = import_module(f"services.{name}.service")
+def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:
+    settings = load(StandinVerifierSettings if is_standin else VerifierSettings, [], PROG)
+    from services.cloud_verifier import service
+    from services.cloud_verifier.torch_engine import engine
+
+    load_model = engine.load_model
+    if is_standin:
+        from benchmarks.standins.loading import load_target
+
+        load_model = load_target
+
+    def load_engine(given: VerifierSettings) -> TorchEngine:
+        return engine.TorchEngine(cast("TargetModel", TimedTarget(load_model(given), log)), given.kv_tokens)
+
+    service.run(settings, load_engine)
+
+
+def run_drafter(log: ComputeLog, *, is_standin: bool) -> None:
+    settings = load(StandinDrafterSettings if is_standin else DrafterSettings, [], PROG)
+    from services.edge_drafter import service
+
     load_model = service.load_model
     if is_standin:
-        from benchmarks.standins.loading import LOADERS
+        from benchmarks.standins.loading import load_draft
 
-        load_model = LOADERS[name]
-    service.run(settings, lambda given: timed(load_model(given), log))
+        load_model = load_draft
+    service.run(settings, lambda given: cast("DraftModel", TimedDraft(load_model(given), log)))
 
 
-SERVICES: dict[str, tuple[type[ServiceSettings], type[ServiceSettings], Callable[[Any, ComputeLog], object]]] = {
-    "cloud_verifier": (VerifierSettings, StandinVerifierSettings, TimedTarget),
-    "edge_drafter": (DrafterSettings, StandinDrafterSettings, TimedDraft),
-}
+SERVICES = {"cloud_verifier": run_verifier, "edge_drafter": run_drafter}
 
 
 def main() -> None:
@@ -128,7 +142,7 @@ def main() -> None:
     parser.add_argument(f"--{STANDIN}", dest="is_standin", action="store_true", help="with a stand-in for the model")
     arguments = parser.parse_args()
     with ComputeLog(arguments.log) as log:
-        run(arguments.service, log, is_standin=arguments.is_standin)
+        SERVICES[arguments.service](log, is_standin=arguments.is_standin)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from benchmarks.validation.case_run import CaseResult, ValidationInputs, run_cas
 from benchmarks.validation.cases import CASES, NUM_TOKENS, Case
 from benchmarks.validation.record import JUDGED, OTHERS, record_all
 from benchmarks.validation.report import markdown, summaries, table
-from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
+from shared.runtime.home import default_models_dir
 
 FOLDER = REPORTS.parent / "validation"
 

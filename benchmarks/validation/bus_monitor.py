@@ -48,8 +48,8 @@ class BusMonitor:
         self._rtts_ms: list[float] = []
 
     async def start(self) -> None:
-        await self._bus.subscribe(subjects.all_said("gateway", "verdict"), self._receive)
-        await self._bus.subscribe(subjects.all_broadcasts("report"), self._receive)
+        await self._bus.subscribe(subjects.all_said("gateway", Verdict), self._receive)
+        await self._bus.subscribe(subjects.all_broadcasts(Report), self._receive)
 
     def begin(self) -> None:
         """Discards what was observed before."""

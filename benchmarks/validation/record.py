@@ -22,9 +22,9 @@ import typer
 
 from benchmarks.harness.pinned import pinned
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
-from model_zoo.paths import default_models_dir
 from model_zoo.prompt_file import read_prompts
 from shared.data.recording import Header, Recording
+from shared.runtime.home import default_models_dir
 
 JUDGED, OTHERS = DEFAULT_PROMPTS, Path(__file__).parent / "prompts.jsonl"
 

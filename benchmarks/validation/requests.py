@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
-from client.wire import Options, Speculation
+from client.wire import AnswerOptions, DsdOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class RequestSender:
 
     async def send(self, request: CaseRequest, due_at: float, started_at: float) -> RequestSample:
         """Sends a request now. Both times are of time.monotonic."""
-        speculation = Speculation("adaptive", drafter=request.drafter) if request.drafter else Speculation("off")
+        speculation = DsdOptions("adaptive", drafter=request.drafter) if request.drafter else DsdOptions("off")
         template = RequestTemplate(
-            self.model, Options(request.max_tokens, temperature=0.0, speculation=speculation), ignore_eos=True
+            self.model, AnswerOptions(request.max_tokens, temperature=0.0, speculation=speculation), ignore_eos=True
         )
         scheduled = ScheduledRequest(request.prompt_number, request.prompt, due_at, started_at)
         async with connected(self.url, next(self.keys)) as gateway:

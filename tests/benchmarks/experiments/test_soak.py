@@ -18,7 +18,7 @@ from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected
 from benchmarks.load import arrivals
-from client.gateway import Gateway
+from client.gateway import GatewayClient
 from services.local.pair import DEFAULT_NAME
 from shared.runtime.home import home
 from tests.benchmarks.fake_gateway import serving
@@ -65,7 +65,7 @@ async def test_clients_of_a_soak_do_not_wait_for_a_slow_answer_to_another(monkey
     monkeypatch.setattr(arrivals, "time", clock)
     monkeypatch.setattr(soak, "time", clock)
 
-    async def measure(gateway: Gateway, template: RequestTemplate, request: ScheduledRequest) -> RequestSample:
+    async def measure(gateway: GatewayClient, template: RequestTemplate, request: ScheduledRequest) -> RequestSample:
         nonlocal now
         if request.prompt_number == 0:
             await is_over.wait()

@@ -23,7 +23,7 @@ from benchmarks.harness.standin import OVERRUN
 from benchmarks.load.__main__ import LoadSpec, run
 from benchmarks.policies.measure import RunSettings, run_cell
 from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, CellSpec
-from client.wire import Options
+from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.supervisor import Program
@@ -165,7 +165,7 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
     link, names = LinkConditions.of_round_trip(RTT_MS), (VERIFIER, DRAFTER, GATEWAY)
     plan = CellPlan(default_models, names=names, link=link, standin=standin)
     notices: list[str] = []
-    options = Options(max_tokens=NUM_TOKENS, temperature=0.0)
+    options = AnswerOptions(max_tokens=NUM_TOKENS, temperature=0.0)
     load = LoadSpec(
         read_prompts(DEFAULT_PROMPTS)[:NUM_PROMPTS], (), num_clients=2, num_requests=NUM_PROMPTS, think_s=0.0
     )
@@ -181,7 +181,7 @@ async def test_a_far_cell_of_replayed_stand_ins_serves_recorded_texts_under_load
             now = time.monotonic()
             await measure_request(
                 gateway,
-                RequestTemplate(done.model, Options(max_tokens=4)),
+                RequestTemplate(done.model, AnswerOptions(max_tokens=4)),
                 ScheduledRequest(0, "This was never recorded.", now, now),
             )
         assert any("pass failed" in complaint for complaint in cell.complaints())

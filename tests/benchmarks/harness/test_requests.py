@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.load.arrivals import open_loop
-from client.wire import Options, Speculation
+from client.wire import AnswerOptions, DsdOptions
 from tests.benchmarks.fake_gateway import serving
 
 PROMPTS = ["a", "b", "c"]
@@ -18,7 +18,7 @@ WAIT_S = 30.0
 
 
 def template(**options: object) -> RequestTemplate:
-    return RequestTemplate("fake", Options(**options))  # type: ignore[arg-type]
+    return RequestTemplate("fake", AnswerOptions(**options))  # type: ignore[arg-type]
 
 
 async def test_an_answer_is_measured_with_its_tokens_and_fates() -> None:
@@ -57,7 +57,7 @@ async def test_an_unreachable_gateway_is_a_status() -> None:
 
 
 async def test_options_reach_the_gateway() -> None:
-    options = Options(max_tokens=9, temperature=0.0, seed=5, speculation=Speculation("static", 4))
+    options = AnswerOptions(max_tokens=9, temperature=0.0, seed=5, speculation=DsdOptions("static", 4))
     async with serving() as fake, connected(fake.url) as gateway:
         now = time.monotonic()
         await measure_request(

@@ -23,8 +23,8 @@ class Peer:
 
     heartbeat: Heartbeat
     heard_at: float
-    num_untold: int = 0  # assigned sessions that the instance does not know yet
-    told: list[tuple[float, int]] = field(default_factory=list)  # (when it learned, change), not yet in `heartbeat`
+    num_unknown: int = 0  # assigned sessions that the instance does not know yet
+    known_changes: list[tuple[float, int]] = field(default_factory=list)  # (since when known, change)
     num_since: int = 0  # assignment changes not yet reflected in `heartbeat`, both kinds
 
     @property
@@ -35,21 +35,23 @@ class Peer:
     def candidate(self) -> RoutingCandidate:
         return RoutingCandidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since)
 
-    def count_sessions(self, num: int, told_at: float | None) -> None:
+    def count_sessions(self, num: int, known_at: float | None) -> None:
         """As PeerFleet.count_sessions."""
-        if told_at is None:
-            num = max(num, -self.num_untold)  # the peer may have expired and joined again in between
-            self.num_untold += num
+        if known_at is None:
+            num = max(num, -self.num_unknown)  # the peer may have expired and joined again in between
+            self.num_unknown += num
         else:
-            self.told.append((told_at, num))
+            self.known_changes.append((known_at, num))
         self.num_since += num
 
     def renewed(self, heartbeat: Heartbeat, now: float) -> Peer:
         """The peer with a newer heartbeat. Changes that the sender learned while that heartbeat travelled are not in
         it yet; the travel time is a drafter's round trip to its verifiers, since gateways stand next to them."""
         sent_at = now - min(heartbeat.load.rtt_ms / 1e3, heartbeat.interval_s) - LAG_S
-        told = [(at, num) for at, num in self.told if at > sent_at]
-        return Peer(heartbeat, now, self.num_untold, told, self.num_untold + sum(num for _, num in told))
+        known_changes = [(at, num) for at, num in self.known_changes if at > sent_at]
+        return Peer(
+            heartbeat, now, self.num_unknown, known_changes, self.num_unknown + sum(num for _, num in known_changes)
+        )
 
 
 class PeerFleet:
@@ -76,11 +78,11 @@ class PeerFleet:
             del self._peers[instance_id]
         return stale
 
-    def count_sessions(self, instance_id: str, num: int, told_at: float | None) -> None:
+    def count_sessions(self, instance_id: str, num: int, known_at: float | None) -> None:
         """Adds `num` sessions (negative: removes) to an instance's load until its heartbeats can include them.
-        told_at: when the instance learns of the change; None: it does not know yet."""
+        known_at: when the instance learns of the change; None: it does not know yet."""
         if instance_id in self._peers:
-            self._peers[instance_id].count_sessions(num, told_at)
+            self._peers[instance_id].count_sessions(num, known_at)
 
     def find(self, instance_id: str, now: float) -> Heartbeat | None:
         """The newest heartbeat of an instance that is alive, draining or not."""

@@ -104,7 +104,7 @@ class DraftSessions:
         context, num_prompt = self._model.max_context, len(request.prompt_ids)
         length = num_prompt + len(request.committed_ids)
         if length >= context:
-            message = f"a text of {length} tokens leaves no room in the draft's context of {context}"
+            message = f"a text of {length} tokens leaves no room in the context of {context}"
             raise Refused("too_long", message, retryable=False)
         most = context - num_prompt
         max_tokens, min_tokens = min(request.max_tokens, most), min(request.min_tokens, most)

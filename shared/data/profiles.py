@@ -18,13 +18,13 @@ PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)]
 
 
-class ProfileTimes(BaseModel):
+class Times(BaseModel):
     """Base: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class PassTimes(ProfileTimes):
+class PassTimes(Times):
     """Times of a verify pass: the weights of `shared.policies.batching.pass_ms`."""
 
     base_ms: Millis
@@ -47,7 +47,7 @@ class PassTimes(ProfileTimes):
         return self.token_ms + sum(ms for ms, hinge in hinges if num_tokens > hinge)
 
 
-class StepTimes(ProfileTimes):
+class StepTimes(Times):
     """Times of a draft step: step_ms + step_ms_per_1000 x context / 1000 + fed_ms x (fed tokens - 1)."""
 
     step_ms: Millis
@@ -58,7 +58,7 @@ class StepTimes(ProfileTimes):
         return self.step_ms + self.step_ms_per_1000 * context / 1000 + self.fed_ms * (num_tokens - 1)
 
 
-class Profile(ProfileTimes):
+class Profile(Times):
     """The times of one verifier, one drafter or both. `name` is shown beside every figure."""
 
     name: Annotated[str, Field(pattern=f"^{PROFILE_NAME}$")]

@@ -36,7 +36,7 @@ def test_models_that_can_not_be_run_together_are_refused(target: Path) -> None:
         own_pair(target, [], 1, "")
     with pytest.raises(PairRefused, match="default target"):
         own_pair(target, ["int8"], 1, "")
-    with pytest.raises(PairRefused, match="no folder"):
+    with pytest.raises(PairRefused, match="is not a folder"):
         own_pair(target, [str(target / "nothing")], 1, "")
     with pytest.raises(PairRefused, match=r"config\.json is missing"):
         own_pair(target.parent, [], 0, "")

@@ -48,7 +48,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> 
         ([HEADER_LINE.replace(FORMAT, "other"), PROMPT_LINE], "got other"),
         ([HEADER_LINE, PROMPT_LINE.replace("true", "1")], ":2"),
         ([HEADER_LINE, PROMPT_LINE, PROMPT_LINE.replace("0.5", "1.5")], ":3"),
-        ([HEADER_LINE, PROMPT_LINE.replace("[true]", "[true, false]")], "must be as many"),
+        ([HEADER_LINE, PROMPT_LINE.replace("[true]", "[true, false]")], "must have equal lengths"),
         ([HEADER_LINE, PROMPT_LINE.replace("[1]", "[]")], "needs a prompt"),
         ([HEADER_LINE, PROMPT_LINE.replace("[2]", "[100]")], "token id 100 is not in 0..99"),
         ([HEADER_LINE, PROMPT_LINE[:-1] + ',"more":1}'], "more"),

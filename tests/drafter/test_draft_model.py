@@ -154,10 +154,10 @@ def test_a_cache_takes_tokens_up_to_the_models_whole_context(tiny: TinyPair) -> 
     ("token_ids", "start", "complaint"),
     [
         ([], 4, "no token ids"),
-        ([VOCAB], 4, "token ids 512..512 are not all in 0..511"),
-        ([3, -1], 4, "token ids -1..3 are not all in 0..511"),
-        ([3], 5, "start 5 is not in 0..4"),
-        ([3], -1, "start -1 is not in 0..4"),
+        ([VOCAB], 4, "token ids must be 0…511, got 512…512"),
+        ([3, -1], 4, "token ids must be 0…511, got -1…3"),
+        ([3], 5, "start must be 0…4, .+ got 5"),
+        ([3], -1, "start must be 0…4, .+ got -1"),
         ([3] * 5, 4, r"4 \+ 5 tokens exceed the cache's capacity of 8"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_cache_beyond_the_models_context_is_refused(tiny: TinyPair, capacity: 
 def test_a_missing_configuration_is_named_in_both_forms(tiny: TinyPair, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.folder, tmp_path / "draft")
     (folder / tiny.config_file).unlink()
-    with pytest.raises(FileNotFoundError, match=r"draft: genai_config\.json is missing, and so is draft_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"draft: genai_config\.json and draft_config\.json are missing"):
         load_draft(str(folder), num_threads=1)
 
 

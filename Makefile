@@ -40,6 +40,9 @@ format: $(VENV)/dev ## rewrite the files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/docs ## build the documentation as a site in build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/dev ## compare serving modes on this machine, into docs/reports/benchmarks; resumes where it stopped (80 minutes)
 	$(BIN)/python -m benchmarks.policies
 

@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from dsd_sim.scenario import demand, scenario
 from dsd_sim.scenario.table import Table
-from dsd_sim.studies import compare, sweep
+from dsd_sim.studies import compare, plan, sweep
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.edge_drafter.metrics import DrafterMetrics
 from services.gateway.metrics import GatewayMetrics
@@ -331,13 +331,17 @@ def test_dependencies_are_ranges_without_pins() -> None:
 
 
 def test_every_key_of_a_scenario_is_described_with_its_table() -> None:
-    text = text_of("docs/scenarios.md")
-    tables = dict(section.split("\n", 1) for section in re.split(r"\n#{2,3} ", text)[1:])
-    found = [kind for module in (demand, scenario, sweep, compare, profiles) for kind in vars(module).values()]
-    parts = {kind for kind in found if isinstance(kind, type) and issubclass(kind, Table | profiles.Times)}
-    expected = {kind.__name__: set(kind.model_fields) for kind in parts - {Table, profiles.Times}}
-    rows = {name: re.findall(r"^\| (`.+?`) \|", tables[name], re.MULTILINE) for name in expected}
-    assert {name: set(re.findall(r"`(\w+)`", " ".join(keys))) for name, keys in rows.items()} == expected
+    sections = re.split(r"\n#{2,3} ", text_of("docs/scenarios.md"))[1:]
+    described = {}
+    for name, _, body in (section.partition("\n") for section in sections):
+        keys = re.findall(r"^\| (`.+?`) \|", body, re.MULTILINE)
+        if keys:
+            described[name] = set(re.findall(r"`(\w+)`", " ".join(keys)))
+    modules = (demand, scenario, sweep, compare, plan, profiles)
+    found = [kind for module in modules for kind in vars(module).values()]
+    kinds = {kind for kind in found if isinstance(kind, type) and issubclass(kind, Table | profiles.Times)}
+    expected = {kind.__name__: set(kind.model_fields) for kind in kinds - {Table, profiles.Times}}
+    assert {name: described.get(name) for name in expected} == expected
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

@@ -23,14 +23,14 @@ from services.local.supervisor import Program
 HOST = "127.0.0.1"
 SERVER_PORTS = range(10_000, 32_768)
 LIMITS = """\
-# Limits of every NATS server of DSD.
+# Settings of every NATS server of DSD.
 max_payload: 256KB
 ping_interval: "5s"
 ping_max: 2
 write_deadline: "5s"
 
-# A server that stops waits 10 s, then disconnects its clients one by one until 30 s are over. They reconnect to the
-# other servers.
+# On shutdown a server waits 10 s and then disconnects its clients one by one until 30 s have passed. They reconnect to
+# the other servers.
 lame_duck_grace_period: "10s"
 lame_duck_duration: "30s"
 """

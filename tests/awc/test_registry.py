@@ -17,5 +17,5 @@ def test_the_controller_offers_exactly_the_registered_policies() -> None:
 
 def test_the_simulator_takes_exactly_the_registered_policies() -> None:
     assert [Policies(windows=name).windows for name in POLICIES] == list(POLICIES)
-    with pytest.raises(ValidationError, match=f"must be one of {', '.join(POLICIES)} "):
+    with pytest.raises(ValidationError, match=f"must be one of {', '.join(POLICIES)}, got 'oracle'"):
         Policies(windows="oracle")

@@ -171,7 +171,7 @@ async def test_commands_change_and_keep_the_conversation(world: World, tmp_path:
             ("/stats", "this chat: 1 whole answers"),
             ("/save", "/save needs a file name: /save FILE"),
             (f"/save {file}", f"Written to {file}"),
-            (f"/save {file}", "File exists"),
+            (f"/save {file}", "Can't write"),
             ("/system", "The system message is removed"),
         ):
             await say(user, entry)

@@ -19,8 +19,7 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected
 from benchmarks.load import arrivals
 from client.gateway import GatewayClient
-from services.local.pair import DEFAULT_NAME
-from shared.runtime.home import home
+from shared.runtime.home import default_models_dir
 from tests.benchmarks.fake_gateway import serving
 
 ORIGIN = Origin("a command", "a machine", "a date", "3")
@@ -103,7 +102,7 @@ def test_the_memory_of_a_process_excludes_mapped_files(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_short_soak_and_a_short_comparison_with_transformers_run(default_models: Path) -> None:
-    models = home() / "models" / DEFAULT_NAME
+    models = default_models_dir()
     soaked = asyncio.run(soak.run(models, "int8", seconds=10.0, num_clients=4, max_tokens=16))
     assert soaked.complaints == []
     assert set(soaked.memory) == {"nats-server", CONTROLLER, VERIFIER, DRAFTER, GATEWAY}

@@ -71,8 +71,8 @@ async def test_a_named_policy_decides_on_reports_from_its_own_time(
     async with scripted_controller(network) as controller:
         choosing = asyncio.create_task(controller.choose(WindowChoice(3, 3, free_run=False)))
         while not choosing.done():
-            await drafter.beat()
-            await verifier.beat()
+            await drafter.send_heartbeat()
+            await verifier.send_heartbeat()
             await asyncio.wait({choosing}, timeout=0.05)
         forced = await drafter.find(WindowDecision, lambda decision: decision.window == 3)
         assert (forced.chunk, forced.free_run, forced.policy) == (3, False, "static")
@@ -108,12 +108,12 @@ async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network
     try:
         await asyncio.wait({choosing}, timeout=0.05)
         for peer in (*drafters, *verifiers[:1]):
-            await peer.beat()
+            await peer.send_heartbeat()
         await asyncio.wait({choosing}, timeout=0.2)
         assert not choosing.done(), "a verifier has not been heard of"
         while not choosing.done():
             for peer in (*drafters, *verifiers):
-                await peer.beat()
+                await peer.send_heartbeat()
             await asyncio.wait({choosing}, timeout=0.05)
         await choosing
         for drafter in drafters:

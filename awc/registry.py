@@ -1,4 +1,4 @@
-"""The window policies by name: the one list that settings, help texts, scenarios and studies follow.
+"""The window policies by name: the one list that settings, help texts and scenarios follow.
 
 Each entry makes a policy from the choice it starts with and, optionally, other parameters. PausingPolicy wraps those
 that do not lower the window to 0 by themselves.

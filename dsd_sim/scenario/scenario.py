@@ -1,4 +1,4 @@
-"""The tables of a scenario, read from a TOML file. docs/simulator.md describes the keys for users.
+"""The tables of a scenario, read from a TOML file. docs/scenarios.md describes the keys for users.
 
 Invariant: a scenario that was read is complete and consistent; anything else raises BadScenario, one line that names
 file and key. Keys of times end in their unit.

@@ -1,7 +1,8 @@
 """What the verify loop needs from an engine: contexts that hold KV cache for sessions, and steps over their rows.
 
 An engine computes the target model. It knows nothing of sessions, drafters, NATS or batching; those stand above it and
-know nothing of tensors. `torch_engine` is the built-in engine.
+know nothing of tensors. `torch_engine` is the built-in engine. `__main__.py` chooses the engine, whose `load_engine`
+makes one from the settings.
 
 Threads: `open`, `share` and `close` run on the event loop and return at once, `step` in one other thread. They may
 overlap; `share` runs only between steps.

@@ -60,7 +60,10 @@ FailureCode: TypeAlias = Literal[
 
 
 class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all structs on the wire."""
+    """Base of all structs on the wire.
+
+    Fields are positional: a new one goes last and has a default. Older receivers refuse the longer message.
+    """
 
 
 class Bias(Wire, frozen=True):

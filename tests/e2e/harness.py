@@ -241,7 +241,8 @@ async def running(
 
 def make_verifier(bus: Bus, model: TargetModel, name: str, **options: Any) -> Verifier:
     lease: dict[str, Any] = {
-        "lease_s": ANSWER_S
+        "lease_s": ANSWER_S,
+        "drafter_lease_s": ANSWER_S,  # without free run the verifier waits for a drafter, however busy the machine is
     }  # the client here sends no heartbeats, and passes may be slow on a busy machine
     settings = VerifierSettings(name=name, target="in-process", **(lease | options))
     engine = TorchEngine(model, settings.kv_tokens)

@@ -80,6 +80,11 @@ class Answer:
         return int(self.usage["completion_tokens_details"]["accepted_prediction_tokens"])
 
     @property
+    def num_judged(self) -> int:
+        """Guesses that were compared with the target's tokens, in time or late."""
+        return sum(self.dsd[fate] for fate in ("accepted", "rejected", "late"))
+
+    @property
     def told(self) -> tuple[str, str | None, int]:
         """What no failure may change."""
         return self.text, self.finish, self.num_tokens

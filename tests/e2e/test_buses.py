@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent
 # Those that start a NATS server and processes; all others have one process and no server.
-OF_PROCESSES = ("test_clients.py", "test_failures.py", "test_fleet.py", "test_ranks.py", "test_restarts.py")
+OF_PROCESSES = (
+    "faults/test_failures.py",
+    "faults/test_ranks.py",
+    "faults/test_restarts.py",
+    "test_clients.py",
+    "test_fleet.py",
+)
 OF_COMMANDS = ("test_own_pair.py", "test_readme.py")  # they run `python -m services`
 
 
@@ -35,6 +41,6 @@ def test_everything_works_on_a_bus_with(variable: str, files: tuple[str, ...]) -
 
 def test_every_file_that_starts_processes_is_run_again() -> None:
     starts = ("from tests.e2e.processes import", "from services.local")
-    texts = {path.name: path.read_text() for path in FOLDER.glob("test_*.py")}
+    texts = {path.relative_to(FOLDER).as_posix(): path.read_text() for path in FOLDER.rglob("test_*.py")}
     found = [name for name, text in sorted(texts.items()) if any(f"\n{line}" in text for line in starts)]
     assert found == sorted(OF_PROCESSES + OF_COMMANDS)

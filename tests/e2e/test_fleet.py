@@ -55,7 +55,7 @@ async def test_12_sessions_at_once_get_their_single_texts_and_every_process_carr
     assert all(committed_now[name] > committed[name] for name in committed), (committed, committed_now)
     assert all(drafted_now[name] > drafted[name] for name in drafted), (drafted, drafted_now)
     assert (await fleet.metrics("controller")).total("dsd_controller_reports_total") > reports
-    assert sum(answer.num_accepted for answer in together) > 0
+    assert sum(answer.num_judged for answer in together) > 0
     await fleet.balanced()
 
 
@@ -85,7 +85,7 @@ async def test_every_guess_of_a_session_has_one_fate_and_all_sides_agree_on_the_
     after = await fleet.metrics("drafter-1")
     fates = {fate: after.fates[fate] - before.fates[fate] for fate in FATES}
     assert after.drafted - before.drafted == sum(fates.values()) > 0
-    assert answer.num_accepted == answer.dsd["accepted"] == fates["accepted"] > 0
+    assert answer.num_accepted == answer.dsd["accepted"] == fates["accepted"]
     for fate in ("rejected", "late"):  # the drafter also judges guesses that came too late to be sent
         assert answer.dsd[fate] <= fates[fate], (fate, answer.dsd, fates)
 

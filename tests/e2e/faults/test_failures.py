@@ -87,7 +87,7 @@ async def test_with_every_drafter_killed_in_mid_answer_the_verifier_goes_on_alon
     await system.whole()
     again = await system.ask(GREEDY[1], **STATIC)
     assert again.told == undisturbed[GREEDY[1]].told
-    assert again.num_accepted > 0, "speculation does not come back with the drafters"
+    assert again.num_judged > 0, "speculation does not come back with the drafters"
 
 
 @pytest.mark.parametrize("question", [GREEDY[2], SAMPLED[2]], ids=["greedy", "sampled"])
@@ -117,7 +117,7 @@ async def test_a_killed_controller_is_not_missed(system: Processes, undisturbed:
 
     assert [answer.told for answer in answers] == [undisturbed[GREEDY[3]].told, undisturbed[GREEDY[0]].told]
     assert None not in [answer.dsd["drafter"] for answer in answers]
-    assert answers[1].num_accepted > 0
+    assert answers[1].num_judged > 0
 
 
 async def test_a_nats_server_killed_and_restarted_under_8_streams_costs_none_of_them_a_token(

@@ -145,7 +145,7 @@ async def leave_mid_prefill_before_a_twin(cloud: Cloud) -> None:
         staying = asyncio.create_task(post(other, asked(prompt, max_tokens=5)))
         await cloud.opened(2)
         (first, twin) = cloud.verifier.table
-        assert twin.twin is first
+        assert twin.context.source is first.context
         cloud.model.gate.let(1)
         await cloud.model.gate.held()
         assert 0 < first.state.computed < len(prompt) - 1

@@ -76,27 +76,22 @@ class StepTime:
     elapsed_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine serves. Sizes are in tokens."""
+
+    fingerprint: str  # names the numerics: engines with one fingerprint give the same text to the bit
+    vocab_size: int
+    max_context: int  # longest text, prompt and answer, of the model
+    kv_tokens: int  # capacity of the KV cache
+    largest_context: int  # capacity of one context while no other is open
+
+
 class Engine(Protocol[AnyContext]):
-    """The target model and its KV cache. All sizes are in tokens."""
+    """The target model and its KV cache."""
 
     @property
-    def fingerprint(self) -> str:
-        """Names the numerics: engines with one fingerprint give the same text to the bit."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_context(self) -> int:
-        """Longest text, prompt and answer, of the model."""
-
-    @property
-    def kv_tokens(self) -> int:
-        """Capacity of the KV cache."""
-
-    @property
-    def largest_context(self) -> int:
-        """Largest capacity that one context can have while no other is open."""
+    def info(self) -> EngineInfo: ...
 
     @property
     def free_kv_tokens(self) -> int:

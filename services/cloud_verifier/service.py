@@ -75,8 +75,8 @@ class Verifier:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("verifier", self.instance_id), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._hear)
-            tasks.create_task(self._beat(), name="beat")
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._on_heartbeat)
+            tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._expire(), name="expire")
             tasks.create_task(self.loop.run(), name="verify")
 
@@ -118,7 +118,7 @@ class Verifier:
             self._drop("foreign drafter", session=draft.session_id, sender=sender)
         elif draft.term != state.term:
             self._drop("stale term", session=draft.session_id, sender=sender)
-        elif any(token >= self.engine.vocab_size for token in draft.token_ids):
+        elif any(token >= self.engine.info.vocab_size for token in draft.token_ids):
             self._drop("outside the vocabulary", session=draft.session_id, sender=sender)
         else:
             answer = state.on_draft(draft, now)
@@ -137,7 +137,7 @@ class Verifier:
             return  # turned away, and told so
         if request.term == slot.state.term:
             lease_s, load = self._settings.lease_s, self._load()
-            opened = Opened(request.session_id, request.term, lease_s, load, self.engine.fingerprint)
+            opened = Opened(request.session_id, request.term, lease_s, load, self.engine.info.fingerprint)
             self._send("gateway", sender, opened)
         else:
             self._drop("stale term", session=request.session_id, sender=sender)
@@ -168,7 +168,7 @@ class Verifier:
             return
         self._forget(self.table.close(close.session_id, close.term, now))
 
-    def _hear(self, subject: str, message: Message | Absent) -> None:
+    def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
         if isinstance(message, Heartbeat) and message.service == "gateway":
             self.table.renew(subjects.sender(subject), now_ms())
 
@@ -224,7 +224,7 @@ class Verifier:
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             self._send_heartbeat()
             await asyncio.sleep(self._settings.heartbeat_s)
@@ -236,8 +236,8 @@ class Verifier:
             interval_s=self._settings.heartbeat_s,
             models=[self._settings.model_name],
             max_context=self.table.max_context,
-            vocab_size=self.engine.vocab_size,
-            fingerprint=self.engine.fingerprint,
+            vocab_size=self.engine.info.vocab_size,
+            fingerprint=self.engine.info.fingerprint,
             load=self._load(),
             draining=self.table.draining,
         )
@@ -251,7 +251,7 @@ class Verifier:
             token_budget=self._settings.token_budget,
             batch=self.loop.batch,
             free_kv_tokens=self.engine.free_kv_tokens,
-            kv_tokens=self.engine.kv_tokens,
+            kv_tokens=self.engine.info.kv_tokens,
             step_ms=self.loop.pass_ms,
             prefill_ms=self._cost.prefill_ms,
         )

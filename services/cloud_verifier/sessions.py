@@ -71,7 +71,7 @@ class SessionTable:
     @property
     def max_context(self) -> int:
         """The longest text, prompt and answer, that is accepted."""
-        return min(self._engine.max_context, self._engine.largest_context)
+        return min(self._engine.info.max_context, self._engine.info.largest_context)
 
     def open(self, request: Open, gateway_id: str, now: float) -> SessionSlot:
         """Opens, re-opens (same term: nothing changes) or rebinds (higher term) a session; raises Refused.
@@ -181,10 +181,10 @@ class SessionTable:
             slot.context = None
 
     def _check(self, request: Open) -> None:
-        length = check_text(request, self._engine.vocab_size, self._engine.max_context)
-        largest = self._engine.largest_context
-        if length > largest:
-            message = f"{length} tokens don't fit the KV cache of {largest} tokens"
+        info = self._engine.info
+        length = check_text(request, info.vocab_size, info.max_context)
+        if length > info.largest_context:
+            message = f"{length} tokens don't fit the KV cache of {info.largest_context} tokens"
             raise Refused("too_long", message, retryable=False)
 
     def _check_room(self, request: Open) -> None:

@@ -269,7 +269,7 @@ async def test_a_session_that_is_closed_during_its_pass_hears_nothing_of_it() ->
         bench.model.gate.open()
         await bench.finished(other)
         assert slot.state.session_id not in bench.verdicts
-        assert bench.engine.free_kv_tokens == bench.engine.kv_tokens
+        assert bench.engine.free_kv_tokens == bench.engine.info.kv_tokens
 
 
 async def test_a_session_without_room_starts_when_another_has_finished() -> None:
@@ -288,7 +288,7 @@ async def test_warming_up_measures_each_size_when_the_kernels_are_warm() -> None
     sizes = [len(row.token_ids) for rows in bench.model.passes for row in rows]
     assert sizes == [size for size in WARM_UP_TOKENS for _ in range(2)]
     assert bench.cost.predict(1, WARM_UP_TOKENS, 0).tolist() != before
-    assert bench.engine.free_kv_tokens == bench.engine.kv_tokens
+    assert bench.engine.free_kv_tokens == bench.engine.info.kv_tokens
 
 
 async def test_queue_and_pass_figures_tell_what_waits_and_what_was_done() -> None:

@@ -126,7 +126,7 @@ def test_reservations_add_up_again_when_all_sessions_are_over() -> None:
             table.settle(slot)
     for number in range(1, 6):
         table.close(session_id(number), 1, now=0.0)
-    assert table.engine.free_kv_tokens == table.engine.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
     assert len(table) == 0
 
 
@@ -222,7 +222,7 @@ def test_a_gateway_silent_for_a_lease_loses_its_sessions_only() -> None:
     assert [slot.state.session_id for slot in table.expire(now=LEASE_MS + 1)] == [session_id(1)]
     assert waiting.context is not None
     assert [slot.state.session_id for slot in table.expire(now=900.0 + LEASE_MS + 1)] == [session_id(2), session_id(3)]
-    assert table.engine.free_kv_tokens == table.engine.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
 
 
 def test_a_gateway_s_heartbeat_renews_no_finished_session() -> None:
@@ -262,7 +262,7 @@ def test_no_memory_when_its_turn_comes_costs_a_waiting_session_and_not_the_one_t
     table.broken = MemoryError()
     table.settle(first)
     assert [slot for slot, _ in table.refused] == [second, third]
-    assert (list(table), table.engine.free_kv_tokens) == ([first], table.engine.kv_tokens)
+    assert (list(table), table.engine.free_kv_tokens) == ([first], table.engine.info.kv_tokens)
 
 
 def test_a_rebinding_that_needs_a_larger_cache_than_there_is_memory_for_is_refused() -> None:
@@ -273,7 +273,7 @@ def test_a_rebinding_that_needs_a_larger_cache_than_there_is_memory_for_is_refus
     table.opens(1, term=2, max_tokens=STEP)
     assert [(refused, refused.state.term) for refused, _ in table.refused] == [(slot, 2)]
     assert slot.state.end_pass(row, [8], PassInfo(), now=0.0) is None
-    assert table.engine.free_kv_tokens == table.engine.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
 
 
 def test_a_prefix_that_was_not_copied_for_want_of_memory_is_not_counted() -> None:
@@ -296,7 +296,7 @@ def test_a_cache_that_fails_for_another_reason_is_the_model_s_fault() -> None:
     table.opens(1)
     ((_, refusal),) = table.refused
     assert (refusal.code, refusal.retryable, len(table)) == ("internal", True, 0)
-    assert table.engine.free_kv_tokens == table.engine.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
 
 
 @pytest.mark.parametrize("spare", [0, 1, STEP - 1])
@@ -353,7 +353,7 @@ def test_closing_during_a_pass_voids_it_and_discards_every_guess() -> None:
     table.close(session_id(1), 1, now=0.0)
     assert slot.state.fates.discarded == 3
     assert slot.state.end_pass(row, [8, 9], PassInfo(), now=0.0) is None
-    assert table.engine.free_kv_tokens == table.engine.kv_tokens
+    assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
 
 
 def test_a_draining_table_takes_no_new_session_but_serves_its_own() -> None:

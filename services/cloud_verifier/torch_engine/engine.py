@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.cloud_verifier.engine import Drawn, OutOfMemory, StepRow, StepTime
+from services.cloud_verifier.engine import Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, follow_target, load_target
@@ -43,35 +43,20 @@ class TorchContext:
         return self.cache.capacity
 
 
-@dataclass
 class TorchEngine:
-    """`services.cloud_verifier.engine.Engine` in this process."""
+    """`services.cloud_verifier.engine.Engine` in this process. `kv_tokens`: capacity of the KV cache."""
 
-    model: TargetModel
-    kv_tokens: int
-    num_shared_tokens: int = 0
-    prefixes: PrefixCache = field(default_factory=PrefixCache)
-    _contexts: dict[TorchContext, None] = field(default_factory=dict)  # open ones, oldest first
-
-    @property
-    def fingerprint(self) -> str:
-        return self.model.fingerprint
-
-    @property
-    def vocab_size(self) -> int:
-        return self.model.vocab_size
-
-    @property
-    def max_context(self) -> int:
-        return self.model.max_context
-
-    @property
-    def largest_context(self) -> int:
-        return self.kv_tokens // KV_STEP * KV_STEP
+    def __init__(self, model: TargetModel, kv_tokens: int) -> None:
+        largest = kv_tokens // KV_STEP * KV_STEP
+        self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest)
+        self.num_shared_tokens = 0
+        self.prefixes = PrefixCache()
+        self._model = model
+        self._contexts: dict[TorchContext, None] = {}  # open ones, oldest first
 
     @property
     def free_kv_tokens(self) -> int:
-        return self.kv_tokens - sum(context.capacity for context in self._contexts)
+        return self.info.kv_tokens - sum(context.capacity for context in self._contexts)
 
     def open(self, token_ids: Sequence[int], capacity: int, scope: str | None) -> TorchContext | None:
         reserved = round_to_kv_step(capacity)
@@ -82,7 +67,7 @@ class TorchEngine:
         kept = self._kept(scope, text)
         self.prefixes.shrink(left)
         try:
-            cache = self.model.new_cache(reserved)
+            cache = self._model.new_cache(reserved)
         except NO_MEMORY as error:
             raise OutOfMemory(f"no memory for a KV cache of {reserved} tokens") from error
         context = TorchContext(cache, scope, text)
@@ -113,7 +98,7 @@ class TorchEngine:
             if context.prefix is not None:
                 context.cache.copy(context.prefix)
                 context.prefix = None
-        drawn = self.model.step(
+        drawn = self._model.step(
             [Row(r.context.cache, r.start, r.token_ids, r.num_draws, r.sampling, r.history, r.num_top) for r in rows]
         )
         for row in rows:
@@ -122,17 +107,17 @@ class TorchEngine:
 
     def warm_up(self) -> list[StepTime]:
         """Each size once for the kernels and once for the clock."""
-        cache, times = self.model.new_cache(max(WARM_UP_TOKENS)), []
+        cache, times = self._model.new_cache(max(WARM_UP_TOKENS)), []
         for num_tokens in WARM_UP_TOKENS:
             row = Row(cache, 0, TokenIds([0] * num_tokens), num_tokens, Sampling())
-            self.model.step([row])
+            self._model.step([row])
             started = time.perf_counter()
-            self.model.step([row])
+            self._model.step([row])
             times.append(StepTime(1, num_tokens, 0, (time.perf_counter() - started) * 1e3))
         return times
 
     def probe(self) -> None:
-        self.model.step([Row(self.model.new_cache(1), 0, TokenIds([0]), 1, Sampling())])
+        self._model.step([Row(self._model.new_cache(1), 0, TokenIds([0]), 1, Sampling())])
 
     def _find_prefix(self, context: TorchContext, kept: Prefix | None) -> None:
         """Chooses what has most in common with the context's text: a kept cache, or an older context of its scope."""

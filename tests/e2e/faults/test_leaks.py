@@ -84,7 +84,7 @@ class Cloud:
         table = self.verifier.table
         return (
             len(table) == len(table._tombstones) == self.verifier.loop.queue_tokens == 0
-            and self.engine.free_kv_tokens == self.engine.kv_tokens
+            and self.engine.free_kv_tokens == self.engine.info.kv_tokens
             and sum(cache.capacity for cache in self.model.caches) == self.engine.prefixes.reserved
         )
 

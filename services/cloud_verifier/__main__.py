@@ -1,6 +1,6 @@
 """python -m services.cloud_verifier: one verifier until SIGTERM.
 
-Under torchrun rank 0 is the verifier. The other ranks compute their parts of the model and end with it.
+Under torchrun rank 0 is the verifier. The other ranks compute their shards of the model and end with rank 0.
 """
 
 import sys
@@ -13,7 +13,7 @@ from shared.runtime.config import load
 def main() -> None:
     settings = load(VerifierSettings, sys.argv[1:], "python -m services.cloud_verifier")
 
-    # Only now, since torch takes seconds to load, and refusing a setting needs none.
+    # torch takes seconds to import. An invalid setting is reported before that.
     from services.cloud_verifier.service import run
     from services.cloud_verifier.torch_engine.engine import follow_model, load_engine
     from services.cloud_verifier.torch_engine.ranks import Ranks

@@ -1,11 +1,10 @@
-"""What the verify loop needs from an engine: contexts that hold KV cache for sessions, and steps over their rows.
+"""The engine interface: contexts hold the KV cache of sessions, and a step computes rows of contexts.
 
-An engine computes the target model. It knows nothing of sessions, drafters, NATS or batching; those stand above it and
-know nothing of tensors. `torch_engine` is the built-in engine. `__main__.py` chooses the engine, whose `load_engine`
-makes one from the settings.
+An engine computes the target model. It does not know sessions, drafters, NATS or batching. The layers above do not
+know tensors. `torch_engine` is the built-in engine. `__main__.py` chooses the engine: a `load_engine(settings)`.
 
-Threads: `open`, `share` and `close` run on the event loop and return at once, `step` in one other thread. They may
-overlap; `share` runs only between steps.
+Threads: `open`, `share` and `close` run on the event loop and do not block. `step` runs in one other thread. They may
+overlap, except that `share` runs only between steps.
 """
 
 from __future__ import annotations
@@ -19,20 +18,19 @@ from shared.protocol.sampling import History
 
 
 class OutOfMemory(Exception):
-    """There is room for a context by the engine's count, and yet no memory for it."""
+    """Allocation of a KV cache failed although the engine had enough unreserved tokens."""
 
 
 class Context(Protocol):
-    """KV cache of one session."""
+    """The KV cache of one session."""
 
     @property
     def capacity(self) -> int:
-        """Tokens that it has room for."""
+        """Reserved tokens."""
 
     @property
     def num_shared(self) -> int | None:
-        """Leading tokens that it takes from another context, so that nobody feeds them; None while another context
-        still computes them."""
+        """Leading tokens that are copied from another context and not fed; None while that context computes them."""
 
 
 AnyContext = TypeVar("AnyContext", bound=Context)
@@ -40,10 +38,10 @@ AnyContext = TypeVar("AnyContext", bound=Context)
 
 @dataclass(frozen=True, slots=True)
 class StepRow(Generic[AnyContext]):
-    """One context's part of a step.
+    """One context's row of a step.
 
-    token_ids: fed at the positions from `start` on; feeding a position again overwrites it, so a smaller start rolls
-    back. The last num_draws of them yield a draw each.
+    The step feeds `token_ids` at the positions from `start` on. Feeding a position again overwrites it, so a smaller
+    start rolls the context back. Each of the last `num_draws` tokens yields a draw.
     """
 
     context: AnyContext
@@ -51,15 +49,15 @@ class StepRow(Generic[AnyContext]):
     token_ids: Sequence[int]
     num_draws: int
     sampling: Sampling
-    history: History | None = None  # before the first draw; None where nothing adjusts the scores
-    num_top: int | None = None  # likeliest tokens to give logprobs of; None: no logprobs
+    history: History | None = None  # text before the first draw; None: logits are not adjusted
+    num_top: int | None = None  # most likely tokens to return logprobs for; None: no logprobs
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The draws of a row: the token fed at position p yields the draw for position p + 1.
+    """The draws of a row. The token fed at position p yields the draw for position p + 1.
 
-    logprobs: where asked for, of the draws that can be committed, up to the first wrong guess.
+    logprobs: if requested, one per draw up to and including the first that differs from its guess; else empty.
     """
 
     token_ids: list[int]  # [num_draws]
@@ -68,7 +66,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """A step as the cost model sees it."""
+    """Size and duration of a step, input of the cost model."""
 
     num_sessions: int
     num_tokens: int
@@ -78,11 +76,11 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine serves. Sizes are in tokens."""
+    """Properties of an engine. Sizes are in tokens."""
 
-    fingerprint: str  # names the numerics: engines with one fingerprint give the same text to the bit
+    fingerprint: str  # identifies the numerics: on CPUs, equal fingerprints give bit-identical text
     vocab_size: int
-    max_context: int  # longest text, prompt and answer, of the model
+    max_context: int  # of the model: prompt and answer
     kv_tokens: int  # capacity of the KV cache
     largest_context: int  # capacity of one context while no other is open
 
@@ -95,35 +93,36 @@ class Engine(Protocol[AnyContext]):
 
     @property
     def free_kv_tokens(self) -> int:
-        """KV cache that no open context has reserved."""
+        """Tokens of KV cache that no open context has reserved."""
 
     @property
     def num_shared_tokens(self) -> int:
-        """Tokens taken from other contexts instead of being computed, since the start."""
+        """Tokens copied from other contexts instead of being computed, since the start."""
 
     def open(self, token_ids: Sequence[int], capacity: int, scope: str | None) -> AnyContext | None:
-        """Reserves room for `capacity` tokens, or returns None while there is too little.
+        """Reserves `capacity` tokens; None if too few are free. Raises OutOfMemory.
 
-        token_ids: the text so far, of which all but the newest token may be shared with other contexts of `scope`
-        (None: with nobody). Raises OutOfMemory.
+        token_ids: the text so far. All but its last token may be shared with other contexts of `scope` (None: no
+        sharing).
         """
 
     def share(self, context: AnyContext) -> None:
-        """Takes over the prefix that `context` waits for, once it is computed: `num_shared` tells."""
+        """Assigns the prefix that `context` waits for if it is computed, and sets `num_shared`."""
 
     def close(self, context: AnyContext, token_ids: Sequence[int]) -> None:
         """Frees the reservation.
 
-        token_ids: the committed tokens whose keys and values the context holds; later contexts of its scope may share
-        them.
+        token_ids: the committed tokens in the KV cache. Later contexts of its scope may share them.
         """
 
     def step(self, rows: Sequence[StepRow[AnyContext]]) -> list[Drawn]:
-        """Computes one step over rows of different contexts. Raises any exception where it fails; the same rows may be
-        fed again, together or alone."""
+        """Computes one step over rows of different contexts.
+
+        May raise any exception. The same rows may then be fed again, together or one by one.
+        """
 
     def warm_up(self) -> list[StepTime]:
-        """Runs steps of growing size; their times."""
+        """Runs steps of growing size and returns their times."""
 
     def probe(self) -> None:
-        """Computes a lone token outside every context. Raises any exception where the engine can't compute."""
+        """Computes one token in a temporary context. Raises any exception if the engine can't compute."""

@@ -1,7 +1,7 @@
-"""The verify loop: collect -> forward -> commit -> answer, over and over, without phases and without a timer.
+"""The verify loop: collect -> forward -> commit -> answer, repeated without phases or a timer.
 
-Invariant: one pass at a time; whatever arrived while it ran is in the next one; a pass that fails costs only the
-sessions that make it fail. If the engine fails for good, the loop ends with an error.
+Invariant: one pass runs at a time. The next pass takes what arrived meanwhile. A failed pass fails only the sessions
+that cause the error. If the engine can't compute any more, the loop ends with an error.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from shared.protocol.verifier_session import PassInfo, PassRow
 
 log = structlog.get_logger(__name__)
 
-MAX_FAILURES = 3  # in a row, before the engine is probed
-MIN_FAILED_SESSIONS = 2  # among them: one session that fails again and again says nothing about the engine
+MAX_FAILURES = 3  # consecutive ones, before the engine is probed
+MIN_FAILED_SESSIONS = 2  # distinct ones: a single session that keeps failing is not evidence against the engine
 
 
 @dataclass(frozen=True, slots=True)
 class PassShare:
-    """One session in one pass."""
+    """One session's share of a pass."""
 
     slot: SessionSlot
     row: PassRow
@@ -40,14 +40,14 @@ class PassShare:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The draws of each share, None where that session's computation failed, and the time it all took."""
+    """The result of a pass: draws per share, None if that share failed."""
 
     draws: list[Drawn | None]
     elapsed_ms: float
 
 
 class VerifyLoop:
-    """Runs passes while any session is ready; `wake` tells it that one may be."""
+    """Runs passes while any session is ready, and waits for `wake` otherwise."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class VerifyLoop:
         self._metrics = metrics
         self._answer = answer
         self._fail = fail
-        self._num_failures = 0  # since anything was computed
+        self._num_failures = 0  # since the last computed row
         self._failed_ids: set[str] = set()
         self._ready = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -75,16 +75,16 @@ class VerifyLoop:
         self.batch = 0
 
     def wake(self) -> None:
-        """Something changed: a session may be ready."""
+        """Call after any change that may make a session ready."""
         self._ready.set()
 
     def count_failure(self, session_ids: Iterable[str]) -> None:
-        """A pass in which every row failed, or a context that couldn't be made."""
+        """Counts a pass in which every row failed, or a context that could not be created."""
         self._num_failures += 1
         self._failed_ids.update(session_ids)
 
     async def run(self) -> None:
-        """Runs until cancelled, then waits for the running step. Raises RuntimeError when the engine fails for good."""
+        """Runs until cancelled, then waits for the running step. Raises RuntimeError if the engine can't compute."""
         try:
             while True:
                 if self._num_failures >= MAX_FAILURES and len(self._failed_ids) >= MIN_FAILED_SESSIONS:
@@ -99,17 +99,19 @@ class VerifyLoop:
             self._executor.shutdown(wait=True)
 
     async def warm_up(self) -> None:
-        """Runs passes of growing size, so that the first session meets warm kernels and a fitted cost curve."""
+        """Runs passes of growing size: compiles kernels and fits the cost model before the first session."""
         for each in await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.warm_up):
             self._cost.observe(each.num_sessions, each.num_tokens, each.cached_tokens, each.elapsed_ms)
 
     async def _probe(self) -> None:
-        """Raises RuntimeError unless the engine computes a lone token. If it does, the sessions are at fault: a client
-        may send a text that always fails. After a failed kernel a GPU computes nothing more in the process."""
+        """Raises RuntimeError unless the engine computes a token. A failed GPU kernel is permanent for the process.
+
+        If the token is computed, the sessions caused the failures: a client may send a text that always fails.
+        """
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.probe)
         except Exception as error:
-            message = f"the target model computes nothing any more: {self._num_failures} failures in a row"
+            message = f"the target model failed {self._num_failures} times in a row and then failed a probe"
             raise RuntimeError(message) from error
         self._forget_failures()
 
@@ -119,7 +121,7 @@ class VerifyLoop:
 
     @property
     def queue_tokens(self) -> int:
-        """Tokens that wait to be computed: prompts, first rows and guesses."""
+        """Tokens that wait to be computed, guesses included."""
         return sum(s.state.num_todo + len(s.state.pending) for s in self._table if s.state.finish is None)
 
     @property
@@ -151,13 +153,13 @@ class VerifyLoop:
         return await loop.run_in_executor(self._executor, self._compute, [share.compute for share in batch])
 
     def _compute(self, rows: list[StepRow[Any]]) -> Outcome:
-        """In the engine's thread. A failing pass is repeated row by row, so that only the rows at fault fail."""
+        """Runs in the engine's thread. Repeats a failed pass row by row, so that only the faulty rows fail."""
         started = time.perf_counter()
         draws: list[Drawn | None]
         try:
             draws = list(self._engine.step(rows))
         except Exception:
-            log.exception("pass failed, repeating it session by session", num_sessions=len(rows))
+            log.exception("pass failed, repeating it row by row", num_sessions=len(rows))
             self._metrics.failed_passes.inc()
             draws = [self._compute_alone(row) for row in rows]
         return Outcome(draws, (time.perf_counter() - started) * 1e3)
@@ -175,15 +177,15 @@ class VerifyLoop:
         self._cost.observe(len(batch), num_tokens, cached, outcome.elapsed_ms)
         self.pass_ms = outcome.elapsed_ms if self.pass_ms == 0 else 0.8 * self.pass_ms + 0.2 * outcome.elapsed_ms
         self.batch = len(batch)
-        self._judge(batch, outcome)
+        self._count_failed_pass(batch, outcome)
         info = PassInfo(outcome.elapsed_ms, len(batch), self.queue, num_tokens)
         num_committed = 0
         for share, draws in zip(batch, outcome.draws, strict=True):
             num_committed += self._commit_share(share, draws, info)
         self._metrics.observe_pass(outcome.elapsed_ms, len(batch), num_tokens, num_committed)
 
-    def _judge(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
-        """One computed row proves that the engine works."""
+    def _count_failed_pass(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
+        """One computed row proves that the engine works and resets the count."""
         if all(drawn is None for drawn in outcome.draws):
             self.count_failure(share.slot.state.session_id for share in batch)
         elif self._num_failures:
@@ -192,7 +194,7 @@ class VerifyLoop:
     def _commit_share(self, share: PassShare, drawn: Drawn | None, info: PassInfo) -> int:
         state = share.slot.state
         if drawn is None:
-            if state.abandon_pass(share.row):  # else the session was closed or rebound meanwhile
+            if state.abandon_pass(share.row):  # else the session was closed or rebound during the pass
                 self._fail(share.slot)
             return 0
         verdict = state.end_pass(share.row, drawn.token_ids, info, time.monotonic() * 1e3, drawn.logprobs)
@@ -205,7 +207,7 @@ class VerifyLoop:
 
 
 def step_row(slot: SessionSlot, row: PassRow) -> StepRow[Any]:
-    """What the engine computes for a session's share."""
+    """The engine's row for a session's share."""
     assert slot.context is not None
     request = slot.state.request
     history = None

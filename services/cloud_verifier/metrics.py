@@ -1,4 +1,4 @@
-"""What a verifier counts, as Prometheus metrics (docs/metrics.md lists them with their meaning)."""
+"""Prometheus metrics of a verifier (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ FATES = ("accepted", "rejected", "late", "discarded")
 
 
 class VerifierMetrics:
-    """All metrics of one verifier in one registry."""
-
     def __init__(self, registry: CollectorRegistry) -> None:
         self.pass_seconds = Histogram(
             "dsd_verifier_pass_seconds",
@@ -58,6 +56,6 @@ class VerifierMetrics:
         self.free_kv_tokens.set(load.free_kv_tokens)
 
     def count_guesses(self, before: Tally, after: Tally) -> None:
-        """Adds what changed in a session's tally."""
+        """Adds the difference of a session's two tallies."""
         for fate in FATES:
             self.guesses.labels(fate).inc(getattr(after, fate) - getattr(before, fate))

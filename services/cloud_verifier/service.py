@@ -1,6 +1,6 @@
-"""A verifier: sessions in, verdicts out, over the bus (docs/protocol.md).
+"""A verifier on the bus: it receives drafts and sends verdicts (docs/protocol.md).
 
-Invariant: only the drafter that a session's Open named is heard, as the instance in the subject and in nothing else,
+Invariant: a session accepts drafts only from the drafter that its Open named. The subject alone identifies the sender,
 and answers go only to subjects derived from the sender's id.
 """
 
@@ -34,7 +34,7 @@ LoadEngine: TypeAlias = Callable[[VerifierSettings], Engine[Any]]
 
 
 def run(settings: VerifierSettings, load_engine: LoadEngine) -> None:
-    """Runs a verifier process to its end. `load_engine` may block: it runs in a thread."""
+    """Runs a verifier process until SIGTERM. `load_engine` runs in a thread and may block."""
 
     async def start(context: Context) -> Verifier:
         engine = await asyncio.to_thread(load_engine, settings)
@@ -51,7 +51,7 @@ def now_ms() -> float:
 
 
 class Verifier:
-    """One verifier on one bus. Handlers change tables and return; the loop computes; the outbox publishes in order."""
+    """Handlers change the table and return at once. The loop computes. The outbox publishes in order."""
 
     def __init__(
         self, instance_id: str, settings: VerifierSettings, engine: Engine[Any], bus: Bus, metrics: VerifierMetrics
@@ -64,7 +64,7 @@ class Verifier:
         self._cost = PassCost()
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
         lease_ms = settings.lease_s * 1e3
-        self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._turn_away)
+        self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused)
         self.loop = VerifyLoop(engine, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
@@ -81,7 +81,7 @@ class Verifier:
             tasks.create_task(self.loop.run(), name="verify")
 
     async def drain(self) -> None:
-        """Takes no new session; returns when every open one has finished or is closed."""
+        """Accepts no new session and returns when every open one has finished or is closed."""
         self.table.draining = True
         self._send_heartbeat()
         while self.table.num_active:
@@ -123,7 +123,7 @@ class Verifier:
         else:
             answer = state.on_draft(draft, now)
             if answer is not None:
-                self._tell_drafter(sender, answer)
+                self._send_to_drafter(sender, answer)
             self.loop.wake()
 
     def _on_open(self, sender: str, request: Open, now: float) -> None:
@@ -134,7 +134,7 @@ class Verifier:
             self._send("gateway", sender, refusal.failure(request.session_id, request.term))
             return
         if slot not in self.table:
-            return  # turned away, and told so
+            return  # refused: _on_refused sent the failure
         if request.term == slot.state.term:
             lease_s, load = self._settings.lease_s, self._load()
             opened = Opened(request.session_id, request.term, lease_s, load, self.engine.info.fingerprint)
@@ -162,7 +162,7 @@ class Verifier:
         try:
             state = self.table.find(close.session_id).state
         except Refused:
-            return  # closed already, or never opened here: what was asked for holds
+            return  # closed already, or never opened here
         if state.gateway_id != sender or close.term < state.term:
             self._drop("stale term or foreign gateway", session=close.session_id, sender=sender)
             return
@@ -175,28 +175,28 @@ class Verifier:
     # --- out -------------------------------------------------------------------------------------------------------
 
     def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
-        """A pass fixed tokens: tell the gateway and the drafter alike."""
+        """Sends the verdict of a pass to the gateway and the drafter."""
         self._send("gateway", slot.state.gateway_id, verdict)
         if slot.state.drafter_id:
-            self._tell_drafter(slot.state.drafter_id, verdict)
+            self._send_to_drafter(slot.state.drafter_id, verdict)
         self._count(slot)
         if verdict.finish:
             self._session_ended.set()
 
-    def _tell_drafter(self, drafter_id: str, verdict: Verdict) -> None:
-        """A drafter has no use for logprobs."""
+    def _send_to_drafter(self, drafter_id: str, verdict: Verdict) -> None:
+        """A drafter does not use logprobs."""
         self._send("drafter", drafter_id, structs.replace(verdict, logprobs=None))
 
     def _fail(self, slot: SessionSlot) -> None:
-        """A session that can't be computed is closed; its gateway may open it elsewhere."""
+        """Closes a session that can't be computed. Its gateway may open it at another verifier."""
         state = slot.state
-        state.drop_cache()  # nobody else is to go on with what this session computed
+        state.drop_cache()  # its KV cache may be wrong: other sessions must not share it
         refusal = Refused("internal", "the target model failed on this session", retryable=True)
         self._send("gateway", state.gateway_id, refusal.failure(state.session_id, state.term))
         self._forget(self.table.close(state.session_id, state.term, now_ms()))
 
-    def _turn_away(self, slot: SessionSlot, refusal: Refused) -> None:
-        """A session gets no cache, perhaps long after it was opened; its gateway may open it elsewhere."""
+    def _on_refused(self, slot: SessionSlot, refusal: Refused) -> None:
+        """The table dropped a session, possibly long after its Open. Its gateway may open it at another verifier."""
         state = slot.state
         self._drop(refusal.code, session=state.session_id, sender=state.gateway_id)
         self._send("gateway", state.gateway_id, refusal.failure(state.session_id, state.term))
@@ -222,7 +222,7 @@ class Verifier:
     def _send(self, service: Service, receiver: str, message: Message) -> None:
         self._outbox.put(subjects.to(service, receiver, type(message), self.instance_id), message)
 
-    # --- now and then ----------------------------------------------------------------------------------------------
+    # --- periodic tasks --------------------------------------------------------------------------------------------
 
     async def _send_heartbeats(self) -> None:
         while True:
@@ -262,7 +262,7 @@ class Verifier:
         return load
 
     async def _expire(self) -> None:
-        """Looks after leases: gateways that fell silent or whose Close was lost, drafters that fell silent."""
+        """Ends the leases of gateways and drafters that are silent, and of sessions whose Close was lost."""
         pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 4
         while True:
             await asyncio.sleep(pause_s)

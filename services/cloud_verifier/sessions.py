@@ -1,7 +1,7 @@
 """The verifier's sessions: admission by free KV cache, leases, tombstones.
 
-Invariant: a session without a context waits its turn, first come first served, and is refused only where the engine
-can't make its context, for want of memory say. Times are milliseconds of one monotonic clock.
+Invariant: sessions get contexts in the order of their opening. A waiting session is refused only if the engine raises
+an error, OutOfMemory for example. Times are milliseconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class SessionSlot:
-    """A session and what the verifier keeps for it; `context` is None while it waits for room and after it finished."""
+    """A session and its context, which is None while it waits for free KV cache and after it finished."""
 
     state: VerifierSession
     renewed_at: float
     context: Context | None = None
-    counted: Tally = field(default_factory=Tally)  # what the metrics have of the session's tally
+    counted: Tally = field(default_factory=Tally)  # the part of the session's tally that metrics include
 
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """A session closed in `term`: only a higher term may open it again until this is forgotten at `until`."""
+    """A session closed in `term`. Only a higher term may open it again before `until`."""
 
     term: int
     until: float
 
 
 class SessionTable:
-    """All sessions of one verifier, in the order of their opening."""
+    """All sessions of one verifier, oldest first."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class SessionTable:
         lease_ms: float,
         refuse: Callable[[SessionSlot, Refused], None],
     ) -> None:
-        """`refuse` gets every slot that is dropped because its context can't be made; it must not change the table."""
+        """refuse: called for every slot dropped because its context can't be created; must not change the table."""
         self._engine = engine
         self._refuse = refuse
         self._max_sessions = max_sessions
@@ -65,18 +65,18 @@ class SessionTable:
 
     @property
     def num_active(self) -> int:
-        """Sessions that still have tokens to commit."""
+        """Sessions that have not finished."""
         return sum(slot.state.finish is None for slot in self)
 
     @property
     def max_context(self) -> int:
-        """The longest text, prompt and answer, that is accepted."""
+        """Longest accepted text in tokens: prompt and answer."""
         return min(self._engine.info.max_context, self._engine.info.largest_context)
 
     def open(self, request: Open, gateway_id: str, now: float) -> SessionSlot:
-        """Opens, re-opens (same term: nothing changes) or rebinds (higher term) a session; raises Refused.
+        """Opens, re-opens (same term, no change) or rebinds (higher term) a session. Raises Refused.
 
-        A slot whose context can't be made has left the table, and `refuse` got it.
+        If its context can't be created, the returned slot is no longer in the table and `refuse` was called.
         """
         self._check(request)
         slot = self._slots.get(request.session_id)
@@ -89,14 +89,14 @@ class SessionTable:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
         elif request.term > slot.state.term:
             slot.state.rebind(request, now)
-            if slot.context is not None and slot.context.num_shared is None:  # it waits for a prefix of the old text
+            if slot.context is not None and slot.context.num_shared is None:  # waits for a prefix of the old text
                 self._release(slot)
         slot.renewed_at = now
         self.settle(slot)
         return slot
 
     def find(self, session_id: str) -> SessionSlot:
-        """The session's slot; raises Refused for one that is closed or was never opened here."""
+        """Raises Refused if the session is closed or was never opened here."""
         slot = self._slots.get(session_id)
         if slot is not None:
             return slot
@@ -105,7 +105,7 @@ class SessionTable:
         raise Refused("unknown_session", "no such session at this verifier", retryable=True)
 
     def close(self, session_id: str, term: int, now: float) -> SessionSlot | None:
-        """Ends a session and leaves a tombstone for one lease; None when there is none."""
+        """Removes a session and leaves a tombstone for one lease; None if there is no such session."""
         slot = self._slots.pop(session_id, None)
         if slot is not None:
             self._tombstones[session_id] = Tombstone(max(term, slot.state.term), now + self._lease_ms)
@@ -115,27 +115,26 @@ class SessionTable:
         return slot
 
     def renew(self, gateway_id: str, now: float) -> None:
-        """Renews the leases of a gateway's sessions, except finished ones: these only end by Close, or by their lease
-        if the Close is lost."""
+        """Renews the leases of a gateway's unfinished sessions, so a finished one expires if its Close is lost."""
         for slot in self:
             if slot.state.gateway_id == gateway_id and not slot.state.finish:
                 slot.renewed_at = now
 
     def expire(self, now: float) -> list[SessionSlot]:
-        """Closes sessions whose lease is over; forgets old tombstones."""
+        """Closes and returns sessions whose lease is over. Removes old tombstones."""
         self._tombstones = {key: stone for key, stone in self._tombstones.items() if stone.until > now}
         overdue = [slot.state for slot in self if now - slot.renewed_at > self._lease_ms]
         return [slot for state in overdue if (slot := self.close(state.session_id, state.term, now)) is not None]
 
     def share_prefixes(self) -> None:
-        """Lets contexts take over the prefixes that they wait for. Call it between passes."""
+        """Assigns computed prefixes to the contexts that wait for them. Call it between passes."""
         for slot in self:
             if slot.context is not None and slot.context.num_shared is None:
                 self._engine.share(slot.context)
                 slot.state.computed = slot.context.num_shared or 0
 
     def ready(self) -> list[SessionSlot]:
-        """Sessions that the next pass can do something for, oldest first."""
+        """Sessions that the next pass can compute, oldest first."""
         return [
             slot
             for slot in self
@@ -143,15 +142,17 @@ class SessionTable:
         ]
 
     def settle(self, slot: SessionSlot) -> None:
-        """Fits a slot's context to its state: a finished session keeps none, a longer one needs a larger one."""
+        """Releases the context of a finished session, or one that has become too small; then admits sessions."""
         if slot.context is not None and (slot.state.finish or slot.state.limit > slot.context.capacity):
             self._release(slot)
             slot.state.drop_cache()
         self.admit()
 
     def admit(self) -> None:
-        """Opens contexts for waiting sessions, oldest first, while there is room. If the engine fails to, the session
-        is dropped as if it had never been opened here, and refused."""
+        """Opens contexts for waiting sessions, oldest first, while KV cache is free.
+
+        If the engine raises an error, drops the session without a tombstone and calls `refuse`.
+        """
         for slot in list(self):
             if slot.context is not None or slot.state.finish:
                 continue
@@ -160,22 +161,22 @@ class SessionTable:
                 slot.context = self._engine.open(state.tokens, state.limit, state.request.cache_scope)
             except OutOfMemory:
                 log.exception("no memory for a KV cache", session=state.session_id, tokens=state.limit)
-                self._turn_away(slot, Refused("overloaded", "no memory is left for a KV cache", retryable=True))
+                self._drop(slot, Refused("overloaded", "no memory is left for a KV cache", retryable=True))
             except Exception:
-                log.exception("a KV cache can't be made", session=state.session_id, tokens=state.limit)
-                self._turn_away(slot, Refused("internal", "no KV cache can be made", retryable=True))
+                log.exception("a KV cache can't be created", session=state.session_id, tokens=state.limit)
+                self._drop(slot, Refused("internal", "no KV cache can be created", retryable=True))
             else:
                 if slot.context is None:
                     return
                 state.computed = slot.context.num_shared or 0
 
-    def _turn_away(self, slot: SessionSlot, refusal: Refused) -> None:
+    def _drop(self, slot: SessionSlot, refusal: Refused) -> None:
         del self._slots[slot.state.session_id]
         slot.state.close()
         self._refuse(slot, refusal)
 
     def _release(self, slot: SessionSlot) -> None:
-        """Closes the slot's context; what it holds may serve others of its scope."""
+        """Closes the slot's context. Other sessions of its scope may share its KV cache."""
         if slot.context is not None:
             self._engine.close(slot.context, slot.state.tokens[: slot.state.computed])
             slot.context = None

@@ -1,4 +1,4 @@
-"""What can be set about a verifier; every field is an environment variable DSD_<NAME> and a flag --<name>."""
+"""Settings of a verifier. Every field is an environment variable DSD_<NAME> and a flag --<name>."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class VerifierSettings(ServiceSettings):
     model_name: str = Field(DEFAULT_MODEL, description="Name under which the model is served")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Numbers of the target; auto is bfloat16 where the device has it, else float32"
+        "auto", description="Number format of the target; auto is bfloat16 if the device supports it, else float32"
     )
-    num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0 takes what torch chooses")
+    num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0: torch's default")
     token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")
     prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in one pass")
     kv_tokens: int = Field(32768, ge=64, description="KV cache to reserve for sessions, in tokens")
     max_sessions: int = Field(64, ge=1, description="Most open sessions")
-    lease_s: float = Field(30.0, gt=0, description="A session is closed when its gateway is silent for so long")
+    lease_s: float = Field(30.0, gt=0, description="A session is closed after its gateway was silent for this time")
     drafter_lease_s: float = Field(
-        DRAFTER_LEASE_S, gt=0, description="The verifier runs alone when the drafter is silent for so long"
+        DRAFTER_LEASE_S, gt=0, description="The verifier decodes alone after the drafter was silent for this time"
     )
 
     @model_validator(mode="after")
-    def _budget_seats_everybody(self) -> VerifierSettings:
+    def _budget_covers_sessions(self) -> VerifierSettings:
         if self.token_budget < self.max_sessions:
             raise ValueError(f"token_budget {self.token_budget} must be at least max_sessions {self.max_sessions}")
         return self

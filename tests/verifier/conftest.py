@@ -1,4 +1,4 @@
-"""A verifier with a fake target on any network, and a gateway, a drafter and a stranger as the test plays them."""
+"""A verifier with a fake target on any network, and a gateway and two drafters that the test controls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROMPT = (5, 6, 7)
 
 @dataclass
 class World:
-    """Everything around one verifier."""
+    """A verifier and its peers."""
 
     network: Network
     verifier: Verifier
@@ -50,12 +50,12 @@ class World:
     stranger: Peer
 
     async def meet(self, service: Service, name: str) -> Peer:
-        """Somebody else, who listens."""
+        """Adds a peer that listens."""
         peer = Peer(self.outside, service, name)
         await peer.listen()
         return peer
 
-    async def tell(self, peer: Peer, message: Message, verb: str = "") -> None:
+    async def send(self, peer: Peer, message: Message, verb: str = "") -> None:
         await peer.say("verifier", self.verifier.instance_id, message, verb)
 
     async def open(
@@ -72,7 +72,7 @@ class World:
         committed: Sequence[int] = (),
         logprobs: int | None = None,
     ) -> Open:
-        """Opens a session and waits for the answer, which must be yes."""
+        """Opens a session and waits for Opened."""
         request = Open(
             session_id or subjects.new_session_id(),
             term,
@@ -85,22 +85,22 @@ class World:
             free_run,
             logprobs=logprobs,
         )
-        await self.tell(self.gateway, request)
+        await self.send(self.gateway, request)
         await self.gateway.find(Opened, lambda opened: (opened.session_id, opened.term) == (request.session_id, term))
         return request
 
     async def draft(
         self, request: Open, base: int, ids: Sequence[int], *, epoch: int = 0, term: int = 1, sender: Peer | None = None
     ) -> None:
-        """Guesses for the positions `base`, ... behind the prompt."""
+        """Sends guesses for positions from `base` on, counted from the end of the prompt."""
         position = len(request.prompt_ids) + base
         draft = Draft(request.session_id, term, epoch, position, TokenIds(ids), request.free_run, 1.0)
-        await self.tell(sender or self.drafter, draft)
+        await self.send(sender or self.drafter, draft)
 
     async def text(self, request: Open) -> list[int]:
-        """The whole answer as the gateway has heard it when the session finishes."""
+        """The whole answer that the gateway has received when the session finishes."""
         await self.finish(request)
-        return self.text_heard(request)
+        return self.text_received(request)
 
     async def finish(self, request: Open) -> Verdict:
         """The verdict that ends the session."""
@@ -108,7 +108,7 @@ class World:
             Verdict, lambda last: last.session_id == request.session_id and bool(last.finish)
         )
 
-    def text_heard(self, request: Open) -> list[int]:
+    def text_received(self, request: Open) -> list[int]:
         text: list[int] = []
         for verdict in self.gateway.of(Verdict):
             if verdict.session_id == request.session_id:
@@ -118,9 +118,9 @@ class World:
         return text
 
     async def settled(self) -> None:
-        """When the verifier has handled all that was said before on this network."""
+        """Waits until the verifier has handled all earlier messages."""
         ask = Poll(subjects.new_session_id(), 1, 0)
-        await self.tell(self.gateway, ask)
+        await self.send(self.gateway, ask)
         await self.gateway.find(Failure, lambda failure: failure.session_id == ask.session_id)
 
     def count(self, name: str, **labels: str) -> float:
@@ -130,7 +130,7 @@ class World:
         return self.count("verifier_dropped", reason=reason)
 
     def fates(self) -> dict[str, float]:
-        """The fates of all guesses, as the metrics tell them."""
+        """The fates of all guesses, by the metrics."""
         fates = ("accepted", "rejected", "late", "discarded")
         return {fate: self.count("verifier_guesses", fate=fate) for fate in fates}
 
@@ -144,7 +144,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     registry, model = CollectorRegistry(), FakeTarget()
     instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
     verifier = Verifier(instance_id, chosen, fake_engine(model, chosen.kv_tokens), bus, VerifierMetrics(registry))
-    outside = await network.join(CollectorRegistry())  # one for all, so that they are heard in their order
+    outside = await network.join(CollectorRegistry())  # one for all peers keeps the order of their messages
     gateway, drafter = Peer(outside, "gateway", "gateway"), Peer(outside, "drafter", "edge")
     stranger = Peer(outside, "drafter", "stranger")
     for peer in (gateway, drafter, stranger):
@@ -153,7 +153,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     task = asyncio.create_task(verifier.run())
     world = World(network, verifier, task, model, registry, outside, gateway, drafter, stranger)
     try:
-        await gateway.next(Heartbeat)  # it listens
+        await gateway.next(Heartbeat)  # the verifier listens
         yield world
         assert not task.done(), "the verifier ended"
     finally:
@@ -164,7 +164,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
 
 @pytest.fixture
 def start(network: Network) -> Start:
-    """start(**settings): a running verifier and its peers."""
+    """Call it with settings: a running verifier and its peers."""
     return lambda **settings: running(network, **settings)
 
 

@@ -1,4 +1,4 @@
-"""What nobody should send to a verifier: counted, answered or dropped, while another session goes on undisturbed."""
+"""Invalid input is counted, then answered or dropped, and does not disturb other sessions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHER_PROMPT = (30, 31)
 
 @dataclass
 class Siege:
-    """A verifier in the middle of one session that is attacked, and of another that must not notice."""
+    """A verifier with one attacked session and one that must not be disturbed."""
 
     world: World
     attacked: Open
@@ -53,7 +53,7 @@ class Siege:
         return Draft(**fields | changes)
 
     async def both_texts_are_right(self) -> None:
-        """And the verifier serves another session still."""
+        """The verifier still serves another session."""
         self.world.model.gate.open()
         assert await self.world.text(self.attacked) == TEXT
         assert await self.world.text(self.other) == answer(OTHER_PROMPT, 12)
@@ -62,7 +62,7 @@ class Siege:
 
 
 async def besieged(world: World) -> Siege:
-    """Two tokens of both sessions are committed, the third pass is held."""
+    """Both sessions have two committed tokens; the third pass is held."""
     world.model.gate.shut()
     attacked = await world.open()
     await world.model.gate.held()
@@ -118,7 +118,7 @@ async def test_what_is_no_message_is_counted_and_dropped(siege: Siege, packet: b
     assert siege.world.drafter.heard == [v for v in siege.world.drafter.of(Verdict) if v.token_ids]
 
 
-async def test_the_largest_window_itself_is_no_more_than_allowed(siege: Siege) -> None:
+async def test_the_largest_window_is_allowed(siege: Siege) -> None:
     await siege.inject(encode(siege.draft(token_ids=TokenIds([wrong(TEXT[2])] * MAX_WINDOW))))
     await siege.world.settled()
     assert siege.world.count("bus_dropped", reason="malformed") == 0
@@ -133,7 +133,7 @@ async def test_a_message_that_is_not_for_a_verifier_is_dropped(siege: Siege) -> 
         attacked.session_id, 1, siege.world.verifier.instance_id, attacked.prompt_ids, attacked.committed_ids,
         attacked.sampling, attacked.stop_ids, 5, Speculation(),
     )  # fmt: skip
-    await siege.world.tell(siege.world.gateway, speculate)
+    await siege.world.send(siege.world.gateway, speculate)
     await siege.world.settled()
     assert siege.world.dropped("not for a verifier") == 1
 
@@ -158,15 +158,15 @@ async def test_a_sender_that_is_no_instance_is_not_answered(siege: Siege, sender
 
 
 async def test_a_draft_for_an_unknown_session_is_answered_with_a_failure_to_its_sender(siege: Siege) -> None:
-    await siege.world.tell(siege.world.stranger, siege.draft(session_id=SESSION, term=4))
+    await siege.world.send(siege.world.stranger, siege.draft(session_id=SESSION, term=4))
     failure = await siege.world.stranger.find(Failure)
     assert (failure.session_id, failure.term, failure.code) == (SESSION, 4, "unknown_session")
     assert failure.retryable
     assert siege.world.dropped("unknown_session") == 1
 
 
-async def test_a_drafter_that_the_gateway_did_not_name_is_neither_heard_nor_answered(siege: Siege) -> None:
-    await siege.world.tell(siege.world.stranger, siege.draft())
+async def test_a_drafter_that_the_gateway_did_not_name_is_ignored(siege: Siege) -> None:
+    await siege.world.send(siege.world.stranger, siege.draft())
     await siege.world.settled()
     assert siege.world.dropped("foreign drafter") == 1
     siege.world.model.gate.open()
@@ -177,7 +177,7 @@ async def test_a_drafter_that_the_gateway_did_not_name_is_neither_heard_nor_answ
 
 @pytest.mark.parametrize("term", [0, 2])
 async def test_a_draft_of_another_term_is_dropped(siege: Siege, term: int) -> None:
-    await siege.world.tell(siege.world.drafter, siege.draft(term=term))
+    await siege.world.send(siege.world.drafter, siege.draft(term=term))
     await siege.world.settled()
     assert siege.world.dropped("stale term") == 1
     siege.world.model.gate.open()
@@ -186,8 +186,8 @@ async def test_a_draft_of_another_term_is_dropped(siege: Siege, term: int) -> No
 
 
 async def test_ids_outside_the_vocabulary_never_reach_the_model(siege: Siege) -> None:
-    await siege.world.tell(siege.world.drafter, siege.draft(token_ids=TokenIds((TEXT[2], 97))))
-    await siege.world.tell(siege.world.drafter, siege.draft(token_ids=TokenIds((4294967295,))))
+    await siege.world.send(siege.world.drafter, siege.draft(token_ids=TokenIds((TEXT[2], 97))))
+    await siege.world.send(siege.world.drafter, siege.draft(token_ids=TokenIds((4294967295,))))
     await siege.world.settled()
     assert siege.world.dropped("outside the vocabulary") == 2
     assert siege.world.count("verifier_failed_passes") == 0
@@ -195,31 +195,31 @@ async def test_ids_outside_the_vocabulary_never_reach_the_model(siege: Siege) ->
 
 async def test_a_draft_below_the_epoch_is_answered_and_changes_nothing(siege: Siege) -> None:
     world = siege.world
-    await world.tell(world.drafter, siege.draft(base=len(PROMPT) + 1, token_ids=TokenIds((wrong(TEXT[1]),))))
-    await world.tell(world.drafter, siege.draft())
-    told = await world.drafter.find(Verdict, lambda verdict: verdict.epoch == 1 and verdict.token_ids == ())
-    assert told.base == len(PROMPT) + 2
+    await world.send(world.drafter, siege.draft(base=len(PROMPT) + 1, token_ids=TokenIds((wrong(TEXT[1]),))))
+    await world.send(world.drafter, siege.draft())
+    sent = await world.drafter.find(Verdict, lambda verdict: verdict.epoch == 1 and verdict.token_ids == ())
+    assert sent.base == len(PROMPT) + 2
     world.model.gate.open()
     await world.finish(siege.attacked)
     assert world.fates() == {"accepted": 0, "rejected": 1, "late": 0, "discarded": 2}
 
 
 async def test_a_gap_is_answered_with_where_the_text_ends(siege: Siege) -> None:
-    await siege.world.tell(siege.world.drafter, siege.draft(base=len(PROMPT) + 6))
-    told = await siege.world.drafter.find(Verdict, lambda verdict: verdict.token_ids == ())
-    assert (told.base, told.epoch) == (len(PROMPT) + 2, 1)
+    await siege.world.send(siege.world.drafter, siege.draft(base=len(PROMPT) + 6))
+    sent = await siege.world.drafter.find(Verdict, lambda verdict: verdict.token_ids == ())
+    assert (sent.base, sent.epoch) == (len(PROMPT) + 2, 1)
 
 
 @pytest.mark.parametrize("base", [0, 1 << 17])
 async def test_a_base_far_outside_the_text_is_answered_from_inside_it(siege: Siege, base: int) -> None:
-    await siege.world.tell(siege.world.drafter, siege.draft(base=base))
-    told = await siege.world.drafter.find(Verdict, lambda verdict: verdict.echo is not None)
-    assert len(PROMPT) <= told.base <= len(PROMPT) + 2
+    await siege.world.send(siege.world.drafter, siege.draft(base=base))
+    sent = await siege.world.drafter.find(Verdict, lambda verdict: verdict.echo is not None)
+    assert len(PROMPT) <= sent.base <= len(PROMPT) + 2
 
 
 async def test_a_repeated_draft_is_counted_once(siege: Siege) -> None:
     for _ in range(3):
-        await siege.world.tell(siege.world.drafter, siege.draft())
+        await siege.world.send(siege.world.drafter, siege.draft())
     await siege.world.settled()
     siege.world.model.gate.open()
     tally = (await siege.world.finish(siege.attacked)).tally
@@ -228,16 +228,16 @@ async def test_a_repeated_draft_is_counted_once(siege: Siege) -> None:
 
 async def test_an_epoch_as_high_as_can_be_ends_nothing(siege: Siege) -> None:
     for _ in range(3):
-        await siege.world.tell(siege.world.drafter, siege.draft(epoch=1 << 48, token_ids=TokenIds((wrong(TEXT[2]),))))
+        await siege.world.send(siege.world.drafter, siege.draft(epoch=1 << 48, token_ids=TokenIds((wrong(TEXT[2]),))))
     await siege.world.settled()
 
 
 async def test_another_gateway_can_not_poll_close_or_rebind_a_session(siege: Siege) -> None:
     thief = await siege.world.meet("gateway", "thief")
     session_id = siege.attacked.session_id
-    await siege.world.tell(thief, Poll(session_id, 1, 0))
-    await siege.world.tell(thief, Close(session_id, 9))
-    await siege.world.tell(thief, Open(**_fields(siege.attacked) | {"term": 9, "drafter_id": None}))
+    await siege.world.send(thief, Poll(session_id, 1, 0))
+    await siege.world.send(thief, Close(session_id, 9))
+    await siege.world.send(thief, Open(**_fields(siege.attacked) | {"term": 9, "drafter_id": None}))
     failure = await thief.find(Failure)
     assert (failure.code, failure.retryable) == ("unknown_session", False)
     assert siege.world.dropped("stale term or foreign gateway") == 2
@@ -247,9 +247,9 @@ async def test_another_gateway_can_not_poll_close_or_rebind_a_session(siege: Sie
 
 async def test_polls_closings_and_openings_of_another_term_change_nothing(siege: Siege) -> None:
     session_id, gateway = siege.attacked.session_id, siege.world.gateway
-    await siege.world.tell(gateway, Poll(session_id, 2, 0))
-    await siege.world.tell(gateway, Close(session_id, 0))
-    await siege.world.tell(gateway, Open(**_fields(siege.attacked) | {"term": 0}))
+    await siege.world.send(gateway, Poll(session_id, 2, 0))
+    await siege.world.send(gateway, Close(session_id, 0))
+    await siege.world.send(gateway, Open(**_fields(siege.attacked) | {"term": 0}))
     await siege.world.settled()
     assert siege.world.dropped("stale term or foreign gateway") == 2
     assert siege.world.dropped("stale term") == 1
@@ -257,7 +257,7 @@ async def test_polls_closings_and_openings_of_another_term_change_nothing(siege:
 
 
 async def test_closing_a_session_that_never_was_does_nothing(siege: Siege) -> None:
-    await siege.world.tell(siege.world.gateway, Close(SESSION, 1))
+    await siege.world.send(siege.world.gateway, Close(SESSION, 1))
     await siege.world.settled()
     assert len(siege.world.verifier.table) == 2
 
@@ -265,7 +265,7 @@ async def test_closing_a_session_that_never_was_does_nothing(siege: Siege) -> No
 async def test_a_flood_of_drafts_leaves_the_pending_guesses_bounded(siege: Siege) -> None:
     for number in range(200):
         base = len(PROMPT) + 2 + 32 * number
-        await siege.world.tell(siege.world.drafter, siege.draft(base=base, token_ids=TokenIds([7] * 32)))
+        await siege.world.send(siege.world.drafter, siege.draft(base=base, token_ids=TokenIds([7] * 32)))
     await siege.world.settled()
     state = siege.world.verifier.table.find(siege.attacked.session_id).state
     assert len(state.pending) <= MAX_WINDOW
@@ -307,7 +307,7 @@ async def test_the_verifier_never_publishes_to_a_reply_subject_that_a_message_na
         assert caught == [b"bait"] * len(named)
 
 
-async def test_a_forged_word_that_nobody_listens_is_counted_and_dropped(nats_network: OverNats) -> None:
+async def test_a_forged_no_responders_status_is_counted_and_dropped(nats_network: OverNats) -> None:
     async with running(nats_network) as world:
         siege = await besieged(world)
         for verb in ("draft", "absent"):

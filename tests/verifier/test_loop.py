@@ -1,4 +1,4 @@
-"""The verify loop on its own: what a pass holds, what a failing one costs, that it never waits."""
+"""The verify loop alone: the content of passes, and failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POISON = 0  # which no model draws
 
 
 class Bench:
-    """A loop, its table and model, and what it answered."""
+    """A loop, its table and model, and its answers."""
 
     def __init__(self, token_budget: int = 64, prefill_chunk: int = 16, kv_tokens: int = 1 << 16) -> None:
         self.model = FakeTarget(poison=POISON)
@@ -190,14 +190,14 @@ async def test_a_session_that_fails_alone_ends_nothing_but_itself() -> None:
 
 
 async def fail(bench: Bench, *numbers: int) -> None:
-    """Sessions fail, one after the other."""
+    """Opens sessions that fail, one after the other."""
     for number in numbers:
         num_failed = len(bench.failed)
         bench.open(number, prompt=(bench.model.poison,), term=1 + num_failed)
         await until(lambda num=num_failed: len(bench.failed) > num)
 
 
-async def test_a_model_that_computes_nothing_any_more_ends_the_loop_with_its_error() -> None:
+async def test_a_model_that_fails_for_good_ends_the_loop_with_its_error() -> None:
     bench = Bench()
     task = asyncio.create_task(bench.loop.run())
     await fail(bench, *range(1, MAX_FAILURES))
@@ -205,7 +205,7 @@ async def test_a_model_that_computes_nothing_any_more_ends_the_loop_with_its_err
     await fail(bench, *range(11, 10 + MAX_FAILURES))
     assert not task.done()
     await fail(bench, 99)
-    with pytest.raises(RuntimeError, match="computes nothing any more") as ended:
+    with pytest.raises(RuntimeError, match="failed a probe") as ended:
         await asyncio.wait_for(task, 10)
     assert str(ended.value.__cause__) == "poisoned"
 
@@ -259,7 +259,7 @@ async def test_a_failing_pass_of_a_closed_session_does_not_fail_its_successor() 
         assert text_of(successor) == answer(PROMPT, 10)
 
 
-async def test_a_session_that_is_closed_during_its_pass_hears_nothing_of_it() -> None:
+async def test_a_session_closed_during_its_pass_gets_no_verdict() -> None:
     async with running() as bench:
         bench.model.gate.shut()
         slot = bench.open(1)

@@ -1,4 +1,4 @@
-"""A verifier on the bus: texts, verdicts to both sides, leases, drains. (Bad input: test_input.py.)"""
+"""A verifier on the bus: texts, verdicts, leases, drains. test_input.py tests invalid input."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ async def test_an_opening_is_answered_with_lease_load_and_fingerprint(start: Sta
         assert (opened.load.num_sessions, opened.load.max_sessions) == (1, 9)
 
 
-async def test_nothing_comes_behind_a_stop_id(world: World) -> None:
+async def test_a_stop_id_ends_the_text(world: World) -> None:
     text = answer(PROMPT, 12)
     request = await world.open(stop_ids=text[4:5])
     assert await world.text(request) == text[: text.index(text[4]) + 1]
     assert (await world.finish(request)).finish == "stop"
 
 
-async def test_right_guesses_are_accepted_and_told_to_gateway_and_drafter_alike(world: World) -> None:
+async def test_right_guesses_are_accepted_and_verdicts_go_to_gateway_and_drafter(world: World) -> None:
     text = answer(PROMPT, 12)
     world.model.gate.shut()
     request = await world.open()
@@ -78,8 +78,8 @@ async def test_a_guess_that_arrives_after_its_position_is_committed_is_late_and_
     await world.gateway.find(Verdict, lambda verdict: text[2] in verdict.token_ids)
     await world.model.gate.held()
     await world.draft(request, 0, text[:4])  # three are committed, the fourth is being computed
-    told = await world.drafter.find(Verdict, lambda verdict: verdict.base == len(PROMPT) and len(verdict.token_ids) > 1)
-    assert (told.token_ids, told.accepted, told.tally.late) == (tuple(text[:3]), 0, 3)
+    sent = await world.drafter.find(Verdict, lambda verdict: verdict.base == len(PROMPT) and len(verdict.token_ids) > 1)
+    assert (sent.token_ids, sent.accepted, sent.tally.late) == (tuple(text[:3]), 0, 3)
     world.model.gate.open()
     assert await world.text(request) == text
     tally = (await world.finish(request)).tally
@@ -92,8 +92,8 @@ async def test_every_guess_received_has_one_fate_in_the_tally_and_in_the_metrics
     world.model.gate.shut()
     request = await world.open()
     await world.model.gate.held()
-    await world.draft(request, 0, [*text[:3], wrong(text[3]), 1, 2])  # 1 late, 2 right, 1 wrong, 2 behind it
-    await world.draft(request, 0, text[:2])  # again: not counted again
+    await world.draft(request, 0, [*text[:3], wrong(text[3]), 1, 2])  # 1 late, 2 right, 1 wrong, 2 after it
+    await world.draft(request, 0, text[:2])  # a duplicate is not counted
     await world.settled()
     world.model.gate.let(2)
     await world.gateway.find(Verdict, lambda verdict: verdict.accepted == 2)
@@ -103,27 +103,27 @@ async def test_every_guess_received_has_one_fate_in_the_tally_and_in_the_metrics
     await world.settled()
     world.model.gate.open()
     await world.finish(request)
-    await world.draft(request, 12, [9, 9], epoch=2)  # nothing can come behind the end
+    await world.draft(request, 12, [9, 9], epoch=2)  # no token follows the end
     await world.settled()
-    await world.tell(world.gateway, Close(request.session_id, 1))
+    await world.send(world.gateway, Close(request.session_id, 1))
     await world.settled()
     assert world.fates() == {"accepted": 2, "rejected": 1, "late": 1, "discarded": 2 + 3 + 1 + 2}
 
 
-async def test_a_session_closed_in_the_middle_discards_what_is_open_and_is_heard_of_no_more(world: World) -> None:
+async def test_a_session_closed_during_a_pass_discards_its_guesses_and_sends_nothing(world: World) -> None:
     text = answer(PROMPT, 12)
     world.model.gate.shut()
     request = await world.open()
     await world.draft(request, 0, text[:3])
     await world.settled()
-    await world.tell(world.gateway, Close(request.session_id, 1))
+    await world.send(world.gateway, Close(request.session_id, 1))
     await world.settled()
     assert sum(world.fates().values()) == world.fates()["discarded"] == 3
     world.model.gate.open()
     other = await world.open(prompt=(8, 9))
     assert await world.text(other) == answer((8, 9), 12)
-    assert world.text_heard(request) == []
-    await world.tell(world.gateway, Poll(request.session_id, 1, 0))
+    assert world.text_received(request) == []
+    await world.send(world.gateway, Poll(request.session_id, 1, 0))
     failure = await world.gateway.find(Failure, lambda failure: failure.session_id == request.session_id)
     assert (failure.code, failure.retryable) == ("closed", False)
     await world.draft(request, 3, text[3:4])
@@ -143,9 +143,9 @@ async def test_with_eight_sessions_the_batch_grows_above_one(world: World) -> No
 async def test_logprobs_go_to_the_gateway_that_asked_and_not_to_the_drafter(world: World) -> None:
     request = await world.open(logprobs=2)
     await world.finish(request)
-    told = [verdict for verdict in world.gateway.of(Verdict) if verdict.token_ids]
-    assert all(len(verdict.logprobs) == len(verdict.token_ids) for verdict in told)
-    assert [len(each.top_ids) for verdict in told for each in verdict.logprobs] == [2] * 12
+    verdicts = [verdict for verdict in world.gateway.of(Verdict) if verdict.token_ids]
+    assert all(len(verdict.logprobs) == len(verdict.token_ids) for verdict in verdicts)
+    assert [len(each.top_ids) for verdict in verdicts for each in verdict.logprobs] == [2] * 12
     await world.drafter.find(Verdict, lambda verdict: bool(verdict.finish))
     assert all(verdict.logprobs is None for verdict in world.drafter.of(Verdict))
 
@@ -156,13 +156,13 @@ async def test_a_poll_is_answered_while_a_pass_runs(world: World) -> None:
     world.model.gate.let(2)
     await world.gateway.find(Verdict, lambda verdict: verdict.base == len(PROMPT) + 1)
     await world.model.gate.held()
-    await world.tell(world.gateway, Poll(request.session_id, 1, 0))
-    told = await world.gateway.find(Verdict, lambda verdict: len(verdict.token_ids) == 2)
-    assert (told.base, told.token_ids, told.accepted) == (len(PROMPT), tuple(answer(PROMPT, 2)), 0)
+    await world.send(world.gateway, Poll(request.session_id, 1, 0))
+    sent = await world.gateway.find(Verdict, lambda verdict: len(verdict.token_ids) == 2)
+    assert (sent.base, sent.token_ids, sent.accepted) == (len(PROMPT), tuple(answer(PROMPT, 2)), 0)
 
 
 async def test_polling_a_session_that_is_not_here_is_answered_with_a_failure(world: World) -> None:
-    await world.tell(world.gateway, Poll("ab" * 16, 3, 0))
+    await world.send(world.gateway, Poll("ab" * 16, 3, 0))
     failure = await world.gateway.find(Failure)
     assert (failure.session_id, failure.term, failure.code) == ("ab" * 16, 3, "unknown_session")
     assert failure.retryable
@@ -173,13 +173,13 @@ async def test_opening_twice_is_answered_twice_and_changes_nothing(world: World)
     request = await world.open()
     world.model.gate.let(1)
     await world.gateway.find(Verdict)
-    await world.tell(world.gateway, request)
+    await world.send(world.gateway, request)
     await until(lambda: len(world.gateway.of(Opened)) == 2)
     world.model.gate.open()
     assert await world.text(request) == answer(PROMPT, 12)
 
 
-async def test_a_higher_term_binds_another_drafter_and_the_old_one_is_not_heard(world: World) -> None:
+async def test_a_higher_term_binds_another_drafter_and_drops_drafts_of_the_old_one(world: World) -> None:
     text = answer(PROMPT, 12)
     other = await world.meet("drafter", "edge-2")
     world.model.gate.shut()
@@ -189,7 +189,7 @@ async def test_a_higher_term_binds_another_drafter_and_the_old_one_is_not_heard(
         request.session_id, 2, other.instance_id, request.prompt_ids, request.committed_ids, request.sampling,
         request.stop_ids, request.max_tokens, True,
     )  # fmt: skip
-    await world.tell(world.gateway, rebound)
+    await world.send(world.gateway, rebound)
     await world.draft(request, 0, text[:1], term=2)
     await world.draft(request, 0, text[:3], term=2, sender=other)
     await world.settled()
@@ -204,11 +204,11 @@ async def test_a_higher_term_binds_another_drafter_and_the_old_one_is_not_heard(
 async def test_without_free_run_the_verifier_waits_for_its_drafter_but_no_longer_than_its_lease(start: Start) -> None:
     async with start(drafter_lease_s=0.2) as world:
         request = await world.open(free_run=False)
-        await until(lambda: len(world.text_heard(request)) == 1)
+        await until(lambda: len(world.text_received(request)) == 1)
         await world.draft(request, 1, answer(PROMPT, 3)[1:])
         await world.drafter.find(Verdict, lambda verdict: verdict.accepted == 2)
         await world.settled()
-        assert len(world.text_heard(request)) == 4
+        assert len(world.text_received(request)) == 4
         assert await world.text(request) == answer(PROMPT, 12)
 
 
@@ -231,7 +231,7 @@ async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_
             "cd" * 16, 1, None, abandoned.prompt_ids, abandoned.committed_ids, abandoned.sampling,
             abandoned.stop_ids, 5, True,
         )  # fmt: skip
-        await world.tell(other, kept)
+        await world.send(other, kept)
         async with asyncio.timeout(10):
             while not world.count("verifier_expired_sessions"):
                 await other.send_heartbeat()
@@ -249,7 +249,7 @@ async def test_polling_renews_a_lease(start: Start) -> None:
         world.model.gate.shut()
         request = await world.open()
         for _ in range(12):
-            await world.tell(world.gateway, Poll(request.session_id, 1, 0))
+            await world.send(world.gateway, Poll(request.session_id, 1, 0))
             await asyncio.sleep(0.05)
         world.model.gate.open()
         assert await world.text(request) == answer(PROMPT, 12)
@@ -285,7 +285,7 @@ async def test_a_session_that_can_not_be_computed_fails_and_the_others_go_on(wor
     failure = await world.gateway.find(Failure)
     assert (failure.session_id, failure.code, failure.retryable) == (bad.session_id, "internal", True)
     assert await world.text(good) == answer(PROMPT, 12)
-    await world.tell(world.gateway, Poll(bad.session_id, 1, 0))
+    await world.send(world.gateway, Poll(bad.session_id, 1, 0))
     assert await world.gateway.find(Failure, lambda failure: failure.code == "closed")
 
 
@@ -300,12 +300,12 @@ async def test_an_opening_that_can_not_be_served_is_answered_with_a_failure(
         world.model.gate.shut()
         victim = await world.open()
         if code != "overloaded":
-            await world.tell(world.gateway, Close(victim.session_id, 1))
+            await world.send(world.gateway, Close(victim.session_id, 1))
         request = Open(
             "cd" * 16, 4, None, type(victim.prompt_ids)(prompt), victim.committed_ids, victim.sampling,
             victim.stop_ids, max_tokens, True,
         )  # fmt: skip
-        await world.tell(world.gateway, request)
+        await world.send(world.gateway, request)
         failure = await world.gateway.find(Failure)
         assert (failure.session_id, failure.term, failure.code) == ("cd" * 16, 4, code)
         assert failure.retryable == (code == "overloaded")
@@ -321,7 +321,7 @@ async def test_draining_refuses_new_sessions_and_ends_when_the_running_ones_have
         new_session_id(), 1, None, request.prompt_ids, request.committed_ids, request.sampling, request.stop_ids, 5,
         True,
     )  # fmt: skip
-    await world.tell(world.gateway, new)
+    await world.send(world.gateway, new)
     failure = await world.gateway.find(Failure)
     assert (failure.session_id, failure.code, failure.retryable) == (new.session_id, "draining", True)
     assert not draining.done()
@@ -330,23 +330,23 @@ async def test_draining_refuses_new_sessions_and_ends_when_the_running_ones_have
     assert await world.text(request) == answer(PROMPT, 12)
 
 
-@pytest.mark.parametrize("last", ["closed", "rebound behind its end"])
+@pytest.mark.parametrize("last", ["closed", "rebound after its end"])
 async def test_draining_ends_with_the_last_session_however_it_ends(world: World, last: str) -> None:
     world.model.gate.shut()
     first, second = await world.open(), await world.open()
     draining = asyncio.create_task(world.verifier.drain())
     await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.draining)
-    await world.tell(world.gateway, Close(first.session_id, 1))
+    await world.send(world.gateway, Close(first.session_id, 1))
     await world.settled()
     assert not draining.done()
     if last == "closed":
-        await world.tell(world.gateway, Close(second.session_id, 1))
+        await world.send(world.gateway, Close(second.session_id, 1))
     else:
         await world.open(session_id=second.session_id, term=2, max_tokens=2, committed=answer(PROMPT, 2))
     await asyncio.wait_for(draining, 10)
 
 
-async def test_a_heartbeat_tells_what_is_served_and_how_busy_it_is(start: Start) -> None:
+async def test_a_heartbeat_carries_the_model_and_the_load(start: Start) -> None:
     async with start(heartbeat_s=0.05, kv_tokens=2048, model_name="tiny", token_budget=64) as world:
         first = await world.gateway.find(Heartbeat)
         assert (first.service, first.instance_id) == ("verifier", world.verifier.instance_id)
@@ -369,18 +369,18 @@ async def test_a_context_larger_than_the_kv_cache_is_not_promised_and_what_is_pr
         await world.open(max_tokens=promised - len(PROMPT))
 
 
-async def test_a_session_without_memory_for_its_cache_is_told_when_it_opens_or_when_its_turn_comes(
+async def test_a_session_without_memory_for_its_cache_is_refused_at_open_or_on_admission(
     start: Start,
 ) -> None:
     async with start(kv_tokens=KV_STEP) as world:
         world.model.gate.shut()
         first, waiting = await world.open(), await world.open()
         world.model.new_cache = no_cache(MemoryError())
-        await world.tell(world.gateway, Close(first.session_id, 1))
+        await world.send(world.gateway, Close(first.session_id, 1))
         failure = await world.gateway.find(Failure)
         assert (failure.session_id, failure.code, failure.retryable) == (waiting.session_id, "overloaded", True)
         late = structs.replace(first, session_id=new_session_id())
-        await world.tell(world.gateway, late)
+        await world.send(world.gateway, late)
         failure = await world.gateway.find(Failure, lambda failure: failure.session_id == late.session_id)
         assert (failure.term, failure.code, failure.retryable) == (1, "overloaded", True)
         assert world.dropped("overloaded") == 2
@@ -394,19 +394,19 @@ async def test_a_verifier_whose_model_makes_no_cache_any_more_ends_with_an_error
 
 
 async def break_down(network: Network) -> None:
-    """A verifier's life until its model is of no use to anybody."""
+    """A verifier runs until its model can't compute any more."""
     async with running(network) as world:
         world.model.new_cache = no_cache(RuntimeError("device-side assert triggered"))
         for number in range(MAX_FAILURES):
             assert not world.running.done()
             session_id = f"{number:032x}"
             request = Open(session_id, 1, None, TokenIds(PROMPT), NO_TOKENS, Sampling(), NO_TOKENS, 5, True)
-            await world.tell(world.gateway, request)
+            await world.send(world.gateway, request)
             failure = await world.gateway.next(Failure)
             assert (failure.session_id, failure.code, failure.retryable) == (session_id, "internal", True)
         with pytest.raises(ExceptionGroup) as ended:
             await asyncio.wait_for(world.running, 10)
-        assert ended.group_contains(RuntimeError, match="computes nothing any more")
+        assert ended.group_contains(RuntimeError, match="failed a probe")
 
 
 def no_cache(error: Exception) -> Callable[[int], FakeCache]:

@@ -1,4 +1,4 @@
-"""The verifier's table: who gets a KV cache and when, how long a session lives, what a closed one leaves behind."""
+"""The verifier's session table: admission, leases, tombstones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def opening(
 
 
 class Table(SessionTable):
-    """A table for `num_caches` sessions of up to STEP tokens; `broken` says why no cache can be made."""
+    """A table for `num_caches` sessions of up to STEP tokens. `broken`: the error of creating a cache."""
 
     def __init__(self, num_caches: int = 2, max_sessions: int = 10, spare: int = 0) -> None:
         self.broken: Exception | None = None
@@ -58,7 +58,7 @@ class Table(SessionTable):
 
 
 def commit(slot: SessionSlot, num_tokens: int) -> None:
-    """Passes until the session has committed so many tokens."""
+    """Runs passes until the session has committed `num` tokens."""
     text = answer(PROMPT, num_tokens)
     for token in text:
         row = slot.state.begin_pass(64, 0)
@@ -248,8 +248,8 @@ def test_a_session_for_whose_cache_there_is_no_memory_is_refused_for_now_and_res
         slot = table.opens(2)
     assert list(table) == [first]
     assert table.engine.free_kv_tokens == STEP
-    told = [(slot.state.session_id, refusal.code, refusal.retryable) for slot, refusal in table.refused]
-    assert told == [(session_id(2), "overloaded", True)] * 3
+    refusals = [(slot.state.session_id, refusal.code, refusal.retryable) for slot, refusal in table.refused]
+    assert refusals == [(session_id(2), "overloaded", True)] * 3
     table.broken = None
     assert table.opens(2).context is not None
     assert (slot.context, table.engine.free_kv_tokens) == (None, 0)
@@ -368,7 +368,7 @@ def test_a_draining_table_takes_no_new_session_but_serves_its_own() -> None:
     assert table.num_active == 1
 
 
-def test_a_refusal_is_told_with_the_session_and_term_that_asked() -> None:
+def test_a_failure_names_the_session_and_term_of_the_request() -> None:
     failure = Refused("overloaded", "x" * 3000, retryable=True).failure(session_id(1), 7)
     assert (failure.session_id, failure.term, failure.code, failure.retryable) == (session_id(1), 7, "overloaded", True)
     assert len(failure.message) == 1024

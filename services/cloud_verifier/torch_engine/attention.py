@@ -1,10 +1,9 @@
-"""Attention of one pass: every session over its own cache alone.
+"""Attention of one pass: each session attends to its own KV cache.
 
-Invariant: on the CPU what a token gets depends on its session's cache and its position, not on the other sessions, not
-on how many tokens are fed with it, and not on the cache's capacity: kernels.py computes it so.
+Invariant: on the CPU a token's output depends on its session's KV cache and its position alone: not on the other
+sessions, the number of tokens fed, or the capacity of the cache.
 
-`attend` is the function that transformers' attention interface calls in each layer; the pass travels to it in the
-model's forward keyword arguments.
+transformers' attention interface calls `attend` in each layer. The model's forward passes `dsd_attention` through.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from services.cloud_verifier.torch_engine.kv import KvCache, LayerShape
 from shared.policies.batching import round_to_kv_step
 
 ATTENTION_NAME = "dsd"
-EVERYTHING = 1 << 40  # positions that a token sees without a sliding window
-THREAD_WORK = 1 << 21  # multiplications of a layer that are worth a thread of their own: some 0.1 ms
+NO_WINDOW = 1 << 40  # a sliding window larger than any context
+THREAD_WORK = 1 << 21  # multiplications per thread and layer, some 0.1 ms; less work uses fewer threads
 
-# Arguments that change nothing here: positions are in the pass already, and the rest is about what is returned.
-_HARMLESS = {"cache_position", "position_ids", "position_embeddings", "use_cache", "output_attentions", "training"}
-_HARMLESS |= {"output_hidden_states", "output_router_logits", "return_dict"}
+# Ignored arguments: the pass has the positions, and the others select return values.
+_IGNORED = {"cache_position", "position_ids", "position_embeddings", "use_cache", "output_attentions", "training"}
+_IGNORED |= {"output_hidden_states", "output_router_logits", "return_dict"}
 
 
-class AttentionRefused(Exception):
-    """A layer asks for something that `attend` can't do; the message says what."""
+class UnsupportedAttention(Exception):
+    """A layer needs something that `attend` does not implement."""
 
 
 class Attention(Protocol):
-    """What computes the attention of one forward call."""
+    """Computes the attention of one forward call."""
 
     def layer(self, index: int, heads: Heads) -> Tensor:
         """Output [tokens, query_heads, head_dim] of layer `index`."""
@@ -49,7 +48,7 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class Heads:
-    """One layer's projections for the tokens of a pass, and the parameters of its attention."""
+    """One layer's projections for the tokens of a pass, and its attention parameters."""
 
     query: Tensor  # [query_heads, tokens, head_dim]
     key: Tensor  # [kv_heads, tokens, head_dim]
@@ -77,16 +76,16 @@ def attend(
     dsd_attention: Attention | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function `dsd`; raises AttentionRefused for arguments it doesn't understand."""
-    unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    """transformers' attention function `dsd`: [1, tokens, query_heads, head_dim]. Raises UnsupportedAttention."""
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _IGNORED)
     if unknown:
-        raise AttentionRefused(f"its attention takes {', '.join(unknown)}")
+        raise UnsupportedAttention(f"its attention takes {', '.join(unknown)}")
     if dsd_attention is None:
-        raise AttentionRefused("it does not hand the forward arguments down to its attention")
+        raise UnsupportedAttention("it does not pass the forward arguments to its attention")
     if attention_mask is not None or is_causal is False or dropout:
-        raise AttentionRefused("its attention is not plainly causal")
+        raise UnsupportedAttention("its attention is not purely causal")
     if query.shape[-1] != value.shape[-1]:
-        raise AttentionRefused("its keys and values have different sizes")
+        raise UnsupportedAttention("its keys and values have different sizes")
     heads = Heads(query[0], key[0], value[0], scaling, sliding_window)
     return dsd_attention.layer(module.layer_idx, heads)[None], None  # type: ignore[arg-type]
 
@@ -96,7 +95,7 @@ AttentionInterface.register(ATTENTION_NAME, attend)
 
 @dataclass(frozen=True)
 class Segment:
-    """One session's tokens in a pass: tokens offset .. offset + num_tokens - 1 of the pass, at positions from start."""
+    """One session's tokens of a pass: indices [offset, offset + num_tokens), at positions from `start` on."""
 
     cache: KvCache
     start: int
@@ -105,31 +104,29 @@ class Segment:
 
 
 class PassAttention:
-    """The attention of one verify pass over several sessions; tokens behind the last segment are dead."""
+    """Attention of one verify pass. Tokens after the last segment are padding, whose output is 0."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = segments
 
     def layer(self, index: int, heads: Heads) -> Tensor:
-        """As in Attention."""
         raise NotImplementedError
 
     @staticmethod
     def of(segments: Sequence[Segment], device: torch.device) -> PassAttention:
-        """What suits the device."""
         return (CompiledAttention if device.type == "cpu" else FusedAttention)(segments)
 
 
 class CompiledAttention(PassAttention):
-    """On the CPU, in caches of tiles; dead tokens get zeros."""
+    """On the CPU: kernels.attend over tiled caches."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         super().__init__(segments)
-        places = [(each.start, each.num_tokens, each.offset, each.cache.capacity) for each in segments]
-        self._places = np.array(places, np.int64)
+        rows = [(each.start, each.num_tokens, each.offset, each.cache.capacity) for each in segments]
+        self._segments = np.array(rows, np.int64)  # [segments, 4]
         self._caches = np.stack([each.cache.addresses for each in segments], axis=1)  # [layers, segments, 2]
         self._work = [each.num_tokens * (each.start + each.num_tokens) for each in segments]
-        self._shares: dict[tuple[int, int], list[tuple[int, int]]] = {}  # by key heads and work
+        self._shares: dict[tuple[int, int], list[tuple[int, int]]] = {}  # by key heads and work per job
 
     def layer(self, index: int, heads: Heads) -> Tensor:
         query, key, value = map(rows_of, (heads.query, heads.key, heads.value))
@@ -143,24 +140,24 @@ class CompiledAttention(PassAttention):
             *(value.data_ptr(), value.stride()[:2]),
             output.data_ptr(),
             like(query.dtype),
-            self._places,
+            self._segments,
             self._caches[index],
             (kv_heads, heads.group, head_dim),
             np.float32(scale),
-            heads.sliding_window or EVERYTHING,
+            heads.sliding_window or NO_WINDOW,
         )
         kind = kv_heads, heads.group * head_dim
         if kind not in self._shares:
-            self._shares[kind] = self._new_shares(*kind)
+            self._shares[kind] = self._split_jobs(*kind)
         first, *others = self._shares[kind]
-        waiting = [_pool(torch.get_num_threads()).submit(kernels.attend, *arguments, share) for share in others]
+        futures = [_pool(torch.get_num_threads()).submit(kernels.attend, *arguments, share) for share in others]
         kernels.attend(*arguments, first)
-        for each in waiting:
+        for each in futures:
             each.result()
         return output
 
-    def _new_shares(self, kv_heads: int, job_work: int) -> list[tuple[int, int]]:
-        """Jobs of `kernels.attend` for each thread, about as much work each: the first and behind the last."""
+    def _split_jobs(self, kv_heads: int, job_work: int) -> list[tuple[int, int]]:
+        """Job ranges [first, end) of `kernels.attend`, one per thread, of about equal work."""
         num_jobs = len(self._work) * kv_heads
         num_threads = min(torch.get_num_threads(), sum(self._work) * kv_heads * job_work // THREAD_WORK + 1, num_jobs)
         if num_threads == 1:
@@ -173,12 +170,12 @@ class CompiledAttention(PassAttention):
 
 @cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
-    """Threads beside the calling one."""
+    """`num_threads` counts the calling thread."""
     return ThreadPoolExecutor(num_threads - 1, "attention")
 
 
 class FusedAttention(PassAttention):
-    """On other devices: torch's fused kernel, segment by segment; dead tokens get zeros."""
+    """On other devices: torch's fused kernel, one call per segment."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         super().__init__(segments)
@@ -191,8 +188,8 @@ class FusedAttention(PassAttention):
         for segment, mask in zip(self.segments, self._masks_of(heads), strict=True):
             fed = slice(segment.offset, segment.offset + segment.num_tokens)
             segment.cache.write(index, segment.start, heads.key[:, fed], heads.value[:, fed])
-            keys, values = segment.cache.seen(index, mask.shape[-1])
-            queries = heads.query[:, fed].reshape(1, kv_heads, -1, head_dim)  # of a key head group x tokens
+            keys, values = segment.cache.read(index, mask.shape[-1])
+            queries = heads.query[:, fed].reshape(1, kv_heads, -1, head_dim)  # [1, kv_heads, group x tokens, head_dim]
             attended = scaled_dot_product_attention(
                 queries, keys[None], values[None], attn_mask=mask, scale=heads.scaling
             )
@@ -200,7 +197,7 @@ class FusedAttention(PassAttention):
         return output
 
     def _masks_of(self, heads: Heads) -> list[Tensor]:
-        """Each segment's [1, 1, group x tokens, positions], added to the scores; built once for each kind of layer."""
+        """Additive mask [1, 1, group x tokens, positions] per segment, cached per kind of layer."""
         kind = (heads.group, heads.sliding_window)
         if kind not in self._masks:
             self._masks[kind] = list(self._new_masks(heads))
@@ -219,14 +216,14 @@ class FusedAttention(PassAttention):
 
 
 class LayoutRecorder:
-    """Causal attention of one short sequence without a cache, that notes what each layer would have to keep."""
+    """Causal attention of one short sequence without a KV cache. Records each layer's shape in `layers`."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
 
     def layer(self, index: int, heads: Heads) -> Tensor:
         if index in self.layers:
-            raise AttentionRefused(f"its layer {index} attends more than once per pass")
+            raise UnsupportedAttention(f"its layer {index} attends more than once per pass")
         kv_heads, _, head_dim = heads.key.shape
         self.layers[index] = LayerShape(kv_heads, heads.group, head_dim, heads.sliding_window)
         keys, values = (kv.repeat_interleave(heads.group, dim=0) for kv in (heads.key, heads.value))

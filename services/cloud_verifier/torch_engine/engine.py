@@ -1,7 +1,7 @@
 """The built-in engine: contexts over `TargetModel`, with reservations and prefix sharing.
 
-Invariant: the reservations of open contexts and of caches kept for their prefixes never exceed `kv_tokens`. Kept caches
-give way. A context waits only for older ones, so no two wait for each other.
+Invariant: reservations of open contexts and of the prefix cache never exceed `kv_tokens`; the prefix cache shrinks for
+new contexts. A context waits only for older ones, so there is no deadlock.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from shared.policies.batching import KV_STEP, round_to_kv_step
 from shared.protocol.messages import Sampling, TokenIds
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
-NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, of mmap, of a GPU
+NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, mmap, a GPU
 
 
 @dataclass(slots=True, eq=False)
 class TorchContext:
-    """A cache, and what of its beginning is copied from others."""
+    """A session's KV cache and the state of its prefix."""
 
     cache: KvCache
     scope: str | None
-    token_ids: NDArray[np.int64]  # the text, as far as it is known to be committed
-    num_computed: int = 0  # leading token_ids whose keys and values the cache holds, or will after the copy
+    token_ids: NDArray[np.int64]  # committed text, as far as known
+    num_computed: int = 0  # leading token_ids in the KV cache, those in `prefix` included
     num_shared: int | None = 0
-    prefix: Prefix | None = None  # the next step copies it
-    source: TorchContext | None = None  # an older context that computes a prefix of the same text right now
+    prefix: Prefix | None = None  # to be copied by the next step
+    source: TorchContext | None = None  # an older context that is computing a prefix of the same text
 
     @property
     def capacity(self) -> int:
@@ -64,7 +64,7 @@ class TorchEngine:
         if left < 0:
             return None
         text = np.array(token_ids[:-1], dtype=np.int64)  # the newest token must be fed
-        kept = self._kept(scope, text)
+        kept = self._find_kept(scope, text)
         self.prefixes.shrink(left)
         try:
             cache = self._model.new_cache(reserved)
@@ -80,11 +80,11 @@ class TorchEngine:
         if source is None:
             return
         if source not in self._contexts:
-            self._find_prefix(context, self._kept(context.scope, context.token_ids))
+            self._find_prefix(context, self._find_kept(context.scope, context.token_ids))
             return
         common = num_common(source.token_ids, context.token_ids)
-        if source.num_computed >= common:  # what the source has yet to copy is not in its own cache
-            self._inherit(context, Prefix(source.prefix.cache if source.prefix else source.cache, common))
+        if source.num_computed >= common:  # the source may still have to copy its own prefix
+            self._use_prefix(context, Prefix(source.prefix.cache if source.prefix else source.cache, common))
 
     def close(self, context: TorchContext, token_ids: Sequence[int]) -> None:
         del self._contexts[context]
@@ -106,7 +106,7 @@ class TorchEngine:
         return drawn
 
     def warm_up(self) -> list[StepTime]:
-        """Each size once for the kernels and once for the clock."""
+        """Runs each size twice: the first run compiles kernels, the second is timed."""
         cache, times = self._model.new_cache(max(WARM_UP_TOKENS)), []
         for num_tokens in WARM_UP_TOKENS:
             row = Row(cache, 0, TokenIds([0] * num_tokens), num_tokens, Sampling())
@@ -120,7 +120,7 @@ class TorchEngine:
         self._model.step([Row(self._model.new_cache(1), 0, TokenIds([0]), 1, Sampling())])
 
     def _find_prefix(self, context: TorchContext, kept: Prefix | None) -> None:
-        """Chooses what has most in common with the context's text: a kept cache, or an older context of its scope."""
+        """Chooses the longest common prefix: of the kept cache, or of an older context of the same scope."""
         source, most = None, max(MIN_TOKENS - 1, kept.length if kept else 0)
         for other in self._contexts:
             if other is context or context.scope is None:
@@ -130,21 +130,21 @@ class TorchEngine:
         if source is not None:
             context.source, context.num_shared = source, None
         else:
-            self._inherit(context, kept)
+            self._use_prefix(context, kept)
 
-    def _kept(self, scope: str | None, text: NDArray[np.int64]) -> Prefix | None:
+    def _find_kept(self, scope: str | None, text: NDArray[np.int64]) -> Prefix | None:
         return self.prefixes.find(scope, text) if scope is not None else None
 
-    def _inherit(self, context: TorchContext, prefix: Prefix | None) -> None:
+    def _use_prefix(self, context: TorchContext, prefix: Prefix | None) -> None:
         context.source, context.prefix = None, prefix
         context.num_shared = context.num_computed = prefix.length if prefix else 0
         self.num_shared_tokens += context.num_computed
 
 
 def _commit(row: StepRow[TorchContext]) -> None:
-    """Notes what the step computed of committed text. Guesses count once a later row starts behind them.
+    """Updates the committed text. Guesses are committed when a later row starts after them.
 
-    A row that draws reaches the end of the text.
+    A row with draws ends at the end of the text.
     """
     context, end = row.context, row.start + len(row.token_ids) - max(0, row.num_draws - 1)
     fed = np.array(row.token_ids[: end - row.start], dtype=np.int64)
@@ -154,7 +154,6 @@ def _commit(row: StepRow[TorchContext]) -> None:
 
 
 def load_model(settings: VerifierSettings) -> TargetModel:
-    """The target model that the settings name."""
     return load_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)
 
 
@@ -163,5 +162,5 @@ def load_engine(settings: VerifierSettings) -> TorchEngine:
 
 
 def follow_model(settings: VerifierSettings) -> None:
-    """The work of a rank other than 0: computes its part of the model until rank 0 ends."""
+    """On ranks other than 0: computes a shard of the model until rank 0 ends."""
     follow_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)

@@ -1,7 +1,7 @@
-"""The numerics fingerprint: two verifiers with the same one give the same text to the bit (on the CPU).
+"""The numerics fingerprint: on CPUs, two verifiers with equal fingerprints give bit-identical text.
 
 Invariant: it changes with anything that may change a bit of a logit: weights, configuration, dtype, library versions,
-instruction set, kernels, and our own shapes (NUMERICS, raised by hand when they change).
+instruction set, kernels, and our own shapes (NUMERICS: increment it when they change).
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from services.cloud_verifier.torch_engine.ranks import Ranks, local
+from services.cloud_verifier.torch_engine.ranks import Ranks, local_shard
 
 NUMERICS = 5
-_SAMPLES = 64  # values of each tensor; any training step changes some of these
-# The path, and what is told apart elsewhere.
-_ELSEWHERE = {"_name_or_path", "transformers_version", "dtype", "architectures", "distributed_config"}
+_SAMPLES = 64  # per tensor; a training step changes some of them
+# Without effect, or hashed separately.
+_IGNORED_KEYS = {"_name_or_path", "transformers_version", "dtype", "architectures", "distributed_config"}
 
 
 def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool, ranks: Ranks | None = None) -> str:
-    """`dsd-` and 16 hexadecimal digits; call it before the layers are replaced, and on all ranks."""
+    """`dsd-` and 16 hexadecimal digits. Call it on all ranks, before layers are replaced."""
     device = model.device
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
     versions = [torch.__version__, transformers.__version__, numba.__version__]
     facts = [name, str(model.dtype), *versions, device.type, machine]
     digest = _weights(model)
-    weights = digest.hex() if ranks is None else ranks.digest_of_all(digest)
+    weights = digest.hex() if ranks is None else ranks.gather_digests(digest)
     facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), weights]
     return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def _config(config: PretrainedConfig) -> str:
-    facts = {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
+    facts = {key: value for key, value in config.to_dict().items() if key not in _IGNORED_KEYS}
     return json.dumps(facts, sort_keys=True, default=str)
 
 
 def _weights(model: PreTrainedModel) -> bytes:
-    """A hash of every tensor's name, shape and a spread sample of its values."""
+    """Hash of the name, shape and sampled values of every tensor."""
     digest = sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        part = local(tensor)
-        assert part is not None
-        values = part.flatten()
+        shard = local_shard(tensor)
+        assert shard is not None
+        values = shard.flatten()
         sample = values[:: max(1, len(values) // _SAMPLES)].contiguous()
-        digest.update(f"{name}{tuple(part.shape)}".encode())
+        digest.update(f"{name}{tuple(shard.shape)}".encode())
         digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
     return digest.digest()

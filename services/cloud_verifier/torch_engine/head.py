@@ -1,7 +1,7 @@
-"""The language model head: float32 logits, and the best token of a row without all of them.
+"""The language model head: float32 logits, and greedy tokens without float32 logits of the whole vocabulary.
 
-Invariant: a row's logits, and its best token, have the same bits whatever rows are computed with it. Rounded to
-bfloat16 the best logits would tie (docs/sampling.md), so logits are float32 although the body may be bfloat16.
+Invariant: a row's logits and greedy token do not depend on the other rows. Logits are float32 even if the model is
+bfloat16, because the highest logits would tie in bfloat16 (docs/sampling.md).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from services.cloud_verifier.torch_engine import kernels
 from services.cloud_verifier.torch_engine.packed import ROW_RULES, BlockedLinear, PackedLinear, PlainLinear, row_rule
 from services.cloud_verifier.torch_engine.sampler import NO_DRAW
 
-ROUNDING = 1.05 * 2.0**-8  # of a bfloat16 number, relative, and a little more for the sum that was rounded
+ROUNDING = 1.05 * 2.0**-8  # relative bfloat16 rounding error, with a margin for the error of the rounded sum
 FLOAT32_UNIT = 2.0**-24
 
 
 class MixedLinear(nn.Module):
-    """float32 results of 16-bit rows and weights on cuda, where one kernel does it without a float32 copy."""
+    """float32 results of 16-bit rows and weights on cuda. One kernel computes them without a float32 copy."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class MixedLinear(nn.Module):
 
 
 class SplitLinear(BlockedLinear):
-    """The same on the CPU, off by 2^-18 of a result: the packed layer's 16-bit result and the remainder of rounding.
+    """The same on the CPU with a relative error of 2^-18: the packed layer's 16-bit result plus its rounding error.
 
-    Two 16-bit products read as many bytes as one in float32, which would need a float32 copy of the weights.
+    Two 16-bit products read as many bytes as one float32 product, and need no float32 copy of the weights.
     """
 
     def __init__(self, rounded: PackedLinear) -> None:
@@ -51,7 +51,7 @@ class SplitLinear(BlockedLinear):
 class Float32Head(nn.Module):
     """float32 logits of hidden states in the model's dtype."""
 
-    rounded: PackedLinear | None  # the 16-bit layer that they are made of
+    rounded: PackedLinear | None  # the 16-bit layer, if the logits are computed from one
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
         super().__init__()
@@ -71,34 +71,34 @@ class Float32Head(nn.Module):
         self.row_rule = row_rule(self._linear, num_in, self._input_dtype, weight.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows may be 0."""
+        """Logits [1, rows, vocab] of hidden states [1, rows, hidden]; rows >= 0."""
         rows = hidden[0].to(self._input_dtype)
         if not len(rows):
             return rows.new_empty((1, 0, self._vocab_size), dtype=torch.float32)
-        logits: Tensor = self._linear(pad(rows, (0, 0, 0, self.row_rule.fill(len(rows)) - len(rows))))
+        logits: Tensor = self._linear(pad(rows, (0, 0, 0, self.row_rule.round_up(len(rows)) - len(rows))))
         return logits[None, : len(rows)]
 
 
 class BestToken:
-    """The greedy draw of bfloat16 hidden states on the CPU, at half the cost of their float32 logits.
+    """The greedy draw of bfloat16 hidden states on the CPU, at half the cost of float32 logits.
 
-    The logits of all tokens are computed in bfloat16. Only a token whose rounded logit comes close enough to the
-    greatest can be the best one, in whatever order its products were summed: for these few they are summed in float64,
-    and the greatest sum, or of equals the lowest id, is the draw. So all rows may be computed at once here.
+    All logits are computed in bfloat16. The candidates are the tokens within the error bound of the highest logit,
+    which holds for any order of summation. Their logits are then summed in float64, and the highest one wins; of equal
+    ones the lowest id. The result does not depend on the number of rows, so all rows are computed at once.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rounded: PackedLinear) -> None:
-        """weight: [vocab, hidden] bfloat16, kept; rounded: of this weight and bias."""
+        """weight: [vocab, hidden] bfloat16, not copied; rounded: the layer of this weight and bias."""
         self._weight, self._bias, self._rounded = weight, bias, rounded
         vocab_size, num_in = weight.shape
         self._num_blocks = -(-vocab_size // kernels.BLOCK_IDS)
         self._summing_error = num_in * FLOAT32_UNIT * float(weight.float().norm(dim=-1).max())
-        self(weight[:1])  # has its kernels compiled before the first pass
+        self(weight[:1])  # compiles the kernels
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Token ids [rows], NO_DRAW where the greatest logit is not finite; hidden: [rows, hidden]."""
+        """Token ids [rows] of hidden states [rows, hidden]; NO_DRAW if the highest logit is not finite."""
         num_rows = len(hidden)
-        rounded = self._rounded.product(pad(hidden, (0, 0, 0, ROW_RULES[0].fill(num_rows) - num_rows))).contiguous()
+        rounded = self._rounded.product(pad(hidden, (0, 0, 0, ROW_RULES[0].round_up(num_rows) - num_rows))).contiguous()
         logits = rounded.data_ptr(), num_rows, rounded.shape[-1]
         block_peaks = np.empty((num_rows, self._num_blocks), np.float32)
         kernels.block_peaks(*logits, block_peaks)
@@ -109,7 +109,7 @@ class BestToken:
         return self._best_of(hidden, rows, token_ids)
 
     def _best_of(self, hidden: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
-        """For each row of hidden states the best of its candidates, which come in the order of rows and ids."""
+        """The best candidate of each row; candidates are in the order of (row, id)."""
         scores = (self._weight[token_ids].double() * hidden[rows].double()).sum(dim=-1)
         if self._bias is not None:
             scores += self._bias[token_ids].double()

@@ -1,12 +1,11 @@
-"""What a pass computes between its matrix products, on the CPU and compiled by numba: attention, norms, activations,
-and where a row's best token may be.
+"""CPU kernels between the matrix products of a pass, compiled by numba: attention, norms, activations, candidates.
 
-Invariant: what a token gets depends on its own numbers, its session's cache and its position, never on what is computed
-with it: rows are computed one by one, or side by side with the same operations in the same order.
+Invariant: a token's result depends on its own inputs, its session's KV cache and its position alone. Each row is
+computed by the same operations in the same order, whatever rows are computed with it.
 
-torch's own operators take longer to call than to compute here, where a pass has few tokens (docs/performance.md).
-Addresses are those of CPU tensors, whose numbers lie next to each other in the last dimension; strides count numbers.
-`like` says how they are stored (lanes.py). Nothing is checked.
+For passes of few tokens, calling torch's operators takes longer than computing (docs/performance.md). Addresses point
+to CPU tensors that are contiguous in the last dimension. Strides count elements. `like` gives the storage type
+(lanes.py). Arguments are not checked.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from services.cloud_verifier.torch_engine.lanes import (
 )
 from shared.runtime.compiled import keep_compiled
 
-MOST_ROWS = 48  # of attention at once: their scores and sums stay in the processor's own cache
-BLOCK_IDS = 256  # candidates are looked for in blocks of the vocabulary
-NOT_FINITE = 0x7F80  # bits of a bfloat16 number without its sign: infinity, and above it what is no number
+MOST_ROWS = 48  # of attention at once: their scores and sums fit the CPU's L1 or L2 cache
+BLOCK_IDS = 256  # vocabulary block of the search for candidates
+NOT_FINITE = 0x7F80  # bfloat16 bits without sign: infinity; NaN is greater
 UNBOUND = 1 << 40
 
 _LIKE: dict[torch.dtype, NDArray[np.float32] | NDArray[np.uint16]] = {
@@ -46,12 +45,12 @@ _LIKE: dict[torch.dtype, NDArray[np.float32] | NDArray[np.uint16]] = {
 
 
 def like(dtype: torch.dtype) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """An empty array of numbers as lanes.py wants it."""
+    """The `like` array of lanes.py for a dtype."""
     return _LIKE[dtype]
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """x, or a copy where numbers of its last dimension lie apart."""
+    """x, copied if its last dimension is not contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -60,13 +59,13 @@ compiled = njit(nogil=True, error_model="numpy", cache=keep_compiled())
 
 @compiled
 def _filled(num_rows):
-    """As many as a product has."""
+    """num_rows rounded up to the rows of one matrix product."""
     return -(-num_rows // ROWS) * ROWS
 
 
 @compiled
 def _put_keys(new, head, offset, strides, cached, start, num_tokens, dim):
-    """Of a segment's tokens into the tiles of a key head."""
+    """Writes a segment's keys of one head into its tiles."""
     for token in range(num_tokens):
         tile, place = divmod(start + token, POSITIONS)
         source, target = head * strides[0] + (offset + token) * strides[1], tile * dim * POSITIONS + place
@@ -85,9 +84,9 @@ def _put_values(new, head, offset, strides, cached, start, num_tokens, dim):
 
 @compiled
 def _add_products(left, matrix, stride, like, num, sums, num_rows):
-    """sums += left[:, :num] @ matrix, of the first num_rows rows, filled up to ROWS.
+    """sums += left[:, :num] @ matrix for the first num_rows rows, rounded up to ROWS.
 
-    matrix: address of stored numbers [num, as wide as sums], its rows `stride` apart.
+    matrix: address of [num, columns of sums], with row stride `stride`.
     """
     for row in range(0, num_rows, ROWS):
         factors = left.ctypes.data + 4 * row * left.shape[1]
@@ -98,7 +97,7 @@ def _add_products(left, matrix, stride, like, num, sums, num_rows):
 
 @compiled
 def _read_queries(queries, strides, first, num, head, group, scale, rows):
-    """Of a key head, `group` rows for each of `num` tokens."""
+    """Reads the scaled queries of one key head: `group` rows for each of `num` tokens."""
     for row in range(num * group):
         source = (head * group + row % group) * strides[0] + (first + row // group) * strides[1]
         for d in range(rows.shape[1]):
@@ -107,9 +106,9 @@ def _read_queries(queries, strides, first, num, head, group, scale, rows):
 
 @compiled
 def _weigh_rows(scores, sums, totals, peaks, num, group, position, window):
-    """Scores of a tile into weights; sums and totals of earlier tiles fade as greater scores are found.
+    """Online softmax of a tile: turns scores into weights and rescales the sums and totals of earlier tiles.
 
-    num: tokens, the first `position` behind the tile's beginning.
+    num: tokens; position: of the first token, relative to the start of the tile.
     """
     for row in range(num * group):
         own = position + row // group
@@ -125,7 +124,7 @@ def _weigh_rows(scores, sums, totals, peaks, num, group, position, window):
 
 @compiled
 def _store_quotients(sums, totals, row, output, target, like, num):
-    """A row's weighted sums over the sum of its weights."""
+    """Divides a row's weighted sums by the sum of its weights."""
     total = np.float32(0)
     for lane in range(LANES):
         total += totals[row, lane]
@@ -143,15 +142,15 @@ def attend(
     value_strides,
     outputs,  # address of [tokens, query_heads, head_dim]
     like,
-    segments,  # [segments, 4]: position of the first token, tokens, place of the first in the pass, capacity
-    caches,  # [segments, 2]: addresses of keys and values in tiles (kv.py)
+    segments,  # [segments, 4]: start, num_tokens, offset, capacity, as in attention.Segment
+    caches,  # [segments, 2]: addresses of tiled keys and values (kv.py)
     shape,  # key heads, query heads per key head, head_dim
     scale,
-    window,  # how many positions a token sees, itself among them
-    jobs,  # first and behind the last; a job is a segment's key head, in this order
+    window,  # positions that a token attends to, its own included
+    jobs,  # [first, end); job = segment * key heads + key head
 ):
-    """Puts keys and values of a pass into the caches, and computes softmax(queries keys^T scale) values over each
-    segment's cache, causally and in float32, after its tokens' queries were multiplied by `scale`."""
+    """Writes a pass's keys and values to the caches. Computes causal softmax((scale queries) keys^T) values in float32,
+    over each segment's cache."""
     kv_heads, group, dim = shape
     width = -(-dim // COLUMNS) * COLUMNS
     tokens_at_once = max(min(MOST_ROWS // group, segments[:, 1].max()), 1)
@@ -183,7 +182,7 @@ def attend(
             begin = max(position - window + 1, 0) // POSITIONS
             end = (position + num - 1) // POSITIONS + 1
             for tile in range(begin, end):
-                num_seen = min(position + num - tile * POSITIONS, POSITIONS)  # what lies behind may be anything
+                num_seen = min(position + num - tile * POSITIONS, POSITIONS)  # later positions are undefined
                 scores[: _filled(num * group)] = 0
                 tile_at = key_cache + tile * tile_keys * like.itemsize
                 _add_products(rows, tile_at, POSITIONS, like, dim, scores, num * group)
@@ -198,7 +197,7 @@ def attend(
 
 @compiled
 def rms_norm(rows, weight, outputs, like, num_rows, width, epsilon):
-    """LlamaRMSNorm: outputs = weight * (rows / sqrt(mean(rows^2) + epsilon)); what is in brackets is rounded as well.
+    """LlamaRMSNorm: outputs = weight * (rows / sqrt(mean(rows^2) + epsilon)). The bracketed term is rounded too.
 
     rows, outputs: [num_rows, width]; weight: [width].
     """
@@ -227,11 +226,10 @@ def rms_norm(rows, weight, outputs, like, num_rows, width, epsilon):
 
 @compiled
 def rotate(heads, cos, sin, like, shape):
-    """Rotary positions, in place: the first heads of each token times cos plus the same with its halves exchanged times
-    sin, each product rounded.
+    """Rotary embedding in place, of the first heads of each token: x cos + swap_halves(x) sin, each product rounded.
 
-    heads: [tokens, heads, head_dim]; cos, sin: [tokens, head_dim], the sines' first half negative; shape: tokens, heads
-    that are turned, all heads, head_dim.
+    heads: [tokens, heads, head_dim]; cos, sin: [tokens, head_dim], first half of sin negated; shape: tokens, rotated
+    heads, heads, head_dim.
     """
     num_tokens, num_turned, num_heads, dim = shape
     half = dim // 2
@@ -256,7 +254,7 @@ def rotate(heads, cos, sin, like, shape):
 
 @compiled
 def silu(numbers, factors, outputs, like, num):
-    """outputs = factors * silu(numbers), `num` of each, where silu(x) = x / (1 + exp(-x)) is rounded as well."""
+    """outputs = factors * silu(numbers), each [num], where silu(x) = x / (1 + exp(-x)) is rounded too."""
     num_whole = num // LANES * LANES
     for start in range(0, num_whole, LANES):
         place = start * like.itemsize
@@ -271,8 +269,10 @@ def silu(numbers, factors, outputs, like, num):
 
 @compiled
 def block_peaks(logits, num_rows, vocab_size, peaks):
-    """The greatest of each BLOCK_IDS bfloat16 logits [num_rows, vocab_size] into peaks [num_rows, blocks] float32; of a
-    row that holds infinity or NaN, NaN."""
+    """peaks [num_rows, blocks] float32 = the highest of each BLOCK_IDS bfloat16 logits [num_rows, vocab_size].
+
+    NaN for all blocks of a row with infinity or NaN.
+    """
     like = np.empty(0, np.int16)
     all_bits = carray(numbers_at(logits, like), (num_rows, vocab_size))
     for row in range(num_rows):
@@ -283,7 +283,7 @@ def block_peaks(logits, num_rows, vocab_size, peaks):
                 bits = all_bits[row, column]
                 size = np.int16(bits & 0x7FFF)
                 greatest = max(greatest, size)
-                # as integers such numbers have the order of what they stand for, negative ones the opposite one
+                # With the lower bits of negative numbers flipped, integers have the order of the floats.
                 peak = max(peak, np.int16(bits ^ ((bits >> 15) & 0x7FFF)))
             stored = np.uint16(peak ^ ((peak >> 15) & 0x7FFF))
             peaks[row, block] = to_float(stored)
@@ -293,7 +293,7 @@ def block_peaks(logits, num_rows, vocab_size, peaks):
 
 @compiled
 def candidates(logits, num_rows, vocab_size, peaks, lowest):
-    """Rows and ids [found], in this order, of bfloat16 logits that reach their row's lowest [num_rows] float32."""
+    """Rows and ids, each [candidates], of bfloat16 logits >= lowest [num_rows] float32, in the order of (row, id)."""
     like = np.empty(0, np.uint16)
     all_logits = carray(numbers_at(logits, like), (num_rows, vocab_size))
     rows, token_ids = [], []

@@ -1,8 +1,8 @@
-"""One session's keys and values, and the layout they have in every layer of a model.
+"""The KV cache of one session, and its layout in every layer of a model.
 
-Invariant: positions 0 .. length - 1 hold what the model computed for the tokens fed last at these positions; what lies
-behind is finite (zeros or a rejected tail) on devices where only a mask hides it. A session is rolled back by feeding
-from an earlier position again; nothing is copied.
+Invariant: positions 0 .. length - 1 hold the keys and values of the tokens last fed there. Later positions are finite
+(zeros or a rejected tail), because on some devices only a mask hides them. A rollback feeds earlier positions again and
+copies nothing.
 """
 
 from __future__ import annotations
@@ -21,78 +21,77 @@ from shared.runtime.huge_pages import own_pages
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one attention layer keeps per token, for whom, and how far back it sees (None: everything)."""
+    """Shape of one attention layer."""
 
     num_kv_heads: int
-    group: int  # query heads that share a key head
+    group: int  # query heads per key head
     head_dim: int
-    sliding_window: int | None
+    sliding_window: int | None  # positions that a token attends to; None: all
 
 
 @dataclass(frozen=True)
 class KvLayout:
-    """The cache of a model: one shape per layer.
+    """The KV cache of a model: one shape per layer.
 
-    In tiles, as kernels.attend reads them on the CPU, a layer's keys are [kv_heads, capacity / KV_STEP, head_dim,
-    KV_STEP], and its values [kv_heads, capacity, head_dim filled up]; else both are [kv_heads, capacity, head_dim].
+    Plain keys and values are [kv_heads, capacity, head_dim]. Tiled ones, for kernels.attend, are [kv_heads, capacity /
+    KV_STEP, head_dim, KV_STEP] and [kv_heads, capacity, head_dim rounded up to COLUMNS].
     """
 
     layers: tuple[LayerShape, ...]
     dtype: torch.dtype
     device: torch.device
-    in_tiles: bool
+    is_tiled: bool
 
     def shapes(self, capacity: int) -> list[tuple[int, ...]]:
-        """Of each layer's keys and values, in turn."""
-        found: list[tuple[int, ...]] = []
+        """Shapes of keys and values, layer by layer."""
+        shapes: list[tuple[int, ...]] = []
         for layer in self.layers:
             plain = (layer.num_kv_heads, capacity, layer.head_dim)
             tiles = (layer.num_kv_heads, capacity // KV_STEP, layer.head_dim, KV_STEP)
-            filled = (*plain[:2], -(-layer.head_dim // COLUMNS) * COLUMNS)
-            found += (tiles, filled) if self.in_tiles else (plain, plain)
-        return found
+            padded = (*plain[:2], -(-layer.head_dim // COLUMNS) * COLUMNS)
+            shapes += (tiles, padded) if self.is_tiled else (plain, plain)
+        return shapes
 
 
 class KvCache:
-    """Room for `capacity` tokens of one session; `length` of them are valid."""
+    """Holds up to `capacity` tokens of one session, of which `length` are valid."""
 
     def __init__(self, layout: KvLayout, capacity: int) -> None:
         self.capacity = round_to_kv_step(max(capacity, 1))
         self.length = 0
         shapes = layout.shapes(self.capacity)
         sizes = [math.prod(shape) for shape in shapes]
-        rooms = torch.split(_zeros(layout, sum(sizes)), sizes)
-        # Of each layer keys and values, in turn
-        self.rooms = [room.view(shape) for room, shape in zip(rooms, shapes, strict=True)]
-        self._in_tiles = layout.in_tiles
-        self.addresses = np.array([room.data_ptr() for room in self.rooms], np.int64).reshape(-1, 2)  # [layers, 2]
+        buffers = torch.split(_zeros(layout, sum(sizes)), sizes)
+        # Keys and values, layer by layer
+        self.buffers = [buffer.view(shape) for buffer, shape in zip(buffers, shapes, strict=True)]
+        self._is_tiled = layout.is_tiled
+        self.addresses = np.array([each.data_ptr() for each in self.buffers], np.int64).reshape(-1, 2)  # [layers, 2]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Puts keys and values [kv_heads, tokens, head_dim] of one layer at positions from start on; not in tiles."""
-        assert not self._in_tiles
-        for room, new in zip(self.rooms[2 * layer : 2 * layer + 2], (keys, values), strict=True):
-            room.narrow(1, start, new.shape[1]).copy_(new)
+        """Stores keys and values [kv_heads, tokens, head_dim] of one layer from position `start` on; plain layout."""
+        assert not self._is_tiled
+        for buffer, new in zip(self.buffers[2 * layer : 2 * layer + 2], (keys, values), strict=True):
+            buffer.narrow(1, start, new.shape[1]).copy_(new)
 
-    def seen(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [kv_heads, length, head_dim] of one layer at the first `length` positions; no copies, not in
-        tiles."""
-        assert not self._in_tiles
-        keys, values = self.rooms[2 * layer : 2 * layer + 2]
+    def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """Views [kv_heads, length, head_dim] of one layer's first keys and values; plain layout."""
+        assert not self._is_tiled
+        keys, values = self.buffers[2 * layer : 2 * layer + 2]
         return keys.narrow(1, 0, length), values.narrow(1, 0, length)
 
     def copy(self, prefix: Prefix) -> None:
-        """Begins with what another cache of the same model holds at the same positions."""
-        for index, (mine, theirs) in enumerate(zip(self.rooms, prefix.cache.rooms, strict=True)):
-            is_tiles = self._in_tiles and index % 2 == 0
-            num = round_to_kv_step(prefix.length) // KV_STEP if is_tiles else prefix.length
+        """Copies a prefix from another cache of the same model."""
+        for index, (mine, theirs) in enumerate(zip(self.buffers, prefix.cache.buffers, strict=True)):
+            has_tiles = self._is_tiled and index % 2 == 0
+            num = round_to_kv_step(prefix.length) // KV_STEP if has_tiles else prefix.length
             mine.narrow(1, 0, num).copy_(theirs.narrow(1, 0, num))
         self.length = prefix.length
 
 
 def _zeros(layout: KvLayout, num: int) -> Tensor:
-    """All numbers of a cache in a row; on the CPU on pages of its own.
+    """One flat buffer for a whole cache, on the CPU on its own pages.
 
-    Zeros, not garbage: a NaN behind a mask would still reach the sum as 0 x NaN.
+    It must not hold NaN: a masked position still adds 0 x NaN to the sum.
     """
     if layout.device.type != "cpu":
         return torch.zeros(num, dtype=layout.dtype, device=layout.device)
@@ -101,7 +100,7 @@ def _zeros(layout: KvLayout, num: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """The first `length` tokens that a cache holds."""
+    """The first `length` tokens of a cache."""
 
     cache: KvCache
     length: int

@@ -1,9 +1,9 @@
-"""Vector code for kernels.py: what LLVM doesn't make of plain loops by itself, written in its own language.
+"""Vector code for kernels.py in LLVM IR, where LLVM does not vectorise plain loops well.
 
-Invariant: a row's results are made of the same operations in the same order, whatever rows are beside it.
+Invariant: a row is computed by the same operations in the same order, whatever rows are computed with it.
 
-Addresses are int64, in bytes; strides count numbers. `like` is an array that only tells how numbers are stored: as
-float32, or as bfloat16 in uint16, which is the upper half of a float32.
+Addresses are int64, in bytes. Strides count elements. `like` is an array whose dtype gives the storage type: float32,
+or uint16 for bfloat16, the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from numba.extending import intrinsic
 
 from shared.policies.batching import KV_STEP
 
-ROWS = 4  # of a product
+ROWS = 4  # of one matrix product
 LANES = 16
 VECTORS = 2
-COLUMNS = LANES * VECTORS  # of a product: as many sums as fit into the registers of most CPUs
+COLUMNS = LANES * VECTORS  # of one matrix product: its sums fit the registers of most CPUs
 POSITIONS = KV_STEP  # of a tile of keys and values
 
 _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
 
-# exp(x) = 2^n exp(r) with n = round(x / ln 2) and r = x - n ln 2, a polynomial there (Cephes' expf): 1 ulp or two.
+# exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2, with Cephes' expf polynomial for exp(r): error 1-2 ulp.
 _LOWEST, _LOG2_E, _LN2_HIGH, _LN2_LOW = -87.0, 1.44269504088896341, 0.693359375, -2.12194440e-4
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_ROUNDER = 1.5 * 2.0**23  # added to a small number leaves its nearest integer in the lowest bits
+_ROUNDER = 1.5 * 2.0**23  # adding it leaves the nearest integer in the lowest bits
 
 Builder = Any
 Value = Any
@@ -57,7 +57,7 @@ def _pointer(b: Builder, address: Value, kind: Any) -> Value:
 
 
 def _load(b: Builder, numbers: Value, index: Value, *, is_half: bool) -> Value:
-    """LANES numbers from an index on, as float32."""
+    """LANES elements from an index on, as float32."""
     place = b.bitcast(b.gep(numbers, [index]), (_HALVES if is_half else _FLOATS).as_pointer())
     loaded = b.load(place)
     loaded.align = 2 if is_half else 4
@@ -69,7 +69,7 @@ def _widened(b: Builder, halves: Value) -> Value:
 
 
 def _narrowed(b: Builder, vector: Value) -> Value:
-    """Rounded to the nearest bfloat16 number, of two to the even one."""
+    """Rounds float32 to bfloat16, ties to even."""
     bits = b.bitcast(vector, _INTS)
     half, one = (ir.Constant(_INTS, [number] * LANES) for number in (16, 1))
     is_odd = b.and_(b.lshr(bits, half), one)
@@ -79,7 +79,7 @@ def _narrowed(b: Builder, vector: Value) -> Value:
 
 
 def _load_stored(b: Builder, address: Value, *, is_half: bool) -> Value:
-    """LANES numbers at an address, as float32."""
+    """LANES elements at an address, as float32."""
     return _load(b, _pointer(b, address, ir.IntType(16) if is_half else _FLOAT), _INT64(0), is_half=is_half)
 
 
@@ -91,14 +91,13 @@ def _store_stored(b: Builder, vector: Value, address: Value, *, is_half: bool) -
 
 
 def _store(b: Builder, vector: Value, numbers: Value, index: Value) -> None:
-    """float32"""
     b.store(vector, b.bitcast(b.gep(numbers, [index]), _FLOATS.as_pointer())).align = 4
 
 
 def _exp(b: Builder, x: Value) -> Value:
-    """Of lanes that are 0 or less, or NaN; below -87 what it is there."""
+    """exp(x) for x <= 0 or NaN; x < -87 gives exp(-87)."""
     lowest = _constant(_LOWEST)
-    x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)  # NaN stays
+    x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)  # keeps NaN
     shifted = _fma(b, x, _constant(_LOG2_E), _constant(_ROUNDER))
     n = b.fsub(shifted, _constant(_ROUNDER))
     x = _fma(b, n, _constant(-_LN2_HIGH), x)
@@ -117,7 +116,7 @@ def _is_half(like: Any) -> bool:
 
 @intrinsic
 def to_float(typing: Any, number: Any) -> tuple[Any, Callable[..., Any]]:
-    """float32 of a stored number."""
+    """Converts a stored number to float32."""
     is_half = number == types.uint16
 
     def generate(context: Any, b: Builder, signature: Any, args: Any) -> Value:
@@ -130,7 +129,7 @@ def to_float(typing: Any, number: Any) -> tuple[Any, Callable[..., Any]]:
 
 @intrinsic
 def to_stored(typing: Any, number: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
-    """A float32 as numbers like these are stored, rounded to the nearest, of two to the even one."""
+    """Converts a float32 to the storage type of `like`, ties to even."""
 
     def generate(context: Any, b: Builder, signature: Any, args: Any) -> Value:
         if not _is_half(like):
@@ -146,7 +145,7 @@ def to_stored(typing: Any, number: Any, like: Any) -> tuple[Any, Callable[..., A
 
 @intrinsic
 def numbers_at(typing: Any, address: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
-    """Pointer to stored numbers, for numba.carray."""
+    """Typed pointer for numba.carray."""
 
     def generate(context: Any, b: Builder, signature: Any, args: Any) -> Value:
         return b.inttoptr(args[0], context.get_value_type(signature.return_type))
@@ -159,9 +158,9 @@ def numbers_at(typing: Any, address: Any, like: Any) -> tuple[Any, Callable[...,
 def add_product(
     typing: Any, a: Any, a_stride: Any, m: Any, m_stride: Any, like: Any, num: Any, sums: Any, stride: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """sums[0:ROWS, 0:COLUMNS] += a[0:ROWS, 0:num] @ m[0:num, 0:COLUMNS], one k after the other; num > 0.
+    """sums[0:ROWS, 0:COLUMNS] += a[0:ROWS, 0:num] @ m[0:num, 0:COLUMNS], summed in the order of k; num > 0.
 
-    a and sums are float32, m is stored like `like`.
+    a and sums are float32; m has the storage type of `like`.
     """
     is_half = _is_half(like)
     signature = types.void(*[types.int64] * 4, like, *[types.int64] * 3)
@@ -201,10 +200,10 @@ def add_product(
 
 @intrinsic
 def weigh(typing: Any, scores: Any, first: Any, last: Any, peak: Any, totals: Any) -> tuple[Any, Callable[..., Any]]:
-    """Softmax of one row, a tile of POSITIONS scores at a time: leaves weights relative to the greatest score so far.
+    """Online softmax of one row: replaces a tile of POSITIONS scores by weights relative to the highest score so far.
 
-    Positions outside first .. last - 1 (some are inside) get no weight. peak: address of that greatest score, and
-    totals: of LANES sums of weights; both are kept up. Returns what earlier weights are to be multiplied by.
+    Positions outside [first, last), which is not empty, get weight 0. peak: address of the highest score; totals: of
+    LANES sums of weights. Both are updated. Returns the factor for earlier weights.
     """
     signature = types.float32(*[types.int64] * 5)
     num_vectors = POSITIONS // LANES
@@ -251,7 +250,7 @@ def weigh(typing: Any, scores: Any, first: Any, last: Any, peak: Any, totals: An
 
 @intrinsic
 def add_squares(typing: Any, numbers: Any, like: Any, sums: Any) -> tuple[Any, Callable[..., Any]]:
-    """LANES float32 sums += the squares of LANES stored numbers."""
+    """sums [LANES] float32 += numbers^2, [LANES] stored."""
     is_half = _is_half(like)
 
     def generate(context: Any, b: Builder, signature: Any, args: Any) -> Value:
@@ -265,9 +264,9 @@ def add_squares(typing: Any, numbers: Any, like: Any, sums: Any) -> tuple[Any, C
 
 @intrinsic
 def rotate_lanes(typing: Any, first: Any, second: Any, cos: Any, sin: Any, half: Any, like: Any) -> Any:
-    """LANES pairs of numbers: first cos - second sin and second cos' + first sin', the products rounded as well.
+    """LANES pairs: first cos + second sin, and second cos' + first sin', with rounded products.
 
-    cos' and sin' stand `half` bytes behind cos and sin; the sines at `sin` are negative already.
+    cos' and sin' are `half` bytes after cos and sin; the values at `sin` are negated.
     """
     is_half = _is_half(like)
 
@@ -292,7 +291,7 @@ def rotate_lanes(typing: Any, first: Any, second: Any, cos: Any, sin: Any, half:
 def scale_lanes(
     typing: Any, numbers: Any, factors: Any, outputs: Any, like: Any, factor: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """outputs = factors * (numbers * factor), LANES of each, stored alike; what is in brackets is rounded as well."""
+    """outputs = factors * (numbers * factor), each [LANES] stored. The bracketed product is rounded too."""
     is_half = _is_half(like)
 
     def generate(context: Any, b: Builder, signature: Any, args: Any) -> Value:
@@ -308,7 +307,7 @@ def scale_lanes(
 
 @intrinsic
 def silu_lanes(typing: Any, numbers: Any, factors: Any, outputs: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
-    """outputs = factors * silu(numbers), LANES of each, where silu(x) = x / (1 + exp(-x)) is rounded as well."""
+    """outputs = factors * silu(numbers), each [LANES], where silu(x) = x / (1 + exp(-x)) is rounded too."""
     is_half = _is_half(like)
 
     def generate(context: Any, b: Builder, signature: Any, args: Any) -> Value:

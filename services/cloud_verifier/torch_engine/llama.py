@@ -1,7 +1,7 @@
-"""The Llama family without the parts of transformers' code that a verify pass has no use for.
+"""A fast implementation of the Llama family.
 
-Invariant: to the last bit the logits of TransformersNetwork over the same model: the same operations in the same order,
-with queries, keys and values from one matrix product and rotated together, and no module, keyword or shape beside.
+Invariant: its logits are bit-identical to TransformersNetwork's over the same model: the same operations in the same
+order. Queries, keys and values come from one matrix product and are rotated together, and no module code is called.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from services.cloud_verifier.torch_engine.packed import (
     PackedLinear,
     PlainLinear,
     RowRules,
-    compiled,
+    compiled_module,
     limit_rows,
-    most_rows,
+    probe_max_rows,
     silu_product,
 )
 
-ANGLE_ROWS = 64  # of a call: torch neither shares so few out among threads nor leaves its vector code
+ANGLE_ROWS = 64  # of one call: torch computes these in one thread, entirely in vector code
 
 
 class LlamaNetwork:
-    """A LlamaForCausalLM; takes the model apart: its weights are packed and freed layer by layer."""
+    """Consumes a LlamaForCausalLM: packs and frees its weights layer by layer."""
 
     def __init__(self, model: PreTrainedModel, *, packed: bool) -> None:
         body: Any = model.model
@@ -46,14 +46,14 @@ class LlamaNetwork:
         for index in range(len(body.layers)):
             self._layers.append(_Layer(body.layers[index], index, rules, packed=packed))
             body.layers[index] = nn.Identity()
-        self._norm = compiled(body.norm) if head.weight.device.type == "cpu" else body.norm
+        self._norm = compiled_module(body.norm) if head.weight.device.type == "cpu" else body.norm
         self._head = Float32Head(head.weight, head.bias, packed=packed)
         rounded = self._head.rounded
         self._best_token = None if rounded is None else BestToken(head.weight, head.bias, rounded)
         rule = rules.strictest
-        most = min(rule.most, most_rows(head.weight, packed=packed), self._head.row_rule.most)
-        self.row_rule = replace(rule, most=most)
-        limit_rows((self._head, *(linear for layer in self._layers for linear in layer.linears)), most)
+        max_rows = min(rule.max_rows, probe_max_rows(head.weight, packed=packed), self._head.row_rule.max_rows)
+        self.row_rule = replace(rule, max_rows=max_rows)
+        limit_rows((self._head, *(linear for layer in self._layers for linear in layer.linears)), max_rows)
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
         hidden = self._embed(token_ids)
@@ -66,17 +66,17 @@ class LlamaNetwork:
         return _HiddenStates(hidden, self._head, self._best_token)
 
     def _cos_and_sin(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Each [tokens, 1, head_dim]; the sines' first half negated, as the half that they belong to is."""
+        """Each [tokens, 1, head_dim]; the first half of sin is negated, as rotate_half negates the second half of x."""
         num_tokens = len(positions)
-        filled = pad(positions, (0, -num_tokens % ANGLE_ROWS))
-        parts = [self._angles(hidden, rows[None]) for rows in torch.split(filled, ANGLE_ROWS)]
+        padded = pad(positions, (0, -num_tokens % ANGLE_ROWS))
+        parts = [self._angles(hidden, rows[None]) for rows in torch.split(padded, ANGLE_ROWS)]
         cos, sin = (torch.cat(kind, dim=1)[0, :num_tokens, None] for kind in zip(*parts, strict=True))
         first, second = torch.chunk(sin, 2, dim=-1)
         return cos, torch.cat((-first, second), dim=-1)
 
 
 class _HiddenStates:
-    """Outputs whose logits are computed when they are asked for."""
+    """Outputs that compute logits on request."""
 
     def __init__(self, hidden: Tensor, head: Float32Head, best_token: BestToken) -> None:
         self._hidden, self._head, self._best_token = hidden, head, best_token
@@ -90,7 +90,7 @@ class _HiddenStates:
 
 
 def is_llama(model: PreTrainedModel) -> bool:
-    """Whether LlamaNetwork computes this model: that very class, which others extend to compute something else."""
+    """Whether LlamaNetwork supports this model. Subclasses may compute something else."""
     return type(model) is LlamaForCausalLM
 
 
@@ -98,28 +98,24 @@ class _Layer:
     def __init__(self, layer: Any, index: int, rules: RowRules, *, packed: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-        biases = [part.bias for part in parts]
+        rest = [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         self._index = index
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
         self._num_kv_heads = attention.k_proj.out_features // attention.head_dim
         self._num_rotated = attention.q_proj.out_features // attention.head_dim + self._num_kv_heads
         kind = PackedLinear if packed else PlainLinear
-        qkv_bias = None if biases[0] is None else torch.cat(biases)
+        qkv_bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         qkv_weight = torch.cat([part.weight for part in parts])
-        self._qkv = kind(qkv_weight, qkv_bias)
-        self._out, self._gate, self._up, self._down = (
-            kind(part.weight, part.bias) for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        )
-        self.linears = (self._qkv, self._out, self._gate, self._up, self._down)
+        self.linears = [kind(qkv_weight, qkv_bias), *(kind(part.weight, part.bias) for part in rest)]
+        self._qkv, self._out, self._gate, self._up, self._down = self.linears
         modules: tuple[nn.Module, ...] = mlp.act_fn, layer.input_layernorm, layer.post_attention_layernorm
         is_cpu = qkv_weight.device.type == "cpu"
-        self._activation, self._norm_in, self._norm_mlp = map(compiled, modules) if is_cpu else modules
-        weights = (qkv_weight, *(part.weight for part in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)))
-        for ours, weight in zip(self.linears, weights, strict=True):
-            rules.probe(ours, weight)
+        self._activation, self._norm_in, self._norm_mlp = map(compiled_module, modules) if is_cpu else modules
+        for linear, weight in zip(self.linears, (qkv_weight, *(part.weight for part in rest)), strict=True):
+            rules.probe(linear, weight)
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        """hidden: [tokens, hidden size], the caller's no more."""
+        """[tokens, hidden size]"""
         heads = self._qkv(self._norm_in(hidden)).view(len(hidden), -1, self._head_dim)
         rotated = _rotated(heads, self._num_rotated, cos, sin).transpose(0, 1)
         query, key = rotated[: -self._num_kv_heads], rotated[-self._num_kv_heads :]
@@ -138,7 +134,7 @@ class _Layer:
 
 
 def _rotated(heads: Tensor, num: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """The first `num` heads of each token at their positions: [tokens, num, head_dim]; on the CPU in place.
+    """The first `num` heads of each token, rotated: [tokens, num, head_dim]; in place on the CPU.
 
     heads: [tokens, heads, head_dim]; cos, sin: [tokens, 1, head_dim].
     """

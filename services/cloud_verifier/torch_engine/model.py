@@ -1,11 +1,10 @@
-"""The target model: one forward pass over the new tokens of many sessions, with a cache of our own.
+"""The target model: one forward pass over the new tokens of many sessions, with our own KV cache.
 
-Invariant: the logits of a token depend on its session's text alone, to the last bit on the CPU (in one process): not
-on the other rows of the pass, the sizes of the chunks in which the text was fed, nor on what was fed and rolled back
-before.
+Invariant: the logits of a token depend on its session's text alone, bit for bit on the CPU in one process: not on the
+other rows of the pass, the chunk sizes, or tokens that were rolled back.
 
-All tokens of a pass go through the model as one flat sequence with explicit positions. The linear layers see the
-batch, attention sees each session alone (attention.py), and only rows that need a draw go through the head.
+The tokens of a pass form one flat sequence with explicit positions. Linear layers compute the whole batch, attention
+computes each session separately (attention.py), and only tokens that yield a draw go through the head.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout
 from services.cloud_verifier.torch_engine.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.torch_engine.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.torch_engine.packed import packing_works
-from services.cloud_verifier.torch_engine.ranks import LeadingNetwork, PartNetwork, Ranks, follow
+from services.cloud_verifier.torch_engine.ranks import LeaderNetwork, Ranks, ShardNetwork, follow
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Sampling, TokenLogprobs
 from shared.protocol.sampling import History, is_adjusted, is_greedy
@@ -50,37 +49,33 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class NonFiniteLogits(ArithmeticError):
-    """A row's best logit is NaN or infinite; names the rows. The other rows may be computed again without them."""
+    """The highest logit of a row is NaN or infinite. The message names the rows; the others can be computed alone."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One session's part of a pass: token_ids for the positions from start on; the last num_draws yield a draw each.
-
-    Feeding a position again overwrites it, so that a rollback is a smaller start.
-    """
+    """One session's row of a pass; the fields are those of StepRow."""
 
     cache: KvCache
     start: int
     token_ids: Sequence[int]
     num_draws: int
     sampling: Sampling
-    history: History | None = None  # before the first draw; None where nothing adjusts the scores
-    num_top: int | None = None  # None: no logprobs
+    history: History | None = None
+    num_top: int | None = None
 
     @property
     def guesses(self) -> Sequence[int]:
-        """The fed tokens that the draws but the last are to be compared with: [num_draws - 1]."""
+        """The fed tokens [num_draws - 1] to compare with all draws but the last."""
         return self.token_ids[len(self.token_ids) - self.num_draws + 1 :] if self.num_draws else ()
 
 
 class TargetModel:
-    """A loaded causal language model; not for use by several threads at once."""
+    """A loaded causal language model; not thread-safe."""
 
     def __init__(
         self, network: Network, config: PretrainedConfig, layout: KvLayout, name: str, fingerprint: str
     ) -> None:
-        """A network of several ranks makes the caches itself."""
         self.name = name
         self.fingerprint = fingerprint
         self.vocab_size = int(config.get_text_config().vocab_size)
@@ -90,13 +85,13 @@ class TargetModel:
 
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for at least `capacity` tokens."""
-        if isinstance(self._network, LeadingNetwork):
+        if isinstance(self._network, LeaderNetwork):
             return self._network.new_cache(self._layout, capacity)
         return KvCache(self._layout, capacity)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Logits [num_draws, vocab] float32 of each row; raises ValueError for a row that can't be computed."""
+        """Logits [num_draws, vocab] float32 of each row. Raises ValueError for an invalid row."""
         if not rows:
             return []
         outputs, spans = self._feed(rows)
@@ -104,24 +99,24 @@ class TargetModel:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
-        """The draws of each row: that of the token fed at position p is for position p + 1.
+        """The draws of each row.
 
-        Raises NonFiniteLogits; the caches are then as after any pass, and the same rows may be fed again.
+        Raises ValueError for an invalid row, and NonFiniteLogits after the pass: the same rows may be fed again.
         """
         if not rows:
             return []
         outputs, spans = self._feed(rows)
-        found = _Found(outputs, rows, spans)
-        draws = [found.draw(row, span) for row, span in zip(rows, spans, strict=True) if span]
+        results = _Results(outputs, rows, spans)
+        draws = [results.draw(row, span) for row, span in zip(rows, spans, strict=True) if span]
         token_ids = iter(torch.cat(draws).tolist() if draws else [])
         drawn = [list(islice(token_ids, row.num_draws)) for row in rows]
         bad = [index for index, ids in enumerate(drawn) if sampler.NO_DRAW in ids]
         if bad:
-            raise NonFiniteLogits(f"the best logit of row {', '.join(map(str, bad))} is not finite")
-        return [Drawn(ids, found.logprobs(row, span, ids)) for row, span, ids in zip(rows, spans, drawn, strict=True)]
+            raise NonFiniteLogits(f"the highest logit of row {', '.join(map(str, bad))} is not finite")
+        return [Drawn(ids, results.logprobs(row, span, ids)) for row, span, ids in zip(rows, spans, drawn, strict=True)]
 
     def _feed(self, rows: Sequence[Row]) -> tuple[Outputs, list[range]]:
-        """One pass; its outputs, and which of their rows are each row's."""
+        """Computes one pass. Returns its outputs and the span of output rows of each row."""
         self._check(rows)
         segments: list[Segment] = []
         drawing: list[int] = []  # tokens of the flat sequence that yield a draw
@@ -134,8 +129,8 @@ class TargetModel:
             drawing.extend(range(offset - row.num_draws, offset))
         token_ids = [token_id for row in rows for token_id in row.token_ids]
         positions = [row.start + i for row in rows for i in range(len(row.token_ids))]
-        dead = [0] * (self._network.row_rule.fill(len(token_ids)) - len(token_ids))
-        outputs = self._compute(token_ids + dead, positions + dead, drawing, segments)
+        padding = [0] * (self._network.row_rule.round_up(len(token_ids)) - len(token_ids))
+        outputs = self._compute(token_ids + padding, positions + padding, drawing, segments)
         for row in rows:
             row.cache.length = row.start + len(row.token_ids)
         return outputs, spans
@@ -143,7 +138,6 @@ class TargetModel:
     def _compute(
         self, token_ids: list[int], positions: list[int], drawing: list[int], segments: Sequence[Segment]
     ) -> Outputs:
-        """Of the tokens `drawing` of the flat sequence."""
         device = self._layout.device
         return self._network(
             torch.tensor(token_ids, device=device),
@@ -161,23 +155,23 @@ class TargetModel:
                 raise ValueError(f"{row.num_draws} draws from {len(row.token_ids)} tokens")
             if not 0 <= row.start <= row.cache.length:
                 raise ValueError(f"a row starts at {row.start}, its cache holds {row.cache.length} tokens")
-            if end > min(row.cache.capacity, self.max_context):
-                capacity = min(row.cache.capacity, self.max_context)
+            capacity = min(row.cache.capacity, self.max_context)
+            if end > capacity:
                 raise ValueError(f"a row ends at {end}, beyond the {capacity} tokens of its cache")
             if min(row.token_ids) < 0 or max(row.token_ids) >= self.vocab_size:
                 raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
 
 
-class _Found:
-    """The outputs of a pass as its rows ask for them: no logits for rows that only need their best tokens."""
+class _Results:
+    """The outputs that the rows of a pass need: greedy rows without logprobs need no logits."""
 
     def __init__(self, outputs: Outputs, rows: Sequence[Row], spans: Sequence[range]) -> None:
         best: list[int] = []
         scored: list[int] = []
         for row, span in zip(rows, spans, strict=True):
-            if _is_best(row):
+            if _is_argmax(row):
                 best.extend(span)
-            if not _is_best(row) or row.num_top is not None:
+            if not _is_argmax(row) or row.num_top is not None:
                 scored.extend(span)
         self._best, self._scored = ({index: i for i, index in enumerate(each)} for each in (best, scored))
         self._token_ids = outputs.best(torch.tensor(best)) if best else None
@@ -185,7 +179,7 @@ class _Found:
 
     def draw(self, row: Row, span: range) -> Tensor:
         """Token ids [num_draws]; num_draws > 0."""
-        if _is_best(row):
+        if _is_argmax(row):
             assert self._token_ids is not None
             return self._token_ids[self._best[span.start] : self._best[span.start] + len(span)]
         scores = sampler.adjust(self._logits_of(span), row.sampling, row.history, row.guesses)
@@ -202,24 +196,24 @@ class _Found:
         return self._logits[self._scored[span.start] : self._scored[span.start] + len(span)]
 
 
-def _is_best(row: Row) -> bool:
-    """Whether its draws are the tokens with the greatest logits."""
+def _is_argmax(row: Row) -> bool:
+    """Whether each draw is the token with the highest logit."""
     return is_greedy(row.sampling) and not is_adjusted(row.sampling, row.history.min_tokens if row.history else 0)
 
 
 def load_target(
     folder_or_id: str, device: str = "auto", dtype: str = "auto", num_threads: int | None = None
 ) -> TargetModel:
-    """Loads a Hugging Face causal LM; raises UnsupportedModel, or OSError where there is no model.
+    """Loads a Hugging Face causal LM. Raises UnsupportedModel, or OSError if there is no model.
 
     device: auto, cpu, cuda or cuda:N. dtype: auto, float32 or bfloat16. num_threads: of the CPU, for the whole process.
-    Under torchrun each rank holds a part of it; this is rank 0, and all others must be in `follow_target` meanwhile.
+    Under torchrun call it on rank 0, and `follow_target` on the other ranks at the same time.
     """
     loaded = _load(folder_or_id, device, dtype, num_threads)
     network = loaded.network
     if loaded.ranks is not None:
-        assert isinstance(network, PartNetwork)
-        network = LeadingNetwork(network, loaded.ranks, network.row_rule)
+        assert isinstance(network, ShardNetwork)
+        network = LeaderNetwork(network, loaded.ranks, network.row_rule)
     target = TargetModel(network, loaded.config, loaded.layout, loaded.name, loaded.fingerprint)
     check_logits(loaded.config, _feed_in_chunks(target, loaded.texts), loaded.expected, loaded.layout.dtype)
     _tidy_memory()
@@ -227,17 +221,17 @@ def load_target(
 
 
 def follow_target(folder_or_id: str, device: str = "auto", dtype: str = "auto", num_threads: int | None = None) -> None:
-    """Of a rank other than 0: loads its part as `load_target` does, and computes what rank 0 does until that ends."""
+    """On ranks other than 0: loads a shard as `load_target` does, and computes rank 0's passes until rank 0 ends."""
     loaded = _load(folder_or_id, device, dtype, num_threads)
     assert loaded.ranks is not None
-    assert isinstance(loaded.network, PartNetwork)
+    assert isinstance(loaded.network, ShardNetwork)
     _tidy_memory()
     follow(loaded.network, loaded.layout, loaded.ranks)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model, or a rank's part of it, ready for passes; and what its plain forward pass says of two texts."""
+    """A model or a rank's shard of it, and the logits of its plain forward pass over two texts."""
 
     network: Network
     config: PretrainedConfig
@@ -251,7 +245,7 @@ class _Loaded:
 
 @torch.inference_mode()
 def _load(folder_or_id: str, device: str, dtype: str, num_threads: int | None) -> _Loaded:
-    """All ranks come here, and go through it in step."""
+    """A collective operation: all ranks call it."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -264,24 +258,24 @@ def _load(folder_or_id: str, device: str, dtype: str, num_threads: int | None) -
     layout = find_layout(model, texts[0])
     network: Network
     if ranks is not None:
-        network = PartNetwork(model)
+        network = ShardNetwork(model)
     else:
         network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
     return _Loaded(network, model.config, layout, name, fingerprint, ranks, texts, expected)
 
 
 def pick_device(device: str) -> torch.device:
-    """The device named; auto takes a GPU when there is one."""
+    """auto: a GPU if there is one. Raises ValueError for a GPU that torch does not see."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: this torch sees no GPU")
+        raise ValueError(f"device {device}: torch sees no GPU")
     return place
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The numbers named; auto is bfloat16 where the device computes with it, else float32."""
+    """auto: bfloat16 if the device supports it, else float32."""
     if dtype != "auto":
         return _DTYPES[dtype]
     if device.type == "cuda":
@@ -293,40 +287,40 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype, ranks: Ranks | None) -> PreTrainedModel:
     config = read_config(folder_or_id)
     check_config(config, device)
-    parts = {}
-    if ranks is not None:  # transformers makes their group, and takes each one's part of the weights to its device
+    options = {}
+    if ranks is not None:  # transformers creates the process group and loads each rank's shard on its device
         check_heads(config, ranks.size)
-        parts["distributed_config"] = DistributedConfig(tp_size=ranks.size)
+        options["distributed_config"] = DistributedConfig(tp_size=ranks.size)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder_or_id, config=config, dtype=dtype, attn_implementation="eager", **parts
+            folder_or_id, config=config, dtype=dtype, attn_implementation="eager", **options
         )
     except ValueError as error:
         raise UnsupportedModel(config, str(error).splitlines()[0]) from error
     if not isinstance(model.get_output_embeddings(), nn.Linear):  # type: ignore[no-untyped-call]
-        raise UnsupportedModel(config, "its language model head is no linear layer")
+        raise UnsupportedModel(config, "its language model head is not a linear layer")
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     if ranks is not None:
         if model.device.type != device.type:
-            raise ValueError(f"device {device}: ranks of torchrun are on {model.device.type}")
+            raise ValueError(f"device {device}: torchrun placed the ranks on {model.device.type}")
         ranks.join()
-    if ranks is None:
+    else:
         model.to(device)  # type: ignore[arg-type]
-        for parameter in model.parameters():  # out of the mapped file, which stays in memory as long as one is in it
+        for parameter in model.parameters():  # copy out of the mapped file, to unmap it
             parameter.data = parameter.data.clone()
     return model
 
 
 def _tidy_memory() -> None:
-    """Returns to the system what loading freed, where the C library can: some 50 MiB; the weights get huge pages."""
+    """Returns freed heap (some 50 MiB) to the system, if the C library can, and moves the weights to huge pages."""
     with suppress(AttributeError, OSError):
         CDLL(None).malloc_trim(0)
     use_huge_pages()
 
 
 def _name_of(folder_or_id: str) -> str:
-    """A hub id as it is; of a folder its name, or its parent's where it is called `target` as `model_zoo` does."""
+    """The hub id, or the folder's name; for `model_zoo`'s folders, which are called `target`, the parent's name."""
     folder = Path(folder_or_id)
     if not folder.is_dir():
         return folder_or_id
@@ -335,7 +329,7 @@ def _name_of(folder_or_id: str) -> str:
 
 
 def _feed_in_chunks(target: TargetModel, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits [tokens, vocab] of two texts, fed together in three passes of unequal chunks."""
+    """Logits [tokens, vocab] of two texts, fed together in three passes of different chunks."""
     cuts = [(0, 17, 20, None), (0, 4, 5, None)]
     caches = [target.new_cache(len(text)) for text in texts]
     logits: list[list[Tensor]] = [[], []]

@@ -1,7 +1,7 @@
-"""What the target model asks of a network, and any Hugging Face causal language model as one.
+"""The network interface of the target model, and its implementation by transformers.
 
-Invariant: the logits of a token depend on what its session fed alone, to the last bit on the CPU, for every number of
-tokens that `row_rule` allows.
+Invariant: the logits of a token depend on its session alone, bit for bit on the CPU, for every number of tokens that
+`row_rule` allows.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from transformers import PreTrainedModel
 
 from services.cloud_verifier.torch_engine.attention import Attention
 from services.cloud_verifier.torch_engine.head import Float32Head
-from services.cloud_verifier.torch_engine.packed import RowRule, limit_rows, most_rows, replace_layers, strictest
+from services.cloud_verifier.torch_engine.packed import RowRule, limit_rows, probe_max_rows, replace_layers, strictest
 from services.cloud_verifier.torch_engine.sampler import NO_DRAW, greatest
 
-# Elementwise code of a model may treat the last elements of a vector apart: they are dead tokens' then.
+# A model's elementwise code may compute the last, partial vector differently. Padding keeps real tokens out of it.
 WHOLE_VECTORS = RowRule(4, 4)
 
 
 class Outputs(Protocol):
-    """What a pass found for the tokens that draw, one row for each."""
+    """The results of a pass: one row for each token that yields a draw."""
 
     def logits(self, rows: Tensor) -> Tensor:
         """float32 [len(rows), vocab]"""
 
     def best(self, rows: Tensor) -> Tensor:
-        """Ids [len(rows)] of the greatest logits, the lowest of equals; NO_DRAW where the greatest is not finite."""
+        """Ids [len(rows)] of the highest logits, the lowest id of equal ones; NO_DRAW if not finite."""
 
 
 class Network(Protocol):
@@ -37,14 +37,11 @@ class Network(Protocol):
     row_rule: RowRule
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
-        """Outputs with a row for each of the tokens `drawing` (indices) of a flat sequence.
-
-        token_ids, positions: [tokens] int64, as many as `row_rule` allows.
-        """
+        """token_ids, positions: [tokens] int64, a number that `row_rule` allows; drawing: [rows] indices into them."""
 
 
 class ComputedLogits:
-    """Outputs of a network that computes all logits."""
+    """Outputs whose logits [rows, vocab] are all computed."""
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -58,25 +55,25 @@ class ComputedLogits:
 
 
 class TransformersNetwork:
-    """The model's own code from transformers, with its layers, activations and attention replaced."""
+    """The model's transformers code with replaced layers, activations and attention."""
 
     def __init__(self, model: PreTrainedModel, *, packed: bool) -> None:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         new_head = Float32Head(head.weight, head.bias, packed=packed)
         rule = strictest((WHOLE_VECTORS, replace_layers(model, new_head, packed=packed)))
-        limits = most_rows(head.weight, packed=packed), new_head.row_rule.most
-        self.row_rule = replace(rule, most=min(rule.most, *limits))
-        limit_rows((model,), self.row_rule.most)
+        limits = probe_max_rows(head.weight, packed=packed), new_head.row_rule.max_rows
+        self.row_rule = replace(rule, max_rows=min(rule.max_rows, *limits))
+        limit_rows((model,), self.row_rule.max_rows)
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
-        return computed(self._model, token_ids, positions, drawing, attention)
+        return run_model(self._model, token_ids, positions, drawing, attention)
 
 
-def computed(
+def run_model(
     model: PreTrainedModel, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention
 ) -> Outputs:
-    """What the model's own code says of the tokens `drawing`, as Network has it."""
+    """Runs the model's transformers code; arguments as in Network."""
     logits: Tensor = model(
         input_ids=token_ids[None],
         position_ids=positions[None],

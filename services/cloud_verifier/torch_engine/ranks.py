@@ -1,9 +1,8 @@
-"""One target over several processes: tensor parallel under torchrun, for models that no single device holds.
+"""Tensor parallelism under torchrun, for target models that do not fit one device.
 
-Invariant: rank 0 is the verifier, and the only one that anybody outside speaks to. Before it computes a pass it tells
-the other ranks what is in it; they compute the same pass over their own parts of the weights and of every cache, in
-step with it, since each layer needs all of them. What rank 0 never fed, they never hear of. Where one of them ends
-before its time, or fails in a pass, all end: nobody could tell what the others have computed.
+Invariant: rank 0 is the verifier; only it communicates with other services. It sends every pass to the other ranks
+before computing it. All ranks then compute the pass together, each over its shard of the weights and KV caches. If a
+rank exits early or fails in a pass, all ranks exit, because their KV caches may differ.
 """
 
 from __future__ import annotations
@@ -35,142 +34,146 @@ from transformers import PreTrainedModel
 from services.cloud_verifier.torch_engine.attention import Attention, PassAttention, Segment
 from services.cloud_verifier.torch_engine.head import Float32Head
 from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout, Prefix
-from services.cloud_verifier.torch_engine.network import WHOLE_VECTORS, Outputs, computed
+from services.cloud_verifier.torch_engine.network import WHOLE_VECTORS, Outputs, run_model
 from services.cloud_verifier.torch_engine.packed import ROW_RULES, RowRule, strictest
 
-PATIENCE = timedelta(days=365)  # of ranks that wait for the next pass
-END_S = 1.0  # between the first rank that ends in order and the last
+PASS_TIMEOUT = timedelta(days=365)  # of ranks that wait for the next pass
+EXIT_GRACE_S = 1.0  # between the first and the last rank that exits in order
 
 log = structlog.get_logger(__name__)
 
 
-class Fed(Struct, frozen=True, array_like=True):
-    """One session's part of a pass, by the number of its cache."""
+class SegmentMessage(Struct, frozen=True, array_like=True):
+    """One segment of a pass (attention.Segment)."""
 
-    number: int
+    number: int  # of the cache
     capacity: int
-    copied: list[tuple[int, int]]  # prefixes to take over first: number of the cache, length
+    prefixes: list[tuple[int, int]]  # to copy first: number of the source cache, length
     start: int
     num_tokens: int
     offset: int
 
 
-class Pass(Struct, frozen=True, array_like=True):
-    """What the other ranks need to know of a pass."""
+class PassMessage(Struct, frozen=True, array_like=True):
+    """A pass, as rank 0 sends it to the other ranks."""
 
-    freed: list[int]  # caches that are no more
-    fed: list[Fed]
+    freed: list[int]  # numbers of freed caches
+    segments: list[SegmentMessage]
     token_ids: list[int]
     positions: list[int]
     drawing: list[int]
 
 
 class Ranks:
-    """This process's place among those that torchrun started; there is one of it (`here`)."""
+    """The rank of this process under torchrun, and its communication; a singleton (`here`)."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self.lock = threading.Lock()  # of who speaks: a pass, or the end
-        self.is_over = False
+        self.lock = threading.Lock()  # held by rank 0 while it sends a pass or the end
+        self.has_ended = False
         self._group: dist.ProcessGroup | None = None
 
     @staticmethod
     @lru_cache(maxsize=1)
     def here() -> Ranks | None:
-        """None where there is one process only."""
+        """None if there is only one process."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         return Ranks(int(os.environ["RANK"]), size) if size > 1 else None
 
     def join(self) -> None:
-        """All ranks come here, once torch knows of them: they get a group for what they tell each other, on the CPU,
-        whose members may wait for long; and watch each other."""
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        """Creates the CPU process group for messages and starts watching the other ranks.
+
+        All ranks call it after torch's process group exists.
+        """
+        self._group = dist.new_group(backend="gloo", timeout=PASS_TIMEOUT)
         host = int.from_bytes(sha256(socket.gethostname().encode()).digest()[:7])
-        places = self._gathered(torch.tensor([host, os.getpid()]))
-        others = [int(pid) for number, (where, pid) in enumerate(places) if number != self.rank and where == host]
+        places = self._all_gather(torch.tensor([host, os.getpid()]))
+        others = [int(pid) for rank, (where, pid) in enumerate(places) if rank != self.rank and where == host]
         threading.Thread(target=self._watch, args=(others,), name="ranks", daemon=True).start()
 
-    def digest_of_all(self, digest: bytes) -> str:
-        """What all ranks know of their parts; each of them calls this."""
-        return "/".join(bytes(each.tolist()).hex() for each in self._gathered(torch.tensor(list(digest))))
+    def gather_digests(self, digest: bytes) -> str:
+        """The digests of all ranks, in hexadecimal and separated by `/`. All ranks call it."""
+        return "/".join(bytes(each.tolist()).hex() for each in self._all_gather(torch.tensor(list(digest))))
 
-    def tell(self, message: Pass) -> None:
-        """Rank 0: to all others."""
+    def send(self, message: PassMessage) -> None:
+        """Rank 0: sends a pass to all other ranks."""
         data = torch.frombuffer(bytearray(json.encode(message)), dtype=torch.uint8)
         dist.broadcast(torch.tensor([len(data)]), 0, group=self._group)
         dist.broadcast(data, 0, group=self._group)
 
-    def hear(self) -> Pass | None:
-        """The others: what rank 0 tells next; None at the end."""
+    def receive(self) -> PassMessage | None:
+        """Other ranks: waits for the next pass; None when rank 0 has ended."""
         length = torch.zeros(1, dtype=torch.int64)
         dist.broadcast(length, 0, group=self._group)
         if not length:
-            self.is_over = True
+            self.has_ended = True
             return None
         data = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, 0, group=self._group)
-        return json.decode(data.numpy().tobytes(), type=Pass)
+        return json.decode(data.numpy().tobytes(), type=PassMessage)
 
     def end(self) -> None:
-        """Rank 0: lets the others go, if they have come as far as to listen. No pass begins any more."""
+        """Rank 0: sends the end to the other ranks if they have joined. Later passes raise RuntimeError."""
         with self.lock:
-            self.is_over = True
+            self.has_ended = True
             if self._group is not None:
                 dist.broadcast(torch.zeros(1, dtype=torch.int64), 0, group=self._group)
 
-    def _gathered(self, own: Tensor) -> list[Tensor]:
-        """Everybody's, by rank."""
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(found, own, group=self._group)
-        return found
+    def _all_gather(self, own: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, in the order of ranks."""
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(gathered, own, group=self._group)
+        return gathered
 
     def _watch(self, pids: Sequence[int]) -> None:
-        """In a thread: ends this process with the first other one of this machine that ends before its time. Kernels of
-        a GPU wait for a rank that is gone for hours, while the verifier would go on to say that it lives."""
-        with suppress(ProcessLookupError), selectors.DefaultSelector() as watched:  # it may be gone already
+        """Runs in a thread: exits when another rank on this machine exits early.
+
+        Otherwise a GPU kernel would wait hours for the missing rank while the verifier still sends heartbeats.
+        """
+        with suppress(ProcessLookupError), selectors.DefaultSelector() as watched:  # it may have exited already
             for pid in pids:
                 watched.register(os.pidfd_open(pid), selectors.EVENT_READ)
             watched.select()
-        time.sleep(END_S)
-        if not self.is_over:
+        time.sleep(EXIT_GRACE_S)
+        if not self.has_ended:
             log.critical("another rank has ended, so this one ends", rank=self.rank)
             os._exit(1)
 
 
 class GatheredHead(nn.Module):
-    """float32 logits over a vocabulary of which each rank has a part."""
+    """float32 logits over a vocabulary that is split among the ranks."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        weight, bias = (local(each) for each in (head.weight, head.bias))
+        weight, bias = (local_shard(each) for each in (head.weight, head.bias))
         assert weight is not None
         self._vocab_size = len(head.weight)
-        self._part = Float32Head(weight, bias, packed=False)
+        self._shard = Float32Head(weight, bias, packed=False)
         self._is_whole = len(weight) == self._vocab_size
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [1, rows, vocab] of hidden states [1, rows, hidden]."""
-        part: Tensor = self._part(hidden)
+        shard: Tensor = self._shard(hidden)
         if self._is_whole:
-            return part
-        if not part.shape[1]:  # alike on all ranks: nobody gathers
-            return part.new_empty((1, 0, self._vocab_size))
+            return shard
+        if not shard.shape[1]:  # the same on all ranks, so none of them gathers
+            return shard.new_empty((1, 0, self._vocab_size))
         size = dist.get_world_size()
-        width = -(-self._vocab_size // size)  # of all parts but the last ones
-        padded = nn.functional.pad(part, (0, width - part.shape[-1])).contiguous()
-        parts = [torch.empty_like(padded) for _ in range(size)]
-        dist.all_gather(parts, padded)
-        return torch.cat(parts, dim=-1)[..., : self._vocab_size]
+        width = -(-self._vocab_size // size)  # of all shards but the last ones
+        padded = nn.functional.pad(shard, (0, width - shard.shape[-1])).contiguous()
+        shards = [torch.empty_like(padded) for _ in range(size)]
+        dist.all_gather(shards, padded)
+        return torch.cat(shards, dim=-1)[..., : self._vocab_size]
 
 
-def local(parameter: Tensor | None) -> Tensor | None:
-    """This rank's part."""
+def local_shard(parameter: Tensor | None) -> Tensor | None:
+    """This rank's shard of a distributed parameter; any other parameter itself."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-class PartNetwork:
-    """A model that transformers has cut by its tp_plan: this rank's part, which computes with all others at once."""
+class ShardNetwork:
+    """This rank's shard of a model that transformers split by its tp_plan. A call is a collective operation."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -179,102 +182,103 @@ class PartNetwork:
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
-        return computed(self._model, token_ids, positions, drawing, attention)
+        return run_model(self._model, token_ids, positions, drawing, attention)
 
 
 # --- rank 0 -----------------------------------------------------------------------------------------------------------
 
 
-class LeadingCache(KvCache):
-    """A cache that the other ranks know by its number, once it was fed."""
+class LeaderCache(KvCache):
+    """Rank 0's shard of a cache. The other ranks create theirs, under the same number, when it is first fed."""
 
     def __init__(self, layout: KvLayout, capacity: int, number: int) -> None:
         super().__init__(layout, capacity)
         self.number = number
-        self.is_known = False
-        # Prefixes since the last pass, cache and length; kept, so that no cache is gone before it was copied.
-        self.copied: list[tuple[LeadingCache, int]] = []
+        self.is_sent = False
+        # Prefixes copied since the last pass: cache and length. The reference delays freeing until they are sent.
+        self.copied: list[tuple[LeaderCache, int]] = []
 
     def copy(self, prefix: Prefix) -> None:
-        assert isinstance(prefix.cache, LeadingCache)
-        if not prefix.cache.is_known:
-            raise ValueError("a prefix was never fed on all ranks")
+        assert isinstance(prefix.cache, LeaderCache)
+        if not prefix.cache.is_sent:
+            raise ValueError(f"prefix of cache {prefix.cache.number}: the other ranks do not have this cache")
         super().copy(prefix)
         self.copied.append((prefix.cache, prefix.length))
 
-    def told(self, segment: Segment) -> Fed:
-        """Its part of a pass, for the others."""
-        copied = [(cache.number, length) for cache, length in self.copied]
-        return Fed(self.number, self.capacity, copied, segment.start, segment.num_tokens, segment.offset)
+    def message(self, segment: Segment) -> SegmentMessage:
+        prefixes = [(cache.number, length) for cache, length in self.copied]
+        return SegmentMessage(self.number, self.capacity, prefixes, segment.start, segment.num_tokens, segment.offset)
 
 
 @dataclass(slots=True)
-class LeadingNetwork:
-    """Tells the others before it computes; and makes the caches, of which they have their parts."""
+class LeaderNetwork:
+    """Rank 0's network: creates the caches, and sends each pass to the other ranks before computing its shard."""
 
-    part: PartNetwork
+    shard: ShardNetwork
     ranks: Ranks
     row_rule: RowRule
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _freed: deque[int] = field(default_factory=deque)
 
     def new_cache(self, layout: KvLayout, capacity: int) -> KvCache:
-        cache = LeadingCache(layout, capacity, next(self._numbers))
+        cache = LeaderCache(layout, capacity, next(self._numbers))
         finalize(cache, self._freed.append, cache.number)
         return cache
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
         assert isinstance(attention, PassAttention)
         with self.ranks.lock:
-            if self.ranks.is_over:
-                raise RuntimeError("the ranks have ended")
+            if self.ranks.has_ended:
+                raise RuntimeError("rank 0 has ended, no pass can start")
             try:
-                self._tell(token_ids, positions, drawing, attention.segments)
-                return self.part(token_ids, positions, drawing, attention)
+                self._send(token_ids, positions, drawing, attention.segments)
+                return self.shard(token_ids, positions, drawing, attention)
             except Exception:
-                log.exception("a pass failed on rank 0 and not on the others, which can't be mended: the process ends")
+                log.exception("a pass failed on rank 0, so all ranks end")
                 os._exit(1)
 
-    def _tell(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, segments: Sequence[Segment]) -> None:
+    def _send(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, segments: Sequence[Segment]) -> None:
         freed = [self._freed.popleft() for _ in range(len(self._freed))]
-        caches = [segment.cache for segment in segments if isinstance(segment.cache, LeadingCache)]
-        fed = [cache.told(segment) for cache, segment in zip(caches, segments, strict=True)]
-        self.ranks.tell(Pass(freed, fed, token_ids.tolist(), positions.tolist(), drawing.tolist()))
+        caches = [segment.cache for segment in segments if isinstance(segment.cache, LeaderCache)]
+        messages = [cache.message(segment) for cache, segment in zip(caches, segments, strict=True)]
+        self.ranks.send(PassMessage(freed, messages, token_ids.tolist(), positions.tolist(), drawing.tolist()))
         for cache in caches:
-            cache.is_known, cache.copied = True, []
+            cache.is_sent, cache.copied = True, []
 
 
-# --- the others -------------------------------------------------------------------------------------------------------
+# --- other ranks ------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def follow(part: PartNetwork, layout: KvLayout, ranks: Ranks) -> None:
-    """Computes every pass that rank 0 tells of, until it ends. Signals, which torchrun hands to all ranks, are rank 0's
-    affair from now on."""
+def follow(shard: ShardNetwork, layout: KvLayout, ranks: Ranks) -> None:
+    """Computes every pass that rank 0 sends, until rank 0 ends.
+
+    Ignores SIGTERM and SIGINT, which torchrun sends to all ranks: rank 0 handles them.
+    """
     for ignored in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ignored, signal.SIG_IGN)
     caches: dict[int, KvCache] = {}
     try:
-        while (told := ranks.hear()) is not None:
-            for number in told.freed:
+        while (message := ranks.receive()) is not None:
+            for number in message.freed:
                 caches.pop(number, None)
-            _compute(told, caches, part, layout)
+            _compute(message, caches, shard, layout)
     except Exception:
-        log.exception("a pass failed on this rank, which can't be mended: the process ends", rank=ranks.rank)
+        log.exception("a pass failed on this rank, so all ranks end", rank=ranks.rank)
         os._exit(1)
     log.info("rank ends", rank=ranks.rank)
 
 
-def _compute(told: Pass, caches: dict[int, KvCache], part: PartNetwork, layout: KvLayout) -> None:
+def _compute(message: PassMessage, caches: dict[int, KvCache], shard: ShardNetwork, layout: KvLayout) -> None:
     segments = []
-    for fed in told.fed:
-        cache = caches.get(fed.number) or caches.setdefault(fed.number, KvCache(layout, fed.capacity))
-        for number, length in fed.copied:
+    for each in message.segments:
+        cache = caches.get(each.number) or caches.setdefault(each.number, KvCache(layout, each.capacity))
+        for number, length in each.prefixes:
             cache.copy(Prefix(caches[number], length))
-        segments.append(Segment(cache, fed.start, fed.num_tokens, fed.offset))
-    part(
-        torch.tensor(told.token_ids, device=layout.device),
-        torch.tensor(told.positions, device=layout.device),
-        torch.tensor(told.drawing, dtype=torch.int64, device=layout.device),
+        segments.append(Segment(cache, each.start, each.num_tokens, each.offset))
+    shard(
+        torch.tensor(message.token_ids, device=layout.device),
+        torch.tensor(message.positions, device=layout.device),
+        torch.tensor(message.drawing, dtype=torch.int64, device=layout.device),
         PassAttention.of(segments, layout.device),
     )

@@ -1,9 +1,9 @@
-"""The coupled draw of shared/protocol/sampling.py in torch, on the model's device, for all rows of one session at once.
+"""The coupled draw of shared/protocol/sampling.py in torch, on the model's device, for all rows of a session.
 
-Invariant: a row's draw depends on its logits, the sampling parameters, its position and (where penalties ask for it)
-the text before it alone, never on the rows drawn with it. It equals `shared.protocol.sampling.draw` unless two scores
-differ by a few ulp of float64. Reductions over the vocabulary are sequential (cumsum) or exact (max), so no thread
-count and no batch shape changes their bits.
+Invariant: a row's draw depends on its logits, sampling parameters, position and preceding text (for penalties) alone,
+not on the other rows. It equals `shared.protocol.sampling.draw` unless two scores differ by a few ulp of float64.
+Reductions over the vocabulary are sequential (cumsum) or exact (max), so their bits do not depend on the thread count
+or the batch shape.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from shared.protocol.sampling import (
     stream_key,
 )
 
-ROWS_AT_ONCE = 1  # on the CPU: the temporaries of one row stay in its caches, which is twice as fast
-NO_DRAW = -1  # stands for a draw from logits whose greatest value is not finite
+ROWS_AT_ONCE = 1  # on the CPU: the temporaries of one row fit its caches, which is twice as fast
+NO_DRAW = -1  # the draw from logits whose highest value is not finite
 
 
 def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
-    """Token ids [n] for the positions position, position + 1, ... from logits [n, vocab] float32 or scores [n, vocab]
-    float64; NO_DRAW where a row's greatest one is not finite."""
-    if not len(logits):  # inside a prefill nothing is drawn
+    """Token ids [n] for positions position .. position + n - 1; NO_DRAW if a row's highest value is not finite.
+
+    logits: [n, vocab] float32, or adjusted scores [n, vocab] float64.
+    """
+    if not len(logits):  # a prefill chunk without draws
         return torch.empty(0, dtype=torch.int64, device=logits.device)
     at_once = len(logits) if is_greedy(sampling) or logits.device.type != "cpu" else ROWS_AT_ONCE
     starts = range(0, len(logits), at_once)
@@ -43,9 +45,9 @@ def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
 
 
 def adjust(logits: Tensor, sampling: Sampling, history: History | None, guesses: Sequence[int]) -> Tensor:
-    """Scores [n, vocab] float64 where penalties, biases or min_tokens change any, else the logits as they are.
+    """Scores [n, vocab] float64 if penalties, biases or min_tokens apply, else the logits unchanged.
 
-    Row i stands behind `history` and the first i of `guesses`.
+    Row i follows `history` and the first i of `guesses`.
     """
     if history is None or not is_adjusted(sampling, history.min_tokens):
         return logits
@@ -60,7 +62,7 @@ def adjust(logits: Tensor, sampling: Sampling, history: History | None, guesses:
 
 
 def logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
-    """What the model's own logits [n, vocab] say of the token drawn from each row, and of the num_top likeliest."""
+    """Logprobs of each row's drawn token and num_top most likely tokens, from unadjusted logits [n, vocab]."""
     return [_logprobs(row, token_id, num_top) for row, token_id in zip(logits, token_ids, strict=True)]
 
 
@@ -69,14 +71,14 @@ def _logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
     if num_top == 0:
         return TokenLogprobs(float(every[token_id]), TokenIds(), [])
     least = every.topk(min(num_top, len(every))).values[-1]
-    candidates = (every >= least).nonzero().squeeze(-1)  # ascending ids, more than num_top only where values are equal
+    candidates = (every >= least).nonzero().squeeze(-1)  # ascending ids; more than num_top if values are equal
     ranked, order = every[candidates].sort(descending=True, stable=True)
     top_ids = candidates[order][:num_top].tolist()
     return TokenLogprobs(float(every[token_id]), TokenIds(top_ids), ranked[:num_top].tolist())
 
 
 def uniform(seed: int, position: int, token_ids: Tensor) -> Tensor:
-    """u in (0, 1), float64 [n, ids], of token_ids [n or 1, ids] at the positions position .. position + n - 1."""
+    """u in (0, 1), float64 [n, ids], of token_ids [n or 1, ids] at positions position .. position + n - 1."""
     return _uniform(_keys(seed, position, token_ids.shape[0], token_ids.device), token_ids)
 
 
@@ -87,7 +89,7 @@ def _draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
 
 
 def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The greatest of each row and the first of the ids that have it, each [n, 1]; a NaN counts as the greatest."""
+    """Maximum and argmax (lowest id of equal values) of each row, each [n, 1]; NaN counts as the maximum."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1, keepdim=True)
     best = torch.from_numpy(logits.numpy().argmax(axis=-1, keepdims=True))  # ten times as fast as torch's
@@ -102,13 +104,13 @@ def _sample(logits: Tensor, peak: Tensor, sampling: Sampling, position: int) -> 
         return scores.add_(_gumbel(keys, every_id[None])).argmax(dim=-1, keepdim=True)
     kept, token_ids = _filter(scores, sampling)
     kept = kept + _gumbel(keys, token_ids)
-    # Columns are in score order here: of equal sums the lowest id wins, as everywhere.
+    # Columns are in score order, so argmax would not choose the lowest id of equal sums.
     is_best = kept == kept.amax(dim=-1, keepdim=True)
     return token_ids.where(is_best, scores.shape[-1]).amin(dim=-1, keepdim=True)
 
 
 def _filter(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Scores and ids [n, candidates], by (score descending, id ascending); -inf for what the filters drop."""
+    """Scores and ids [n, candidates] by (score descending, id ascending); filtered scores are -inf."""
     weights = scores.exp() if sampling.top_p < 1 or sampling.min_p > 0 else None
     total = weights.cumsum(dim=-1)[:, -1:] if weights is not None and sampling.top_p < 1 else None
     token_ids, candidate_scores = _gather(scores, _candidates(scores, weights, total, sampling))
@@ -127,18 +129,18 @@ def _filter(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 def _gather(scores: Tensor, is_candidate: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids, ascending, and scores [n, most candidates of a row] where the mask holds; shorter rows end in -inf."""
+    """Ids, ascending, and scores where the mask is set, each [n, max candidates per row]; padded with -inf."""
     rows, ids = is_candidate.nonzero(as_tuple=True)
     ends = is_candidate.sum(dim=-1).cumsum(dim=-1)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     columns = torch.arange(len(rows), device=rows.device) - starts[rows]
-    shape = (len(scores), int((ends - starts).max().clamp_min(1)))  # a row of NaN has no candidate
+    shape = (len(scores), int((ends - starts).max().clamp_min(1)))  # a row of NaN has no candidates
     token_ids = ids.new_zeros(shape).index_put_((rows, columns), ids)
     return token_ids, scores.new_full(shape, -torch.inf).index_put_((rows, columns), scores[rows, ids])
 
 
 def _candidates(scores: Tensor, weights: Tensor | None, total: Tensor | None, sampling: Sampling) -> Tensor:
-    """Mask [n, vocab] of a superset of the kept tokens, as in shared/protocol/sampling.py."""
+    """Mask [n, vocab] of a superset of the unfiltered tokens, as in shared/protocol/sampling.py."""
     num = scores.shape[-1]
     if sampling.top_k > 0:
         kth = scores.topk(min(sampling.top_k, num), dim=-1).values[:, -1:]
@@ -160,7 +162,7 @@ def _gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _uniform(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """SplitMix64 in two's complement: int64 products wrap, and a mask makes the shift a logical one."""
+    """SplitMix64 in two's complement: int64 products wrap, and a mask makes shifts logical."""
     state = (token_ids + 1).mul(_signed(GAMMA)) + keys  # [n, ids]
     for shift, multiplier in ((30, MIX_1), (27, MIX_2)):
         state ^= _shift(state, shift)

@@ -1,4 +1,4 @@
-"""Attention of a pass equals torch's own on any device's path, and a token's bits depend on nothing beside it."""
+"""Attention of a pass equals torch's attention. A token's bits do not depend on the rest of the pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.cloud_verifier.torch_engine.kv import KV_STEP, KvCache, KvLayout, 
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-SHAPES = [  # with head_dims that are no multiple of the vectors' length, and more heads of a group than rows at once
+SHAPES = [  # head_dims that are not multiples of LANES, and groups larger than MOST_ROWS
     LayerShape(3, 3, 64, None),
     LayerShape(1, 1, 16, None),
     LayerShape(2, 7, 72, None),
@@ -41,12 +41,12 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def layout(shape: LayerShape, dtype: torch.dtype, *, in_tiles: bool = True) -> KvLayout:
-    return KvLayout((shape,), dtype, CPU, in_tiles)
+def layout(shape: LayerShape, dtype: torch.dtype, *, is_tiled: bool = True) -> KvLayout:
+    return KvLayout((shape,), dtype, CPU, is_tiled)
 
 
 def random_heads(shape: LayerShape, num_tokens: int, dtype: torch.dtype, seed: int = 0) -> Heads:
-    """As a network gives them: [tokens, heads, head_dim], seen as [heads, tokens, head_dim]."""
+    """[heads, tokens, head_dim] as a view of [tokens, heads, head_dim], like a network's."""
     generator = torch.Generator().manual_seed(seed)
     num_heads = shape.num_kv_heads * (shape.group + 2)
     heads = torch.randn(num_tokens, num_heads, shape.head_dim, generator=generator).to(dtype).transpose(0, 1)
@@ -60,7 +60,7 @@ def of_tokens(heads: Heads, tokens: slice) -> Heads:
 
 
 def expected(heads: Heads) -> Tensor:
-    """torch's own over the whole text at once, in float64: [tokens, query_heads, head_dim]."""
+    """torch's attention over the whole text in float64: [tokens, query_heads, head_dim]."""
     keys, values = (each.double().repeat_interleave(heads.group, dim=0) for each in (heads.key, heads.value))
     num_tokens = keys.shape[1]
     mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
@@ -71,7 +71,7 @@ def expected(heads: Heads) -> Tensor:
 
 
 def fed(kind: type[PassAttention], cache: KvCache, heads: Heads, cuts: list[int]) -> Tensor:
-    """Outputs of a text that is fed in chunks which end at `cuts`."""
+    """Outputs of a text fed in chunks that end at `cuts`."""
     parts = []
     for start, end in zip([0, *cuts], [*cuts, heads.query.shape[1]], strict=True):
         segment = Segment(cache, start, end - start, offset=0)
@@ -86,7 +86,7 @@ def test_attention_of_a_text_in_chunks_is_torchs_own_of_the_whole(
     kind: type[PassAttention], shape: LayerShape, dtype: torch.dtype
 ) -> None:
     heads = random_heads(shape, 150, dtype)
-    cache = KvCache(layout(shape, dtype, in_tiles=kind is CompiledAttention), 150)
+    cache = KvCache(layout(shape, dtype, is_tiled=kind is CompiledAttention), 150)
     found = fed(kind, cache, heads, [1, 5, 63, 64, 70, 128])
     tolerance = 2e-5 if dtype is torch.float32 else 2e-2
     assert torch.allclose(found.double(), expected(heads), atol=tolerance, rtol=tolerance)
@@ -159,5 +159,5 @@ def test_the_threads_of_a_pass_get_about_as_much_work_each(monkeypatch: pytest.M
     cache = KvCache(layout(SHAPES[0], torch.float32), 1000)
     segments = [Segment(cache, 0, 1000, 0), *(Segment(cache, 500, 1, 1000 + i) for i in range(5))]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert CompiledAttention(segments)._new_shares(3, 192) == [(0, 1), (1, 2), (2, 18)]
-    assert CompiledAttention(segments[1:])._new_shares(3, 192) == [(0, 15)]
+    assert CompiledAttention(segments)._split_jobs(3, 192) == [(0, 1), (1, 2), (2, 18)]
+    assert CompiledAttention(segments[1:])._split_jobs(3, 192) == [(0, 15)]

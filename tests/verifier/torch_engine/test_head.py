@@ -1,4 +1,4 @@
-"""The greedy draw without all logits: the very token of the exact logits, whatever rows are computed with it."""
+"""The greedy draw from candidates equals the argmax of exact logits, whatever rows are computed with it."""
 
 from __future__ import annotations
 

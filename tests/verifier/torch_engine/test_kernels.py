@@ -1,4 +1,4 @@
-"""What numba computes between a network's products is what torch's operators compute."""
+"""The CPU kernels equal torch's operators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def random_rows(num: int, width: int, dtype: torch.dtype, seed: int = 0) -> torc
 
 
 def alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """To a few units in the last place of float32; bfloat16 numbers may be rounded otherwise at a tie at most."""
+    """float32: to a few ulp. bfloat16: rounding may differ only near a tie."""
     if found.dtype == torch.float32:
         return torch.allclose(found, wanted, rtol=2e-6, atol=1e-6)
     differing = found != wanted

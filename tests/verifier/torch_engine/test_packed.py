@@ -1,4 +1,4 @@
-"""Linear layers, activations and head: equal to the plain ones, and to the bit whatever rows they see."""
+"""Linear layers, activations and head equal the plain ones. A row's bits do not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_rows_have_the_same_bits_for_every_row_count_that_the_rule_allows(
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
         rule = row_rule(layer, num_in, dtype, rows.device)
-        assert RowRule(rule.least, rule.step) in ROW_RULES
+        assert RowRule(rule.min_rows, rule.step) in ROW_RULES
         expected = layer(rows)
         for num_rows in filter(rule.allows, range(1, MAX_ROWS)):
             assert torch.equal(layer(rows[:num_rows]), expected[:num_rows]), (num_threads, num_rows)
@@ -94,27 +94,27 @@ def test_a_row_rule_avoids_the_counts_at_which_a_kernel_computes_otherwise(odd_c
             return x * (1 + 1e-6 * (len(x) in odd_counts))
 
     assert row_rule(Odd(), 16, torch.float32, torch.device("cpu")) == rule
-    assert [rule.fill(n) for n in (1, 4, 5, 8)] == [
-        max(rule.least, -(-n // rule.step) * rule.step) for n in (1, 4, 5, 8)
+    assert [rule.round_up(n) for n in (1, 4, 5, 8)] == [
+        max(rule.min_rows, -(-n // rule.step) * rule.step) for n in (1, 4, 5, 8)
     ]
 
 
-@pytest.mark.parametrize(("least", "most"), [(33, 32), (17, 16), (9, 8), (1000, UNLIMITED)])
-def test_a_layer_whose_large_products_differ_computes_its_rows_in_blocks(least: int, most: int) -> None:
+@pytest.mark.parametrize(("smallest_odd", "max_rows"), [(33, 32), (17, 16), (9, 8), (1000, UNLIMITED)])
+def test_a_layer_whose_large_products_differ_computes_its_rows_in_blocks(smallest_odd: int, max_rows: int) -> None:
     class Odd(BlockedLinear):
         def product(self, x: torch.Tensor) -> torch.Tensor:
-            return x * (1 + 1e-6 * (len(x) >= least))
+            return x * (1 + 1e-6 * (len(x) >= smallest_odd))
 
     layer = Odd()
     rule = row_rule(layer, 16, torch.float32, torch.device("cpu"))
-    assert rule == RowRule(4, 4, most)
-    assert layer.most_rows == most
+    assert rule == RowRule(4, 4, max_rows)
+    assert layer.max_rows == max_rows
     rows = random(256, 16, dtype=torch.float32)
     for num_rows in filter(rule.allows, range(1, 257)):
         assert torch.equal(layer(rows[:num_rows]), rows[:num_rows])
 
 
-def test_rows_that_depend_on_their_place_are_told_of() -> None:
+def test_rows_that_depend_on_their_index_are_logged() -> None:
     class Placed(BlockedLinear):
         def product(self, x: torch.Tensor) -> torch.Tensor:
             return x * (1 + 1e-6 * (torch.arange(len(x))[:, None] % 2))
@@ -122,15 +122,15 @@ def test_rows_that_depend_on_their_place_are_told_of() -> None:
     with capture_logs() as logs:
         row_rule(Placed(), 16, torch.float32, torch.device("cpu"))
     assert [(each["event"], each["rows"]) for each in logs] == [
-        ("rows are computed otherwise beside others", [4, 8, 16, 32, 36, 64])
+        ("a row's bits depend on the row count", [4, 8, 16, 32, 36, 64])
     ]
 
 
-def test_what_one_layer_needs_all_get() -> None:
+def test_all_layers_get_the_lowest_row_limit() -> None:
     layers = nn.ModuleList([PlainLinear(torch.eye(4), None) for _ in range(3)])
-    layers[1].most_rows = 8
+    layers[1].max_rows = 8
     limit_rows((layers,), 16)
-    assert [layer.most_rows for layer in layers] == [16, 8, 16]
+    assert [layer.max_rows for layer in layers] == [16, 8, 16]
     assert strictest((RowRule(4, 2, 16), RowRule(8, 8), RowRule(4, 4, 32))) == RowRule(8, 8, 16)
 
 
@@ -142,7 +142,7 @@ def test_rows_in_blocks_are_those_of_the_whole(dtype: torch.dtype, kind: type[Bl
     layer = kind(random(48, 64, dtype=dtype), random(48, dtype=dtype, seed=1))
     x = random(1, 40, 64, dtype=dtype, seed=2)
     expected = torch.cat([layer(x[:, :16]), layer(x[:, 16:32]), layer(x[:, 32:])], dim=1)
-    layer.most_rows = 16
+    layer.max_rows = 16
     assert torch.equal(layer(x), expected)
 
 
@@ -206,10 +206,10 @@ def test_layers_of_one_shape_are_probed_once_and_the_strictest_rule_holds_for_al
     assert rules.strictest == RowRule(4, 4, 32)
 
 
-def test_a_row_rule_fills_row_counts_up() -> None:
-    assert [RowRule(4, 2).fill(n) for n in (1, 4, 5, 17, 33, 65, 200, 256)] == [4, 4, 6, 18, 36, 72, 208, 256]
-    assert [RowRule(4, 4).fill(n) for n in (1, 4, 5)] == [4, 4, 8]
-    assert all(n <= RowRule(4, 2).fill(n) <= max(4, n * 9 / 8 + 1) for n in range(1, 1000))
+def test_a_row_rule_rounds_row_counts_up() -> None:
+    assert [RowRule(4, 2).round_up(n) for n in (1, 4, 5, 17, 33, 65, 200, 256)] == [4, 4, 6, 18, 36, 72, 208, 256]
+    assert [RowRule(4, 4).round_up(n) for n in (1, 4, 5)] == [4, 4, 8]
+    assert all(n <= RowRule(4, 2).round_up(n) <= max(4, n * 9 / 8 + 1) for n in range(1, 1000))
 
 
 def test_packing_is_off_where_the_private_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

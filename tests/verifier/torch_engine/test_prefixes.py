@@ -1,4 +1,4 @@
-"""Prefix caching: who may use whose KV cache, when, and that not one bit changes by it."""
+"""Prefix caching: which sessions share a KV cache, and that the bits stay the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Table(SessionTable):
         return self.open(request, GATEWAY, 0.0)
 
     def run_pass(self, chunk: int = 8) -> list[str]:
-        """One pass of all that are ready; their session ids."""
+        """Computes one pass and returns the ids of its sessions."""
         self.share_prefixes()
         slots = self.ready()
         rows = [slot.state.begin_pass(chunk, 0) for slot in slots]
@@ -51,10 +51,10 @@ class Table(SessionTable):
         return [slot.state.session_id for slot in slots]
 
     def finish(self, slot: SessionSlot) -> int:
-        """Passes until the session has its answer; how many."""
+        """Number of passes until the session has its answer."""
         num_passes = 0
         while slot.state.finish is None:
-            assert self.run_pass(), "a session waits for nobody"
+            assert self.run_pass(), "no session is ready"
             num_passes += 1
         assert slot.state.tokens == [*slot.state.request.prompt_ids, *answer(slot.state.request.prompt_ids, 4)]
         return num_passes
@@ -152,7 +152,7 @@ def test_a_twin_computes_for_itself_when_the_other_is_closed_mid_prefill() -> No
 def test_twins_of_one_that_is_over_do_not_wait_for_each_other() -> None:
     table = Table(4)
     first = table.opens(1, [*PROMPT, 80])
-    twins = [table.opens(number, [*PROMPT, 90, 91]) for number in (2, 3)]  # more alike than like the first
+    twins = [table.opens(number, [*PROMPT, 90, 91]) for number in (2, 3)]  # a longer common prefix
     table.run_pass(MIN_TOKENS)
     table.close(first.state.session_id, 1, 0.0)
     for twin in twins:
@@ -165,7 +165,7 @@ def test_what_a_twin_has_yet_to_copy_is_copied_from_where_it_is() -> None:
     first = table.opens(2, [*PROMPT, 90])
     assert first.context.prefix is not None
     source = first.context.prefix.cache
-    table.engine.prefixes.shrink(0)  # room was needed meanwhile
+    table.engine.prefixes.shrink(0)  # its memory is needed
     second = table.opens(3, PROMPT)
     assert second.context.source is first.context
     assert second not in table.ready()
@@ -193,7 +193,7 @@ def test_a_session_of_another_scope_does_not_wait_for_a_prefill_under_way() -> N
     assert table.engine.num_shared_tokens == 0
 
 
-def test_logits_behind_a_copied_prefix_have_the_same_bits(tmp_path) -> None:
+def test_logits_after_a_copied_prefix_have_the_same_bits(tmp_path) -> None:
     target = load_target(str(save_model(SERVED["qwen3"](), tmp_path)), "cpu", "auto")
     rng = np.random.default_rng(3)
     text = rng.integers(target.vocab_size, size=90).tolist()
@@ -205,7 +205,7 @@ def test_logits_behind_a_copied_prefix_have_the_same_bits(tmp_path) -> None:
         cache.copy(Prefix(source, length))
         row = Row(cache, length, other[length:], 90 - length, Sampling())
         assert torch.equal(target.forward([row])[0], expected[length:])
-    target.forward([Row(source, 89, text[89:], 1, Sampling())])  # the source is as good as before
+    target.forward([Row(source, 89, text[89:], 1, Sampling())])  # the source is unchanged
 
 
 def fed(target: TargetModel, text: list[int]) -> KvCache:

@@ -1,4 +1,4 @@
-"""The torch sampler: the same draws as numpy's, whatever rows share the batch."""
+"""The torch sampler draws the same tokens as numpy's, for any batch."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ def test_scores_have_the_bits_of_numpys() -> None:
 def test_logprobs_are_those_of_the_logits_and_ranked_with_ties_by_id() -> None:
     logits = logits_of(6, 500, 2, tied=True)
     every = torch.log_softmax(logits.double(), dim=-1)
-    for row, told in enumerate(sampler.logprobs(logits, [0, 1, 2, 3, 4, 5], 20)):
+    for row, found in enumerate(sampler.logprobs(logits, [0, 1, 2, 3, 4, 5], 20)):
         ranked = sorted(range(500), key=lambda token_id: (-float(logits[row, token_id]), token_id))[:20]
-        assert told.logprob == pytest.approx(float(every[row, row]), abs=1e-12)
-        assert list(told.top_ids) == ranked
-        assert told.top_logprobs == pytest.approx([float(every[row, token_id]) for token_id in ranked], abs=1e-12)
+        assert found.logprob == pytest.approx(float(every[row, row]), abs=1e-12)
+        assert list(found.top_ids) == ranked
+        assert found.top_logprobs == pytest.approx([float(every[row, token_id]) for token_id in ranked], abs=1e-12)
 
 
 def test_logprobs_of_the_token_alone_and_of_a_vocabulary_smaller_than_what_is_asked_for() -> None:

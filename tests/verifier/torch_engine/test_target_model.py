@@ -1,4 +1,4 @@
-"""The target model: right by transformers' own forward, and to the bit whatever the passes look like."""
+"""The target model gives transformers' logits, bit-identical for all passes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def all_of(cache, start: int, token_ids: list[int], sampling: Sampling = GREEDY)
 
 
 class Texts:
-    """Random texts, and their logits from one pass each: what all other passes must repeat."""
+    """Random texts, and the logits of one pass over each, which all other passes must repeat."""
 
     def __init__(self, target: TargetModel, num_texts: int, length: int, num_threads: int = 1) -> None:
         self.target = target
@@ -88,14 +88,14 @@ class Texts:
         self.logits = [target.forward([all_of(target.new_cache(length), 0, ids)])[0] for ids in self.ids]
 
     def feed(self, caches: list, spans: list[tuple[int, int, int]]) -> None:
-        """One pass over (text, start, end) spans, in this order, and the comparison of its logits."""
+        """Feeds (text, start, end) spans in one pass and compares the logits."""
         rows = [all_of(caches[text], start, self.ids[text][start:end]) for text, start, end in spans]
         for (text, start, end), logits in zip(spans, self.target.forward(rows), strict=True):
             assert torch.equal(logits, self.logits[text][start:end]), (text, start, end)
 
 
 def check_bits(target: TargetModel, *, length: int, chunks: list[int], num_mixed: int, threads: list[int]) -> None:
-    """Chunks of several sizes, then mixed passes of 1 to 8 sessions with rollbacks, all of the same bits."""
+    """Chunks of several sizes, then mixed passes of 1 to 8 sessions with rollbacks, give the same bits."""
     texts = Texts(target, 8, length, threads[0])
     for num_threads in threads:
         torch.set_num_threads(num_threads)
@@ -235,7 +235,7 @@ def plain_float32(default_models: Path) -> torch.nn.Module:
 def test_greedy_text_of_the_default_target_is_transformers_own(
     default_target: TargetModel, prompts: list[list[int]], plain_float32: torch.nn.Module
 ) -> None:
-    """float32: token for token but for near ties. bfloat16: nine in ten tokens are a float32 forward's argmax."""
+    """float32: equal except near ties. bfloat16: at least 9 of 10 tokens are the argmax of a float32 forward."""
     num_same = num_tokens = 0
     for prompt in prompts:
         text = greedy_text(default_target, prompt, 20)
@@ -276,7 +276,7 @@ def test_an_architecture_that_transformers_does_not_know_is_refused_by_name(tmp_
 def test_a_model_whose_mixed_passes_differ_from_its_plain_forward_is_refused(
     qwen3_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A family that carries a state past attention would look like this: what is fed first leaks into the next text."""
+    """Simulates an architecture with state outside attention: a text leaks into the next one."""
     honest = TargetModel._compute
 
     def leaking(self: TargetModel, token_ids: list[int], positions: list[int], *rest) -> torch.Tensor:
@@ -338,7 +338,7 @@ def test_a_target_has_a_name_and_sizes_and_its_caches_whole_steps(qwen3: TargetM
     assert qwen3.name == qwen3_folder.name
     assert (qwen3.vocab_size, qwen3.max_context) == (VOCAB_SIZE, MAX_CONTEXT)
     cache = qwen3.new_cache(KV_STEP + 1)
-    stored = sum(tensor.nbytes for tensor in cache.rooms)
+    stored = sum(tensor.nbytes for tensor in cache.buffers)
     assert stored == 2 * KV_STEP * 2 * 2 * 2 * 32 * 4
 
 

@@ -1,4 +1,4 @@
-"""Tiny randomly initialised language models of several families, saved as a user would have them."""
+"""Tiny randomly initialised language models of several families, saved as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
 
 
 def save_model(config: PretrainedConfig, folder: Path) -> Path:
-    """A model of this configuration, weights drawn from a fixed seed, large enough that texts are not monotone."""
+    """Saves a model with random weights of a fixed seed, large enough that texts are not constant."""
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -23,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from model_zoo.errors import ExportError, UnusableModel
 from model_zoo.exporting.gguf_llama import UnsupportedGguf
 from model_zoo.exporting.onnx_export import Exporter
-from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
+from model_zoo.measuring.lengths import MeasuredLengths, histogram, lengths_of_trace
 from model_zoo.prepare import Notify, prepare
 from model_zoo.prompt_file import read_prompts
 from model_zoo.smollm2 import PairPart, recipes
@@ -64,12 +64,11 @@ def prepare_default_pair(
     """
     folder = default_models_dir()
     started = time.monotonic()
-    try:
-        with _progress(f"checking {folder}") as notify:
-            built = prepare(folder, recipes(only or list(PairPart)), notify)
-    except (DownloadError, UnsupportedGguf, ExportError, OSError) as error:
-        console.print(f"prepare failed: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+    with (
+        _errors_exit("prepare", DownloadError, UnsupportedGguf, ExportError, OSError),
+        _progress(f"checking {folder}") as notify,
+    ):
+        built = prepare(folder, recipes(only or list(PairPart)), notify)
     made = f"made {', '.join(built)} in {time.monotonic() - started:.0f} s" if built else "nothing to do"
     console.print(f"{DEFAULT_MODEL} is ready in {folder} ({made})", markup=False, highlight=False)
 
@@ -89,17 +88,11 @@ def export_draft_of_a_model(
     The draft is written only if both compute the same. export.json keeps how well its guesses follow the model.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads it when it loads: its threads must not spin
-    from model_zoo.exporting.export import (
-        export_model,  # loads torch: `prepare` without work must stay quick
-    )
+    from model_zoo.exporting.export import export_model  # loads torch: `prepare` without work must stay quick
 
     started = time.monotonic()
-    try:
-        with _progress(f"reading {model}") as notify:
-            record = export_model(model, out, quantize.value, exporter, notify)
-    except (UnusableModel, ExportError, OSError) as error:
-        console.print(f"export failed: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+    with _errors_exit("export", UnusableModel, ExportError, OSError), _progress(f"reading {model}") as notify:
+        record = export_model(model, out, quantize.value, exporter, notify)
     made = f"{record.architecture}, {quantize}, {time.monotonic() - started:.0f} s"
     agreement = f"at {record.agreement:.0%} of the positions of sampled texts its top token is its source's"
     console.print(f"{out} is a draft of {model} ({made}); {agreement}", markup=False, highlight=False)
@@ -114,11 +107,8 @@ def check_that_a_pair_fits(
     """Check that each token id means the same to a draft and a target; exit with status 1 if not."""
     from model_zoo.vocabulary import compare, read_draft, read_model  # loads transformers
 
-    try:
+    with _errors_exit("check", UnusableModel, OSError):
         comparison = compare(read_draft(draft), read_model(target))
-    except (UnusableModel, OSError) as error:
-        console.print(f"check failed: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(comparison)).decode())
     else:
@@ -149,7 +139,7 @@ def record_what_a_pair_says(
     from services.edge_drafter.model import load_draft
 
     folders = target or default_models_dir() / "target", draft or default_models_dir() / "draft-int8"
-    try:
+    with _errors_exit("record", ValueError, OSError):
         texts = read_prompts(prompts, field)
         with _progress(f"loading {folders[0]} and {folders[1]}") as notify:
             models = load_target(str(folders[0]), num_threads=threads), load_draft(str(folders[1]), threads)
@@ -168,9 +158,6 @@ def record_what_a_pair_says(
             origin=origin,
         )
         Recording(header, tuple(found)).write(out)
-    except (UnusableModel, ValueError, OSError) as error:
-        console.print(f"record failed: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
     num_tokens = sum(len(each.target_ids) for each in found)
     share = sum(sum(each.draft_right) for each in found) / num_tokens
     line = f"{out}: {len(found)} answers, {num_tokens} tokens, {share:.1%} of them guessed"
@@ -192,24 +179,15 @@ def measure_lengths_of_prompts_and_answers(
     if (prompts is None) == (trace is None):
         raise typer.BadParameter("either --prompts or --trace must be given")
     _check_can_be_made(out)
-    try:
+    with _errors_exit("lengths", ValueError, OSError):
         if trace is not None:
-            found = _lengths_of_trace(trace)
+            found = lengths_of_trace(trace)
         else:
             assert prompts is not None
             folder = target or default_models_dir() / "target"
             found = _lengths_of_answers(read_prompts(prompts, field)[:most], prompts.name, folder, max_tokens, threads)
         found.write(out)
-    except (UnusableModel, ValueError, OSError) as error:
-        console.print(f"lengths failed: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
     console.print(f"{out}: {found.origin}", markup=False, highlight=False)
-
-
-def _lengths_of_trace(path: Path) -> MeasuredLengths:
-    found = read_trace(path)
-    origin = f"model_zoo lengths, {path.name}, {len(found.prompt)} requests"
-    return MeasuredLengths(origin, histogram(found.prompt), histogram(found.answer))
 
 
 def _lengths_of_answers(texts: list[str], name: str, folder: Path, max_tokens: int, threads: int) -> MeasuredLengths:
@@ -249,25 +227,31 @@ def time_a_model_on_this_machine(
             f"the file name of --out is the profile's name and must match {PROFILE_NAME}, got {out.stem!r}"
         )
     _check_can_be_made(out)
-    try:
-        with _progress("measuring; run nothing else meanwhile"):
-            passes = steps = None
-            if target is not None:
-                verifying = load_target(str(target), num_threads=threads)
-                passes, error = profile.fit_passes(profile.time_passes(verifying))
-                name = verifying.name
-            else:
-                drafting = load_draft(str(draft), threads)
-                steps, error = profile.fit_steps(profile.time_steps(drafting))
-                name = drafting.name
-    except (UnusableModel, ValueError, OSError) as failure:
-        console.print(f"profile failed: {failure}", style="red", markup=False)
-        raise typer.Exit(1) from failure
+    passes = steps = None
+    with _errors_exit("profile", ValueError, OSError), _progress("measuring; run nothing else meanwhile"):
+        if target is not None:
+            verifying = load_target(str(target), num_threads=threads)
+            passes, error = profile.fit_passes(profile.time_passes(verifying))
+            name = verifying.name
+        else:
+            drafting = load_draft(str(draft), threads)
+            steps, error = profile.fit_steps(profile.time_steps(drafting))
+            name = drafting.name
     how = f"{name}, {threads} thread{'s' * (threads > 1)}, {describe_machine()}, {date.today()}"
     origin = f"model_zoo profile: {how}; off by {error}; peak memory {profile.peak_mib():.0f} MiB"
     found = Profile(name=out.stem, origin=origin, verifier=passes, drafter=steps)
     out.write_text(found.model_dump_json(indent=2, exclude_none=True) + "\n")
     console.print(f"{out}: {origin}", markup=False, highlight=False)
+
+
+@contextmanager
+def _errors_exit(command: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns an error of these kinds into one line on standard error and exit status 1."""
+    try:
+        yield
+    except kinds as error:
+        console.print(f"{command} failed: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
 
 
 def _check_can_be_made(out: Path) -> None:

@@ -35,14 +35,15 @@ class PartEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def is_intact(self, folder: Path) -> bool:
         """Whether `folder` holds every file of the part unchanged."""
-        return all(_is_intact(folder / name, entry) for name, entry in self.files.items())
+        found = ((folder / name, entry) for name, entry in self.files.items())
+        return all(
+            path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
+            for path, entry in found
+        )
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: dict[str, PartEntry] = {}
-
-    def with_part(self, name: str, entry: PartEntry) -> Manifest:
-        return Manifest({**self.parts, name: entry})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -85,7 +86,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_intact(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256

@@ -77,7 +77,7 @@ def _build(folder: Path, recipe: Recipe, notify: Notify) -> None:
             place.rename(hidden / "replaced")
         made.rename(place)
         sync(folder)
-        write_manifest(folder, manifest.with_part(recipe.part, entry))
+        write_manifest(folder, Manifest({**manifest.parts, recipe.part: entry}))
 
 
 @contextmanager

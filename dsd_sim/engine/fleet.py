@@ -21,24 +21,17 @@ from dsd_sim.engine import cloud, edge, events, kernel, outages
 from dsd_sim.engine.acceptance import AcceptanceModel
 from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
+from dsd_sim.engine.records import FATES
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
 from shared.policies.routing import Router, RoutingCandidate
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
 
+HEARTBEAT_MS, REPORT_MS = 1e3 * HEARTBEAT_S, 1e3 * REPORT_S  # intervals
+DECISION_MS = 1e3 * DECISION_TTL_S  # how long a decision holds after the controller's last sign of life
+EXPIRY_MS = 1e3 * PAIR_EXPIRY_S  # a pair without reports is forgotten after this time
 REPORTS, HEARTBEATS = 0, 1  # kinds of ticks
 SPECULATE_BYTES = 310  # of a Speculate without tokens, with NATS subject and TCP/IP headers
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """heartbeat_ms and report_ms: intervals. decision_ms: how long a decision holds after the controller's last sign of
-    life. expiry_ms: a pair without reports is forgotten after this time."""
-
-    heartbeat_ms: float = 1e3 * HEARTBEAT_S
-    report_ms: float = 1e3 * REPORT_S
-    decision_ms: float = 1e3 * DECISION_TTL_S
-    expiry_ms: float = 1e3 * PAIR_EXPIRY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +59,6 @@ class SimFleet:
     groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [devices] the edge of each
     colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
     changes: Sequence[FleetChange] = ()
-    timing: Timing = Timing()
     think: Callable[[], float] = lambda: 0.0
     max_sessions: int | None = None  # of all gateways; further requests wait, first come first served
     num_done: int = 0
@@ -92,7 +84,8 @@ class SimFleet:
         self._start = WindowChoice(int(first["window"]), int(first["chunk"]), bool(first["free_run"]))
         self._assigned = self.world.requests["device"].copy()  # assigned drafter of each request
         self._outage_ends_ms, self._decisions_expire_ms = 0.0, math.inf  # of a controller outage
-        self._heartbeats = Heartbeats(len(self.world.devices), len(self.world.nodes))
+        self._device_beats = Heartbeats(len(self.world.devices))
+        self._node_beats = Heartbeats(len(self.world.nodes))
 
     def run(self) -> None:
         """Serves all requests. May be called once."""
@@ -138,8 +131,8 @@ class SimFleet:
         self._push_next()
         # A static policy decides nothing after the start, so its reports matter only if a controller may fail.
         if self.changes or self.is_watched or not isinstance(self.policy, StaticPolicy):
-            events.push(self.world, self.timing.report_ms, events.TICK, REPORTS)
-        events.push(self.world, self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
+            events.push(self.world, REPORT_MS, events.TICK, REPORTS)
+        events.push(self.world, HEARTBEAT_MS, events.TICK, HEARTBEATS)
 
     def _push_next(self) -> None:
         if self._next < len(self._open):
@@ -162,12 +155,12 @@ class SimFleet:
         node = self._route()
         if node is None:
             self._unplaced.add(index)
-            events.push(self.world, self.now + self.timing.heartbeat_ms, events.ARRIVAL, index)
+            events.push(self.world, self.now + HEARTBEAT_MS, events.ARRIVAL, index)
             return
         self._unplaced.discard(index)
         self._num_admitted += 1
         assigned = device = int(request["device"])
-        if assigned >= 0 and self._heartbeats.is_device_gone(assigned):
+        if assigned >= 0 and self._device_beats.is_gone(assigned):
             device = self._replacement(assigned)
         request["node"], request["device"] = node, NOBODY if self.colocated else device
         if device >= 0:
@@ -186,7 +179,7 @@ class SimFleet:
     def _reset_if_expired(self, device: int, node: int) -> None:
         """Resets a pair to the start window if both its state at the controller and its last decision have expired."""
         heard = self._heard.get((device, node))
-        if heard is not None and self.now - heard > self.timing.expiry_ms + self.timing.decision_ms:
+        if heard is not None and self.now - heard > EXPIRY_MS + DECISION_MS:
             del self._heard[device, node]
             self._choices.pop((device, node), None)
             self._controls.pop((device, node), None)
@@ -204,7 +197,7 @@ class SimFleet:
     def _replacement(self, device: int) -> int:
         """The device of the same edge with the fewest sessions that is not gone; NOBODY if there is none."""
         alike = np.flatnonzero(self.groups == self.groups[device]).tolist() if len(self.groups) else [device]
-        alive = [index for index in alike if not self._heartbeats.is_device_gone(index)]
+        alive = [index for index in alike if not self._device_beats.is_gone(index)]
         sessions = self.world.devices["num_sessions"] + self._num_rebound
         chosen = min(alive, key=lambda index: int(sessions[index]), default=NOBODY)
         if chosen != NOBODY:
@@ -228,10 +221,10 @@ class SimFleet:
     def _tick(self, which: int) -> None:
         if which == HEARTBEATS:
             self._take_heartbeats()
-            events.push(self.world, self.now + self.timing.heartbeat_ms, events.TICK, HEARTBEATS)
+            events.push(self.world, self.now + HEARTBEAT_MS, events.TICK, HEARTBEATS)
         else:
             self._steer()
-            events.push(self.world, self.now + self.timing.report_ms, events.TICK, REPORTS)
+            events.push(self.world, self.now + REPORT_MS, events.TICK, REPORTS)
 
     def _take_heartbeats(self) -> None:
         """Takes the loads of all verifiers from their heartbeats, and replaces instances that are gone."""
@@ -242,11 +235,12 @@ class SimFleet:
             for (sessions, queue), step, hop in zip(busy, nodes["pass_ms"], nodes["delay_ms"], strict=True)
         ]
         self._num_rebound[:] = 0
-        self._heartbeats.advance(self.world.devices["num_failures"] > 0, nodes["num_failures"] > 0)
+        self._device_beats.advance(self.world.devices["num_failures"] > 0)
+        self._node_beats.advance(nodes["num_failures"] > 0)
         self._candidates = {
             index: RoutingCandidate(self._node_ids[index], load)
             for index, load in enumerate(loads)
-            if not self._heartbeats.is_node_gone(index)
+            if not self._node_beats.is_gone(index)
         }
         if self.changes:
             self._replace()
@@ -254,7 +248,7 @@ class SimFleet:
     def _replace(self) -> None:
         """Gives another verifier or drafter, if there is one, to sessions that lost theirs."""
         world = self.world
-        for slot in outages.lost_slots(world, self.now - (STALE_HEARTBEATS - 1) * self.timing.heartbeat_ms).tolist():
+        for slot in outages.lost_slots(world, self.now - (STALE_HEARTBEATS - 1) * HEARTBEAT_MS).tolist():
             request = world.requests[world.slots[slot]["request"]]
             node = self._route() if world.slots[slot]["lost_verifier"] else int(request["node"])
             if node is None:
@@ -293,7 +287,7 @@ class SimFleet:
     def stop_controller(self, until_ms: float) -> None:
         """Stops the controller until `until_ms`; it loses its state."""
         if self.now >= self._outage_ends_ms:
-            self._decisions_expire_ms = self.now + self.timing.decision_ms
+            self._decisions_expire_ms = self.now + DECISION_MS
         self._outage_ends_ms = max(self._outage_ends_ms, until_ms)
         self._controls.clear()
 
@@ -311,17 +305,17 @@ class SimFleet:
         steps = (self.world.devices["step_ms"] * self.world.devices["slowdown"])[devices].tolist()
         seen = pairs[devices, nodes][list(REPORTED)].tolist()
         for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
-            report = report_of(self._node_ids[node], step_ms, *values)
+            report = report_of(self._node_ids[node], step_ms, values)
             self.reported.add(report)
             if is_plausible(report):
                 self._announce(device, node, self._control(device, node).decide(report))
-        for name in ("drafted", "accepted", "rejected", "late", "discarded"):
-            pairs[name] = 0
+        for fate in FATES:
+            pairs[fate] = 0
 
     def _control(self, device: int, node: int) -> PairControl:
         """The controller's state of a pair that is reported now; new if the pair had expired."""
         control, heard = self._controls.get((device, node)), self._heard.get((device, node), self.now)
-        if control is None or self.now - heard > self.timing.expiry_ms:
+        if control is None or self.now - heard > EXPIRY_MS:
             control = self._controls[device, node] = self.policy.for_pair()
         self._heard[device, node] = self.now
         return control

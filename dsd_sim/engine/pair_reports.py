@@ -5,66 +5,30 @@ Invariant: the means contain only what controllers were shown.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import Struct
 
+from dsd_sim.engine.records import FATES
 from shared.protocol.messages import PairReport
 
-REPORTED = (
-    "num_sessions",
-    "window",
-    "drafted",
-    "accepted",
-    "rejected",
-    "late",
-    "discarded",
-    "rtt_ms",
-    "queue",
-    "tpot_ms",
-    "context",
-    "pass_ms",
-    "batch",
-    "pass_tokens",
-)
+AVERAGED = ("window", "num_sessions", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
+REPORTED = (*AVERAGED, *FATES, "context")  # fields of a PAIR
 
 
-def report_of(
-    verifier_id: str,
-    draft_ms: float,
-    num_sessions: int,
-    window: int,
-    drafted: int,
-    accepted: int,
-    rejected: int,
-    late: int,
-    discarded: int,
-    rtt_ms: float,
-    queue: float,
-    tpot_ms: float,
-    context: int,
-    pass_ms: float,
-    batch: float,
-    pass_tokens: float,
-) -> PairReport:
-    """The report of a pair. `context`: tokens, the sum over its sessions."""
+def report_of(verifier_id: str, draft_ms: float, values: Iterable[Any]) -> PairReport:
+    """The report of a pair with these REPORTED values. Its context is tokens, the sum over its sessions."""
+    pair = dict(zip(REPORTED, values, strict=True))
+    accepted, rejected, context = (pair.pop(name) for name in ("accepted", "rejected", "context"))
     return PairReport(
         verifier_id=verifier_id,
-        num_sessions=num_sessions,
-        window=window,
-        drafted=drafted,
-        matched=accepted + late,
-        mismatched=rejected,
-        late=late,
-        discarded=discarded,
         draft_ms=draft_ms,
-        rtt_ms=rtt_ms,
-        queue=queue,
-        tpot_ms=tpot_ms,
-        context=context // num_sessions if num_sessions else 0,
-        pass_ms=pass_ms,
-        batch=batch,
-        pass_tokens=pass_tokens,
+        matched=accepted + pair["late"],
+        mismatched=rejected,
+        context=context // pair["num_sessions"] if pair["num_sessions"] else 0,
+        **pair,
     )
 
 
@@ -85,15 +49,12 @@ class MeanReport(Struct, frozen=True):
     draft_ms: float
 
 
-AVERAGED = ("window", "num_sessions", "context", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
-
-
 @dataclass
 class ReportSums:
     """Sums over the reports of a simulation."""
 
     num: int = 0
-    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*AVERAGED, "draft_ms"), 0.0))
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*AVERAGED, "context", "draft_ms"), 0.0))
     matched: int = 0
     judged: int = 0
 

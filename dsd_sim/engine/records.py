@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 NEVER = 1 << 30  # a position that no text reaches
+FATES = ("drafted", "accepted", "rejected", "late", "discarded")  # counts of guesses
 
 DRAFTER = np.dtype(
     [
@@ -32,11 +33,7 @@ DRAFTER = np.dtype(
         ("free_run", np.bool_),
         ("closed", np.bool_),
         ("poll_due", np.bool_),
-        ("drafted", np.int64),
-        ("accepted", np.int64),
-        ("rejected", np.int64),
-        ("late", np.int64),
-        ("discarded", np.int64),
+        *((fate, np.int64) for fate in FATES),
         ("confidence", np.float64),  # of the newest guess
         ("min_confidence", np.float64),
         ("quiet_since", np.float64),
@@ -71,10 +68,7 @@ VERIFIER = np.dtype(
         ("free_run", np.bool_),
         ("has_drafter", np.bool_),
         ("finished", np.bool_),
-        ("accepted", np.int64),
-        ("rejected", np.int64),
-        ("late", np.int64),
-        ("discarded", np.int64),
+        *((fate, np.int64) for fate in FATES[1:]),
         ("recovered", np.int32),
         ("bonus", np.int32),
         ("matches", np.float64),  # of shared.protocol.guesses.Survival

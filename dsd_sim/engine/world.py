@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_sim.engine.records import DRAFTER, MESSAGE, VERIFIER
+from dsd_sim.engine.records import DRAFTER, FATES, MESSAGE, VERIFIER
 
 CLOCK = np.dtype(
     [
@@ -41,11 +41,7 @@ REQUEST = np.dtype(
         ("first_ms", np.float64),  # first token at the gateway
         ("done_ms", np.float64),  # last token at the gateway
         ("passes", np.int32),
-        ("drafted", np.int32),
-        ("accepted", np.int32),
-        ("rejected", np.int32),
-        ("late", np.int32),
-        ("discarded", np.int32),
+        *((fate, np.int32) for fate in FATES),
         ("recovered", np.int32),  # target tokens in place of a rejected guess
         ("bonus", np.int32),  # target tokens behind guesses that were all accepted
     ],
@@ -67,11 +63,7 @@ SLOT = np.dtype(
         ("finished_early", np.bool_),  # its last Verdict reached the drafter before the Speculate did
         ("has_verdict", np.bool_),  # a Verdict with tokens reached the drafter
         ("verdict_ms", np.float64),  # when the newest one did
-        ("seen_drafted", np.int64),  # counts that are already in the pair's record
-        ("seen_accepted", np.int64),
-        ("seen_rejected", np.int64),
-        ("seen_late", np.int64),
-        ("seen_discarded", np.int64),
+        *((f"seen_{fate}", np.int64) for fate in FATES),  # counts that are already in the pair's record
     ],
     align=True,
 )
@@ -141,11 +133,7 @@ PAIR = np.dtype(
         ("min_confidence", np.float64),
         ("num_sessions", np.int32),
         ("context", np.int64),  # tokens, sum over sessions
-        ("drafted", np.int64),  # since the last report
-        ("accepted", np.int64),
-        ("rejected", np.int64),
-        ("late", np.int64),
-        ("discarded", np.int64),
+        *((fate, np.int64) for fate in FATES),  # since the last report
         ("queue", np.float64),  # moving averages
         ("gap_ms", np.float64),  # between verdicts with tokens
         ("gap_tokens", np.float64),
@@ -201,31 +189,27 @@ def make_world(
     num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int, seed: int, num_logged: int = 0
 ) -> World:
     """A world of zeros. `max_tokens`: of the longest answer; `num_logged`: capacity of the log, in entries."""
-
-    def records(shape: int | tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
-        return np.zeros(shape, kind)
-
     num_messages = 32 * num_slots + 1024
     world = World(
-        clock=records(1, CLOCK),
-        events=records(num_messages + 4 * num_slots + 64 * num_devices + num_nodes + 64, EVENT),
-        requests=records(num_requests, REQUEST),
-        slots=records(num_slots, SLOT),
-        drafters=records(num_slots, DRAFTER),
-        verifiers=records(num_slots, VERIFIER),
+        clock=np.zeros(1, CLOCK),
+        events=np.zeros(num_messages + 4 * num_slots + 64 * num_devices + num_nodes + 64, EVENT),
+        requests=np.zeros(num_requests, REQUEST),
+        slots=np.zeros(num_slots, SLOT),
+        drafters=np.zeros(num_slots, DRAFTER),
+        verifiers=np.zeros(num_slots, VERIFIER),
         right=np.zeros((num_slots, max_tokens + 1), np.bool_),
         confidence=np.ones((num_slots, max_tokens + 1), np.float32),
         free_slots=np.arange(num_slots - 1, -1, -1, dtype=np.int32),
-        messages=records(num_messages, MESSAGE),
+        messages=np.zeros(num_messages, MESSAGE),
         generations=np.zeros(num_messages, np.int32),
         free_messages=np.arange(num_messages - 1, -1, -1, dtype=np.int32),
-        devices=records(num_devices, DEVICE),
+        devices=np.zeros(num_devices, DEVICE),
         device_slots=np.zeros((num_devices, num_slots), np.int32),
-        nodes=records(num_nodes, NODE),
+        nodes=np.zeros(num_nodes, NODE),
         node_slots=np.zeros((num_nodes, num_slots), np.int32),
         batches=np.zeros((num_nodes, num_slots), np.int32),
-        pairs=records((num_devices, num_nodes), PAIR),
-        log=records(num_logged, LOG),
+        pairs=np.zeros((num_devices, num_nodes), PAIR),
+        log=np.zeros(num_logged, LOG),
     )
     clock = world.clock[0]
     clock["random"] = seed

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.policy import WindowChoice
 from awc.registry import POLICIES
 from dsd_sim.engine import cloud
 from dsd_sim.engine.fleet import SimFleet
@@ -19,10 +18,10 @@ from dsd_sim.engine.world import NOBODY, World, make_world
 from dsd_sim.scenario.changes import changes_of, write_link
 from dsd_sim.scenario.demand import Closed
 from dsd_sim.scenario.guesses import acceptances_of
-from dsd_sim.scenario.scenario import Cloud, Scenario
+from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.scenario.table import BadScenario, naming_key
 from dsd_sim.scenario.workload import LoadChange, Requests, make_requests, with_joining_clients, with_rate_changes
-from shared.data.profiles import PassTimes, StepTimes, read_profile
+from shared.data.profiles import read_profile
 from shared.policies.batching import round_to_kv_step
 from shared.policies.routing import ROUTERS
 
@@ -53,7 +52,9 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
     )
     _write_devices(world, scenario, folder)
     _write_nodes(world, scenario, folder)
-    choice = _write_pairs(world, scenario)
+    choice = scenario.policies.choice
+    for name in ("window", "chunk", "free_run"):
+        world.pairs[name] = getattr(choice, name)
     _write_requests(world, requests, _devices_of(requests, scenario))
     think_ms = scenario.workload.think_s * 1000 if isinstance(scenario.workload, Closed) else 0.0
     thinking = _stream(scenario, THINKING)
@@ -80,7 +81,8 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
     for number, edge in enumerate(scenario.edge):
         devices = world.devices[start : start + edge.count]
         start += edge.count
-        times = _step_times(edge.times, edge.profile, folder, f"edge.{number}.profile")
+        with naming_key(f"edge.{number}.profile"):
+            times = edge.times or read_profile(folder / str(edge.profile)).step_times
         if times.step_ms == 0:
             key = f"edge.{number}." + (f"profile: {edge.profile}" if edge.times is None else "times")
             raise BadScenario(f"{key}.step_ms: must be above 0")
@@ -94,37 +96,17 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
     for number, group in enumerate(scenario.cloud):
         nodes = world.nodes[start : start + group.count]
         start += group.count
-        times = _pass_times(group, folder, f"cloud.{number}.profile")
+        with naming_key(f"cloud.{number}.profile"):
+            times = group.times or read_profile(folder / str(group.profile)).pass_times
         nodes["weights"], nodes["noise"] = times.weights, group.noise
         nodes["token_budget"], nodes["prefill_chunk"] = group.token_budget, group.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = group.kv_tokens
         nodes["delay_ms"], nodes["batching"] = group.hop_ms, BATCHING[scenario.policies.batching]
         if scenario.policies.colocated:
-            draft = _step_times(group.draft_times, group.draft_profile, folder, f"cloud.{number}.draft_profile")
+            with naming_key(f"cloud.{number}.draft_profile"):
+                draft = group.draft_times or read_profile(folder / str(group.draft_profile)).step_times
             nodes["draft_window"], nodes["draft_ms"] = scenario.policies.window, draft.step_ms
             nodes["draft_ms_per_session"], nodes["draft_ms_per_1000"] = draft.fed_ms, draft.step_ms_per_1000
-
-
-def _step_times(times: StepTimes | None, profile: str | None, folder: Path, key: str) -> StepTimes:
-    """The times given in the scenario, or those of the profile that `key` names."""
-    if times is not None:
-        return times
-    with naming_key(key):
-        return read_profile(folder / str(profile)).step_times
-
-
-def _pass_times(group: Cloud, folder: Path, key: str) -> PassTimes:
-    if group.times is not None:
-        return group.times
-    with naming_key(key):
-        return read_profile(folder / str(group.profile)).pass_times
-
-
-def _write_pairs(world: World, scenario: Scenario) -> WindowChoice:
-    choice = scenario.policies.choice
-    for name in ("window", "chunk", "free_run"):
-        world.pairs[name] = getattr(choice, name)
-    return choice
 
 
 def _check_lengths(requests: Requests, scenario: Scenario) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,6 +21,8 @@ from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Sh
 from shared.data.profiles import PassTimes, StepTimes
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import MAX_WINDOW
+
+Kind = TypeVar("Kind", bound=Table)
 
 
 class IndependentGuesses(Table):
@@ -266,14 +268,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def scenario_of(content: dict[str, Any], path: Path) -> Scenario:
     """`path`: of the file with this content, for error messages. Raises BadScenario."""
+    return parse_table(Scenario, content, path)
+
+
+def parse_table(kind: type[Kind], content: Any, path: Path, table: str = "") -> Kind:
+    """A validated table. `path` and `table`: its file and key, for error messages. Raises BadScenario."""
     try:
-        return Scenario.model_validate_json(json.dumps(content, default=str))  # JSON lists are valid tuples
+        return kind.model_validate_json(json.dumps(content, default=str))  # JSON lists are valid tuples
     except ValidationError as error:
-        raise BadScenario(f"{path}: {describe_error(error, content)}") from error
+        raise BadScenario(f"{path}: {_describe(error, content, table)}") from error
 
 
-def describe_error(error: ValidationError, content: Any, table: str = "") -> str:
-    """The first error: its dotted key in the file, and what is wrong. `table`: key of the table with this content."""
+def _describe(error: ValidationError, content: Any, table: str) -> str:
+    """The first error: its dotted key in the file, and what is wrong."""
     first = error.errors()[0]
     keys = [table] if table else []
     place: Any = content

@@ -12,14 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowPolicy
-from dsd_sim.scenario.scenario import Scenario, describe_error, scenario_of
-from dsd_sim.scenario.table import BadScenario, Table
+from dsd_sim.scenario.scenario import Scenario, scenario_of
+from dsd_sim.scenario.table import BadScenario
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "dsd_sim"
@@ -32,8 +30,6 @@ PRESENTATION = {
 }  # fmt: skip
 STATIC = {"policy.py", "policies/static.py"}  # of awc: all that a run with a static window depends on
 FILE = "file"  # ending of the keys that name a file: file, profile, draft_profile
-
-Kind = TypeVar("Kind", bound=Table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +60,6 @@ def error_line(path: Path, error: Exception, label: str = "") -> str:
     """The error in one line that names the file and, with a label, the settings."""
     message = " ".join(str(error).split())
     return (message if str(path) in message else f"{path}: {message}") + (f" (with {label})" if label else "")
-
-
-def parse_table(kind: type[Kind], content: Any, path: Path, place: str = "") -> Kind:
-    """A validated table. `path` and `place`: its file and key, for error messages. Raises BadScenario."""
-    try:
-        return kind.model_validate_json(json.dumps(content, default=str))  # JSON lists are valid tuples
-    except ValidationError as error:
-        raise BadScenario(f"{path}: {describe_error(error, content, place)}") from error
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

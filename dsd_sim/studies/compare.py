@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from msgspec import Struct
 from pydantic import Field, model_validator
 
-from dsd_sim.scenario.scenario import read_toml, scenario_of
+from dsd_sim.scenario.scenario import parse_table, read_toml, scenario_of
 from dsd_sim.scenario.table import BadScenario, Positive, Table
-from dsd_sim.studies.cells import Cell, cell_of, describe_settings, parse_table, settings_of
+from dsd_sim.studies.cells import Cell, cell_of, describe_settings, settings_of
 from dsd_sim.studies.report import FIGURES, SimReport, figure_of, is_lower_better, write_csv, write_json
 from dsd_sim.studies.sweep import SEED, Seeds
 
@@ -212,7 +212,8 @@ def findings_of(plan: ComparisonPlan, reports: Mapping[str, SimReport]) -> list[
         spreads = {name: _spreads(choice, reports) for name, choice in best.items()}
         base = spreads[comparison.baseline]
         for name, choice in best.items():
-            ratios = {figure: _ratio(spread.mean, base[figure].mean) for figure, spread in spreads[name].items()}
+            means = {figure: (spread.mean, base[figure].mean) for figure, spread in spreads[name].items()}
+            ratios = {figure: mean / basis if basis else None for figure, (mean, basis) in means.items()}
             reported = {
                 each.figure: each.ratio
                 for each in comparison.reported
@@ -243,10 +244,6 @@ def _spreads(choice: VariantChoice, reports: Mapping[str, SimReport]) -> dict[st
 def _figures(choice: VariantChoice, name: str, reports: Mapping[str, SimReport]) -> list[float]:
     """The figure with each seed."""
     return [figure_of(reports[cell.key], name) for cell in choice.cells]
-
-
-def _ratio(value: float, base: float) -> float | None:
-    return value / base if base else None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

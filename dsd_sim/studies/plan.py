@@ -21,9 +21,9 @@ from msgspec import Struct
 from pydantic import Field, model_validator
 
 from dsd_sim.scenario.demand import Closed
-from dsd_sim.scenario.scenario import Guesses, Link, Objective, RecordedGuesses, check_times, read_toml
+from dsd_sim.scenario.scenario import Guesses, Link, Objective, RecordedGuesses, check_times, parse_table, read_toml
 from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Table, naming_key
-from dsd_sim.studies.cells import Cell, cell_of, parse_table, settings_of
+from dsd_sim.studies.cells import Cell, cell_of, settings_of
 from dsd_sim.studies.report import SimReport, write_csv, write_json
 from shared.data.profiles import PassTimes, StepTimes, read_profile
 from shared.data.recording import read_recording

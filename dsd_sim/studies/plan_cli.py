@@ -14,14 +14,14 @@ from dsd_sim.studies.cli import OUT, Out, Workers, exit_on_bad_input, print_writ
 from dsd_sim.studies.plan import DeviceClass, DevicePlan, Goal, PlanRow, read_plan, rows_of, write_plan
 from dsd_sim.studies.tables import compact_table, number, terminal
 
-COLUMNS = (
-    "tokens/s per\nsession",
-    "tokens/s per\nverifier",
-    "cost per\nmillion",
-    "J per\ntoken",
-    "veri-\nfiers",
-    "draf-\nters",
-)
+FIGURES = {  # of a PlanRow, by column
+    "tokens/s per\nsession": "session_goodput",
+    "tokens/s per\nverifier": "goodput",
+    "cost per\nmillion": "cost",
+    "J per\ntoken": "energy",
+    "veri-\nfiers": "verifier_utilisation",
+    "draf-\nters": "drafter_utilisation",
+}
 
 
 def plan(
@@ -59,17 +59,15 @@ def _show(planned: DevicePlan, rows: Sequence[PlanRow], goal: Goal) -> None:
 def table_of(device: DeviceClass, transport: str, rows: Sequence[PlanRow], goal: Goal) -> Table:
     """The candidates of a class, the best first; dominated ones are marked."""
     table = compact_table(f"{device.name}, {transport}, by {goal}")
-    table.add_column("")
     table.add_column("window", justify="right")
-    for name in COLUMNS:
+    for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     which = list(Goal).index(goal)
     for row in sorted(rows, key=lambda row: (row.losses[which], row.losses)):
-        figures = (row.session_goodput, row.goodput, row.cost, row.energy)
-        shares = (row.verifier_utilisation, row.drafter_utilisation)
+        figures = (number(getattr(row, name)) for name in FIGURES.values())
         mark = "dominated" if row.is_dominated else ", ".join(f"best {each}" for each in row.best_for)
-        table.add_row(Text(_draft_of(row)), str(row.window), *map(number, (*figures, *shares)), mark)
+        table.add_row(Text(_draft_of(row)), str(row.window), *figures, mark)
     return table
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,22 +32,14 @@ NUM_TIMES = 300  # points of a plot over time
 MOST_LINES = 8  # in a plot; with more, windows are drawn as quantiles, and sweeps in several pictures
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One of the plots in a picture."""
-
-    title: str
-    figures: tuple[str, ...]
-
-
-PANELS = (
-    Panel("TTFT, ms: p50 and, dashed, p90", ("ttft_ms.p50", "ttft_ms.p90")),
-    Panel("TPOT, ms: p50 and, dashed, p90", ("tpot_ms.p50", "tpot_ms.p90")),
-    Panel("goodput, tokens/s", ("goodput",)),
-    Panel("acceptance", ("acceptance",)),
-    Panel("utilisation of verifiers", ("verifier_utilisation",)),
-    Panel("utilisation of drafters", ("drafter_utilisation",)),
-)
+PANELS = {  # figures by title, one picture of six plots
+    "TTFT, ms: p50 and, dashed, p90": ("ttft_ms.p50", "ttft_ms.p90"),
+    "TPOT, ms: p50 and, dashed, p90": ("tpot_ms.p50", "tpot_ms.p90"),
+    "goodput, tokens/s": ("goodput",),
+    "acceptance": ("acceptance",),
+    "utilisation of verifiers": ("verifier_utilisation",),
+    "utilisation of drafters": ("drafter_utilisation",),
+}
 
 
 def _saved(figure: Figure, folder: Path, name: str) -> Path:
@@ -81,10 +72,10 @@ def _plot_over(axis: Axis, plan: SweepPlan, part: Group, folder: Path) -> Path:
     labels = [brief(line.settings) for line in lines]
     columns = max(1, LEGEND_WIDTH // max(map(len, (*labels, " "))))
     figure = Figure(figsize=(13, 7.5 + 0.25 * -(-len(lines) // columns)), layout="constrained")
-    for place, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    for place, (title, figures) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
-            _draw(place, panel, line, label, axis, f"C{number % 10}")
-        place.set_title(panel.title, fontsize="medium")
+            _draw(place, figures, line, label, axis, f"C{number % 10}")
+        place.set_title(title, fontsize="medium")
         place.set_xlabel(key)
         _scale(place)
         place.grid(alpha=0.3)
@@ -105,12 +96,12 @@ def _scale(place: Axes) -> None:
         place.set_ylim(0, 1.08 * high if high > 0 else 1)
 
 
-def _draw(place: Axes, panel: Panel, line: Group, label: str, axis: Axis, color: str) -> None:
+def _draw(place: Axes, figures: Sequence[str], line: Group, label: str, axis: Axis, color: str) -> None:
     others = [key for key in axis.keys if key != axis.keys[0]]
     points = groups_of(line.outcomes, (*others, *line.settings, SEED))
     points.sort(key=lambda point: point.settings[axis.keys[0]])
     xs = [point.settings[axis.keys[0]] for point in points]
-    for name, style in zip(panel.figures, STYLES, strict=False):
+    for name, style in zip(figures, STYLES, strict=False):
         ys = [point.mean(name) for point in points]
         place.plot(xs, ys, style, color=color, marker=".", label=label if style == STYLES[0] else None)
 

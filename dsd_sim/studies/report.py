@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -180,42 +179,29 @@ def _times(values: NDArray[np.float64]) -> TimeStats:
     return TimeStats(float(values.mean()), *(float(np.quantile(values, quantile)) for quantile in QUANTILES))
 
 
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """A line of the table that `run` prints."""
-
-    name: str
-    value: str
-
-
 def table_of(report: SimReport) -> Table:
     table = Table("", "", title=f"{report.scenario}, seed {report.seed}", title_justify="left", show_header=False)
-    for row in _rows(report):
-        table.add_row(row.name, row.value)
+    for name, value in _rows(report):
+        table.add_row(name, value)
     return table
 
 
-def _rows(report: SimReport) -> list[TableRow]:
+def _rows(report: SimReport) -> Iterator[tuple[str, str]]:
     fates = report.fates
-    shares: dict[str, Any] = {name: getattr(fates, name) for name in ("accepted", "rejected", "late", "discarded")}
-    rows = [
-        TableRow("requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"),
-        TableRow("throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"),
-        TableRow("goodput", f"{report.goodput:,.1f} tokens/s"),
-        TableRow("TTFT, ms", _percentiles(report.ttft_ms)),
-        TableRow("TPOT, ms", _percentiles(report.tpot_ms)),
-        TableRow("latency, ms", _percentiles(report.latency_ms)),
-        TableRow("drafted", f"{fates.drafted:,}: " + ", ".join(f"{num:,} {name}" for name, num in shares.items())),
-        TableRow("of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"),
-        TableRow("acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"),
-        TableRow(
-            "utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"
-        ),
-        TableRow("passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"),
-    ]
+    shares = ", ".join(f"{getattr(fates, name):,} {name}" for name in ("accepted", "rejected", "late", "discarded"))
+    yield "requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"
+    yield "throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"
+    yield "goodput", f"{report.goodput:,.1f} tokens/s"
+    yield "TTFT, ms", _percentiles(report.ttft_ms)
+    yield "TPOT, ms", _percentiles(report.tpot_ms)
+    yield "latency, ms", _percentiles(report.latency_ms)
+    yield "drafted", f"{fates.drafted:,}: {shares}"
+    yield "of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"
+    yield "acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"
+    yield "utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"
+    yield "passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"
     if report.unreached:
-        rows.append(TableRow("ended before", "; ".join(report.unreached)))
-    return rows
+        yield "ended before", "; ".join(report.unreached)
 
 
 def _percentiles(times: TimeStats) -> str:

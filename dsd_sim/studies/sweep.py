@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeAlias
 from msgspec import Struct
 from pydantic import Field
 
-from dsd_sim.scenario.scenario import Objective, read_toml
+from dsd_sim.scenario.scenario import parse_table, read_toml
 from dsd_sim.scenario.table import BadScenario, Table
-from dsd_sim.studies.cells import Cell, cell_of, describe_settings, describe_value, parse_table, settings_of
+from dsd_sim.studies.cells import Cell, cell_of, describe_settings, describe_value, settings_of
 from dsd_sim.studies.crossover import Crossing, Crossover, crossing_of, is_number, problem_with
 from dsd_sim.studies.report import SimReport, figure_of, figures_of, write_csv, write_json
 
@@ -145,20 +145,17 @@ def outcomes_of(plan: SweepPlan, reports: Mapping[str, SimReport]) -> list[Sweep
     found = []
     for point in plan.points:
         report = reports[point.cell.key]
-        is_within = _is_within(report, point.cell.scenario.objective)
+        objective = point.cell.scenario.objective
+        is_within = report.ttft_ms.p90 <= objective.ttft_ms and report.tpot_ms.p90 <= objective.tpot_ms
         found.append(SweepOutcome(point.settings, point.cell.key, is_within, report))
     return found
-
-
-def _is_within(report: SimReport, objective: Objective) -> bool:
-    return report.ttft_ms.p90 <= objective.ttft_ms and report.tpot_ms.p90 <= objective.tpot_ms
 
 
 def groups_of(outcomes: Sequence[SweepOutcome], without: Collection[str]) -> list[Group]:
     """Groups by all settings except the keys `without`, in the order of their first outcomes."""
     found: dict[str, Group] = {}
     for outcome in outcomes:
-        settings = {key: value for key, value in outcome.settings.items() if key not in without}
+        settings = _without(outcome.settings, without)
         found.setdefault(describe_settings(settings), Group(settings, [])).outcomes.append(outcome)
     return list(found.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -44,8 +44,17 @@ def terminal() -> Console:
 
 
 def compact_table(title: str) -> Table:
-    """A table with one space between columns, so that many fit into 80 characters."""
-    return Table(title=Text(f"\n{title}"), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    """A table with a first column without a name. One space between columns, so that many fit into 80 characters."""
+    return Table("", title=Text(f"\n{title}"), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+
+
+def _table_by_settings(title: str, name: str, rows: Iterable[tuple[Mapping[str, Any], str]]) -> Table:
+    """One value for each combination of settings."""
+    table = compact_table(title)
+    table.add_column(Text(name), justify="right")
+    for settings, value in rows:
+        table.add_row(Text(brief(settings) or "all"), value)
+    return table
 
 
 def name_of(figure: str) -> str:
@@ -78,7 +87,6 @@ def sweep_table(plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> Table:
     num_seeds = len(outcomes) // max(len(groups), 1)
     over = f", means over {num_seeds} seeds" if num_seeds > 1 else ""
     table = compact_table(f"{plan.scenario}, times in ms{over}")
-    table.add_column("")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
@@ -90,12 +98,7 @@ def capacity_table(capacities: Sequence[Capacity]) -> Table:
     """One line per combination of the keys other than the load."""
     key = capacities[0].key
     title = f"Highest {key} with p90 of TTFT and TPOT within the objective"
-    table = compact_table(title)
-    table.add_column("")
-    table.add_column(Text(key), justify="right")
-    for capacity in capacities:
-        table.add_row(Text(brief(capacity.settings) or "all"), label_capacity(capacity))
-    return table
+    return _table_by_settings(title, key, ((each.settings, label_capacity(each)) for each in capacities))
 
 
 def label_capacity(capacity: Capacity) -> str:
@@ -106,12 +109,7 @@ def crossover_table(crossover: Crossover, crossings: Sequence[Crossing]) -> Tabl
     """One line per combination that is compared."""
     figure = name_of(crossover.figure)
     title = f"{crossover.key} up to which {figure} is at least as good as with {brief(crossover.against)}"
-    table = compact_table(title)
-    table.add_column("")
-    table.add_column(Text(crossover.key), justify="right")
-    for crossing in crossings:
-        table.add_row(Text(brief(crossing.settings) or "all"), label_crossing(crossing))
-    return table
+    return _table_by_settings(title, crossover.key, ((each.settings, label_crossing(each)) for each in crossings))
 
 
 def label_crossing(crossing: Crossing) -> str:
@@ -126,9 +124,7 @@ def label_crossing(crossing: Crossing) -> str:
 def comparison_table(plan: ComparisonPlan, findings: Sequence[ComparisonFinding], figure: str) -> Table:
     """One line per scenario, one column per variant: value, ratio to the baseline, published ratio."""
     comparison = plan.comparison
-    title = f"{name_of(figure)}; × as much as {comparison.baseline}"
-    table = compact_table(title)
-    table.add_column("")
+    table = compact_table(f"{name_of(figure)}; × as much as {comparison.baseline}")
     for variant in comparison.variant:
         table.add_column(Text(variant.name))
     for scenario in plan.scenarios:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,29 +32,26 @@ _LAYER_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# config.json key: GGUF key
+_SIZES = {
+    "vocab_size": "llama.vocab_size",
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "num_key_value_heads": "llama.attention.head_count_kv",
+}
+_TOKEN_ROLES = {
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+}
+_KIND = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
 _CONTROL_TOKEN = 3  # tokenizer.ggml.token_type
 
 
 class UnsupportedGguf(ValueError):
     """The file is not of the kind that this conversion supports."""
-
-
-@dataclass(frozen=True)
-class LlamaShape:
-    """The hyperparameters in a GGUF header."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    max_context: int
-    rope_theta: float
-    rms_norm_eps: float
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
@@ -64,13 +60,13 @@ def convert(gguf_file: Path, folder: Path) -> None:
     from safetensors.torch import save_file
 
     reader = GGUFReader(gguf_file)
-    shape = _read_shape(reader)
-    tensors = dict(_tensors(reader, shape))
-    _check_complete(tensors, shape)
+    config = _read_config(reader)
+    tensors = dict(_tensors(reader, config))
+    _check_complete(tensors, config["num_hidden_layers"])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", _config(shape))
-    _write_json(folder / "generation_config.json", _token_roles(shape))
-    _write_tokenizer(reader, shape, folder)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", {role: config[role] for role in _TOKEN_ROLES})
+    _write_tokenizer(reader, config, folder)
 
 
 def _value(reader: GGUFReader, key: str) -> Any:
@@ -80,41 +76,44 @@ def _value(reader: GGUFReader, key: str) -> Any:
     return field.contents()
 
 
-def _read_shape(reader: GGUFReader) -> LlamaShape:
-    for key, expected in (
-        ("general.architecture", "llama"),
-        ("tokenizer.ggml.model", "gpt2"),
-        ("tokenizer.ggml.pre", "smollm"),
-    ):
+def _values(reader: GGUFReader, keys: dict[str, str]) -> dict[str, Any]:
+    return {name: _value(reader, key) for name, key in keys.items()}
+
+
+def _read_config(reader: GGUFReader) -> dict[str, Any]:
+    """The content of config.json."""
+    for key, expected in _KIND.items():
         if (found := _value(reader, key)) != expected:
             raise UnsupportedGguf(f"{key} must be {expected!r}, got {found!r}")
-    return LlamaShape(
-        vocab_size=_value(reader, "llama.vocab_size"),
-        hidden_size=_value(reader, "llama.embedding_length"),
-        intermediate_size=_value(reader, "llama.feed_forward_length"),
-        num_layers=_value(reader, "llama.block_count"),
-        num_heads=_value(reader, "llama.attention.head_count"),
-        num_kv_heads=_value(reader, "llama.attention.head_count_kv"),
-        max_context=_value(reader, "llama.context_length"),
-        rope_theta=_value(reader, "llama.rope.freq_base"),
+    sizes = _values(reader, _SIZES)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        **sizes,
+        "head_dim": sizes["hidden_size"] // sizes["num_attention_heads"],
+        "max_position_embeddings": _value(reader, "llama.context_length"),
+        "rope_theta": _value(reader, "llama.rope.freq_base"),
         # the header holds the float32 nearest to a short decimal number
-        rms_norm_eps=float(f"{_value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        bos_token_id=_value(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=_value(reader, "tokenizer.ggml.eos_token_id"),
-        pad_token_id=_value(reader, "tokenizer.ggml.padding_token_id"),
-    )
+        "rms_norm_eps": float(f"{_value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        **_values(reader, _TOKEN_ROLES),
+    }
 
 
-def _tensors(reader: GGUFReader, shape: LlamaShape) -> Iterator[tuple[str, Tensor]]:
+def _tensors(reader: GGUFReader, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     import torch
     from gguf.quants import dequantize
 
     for tensor in reader.tensors:
         weight = dequantize(tensor.data, tensor.tensor_type)  # float32, [out, in] or [size]
         if tensor.name.endswith("attn_q.weight"):
-            weight = _undo_rope_interleaving(weight, shape.num_heads)
+            weight = _undo_rope_interleaving(weight, config["num_attention_heads"])
         elif tensor.name.endswith("attn_k.weight"):
-            weight = _undo_rope_interleaving(weight, shape.num_kv_heads)
+            weight = _undo_rope_interleaving(weight, config["num_key_value_heads"])
         yield _hugging_face_name(tensor.name), torch.from_numpy(weight.copy()).to(torch.bfloat16)
 
 
@@ -134,46 +133,15 @@ def _hugging_face_name(name: str) -> str:
     raise UnsupportedGguf(f"tensor {name} is not part of a Llama model with tied embeddings")
 
 
-def _check_complete(tensors: dict[str, Tensor], shape: LlamaShape) -> None:
+def _check_complete(tensors: dict[str, Tensor], num_layers: int) -> None:
     expected = {f"{name}.weight" for name in _GLOBAL_TENSORS.values()}
-    for layer in range(shape.num_layers):
+    for layer in range(num_layers):
         expected |= {f"model.layers.{layer}.{name}.weight" for name in _LAYER_TENSORS.values()}
     if missing := expected - tensors.keys():
         raise UnsupportedGguf(f"the GGUF lacks {len(missing)} tensors; the first is {min(missing)}")
 
 
-def _token_roles(shape: LlamaShape) -> dict[str, int]:
-    return {
-        "bos_token_id": shape.bos_token_id,
-        "eos_token_id": shape.eos_token_id,
-        "pad_token_id": shape.pad_token_id,
-    }
-
-
-def _config(shape: LlamaShape) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.hidden_size // shape.num_heads,
-        "max_position_embeddings": shape.max_context,
-        "rope_theta": shape.rope_theta,
-        "rms_norm_eps": shape.rms_norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        **_token_roles(shape),
-    }
-
-
-def _write_tokenizer(reader: GGUFReader, shape: LlamaShape, folder: Path) -> None:
+def _write_tokenizer(reader: GGUFReader, config: dict[str, Any], folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens: list[str] = _value(reader, "tokenizer.ggml.tokens")
@@ -187,15 +155,15 @@ def _write_tokenizer(reader: GGUFReader, shape: LlamaShape, folder: Path) -> Non
     tokenizer.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-    _check_tokenizer(tokenizer, shape)
+    _check_tokenizer(tokenizer, config["vocab_size"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokens, shape))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokens, config))
     (folder / "chat_template.jinja").write_text(_value(reader, "tokenizer.chat_template"), encoding="utf-8")
 
 
-def _check_tokenizer(tokenizer: Any, shape: LlamaShape) -> None:
-    if (size := tokenizer.get_vocab_size()) != shape.vocab_size:
-        raise UnsupportedGguf(f"the tokenizer has {size} tokens, the model {shape.vocab_size}")
+def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
+    if (size := tokenizer.get_vocab_size()) != vocab_size:
+        raise UnsupportedGguf(f"the tokenizer has {size} tokens, the model {vocab_size}")
     number = tokenizer.encode("0123456789").tokens
     if number != list("0123456789"):
         raise UnsupportedGguf(f"digits are not split one by one: 0123456789 became {number}")
@@ -204,14 +172,14 @@ def _check_tokenizer(tokenizer: Any, shape: LlamaShape) -> None:
         raise UnsupportedGguf(f"the tokenizer turned {text!r} into {back!r}")
 
 
-def _tokenizer_config(tokens: list[str], shape: LlamaShape) -> dict[str, Any]:
+def _tokenizer_config(tokens: list[str], config: dict[str, Any]) -> dict[str, Any]:
     return {
         # this class uses tokenizer.json unchanged; others rebuild the pre-tokenizer and lose the digits
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[shape.bos_token_id],
-        "eos_token": tokens[shape.eos_token_id],
-        "pad_token": tokens[shape.pad_token_id],
-        "model_max_length": shape.max_context,
+        "bos_token": tokens[config["bos_token_id"]],
+        "eos_token": tokens[config["eos_token_id"]],
+        "pad_token": tokens[config["pad_token_id"]],
+        "model_max_length": config["max_position_embeddings"],
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
     }

@@ -68,10 +68,7 @@ def export_draft(source_folder: Path, out_folder: Path, precision: Precision) ->
 
 def _easier(source_folder: Path, scratch: Path) -> Path:
     """The folder of the rotated model, or the folder itself if it can't be rotated."""
-    from model_zoo.exporting.rotation import (  # loads torch: `prepare` without work must stay quick
-        can_rotate,
-        rotate,
-    )
+    from model_zoo.exporting.rotation import can_rotate, rotate  # loads torch: `prepare` without work must stay quick
 
     config = source_folder / "config.json"
     if not config.is_file() or not can_rotate(json.loads(config.read_text(encoding="utf-8"))):

@@ -17,11 +17,8 @@ from model_zoo.exporting.draft_step import cache_name
 from services.edge_drafter.model import DraftModel
 
 NUM_TEXTS, TEXT_LENGTH, TAIL_LENGTH = 4, 36, 7
-LEAST_CORRELATION = {
-    "fp32": 0.99999,
-    "int8": 0.9,
-    "int4": 0.3,
-}  # random models, the worst to quantise, have 0.99 (int8) and 0.5 (int4)
+# Random models, the worst to quantise, have 0.99 (int8) and 0.5 (int4).
+LEAST_CORRELATION = {"fp32": 0.99999, "int8": 0.9, "int4": 0.3}
 
 
 class Disagreement(ValueError):
@@ -32,13 +29,8 @@ class Disagreement(ValueError):
 class Agreement:
     """How well a draft follows its source."""
 
-    num_tokens: int
-    num_equal: int  # where both have the same top token
+    share: float  # of the positions at which both have the same top token
     correlation: float  # of the logits, mean over positions
-
-    @property
-    def share(self) -> float:
-        return self.num_equal / self.num_tokens
 
 
 @dataclass(frozen=True)
@@ -47,10 +39,6 @@ class Reference:
 
     texts: list[list[int]]
     logits: list[np.ndarray]  # [tokens, vocab] of each text
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.logits[0].shape[1])
 
 
 @torch.no_grad()
@@ -63,14 +51,13 @@ def reference_of(source: PreTrainedModel, max_context: int) -> Reference:
 
 def check_agreement(draft: DraftModel, reference: Reference, precision: str) -> Agreement:
     """Compares a draft with the reference. Raises Disagreement."""
-    if draft.vocab_size != reference.vocab_size:
-        raise Disagreement(f"the draft has {draft.vocab_size} tokens, its source {reference.vocab_size}")
+    if draft.vocab_size != (size := reference.logits[0].shape[1]):
+        raise Disagreement(f"the draft has {draft.vocab_size} tokens, its source {size}")
     got = [_fed_in_parts(draft, text) for text in reference.texts]
     pairs = [(ours[i], theirs[i]) for ours, theirs in zip(got, reference.logits, strict=True) for i in ours]
     agreement = Agreement(
-        num_tokens=len(pairs),
-        num_equal=sum(int(ours.argmax() == theirs.argmax()) for ours, theirs in pairs),
-        correlation=float(np.mean([_correlation(ours, theirs) for ours, theirs in pairs])),
+        share=sum(int(ours.argmax() == theirs.argmax()) for ours, theirs in pairs) / len(pairs),
+        correlation=float(np.mean([np.corrcoef(ours, theirs)[0, 1] for ours, theirs in pairs])),
     )
     if not agreement.correlation >= LEAST_CORRELATION[precision]:
         raise Disagreement(
@@ -112,7 +99,3 @@ def _check_rollback(draft: DraftModel, text: Sequence[int], other: Sequence[int]
     start = len(text) // 2
     if not np.array_equal(draft.feed(clean, text[start:], start), draft.feed(rolled_back, text[start:], start)):
         raise Disagreement("the exported graph depends on tokens that were rolled back")
-
-
-def _correlation(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.corrcoef(ours.astype(np.float64), theirs.astype(np.float64))[0, 1])

@@ -6,7 +6,6 @@ Invariant: every length is counted in one bin, and the lower edge of each bin is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,6 @@ class MeasuredLengths(Struct, frozen=True):
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
 
-@dataclass(frozen=True, slots=True)
-class TracedLengths:
-    """Tokens of each request's prompt and answer in a trace."""
-
-    prompt: list[int]
-    answer: list[int]
-
-
 def histogram(lengths: Sequence[int]) -> Histogram:
     """Raises ValueError if there is no length, or one below 1."""
     if not lengths or min(lengths) < 1:
@@ -57,11 +48,14 @@ def histogram(lengths: Sequence[int]) -> Histogram:
     return Histogram(edges, tuple(counts))
 
 
-def read_trace(path: Path) -> TracedLengths:
-    """Raises ValueError, which names the line, or OSError."""
+def lengths_of_trace(path: Path) -> MeasuredLengths:
+    """The lengths of a trace's requests. Raises ValueError, which names the line, or OSError."""
     rows = read_rows(path)
-    prompts = [_count(path, number, row, "prompt_tokens") for number, row in enumerate(rows, start=1)]
-    return TracedLengths(prompts, [_count(path, n, row, "target_tokens") for n, row in enumerate(rows, start=1)])
+    prompt, answer = (
+        histogram([_count(path, number, row, key) for number, row in enumerate(rows, start=1)])
+        for key in ("prompt_tokens", "target_tokens")
+    )
+    return MeasuredLengths(f"model_zoo lengths, {path.name}, {len(rows)} requests", prompt, answer)
 
 
 def _count(path: Path, number: int, row: dict[str, Any], key: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 from awc.policies.ladder import LadderPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from awc.registry import POLICIES
-from dsd_sim.engine.fleet import FleetChange, SimFleet
+from dsd_sim.engine.fleet import REPORT_MS, FleetChange, SimFleet
 from dsd_sim.engine.world import STEER
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import scenario_of
@@ -320,7 +320,7 @@ def test_decisions_arrive_in_order_one_round_trip_after_their_reports() -> None:
     steers = steers[steers["start"] > 0]
     assert len(steers) > 5
     assert steers["num"].tolist() == [2 + number for number in range(len(steers))]
-    assert ((steers["start"] - 600.0) % fleet.timing.report_ms == 0).all()
+    assert ((steers["start"] - 600.0) % REPORT_MS == 0).all()
 
 
 def test_a_cut_link_delays_reports_and_decisions() -> None:

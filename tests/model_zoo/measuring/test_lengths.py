@@ -14,7 +14,7 @@ import pytest
 from dsd_sim.scenario.demand import MeasuredLengths as ReadLengths
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.scenario.workload import make_requests
-from model_zoo.measuring.lengths import MeasuredLengths, histogram, read_trace
+from model_zoo.measuring.lengths import MeasuredLengths, histogram, lengths_of_trace
 from tests.model_zoo.command import model_zoo
 
 ROOT = Path(__file__).parents[3]
@@ -105,7 +105,7 @@ def test_a_trace_without_lengths_is_refused_with_its_line(tmp_path: Path, line: 
     path = tmp_path / "trace.jsonl"
     path.write_text(json.dumps(TRACE[0]) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=message):
-        read_trace(path)
+        lengths_of_trace(path)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

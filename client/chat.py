@@ -87,7 +87,9 @@ class Chat:
         try:
             await self._answer()
         except RequestRefused as refusal:
-            self._explain(refusal)
+            self.tell(str(refusal), style="red")
+            if refusal.code == "context_length_exceeded":
+                self.tell("The conversation is too long: /save FILE keeps it, /reset begins a new one.")
         except asyncio.CancelledError:
             self.tell("stopped", style="dim")
             raise
@@ -119,11 +121,6 @@ class Chat:
                         screen.add(pieces, statistics.status_line(answer))
         self._totals.add(answer.usage, answer.report)
         self.tell(statistics.status_line(answer).plain, style="dim")
-
-    def _explain(self, refusal: RequestRefused) -> None:
-        self.tell(str(refusal), style="red")
-        if refusal.code == "context_length_exceeded":
-            self.tell("The conversation is too long: /save FILE keeps it, /reset begins a new one.")
 
     # --- commands --------------------------------------------------------------------------------------------------
 

@@ -156,7 +156,7 @@ def status(
         elif watch is not None:
             await fleet_status.watch(gateway, console, watch)
         else:
-            await fleet_status.show(gateway, console)
+            console.print(fleet_status.view(await gateway.fleet()))
 
     _run(url, work)
 

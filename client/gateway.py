@@ -183,7 +183,7 @@ class GatewayClient:
         self._http = http
 
     async def models(self) -> list[Model]:
-        return (await self._get("/v1/models", ModelList)).data
+        return _read(await self._fetch("/v1/models"), ModelList).data
 
     async def fleet(self) -> FleetStatus:
         return _read(await self.raw_fleet(), FleetStatus)
@@ -208,13 +208,9 @@ class GatewayClient:
     async def answer(self, request: ChatRequest) -> AsyncIterator[StreamedAnswer]:
         """An answer that streams during the block. Raises ClientError if it does not begin."""
         asked_at = time.monotonic()
-        headers = {"Content-Type": "application/json"}
         body = msgspec.json.encode(request)
-        async with self._request("POST", "/v1/chat/completions", self._http.timeout, body, headers) as response:
+        async with self._request("POST", "/v1/chat/completions", self._http.timeout, body) as response:
             yield StreamedAnswer(response, asked_at)
-
-    async def _get(self, path: str, kind: type[Body]) -> Body:
-        return _read(await self._fetch(path), kind)
 
     async def _fetch(self, path: str) -> bytes:
         patience = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=GET_SILENCE_S)
@@ -226,15 +222,10 @@ class GatewayClient:
 
     @asynccontextmanager
     async def _request(
-        self,
-        method: str,
-        path: str,
-        patience: aiohttp.ClientTimeout,
-        data: bytes | None = None,
-        headers: dict[str, str] | None = None,
+        self, method: str, path: str, patience: aiohttp.ClientTimeout, data: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A successful response, closed after the block. Raises RequestRefused, Unreachable or BrokenOff."""
-        url = self.address + path
+        url, headers = self.address + path, {"Content-Type": "application/json"} if data else None
         try:
             response = await self._http.request(method, url, data=data, headers=headers, timeout=patience)
         except aiohttp.InvalidURL as error:

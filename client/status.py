@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,33 +19,21 @@ from client.wire import FleetStatus, PeerStatus
 FIGURES = ("sessions", "queue", "batch", "free KV", "step ms", "prefill ms", "context", "heard")
 
 
-@dataclass(frozen=True, slots=True)
-class PeerRow:
-    """One instance in the table. A controller has only the age of its heartbeat."""
-
-    service: str
-    peer: PeerStatus
-
-    @property
-    def figures(self) -> list[str]:
-        peer, age = self.peer, f"{self.peer.heartbeat_age_ms / 1e3:.1f} s"
-        if self.service == "controller":
-            return [*[""] * (len(FIGURES) - 1), age]
-        return [
-            f"{peer.num_sessions}/{peer.max_sessions}",
-            str(peer.queue_tokens),
-            str(peer.batch),
-            f"{peer.free_kv_tokens / peer.kv_tokens:.0%}" if peer.kv_tokens else "",
-            f"{peer.step_ms:.1f}",
-            f"{peer.prefill_ms:.2f}",
-            str(peer.max_context),
-            age,
-        ]
-
-
-async def show(gateway: GatewayClient, console: Console) -> None:
-    """Prints the fleet once."""
-    console.print(view(await gateway.fleet()))
+def figures_of(service: str, peer: PeerStatus) -> list[str]:
+    """The FIGURES of an instance. A controller has only the age of its heartbeat."""
+    age = f"{peer.heartbeat_age_ms / 1e3:.1f} s"
+    if service == "controller":
+        return [*[""] * (len(FIGURES) - 1), age]
+    return [
+        f"{peer.num_sessions}/{peer.max_sessions}",
+        str(peer.queue_tokens),
+        str(peer.batch),
+        f"{peer.free_kv_tokens / peer.kv_tokens:.0%}" if peer.kv_tokens else "",
+        f"{peer.step_ms:.1f}",
+        f"{peer.prefill_ms:.2f}",
+        str(peer.max_context),
+        age,
+    ]
 
 
 async def show_json(gateway: GatewayClient, every_s: float | None) -> None:
@@ -94,22 +81,22 @@ def view(fleet: FleetStatus) -> RenderableType:
 def peers(fleet: FleetStatus) -> RenderableType:
     """Verifiers, drafters and controllers, one per row. Models are shown if any differ from the gateway's."""
     rows = [
-        *(PeerRow("verifier", peer) for peer in fleet.verifiers),
-        *(PeerRow("drafter", peer) for peer in fleet.drafters),
-        *(PeerRow("controller", peer) for peer in fleet.controllers),
+        *(("verifier", peer) for peer in fleet.verifiers),
+        *(("drafter", peer) for peer in fleet.drafters),
+        *(("controller", peer) for peer in fleet.controllers),
     ]
     if not rows:
         return Text("no other instances", style="bold")
-    shows_models = any(row.peer.models not in ([], [fleet.gateway.model]) for row in rows)
+    shows_models = any(peer.models not in ([], [fleet.gateway.model]) for _, peer in rows)
     table = Table(box=None, padding=(0, 1, 0, 0))  # narrow, to fit into 80 columns
     for column in ("service", "name"):
         table.add_column(column, no_wrap=True)
     for column in FIGURES:
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("models" if shows_models else "", overflow="fold")
-    for row in rows:
-        words = [*(["draining"] if row.peer.draining else []), *(row.peer.models if shows_models else [])]
-        cells = [row.service, row.peer.name, *row.figures, ", ".join(words)]
+    for service, peer in rows:
+        words = [*(["draining"] if peer.draining else []), *(peer.models if shows_models else [])]
+        cells = [service, peer.name, *figures_of(service, peer), ", ".join(words)]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 

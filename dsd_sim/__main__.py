@@ -46,7 +46,10 @@ def run(
 ) -> None:
     """Runs one scenario and prints its report."""
     with exit_on_bad_input(scenario):
-        read = _read_single(scenario)
+        content = read_toml(scenario)
+        if "sweep" in content:
+            raise BadScenario(f"{scenario}: sweep: `run` takes no file with this table; use `sweep`")
+        read = scenario_of(content, scenario)
         fleet = make_fleet(read, scenario.parent, LOG_ROOM if trace or plots else 0)
         with _watched(fleet):
             fleet.run()
@@ -114,13 +117,6 @@ def compare(
 
 app.command()(roofline)
 app.command()(plan)
-
-
-def _read_single(path: Path) -> Scenario:
-    content = read_toml(path)
-    if "sweep" in content:
-        raise BadScenario(f"{path}: sweep: `run` takes no file with this table; use `sweep`")
-    return scenario_of(content, path)
 
 
 @contextmanager

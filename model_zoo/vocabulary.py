@@ -18,8 +18,6 @@ from model_zoo.errors import UnusableModel
 from model_zoo.source import TEXT_FILES, locate, read_json
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, GENAI_CONFIG, read_config
 
-TOKENIZER_FILE = "tokenizer.json"
-
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -99,7 +97,7 @@ def _difference(differing: list[int], draft: Vocabulary, target: Vocabulary) -> 
 
 
 def _tokens_of(folder: Path) -> dict[int, str]:
-    path = folder / TOKENIZER_FILE
+    path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnusableModel(f"{path} is missing: the vocabularies can't be compared")
     try:

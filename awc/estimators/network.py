@@ -62,10 +62,7 @@ class PolicyNetwork:
     def __post_init__(self) -> None:
         num_inputs, hidden = self.w_in.shape
         shapes: dict[str, tuple[int, ...]] = {
-            "mean": (num_inputs,),
-            "scale": (num_inputs,),
-            "low": (num_inputs,),
-            "high": (num_inputs,),
+            **dict.fromkeys(BOUNDS, (num_inputs,)),
             "b_in": (hidden,),
             "w1": (NUM_BLOCKS, hidden, hidden),
             "b1": (NUM_BLOCKS, hidden),

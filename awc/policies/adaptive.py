@@ -133,7 +133,16 @@ class AdaptivePair:
             self._acceptance.assume_matched(self._policy.assumed_matches)
         if is_measured(seen):
             self._learn(seen)
-        return _inputs(self._acceptance.rate, seen, cost)
+        rate = self._acceptance.rate
+        return choice_inputs(
+            acceptance=1.0 if rate is None else rate,
+            pass_ms=seen.pass_ms,
+            guess_ms=seen.draft_ms * max(seen.num_sessions, 1),
+            rtt_ms=seen.rtt_ms,
+            token_ms=cost.per_token_ms,
+            batch=seen.batch,
+            queue=seen.queue,
+        )
 
     def settle(self, seen: PairReport, worth: Sequence[float], best: int, is_known: bool) -> WindowChoice:
         """The choice after a report. `worth`: of each of CHOICES; `best`: the index of its maximum; `is_known`: the
@@ -238,18 +247,6 @@ class TpotComparison:
 def is_measured(seen: PairReport) -> bool:
     """Whether the pair has sessions and measured times of passes and tokens."""
     return seen.num_sessions > 0 and seen.tpot_ms > 0 and seen.pass_ms > 0
-
-
-def _inputs(acceptance: float | None, seen: PairReport, cost: VerifierCostLine) -> list[float]:
-    return choice_inputs(
-        acceptance=1.0 if acceptance is None else acceptance,
-        pass_ms=seen.pass_ms,
-        guess_ms=seen.draft_ms * max(seen.num_sessions, 1),
-        rtt_ms=seen.rtt_ms,
-        token_ms=cost.per_token_ms,
-        batch=seen.batch,
-        queue=seen.queue,
-    )
 
 
 def pipeline(seen: PairReport, chunk: int, depth: float) -> WindowChoice:

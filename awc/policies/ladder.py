@@ -74,7 +74,7 @@ class LadderPair:
         self._mismatched += seen.mismatched
         if self._matched + self._mismatched >= self._policy.sample_guesses:
             self._take_sample()
-        return self._choice()
+        return self._policy.start.with_window(self._policy.rungs[self._rung])
 
     def _take_sample(self) -> None:
         sample = self._matched / (self._matched + self._mismatched)
@@ -94,6 +94,3 @@ class LadderPair:
             self._rung = rung + 1
         elif rung > 0 and run < policy.down_share * policy.climbs_at(rung - 1):
             self._rung = rung - 1
-
-    def _choice(self) -> WindowChoice:
-        return self._policy.start.with_window(self._policy.rungs[self._rung])

@@ -260,21 +260,16 @@ class SimFleet:
 
     # --- failures (scenario/changes.py) ----------------------------------------------------------------------------
 
-    def lose_devices(self, devices: Sequence[int]) -> None:
-        for index in devices:
-            outages.lose_device(self.world, index)
+    def lose(self, part: str, indices: Sequence[int]) -> None:
+        """`part`: drafters or verifiers."""
+        lose_one = outages.lose_device if part == "drafters" else outages.lose_node
+        for index in indices:
+            lose_one(self.world, index)
 
-    def restore_devices(self, devices: Sequence[int]) -> None:
-        for index in devices:
-            self.world.devices[index]["num_failures"] -= 1
-
-    def lose_nodes(self, nodes: Sequence[int]) -> None:
-        for index in nodes:
-            outages.lose_node(self.world, index)
-
-    def restore_nodes(self, nodes: Sequence[int]) -> None:
-        for index in nodes:
-            self.world.nodes[index]["num_failures"] -= 1
+    def restore(self, part: str, indices: Sequence[int]) -> None:
+        records = self.world.devices if part == "drafters" else self.world.nodes
+        for index in indices:
+            records[index]["num_failures"] -= 1
 
     def cut_links(self, devices: Sequence[int], until_ms: float) -> None:
         """Holds messages on these links back until `until_ms`."""

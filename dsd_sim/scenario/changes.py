@@ -77,12 +77,7 @@ def _failed(failure: Failure, scenario: Scenario, rng: np.random.Generator) -> l
     chosen = sorted(int(index) for index in rng.choice(candidates, num, replace=False)) if candidates else []
     if failure.part == "links":
         return [FleetChange(begin, lambda fleet: fleet.cut_links(chosen, end))]
-    if failure.part == "drafters":
-        return [
-            FleetChange(begin, lambda fleet: fleet.lose_devices(chosen)),
-            FleetChange(end, lambda fleet: fleet.restore_devices(chosen)),
-        ]
     return [
-        FleetChange(begin, lambda fleet: fleet.lose_nodes(chosen)),
-        FleetChange(end, lambda fleet: fleet.restore_nodes(chosen)),
+        FleetChange(begin, lambda fleet: fleet.lose(failure.part, chosen)),
+        FleetChange(end, lambda fleet: fleet.restore(failure.part, chosen)),
     ]

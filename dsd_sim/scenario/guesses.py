@@ -38,12 +38,8 @@ def acceptance_of(guesses: Guesses, folder: Path, place: str) -> AcceptanceModel
         case MarkovGuesses():
             return Markov(guesses.easy, guesses.hard, guesses.to_hard, guesses.to_easy)
         case RecordedGuesses(file=file):
-            return _replay(folder / file, place)
+            with naming_key(f"{place}.guesses.file"):
+                prompts = read_recording(folder / file).prompts
+            columns = [(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
+            return Replay(tuple(RecordedAnswer(*each) for each in columns))
     assert_never(guesses)
-
-
-def _replay(path: Path, place: str) -> Replay:
-    with naming_key(f"{place}.guesses.file"):
-        prompts = read_recording(path).prompts
-    answers = [RecordedAnswer(np.array(each.draft_right), np.array(each.confidence, np.float32)) for each in prompts]
-    return Replay(tuple(answers))

@@ -108,7 +108,7 @@ def test_simulating_several_steps_in_one_event_changes_no_result(choice: WindowC
         world.devices["jitter_ms"], world.devices["step_ms_per_1000"] = 4.0, 3.0
         world.pairs["min_confidence"] = min_confidence
         start = replace(choice, min_confidence=min_confidence)
-        changes = [FleetChange(9000, lambda fleet: fleet.lose_devices([1])), FleetChange(15_000, slow_down)]
+        changes = [FleetChange(9000, lambda fleet: fleet.lose("drafters", [1])), FleetChange(15_000, slow_down)]
         a_fleet(world, rate=0.8, policy=LadderPolicy(start), changes=changes).run()
         columns = ("first_ms", "done_ms", "drafted", "accepted", "rejected", "late", "discarded")
         return [world.requests[name].tolist() for name in columns]

@@ -94,10 +94,10 @@ def test_requests_complete_when_links_are_cut_for_a_minute(kind: str, waits: boo
 def test_a_device_with_two_failures_is_back_when_both_are_over() -> None:
     world = a_world(1, tokens=2500, rtt_ms=10, step_ms=5)
     changes = [
-        FleetChange(1000, lambda f: f.lose_devices([0])),
-        FleetChange(2000, lambda f: f.lose_devices([0])),
-        FleetChange(6000, lambda f: f.restore_devices([0])),
-        FleetChange(20_000, lambda f: f.restore_devices([0])),
+        FleetChange(1000, lambda f: f.lose("drafters", [0])),
+        FleetChange(2000, lambda f: f.lose("drafters", [0])),
+        FleetChange(6000, lambda f: f.restore("drafters", [0])),
+        FleetChange(20_000, lambda f: f.restore("drafters", [0])),
     ]
     drafted: list[int] = []
     probes = [FleetChange(t, lambda f: drafted.append(int(f.world.requests[0]["drafted"]))) for t in (3000, 19_000)]
@@ -117,7 +117,7 @@ def test_a_failure_changes_the_report_and_equal_seeds_give_equal_bytes() -> None
 def test_a_session_that_lost_its_drafter_is_served_target_only_until_another_joins() -> None:
     """One device of two fails in the middle of a long answer; the gateway notices after three heartbeats."""
     world = a_world(1, num_devices=2, tokens=1500, rtt_ms=10, step_ms=5)
-    fleet = a_fleet(world, rate=1.0, changes=[FleetChange(2000, lambda f: f.lose_devices([0]))])
+    fleet = a_fleet(world, rate=1.0, changes=[FleetChange(2000, lambda f: f.lose("drafters", [0]))])
     fleet.groups = np.zeros(2, np.int64)
     drafted: list[int] = []
     fleet.changes = [*fleet.changes, *(FleetChange(t, lambda f: drafted.append(busy(f))) for t in (3900, 9000))]
@@ -148,7 +148,10 @@ def test_colocated_guesses_are_counted_across_failures() -> None:
 
 def test_without_another_device_a_session_gets_its_own_back() -> None:
     world = a_world(1, tokens=1500, rtt_ms=10, step_ms=5)
-    changes = [FleetChange(1000, lambda f: f.lose_devices([0])), FleetChange(9000, lambda f: f.restore_devices([0]))]
+    changes = [
+        FleetChange(1000, lambda f: f.lose("drafters", [0])),
+        FleetChange(9000, lambda f: f.restore("drafters", [0])),
+    ]
     fleet = a_fleet(world, rate=1.0, changes=changes)
     fleet.run()
     request = world.requests[0]
@@ -161,7 +164,7 @@ def test_without_another_device_a_session_gets_its_own_back() -> None:
 def test_in_stop_and_wait_the_lease_ends_the_wait_for_a_lost_drafter() -> None:
     world = a_world(1, tokens=400, choice=stop_and_wait(4), rtt_ms=10, step_ms=5)
     world.requests["device"] = 0
-    fleet = a_fleet(world, rate=1.0, changes=[FleetChange(1000, lambda f: f.lose_devices([0]))])
+    fleet = a_fleet(world, rate=1.0, changes=[FleetChange(1000, lambda f: f.lose("drafters", [0]))])
     committed: list[int] = []
     times = (1100, 2950, 3500)
     probes = [FleetChange(t, lambda f: committed.append(int(f.world.nodes[0]["num_committed"]))) for t in times]

@@ -187,7 +187,7 @@ class Forgetful(DraftModel):
 def test_a_draft_that_remembers_what_was_rolled_back_is_refused(models: dict[str, Path], exported: Exported) -> None:
     reference = reference_of(AutoModelForCausalLM.from_pretrained(models["gpt_neox"]), 256)
     draft = load_draft(str(exported.folder), 1)
-    assert check_agreement(draft, reference, "int8").num_tokens > 40
+    assert check_agreement(draft, reference, "int8").share > 0.5
     with pytest.raises(Disagreement, match="depends on tokens that were rolled back"):
         check_agreement(Forgetful(draft), reference, "int8")
 

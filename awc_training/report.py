@@ -5,7 +5,7 @@ Invariant: every figure comes from the results of `evaluate` and the cards of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -57,20 +57,12 @@ def _held_out(evaluation: Evaluation) -> Iterator[str]:
         yield f"## {transport}"
         yield ""
         yield from _table(
-            ("policy", "tuned to", "mean", "gain", "worst", "below", "median", "decile"),
-            [
-                (
-                    each.name,
-                    scores.tuned.get(each.name, ""),
-                    f"{each.mean:.3f}",
-                    f"{each.share:.0%}",
-                    f"{each.worst:.3f}",
-                    str(each.num_below),
-                    f"{each.oracle_median:.3f}",
-                    f"{each.oracle_decile:.3f}",
-                )
+            "policy | tuned to | mean | gain | worst | below | median | decile",
+            (
+                f"{each.name} | {scores.tuned.get(each.name, '')} | {each.mean:.3f} | {each.share:.0%} | "
+                f"{each.worst:.3f} | {each.num_below} | {each.oracle_median:.3f} | {each.oracle_decile:.3f}"
                 for each in summaries(scores)
-            ],
+            ),
         )
 
 
@@ -83,9 +75,9 @@ def _classes(evaluation: Evaluation) -> Iterator[str]:
         yield f"Mean of score of {name} / score of the rival, {transport}."
         yield ""
         table = by_class(evaluation, transport, name)
-        rivals = list(next(iter(table.values())))
-        rows = [(rival, *(f"{found[rival]:.3f}" for found in table.values())) for rival in rivals]
-        yield from _table(("rival", *table), rows)
+        rivals = next(iter(table.values()))
+        rows = ((rival, *(f"{found[rival]:.3f}" for found in table.values())) for rival in rivals)
+        yield from _table(" | ".join(("rival", *table)), map(" | ".join, rows))
 
 
 def _changes(followed: Sequence[ChangeResult]) -> Iterator[str]:
@@ -96,19 +88,12 @@ def _changes(followed: Sequence[ChangeResult]) -> Iterator[str]:
     yield "*score to oracle*."
     yield ""
     yield from _table(
-        ("scenario", "policy", "settled", "longest", "changes", "once settled", "score to oracle"),
-        [
-            (
-                each.scenario,
-                each.policy,
-                f"{each.settled_s:.1f}",
-                f"{each.longest_s:.1f}",
-                f"{each.changes_per_min:.1f}",
-                f"{each.changes_settled:.1f}",
-                f"{each.against_oracle:.3f}",
-            )
+        "scenario | policy | settled | longest | changes | once settled | score to oracle",
+        (
+            f"{each.scenario} | {each.policy} | {each.settled_s:.1f} | {each.longest_s:.1f} | "
+            f"{each.changes_per_min:.1f} | {each.changes_settled:.1f} | {each.against_oracle:.3f}"
             for each in followed
-        ],
+        ),
     )
 
 
@@ -119,18 +104,12 @@ def _shared_verifiers(found: Sequence[SharedVerifierResult]) -> Iterator[str]:
     yield "second; *slowest*: tokens per second of the slowest drafter / mean of target-only."
     yield ""
     yield from _table(
-        ("verifier, drafters", "way", "tokens/s", "TPOT, ms", "Jain", "slowest"),
-        [
-            (
-                each.scenario,
-                each.way,
-                f"{each.tokens_per_s:.0f}",
-                f"{each.tpot_ms:.1f}",
-                f"{each.jain:.3f}",
-                f"{each.slowest:.3f}",
-            )
+        "verifier, drafters | way | tokens/s | TPOT, ms | Jain | slowest",
+        (
+            f"{each.scenario} | {each.way} | {each.tokens_per_s:.0f} | {each.tpot_ms:.1f} | {each.jain:.3f} | "
+            f"{each.slowest:.3f}"
             for each in found
-        ],
+        ),
     )
 
 
@@ -142,42 +121,32 @@ def _paper(cells: Sequence[PaperCell]) -> Iterator[str]:
     yield f"the cell (tried: {FACTORS[-1]:g} to {FACTORS[0]:g}). The paper reports for its controller, against static"
     yield "4: throughput up to 9.7 % higher, TPOT 6 to 10.7 % lower, TTFT 0.5 to 4.1 % lower."
     yield ""
-    ways = list(cells[0].ways)
     rows = []
     for cell in cells:
         figures = [f"{way.tokens_per_s:.0f}, {way.tpot_ms:.1f}, {way.ttft_ms:.0f}" for way in cell.ways.values()]
         ours, theirs = cell.ways["adaptive"], cell.ways["wc-dnn"]
-        ratios = (
-            ours.tokens_per_s / theirs.tokens_per_s,
-            ours.tpot_ms / theirs.tpot_ms,
-            ours.ttft_ms / theirs.ttft_ms,
-        )
-        rows.append((cell.name, *figures, ", ".join(f"{ratio:.3f}" for ratio in ratios), f"{cell.capacity:g}"))
-    yield from _table(("cell", *ways, "ratios", "capacity"), rows)
+        ratios = (getattr(ours, name) / getattr(theirs, name) for name in ("tokens_per_s", "tpot_ms", "ttft_ms"))
+        shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        rows.append(" | ".join((cell.name, *figures, shown, f"{cell.capacity:g}")))
+    yield from _table(" | ".join(("cell", *cells[0].ways, "ratios", "capacity")), rows)
 
 
 def _cards(cards: dict[str, Card]) -> Iterator[str]:
     yield "## Weights"
     yield ""
     yield from _table(
-        ("network", "parameters", "scenarios", "rows", "error", "error of the median", "seed"),
-        [
-            (
-                name,
-                str(card.num_parameters),
-                str(card.num_scenarios),
-                str(card.num_rows),
-                f"{card.mean_error:.3f}",
-                f"{card.mean_error_of_median:.3f}",
-                str(card.seed),
-            )
+        "network | parameters | scenarios | rows | error | error of the median | seed",
+        (
+            f"{name} | {card.num_parameters} | {card.num_scenarios} | {card.num_rows} | {card.mean_error:.3f} | "
+            f"{card.mean_error_of_median:.3f} | {card.seed}"
             for name, card in cards.items()
-        ],
+        ),
     )
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(names)} |"
-    yield f"|{' --- |' * len(names)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+def _table(heading: str, rows: Iterable[str]) -> Iterator[str]:
+    """Cells are separated by " | "."""
+    yield f"| {heading} |"
+    yield f"|{' --- |' * len(heading.split(' | '))}"
+    yield from (f"| {row} |" for row in rows)
     yield ""

@@ -29,18 +29,12 @@ Options: TypeAlias = Mapping[str, Any]
 NUM_TUNING = 60  # scenarios
 START = 4  # window at the start
 
-
 RIVALS: dict[str, tuple[Options, ...]] = {  # parameters to try beside the registered ones
     LadderPolicy.name: ({"ema_weight": 0.4, "interval": 3}, {"rungs": (1, 2, 4, 8)}, {"rungs": (4, 8, 16, 32)}),
     ConfidencePolicy.name: ({"discarded_share": 0.1}, {"discarded_share": 0.4}),
     ClosedFormPolicy.name: ({"half_life": 64.0}, {"margin": 0.05}),
     GoodputPolicy.name: ({"half_life": 64.0}, {"margin": 0.05}),
-    NightjarPolicy.name: (
-        {"bin_reports": 2},
-        {"bin_reports": 8},
-        {"newest": 0.5},
-        {"arms": (0, 2, 4, 8, 16, 24)},
-    ),
+    NightjarPolicy.name: ({"bin_reports": 2}, {"bin_reports": 8}, {"newest": 0.5}, {"arms": (0, 2, 4, 8, 16, 24)}),
     DelayBanditPolicy.name: ({"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95}),
 }
 STARTS = {ConfidencePolicy.name: (START, 8, 16, 24)}  # the policy never changes its window; others: START

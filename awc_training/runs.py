@@ -13,7 +13,7 @@ from typing import TypeAlias
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowChoice, WindowPolicy
 from awc_training.scenarios import FOLDER
-from dsd_sim.scenario.scenario import Policies, Scenario
+from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import Cell, key_of
 from dsd_sim.studies.report import SimReport
 from dsd_sim.studies.runner import num_cores, run_cells, show_progress
@@ -35,17 +35,6 @@ class Transport:
             return WindowChoice(0, 1, free_run=True)
         return WindowChoice(window, min(self.chunk or window, window), self.free_run)
 
-    def policies(self, given: Policies, start: WindowChoice) -> Policies:
-        """The policies of a scenario with this transport and start."""
-        return given.model_copy(
-            update={
-                "window": start.window,
-                "chunk": start.chunk,
-                "free_run": start.free_run,
-                "batching": self.batching,
-            }
-        )
-
 
 # The paper's (arXiv 2511.21669): whole windows, length-aware batching. Ours: docs/architecture.md.
 STOP_AND_WAIT = Transport("stop-and-wait", chunk=0, free_run=False, batching="lab")
@@ -62,7 +51,8 @@ def cell(
     scenario: Scenario, transport: Transport, policy: WindowPolicy, start: WindowChoice, folder: Path = FOLDER
 ) -> Cell:
     """A run of a policy from `start`. `folder`: of the scenario's files."""
-    ready = scenario.model_copy(update={"policies": transport.policies(scenario.policies, start)})
+    update = {"window": start.window, "chunk": start.chunk, "free_run": start.free_run, "batching": transport.batching}
+    ready = scenario.model_copy(update={"policies": scenario.policies.model_copy(update=update)})
     path = folder / f"{scenario.name}.toml"
     return Cell(ready, path, f"{policy.name}, {transport.name}", key_of(ready, folder, policy), policy)
 

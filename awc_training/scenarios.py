@@ -151,20 +151,11 @@ def _edges(
     for number, count in enumerate(counts):
         guesses, rate = _guesses(rng)
         step_ms = _one_of(rng, family.step_ms) * rng.uniform(0.9, 1.1)
+        per_1000, fed = rng.uniform(0.02, 0.15), rng.uniform(0.02, 0.3)
+        times = {"step_ms": step_ms, "step_ms_per_1000": step_ms * per_1000, "fed_ms": step_ms * fed}
+        link = {"rtt_ms": rtt_ms, "jitter_ms": rtt_ms * rng.uniform(0, 0.1)}
         rates.append(rate)
-        edges.append(
-            {
-                "name": f"edge-{number}",
-                "count": count,
-                "times": {
-                    "step_ms": step_ms,
-                    "step_ms_per_1000": step_ms * rng.uniform(0.02, 0.15),
-                    "fed_ms": step_ms * rng.uniform(0.02, 0.3),
-                },
-                "link": {"rtt_ms": rtt_ms, "jitter_ms": rtt_ms * rng.uniform(0, 0.1)},
-                "guesses": guesses,
-            }
-        )
+        edges.append({"name": f"edge-{number}", "count": count, "times": times, "link": link, "guesses": guesses})
     return edges, rates
 
 
@@ -203,19 +194,24 @@ def _shared_verifier(name: str, times: dict[str, Any], num: int) -> Scenario:
     content = {
         "name": name,
         "seed": 11,
-        "workload": {
-            "kind": "closed",
-            "num_clients": num,
-            "think_s": 0.0,
-            "num_requests": 10 * num,
-            "lengths": {"prompt": {"low": 20, "high": 120}, "answer": {"low": 80, "high": 160}, "max_tokens": 256},
-        },
+        "workload": _closed(num, requests_each=10, answer={"low": 80, "high": 160}),
         "edge": [
             edge | {"name": each, "guesses": {"kind": "independent", "rate": rate}} for each, rate in rates.items()
         ],
         "cloud": [{"count": 1, "times": times | {"cached_ms": 0.5}}],
     }
     return Scenario.model_validate(content, strict=False)
+
+
+def _closed(num_clients: int, requests_each: int, answer: dict[str, int]) -> dict[str, Any]:
+    """A closed loop without think time."""
+    return {
+        "kind": "closed",
+        "num_clients": num_clients,
+        "think_s": 0.0,
+        "num_requests": requests_each * num_clients,
+        "lengths": {"prompt": {"low": 20, "high": 120}, "answer": answer, "max_tokens": 256},
+    }
 
 
 # --- scenarios that change --------------------------------------------------------------------------------------------
@@ -258,34 +254,12 @@ def _changing(what: str, num_drafters: int, seed: int, change: dict[str, Any], e
 
 
 def _steady(name: str, seed: int, num_drafters: int, num_clients: int) -> dict[str, Any]:
-    return {
-        "name": name,
-        "seed": seed,
-        "workload": {
-            "kind": "closed",
-            "num_clients": num_clients,
-            "think_s": 0.0,
-            "num_requests": 25 * num_clients,
-            "lengths": {"prompt": {"low": 20, "high": 120}, "answer": {"low": 60, "high": 140}, "max_tokens": 256},
-        },
-        "edge": [
-            {
-                "count": num_drafters,
-                "times": {"step_ms": 10.0, "step_ms_per_1000": 1.0, "fed_ms": 1.0},
-                "link": {"rtt_ms": 10.0, "jitter_ms": 1.0},
-                "guesses": {"kind": "independent", "rate": 0.9},
-            }
-        ],
-        "cloud": [
-            {
-                "count": 1,
-                "times": {
-                    "base_ms": 32.0,
-                    "session_ms": 0.3,
-                    "token_ms": 0.2,
-                    "above_ms": (0.0, 0.0, 0.2),
-                    "cached_ms": 0.5,
-                },
-            }
-        ],
+    edge = {
+        "count": num_drafters,
+        "times": {"step_ms": 10.0, "step_ms_per_1000": 1.0, "fed_ms": 1.0},
+        "link": {"rtt_ms": 10.0, "jitter_ms": 1.0},
+        "guesses": {"kind": "independent", "rate": 0.9},
     }
+    times = {"base_ms": 32.0, "session_ms": 0.3, "token_ms": 0.2, "above_ms": (0.0, 0.0, 0.2), "cached_ms": 0.5}
+    workload = _closed(num_clients, requests_each=25, answer={"low": 60, "high": 140})
+    return {"name": name, "seed": seed, "workload": workload, "edge": [edge], "cloud": [{"count": 1, "times": times}]}

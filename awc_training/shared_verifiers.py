@@ -58,11 +58,8 @@ def serve_shared_verifiers() -> list[SharedVerifierResult]:
             report, speeds = report_of(ready, fleet), speeds_of(fleet.world)
             alone = alone or float(speeds.mean())
             slowest = float(speeds.min()) / alone
-            found.append(
-                SharedVerifierResult(
-                    scenario.name, way, report.tokens_per_s, report.tpot_ms.mean, jain(speeds), slowest
-                )
-            )
+            figures = (report.tokens_per_s, report.tpot_ms.mean, jain(speeds), slowest)
+            found.append(SharedVerifierResult(scenario.name, way, *figures))
     return found
 
 

@@ -48,15 +48,9 @@ def _summary(
     can_gain = best > LEAST_GAIN
     share = float((ratio[can_gain] - 1).sum() / (best[can_gain] - 1).sum()) if can_gain.any() else 0.0
     to_oracle = found / oracle
-    return PolicySummary(
-        name,
-        float(ratio.mean()),
-        share,
-        float(ratio.min()),
-        int((ratio < NEARLY).sum()),
-        float(np.median(to_oracle)),
-        float(np.quantile(to_oracle, 0.1)),
-    )
+    median, decile = float(np.median(to_oracle)), float(np.quantile(to_oracle, 0.1))
+    num_below = int((ratio < NEARLY).sum())
+    return PolicySummary(name, float(ratio.mean()), share, float(ratio.min()), num_below, median, decile)
 
 
 def by_class(evaluation: Evaluation, transport: str, name: str) -> dict[str, dict[str, float]]:

@@ -123,10 +123,8 @@ def _error(model: TrainedNetwork, inputs: torch.Tensor, targets: torch.Tensor, r
 
 
 def _digest(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for array in (dataset.inputs, dataset.targets, dataset.groups):
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    arrays = (dataset.inputs, dataset.targets, dataset.groups)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def inputs_range(inputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -35,15 +35,13 @@ from benchmarks.harness.paired import compare, median_of_ratios
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import load_tokenizer
-from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
-from shared.protocol.messages import Heartbeat, Message, Speculation
+from shared.protocol.messages import Speculation
 from shared.runtime.home import default_models_dir
 from tests.e2e.harness import Client
 
 ALONE, CONTROL, LYING, SILENT = "no drafter", "no drafter, again", "lying drafter", "silent drafter"
 CONDITIONS = (ALONE, CONTROL, LYING, SILENT)
-START_S = 180.0
 EXTRA_TOKENS = 4000  # so many that the extra session outlasts the others
 LIMIT = 0.05  # largest slowdown
 
@@ -104,29 +102,11 @@ async def running(models: Path, draft: str, run_dir: Path) -> AsyncIterator[Syst
         lying_drafter = LyingDrafter(bus, seed=1)
         work = asyncio.create_task(lying_drafter.run(), name="lying drafter")
         try:
-            verifier_id, honest_id = await _ids_of(bus, (VERIFIER, DRAFTER))
+            verifier_id, honest_id = [await client.hear_of(name) for name in (VERIFIER, DRAFTER)]
             yield SystemUnderTest(client, verifier_id, honest_id, lying_drafter.instance_id)
         finally:
             work.cancel()
             await asyncio.wait({work})
-
-
-async def _ids_of(bus: Bus, names: tuple[str, ...]) -> list[str]:
-    """Instance ids of these names, once each has sent a heartbeat."""
-    found: dict[str, str] = {}
-    complete = asyncio.Event()
-
-    def hear(subject: str, message: Message | Absent) -> None:
-        if isinstance(message, Heartbeat):
-            found[subjects.instance_name(message.instance_id)] = message.instance_id
-        if found.keys() >= set(names):
-            complete.set()
-
-    subscription = await bus.subscribe(subjects.all_broadcasts(Heartbeat), hear)
-    async with asyncio.timeout(START_S):
-        await complete.wait()
-    await subscription.unsubscribe()
-    return [found[name] for name in names]
 
 
 async def measure(
@@ -188,20 +168,13 @@ def _result(samples: list[SessionSpeed], condition: str, seed: int) -> Condition
 
 def _speeds(samples: list[SessionSpeed], condition: str) -> np.ndarray:
     """Tokens per second, [rounds, sessions]."""
-    mine = sorted(
-        (sample.round_number, sample.prompt_number, sample.tokens_per_s)
-        for sample in samples
-        if sample.condition == condition
-    )
-    num_rounds = len({round_number for round_number, _, _ in mine})
-    return np.array([speed for _, _, speed in mine]).reshape(num_rounds, -1)
+    mine = [sample for sample in samples if sample.condition == condition]  # by round, then by prompt
+    return np.array([sample.tokens_per_s for sample in mine]).reshape(len({each.round_number for each in mine}), -1)
 
 
 def table(found: list[ConditionResult], title: str) -> Table:
     """For a terminal."""
-    shown = Table(title=title)
-    for heading in ("condition", "tokens/s (median)", "ratio (median)", "95 % interval", ""):
-        shown.add_column(heading)
+    shown = Table("condition", "tokens/s (median)", "ratio (median)", "95 % interval", "", title=title)
     for each in found:
         is_base = each.condition == ALONE
         interval = "" if is_base else f"{each.low:.3f} … {each.high:.3f}"

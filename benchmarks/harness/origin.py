@@ -34,15 +34,8 @@ def digest_of(models: Path, *more: bytes) -> str:
 
 def portable_arguments(arguments: Sequence[str]) -> list[str]:
     """Arguments without --folder, and with the last part only of absolute paths, which mean nothing elsewhere."""
-    kept: list[str] = []
-    is_folder = False
-    for argument in arguments:
-        if not is_folder and not argument.startswith("--folder="):
-            kept.append(_portable(argument))
-        is_folder = argument == "--folder"
-        if is_folder:
-            kept.pop()
-    return kept
+    pairs = zip(["", *arguments], arguments, strict=False)  # each argument with the one before it
+    return [_portable(each) for before, each in pairs if "--folder" not in (before, each.partition("=")[0])]
 
 
 def _portable(argument: str) -> str:

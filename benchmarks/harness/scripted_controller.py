@@ -101,9 +101,9 @@ class ScriptedController:
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Heartbeat(service="drafter", instance_id=name):
-                self._drafters[_configured(name)] = name
+                self._drafters[subjects.instance_name(name)] = name
             case Heartbeat(service="verifier", instance_id=name):
-                self._verifiers[_configured(name)] = name
+                self._verifiers[subjects.instance_name(name)] = name
             case Report(drafter_id=name) if name in self._drafters.values():
                 self.draft_ms = next((report.draft_ms for report in message.pairs), self.draft_ms)
                 self._reports.put_nowait(message)
@@ -153,11 +153,6 @@ class ScriptedController:
             choice.min_confidence,
         )
         await self._bus.publish(subjects.to("drafter", pair.drafter_id, WindowDecision, self._instance_id), decision)
-
-
-def _configured(instance_id: str) -> str:
-    """The configured name in an instance id."""
-    return instance_id.rpartition(".")[0]
 
 
 @asynccontextmanager

@@ -18,14 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness.files import write_result
-from benchmarks.harness.latency import (
-    OK,
-    PERCENTILES,
-    LatencyObjective,
-    RequestSample,
-    RunSummary,
-    summarise,
-)
+from benchmarks.harness.latency import OK, PERCENTILES, LatencyObjective, RequestSample, RunSummary, summarise
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, connected, measure_request
@@ -97,14 +90,6 @@ def lines(summary: RunSummary, objective: LatencyObjective) -> list[str]:
     return found
 
 
-def show(model: str, summary: RunSummary, objective: LatencyObjective) -> None:
-    console = Console()
-    console.print(f"model {model}", highlight=False)
-    console.print(table(summary))
-    for line in lines(summary, objective):
-        console.print(line, highlight=False)
-
-
 def report_of(origin: Origin, summary: RunSummary, result: LoadResult) -> dict[str, object]:
     """The content of --output."""
     samples = [asdict(each) | {"ttft_ms": each.ttft_ms, "tpot_ms": each.tpot_ms} for each in result.samples]
@@ -166,7 +151,11 @@ def main(
         raise typer.Exit(3) from None
     objective = LatencyObjective(ttft_ms, tpot_ms)
     summary = summarise(result.samples, objective)
-    show(result.model, summary, objective)
+    console = Console()
+    console.print(f"model {result.model}", highlight=False)
+    console.print(table(summary))
+    for line in lines(summary, objective):
+        console.print(line, highlight=False)
     if output is not None:
         write_result(output, report_of(Origin.here("benchmarks.load"), summary, result))
     if set(summary.statuses) != {OK}:

@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.harness.files import REPORTS, ROOT, read_result
+from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.simulation import closed_loop_workload, simulate_seeds
 from benchmarks.policies.findings import find
@@ -131,20 +132,17 @@ def markdown(orders: Sequence[PolicyOrder], origin: Origin) -> str:
     """The report."""
     apart, alike = sum(len(each.apart) for each in orders), sum(len(each.alike) for each in orders)
     names = [mode.name for mode in POLICY_MODES if any(mode.name in each.live for each in orders)]
-    rows = [
-        "# Ranking of window policies, simulated and live",
+    about = (
         f"`{origin.command}`, {origin.date}. Speed to target-only: simulated / live. DSD-Sim has {alike} of the "
-        f"{apart} pairs of modes that differ by more than {APART:.0%} live in the same order.",
-        f"| RTT, sessions, drafters | {' | '.join(names)} | pairs in the same order |",
-        f"| --- |{' --- |' * len(names)} --- |",
-    ]
+        f"{apart} pairs of modes that differ by more than {APART:.0%} live in the same order."
+    )
+    rows = []
     for each in orders:
-        speeds = " | ".join(
-            f"{each.simulated[name]:.3f} / {each.live[name]:.3f}" if name in each.live else "" for name in names
-        )
-        count = f"{len(each.alike)} of {len(each.apart)}"
-        rows.append(f"| {each.rtt_ms} ms, {each.num_sessions}, {each.num_drafters} | {speeds} | {count} |")
-    return "\n\n".join(rows[:2]) + "\n\n" + "\n".join(rows[2:]) + "\n"
+        speeds = [f"{each.simulated[name]:.3f} / {each.live[name]:.3f}" if name in each.live else "" for name in names]
+        place = f"{each.rtt_ms} ms, {each.num_sessions}, {each.num_drafters}"
+        rows.append((place, *speeds, f"{len(each.alike)} of {len(each.apart)}"))
+    table = markdown_table(("RTT, sessions, drafters", *names, "pairs in the same order"), rows)
+    return f"# Ranking of window policies, simulated and live\n\n{about}\n\n{table}\n"
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio
 from benchmarks.policies.findings import CellFinding, ModeFinding
@@ -31,7 +32,7 @@ MAX_STEPS = {0: 1.35, 30: 1.5, 100: 1.9}  # TPOT of sliding / draft step time, b
 
 def markdown(findings: Sequence[CellFinding], plots: Sequence[str]) -> str:
     """The report of one or more cells."""
-    parts = ["# Benchmark run", _origins(findings), ABOUT, "## Requirements", *_requirements(findings)]
+    parts = ["# Benchmark run", _origins(findings), ABOUT, "## Requirements", _requirements(findings)]
     parts += [f"![{plot.removesuffix('.png')}]({plot})" for plot in plots]
     for finding in sorted(findings, key=lambda each: (each.num_sessions, each.draft, each.rtt_ms)):
         parts += [f"## {_title(finding)}", *_void(finding), _table(finding)]
@@ -70,25 +71,30 @@ def _void(finding: CellFinding) -> list[str]:
 
 
 def _table(finding: CellFinding) -> str:
-    rows = [
-        "| mode | TPOT ms | speed to target-only | TTFT ms | TTFT to target-only | tokens/s in all | acceptance |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = (
+        "mode",
+        "TPOT ms",
+        "speed to target-only",
+        "TTFT ms",
+        "TTFT to target-only",
+        "tokens/s in all",
+        "acceptance",
+    )
     steps = "" if finding.in_steps is None else f" Sliding takes {finding.in_steps} draft steps per token."
-    return "\n".join([*rows, *(_row(mode) for mode in finding.modes), "", f"{finding.num_rounds} rounds.{steps}"])
+    return f"{markdown_table(names, map(_row, finding.modes))}\n\n{finding.num_rounds} rounds.{steps}"
 
 
-def _row(mode: ModeFinding) -> str:
+def _row(mode: ModeFinding) -> tuple[str, ...]:
     acceptance = "" if mode.acceptance is None else f"{mode.acceptance:.3f}"
     is_base = mode.mode == TARGET_ONLY.name
     speed, ttft = ("", "") if is_base else (str(mode.speed), str(mode.ttft))
-    cells = (mode.mode, f"{mode.tpot_ms:.1f}", speed, f"{mode.ttft_ms:.0f}", ttft, f"{mode.tokens_per_s:.1f}")
-    return f"| {' | '.join((*cells, acceptance))} |"
+    tpot_ms, ttft_ms, tokens_per_s = f"{mode.tpot_ms:.1f}", f"{mode.ttft_ms:.0f}", f"{mode.tokens_per_s:.1f}"
+    return mode.mode, tpot_ms, speed, ttft_ms, ttft, tokens_per_s, acceptance
 
 
-def _requirements(findings: Sequence[CellFinding]) -> list[str]:
+def _requirements(findings: Sequence[CellFinding]) -> str:
     """The requirements that these cells can check."""
-    rows = ["| requirement | cell | ratio | met |", "| --- | --- | --- | --- |"]
+    rows: list[tuple[str, str, Ratio, str]] = []
     for finding in findings:
         if finding.complaints:
             continue
@@ -98,22 +104,18 @@ def _requirements(findings: Sequence[CellFinding]) -> list[str]:
             if mode is not None and (name == ADAPTIVE.name or finding.num_sessions == 1):
                 speed, ttft = mode.speed, mode.ttft
                 is_fast = _is_met(speed.value >= NEVER_SLOWER, speed.high >= NEVER_SLOWER)
-                rows.append(_requirement(f"{name}: never slower than target-only", where, speed, is_fast))
+                rows.append((f"{name}: never slower than target-only", where, speed, ANSWERS[is_fast]))
                 is_prompt = _is_met(ttft.value <= TTFT_LIMIT, ttft.low <= TTFT_LIMIT)
-                rows.append(_requirement(f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, ttft, is_prompt))
+                rows.append((f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, ttft, ANSWERS[is_prompt]))
         gain = finding.against_best
         if gain is not None and finding.num_sessions == 1 and finding.rtt_ms == 30:
             least, low = (STANDIN_GAIN, STANDIN_LOW) if finding.standin else (SLIDING_GAIN, SLIDING_LOW)
             what = f"sliding against {finding.best_stop_and_wait}: ≥ {least}×"
-            rows.append(_requirement(what, where, gain, gain.value >= least and gain.low >= low))
+            rows.append((what, where, gain, ANSWERS[gain.value >= least and gain.low >= low]))
         steps, most = finding.in_steps, MAX_STEPS.get(finding.rtt_ms)
         if steps is not None and most and finding.num_sessions == 1 and finding.draft == "int8" and not finding.standin:
-            rows.append(_requirement(f"sliding: ≤ {most} draft steps per token", where, steps, steps.value <= most))
-    return ["\n".join(rows)]
-
-
-def _requirement(what: str, where: str, ratio: Ratio, holds: bool | None) -> str:
-    return f"| {what} | {where} | {ratio} | {ANSWERS[holds]} |"
+            rows.append((f"sliding: ≤ {most} draft steps per token", where, steps, ANSWERS[steps.value <= most]))
+    return markdown_table(("requirement", "cell", "ratio", "met"), rows)
 
 
 def _is_met(by_ratio: bool, by_interval: bool) -> bool | None:

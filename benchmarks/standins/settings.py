@@ -6,7 +6,7 @@ Invariant: the instance name and the model name of a process with a stand-in con
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from shared.runtime.config import ServiceSettings
 class StandinSettings(ServiceSettings):
     """Settings of both stand-ins."""
 
+    model_setting: ClassVar[str]  # the setting that names the folder of the model
     name: str = Field(STANDIN, description=f"Name of this instance; must contain {STANDIN}")
     model_name: str = Field(
         MODEL_NAME, description=f"Name of the served model, the same as the gateway's; must contain {STANDIN}"
@@ -51,26 +52,22 @@ class StandinSettings(ServiceSettings):
             raise ValueError(f"{error.filename}: {error.strerror}") from error
         return self
 
+    @model_validator(mode="after")
+    def _model_is_for_paced(self) -> Self:
+        if (self.standin_kind == "paced") != bool(getattr(self, self.model_setting)):
+            raise ValueError(f"{self.model_setting} is required for paced stand-ins, and only for them")
+        return self
+
 
 class StandinVerifierSettings(StandinSettings, VerifierSettings):
     """Settings of `python -m benchmarks.standins cloud_verifier`."""
 
+    model_setting = "target"
     target: str = Field("", description="Folder of the target model; only for paced")
-
-    @model_validator(mode="after")
-    def _model_is_for_paced(self) -> Self:
-        if (self.standin_kind == "paced") != bool(self.target):
-            raise ValueError("target is required for paced stand-ins, and only for them")
-        return self
 
 
 class StandinDrafterSettings(StandinSettings, DrafterSettings):
     """Settings of `python -m benchmarks.standins edge_drafter`."""
 
+    model_setting = "draft"
     draft: str = Field("", description="Folder of the draft model; only for paced")
-
-    @model_validator(mode="after")
-    def _model_is_for_paced(self) -> Self:
-        if (self.standin_kind == "paced") != bool(self.draft):
-            raise ValueError("draft is required for paced stand-ins, and only for them")
-        return self

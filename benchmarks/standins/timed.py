@@ -69,36 +69,33 @@ def read_compute_log(path: Path) -> list[ComputeRecord]:
     return [msgspec.json.decode(line, type=ComputeRecord) for line in whole.splitlines()]
 
 
-class TimedTarget:
-    """A TargetModel that logs its passes."""
+class Timed:
+    """A model with a log of what it computes."""
 
-    def __init__(self, model: TargetModel, log: ComputeLog) -> None:
-        self._model = model
+    def __init__(self, model: TargetModel | DraftModel, log: ComputeLog) -> None:
+        self._model: Any = model
         self._log = log
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+
+class TimedTarget(Timed):
+    """A TargetModel that logs its passes."""
+
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
         started = time.monotonic()
-        drawn = self._model.step(rows)
+        drawn: list[Drawn] = self._model.step(rows)
         self._log.add(started, len(rows), sum(len(row.token_ids) for row in rows), sum(row.start for row in rows))
         return drawn
 
 
-class TimedDraft:
+class TimedDraft(Timed):
     """A DraftModel that logs its steps."""
-
-    def __init__(self, model: DraftModel, log: ComputeLog) -> None:
-        self._model = model
-        self._log = log
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
     def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
         started = time.monotonic()
-        logits = self._model.feed(cache, token_ids, start)
+        logits: np.ndarray = self._model.feed(cache, token_ids, start)
         self._log.add(started, 1, len(token_ids), start)
         return logits
 

@@ -12,6 +12,7 @@ from statistics import median
 
 from rich.table import Table
 
+from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
 from benchmarks.validation.calibration import LARGE
 from benchmarks.validation.case_run import CaseResult
@@ -139,21 +140,13 @@ def _about(origin: Origin) -> str:
 
 
 def _limits_table(results: Sequence[CaseResult]) -> str:
-    rows = ["| figure | median error | limit | worst | limit | case | met |", _rule(7)]
+    rows = []
     for each in summaries(results):
         median_limit, worst_limit = (f"{each.limit.median:.0%}", f"{each.limit.worst:.0%}") if each.limit else ("", "")
         holds = "" if each.limit is None else "yes" if each.holds else "**no**"
-        cells = (
-            TITLES[each.figure],
-            f"{each.median:.1%}",
-            median_limit,
-            f"{each.worst:.1%}",
-            worst_limit,
-            each.worst_case,
-            holds,
-        )
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+        errors = (f"{each.median:.1%}", median_limit, f"{each.worst:.1%}", worst_limit)
+        rows.append((TITLES[each.figure], *errors, each.worst_case, holds))
+    return markdown_table(("figure", "median error", "limit", "worst", "limit", "case", "met"), rows)
 
 
 def _excess(each: LimitExcess) -> str:
@@ -161,39 +154,35 @@ def _excess(each: LimitExcess) -> str:
 
 
 def _error_table(results: Sequence[CaseResult]) -> str:
-    rows = [f"| case | {' | '.join(TITLES.values())} |", _rule(1 + len(TITLES))]
+    rows = []
     for result in results:
         void = f" **void**: {'; '.join(result.complaints[:3])}" if result.complaints else ""
-        rows.append(f"| {result.case.name}{void} | {' | '.join(describe(result, figure) for figure in TITLES)} |")
-    return "\n".join(rows)
+        rows.append((f"{result.case.name}{void}", *(describe(result, figure) for figure in TITLES)))
+    return markdown_table(("case", *TITLES.values()), rows)
 
 
 def _case_table(results: Sequence[CaseResult]) -> str:
-    rows = ["| case | models | windows | RTT added, ms | load | answers | took, s |", _rule(7)]
+    rows = []
     for result in results:
-        case = result.case
-        cells = (case.name, case.fleet, case.windows, str(case.rtt_ms), case.load)
-        rows.append(f"| {' | '.join((*cells, str(case.num_requests), f'{result.took_s:.0f}'))} |")
-    return "\n".join(rows)
+        case, took_s = result.case, f"{result.took_s:.0f}"
+        rows.append((case.name, case.fleet, case.windows, case.rtt_ms, case.load, case.num_requests, took_s))
+    return markdown_table(("case", "models", "windows", "RTT added, ms", "load", "answers", "took, s"), rows)
 
 
 def _difference_table(results: Sequence[CaseResult]) -> str:
-    rows = ["| case | judged run, relative to the calibration |", _rule(2)]
-    return "\n".join([*rows, *(f"| {result.case.name} | {'; '.join(differences(result))} |" for result in results)])
+    rows = [(result.case.name, "; ".join(differences(result))) for result in results]
+    return markdown_table(("case", "judged run, relative to the calibration"), rows)
 
 
 def _calibration_table(results: Sequence[CaseResult]) -> str:
     """The times outside the models, in milliseconds."""
-    rows = ["| case | gap after a pass | per session in it | gap after a draft step | round trip | request |", _rule(6)]
+    rows = []
     for result in results:
         found = result.calibration
         times = (found.pass_gap_ms, found.session_gap_ms, found.step_gap_ms, found.rtt_ms, found.request_ms)
-        rows.append(f"| {result.case.name} | {' | '.join(f'{each:.2f}' for each in times)} |")
-    return "\n".join(rows)
-
-
-def _rule(num_columns: int) -> str:
-    return f"|{' --- |' * num_columns}"
+        rows.append((result.case.name, *(f"{each:.2f}" for each in times)))
+    names = ("case", "gap after a pass", "per session in it", "gap after a draft step", "round trip", "request")
+    return markdown_table(names, rows)
 
 
 # --- terminal ---------------------------------------------------------------------------------------------------------
@@ -201,7 +190,7 @@ def _rule(num_columns: int) -> str:
 
 def table(results: Sequence[CaseResult]) -> Table:
     """Errors, one row per case, and their medians and maxima."""
-    shown = Table("case", *(TITLES[figure] for figure in TITLES), title="live → simulated (error)")
+    shown = Table("case", *TITLES.values(), title="live → simulated (error)")
     for result in results:
         name = f"{result.case.name} (void)" if result.complaints else result.case.name
         shown.add_row(name, *(describe(result, figure) for figure in TITLES))

@@ -73,17 +73,12 @@ def scenario_of(
 
 def _edge(number: int, draft: str, calibration: Calibration, recordings: DraftRecordings) -> dict[str, Any]:
     return {
-        "name": tier(number),
+        "name": f"drafter-{number}",  # the name of the live one ends with it
         "count": 1,
         "times": calibration.step_times.model_dump(),
         "link": {"rtt_ms": calibration.rtt_ms},
         "guesses": {"kind": "recorded", "file": str(recordings.others(draft).absolute())},
     }
-
-
-def tier(number: int) -> str:
-    """Name of a simulated drafter. The name of the live one ends with it."""
-    return f"drafter-{number}"
 
 
 def write_trace(path: Path, requests: Sequence[CaseRequest], samples: Sequence[RequestSample]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -97,56 +98,48 @@ async def run(models: Path, draft: str, num_rounds: int, max_tokens: int, seed: 
     prompts, order = read_prompts(DEFAULT_PROMPTS), random.Random(seed)
     tokenizer = load_tokenizer(models / "target")
     generate = generating(models / "target", num_threads=2, max_tokens=max_tokens)
-    theirs_s: list[float] = []
-    alone_s: list[float] = []
-    together_s: list[float] = []
+    rounds: list[list[float]] = []  # seconds of theirs, alone and together
     own, *others = (new_key() for _ in range(1 + 2 * NUM_AT_ONCE * (num_rounds + 1)))
     keys = iter(others)
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         async with (
-            running(CellPlan(models, draft, api_keys=(own, *others)), Path(folder), console.print) as cell,
+            running(CellPlan(models, drafts=(draft,), api_keys=(own, *others)), Path(folder), console.print) as cell,
             connected(cell.url, own) as gateway,
         ):
             template = RequestTemplate(
                 await gateway.first_model(), AnswerOptions(max_tokens, temperature=0.0), ignore_eos=True
             )
 
-            async def theirs(texts: list[str]) -> None:
+            async def theirs(texts: list[str]) -> float:
                 started = time.monotonic()
                 for prompt_ids in encode_prompts(tokenizer, texts):
                     generate(prompt_ids)
-                theirs_s.append(time.monotonic() - started)
+                return time.monotonic() - started
 
-            async def alone(texts: list[str]) -> None:
-                alone_s.append(sum([await answer(cell.url, keys, template, [text]) for text in texts]))
+            async def alone(texts: list[str]) -> float:
+                return sum([await answer(cell.url, keys, template, [text]) for text in texts])
 
-            async def together(texts: list[str]) -> None:
-                together_s.append(await answer(cell.url, keys, template, texts))
+            async def together(texts: list[str]) -> float:
+                return await answer(cell.url, keys, template, texts)
 
+            ways = (theirs, alone, together)
             for number in range(num_rounds + 1):
                 first = number * NUM_AT_ONCE
                 texts = [prompts[(first + each) % len(prompts)] for each in range(NUM_AT_ONCE)]
-                for measure in order.sample((theirs, alone, together), 3):
-                    await measure(texts)
+                took_s = {way: await way(texts) for way in order.sample(ways, 3)}
+                rounds.append([took_s[way] for way in ways])
                 if number == 0:
                     cell.begin()
-                console.print(f"round {number}: {theirs_s[-1]:.1f}, {alone_s[-1]:.1f}, {together_s[-1]:.1f} s")
+                console.print(f"round {number}: {', '.join(f'{each:.1f}' for each in rounds[-1])} s")
             complaints = cell.complaints()
-    columns = [[[each] for each in figures[1:]] for figures in (theirs_s, alone_s, together_s)]
-    return TransformersComparison(
-        max_tokens,
-        theirs_s[1:],
-        alone_s[1:],
-        together_s[1:],
-        compare(columns[0], columns[1], seed=seed),
-        compare(columns[0], columns[2], seed=seed),
-        complaints,
-        Origin.here("benchmarks.experiments.against_transformers"),
-    )
+    theirs_s, alone_s, together_s = np.array(rounds[1:]).T
+    ratios = [compare(theirs_s[:, None], each[:, None], seed=seed) for each in (alone_s, together_s)]
+    origin = Origin.here("benchmarks.experiments.against_transformers")
+    times = (theirs_s.tolist(), alone_s.tolist(), together_s.tolist())
+    return TransformersComparison(max_tokens, *times, ratios[0], ratios[1], complaints, origin)
 
 
 def table(found: TransformersComparison) -> Table:
-    """For a terminal."""
     shown = Table("", "tokens/s", "times transformers'", "limit", "aim", title="against transformers' generate")
     num_tokens = NUM_AT_ONCE * found.num_tokens * len(found.theirs_s)
     shown.add_row("transformers, one by one", f"{num_tokens / sum(found.theirs_s):.1f}", "", "", "")

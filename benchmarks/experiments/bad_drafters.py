@@ -95,7 +95,7 @@ class SystemUnderTest:
 async def running(models: Path, draft: str, run_dir: Path) -> AsyncIterator[SystemUnderTest]:
     """Starts nats-server, a verifier and an honest drafter as processes; client and lying drafter run in this one."""
     lease = {"DSD_LEASE_S": "3600"}  # the client sends no heartbeats
-    plan = CellPlan(models, draft, names=(VERIFIER, DRAFTER), is_pinned=False, env=lease)
+    plan = CellPlan(models, drafts=(draft,), names=(VERIFIER, DRAFTER), is_pinned=False, env=lease)
     async with cell.running(plan, run_dir, console.print) as services, bus_at(services.nats_url) as bus:
         client = Client(bus)
         await client.start()
@@ -173,7 +173,6 @@ def _speeds(samples: list[SessionSpeed], condition: str) -> np.ndarray:
 
 
 def table(found: list[ConditionResult], title: str) -> Table:
-    """For a terminal."""
     shown = Table("condition", "tokens/s (median)", "ratio (median)", "95 % interval", "", title=title)
     for each in found:
         is_base = each.condition == ALONE

@@ -89,7 +89,6 @@ async def measure(
 
 
 def table(found: list[ThresholdCounts], title: str) -> Table:
-    """For a terminal."""
     shown = Table("threshold", "tokens", "passes", "drafted", "accepted", "rejected", "discarded", title=title)
     for each in found:
         shown.add_row(f"{each.min_confidence:g}", *(f"{count:.1f}" for count in each.per_answer()))

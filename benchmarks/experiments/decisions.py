@@ -152,7 +152,6 @@ async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, secon
 
 
 def table(result: DecisionCosts) -> Table:
-    """For a terminal."""
     captions = [
         f"{each.num_drafters:,} drafters with {each.pairs_each} pairs each: {each.cores:.2f} cores of the controller"
         for each in result.served

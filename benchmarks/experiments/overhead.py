@@ -42,7 +42,6 @@ class OverheadCosts:
 
 
 def table(costs: OverheadCosts) -> Table:
-    """For a terminal."""
     shown = Table("what", "figure", "limit", title="DSD's own time per token")
     low, high = costs.round_quartiles_ms
     steps = f"{costs.step_ratio}: {costs.step_ms:.2f} / {costs.bare_step_ms:.2f} ms"

@@ -74,9 +74,8 @@ class StandinSystem:
         for number in range(repeats):
             (sample,) = await self._answers(DsdOptions("adaptive"), 1, number)
             assert sample.first_s is not None
-            num_rounds = (
-                sample.num_tokens - 1 - sample.accepted
-            )  # each commits one token, or two with an accepted guess
+            # Each round commits one token, or two with an accepted guess.
+            num_rounds = sample.num_tokens - 1 - sample.accepted
             took_ms = (sample.total_s - sample.first_s) * 1e3 / num_rounds
             found.append(took_ms - TIMES.pass_times.base_ms - TIMES.step_times.step_ms)
         return found

@@ -63,34 +63,27 @@ class SpeedComparison:
 
 def of_dsd_sim(num_requests: int) -> EngineSpeed:
     """A closed loop with one client for each drafter."""
-    scenario = Scenario.model_validate(
-        {
-            "name": "speed",
-            "workload": {
-                "kind": "closed",
-                "num_clients": NUM_DRAFTERS,
-                "num_requests": num_requests,
-                "lengths": {"file": LENGTHS, "max_tokens": 512},
-            },
-            "edge": (
-                {
-                    "count": NUM_DRAFTERS,
-                    "times": {"step_ms": STEP_MS},
-                    "link": {"rtt_ms": RTT_MS},
-                    "guesses": {"kind": "independent", "rate": ACCEPTANCE},
-                },
-            ),
-            "cloud": (
-                {
-                    "count": NUM_VERIFIERS,
-                    "times": {"base_ms": PASS_MS, "session_ms": SESSION_MS},
-                    "token_budget": 2048,
-                    "kv_tokens": 10_000_000,
-                },
-            ),
-            "policies": {"window": WINDOW, "stop_and_wait": True, "batching": "fifo"},
-        }
-    )
+    lengths = {"file": LENGTHS, "max_tokens": 512}
+    edge = {
+        "count": NUM_DRAFTERS,
+        "times": {"step_ms": STEP_MS},
+        "link": {"rtt_ms": RTT_MS},
+        "guesses": {"kind": "independent", "rate": ACCEPTANCE},
+    }
+    cloud = {
+        "count": NUM_VERIFIERS,
+        "times": {"base_ms": PASS_MS, "session_ms": SESSION_MS},
+        "token_budget": 2048,
+        "kv_tokens": 10_000_000,
+    }
+    content = {
+        "name": "speed",
+        "workload": {"kind": "closed", "num_clients": NUM_DRAFTERS, "num_requests": num_requests, "lengths": lengths},
+        "edge": (edge,),
+        "cloud": (cloud,),
+        "policies": {"window": WINDOW, "stop_and_wait": True, "batching": "fifo"},
+    }
+    scenario = Scenario.model_validate(content)
     fleet = make_fleet(scenario, SCENARIOS)
     started = time.perf_counter()
     fleet.run()
@@ -160,7 +153,6 @@ def of_simpy(virtual_s: float, seed: int) -> EngineSpeed:
 
 
 def table(result: SpeedComparison) -> Table:
-    """For a terminal."""
     shown = Table("engine", "windows", "wall s", "windows / wall s", "windows / virtual s")
     for speed in (*result.engines, *result.by_size):
         rate = f"{speed.windows_per_s:,.0f}"

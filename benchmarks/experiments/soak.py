@@ -137,7 +137,7 @@ async def run(models: Path, draft: str, seconds: float, num_clients: int, max_to
     seen: dict[str, list[float]] = {}
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         async with (
-            running(CellPlan(models, draft), Path(folder), console.print) as cell,
+            running(CellPlan(models, drafts=(draft,)), Path(folder), console.print) as cell,
             connected(cell.url) as gateway,
         ):
             watching = asyncio.create_task(record_memory(cell, seen), name="record memory")
@@ -163,7 +163,6 @@ async def run(models: Path, draft: str, seconds: float, num_clients: int, max_to
 
 
 def table(soak: SoakResult) -> Table:
-    """For a terminal."""
     title = f"{soak.duration_s:.0f} s, {soak.num_tokens} tokens, {soak.num_tokens / soak.duration_s:.1f} tokens/s"
     shown = Table("process", "peak, MiB", "limit", "within", "middle third", "last third", "flat", title=title)
     for name, memory in sorted(soak.memory.items()):

@@ -134,7 +134,6 @@ def _median(figures: list[list[float]]) -> float:
 
 
 def table(result: VerifyPassResult) -> Table:
-    """For a terminal."""
     title = f"verify pass, context {result.context}, {result.dtype}, threads: {result.num_threads}"
     shown = Table("sessions x tokens", "ours, ms", "transformers, ms", "ratio", title=title)
     for each in result.passes:

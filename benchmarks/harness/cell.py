@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
+from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, NEAR, VERIFIER, CellPlan
 from benchmarks.harness.requests import connected
 from benchmarks.harness.standin import OVERRUN
 from client.gateway import ClientError, GatewayClient
@@ -109,8 +109,12 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
     if plan.api_keys:
         plan = replace(plan, env=plan.env | {"DSD_API_KEYS_FILE": str(write_api_keys(run_dir, plan.api_keys))})
     try:
-        nats_url = await _start_nats(supervisor, run_dir)
-        relay_url = nats_url if plan.is_near else await _start_relay(supervisor, plan, nats_url)
+        nats_url = relay_url = nats_server.write_open(run_dir / "nats", nats_server.free_port()).url
+        await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
+        if plan.link != NEAR:
+            port = nats_server.free_port()
+            await supervisor.wait_ready(supervisor.start(plan.relay(nats_url, port)), READY_S)
+            relay_url = f"nats://127.0.0.1:{port}"
         http_port = nats_server.free_port()
         started = [supervisor.start(program) for program in plan.programs(nats_url, relay_url, http_port)]
         for child in started:
@@ -131,18 +135,6 @@ def write_api_keys(folder: Path, keys: Iterable[str]) -> Path:
     entries = [f'[key-{number}]\nsha256 = "{digest(key).hex()}"\n' for number, key in enumerate(keys)]
     path.write_text("\n".join(entries), encoding="utf-8")
     return path
-
-
-async def _start_nats(supervisor: Supervisor, run_dir: Path) -> str:
-    access = nats_server.write_open(run_dir / "nats", nats_server.free_port())
-    await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
-    return access.url
-
-
-async def _start_relay(supervisor: Supervisor, plan: CellPlan, nats_url: str) -> str:
-    port = nats_server.free_port()
-    await supervisor.wait_ready(supervisor.start(plan.relay(nats_url, port)), READY_S)
-    return f"nats://127.0.0.1:{port}"
 
 
 async def _wait_for_fleet(url: str, plan: CellPlan) -> None:

@@ -53,31 +53,20 @@ class CellPlan:
     """One cell. Without a controller, windows are the defaults or those of a ScriptedController."""
 
     models: Path
-    draft: str = "int8"
     names: tuple[str, ...] = ALL_KINDS  # kinds of processes to start, beside nats-server
-    link: LinkConditions = NEAR  # between each drafter and everything else
+    link: LinkConditions = NEAR  # between each drafter and everything else; NEAR: no relay
     is_pinned: bool = True  # all drafters on the first core, all verifiers on the second, if there are two
     standin: StandinPlan | None = None
     env: dict[str, str] = field(default_factory=dict)  # extra environment of every service
     api_keys: tuple[str, ...] = ()  # that the gateway accepts; empty: it asks for none
     seed: int = 1
-    drafts: tuple[str, ...] = ()  # one for each drafter; empty: one drafter, with `draft`
+    drafts: tuple[str, ...] = ("int8",)  # one for each drafter
     num_verifiers: int = 1
     compute_logs: Path | None = None  # folder in which verifiers and drafters log their passes and steps
 
-    @property
-    def is_near(self) -> bool:
-        """Whether drafters connect without a relay."""
-        return self.link == NEAR
-
-    @property
-    def draft_of_each(self) -> tuple[str, ...]:
-        """Draft of each drafter."""
-        return self.drafts or (self.draft,)
-
     def processes(self, kind: str) -> list[str]:
         """Process names of the verifiers or the drafters; empty if that kind does not run."""
-        num = self.num_verifiers if kind == VERIFIER else len(self.draft_of_each)
+        num = self.num_verifiers if kind == VERIFIER else len(self.drafts)
         return [f"{kind.removesuffix('-0')}-{number}" for number in range(num)] if kind in self.names else []
 
     @property
@@ -88,8 +77,7 @@ class CellPlan:
 
     def programs(self, nats_url: str, relay_url: str, http_port: int) -> list[Program]:
         """The services in start order. Drafters connect to `relay_url`, the others to `nats_url`."""
-        drafts = self.draft_of_each
-        pair = default_pair(self.models, drafts, num_drafters=len(drafts))
+        pair = default_pair(self.models, self.drafts, num_drafters=len(self.drafts))
         made = service_programs(SystemPlan(pair, self.num_verifiers, port=http_port), Access(nats_url))
         return [self._adapted(program, relay_url) for program in made if kind_of(program.name) in self.names]
 

@@ -71,17 +71,10 @@ def _void(finding: CellFinding) -> list[str]:
 
 
 def _table(finding: CellFinding) -> str:
-    names = (
-        "mode",
-        "TPOT ms",
-        "speed to target-only",
-        "TTFT ms",
-        "TTFT to target-only",
-        "tokens/s in all",
-        "acceptance",
-    )
+    times = ("TPOT ms", "speed to target-only", "TTFT ms", "TTFT to target-only")
     steps = "" if finding.in_steps is None else f" Sliding takes {finding.in_steps} draft steps per token."
-    return f"{markdown_table(names, map(_row, finding.modes))}\n\n{finding.num_rounds} rounds.{steps}"
+    table = markdown_table(("mode", *times, "tokens/s in all", "acceptance"), map(_row, finding.modes))
+    return f"{table}\n\n{finding.num_rounds} rounds.{steps}"
 
 
 def _row(mode: ModeFinding) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from benchmarks.load.arrivals import poisson_times
 from benchmarks.standins.timed import read_compute_log
 from benchmarks.validation.bus_monitor import BusMonitor, BusObservations, counts_when_idle, monitoring
 from benchmarks.validation.calibration import Calibration, ComputeLogs, KnownTimes, TimingDrift, calibrate, drift_of
-from benchmarks.validation.cases import NUM_TOKENS, PACED, REPLAYED, Case, sliding
+from benchmarks.validation.cases import INT8, NUM_TOKENS, PACED, REPLAYED, Case, sliding
 from benchmarks.validation.record import DraftRecordings
 from benchmarks.validation.requests import (
     CaseRequest,
@@ -94,7 +94,7 @@ def plan_of(case: Case, inputs: ValidationInputs, folder: Path, keys: Sequence[s
         is_pinned=case.models != "replayed",
         standin=_standin(case, inputs.recordings, folder),
         api_keys=tuple(keys),
-        drafts=case.drafts,
+        drafts=case.drafts or (INT8,),  # a pair has a draft, even if no drafter runs
         num_verifiers=case.num_verifiers,
         compute_logs=folder / "compute",
     )
@@ -241,14 +241,8 @@ async def measure(case: Case, inputs: ValidationInputs, folder: Path, notify: Ca
         logs = read_compute_logs(plan)
     complaints += complaints_about(judged, inputs.num_tokens)
     rtts_ms = [each.observed.rtt_ms for each in (before, after) if each.observed.rtt_ms is not None]
-    calibration = calibrate(
-        logs,
-        known_times(case),
-        alone.phase,
-        busy.phase,
-        [before.phase, after.phase],
-        fmean(rtts_ms) if rtts_ms else None,
-    )
+    rtt_ms, load = fmean(rtts_ms) if rtts_ms else None, [before.phase, after.phase]
+    calibration = calibrate(logs, known_times(case), alone.phase, busy.phase, load, rtt_ms)
     drift = drift_of(calibration, logs.within(judged.phase), judged.observed.rtt_ms)
     return LiveResult(judged, calibration, drift, complaints)
 

@@ -62,7 +62,8 @@ def requests_of_clients(
 
     As in the simulator, clients are spread evenly over the drafters and keep their drafter (`send_in_turn`).
     """
-    owners = [_of_client(i % num_clients, num_clients, drafters) for i in range(num)]
+    shares = [(i % num_clients + 0.5) / num_clients for i in range(num)]
+    owners = [drafters[int(share * len(drafters))] if drafters else None for share in shares]
     return [_request(prompts, i, owner, max_tokens) for i, owner in enumerate(owners)]
 
 
@@ -78,10 +79,6 @@ def requests_at_random(
 def _request(prompts: Sequence[str], number: int, drafter: str | None, max_tokens: int) -> CaseRequest:
     index = number % len(prompts)
     return CaseRequest(index, prompts[index], drafter, max_tokens)
-
-
-def _of_client(client: int, num_clients: int, drafters: Sequence[str]) -> str | None:
-    return drafters[int((client + 0.5) / num_clients * len(drafters))] if drafters else None
 
 
 async def send_in_turn(

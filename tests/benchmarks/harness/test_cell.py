@@ -12,7 +12,7 @@ import pytest
 
 from awc.policy import WindowChoice
 from benchmarks.harness.cell import complaint_of, running, usage_of
-from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan, StandinPlan, kind_of
+from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, NEAR, VERIFIER, CellPlan, StandinPlan, kind_of
 from benchmarks.harness.latency import OK
 from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin
@@ -66,7 +66,7 @@ def test_a_link_becomes_flags_of_the_relay() -> None:
     argv = CellPlan(Path("m"), link=link, seed=7).relay("nats://127.0.0.1:1", 5).argv
     assert "--to=nats://127.0.0.1:1" in argv
     assert {"--rtt-ms=30", "--jitter-ms=2", "--stall-rate=0.01", "--seed=7", "--port=5"} <= set(argv)
-    assert CellPlan(Path("m"), link=LinkConditions()).is_near
+    assert CellPlan(Path("m"), link=LinkConditions()).link == NEAR
 
 
 def test_stand_ins_replace_services_and_the_served_model_is_named_a_stand_in() -> None:

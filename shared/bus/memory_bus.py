@@ -49,7 +49,6 @@ class MemoryNetwork:
         self._numbers = itertools.count()
 
     def connect(self, metrics: BusMetrics | None = None) -> MemoryBus:
-        """A new member."""
         return MemoryBus(self, metrics or BusMetrics(CollectorRegistry()))
 
     def cut(self, pattern: str) -> None:

@@ -39,14 +39,6 @@ def split(data: bytes) -> list[bytes]:
     return [_HEADER.pack(_MARK, message_id, index, len(pieces)) + piece for index, piece in enumerate(pieces)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    message_id: int
-    index: int
-    count: int
-    piece: bytes
-
-
 @dataclass(slots=True)
 class _PartialMessage:
     """A message with missing parts."""
@@ -80,15 +72,15 @@ class Assembler:
         """The message that `packet` is or completes, else None. Raises MalformedMessage for an inconsistent part."""
         if packet[:1] != bytes([_MARK]):
             return packet
-        part = _parse(packet)
+        message_id, index, count = _read_header(packet)
         self._forget_old(now)
         # The subject carries the sender's id, so no sender can add to another's message.
-        key = (subject, part.message_id)
+        key = (subject, message_id)
         sender = subjects.instance_name(subjects.sender(subject))
-        waiting = self._waiting.setdefault(key, _PartialMessage(sender, now, part.count))
-        if part.count != waiting.count:
-            raise MalformedMessage(f"a part of {part.count} parts belongs to a message of {waiting.count} parts")
-        waiting.pieces[part.index] = part.piece
+        waiting = self._waiting.setdefault(key, _PartialMessage(sender, now, count))
+        if count != waiting.count:
+            raise MalformedMessage(f"a part of {count} parts belongs to a message of {waiting.count} parts")
+        waiting.pieces[index] = packet[_HEADER.size :]
         if len(waiting.pieces) == waiting.count:
             del self._waiting[key]
             return b"".join(waiting.pieces[index] for index in range(waiting.count))
@@ -114,10 +106,11 @@ class Assembler:
         self.num_dropped += 1
 
 
-def _parse(packet: bytes) -> _Part:
+def _read_header(packet: bytes) -> tuple[int, int, int]:
+    """Message id, index and count of a part."""
     if not _HEADER.size < len(packet) <= PART_BYTES:
         raise MalformedMessage(f"a part must have {_HEADER.size + 1}…{PART_BYTES} bytes, got {len(packet)}")
     _, message_id, index, count = _HEADER.unpack_from(packet)
     if not (2 <= count <= _MAX_PARTS and index < count):
         raise MalformedMessage(f"a message must have 2…{_MAX_PARTS} parts, got part {index} of {count}")
-    return _Part(message_id, index, count, packet[_HEADER.size :])
+    return message_id, index, count

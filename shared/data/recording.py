@@ -8,7 +8,6 @@ Format: JSON lines, first a `Header`, then one `Recorded` for each prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -65,8 +64,6 @@ class Recorded(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The content of a file."""
-
     header: Header
     prompts: tuple[Recorded, ...]
 
@@ -87,7 +84,9 @@ def read_recording(path: Path) -> Recording:
     if not prompts:
         raise MalformedRecording(f"{path} holds no prompt")
     for number, each in enumerate(prompts, start=2):
-        _check_ids(path, number, (*each.prompt_ids, *each.target_ids), header.vocab_size)
+        for token_id in (*each.prompt_ids, *each.target_ids):
+            if not 0 <= token_id < header.vocab_size:
+                raise MalformedRecording(f"{path}:{number}: token id {token_id} is not in 0..{header.vocab_size - 1}")
     return Recording(header, prompts)
 
 
@@ -96,9 +95,3 @@ def _decode(path: Path, number: int, line: bytes, kind: type[Kind]) -> Kind:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedRecording(f"{path}:{number}: {error}") from error
-
-
-def _check_ids(path: Path, number: int, token_ids: Iterable[int], vocab_size: int) -> None:
-    wrong = next((each for each in token_ids if not 0 <= each < vocab_size), None)
-    if wrong is not None:
-        raise MalformedRecording(f"{path}:{number}: token id {wrong} is not in 0..{vocab_size - 1}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 MAX_EPOCH = 1 << 48
 
@@ -20,6 +20,9 @@ class Fates:
     @property
     def total(self) -> int:
         return self.accepted + self.rejected + self.late + self.discarded
+
+
+FATES = tuple(field.name for field in fields(Fates))
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

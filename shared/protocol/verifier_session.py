@@ -24,9 +24,8 @@ from shared.protocol.messages import (
     Verdict,
 )
 
-MAX_TOLD_WITH_LOGPROBS = (
-    512  # tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES; the gateway polls for the rest
-)
+# Tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES. The gateway polls for the rest.
+MAX_TOLD_WITH_LOGPROBS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)

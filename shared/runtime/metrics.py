@@ -6,7 +6,7 @@ Invariant: names start with dsd_ and end in their unit. Labels come from small c
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -23,24 +23,21 @@ class BusMetrics:
     """Messages that one member of the bus sent, received and lost; labels are names of message classes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.published = Counter("dsd_bus_published", "Messages published", ["message"], registry=registry)
-        self.published_as = by_kind(self.published)
-        self.received = Counter("dsd_bus_received", "Messages delivered to handlers", ["message"], registry=registry)
-        self.received_as = by_kind(self.received)
-        self.dropped = Counter(
+        counter = partial(Counter, registry=registry)
+        self.published_as = by_kind(counter("dsd_bus_published", "Messages published", ["message"]))
+        self.received_as = by_kind(counter("dsd_bus_received", "Messages delivered to handlers", ["message"]))
+        self.dropped = counter(
             "dsd_bus_dropped",
             "Messages lost here: malformed, incomplete, handler failed, not connected, outbound full, slow consumer",
             ["reason"],
-            registry=registry,
         )
         self.dropped.labels("incomplete")  # exists from the start, so that rates count the first drop
-        self.errors = Counter(
+        self.errors = counter(
             "dsd_bus_errors",
             "Errors reported by the client or server: connection, permission violation, slow consumer",
             ["kind"],
-            registry=registry,
         )
-        self.reconnects = Counter("dsd_bus_reconnects", "Reconnections", registry=registry)
+        self.reconnects = counter("dsd_bus_reconnects", "Reconnections")
 
 
 class ProcessMetrics:

@@ -9,7 +9,6 @@ export` writes for architectures that the builder does not know.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,32 +16,28 @@ import msgspec
 GENAI_CONFIG, EXPORTED_CONFIG = "genai_config.json", "draft_config.json"
 
 
-@dataclass(frozen=True)
-class GenaiConfig:
+class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What both formats hold."""
+
+    file: str  # the ONNX file, beside the configuration
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    ids: str
+    logits: str
+    kv: tuple[tuple[str, str], ...]  # (past input, output) of the keys and of the values, layer by layer
+
+
+class GenaiConfig(DraftConfig, frozen=True, kw_only=True):
     """A graph in which a layer's present keys and values share the memory of the past ones."""
 
-    file: str  # the ONNX file, beside genai_config.json
-    vocab_size: int
-    max_context: int
     num_kv_heads: int
     head_size: int
-    eos_token_ids: tuple[int, ...]
-    ids: str
     mask: str
-    logits: str
-    kv: tuple[tuple[str, str], ...]  # (past input, present output) of the keys and of the values, layer by layer
 
 
-class ExportedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ExportedConfig(DraftConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A graph that takes past keys and values and returns only the new ones, each [tokens, kv_heads, head_dim]."""
-
-    file: str  # the ONNX file, beside draft_config.json
-    vocab_size: int
-    max_context: int
-    eos_token_ids: tuple[int, ...]
-    ids: str
-    logits: str
-    kv: tuple[tuple[str, str], ...]  # (past input, new output) of the keys and of the values, layer by layer
 
 
 def read_config(folder: Path) -> GenaiConfig | ExportedConfig:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from shared.protocol.guesses import Fates
-
-FATES = tuple(field.name for field in fields(Fates))
+from shared.protocol.guesses import FATES, Fates
 
 
 class DrafterMetrics:
@@ -21,20 +19,18 @@ class DrafterMetrics:
             buckets=(0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512),
             registry=registry,
         )
-        self.drafted = Counter("dsd_drafter_drafted", "Tokens guessed", registry=registry)
-        self.guesses = Counter("dsd_drafter_guesses", "Guesses by fate", ["fate"], registry=registry)
-        self.dropped = Counter("dsd_drafter_dropped", "Dropped messages by reason", ["reason"], registry=registry)
-        self.unsure = Counter("dsd_drafter_unsure", "Guesses that ended a window early", registry=registry)
-        self.failed_steps = Counter("dsd_drafter_failed_steps", "Draft steps that raised an error", registry=registry)
-        self.sessions = Gauge("dsd_drafter_sessions", "Sessions drafted for", registry=registry)
-        self.window = Gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"], registry=registry)
-        self.min_confidence = Gauge(
-            "dsd_drafter_min_confidence",
-            "Confidence below which a guess ends a window",
-            ["verifier"],
-            registry=registry,
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self.drafted = counter("dsd_drafter_drafted", "Tokens guessed")
+        self.guesses = counter("dsd_drafter_guesses", "Guesses by fate", ["fate"])
+        self.dropped = counter("dsd_drafter_dropped", "Dropped messages by reason", ["reason"])
+        self.unsure = counter("dsd_drafter_unsure", "Guesses that ended a window early")
+        self.failed_steps = counter("dsd_drafter_failed_steps", "Draft steps that raised an error")
+        self.sessions = gauge("dsd_drafter_sessions", "Sessions drafted for")
+        self.window = gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"])
+        self.min_confidence = gauge(
+            "dsd_drafter_min_confidence", "Confidence below which a guess ends a window", ["verifier"]
         )
-        self.rtt_seconds = Gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"], registry=registry)
+        self.rtt_seconds = gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"])
 
     def count_fates(self, before: Fates, after: Fates) -> None:
         """Adds the changes of a session's fates."""

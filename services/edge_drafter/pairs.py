@@ -6,11 +6,11 @@ the change happened. Times are milliseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from services.edge_drafter.sessions import SessionSlot
-from shared.protocol.guesses import Fates
+from shared.protocol.guesses import FATES, Fates
 from shared.protocol.messages import PairReport, Verdict
 
 WEIGHT = 0.2  # of the newest sample in moving averages
@@ -61,13 +61,10 @@ class PairTable:
         state, reported = slot.state, slot.reported
         pair, before = self._pair(reported.verifier_id), reported.fates
         pair.drafted += state.drafted - reported.drafted
-        pair.fates.accepted += state.fates.accepted - before.accepted
-        pair.fates.rejected += state.fates.rejected - before.rejected
-        pair.fates.late += state.fates.late - before.late
-        pair.fates.discarded += state.fates.discarded - before.discarded
-        fates = state.fates
-        reported.drafted = state.drafted
-        reported.fates = Fates(fates.accepted, fates.rejected, fates.late, fates.discarded)
+        for fate in FATES:
+            change = getattr(state.fates, fate) - getattr(before, fate)
+            setattr(pair.fates, fate, getattr(pair.fates, fate) + change)
+        reported.drafted, reported.fates = state.drafted, replace(state.fates)
         if reported.verifier_id != slot.verifier_id:
             pair.last_verdict.pop(state.session_id, None)
             reported.verifier_id = slot.verifier_id

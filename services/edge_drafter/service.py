@@ -87,7 +87,6 @@ class Drafter:
         self._sequence = 0
 
     async def run(self) -> None:
-        """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
@@ -98,7 +97,6 @@ class Drafter:
             tasks.create_task(self.loop.run(), name="draft")
 
     async def drain(self) -> None:
-        """Takes no new sessions; returns when the open ones are over."""
         self.table.draining = True
         self._send_heartbeat()
         while len(self.table):

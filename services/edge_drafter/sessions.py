@@ -81,7 +81,9 @@ class DraftSessions:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
         if request.term > slot.state.term:
             slot.state.rebind(request, now)
-            self._refit(slot)
+            if slot.state.limit > slot.cache.capacity:  # a larger cache; the text is fed again
+                slot.cache = self._model.new_cache(slot.state.limit)
+                slot.state.drop_cache()
             steer(slot, choice)
         return slot
 
@@ -120,12 +122,6 @@ class DraftSessions:
         steer(slot, choice)
         self._slots[request.session_id] = slot
         return slot
-
-    def _refit(self, slot: SessionSlot) -> None:
-        """Replaces the cache of a rebound session that may outgrow it; its text is fed again."""
-        if slot.state.limit > slot.cache.capacity:
-            slot.cache = self._model.new_cache(slot.state.limit)
-            slot.state.drop_cache()
 
 
 def steer(slot: SessionSlot, choice: WindowChoice) -> None:

@@ -37,7 +37,6 @@ class Steering:
         self._decided: dict[str, Decided] = {}
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
-        """Takes a controller's heartbeat."""
         if heartbeat.draining:
             self._alive_until.pop(heartbeat.instance_id, None)
         elif heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
@@ -68,7 +67,6 @@ class Steering:
         return True
 
     def choice(self, verifier_id: str, now: float) -> WindowChoice:
-        """The window for a verifier."""
         decided = self._decided.get(verifier_id)
         return decided.choice if decided and now < decided.expires_at else DEFAULT_CHOICE
 

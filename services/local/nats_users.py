@@ -105,7 +105,6 @@ def new_seed() -> str:
 
 
 def public_key(seed: str) -> str:
-    """The public key of a seed."""
     import nkeys  # loads libsodium
 
     return str(nkeys.from_seed(bytearray(seed.encode())).public_key.decode())

@@ -194,12 +194,8 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stops the children, the last started first, so that each stops before those it needs."""
-        for _, members in groupby(reversed(self._tasks), key=_stage):
+        for _, members in groupby(reversed(self._tasks), key=lambda child: child.program.stage or child.program.name):
             tasks = [self._tasks[child] for child in members]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _stage(child: Child) -> str:
-    return child.program.stage or child.program.name

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class ControllerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.reports = Counter("dsd_controller_reports", "Reports decided on", registry=registry)
-        self.dropped = Counter(
-            "dsd_controller_dropped", "Reports, parts of reports and heartbeats dropped", ["reason"], registry=registry
-        )
-        self.failed = Counter("dsd_controller_failed", "Pairs on which the policy failed", registry=registry)
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self.reports = counter("dsd_controller_reports", "Reports decided on")
+        self.dropped = counter("dsd_controller_dropped", "Reports, parts of reports and heartbeats dropped", ["reason"])
+        self.failed = counter("dsd_controller_failed", "Pairs on which the policy failed")
         self.window = Histogram(
             "dsd_controller_window_tokens",
             "Windows of the decisions announced",
             buckets=(0, 1, 2, 4, 8, 12, 16, 24, 32, 64),
             registry=registry,
         )
-        self.pairs = Gauge("dsd_controller_pairs", "Drafter-verifier pairs known", registry=registry)
-        self.verifiers = Gauge("dsd_controller_verifiers", "Verifiers alive", registry=registry)
+        self.pairs = gauge("dsd_controller_pairs", "Drafter-verifier pairs known")
+        self.verifiers = gauge("dsd_controller_verifiers", "Verifiers alive")

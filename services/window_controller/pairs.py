@@ -31,8 +31,6 @@ class PairId(NamedTuple):
 
 @dataclass(slots=True)
 class PairState:
-    """One pair."""
-
     control: PairControl
     choice: WindowChoice | None = None  # in force; None before a decision
     seen: PairReport | None = None  # newest report
@@ -41,7 +39,6 @@ class PairState:
     announced_at: float = -math.inf
 
     def note(self, seen: PairReport, now: float) -> None:
-        """Records a report."""
         self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
         self.seen, self.reported_at = seen, now
 

@@ -24,7 +24,6 @@ class Reloads:
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """Requests a reload."""
         self._asked.set()
 
     async def next(self) -> ControllerSettings:

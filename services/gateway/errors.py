@@ -72,9 +72,11 @@ class ErrorReply(msgspec.Struct):
     error: ErrorDetail
 
 
-def of_failure(failure: SessionFailed) -> ApiError:
-    """The error for a session that can't continue."""
-    return ApiError(STATUS_OF_FAILURE[failure.code], str(failure), code=failure.code)
+def answer_to(error: ApiError | SessionFailed) -> ApiError:
+    """The error to answer with, also where a session can't continue."""
+    if isinstance(error, ApiError):
+        return error
+    return ApiError(STATUS_OF_FAILURE[error.code], str(error), code=error.code)
 
 
 def bad_request(message: str, param: str | None, code: str | None = None) -> ApiError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.gateway.session.outcome import SessionOutcome
+from services.gateway.session.session import Session
+from shared.protocol.guesses import FATES
 
 TTFT_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
@@ -16,49 +18,31 @@ class GatewayMetrics:
     """All metrics of one gateway in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter("dsd_gateway_requests", "Answers given", ["endpoint", "status"], registry=registry)
-        self.sessions = Gauge("dsd_gateway_sessions", "Sessions in flight", registry=registry)
-        self.queue = Gauge("dsd_gateway_queue", "Requests that wait for a slot", registry=registry)
-        self.queue_seconds = Histogram(
-            "dsd_gateway_queue_seconds", "Wait for a slot", buckets=TTFT_BUCKETS, registry=registry
-        )
-        self.refused = Counter(
-            "dsd_gateway_refused", "Requests refused by a limit, by reason", ["reason"], registry=registry
-        )
-        self.keys = Gauge("dsd_gateway_keys", "Valid API keys", registry=registry)
-        self.key_reloads = Counter(
-            "dsd_gateway_key_reloads", "Changed key files, by outcome", ["outcome"], registry=registry
-        )
-        self.key_requests = Counter(
-            "dsd_gateway_key_requests", "Admitted requests, by the key's name", ["key"], registry=registry
-        )
-        self.key_tokens = Counter(
-            "dsd_gateway_key_tokens", "Tokens of prompts and answers, by the key's name", ["key"], registry=registry
-        )
-        self.peers = Gauge("dsd_gateway_peers", "Live instances", ["service"], registry=registry)
-        self.prompt_tokens = Counter("dsd_gateway_prompt_tokens", "Tokens of prompts", registry=registry)
-        self.output_tokens = Counter("dsd_gateway_output_tokens", "Tokens fixed for answers", registry=registry)
-        self.guesses = Counter(
-            "dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"], registry=registry
-        )
-        self.passes = Counter("dsd_gateway_passes", "Verify passes that fixed tokens of a session", registry=registry)
-        self.failovers = Counter("dsd_gateway_failovers", "Sessions moved to another verifier", registry=registry)
-        self.drafter_changes = Counter(
-            "dsd_gateway_drafter_changes", "Changes of drafter in running sessions", registry=registry
-        )
-        self.conflicts = Counter(
-            "dsd_gateway_conflicts", "Verdicts that contradict tokens already sent on", registry=registry
-        )
-        self.polls = Counter("dsd_gateway_polls", "Polls sent after silence or a gap", registry=registry)
-        self.failed_sessions = Counter(
-            "dsd_gateway_failed_sessions", "Failed sessions, by code", ["code"], registry=registry
-        )
-        self.dropped = Counter("dsd_gateway_dropped", "Dropped messages, by reason", ["reason"], registry=registry)
-        self.ttft_seconds = Histogram(
-            "dsd_gateway_ttft_seconds", "Time to first token", buckets=TTFT_BUCKETS, registry=registry
-        )
-        self.tpot_seconds = Histogram(
-            "dsd_gateway_tpot_seconds", "Time per output token after the first", buckets=TPOT_BUCKETS, registry=registry
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter("dsd_gateway_requests", "Answers given", ["endpoint", "status"])
+        self.sessions = gauge("dsd_gateway_sessions", "Sessions in flight")
+        self.queue = gauge("dsd_gateway_queue", "Requests that wait for a slot")
+        self.queue_seconds = histogram("dsd_gateway_queue_seconds", "Wait for a slot", buckets=TTFT_BUCKETS)
+        self.refused = counter("dsd_gateway_refused", "Requests refused by a limit, by reason", ["reason"])
+        self.keys = gauge("dsd_gateway_keys", "Valid API keys")
+        self.key_reloads = counter("dsd_gateway_key_reloads", "Changed key files, by outcome", ["outcome"])
+        self.key_requests = counter("dsd_gateway_key_requests", "Admitted requests, by the key's name", ["key"])
+        self.key_tokens = counter("dsd_gateway_key_tokens", "Tokens of prompts and answers, by the key's name", ["key"])
+        self.peers = gauge("dsd_gateway_peers", "Live instances", ["service"])
+        self.prompt_tokens = counter("dsd_gateway_prompt_tokens", "Tokens of prompts")
+        self.output_tokens = counter("dsd_gateway_output_tokens", "Tokens fixed for answers")
+        self.guesses = counter("dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"])
+        self.passes = counter("dsd_gateway_passes", "Verify passes that fixed tokens of a session")
+        self.failovers = counter("dsd_gateway_failovers", "Sessions moved to another verifier")
+        self.drafter_changes = counter("dsd_gateway_drafter_changes", "Changes of drafter in running sessions")
+        self.conflicts = counter("dsd_gateway_conflicts", "Verdicts that contradict tokens already sent on")
+        self.polls = counter("dsd_gateway_polls", "Polls sent after silence or a gap")
+        self.failed_sessions = counter("dsd_gateway_failed_sessions", "Failed sessions, by code", ["code"])
+        self.dropped = counter("dsd_gateway_dropped", "Dropped messages, by reason", ["reason"])
+        self.ttft_seconds = histogram("dsd_gateway_ttft_seconds", "Time to first token", buckets=TTFT_BUCKETS)
+        self.tpot_seconds = histogram(
+            "dsd_gateway_tpot_seconds", "Time per output token after the first", buckets=TPOT_BUCKETS
         )
 
     def count_request(self, key_name: str, num_tokens: int) -> None:
@@ -74,18 +58,16 @@ class GatewayMetrics:
                 with contextlib.suppress(KeyError):  # it was never used
                     counter.remove(name)
 
-    def count_session(self, outcome: SessionOutcome) -> None:
+    def count_session(self, session: Session) -> None:
         """Adds a session at its end."""
-        tally, incidents = outcome.tally, outcome.incidents
-        self.prompt_tokens.inc(outcome.num_prompt_tokens)
-        self.output_tokens.inc(outcome.num_output_tokens)
-        self.guesses.labels("accepted").inc(tally.accepted)
-        self.guesses.labels("rejected").inc(tally.rejected)
-        self.guesses.labels("late").inc(tally.late)
-        self.guesses.labels("discarded").inc(tally.discarded)
+        tally = session.tallies.total
+        self.prompt_tokens.inc(len(session.generation.prompt_ids))
+        self.output_tokens.inc(len(session.stream.tokens))
+        for fate in FATES:
+            self.guesses.labels(fate).inc(getattr(tally, fate))
         self.passes.inc(tally.num_passes)
-        self.failovers.inc(incidents.failovers)
-        self.drafter_changes.inc(incidents.drafter_changes)
-        self.conflicts.inc(incidents.conflicts)
-        if outcome.failure_code is not None:
-            self.failed_sessions.labels(outcome.failure_code).inc()
+        self.failovers.inc(session.num_failovers)
+        self.drafter_changes.inc(session.num_drafter_changes)
+        self.conflicts.inc(session.num_conflicts)
+        if session.failure is not None:
+            self.failed_sessions.labels(session.failure.code).inc()

@@ -99,7 +99,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._seen = _look(path)
-        self.ring = _ring(self._seen)
+        self.ring = parse(self._seen)
 
     async def reload(self) -> bool:
         """Reads the file again; True if it had changed. Raises BadKeyFile once for each invalid version."""
@@ -111,14 +111,16 @@ class KeyFile:
         if seen == self._seen:
             return False
         self._seen = seen
-        self.ring = _ring(seen)
+        self.ring = parse(seen)
         return True
 
 
-def parse(raw: bytes) -> KeyRing:
-    """The keys in a file's bytes. Raises BadKeyFile, also for a file without keys, which is probably being written."""
+def parse(seen: bytes | str) -> KeyRing:
+    """The keys that `_look` saw. Raises BadKeyFile, also for a file without keys, which is probably being written."""
+    if isinstance(seen, str):
+        raise BadKeyFile(seen)
     try:
-        entries = _FILE.validate_python(tomllib.loads(raw.decode()))
+        entries = _FILE.validate_python(tomllib.loads(seen.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadKeyFile(f"not valid TOML: {error}") from error
     except ValidationError as error:
@@ -139,12 +141,6 @@ def _look(path: Path) -> bytes | str:
         return path.read_bytes()
     except OSError as error:
         return f"can't be read: {error.strerror}"
-
-
-def _ring(seen: bytes | str) -> KeyRing:
-    if isinstance(seen, str):
-        raise BadKeyFile(seen)
-    return parse(seen)
 
 
 def _message(error: ValidationError) -> str:

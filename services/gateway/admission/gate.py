@@ -27,18 +27,14 @@ class AdmissionTicket:
     num_sessions: int
     num_choices: int
     deadline: Deadline
-    _sessions: list[Session] = field(default_factory=list)
-
-    def follow(self, session: Session) -> None:
-        """Charges the session's tokens to the key in the end."""
-        self._sessions.append(session)
+    sessions: list[Session] = field(default_factory=list)  # their tokens are charged to the key in the end
 
     @property
     def num_tokens(self) -> int:
         """Tokens used so far. A prompt counts once for all its choices, and only if a verifier has taken it."""
-        opened = {i // self.num_choices: session for i, session in enumerate(self._sessions) if session.was_opened}
+        opened = {i // self.num_choices: session for i, session in enumerate(self.sessions) if session.was_opened}
         num_read = sum(len(session.generation.prompt_ids) for session in opened.values())
-        return num_read + sum(session.num_tokens for session in self._sessions)
+        return num_read + sum(session.num_tokens for session in self.sessions)
 
 
 class AdmissionGate:
@@ -77,7 +73,10 @@ class AdmissionGate:
         """Holds slots for so many sessions, `num_choices` for each prompt, during the block. Raises ApiError. A request
         must enter only once: two requests that each held a part of their slots could wait for each other for ever."""
         ticket = AdmissionTicket(key, num_sessions, num_choices, deadline)
-        self._check_number(ticket)
+        most = min(self.slots.capacity, key.limits.max_sessions or self.slots.capacity)
+        if num_sessions > most:
+            message = f"The request needs {num_sessions} sessions at once; at most {most} are allowed"
+            raise bad_request(message, "n", "invalid_value")
         self.check_queue(num_sessions)  # first, so that a full queue does not count against a key's limit
         self._check_quota(ticket)
         try:
@@ -87,12 +86,6 @@ class AdmissionGate:
         finally:
             self._quotas.leave(key, num_sessions, ticket.num_tokens)
             self._metrics.count_request(key.name, ticket.num_tokens)
-
-    def _check_number(self, ticket: AdmissionTicket) -> None:
-        most = min(self.slots.capacity, ticket.key.limits.max_sessions or self.slots.capacity)
-        if ticket.num_sessions > most:
-            message = f"The request needs {ticket.num_sessions} sessions at once; at most {most} are allowed"
-            raise bad_request(message, "n", "invalid_value")
 
     async def _take_slots(self, stack: AsyncExitStack, ticket: AdmissionTicket) -> None:
         try:

@@ -50,13 +50,11 @@ class Quotas:
     def enter(self, key: ApiKey, num_sessions: int) -> None:
         """Admits a request for so many sessions and charges it; raises OverLimit."""
         limits = key.limits
-        most = limits.max_sessions
+        most, tokens, requests = limits.max_sessions, limits.tokens_per_minute, limits.requests_per_minute
         if most is not None and self._num_sessions[key.name] + num_sessions > most:
             raise OverLimit("max_sessions", most, SESSION_RETRY_S)
-        tokens = limits.tokens_per_minute
         if tokens is not None and not self._windows.test(_tokens(tokens), key.name):
             raise OverLimit("tokens_per_minute", tokens, self._retry_after_s(_tokens(tokens), key))
-        requests = limits.requests_per_minute
         if requests is not None and not self._windows.hit(_requests(requests), key.name):
             raise OverLimit("requests_per_minute", requests, self._retry_after_s(_requests(requests), key))
         self._num_sessions[key.name] += num_sessions

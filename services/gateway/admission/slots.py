@@ -39,7 +39,6 @@ class AdmissionSlots:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue."""
         return len(self._queue)
 
     def has_room(self, num: int) -> bool:

@@ -91,36 +91,27 @@ class PeerFleet:
 
     def alive(self, service: Service, now: float) -> list[Peer]:
         """The live instances of a service ordered by id, draining or not."""
-        return [
-            peer for _, peer in sorted(self._peers.items()) if peer.heartbeat.service == service and now < peer.stale_at
-        ]
+        alive = (peer for peer in self._peers.values() if peer.heartbeat.service == service and now < peer.stale_at)
+        return sorted(alive, key=lambda peer: peer.heartbeat.instance_id)
 
     def is_alive(self, instance_id: str, now: float) -> bool:
         return self.find(instance_id, now) is not None
 
     def choices(self, service: Service, model: str, now: float, context: int = 0) -> list[RoutingCandidate]:
         """The live instances that may take a session for `model` with `context` tokens."""
-        return [
-            peer.candidate
-            for _, peer in sorted(self._peers.items())
-            if self._serves(peer, service, model, now) and peer.heartbeat.max_context >= context
-        ]
+        return [peer.candidate for peer in self._serving(service, model, now) if peer.heartbeat.max_context >= context]
 
     def max_context(self, model: str, now: float) -> int:
         """The longest context in tokens that a live verifier of the model offers; 0 if there is none."""
-        return max((each.max_context for each in self._verifiers(model, now)), default=0)
+        return max((peer.heartbeat.max_context for peer in self._serving("verifier", model, now)), default=0)
 
     def vocab_size(self, model: str, now: float) -> int:
         """Number of token ids that every live verifier of the model knows; 0 if there is none."""
-        return min((each.vocab_size for each in self._verifiers(model, now)), default=0)
+        return min((peer.heartbeat.vocab_size for peer in self._serving("verifier", model, now)), default=0)
 
     def count_alive(self, service: Service, now: float) -> int:
-        return sum(peer.heartbeat.service == service and now < peer.stale_at for peer in self._peers.values())
+        return len(self.alive(service, now))
 
-    def _verifiers(self, model: str, now: float) -> list[Heartbeat]:
-        return [peer.heartbeat for peer in self._peers.values() if self._serves(peer, "verifier", model, now)]
-
-    @staticmethod
-    def _serves(peer: Peer, service: Service, model: str, now: float) -> bool:
-        heartbeat, is_alive = peer.heartbeat, now < peer.stale_at
-        return is_alive and heartbeat.service == service and model in heartbeat.models and not heartbeat.draining
+    def _serving(self, service: Service, model: str, now: float) -> list[Peer]:
+        alive = self.alive(service, now)
+        return [peer for peer in alive if model in peer.heartbeat.models and not peer.heartbeat.draining]

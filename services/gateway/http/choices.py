@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+
+import msgspec
 
 from services.gateway.admission.gate import AdmissionTicket
 from services.gateway.http.answer import ChoiceAnswer
@@ -18,7 +19,8 @@ from services.gateway.session.generation import Generation
 from services.gateway.session.manager import LiveSession, Sessions
 from services.gateway.text.output_text import Piece
 
-T = TypeVar("T")
+COUNTS = ("num_verdicts", "accepted", "rejected", "late", "discarded")  # fields of a report that add up
+PAIR = ("window", "drafter", "verifier")  # fields that may differ between choices
 
 
 @asynccontextmanager
@@ -29,8 +31,7 @@ async def opened(
     the ticket's deadline passes first."""
     async with AsyncExitStack() as stack:
         lives = [await stack.enter_async_context(sessions.live(generation)) for generation in generations]
-        for live in lives:
-            ticket.follow(live.session)
+        ticket.sessions.extend(live.session for live in lives)
         try:
             async with ticket.deadline.kept(), asyncio.TaskGroup() as opening:
                 for live in lives:
@@ -103,26 +104,16 @@ async def _follow(index: int, answer: ChoiceAnswer, queue: asyncio.Queue[ChoiceP
 
 def summed(reports: list[DsdReport]) -> DsdReport:
     """Counts are sums. Fields that differ between the choices are None. `ttft_ms` is the least, `tpot_ms` the mean."""
-    num_tokens = sum(report.tokens_per_verdict * max(1, report.num_verdicts) for report in reports)
-    num_verdicts = sum(report.num_verdicts for report in reports)
+    first, num_tokens = reports[0], sum(report.tokens_per_verdict * max(1, report.num_verdicts) for report in reports)
+    counts = {name: sum(getattr(report, name) for report in reports) for name in COUNTS}
+    differing = {name for name in PAIR if any(getattr(report, name) != getattr(first, name) for report in reports)}
     tpots = [report.tpot_ms for report in reports if report.tpot_ms is not None]
-    return DsdReport(
-        seed=reports[0].seed,
-        speculation=reports[0].speculation,
-        window=_common([report.window for report in reports]),
-        drafter=_common([report.drafter for report in reports]),
-        verifier=_common([report.verifier for report in reports]),
-        num_verdicts=num_verdicts,
-        accepted=sum(report.accepted for report in reports),
-        rejected=sum(report.rejected for report in reports),
-        late=sum(report.late for report in reports),
-        discarded=sum(report.discarded for report in reports),
-        tokens_per_verdict=round(num_tokens / max(1, num_verdicts), 3),
+    return msgspec.structs.replace(
+        first,
+        **counts,
+        **dict.fromkeys(differing),
+        tokens_per_verdict=round(num_tokens / max(1, counts["num_verdicts"]), 3),
         ttft_ms=min((report.ttft_ms for report in reports if report.ttft_ms is not None), default=None),
         tpot_ms=round(sum(tpots) / len(tpots), 3) if tpots else None,
         choices=reports,
     )
-
-
-def _common(values: list[T | None]) -> T | None:
-    return values[0] if all(value == values[0] for value in values) else None

@@ -7,11 +7,11 @@ consoles read this; no token depends on it.
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import asdict
 
-from services.gateway.fleet.peers import Peer, PeerFleet
+from services.gateway.fleet.peers import Peer
 from services.gateway.fleet.windows import HeardDecision
 from services.gateway.session.manager import Sessions
-from shared.protocol.messages import Service
 from shared.protocol.subjects import instance_name
 
 
@@ -103,9 +103,9 @@ def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -
             max_sessions=sessions.max_sessions,
             num_waiting=num_waiting,
         ),
-        verifiers=_peers(fleet, "verifier", now),
-        drafters=_peers(fleet, "drafter", now),
-        controllers=_peers(fleet, "controller", now),
+        verifiers=[_peer(peer, now) for peer in fleet.alive("verifier", now)],
+        drafters=[_peer(peer, now) for peer in fleet.alive("drafter", now)],
+        controllers=[_peer(peer, now) for peer in fleet.alive("controller", now)],
         windows=pair_windows(sessions, now),
     )
 
@@ -123,45 +123,16 @@ def pair_windows(sessions: Sessions, now: float) -> list[PairWindow]:
 
 
 def _pair(heard: HeardDecision, now: float) -> PairWindow:
-    decision, reason = heard.decision, heard.decision.reason
-    return PairWindow(
-        drafter_id=decision.drafter_id,
-        verifier_id=decision.verifier_id,
-        window=decision.window,
-        chunk=decision.chunk,
-        free_run=decision.free_run,
-        min_confidence=decision.min_confidence,
-        policy=decision.policy,
-        reason=WindowReason(**msgspec.structs.asdict(reason)) if reason else None,
-        controller_id=heard.controller_id,
-        sequence=decision.sequence,
-        age_ms=_age_ms(heard.heard_at, now),
-    )
-
-
-def _peers(fleet: PeerFleet, service: Service, now: float) -> list[PeerStatus]:
-    return [_peer(peer, now) for peer in fleet.alive(service, now)]
+    fields, reason = asdict(heard.decision), heard.decision.reason
+    fields["reason"] = WindowReason(**asdict(reason)) if reason else None
+    return PairWindow(**fields, controller_id=heard.controller_id, age_ms=_age_ms(heard.heard_at, now))
 
 
 def _peer(peer: Peer, now: float) -> PeerStatus:
-    heartbeat, load = peer.heartbeat, peer.heartbeat.load
-    return PeerStatus(
-        name=instance_name(heartbeat.instance_id),
-        instance_id=heartbeat.instance_id,
-        models=heartbeat.models,
-        fingerprint=heartbeat.fingerprint,
-        max_context=heartbeat.max_context,
-        num_sessions=load.num_sessions,
-        max_sessions=load.max_sessions,
-        queue_tokens=load.queue_tokens,
-        batch=load.batch,
-        free_kv_tokens=load.free_kv_tokens,
-        kv_tokens=load.kv_tokens,
-        step_ms=load.step_ms,
-        prefill_ms=load.prefill_ms,
-        draining=heartbeat.draining,
-        heartbeat_age_ms=_age_ms(peer.heard_at, now),
-    )
+    heartbeat = peer.heartbeat
+    own = {"name": instance_name(heartbeat.instance_id), "heartbeat_age_ms": _age_ms(peer.heard_at, now)}
+    figures = asdict(heartbeat) | asdict(heartbeat.load) | own
+    return PeerStatus(**{name: figures[name] for name in PeerStatus.__struct_fields__})
 
 
 def _age_ms(heard_at: float, now: float) -> float:

@@ -159,7 +159,8 @@ class GenerationBody(Unoffered):
     @property
     def biases(self) -> tuple[Bias, ...]:
         """logit_bias by token id."""
-        return tuple(sorted((Bias(int(text), bias) for text, bias in (self.logit_bias or {}).items()), key=_token_id))
+        biases = (Bias(int(text), bias) for text, bias in (self.logit_bias or {}).items())
+        return tuple(sorted(biases, key=lambda each: each.token_id))
 
     @property
     def speculation(self) -> Speculation | None:
@@ -184,7 +185,3 @@ class GenerationBody(Unoffered):
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-def _token_id(bias: Bias) -> int:
-    return bias.token_id

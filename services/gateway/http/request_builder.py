@@ -60,17 +60,19 @@ class RequestBuilder:
         try:
             return [EncodedPrompt(self.tokenizer.encode_chat([turn.message for turn in body.messages]))]
         except TemplateRefused as error:
-            raise bad_request(
-                f"The chat template rejects the messages: {error}", "messages", "invalid_value"
-            ) from error
+            message = f"The chat template rejects the messages: {error}"
+            raise bad_request(message, "messages", "invalid_value") from error
 
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], cache_scope: str, now: float
     ) -> list[ChoiceRequest]:
         """The choices of a request by their index, n for each prompt. The i-th choice of a prompt has seed + i; a
         missing seed is drawn. `now`: in seconds of the fleet's clock."""
-        context = self._context(now)
-        vocab_size = self.placement.fleet.vocab_size(self.model_name, now)
+        fleet = self.placement.fleet
+        context = min(MAX_TOKENS, fleet.max_context(self.model_name, now))
+        if context == 0:
+            raise ApiError(503, f"No verifier serves {self.model_name!r} now", code="no_verifier")
+        vocab_size = fleet.vocab_size(self.model_name, now)
         self._check_drafter(body, now)
         _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
         _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
@@ -84,11 +86,8 @@ class RequestBuilder:
     def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
         if isinstance(prompt, str):
             return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
-        return EncodedPrompt(TokenIds(prompt), self._decode(prompt) if echo else "")
-
-    def _decode(self, prompt_ids: list[int]) -> str:
-        """Leaves out ids that no tokenizer has; `choice_requests` refuses them later."""
-        return self.tokenizer.decode([token_id for token_id in prompt_ids if token_id < 1 << 32])
+        possible_ids = [token_id for token_id in prompt if token_id < 1 << 32]  # `choice_requests` refuses the others
+        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(possible_ids) if echo else "")
 
     def _generation(
         self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, cache_scope: str
@@ -112,12 +111,6 @@ class RequestBuilder:
             num_top=body.num_top,
             cache_scope=cache_scope,
         )
-
-    def _context(self, now: float) -> int:
-        context = min(MAX_TOKENS, self.placement.fleet.max_context(self.model_name, now))
-        if context == 0:
-            raise ApiError(503, f"No verifier serves {self.model_name!r} now", code="no_verifier")
-        return context
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
         room = context - num_prompt

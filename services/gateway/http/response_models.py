@@ -74,12 +74,9 @@ class LikelyToken(msgspec.Struct, frozen=True):
     bytes: list[int] | None
 
 
-class ChatToken(msgspec.Struct, frozen=True):
+class ChatToken(LikelyToken, frozen=True):
     """One token of the answer, with the likeliest ones at its position."""
 
-    token: str
-    logprob: float
-    bytes: list[int] | None
     top_logprobs: list[LikelyToken]
 
 

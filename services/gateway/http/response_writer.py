@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -37,14 +37,6 @@ from shared.protocol.messages import Finish
 WholeChoice: TypeAlias = ChatChoice | CompletionChoice
 ChunkChoice: TypeAlias = ChatChunkChoice | CompletionChunkChoice
 ObjectName: TypeAlias = Literal["chat.completion", "chat.completion.chunk", "text_completion"]
-
-
-class _Head(TypedDict):
-    id: str
-    object: ObjectName
-    created: int
-    model: str
-    system_fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +103,15 @@ class ResponseWriter(ABC):
     def _chunk(self, choice: ChunkChoice, dsd: DsdPieces | UnsetType = UNSET) -> bytes:
         return _event(Chunk(**self._head(self.chunk_object), choices=[choice], usage=self._no_usage, dsd=dsd))
 
-    def _head(self, kind: ObjectName) -> _Head:
-        return _Head(
-            id=self.prefix + self.session_id,
-            object=kind,
-            created=self.created,
-            model=self.model,
-            system_fingerprint=self.fingerprint(),
-        )
+    def _head(self, kind: ObjectName) -> dict[str, Any]:
+        """The fields of Head."""
+        return {
+            "id": self.prefix + self.session_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint(),
+        }
 
 
 class ChatWriter(ResponseWriter):

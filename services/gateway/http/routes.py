@@ -11,13 +11,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from services.gateway.admission.gate import AdmissionGate
-from services.gateway.errors import ApiError, SessionFailed, bad_request, of_failure
+from services.gateway.errors import ApiError, SessionFailed, answer_to, bad_request
 from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.auth import Authenticator, current_key
 from services.gateway.http.chat_body import ChatBody
@@ -89,10 +88,8 @@ class Routes:
             return await handler(request)
         try:
             response = await handler(request)
-        except ApiError as error:
-            response = error_response(error)
-        except SessionFailed as failure:
-            response = error_response(of_failure(failure))
+        except (ApiError, SessionFailed) as error:
+            response = error_response(answer_to(error))
         except web.HTTPException as error:
             response = error_response(ApiError(error.status, _message(error)))
             if "Allow" in error.headers:  # of a 405: the allowed methods
@@ -115,25 +112,23 @@ class Routes:
         return await self._generate(request, CompletionBody, CompletionWriter)
 
     async def _models(self, request: web.Request) -> web.Response:
-        return json_response(msgspec.json.encode(ModelList([self._describe(self._open_backend())])))
+        return json_response(ModelList([self._describe(self._open_backend())]))
 
     async def _model(self, request: web.Request) -> web.Response:
         backend = self._open_backend()
         backend.builder.check_model(request.match_info["name"])
-        return json_response(msgspec.json.encode(self._describe(backend)))
+        return json_response(self._describe(backend))
 
     async def _fleet(self, request: web.Request) -> web.Response:
         backend = self._open_backend()
         num_waiting = backend.gate.slots.num_waiting
-        status = fleet_status(backend.sessions, num_waiting, backend.builder.model_name, time.monotonic())
-        return json_response(msgspec.json.encode(status))
+        return json_response(fleet_status(backend.sessions, num_waiting, backend.builder.model_name, time.monotonic()))
 
     async def _windows(self, request: web.Request) -> web.Response:
-        decided = WindowList(pair_windows(self._open_backend().sessions, time.monotonic()))
-        return json_response(msgspec.json.encode(decided))
+        return json_response(WindowList(pair_windows(self._open_backend().sessions, time.monotonic())))
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return json_response(openapi_document())
+        return web.Response(body=openapi_document(), content_type="application/json")
 
     async def _generate(
         self, request: web.Request, kind: type[ChatBody] | type[CompletionBody], shape: type[ResponseWriter]
@@ -152,7 +147,8 @@ class Routes:
             opened(ticket, backend.sessions, [each.generation for each in requests]) as lives,
         ):
             choices = _choices(backend, body, requests, lives, asked_at)
-            writer, headers = _writer(lives, shape, body), _seed_header(lives[0])
+            writer = _writer(lives, shape, body)
+            headers = {SEED_HEADER: str(requests[0].generation.sampling.seed)}
             if body.stream:
                 return await streamed_response(request, choices, writer, headers, deadline, self._client_timeout_s)
             async with deadline.kept():
@@ -223,10 +219,6 @@ def _writer(lives: list[LiveSession], shape: type[ResponseWriter], body: AnyBody
 def _fingerprint(lives: list[LiveSession]) -> str:
     """Names the numerics of all verifiers whose tokens the choices have."""
     return ", ".join(dict.fromkeys(name for live in lives for name in live.session.fingerprints))
-
-
-def _seed_header(live: LiveSession) -> dict[str, str]:
-    return {SEED_HEADER: str(live.session.generation.sampling.seed)}
 
 
 def _message(error: web.HTTPException) -> str:

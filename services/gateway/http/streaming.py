@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 
+import msgspec
 import structlog
 from aiohttp import web
 
 from services.gateway.admission.deadline import Deadline
-from services.gateway.errors import ApiError, SessionFailed, of_failure
+from services.gateway.errors import ApiError, SessionFailed, answer_to
 from services.gateway.http.choices import Choices
 from services.gateway.http.response_models import DONE
 from services.gateway.http.response_writer import ResponseWriter
@@ -34,8 +35,8 @@ class ClientGone(Exception):
     """The client has left, or has stopped reading."""
 
 
-def json_response(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=body, content_type="application/json", headers=headers)
+def json_response(reply: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
 
 
 def error_response(error: ApiError) -> web.Response:
@@ -128,12 +129,9 @@ async def _write_events(
     try:
         async with deadline.kept():
             await _write_answer(client, choices, writer)
-    except ApiError as error:
+    except (ApiError, SessionFailed) as error:
         log.warning("answer broken off", session=writer.session_id, why=str(error))
-        await client.write(_error_event(error))
-    except SessionFailed as failure:
-        log.warning("answer broken off", session=writer.session_id, why=str(failure))
-        await client.write(_error_event(of_failure(failure)))
+        await client.write(_error_event(answer_to(error)))
     except ClientGone:
         raise
     except Exception:

@@ -152,7 +152,7 @@ class Sessions:
         """Counts a closed session once, and sends its last messages."""
         if self._live.pop(session.session_id, None) is not None:
             self._metrics.sessions.set(len(self._live))
-            self._metrics.count_session(session.outcome)
+            self._metrics.count_session(session)
         await self.send(session)
 
     def abort(self, reason: str) -> None:

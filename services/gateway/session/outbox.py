@@ -18,10 +18,6 @@ class Send:
     instance_id: str
     message: Open | Speculate | Poll | Close
 
-    @property
-    def verb(self) -> str:
-        return str(self.message.__struct_config__.tag)
-
 
 @dataclass(slots=True)
 class SessionOutbox:

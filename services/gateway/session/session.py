@@ -20,7 +20,6 @@ from services.gateway.session.drafter_binding import DrafterBinding
 from services.gateway.session.generation import Generation
 from services.gateway.session.load_accounting import LoadAccounting
 from services.gateway.session.outbox import Send, SessionOutbox
-from services.gateway.session.outcome import Incidents, SessionOutcome
 from services.gateway.session.placement import Placement
 from services.gateway.session.quarantine import Quarantine
 from services.gateway.session.timeouts import SessionTiming
@@ -46,7 +45,9 @@ class Session:
     _quarantine: Quarantine
     _outbox: SessionOutbox
     tallies: TallySum = field(default_factory=TallySum)
-    incidents: Incidents = field(default_factory=Incidents)
+    num_failovers: int = 0  # changes of verifier after the first Opened
+    num_drafter_changes: int = 0
+    num_conflicts: int = 0  # verdicts that contradict tokens already sent on
     phase: Phase = "opening"
     term: int = 0
     verifier_id: str | None = None
@@ -104,16 +105,6 @@ class Session:
         return self._worked or [self._fingerprint]
 
     @property
-    def outcome(self) -> SessionOutcome:
-        return SessionOutcome(
-            num_prompt_tokens=len(self.generation.prompt_ids),
-            num_output_tokens=len(self.stream.tokens),
-            tally=self.tallies.total,
-            incidents=self.incidents,
-            failure_code=self.failure.code if self.failure else None,
-        )
-
-    @property
     def due(self) -> float | None:
         """When to call `on_timer` unless something happens before; None once the session is over."""
         if self.phase == "over":
@@ -142,9 +133,9 @@ class Session:
             self._fail("overloaded", f"no verifier has answered for {self.timing.session_timeout_s:g} s")
         elif self.phase == "waiting":
             self._place(now)
-        elif self.phase == "opening":
-            self._repeat_open(now)
-        elif self.stream.is_lost(now):
+        elif self.phase == "opening" and self._num_opens < self.timing.num_opens:
+            self._open(now)
+        elif self.phase == "opening" or self.stream.is_lost(now):
             self._leave_verifier(now)
         elif (base := self.stream.on_timer(now)) is not None:
             self._outbox.add("verifier", self.verifier_id, Poll(self.session_id, self.term, base))
@@ -161,7 +152,7 @@ class Session:
         try:
             new = self.stream.merge(verdict, now)
         except ConflictingVerdict:
-            self.incidents.conflicts += 1
+            self.num_conflicts += 1
             self._leave_verifier(now)
             return
         self.tallies.observe(sender_id, verdict.term, verdict.tally)
@@ -176,7 +167,11 @@ class Session:
             if self._drafter.is_search_due(now):
                 self._change_drafter(now)
         elif verdict.echo is None:  # no draft has arrived in this term
-            self._remind_drafter(now)
+            match self._drafter.reminder(now):
+                case "repeat":
+                    self._speculate(now)
+                case "give up":
+                    self._replace_drafter(now)
 
     def on_failure(self, sender_id: str, failure: Failure, now: float) -> None:
         if failure.term != self.term or self.phase == "over":
@@ -254,8 +249,8 @@ class Session:
         """Begins a new term with this verifier and drafter."""
         self._outbox.leave(self.term, *({self.verifier_id, self.drafter_id} - {verifier_id, drafter_id}))
         if self.was_opened:
-            self.incidents.failovers += verifier_id != self.verifier_id
-            self.incidents.drafter_changes += drafter_id != self.drafter_id
+            self.num_failovers += verifier_id != self.verifier_id
+            self.num_drafter_changes += drafter_id != self.drafter_id
         self._rebound = verifier_id == self.verifier_id and self.was_opened
         if verifier_id != self.verifier_id:
             self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
@@ -272,12 +267,6 @@ class Session:
         message = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
         self._outbox.add("verifier", self.verifier_id, message)
         self._load.mark_known(self.verifier_id, now)
-
-    def _repeat_open(self, now: float) -> None:
-        if self._num_opens >= self.timing.num_opens:
-            self._leave_verifier(now)
-        else:
-            self._open(now)
 
     def _is_current(self, sender_id: str, term: int) -> bool:
         return sender_id == self.verifier_id and term == self.term and self.phase != "over"
@@ -326,13 +315,6 @@ class Session:
         message = self.generation.speculate(self.term, self.verifier_id, TokenIds(self.stream.tokens))
         self._outbox.add("drafter", self.drafter_id, message)
         self._load.mark_known(self.drafter_id, now)
-
-    def _remind_drafter(self, now: float) -> None:
-        match self._drafter.reminder(now):
-            case "repeat":
-                self._speculate(now)
-            case "give up":
-                self._replace_drafter(now)
 
     def _replace_drafter(self, now: float) -> None:
         self._drafter.give_up(now)

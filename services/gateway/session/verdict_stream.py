@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from msgspec.structs import astuple
+
 from services.gateway.session.timeouts import PollTiming
 from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
 
@@ -164,7 +166,7 @@ class TallySum:
 
     def observe(self, verifier_id: str, term: int, tally: Tally) -> None:
         known_term, known = self._newest.get(verifier_id, (term, Tally()))
-        if _size(tally) >= _size(known):
+        if sum(astuple(tally)) >= sum(astuple(known)):
             self._newest[verifier_id] = (term, tally)
         elif term > known_term:
             self._closed.append(known)
@@ -173,14 +175,4 @@ class TallySum:
     @property
     def total(self) -> Tally:
         tallies = [*self._closed, *(tally for _, tally in self._newest.values())]
-        return Tally(
-            accepted=sum(tally.accepted for tally in tallies),
-            rejected=sum(tally.rejected for tally in tallies),
-            late=sum(tally.late for tally in tallies),
-            discarded=sum(tally.discarded for tally in tallies),
-            num_passes=sum(tally.num_passes for tally in tallies),
-        )
-
-
-def _size(tally: Tally) -> int:
-    return tally.accepted + tally.rejected + tally.late + tally.discarded + tally.num_passes
+        return Tally(*map(sum, zip(*map(astuple, tallies), strict=True)))

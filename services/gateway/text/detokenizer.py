@@ -89,7 +89,5 @@ class StopScanner:
     def _longest_prefix(self) -> int:
         """Length of the longest suffix of the held text that begins a stop string."""
         longest = min(len(self._held), len(self._stops[0]) - 1)
-        return next((n for n in range(longest, 0, -1) if self._begins_a_stop(self._held[-n:])), 0)
-
-    def _begins_a_stop(self, text: str) -> bool:
-        return any(stop.startswith(text) and stop != text for stop in self._stops)
+        ends = (self._held[-n:] for n in range(longest, 0, -1))
+        return next((len(end) for end in ends if any(stop.startswith(end) and stop != end for stop in self._stops)), 0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-_REPLACEMENT = "\ufffd"
+from services.gateway.text.detokenizer import REPLACEMENT
 
 
 class TokenBytes:
@@ -62,7 +62,7 @@ class TokenBytes:
     def _is_anchor(self, token_id: int) -> bool:
         """Whether the token decodes to an ordinary word, so that other tokens can be decoded behind it."""
         text = self._tokenizer.decode([token_id], skip_special_tokens=True)
-        return text.isalpha() and _REPLACEMENT not in text
+        return text.isalpha() and REPLACEMENT not in text
 
     def _decoded(self, token_id: int) -> str:
         """The text that a decoder adds for the token behind an ordinary one."""

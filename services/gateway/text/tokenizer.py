@@ -113,13 +113,10 @@ def _load_stop_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -
     for name in ("generation_config.json", "config.json"):
         ids = _read_json(folder / name).get("eos_token_id")
         if ids is not None:
-            return _checked_ids(ids if isinstance(ids, list) else [ids], folder / name)
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
+                raise UnusableTarget(f"{folder / name}: eos_token_id must be a list of token ids, got {ids}")
+            return TokenIds(ids)
     eos = _special_tokens(config).get("eos_token")
     token_id = None if eos is None else tokenizer.token_to_id(eos)
     return TokenIds() if token_id is None else TokenIds([token_id])
-
-
-def _checked_ids(ids: list[Any], path: Path) -> TokenIds:
-    if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
-        raise UnusableTarget(f"{path}: eos_token_id must be a list of token ids, got {ids}")
-    return TokenIds(ids)

@@ -20,6 +20,7 @@ from shared.protocol.messages import (
     TokenLogprobs,
     Verdict,
 )
+from shared.protocol.subjects import VERBS
 from tests.gateway.fleet.test_peers import beat, generation, placement
 
 TIMING = SessionTiming()
@@ -42,7 +43,7 @@ class Story:
         return self.session.take_sends()
 
     def verbs(self) -> list[str]:
-        return [f"{send.verb} {send.instance_id}" for send in self.sends()]
+        return [f"{VERBS[type(send.message)]} {send.instance_id}" for send in self.sends()]
 
     def keep_alive(self, *instance_ids: str) -> None:
         """Heartbeats of these instances now."""

@@ -53,7 +53,7 @@ def test_a_silent_verifier_is_left_for_another_with_all_that_is_fixed() -> None:
     assert isinstance(moved.message, Open)
     assert (moved.instance_id, moved.message.term, moved.message.drafter_id) == ("v2.1", 2, "d1.1")
     assert moved.message.committed_ids == (1, 2, 3)
-    assert story.session.incidents.failovers == 1
+    assert story.session.num_failovers == 1
 
 
 def test_a_session_keeps_the_numerics_that_worked_on_it_in_order_and_prefers_the_first() -> None:
@@ -243,7 +243,7 @@ def test_a_running_session_moves_when_its_verifier_says_closed() -> None:
 def test_a_contradicting_verifier_is_left() -> None:
     story = running()
     story.verdict("v1.1", PROMPT, [1, 99])
-    assert story.session.incidents.conflicts == 1
+    assert story.session.num_conflicts == 1
     assert story.session.verifier_id == "v2.1"
     assert story.session.stream.tokens == [1, 2, 3]
 
@@ -260,7 +260,7 @@ def test_a_lost_verdict_is_asked_for_at_once_and_the_verifier_kept(num_top: int 
     assert asked.message == Poll(story.session.session_id, 1, PROMPT + 1)
     story.verdict("v1.1", PROMPT + 1, [2, 3])
     assert taken(story.session) == [1, 2, 3]
-    assert (story.session.phase, story.session.incidents.conflicts) == ("running", 0)
+    assert (story.session.phase, story.session.num_conflicts) == ("running", 0)
 
 
 def test_nobody_but_the_bound_peers_is_heard() -> None:

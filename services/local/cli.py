@@ -91,9 +91,7 @@ def main(
             _detach(plan, run_dir)
         else:
             _prepare(pair)
-            with pidfile.held(run_dir):
-                (run_dir / STOP_FILE).write_text(f"{stop_s()}\n", encoding="utf-8")
-                asyncio.run(_serve(plan, run_dir, ask, max_tokens))
+            _run(plan, run_dir, ask, max_tokens)
     except (TimeoutError, OSError, ClientError, PairRefused, pidfile.AlreadyRunning) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
@@ -115,6 +113,12 @@ def _prepare(pair: ModelPair) -> None:
     finished = subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=False)
     if finished.returncode:
         raise typer.Exit(finished.returncode)
+
+
+def _run(plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int) -> None:
+    with pidfile.held(run_dir):
+        (run_dir / STOP_FILE).write_text(f"{stop_s()}\n", encoding="utf-8")
+        asyncio.run(_serve(plan, run_dir, ask, max_tokens))
 
 
 async def _serve(plan: SystemPlan, run_dir: Path, ask: str, max_tokens: int) -> None:

@@ -86,8 +86,8 @@ class RequestBuilder:
     def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
         if isinstance(prompt, str):
             return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
-        possible_ids = [token_id for token_id in prompt if token_id < 1 << 32]  # `choice_requests` refuses the others
-        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(possible_ids) if echo else "")
+        known_ids = [token_id for token_id in prompt if token_id < 1 << 32] if echo else []
+        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids))  # `choice_requests` refuses other ids
 
     def _generation(
         self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, cache_scope: str

@@ -209,6 +209,10 @@ def test_model_zoo_imports_of_services_only_the_two_model_modules_and_the_drafts
         assert reached <= allowed, name
 
 
+def test_the_gateway_s_metrics_know_no_session() -> None:
+    assert not {i for i in all_imports("services.gateway.metrics") if i.startswith("services.gateway.session")}
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 

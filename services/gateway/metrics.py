@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.gateway.session.session import Session
 from shared.protocol.guesses import FATES
+from shared.protocol.messages import FailureCode, Tally
 
 TTFT_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCounts:
+    """What a session adds to the metrics at its end. failure: why it failed, if it did."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    tally: Tally
+    num_failovers: int
+    num_drafter_changes: int
+    num_conflicts: int
+    failure: FailureCode | None
 
 
 class GatewayMetrics:
@@ -58,16 +72,14 @@ class GatewayMetrics:
                 with contextlib.suppress(KeyError):  # it was never used
                     counter.remove(name)
 
-    def count_session(self, session: Session) -> None:
-        """Adds a session at its end."""
-        tally = session.tallies.total
-        self.prompt_tokens.inc(len(session.generation.prompt_ids))
-        self.output_tokens.inc(len(session.stream.tokens))
+    def count_session(self, session: SessionCounts) -> None:
+        self.prompt_tokens.inc(session.num_prompt_tokens)
+        self.output_tokens.inc(session.num_output_tokens)
         for fate in FATES:
-            self.guesses.labels(fate).inc(getattr(tally, fate))
-        self.passes.inc(tally.num_passes)
+            self.guesses.labels(fate).inc(getattr(session.tally, fate))
+        self.passes.inc(session.tally.num_passes)
         self.failovers.inc(session.num_failovers)
         self.drafter_changes.inc(session.num_drafter_changes)
         self.conflicts.inc(session.num_conflicts)
         if session.failure is not None:
-            self.failed_sessions.labels(session.failure.code).inc()
+            self.failed_sessions.labels(session.failure).inc()

@@ -17,7 +17,7 @@ import structlog
 
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.fleet.windows import DecidedWindows
-from services.gateway.metrics import GatewayMetrics
+from services.gateway.metrics import GatewayMetrics, SessionCounts
 from services.gateway.session.generation import Generation
 from services.gateway.session.outbox import Send
 from services.gateway.session.placement import Placement
@@ -152,7 +152,16 @@ class Sessions:
         """Counts a closed session once, and sends its last messages."""
         if self._live.pop(session.session_id, None) is not None:
             self._metrics.sessions.set(len(self._live))
-            self._metrics.count_session(session)
+            counts = SessionCounts(
+                len(session.generation.prompt_ids),
+                len(session.stream.tokens),
+                session.tallies.total,
+                session.num_failovers,
+                session.num_drafter_changes,
+                session.num_conflicts,
+                session.failure.code if session.failure is not None else None,
+            )
+            self._metrics.count_session(counts)
         await self.send(session)
 
     def abort(self, reason: str) -> None:

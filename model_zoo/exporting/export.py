@@ -106,14 +106,18 @@ def _compare(source: Source, made: Path, precision: str, plain: Path) -> Agreeme
     """How well the draft in `made` follows its source. plain: folder of the unquantised graph, if any."""
     try:
         draft = load_draft(str(made), num_threads=1)
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
-        reference = reference_of(model.eval(), draft.max_context)  # type: ignore[no-untyped-call]
+        reference = reference_of(_load(source), draft.max_context)
         if plain.is_dir():
             check_agreement(load_draft(str(plain), num_threads=1), reference, PLAIN)
         return check_agreement(draft, reference, precision)
     except ValueError as error:
         raise ExportError(f"the {precision} export of {source.named} is refused: {error}") from error
+
+
+def _load(source: Source) -> PreTrainedModel:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
+    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _record(source: Source, made: Path, exporter: Exporter, precision: str, agreement: Agreement) -> ExportRecord:

@@ -90,6 +90,14 @@ def lines(summary: RunSummary, objective: LatencyObjective) -> list[str]:
     return found
 
 
+def show(model: str, summary: RunSummary, objective: LatencyObjective) -> None:
+    console = Console()
+    console.print(f"model {model}", highlight=False)
+    console.print(table(summary))
+    for line in lines(summary, objective):
+        console.print(line, highlight=False)
+
+
 def report_of(origin: Origin, summary: RunSummary, result: LoadResult) -> dict[str, object]:
     """The content of --output."""
     samples = [asdict(each) | {"ttft_ms": each.ttft_ms, "tpot_ms": each.tpot_ms} for each in result.samples]
@@ -151,11 +159,7 @@ def main(
         raise typer.Exit(3) from None
     objective = LatencyObjective(ttft_ms, tpot_ms)
     summary = summarise(result.samples, objective)
-    console = Console()
-    console.print(f"model {result.model}", highlight=False)
-    console.print(table(summary))
-    for line in lines(summary, objective):
-        console.print(line, highlight=False)
+    show(result.model, summary, objective)
     if output is not None:
         write_result(output, report_of(Origin.here("benchmarks.load"), summary, result))
     if set(summary.statuses) != {OK}:

@@ -24,8 +24,9 @@ class BusMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
-        self.published_as = by_kind(counter("dsd_bus_published", "Messages published", ["message"]))
-        self.received_as = by_kind(counter("dsd_bus_received", "Messages delivered to handlers", ["message"]))
+        self.published = counter("dsd_bus_published", "Messages published", ["message"])
+        self.received = counter("dsd_bus_received", "Messages delivered to handlers", ["message"])
+        self.published_as, self.received_as = by_kind(self.published), by_kind(self.received)
         self.dropped = counter(
             "dsd_bus_dropped",
             "Messages lost here: malformed, incomplete, handler failed, not connected, outbound full, slow consumer",

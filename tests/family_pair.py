@@ -1,8 +1,8 @@
 """python -m tests.family_pair --out DIR: a target and a draft of a second family, made and trained in minutes.
 
-Both are GPT-NeoX, which onnxruntime-genai's model builder does not know, and learn some of the project's documents:
-DIR/target and DIR/draft are then what a user would bring, with tokenizer, chat template and end tokens of their own.
-They know those documents by heart, and nothing else: the pair shows that any model is served, not how fast.
+Both are GPT-NeoX, which onnxruntime-genai's model builder does not know, and learn the project's licence: DIR/target and
+DIR/draft are then what a user would bring, with tokenizer, chat template and end tokens of their own. They know that
+text by heart, and nothing else: the pair shows that any model is served, not how fast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging as transformers_logging
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("docs/architecture.md", "docs/glossary.md")
+TEXT = ROOT / "LICENSE"  # a text that never changes
 PAD, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
     "{% for message in messages %}"
@@ -49,23 +49,24 @@ SIZES = {"target": Size(192, 4, 6, 1024, effort=1), "draft": Size(96, 2, 3, NUM_
 
 
 def conversations() -> Iterator[str]:
-    """Sections of the documents as answers to their headings, in the chat template's format."""
-    for name in DOCUMENTS:
-        for section in re.split(r"^#+ ", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-            heading, _, body = section.partition("\n")
-            for number, part in enumerate(parts_of(body.strip())):
-                question = f"{heading}, part {number + 1}" if number else heading
-                yield f"{USER}{question}{END}{ASSISTANT}{part}{END}"
+    """Sections of the text as answers to their headings, in the chat template's format."""
+    terms, _, _ = TEXT.read_text(encoding="utf-8").partition("END OF TERMS AND CONDITIONS")
+    for section in re.split(r"^ +\d+\. ", terms, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition(".")
+        for number, part in enumerate(parts_of(body.strip())):
+            question = f"{heading}, part {number + 1}" if number else heading
+            yield f"{USER}{question}{END}{ASSISTANT}{part}{END}"
 
 
 def parts_of(text: str) -> Iterator[str]:
-    """Groups whole paragraphs and list items to about PART_LENGTH characters."""
+    """Groups whole paragraphs, each on one line, to about PART_LENGTH characters."""
     part = ""
-    for piece in re.split(r"(?=\n\n|\n\* |\n\d+\. )", text):
+    for paragraph in text.split("\n\n"):
+        piece = " ".join(paragraph.split())
         if part and len(part) + len(piece) > PART_LENGTH:
             yield part.strip()
             part = ""
-        part += piece
+        part += piece + "\n"
     yield part.strip()
 
 

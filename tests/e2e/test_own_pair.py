@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8080"
 QUICK = " --steps 40"
 LENGTH = 400  # of 512 tokens, the prompt's among them
-QUESTION = "Five ideas that hold it"
+QUESTION = "Grant of Patent License"
 
 
 def commands() -> list[str]:
@@ -144,7 +144,7 @@ def test_a_target_without_a_chat_template_completes_texts_and_says_so_when_it_is
         chat = bare.chat("adaptive", 0.0)
         assert chat["status"] == 400
         assert "this model has no chat template; use /v1/completions" in chat["error"]["message"]
-        text = bare.post("/v1/completions", prompt="The verifier", max_tokens=8, temperature=0)
+        text = bare.post("/v1/completions", prompt="The License", max_tokens=8, temperature=0)
         assert text["status"] == 200
         assert text["choices"][0]["text"]
     finally:

@@ -94,7 +94,8 @@ class BatchCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A candidate's share of the next pass: at most `max_tokens` fed tokens and `max_guesses` guesses."""
+    """A candidate's share of the next pass: at most `max_tokens` fed tokens, `max_guesses` of them guesses. The session
+    compares one more guess with the pass's last draw, which costs nothing."""
 
     index: int
     max_tokens: int

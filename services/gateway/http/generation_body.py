@@ -1,4 +1,4 @@
-"""Fields that the bodies of all generating endpoints share (docs/api.md, "Request").
+"""Fields that the bodies of all generating endpoints share (docs/api.md, "Requests").
 
 Invariant: a body that passes validation has every value in bounds and no field that the gateway ignores.
 """

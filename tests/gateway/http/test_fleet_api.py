@@ -1,4 +1,4 @@
-"""GET /dsd/fleet: who is there and how busy. (Windows: test_windows.py.)"""
+"""GET /dsd/fleet: live instances and their load. Windows: tests/gateway/fleet/test_windows.py."""
 
 from __future__ import annotations
 

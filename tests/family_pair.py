@@ -1,8 +1,8 @@
 """python -m tests.family_pair --out DIR: a target and a draft of a second family, made and trained in minutes.
 
-Both are GPT-NeoX, which onnxruntime-genai's model builder does not know, and learn the project's licence: DIR/target and
-DIR/draft are then what a user would bring, with tokenizer, chat template and end tokens of their own. They know that
-text by heart, and nothing else: the pair shows that any model is served, not how fast.
+Both are GPT-NeoX, which onnxruntime-genai's model builder does not know, and learn the project's licence. DIR/target
+and DIR/draft are then what a user would bring, with tokenizer, chat template and end tokens of their own. They know
+that text by heart and nothing else: the pair shows that any model is served, not how fast.
 """
 
 from __future__ import annotations

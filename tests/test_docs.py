@@ -57,7 +57,7 @@ ASKED_CHANGES = (  # what newcomers are asked to find in docs/architecture.md
     "a metric",
     "a verifier engine",
     "a scenario key",
-    "the subject scheme",
+    "a verb, or the subject scheme",
     "a Kubernetes setting",
 )
 

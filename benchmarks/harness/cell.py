@@ -38,7 +38,7 @@ class ProcessUsage:
 
 @dataclass(slots=True)
 class RunningCell:
-    """What runs. `url` is the gateway's address, or empty."""
+    """The processes of a cell. url: address of the gateway; empty without one."""
 
     url: str
     nats_url: str

@@ -1,7 +1,8 @@
 """The engine interface: contexts hold the KV cache of sessions, and a step computes rows of contexts.
 
-An engine computes the target model. It does not know sessions, drafters, NATS or batching. The layers above do not
-know tensors. `torch_engine` is the built-in engine. `__main__.py` chooses the engine: a `load_engine(settings)`.
+An engine computes the target model and draws its tokens. It does not know sessions, drafters, NATS or batching. The
+layers above do not know tensors. `torch_engine` is the built-in engine, `vllm_engine` runs vLLM. `__main__.py` chooses
+the engine: a `load_engine(settings)`.
 
 Threads: `open`, `share` and `close` run on the event loop and do not block. `step` runs in one other thread. They may
 overlap, except that `share` runs only between steps.
@@ -13,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from shared.protocol.messages import Sampling, TokenLogprobs
-from shared.protocol.sampling import History
+from shared.protocol.messages import Open, TokenLogprobs
 
 
 class OutOfMemory(Exception):
@@ -41,27 +41,39 @@ class StepRow(Generic[AnyContext]):
     """One context's row of a step.
 
     The step feeds `token_ids` at the positions from `start` on. Feeding a position again overwrites it, so a smaller
-    start rolls the context back. Each of the last `num_draws` tokens yields a draw.
+    start rolls the context back. Each of the last `num_draws` tokens yields a draw; all but the first of these tokens
+    are guesses.
     """
 
     context: AnyContext
     start: int
     token_ids: Sequence[int]
     num_draws: int
-    sampling: Sampling
-    history: History | None = None  # text before the first draw; None: logits are not adjusted
-    num_top: int | None = None  # most likely tokens to return logprobs for; None: no logprobs
 
 
 @dataclass(frozen=True)
 class Drawn:
     """The draws of a row. The token fed at position p yields the draw for position p + 1.
 
-    logprobs: if requested, one per draw up to and including the first that differs from its guess; else empty.
+    token_ids: up to the first draw that differs from its guess at least; later ones are of no use. logprobs: if
+    requested, one per draw up to and including the first that differs from its guess; else empty.
     """
 
-    token_ids: list[int]  # [num_draws]
+    token_ids: list[int]  # [at most num_draws]
     logprobs: list[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a step did for a row.
+
+    An engine may skip a prefix that it has cached, and reach the end of the text earlier than asked. Short of KV cache
+    it may compute less, or evict the context. Then nothing is drawn, and the loop asks again.
+    """
+
+    num_tokens: int  # fed in this step
+    length: int  # leading tokens of the text in the KV cache, without guesses
+    drawn: Drawn  # empty if the end of the text was not reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,7 @@ class EngineInfo:
     max_context: int  # of the model: prompt and answer
     kv_tokens: int  # capacity of the KV cache
     largest_context: int  # capacity of one context while no other is open
+    max_guesses: int  # of one row
 
 
 class Engine(Protocol[AnyContext]):
@@ -99,11 +112,11 @@ class Engine(Protocol[AnyContext]):
     def num_shared_tokens(self) -> int:
         """Tokens copied from other contexts instead of being computed, since the start."""
 
-    def open(self, token_ids: Sequence[int], capacity: int, scope: str | None) -> AnyContext | None:
-        """Reserves `capacity` tokens; None if too few are free. Raises OutOfMemory.
+    def open(self, request: Open, token_ids: Sequence[int]) -> AnyContext | None:
+        """A context for the rest of a session's text; None if too little KV cache is free. Raises OutOfMemory.
 
-        token_ids: the text so far. All but its last token may be shared with other contexts of `scope` (None: no
-        sharing).
+        request: prompt, sampling parameters and most tokens. token_ids: prompt and committed tokens. All but the last
+        may be shared with other contexts of `request.cache_scope` (None: no sharing).
         """
 
     def share(self, context: AnyContext) -> None:
@@ -115,8 +128,8 @@ class Engine(Protocol[AnyContext]):
         token_ids: the committed tokens in the KV cache. Later contexts of its scope may share them.
         """
 
-    def step(self, rows: Sequence[StepRow[AnyContext]]) -> list[Drawn]:
-        """Computes one step over rows of different contexts.
+    def step(self, rows: Sequence[StepRow[AnyContext]]) -> list[Computed]:
+        """Computes one step over rows of different contexts, at least one token of at least one row.
 
         May raise any exception. The same rows may then be fed again, together or one by one.
         """

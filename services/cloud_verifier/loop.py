@@ -15,12 +15,11 @@ from typing import Any
 
 import structlog
 
-from services.cloud_verifier.engine import Drawn, Engine, StepRow
+from services.cloud_verifier.engine import Computed, Engine, StepRow
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
 from shared.protocol.messages import Verdict
-from shared.protocol.sampling import History, is_adjusted
 from shared.protocol.verifier_session import PassInfo, PassRow
 
 log = structlog.get_logger(__name__)
@@ -40,9 +39,9 @@ class PassShare:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a pass: draws per share, None if that share failed."""
+    """The result of a pass: what was computed of each share, None if that share failed."""
 
-    draws: list[Drawn | None]
+    computed: list[Computed | None]
     elapsed_ms: float
 
 
@@ -135,7 +134,7 @@ class VerifyLoop:
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,
-                num_guesses=len(slot.state.pending),
+                num_guesses=min(len(slot.state.pending), self._engine.info.max_guesses),
                 probability=slot.state.survival.probability,
                 cached_tokens=slot.state.computed,
             )
@@ -155,16 +154,16 @@ class VerifyLoop:
     def _compute(self, rows: list[StepRow[Any]]) -> Outcome:
         """Runs in the engine's thread. Repeats a failed pass row by row, so that only the faulty rows fail."""
         started = time.perf_counter()
-        draws: list[Drawn | None]
+        computed: list[Computed | None]
         try:
-            draws = list(self._engine.step(rows))
+            computed = list(self._engine.step(rows))
         except Exception:
             log.exception("pass failed, repeating it row by row", num_sessions=len(rows))
             self._metrics.failed_passes.inc()
-            draws = [self._compute_alone(row) for row in rows]
-        return Outcome(draws, (time.perf_counter() - started) * 1e3)
+            computed = [self._compute_alone(row) for row in rows]
+        return Outcome(computed, (time.perf_counter() - started) * 1e3)
 
-    def _compute_alone(self, row: StepRow[Any]) -> Drawn | None:
+    def _compute_alone(self, row: StepRow[Any]) -> Computed | None:
         try:
             return self._engine.step([row])[0]
         except Exception:
@@ -172,7 +171,7 @@ class VerifyLoop:
             return None
 
     def _commit(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
-        num_tokens = sum(len(share.row.fed_ids) for share in batch)
+        num_tokens = sum(computed.num_tokens for computed in outcome.computed if computed)
         cached = sum(share.row.start for share in batch)
         self._cost.observe(len(batch), num_tokens, cached, outcome.elapsed_ms)
         self.pass_ms = outcome.elapsed_ms if self.pass_ms == 0 else 0.8 * self.pass_ms + 0.2 * outcome.elapsed_ms
@@ -180,24 +179,25 @@ class VerifyLoop:
         self._count_failed_pass(batch, outcome)
         info = PassInfo(outcome.elapsed_ms, len(batch), self.queue, num_tokens)
         num_committed = 0
-        for share, draws in zip(batch, outcome.draws, strict=True):
-            num_committed += self._commit_share(share, draws, info)
+        for share, computed in zip(batch, outcome.computed, strict=True):
+            num_committed += self._commit_share(share, computed, info)
         self._metrics.observe_pass(outcome.elapsed_ms, len(batch), num_tokens, num_committed)
 
     def _count_failed_pass(self, batch: Sequence[PassShare], outcome: Outcome) -> None:
         """One computed row proves that the engine works and resets the count."""
-        if all(drawn is None for drawn in outcome.draws):
+        if all(computed is None for computed in outcome.computed):
             self.count_failure(share.slot.state.session_id for share in batch)
         elif self._num_failures:
             self._forget_failures()
 
-    def _commit_share(self, share: PassShare, drawn: Drawn | None, info: PassInfo) -> int:
+    def _commit_share(self, share: PassShare, computed: Computed | None, info: PassInfo) -> int:
         state = share.slot.state
-        if drawn is None:
+        if computed is None:
             if state.abandon_pass(share.row):  # else the session was closed or rebound during the pass
                 self._fail(share.slot)
             return 0
-        verdict = state.end_pass(share.row, drawn.token_ids, info, time.monotonic() * 1e3, drawn.logprobs)
+        drawn, now = computed.drawn, time.monotonic() * 1e3
+        verdict = state.end_pass(share.row, drawn.token_ids, info, now, drawn.logprobs, computed.length)
         if verdict is None:
             return 0
         if verdict.finish:
@@ -209,17 +209,4 @@ class VerifyLoop:
 def step_row(slot: SessionSlot, row: PassRow) -> StepRow[Any]:
     """The engine's row for a session's share."""
     assert slot.context is not None
-    request = slot.state.request
-    history = None
-    if row.num_draws and is_adjusted(request.sampling, request.min_tokens):
-        output_ids = slot.state.tokens[len(request.prompt_ids) :]
-        history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
-    return StepRow(
-        context=slot.context,
-        start=row.start,
-        token_ids=row.fed_ids,
-        num_draws=row.num_draws,
-        sampling=request.sampling,
-        history=history,
-        num_top=request.logprobs,
-    )
+    return StepRow(slot.context, row.start, row.fed_ids, row.num_draws)

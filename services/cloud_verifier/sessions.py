@@ -87,10 +87,9 @@ class SessionTable:
             self._tombstones.pop(request.session_id, None)
         elif slot.state.gateway_id != gateway_id:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
-        elif request.term > slot.state.term:
-            slot.state.rebind(request, now)
-            if slot.context is not None and slot.context.num_shared is None:  # waits for a prefix of the old text
-                self._release(slot)
+        elif request.term > slot.state.term and not slot.state.rebind(request, now):
+            self._release(slot)  # the context is for another text
+            slot.state.drop_cache()
         slot.renewed_at = now
         self.settle(slot)
         return slot
@@ -158,7 +157,7 @@ class SessionTable:
                 continue
             state = slot.state
             try:
-                slot.context = self._engine.open(state.tokens, state.limit, state.request.cache_scope)
+                slot.context = self._engine.open(state.request, state.tokens)
             except OutOfMemory:
                 log.exception("no memory for a KV cache", session=state.session_id, tokens=state.limit)
                 self._drop(slot, Refused("overloaded", "no memory is left for a KV cache", retryable=True))

@@ -15,11 +15,17 @@ class VerifierSettings(ServiceSettings):
     """Settings of `python -m services.cloud_verifier`."""
 
     name: str = Field("verifier", description="Name of this instance, part of its subjects and permissions")
+    engine: Literal["torch", "vllm"] = Field(
+        "torch", description="Engine that computes the target: torch is built in, vllm must be installed"
+    )
+    vllm_args: str = Field("", description="vLLM's own flags, such as --tensor-parallel-size 2; engine vllm only")
     target: str = Field(..., description="Folder (or hub id) of the target model, a Hugging Face causal LM")
     model_name: str = Field(DEFAULT_MODEL, description="Name under which the model is served")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU when there is one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of the target; auto is bfloat16 if the device supports it, else float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the target; auto: of engine torch bfloat16 if the device supports it, else "
+        "float32, of engine vllm the model's own. float16 is for engine vllm",
     )
     num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0: torch's default")
     token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")

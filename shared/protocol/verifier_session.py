@@ -7,7 +7,7 @@ compared and nothing else: what a drafter sends changes how many tokens a pass c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.protocol.guesses import MAX_EPOCH, Fates, Survival, common_prefix
 from shared.protocol.messages import (
@@ -26,6 +26,8 @@ from shared.protocol.messages import (
 
 # Tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES. The gateway polls for the rest.
 MAX_TOLD_WITH_LOGPROBS = 512
+# Fields of Open that a context keeps
+DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,17 +131,19 @@ class VerifierSession:
 
     # --- gateway ---------------------------------------------------------------------------------------------------
 
-    def rebind(self, request: Open, now: float) -> None:
-        """Takes an Open of a higher term; raises ValueError for another.
+    def rebind(self, request: Open, now: float) -> bool:
+        """Takes an Open of a higher term; raises ValueError for another. Returns whether the text goes on as before.
 
-        A text that continues the gateway's is kept: it is the target's own. Any other is replaced by the gateway's. The
-        KV cache keeps the common prefix.
+        A text that continues the gateway's is kept: it is the target's own. Any other is replaced by the gateway's, and
+        `computed` falls to the common prefix. A draw that is asked for in another way ends the old context too.
         """
         if request.term <= self.term:
             raise ValueError(f"term {request.term} does not follow {self.term}")
         theirs = [*request.prompt_ids, *request.committed_ids]
         common = common_prefix(self.tokens, theirs)
-        continues = self._open is not None and common == len(theirs) and request.prompt_ids == self._open.prompt_ids
+        old = self._open
+        continues = old is not None and common == len(theirs) and request.prompt_ids == old.prompt_ids
+        is_same = continues and all(getattr(request, name) == getattr(old, name) for name in DRAW_FIELDS)
         self.term, self.drafter_id, self._open = request.term, request.drafter_id, request
         self._free_run = request.free_run
         self._clear_pending()
@@ -150,6 +154,7 @@ class VerifierSession:
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.pending_base = self.length
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
+        return is_same
 
     def on_poll(self, poll: Poll, now: float) -> Verdict | None:
         """A verdict of all committed tokens from poll.base on; None for another term."""
@@ -267,25 +272,30 @@ class VerifierSession:
         info: PassInfo,
         now: float,
         logprobs: Sequence[TokenLogprobs] = (),
+        computed: int | None = None,
     ) -> Verdict | None:
-        """Commits the draws of a row. Returns None inside a prefill, or for a row that was voided meanwhile.
+        """Commits the draws of a row. Returns None without draws, or for a row that was voided meanwhile.
 
-        draws: [row.num_draws] token ids. logprobs: of the draws up to the first wrong guess; empty if not asked for.
+        draws: token ids, none if the pass did not reach the end of the text. Guesses after equal draws are offered
+        again. logprobs: of the draws up to the first wrong guess; empty if not asked for. computed: KV entries after a
+        pass without draws (default: all that was fed).
         """
         if row is not self._row:
             return None
         self._row = None
         self.info = info
-        if row.num_draws == 0:
-            self.computed = row.start + len(row.fed_ids)
-            return None
         matched = common_prefix(row.guesses, draws)
+        if matched == len(draws) < len(row.guesses):
+            row = self._offer_again(row, matched)
+        if not draws:
+            self.computed = row.start + len(row.fed_ids) if computed is None else computed
+            return None
         committed = self._cut(draws[: matched + 1])
         accepted = min(matched, len(committed))
         self._count_row(row, accepted, len(committed))
         self.tokens.extend(committed)
         self.logprobs.extend(logprobs[: len(committed)])
-        self.computed = row.base + min(accepted, row.num_draws - 1, len(committed) - 1)
+        self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)
         self.finish = self._finish_of(committed)
         self.num_passes += 1
         self._settle(row, accepted)
@@ -309,6 +319,15 @@ class VerifierSession:
         """Ends the session: a pass in flight is void, and guesses without a fate are discarded."""
         self._void_row()
         self._clear_pending()
+
+    def _offer_again(self, row: PassRow, num_drawn: int) -> PassRow:
+        """Puts back the guesses that the pass had no draw for. Returns the row without them."""
+        rest = row.guesses[num_drawn:]
+        if (row.term, row.epoch) == (self.term, self.epoch):
+            self.pending, self.pending_base = [*rest, *self.pending], row.base + num_drawn
+        else:
+            self.fates.discarded += len(rest)
+        return replace(row, guesses=TokenIds(row.guesses[:num_drawn]))
 
     def _void_row(self) -> None:
         """Makes sure that nothing of the pass in flight is committed."""

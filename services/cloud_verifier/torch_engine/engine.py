@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.cloud_verifier.engine import Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
+from services.cloud_verifier.engine import Computed, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, follow_target, load_target
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache, num_common
 from shared.policies.batching import KV_STEP, round_to_kv_step
-from shared.protocol.messages import Sampling, TokenIds
+from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
+from shared.protocol.sampling import History, is_adjusted
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, mmap, a GPU
@@ -31,7 +32,7 @@ class TorchContext:
     """A session's KV cache and the state of its prefix."""
 
     cache: KvCache
-    scope: str | None
+    request: Open
     token_ids: NDArray[np.int64]  # committed text, as far as known
     num_computed: int = 0  # leading token_ids in the KV cache, those in `prefix` included
     num_shared: int | None = 0
@@ -42,13 +43,17 @@ class TorchContext:
     def capacity(self) -> int:
         return self.cache.capacity
 
+    @property
+    def scope(self) -> str | None:
+        return self.request.cache_scope
+
 
 class TorchEngine:
     """`services.cloud_verifier.engine.Engine` in this process. `kv_tokens`: capacity of the KV cache."""
 
     def __init__(self, model: TargetModel, kv_tokens: int) -> None:
         largest = kv_tokens // KV_STEP * KV_STEP
-        self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest)
+        self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest, MAX_WINDOW)
         self.num_shared_tokens = 0
         self.prefixes = PrefixCache()
         self._model = model
@@ -58,19 +63,19 @@ class TorchEngine:
     def free_kv_tokens(self) -> int:
         return self.info.kv_tokens - sum(context.capacity for context in self._contexts)
 
-    def open(self, token_ids: Sequence[int], capacity: int, scope: str | None) -> TorchContext | None:
-        reserved = round_to_kv_step(capacity)
+    def open(self, request: Open, token_ids: Sequence[int]) -> TorchContext | None:
+        reserved = round_to_kv_step(len(request.prompt_ids) + request.max_tokens)
         left = self.free_kv_tokens - reserved
         if left < 0:
             return None
         text = np.array(token_ids[:-1], dtype=np.int64)  # the newest token must be fed
-        kept = self._find_kept(scope, text)
+        kept = self._find_kept(request.cache_scope, text)
         self.prefixes.shrink(left)
         try:
             cache = self._model.new_cache(reserved)
         except NO_MEMORY as error:
             raise OutOfMemory(f"no memory for a KV cache of {reserved} tokens") from error
-        context = TorchContext(cache, scope, text)
+        context = TorchContext(cache, request, text)
         self._contexts[context] = None
         self._find_prefix(context, kept)
         return context
@@ -92,18 +97,18 @@ class TorchEngine:
             self.prefixes.keep(context.scope, token_ids, context.cache, context.capacity)
 
     @torch.inference_mode()
-    def step(self, rows: Sequence[StepRow[TorchContext]]) -> list[Drawn]:
+    def step(self, rows: Sequence[StepRow[TorchContext]]) -> list[Computed]:
         for row in rows:
             context = row.context
             if context.prefix is not None:
                 context.cache.copy(context.prefix)
                 context.prefix = None
-        drawn = self._model.step(
-            [Row(r.context.cache, r.start, r.token_ids, r.num_draws, r.sampling, r.history, r.num_top) for r in rows]
-        )
+        drawn = self._model.step([_model_row(row) for row in rows])
         for row in rows:
             _commit(row)
-        return drawn
+        return [
+            Computed(len(row.token_ids), row.context.num_computed, each) for row, each in zip(rows, drawn, strict=True)
+        ]
 
     def warm_up(self) -> list[StepTime]:
         """Runs each size twice: the first run compiles kernels, the second is timed."""
@@ -141,16 +146,30 @@ class TorchEngine:
         self.num_shared_tokens += context.num_computed
 
 
+def _model_row(row: StepRow[TorchContext]) -> Row:
+    request, history = row.context.request, None
+    if row.num_draws and is_adjusted(request.sampling, request.min_tokens):
+        output_ids = _text(row)[len(request.prompt_ids) :].tolist()
+        history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
+    cache, sampling, num_top = row.context.cache, request.sampling, request.logprobs
+    return Row(cache, row.start, row.token_ids, row.num_draws, sampling, history, num_top)
+
+
+def _text(row: StepRow[TorchContext]) -> NDArray[np.int64]:
+    """The committed text up to the end of the row, without its guesses."""
+    num_committed = len(row.token_ids) - max(0, row.num_draws - 1)
+    return np.concatenate([row.context.token_ids[: row.start], np.array(row.token_ids[:num_committed], np.int64)])
+
+
 def _commit(row: StepRow[TorchContext]) -> None:
     """Updates the committed text. Guesses are committed when a later row starts after them.
 
     A row with draws ends at the end of the text.
     """
-    context, end = row.context, row.start + len(row.token_ids) - max(0, row.num_draws - 1)
-    fed = np.array(row.token_ids[: end - row.start], dtype=np.int64)
-    rest = () if row.num_draws else context.token_ids[end:]
-    context.token_ids = np.concatenate([context.token_ids[: row.start], fed, rest])
-    context.num_computed = end
+    context, text = row.context, _text(row)
+    rest = () if row.num_draws else context.token_ids[len(text) :]
+    context.token_ids = np.concatenate([text, rest])
+    context.num_computed = len(text)
 
 
 def load_model(settings: VerifierSettings) -> TargetModel:

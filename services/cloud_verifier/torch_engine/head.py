@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from services.cloud_verifier.sampler import NO_DRAW
 from services.cloud_verifier.torch_engine import kernels
 from services.cloud_verifier.torch_engine.packed import ROW_RULES, BlockedLinear, PackedLinear, PlainLinear, row_rule
-from services.cloud_verifier.torch_engine.sampler import NO_DRAW
 
 ROUNDING = 1.05 * 2.0**-8  # relative bfloat16 rounding error, with a margin for the error of the rounded sum
 FLOAT32_UNIT = 2.0**-24

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
+from services.cloud_verifier import sampler
 from services.cloud_verifier.engine import Drawn
-from services.cloud_verifier.torch_engine import sampler
 from services.cloud_verifier.torch_engine.architecture import (
     UnsupportedModel,
     check_config,

@@ -12,10 +12,10 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from services.cloud_verifier.sampler import NO_DRAW, greatest
 from services.cloud_verifier.torch_engine.attention import Attention
 from services.cloud_verifier.torch_engine.head import Float32Head
 from services.cloud_verifier.torch_engine.packed import RowRule, limit_rows, probe_max_rows, replace_layers, strictest
-from services.cloud_verifier.torch_engine.sampler import NO_DRAW, greatest
 
 # A model's elementwise code may compute the last, partial vector differently. Padding keeps real tokens out of it.
 WHOLE_VECTORS = RowRule(4, 4)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from services.cloud_verifier.sampler import NO_DRAW
 from services.cloud_verifier.torch_engine.head import BestToken, Float32Head
 from services.cloud_verifier.torch_engine.packed import PackedLinear, packing_works
-from services.cloud_verifier.torch_engine.sampler import NO_DRAW
 
 if not packing_works(torch.bfloat16):
     pytest.skip("this torch or CPU has no packed bfloat16 operators", allow_module_level=True)

@@ -43,9 +43,9 @@ class Table(SessionTable):
         self.share_prefixes()
         slots = self.ready()
         rows = [slot.state.begin_pass(chunk, 0) for slot in slots]
-        drawn = self.engine.step([step_row(slot, row) for slot, row in zip(slots, rows, strict=True)])
-        for slot, row, draws in zip(slots, rows, drawn, strict=True):
-            verdict = slot.state.end_pass(row, draws.token_ids, PassInfo(), 0.0)
+        computed = self.engine.step([step_row(slot, row) for slot, row in zip(slots, rows, strict=True)])
+        for slot, row, each in zip(slots, rows, computed, strict=True):
+            verdict = slot.state.end_pass(row, each.drawn.token_ids, PassInfo(), 0.0)
             if verdict and verdict.finish:
                 self.settle(slot)
         return [slot.state.session_id for slot in slots]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from services.cloud_verifier.torch_engine import sampler
+from services.cloud_verifier import sampler
 from shared.protocol import sampling as reference
 from shared.protocol.messages import Bias, Sampling
 

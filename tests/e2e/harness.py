@@ -6,7 +6,6 @@ The client speaks the gateway's side of the protocol and returns token ids, so t
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -67,8 +66,6 @@ class Client:
         self._inboxes: dict[str, asyncio.Queue[object]] = {}
         self._alive: asyncio.Queue[str] = asyncio.Queue()
         self._num_decisions = 0
-        self._heard: Counter[type] = Counter()
-        self._news = asyncio.Condition()
 
     async def start(self) -> None:
         await self._bus.subscribe(subjects.inbox("gateway", self.instance_id), self._receive)
@@ -88,11 +85,6 @@ class Client:
             while not (instance_id := await self._alive.get()).startswith(f"{name}."):
                 pass
         return instance_id
-
-    async def until_heard(self, kind: type[Opened | Verdict], number: int) -> None:
-        """Returns when so many messages of a kind have come altogether."""
-        async with asyncio.timeout(30), self._news:
-            await self._news.wait_for(lambda: self._heard[kind] >= number)
 
     def _receive(self, subject: str, message: object) -> None:
         queue = self._inboxes.get(getattr(message, "session_id", ""))
@@ -156,9 +148,6 @@ class Client:
         answer = Generated(list(request.committed_ids))
         while answer.finish is None:
             message = await queue.get()
-            async with self._news:
-                self._heard[type(message)] += 1
-                self._news.notify_all()
             if isinstance(message, Failure):
                 raise RuntimeError(f"{message.code}: {message.message}")
             if isinstance(message, Opened):

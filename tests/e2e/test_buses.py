@@ -14,7 +14,6 @@ FOLDER = Path(__file__).parent
 # Those that start a NATS server and processes; all others have one process and no server.
 OF_PROCESSES = (
     "faults/test_failures.py",
-    "faults/test_ranks.py",
     "faults/test_restarts.py",
     "test_clients.py",
     "test_fleet.py",

@@ -62,17 +62,6 @@ def check_config(config: PretrainedConfig, device: torch.device) -> None:
         raise UnsupportedModel(config, "its configuration has no max_position_embeddings")
 
 
-def check_heads(config: PretrainedConfig, num_ranks: int) -> None:
-    """Raises UnsupportedModel unless the heads of a layer can be split evenly among the ranks."""
-    text = config.get_text_config()
-    num_heads = text.num_attention_heads
-    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
-    if num_heads % num_ranks or num_kv_heads % num_ranks:
-        raise UnsupportedModel(
-            config, f"its {num_heads} query and {num_kv_heads} key heads can't be shared by {num_ranks} ranks"
-        )
-
-
 def probe_texts(vocab_size: int) -> list[list[int]]:
     """Token ids [24] and [9], random but the same in every run."""
     generator = torch.Generator().manual_seed(0)

@@ -103,25 +103,15 @@ class Segment:
     offset: int
 
 
-class PassAttention:
+def pass_attention(segments: Sequence[Segment], device: torch.device) -> Attention:
     """Attention of one verify pass. Tokens after the last segment are padding, whose output is 0."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = segments
-
-    def layer(self, index: int, heads: Heads) -> Tensor:
-        raise NotImplementedError
-
-    @staticmethod
-    def of(segments: Sequence[Segment], device: torch.device) -> PassAttention:
-        return (CompiledAttention if device.type == "cpu" else FusedAttention)(segments)
+    return (CompiledAttention if device.type == "cpu" else FusedAttention)(segments)
 
 
-class CompiledAttention(PassAttention):
+class CompiledAttention:
     """On the CPU: kernels.attend over tiled caches."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        super().__init__(segments)
         rows = [(each.start, each.num_tokens, each.offset, each.cache.capacity) for each in segments]
         self._segments = np.array(rows, np.int64)  # [segments, 4]
         self._caches = np.stack([each.cache.addresses for each in segments], axis=1)  # [layers, segments, 2]
@@ -174,18 +164,18 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads - 1, "attention")
 
 
-class FusedAttention(PassAttention):
+class FusedAttention:
     """On other devices: torch's fused kernel, one call per segment."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        super().__init__(segments)
+        self._segments = segments
         self._masks: dict[tuple[int, int | None], list[Tensor]] = {}
 
     def layer(self, index: int, heads: Heads) -> Tensor:
         query_heads, num_tokens, head_dim = heads.query.shape
         kv_heads = heads.key.shape[0]
         output = heads.query.new_zeros(num_tokens, query_heads, head_dim)
-        for segment, mask in zip(self.segments, self._masks_of(heads), strict=True):
+        for segment, mask in zip(self._segments, self._masks_of(heads), strict=True):
             fed = slice(segment.offset, segment.offset + segment.num_tokens)
             segment.cache.write(index, segment.start, heads.key[:, fed], heads.value[:, fed])
             keys, values = segment.cache.read(index, mask.shape[-1])
@@ -205,7 +195,7 @@ class FusedAttention(PassAttention):
 
     def _new_masks(self, heads: Heads) -> Iterator[Tensor]:
         device, dtype = heads.query.device, heads.query.dtype
-        for segment in self.segments:
+        for segment in self._segments:
             positions = segment.start + torch.arange(segment.num_tokens, device=device)[:, None]
             seen = torch.arange(round_to_kv_step(segment.start + segment.num_tokens), device=device)
             hidden = seen > positions

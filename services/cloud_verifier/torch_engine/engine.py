@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from services.cloud_verifier.engine import Computed, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
-from services.cloud_verifier.torch_engine.model import Row, TargetModel, follow_target, load_target
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache, num_common
 from shared.policies.batching import KV_STEP, round_to_kv_step
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
@@ -178,8 +178,3 @@ def load_model(settings: VerifierSettings) -> TargetModel:
 
 def load_engine(settings: VerifierSettings) -> TorchEngine:
     return TorchEngine(load_model(settings), settings.kv_tokens)
-
-
-def follow_model(settings: VerifierSettings) -> None:
-    """On ranks other than 0: computes a shard of the model until rank 0 ends."""
-    follow_target(settings.target, settings.device, settings.dtype, settings.num_threads or None)

@@ -14,24 +14,20 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from services.cloud_verifier.torch_engine.ranks import Ranks, local_shard
-
 NUMERICS = 5
 _SAMPLES = 64  # per tensor; a training step changes some of them
 # Without effect, or hashed separately.
-_IGNORED_KEYS = {"_name_or_path", "transformers_version", "dtype", "architectures", "distributed_config"}
+_IGNORED_KEYS = {"_name_or_path", "transformers_version", "dtype", "architectures"}
 
 
-def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool, ranks: Ranks | None = None) -> str:
-    """`dsd-` and 16 hexadecimal digits. Call it on all ranks, before layers are replaced."""
+def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool) -> str:
+    """`dsd-` and 16 hexadecimal digits. Call it before layers are replaced."""
     device = model.device
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
     versions = [torch.__version__, transformers.__version__, numba.__version__]
     facts = [name, str(model.dtype), *versions, device.type, machine]
-    digest = _weights(model)
-    weights = digest.hex() if ranks is None else ranks.gather_digests(digest)
-    facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), weights]
+    facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), _weights(model)]
     return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
@@ -40,14 +36,12 @@ def _config(config: PretrainedConfig) -> str:
     return json.dumps(facts, sort_keys=True, default=str)
 
 
-def _weights(model: PreTrainedModel) -> bytes:
+def _weights(model: PreTrainedModel) -> str:
     """Hash of the name, shape and sampled values of every tensor."""
     digest = sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        shard = local_shard(tensor)
-        assert shard is not None
-        values = shard.flatten()
+        values = tensor.flatten()
         sample = values[:: max(1, len(values) // _SAMPLES)].contiguous()
-        digest.update(f"{name}{tuple(shard.shape)}".encode())
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
-    return digest.digest()
+    return digest.hexdigest()

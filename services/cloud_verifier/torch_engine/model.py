@@ -1,7 +1,7 @@
 """The target model: one forward pass over the new tokens of many sessions, with our own KV cache.
 
-Invariant: the logits of a token depend on its session's text alone, bit for bit on the CPU in one process: not on the
-other rows of the pass, the chunk sizes, or tokens that were rolled back.
+Invariant: the logits of a token depend on its session's text alone, bit for bit on the CPU: not on the other rows of
+the pass, the chunk sizes, or tokens that were rolled back.
 
 The tokens of a pass form one flat sequence with explicit positions. Linear layers compute the whole batch, attention
 computes each session separately (attention.py), and only tokens that yield a draw go through the head.
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from services.cloud_verifier import sampler
@@ -27,19 +26,17 @@ from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.architecture import (
     UnsupportedModel,
     check_config,
-    check_heads,
     check_logits,
     find_layout,
     probe_texts,
     read_config,
 )
-from services.cloud_verifier.torch_engine.attention import PassAttention, Segment
+from services.cloud_verifier.torch_engine.attention import Segment, pass_attention
 from services.cloud_verifier.torch_engine.fingerprint import fingerprint_of
 from services.cloud_verifier.torch_engine.kv import KvCache, KvLayout
 from services.cloud_verifier.torch_engine.llama import LlamaNetwork, is_llama
 from services.cloud_verifier.torch_engine.network import Network, Outputs, TransformersNetwork
 from services.cloud_verifier.torch_engine.packed import packing_works
-from services.cloud_verifier.torch_engine.ranks import LeaderNetwork, Ranks, ShardNetwork, follow
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Sampling, TokenLogprobs
 from shared.protocol.sampling import History, is_adjusted, is_greedy
@@ -85,8 +82,6 @@ class TargetModel:
 
     def new_cache(self, capacity: int) -> KvCache:
         """An empty cache for at least `capacity` tokens."""
-        if isinstance(self._network, LeaderNetwork):
-            return self._network.new_cache(self._layout, capacity)
         return KvCache(self._layout, capacity)
 
     @torch.inference_mode()
@@ -143,7 +138,7 @@ class TargetModel:
             torch.tensor(token_ids, device=device),
             torch.tensor(positions, device=device),
             torch.tensor(drawing, dtype=torch.int64, device=device),
-            PassAttention.of(segments, device),
+            pass_attention(segments, device),
         )
 
     def _check(self, rows: Sequence[Row]) -> None:
@@ -201,67 +196,35 @@ def _is_argmax(row: Row) -> bool:
     return is_greedy(row.sampling) and not is_adjusted(row.sampling, row.history.min_tokens if row.history else 0)
 
 
+@torch.inference_mode()
 def load_target(
     folder_or_id: str, device: str = "auto", dtype: str = "auto", num_threads: int | None = None
 ) -> TargetModel:
     """Loads a Hugging Face causal LM. Raises UnsupportedModel, or OSError if there is no model.
 
     device: auto, cpu, cuda or cuda:N. dtype: auto, float32 or bfloat16. num_threads: of the CPU, for the whole process.
-    Under torchrun call it on rank 0, and `follow_target` on the other ranks at the same time.
     """
-    loaded = _load(folder_or_id, device, dtype, num_threads)
-    network = loaded.network
-    if loaded.ranks is not None:
-        assert isinstance(network, ShardNetwork)
-        network = LeaderNetwork(network, loaded.ranks, network.row_rule)
-    target = TargetModel(network, loaded.config, loaded.layout, loaded.name, loaded.fingerprint)
-    check_logits(loaded.config, _feed_in_chunks(target, loaded.texts), loaded.expected, loaded.layout.dtype)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    place = pick_device(device)
+    target = _convert(_read(folder_or_id, place, pick_dtype(dtype, place)), _name_of(folder_or_id))
     _tidy_memory()
     return target
 
 
-def follow_target(folder_or_id: str, device: str = "auto", dtype: str = "auto", num_threads: int | None = None) -> None:
-    """On ranks other than 0: loads a shard as `load_target` does, and computes rank 0's passes until rank 0 ends."""
-    loaded = _load(folder_or_id, device, dtype, num_threads)
-    assert loaded.ranks is not None
-    assert isinstance(loaded.network, ShardNetwork)
-    _tidy_memory()
-    follow(loaded.network, loaded.layout, loaded.ranks)
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A model or a rank's shard of it, and the logits of its plain forward pass over two texts."""
-
-    network: Network
-    config: PretrainedConfig
-    layout: KvLayout
-    name: str
-    fingerprint: str
-    ranks: Ranks | None
-    texts: list[list[int]]
-    expected: list[Tensor]  # each [tokens, vocab]
-
-
-@torch.inference_mode()
-def _load(folder_or_id: str, device: str, dtype: str, num_threads: int | None) -> _Loaded:
-    """A collective operation: all ranks call it."""
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    ranks, place, name = Ranks.here(), pick_device(device), _name_of(folder_or_id)
-    model = _read(folder_or_id, place, pick_dtype(dtype, place), ranks)
-    texts = probe_texts(model.config.get_text_config().vocab_size)
+def _convert(model: PreTrainedModel, name: str) -> TargetModel:
+    """Consumes the model. Raises UnsupportedModel unless mixed passes give the logits of its plain forward pass."""
+    config = model.config
+    texts = probe_texts(config.get_text_config().vocab_size)
     expected = [model(torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
-    packed = ranks is None and place.type == "cpu" and packing_works(model.dtype)
-    fingerprint = fingerprint_of(model, name, packed=packed, ranks=ranks)
+    packed = model.device.type == "cpu" and packing_works(model.dtype)
+    fingerprint = fingerprint_of(model, name, packed=packed)
     layout = find_layout(model, texts[0])
-    network: Network
-    if ranks is not None:
-        network = ShardNetwork(model)
-    else:
-        network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
-    return _Loaded(network, model.config, layout, name, fingerprint, ranks, texts, expected)
+    network = (LlamaNetwork if is_llama(model) else TransformersNetwork)(model, packed=packed)
+    target = TargetModel(network, config, layout, name, fingerprint)
+    check_logits(config, _feed_in_chunks(target, texts), expected, layout.dtype)
+    return target
 
 
 def pick_device(device: str) -> torch.device:
@@ -284,16 +247,12 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype, ranks: Ranks | None) -> PreTrainedModel:
+def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     config = read_config(folder_or_id)
     check_config(config, device)
-    options = {}
-    if ranks is not None:  # transformers creates the process group and loads each rank's shard on its device
-        check_heads(config, ranks.size)
-        options["distributed_config"] = DistributedConfig(tp_size=ranks.size)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder_or_id, config=config, dtype=dtype, attn_implementation="eager", **options
+            folder_or_id, config=config, dtype=dtype, attn_implementation="eager"
         )
     except ValueError as error:
         raise UnsupportedModel(config, str(error).splitlines()[0]) from error
@@ -301,14 +260,9 @@ def _read(folder_or_id: str, device: torch.device, dtype: torch.dtype, ranks: Ra
         raise UnsupportedModel(config, "its language model head is not a linear layer")
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    if ranks is not None:
-        if model.device.type != device.type:
-            raise ValueError(f"device {device}: torchrun placed the ranks on {model.device.type}")
-        ranks.join()
-    else:
-        model.to(device)  # type: ignore[arg-type]
-        for parameter in model.parameters():  # copy out of the mapped file, to unmap it
-            parameter.data = parameter.data.clone()
+    model.to(device)  # type: ignore[arg-type]
+    for parameter in model.parameters():  # copy out of the mapped file, to unmap it
+        parameter.data = parameter.data.clone()
     return model
 
 

@@ -67,18 +67,11 @@ class TransformersNetwork:
         self._model = model
 
     def __call__(self, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention) -> Outputs:
-        return run_model(self._model, token_ids, positions, drawing, attention)
-
-
-def run_model(
-    model: PreTrainedModel, token_ids: Tensor, positions: Tensor, drawing: Tensor, attention: Attention
-) -> Outputs:
-    """Runs the model's transformers code; arguments as in Network."""
-    logits: Tensor = model(
-        input_ids=token_ids[None],
-        position_ids=positions[None],
-        use_cache=False,
-        logits_to_keep=drawing,
-        dsd_attention=attention,
-    ).logits
-    return ComputedLogits(logits[0].float())
+        logits: Tensor = self._model(
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=drawing,
+            dsd_attention=attention,
+        ).logits
+        return ComputedLogits(logits[0].float())

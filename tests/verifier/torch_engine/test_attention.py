@@ -16,7 +16,6 @@ from services.cloud_verifier.torch_engine.attention import (
     CompiledAttention,
     FusedAttention,
     Heads,
-    PassAttention,
     Segment,
 )
 from services.cloud_verifier.torch_engine.kv import KV_STEP, KvCache, KvLayout, LayerShape, Prefix
@@ -70,7 +69,7 @@ def expected(heads: Heads) -> Tensor:
     return attended.transpose(0, 1)
 
 
-def fed(kind: type[PassAttention], cache: KvCache, heads: Heads, cuts: list[int]) -> Tensor:
+def fed(kind: type[CompiledAttention | FusedAttention], cache: KvCache, heads: Heads, cuts: list[int]) -> Tensor:
     """Outputs of a text fed in chunks that end at `cuts`."""
     parts = []
     for start, end in zip([0, *cuts], [*cuts, heads.query.shape[1]], strict=True):
@@ -83,7 +82,7 @@ def fed(kind: type[PassAttention], cache: KvCache, heads: Heads, cuts: list[int]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", [CompiledAttention, FusedAttention])
 def test_attention_of_a_text_in_chunks_is_torchs_own_of_the_whole(
-    kind: type[PassAttention], shape: LayerShape, dtype: torch.dtype
+    kind: type[CompiledAttention | FusedAttention], shape: LayerShape, dtype: torch.dtype
 ) -> None:
     heads = random_heads(shape, 150, dtype)
     cache = KvCache(layout(shape, dtype, is_tiled=kind is CompiledAttention), 150)

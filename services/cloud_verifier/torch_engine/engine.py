@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
 from services.cloud_verifier.engine import Computed, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
-from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
+from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target, pick_device
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache, num_common
 from shared.policies.batching import KV_STEP, round_to_kv_step
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
@@ -25,6 +26,8 @@ from shared.protocol.sampling import History, is_adjusted
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, mmap, a GPU
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -177,4 +180,6 @@ def load_model(settings: VerifierSettings) -> TargetModel:
 
 
 def load_engine(settings: VerifierSettings) -> TorchEngine:
+    if pick_device(settings.device).type == "cuda":
+        log.warning("the built-in engine is made for CPUs, on a GPU use vLLM: --engine vllm", device=settings.device)
     return TorchEngine(load_model(settings), settings.kv_tokens)

@@ -139,3 +139,6 @@ class Engine(Protocol[AnyContext]):
 
     def probe(self) -> None:
         """Computes one token in a temporary context. Raises any exception if the engine can't compute."""
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes, if it has any. Nothing may be called after it."""

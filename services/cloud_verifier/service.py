@@ -35,15 +35,21 @@ LoadEngine: TypeAlias = Callable[[VerifierSettings], Engine[Any]]
 
 def run(settings: VerifierSettings, load_engine: LoadEngine) -> None:
     """Runs a verifier process until SIGTERM. `load_engine` runs in a thread and may block."""
+    loaded: list[Engine[Any]] = []
 
     async def start(context: Context) -> Verifier:
         engine = await asyncio.to_thread(load_engine, settings)
+        loaded.append(engine)
         metrics = VerifierMetrics(context.registry)
         verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics)
         await verifier.loop.warm_up()
         return verifier
 
-    run_service("verifier", settings, start)
+    try:
+        run_service("verifier", settings, start)
+    finally:
+        for engine in loaded:
+            engine.shutdown()
 
 
 def now_ms() -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.runtime.config import ServiceSettings
+from shared.runtime.config import ENV_PREFIX, ServiceSettings
 from shared.runtime.home import DEFAULT_MODEL
 from shared.timing import DRAFTER_LEASE_S
 
@@ -42,3 +45,49 @@ class VerifierSettings(ServiceSettings):
         if self.token_budget < self.max_sessions:
             raise ValueError(f"token_budget {self.token_budget} must be at least max_sessions {self.max_sessions}")
         return self
+
+    @model_validator(mode="after")
+    def _fit_the_engine(self) -> VerifierSettings:
+        foreign = {"torch": {"vllm_args"}, "vllm": {"device", "kv_tokens"}}[self.engine] & self.model_fields_set
+        if foreign:
+            raise ValueError(f"{foreign.pop()} is not for engine {self.engine}")
+        if self.engine == "torch" and self.dtype == "float16":
+            raise ValueError("dtype float16 is not for engine torch")
+        return self
+
+
+def with_vllm_args(argv: Sequence[str]) -> list[str]:
+    """Moves the flags that are not the verifier's own into --vllm-args, behind those of DSD_VLLM_ARGS.
+
+    Only where the engine is vllm: elsewhere an unknown flag is an error. --model is --target.
+    """
+    flags = _with_values(argv)
+    engine = os.environ.get(f"{ENV_PREFIX}ENGINE", "")
+    for name, values in flags:
+        engine = values[0] if name == "--engine" and values else engine
+    if engine != "vllm":
+        return list(argv)
+    own: list[str] = []
+    foreign = shlex.split(os.environ.get(f"{ENV_PREFIX}VLLM_ARGS", ""))
+    for name, values in flags:
+        if name == "--vllm-args":
+            foreign += shlex.split(" ".join(values))
+        elif name in ("", "-h", "--help", "--model") or name[2:].replace("-", "_") in VerifierSettings.model_fields:
+            own += [part for part in ("--target" if name == "--model" else name, *values) if part]
+        else:
+            foreign += [name, *values]
+    return [*own, f"--vllm-args={shlex.join(foreign)}"] if foreign else own
+
+
+def _with_values(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with its values; "" for values before the first flag. --name=value is split."""
+    flags: list[tuple[str, list[str]]] = []
+    for argument in argv:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            flags.append((name, [value] if equals else []))
+        elif argument == "-h" or not flags:
+            flags.append((argument if argument == "-h" else "", [] if argument == "-h" else [argument]))
+        else:
+            flags[-1][1].append(argument)
+    return flags

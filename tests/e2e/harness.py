@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
+from services.cloud_verifier.engine import Engine
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
@@ -194,6 +195,7 @@ class Cell:
 
     @property
     def engines(self) -> list[TorchEngine]:
+        """The built-in engines."""
         return [cast(TorchEngine, verifier.engine) for verifier in self.verifiers]
 
     def verifier_id(self, number: int = 0) -> str:
@@ -206,11 +208,14 @@ class Cell:
 @asynccontextmanager
 async def running(
     connect: Callable[[], Bus],
-    targets: Sequence[TargetModel],
+    targets: Sequence[TargetModel | Engine[Any]],
     drafts: Sequence[DraftModel],
     **verifier_options: Any,
 ) -> AsyncIterator[Cell]:
-    """Runs a verifier for each target and a drafter for each draft, and a client. `connect` makes a bus for each."""
+    """Runs a verifier for each target and a drafter for each draft, and a client. `connect` makes a bus for each.
+
+    targets: models for the built-in engine, or engines.
+    """
     verifiers = [make_verifier(connect(), model, f"v{i}", **verifier_options) for i, model in enumerate(targets)]
     drafters = [make_drafter(connect(), model, f"d{i}") for i, model in enumerate(drafts)]
     client = Client(connect())
@@ -228,13 +233,13 @@ async def running(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def make_verifier(bus: Bus, model: TargetModel, name: str, **options: Any) -> Verifier:
+def make_verifier(bus: Bus, target: TargetModel | Engine[Any], name: str, **options: Any) -> Verifier:
     lease: dict[str, Any] = {
         "lease_s": ANSWER_S,
         "drafter_lease_s": ANSWER_S,  # without free run the verifier waits for a drafter, however busy the machine is
     }  # the client here sends no heartbeats, and passes may be slow on a busy machine
     settings = VerifierSettings(name=name, target="in-process", **(lease | options))
-    engine = TorchEngine(model, settings.kv_tokens)
+    engine = TorchEngine(target, settings.kv_tokens) if isinstance(target, TargetModel) else target
     return Verifier(subjects.new_instance_id(name), settings, engine, bus, VerifierMetrics(CollectorRegistry()))
 
 

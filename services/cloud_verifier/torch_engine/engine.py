@@ -127,6 +127,9 @@ class TorchEngine:
     def probe(self) -> None:
         self._model.step([Row(self._model.new_cache(1), 0, TokenIds([0]), 1, Sampling())])
 
+    def shutdown(self) -> None:
+        """There is nothing to end."""
+
     def _find_prefix(self, context: TorchContext, kept: Prefix | None) -> None:
         """Chooses the longest common prefix: of the kept cache, or of an older context of the same scope."""
         source, most = None, max(MIN_TOKENS - 1, kept.length if kept else 0)

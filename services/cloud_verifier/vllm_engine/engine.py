@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
+from vllm import EngineArgs
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.vllm_engine.core import MAX_GUESSES, Core, Stepped
 from services.cloud_verifier.vllm_engine.fingerprint import fingerprint_of
-from services.cloud_verifier.vllm_engine.flags import engine_args
 from services.cloud_verifier.vllm_engine.scheduler import Planned
 from services.cloud_verifier.vllm_engine.worker import DrawRule, logprobs_of
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
@@ -212,9 +212,9 @@ def _guesses(row: StepRow[VllmContext]) -> list[int]:
     return list(row.token_ids[len(row.token_ids) - row.num_draws + 1 :]) if row.num_draws else []
 
 
-def load_engine(settings: VerifierSettings) -> VllmEngine:
-    """Raises SystemExit for flags that vLLM refuses, and whatever vLLM raises while it loads the model."""
-    core = Core(engine_args(settings))
+def load_engine(settings: VerifierSettings, args: EngineArgs) -> VllmEngine:
+    """Loads the model. Raises whatever vLLM raises meanwhile."""
+    core = Core(args)
     numerics = core.numerics()
     log.info("vLLM is loaded", **numerics, kv_tokens=core.kv_tokens, max_model_len=core.max_context)
     return VllmEngine(core, fingerprint_of(settings.target, settings.model_name, numerics))

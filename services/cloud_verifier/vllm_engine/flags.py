@@ -36,8 +36,8 @@ def engine_args(settings: VerifierSettings) -> EngineArgs:
     """vLLM's arguments. Exits with status 2, in vLLM's words, for a flag that vLLM refuses."""
     given, changed = parse_flags(shlex.split(settings.vllm_args))
     for name in OWNED.keys() & changed:
-        instead = f"set {OWNED[name]}" if OWNED[name] else "DSD decides it"
-        _refuse(f"--{name.replace('_', '-')} is not for vLLM's flags: {instead}")
+        instead = f"use {OWNED[name]}" if OWNED[name] else "DSD decides it"
+        _refuse(f"--{name.replace('_', '-')} is not passed on to vLLM: {instead}")
     if given.pipeline_parallel_size > 1:
         _refuse("--pipeline-parallel-size: guesses give wrong text with it in this vLLM; use --tensor-parallel-size")
     if is_on_cpu() and not changed & set(_KV_FLAGS):

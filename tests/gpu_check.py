@@ -32,7 +32,7 @@ from shared.protocol.messages import Sampling
 from shared.runtime.home import default_models_dir
 from tests.e2e.harness import running
 from tests.e2e.prompts import read_prompts
-from tests.e2e.test_bits import ALONE, SAMPLINGS, Way, texts
+from tests.e2e.ways import ALONE, SAMPLINGS, Way, texts
 from tests.e2e.yardstick import PlainModel
 
 WAYS = (ALONE, Way(0, num_at_once=8), Way(1), Way(3), Way(8), Way(16), Way(8, num_at_once=8), Way(16, num_at_once=8))

@@ -7,27 +7,12 @@ from pathlib import Path
 import pytest
 
 from services.cloud_verifier.torch_engine.model import TargetModel, load_target
-from services.edge_drafter.model import DraftModel, load_draft
-from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
-from tests.e2e.prompts import read_prompts
+from tests.e2e.pair import drafts, prompts, tokenizer
 
-
-@pytest.fixture(scope="session")
-def tokenizer(default_models: Path) -> TargetTokenizer:
-    return load_tokenizer(default_models / "target")
-
-
-@pytest.fixture(scope="session")
-def prompts(tokenizer: TargetTokenizer) -> list[list[int]]:
-    return read_prompts(tokenizer)
+__all__ = ["drafts", "prompts", "tokenizer"]
 
 
 @pytest.fixture(scope="session")
 def target(default_models: Path) -> TargetModel:
     """The default target in bfloat16 on the CPU."""
     return load_target(str(default_models / "target"), "cpu", "bfloat16", 1)
-
-
-@pytest.fixture(scope="session")
-def drafts(default_models: Path) -> dict[str, DraftModel]:
-    return {kind: load_draft(str(default_models / f"draft-{kind}"), 1) for kind in ("int8", "int4")}

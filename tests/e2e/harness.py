@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import CollectorRegistry
 
@@ -17,8 +17,6 @@ from services.cloud_verifier.engine import Engine
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
-from services.cloud_verifier.torch_engine.engine import TorchEngine
-from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel
 from services.edge_drafter.service import Drafter
@@ -42,6 +40,10 @@ from shared.protocol.messages import (
     Verdict,
     WindowDecision,
 )
+
+if TYPE_CHECKING:  # the built-in engine's compiler must not be loaded beside vLLM
+    from services.cloud_verifier.torch_engine.engine import TorchEngine
+    from services.cloud_verifier.torch_engine.model import TargetModel
 
 ANSWER_S = 300.0
 
@@ -196,7 +198,7 @@ class Cell:
     @property
     def engines(self) -> list[TorchEngine]:
         """The built-in engines."""
-        return [cast(TorchEngine, verifier.engine) for verifier in self.verifiers]
+        return [cast("TorchEngine", verifier.engine) for verifier in self.verifiers]
 
     def verifier_id(self, number: int = 0) -> str:
         return self.verifiers[number].instance_id
@@ -239,8 +241,15 @@ def make_verifier(bus: Bus, target: TargetModel | Engine[Any], name: str, **opti
         "drafter_lease_s": ANSWER_S,  # without free run the verifier waits for a drafter, however busy the machine is
     }  # the client here sends no heartbeats, and passes may be slow on a busy machine
     settings = VerifierSettings(name=name, target="in-process", **(lease | options))
-    engine = TorchEngine(target, settings.kv_tokens) if isinstance(target, TargetModel) else target
+    engine = target if hasattr(target, "info") else built_in(cast("TargetModel", target), settings.kv_tokens)
     return Verifier(subjects.new_instance_id(name), settings, engine, bus, VerifierMetrics(CollectorRegistry()))
+
+
+def built_in(target: TargetModel, kv_tokens: int) -> TorchEngine:
+    """The built-in engine over a model."""
+    from services.cloud_verifier.torch_engine.engine import TorchEngine
+
+    return TorchEngine(target, kv_tokens)
 
 
 def make_drafter(bus: Bus, model: DraftModel, name: str) -> Drafter:

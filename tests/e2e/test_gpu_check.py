@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.e2e.test_bits import ALONE, SAMPLINGS, Way
+from tests.e2e.ways import ALONE, SAMPLINGS, Way
 from tests.gpu_check import NUM_SESSIONS, NUM_TOKENS, Findings, count_differing, measure, run_demo, show
 
 ROOT = Path(__file__).parents[2]

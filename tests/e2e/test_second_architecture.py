@@ -16,7 +16,8 @@ from services.edge_drafter.model import DraftModel, load_draft
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling, Tally
 from tests.e2e.harness import running
-from tests.e2e.test_bits import NUM_TOKENS, SAMPLINGS, SLIDING, STOP_AND_WAIT, check_bits
+from tests.e2e.test_bits import check_bits
+from tests.e2e.ways import NUM_TOKENS, SAMPLINGS, SLIDING, STOP_AND_WAIT
 from tests.verifier.torch_engine.test_target_model import check_bits as check_logits
 from tests.verifier.torch_engine.tiny_models import save_model
 

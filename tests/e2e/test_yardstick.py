@@ -17,7 +17,7 @@ from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import draw
 from tests.e2e.harness import running
-from tests.e2e.test_bits import NUM_TOKENS, Way, texts
+from tests.e2e.ways import NUM_TOKENS, Way, texts
 from tests.e2e.yardstick import PlainModel
 
 NEAR_TIE = 1e-4

@@ -241,11 +241,11 @@ def make_verifier(bus: Bus, target: TargetModel | Engine[Any], name: str, **opti
         "drafter_lease_s": ANSWER_S,  # without free run the verifier waits for a drafter, however busy the machine is
     }  # the client here sends no heartbeats, and passes may be slow on a busy machine
     settings = VerifierSettings(name=name, target="in-process", **(lease | options))
-    engine = target if hasattr(target, "info") else built_in(cast("TargetModel", target), settings.kv_tokens)
+    engine = cast("Engine[Any]", target) if hasattr(target, "info") else built_in(target, settings.kv_tokens)
     return Verifier(subjects.new_instance_id(name), settings, engine, bus, VerifierMetrics(CollectorRegistry()))
 
 
-def built_in(target: TargetModel, kv_tokens: int) -> TorchEngine:
+def built_in(target: Any, kv_tokens: int) -> TorchEngine:
     """The built-in engine over a model."""
     from services.cloud_verifier.torch_engine.engine import TorchEngine
 

@@ -70,7 +70,11 @@ class PlainModel:
         return int((best == text[0, len(prompt) :]).sum())
 
     @torch.inference_mode()
-    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-        """Log-softmax [answer, vocab] float64 at every position of the answer, by one forward pass over the text."""
+    def logits(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Logits [answer, vocab] at every position of the answer, by one forward pass over the text."""
         text = torch.tensor([[*prompt, *answer]], device=self._model.device)
-        return torch.log_softmax(self._model(text[:, :-1]).logits[0, len(prompt) - 1 :].double(), dim=-1)
+        return self._model(text[:, :-1]).logits[0, len(prompt) - 1 :]
+
+    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Log-softmax [answer, vocab] float64 at every position of the answer."""
+        return torch.log_softmax(self.logits(prompt, answer).double(), dim=-1)

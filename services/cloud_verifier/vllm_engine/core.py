@@ -145,7 +145,8 @@ class Core:
         by_id = {each.request_id: each for group in (outputs or {}).values() for each in group.outputs}
         return {request_id: self._stepped(request_id, by_id.get(request_id)) for request_id in plan}
 
-    def preempted_ids(self) -> set[str]:
+    @property
+    def preempted_ids(self) -> list[str]:
         """Requests that the last step took the KV cache from, planned or not. They must be dropped."""
         return self._scheduler.preempted_ids
 

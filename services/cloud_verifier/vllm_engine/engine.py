@@ -123,9 +123,9 @@ class VllmEngine:
             self._evict_other(rows)
             plan = {self._begin(row.context): planned for row, planned in zip(rows, plan.values(), strict=True)}
             stepped = self._core.step(plan)
-        computed = [self._computed(row, stepped[request_id]) for row, request_id in zip(rows, plan, strict=True)]
-        self._drop([self._contexts[key] for key in self._core.preempted_ids() if key in self._contexts])
-        return computed
+        self.num_preemptions += len(self._core.preempted_ids)
+        self._drop([self._contexts[request_id] for request_id in self._core.preempted_ids])
+        return [self._computed(row, stepped[request_id]) for row, request_id in zip(rows, plan, strict=True)]
 
     def _renew(self, row: StepRow[VllmContext]) -> None:
         """Follows a row whose text differs from the known one, after a pass that the session did not commit."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class PlannedScheduler(Scheduler):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.plan: Mapping[str, Planned] = {}
         self.num_scheduled: dict[str, int] = {}
-        self.preempted_ids: set[str] = set()
+        self.preempted_ids: list[str] = []
         # Without a table a new request with a cached prompt is padded with guesses that nobody made.
         self.dynamic_sd_lookup = [self.num_spec_tokens] * (self.max_num_running_reqs + 1)
 
@@ -42,7 +42,7 @@ class PlannedScheduler(Scheduler):  # type: ignore[misc]
             request.spec_token_ids = self._valid_guesses(request, planned) if planned is not None else []
         output = super().schedule(throttle_prefills)
         self.num_scheduled = dict(output.num_scheduled_tokens)
-        self.preempted_ids = set(output.preempted_req_ids or ())
+        self.preempted_ids = [each.request_id for each in self.waiting if each.status == RequestStatus.PREEMPTED]
         return output
 
     def _valid_guesses(self, request: Request, planned: Planned) -> list[int]:

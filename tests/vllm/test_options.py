@@ -1,0 +1,159 @@
+"""Every sampling option on vLLM: the same text with guesses as without, and the text that numpy draws from a plain
+forward pass; the distribution of sampled tokens is the model's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import chisquare
+
+from services.cloud_verifier.engine import StepRow
+from services.cloud_verifier.vllm_engine.engine import VllmEngine
+from services.gateway.text.tokenizer import TargetTokenizer
+from shared.protocol.messages import Bias, Sampling, TokenIds, TokenLogprobs
+from shared.protocol.sampling import History, adjusted, draw
+from tests.e2e.yardstick import PlainModel
+from tests.vllm.driver import Driver, answer_of, opening
+
+NUM_TOKENS = 16
+BIASES = (Bias(28, 6.0), Bias(260, -100.0), Bias(30, -3.0))
+OPTIONS = {
+    "greedy": Sampling(),
+    "temperature": Sampling(1.0, seed=-3),
+    "top-k": Sampling(1.2, top_k=20, seed=4),
+    "top-p": Sampling(0.8, top_p=0.9, seed=5),
+    "min-p": Sampling(1.1, min_p=0.05, seed=6),
+    "presence": Sampling(presence_penalty=2.0),
+    "frequency": Sampling(0.7, seed=8, frequency_penalty=0.8),
+    "repetition": Sampling(repetition_penalty=1.3),
+    "bias": Sampling(0.9, top_p=0.95, seed=10, logit_bias=BIASES),
+    "all": Sampling(0.9, 50, 0.95, 0.01, 11, 0.5, 0.5, 1.1, BIASES),
+}
+MIN_TOKENS = {"greedy": NUM_TOKENS, "all": 12}
+NUM_SEEDS, AT_ONCE, NUM_BINS = 1600, 64, 12
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def driver(engine: VllmEngine) -> Driver:
+    return Driver(engine)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_gives_the_same_text_with_guesses_and_numpys_own(
+    name: str, driver: Driver, prompts: list[list[int]], tokenizer: TargetTokenizer, plain: PlainModel
+) -> None:
+    options = {
+        "sampling": OPTIONS[name],
+        "stop_ids": TokenIds(tokenizer.stop_ids),
+        "min_tokens": MIN_TOKENS.get(name, 0),
+    }
+    requests = [opening(number, prompts[number], NUM_TOKENS, **options) for number in (0, 16)]
+    alone = driver.answers(*requests)
+    slots = [driver.opens(request) for request in requests]
+    driver.finish(*slots, right=alone)
+    assert [answer_of(slot) for slot in slots] == alone
+    assert sum(slot.state.tally.accepted for slot in slots) > 0
+    for request, answer in zip(requests, alone, strict=True):
+        assert drawn_by_numpy(plain, request.prompt_ids, answer, name, tokenizer.stop_ids) == answer
+
+
+def drawn_by_numpy(
+    plain: PlainModel, prompt: Sequence[int], answer: Sequence[int], name: str, stop_ids: Sequence[int]
+) -> list[int]:
+    """What the reference draws at every position, from transformers' logits."""
+    drawn = []
+    for index, row in enumerate(plain.logits(prompt, answer).numpy()):
+        history = History(prompt, answer[:index], stop_ids, MIN_TOKENS.get(name, 0))
+        scores = adjusted(row, OPTIONS[name], history)
+        drawn.append(draw(scores, OPTIONS[name], len(prompt) + index))  # type: ignore[arg-type]
+    return drawn
+
+
+def test_no_answer_ends_before_min_tokens_and_every_one_ends_at_a_stop_id(
+    driver: Driver, prompts: list[list[int]]
+) -> None:
+    (free,) = driver.answers(opening(1, prompts[3], NUM_TOKENS))
+    stop_ids = TokenIds(free[4:5])
+    (stopped,) = driver.answers(opening(1, prompts[3], NUM_TOKENS, stop_ids=stop_ids))
+    assert stopped == free[: free.index(free[4]) + 1]
+    (longer,) = driver.answers(opening(1, prompts[3], NUM_TOKENS, stop_ids=stop_ids, min_tokens=NUM_TOKENS))
+    assert len(longer) == NUM_TOKENS
+    assert free[4] not in longer
+
+
+@pytest.mark.parametrize("name", ["greedy", "all"])
+def test_logprobs_are_those_of_a_plain_forward_pass_and_change_no_text(
+    name: str, driver: Driver, prompts: list[list[int]], plain: PlainModel
+) -> None:
+    asked, quiet = opening(1, prompts[3], NUM_TOKENS, sampling=OPTIONS[name], logprobs=5), opening(2, prompts[4])
+    (alone,) = driver.answers(opening(1, prompts[3], NUM_TOKENS, sampling=OPTIONS[name]))
+    told: list[list[TokenLogprobs]] = []
+    for num_guesses in (0, 4):
+        slot, _ = driver.opens(asked), driver.opens(quiet)
+        driver.finish(slot, right=[alone], num_guesses=num_guesses)
+        assert answer_of(slot) == alone
+        told.append(slot.state.logprobs)
+        for each in list(driver):
+            driver.close(each.state.session_id, 1, 0.0)
+        asked, quiet = opening(3, prompts[3], NUM_TOKENS, sampling=OPTIONS[name], logprobs=5), opening(4, prompts[4])
+    for found in told:
+        assert len(found) == NUM_TOKENS
+        for row, token_id, each in zip(plain.logprobs(prompts[3], alone), alone, found, strict=True):
+            assert each.logprob == pytest.approx(float(row[token_id]), abs=1e-3)
+            assert each.top_logprobs == pytest.approx(row[list(each.top_ids)].tolist(), abs=1e-3)
+            assert each.top_logprobs == sorted(each.top_logprobs, reverse=True)
+            assert each.top_logprobs[-1] >= float(row.topk(5).values[-1]) - 1e-3
+
+
+def test_sampled_tokens_have_the_models_distribution_with_right_and_wrong_guesses(
+    engine: VllmEngine, prompts: list[list[int]], plain: PlainModel
+) -> None:
+    """Draws of many seeds after one text, and after an accepted guess; the control expects another temperature."""
+    prompt, temperature = prompts[1][-12:], 0.9
+    likely = int(plain.logits(prompt, [0])[0].argmax())
+    first, second = draws_of(engine, prompt, likely, temperature)
+    assert len(second) > NUM_SEEDS / 20, "too few guesses are right to show anything"
+    for draws, text in ((first, [0]), (second, [likely, 0])):
+        logits = plain.logits(prompt, text)[-1]
+        assert fit(draws, logits, temperature) > 1e-3
+    assert fit(first, plain.logits(prompt, [0])[-1], 1.25 * temperature) < 1e-6
+
+
+def draws_of(engine: VllmEngine, prompt: list[int], guess: int, temperature: float) -> tuple[list[int], list[int]]:
+    """The tokens after `prompt` for all seeds, with one guess for all, and those after the guess where it is right."""
+    first, second = [], []
+    for start in range(0, NUM_SEEDS, AT_ONCE):
+        contexts = []
+        for seed in range(start, start + AT_ONCE):
+            request = opening(seed, prompt, 4, sampling=Sampling(temperature, seed=seed), cache_scope="shared")
+            context = engine.open(request, prompt)
+            assert context is not None
+            contexts.append(context)
+        for few in (contexts[i : i + AT_ONCE // 4] for i in range(0, AT_ONCE, AT_ONCE // 4)):  # within the budget
+            engine.step([StepRow(context, 0, prompt[:-1], 0) for context in few])
+        rows = [StepRow(context, len(prompt) - 1, [prompt[-1], guess], 2) for context in contexts]
+        for computed in engine.step(rows):
+            ids = computed.drawn.token_ids
+            first.append(ids[0])
+            second += ids[1:]
+        for context in contexts:
+            engine.close(context, prompt)
+    return first, second
+
+
+def fit(draws: Sequence[int], logits: torch.Tensor, temperature: float) -> float:
+    """p-value of the draws under softmax(logits / temperature), over the likeliest tokens and all others."""
+    shares: NDArray[np.float64] = torch.softmax(logits.double() / temperature, dim=-1).numpy()
+    bins = np.argsort(-shares)[:NUM_BINS]
+    counts = Counter(draws)
+    observed = np.array([counts[int(token_id)] for token_id in bins] + [0.0])
+    observed[-1] = len(draws) - observed.sum()
+    expected = np.append(shares[bins], 1 - shares[bins].sum()) * len(draws)
+    return float(chisquare(observed, expected).pvalue)

@@ -1,18 +1,12 @@
 """Every sampling option on vLLM: the same text with guesses as without, and the text that numpy draws from a plain
-forward pass; the distribution of sampled tokens is the model's."""
+forward pass."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from scipy.stats import chisquare
 
-from services.cloud_verifier.engine import StepRow
 from services.cloud_verifier.vllm_engine.engine import VllmEngine
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.protocol.messages import Bias, Sampling, TokenIds, TokenLogprobs
@@ -35,7 +29,6 @@ OPTIONS = {
     "all": Sampling(0.9, 50, 0.95, 0.01, 11, 0.5, 0.5, 1.1, BIASES),
 }
 MIN_TOKENS = {"greedy": NUM_TOKENS, "all": 12}
-NUM_SEEDS, AT_ONCE, NUM_BINS = 1600, 64, 12
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -110,50 +103,3 @@ def test_logprobs_are_those_of_a_plain_forward_pass_and_change_no_text(
             assert each.top_logprobs == pytest.approx(row[list(each.top_ids)].tolist(), abs=1e-3)
             assert each.top_logprobs == sorted(each.top_logprobs, reverse=True)
             assert each.top_logprobs[-1] >= float(row.topk(5).values[-1]) - 1e-3
-
-
-def test_sampled_tokens_have_the_models_distribution_with_right_and_wrong_guesses(
-    engine: VllmEngine, prompts: list[list[int]], plain: PlainModel
-) -> None:
-    """Draws of many seeds after one text, and after an accepted guess; the control expects another temperature."""
-    prompt, temperature = prompts[1][-12:], 0.9
-    likely = int(plain.logits(prompt, [0])[0].argmax())
-    first, second = draws_of(engine, prompt, likely, temperature)
-    assert len(second) > NUM_SEEDS / 20, "too few guesses are right to show anything"
-    for draws, text in ((first, [0]), (second, [likely, 0])):
-        logits = plain.logits(prompt, text)[-1]
-        assert fit(draws, logits, temperature) > 1e-3
-    assert fit(first, plain.logits(prompt, [0])[-1], 1.25 * temperature) < 1e-6
-
-
-def draws_of(engine: VllmEngine, prompt: list[int], guess: int, temperature: float) -> tuple[list[int], list[int]]:
-    """The tokens after `prompt` for all seeds, with one guess for all, and those after the guess where it is right."""
-    first, second = [], []
-    for start in range(0, NUM_SEEDS, AT_ONCE):
-        contexts = []
-        for seed in range(start, start + AT_ONCE):
-            request = opening(seed, prompt, 4, sampling=Sampling(temperature, seed=seed), cache_scope="shared")
-            context = engine.open(request, prompt)
-            assert context is not None
-            contexts.append(context)
-        for few in (contexts[i : i + AT_ONCE // 4] for i in range(0, AT_ONCE, AT_ONCE // 4)):  # within the budget
-            engine.step([StepRow(context, 0, prompt[:-1], 0) for context in few])
-        rows = [StepRow(context, len(prompt) - 1, [prompt[-1], guess], 2) for context in contexts]
-        for computed in engine.step(rows):
-            ids = computed.drawn.token_ids
-            first.append(ids[0])
-            second += ids[1:]
-        for context in contexts:
-            engine.close(context, prompt)
-    return first, second
-
-
-def fit(draws: Sequence[int], logits: torch.Tensor, temperature: float) -> float:
-    """p-value of the draws under softmax(logits / temperature), over the likeliest tokens and all others."""
-    shares: NDArray[np.float64] = torch.softmax(logits.double() / temperature, dim=-1).numpy()
-    bins = np.argsort(-shares)[:NUM_BINS]
-    counts = Counter(draws)
-    observed = np.array([counts[int(token_id)] for token_id in bins] + [0.0])
-    observed[-1] = len(draws) - observed.sum()
-    expected = np.append(shares[bins], 1 - shares[bins].sum()) * len(draws)
-    return float(chisquare(observed, expected).pvalue)

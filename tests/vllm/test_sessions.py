@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from services.cloud_verifier import sampler
+from services.cloud_verifier.loop import step_row
 from services.cloud_verifier.vllm_engine.engine import VllmEngine
 from shared.protocol.messages import Sampling, TokenIds
 from tests.vllm import tiny
@@ -129,12 +131,20 @@ def test_a_pass_that_the_session_did_not_commit_is_forgotten(driver: Driver, pro
     slot = driver.opens(opening(2, prompts[0]))
     driver.run_pass()
     row = slot.state.begin_pass(64, 0)
-    from services.cloud_verifier.loop import step_row
-
     driver.engine.step([step_row(slot, row)])
     assert slot.state.abandon_pass(row)
     driver.finish(slot)
     assert answer_of(slot) == whole
+
+
+def test_a_session_closed_before_its_pass_begins_leaves_nothing_behind(
+    driver: Driver, prompts: list[list[int]]
+) -> None:
+    slot = driver.opens(opening(1, prompts[0]))
+    row = step_row(slot, slot.state.begin_pass(64, 0))
+    driver.close(slot.state.session_id, 1, 0.0)
+    driver.engine.step([row])
+    assert driver.engine.free_kv_tokens == driver.engine.info.kv_tokens
 
 
 def test_short_of_kv_cache_sessions_are_preempted_and_lose_nothing(driver: Driver, prompts: list[list[int]]) -> None:
@@ -183,8 +193,6 @@ def test_a_session_opens_when_its_text_fits_or_nobody_else_holds_kv_cache(
 def test_a_failed_step_costs_only_the_session_at_fault_and_leaves_no_wrong_cache(
     driver: Driver, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.cloud_verifier import sampler
-
     good, bad = opening(1, prompts[0]), opening(2, prompts[1], sampling=Sampling(0.5, seed=666))
     (whole,) = driver.answers(good)
     real = sampler.draw

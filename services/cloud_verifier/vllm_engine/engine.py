@@ -39,6 +39,7 @@ class VllmContext:
     capacity: int
     text: list[int]  # as far as known, and as the request has it
     request_id: str | None = None
+    is_closed: bool = False
     num_shared: int | None = 0
 
     @property
@@ -84,6 +85,7 @@ class VllmEngine:
         """vLLM finds cached prefixes itself when a request begins."""
 
     def close(self, context: VllmContext, token_ids: Sequence[int]) -> None:
+        context.is_closed = True
         self._closed.append(context)
         self._forget_closed()
 
@@ -94,6 +96,7 @@ class VllmEngine:
             except Exception:
                 self._reset()
                 raise
+        self._closed.extend(row.context for row in rows if row.context.is_closed)  # after the pass was formed
         self._forget_closed()
         return computed
 

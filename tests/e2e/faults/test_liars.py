@@ -5,37 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from services.cloud_verifier.torch_engine.model import TargetModel
-from services.edge_drafter.model import DraftCache, DraftModel
+from services.edge_drafter.model import DraftModel
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
 from shared.protocol.subjects import new_instance_id
+from tests.e2e.faults.liar import Liar
 from tests.e2e.harness import Cell, Generated, running
 
 pytestmark = pytest.mark.timeout(600)
 
 NUM_TOKENS = 24
 SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=21))
-
-
-class Liar:
-    """A draft model that guesses random ids, whatever the text."""
-
-    def __init__(self, honest: DraftModel, seed: int) -> None:
-        self.name = "liar"
-        self.vocab_size = honest.vocab_size
-        self.max_context = honest.max_context
-        self._honest = honest
-        self._random = np.random.default_rng(seed)
-
-    def new_cache(self, capacity: int) -> DraftCache:
-        return self._honest.new_cache(capacity)
-
-    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        return self._random.permutation(self._honest.feed(cache, token_ids, start))
 
 
 async def answers(

@@ -26,17 +26,22 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "gateway": GatewaySettings,
     "drafter": DrafterSettings,
     "verifier": VerifierSettings,
-    "verifier-cuda": VerifierSettings,
+    "verifier-vllm": VerifierSettings,
     "controller": ControllerSettings,
 }
 NAMES = [*SETTINGS, "models"]
+ON_VLLM = "verifier-vllm"  # the one image on another base
 READ_BY_OTHERS = {
     "PATH": "the entrypoint",
     "PYTHONDONTWRITEBYTECODE": "Python",
     "OMP_WAIT_POLICY": "torch's threads",
     "TORCHINDUCTOR_CACHE_DIR": "torch",
     "ORT_DISABLE_TELEMETRY": "onnxruntime",
-    "NVIDIA_DRIVER_CAPABILITIES": "NVIDIA's container runtime",
+    "HOME": "whatever keeps a cache: vLLM, triton, flashinfer, CUDA",
+    "USER": "torch, which asks for the user's name",
+    "PYTHONPATH": "Ray's workers",
+    "VLLM_NO_USAGE_STATS": "vLLM",
+    "RAY_USAGE_STATS_ENABLED": "Ray",
     "DSD_HOME": "shared/runtime/home.py",
     "HF_HOME": "huggingface-hub",
 }
@@ -58,7 +63,7 @@ def command_of(name: str) -> str:
     """The module that the image runs."""
     [entrypoint] = image_of(name).of("ENTRYPOINT")
     python, flag, module = entrypoint.argv
-    assert (python, flag) == ("python", "-m")
+    assert (python, flag) == ("python3" if name == ON_VLLM else "python", "-m")
     return module
 
 
@@ -73,7 +78,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@every_image
+@pytest.mark.parametrize("name", [name for name in NAMES if name != ON_VLLM])
 def test_bases_are_a_version_of_python_small_and_the_same_in_all_stages(name: str) -> None:
     bases = {stage.base for stage in dockerfile(path_of(name)).stages}
     assert len(bases) == 1
@@ -157,20 +162,32 @@ def test_the_models_image_holds_the_source_of_the_default_pair() -> None:
     assert f"'{PACKAGE}{VERSIONS}'" in " ".join(step.text for step in dockerfile(path_of("models")).of("RUN"))
 
 
-def test_the_cuda_verifier_is_the_other_one_with_another_torch() -> None:
-    cpu, cuda = dockerfile(path_of("verifier")), dockerfile(path_of("verifier-cuda"))
-    told = {"NVIDIA_DRIVER_CAPABILITIES": "compute,utility", "DSD_DEVICE": "cuda"}
-    assert cuda.image.env == cpu.image.env | told
-    differing = {"ENV", "LABEL"}
-    assert [step for step in cuda.image.steps if step.verb not in differing] == [
-        step for step in cpu.image.steps if step.verb not in differing
-    ]
-    *installing, checking = (step for step in cuda.stages[0].steps)
-    index, *cpu_installing, cpu_checking = (step for step in cpu.stages[0].steps)
-    assert installing == cpu_installing
-    assert (index.verb, index.text) == ("ARG", "PIP_EXTRA_INDEX_URL")
-    assert "assert cuda," in checking.text
-    assert "assert not cuda," in cpu_checking.text
+def test_the_vllm_verifier_is_on_the_version_of_vllm_that_it_checks_and_the_document_names() -> None:
+    found = re.fullmatch(r"vllm/vllm-openai:v(\d+\.\d+\.\d+)", image_of(ON_VLLM).base)
+    assert found
+    *_, checking = image_of(ON_VLLM).of("RUN")
+    assert f"== '{found[1]}'" in checking.text
+    for document in ("images", "large-models"):
+        named = re.findall(r"version (\d+\.\d+\.\d+)", (ROOT / f"docs/{document}.md").read_text(encoding="utf-8"))
+        assert set(named) == {found[1]}, document
+
+
+def test_the_vllm_verifier_installs_base_dependencies_alone_and_keeps_what_vllm_computes_with() -> None:
+    installing, _ = image_of(ON_VLLM).of("RUN")
+    _, _, requirements = installing.text.partition("--constraint /tmp/kept.txt ")
+    assert requirements.startswith(". 'ray>="), "an extra would bring another transformers"
+    for package in ("torch", "transformers", "numba", "numpy"):
+        assert re.search(rf"[(|]{package}[|)]", installing.text)
+
+
+def test_the_vllm_verifier_is_the_other_one_with_another_engine_and_base() -> None:
+    cpu, vllm = image_of("verifier"), image_of(ON_VLLM)
+    ours = {name: value for name, value in vllm.env.items() if name.startswith(ENV_PREFIX)}
+    assert ours == {"DSD_ENGINE": "vllm"} | {
+        name: value for name, value in cpu.env.items() if name.startswith(ENV_PREFIX)
+    }
+    same = {"EXPOSE", "USER"}
+    assert [step for step in vllm.steps if step.verb in same] == [step for step in cpu.steps if step.verb in same]
 
 
 @pytest.mark.parametrize(

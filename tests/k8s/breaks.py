@@ -16,6 +16,8 @@ GONE = object()  # in place of a new value: the field is taken away
 POD = "spec/template/spec"
 VERIFIER = f"{POD}/containers/0"
 TRIGGER = "spec/triggers/0/metadata"
+GROUP = "spec/leaderWorkerTemplate"
+LEADER, WORKER = (f"{GROUP}/{role}Template/spec" for role in ("leader", "worker"))
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ BREAKS = [
         checks.containers_have_requests_and_limits,
         _in("StatefulSet verifier", f"{VERIFIER}/resources/limits", GONE, "verifier has no limits"),
         _in("StatefulSet drafter", f"{POD}/initContainers/0/resources", GONE, "models has no requests", "dev"),
+        _in("LeaderWorkerSet verifier", f"{WORKER}/containers/0/resources", GONE, "worker has no limits", "many nodes"),
     ),
     *_of(
         checks.pods_are_restricted,
@@ -73,6 +76,7 @@ BREAKS = [
         _in("StatefulSet nats", f"{POD}/securityContext/seccompProfile", GONE, "no seccomp profile"),
         _in("StatefulSet nats", f"{POD}/automountServiceAccountToken", GONE, "service account's token"),
         _in("StatefulSet verifier", f"{VERIFIER}/securityContext", GONE, "verifier may do more than it needs"),
+        _in("LeaderWorkerSet verifier", f"{WORKER}/securityContext", GONE, "-1-1 may run as root", "many nodes"),
     ),
     *_of(
         checks.probes_ask_what_is_served,
@@ -94,8 +98,16 @@ BREAKS = [
         checks.what_is_referred_to_exists,
         _in("StatefulSet verifier", f"{VERIFIER}/envFrom/0/configMapRef/name", "x", "no configMapRef x"),
         _in("StatefulSet nats", f"{POD}/volumes/0/projected/sources/1/secret/name", "x", "no secret x", "dev"),
-        _in("StatefulSet verifier", f"{POD}/volumes/1/secret/secretName", "x", "no secret x", "cloud"),
+        _in("StatefulSet verifier", f"{POD}/volumes/3/secret/secretName", "x", "no secret x", "cloud"),
         _in("ScaledObject verifier", "spec/maxReplicaCount", 5, "nkeys has no key verifier-4"),
+        _in("LeaderWorkerSet verifier", "spec/replicas", 5, "nkeys has no key verifier-4", "many nodes"),
+        _in(
+            "LeaderWorkerSet verifier",
+            f"{LEADER}/containers/0/envFrom/1/configMapRef/name",
+            "verifier-settings",
+            "no configMapRef verifier-settings",
+            "many nodes",
+        ),
     ),
     *_of(
         checks.volumes_that_are_mounted_exist,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 from shared.service import END_S
 from tests.k8s.manifests import (
-    WORKLOADS,
     Manifest,
     Secrets,
     containers_of,
+    is_helper,
     labels_of,
     of_kind,
     pod_names,
@@ -21,6 +21,7 @@ from tests.k8s.manifests import (
     target_of,
     title,
     walk,
+    workloads,
 )
 from tests.k8s.services import SETTINGS, metrics_of, served_paths
 
@@ -28,7 +29,7 @@ Check = Callable[[list[Manifest], Secrets], Iterator[str]]
 
 
 def images_have_a_version(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
         for container in containers_of(workload):
             tag = container["image"].rpartition("/")[2].partition(":")[2]
             if not re.match(r"\d+\.\d+\.\d+", tag):
@@ -36,7 +37,7 @@ def images_have_a_version(manifests: list[Manifest], secrets: Secrets) -> Iterat
 
 
 def containers_have_requests_and_limits(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
         for container in containers_of(workload):
             for part in ("requests", "limits"):
                 if missing := {"cpu", "memory"} - set(container.get("resources", {}).get(part, {})):
@@ -45,7 +46,7 @@ def containers_have_requests_and_limits(manifests: list[Manifest], secrets: Secr
 
 def pods_are_restricted(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
     """As Pod Security's level `restricted` demands, with a read-only root and no service account besides."""
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
         pod = pod_of(workload)
         security = pod.get("securityContext", {})
         if not (security.get("runAsNonRoot") and security.get("runAsUser", 0) > 0):
@@ -64,7 +65,9 @@ def pods_are_restricted(manifests: list[Manifest], secrets: Secrets) -> Iterator
 
 
 def probes_ask_what_is_served(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
+        if is_helper(workload):
+            continue  # it serves nothing
         served = served_paths() if service_of(workload) else {"/healthz"}
         for container in pod_of(workload)["containers"]:
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -75,7 +78,9 @@ def probes_ask_what_is_served(manifests: list[Manifest], secrets: Secrets) -> It
 
 def pods_have_time_to_end(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
     """What runs before SIGTERM, draining and closing must fit in."""
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
+        if is_helper(workload):
+            continue  # it ends with its leader
         needed = _drain_s(workload, manifests) if service_of(workload) else _lame_duck_s(manifests)
         if pod_of(workload).get("terminationGracePeriodSeconds", 30) < needed:
             yield f"{title(workload)} is killed before its {needed} s are over"
@@ -109,7 +114,7 @@ def what_is_referred_to_exists(manifests: list[Manifest], secrets: Secrets) -> I
     maps = {each["metadata"]["name"]: set(each["data"]) for each in of_kind(manifests, "ConfigMap")}
     known = {name: set(data) for name, data in secrets.items()}
     known |= {each["metadata"]["name"]: set(each["data"]) for each in of_kind(manifests, "Secret")}
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
         for found in walk(workload["spec"]["template"]["spec"]):
             for kind, have in (("configMap", maps), ("configMapRef", maps), ("secret", known), ("secretRef", known)):
                 reference = found.get(kind)
@@ -132,7 +137,7 @@ def _subpaths(workload: Manifest, secrets: dict[str, set[str]]) -> Iterator[tupl
 
 
 def volumes_that_are_mounted_exist(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    for workload in of_kind(manifests, *WORKLOADS):
+    for workload in workloads(manifests):
         have = {volume["name"] for volume in pod_of(workload)["volumes"]}
         used = {mount["name"] for container in containers_of(workload) for mount in container.get("volumeMounts", [])}
         for name in have ^ used:
@@ -141,15 +146,14 @@ def volumes_that_are_mounted_exist(manifests: list[Manifest], secrets: Secrets) 
 
 def ports_that_are_named_exist(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
     """Of probes in their container, of Services and policies in every pod that they select."""
-    workloads = of_kind(manifests, *WORKLOADS)
-    for workload in workloads:
+    for workload in workloads(manifests):
         for container in containers_of(workload):
             have = _ports(container)
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if probe in container and container[probe]["httpGet"]["port"] not in have:
                     yield f"{title(workload)}: {probe} has no port"
     for manifest, selector, ports in [*_service_ports(manifests), *_policy_ports(manifests)]:
-        chosen = [workload for workload in workloads if selects(selector, labels_of(workload))]
+        chosen = [workload for workload in workloads(manifests) if selects(selector, labels_of(workload))]
         if not chosen:
             yield f"{title(manifest)} selects no pods"
         for workload in chosen:
@@ -190,11 +194,11 @@ def _policy_ports(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifes
     """What a policy lets in belongs to the pods it is for, what it lets out within the namespace to those it names."""
     for policy in of_kind(manifests, "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
-            yield policy, policy["spec"]["podSelector"], {port["port"] for port in rule["ports"]}
+            yield policy, policy["spec"]["podSelector"], {port["port"] for port in rule.get("ports", [])}
         for rule in policy["spec"].get("egress", []):
             for peer in rule["to"]:
                 if set(peer) == {"podSelector"}:
-                    yield policy, peer["podSelector"], {port["port"] for port in rule["ports"]}
+                    yield policy, peer["podSelector"], {port["port"] for port in rule.get("ports", [])}
 
 
 def autoscaled_workloads_name_no_number(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
@@ -209,16 +213,14 @@ def autoscaled_workloads_name_no_number(manifests: list[Manifest], secrets: Secr
 
 
 def _by_kind_and_name(manifests: list[Manifest]) -> dict[tuple[str, str], Manifest]:
-    return {(each["kind"], each["metadata"]["name"]): each for each in of_kind(manifests, *WORKLOADS)}
+    return {(each["kind"], each["metadata"]["name"]): each for each in workloads(manifests)}
 
 
 def metrics_that_are_named_exist(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
     """In what the scaled service exposes, or any service where it is scraped."""
-    workloads = {
-        (workload["kind"], workload["metadata"]["name"]): workload for workload in of_kind(manifests, *WORKLOADS)
-    }
+    known = _by_kind_and_name(manifests)
     for scaler in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject"):
-        workload = workloads.get(target_of(scaler))
+        workload = known.get(target_of(scaler))
         have = metrics_of(service_of(workload)) if workload else set()
         for name in _metric_names(scaler):
             if name not in have:

@@ -17,12 +17,13 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 DOCUMENT = ROOT / "docs" / "deploy.md"
-BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "many GPUs", "own pair")
+LARGE_MODELS = ROOT / "docs" / "large-models.md"
+BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "many GPUs", "many nodes", "own pair")
 OVERLAYS = BUILDS[1:]
 
+GROUPS = "leaderworkerset.sigs.k8s.io"
 Manifest = dict[str, Any]
 Secrets = dict[str, dict[str, str]]  # content by key, by Secret
-WORKLOADS = ("Deployment", "StatefulSet")
 SERVICES = {  # the name that labels a pod: the package of the service in it
     "gateway": "gateway",
     "controller": "window_controller",
@@ -33,6 +34,7 @@ ON_TOP = {  # builds that add a component to an overlay
     "monitored edge": "resources: [../k8s/overlays/edge]\ncomponents: [../k8s/components/service-monitor]\n",
     "many GPUs": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/many-gpus]\n",
 }
+SHOWN = {"many nodes": LARGE_MODELS, "own pair": DOCUMENT}  # builds that a document shows
 
 
 def build(name: str, scratch: Path) -> list[Manifest]:
@@ -42,13 +44,13 @@ def build(name: str, scratch: Path) -> list[Manifest]:
     (scratch / "k8s").symlink_to(K8S)
     folder = scratch / "on-top"
     folder.mkdir()
-    (folder / "kustomization.yaml").write_text(ON_TOP.get(name) or own_pair())
+    (folder / "kustomization.yaml").write_text(ON_TOP.get(name) or kustomization_of(SHOWN[name]))
     return kustomized(folder)
 
 
-def own_pair() -> str:
-    """The kustomization that docs/deploy.md shows."""
-    (text,) = re.findall(r"^```yaml\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+def kustomization_of(document: Path) -> str:
+    """The kustomization that a document shows."""
+    (text,) = re.findall(r"^```yaml\n(.+?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
     return str(text)
 
 
@@ -77,6 +79,28 @@ def the(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return found
 
 
+def workloads(manifests: list[Manifest]) -> list[Manifest]:
+    """What runs pods, each with its pod template under spec/template."""
+    groups = [pod for each in of_kind(manifests, "LeaderWorkerSet") for pod in group_pods(each)]
+    return [*of_kind(manifests, "Deployment", "StatefulSet"), *groups]
+
+
+def group_pods(leader_worker_set: Manifest) -> Iterator[Manifest]:
+    """The pods of all groups, the leader first, by the names and with the labels that the controller gives them."""
+    spec, name = leader_worker_set["spec"], leader_worker_set["metadata"]["name"]
+    group = spec["leaderWorkerTemplate"]
+    for index in range(spec["replicas"]):
+        added = {f"{GROUPS}/name": name, f"{GROUPS}/group-index": str(index)}
+        for worker in range(group["size"]):
+            template = group["workerTemplate" if worker else "leaderTemplate"]
+            labelled = template | {"metadata": {"labels": template["metadata"]["labels"] | added}}
+            yield {
+                "kind": leader_worker_set["kind"],
+                "metadata": {"name": f"{name}-{index}-{worker}" if worker else f"{name}-{index}"},
+                "spec": {"template": labelled},
+            }
+
+
 def title(manifest: Manifest) -> str:
     return f"{manifest['kind']} {manifest['metadata']['name']}"
 
@@ -98,8 +122,13 @@ def containers_of(workload: Manifest) -> list[Manifest]:
 
 
 def service_of(workload: Manifest) -> str:
-    """The package of the service that a workload runs; "" for NATS."""
+    """The package of the service that a workload runs; "" for NATS and for workers of a group."""
     return SERVICES.get(labels_of(workload)["app.kubernetes.io/name"], "")
+
+
+def is_helper(workload: Manifest) -> bool:
+    """Whether its pods only compute for the leader of their group."""
+    return labels_of(workload)["app.kubernetes.io/component"] == "worker"
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
@@ -120,9 +149,11 @@ def settings_of(container: Manifest, manifests: list[Manifest]) -> dict[str, Any
 
 def pod_names(workload: Manifest, manifests: list[Manifest]) -> list[str]:
     """The names that pods of a StatefulSet may get, as many as an autoscaler may want; a Deployment's share one."""
+    name = workload["metadata"]["name"]
     if workload["kind"] == "Deployment":
         return [labels_of(workload)["app.kubernetes.io/name"]]
-    name = workload["metadata"]["name"]
+    if workload["kind"] == "LeaderWorkerSet":
+        return [str(name)]
     scalers = [each for each in of_kind(manifests, "ScaledObject") if target_of(each) == ("StatefulSet", name)]
     numbers = [workload["spec"].get("replicas", 1), *(scaler["spec"]["maxReplicaCount"] for scaler in scalers)]
     return [f"{name}-{ordinal}" for ordinal in range(max(numbers))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import kubernetes_validate
 import pytest
 
 from tests.k8s.machine import Built
-from tests.k8s.manifests import BUILDS, DOCUMENT, K8S, OVERLAYS, ROOT, Manifest, of_kind, title
+from tests.k8s.manifests import BUILDS, DOCUMENT, K8S, OVERLAYS, ROOT, Manifest, of_kind, the, title
 
 OLDEST = re.search(r"Kubernetes (1\.\d+) or newer", DOCUMENT.read_text())
 assert OLDEST
@@ -39,6 +40,18 @@ CUSTOM = {  # what is used here of these custom resources' definitions
         selector=fields(matchLabels={"type": "object", "additionalProperties": TEXT}),
         endpoints=listed(fields(port=TEXT, path=TEXT, interval=TEXT)),
     ),
+    "leaderworkerset.x-k8s.io/v1 LeaderWorkerSet": fields(
+        "leaderWorkerTemplate",
+        replicas=NUMBER,
+        leaderWorkerTemplate=fields(
+            "leaderTemplate",
+            "workerTemplate",
+            size=NUMBER,
+            restartPolicy={"enum": ["RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]},
+            leaderTemplate={"type": "object"},
+            workerTemplate={"type": "object"},
+        ),
+    ),
     "keda.sh/v1alpha1 ScaledObject": fields(
         "scaleTargetRef",
         "triggers",
@@ -55,10 +68,23 @@ CUSTOM = {  # what is used here of these custom resources' definitions
 def complain_about(manifest: Manifest, version: str) -> None:
     """Raises where a manifest has a field that is unknown, missing or of another type."""
     custom = CUSTOM.get(f"{manifest['apiVersion']} {manifest['kind']}")
-    if custom is not None:
-        jsonschema_rs.validate(custom, manifest["spec"])
-    else:
+    if custom is None:
         kubernetes_validate.validate(manifest, version, strict=True)
+        return
+    jsonschema_rs.validate(custom, manifest["spec"])
+    for template in pod_templates(manifest):
+        kubernetes_validate.validate(template, version, strict=True)
+
+
+def pod_templates(manifest: Manifest) -> list[Manifest]:
+    """Those inside a LeaderWorkerSet, which Kubernetes' schemas describe."""
+    if manifest["kind"] != "LeaderWorkerSet":
+        return []
+    group = manifest["spec"]["leaderWorkerTemplate"]
+    return [
+        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": role}, "template": group[f"{role}Template"]}
+        for role in ("leader", "worker")
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -68,12 +94,21 @@ def test_every_build_keeps_to_the_schemas_of_kubernetes(built: Built, name: str,
         complain_about(manifest, version)
 
 
-def test_a_field_that_kubernetes_does_not_know_is_found(built: Built) -> None:
-    for manifest in built("own pair"):
+@pytest.mark.parametrize("name", ["many nodes", "own pair"])
+def test_a_field_that_kubernetes_does_not_know_is_found(built: Built, name: str) -> None:
+    for manifest in built(name):
         place = "spec" if "spec" in manifest else "metadata"
         misspelt = manifest | {place: manifest[place] | {"sepc": 1}}
         with pytest.raises((kubernetes_validate.ValidationError, jsonschema_rs.ValidationError)):
             complain_about(misspelt, VERSIONS[0])
+
+
+@pytest.mark.parametrize("role", ["leader", "worker"])
+def test_a_field_that_a_group_s_pods_do_not_have_is_found(built: Built, role: str) -> None:
+    misspelt = copy.deepcopy(the(built("many nodes"), "LeaderWorkerSet", "verifier"))
+    misspelt["spec"]["leaderWorkerTemplate"][f"{role}Template"]["spec"]["toleration"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        complain_about(misspelt, VERSIONS[0])
 
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: str(path.parent.relative_to(K8S)))

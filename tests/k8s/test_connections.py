@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.k8s.machine import Built
-from tests.k8s.manifests import WORKLOADS, Manifest, containers_of, labels_of, of_kind, selects
+from tests.k8s.manifests import Manifest, containers_of, labels_of, of_kind, selects, workloads
 
-Connection = tuple[str, str, str]  # who, to whom, at which port (its name, or number outside)
+Connection = tuple[str, str, str]  # who, to whom, at which port (its name, number outside, or any)
 
 ANYBODY, MONITORING, DNS, CLOUD = "anybody", "monitoring", "dns", "cloud"
 OUTSIDE = {  # peers outside the namespace, as policies name them
@@ -21,6 +21,9 @@ OUTSIDE = {  # peers outside the namespace, as policies name them
 }
 
 
+ANY_PORT: list[Manifest] = [{"port": "any"}]  # of a rule that names none
+
+
 def named_port(port: Manifest, workload: Manifest | None) -> str:
     """A port by its name where it is one of a pod's, else its number."""
     for container in containers_of(workload) if workload else []:
@@ -31,7 +34,7 @@ def named_port(port: Manifest, workload: Manifest | None) -> str:
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    return {labels_of(each)["app.kubernetes.io/name"]: each for each in of_kind(manifests, *WORKLOADS)}
+    return {labels_of(each)["app.kubernetes.io/name"]: each for each in workloads(manifests)}
 
 
 def names_of(selector: Manifest, manifests: list[Manifest]) -> list[str]:
@@ -60,7 +63,7 @@ def allowed(manifests: list[Manifest], direction: str) -> set[Connection]:
             for one in chosen:
                 for other in peers(rule, "from" if direction == "ingress" else "to", manifests):
                     receiver = one if direction == "ingress" else other
-                    for port in rule["ports"]:
+                    for port in rule.get("ports", ANY_PORT):
                         end = named_port(port, pods(manifests).get(receiver))
                         found.add((other, one, end) if direction == "ingress" else (one, other, end))
     return found
@@ -87,6 +90,8 @@ def expected(services: set[str], routes: bool, leaf: set[Connection]) -> set[Con
 
 
 ALL = {"gateway", "controller", "verifier", "drafter"}
+GROUP = ("verifier", "verifier-worker")
+WITHIN_A_GROUP = {(one, other, "any") for one in GROUP for other in GROUP} | {("verifier-worker", DNS, "53")}
 
 
 @pytest.mark.parametrize(
@@ -96,13 +101,14 @@ ALL = {"gateway", "controller", "verifier", "drafter"}
         ("dev", expected(ALL, False, set())),
         ("cloud", expected(ALL - {"drafter"}, True, {(ANYBODY, "nats", "leaf")})),
         ("edge", expected({"drafter"}, False, {("nats", CLOUD, "7422")})),
+        ("many nodes", expected(ALL - {"drafter"}, True, {(ANYBODY, "nats", "leaf"), *WITHIN_A_GROUP})),
     ],
 )
 def test_exactly_the_connections_that_are_needed_are_allowed(built: Built, name: str, needed: set[Connection]) -> None:
     assert connections(built(name)) == needed
 
 
-@pytest.mark.parametrize("name", ["base", "dev", "cloud", "edge"])
+@pytest.mark.parametrize("name", ["base", "dev", "cloud", "edge", "many nodes"])
 def test_what_no_policy_allows_is_denied(built: Built, name: str) -> None:
     denials = [
         policy
@@ -112,7 +118,7 @@ def test_what_no_policy_allows_is_denied(built: Built, name: str) -> None:
     assert len(denials) == 1
 
 
-@pytest.mark.parametrize("name", ["base", "dev", "cloud", "edge"])
+@pytest.mark.parametrize("name", ["base", "dev", "cloud", "edge", "many nodes"])
 def test_a_policy_says_which_ways_it_is_about(built: Built, name: str) -> None:
     """Without policyTypes a policy for outgoing connections would deny incoming ones too."""
     for policy in of_kind(built(name), "NetworkPolicy"):

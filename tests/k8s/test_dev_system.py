@@ -16,7 +16,7 @@ from shared.runtime.home import default_models_dir
 from tests.e2e.processes import Metrics, until
 from tests.k8s.containers import inside, mount, program_of
 from tests.k8s.machine import Built, Machine
-from tests.k8s.manifests import ROOT, WORKLOADS, Manifest, of_kind, pod_names, pod_of, service_of, the
+from tests.k8s.manifests import ROOT, Manifest, pod_names, pod_of, service_of, the, workloads
 from tests.k8s.services import metrics_in, metrics_of
 
 READY_S = 120.0
@@ -69,7 +69,7 @@ async def test_each_container_s_command_runs_and_together_they_answer_with_guess
     supervisor = Supervisor(tmp_path / "logs", notices.append)
     try:
         await supervisor.wait_ready(supervisor.start(nats_program(manifests, machine, nats_port)), 20)
-        for workload in of_kind(manifests, *WORKLOADS):
+        for workload in workloads(manifests):
             for name in pod_names(workload, manifests) if service_of(workload) else []:
                 root, pod = tmp_path / name, pod_of(workload)
                 if "initContainers" in pod:

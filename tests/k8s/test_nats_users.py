@@ -15,7 +15,7 @@ from services.local.nats_users import KINDS, Rights, main, new_seed, public_key,
 from shared.protocol import subjects
 from tests.k8s.commands import run_commands
 from tests.k8s.machine import Built
-from tests.k8s.manifests import K8S, ROOT, WORKLOADS, Manifest, Secrets, of_kind, pod_names, service_of
+from tests.k8s.manifests import K8S, ROOT, Manifest, Secrets, of_kind, pod_names, service_of, workloads
 
 RIGHTS_FILES = [path for path in sorted(K8S.rglob("*.conf")) if "rights-" in path.read_text().splitlines()[1]]
 
@@ -82,10 +82,10 @@ def configuration(manifests: list[Manifest]) -> dict[str, str]:
     return dict(found)
 
 
-@pytest.mark.parametrize("name", ["dev", "cloud", "edge", "own pair"])
+@pytest.mark.parametrize("name", ["dev", "cloud", "edge", "many nodes", "own pair"])
 def test_every_pod_that_there_may_be_has_a_user(built: Built, name: str) -> None:
     rights = "".join(configuration(built(name)).values())
-    for workload in of_kind(built(name), *WORKLOADS):
+    for workload in workloads(built(name)):
         for pod_name in pod_names(workload, built(name)) if service_of(workload) else []:
             assert f"rights-{pod_name}: {{" in rights
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+
 import pytest
 
-from shared.service import END_S
 from tests.k8s.breaks import BREAKS, Break
 from tests.k8s.checks import CHECKS, Check
 from tests.k8s.machine import Built
-from tests.k8s.manifests import OVERLAYS, WORKLOADS, Manifest, Secrets, of_kind, pod_of, secrets_for, the
+from tests.k8s.manifests import (
+    GROUPS,
+    OVERLAYS,
+    Manifest,
+    Secrets,
+    containers_of,
+    pod_of,
+    secrets_for,
+    settings_of,
+    the,
+    workloads,
+)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -38,31 +51,117 @@ def test_gpu_verifiers_ask_for_one_gpu_each(built: Built) -> None:
     assert (
         verifier["resources"]["limits"]["nvidia.com/gpu"] == verifier["resources"]["requests"]["nvidia.com/gpu"] == "1"
     )
-    assert "dsd-verifier-cuda" in verifier["image"]
+    assert "dsd-verifier-vllm" in verifier["image"]
+    assert settings_of(verifier, built("cloud"))["DSD_ENGINE"] == "vllm"
     assert "nvidia.com/gpu" not in str(built("dev"))
 
 
-def test_a_target_over_many_gpus_has_a_rank_for_each_and_time_to_drain(built: Built) -> None:
+def flags_for_vllm(verifier: Manifest, manifests: list[Manifest]) -> dict[str, str]:
+    """The flags in DSD_VLLM_ARGS, each of which has a value."""
+    words = settings_of(verifier, manifests)["DSD_VLLM_ARGS"].split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def has_threads_for_its_workers(container: Manifest, num_workers: int) -> bool:
+    (threads,) = (int(each["value"]) for each in container["env"] if each["name"] == "OMP_NUM_THREADS")
+    return threads * num_workers <= int(container["resources"]["limits"]["cpu"])
+
+
+def test_a_target_over_many_gpus_has_a_worker_for_each(built: Built) -> None:
     manifests = built("many GPUs")
     verifier = container(manifests, "StatefulSet", "verifier")
-    assert verifier["command"][0] == "torchrun"
-    assert verifier["command"][-2:] == ["-m", "services.cloud_verifier"]
-    flags = dict(flag[2:].split("=") for flag in verifier["command"] if "=" in flag)
-    assert verifier["resources"]["limits"]["nvidia.com/gpu"] == flags["nproc-per-node"]
-    maps = {each["metadata"]["name"].rpartition("-")[0]: each["data"] for each in of_kind(manifests, "ConfigMap")}
-    grace_s = pod_of(the(manifests, "StatefulSet", "verifier"))["terminationGracePeriodSeconds"]
-    variables = {each["name"]: each.get("value") for each in verifier["env"]}
-    patience_s = int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
-    assert int(maps["verifier-settings"]["DSD_DRAIN_S"]) + END_S <= patience_s < grace_s
-    assert int(variables["DSD_NUM_THREADS"]) * int(flags["nproc-per-node"]) <= int(
-        verifier["resources"]["limits"]["cpu"]
-    )
-    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in verifier["volumeMounts"]
+    num_gpus = int(verifier["resources"]["limits"]["nvidia.com/gpu"])
+    assert flags_for_vllm(verifier, manifests) == {"--tensor-parallel-size": str(num_gpus)}
+    assert has_threads_for_its_workers(verifier, num_gpus)
+
+
+@pytest.mark.parametrize("name", ["cloud", "many GPUs", "many nodes"])
+def test_what_runs_vllm_has_shared_memory_within_its_limit(built: Built, name: str) -> None:
+    """A container has 64 MiB by default. What lies there counts as its memory."""
+    found = [each for each in workloads(built(name)) if "dsd-verifier-vllm" in containers_of(each)[-1]["image"]]
+    assert found
+    for workload in found:
+        (running,), volumes = pod_of(workload)["containers"], pod_of(workload)["volumes"]
+        (mount,) = (mount for mount in running["volumeMounts"] if mount["mountPath"] == "/dev/shm")
+        (volume,) = (volume["emptyDir"] for volume in volumes if volume["name"] == mount["name"])
+        assert volume["medium"] == "Memory"
+        assert gibibytes(volume["sizeLimit"]) < gibibytes(running["resources"]["limits"]["memory"])
+
+
+def gibibytes(quantity: str) -> int:
+    return int(quantity.removesuffix("Gi"))
+
+
+def group_pods(manifests: list[Manifest]) -> list[Manifest]:
+    """The leader and the worker of group 0."""
+    return [each for each in workloads(manifests) if each["metadata"]["name"] in ("verifier-0", "verifier-0-1")]
+
+
+def test_a_target_over_many_nodes_has_all_gpus_of_its_group(built: Built) -> None:
+    manifests = built("many nodes")
+    groups = the(manifests, "LeaderWorkerSet", "verifier")["spec"]
+    leader, worker = group_pods(manifests)
+    (verifier,), (helper,) = containers_of(leader), containers_of(worker)
+    num_gpus = int(verifier["resources"]["limits"]["nvidia.com/gpu"])
+    assert flags_for_vllm(verifier, manifests) == {
+        "--distributed-executor-backend": "ray",
+        "--tensor-parallel-size": str(num_gpus * groups["leaderWorkerTemplate"]["size"]),
+    }
+    assert helper["resources"] == verifier["resources"]
+    assert helper["image"] == verifier["image"]
+    for each in (verifier, helper):
+        assert has_threads_for_its_workers(each, num_gpus)
+
+
+def test_a_group_s_pods_see_the_target_at_the_same_place(built: Built) -> None:
+    leader, worker = group_pods(built("many nodes"))
+    (verifier,), (helper,) = containers_of(leader), containers_of(worker)
+    models = {"name": "models", "mountPath": "/var/lib/dsd", "readOnly": True}
+    assert models in verifier["volumeMounts"]
+    assert models in helper["volumeMounts"]
+    assert pod_of(leader)["volumes"][0] == pod_of(worker)["volumes"][0]
+
+
+def test_leaders_end_in_the_verifier_and_workers_in_ray_so_that_signals_reach_them(built: Built) -> None:
+    leader, worker = group_pods(built("many nodes"))
+    for workload, last in ((leader, "exec python3 -m services.cloud_verifier"), (worker, "exec ray start ")):
+        (running,) = containers_of(workload)
+        (script,) = running["args"]
+        assert running["command"] == ["sh", "-c"]
+        assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
+        assert last in re.split(r"&& |\n", script.strip())[-1]
+
+
+def test_a_group_reaches_its_own_pods_at_any_port_and_no_other_group_s(built: Built) -> None:
+    manifests = built("many nodes")
+    groups = the(manifests, "LeaderWorkerSet", "verifier")
+    for role in ("leader", "worker"):
+        assert not any(key.startswith(GROUPS) for key in template_labels(groups, role)), "the controller adds these"
+    for index in range(groups["spec"]["replicas"]):
+        own = {"matchLabels": {f"{GROUPS}/name": "verifier", f"{GROUPS}/group-index": str(index)}}
+        assert the(manifests, "NetworkPolicy", f"verifier-group-{index}")["spec"] == {
+            "podSelector": own,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"podSelector": own}]}],
+            "egress": [{"to": [{"podSelector": own}]}],
+        }
+
+
+def template_labels(groups: Manifest, role: str) -> dict[str, str]:
+    return dict(groups["spec"]["leaderWorkerTemplate"][f"{role}Template"]["metadata"]["labels"])
+
+
+def test_the_service_of_the_verifiers_gives_leaders_their_names(built: Built) -> None:
+    """The controller makes none where one of the set's name exists. Workers look for leaders that are not ready."""
+    manifests = built("many nodes")
+    groups, service = the(manifests, "LeaderWorkerSet", "verifier"), the(manifests, "Service", "verifier")
+    assert service["spec"]["selector"].items() <= template_labels(groups, "leader").items()
+    assert service["spec"]["publishNotReadyAddresses"]
 
 
 def test_what_runs_more_than_once_in_the_cloud_survives_a_node_that_is_drained(built: Built) -> None:
     manifests = built("cloud")
-    workloads = {workload["metadata"]["name"]: workload for workload in of_kind(manifests, *WORKLOADS)}
+    found = {workload["metadata"]["name"]: workload for workload in workloads(manifests)}
     for name in ("gateway", "verifier", "nats"):
         budget = the(manifests, "PodDisruptionBudget", name)["spec"]
         assert budget == {
@@ -70,7 +169,7 @@ def test_what_runs_more_than_once_in_the_cloud_survives_a_node_that_is_drained(b
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": {"app.kubernetes.io/name": name}},
         }
-        keys = {spread["topologyKey"] for spread in pod_of(workloads[name])["topologySpreadConstraints"]}
+        keys = {spread["topologyKey"] for spread in pod_of(found[name])["topologySpreadConstraints"]}
         assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
 
 

@@ -15,31 +15,30 @@ from tests.k8s.machine import Built
 from tests.k8s.manifests import (
     OVERLAYS,
     ROOT,
-    WORKLOADS,
     Manifest,
     Secrets,
     containers_of,
-    of_kind,
     pod_names,
     pod_of,
     secrets_for,
     service_of,
     settings_of,
     title,
+    workloads,
 )
 from tests.k8s.services import SETTINGS
 
 
 def service_containers(manifests: list[Manifest]) -> list[tuple[Manifest, Manifest]]:
     """Each workload of a service with its container."""
-    return [(each, pod_of(each)["containers"][0]) for each in of_kind(manifests, *WORKLOADS) if service_of(each)]
+    return [(each, pod_of(each)["containers"][0]) for each in workloads(manifests) if service_of(each)]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_variable_is_a_setting_of_the_service(built: Built, name: str) -> None:
     for workload, container in service_containers(built(name)):
         fields = {f"DSD_{field.upper()}" for field in SETTINGS[service_of(workload)].model_fields}
-        others = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}  # of torchrun, around the service
+        others = {"OMP_NUM_THREADS"}  # of torch
         assert set(settings_of(container, built(name))) <= fields | others, title(workload)
 
 
@@ -72,7 +71,7 @@ def test_the_service_takes_its_settings(
 def test_models_lie_where_the_init_container_makes_them(
     built: Built, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for workload in of_kind(built(name), *WORKLOADS):
+    for workload in workloads(built(name)):
         for making in pod_of(workload).get("initContainers", []):
             command, flag, part = making["args"]
             assert (command, flag) == ("prepare", "--only")
@@ -85,7 +84,7 @@ def test_models_lie_where_the_init_container_makes_them(
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_our_images_have_the_version_of_the_package_and_a_dockerfile(built: Built, name: str) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    for workload in of_kind(built(name), *WORKLOADS):
+    for workload in workloads(built(name)):
         for container in containers_of(workload):
             image, _, tag = container["image"].rpartition("/")[2].partition(":")
             if image != "nats":

@@ -220,6 +220,40 @@ def test_a_prompt_is_computed_in_chunks_and_only_the_last_one_draws() -> None:
     assert (row.start, row.fed_ids, row.num_draws) == (2, (3,), 1)
 
 
+def test_a_pass_that_falls_short_of_the_text_offers_its_guesses_again() -> None:
+    """An engine that ran out of KV cache may have lost all of it."""
+    state = decoding(7)
+    state.on_draft(draft(4, 8, 9), now=1.0)
+    row = state.begin_pass(64, 64)
+    state.on_draft(draft(6, 6), now=2.0)
+    assert state.end_pass(row, [], PassInfo(), now=3.0, computed=0) is None
+    assert (state.computed, state.num_todo, state.pending, state.pending_base) == (0, 4, [8, 9, 6], 4)
+    row = state.begin_pass(64, 64)
+    assert (row.start, row.fed_ids, row.guesses) == (0, (*PROMPT, 7, 8, 9, 6), (8, 9, 6))
+
+
+def test_guesses_that_a_pass_had_no_draw_for_are_offered_again_if_those_before_were_right() -> None:
+    state = decoding(7)
+    state.on_draft(draft(4, 8, 9, 6), now=1.0)
+    verdict = state.end_pass(state.begin_pass(64, 64), [8], PassInfo(), now=2.0)
+    assert (verdict.token_ids, verdict.accepted, verdict.epoch) == ((8,), 1, 0)
+    assert (state.pending, state.pending_base, state.num_todo) == ([9, 6], 5, 1)
+    run_pass(state, [9, 6, 5])
+    assert (state.tally.accepted, state.tally.rejected, state.tally.discarded) == (3, 0, 0)
+
+
+def test_guesses_without_a_draw_are_discarded_when_the_one_before_was_wrong_or_the_term_is_over() -> None:
+    state = decoding(7)
+    state.on_draft(draft(4, 8, 9, 6), now=1.0)
+    state.end_pass(state.begin_pass(64, 64), [5], PassInfo(), now=2.0)
+    assert (state.pending, state.tally.rejected, state.tally.discarded) == ([], 1, 2)
+    state.on_draft(draft(5, 8, epoch=1), now=3.0)
+    row = state.begin_pass(64, 64)
+    state.rebind(opening(term=2, committed=(7,)), now=4.0)
+    state.end_pass(row, [], PassInfo(), now=5.0, computed=2)
+    assert (state.pending, state.computed, state.tally.discarded) == ([], 2, 3)
+
+
 def test_without_free_run_the_verifier_waits_for_guesses_behind_its_first_token() -> None:
     state = session(free_run=False)
     assert run_pass(state, [7]).token_ids == (7,)
@@ -300,6 +334,13 @@ def test_a_pass_in_flight_commits_nothing_behind_a_limit_that_a_rebinding_has_lo
     state.rebind(opening(term=2, committed=(7,), max_tokens=2), now=2.0)
     verdict = state.end_pass(row, [8, 9, 6], PassInfo(), now=3.0)
     assert (verdict.token_ids, verdict.finish) == ((8,), "length")
+
+
+def test_a_rebinding_tells_whether_its_context_still_fits() -> None:
+    assert decoding(7, 8).rebind(opening(term=2, committed=(7,), max_tokens=9, free_run=False), now=1.0)
+    assert not decoding(7, 8).rebind(opening(term=2, committed=(9,)), now=1.0)
+    for change in ({"sampling": Sampling(1.0)}, {"min_tokens": 3}, {"logprobs": 2}, {"cache_scope": "a"}):
+        assert not decoding(7, 8).rebind(structs.replace(opening(term=2, committed=(7,)), **change), now=1.0), change
 
 
 def test_resuming_behind_a_stop_id_is_finished_at_once() -> None:

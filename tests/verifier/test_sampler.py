@@ -15,7 +15,7 @@ from services.cloud_verifier import sampler
 from shared.protocol import sampling as reference
 from shared.protocol.messages import Bias, Sampling
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "shared" / "protocol" / "golden_noise.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "shared" / "protocol" / "golden_noise.json").read_text())
 SAMPLINGS = [
     Sampling(0.0),
     Sampling(1.0, top_k=1, seed=3),

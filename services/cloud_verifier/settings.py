@@ -81,13 +81,11 @@ def with_vllm_args(argv: Sequence[str]) -> list[str]:
 
 def _with_values(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Each flag with its values; "" for values before the first flag. --name=value is split."""
-    flags: list[tuple[str, list[str]]] = []
+    flags: list[tuple[str, list[str]]] = [("", [])]
     for argument in argv:
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
+        if argument == "-h" or (name.startswith("--") and " " not in name):
             flags.append((name, [value] if equals else []))
-        elif argument == "-h" or not flags:
-            flags.append((argument if argument == "-h" else "", [] if argument == "-h" else [argument]))
         else:
             flags[-1][1].append(argument)
     return flags

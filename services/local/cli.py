@@ -23,6 +23,7 @@ from client.ask import conversation
 from client.gateway import ClientError, connected
 from client.wire import AnswerOptions, DsdOptions
 from services.local import pidfile
+from services.local.engine import EngineName, EngineRefused, verifier_engine
 from services.local.nats_server import Access
 from services.local.pair import ModelPair, PairRefused, default_pair, own_pair
 from services.local.supervisor import turn_over
@@ -33,7 +34,7 @@ from shared.runtime.home import default_models_dir, home
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True, soft_wrap=True)
 
-UP_TIMEOUT_S = 600.0
+UP_SPARE_S = 420.0  # for a start in the background, beyond what the verifiers may take
 STOP_FILE = "services.stop_s"  # in the run folder: seconds that the running system may take to stop
 
 
@@ -42,8 +43,7 @@ def main(
     drafters: Annotated[int, typer.Option(min=0, max=64, help="Number of edge drafters.")] = 1,
     verifiers: Annotated[int, typer.Option(min=1, max=16, help="Number of cloud verifiers.")] = 1,
     target: Annotated[
-        Path | None,
-        typer.Option(envvar="DSD_TARGET", help="Folder of your own target; default: the default target."),
+        Path | None, typer.Option(envvar="DSD_TARGET", help="Folder of your own target; default: the default target.")
     ] = None,
     draft: Annotated[
         list[str] | None,
@@ -54,6 +54,13 @@ def main(
     model_name: Annotated[
         str, typer.Option(envvar="DSD_MODEL_NAME", help="Name of the target in the API; default: its folder's name.")
     ] = "",
+    engine: Annotated[
+        EngineName, typer.Option(envvar="DSD_ENGINE", help="Engine of the verifiers; vllm needs `make vllm`.")
+    ] = EngineName.TORCH,
+    verifier_python: Annotated[
+        Path | None,
+        typer.Option(envvar="DSD_VERIFIER_PYTHON", help="Python of the verifiers; default: one with the engine."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
     ask: Annotated[str, typer.Option(help="Ask this prompt, print the answer and statistics, and stop.")] = "",
@@ -72,8 +79,8 @@ def main(
     """Runs NATS, a window controller, verifiers, drafters and the gateway on this machine.
 
     The models are the default pair, which is prepared if it is missing, or your own --target and --draft. DSD_*
-    variables set the services (see `python -m services.gateway --help` and the others). With DSD_NATS_URL the system
-    uses a running NATS server.
+    variables set the services (see `python -m services.gateway --help` and the others); DSD_VLLM_ARGS has vLLM's own
+    flags. With DSD_NATS_URL the system uses a running NATS server.
     """
     run_dir = home() / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -81,20 +88,23 @@ def main(
         if stop:
             _stop(run_dir)
             return
-        pair = (
-            default_pair(default_models_dir(), draft or ["int8"], drafters, model_name)
-            if target is None
-            else own_pair(target, draft or [], drafters, model_name)
-        )
-        plan = SystemPlan(pair, verifiers, host, port, _given_nats(secure), secure)
+        pair = _pair(target, draft or [], drafters, model_name)
+        verifier = verifier_engine(engine, verifier_python)
+        plan = SystemPlan(pair, verifiers, host, port, _given_nats(secure), secure, verifier)
         if detach:
             _detach(plan, run_dir)
         else:
             _prepare(pair)
             _run(plan, run_dir, ask, max_tokens)
-    except (TimeoutError, OSError, ClientError, PairRefused, pidfile.AlreadyRunning) as error:
+    except (TimeoutError, OSError, ClientError, PairRefused, EngineRefused, pidfile.AlreadyRunning) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
+
+
+def _pair(target: Path | None, drafts: list[str], num_drafters: int, model_name: str) -> ModelPair:
+    if target is None:
+        return default_pair(default_models_dir(), drafts or ["int8"], num_drafters, model_name)
+    return own_pair(target, drafts, num_drafters, model_name)
 
 
 def _given_nats(secure: bool) -> Access | None:
@@ -188,6 +198,7 @@ def _detach(plan: SystemPlan, run_dir: Path) -> None:
     _prepare(plan.pair)
     drafts = plan.pair.drafts
     argv = [sys.executable, "-m", "services", "--drafters", str(len(drafts)), "--verifiers", str(plan.num_verifiers)]
+    argv += ["--engine", plan.engine.name, "--verifier-python", str(plan.engine.python)]
     argv += ["--host", plan.host, "--port", str(plan.port), "--model-name", plan.pair.model_name]
     argv += [part for draft in drafts for part in ("--draft", str(draft))]
     if not plan.pair.is_default:
@@ -200,7 +211,7 @@ def _detach(plan: SystemPlan, run_dir: Path) -> None:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
         )
-    deadline = time.monotonic() + UP_TIMEOUT_S
+    deadline = time.monotonic() + plan.engine.ready_s + UP_SPARE_S
     with console.status("starting"):
         while not pidfile.is_ready(run_dir, process.pid):
             if process.poll() is not None or time.monotonic() > deadline:

@@ -12,17 +12,18 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
 from services.local import nats_server
+from services.local.engine import VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import ModelPair
 from services.local.supervisor import Child, Program, Supervisor, end_s
 
-READY_S, NATS_S = 180.0, 20.0  # for a service and nats-server to become ready
+READY_S, NATS_S = 180.0, 20.0  # for a service and nats-server to become ready; a verifier's is its engine's
 FLEET_S, FLEET_CHECK_S = 30.0, 0.1  # for the gateway to see all peers, and between two checks
 FLEET = "fleet"  # the stage of all services but the gateway: after its end no session needs them
 NUM_STAGES = 3  # gateway, fleet, NATS
@@ -39,6 +40,7 @@ class SystemPlan:
     port: int = 8080
     nats: Access | None = None  # None: the system starts its own
     secure: bool = False  # its own server has users and TLS
+    engine: VerifierEngine = field(default_factory=VerifierEngine)
 
     @property
     def address(self) -> str:
@@ -91,20 +93,21 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
     drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]
     kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and the settings of each process
         "controller": ("window_controller", [{}]),
-        "verifier": ("cloud_verifier", [target | threads] * plan.num_verifiers),
+        "verifier": ("cloud_verifier", [target | threads | plan.engine.env] * plan.num_verifiers),
         "drafter": ("edge_drafter", drafts),
         "gateway": ("gateway", [target | {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}]),
     }
+    pythons = {"verifier": str(plan.engine.python)}
     return [
-        _service(module, name, common | own | nats.settings.get(name, {}))
+        _service(pythons.get(kind, sys.executable), module, name, common | own | nats.settings.get(name, {}))
         for kind, (module, settings) in kinds.items()
         for name, own in zip(plan.names[kind], settings, strict=True)
     ]
 
 
-def _service(module: str, name: str, env: dict[str, str]) -> Program:
+def _service(python: str, module: str, name: str, env: dict[str, str]) -> Program:
     stage = "" if module == "gateway" else FLEET
-    return Program(name, (sys.executable, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage)
+    return Program(name, (python, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ async def running(plan: SystemPlan, run_dir: Path, notify: Callable[[str], None]
         children = [supervisor.start(program) for program in service_programs(plan, nats)]
         async with asyncio.TaskGroup() as tasks:
             for child in children:
-                tasks.create_task(_announce(supervisor, child, notify))
+                ready_s = plan.engine.ready_s if child.program.name in plan.names["verifier"] else READY_S
+                tasks.create_task(_announce(supervisor, child, ready_s, notify))
         await _wait_for_fleet(plan)
         yield System(plan, supervisor.children)
     except ExceptionGroup as group:
@@ -166,6 +170,6 @@ async def _start_nats(plan: SystemPlan, supervisor: Supervisor, folder: Path) ->
     return access
 
 
-async def _announce(supervisor: Supervisor, child: Child, notify: Callable[[str], None]) -> None:
-    await supervisor.wait_ready(child, READY_S)
+async def _announce(supervisor: Supervisor, child: Child, ready_s: float, notify: Callable[[str], None]) -> None:
+    await supervisor.wait_ready(child, ready_s)
     notify(f"{child.program.name} is ready")

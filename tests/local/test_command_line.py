@@ -72,3 +72,15 @@ def test_a_number_that_is_out_of_bounds_ends_with_status_2_and_names_the_flag(tm
     done = services(tmp_path, "--verifiers", "0")
     assert done.returncode == 2
     assert "--verifiers" in done.stderr
+
+
+@pytest.mark.parametrize("detach", [["--detach"], []])
+def test_an_engine_without_a_python_that_has_it_is_refused(
+    detach: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSD_ENGINE", "vllm")
+    monkeypatch.setenv("DSD_VERIFIER_PYTHON", str(tmp_path / "none"))
+    done = services(tmp_path, *detach)
+    assert done.returncode == 1
+    assert done.stderr == f"--verifier-python {tmp_path}/none can't be run: No such file or directory\n"
+    assert not (tmp_path / "models").exists()

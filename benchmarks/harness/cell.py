@@ -118,7 +118,7 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
         http_port = nats_server.free_port()
         started = [supervisor.start(program) for program in plan.programs(nats_url, relay_url, http_port)]
         for child in started:
-            await supervisor.wait_ready(child, READY_S)
+            await supervisor.wait_ready(child, max(READY_S, plan.engine.ready_s))
         url = f"http://127.0.0.1:{http_port}" if GATEWAY in plan.names else ""
         if url:
             await _wait_for_fleet(url, plan)

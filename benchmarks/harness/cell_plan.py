@@ -14,6 +14,7 @@ from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.pinned import pinned
 from benchmarks.harness.relay import READY_LINE
 from benchmarks.harness.standin import MODEL_NAME, STANDIN, StandinKind
+from services.local.engine import VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import default_pair
 from services.local.supervisor import Program
@@ -63,6 +64,7 @@ class CellPlan:
     drafts: tuple[str, ...] = ("int8",)  # one for each drafter
     num_verifiers: int = 1
     compute_logs: Path | None = None  # folder in which verifiers and drafters log their passes and steps
+    engine: VerifierEngine = field(default_factory=VerifierEngine)
 
     def processes(self, kind: str) -> list[str]:
         """Process names of the verifiers or the drafters; empty if that kind does not run."""
@@ -78,7 +80,9 @@ class CellPlan:
     def programs(self, nats_url: str, relay_url: str, http_port: int) -> list[Program]:
         """The services in start order. Drafters connect to `relay_url`, the others to `nats_url`."""
         pair = default_pair(self.models, self.drafts, num_drafters=len(self.drafts))
-        made = service_programs(SystemPlan(pair, self.num_verifiers, port=http_port), Access(nats_url))
+        made = service_programs(
+            SystemPlan(pair, self.num_verifiers, port=http_port, engine=self.engine), Access(nats_url)
+        )
         return [self._adapted(program, relay_url) for program in made if kind_of(program.name) in self.names]
 
     def relay(self, nats_url: str, port: int) -> Program:

@@ -13,6 +13,12 @@ def pinned(core: int, argv: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-m", "benchmarks.harness.pinned", str(core), *argv)
 
 
+def move(pid: int, core: int) -> None:
+    """Moves all threads of a running process, not its children, to one core."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.harness.pinned", description="Runs a program on one core.")
     parser.add_argument("core", type=int, help="number of the core")

@@ -1,0 +1,257 @@
+"""Compares DSD on vLLM with vLLM's own server: python -m benchmarks.experiments.against_vllm.
+
+Invariant: all servers hold the same target in bfloat16, compiled, and answer the same prompts greedily with the same
+number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What is not
+the model, HTTP servers, bus, drafter and this client, is on the other core.
+
+Each round asks every way the same prompts, one for each client at once, in random order. Prompts are shorter than a
+block of the prefix cache, so nobody reuses any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.experiments import vllm_server
+from benchmarks.experiments.vllm_server import ServerPlan
+from benchmarks.harness.cell import RunningCell, running
+from benchmarks.harness.cell_plan import VERIFIER, CellPlan
+from benchmarks.harness.files import REPORTS, write_result
+from benchmarks.harness.latency import OK
+from benchmarks.harness.link import LinkConditions
+from benchmarks.harness.origin import Origin
+from benchmarks.harness.paired import Ratio, compare
+from benchmarks.harness.pinned import move
+from benchmarks.harness.prompts import DEFAULT_PROMPTS
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from client.wire import AnswerOptions, DsdOptions
+from model_zoo.prompt_file import read_prompts
+from services.local.engine import EngineName, verifier_engine
+from shared.runtime.home import default_models_dir
+
+PLAIN, BOTH, NGRAM, DRAFT_MODEL = "vLLM", "vLLM, both cores", "vLLM, n-gram", "vLLM, draft model"
+ALONE, DSD, DSD_30 = "DSD, target only", "DSD", "DSD, RTT 30 ms"
+CLIENTS = (1, 4, 8)
+MAX_MODEL_LEN = 2048
+NUM_GUESSES = 4  # of vLLM's own ways
+# Ratio of speeds, the bound of the interval's end that decides, and which end
+LIMITS = (
+    (DSD, PLAIN, 1, 1.6),
+    (DSD, BOTH, 1, 1.1),
+    (ALONE, PLAIN, 1, 0.95),
+    (ALONE, PLAIN, 8, 0.95),
+    (DSD, ALONE, 8, 0.95),
+    (DSD_30, ALONE, 8, 0.95),
+)
+
+console = Console(stderr=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A way to be asked."""
+
+    url: str
+    template: RequestTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsCell:
+    """Seconds of each round by way, and tokens/s / those of plain vLLM."""
+
+    num_clients: int
+    seconds: dict[str, list[float]]
+    ttft_ms: dict[str, float]
+    speeds: dict[str, float]
+    to_plain: dict[str, Ratio]
+    to_alone: dict[str, Ratio]
+
+
+@dataclass(frozen=True, slots=True)
+class VllmComparison:
+    """All cells."""
+
+    vllm: str
+    num_tokens: int
+    cells: list[ClientsCell]
+    complaints: list[str]
+    origin: Origin
+
+
+def plans(python: Path, target: Path, draft_model: Path | None) -> list[ServerPlan]:
+    """vLLM's own servers."""
+    other, core = sorted(os.sched_getaffinity(0))[:2]
+    flags = ("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "64", "--dtype", "bfloat16")
+
+    def plan(name: str, cores: tuple[int, ...], **speculation: object) -> ServerPlan:
+        return ServerPlan(python, target, name, cores, other, flags, speculation)
+
+    ngram = {"prompt_lookup_max": 4, "prompt_lookup_min": 2, "num_speculative_tokens": NUM_GUESSES}
+    found = [plan(PLAIN, (core,)), plan(BOTH, (other, core)), plan(NGRAM, (core,), method="ngram", **ngram)]
+    if draft_model is not None:
+        small = {"model": str(draft_model), "num_speculative_tokens": NUM_GUESSES}
+        found.append(plan(DRAFT_MODEL, (core,), method="draft_model", **small))
+    return found
+
+
+@asynccontextmanager
+async def servers(
+    python: Path, models: Path, draft_model: Path | None, max_tokens: int, folder: Path
+) -> AsyncIterator[tuple[dict[str, Server], list[RunningCell]]]:
+    """All ways, and the cells of DSD. They start one after the other: each compiles."""
+    engine = verifier_engine(EngineName.VLLM, python)
+    env = {"DSD_VLLM_ARGS": f"--max-model-len {MAX_MODEL_LEN}", "DSD_DTYPE": "bfloat16"}
+    found: dict[str, Server] = {}
+    cells: list[RunningCell] = []
+
+    def template(model: str, speculation: str | None) -> RequestTemplate:
+        options = AnswerOptions(max_tokens, temperature=0.0)
+        if speculation:
+            options = AnswerOptions(max_tokens, temperature=0.0, speculation=DsdOptions(speculation))
+        return RequestTemplate(model, options, ignore_eos=True)
+
+    async with AsyncExitStack() as stack:
+        for plan in plans(python, models / "target", draft_model):
+            path = folder / str(len(found))
+            path.mkdir()
+            url = await stack.enter_async_context(vllm_server.running(plan, path, console.print))
+            found[plan.name] = Server(url, template(plan.name, None))
+            console.print(f"{plan.name} is ready")
+        for name, rtt_ms in ((DSD, 0.0), (DSD_30, 30.0)):
+            path = folder / name.replace(" ", "-")
+            path.mkdir()
+            link = LinkConditions(delay_ms=rtt_ms / 2)
+            cell = await stack.enter_async_context(
+                running(CellPlan(models, link=link, engine=engine, env=env), path, console.print)
+            )
+            cells.append(cell)
+            async with connected(cell.url) as gateway:
+                model = await gateway.first_model()
+            found[name] = Server(cell.url, template(model, "adaptive"))
+            if not rtt_ms:
+                found[ALONE] = Server(cell.url, template(model, "off"))
+            console.print(f"{name} is ready")
+        yield found, cells
+
+
+async def ask(server: Server, prompts: Sequence[str]) -> tuple[float, list[float]]:
+    """Seconds to answer all prompts, asked at once, and the times to their first tokens in ms."""
+    started = time.monotonic()
+    async with connected(server.url) as gateway:
+        samples = await asyncio.gather(
+            *(
+                measure_request(gateway, server.template, ScheduledRequest(number, prompt, started, started))
+                for number, prompt in enumerate(prompts)
+            )
+        )
+    wrong = [each for each in samples if each.status != OK or each.num_tokens != server.template.options.max_tokens]
+    if wrong:
+        raise RuntimeError(f"{server.url}: a request failed: {wrong[0].status}, {wrong[0].num_tokens} tokens")
+    return time.monotonic() - started, [each.ttft_ms or 0.0 for each in samples]
+
+
+async def measure(
+    found: dict[str, Server], prompts: Sequence[str], num_clients: int, num_rounds: int, num_tokens: int, seed: int
+) -> ClientsCell:
+    """Rounds of all ways; the first warms up."""
+    order = random.Random(seed)
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    ttft: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(num_rounds + 1):
+        texts = [prompts[(number * num_clients + each) % len(prompts)] for each in range(num_clients)]
+        for name in order.sample(list(found), len(found)):
+            took_s, firsts = await ask(found[name], texts)
+            if number:
+                seconds[name].append(took_s)
+                ttft[name] += firsts
+        console.print(f"{num_clients} clients, round {number} of {num_rounds}")
+
+    def ratios(base: str) -> dict[str, Ratio]:
+        theirs = np.array(seconds[base])[:, None]
+        return {name: compare(theirs, np.array(took)[:, None], seed=seed) for name, took in seconds.items()}
+
+    total = num_clients * num_tokens * num_rounds
+    speeds = {name: total / sum(took) for name, took in seconds.items()}
+    medians = {name: float(np.median(each)) for name, each in ttft.items()}
+    return ClientsCell(num_clients, seconds, medians, speeds, ratios(PLAIN), ratios(ALONE))
+
+
+async def run(
+    python: Path, draft_model: Path | None, num_rounds: int, max_tokens: int, clients: Sequence[int], seed: int
+) -> VllmComparison:
+    prompts, other = read_prompts(DEFAULT_PROMPTS), min(os.sched_getaffinity(0))
+    with TemporaryDirectory(prefix="dsd-bench-") as folder:
+        async with servers(python, default_models_dir(), draft_model, max_tokens, Path(folder)) as (found, cells):
+            for pid in (pid for cell in cells for name, pid in cell.pids().items() if name != VERIFIER):
+                move(pid, other)
+            move(os.getpid(), other)
+            for cell in cells:
+                cell.begin()
+            measured = [await measure(found, prompts, each, num_rounds, max_tokens, seed) for each in clients]
+            complaints = [text for cell in cells for text in cell.complaints()]
+    return VllmComparison(
+        await version_of(python), max_tokens, measured, complaints, Origin.here("benchmarks.experiments.against_vllm")
+    )
+
+
+async def version_of(python: Path) -> str:
+    """The installed vLLM of another Python."""
+    code = "import vllm; print(vllm.__version__)"
+    process = await asyncio.create_subprocess_exec(
+        str(python), "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    told, _ = await process.communicate()
+    return f"vLLM {told.decode().splitlines()[-1]}"
+
+
+def table(found: VllmComparison) -> Table:
+    shown = Table("clients", "way", "tokens/s", "to vLLM", "to target only", "TTFT ms", title=f"against {found.vllm}")
+    for cell in found.cells:
+        for name, speed in cell.speeds.items():
+            row = (str(cell.to_plain[name]), str(cell.to_alone[name]), f"{cell.ttft_ms[name]:.0f}")
+            shown.add_row(str(cell.num_clients), name, f"{speed:.1f}", *row)
+        for ours, theirs, num_clients, least in LIMITS:
+            if num_clients == cell.num_clients and theirs in (PLAIN, ALONE):
+                ratio = (cell.to_plain if theirs == PLAIN else cell.to_alone)[ours]
+                held = "holds" if ratio.low >= least else "open" if ratio.high >= least else "fails"
+                shown.add_row(str(num_clients), f"{ours} / {theirs}", f"≥ {least}: {held}", str(ratio))
+    for complaint in found.complaints:
+        shown.add_row("void", complaint)
+    return shown
+
+
+@app.command()
+def main(
+    python: Annotated[Path, typer.Option(help="Python that has vLLM.")] = Path(".venv-vllm/bin/python"),
+    draft_model: Annotated[
+        Path | None, typer.Option(help="Folder of a draft model for vLLM's own speculation.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of each cell.")] = 12,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
+    clients: Annotated[list[int] | None, typer.Option(help="Numbers of clients; repeat it.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for against_vllm.json.")] = REPORTS,
+    seed: Annotated[int, typer.Option(help="Seed of the order within a round.")] = 1,
+) -> None:
+    """Compares DSD on vLLM with vLLM's own server on this machine."""
+    found = asyncio.run(run(python, draft_model, rounds, max_tokens, clients or list(CLIENTS), seed))
+    write_result(folder / "against_vllm.json", found)
+    Console().print(table(found))
+
+
+if __name__ == "__main__":
+    app()

@@ -22,6 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.local import nats_server
+from services.local.engine import VerifierEngine
 from services.local.pair import default_pair
 from services.local.supervisor import Child
 from services.local.system import System, SystemPlan, running
@@ -279,12 +280,15 @@ async def until(condition: Callable[[], Awaitable[bool]], at_most_s: float, othe
 
 @asynccontextmanager
 async def processes(
-    models: Path, run_dir: Path, drafts: tuple[str, ...], num_verifiers: int
+    models: Path,
+    run_dir: Path,
+    drafts: tuple[str, ...],
+    num_verifiers: int,
+    engine: VerifierEngine | None = None,
 ) -> AsyncIterator[Processes]:
     """Starts a system on free ports, with frequent heartbeats, and ends it whatever happens."""
-    plan = SystemPlan(
-        default_pair(models, drafts, len(drafts)), num_verifiers, port=nats_server.free_port(), secure=IS_SECURE
-    )
+    pair, port = default_pair(models, drafts, len(drafts)), nats_server.free_port()
+    plan = SystemPlan(pair, num_verifiers, port=port, secure=IS_SECURE, engine=engine or VerifierEngine())
     notices: list[str] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_S)
     with ExitStack() as stack:

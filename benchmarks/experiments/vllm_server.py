@@ -33,7 +33,7 @@ class ServerPlan:
         flags = [*self.flags, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", self.name]
         if self.speculation:
             flags += ["--speculative-config", json.dumps(self.speculation)]
-        command = (str(self.python), "-m", "vllm.entrypoints.cli.main", "serve", str(self.target), *flags)
+        command = (str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.target), *flags)
         env = {
             "OMP_NUM_THREADS": str(len(self.cores)),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -23,6 +23,11 @@ STEADY_S = 30.0  # a child that ran for so long restarts after the shortest paus
 AFTER_DRAIN_S = 10.0  # between the end of a drain and SIGKILL
 MIN_END_S = DRAIN_S + AFTER_DRAIN_S  # between SIGTERM and SIGKILL
 MAX_LOG_BYTES = 32 << 20
+BAD_SETTINGS = 2  # exit status of a service that refuses its settings
+
+
+class NotStarted(OSError):
+    """A program refuses its settings, so it will not start however often it is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,22 @@ def turn_over(log_path: Path) -> None:
         log_path.replace(log_path.with_name(f"{log_path.name}.1"))
 
 
+def last_line(log_path: Path) -> str:
+    """The last line of a log; empty if it can't be read."""
+    try:
+        lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
+
+
 class Child:
     """One program that runs or is about to restart. `notify` must not raise."""
 
     def __init__(self, program: Program, log_dir: Path, notify: Callable[[str], None]) -> None:
         self.program = program
         self.ready = asyncio.Event()
+        self.ended = asyncio.Event()  # it refused its settings before it was ever ready
         self.num_starts = 0
         self.urls: list[str] = []  # HTTP endpoints, newest last
         self._log_path = log_dir / f"{program.name}.log"
@@ -77,8 +92,8 @@ class Child:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     async def run(self) -> None:
-        """Keeps the program running until cancelled, then ends it."""
-        pause_s = MIN_PAUSE_S
+        """Keeps the program running until cancelled, then ends it. Returns if it refuses its settings at its start."""
+        pause_s, was_ready = MIN_PAUSE_S, False
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
@@ -87,7 +102,12 @@ class Child:
             except OSError as error:
                 what = f"can't be started ({error})"
             else:
-                what = f"ended with status {await self._watch(process)}"
+                status = await self._watch(process)
+                was_ready |= self.ready.is_set()
+                if status == BAD_SETTINGS and not was_ready:
+                    self.ended.set()
+                    return
+                what = f"ended with status {status}"
             self.ready.clear()
             pause_s = MIN_PAUSE_S if loop.time() - started > STEADY_S else min(2 * pause_s, MAX_PAUSE_S)
             self._notify(f"{self.program.name} {what}, starting again in {pause_s:.0f} s")
@@ -184,13 +204,18 @@ class Supervisor:
         return child
 
     async def wait_ready(self, child: Child, timeout_s: float) -> None:
-        """Waits until a child is ready. Raises TimeoutError, which names the log."""
+        """Waits until a child is ready. Raises NotStarted or TimeoutError, which name the log."""
+        name, where = child.program.name, self._log_dir / f"{child.program.name}.log"
+        waits = [asyncio.create_task(event.wait()) for event in (child.ready, child.ended)]
         try:
-            async with asyncio.timeout(timeout_s):
-                await child.ready.wait()
-        except TimeoutError:
-            where = self._log_dir / f"{child.program.name}.log"
-            raise TimeoutError(f"{child.program.name} is not ready after {timeout_s:.0f} s: see {where}") from None
+            done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        if child.ended.is_set():
+            raise NotStarted(f"{name} refuses its settings: {last_line(where)} (see {where})")
+        if not done:
+            raise TimeoutError(f"{name} is not ready after {timeout_s:.0f} s: see {where}")
 
     async def stop(self) -> None:
         """Stops the children, the last started first, so that each stops before those it needs."""

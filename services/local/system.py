@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 
 from services.local import nats_server
-from services.local.engine import VerifierEngine
+from services.local.engine import EngineName, VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import ModelPair
 from services.local.supervisor import Child, Program, Supervisor, end_s
@@ -88,6 +88,8 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
     common = {"DSD_NATS_URL": nats.url, "DSD_LOG_FORMAT": "json", "DSD_HTTP_HOST": "127.0.0.1", "DSD_HTTP_PORT": "0"}
     common |= {"DSD_MODEL_NAME": plan.pair.model_name}
     target = {"DSD_TARGET": str(plan.pair.target)}
+    if plan.pair.is_default and plan.engine.name is EngineName.VLLM:
+        target |= {"DSD_DTYPE": os.environ.get("DSD_DTYPE", "float32")}  # so small a model has many ties in bfloat16
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
     threads |= {"OMP_WAIT_POLICY": "passive"}  # spinning threads of torch would take the drafters' cores
     drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]

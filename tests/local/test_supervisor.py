@@ -14,7 +14,7 @@ import typer
 
 from services.local import cli, nats_server, supervisor
 from services.local.pair import ModelPair
-from services.local.supervisor import Program, Supervisor
+from services.local.supervisor import NotStarted, Program, Supervisor
 from services.local.system import SystemPlan
 
 AT_MOST_S = 30.0
@@ -78,6 +78,26 @@ async def test_a_child_that_can_not_be_started_is_started_later_and_the_user_is_
         await whole.stop()
     assert notices[0].startswith("child can't be started (")
     assert "No such file or directory" in notices[0]
+
+
+async def test_a_child_that_refuses_its_settings_is_not_tried_again(whole: Supervisor) -> None:
+    child = whole.start(shell("child", "echo '--speed: must be a number'; exit 2"))
+    try:
+        with pytest.raises(
+            NotStarted, match=r"child refuses its settings: --speed: must be a number"
+        ):
+            await whole.wait_ready(child, AT_MOST_S)
+        assert child.num_starts == 1
+    finally:
+        await whole.stop()
+
+
+async def test_a_child_that_ends_with_status_2_after_it_was_ready_is_started_again(whole: Supervisor) -> None:
+    child = whole.start(shell("child", "echo ready; exit 2"))
+    try:
+        await until(lambda: child.num_starts > 2)
+    finally:
+        await whole.stop()
 
 
 async def test_a_log_that_becomes_too_long_takes_the_place_of_the_one_before(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from benchmarks.experiments.int8_copy import quantise
 
 VOCABULARY = 512
 MAX_CONTEXT = 896
@@ -65,30 +66,6 @@ def save(config: PretrainedConfig, folder: Path) -> Path:
 
 
 def save_int8(folder: Path) -> Path:
-    """Saves the Llama with int8 weights, one scale for each row, in the format of compressed-tensors."""
-    save(llama(), folder)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    for name in [each for each in tensors if each.endswith("_proj.weight")]:
-        weight = tensors[name]
-        scale = weight.abs().amax(dim=1, keepdim=True) / 127
-        tensors[name] = (weight / scale).round().to(torch.int8)
-        tensors[f"{name}_scale"] = scale.bfloat16()
-    save_file(tensors, path, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    numbers = {"num_bits": 8, "type": "int", "symmetric": True, "observer_kwargs": {}}
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "quantization_status": "compressed",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": numbers | {"strategy": "channel", "dynamic": False},
-                "input_activations": numbers | {"strategy": "token", "dynamic": True},
-            }
-        },
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    """Saves the Llama with int8 weights, in the format of compressed-tensors."""
+    with TemporaryDirectory() as plain:
+        return quantise(save(llama(), Path(plain)), folder)

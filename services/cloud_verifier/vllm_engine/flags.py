@@ -40,12 +40,18 @@ def engine_args(settings: VerifierSettings) -> EngineArgs:
         _refuse(f"--{name.replace('_', '-')} is not passed on to vLLM: {instead}")
     if given.pipeline_parallel_size > 1:
         _refuse("--pipeline-parallel-size: guesses give wrong text with it in this vLLM; use --tensor-parallel-size")
-    if is_on_cpu() and not changed & set(_KV_FLAGS):
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_GIB))
+    if is_on_cpu():
+        _prepare_cpu(is_kv_chosen=bool(changed & set(_KV_FLAGS)))
     args = EngineArgs.from_cli_args(given)
     args.model, args.served_model_name, args.dtype = settings.target, [settings.model_name], settings.dtype
     args.max_num_seqs, args.max_num_batched_tokens = settings.max_sessions, settings.token_budget
     return args
+
+
+def _prepare_cpu(is_kv_chosen: bool) -> None:
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")  # what vLLM stores so can't be loaded: it compiles every time
+    if not is_kv_chosen:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_GIB))
 
 
 def _refuse(message: str) -> None:

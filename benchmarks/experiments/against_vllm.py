@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.experiments import vllm_server
 from benchmarks.experiments.vllm_server import ServerPlan
-from benchmarks.harness.cell import RunningCell, running
+from benchmarks.harness.cell import RunningCell, exit_on_sigterm, running
 from benchmarks.harness.cell_plan import VERIFIER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.latency import OK
@@ -116,6 +116,7 @@ async def servers(
     """All ways, and the cells of DSD. They start one after the other: each compiles."""
     engine = verifier_engine(EngineName.VLLM, python)
     env = {"DSD_VLLM_ARGS": f"--max-model-len {MAX_MODEL_LEN}", "DSD_DTYPE": "bfloat16"}
+    env |= {"VLLM_CPU_KVCACHE_SPACE": vllm_server.KV_GIB}
     found: dict[str, Server] = {}
     cells: list[RunningCell] = []
 
@@ -248,6 +249,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the order within a round.")] = 1,
 ) -> None:
     """Compares DSD on vLLM with vLLM's own server on this machine."""
+    exit_on_sigterm()
     found = asyncio.run(run(python, draft_model, rounds, max_tokens, clients or list(CLIENTS), seed))
     write_result(folder / "against_vllm.json", found)
     Console().print(table(found))

@@ -14,6 +14,7 @@ from services.local import nats_server
 from services.local.supervisor import Program, Supervisor
 
 READY_S = 900.0  # it compiles a new model first
+KV_GIB = "1"  # several servers fit this machine
 READY_LINE = "Application startup complete"
 
 
@@ -37,7 +38,8 @@ class ServerPlan:
         env = {
             "OMP_NUM_THREADS": str(len(self.cores)),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_KVCACHE_SPACE": KV_GIB,
+            "VLLM_USE_AOT_COMPILE": "0",  # as the verifier
             "VLLM_NO_USAGE_STATS": "1",
             "OMP_WAIT_POLICY": "passive",
         }

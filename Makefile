@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
 VENV_VLLM := .venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
+VLLM_PYTHON ?= $(BIN)/python
 TO_RUN := $(VENV)/local $(if $(filter vllm,$(ENGINE)),$(VENV_VLLM)/cpu)
 export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
@@ -67,8 +68,9 @@ bench-quick: $(VENV)/dev ## the same with two cells (5 minutes)
 validate: $(VENV)/dev ## compare the simulator with the services, into docs/reports/validation; resumes where it stopped (half an hour)
 	$(BIN)/python -m benchmarks.validation
 
-gpu-check: $(VENV)/dev ## the bit check, the pass cost and the demo on a GPU; says "not run" where there is none
+gpu-check: $(VENV)/dev ## the bit check, pass times and the demo on a GPU, and of vLLM with VLLM_PYTHON=... ; says "not run" where there is none
 	$(BIN)/python -m tests.gpu_check
+	$(VLLM_PYTHON) -m tests.vllm.gpu_check
 
 clean: ## remove the virtual environments and caches of tools (prepared models stay)
 	rm -rf $(VENV) $(VENV_VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -203,7 +203,11 @@ async def run(
             move(os.getpid(), other)
             for cell in cells:
                 cell.begin()
-            measured = [await measure(found, prompts, each, num_rounds, max_tokens, seed) for each in clients]
+            try:
+                measured = [await measure(found, prompts, each, num_rounds, max_tokens, seed) for each in clients]
+            except RuntimeError as error:
+                told = "; ".join(text for cell in cells for text in cell.complaints())
+                raise RuntimeError(f"{error}; logs of DSD: {told or 'no error'}") from error
             complaints = [text for cell in cells for text in cell.complaints()]
     return VllmComparison(
         await version_of(python), max_tokens, measured, complaints, Origin.here("benchmarks.experiments.against_vllm")

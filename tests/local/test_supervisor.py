@@ -83,9 +83,7 @@ async def test_a_child_that_can_not_be_started_is_started_later_and_the_user_is_
 async def test_a_child_that_refuses_its_settings_is_not_tried_again(whole: Supervisor) -> None:
     child = whole.start(shell("child", "echo '--speed: must be a number'; exit 2"))
     try:
-        with pytest.raises(
-            NotStarted, match=r"child refuses its settings: --speed: must be a number"
-        ):
+        with pytest.raises(NotStarted, match=r"child refuses its settings: --speed: must be a number"):
             await whole.wait_ready(child, AT_MOST_S)
         assert child.num_starts == 1
     finally:

@@ -40,6 +40,10 @@ class Driver(SessionTable):
     def opens(self, request: Open) -> SessionSlot:
         return self.open(request, GATEWAY, 0.0)
 
+    def opens_new(self, request: Open) -> SessionSlot:
+        """Opens a session of another id."""
+        return self.opens(structs.replace(request, session_id=new_session_id()))
+
     def guess(self, slot: SessionSlot, token_ids: Sequence[int]) -> None:
         """Guesses that follow the session's text."""
         state = slot.state
@@ -82,7 +86,7 @@ class Driver(SessionTable):
 
     def answers(self, *requests: Open) -> list[list[int]]:
         """The answers of new sessions that run together, without guesses."""
-        slots = [self.opens(structs.replace(request, session_id=new_session_id())) for request in requests]
+        slots = [self.opens_new(request) for request in requests]
         self.finish(*slots)
         found = [answer_of(slot) for slot in slots]
         for slot in slots:

@@ -149,7 +149,7 @@ def plain_times(check: Check) -> dict[str, float]:
         "model": str(check.model),
         "flags": [*check.all_flags, "--dtype", check.dtype],
         "prompts": {
-            str(each): [check.prompt(n, each) for n in range(max(check.num_sessions))] for each in check.contexts
+            str(each): [check.prompt(n, each) for n in range(most)] for each in check.contexts
         },
         "num_sessions": list(check.num_sessions),
     }

@@ -112,6 +112,10 @@ class Engine(Protocol[AnyContext]):
     def num_shared_tokens(self) -> int:
         """Tokens copied from other contexts instead of being computed, since the start."""
 
+    @property
+    def num_preemptions(self) -> int:
+        """How often a context lost its KV cache to another one, since the start."""
+
     def open(self, request: Open, token_ids: Sequence[int]) -> AnyContext | None:
         """A context for the rest of a session's text; None if too little KV cache is free. Raises OutOfMemory.
 

@@ -27,6 +27,9 @@ class VerifierMetrics:
         self.prefix_tokens = Counter(
             "dsd_verifier_prefix_tokens", "Tokens copied from a KV cache of another session", registry=registry
         )
+        self.preemptions = Counter(
+            "dsd_verifier_preemptions", "Sessions that lost their KV cache to another one", registry=registry
+        )
         self.committed_tokens = Counter(
             "dsd_verifier_committed_tokens", "Tokens fixed by the target", registry=registry
         )

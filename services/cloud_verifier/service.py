@@ -74,7 +74,7 @@ class Verifier:
         self.loop = VerifyLoop(engine, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
-        self._num_shared_counted = 0
+        self._num_shared_counted = self._num_preemptions_counted = 0
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -265,6 +265,9 @@ class Verifier:
         num_shared = self.engine.num_shared_tokens
         self._metrics.prefix_tokens.inc(num_shared - self._num_shared_counted)
         self._num_shared_counted = num_shared
+        num_preemptions = self.engine.num_preemptions
+        self._metrics.preemptions.inc(num_preemptions - self._num_preemptions_counted)
+        self._num_preemptions_counted = num_preemptions
         return load
 
     async def _expire(self) -> None:

@@ -148,9 +148,7 @@ def plain_times(check: Check) -> dict[str, float]:
     asked = {
         "model": str(check.model),
         "flags": [*check.all_flags, "--dtype", check.dtype],
-        "prompts": {
-            str(each): [check.prompt(n, each) for n in range(most)] for each in check.contexts
-        },
+        "prompts": {str(each): [check.prompt(n, each) for n in range(most)] for each in check.contexts},
         "num_sessions": list(check.num_sessions),
     }
     command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.vllm.gpu_check", "--plain"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
 from tests.e2e.faults.liar import Liar
 from tests.e2e.harness import Cell, running
+from tests.vllm import tiny
+from tests.vllm.conftest import loaded
 
 NUM_SESSIONS, NUM_TOKENS = 32, 16
 
@@ -49,3 +52,19 @@ async def test_32_sessions_join_and_leave_beside_a_lying_drafter_and_clients_tha
                 await asyncio.sleep(0.01)
     assert found == alone
     assert engine.free_kv_tokens == engine.info.kv_tokens
+
+
+async def test_sessions_that_need_twice_the_kv_cache_are_all_answered(tmp_path: Path) -> None:
+    """By the verify loop itself: preempted sessions wait, and go on where they were."""
+    folder = tiny.save(tiny.llama(), tmp_path)
+    prompts = [[3 + (number * 7 + each) % 500 for each in range(40)] for number in range(6)]
+    with loaded(folder, vllm_args=f"{tiny.FLAGS} --num-gpu-blocks-override 8") as engine:
+        async with running(MemoryNetwork().connect, [engine], []) as cell:
+
+            async def answer(prompt: list[int]) -> list[int]:
+                return (await cell.client.generate(prompt, verifier_id=cell.verifier_id(), max_tokens=250)).token_ids
+
+            alone = [await answer(prompt) for prompt in prompts]
+            assert engine.num_preemptions == 0
+            assert await asyncio.gather(*map(answer, prompts)) == alone
+        assert engine.num_preemptions > 0

@@ -58,6 +58,7 @@ class TorchEngine:
         largest = kv_tokens // KV_STEP * KV_STEP
         self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest, MAX_WINDOW)
         self.num_shared_tokens = 0
+        self.num_preemptions = 0  # KV cache is reserved
         self.prefixes = PrefixCache()
         self._model = model
         self._contexts: dict[TorchContext, None] = {}  # open ones, oldest first

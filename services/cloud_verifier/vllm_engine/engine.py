@@ -120,15 +120,20 @@ class VllmEngine:
     def _step(self, rows: Sequence[StepRow[VllmContext]]) -> list[Computed]:
         for row in rows:
             self._renew(row)
+        stepped = self._run(rows)
+        while not any(each.num_tokens for each in stepped):
+            self._evict_other(rows)
+            stepped = self._run(rows)
+        return [self._computed(row, each) for row, each in zip(rows, stepped, strict=True)]
+
+    def _run(self, rows: Sequence[StepRow[VllmContext]]) -> list[Stepped]:
+        """One step of vLLM. Contexts that it preempts are without a request afterwards."""
         plan = {self._begin(row.context): Planned(len(row.token_ids), _guesses(row)) for row in rows}
         stepped = self._core.step(plan)
-        while not any(each.num_tokens for each in stepped.values()):
-            self._evict_other(rows)
-            plan = {self._begin(row.context): planned for row, planned in zip(rows, plan.values(), strict=True)}
-            stepped = self._core.step(plan)
-        self.num_preemptions += len(self._core.preempted_ids)
-        self._drop([self._contexts[request_id] for request_id in self._core.preempted_ids])
-        return [self._computed(row, stepped[request_id]) for row, request_id in zip(rows, plan, strict=True)]
+        preempted = [self._contexts[request_id] for request_id in self._core.preempted_ids]
+        self.num_preemptions += len(preempted)
+        self._drop(preempted)
+        return [stepped[request_id] for request_id in plan]
 
     def _renew(self, row: StepRow[VllmContext]) -> None:
         """Follows a row whose text differs from the known one, after a pass that the session did not commit."""

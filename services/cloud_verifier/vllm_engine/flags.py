@@ -29,7 +29,7 @@ OWNED = {  # flag of vLLM: what to set instead
     "async_scheduling": "",
 }
 CPU_KV_GIB = 2  # vLLM's own default is nearly all memory of the machine
-_KV_FLAGS = ("kv_cache_memory_bytes", "num_gpu_blocks_override", "gpu_memory_utilization")
+_KV_FLAGS = ("kv_cache_memory_bytes", "gpu_memory_utilization")
 
 
 def engine_args(settings: VerifierSettings) -> EngineArgs:

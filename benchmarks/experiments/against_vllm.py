@@ -46,6 +46,7 @@ from shared.runtime.home import default_models_dir
 PLAIN, BOTH, NGRAM, DRAFT_MODEL = "vLLM", "vLLM, both cores", "vLLM, n-gram", "vLLM, draft model"
 ALONE, DSD, DSD_30 = "DSD, target only", "DSD", "DSD, RTT 30 ms"
 CLIENTS = (1, 4, 8)
+MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
 NUM_GUESSES = 4  # of vLLM's own ways
 # Ratio of speeds, the bound of the interval's end that decides, and which end
@@ -80,6 +81,7 @@ class ClientsCell:
     speeds: dict[str, float]
     to_plain: dict[str, Ratio]
     to_alone: dict[str, Ratio]
+    voided: list[str]  # why a round was asked again for all ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,25 +164,37 @@ async def ask(server: Server, prompts: Sequence[str]) -> tuple[float, list[float
         )
     wrong = [each for each in samples if each.status != OK or each.num_tokens != server.template.options.max_tokens]
     if wrong:
-        raise RuntimeError(f"{server.url}: a request failed: {wrong[0].status}, {wrong[0].num_tokens} tokens")
+        raise RuntimeError(
+            f"{server.template.model}: a request failed: {wrong[0].status}, {wrong[0].num_tokens} tokens"
+        )
     return time.monotonic() - started, [each.ttft_ms or 0.0 for each in samples]
 
 
 async def measure(
     found: dict[str, Server], prompts: Sequence[str], num_clients: int, num_rounds: int, num_tokens: int, seed: int
 ) -> ClientsCell:
-    """Rounds of all ways; the first warms up."""
+    """Rounds of all ways; the first warms up. A round with a failed request is asked again."""
     order = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in found}
     ttft: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(num_rounds + 1):
+    voided: list[str] = []
+    number = 0
+    while len(seconds[PLAIN]) < num_rounds:
         texts = [prompts[(number * num_clients + each) % len(prompts)] for each in range(num_clients)]
-        for name in order.sample(list(found), len(found)):
-            took_s, firsts = await ask(found[name], texts)
-            if number:
+        try:
+            asked = {name: await ask(found[name], texts) for name in order.sample(list(found), len(found))}
+        except RuntimeError as error:
+            voided.append(str(error))
+            console.print(f"void: {error}")
+            if len(voided) > MAX_VOIDED:
+                raise
+            continue
+        number += 1
+        if number > 1:
+            for name, (took_s, firsts) in asked.items():
                 seconds[name].append(took_s)
                 ttft[name] += firsts
-        console.print(f"{num_clients} clients, round {number} of {num_rounds}")
+        console.print(f"{num_clients} clients, round {number - 1} of {num_rounds}")
 
     def ratios(base: str) -> dict[str, Ratio]:
         theirs = np.array(seconds[base])[:, None]
@@ -189,7 +203,7 @@ async def measure(
     total = num_clients * num_tokens * num_rounds
     speeds = {name: total / sum(took) for name, took in seconds.items()}
     medians = {name: float(np.median(each)) for name, each in ttft.items()}
-    return ClientsCell(num_clients, seconds, medians, speeds, ratios(PLAIN), ratios(ALONE))
+    return ClientsCell(num_clients, seconds, medians, speeds, ratios(PLAIN), ratios(ALONE), voided)
 
 
 async def run(

@@ -45,6 +45,7 @@ from shared.runtime.home import default_models_dir
 
 PLAIN, BOTH, NGRAM, DRAFT_MODEL = "vLLM", "vLLM, both cores", "vLLM, n-gram", "vLLM, draft model"
 ALONE, DSD, DSD_30 = "DSD, target only", "DSD", "DSD, RTT 30 ms"
+WAYS = {"both": BOTH, "n-gram": NGRAM, "draft": DRAFT_MODEL, "DSD": DSD, "DSD30": DSD_30}
 CLIENTS = (1, 4, 8)
 MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
@@ -113,9 +114,9 @@ def plans(python: Path, target: Path, draft_model: Path | None) -> list[ServerPl
 
 @asynccontextmanager
 async def servers(
-    python: Path, models: Path, draft_model: Path | None, max_tokens: int, folder: Path
+    python: Path, models: Path, draft_model: Path | None, ways: Sequence[str], max_tokens: int, folder: Path
 ) -> AsyncIterator[tuple[dict[str, Server], list[RunningCell]]]:
-    """All ways, and the cells of DSD. They start one after the other: each compiles."""
+    """The chosen ways, and the cells of DSD. They start one after the other: each compiles."""
     engine = verifier_engine(EngineName.VLLM, python)
     env = {"DSD_VLLM_ARGS": f"--max-model-len {MAX_MODEL_LEN}", "DSD_DTYPE": "bfloat16"}
     env |= {"VLLM_CPU_KVCACHE_SPACE": vllm_server.KV_GIB}
@@ -130,12 +131,16 @@ async def servers(
 
     async with AsyncExitStack() as stack:
         for plan in plans(python, models / "target", draft_model):
+            if plan.name not in ways:
+                continue
             path = folder / str(len(found))
             path.mkdir()
             url = await stack.enter_async_context(vllm_server.running(plan, path, console.print))
             found[plan.name] = Server(url, template(plan.name, None))
             console.print(f"{plan.name} is ready")
         for name, rtt_ms in ((DSD, 0.0), (DSD_30, 30.0)):
+            if name not in ways:
+                continue
             path = folder / name.replace(" ", "-")
             path.mkdir()
             link = LinkConditions(delay_ms=rtt_ms / 2)
@@ -146,7 +151,7 @@ async def servers(
             async with connected(cell.url) as gateway:
                 model = await gateway.first_model()
             found[name] = Server(cell.url, template(model, "adaptive"))
-            if not rtt_ms:
+            if ALONE not in found:
                 found[ALONE] = Server(cell.url, template(model, "off"))
             console.print(f"{name} is ready")
         yield found, cells
@@ -197,6 +202,8 @@ async def measure(
         console.print(f"{num_clients} clients, round {number - 1} of {num_rounds}")
 
     def ratios(base: str) -> dict[str, Ratio]:
+        if base not in seconds:
+            return {}
         theirs = np.array(seconds[base])[:, None]
         return {name: compare(theirs, np.array(took)[:, None], seed=seed) for name, took in seconds.items()}
 
@@ -207,11 +214,17 @@ async def measure(
 
 
 async def run(
-    python: Path, draft_model: Path | None, num_rounds: int, max_tokens: int, clients: Sequence[int], seed: int
+    python: Path,
+    draft_model: Path | None,
+    ways: Sequence[str],
+    num_rounds: int,
+    max_tokens: int,
+    clients: Sequence[int],
+    seed: int,
 ) -> VllmComparison:
     prompts, other = read_prompts(DEFAULT_PROMPTS), min(os.sched_getaffinity(0))
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
-        async with servers(python, default_models_dir(), draft_model, max_tokens, Path(folder)) as (found, cells):
+        async with servers(python, default_models_dir(), draft_model, ways, max_tokens, Path(folder)) as (found, cells):
             for pid in (pid for cell in cells for name, pid in cell.pids().items() if name != VERIFIER):
                 move(pid, other)
             move(os.getpid(), other)
@@ -242,10 +255,10 @@ def table(found: VllmComparison) -> Table:
     shown = Table("clients", "way", "tokens/s", "to vLLM", "to target only", "TTFT ms", title=f"against {found.vllm}")
     for cell in found.cells:
         for name, speed in cell.speeds.items():
-            row = (str(cell.to_plain[name]), str(cell.to_alone[name]), f"{cell.ttft_ms[name]:.0f}")
+            row = (str(cell.to_plain[name]), str(cell.to_alone.get(name, "")), f"{cell.ttft_ms[name]:.0f}")
             shown.add_row(str(cell.num_clients), name, f"{speed:.1f}", *row)
         for ours, theirs, num_clients, least in LIMITS:
-            if num_clients == cell.num_clients and theirs in (PLAIN, ALONE):
+            if num_clients == cell.num_clients and theirs in (PLAIN, ALONE) and ours in cell.to_plain:
                 ratio = (cell.to_plain if theirs == PLAIN else cell.to_alone)[ours]
                 held = "holds" if ratio.low >= least else "open" if ratio.high >= least else "fails"
                 shown.add_row(str(num_clients), f"{ours} / {theirs}", f"≥ {least}: {held}", str(ratio))
@@ -260,6 +273,10 @@ def main(
     draft_model: Annotated[
         Path | None, typer.Option(help="Folder of a draft model for vLLM's own speculation.")
     ] = None,
+    ways: Annotated[
+        list[str] | None,
+        typer.Option(help="Servers, of vLLM (always), both, n-gram, draft, DSD, DSD30; repeat it. Default: all."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Rounds of each cell.")] = 12,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
     clients: Annotated[list[int] | None, typer.Option(help="Numbers of clients; repeat it.")] = None,
@@ -268,7 +285,10 @@ def main(
 ) -> None:
     """Compares DSD on vLLM with vLLM's own server on this machine."""
     exit_on_sigterm()
-    found = asyncio.run(run(python, draft_model, rounds, max_tokens, clients or list(CLIENTS), seed))
+    if unknown := set(ways or ()) - set(WAYS):
+        raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
+    chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
+    found = asyncio.run(run(python, draft_model, chosen, rounds, max_tokens, clients or list(CLIENTS), seed))
     write_result(folder / "against_vllm.json", found)
     Console().print(table(found))
 

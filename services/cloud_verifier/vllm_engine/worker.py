@@ -114,7 +114,7 @@ class CoupledSampler:
         return SamplerOutput(token_ids, _logprobs(logits, requests, drawn, width))
 
     def _requests(self, metadata: Any) -> list[Request | None]:
-        """The requests in the order of the batch; None: the prompt goes on, so no draw is of use."""
+        """The requests in the order of the batch; None for one whose prompt is not computed to its end."""
         batch = self._runner.input_batch
         num_guesses = metadata.num_draft_tokens if metadata is not None else [0] * batch.num_reqs
         guesses = metadata.draft_token_ids.tolist() if metadata is not None else []
@@ -199,6 +199,6 @@ def _logprobs(
 
 
 def logprobs_of(columns: Any, num_top: int) -> list[TokenLogprobs]:
-    """Logprobs of a request's draws from what vLLM hands back: arrays [draws, columns] as `_logprobs` fills them."""
+    """Logprobs of a request's draws. columns: the request's part of the arrays that `_logprobs` filled, from vLLM."""
     rows = zip(columns.logprob_token_ids.tolist(), columns.logprobs.tolist(), strict=True)
     return [TokenLogprobs(values[0], TokenIds(ids[1 : num_top + 1]), values[1 : num_top + 1]) for ids, values in rows]

@@ -50,7 +50,7 @@ CLIENTS = (1, 4, 8)
 MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
 NUM_GUESSES = 4  # of vLLM's own ways
-# Ratio of speeds, the bound of the interval's end that decides, and which end
+# Ours, theirs, number of clients, and the least ratio of speeds: it holds if the interval's lower end reaches it
 LIMITS = (
     (DSD, PLAIN, 1, 1.6),
     (DSD, BOTH, 1, 1.1),
@@ -259,8 +259,8 @@ def table(found: VllmComparison) -> Table:
             row = (str(cell.to_plain[name]), str(cell.to_alone.get(name, "")), f"{cell.ttft_ms[name]:.0f}")
             shown.add_row(str(cell.num_clients), name, f"{speed:.1f}", *row)
         for ours, theirs, num_clients, least in LIMITS:
-            if num_clients == cell.num_clients and theirs in (PLAIN, ALONE) and ours in cell.to_plain:
-                ratio = (cell.to_plain if theirs == PLAIN else cell.to_alone)[ours]
+            if num_clients == cell.num_clients and {ours, theirs} <= cell.seconds.keys():
+                ratio = compare(np.array(cell.seconds[theirs])[:, None], np.array(cell.seconds[ours])[:, None])
                 held = "holds" if ratio.low >= least else "open" if ratio.high >= least else "fails"
                 shown.add_row(str(num_clients), f"{ours} / {theirs}", f"≥ {least}: {held}", str(ratio))
     for complaint in found.complaints:

@@ -15,12 +15,13 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
-from services.cloud_verifier.engine import Computed, EngineInfo, OutOfMemory, StepRow, StepTime
+from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target, pick_device
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache, num_common
 from shared.policies.batching import KV_STEP, round_to_kv_step
+from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
 from shared.protocol.sampling import History, is_adjusted
 
@@ -108,11 +109,7 @@ class TorchEngine:
                 context.cache.copy(context.prefix)
                 context.prefix = None
         drawn = self._model.step([_model_row(row) for row in rows])
-        for row in rows:
-            _commit(row)
-        return [
-            Computed(len(row.token_ids), row.context.num_computed, each) for row, each in zip(rows, drawn, strict=True)
-        ]
+        return [_commit(row, each) for row, each in zip(rows, drawn, strict=True)]
 
     def warm_up(self) -> list[StepTime]:
         """Runs each size twice: the first run compiles kernels, the second is timed."""
@@ -168,15 +165,17 @@ def _text(row: StepRow[TorchContext]) -> NDArray[np.int64]:
     return np.concatenate([row.context.token_ids[: row.start], np.array(row.token_ids[:num_committed], np.int64)])
 
 
-def _commit(row: StepRow[TorchContext]) -> None:
-    """Updates the committed text. Guesses are committed when a later row starts after them.
+def _commit(row: StepRow[TorchContext], drawn: Drawn) -> Computed:
+    """Updates the committed text, to which guesses belong that equal their draws.
 
     A row with draws ends at the end of the text.
     """
     context, text = row.context, _text(row)
-    rest = () if row.num_draws else context.token_ids[len(text) :]
-    context.token_ids = np.concatenate([text, rest])
-    context.num_computed = len(text)
+    length, guesses = len(text), row.token_ids[len(text) - row.start :]
+    rest = guesses[: common_prefix(guesses, drawn.token_ids)] if row.num_draws else context.token_ids[length:]
+    context.token_ids = np.concatenate([text, np.array(rest, np.int64)])
+    context.num_computed = length + len(rest) if row.num_draws else length
+    return Computed(len(row.token_ids), length, drawn)
 
 
 def load_model(settings: VerifierSettings) -> TargetModel:

@@ -1,14 +1,58 @@
-"""The built-in engine serves on a GPU too, and says which engine is made for it."""
+"""The built-in engine: what it knows of a context's text, and a warning on GPUs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 from structlog.testing import capture_logs
 
+from services.cloud_verifier.engine import StepRow
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine import engine
-from tests.fakes import FakeTarget
+from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS
+from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.protocol.subjects import new_session_id
+from tests.fakes import FakeTarget, answer, fake_engine
+
+PROMPT = list(range(5, 5 + 2 * MIN_TOKENS))
+ANSWER = answer(PROMPT, 8)
+
+
+def a_request(prompt: Sequence[int] = PROMPT) -> Open:
+    penalised = Sampling(presence_penalty=1.0)
+    return Open(new_session_id(), 1, None, TokenIds(prompt), NO_TOKENS, penalised, NO_TOKENS, 16, cache_scope="a")
+
+
+def decode(guessing: engine.TorchEngine) -> engine.TorchContext:
+    """Computes the prompt and six tokens of the answer: by two right guesses, by a right and a wrong one, by none."""
+    context = guessing.open(a_request(), PROMPT)
+    assert context is not None
+    end = len(PROMPT)
+    guessing.step([StepRow(context, 0, PROMPT, 1)])
+    guessing.step([StepRow(context, end, ANSWER[:3], 3)])
+    guessing.step([StepRow(context, end + 3, [ANSWER[3], ANSWER[4], ANSWER[5] + 1], 3)])
+    guessing.step([StepRow(context, end + 5, [ANSWER[5]], 1)])
+    return context
+
+
+def test_penalties_count_accepted_guesses_and_no_others() -> None:
+    target = FakeTarget()
+    decode(fake_engine(target))
+    histories = [row.history.output_ids for (row,) in target.passes if row.history]
+    assert histories == [[], ANSWER[:1], ANSWER[:4], ANSWER[:6]]
+
+
+def test_a_text_is_shared_up_to_where_it_parts_whoever_guessed_it() -> None:
+    shared = fake_engine(FakeTarget())
+    decode(shared)
+    others = [[*PROMPT, *ANSWER[:5], 0], [*PROMPT, *ANSWER[:4], ANSWER[5] + 1, 0], [*PROMPT, ANSWER[0], ANSWER[3], 0]]
+    contexts = [shared.open(a_request(other), other) for other in others]
+    for context in contexts:
+        assert context is not None
+        shared.share(context)
+    assert [context and context.num_shared for context in contexts] == [len(PROMPT) + n for n in (5, 4, 1)]
 
 
 @pytest.mark.parametrize(("device", "num_warnings"), [("cpu", 0), ("cuda", 1)])

@@ -71,8 +71,10 @@ class World:
         await self._add(verifier)
         return verifier
 
-    async def drafter(self, name: str = "drafter") -> FakeDrafter:
+    async def drafter(self, name: str = "drafter", promised_s: float = 1.0) -> FakeDrafter:
+        """promised_s: between heartbeats; the gateway misses them after three times as long."""
         drafter = FakeDrafter(self.network.connect(), self.script, name)
+        drafter.promised_s = promised_s
         await self._add(drafter)
         return drafter
 

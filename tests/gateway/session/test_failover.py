@@ -153,7 +153,7 @@ async def test_without_any_verifier_the_stream_ends_with_a_clear_error(folder: P
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_killed_drafter_is_replaced_or_done_without(long_world: World, others: int) -> None:
     world = long_world
-    verifier, drafter = await world.verifier(pass_s=PASS_S), await world.drafter("one")
+    verifier, drafter = await world.verifier(pass_s=PASS_S), await world.drafter("one", promised_s=0.2)
     stream = await ask(world)
     await stream.read(10)
     spare = await world.drafter("two") if others else None

@@ -6,6 +6,9 @@ the model, HTTP servers, bus, drafter and this client, is on the other core.
 
 Each round asks every way the same prompts, one for each client at once, in random order. Prompts are shorter than a
 block of the prefix cache, so nobody reuses any.
+
+The time between passes is that of a whole round, from the requests to the last token, in which DSD's verifier computes
+no pass.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from aiohttp import ClientSession
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.experiments import vllm_server
-from benchmarks.experiments.vllm_server import ServerPlan
+from benchmarks.experiments.vllm_server import ServerPlan, VllmServer
 from benchmarks.harness.cell import RunningCell, exit_on_sigterm, running
 from benchmarks.harness.cell_plan import VERIFIER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
@@ -47,6 +52,7 @@ PLAIN, BOTH, NGRAM, DRAFT_MODEL = "vLLM", "vLLM, both cores", "vLLM, n-gram", "v
 ALONE, DSD, DSD_30 = "DSD, target only", "DSD", "DSD, RTT 30 ms"
 WAYS = {"both": BOTH, "n-gram": NGRAM, "draft": DRAFT_MODEL, "DSD": DSD, "DSD30": DSD_30}
 CLIENTS = (1, 4, 8)
+BETWEEN_PASSES = (1, 16)  # sessions
 MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
 NUM_GUESSES = 4  # of vLLM's own ways
@@ -66,10 +72,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A way to be asked."""
+    """A way to be asked. vllm: the server to resume meanwhile."""
 
     url: str
     template: RequestTemplate
+    vllm: VllmServer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +93,22 @@ class ClientsCell:
 
 
 @dataclass(frozen=True, slots=True)
+class BetweenPasses:
+    """A round of target-only sessions: mean duration of a pass, and of the time between two, in ms."""
+
+    num_sessions: int
+    pass_ms: float
+    between_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class VllmComparison:
     """All cells."""
 
     vllm: str
     num_tokens: int
     cells: list[ClientsCell]
+    between_passes: list[BetweenPasses]
     complaints: list[str]
     origin: Origin
 
@@ -135,8 +152,8 @@ async def servers(
                 continue
             path = folder / str(len(found))
             path.mkdir()
-            url = await stack.enter_async_context(vllm_server.running(plan, path, console.print))
-            found[plan.name] = Server(url, template(plan.name, None))
+            server = await stack.enter_async_context(vllm_server.running(plan, path, console.print))
+            found[plan.name] = Server(server.url, template(plan.name, None), server)
             console.print(f"{plan.name} is ready")
         for name, rtt_ms in ((DSD, 0.0), (DSD_30, 30.0)):
             if name not in ways:
@@ -160,7 +177,10 @@ async def servers(
 async def ask(server: Server, prompts: Sequence[str]) -> tuple[float, list[float]]:
     """Seconds to answer all prompts, asked at once, and the times to their first tokens in ms."""
     started = time.monotonic()
-    async with connected(server.url) as gateway:
+    async with AsyncExitStack() as stack:
+        if server.vllm is not None:
+            stack.enter_context(server.vllm.resumed())
+        gateway = await stack.enter_async_context(connected(server.url))
         samples = await asyncio.gather(
             *(
                 measure_request(gateway, server.template, ScheduledRequest(number, prompt, started, started))
@@ -213,6 +233,23 @@ async def measure(
     return ClientsCell(num_clients, seconds, medians, speeds, ratios(PLAIN), ratios(ALONE), voided)
 
 
+async def measure_between_passes(
+    cell: RunningCell, server: Server, prompts: Sequence[str], num_sessions: int
+) -> BetweenPasses:
+    before = await _passes(cell)
+    took_s, _ = await ask(server, prompts[:num_sessions])
+    num_passes, computing_s = (new - old for new, old in zip(await _passes(cell), before, strict=True))
+    return BetweenPasses(num_sessions, computing_s / num_passes * 1e3, (took_s - computing_s) / num_passes * 1e3)
+
+
+async def _passes(cell: RunningCell) -> tuple[float, float]:
+    """The verifier's number of passes and their seconds so far."""
+    async with ClientSession() as http, http.get(f"{cell.children[VERIFIER].urls[-1]}/metrics") as response:
+        text = await response.text()
+    found = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    return found["dsd_verifier_pass_seconds_count"], found["dsd_verifier_pass_seconds_sum"]
+
+
 async def run(
     python: Path,
     draft_model: Path | None,
@@ -236,9 +273,19 @@ async def run(
                     measured.append(await measure(found, prompts, num_clients, num_rounds, max_tokens, seed))
                 except RuntimeError as error:
                     failed.append(f"{num_clients} clients: {error}")
+            between = [
+                await measure_between_passes(cells[0], found[ALONE], prompts, num_sessions)
+                for num_sessions in BETWEEN_PASSES
+                if cells
+            ]
             complaints = [*failed, *(text for cell in cells for text in cell.complaints())]
     return VllmComparison(
-        await version_of(python), max_tokens, measured, complaints, Origin.here("benchmarks.experiments.against_vllm")
+        await version_of(python),
+        max_tokens,
+        measured,
+        between,
+        complaints,
+        Origin.here("benchmarks.experiments.against_vllm"),
     )
 
 
@@ -263,6 +310,9 @@ def table(found: VllmComparison) -> Table:
                 ratio = compare(np.array(cell.seconds[theirs])[:, None], np.array(cell.seconds[ours])[:, None])
                 held = "holds" if ratio.low >= least else "open" if ratio.high >= least else "fails"
                 shown.add_row(str(num_clients), f"{ours} / {theirs}", f"≥ {least}: {held}", str(ratio))
+    for each in found.between_passes:
+        share = f"{each.between_ms / each.pass_ms:.1%} of a pass of {each.pass_ms:.1f} ms"
+        shown.add_row(str(each.num_sessions), "between passes", f"{each.between_ms:.2f} ms", share)
     for complaint in found.complaints:
         shown.add_row("void", complaint)
     return shown

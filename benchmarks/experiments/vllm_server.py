@@ -1,10 +1,16 @@
-"""vLLM's own OpenAI server, as the rival of a benchmark: `running` starts one on given cores."""
+"""vLLM's own OpenAI server, as the rival of a benchmark: `running` starts one on given cores.
+
+Its worker spins for a second after each request, on a core that others use in their turn. So a server is stopped
+(SIGSTOP) while it is not asked.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,16 +53,37 @@ class ServerPlan:
         return Program(self.name, argv, env, ready_line=READY_LINE)
 
 
+@dataclass(frozen=True, slots=True)
+class VllmServer:
+    """A server that is stopped except within `resumed`. pid: of its first process, which leads their group."""
+
+    url: str
+    pid: int
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        os.killpg(self.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.pid, signal.SIGSTOP)
+
+
 @asynccontextmanager
-async def running(plan: ServerPlan, folder: Path, notify: Callable[[str], None]) -> AsyncIterator[str]:
-    """The address of a running server."""
+async def running(plan: ServerPlan, folder: Path, notify: Callable[[str], None]) -> AsyncIterator[VllmServer]:
+    """Starts a server, waits until it is ready and stops it. Raises RuntimeError if it ended."""
     port = nats_server.free_port()
     supervisor = Supervisor(folder / "logs", notify)
     try:
         child = supervisor.start(plan.program(port))
         await supervisor.wait_ready(child, READY_S)
-        if child.pid is not None:
-            move(child.pid, plan.http_core)
-        yield f"http://127.0.0.1:{port}"
+        if child.pid is None:
+            raise RuntimeError(f"{plan.name} ended")
+        move(child.pid, plan.http_core)
+        os.killpg(child.pid, signal.SIGSTOP)
+        try:
+            yield VllmServer(f"http://127.0.0.1:{port}", child.pid)
+        finally:
+            os.killpg(child.pid, signal.SIGCONT)
     finally:
         await supervisor.stop()

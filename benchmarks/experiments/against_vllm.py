@@ -1,8 +1,8 @@
 """Compares DSD on vLLM with vLLM's own server: python -m benchmarks.experiments.against_vllm.
 
 Invariant: all servers hold the same target in bfloat16, compiled, and answer the same prompts greedily with the same
-number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What is not
-the model, HTTP servers, bus, drafter and this client, is on the other core.
+number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What does not
+compute it, HTTP servers, vLLM's own scheduler, bus, drafter and this client, is on the other core.
 
 Each round asks every way the same prompts, one for each client at once, in random order. Prompts are shorter than a
 block of the prefix cache, so nobody reuses any.
@@ -260,6 +260,7 @@ async def run(
     seed: int,
 ) -> VllmComparison:
     prompts, other = read_prompts(DEFAULT_PROMPTS), min(os.sched_getaffinity(0))
+    origin = Origin.here("benchmarks.experiments.against_vllm")  # before this process gives up a core
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         async with servers(python, default_models_dir(), draft_model, ways, max_tokens, Path(folder)) as (found, cells):
             for pid in (pid for cell in cells for name, pid in cell.pids().items() if name != VERIFIER):
@@ -285,7 +286,7 @@ async def run(
         measured,
         between,
         complaints,
-        Origin.here("benchmarks.experiments.against_vllm"),
+        origin,
     )
 
 

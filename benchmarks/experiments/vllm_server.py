@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,20 @@ from services.local.supervisor import Program, Supervisor
 
 READY_S = 900.0  # it compiles a new model first
 KV_GIB = "1"  # several servers fit this machine
+WORKER = "VLLM::Worker"  # name of the process that computes
 READY_LINE = "Application startup complete"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """One server. Its model computes on `cores`, with a thread on each; its HTTP server on `http_core`."""
+    """One server. Its model computes on `cores`, with a thread on each. On one core it computes alone: HTTP server and
+    scheduler are on `other_core`."""
 
     python: Path  # that has vLLM
     target: Path
     name: str
     cores: tuple[int, ...]
-    http_core: int
+    other_core: int
     flags: tuple[str, ...] = ()
     speculation: dict[str, Any] = field(default_factory=dict)
 
@@ -47,7 +49,6 @@ class ServerPlan:
             "VLLM_CPU_KVCACHE_SPACE": KV_GIB,
             "VLLM_USE_AOT_COMPILE": "0",  # as the verifier
             "VLLM_NO_USAGE_STATS": "1",
-            "OMP_WAIT_POLICY": "passive",
         }
         argv = pinned(self.cores[0], command) if len(self.cores) == 1 else command
         return Program(self.name, argv, env, ready_line=READY_LINE)
@@ -69,6 +70,17 @@ class VllmServer:
             os.killpg(self.pid, signal.SIGSTOP)
 
 
+def others_of(group: int) -> list[int]:
+    """The processes of a server's group that don't compute the model."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # of processes that just ended
+            name, _, fields = path.read_text().partition("(")[2].rpartition(")")
+            if int(fields.split()[2]) == group and name != WORKER:
+                found.append(int(path.parent.name))
+    return found
+
+
 @asynccontextmanager
 async def running(plan: ServerPlan, folder: Path, notify: Callable[[str], None]) -> AsyncIterator[VllmServer]:
     """Starts a server, waits until it is ready and stops it. Raises RuntimeError if it ended."""
@@ -79,7 +91,9 @@ async def running(plan: ServerPlan, folder: Path, notify: Callable[[str], None])
         await supervisor.wait_ready(child, READY_S)
         if child.pid is None:
             raise RuntimeError(f"{plan.name} ended")
-        move(child.pid, plan.http_core)
+        if len(plan.cores) == 1:
+            for pid in others_of(child.pid):
+                move(pid, plan.other_core)
         os.killpg(child.pid, signal.SIGSTOP)
         try:
             yield VllmServer(f"http://127.0.0.1:{port}", child.pid)

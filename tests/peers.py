@@ -30,8 +30,8 @@ class Peer:
     async def listen(self) -> None:
         await self._bus.subscribe(subjects.inbox(self._service, self.instance_id), self._receive)
 
-    async def listen_to_all(self, kind: type[Message]) -> None:
-        await self._bus.subscribe(subjects.all_broadcasts(kind), self._receive)
+    async def listen_to_all(self, kind: type[Message], service: Service) -> None:
+        await self._bus.subscribe(subjects.all_broadcasts(kind, service), self._receive)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         assert not isinstance(message, Absent)
@@ -48,7 +48,7 @@ class Peer:
         """Sends a heartbeat that names `instance_id`, by default this peer."""
         mine = instance_id or self.instance_id
         heartbeat = Heartbeat(self._service, mine, interval_s, ["fake"], 1024, 97, "fake", Load(), draining)
-        await self._bus.publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
+        await self._bus.publish(subjects.broadcast(Heartbeat, self._service, self.instance_id), heartbeat)
 
     async def next(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:
         """The next message of a kind for which `holds`; skips those before it."""

@@ -139,11 +139,11 @@ async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, secon
         if number % 4 == 2:  # also in the first round, -2
             for verifier_id in verifier_ids:
                 heartbeat = Heartbeat("verifier", verifier_id, 10.0, ["any"], 1024, 100, "", Load(), False)
-                await bus.publish(broadcast(Heartbeat, verifier_id), heartbeat)
+                await bus.publish(broadcast(Heartbeat, "verifier", verifier_id), heartbeat)
         due = time.monotonic()
         for place, drafter_id in enumerate(drafter_ids):
             report = Report(drafter_id, number + 2, rounds[number % 4][place])
-            await bus.publish(broadcast(Report, drafter_id), report)
+            await bus.publish(broadcast(Report, "drafter", drafter_id), report)
             await asyncio.sleep(max(0.0, due + (place + 1) / len(drafter_ids) - time.monotonic()))
     took_s, used_s = time.monotonic() - started, usage_of(pid).cpu_s - before
     if took_s > MAX_SLOWDOWN * num_rounds:

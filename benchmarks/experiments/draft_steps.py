@@ -72,7 +72,7 @@ class DraftStepClient:
 
     async def listen(self) -> None:
         await self._bus.subscribe(subjects.inbox("verifier", self._verifier_id), self._receive)
-        await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._receive)
+        await self._bus.subscribe(subjects.all_broadcasts(Heartbeat, "drafter"), self._receive)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:

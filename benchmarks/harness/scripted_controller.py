@@ -77,8 +77,9 @@ class ScriptedController:
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts(Report), self._receive)
+            for service in ("drafter", "verifier"):
+                await self._bus.subscribe(subjects.all_broadcasts(Heartbeat, service), self._receive)
+            await self._bus.subscribe(subjects.all_broadcasts(Report, "drafter"), self._receive)
             await self._bus.subscribe(subjects.all_said("drafter", WindowDecision), self._receive)
             tasks.create_task(self._adapt(), name="adapt")
             tasks.create_task(self._repeat(), name="repeat")

@@ -49,7 +49,7 @@ class BusMonitor:
 
     async def start(self) -> None:
         await self._bus.subscribe(subjects.all_said("gateway", Verdict), self._receive)
-        await self._bus.subscribe(subjects.all_broadcasts(Report), self._receive)
+        await self._bus.subscribe(subjects.all_broadcasts(Report, "drafter"), self._receive)
 
     def begin(self) -> None:
         """Discards what was observed before."""

@@ -81,7 +81,7 @@ class Verifier:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("verifier", self.instance_id), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._on_heartbeat)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat, "gateway"), self._on_heartbeat)
             tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._expire(), name="expire")
             tasks.create_task(self.loop.run(), name="verify")
@@ -175,7 +175,7 @@ class Verifier:
         self._forget(self.table.close(close.session_id, close.term, now))
 
     def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
-        if isinstance(message, Heartbeat) and message.service == "gateway":
+        if isinstance(message, Heartbeat) and subjects.fits(subject, message):
             self.table.renew(subjects.sender(subject), now_ms())
 
     # --- out -------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class Verifier:
             load=self._load(),
             draining=self.table.draining,
         )
-        self._outbox.put(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
+        self._outbox.put(subjects.broadcast(Heartbeat, "verifier", self.instance_id), heartbeat)
 
     def _load(self) -> Load:
         load = Load(

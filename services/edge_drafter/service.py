@@ -90,7 +90,7 @@ class Drafter:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outbox.run(), name="publish")
             await self._bus.subscribe(subjects.inbox("drafter", self.instance_id), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat), self._on_heartbeat)
+            await self._bus.subscribe(subjects.all_broadcasts(Heartbeat, "controller"), self._on_heartbeat)
             tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._watch_silence(), name="watch-silence")
             tasks.create_task(self._report(), name="report")
@@ -170,9 +170,9 @@ class Drafter:
         self._steer(decision.verifier_id, now)
 
     def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
-        if not isinstance(message, Heartbeat) or message.instance_id != subjects.sender(subject):
+        if not isinstance(message, Heartbeat) or not subjects.fits(subject, message):
             self._drop("foreign heartbeat", subject=subject)
-        elif message.service == "controller":
+        else:
             self.steering.on_heartbeat(message, now_ms())
 
     # --- sessions --------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Drafter:
             if reports:
                 self._sequence += 1
                 report = Report(self.instance_id, self._sequence, reports)
-                self._outbox.put(subjects.broadcast(Report, self.instance_id), report)
+                self._outbox.put(subjects.broadcast(Report, "drafter", self.instance_id), report)
                 for pair in reports:
                     name = subjects.instance_name(pair.verifier_id)
                     self._metrics.window.labels(name).set(pair.window)
@@ -295,4 +295,4 @@ class Drafter:
             load=load,
             draining=self.table.draining,
         )
-        self._outbox.put(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
+        self._outbox.put(subjects.broadcast(Heartbeat, "drafter", self.instance_id), heartbeat)

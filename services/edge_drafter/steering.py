@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.protocol.messages import Heartbeat, WindowDecision
-from shared.timing import STALE_HEARTBEATS
+from shared.timing import silence_s
 
 MAX_CONTROLLERS = 64
 MAX_PAIRS = 1024
@@ -40,7 +40,7 @@ class Steering:
         if heartbeat.draining:
             self._alive_until.pop(heartbeat.instance_id, None)
         elif heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
-            self._alive_until[heartbeat.instance_id] = now + STALE_HEARTBEATS * heartbeat.interval_s * 1e3
+            self._alive_until[heartbeat.instance_id] = now + silence_s(heartbeat.interval_s) * 1e3
 
     def leader(self, now: float) -> str | None:
         """The controller to follow; None if none is alive."""

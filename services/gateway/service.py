@@ -18,7 +18,7 @@ from aiohttp import web
 from services.gateway.admission.api_keys import KeyFile
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.admission.slots import AdmissionSlots
-from services.gateway.fleet.peers import PeerFleet
+from services.gateway.fleet.peers import KNOWN, PeerFleet
 from services.gateway.http.auth import Authenticator
 from services.gateway.http.request_builder import RequestBuilder
 from services.gateway.http.routes import Routes, make_app
@@ -79,7 +79,10 @@ class Gateway:
         self._authenticator = authenticator
         self._metrics = GatewayMetrics(context.registry)
         placement = Placement(
-            PeerFleet(), ROUTERS[settings.verifier_routing](), ROUTERS[settings.drafter_routing](), random.Random()
+            PeerFleet(settings.instances_per_name),
+            ROUTERS[settings.verifier_routing](),
+            ROUTERS[settings.drafter_routing](),
+            random.Random(),
         )
         self.sessions = Sessions(
             context.instance_id, context.bus, placement, settings.timing, settings.max_sessions, self._metrics
@@ -95,7 +98,8 @@ class Gateway:
         await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
         self._authenticator.open(self._metrics)
         self._routes.open(self.sessions, self._builder, self.gate, self._metrics)
-        await bus.subscribe(subjects.all_broadcasts(Heartbeat), self._on_heartbeat)
+        for service in KNOWN:
+            await bus.subscribe(subjects.all_broadcasts(Heartbeat, service), self._on_heartbeat)
         await bus.subscribe(subjects.all_said("drafter", WindowDecision), self.sessions.on_decision)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -28,6 +28,9 @@ class GatewaySettings(ServiceSettings):
     )
     verifier_routing: RouterName = Field("jsq", description="Policy that chooses the verifier of a session")
     drafter_routing: RouterName = Field("jsq8", description="Policy that chooses the drafter of a session")
+    instances_per_name: int = Field(
+        1, ge=1, description="Verifiers or drafters that may share a name; a newer one replaces the oldest"
+    )
     max_sessions: int = Field(256, ge=1, description="Most answers under way at once; further requests wait")
     max_queue: int = Field(256, ge=0, description="Most waiting requests; further ones are refused with status 503")
     queue_timeout_s: float = Field(30.0, gt=0, description="Seconds that a request may wait in the queue")

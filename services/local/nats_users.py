@@ -5,7 +5,8 @@
     python -m services.local.nats_users routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
 
 Invariant: a user's rights follow from its kind and name (table in docs/protocol.md). No user has a wildcard in place of
-a sender's name, or a shared inbox. Every name is a valid and unique instance name. A seed is written only to a file of
+a sender's name, or a shared inbox. The user of a leaf node may not connect as a client, nor the others as a leaf node.
+Every name is a valid and unique instance name. A seed is written only to a file of
 its owner.
 """
 
@@ -48,13 +49,24 @@ KINDS = {
             "verifier.*.*.close.NAME.*",
             "drafter.*.*.speculate.NAME.*",
             "drafter.*.*.close.NAME.*",
-            "heartbeat.NAME.*",
+            "heartbeat.gateway.NAME.*",
         ),
-        subscribe=("gateway.NAME.*.>", "heartbeat.>", "drafter.*.*.window.>"),
+        subscribe=(
+            "gateway.NAME.*.>",
+            "heartbeat.verifier.>",
+            "heartbeat.drafter.>",
+            "heartbeat.controller.>",
+            "drafter.*.*.window.>",
+        ),
     ),
     "drafter": Rights(
-        publish=("verifier.*.*.draft.NAME.*", "gateway.*.*.failure.NAME.*", "heartbeat.NAME.*", "report.NAME.*"),
-        subscribe=("drafter.NAME.*.>", "heartbeat.>"),
+        publish=(
+            "verifier.*.*.draft.NAME.*",
+            "gateway.*.*.failure.NAME.*",
+            "heartbeat.drafter.NAME.*",
+            "report.drafter.NAME.*",
+        ),
+        subscribe=("drafter.NAME.*.>", "heartbeat.controller.>"),
     ),
     "verifier": Rights(
         publish=(
@@ -63,13 +75,13 @@ KINDS = {
             "gateway.*.*.failure.NAME.*",
             "drafter.*.*.verdict.NAME.*",
             "drafter.*.*.failure.NAME.*",
-            "heartbeat.NAME.*",
+            "heartbeat.verifier.NAME.*",
         ),
-        subscribe=("verifier.NAME.*.>", "heartbeat.>"),
+        subscribe=("verifier.NAME.*.>", "heartbeat.gateway.>"),
     ),
     "controller": Rights(
-        publish=("drafter.*.*.window.NAME.*", "heartbeat.NAME.*"),
-        subscribe=("report.>", "heartbeat.>"),
+        publish=("drafter.*.*.window.NAME.*", "heartbeat.controller.NAME.*"),
+        subscribe=("report.drafter.>", "heartbeat.verifier.>"),
     ),
 }
 
@@ -84,18 +96,18 @@ def rights_file(kind: str, names: list[str], together: str = "") -> str:
         if names.count(name) > 1:
             raise ValueError(f"the name {name} appears twice")
     users = {together: names} if together else {name: [name] for name in names}
-    merged = f" --together {together}" if together else ""
+    merged, connections = (f" --together {together}", "LEAFNODE") if together else ("", "STANDARD")
     command = f"python -m services.local.nats_users rights {kind} {' '.join(names)}{merged}"
-    blocks = [_rights_block(user, KINDS[kind], members) for user, members in users.items()]
+    blocks = [_rights_block(user, KINDS[kind], members, connections) for user, members in users.items()]
     return "\n".join([f"# What a {kind} may publish and subscribe (docs/protocol.md). Made by: {command}", *blocks])
 
 
-def _rights_block(user: str, rights: Rights, names: list[str]) -> str:
+def _rights_block(user: str, rights: Rights, names: list[str], connections: str) -> str:
     lines = [f"rights-{user}: {{"]
     for verb, subjects in (("publish", rights.publish), ("subscribe", rights.subscribe)):
         own = dict.fromkeys(subject.replace("NAME", name) for name in names for subject in subjects)
         lines += [f"  {verb}: [", *(f'    "{PREFIX}.{subject}"' for subject in own), "  ]"]
-    return "\n".join([*lines, "}", ""])
+    return "\n".join([*lines, "}", f"connections-{user}: [{connections}]", ""])
 
 
 def new_seed() -> str:
@@ -116,7 +128,7 @@ def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
     also: an earlier users.conf, whose keys stay valid while services change to the new ones.
     Raises ValueError as `users_in` does, before anything is written.
     """
-    lines = [_user_line(name, out / path.stem) for name, path in users_in(rights).items()]
+    lines = [_user_line(name, path, out / path.stem) for name, path in users_in(rights).items()]
     lines += _USER_LINE.findall(also.read_text()) if also else []
     users = [
         "# The users of a DSD and their public keys. Made by services/local/nats_users.py.",
@@ -146,8 +158,11 @@ def users_in(rights: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _user_line(name: str, folder: Path) -> str:
-    return f"    {{nkey: {public_key(_seed_in(folder / name))}, permissions: $rights-{name}}}"
+def _user_line(name: str, rights: Path, folder: Path) -> str:
+    """Of rights written by hand the file may say nothing about connections: then all kinds are allowed."""
+    told = f"connections-{name}:" in rights.read_text()
+    connections = f", allowed_connection_types: $connections-{name}" if told else ""
+    return f"    {{nkey: {public_key(_seed_in(folder / name))}, permissions: $rights-{name}{connections}}}"
 
 
 def _seed_in(path: Path) -> str:

@@ -20,7 +20,7 @@ from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
 from shared.bus.bus import Absent, Bus
 from shared.protocol.messages import Heartbeat, Load, Message, Report, WindowDecision
-from shared.protocol.subjects import all_broadcasts, broadcast, fits, sender, to
+from shared.protocol.subjects import all_broadcasts, broadcast, fits, to
 from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -70,8 +70,8 @@ class WindowController:
     async def start(cls, settings: ControllerSettings, context: Context, reloads: Reloads) -> WindowController:
         """Subscribes to reports and heartbeats."""
         controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry), reloads)
-        await context.bus.subscribe(all_broadcasts(Heartbeat), controller._receive)
-        await context.bus.subscribe(all_broadcasts(Report), controller._receive)
+        await context.bus.subscribe(all_broadcasts(Heartbeat, "verifier"), controller._receive)
+        await context.bus.subscribe(all_broadcasts(Report, "drafter"), controller._receive)
         return controller
 
     async def run(self) -> None:
@@ -160,17 +160,16 @@ class WindowController:
             load=Load(),
             draining=self._draining,
         )
-        await self._bus.publish(broadcast(Heartbeat, self._instance_id), heartbeat)
+        await self._bus.publish(broadcast(Heartbeat, "controller", self._instance_id), heartbeat)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         if isinstance(message, Absent) or not fits(subject, message):
             self._drop("foreign")
             return
-        sender_id = sender(subject)
         match message:
-            case Report(drafter_id=named) if named == sender_id:
+            case Report():
                 self._on_report(message)
-            case Heartbeat(instance_id=named) if named == sender_id:
+            case Heartbeat():
                 self._on_heartbeat(message)
             case _:
                 self._drop("foreign")
@@ -182,7 +181,7 @@ class WindowController:
             self._drop("overflow")
 
     def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
-        if heartbeat.service == "verifier" and not self._verifiers.hear(heartbeat, time.monotonic()):
+        if not self._verifiers.hear(heartbeat, time.monotonic()):
             self._drop("full")
 
     def _fail(self, pair: PairId) -> None:

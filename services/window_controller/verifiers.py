@@ -1,15 +1,12 @@
 """The live verifiers, by their heartbeats.
 
-Invariant: at most `max_verifiers`. A verifier is live for STALE_HEARTBEATS of its heartbeat intervals, at most
-MAX_SILENCE_S.
+Invariant: at most `max_verifiers`.
 """
 
 from __future__ import annotations
 
 from shared.protocol.messages import Heartbeat
-from shared.timing import STALE_HEARTBEATS
-
-MAX_SILENCE_S = 60.0
+from shared.timing import silence_s
 
 
 class LiveVerifiers:
@@ -23,8 +20,7 @@ class LiveVerifiers:
         """Records a heartbeat; False if the verifier is new and the table is full."""
         if heartbeat.instance_id not in self._alive_until and len(self._alive_until) >= self._max_verifiers:
             return False
-        silence_s = min(STALE_HEARTBEATS * heartbeat.interval_s, MAX_SILENCE_S)
-        self._alive_until[heartbeat.instance_id] = now + silence_s
+        self._alive_until[heartbeat.instance_id] = now + silence_s(heartbeat.interval_s)
         return True
 
     def is_live(self, verifier_id: str, now: float) -> bool:

@@ -22,11 +22,12 @@ class RoutingCandidate:
     instance_id: str
     load: Load
     num_since: int = 0  # assignment changes not yet reflected in `load`
+    num_least: int = 0  # sessions that are there whatever `load` says
 
     @property
     def queue_length(self) -> tuple[int, int]:
         """The sort key of JSQ: sessions, then queued tokens."""
-        return (max(self.load.num_sessions + self.num_since, 0), self.load.queue_tokens)
+        return (max(self.load.num_sessions + self.num_since, self.num_least), self.load.queue_tokens)
 
 
 class Router(Protocol):

@@ -1,9 +1,10 @@
 """NATS subjects and instance ids: who may send what to whom.
 
-Invariant: every subject ends in the sender's id. The server's permissions prove the sender; the message body doesn't.
+Invariant: every subject ends in the sender's id. The server's permissions prove the sender, and the service of a
+broadcast's sender; the message body doesn't.
 
     dsd.v1.<service>.<instance id>.<verb>.<sender id>    to one receiver
-    dsd.v1.<verb>.<sender id>                            to every instance (heartbeat, report)
+    dsd.v1.<verb>.<sender's service>.<sender id>         to everybody who listens (heartbeat, report)
 
 An instance id has two tokens, `<name>.<nonce>`. The name is configured and carries permissions. The nonce is drawn at
 boot, so a restarted process never receives its predecessor's messages.
@@ -14,13 +15,14 @@ from __future__ import annotations
 import re
 import secrets
 
-from shared.protocol.messages import KINDS, Message, Service
+from shared.protocol.messages import KINDS, Heartbeat, Message, Report, Service
 
 PREFIX = "dsd.v1"
 VERBS: dict[type[Message], str] = {kind: tag for tag, kind in KINDS.items()}  # the verb of each message type
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _ID = r"[a-z0-9-]{1,64}\.[0-9a-f]{12}"
-_SUBJECT = re.compile(rf"{re.escape(PREFIX)}\.(?:[a-z]+\.{_ID}\.)?([a-z]+)\.{_ID}")
+_TO_ONE = re.compile(rf"{re.escape(PREFIX)}\.[a-z]+\.{_ID}\.([a-z]+)\.{_ID}")
+_BROADCAST = re.compile(rf"{re.escape(PREFIX)}\.([a-z]+)\.([a-z]+)\.({_ID})")
 
 
 def new_instance_id(name: str) -> str:
@@ -55,15 +57,15 @@ def inbox(service: Service, instance_id: str) -> str:
     return f"{PREFIX}.{service}.{instance_id}.>"
 
 
-def broadcast(kind: type[Message], sender_id: str) -> str:
-    """The subject of a message of this kind from `sender_id` to every instance."""
-    return f"{PREFIX}.{VERBS[kind]}.{sender_id}"
+def broadcast(kind: type[Message], service: Service, sender_id: str) -> str:
+    """The subject of a message of this kind from an instance of `service` to everybody who listens."""
+    return f"{PREFIX}.{VERBS[kind]}.{service}.{sender_id}"
 
 
-def all_broadcasts(kind: type[Message]) -> str:
-    """Pattern of all broadcasts of one kind. It ends in `>` because nats-server forwards nothing to a pattern that ends
-    in `*` from a leaf node that may publish for some senders only."""
-    return f"{PREFIX}.{VERBS[kind]}.>"
+def all_broadcasts(kind: type[Message], service: Service) -> str:
+    """Pattern of all broadcasts of one kind from instances of `service`. It ends in `>` because nats-server forwards
+    nothing to a pattern that ends in `*` from a leaf node that may publish for some senders only."""
+    return f"{PREFIX}.{VERBS[kind]}.{service}.>"
 
 
 def all_said(service: Service, kind: type[Message]) -> str:
@@ -77,12 +79,20 @@ def sender(subject: str) -> str:
 
 
 def fits(subject: str, message: Message) -> bool:
-    """Whether the subject has a well-formed sender id and the verb of this message. Permissions are granted by verb, so
-    a receiver drops what does not fit."""
-    match = _SUBJECT.fullmatch(subject)
-    return match is not None and match[1] == VERBS[type(message)]
+    """Whether the message is what its subject says: its type has the verb, and a broadcast is of the service and the
+    instance that the message names. Permissions are granted by subject, so a receiver drops what does not fit."""
+    match message:
+        case Heartbeat():
+            named = VERBS[Heartbeat], message.service, message.instance_id
+        case Report():
+            named = VERBS[Report], "drafter", message.drafter_id
+        case _:
+            found = _TO_ONE.fullmatch(subject)
+            return found is not None and found[1] == VERBS[type(message)]
+    found = _BROADCAST.fullmatch(subject)
+    return found is not None and found.groups() == named
 
 
 def verb(subject: str) -> str:
-    """The verb: the token before the sender's id."""
+    """The verb of a message to one instance: the token before the sender's id."""
     return subject.rsplit(".", 3)[-3]

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from shared.protocol.subjects import new_instance_id
-from shared.timing import DRAIN_S, HEARTBEAT_S
+from shared.timing import DRAIN_S, HEARTBEAT_S, MAX_SILENCE_S, STALE_HEARTBEATS
 
 ENV_PREFIX = "DSD_"
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
@@ -67,7 +67,9 @@ class ServiceSettings(BaseSettings):
         "",
         description="File with the CA certificate that must have signed the NATS server's; empty: system CAs",
     )
-    heartbeat_s: float = Field(HEARTBEAT_S, gt=0, le=60, description="Seconds between two heartbeats")
+    heartbeat_s: float = Field(
+        HEARTBEAT_S, gt=0, le=MAX_SILENCE_S / STALE_HEARTBEATS, description="Seconds between two heartbeats"
+    )
     http_host: str = Field("127.0.0.1", description="Address of the health and metrics endpoints")
     http_port: int = Field(0, ge=0, le=65535, description="Port of the health and metrics endpoints; 0: any free port")
     http_keepalive_s: float = Field(75.0, gt=0, description="Seconds after which an idle HTTP connection is closed")

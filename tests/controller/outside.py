@@ -48,7 +48,7 @@ class Outside:
 
     async def subscribe(self) -> None:
         await self.bus.subscribe(inbox("drafter", DRAFTER), self._hear)
-        await self.bus.subscribe(all_broadcasts(Heartbeat), self._hear)
+        await self.bus.subscribe(all_broadcasts(Heartbeat, "controller"), self._hear)
 
     def _hear(self, subject: str, message: Message | Absent) -> None:
         if isinstance(message, WindowDecision):
@@ -58,11 +58,11 @@ class Outside:
             self.heartbeats.put_nowait(message)
 
     async def report(self, message: Report, sender_id: str = DRAFTER) -> None:
-        await self.bus.publish(broadcast(Report, sender_id), message)
+        await self.bus.publish(broadcast(Report, "drafter", sender_id), message)
 
     async def send_heartbeat(self, instance_id: str = VERIFIER, sender_id: str = VERIFIER) -> None:
         heartbeat = Heartbeat("verifier", instance_id, 5.0, ["tiny"], 1024, 100, "none", Load(), False)
-        await self.bus.publish(broadcast(Heartbeat, sender_id), heartbeat)
+        await self.bus.publish(broadcast(Heartbeat, heartbeat.service, sender_id), heartbeat)
 
     async def decision(self) -> WindowDecision:
         return await asyncio.wait_for(self.decisions.get(), timeout=5)

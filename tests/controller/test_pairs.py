@@ -11,10 +11,10 @@ from awc.policy import DEFAULT_CHOICE, MAX_JUDGED, PairControl, WindowChoice, Wi
 from awc.registry import POLICIES
 from services.window_controller import pairs
 from services.window_controller.pairs import ACCEPTANCE_HALF_LIFE, DropReason, PairController, PairId
-from services.window_controller.verifiers import MAX_SILENCE_S, LiveVerifiers
+from services.window_controller.verifiers import LiveVerifiers
 from shared.protocol.messages import Heartbeat, Load, PairReport, Reason, Report, WindowDecision
 from shared.protocol.subjects import new_instance_id
-from shared.timing import STALE_HEARTBEATS
+from shared.timing import MAX_SILENCE_S, STALE_HEARTBEATS
 
 DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
 VERIFIER, OTHER_VERIFIER = new_instance_id("cloud"), new_instance_id("cloud")

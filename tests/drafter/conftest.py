@@ -194,7 +194,7 @@ Start = Callable[..., AbstractAsyncContextManager[World]]
 
 @asynccontextmanager
 async def running(network: Network, **settings: object) -> AsyncIterator[World]:
-    slow = {"name": "edge", "draft": "fake", "heartbeat_s": 60.0, "report_s": 60.0}
+    slow = {"name": "edge", "draft": "fake", "heartbeat_s": 20.0, "report_s": 60.0}
     chosen = DrafterSettings(**slow | settings)
     registry, model = CollectorRegistry(), FakeDraft()
     instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
@@ -204,8 +204,8 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     controller = Peer(outside, "controller", "controller")
     for peer in (gateway, verifier, controller):
         await peer.listen()
-    await gateway.listen_to_all(Heartbeat)
-    await controller.listen_to_all(Report)
+    await gateway.listen_to_all(Heartbeat, "drafter")
+    await controller.listen_to_all(Report, "drafter")
     world = World(network, drafter, model, registry, outside, gateway, verifier, controller)
     task = asyncio.create_task(drafter.run())
     try:

@@ -213,8 +213,8 @@ async def test_a_chunk_that_the_window_can_not_hold_is_no_decision(siege: Siege)
 async def test_a_heartbeat_in_another_name_is_counted_and_dropped(siege: Siege) -> None:
     world = siege.world
     lie = Heartbeat("controller", world.controller.instance_id, 5.0, [], 0, 0, "", Load(), True)
-    await world.network.inject(subjects.broadcast(Heartbeat, world.verifier.instance_id), encode(lie))
-    await world.network.inject(subjects.broadcast(Heartbeat, world.controller.instance_id), b"\x00")
+    await world.network.inject(subjects.broadcast(Heartbeat, "controller", world.verifier.instance_id), encode(lie))
+    await world.network.inject(subjects.broadcast(Heartbeat, "controller", world.controller.instance_id), b"\x00")
     await world.settled()
     assert world.dropped("foreign heartbeat") == 1
     assert world.count("bus_dropped", reason="malformed") == 1

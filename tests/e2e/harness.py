@@ -72,9 +72,11 @@ class Client:
 
     async def start(self) -> None:
         await self._bus.subscribe(subjects.inbox("gateway", self.instance_id), self._receive)
-        await self._bus.subscribe(
-            subjects.all_broadcasts(Heartbeat), lambda subject, _: self._alive.put_nowait(subjects.sender(subject))
-        )
+        for service in ("verifier", "drafter"):
+            await self._bus.subscribe(
+                subjects.all_broadcasts(Heartbeat, service),
+                lambda subject, _: self._alive.put_nowait(subjects.sender(subject)),
+            )
 
     async def wait_for(self, instance_ids: set[str]) -> None:
         """Returns when every one of them has sent a heartbeat."""

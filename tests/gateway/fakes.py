@@ -105,7 +105,7 @@ class Peer:
                 Load(),
                 self.draining,
             )
-            await self.bus.publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
+            await self.bus.publish(subjects.broadcast(Heartbeat, self.service, self.instance_id), heartbeat)
             await asyncio.sleep(HEARTBEAT_S)
 
 

@@ -93,10 +93,12 @@ def of_a_site(folder: Path, machine: Machine, documented: dict[str, Secrets]) ->
 
 
 def of_a_leaf(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
-    """A server of the cloud, to who has the key of a site's leaf."""
+    """A server of the cloud, to who has the key of a site's leaf and might be a client with it."""
+    rights = (K8S / "overlays/cloud/sites.conf").read_text()
+    changed = {"sites.conf": rights.replace("[LEAFNODE]", "[STANDARD]")}
     seed = documented["edge"]["nats-auth"]["leaf-key.conf"].partition("nkey: ")[2].strip()
     (folder / "site-a").write_text(seed)
-    return Guarded(machine.start("cloud").url, {"site-a": folder / "site-a"})
+    return Guarded(machine.start("cloud", changed=changed).url, {"site-a": folder / "site-a"})
 
 
 def of_a_local_system(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
@@ -165,6 +167,17 @@ async def test_what_is_not_granted_is_denied(
         await user.client.close()
         assert user.denied("publish") == denied("publish", name, [*published(), LAST]), name
         assert user.denied("subscription") == denied("subscribe", name, subscribed()), name
+
+
+async def test_the_key_of_a_leaf_opens_no_client_s_port(
+    tmp_path: Path, machine: Machine, documented: dict[str, Secrets]
+) -> None:
+    seed = tmp_path / "site-a"
+    seed.write_text(documented["edge"]["nats-auth"]["leaf-key.conf"].partition("nkey: ")[2].strip())
+    client = Client()
+    with pytest.raises(Exception, match=r"(?i)authorization"):
+        await client.connect(machine.start("cloud").url, nkeys_seed=str(seed), allow_reconnect=False, connect_timeout=5)
+    await client.close()
 
 
 async def test_nobody_gets_in_without_a_key(tmp_path: Path, machine: Machine, documented: dict[str, Secrets]) -> None:

@@ -187,10 +187,10 @@ async def test_a_site_s_drafter_and_the_cloud_s_verifier_hear_each_other(
     await until_heard(verifier, lambda: drafter.say(verifier, draft(1)))
     await until_heard(drafter, lambda: gateway.say(drafter, Close(SESSION, 1)))
     news = Heard()
-    await gateway.bus.subscribe(subjects.all_broadcasts(Heartbeat), news)
+    await gateway.bus.subscribe(subjects.all_broadcasts(Heartbeat, "drafter"), news)
     async with asyncio.timeout(20):
         while not news.all:
-            await drafter.bus.publish(subjects.broadcast(Heartbeat, drafter.id), Close(SESSION, 2))
+            await drafter.bus.publish(subjects.broadcast(Heartbeat, "drafter", drafter.id), Close(SESSION, 2))
             await asyncio.sleep(0.05)
     assert verifier.heard.messages[0] == draft(1)
     assert drafter.heard.messages[0] == Close(SESSION, 1)

@@ -123,7 +123,7 @@ def test_keys_that_are_there_are_kept_and_missing_ones_made(tmp_path: Path) -> N
     users = (tmp_path / "users.conf").read_text()
     for file in (tmp_path / "verifiers").iterdir():
         assert file.stat().st_mode & 0o777 == 0o600
-        assert f"{{nkey: {public_key(file.read_text())}, permissions: $rights-{file.name}}}" in users
+        assert f"{{nkey: {public_key(file.read_text())}, permissions: $rights-{file.name}, " in users
         assert file.read_text() not in users
 
 

@@ -140,7 +140,7 @@ Start = Callable[..., AbstractAsyncContextManager[World]]
 
 @asynccontextmanager
 async def running(network: Network, **settings: object) -> AsyncIterator[World]:
-    chosen = VerifierSettings(**{"name": "cloud", "target": "fake", "heartbeat_s": 60.0, **settings})
+    chosen = VerifierSettings(**{"name": "cloud", "target": "fake", "heartbeat_s": 20.0, **settings})
     registry, model = CollectorRegistry(), FakeTarget()
     instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
     verifier = Verifier(instance_id, chosen, fake_engine(model, chosen.kv_tokens), bus, VerifierMetrics(registry))
@@ -149,7 +149,7 @@ async def running(network: Network, **settings: object) -> AsyncIterator[World]:
     stranger = Peer(outside, "drafter", "stranger")
     for peer in (gateway, drafter, stranger):
         await peer.listen()
-    await gateway.listen_to_all(Heartbeat)
+    await gateway.listen_to_all(Heartbeat, "verifier")
     task = asyncio.create_task(verifier.run())
     world = World(network, verifier, task, model, registry, outside, gateway, drafter, stranger)
     try:

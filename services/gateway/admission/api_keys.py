@@ -26,6 +26,8 @@ NAME_PATTERN = "[a-z0-9][a-z0-9_-]{0,63}"
 
 KeyName: TypeAlias = Annotated[str, Field(pattern=rf"\A{NAME_PATTERN}\z")]
 
+DrafterName: TypeAlias = Annotated[str, Field(pattern=r"\A[a-z0-9-]{0,64}\*?\z", min_length=1)]
+
 
 class BadKeyFile(ValueError):
     """The key file is not valid; the message gives the reason in one line."""
@@ -42,9 +44,10 @@ class KeyLimits(BaseModel):
 
 
 class KeyEntry(KeyLimits):
-    """A key's table in the file."""
+    """A key's table in the file. drafters: names, or prefixes that end in `*`, that may see its prompts; None: all."""
 
     sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
+    drafters: list[DrafterName] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class ApiKey:
     name: str
     limits: KeyLimits
     cache_scope: str  # sessions of one scope share the KV cache of a common prefix
+    drafters: tuple[str, ...] | None = None  # as Generation.drafters
 
 
 ANYBODY = ApiKey("", KeyLimits(), OPEN_SCOPE)  # every request to a gateway without keys
@@ -155,4 +159,5 @@ def _key(name: str, entry: KeyEntry) -> ApiKey:
     """The cache scope depends on the key's hash alone, so it is the same at every gateway and after every restart. It
     reveals neither the key nor its hash."""
     scope = hmac.new(bytes.fromhex(entry.sha256), b"dsd cache scope", hashlib.sha256).hexdigest()
-    return ApiKey(name, KeyLimits(**entry.model_dump(exclude={"sha256"})), scope)
+    limits = KeyLimits(**entry.model_dump(exclude={"sha256", "drafters"}))
+    return ApiKey(name, limits, scope, None if entry.drafters is None else tuple(entry.drafters))

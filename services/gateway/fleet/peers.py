@@ -1,7 +1,9 @@
 """The live instances, what they serve and their load, from heartbeats.
 
 Invariant: an instance is a candidate only while its newest heartbeat is younger than three of its own intervals and
-does not say that it is draining. No I/O and no clock: every call gets `now` in seconds.
+does not say that it is draining. Of a verifier's or drafter's name only the newest instances count, so that the holder
+of one name, the least that a NATS key grants, is one choice among many. No I/O and no clock: every call gets `now` in
+seconds.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from dataclasses import dataclass, field
 
 from shared.policies.routing import RoutingCandidate
 from shared.protocol.messages import Heartbeat, Service
-from shared.timing import STALE_HEARTBEATS
+from shared.protocol.subjects import instance_name
+from shared.timing import silence_s
 
 MAX_PEERS = 4096  # further instances are ignored
 LAG_S = 0.02  # heartbeat propagation allowance beyond the round trip, seconds
-WORKERS = ("verifier", "drafter")  # services that take sessions; controllers are only listed
+WORKERS: tuple[Service, ...] = ("verifier", "drafter")  # services that take sessions
+KNOWN: tuple[Service, ...] = (*WORKERS, "controller")  # controllers are only listed
 
 
 @dataclass(slots=True)
@@ -26,17 +30,21 @@ class Peer:
     num_unknown: int = 0  # assigned sessions that the instance does not know yet
     known_changes: list[tuple[float, int]] = field(default_factory=list)  # (since when known, change)
     num_since: int = 0  # assignment changes not yet reflected in `heartbeat`, both kinds
+    num_own: int = 0  # sessions that the gateway has there
 
     @property
     def stale_at(self) -> float:
-        return self.heard_at + STALE_HEARTBEATS * self.heartbeat.interval_s
+        return self.heard_at + silence_s(self.heartbeat.interval_s)
 
     @property
     def candidate(self) -> RoutingCandidate:
-        return RoutingCandidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since)
+        trusted = self.heartbeat.service != "drafter"  # a drafter that claims to be idle gets no more than its share
+        num_least = 0 if trusted else self.num_own
+        return RoutingCandidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since, num_least)
 
     def count_sessions(self, num: int, known_at: float | None) -> None:
         """As PeerFleet.count_sessions."""
+        self.num_own = max(0, self.num_own + num)
         if known_at is None:
             num = max(num, -self.num_unknown)  # the peer may have expired and joined again in between
             self.num_unknown += num
@@ -49,34 +57,38 @@ class Peer:
         it yet; the travel time is a drafter's round trip to its verifiers, since gateways stand next to them."""
         sent_at = now - min(heartbeat.load.rtt_ms / 1e3, heartbeat.interval_s) - LAG_S
         known_changes = [(at, num) for at, num in self.known_changes if at > sent_at]
-        return Peer(
-            heartbeat, now, self.num_unknown, known_changes, self.num_unknown + sum(num for _, num in known_changes)
-        )
+        num_since = self.num_unknown + sum(num for _, num in known_changes)
+        return Peer(heartbeat, now, self.num_unknown, known_changes, num_since, self.num_own)
 
 
 class PeerFleet:
     """The verifiers, drafters and controllers whose heartbeats a gateway receives."""
 
-    def __init__(self) -> None:
+    def __init__(self, instances_per_name: int = 1) -> None:
+        self._instances_per_name = instances_per_name
         self._peers: dict[str, Peer] = {}
+        self._of_name: dict[tuple[Service, str], list[str]] = {}  # ids of verifiers and drafters, the newest last
+        self._replaced: dict[str, None] = {}  # ids that newer ones of their name have replaced, the newest last
+        self._gone: list[str] = []  # replaced since the last `expire`
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
         """Takes a heartbeat; True if it makes an instance available for sessions."""
-        if heartbeat.service not in (*WORKERS, "controller"):
+        if heartbeat.service not in KNOWN or heartbeat.instance_id in self._replaced:
             return False
         known = self._peers.get(heartbeat.instance_id)
-        if known is None and len(self._peers) >= MAX_PEERS:
+        if known is None and not self._admit(heartbeat):
             return False
         self._peers[heartbeat.instance_id] = known.renewed(heartbeat, now) if known else Peer(heartbeat, now)
         was_candidate = known is not None and not known.heartbeat.draining and now < known.stale_at
         return heartbeat.service in WORKERS and not heartbeat.draining and not was_candidate
 
     def expire(self, now: float) -> list[str]:
-        """Removes the instances whose heartbeat is stale, and returns their ids."""
-        stale = [instance_id for instance_id, peer in self._peers.items() if now >= peer.stale_at]
-        for instance_id in stale:
-            del self._peers[instance_id]
-        return stale
+        """Removes the instances whose heartbeat is stale or that newer ones have replaced, and returns their ids."""
+        gone, self._gone = self._gone, []
+        for instance_id in [instance_id for instance_id, peer in self._peers.items() if now >= peer.stale_at]:
+            self._forget(self._peers.pop(instance_id).heartbeat)
+            gone.append(instance_id)
+        return gone
 
     def count_sessions(self, instance_id: str, num: int, known_at: float | None) -> None:
         """Adds `num` sessions (negative: removes) to an instance's load until its heartbeats can include them.
@@ -97,21 +109,56 @@ class PeerFleet:
     def is_alive(self, instance_id: str, now: float) -> bool:
         return self.find(instance_id, now) is not None
 
-    def choices(self, service: Service, model: str, now: float, context: int = 0) -> list[RoutingCandidate]:
-        """The live instances that may take a session for `model` with `context` tokens."""
-        return [peer.candidate for peer in self._serving(service, model, now) if peer.heartbeat.max_context >= context]
+    def choices(
+        self, service: Service, model: str, now: float, context: int = 0, vocab_size: int = 0
+    ) -> list[RoutingCandidate]:
+        """The live instances that may take a session for `model` with `context` tokens of this vocabulary."""
+        return [
+            peer.candidate
+            for peer in self._serving(service, model, now)
+            if peer.heartbeat.max_context >= context and peer.heartbeat.vocab_size >= vocab_size
+        ]
 
     def max_context(self, model: str, now: float) -> int:
         """The longest context in tokens that a live verifier of the model offers; 0 if there is none."""
         return max((peer.heartbeat.max_context for peer in self._serving("verifier", model, now)), default=0)
 
     def vocab_size(self, model: str, now: float) -> int:
-        """Number of token ids that every live verifier of the model knows; 0 if there is none."""
-        return min((peer.heartbeat.vocab_size for peer in self._serving("verifier", model, now)), default=0)
+        """The most token ids that a live verifier of the model knows; 0 if there is none."""
+        return max((peer.heartbeat.vocab_size for peer in self._serving("verifier", model, now)), default=0)
 
     def count_alive(self, service: Service, now: float) -> int:
         return len(self.alive(service, now))
 
+    def _admit(self, heartbeat: Heartbeat) -> bool:
+        """Makes room for a new instance; False if there is none. It replaces the oldest one of its name."""
+        ids = self._of_name.get(_name(heartbeat), [])
+        if heartbeat.service in WORKERS and len(ids) >= self._instances_per_name:
+            self._replace(ids[0])
+        if len(self._peers) >= MAX_PEERS:
+            return False
+        if heartbeat.service in WORKERS:
+            self._of_name.setdefault(_name(heartbeat), []).append(heartbeat.instance_id)
+        return True
+
+    def _replace(self, instance_id: str) -> None:
+        self._forget(self._peers.pop(instance_id).heartbeat)
+        self._replaced[instance_id] = None
+        if len(self._replaced) > MAX_PEERS:
+            del self._replaced[next(iter(self._replaced))]
+        if len(self._gone) < MAX_PEERS:
+            self._gone.append(instance_id)
+
+    def _forget(self, heartbeat: Heartbeat) -> None:
+        if (ids := self._of_name.get(_name(heartbeat))) is not None:
+            ids.remove(heartbeat.instance_id)
+            if not ids:
+                del self._of_name[_name(heartbeat)]
+
     def _serving(self, service: Service, model: str, now: float) -> list[Peer]:
         alive = self.alive(service, now)
         return [peer for peer in alive if model in peer.heartbeat.models and not peer.heartbeat.draining]
+
+
+def _name(heartbeat: Heartbeat) -> tuple[Service, str]:
+    return heartbeat.service, instance_name(heartbeat.instance_id)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import msgspec
 
+from services.gateway.admission.api_keys import ApiKey
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.http.chat_body import ChatBody
 from services.gateway.http.completion_body import CompletionBody
 from services.gateway.http.parsing import AnyBody
-from services.gateway.session.generation import Generation
+from services.gateway.session.generation import Generation, is_listed
 from services.gateway.session.placement import Placement
 from services.gateway.text.chat_template import TemplateRefused
 from services.gateway.text.tokenizer import TargetTokenizer
@@ -64,7 +66,7 @@ class RequestBuilder:
             raise bad_request(message, "messages", "invalid_value") from error
 
     def choice_requests(
-        self, body: AnyBody, prompts: list[EncodedPrompt], cache_scope: str, now: float
+        self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float
     ) -> list[ChoiceRequest]:
         """The choices of a request by their index, n for each prompt. The i-th choice of a prompt has seed + i; a
         missing seed is drawn. `now`: in seconds of the fleet's clock."""
@@ -73,13 +75,13 @@ class RequestBuilder:
         if context == 0:
             raise ApiError(503, f"No verifier serves {self.model_name!r} now", code="no_verifier")
         vocab_size = fleet.vocab_size(self.model_name, now)
-        self._check_drafter(body, now)
+        self._check_drafter(body, key, now)
         _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
         _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
         sampling, requests = _sampling(body), []
         for prompt in prompts:
             _check_prompt(prompt.token_ids, "messages" if isinstance(body, ChatBody) else "prompt", context, vocab_size)
-            first = self._generation(body, prompt.token_ids, sampling, context, cache_scope)
+            first = self._generation(body, prompt.token_ids, sampling, context, key)
             requests += [ChoiceRequest(prompt, _numbered(first, i)) for i in range(body.num_choices)]
         return requests
 
@@ -90,7 +92,7 @@ class RequestBuilder:
         return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids))  # `choice_requests` refuses other ids
 
     def _generation(
-        self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, cache_scope: str
+        self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, key: ApiKey
     ) -> Generation:
         max_tokens = self._max_tokens(body, len(prompt_ids), context)
         min_tokens = body.min_tokens or 0
@@ -98,18 +100,22 @@ class RequestBuilder:
             message = f"min_tokens must be at most {max_tokens}, the longest possible answer, got {min_tokens}"
             raise bad_request(message, "min_tokens", "invalid_value")
         own_stops = () if body.ignore_eos else self.tokenizer.stop_ids
+        stop_ids = TokenIds(dict.fromkeys((*own_stops, *(body.stop_token_ids or ()))))
+        biased_ids = (bias.token_id for bias in body.biases)
         return Generation(
             session_id=new_session_id(),
             model=self.model_name,
             prompt_ids=prompt_ids,
             max_tokens=max_tokens,
             sampling=sampling,
-            stop_ids=TokenIds(dict.fromkeys((*own_stops, *(body.stop_token_ids or ())))),
+            stop_ids=stop_ids,
             speculation=body.speculation,
             drafter_name=body.drafter,
             min_tokens=min_tokens,
             num_top=body.num_top,
-            cache_scope=cache_scope,
+            cache_scope=key.cache_scope,
+            vocab_size=1 + max(chain(prompt_ids, stop_ids, biased_ids)),
+            drafters=key.drafters,
         )
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
@@ -124,8 +130,10 @@ class RequestBuilder:
             raise bad_request(message, field, "context_length_exceeded")
         return wanted
 
-    def _check_drafter(self, body: AnyBody, now: float) -> None:
+    def _check_drafter(self, body: AnyBody, key: ApiKey, now: float) -> None:
         name = body.drafter
+        if name is not None and not is_listed(name, key.drafters):
+            raise bad_request(f"The API key allows no drafter named {name!r}", "dsd.drafter", "unknown_drafter")
         if name is not None and not self.placement.has_drafter(name, self.model_name, now):
             message = f"No live drafter named {name!r} serves {self.model_name!r}"
             raise bad_request(message, "dsd.drafter", "unknown_drafter")

@@ -141,7 +141,7 @@ class Routes:
         body, prompts = await asyncio.to_thread(_prepare, backend.builder, kind, raw)
         self._open_backend()
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
-        requests = backend.builder.choice_requests(body, prompts, key.cache_scope, time.monotonic())
+        requests = backend.builder.choice_requests(body, prompts, key, time.monotonic())
         async with (
             backend.gate.admitted(key, len(requests), body.num_choices, deadline) as ticket,
             opened(ticket, backend.sessions, [each.generation for each in requests]) as lives,

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
+
+
+def is_listed(name: str, drafters: Sequence[str] | None) -> bool:
+    """Whether a list of names, and of prefixes that end in "*", holds the name; None holds all."""
+    return drafters is None or any(
+        name.startswith(each[:-1]) if each.endswith("*") else name == each for each in drafters
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,12 @@ class Generation:
     min_tokens: int = 0
     num_top: int | None = None  # likeliest tokens to report at each position; None: no logprobs
     cache_scope: str | None = None  # sessions of one scope share the KV cache of a common prefix; None: no sharing
+    vocab_size: int = 0  # the verifier must know all token ids below
+    drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all
+
+    def may_draft(self, name: str) -> bool:
+        """Whether instances of this name may see the prompt."""
+        return self.drafter_name in (None, name) and is_listed(name, self.drafters)
 
     @property
     def context(self) -> int:

@@ -178,7 +178,7 @@ class Sessions:
         match message:
             case Absent():
                 self._on_absent(subjects.verb(subject), now)
-            case Opened() | Verdict() | Failure():
+            case Opened() | Verdict() | Failure() if subjects.fits(subject, message):
                 self._on_answer(sender_id, message, now)
             case _:
                 self._metrics.dropped.labels("not for a gateway").inc()
@@ -222,7 +222,7 @@ class Sessions:
 
     def on_heartbeat(self, subject: str, message: Message | Absent) -> None:
         """Handler of the heartbeats."""
-        if not isinstance(message, Heartbeat) or message.instance_id != subjects.sender(subject):
+        if not isinstance(message, Heartbeat) or not subjects.fits(subject, message):
             self._metrics.dropped.labels("foreign heartbeat").inc()
         elif self.fleet.observe(message, time.monotonic()):
             log.info("joined", peer=message.instance_id, peer_service=message.service, models=message.models)
@@ -232,7 +232,7 @@ class Sessions:
 
     def on_decision(self, subject: str, message: Message | Absent) -> None:
         """Handler of the window decisions that controllers send to drafters."""
-        if isinstance(message, WindowDecision):
+        if isinstance(message, WindowDecision) and subjects.fits(subject, message):
             self.windows.observe(message, subjects.sender(subject), time.monotonic())
 
     # --- out -------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Sessions:
             load=Load(num_sessions=len(self._live), max_sessions=self.max_sessions),
             draining=draining,
         )
-        await self._publish(subjects.broadcast(Heartbeat, self.instance_id), heartbeat)
+        await self._publish(subjects.broadcast(Heartbeat, "gateway", self.instance_id), heartbeat)
 
     async def send(self, session: Session) -> None:
         """Sends the session's messages. Its own timers repeat what gets lost."""

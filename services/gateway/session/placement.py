@@ -35,7 +35,7 @@ class Placement:
     ) -> str | None:
         """A verifier that is not in `avoid`: the `holder`, which has the session, if possible; else one with the first
         of these fingerprints that any verifier has; else any. None if there is no verifier."""
-        choices = self.fleet.choices("verifier", generation.model, now, generation.context)
+        choices = self.fleet.choices("verifier", generation.model, now, generation.context, generation.vocab_size)
         choices = [choice for choice in choices if choice.instance_id not in avoid]
         if any(choice.instance_id == holder for choice in choices):
             return holder
@@ -61,7 +61,7 @@ class Placement:
             choice
             for choice in self.fleet.choices("drafter", generation.model, now, length + 1)
             if choice.instance_id not in avoid
-            and generation.drafter_name in (None, instance_name(choice.instance_id))
+            and generation.may_draft(instance_name(choice.instance_id))
             and self._is_in_time(choice, generation, verifier_id, num_left, now)
         ]
         return self._choose(self.drafter_router, choices)

@@ -10,7 +10,7 @@ from awc.registry import POLICIES
 from benchmarks.experiments import decisions
 from benchmarks.experiments.decisions import cores_of_controller, cost_of, reports
 from shared.protocol import subjects
-from shared.protocol.messages import Heartbeat, Message
+from shared.protocol.messages import Heartbeat, Message, Service
 from shared.protocol.subjects import new_instance_id
 
 
@@ -34,9 +34,9 @@ async def test_a_controller_is_measured_with_pairs_that_it_knows(num_drafters: i
 
 @pytest.mark.timeout(60)
 async def test_a_controller_without_pairs_is_an_invalid_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broadcast(kind: type[Message], sender_id: str) -> str:
+    def broadcast(kind: type[Message], service: Service, sender_id: str) -> str:
         """Heartbeats come from somebody else than the verifiers, so no verifier is known."""
-        return subjects.broadcast(kind, new_instance_id("nobody") if kind is Heartbeat else sender_id)
+        return subjects.broadcast(kind, service, new_instance_id("nobody") if kind is Heartbeat else sender_id)
 
     monkeypatch.setattr(decisions, "broadcast", broadcast)
     with pytest.raises(RuntimeError, match="knows 0 of 300 pairs"):

@@ -128,4 +128,4 @@ async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network
 def report(drafter: Peer, verifier: Peer, number: int, draft_ms: float = 10.0) -> tuple[str, Report]:
     """A report with right guesses only, and its subject."""
     seen = PairReport(verifier.instance_id, 1, 8, 40, 40, 0, 0, 0, draft_ms, 1.0, 0.0, 20.0, 100)
-    return subjects.broadcast(Report, drafter.instance_id), Report(drafter.instance_id, number, [seen])
+    return subjects.broadcast(Report, "drafter", drafter.instance_id), Report(drafter.instance_id, number, [seen])

@@ -13,7 +13,7 @@ from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import Heartbeat, Load, Sampling, Service, Speculation, TokenIds
-from shared.timing import STALE_HEARTBEATS
+from shared.timing import MAX_SILENCE_S, STALE_HEARTBEATS
 
 MODEL = "m"
 
@@ -71,8 +71,67 @@ def test_other_models_services_and_shorter_contexts_are_no_choice() -> None:
 def test_no_flood_of_heartbeats_fills_the_memory() -> None:
     fleet = PeerFleet()
     for number in range(MAX_PEERS + 10):
-        fleet.observe(beat(f"a.{number}"), 0.0)
+        fleet.observe(beat(f"a{number}.1"), 0.0)
     assert fleet.count_alive("verifier", 0.1) == MAX_PEERS
+
+
+@pytest.mark.parametrize("service", ["verifier", "drafter"])
+def test_a_newer_instance_of_a_name_replaces_the_oldest_for_good(service: Service) -> None:
+    fleet = PeerFleet(instances_per_name=2)
+    for nonce in ("a.1", "a.2", "a.3"):
+        assert fleet.observe(beat(nonce, service), 0.0)
+    assert not fleet.observe(beat("a.1", service), 0.5), "it was replaced"
+    assert [peer.heartbeat.instance_id for peer in fleet.alive(service, 0.6)] == ["a.2", "a.3"]
+    assert fleet.expire(0.7) == ["a.1"], "its sessions go elsewhere"
+    assert fleet.expire(0.8) == []
+
+
+def test_the_nonces_of_one_name_crowd_out_nobody() -> None:
+    fleet = PeerFleet()
+    for number in range(3 * MAX_PEERS):
+        fleet.observe(beat(f"liar.{number}", "drafter"), 0.0)
+    assert fleet.observe(beat("cloud.1"), 0.0)
+    assert fleet.observe(beat("honest.1", "drafter"), 0.0)
+    assert fleet.count_alive("drafter", 0.1) == 2
+    assert len(fleet.expire(0.1)) <= MAX_PEERS
+
+
+def test_a_heartbeat_that_names_an_hour_holds_for_a_minute() -> None:
+    fleet = PeerFleet()
+    fleet.observe(beat("a.1", interval_s=3600.0), 0.0)
+    assert fleet.is_alive("a.1", MAX_SILENCE_S - 1)
+    assert not fleet.is_alive("a.1", MAX_SILENCE_S)
+
+
+def test_a_verifier_of_few_words_lowers_nothing_for_others_and_gets_no_text_beyond_them() -> None:
+    chooser = placement(beat("a.1", vocab_size=1), beat("b.1", load=Load(num_sessions=9)))
+    assert chooser.fleet.vocab_size(MODEL, 0.1) == 300
+    assert chooser.verifier(generation(vocab_size=300), 0.1) == "b.1"
+    assert chooser.verifier(generation(vocab_size=1), 0.1) == "a.1"
+
+
+def test_a_drafter_that_claims_to_be_idle_gets_its_share_of_the_sessions() -> None:
+    chooser = placement(beat("v.1"), beat("honest.1", "drafter"), beat("liar.1", "drafter"))
+    chosen = []
+    for number in range(20):
+        drafter_id = chooser.drafter(generation(), "v.1", 50, number * 0.1)
+        assert drafter_id is not None
+        chosen.append(drafter_id)
+        chooser.fleet.count_sessions(drafter_id, 1, number * 0.1)
+        num_honest = chosen.count("honest.1")
+        chooser.fleet.observe(beat("honest.1", "drafter", load=Load(num_sessions=num_honest)), number * 0.1 + 0.05)
+        chooser.fleet.observe(beat("liar.1", "drafter"), number * 0.1 + 0.05)
+        chooser.fleet.observe(beat("v.1"), number * 0.1 + 0.05)
+    assert chosen.count("liar.1") == 10
+
+
+@pytest.mark.parametrize(
+    ("drafters", "chosen"),
+    [(None, "a-site.1"), (("b-*",), "b-site.1"), (("b-site",), "b-site.1"), (("b",), None), ((), None)],
+)
+def test_only_drafters_that_the_key_names_see_a_prompt(drafters: tuple[str, ...] | None, chosen: str | None) -> None:
+    chooser = placement(beat("v.1"), beat("a-site.1", "drafter"), beat("b-site.1", "drafter"))
+    assert chooser.drafter(generation(drafters=drafters), "v.1", 50, 0.1) == chosen
 
 
 def test_sessions_given_and_taken_since_the_heartbeat_count_as_load() -> None:

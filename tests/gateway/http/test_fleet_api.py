@@ -28,7 +28,7 @@ async def beat(bus: Bus, service: Service, **changes: object) -> str:
     message = Heartbeat(
         service=service, instance_id=instance_id, models=models, max_context=CONTEXT, vocab_size=320, **fields
     )
-    await bus.publish(subjects.broadcast(Heartbeat, instance_id), message)
+    await bus.publish(subjects.broadcast(Heartbeat, service, instance_id), message)
     return instance_id
 
 

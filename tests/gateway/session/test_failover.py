@@ -249,9 +249,39 @@ async def test_what_strangers_say_is_dropped(long_world: World) -> None:
     assert world.count("dropped_total", reason="not for a gateway") == 1
 
 
+async def test_a_verdict_under_the_verb_of_another_message_is_dropped(long_world: World) -> None:
+    """A drafter may publish failures. Nothing else comes in by that right."""
+    world = long_world
+    verifier = await world.verifier(pass_s=PASS_S)
+    stream = await ask(world)
+    await stream.read(10)
+    (order,) = verifier.of(Open)
+    assert isinstance(order, Open)
+    lie = Verdict(
+        order.session_id,
+        order.term,
+        0,
+        len(order.prompt_ids),
+        TokenIds([7] * 400),
+        0,
+        "stop",
+        None,
+        0.0,
+        1,
+        0.0,
+        Tally(),
+    )
+    gateway = world.gateway.sessions.instance_id
+    subject = subjects.with_verb("gateway", gateway, subjects.VERBS[Failure], verifier.instance_id)
+    await world.network.connect().publish(subject, lie)
+    assert await stream.read() == LONG
+    assert world.count("dropped_total", reason="not for a gateway") == 1
+    assert stream.report["verifier"] == "verifier"
+
+
 async def test_the_gateway_s_heartbeat_renews_leases(world: World) -> None:
     heard: list[str] = []
     await world.network.connect().subscribe(
-        subjects.all_broadcasts(Heartbeat), lambda subject, _: heard.append(subjects.sender(subject))
+        subjects.all_broadcasts(Heartbeat, "gateway"), lambda subject, _: heard.append(subjects.sender(subject))
     )
     await until(lambda: heard.count(world.gateway.sessions.instance_id) >= 3)

@@ -83,11 +83,11 @@ async def test_messages_keep_their_order_across_verbs(connect: Connect) -> None:
 async def test_everybody_who_subscribed_a_pattern_hears_it_and_nobody_else(connect: Connect) -> None:
     sender, first, second, other = [await connect() for _ in range(4)]
     heard, heard_too, not_heard = Heard(), Heard(), Heard()
-    await first.bus.subscribe(subjects.all_broadcasts(Report), heard)
-    await second.bus.subscribe(subjects.all_broadcasts(Report), heard_too)
-    await other.bus.subscribe(subjects.all_broadcasts(Heartbeat), not_heard)
-    await sender.bus.publish(subjects.broadcast(Report, DRAFTER), draft(1))
-    await sender.bus.publish(subjects.broadcast(Heartbeat, DRAFTER), draft(2))
+    await first.bus.subscribe(subjects.all_broadcasts(Report, "drafter"), heard)
+    await second.bus.subscribe(subjects.all_broadcasts(Report, "drafter"), heard_too)
+    await other.bus.subscribe(subjects.all_broadcasts(Heartbeat, "drafter"), not_heard)
+    await sender.bus.publish(subjects.broadcast(Report, "drafter", DRAFTER), draft(1))
+    await sender.bus.publish(subjects.broadcast(Heartbeat, "drafter", DRAFTER), draft(2))
     assert await heard.wait_for(1) == [draft(1)]
     assert await heard_too.wait_for(1) == [draft(1)]
     assert await not_heard.wait_for(1) == [draft(2)]

@@ -152,7 +152,9 @@ async def test_a_subscription_made_while_disconnected_lives_after_the_restart(
     await verifier.bus.subscribe(INBOX, heard)
     nats_server.start()
     await asyncio.gather(drafter.until(drafter.is_up), verifier.until(verifier.is_up))
-    await verifier.bus.subscribe(subjects.all_broadcasts(Heartbeat), Heard())  # its answer comes after the first one's
+    await verifier.bus.subscribe(
+        subjects.all_broadcasts(Heartbeat, "gateway"), Heard()
+    )  # its answer comes after the first one's
     await drafter.bus.publish(DRAFTS, draft(1))
     assert await heard.wait_for(1) == [draft(1)]
 
@@ -271,11 +273,11 @@ async def test_a_forbidden_publish_is_counted_and_named(start_nats_server: Start
     heard = Heard()
     await verifier.bus.subscribe("dsd.v1.>", heard)
     with structlog.testing.capture_logs() as lines:
-        await drafter.bus.publish(subjects.broadcast(Report, "edge-2.0123456789ab"), draft(1))
+        await drafter.bus.publish(subjects.broadcast(Report, "drafter", "edge-2.0123456789ab"), draft(1))
         await drafter.bus.publish(DRAFTS, draft(2))
         assert await heard.wait_for(1) == [draft(2)]
         await drafter.until_count(1, "errors", kind="permission violation")
-    assert "dsd.v1.report.edge-2.0123456789ab" in lines[0]["error"]
+    assert "dsd.v1.report.drafter.edge-2.0123456789ab" in lines[0]["error"]
 
 
 async def test_a_forbidden_subscription_is_refused(start_nats_server: StartNatsServer, connect: Connect) -> None:
@@ -300,10 +302,10 @@ async def test_garbage_is_counted_and_the_next_message_arrives(nats_server: Nats
 @pytest.mark.parametrize(
     "command",
     [
-        b"PUB dsd.v1.heartbeat.edge-1.\xff\xfe 2\r\nhi\r\n",
-        b"HPUB dsd.v1.heartbeat.edge-1.x 20 20\r\nNATS/1.0 503 \xff\xff\xff\r\n\r\n\r\n",
-        b"HPUB dsd.v1.heartbeat.edge-1.x 8 8\r\nNATS/1.0\r\n",
-        b"HPUB dsd.v1.heartbeat.edge-1.x 1 1\r\nN\r\n",
+        b"PUB dsd.v1.heartbeat.gateway.edge-1.\xff\xfe 2\r\nhi\r\n",
+        b"HPUB dsd.v1.heartbeat.gateway.edge-1.x 20 20\r\nNATS/1.0 503 \xff\xff\xff\r\n\r\n\r\n",
+        b"HPUB dsd.v1.heartbeat.gateway.edge-1.x 8 8\r\nNATS/1.0\r\n",
+        b"HPUB dsd.v1.heartbeat.gateway.edge-1.x 1 1\r\nN\r\n",
     ],
     ids=["subject", "status", "no-header-lines", "short"],
 )
@@ -311,7 +313,7 @@ async def test_a_message_that_the_client_can_not_read_does_not_make_it_deaf(
     nats_server: NatsServer, connect: Connect, command: bytes
 ) -> None:
     drafter, verifier, heard = await connect(nats_server), await connect(nats_server), Heard()
-    await verifier.bus.subscribe(subjects.all_broadcasts(Heartbeat), heard)
+    await verifier.bus.subscribe(subjects.all_broadcasts(Heartbeat, "gateway"), heard)
     await verifier.bus.subscribe(INBOX, heard)
     say(nats_server, command)
     await drafter.bus.publish(DRAFTS, draft(1))

@@ -6,7 +6,7 @@ import pytest
 
 from shared.bus.memory_bus import matches
 from shared.protocol import subjects
-from shared.protocol.messages import Close, Draft, Heartbeat, Open, Report, Verdict, WindowDecision
+from shared.protocol.messages import Close, Draft, Heartbeat, Load, Open, Report, Verdict, WindowDecision
 
 VERIFIER, DRAFTER = "cloud.0123456789ab", "edge-1.ba9876543210"
 
@@ -36,11 +36,10 @@ def test_a_direct_subject_tells_receiver_verb_and_sender() -> None:
     assert subjects.verb(subject) == "draft"
 
 
-def test_a_broadcast_tells_verb_and_sender() -> None:
-    subject = subjects.broadcast(Heartbeat, VERIFIER)
-    assert subject == "dsd.v1.heartbeat.cloud.0123456789ab"
+def test_a_broadcast_tells_service_and_sender() -> None:
+    subject = subjects.broadcast(Heartbeat, "verifier", VERIFIER)
+    assert subject == "dsd.v1.heartbeat.verifier.cloud.0123456789ab"
     assert subjects.sender(subject) == VERIFIER
-    assert subjects.verb(subject) == "heartbeat"
 
 
 def test_an_inbox_gets_all_that_is_said_to_one_instance_and_nothing_else() -> None:
@@ -49,14 +48,14 @@ def test_an_inbox_gets_all_that_is_said_to_one_instance_and_nothing_else() -> No
     assert matches(inbox, subjects.to("verifier", VERIFIER, Open, "gateway.000000000000"))
     assert not matches(inbox, subjects.to("verifier", "cloud.ffffffffffff", Draft, DRAFTER))
     assert not matches(inbox, subjects.to("drafter", VERIFIER, Draft, DRAFTER))
-    assert not matches(inbox, subjects.broadcast(Heartbeat, VERIFIER))
+    assert not matches(inbox, subjects.broadcast(Heartbeat, "verifier", VERIFIER))
 
 
-def test_all_broadcasts_of_a_verb_are_heard_whoever_says_them() -> None:
-    pattern = subjects.all_broadcasts(Heartbeat)
-    assert matches(pattern, subjects.broadcast(Heartbeat, VERIFIER))
-    assert matches(pattern, subjects.broadcast(Heartbeat, DRAFTER))
-    assert not matches(pattern, subjects.broadcast(Report, DRAFTER))
+def test_broadcasts_of_a_verb_are_heard_from_all_instances_of_one_service() -> None:
+    pattern = subjects.all_broadcasts(Heartbeat, "drafter")
+    assert matches(pattern, subjects.broadcast(Heartbeat, "drafter", DRAFTER))
+    assert not matches(pattern, subjects.broadcast(Heartbeat, "verifier", VERIFIER))
+    assert not matches(pattern, subjects.broadcast(Report, "drafter", DRAFTER))
     assert not matches(pattern, subjects.to("verifier", VERIFIER, Heartbeat, DRAFTER))
 
 
@@ -90,14 +89,35 @@ def test_patterns_match_as_nats_does(pattern: str, subject: str, is_match: bool)
     ("subject", "fits"),
     [
         (f"dsd.v1.verifier.{VERIFIER}.close.{DRAFTER}", True),
-        (f"dsd.v1.close.{DRAFTER}", True),
+        (f"dsd.v1.close.gateway.{DRAFTER}", False),
         (f"dsd.v1.verifier.{VERIFIER}.open.{DRAFTER}", False),
         (f"dsd.v1.verifier.{VERIFIER}.close", False),
         (f"dsd.v1.verifier.{VERIFIER}.close.edge", False),
         (f"dsd.v1.verifier.{VERIFIER}.close.*.>", False),
         (f"dsd.v1.verifier.{VERIFIER}.open.{DRAFTER}.close.{DRAFTER}", False),
-        (f"dsd.v2.close.{DRAFTER}", False),
+        (f"dsd.v2.verifier.{VERIFIER}.close.{DRAFTER}", False),
     ],
 )
 def test_a_subject_fits_a_message_of_its_verb_by_a_well_formed_sender(subject: str, fits: bool) -> None:
     assert subjects.fits(subject, Close("ab" * 16, 1)) is fits
+
+
+@pytest.mark.parametrize(
+    ("subject", "fits"),
+    [
+        (f"dsd.v1.heartbeat.drafter.{DRAFTER}", True),
+        (f"dsd.v1.heartbeat.verifier.{DRAFTER}", False),
+        (f"dsd.v1.heartbeat.drafter.{VERIFIER}", False),
+        (f"dsd.v1.heartbeat.{DRAFTER}", False),
+        (f"dsd.v1.report.drafter.{DRAFTER}", False),
+        (f"dsd.v1.gateway.{VERIFIER}.heartbeat.{DRAFTER}", False),
+    ],
+)
+def test_a_heartbeat_fits_the_subject_of_its_service_and_its_instance_alone(subject: str, fits: bool) -> None:
+    assert subjects.fits(subject, Heartbeat("drafter", DRAFTER, 1.0, [], 0, 0, "", Load(), False)) is fits
+
+
+def test_a_report_fits_the_subject_of_its_drafter_alone() -> None:
+    assert subjects.fits(subjects.broadcast(Report, "drafter", DRAFTER), Report(DRAFTER, 1, []))
+    assert not subjects.fits(subjects.broadcast(Report, "drafter", VERIFIER), Report(DRAFTER, 1, []))
+    assert not subjects.fits(subjects.broadcast(Report, "verifier", DRAFTER), Report(DRAFTER, 1, []))

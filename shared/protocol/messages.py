@@ -342,7 +342,7 @@ PLAIN = frozenset((bool, int, float, str, bytes, type(None)))  # types that msgp
 
 def _to_wire(value: Any) -> Any:
     if isinstance(value, TokenIds):
-        return array("I", value).tobytes()
+        return array("I", list(value)).tobytes()  # of a list it reads the items in C
     if isinstance(value, Wire):
         tag = value.__struct_config__.tag
         fields = [each if type(each) in PLAIN else _to_wire(each) for each in astuple(value)]

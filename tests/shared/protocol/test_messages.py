@@ -2,7 +2,7 @@
 
 import contextlib
 import struct
-from typing import get_args
+from typing import Any, get_args
 
 import msgpack
 import pytest
@@ -332,3 +332,19 @@ def test_slices_of_token_ids_are_token_ids() -> None:
     assert ids[1:] == TokenIds((2, 3))
     assert type(ids[1:]) is TokenIds
     assert ids[1] == 2
+
+
+def test_token_ids_are_written_without_a_python_call_for_each() -> None:
+    class Watched(TokenIds):
+        num_calls = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            Watched.num_calls += 1
+            return super().__getitem__(key)
+
+    ids = Watched(range(1000))
+    opened = Open(SESSION, 1, None, ids, NO_TOKENS, Sampling(), NO_TOKENS, 9)
+    read = decode(encode(opened))
+    assert isinstance(read, Open)
+    assert tuple(read.prompt_ids) == tuple(ids)
+    assert Watched.num_calls == 0

@@ -13,6 +13,7 @@ from services.gateway.admission.api_keys import ApiKey
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.http.chat_body import ChatBody
 from services.gateway.http.completion_body import CompletionBody
+from services.gateway.http.generation_body import MAX_CHOICES
 from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation, is_listed
 from services.gateway.session.placement import Placement
@@ -21,7 +22,7 @@ from services.gateway.text.tokenizer import TargetTokenizer
 from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
 
-SEED_BITS = 53  # of a seed drawn here: every JSON reader keeps such a number exactly
+MAX_SEED = (1 << 53) - 1  # of those drawn here: every JSON reader keeps such a number exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class RequestBuilder:
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float
     ) -> list[ChoiceRequest]:
-        """The choices of a request by their index, n for each prompt. The i-th choice of a prompt has seed + i; a
-        missing seed is drawn. `now`: in seconds of the fleet's clock."""
+        """The choices of a request by their index, n for each prompt. The i-th choice of a prompt has seed + i. A
+        missing seed is drawn, and choice i of the request has it + i. `now`: in seconds of the fleet's clock."""
         fleet = self.placement.fleet
         context = min(MAX_TOKENS, fleet.max_context(self.model_name, now))
         if context == 0:
@@ -79,10 +80,11 @@ class RequestBuilder:
         _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
         _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
         sampling, requests = _sampling(body), []
-        for prompt in prompts:
+        for number, prompt in enumerate(prompts):
             _check_prompt(prompt.token_ids, "messages" if isinstance(body, ChatBody) else "prompt", context, vocab_size)
             first = self._generation(body, prompt.token_ids, sampling, context, key)
-            requests += [ChoiceRequest(prompt, _numbered(first, i)) for i in range(body.num_choices)]
+            begin = number * body.num_choices if body.seed is None else 0
+            requests += [ChoiceRequest(prompt, _numbered(first, begin + i)) for i in range(body.num_choices)]
         return requests
 
     def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
@@ -170,7 +172,7 @@ def _sampling(body: AnyBody) -> Sampling:
         top_k=max(0, body.top_k or 0),
         top_p=1.0 if body.top_p is None else body.top_p,
         min_p=body.min_p or 0.0,
-        seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed,
+        seed=secrets.randbelow(MAX_SEED - MAX_CHOICES) if body.seed is None else body.seed,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,

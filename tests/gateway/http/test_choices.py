@@ -96,6 +96,17 @@ async def test_several_prompts_are_answered_in_their_order(world: World, prompts
     assert body["usage"]["completion_tokens"] == 16
 
 
+async def test_without_a_seed_no_two_choices_of_a_request_share_one(world: World) -> None:
+    verifier = await world.verifier()
+    body = await asked(world, COMPLETIONS, completion(["once", "once", "upon"], n=2, max_tokens=4))
+    first = body["dsd"]["seed"]
+    assert [each["seed"] for each in body["dsd"]["choices"]] == [first + i for i in range(6)]
+    assert sorted(opened.sampling.seed for opened in verifier.of(Open)) == [first + i for i in range(6)]
+    assert len({opened.session_id for opened in verifier.of(Open)}) == 6
+    again = await asked(world, COMPLETIONS, completion("once", seed=first + 3, max_tokens=4))
+    assert again["choices"][0]["text"] == body["choices"][3]["text"]
+
+
 @pytest.mark.parametrize("prompt", ["once upon", ids_of("once upon")])
 async def test_echo_puts_the_prompt_before_the_answer(world: World, prompt: Any) -> None:
     await world.verifier()

@@ -11,6 +11,9 @@ from services.gateway.http.generation_body import Body, GenerationBody, Off, bla
 from services.gateway.text.chat_template import ChatMessage
 from shared.protocol.messages import MAX_TOP_LOGPROBS
 
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024  # of one message
+
 
 class TextPart(Body):
     type: Literal["text"]
@@ -25,7 +28,7 @@ def _as_parts(value: Any) -> Any:
     return value
 
 
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
 class MessageBody(Body):
@@ -50,7 +53,7 @@ class ChatBody(GenerationBody):
 
     unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"echo"}
 
-    messages: list[MessageBody] = Field(min_length=1)
+    messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -8,11 +8,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.http.generation_body import MAX_CHOICES, GenerationBody, blame
-from shared.protocol.messages import MAX_TOP_LOGPROBS
+from shared.protocol.messages import MAX_TOKENS, MAX_TOP_LOGPROBS
 
 Prompt: TypeAlias = str | list[int]
 _Text = Annotated[str, Field(min_length=1)]
-_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_TOKENS)]
 _Texts = Annotated[list[_Text], Field(min_length=1, max_length=MAX_CHOICES)]
 _IdLists = Annotated[list[_Ids], Field(min_length=1, max_length=MAX_CHOICES)]
 
@@ -27,6 +27,8 @@ def _as_prompts(value: Any) -> Any:
         raise PydanticCustomError("prompt", "must not be empty")
     if not all(isinstance(prompt, str) or _are_all(prompt, int) for prompt in value):
         raise PydanticCustomError("prompt", "must be a string or a list of token ids, or a list of such prompts")
+    if any(len(prompt) > MAX_TOKENS for prompt in value if isinstance(prompt, list)):
+        raise PydanticCustomError("prompt", "must have at most {limit} token ids", {"limit": MAX_TOKENS})
     return value
 
 

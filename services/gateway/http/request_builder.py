@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -18,11 +18,13 @@ from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation, is_listed
 from services.gateway.session.placement import Placement
 from services.gateway.text.chat_template import TemplateRefused
+from services.gateway.text.encoding import PromptTooLong
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
 
 MAX_SEED = (1 << 53) - 1  # of those drawn here: every JSON reader keeps such a number exactly
+MAX_REASON_CHARACTERS = 1000  # of a chat template's own message
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,16 @@ class RequestBuilder:
 
     def encode(self, body: AnyBody) -> list[EncodedPrompt]:
         """The prompts in tokens. Slow for long prompts: call it in a thread."""
-        if isinstance(body, CompletionBody):
-            return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
+        field = _prompt_field(body)
         try:
+            if isinstance(body, CompletionBody):
+                return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
             return [EncodedPrompt(self.tokenizer.encode_chat([turn.message for turn in body.messages]))]
+        except PromptTooLong as error:
+            raise bad_request(str(error), field, "context_length_exceeded") from error
         except TemplateRefused as error:
-            message = f"The chat template rejects the messages: {error}"
-            raise bad_request(message, "messages", "invalid_value") from error
+            message = f"The chat template rejects the messages: {str(error)[:MAX_REASON_CHARACTERS]}"
+            raise bad_request(message, field, "invalid_value") from error
 
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float
@@ -79,9 +84,9 @@ class RequestBuilder:
         self._check_drafter(body, key, now)
         _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
         _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
-        sampling, requests = _sampling(body), []
+        sampling, field, requests = _sampling(body), _prompt_field(body), []
         for number, prompt in enumerate(prompts):
-            _check_prompt(prompt.token_ids, "messages" if isinstance(body, ChatBody) else "prompt", context, vocab_size)
+            _check_prompt(prompt.token_ids, field, context, vocab_size)
             first = self._generation(body, prompt.token_ids, sampling, context, key)
             begin = number * body.num_choices if body.seed is None else 0
             requests += [ChoiceRequest(prompt, _numbered(first, begin + i)) for i in range(body.num_choices)]
@@ -144,17 +149,22 @@ class RequestBuilder:
 def _check_prompt(prompt_ids: TokenIds, field: str, context: int, vocab_size: int) -> None:
     if not prompt_ids:
         raise bad_request("The prompt is empty: it has no tokens", field, "invalid_value")
-    _check_ids(prompt_ids, vocab_size, field)
     if len(prompt_ids) >= context:
         message = f"The prompt has {len(prompt_ids)} tokens; the context of {context} leaves no room for an answer"
         raise bad_request(message, field, "context_length_exceeded")
+    _check_ids(prompt_ids, vocab_size, field)
 
 
-def _check_ids(token_ids: Iterable[int], vocab_size: int, field: str) -> None:
-    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
-    if wrong is not None:
-        message = f"{field}: token id {wrong} is outside the vocabulary of {vocab_size} tokens"
-        raise bad_request(message, field, "invalid_value")
+def _prompt_field(body: AnyBody) -> str:
+    return "messages" if isinstance(body, ChatBody) else "prompt"
+
+
+def _check_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """Runs on the event loop, so it looks at long prompts in C."""
+    for wrong in (min(token_ids, default=0), max(token_ids, default=0)):
+        if not 0 <= wrong < vocab_size:
+            message = f"{field}: token id {wrong} is outside the vocabulary of {vocab_size} tokens"
+            raise bad_request(message, field, "invalid_value")
 
 
 def _numbered(first: Generation, number: int) -> Generation:

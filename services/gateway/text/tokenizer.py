@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from services.gateway.session.generation import Generation
 from services.gateway.text.chat_template import ChatMessage, ChatTemplate, TemplateRefused
 from services.gateway.text.detokenizer import Detokenizer
+from services.gateway.text.encoding import encode
 from services.gateway.text.output_text import AnswerText
 from services.gateway.text.token_bytes import TokenBytes
 from shared.protocol.messages import TokenIds
@@ -37,19 +38,23 @@ class TargetTokenizer:
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> TokenIds:
-        """The prompt that the model's chat template makes of a conversation. Raises TemplateRefused."""
+        """The prompt that the model's chat template makes of a conversation. Raises TemplateRefused, or
+        PromptTooLong."""
         if self._template is None:
             raise TemplateRefused("this model has no chat template; use /v1/completions")
         # The template itself adds the special tokens at the start.
-        return TokenIds(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
+        return TokenIds(encode(self._tokenizer, self._template.render(messages)))
 
     def encode_text(self, text: str) -> TokenIds:
-        """Plain text, with the special tokens that the tokenizer puts at the start, if any."""
-        return TokenIds(self._tokenizer.encode(text).ids)
+        """Plain text, with the special tokens that the tokenizer puts at the start, if any. Raises PromptTooLong."""
+        return TokenIds(encode(self._tokenizer, text, add_special_tokens=True))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt given as token ids, without special tokens."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        (text,) = self._tokenizer.decode_batch(
+            [list(token_ids)], skip_special_tokens=True
+        )  # releases the interpreter lock
+        return str(text)
 
     def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
         """A reader for the tokens of one answer. stops: stop strings."""

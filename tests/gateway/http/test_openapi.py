@@ -32,7 +32,7 @@ from tests.gateway.conftest import World, a_world
 from tests.gateway.fakes import MODEL
 from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat, events
 
-NUM_EXAMPLES = 60  # for each endpoint and mode
+NUM_EXAMPLES = 80  # for each endpoint and mode
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from services.gateway.session.generation import Generation
 from services.gateway.text.chat_template import ChatMessage, ChatTemplate, TemplateRefused
+from services.gateway.text.conversation import ConversationEncoder
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.encoding import encode
 from services.gateway.text.output_text import AnswerText
@@ -32,21 +33,21 @@ class TargetTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, stop_ids: TokenIds) -> None:
         self._tokenizer = tokenizer
-        self._template = template
+        self._conversations = ConversationEncoder(tokenizer, template) if template else None
         self._token_bytes = TokenBytes(tokenizer)
         self.stop_ids = stop_ids
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> TokenIds:
-        """The prompt that the model's chat template makes of a conversation. Raises TemplateRefused, or
-        PromptTooLong."""
-        if self._template is None:
+        """The prompt that the model's chat template makes of a conversation. In a message the text of a special token
+        is ordinary text. Raises TemplateRefused, or PromptTooLong."""
+        if self._conversations is None:
             raise TemplateRefused("this model has no chat template; use /v1/completions")
-        # The template itself adds the special tokens at the start.
-        return TokenIds(encode(self._tokenizer, self._template.render(messages)))
+        return TokenIds(self._conversations.encode(messages))
 
     def encode_text(self, text: str) -> TokenIds:
-        """Plain text, with the special tokens that the tokenizer puts at the start, if any. Raises PromptTooLong."""
+        """Plain text, with the special tokens that the tokenizer puts at the start, if any. The text of a special token
+        is that token. Raises PromptTooLong."""
         return TokenIds(encode(self._tokenizer, text, add_special_tokens=True))
 
     def decode(self, token_ids: Sequence[int]) -> str:

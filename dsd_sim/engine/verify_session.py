@@ -1,4 +1,4 @@
-"""The verifier's side of a session in counting form: the rules of shared.protocol.verifier_session, compiled.
+"""The verifier's side of a session in counting form: shared.protocol's verifier_session and guess_queue, compiled.
 
 Invariant: both forms commit, count and answer alike if guesses and messages are the same; engine/test_counting.py
 drives them side by side. `v` is a VERIFIER record, `m` and `answer` are MESSAGEs (records.py).

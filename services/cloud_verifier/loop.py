@@ -121,7 +121,7 @@ class VerifyLoop:
     @property
     def queue_tokens(self) -> int:
         """Tokens that wait to be computed, guesses included."""
-        return sum(s.state.num_todo + len(s.state.pending) for s in self._table if s.state.finish is None)
+        return sum(s.state.num_todo + len(s.state.guesses.pending) for s in self._table if s.state.finish is None)
 
     @property
     def queue(self) -> float:
@@ -134,8 +134,8 @@ class VerifyLoop:
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,
-                num_guesses=min(len(slot.state.pending), self._engine.info.max_guesses),
-                probability=slot.state.survival.probability,
+                num_guesses=min(len(slot.state.guesses.pending), self._engine.info.max_guesses),
+                probability=slot.state.guesses.survival.probability,
                 cached_tokens=slot.state.computed,
             )
             for slot in slots

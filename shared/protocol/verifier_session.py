@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from shared.protocol.guesses import MAX_EPOCH, Fates, Survival, common_prefix
+from shared.protocol.guess_queue import GuessQueue
+from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import (
-    MAX_WINDOW,
     NO_TOKENS,
     Draft,
     Echo,
@@ -70,16 +70,11 @@ class VerifierSession:
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the newest tokens, where asked for
     computed: int = 0  # KV entries that hold `tokens[:computed]`
     finish: Finish | None = None
-    epoch: int = 0  # Drafts of lower epochs are dropped
-    pending: list[int] = field(default_factory=list)  # guesses for pending_base, pending_base + 1, ...
-    pending_base: int = 0
-    fates: Fates = field(default_factory=Fates)
+    guesses: GuessQueue = field(default_factory=GuessQueue)
     num_passes: int = 0
-    survival: Survival = field(default_factory=Survival)
     info: PassInfo = PassInfo()
     _open: Open | None = None
     _free_run: bool = True
-    _received: int = 0  # guesses of this epoch before this position were counted
     _row: PassRow | None = None
     _heard_at: float = 0.0
     _echo_at: float = 0.0
@@ -116,7 +111,7 @@ class VerifierSession:
     def draws(self) -> bool:
         """Whether the next pass may draw: the session runs free, has a guess to verify, or has text to compute, whose
         last token yields a draw at no cost. The first pass always may."""
-        waits = not self._free_run and self.drafter_id is not None and not self.pending
+        waits = not self._free_run and self.drafter_id is not None and not self.guesses.pending
         return not waits or self.num_todo > 1 or self.num_passes == 0
 
     @property
@@ -126,7 +121,7 @@ class VerifierSession:
 
     @property
     def tally(self) -> Tally:
-        fates = self.fates
+        fates = self.guesses.fates
         return Tally(fates.accepted, fates.rejected, fates.late, fates.discarded, self.num_passes)
 
     # --- gateway ---------------------------------------------------------------------------------------------------
@@ -146,13 +141,12 @@ class VerifierSession:
         is_same = continues and all(getattr(request, name) == getattr(old, name) for name in DRAW_FIELDS)
         self.term, self.drafter_id, self._open = request.term, request.drafter_id, request
         self._free_run = request.free_run
-        self._clear_pending()
-        self.epoch, self._received, self._heard_at, self._sent_ms = 0, 0, now, None
+        self._heard_at, self._sent_ms = now, None
         if not continues:
             self._void_row()
             self.tokens, self.logprobs = theirs, []
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
-        self.pending_base = self.length
+        self.guesses.restart(self.length)
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
         return is_same
 
@@ -172,20 +166,11 @@ class VerifierSession:
         if draft.term != self.term:
             return None
         self._hear(draft, now)
-        if self.finish or draft.epoch < self.epoch:
-            self.fates.discarded += len(draft.token_ids)
+        if self.finish:
+            self.guesses.discard(len(draft.token_ids))
             return self.verdict_from(draft.base, now)
-        if draft.epoch > self.epoch:
-            self._clear_pending()
-            self.epoch, self._received = draft.epoch, 0
-        if draft.base > self.pending_base + len(self.pending):
-            self.fates.discarded += len(draft.token_ids)
-            self._raise_epoch()
-            return self.verdict_from(draft.base, now)
-        is_new = draft.base + len(draft.token_ids) > max(self._received, draft.base)
-        if self._compare_committed(draft):
-            self._extend(draft)
-        return None if is_new and draft.base >= self.length else self.verdict_from(draft.base, now)
+        must_answer = self.guesses.receive(draft, self.tokens, self.limit)
+        return self.verdict_from(draft.base, now) if must_answer else None
 
     def expire_drafter(self, now: float, lease_ms: float) -> bool:
         """Lets the session run free after `lease_ms` without a Draft; returns whether that changed anything."""
@@ -200,44 +185,6 @@ class VerifierSession:
             self._sent_ms, self._echo_at = draft.sent_ms, now
             self._free_run = draft.free_run
 
-    def _compare_committed(self, draft: Draft) -> bool:
-        """Compares guesses with tokens committed before; returns False if one differs."""
-        fixed = self.tokens[draft.base : draft.base + len(draft.token_ids)] if draft.base < self.length else []
-        equal = common_prefix(draft.token_ids, fixed)
-        num_late = max(0, draft.base + equal - max(draft.base, self._received))
-        self.fates.late += num_late
-        self.survival.observe(num_late, mismatched=False)
-        if equal == len(fixed):
-            return True
-        end = draft.base + len(draft.token_ids)
-        num_new = end - max(draft.base + equal, self._received)
-        if num_new > 0:
-            self.fates.rejected += 1
-            self.fates.discarded += num_new - 1
-            self.survival.observe(0, mismatched=True)
-        self._raise_epoch()
-        return False
-
-    def _extend(self, draft: Draft) -> None:
-        """Appends the guesses after the pending ones, up to max_tokens and MAX_WINDOW."""
-        end = self.pending_base + len(self.pending)
-        room = min(self.limit, self.length + MAX_WINDOW) - end
-        behind = draft.token_ids[max(0, end - draft.base) :]
-        self.pending.extend(behind[: max(0, room)])
-        draft_end = draft.base + len(draft.token_ids)
-        self.fates.discarded += max(0, draft_end - max(self.pending_base + len(self.pending), self._received))
-        self._received = max(self._received, draft_end)
-
-    def _clear_pending(self) -> None:
-        self.fates.discarded += len(self.pending)
-        self.pending = []
-        self.pending_base = self.length
-
-    def _raise_epoch(self) -> None:
-        self._clear_pending()
-        self.epoch = min(self.epoch + 1, MAX_EPOCH)
-        self._received = 0
-
     # --- passes ----------------------------------------------------------------------------------------------------
 
     def begin_pass(self, max_tokens: int, max_guesses: int) -> PassRow:
@@ -250,7 +197,7 @@ class VerifierSession:
         todo, start = self.num_todo, self.computed
         if todo > max_tokens:
             fed = TokenIds(self.tokens[start : start + max_tokens])
-            row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.epoch)
+            row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.guesses.epoch)
         else:
             row = self._decoding_row(todo, min(max_guesses, max_tokens - todo))
         self._row = row
@@ -258,12 +205,10 @@ class VerifierSession:
 
     def _decoding_row(self, todo: int, max_guesses: int) -> PassRow:
         base = self.length
-        num_fed = max(0, min(max_guesses, len(self.pending), self.limit - base - 1))
-        guesses = TokenIds(self.pending[: num_fed + 1])
+        num_fed = max(0, min(max_guesses, len(self.guesses.pending), self.limit - base - 1))
+        guesses = self.guesses.take(num_fed + 1, base)
         fed = TokenIds([*self.tokens[base - todo :], *guesses[:num_fed]])
-        self.pending = self.pending[len(guesses) :]
-        self.pending_base = base + len(guesses)
-        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.epoch)
+        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.guesses.epoch)
 
     def end_pass(
         self,
@@ -292,7 +237,7 @@ class VerifierSession:
             return None
         committed = self._cut(draws[: matched + 1])
         accepted = min(matched, len(committed))
-        self._count_row(row, accepted, len(committed))
+        self.guesses.judge(len(row.guesses), accepted, len(committed))
         self.tokens.extend(committed)
         self.logprobs.extend(logprobs[: len(committed)])
         self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)
@@ -312,27 +257,27 @@ class VerifierSession:
         if row is not self._row:
             return False
         self._void_row()
-        self._raise_epoch()
+        self.guesses.raise_epoch(self.length)
         return True
 
     def close(self) -> None:
         """Ends the session: a pass in flight is void, and guesses without a fate are discarded."""
         self._void_row()
-        self._clear_pending()
+        self.guesses.clear(self.length)
 
     def _offer_again(self, row: PassRow, num_drawn: int) -> PassRow:
         """Puts back the guesses that the pass had no draw for. Returns the row without them."""
         rest = row.guesses[num_drawn:]
-        if (row.term, row.epoch) == (self.term, self.epoch):
-            self.pending, self.pending_base = [*rest, *self.pending], row.base + num_drawn
+        if self._is_current(row):
+            self.guesses.put_back(rest, row.base + num_drawn)
         else:
-            self.fates.discarded += len(rest)
+            self.guesses.discard(len(rest))
         return replace(row, guesses=TokenIds(row.guesses[:num_drawn]))
 
     def _void_row(self) -> None:
         """Makes sure that nothing of the pass in flight is committed."""
         if self._row is not None:
-            self.fates.discarded += len(self._row.guesses)
+            self.guesses.discard(len(self._row.guesses))
             self._row = None
 
     def _cut(self, draws: Sequence[int]) -> list[int]:
@@ -346,33 +291,18 @@ class VerifierSession:
             return "stop"
         return "length" if self.length >= self.limit else None
 
-    def _count_row(self, row: PassRow, accepted: int, num_committed: int) -> None:
-        judged = min(len(row.guesses), num_committed)
-        self.fates.accepted += accepted
-        self.fates.rejected += judged - accepted
-        self.fates.discarded += len(row.guesses) - judged
-        self.survival.observe(accepted, mismatched=judged > accepted)
-
     def _settle(self, row: PassRow, accepted: int) -> None:
         """Compares the guesses that arrived during the pass with what it committed."""
         if self.finish:
-            self._clear_pending()
-        elif accepted < len(row.guesses) and (row.term, row.epoch) == (self.term, self.epoch):
-            self._raise_epoch()
+            self.guesses.clear(self.length)
+        elif accepted < len(row.guesses) and self._is_current(row):
+            self.guesses.raise_epoch(self.length)
         else:
-            fixed = self.tokens[self.pending_base :]
-            equal = common_prefix(self.pending, fixed)
-            self.fates.late += equal
-            self.survival.observe(equal, mismatched=equal < min(len(self.pending), len(fixed)))
-            if equal < min(len(self.pending), len(fixed)):
-                self.fates.rejected += 1
-                del self.pending[: equal + 1]
-                self._raise_epoch()
-            else:
-                del self.pending[:equal]
-                self.pending_base += equal
-        if not self.pending:
-            self.pending_base = self.length
+            self.guesses.settle(self.tokens)
+
+    def _is_current(self, row: PassRow) -> bool:
+        """Whether the guesses of a row are of the present term and epoch."""
+        return (row.term, row.epoch) == (self.term, self.guesses.epoch)
 
     def _verdict(self, base: int, accepted: int, now: float) -> Verdict:
         echo = None if self._sent_ms is None else Echo(self._sent_ms, max(0.0, now - self._echo_at))
@@ -384,7 +314,7 @@ class VerifierSession:
         return Verdict(
             session_id=self.session_id,
             term=self.term,
-            epoch=self.epoch,
+            epoch=self.guesses.epoch,
             base=base,
             token_ids=TokenIds(self.tokens[base:end]),
             accepted=accepted,

@@ -268,7 +268,7 @@ async def test_a_flood_of_drafts_leaves_the_pending_guesses_bounded(siege: Siege
         await siege.world.send(siege.world.drafter, siege.draft(base=base, token_ids=TokenIds([7] * 32)))
     await siege.world.settled()
     state = siege.world.verifier.table.find(siege.attacked.session_id).state
-    assert len(state.pending) <= MAX_WINDOW
+    assert len(state.guesses.pending) <= MAX_WINDOW
 
 
 async def test_the_verifier_never_publishes_to_a_reply_subject_that_a_message_names(nats_network: OverNats) -> None:

@@ -243,7 +243,7 @@ async def test_the_guesses_of_a_failed_pass_are_discarded() -> None:
         slot.state.on_draft(Draft(slot.state.session_id, 1, 0, len(PROMPT), TokenIds((POISON, 4)), True, 0.0), 0.0)
         bench.model.gate.open()
         await until(lambda: bench.failed == [slot.state.session_id])
-        assert slot.state.fates.discarded == 2
+        assert slot.state.guesses.fates.discarded == 2
 
 
 async def test_a_failing_pass_of_a_closed_session_does_not_fail_its_successor() -> None:

@@ -347,11 +347,11 @@ def test_closing_during_a_pass_voids_it_and_discards_every_guess() -> None:
     table = Table()
     slot = table.opens(1)
     commit(slot, 1)
-    slot.state.pending = [8, 9, 10]
+    slot.state.guesses.pending = [8, 9, 10]
     row = slot.state.begin_pass(64, 1)
-    assert (len(row.guesses), len(slot.state.pending)) == (2, 1)
+    assert (len(row.guesses), len(slot.state.guesses.pending)) == (2, 1)
     table.close(session_id(1), 1, now=0.0)
-    assert slot.state.fates.discarded == 3
+    assert slot.state.guesses.fates.discarded == 3
     assert slot.state.end_pass(row, [8, 9], PassInfo(), now=0.0) is None
     assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
 

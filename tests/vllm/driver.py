@@ -47,14 +47,15 @@ class Driver(SessionTable):
     def guess(self, slot: SessionSlot, token_ids: Sequence[int]) -> None:
         """Guesses that follow the session's text."""
         state = slot.state
-        draft = Draft(state.session_id, state.term, state.epoch, state.length, TokenIds(token_ids), True, 0.0)
+        draft = Draft(state.session_id, state.term, state.guesses.epoch, state.length, TokenIds(token_ids), True, 0.0)
         state.on_draft(draft, 0.0)
 
     def run_pass(self) -> int:
         """Computes one pass over what is ready. Returns the number of sessions that got tokens."""
         slots = self.ready()
         candidates = [
-            BatchCandidate(slot.state.num_todo, len(slot.state.pending), 0.9, slot.state.computed) for slot in slots
+            BatchCandidate(slot.state.num_todo, len(slot.state.guesses.pending), 0.9, slot.state.computed)
+            for slot in slots
         ]
         shares = self.batcher.form(candidates)
         chosen = [slots[share.index] for share in shares]
@@ -77,7 +78,7 @@ class Driver(SessionTable):
         while any(slot.state.finish is None for slot in slots):
             for slot, answer in zip(slots, right, strict=False):
                 known = slot.state.length - len(slot.state.request.prompt_ids)
-                if slot.state.finish is None and not slot.state.pending:
+                if slot.state.finish is None and not slot.state.guesses.pending:
                     self.guess(slot, answer[known : known + num_guesses])
             self.run_pass()
             num_passes += 1

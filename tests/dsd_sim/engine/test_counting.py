@@ -18,7 +18,7 @@ NUM_SCENARIOS = 1000
 PROMPT = 3
 STOP_ID = 1
 DRAFTER_FIELDS = ("committed", "computed", "sent", "epoch", "drafted", "closed", "free_run", "window", "chunk")
-VERIFIER_FIELDS = ("length", "computed", "epoch", "pending_base")
+VERIFIER_FIELDS = ("length", "computed")
 FATES = ("accepted", "rejected", "late", "discarded")
 
 
@@ -158,11 +158,13 @@ class BothForms:
         drafter, verifier, d, v = self.drafter, self.verifier, self.d, self.v
         assert [getattr(drafter, name) for name in DRAFTER_FIELDS] == [d[name] for name in DRAFTER_FIELDS]
         assert [getattr(verifier, name) for name in VERIFIER_FIELDS] == [v[name] for name in VERIFIER_FIELDS]
-        assert (len(drafter.tokens), len(verifier.pending)) == (d.length, v.pending)
+        guesses = verifier.guesses
+        assert (guesses.epoch, guesses.base, len(guesses.pending)) == (v.epoch, v.pending_base, v.pending)
+        assert len(drafter.tokens) == d.length
         assert (verifier.finish is not None) == v.finished
-        for machine, record in ((drafter, d), (verifier, v)):
-            assert [getattr(machine.fates, fate) for fate in FATES] == [record[fate] for fate in FATES]
-        assert abs(verifier.survival.probability - verify_session.survival(v)) < 1e-9
+        for fates, record in ((drafter.fates, d), (guesses.fates, v)):
+            assert [getattr(fates, fate) for fate in FATES] == [record[fate] for fate in FATES]
+        assert abs(guesses.survival.probability - verify_session.survival(v)) < 1e-9
         assert drafter.can_draft == draft_session.can_draft(d)
 
 

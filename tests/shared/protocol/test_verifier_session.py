@@ -82,8 +82,8 @@ def test_at_the_first_difference_the_targets_own_token_is_taken_and_the_epoch_ri
     state.on_draft(draft(4, 8, 9, 6), now=1.0)
     verdict = run_pass(state, [8, 4, 1, 1])
     assert (verdict.token_ids, verdict.accepted, verdict.epoch) == ((8, 4), 1, 1)
-    assert (state.fates.accepted, state.fates.rejected, state.fates.discarded) == (1, 1, 1)
-    assert state.pending == []
+    assert (state.guesses.fates.accepted, state.guesses.fates.rejected, state.guesses.fates.discarded) == (1, 1, 1)
+    assert state.guesses.pending == []
 
 
 def test_a_guess_may_ride_on_the_last_draw_without_being_fed() -> None:
@@ -93,7 +93,7 @@ def test_a_guess_may_ride_on_the_last_draw_without_being_fed() -> None:
     assert (row.fed_ids, row.guesses) == ((7,), (8,))
     verdict = state.end_pass(row, [8], PassInfo(), now=2.0)
     assert (verdict.token_ids, verdict.accepted) == ((8,), 1)
-    assert state.pending == [9]
+    assert state.guesses.pending == [9]
 
 
 def test_a_frozen_row_does_not_change_when_drafts_arrive_during_the_pass() -> None:
@@ -104,7 +104,7 @@ def test_a_frozen_row_does_not_change_when_drafts_arrive_during_the_pass() -> No
     assert row.guesses == (8,)
     verdict = state.end_pass(row, [8, 9], PassInfo(), now=3.0)
     assert (verdict.token_ids, verdict.accepted) == ((8, 9), 1)
-    assert (state.fates.accepted, state.fates.late, state.pending) == (1, 1, [6])
+    assert (state.guesses.fates.accepted, state.guesses.fates.late, state.guesses.pending) == (1, 1, [6])
 
 
 def test_a_draft_of_a_newer_epoch_during_a_pass_does_not_touch_the_result() -> None:
@@ -115,7 +115,7 @@ def test_a_draft_of_a_newer_epoch_during_a_pass_does_not_touch_the_result() -> N
     verdict = state.end_pass(row, [8, 9, 6], PassInfo(), now=3.0)
     assert (verdict.token_ids, verdict.accepted) == ((8, 9, 6), 2)
     assert verdict.epoch == 4  # the newer guesses differ from what was committed
-    assert (state.fates.accepted, state.fates.rejected, state.fates.discarded) == (2, 1, 1)
+    assert (state.guesses.fates.accepted, state.guesses.fates.rejected, state.guesses.fates.discarded) == (2, 1, 1)
 
 
 def test_a_base_below_committed_is_answered_with_a_verdict_from_there_on() -> None:
@@ -128,21 +128,21 @@ def test_a_repeated_draft_gets_the_same_verdict() -> None:
     state = decoding(7, 8, 9)
     first = state.on_draft(draft(4, 8), now=1.0)
     assert state.on_draft(draft(4, 8), now=1.0) == first
-    assert state.fates.late == 1
+    assert state.guesses.fates.late == 1
 
 
 def test_guesses_behind_a_late_one_that_was_right_live_on() -> None:
     state = decoding(7, 8)
     state.on_draft(draft(4, 8, 9, 6), now=1.0)
-    assert state.fates.late == 1
-    assert state.pending == [9, 6]
+    assert state.guesses.fates.late == 1
+    assert state.guesses.pending == [9, 6]
 
 
 def test_a_late_guess_that_was_wrong_raises_the_epoch() -> None:
     state = decoding(7, 8)
     answer = state.on_draft(draft(4, 9, 9), now=1.0)
     assert (answer.base, answer.token_ids, answer.epoch) == (4, (8,), 1)
-    assert (state.fates.rejected, state.fates.discarded) == (1, 1)
+    assert (state.guesses.fates.rejected, state.guesses.fates.discarded) == (1, 1)
 
 
 def test_a_gap_is_answered_with_an_empty_verdict_at_the_committed_length_and_a_new_epoch() -> None:
@@ -156,7 +156,7 @@ def test_drafts_below_the_epoch_are_answered_but_change_nothing() -> None:
     state.on_draft(draft(6, 9), now=1.0)
     answer = state.on_draft(draft(4, 8, epoch=0), now=2.0)
     assert (answer.base, answer.token_ids, answer.epoch) == (4, (), 1)
-    assert state.pending == []
+    assert state.guesses.pending == []
 
 
 def test_one_gap_makes_one_rise_of_the_epoch() -> None:
@@ -170,7 +170,7 @@ def test_overlap_with_pending_guesses_of_one_epoch_is_dropped() -> None:
     state = decoding(7)
     state.on_draft(draft(4, 8, 9), now=1.0)
     assert state.on_draft(draft(5, 9, 6), now=1.0) is None
-    assert state.pending == [8, 9, 6]
+    assert state.guesses.pending == [8, 9, 6]
 
 
 def test_an_empty_draft_at_the_committed_length_is_answered_as_a_sign_of_life() -> None:
@@ -183,7 +183,7 @@ def test_drafts_of_other_terms_are_dropped() -> None:
     state = decoding(7)
     assert state.on_draft(draft(4, 8, term=2), now=1.0) is None
     assert state.on_draft(draft(3, 8, term=0), now=1.0) is None
-    assert state.pending == []
+    assert state.guesses.pending == []
 
 
 def test_nothing_is_committed_behind_a_stop_id() -> None:
@@ -192,7 +192,7 @@ def test_nothing_is_committed_behind_a_stop_id() -> None:
     verdict = run_pass(state, [8, STOP, 9, 9])
     assert (verdict.token_ids, verdict.finish) == ((8, STOP), "stop")
     assert not state.ready
-    assert state.fates.discarded == 1
+    assert state.guesses.fates.discarded == 1
 
 
 def test_nothing_is_committed_behind_max_tokens_bonus_included() -> None:
@@ -227,7 +227,7 @@ def test_a_pass_that_falls_short_of_the_text_offers_its_guesses_again() -> None:
     row = state.begin_pass(64, 64)
     state.on_draft(draft(6, 6), now=2.0)
     assert state.end_pass(row, [], PassInfo(), now=3.0, computed=0) is None
-    assert (state.computed, state.num_todo, state.pending, state.pending_base) == (0, 4, [8, 9, 6], 4)
+    assert (state.computed, state.num_todo, state.guesses.pending, state.guesses.base) == (0, 4, [8, 9, 6], 4)
     row = state.begin_pass(64, 64)
     assert (row.start, row.fed_ids, row.guesses) == (0, (*PROMPT, 7, 8, 9, 6), (8, 9, 6))
 
@@ -237,7 +237,7 @@ def test_guesses_that_a_pass_had_no_draw_for_are_offered_again_if_those_before_w
     state.on_draft(draft(4, 8, 9, 6), now=1.0)
     verdict = state.end_pass(state.begin_pass(64, 64), [8], PassInfo(), now=2.0)
     assert (verdict.token_ids, verdict.accepted, verdict.epoch) == ((8,), 1, 0)
-    assert (state.pending, state.pending_base, state.num_todo) == ([9, 6], 5, 1)
+    assert (state.guesses.pending, state.guesses.base, state.num_todo) == ([9, 6], 5, 1)
     run_pass(state, [9, 6, 5])
     assert (state.tally.accepted, state.tally.rejected, state.tally.discarded) == (3, 0, 0)
 
@@ -246,12 +246,12 @@ def test_guesses_without_a_draw_are_discarded_when_the_one_before_was_wrong_or_t
     state = decoding(7)
     state.on_draft(draft(4, 8, 9, 6), now=1.0)
     state.end_pass(state.begin_pass(64, 64), [5], PassInfo(), now=2.0)
-    assert (state.pending, state.tally.rejected, state.tally.discarded) == ([], 1, 2)
+    assert (state.guesses.pending, state.tally.rejected, state.tally.discarded) == ([], 1, 2)
     state.on_draft(draft(5, 8, epoch=1), now=3.0)
     row = state.begin_pass(64, 64)
     state.rebind(opening(term=2, committed=(7,)), now=4.0)
     state.end_pass(row, [], PassInfo(), now=5.0, computed=2)
-    assert (state.pending, state.computed, state.tally.discarded) == ([], 2, 3)
+    assert (state.guesses.pending, state.computed, state.tally.discarded) == ([], 2, 3)
 
 
 def test_without_free_run_the_verifier_waits_for_guesses_behind_its_first_token() -> None:
@@ -309,7 +309,7 @@ def test_a_rebinding_with_a_higher_term_keeps_the_cache_and_hears_only_the_new_t
     assert state.computed == 4
     assert state.on_draft(draft(5, 9, term=1), now=6.0) is None
     state.on_draft(draft(5, 9, term=2), now=6.0)
-    assert state.pending == [9]
+    assert state.guesses.pending == [9]
 
 
 def test_a_rebinding_with_another_text_follows_the_gateway_and_voids_the_pass_in_flight() -> None:
@@ -371,9 +371,9 @@ def test_a_hostile_drafter_can_neither_grow_the_pending_guesses_nor_break_the_ep
     state = decoding(7, max_tokens=200)
     for base in range(4, 200):
         state.on_draft(draft(base, 5), now=1.0)
-    assert len(state.pending) <= MAX_WINDOW
+    assert len(state.guesses.pending) <= MAX_WINDOW
     state.on_draft(draft(300, 5, epoch=1 << 48), now=1.0)
-    assert state.epoch == 1 << 48
+    assert state.guesses.epoch == 1 << 48
 
 
 def test_an_abandoned_pass_commits_nothing_and_the_session_can_go_on() -> None:
@@ -398,7 +398,7 @@ def test_received_guesses_are_counted_once_each() -> None:
     for _ in range(3):
         state.on_draft(draft(4, 8, 9), now=1.0)
     run_pass(state, [8, 9, 5])
-    assert state.fates.total == 2
+    assert state.guesses.fates.total == 2
 
 
 def test_a_session_that_is_not_ready_can_not_join_a_pass() -> None:

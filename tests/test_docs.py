@@ -40,6 +40,7 @@ PROTOCOL_TESTS = {  # the letters that docs/protocol.md gives to files of tests
     "V": "tests/shared/protocol/test_verifier_session.py",
     "D": "tests/shared/protocol/test_drafter_session.py",
     "P": "tests/shared/protocol/test_protocol.py",
+    "L": "tests/shared/protocol/test_lying_drafters.py",
     "S": "tests/gateway/session/test_session.py",
     "M": "tests/gateway/session/test_verdict_stream.py",
     "F": "tests/gateway/session/test_failover.py",

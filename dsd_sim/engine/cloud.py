@@ -203,12 +203,10 @@ def draft_comes(w, index):
 
 @njit(cache=True)
 def expire_drafters(w):
-    """Starts free run in sessions whose drafter has been silent for its lease."""
+    """Starts free run in sessions that committed nothing for the drafter's lease."""
     for index in range(len(w.nodes)):
         for i in range(w.nodes[index].num_sessions):
-            v = w.verifiers[w.node_slots[index, i]]
-            if not v.free_run and w.clock[0].now - v.heard_at >= DRAFTER_LEASE_MS:
-                v.free_run = True
+            verify_session.expire_drafter(w.verifiers[w.node_slots[index, i]], w.clock[0].now, DRAFTER_LEASE_MS)
         collect(w, index)
 
 

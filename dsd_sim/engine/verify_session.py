@@ -11,6 +11,7 @@ from numba import njit
 from dsd_sim.engine.records import NEVER
 from shared.protocol.guesses import Survival
 from shared.protocol.messages import MAX_WINDOW
+from shared.protocol.verifier_session import OVERTAKING_MS
 
 _FRESH = Survival()
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
@@ -26,7 +27,7 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     v.free_run, v.has_drafter = free_run, has_drafter
     v.accepted = v.rejected = v.late = v.discarded = 0
     v.matches = v.comparisons = 0.0
-    v.heard_at, v.sent_ms = now, -1.0
+    v.grown_at, v.lease_over, v.sent_ms = now, False, -1.0
     v.info_ms, v.info_queue, v.info_batch, v.info_tokens = 0.0, 0.0, 0, 0
 
 
@@ -35,7 +36,7 @@ def rebind(v, now):
     """Binds another drafter; a pass in flight is not affected."""
     _clear_pending(v)
     v.epoch = v.received = 0
-    v.heard_at, v.sent_ms = now, -1.0
+    v.grown_at, v.lease_over, v.sent_ms = now, False, -1.0
     v.free_run, v.has_drafter = True, True  # the first draft may turn free run off
 
 
@@ -51,7 +52,22 @@ def is_ready(v):
     """Whether the session has tokens to compute in a pass."""
     if v.finished or v.in_pass:
         return False
-    return v.free_run or not v.has_drafter or v.pending > 0 or v.length - v.computed > 1 or v.passes == 0
+    return v.free_run or v.lease_over or not v.has_drafter or v.pending > 0 or not _decodes(v)
+
+
+@njit(cache=True)
+def _decodes(v):
+    return v.length - v.computed <= 1 and v.passes > 0
+
+
+@njit(cache=True)
+def expire_drafter(v, now, lease_ms):
+    """Lets a decoding session run free that committed nothing for `lease_ms`; returns whether that is new."""
+    is_due = _decodes(v) and not v.in_pass and now - v.grown_at >= lease_ms
+    if v.finished or v.lease_over or not is_due:
+        return False
+    v.lease_over = True
+    return True
 
 
 @njit(cache=True)
@@ -71,8 +87,7 @@ def _observe(v, matched, mismatched):
 @njit(cache=True)
 def on_draft(v, m, answer, now):
     """Merges guesses. Writes a Verdict into `answer` if the drafter needs one at once, else returns False."""
-    v.heard_at = now
-    if v.sent_ms < 0 or m.sent_ms >= v.sent_ms:
+    if v.sent_ms < 0 or m.sent_ms >= v.sent_ms or now - v.echo_at >= OVERTAKING_MS:
         v.sent_ms, v.echo_at, v.free_run = m.sent_ms, now, m.free_run
     end = m.base + m.num
     if v.finished or m.epoch < v.epoch:
@@ -178,6 +193,7 @@ def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
     v.computed = v.row_base + min(accepted, v.row_draws - 1, num - 1)
     v.finished = end >= v.limit or end >= v.stop
     v.passes += 1
+    v.grown_at, v.lease_over = now, v.lease_over and accepted == 0
     _settle(v, accepted)
     return _write_verdict(v, answer, v.row_base, accepted, now)
 

@@ -271,7 +271,7 @@ class Verifier:
         return load
 
     async def _expire(self) -> None:
-        """Ends the leases of gateways and drafters that are silent, and of sessions whose Close was lost."""
+        """Ends the leases of silent gateways, of sessions whose Close was lost, and of drafters that are waited for."""
         pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 4
         while True:
             await asyncio.sleep(pause_s)

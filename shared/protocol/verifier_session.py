@@ -26,6 +26,8 @@ from shared.protocol.messages import (
 
 # Tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES. The gateway polls for the rest.
 MAX_TOLD_WITH_LOGPROBS = 512
+# A draft is older than one with a later send time only if it comes less than this after it.
+OVERTAKING_MS = 1000.0
 # Fields of Open that a context keeps
 DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope")
 
@@ -74,9 +76,10 @@ class VerifierSession:
     num_passes: int = 0
     info: PassInfo = PassInfo()
     _open: Open | None = None
-    _free_run: bool = True
+    _free_run: bool = True  # as the newest draft says
+    _lease_over: bool = False  # the session runs free, whatever drafts say
+    _grown_at: float = 0.0  # the last commit, or when the drafter was bound
     _row: PassRow | None = None
-    _heard_at: float = 0.0
     _echo_at: float = 0.0
     _sent_ms: float | None = None  # of the newest draft, received at _echo_at
 
@@ -111,8 +114,13 @@ class VerifierSession:
     def draws(self) -> bool:
         """Whether the next pass may draw: the session runs free, has a guess to verify, or has text to compute, whose
         last token yields a draw at no cost. The first pass always may."""
-        waits = not self._free_run and self.drafter_id is not None and not self.guesses.pending
-        return not waits or self.num_todo > 1 or self.num_passes == 0
+        is_free = self._free_run or self._lease_over or self.drafter_id is None
+        return is_free or bool(self.guesses.pending) or not self._decodes
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether a pass would compute the newest token and guesses alone."""
+        return self.num_todo <= 1 and self.num_passes > 0
 
     @property
     def ready(self) -> bool:
@@ -141,7 +149,7 @@ class VerifierSession:
         is_same = continues and all(getattr(request, name) == getattr(old, name) for name in DRAW_FIELDS)
         self.term, self.drafter_id, self._open = request.term, request.drafter_id, request
         self._free_run = request.free_run
-        self._heard_at, self._sent_ms = now, None
+        self._grown_at, self._lease_over, self._sent_ms = now, False, None
         if not continues:
             self._void_row()
             self.tokens, self.logprobs = theirs, []
@@ -173,15 +181,20 @@ class VerifierSession:
         return self.verdict_from(draft.base, now) if must_answer else None
 
     def expire_drafter(self, now: float, lease_ms: float) -> bool:
-        """Lets the session run free after `lease_ms` without a Draft; returns whether that changed anything."""
-        if self._free_run or now - self._heard_at < lease_ms:
+        """Lets a decoding session run free that committed nothing for `lease_ms`; returns whether that is new.
+
+        Nothing that the drafter sends renews its lease; only a commit does. The session waits for the drafter again
+        after a pass that accepts a guess.
+        """
+        is_due = self._decodes and self._row is None and now - self._grown_at >= lease_ms
+        if self.finish or self._lease_over or not is_due:
             return False
-        self._free_run = True
+        self._lease_over = True
         return True
 
     def _hear(self, draft: Draft, now: float) -> None:
-        self._heard_at = now
-        if self._sent_ms is None or draft.sent_ms >= self._sent_ms:
+        is_newest = self._sent_ms is None or draft.sent_ms >= self._sent_ms
+        if is_newest or now - self._echo_at >= OVERTAKING_MS:
             self._sent_ms, self._echo_at = draft.sent_ms, now
             self._free_run = draft.free_run
 
@@ -243,6 +256,7 @@ class VerifierSession:
         self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)
         self.finish = self._finish_of(committed)
         self.num_passes += 1
+        self._grown_at, self._lease_over = now, self._lease_over and not accepted
         self._settle(row, accepted)
         return self._verdict(row.base, accepted, now)
 

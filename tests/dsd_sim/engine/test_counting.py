@@ -17,6 +17,7 @@ from shared.protocol.verifier_session import PassInfo, PassRow, VerifierSession
 NUM_SCENARIOS = 1000
 PROMPT = 3
 STOP_ID = 1
+LEASE_MS = 100.0
 DRAFTER_FIELDS = ("committed", "computed", "sent", "epoch", "drafted", "closed", "free_run", "window", "chunk")
 VERIFIER_FIELDS = ("length", "computed")
 FATES = ("accepted", "rejected", "late", "discarded")
@@ -126,6 +127,10 @@ class BothForms:
             queue.append(message)
         return message
 
+    def expire(self) -> None:
+        is_free = self.verifier.expire_drafter(self.now, LEASE_MS)
+        assert verify_session.expire_drafter(self.v, self.now, LEASE_MS) == is_free
+
     def begin_pass(self) -> None:
         assert verify_session.is_ready(self.v) == self.verifier.ready
         if self.verifier.ready:
@@ -189,7 +194,7 @@ def play(seed: int) -> BothForms:
     ]
     for _ in range(3000):
         pair.now += pair.rng.random() * 10
-        pair.rng.choice(often if pair.rng.random() < 0.95 else [pair.steer, pair.time_out])()
+        pair.rng.choice(often if pair.rng.random() < 0.95 else [pair.steer, pair.time_out, pair.expire])()
         pair.check()
         if pair.is_over:
             break

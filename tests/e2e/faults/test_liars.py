@@ -12,12 +12,13 @@ from services.edge_drafter.model import DraftModel
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Sampling
 from shared.protocol.subjects import new_instance_id
-from tests.e2e.faults.liar import Liar
+from tests.e2e.faults.liar import Liar, StubbornDrafter
 from tests.e2e.harness import Cell, Generated, running
 
 pytestmark = pytest.mark.timeout(600)
 
 NUM_TOKENS = 24
+LEASE_S = 3.0
 SAMPLINGS = (Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=21))
 
 
@@ -73,3 +74,18 @@ async def test_a_drafter_that_never_sends_changes_no_text_and_holds_up_nobody_fo
     assert texts(beside) == texts(alone)
     assert all(sum((answer.tally.accepted, answer.tally.rejected)) == 0 for answer in beside[:2])
     assert free_run or beside[2].tally.accepted + beside[2].tally.late > 0, "an honest drafter's guesses are judged"
+
+
+async def test_a_drafter_that_asks_for_ever_to_wait_holds_up_its_answer_for_a_lease_once(
+    target: TargetModel, prompts: list[list[int]]
+) -> None:
+    network = MemoryNetwork()
+    stubborn = StubbornDrafter(network.connect())
+    async with running(network.connect, [target], [], drafter_lease_s=LEASE_S) as cell, asyncio.TaskGroup() as tasks:
+        alone = await answers(cell, prompts[:1], [None], Sampling())
+        lying = tasks.create_task(stubborn.run())
+        async with asyncio.timeout(NUM_TOKENS * LEASE_S / 2):  # a lease for each token takes twice as long
+            held_up = await answers(cell, prompts[:1], [stubborn.instance_id], Sampling(), free_run=False)
+        lying.cancel()
+    assert texts(held_up) == texts(alone)
+    assert stubborn.num_sent > 10, "it lied all the time"

@@ -18,12 +18,13 @@ from shared.protocol.messages import (
     decode,
     encode,
 )
-from shared.protocol.verifier_session import MAX_TOLD_WITH_LOGPROBS, PassInfo, VerifierSession
+from shared.protocol.verifier_session import MAX_TOLD_WITH_LOGPROBS, OVERTAKING_MS, PassInfo, VerifierSession
 
 SESSION = "ab" * 16
 DRAFTER = "edge.0123456789ab"
 PROMPT = (1, 2, 3)
 STOP = 0
+COMMITTED_AT = 50.0  # when `run_pass` ends
 
 
 def opening(term: int = 1, committed: tuple[int, ...] = (), max_tokens: int = 20, free_run: bool = True) -> Open:
@@ -48,9 +49,11 @@ def draft(base: int, *ids: int, epoch: int = 0, term: int = 1, free_run: bool = 
     return Draft(SESSION, term, epoch, base, TokenIds(ids), free_run, sent_ms)
 
 
-def run_pass(state: VerifierSession, draws: list[int], max_tokens: int = 64, max_guesses: int = 64) -> Verdict | None:
+def run_pass(
+    state: VerifierSession, draws: list[int], max_tokens: int = 64, max_guesses: int = 64, now: float = COMMITTED_AT
+) -> Verdict | None:
     row = state.begin_pass(max_tokens, max_guesses)
-    return state.end_pass(row, draws[: row.num_draws], PassInfo(20.0, 1, 0.1), now=50.0)
+    return state.end_pass(row, draws[: row.num_draws], PassInfo(20.0, 1, 0.1), now)
 
 
 def decoding(*tokens: int, **options) -> VerifierSession:
@@ -286,12 +289,68 @@ def test_the_newest_draft_says_whether_the_verifier_may_run_free() -> None:
     assert not state.draws
 
 
+def test_a_send_time_makes_a_draft_the_newest_for_a_second_at_most() -> None:
+    state = decoding(7)
+    state.on_draft(draft(4, free_run=False, sent_ms=1e15), now=100.0)
+    state.on_draft(draft(4, free_run=True, sent_ms=2.0), now=100.0 + OVERTAKING_MS - 1)
+    assert not state.draws
+    state.on_draft(draft(4, free_run=True, sent_ms=3.0), now=100.0 + OVERTAKING_MS)
+    assert state.draws
+    assert state.verdict_from(4, now=1200.0).echo.sent_ms == 3.0
+
+
 def test_a_drafter_silent_for_its_lease_lets_the_verifier_run_free() -> None:
     state = decoding(7, free_run=False)
-    assert not state.expire_drafter(now=900.0, lease_ms=1000.0)
+    assert not state.expire_drafter(now=COMMITTED_AT + 999.0, lease_ms=1000.0)
     assert not state.draws
-    assert state.expire_drafter(now=1000.0, lease_ms=1000.0)
+    assert state.expire_drafter(now=COMMITTED_AT + 1000.0, lease_ms=1000.0)
     assert state.draws
+
+
+@pytest.mark.parametrize("sent_ms", [0.0, 1e15])
+def test_no_draft_renews_the_drafters_lease(sent_ms: float) -> None:
+    state = decoding(7, free_run=False)
+    for epoch in range(100):
+        now = COMMITTED_AT + 10.0 * epoch
+        for guesses in ((), (9, 9), ()):  # the last one takes the guesses back
+            said = draft(4, *guesses, epoch=epoch + (not guesses), free_run=False, sent_ms=sent_ms)
+            state.on_draft(said, now)
+    assert state.expire_drafter(now=COMMITTED_AT + 1000.0, lease_ms=1000.0)
+    state.on_draft(draft(4, epoch=100, free_run=False, sent_ms=sent_ms), now=COMMITTED_AT + 1000.0)
+    assert run_pass(state, [8]).token_ids == (8,)
+    assert state.draws
+
+
+def test_after_its_lease_a_drafter_is_waited_for_again_once_a_guess_is_accepted() -> None:
+    state = decoding(7, free_run=False)
+    assert state.expire_drafter(now=2000.0, lease_ms=1000.0)
+    state.on_draft(draft(4, 5, free_run=False), now=2000.0)
+    run_pass(state, [8], now=2000.0)
+    assert state.draws, "that guess was wrong"
+    state.on_draft(draft(5, 9, epoch=1, free_run=False), now=2000.0)
+    run_pass(state, [9, 6], now=2000.0)
+    assert not state.draws
+    assert not state.expire_drafter(now=2999.0, lease_ms=1000.0)
+    assert state.expire_drafter(now=3000.0, lease_ms=1000.0)
+
+
+def test_a_drafters_lease_begins_when_it_is_bound() -> None:
+    state = decoding(7, free_run=False)
+    assert state.expire_drafter(now=5000.0, lease_ms=1000.0)
+    state.rebind(opening(term=2, committed=(7,), free_run=False), now=5000.0)
+    assert not state.draws
+    assert not state.expire_drafter(now=5999.0, lease_ms=1000.0)
+    assert state.expire_drafter(now=6000.0, lease_ms=1000.0)
+
+
+def test_a_pass_may_take_longer_than_the_drafters_lease() -> None:
+    state = decoding(7, free_run=False)
+    state.on_draft(draft(4, 8, free_run=False), now=COMMITTED_AT)
+    row = state.begin_pass(64, 64)
+    assert not state.expire_drafter(now=9000.0, lease_ms=1000.0)
+    state.end_pass(row, [8, 9], PassInfo(), now=9000.0)
+    assert not state.draws
+    assert not state.expire_drafter(now=9999.0, lease_ms=1000.0)
 
 
 def test_a_rejected_tail_leaves_the_cache_by_length() -> None:

@@ -1,0 +1,38 @@
+"""A drafter that lies changes the speed of an answer within bounds, and nothing else (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.shared.protocol.lying_world import LIES, TRUTHS, LyingWorld
+from tests.shared.protocol.protocol_world import PROMPT
+
+
+def worlds(*tricks: str) -> st.SearchStrategy[LyingWorld]:
+    return st.builds(
+        LyingWorld,
+        seed=st.integers(0, 2**31),
+        max_tokens=st.integers(1, 60),
+        free_run=st.booleans(),
+        every_ms=st.sampled_from([5.0, 20.0, 50.0]),
+        drafter_lease_ms=st.sampled_from([100.0, 500.0]),
+        pass_ms=st.sampled_from([1.0, 20.0, 90.0]),
+        tricks=st.lists(st.sampled_from(tricks), min_size=1, unique=True).map(tuple),
+    )
+
+
+def finish(world: LyingWorld) -> None:
+    world.start()
+    world.run(until=300_000.0, stop=lambda: world.finish is not None)
+    assert world.finish is not None, "the drafter holds up the answer"
+    assert [*PROMPT, *world.received] == world.truth
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(world=worlds(*LIES, *TRUTHS))
+def test_a_liar_costs_one_lease_and_one_more_for_each_pass_that_accepts_a_guess(world: LyingWorld) -> None:
+    finish(world)
+    alone_ms = 500.0 + world.pass_ms * (len(PROMPT) + 1 + len(world.received))
+    lease_ms = 1.25 * world.drafter_lease_ms  # it is checked four times in a lease
+    assert world.now <= alone_ms + lease_ms * (1 + world.num_helpful_passes)

@@ -21,7 +21,7 @@ PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
 def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     """Opens a session behind a prompt of `prompt` tokens; target-only without a drafter."""
     v.length = v.pending_base = prompt
-    v.computed = v.epoch = v.pending = v.received = v.passes = v.recovered = v.bonus = 0
+    v.computed = v.epoch = v.pending = v.received = v.judged = v.passes = v.recovered = v.bonus = 0
     v.stop, v.limit, v.pending_wrong = stop, limit, NEVER
     v.in_pass, v.finished = False, prompt >= limit
     v.free_run, v.has_drafter = free_run, has_drafter
@@ -35,7 +35,7 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
 def rebind(v, now):
     """Binds another drafter; a pass in flight is not affected."""
     _clear_pending(v)
-    v.epoch = v.received = 0
+    v.epoch = v.received = v.judged = 0
     v.grown_at, v.lease_over, v.sent_ms = now, False, -1.0
     v.free_run, v.has_drafter = True, True  # the first draft may turn free run off
 
@@ -110,20 +110,29 @@ def on_draft(v, m, answer, now):
 
 @njit(cache=True)
 def _compare_committed(v, m):
-    fixed_end = min(v.length, m.base + m.num)
+    end = m.base + m.num
+    fixed_end = max(m.base, min(v.length, end))
     equal_end = max(m.base, min(fixed_end, m.wrong))
-    num_late = max(0, equal_end - max(m.base, v.received))
+    num_new = max(0, equal_end - max(m.base, v.received))
+    num_late = max(0, equal_end - max(m.base, v.received, v.judged))
     v.late += num_late
-    _observe(v, num_late, 0)
-    if equal_end >= fixed_end:
+    v.discarded += num_new - num_late
+    if equal_end == fixed_end:
+        _note_judged(v, m.base, fixed_end - m.base)
         return True
-    num_new = m.base + m.num - max(equal_end, v.received)
-    if num_new > 0:
-        v.rejected += 1
-        v.discarded += num_new - 1
-        _observe(v, 0, 1)
+    num_wrong = max(0, end - max(equal_end, v.received))
+    num_rejected = 1 if num_wrong > 0 and equal_end >= v.judged else 0
+    v.rejected += num_rejected
+    v.discarded += num_wrong - num_rejected
+    _note_judged(v, equal_end, 1)
     _raise_epoch(v)
     return False
+
+
+@njit(cache=True)
+def _note_judged(v, base, num):
+    if num > 0:
+        v.judged = max(v.judged, base + num)
 
 
 @njit(cache=True)
@@ -201,6 +210,7 @@ def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
 @njit(cache=True)
 def _count_row(v, accepted, num):
     judged = min(v.row_guesses, num)
+    _note_judged(v, v.row_base, judged)
     v.accepted += accepted
     v.rejected += judged - accepted
     v.discarded += v.row_guesses - judged
@@ -217,6 +227,7 @@ def _settle(v, accepted):
     else:
         num_compared = min(v.pending, max(0, v.length - v.pending_base))
         equal = max(0, min(num_compared, v.pending_wrong - v.pending_base))
+        _note_judged(v, v.pending_base, min(equal + 1, num_compared))
         v.late += equal
         _observe(v, equal, 1 if equal < num_compared else 0)
         if equal < num_compared:

@@ -25,6 +25,7 @@ class GuessQueue:
     fates: Fates = field(default_factory=Fates)
     survival: Survival = field(default_factory=Survival)
     _received: int = 0  # guesses of this epoch before this position were counted
+    _judged: int = 0  # guesses of this term before this position were late, accepted or rejected, if there were any
 
     @property
     def end(self) -> int:
@@ -34,7 +35,7 @@ class GuessQueue:
     def restart(self, length: int) -> None:
         """Begins a term."""
         self.clear(length)
-        self.epoch = self._received = 0
+        self.epoch = self._received = self._judged = 0
 
     def clear(self, length: int) -> None:
         """Discards the pending guesses."""
@@ -71,20 +72,25 @@ class GuessQueue:
         return not is_new or draft.base < length
 
     def _compare(self, draft: Draft, text: Sequence[int]) -> bool:
-        """Compares guesses with tokens committed before; returns False if one differs."""
+        """Compares guesses with tokens committed before; returns False if one differs.
+
+        Such guesses may repeat a verdict. So they don't count for survival, and in a term each position is judged once.
+        """
         end = draft.base + len(draft.token_ids)
         fixed = text[draft.base : end]
-        equal = common_prefix(draft.token_ids, fixed)
-        num_late = max(0, draft.base + equal - max(draft.base, self._received))
+        equal_end = draft.base + common_prefix(draft.token_ids, fixed)
+        num_new = max(0, equal_end - max(draft.base, self._received))
+        num_late = max(0, equal_end - max(draft.base, self._received, self._judged))
         self.fates.late += num_late
-        self.survival.observe(num_late, mismatched=False)
-        if equal == len(fixed):
+        self.discard(num_new - num_late)
+        if equal_end == draft.base + len(fixed):
+            self._note_judged(draft.base, len(fixed))
             return True
-        num_new = end - max(draft.base + equal, self._received)
-        if num_new > 0:
-            self.fates.rejected += 1
-            self.discard(num_new - 1)
-            self.survival.observe(0, mismatched=True)
+        num_wrong = max(0, end - max(equal_end, self._received))
+        num_rejected = int(num_wrong > 0 and equal_end >= self._judged)
+        self.fates.rejected += num_rejected
+        self.discard(num_wrong - num_rejected)
+        self._note_judged(equal_end, 1)
         self.raise_epoch(len(text))
         return False
 
@@ -110,9 +116,10 @@ class GuessQueue:
         """Returns guesses that a pass did not judge."""
         self.pending, self.base = [*guesses, *self.pending], base
 
-    def judge(self, num: int, accepted: int, num_committed: int) -> None:
-        """Counts the `num` guesses of a pass that committed `num_committed` tokens, `accepted` of them guesses."""
+    def judge(self, base: int, num: int, accepted: int, num_committed: int) -> None:
+        """Counts the `num` guesses of a pass that committed `num_committed` tokens from `base` on."""
         judged = min(num, num_committed)
+        self._note_judged(base, judged)
         self.fates.accepted += accepted
         self.fates.rejected += judged - accepted
         self.discard(num - judged)
@@ -123,6 +130,7 @@ class GuessQueue:
         fixed = text[self.base :]
         equal = common_prefix(self.pending, fixed)
         is_wrong = equal < min(len(self.pending), len(fixed))
+        self._note_judged(self.base, equal + is_wrong)
         self.fates.late += equal
         self.survival.observe(equal, mismatched=is_wrong)
         del self.pending[: equal + is_wrong]
@@ -132,3 +140,7 @@ class GuessQueue:
             self.raise_epoch(len(text))
         elif not self.pending:
             self.base = len(text)
+
+    def _note_judged(self, base: int, num: int) -> None:
+        if num:
+            self._judged = max(self._judged, base + num)

@@ -35,6 +35,8 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 class Survival:
     """Beta estimate of the probability that a session's next guess equals the target's token; old comparisons fade.
 
+    It counts only guesses that arrived before their token was committed: a later one may repeat a verdict.
+
     memory: comparisons that the estimate averages over. prior_weight: comparisons that the prior counts for.
     """
 

@@ -250,7 +250,7 @@ class VerifierSession:
             return None
         committed = self._cut(draws[: matched + 1])
         accepted = min(matched, len(committed))
-        self.guesses.judge(len(row.guesses), accepted, len(committed))
+        self.guesses.judge(row.base, len(row.guesses), accepted, len(committed))
         self.tokens.extend(committed)
         self.logprobs.extend(logprobs[: len(committed)])
         self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)

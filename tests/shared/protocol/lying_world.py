@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.protocol.guesses import MAX_EPOCH
@@ -27,7 +26,8 @@ class LyingWorld(World):
         self.is_bound = False
         self.num_helpful_passes = 0
         self.answers: list[Verdict] = []  # to drafts
-        self.watchers: list[Callable[[VerifierSession], None]] = []  # called after each draft
+        self.heard: list[tuple[int, int]] = []  # epoch and position of each guess sent
+        self.probabilities: list[float] = []  # survival after each draft
 
     def speculate(self, request: Open) -> None:
         if not self.is_bound:
@@ -39,8 +39,8 @@ class LyingWorld(World):
         for draft in self.drafts(session, self.rng.choice(self.tricks)):
             answer = session.on_draft(draft, self.now)
             self.answers += [answer] if answer else []
-            for watch in self.watchers:
-                watch(session)
+            self.heard += [(draft.epoch, draft.base + i) for i in range(len(draft.token_ids))]
+            self.probabilities.append(session.guesses.survival.probability)
         self.compute(self.verifier_id)
         if not self.finish:
             self.at(self.every_ms, self.lie)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.protocol.guesses import Survival
 from tests.shared.protocol.lying_world import LIES, TRUTHS, LyingWorld
 from tests.shared.protocol.protocol_world import PROMPT
 
@@ -36,3 +37,22 @@ def test_a_liar_costs_one_lease_and_one_more_for_each_pass_that_accepts_a_guess(
     alone_ms = 500.0 + world.pass_ms * (len(PROMPT) + 1 + len(world.received))
     lease_ms = 1.25 * world.drafter_lease_ms  # it is checked four times in a lease
     assert world.now <= alone_ms + lease_ms * (1 + world.num_helpful_passes)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(world=worlds(*LIES))
+def test_whatever_a_drafter_tells_back_its_survival_never_rises(world: LyingWorld) -> None:
+    finish(world)
+    assert all(probability <= Survival().probability for probability in world.probabilities)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(world=worlds(*LIES, *TRUTHS))
+def test_no_position_is_judged_for_ever(world: LyingWorld) -> None:
+    """Twice at most: in a pass, and by a draft of a newer epoch that arrived during that pass."""
+    finish(world)
+    (session,) = world.verifier_sessions.values()
+    fates = session.guesses.fates
+    assert fates.accepted + fates.rejected + fates.late <= 2 * len(world.received)
+    session.close()
+    assert len(set(world.heard)) <= fates.total <= len(world.heard)

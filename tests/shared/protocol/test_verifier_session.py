@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from shared.protocol.guesses import Survival
 from shared.protocol.messages import (
     MAX_WINDOW,
     NO_TOKENS,
@@ -139,6 +140,37 @@ def test_guesses_behind_a_late_one_that_was_right_live_on() -> None:
     state.on_draft(draft(4, 8, 9, 6), now=1.0)
     assert state.guesses.fates.late == 1
     assert state.guesses.pending == [9, 6]
+
+
+def test_told_tokens_told_back_raise_no_survival() -> None:
+    state = decoding(7, 8, 9)
+    for epoch in range(20):
+        state.on_draft(draft(3, 7, 8, 9, epoch=epoch), now=1.0)
+    assert state.guesses.survival.probability == Survival().probability
+
+
+def test_guesses_that_came_before_their_token_count_for_survival() -> None:
+    state = decoding(7)
+    state.on_draft(draft(4, 8), now=1.0)
+    row = state.begin_pass(64, 64)
+    state.on_draft(draft(5, 9), now=2.0)
+    state.end_pass(row, [8, 9], PassInfo(), now=3.0)
+    assert state.guesses.survival.comparisons > 1.9
+
+
+def test_a_committed_position_is_judged_once_in_a_term() -> None:
+    state = decoding(7, 8, 9)
+    for epoch, guesses in enumerate([(7, 8, 9), (7, 8, 9), (7, 5, 5), (7, 8, 9)]):
+        state.on_draft(draft(3, *guesses, epoch=epoch), now=1.0)
+    fates = state.guesses.fates
+    assert (fates.late, fates.rejected, fates.discarded) == (3, 0, 9)
+    state.on_draft(draft(6, 5, epoch=9), now=1.0)
+    run_pass(state, [4])
+    state.on_draft(draft(6, 4, epoch=11), now=1.0)
+    assert (fates.late, fates.rejected, fates.discarded) == (3, 1, 10)
+    state.rebind(opening(term=2), now=2.0)
+    state.on_draft(draft(3, 7, term=2), now=2.0)
+    assert fates.late == 4
 
 
 def test_a_late_guess_that_was_wrong_raises_the_epoch() -> None:

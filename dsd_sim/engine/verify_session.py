@@ -1,7 +1,9 @@
 """The verifier's side of a session in counting form: shared.protocol's verifier_session and guess_queue, compiled.
 
 Invariant: both forms commit, count and answer alike if guesses and messages are the same; engine/test_counting.py
-drives them side by side. `v` is a VERIFIER record, `m` and `answer` are MESSAGEs (records.py).
+drives them side by side. Only here any number of drafts in a row gets answers (docs/protocol.md, rule 7).
+
+`v` is a VERIFIER record, `m` and `answer` are MESSAGEs (records.py).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from numba import njit
 from dsd_sim.engine.records import NEVER
 from shared.protocol.guesses import Survival
 from shared.protocol.messages import MAX_WINDOW
-from shared.protocol.verifier_session import OVERTAKING_MS
+from shared.protocol.verifier_session import MAX_RETOLD, OVERTAKING_MS
 
 _FRESH = Survival()
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
@@ -244,8 +246,9 @@ def _settle(v, accepted):
 @njit(cache=True)
 def _write_verdict(v, answer, base, accepted, now):
     base = min(base, v.length)
-    answer.epoch, answer.base, answer.num, answer.accepted = v.epoch, base, v.length - base, accepted
-    answer.finish = v.finished
+    num = min(v.length - base, MAX_RETOLD)
+    answer.epoch, answer.base, answer.num, answer.accepted = v.epoch, base, num, accepted
+    answer.finish = v.finished and base + num == v.length
     answer.compute_ms, answer.batch, answer.queue = v.info_ms, v.info_batch, v.info_queue
     answer.pass_tokens = v.info_tokens
     answer.sent_ms = v.sent_ms

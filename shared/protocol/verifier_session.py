@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from shared.protocol.guess_queue import GuessQueue
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import (
+    MAX_TOKENS,
     NO_TOKENS,
     Draft,
     Echo,
@@ -26,6 +27,9 @@ from shared.protocol.messages import (
 
 # Tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES. The gateway polls for the rest.
 MAX_TOLD_WITH_LOGPROBS = 512
+# Committed tokens that answers to drafts repeat: so many at once, and so many in RETOLD_MS.
+MAX_RETOLD = 512
+RETOLD_MS = 20.0  # MIN_TIMEOUT_MS of a drafter, so that an honest one always gets its answer
 # A draft is older than one with a later send time only if it comes less than this after it.
 OVERTAKING_MS = 1000.0
 # Fields of Open that a context keeps
@@ -61,6 +65,22 @@ class PassInfo:
 
 
 @dataclass(slots=True)
+class Retelling:
+    """How many committed tokens a drafter may still be told again. Invariant: 0 <= `left` <= MAX_RETOLD."""
+
+    left: float = MAX_RETOLD
+    _at: float = 0.0
+
+    def take(self, wanted: int, now: float) -> int:
+        """Takes up to `wanted` tokens; returns their number."""
+        self.left = min(MAX_RETOLD, self.left + max(0.0, now - self._at) * MAX_RETOLD / RETOLD_MS)
+        self._at = now
+        num = min(wanted, int(self.left))
+        self.left -= num
+        return num
+
+
+@dataclass(slots=True)
 class VerifierSession:
     """One session at its verifier. Times are milliseconds of one monotonic clock."""
 
@@ -75,6 +95,7 @@ class VerifierSession:
     guesses: GuessQueue = field(default_factory=GuessQueue)
     num_passes: int = 0
     info: PassInfo = PassInfo()
+    _retelling: Retelling = field(default_factory=Retelling)
     _open: Open | None = None
     _free_run: bool = True  # as the newest draft says
     _lease_over: bool = False  # the session runs free, whatever drafts say
@@ -164,8 +185,11 @@ class VerifierSession:
 
     def verdict_from(self, base: int, now: float) -> Verdict:
         """A verdict of all committed tokens from `base` on."""
-        base = max(len(self.request.prompt_ids), min(base, self.length))
-        return self._verdict(base, 0, now)
+        return self._verdict(self._clipped(base), 0, now)
+
+    def _clipped(self, base: int) -> int:
+        """`base`, moved into the answer."""
+        return max(len(self.request.prompt_ids), min(base, self.length))
 
     # --- drafter ---------------------------------------------------------------------------------------------------
 
@@ -176,9 +200,16 @@ class VerifierSession:
         self._hear(draft, now)
         if self.finish:
             self.guesses.discard(len(draft.token_ids))
-            return self.verdict_from(draft.base, now)
+            return self._answer(draft.base, now)
         must_answer = self.guesses.receive(draft, self.tokens, self.limit)
-        return self.verdict_from(draft.base, now) if must_answer else None
+        return self._answer(draft.base, now) if must_answer else None
+
+    def _answer(self, base: int, now: float) -> Verdict | None:
+        """A verdict of committed tokens from `base` on, as many as may be told; None if none of them may."""
+        base = self._clipped(base)
+        wanted = self.length - base
+        num = self._retelling.take(wanted, now)
+        return self._verdict(base, 0, now, num) if num or not wanted else None
 
     def expire_drafter(self, now: float, lease_ms: float) -> bool:
         """Lets a decoding session run free that committed nothing for `lease_ms`; returns whether that is new.
@@ -318,9 +349,10 @@ class VerifierSession:
         """Whether the guesses of a row are of the present term and epoch."""
         return (row.term, row.epoch) == (self.term, self.guesses.epoch)
 
-    def _verdict(self, base: int, accepted: int, now: float) -> Verdict:
+    def _verdict(self, base: int, accepted: int, now: float, most: int = MAX_TOKENS) -> Verdict:
+        """A verdict of at most `most` tokens from `base` on."""
         echo = None if self._sent_ms is None else Echo(self._sent_ms, max(0.0, now - self._echo_at))
-        end, logprobs = self.length, None
+        end, logprobs = min(self.length, base + most), None
         if self.request.logprobs is not None:
             end = min(end, base + MAX_TOLD_WITH_LOGPROBS)
             first = self.length - len(self.logprobs)

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shared.protocol.protocol_world import Faults, World, target_text
+from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.verifier_session import MAX_RETOLD, PassInfo, VerifierSession
+from tests.shared.protocol.protocol_world import PROMPT, SESSION, STOP, Faults, World, target_text
 
 worlds = st.builds(
     World,
@@ -123,6 +126,31 @@ def test_speculation_comes_back_after_a_verdict_and_the_poll_for_it_are_lost(
     world.run(until=world.now + 300.0)
     assert drafter.fates.accepted > before
     finish(world)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_drafter_far_behind_catches_up_in_a_few_polls(is_finished: bool) -> None:
+    num, rtt_ms = 3000, 30.0
+    max_tokens = num if is_finished else 2 * num
+    stops, drafter_id = TokenIds((STOP,)), "d.0"
+    order = Open(SESSION, 1, drafter_id, PROMPT, TokenIds([3] * num), Sampling(), stops, max_tokens)
+    request = Speculate(SESSION, 1, "v.0", PROMPT, TokenIds(), Sampling(), stops, max_tokens, Speculation())
+    verifier = VerifierSession.opened(order, "g.0", 0.0)
+    drafter = DrafterSession.started(request, window=0, chunk=1, free_run=True, now=0.0)
+    now, num_polls = 0.0, 0
+    while drafter.committed < verifier.length and num_polls < 20:
+        now = now + rtt_ms if not is_finished else max(now + rtt_ms, drafter.resend_at or 0.0)
+        if verifier.ready:
+            row = verifier.begin_pass(max_tokens, 0)
+            drafter.on_verdict(verifier.end_pass(row, [3], PassInfo(), now), now)  # type: ignore[arg-type]
+        poll = drafter.take_draft(now) or drafter.on_timer(now)
+        answer = verifier.on_draft(poll, now) if poll else None
+        num_polls += 1
+        if answer:
+            drafter.on_verdict(answer, now)
+    assert drafter.committed == verifier.length
+    assert drafter.closed == is_finished
+    assert num_polls <= num / MAX_RETOLD + 2
 
 
 def test_a_perfect_drafter_on_a_perfect_bus_has_nearly_all_its_guesses_accepted() -> None:

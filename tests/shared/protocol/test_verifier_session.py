@@ -19,7 +19,14 @@ from shared.protocol.messages import (
     decode,
     encode,
 )
-from shared.protocol.verifier_session import MAX_TOLD_WITH_LOGPROBS, OVERTAKING_MS, PassInfo, VerifierSession
+from shared.protocol.verifier_session import (
+    MAX_RETOLD,
+    MAX_TOLD_WITH_LOGPROBS,
+    OVERTAKING_MS,
+    RETOLD_MS,
+    PassInfo,
+    VerifierSession,
+)
 
 SESSION = "ab" * 16
 DRAFTER = "edge.0123456789ab"
@@ -126,6 +133,24 @@ def test_a_base_below_committed_is_answered_with_a_verdict_from_there_on() -> No
     state = decoding(7, 8, 9)
     answer = state.on_draft(draft(4), now=1.0)
     assert (answer.base, answer.token_ids, answer.accepted) == (4, (8, 9), 0)
+
+
+def test_answers_to_drafts_repeat_a_bounded_number_of_tokens() -> None:
+    num = MAX_RETOLD + 100
+    state = session(committed=(7,) * num, max_tokens=num)
+    first = state.on_draft(draft(3), now=1.0)
+    assert (first.base, len(first.token_ids), first.finish) == (3, MAX_RETOLD, None)
+    assert state.on_draft(draft(3), now=1.0) is None
+    assert state.on_draft(draft(3 + num), now=1.0).finish == "length", "that repeats no token"
+    rest = state.on_draft(draft(3 + MAX_RETOLD), now=1.0 + RETOLD_MS)
+    assert (rest.base, len(rest.token_ids), rest.finish) == (3 + MAX_RETOLD, 100, "length")
+    assert len(state.on_poll(Poll(SESSION, 1, 3), now=2.0).token_ids) == num, "a gateway gets all"
+
+
+def test_a_flood_of_polls_is_told_a_bounded_number_of_tokens() -> None:
+    state = session(committed=(7,) * 5000, max_tokens=9000)
+    answers = [state.on_draft(draft(0, epoch=i), now=0.1 * i) for i in range(10_000)]
+    assert sum(len(answer.token_ids) for answer in answers if answer) <= MAX_RETOLD * (1 + 1000 / RETOLD_MS)
 
 
 def test_a_repeated_draft_gets_the_same_verdict() -> None:

@@ -89,7 +89,7 @@ async def serving(target: Path) -> AsyncIterator[int]:
         heartbeat = Heartbeat(
             "verifier", verifier_id, 3600.0, [MODEL], MAX_TOKENS, tokenizer.vocab_size, "", Load(), False
         )
-        await network.connect().publish(broadcast(Heartbeat, verifier_id), heartbeat)
+        await network.connect().publish(broadcast(Heartbeat, "verifier", verifier_id), heartbeat)
         yield runner.addresses[0][1]
     finally:
         work.cancel()

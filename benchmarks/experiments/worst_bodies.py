@@ -31,6 +31,7 @@ from services.gateway.http.routes import Routes, make_app
 from services.gateway.service import Gateway, make_authenticator
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import load_tokenizer
+from shared.bus.bus import Bus
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import MAX_TOKENS, Heartbeat, Load
 from shared.protocol.subjects import broadcast, new_instance_id
@@ -39,6 +40,7 @@ from shared.runtime.home import default_models_dir
 from shared.service import Context
 
 LIMIT_MS = 50.0  # of the loop being held
+HEARTBEAT_S = 10.0
 TICK_S = 0.001
 HOST = "127.0.0.1"
 
@@ -83,18 +85,24 @@ async def serving(target: Path) -> AsyncIterator[int]:
     runner = web.AppRunner(make_app(routes, authenticator, settings.max_body_bytes))
     await runner.setup()
     await web.TCPSite(runner, HOST, 0).start()
-    verifier_id = new_instance_id("verifier")
+    verifier = asyncio.create_task(send_heartbeats(network.connect(), tokenizer.vocab_size), name="verifier")
     try:
         await asyncio.sleep(0)  # the gateway subscribes
-        heartbeat = Heartbeat(
-            "verifier", verifier_id, 3600.0, [MODEL], MAX_TOKENS, tokenizer.vocab_size, "", Load(), False
-        )
-        await network.connect().publish(broadcast(Heartbeat, "verifier", verifier_id), heartbeat)
         yield runner.addresses[0][1]
     finally:
         work.cancel()
-        await asyncio.wait({work})
+        verifier.cancel()
+        await asyncio.wait({work, verifier})
         await runner.cleanup()
+
+
+async def send_heartbeats(bus: Bus, vocab_size: int) -> None:
+    """As a verifier of the longest context."""
+    verifier_id = new_instance_id("verifier")
+    heartbeat = Heartbeat("verifier", verifier_id, HEARTBEAT_S, [MODEL], MAX_TOKENS, vocab_size, "", Load(), False)
+    while True:
+        await bus.publish(broadcast(Heartbeat, "verifier", verifier_id), heartbeat)
+        await asyncio.sleep(HEARTBEAT_S)
 
 
 def post(port: int, body: BadBody) -> int:

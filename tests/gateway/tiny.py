@@ -39,3 +39,24 @@ def make_folder(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     return folder
+
+
+def make_byte_level() -> Tokenizer:
+    """The 256 bytes as tokens, and after them words, parts that cross characters' borders and added tokens."""
+    parts = ["hi", "Ġday", "©Ã", "ĢâĤ"]
+    vocabulary = {part: n for n, part in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *parts])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken("<é>", special=False), AddedToken("</s>", special=True)])
+    return tokenizer
+
+
+def make_byte_fallback() -> Tokenizer:
+    """The 256 bytes as tokens `<0x00>`…, and after them words with marked spaces and added tokens."""
+    parts = ["hi", "▁day", "▁"]
+    vocabulary = {part: n for n, part in enumerate([*(f"<0x{byte:02X}>" for byte in range(256)), *parts])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    strip = decoders.Strip(content=" ", left=1, right=0)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    tokenizer.add_tokens([AddedToken("<tool>", special=False), AddedToken("</s>", special=True)])
+    return tokenizer

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from services.gateway.session.verdict_stream import Committed, TokenSource
-from services.gateway.text.detokenizer import Detokenizer, StopScanner
+from services.gateway.text.detokenizer import UTF8, Detokenizer, StopScanner
 from services.gateway.text.token_bytes import TokenBytes
 from shared.protocol.messages import TokenLogprobs
 
@@ -159,13 +159,12 @@ class AnswerText:
 
     def _score(self, text: str, tokens: Sequence[Committed]) -> list[ScoredToken]:
         parts = self._token_bytes.split([token.token_id for token in tokens], text)
-        before, scored = b"", []
+        utf8, offset, scored = UTF8("ignore"), self._num_characters, []
         for token, part in zip(tokens, parts, strict=True):
             assert token.logprobs is not None
-            offset = self._num_characters + len(before.decode(errors="ignore"))
             chosen = self._scored_text(token.token_id, part, token.logprobs.logprob)
             scored.append(ScoredToken(chosen, offset, self._likeliest(token.logprobs)))
-            before += part or b""
+            offset += len(utf8.decode(part or b""))
         return scored
 
     def _likeliest(self, logprobs: TokenLogprobs) -> list[ScoredText]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from services.gateway.text.detokenizer import REPLACEMENT
+REPLACEMENT = "\ufffd"  # what a decoder returns for bytes that are no character (yet)
 
 
 class TokenBytes:
@@ -23,21 +23,38 @@ class TokenBytes:
         kinds = _decoder_kinds(tokenizer)
         self._byte_of = _byte_level_alphabet() if "ByteLevel" in kinds else {}
         self._has_byte_tokens = "ByteFallback" in kinds
+        self.is_byte_level = kinds - {"Sequence", "Fuse"} == {"ByteLevel"}  # a text is the bytes of its tokens
         self._anchor = next((i for i in range(tokenizer.get_vocab_size()) if self._is_anchor(i)), None)
 
     def of(self, token_id: int) -> bytes | None:
         """The bytes that the token adds behind other text; None for a special token, which has no text."""
-        added = self._added.get(token_id)
-        if added is not None:
-            return None if added.special else added.content.encode()
-        piece = self._tokenizer.id_to_token(token_id)
-        if piece is None:  # the model's vocabulary may be padded beyond its tokenizer's
+        piece = self.piece(token_id)
+        if piece is None:
             return None
         if self._byte_of and all(character in self._byte_of for character in piece):
             return bytes(self._byte_of[character] for character in piece)
-        if self._has_byte_tokens and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes.fromhex(piece[3:5])
-        return self._decoded(token_id).encode()
+        byte = self.byte_of(token_id)
+        if byte is not None:
+            return byte
+        return (piece if self.is_byte_level else self._decoded(token_id)).encode()
+
+    def piece(self, token_id: int) -> str | None:
+        """The token in the vocabulary; None if it never has text: a special token, or one unknown to the tokenizer."""
+        added = self._added.get(token_id)
+        if added is not None and added.special:
+            return None
+        piece: str | None = self._tokenizer.id_to_token(token_id)  # a model's vocabulary may be padded beyond it
+        return piece
+
+    def byte_of(self, token_id: int) -> bytes | None:
+        """The byte of a token that is the name of one, `<0xf0>`."""
+        piece = self.piece(token_id) if self._has_byte_tokens else None
+        is_name = piece is not None and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+        return bytes.fromhex(piece[3:5]) if piece and is_name else None
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The tokenizer's text of all of them, without special tokens."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def name(self, token_id: int, data: bytes | None) -> str:
         """The token as a string: its text, a special token's name, or `bytes:\\xf0\\x9f` for part of a character."""
@@ -61,14 +78,14 @@ class TokenBytes:
 
     def _is_anchor(self, token_id: int) -> bool:
         """Whether the token decodes to an ordinary word, so that other tokens can be decoded behind it."""
-        text = self._tokenizer.decode([token_id], skip_special_tokens=True)
+        text = self.decode([token_id])
         return text.isalpha() and REPLACEMENT not in text
 
     def _decoded(self, token_id: int) -> str:
         """The text that a decoder adds for the token behind an ordinary one."""
         before = [] if self._anchor is None else [self._anchor]
-        alone = self._tokenizer.decode(before, skip_special_tokens=True)
-        whole = self._tokenizer.decode([*before, token_id], skip_special_tokens=True)
+        alone = self.decode(before)
+        whole = self.decode([*before, token_id])
         return whole[len(alone) :] if whole.startswith(alone) else whole
 
 

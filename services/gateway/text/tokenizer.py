@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from services.gateway.session.generation import Generation
 from services.gateway.text.chat_template import ChatMessage, ChatTemplate, TemplateRefused
 from services.gateway.text.conversation import ConversationEncoder
-from services.gateway.text.detokenizer import Detokenizer
+from services.gateway.text.detokenizer import detokenizer_of
 from services.gateway.text.encoding import encode
 from services.gateway.text.output_text import AnswerText
 from services.gateway.text.token_bytes import TokenBytes
@@ -59,7 +59,7 @@ class TargetTokenizer:
 
     def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
         """A reader for the tokens of one answer. stops: stop strings."""
-        detokenizer = Detokenizer(self._tokenizer, generation.prompt_ids)
+        detokenizer = detokenizer_of(self._token_bytes, generation.prompt_ids)
         return AnswerText(detokenizer, self._token_bytes, stops, generation.stop_ids, generation.min_tokens)
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from services.gateway.session.generation import Generation
 from services.gateway.session.verdict_stream import Committed, TokenSource
-from services.gateway.text.detokenizer import Detokenizer
+from services.gateway.text.detokenizer import detokenizer_of
 from services.gateway.text.output_text import AnswerText, Piece
 from services.gateway.text.token_bytes import TokenBytes
 from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
@@ -42,7 +42,8 @@ def reader(
     tokenizer: Tokenizer = TOKENIZER,
     prompt_ids: Sequence[int] = (),
 ) -> AnswerText:
-    return AnswerText(Detokenizer(tokenizer, prompt_ids), TokenBytes(tokenizer), stops, stop_ids, min_tokens)
+    token_bytes = TokenBytes(tokenizer)
+    return AnswerText(detokenizer_of(token_bytes, prompt_ids), token_bytes, stops, stop_ids, min_tokens)
 
 
 def order(prompt_ids: Sequence[int]) -> Generation:

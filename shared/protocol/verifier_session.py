@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from shared.protocol.guess_queue import GuessQueue
 from shared.protocol.guesses import common_prefix
+from shared.protocol.kept_logprobs import KeptLogprobs
 from shared.protocol.messages import (
     MAX_TOKENS,
     NO_TOKENS,
@@ -89,7 +90,7 @@ class VerifierSession:
     term: int = -1
     drafter_id: str | None = None
     tokens: list[int] = field(default_factory=list)  # prompt and committed tokens
-    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the newest tokens, where asked for
+    logprobs: KeptLogprobs = field(default_factory=KeptLogprobs)  # of the newest tokens, where asked for
     computed: int = 0  # KV entries that hold `tokens[:computed]`
     finish: Finish | None = None
     guesses: GuessQueue = field(default_factory=GuessQueue)
@@ -173,7 +174,7 @@ class VerifierSession:
         self._grown_at, self._lease_over, self._sent_ms = now, False, None
         if not continues:
             self._void_row()
-            self.tokens, self.logprobs = theirs, []
+            self.tokens, self.logprobs = theirs, KeptLogprobs()
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.guesses.restart(self.length)
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])

@@ -9,20 +9,17 @@ or the batch shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
+from shared.protocol.running_adjustment import RunningAdjustment
 from shared.protocol.sampling import (
     GAMMA,
     MIX_1,
     MIX_2,
     NUCLEUS_SLACK,
-    History,
-    adjustment,
-    is_adjusted,
     is_filtered,
     is_greedy,
     stream_key,
@@ -44,20 +41,21 @@ def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
     return torch.cat([_draw(logits[i : i + at_once], sampling, position + i) for i in starts])
 
 
-def adjust(logits: Tensor, sampling: Sampling, history: History | None, guesses: Sequence[int]) -> Tensor:
+def adjust(logits: Tensor, running: RunningAdjustment | None, guesses: Sequence[int]) -> Tensor:
     """Scores [n, vocab] float64 if penalties, biases or min_tokens apply, else the logits unchanged.
 
-    Row i follows `history` and the first i of `guesses`.
+    Row i follows the text of `running` and the first i of `guesses`.
     """
-    if history is None or not is_adjusted(sampling, history.min_tokens):
+    if running is None:
         return logits
-    scores = logits.double()
+    scores, length = logits.double(), running.length
     for i in range(len(scores)):
-        output_ids = [*history.output_ids, *guesses[:i]]
-        changes = adjustment(sampling, replace(history, output_ids=output_ids))
+        running.extend(guesses[max(0, i - 1) : i])
+        changes = running.current
         token_ids = torch.from_numpy(changes.token_ids).to(scores.device)
         changed = changes.scores(scores[i, token_ids].cpu().numpy())
         scores[i, token_ids] = torch.from_numpy(changed).to(scores.device)
+    running.roll_back(length)
     return scores
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from shared.protocol.drafter_session import DrafterSession
 from shared.protocol.messages import Sampling
-from shared.protocol.sampling import History, adjusted, confidence_of, draw, is_adjusted
+from shared.protocol.running_adjustment import RunningAdjustment
+from shared.protocol.sampling import confidence_of, draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +27,20 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class GuessInputs:
-    """All that a guess depends on besides its logits."""
+    """All that a guess depends on besides its logits. They hold until the session's next step."""
 
     sampling: Sampling
     position: int
-    history: History | None  # None: the scores are the logits
+    running: RunningAdjustment | None  # of the text before the guess; None: the scores are the logits
     wants_confidence: bool
 
     @classmethod
-    def of(cls, state: DrafterSession) -> GuessInputs:
-        """The inputs at the position after a session's current tokens."""
-        request = state.request
-        history = None
-        if is_adjusted(request.sampling, request.min_tokens):
-            output_ids = tuple(state.tokens[len(request.prompt_ids) :])
-            history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
-        return cls(request.sampling, len(state.tokens), history, state.min_confidence > 0)
+    def of(cls, state: DrafterSession, running: RunningAdjustment | None) -> GuessInputs:
+        """The inputs at the position after a session's current tokens, which `running` follows."""
+        return cls(state.request.sampling, len(state.tokens), running, state.min_confidence > 0)
 
     def draw(self, logits: NDArray[np.float32]) -> Guess:
         """The guess from the logits [vocab] after the token before it. Raises ValueError if they allow none."""
-        token_id = draw(logits, self.sampling, self.position, self.history)
-        if not self.wants_confidence:
-            return Guess(token_id)
-        scores = logits if self.history is None else adjusted(logits, self.sampling, self.history)
-        return Guess(token_id, confidence_of(token_id, scores))
+        scores = logits if self.running is None else self.running.current.apply(logits)
+        token_id = draw(scores, self.sampling, self.position)
+        return Guess(token_id, confidence_of(token_id, scores) if self.wants_confidence else 1.0)

@@ -82,7 +82,7 @@ class DraftLoop:
     async def _draft(self, slot: SessionSlot) -> None:
         state = slot.state
         step = state.begin_step(self._feed_tokens)
-        compute = partial(self._compute, slot.cache, step, GuessInputs.of(state) if step.draws else None)
+        compute = partial(self._compute, slot.cache, step, slot.guess_inputs(step))
         started = time.perf_counter()
         try:
             guess = await asyncio.get_running_loop().run_in_executor(self._executor, compute)

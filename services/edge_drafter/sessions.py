@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from msgspec import structs
 
 from awc.policy import WindowChoice
+from services.edge_drafter.guess import GuessInputs
 from services.edge_drafter.model import DraftCache, DraftModel
-from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import Fates
 from shared.protocol.messages import Speculate
 from shared.protocol.refusal import Refused, check_text
+from shared.protocol.running_adjustment import RunningAdjustment
 
 
 @dataclass(slots=True)
@@ -36,9 +38,11 @@ class SessionSlot:
     cache: DraftCache
     gateway_id: str
     reported: ReportedCounts = field(init=False)
+    running: RunningAdjustment | None = field(init=False)  # of the text at the start of the newest step
 
     def __post_init__(self) -> None:
         self.reported = ReportedCounts(self.verifier_id)
+        self.running = RunningAdjustment.of(self.state.request)
 
     @property
     def verifier_id(self) -> str:
@@ -47,6 +51,13 @@ class SessionSlot:
     @property
     def is_adaptive(self) -> bool:
         return self.state.request.speculation.mode == "adaptive"
+
+    def guess_inputs(self, step: DraftStep) -> GuessInputs | None:
+        """What the guess of a step that begins depends on; None if the step yields none."""
+        if self.running is not None:
+            self.running.roll_back(step.start)  # the text up to there is that of the last step
+            self.running.extend(self.state.tokens[self.running.length :])
+        return GuessInputs.of(self.state, self.running) if step.draws else None
 
 
 class DraftSessions:
@@ -81,6 +92,7 @@ class DraftSessions:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
         if request.term > slot.state.term:
             slot.state.rebind(request, now)
+            slot.running = RunningAdjustment.of(request)
             if slot.state.limit > slot.cache.capacity:  # a larger cache; the text is fed again
                 slot.cache = self._model.new_cache(slot.state.limit)
                 slot.state.drop_cache()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +77,7 @@ class History:
     min_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Adjustment:
+class Adjustment(NamedTuple):
     """How scores differ from logits at one position: arrays [n], one entry for each changed token."""
 
     token_ids: NDArray[np.int64]
@@ -90,11 +90,21 @@ class Adjustment:
         scores = np.where(logits > 0, logits / self.repetition, logits * self.repetition)
         return scores - self.penalty + self.bias
 
+    def apply(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Scores [vocab] from the logits [vocab]."""
+        scores = logits.astype(np.float64)
+        scores[self.token_ids] = self.scores(scores[self.token_ids])
+        return scores
+
+
+def is_penalised(sampling: Sampling) -> bool:
+    """Whether the score of a token may depend on its occurrences in the text."""
+    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1)
+
 
 def is_adjusted(sampling: Sampling, min_tokens: int = 0) -> bool:
     """Whether a score may differ from its logit."""
-    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
-    return bool(penalties or sampling.logit_bias or min_tokens)
+    return bool(is_penalised(sampling) or sampling.logit_bias or min_tokens)
 
 
 def adjustment(sampling: Sampling, history: History) -> Adjustment:
@@ -119,20 +129,13 @@ def adjustment(sampling: Sampling, history: History) -> Adjustment:
     return Adjustment(token_ids, repetition, penalty, bias)
 
 
-def adjusted(
-    logits: NDArray[np.float32], sampling: Sampling, history: History
-) -> NDArray[np.float32] | NDArray[np.float64]:
+def adjusted(logits: NDArray[np.floating], sampling: Sampling, history: History) -> NDArray[np.floating]:
     """Scores [vocab]: float64 if any differs from its logit, else the logits themselves."""
-    if not is_adjusted(sampling, history.min_tokens):
-        return logits
-    changes = adjustment(sampling, history)
-    scores = logits.astype(np.float64)
-    scores[changes.token_ids] = changes.scores(scores[changes.token_ids])
-    return scores
+    return adjustment(sampling, history).apply(logits) if is_adjusted(sampling, history.min_tokens) else logits
 
 
-def draw(logits: NDArray[np.float32], sampling: Sampling, position: int, history: History | None = None) -> int:
-    """The token for `position`, from the logits [vocab] after the token before it. Ties go to the lowest id.
+def draw(logits: NDArray[np.floating], sampling: Sampling, position: int, history: History | None = None) -> int:
+    """The token for `position`, from the logits or scores [vocab] after the token before it. Ties go to the lowest id.
 
     history: None adjusts nothing. Raises ValueError if the best score is not finite.
     """

@@ -10,6 +10,7 @@ import pytest
 from services.edge_drafter.guess import Guess, GuessInputs
 from shared.protocol.drafter_session import DrafterSession
 from shared.protocol.messages import Bias, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.running_adjustment import RunningAdjustment
 from shared.protocol.sampling import History, confidence_of, draw
 
 PROMPT, STOP_IDS = TokenIds((5, 6, 7)), TokenIds((2,))
@@ -26,8 +27,15 @@ def session(sampling: Sampling, min_tokens: int = 0, min_confidence: float = 0.5
     return state
 
 
+def inputs_of(state: DrafterSession) -> GuessInputs:
+    running = RunningAdjustment.of(state.request)
+    if running is not None:
+        running.extend(state.tokens[running.length :])
+    return GuessInputs.of(state, running)
+
+
 def test_a_guess_is_as_sure_as_its_probability() -> None:
-    guess = GuessInputs.of(session(Sampling())).draw(LOGITS)
+    guess = inputs_of(session(Sampling())).draw(LOGITS)
     assert guess.token_id == 0
     assert guess.confidence == pytest.approx(0.5, abs=1e-6)
 
@@ -39,39 +47,31 @@ def test_logits_of_any_size_give_a_probability() -> None:
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 5.0])
 def test_the_temperature_does_not_change_how_sure_a_guess_is(temperature: float) -> None:
-    guesses = [GuessInputs.of(session(Sampling(temperature, seed=seed))).draw(LOGITS) for seed in range(20)]
+    guesses = [inputs_of(session(Sampling(temperature, seed=seed))).draw(LOGITS) for seed in range(20)]
     for guess in guesses:
         assert guess.confidence == pytest.approx(math.exp(LOGITS[guess.token_id]), abs=1e-6)
     assert (temperature > 0.5) == (len({guess.token_id for guess in guesses}) > 1)
 
 
 def test_a_guess_that_a_bias_makes_certain_is_sure() -> None:
-    guess = GuessInputs.of(session(Sampling(logit_bias=(Bias(3, 100.0),)))).draw(LOGITS)
+    guess = inputs_of(session(Sampling(logit_bias=(Bias(3, 100.0),)))).draw(LOGITS)
     assert guess == Guess(3, pytest.approx(1.0))
 
 
 def test_without_a_threshold_nobody_computes_how_sure_a_guess_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.edge_drafter.guess.confidence_of", lambda *_: pytest.fail("asked for nothing"))
-    assert GuessInputs.of(session(Sampling(), min_confidence=0.0)).draw(LOGITS) == Guess(0, 1.0)
+    assert inputs_of(session(Sampling(), min_confidence=0.0)).draw(LOGITS) == Guess(0, 1.0)
 
 
-def test_a_guess_has_the_history_of_the_text_when_its_step_began() -> None:
-    state = session(Sampling(presence_penalty=1.0), min_tokens=4)
-    inputs = GuessInputs.of(state)
-    state.tokens.append(1)
-    assert (inputs.position, inputs.history) == (5, History(PROMPT, (8, 9), STOP_IDS, 4))
-    assert GuessInputs.of(state).history == History(PROMPT, (8, 9, 1), STOP_IDS, 4)
-
-
-def test_a_request_without_penalties_needs_no_history() -> None:
-    assert GuessInputs.of(session(Sampling(1.0, top_p=0.9))).history is None
+def test_a_request_without_penalties_has_nothing_to_count() -> None:
+    assert inputs_of(session(Sampling(1.0, top_p=0.9))).running is None
 
 
 def test_a_stop_id_is_no_guess_before_min_tokens() -> None:
     likely_stop = np.zeros(10, dtype=np.float32)
     likely_stop[1:3] = 1.0, 9.0
-    assert GuessInputs.of(session(Sampling(), min_tokens=2)).draw(likely_stop).token_id == 2
-    assert GuessInputs.of(session(Sampling(), min_tokens=3)).draw(likely_stop).token_id == 1
+    assert inputs_of(session(Sampling(), min_tokens=2)).draw(likely_stop).token_id == 2
+    assert inputs_of(session(Sampling(), min_tokens=3)).draw(likely_stop).token_id == 1
 
 
 def test_a_guess_is_the_draw_that_the_target_makes_from_equal_logits() -> None:
@@ -79,4 +79,4 @@ def test_a_guess_is_the_draw_that_the_target_makes_from_equal_logits() -> None:
     for seed in range(20):
         options = Sampling(0.9, 20, 0.95, seed=seed, presence_penalty=1.0, repetition_penalty=1.5)
         expected = draw(logits, options, 5, History(PROMPT, (8, 9), STOP_IDS))
-        assert GuessInputs.of(session(options)).draw(logits).token_id == expected
+        assert inputs_of(session(options)).draw(logits).token_id == expected

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 from services.cloud_verifier import sampler
 from shared.protocol import sampling as reference
 from shared.protocol.messages import Bias, Sampling
+from shared.protocol.running_adjustment import RunningAdjustment
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "shared" / "protocol" / "golden_noise.json").read_text())
 SAMPLINGS = [
@@ -136,19 +137,23 @@ ADJUSTED = [
 def test_each_row_is_penalised_by_the_guesses_before_it(sampling: Sampling, min_tokens: int) -> None:
     logits = logits_of(9, 97, 5, tied=True)
     prompt, output, guesses = [1, 5, 5, 90], [7, 7, 13], [20, 7, 5, 5, 96, 0, 20, 20]
-    history = reference.History(prompt, output, [5, 20, 7], min_tokens)
+    running = RunningAdjustment(sampling, prompt, [5, 20, 7], min_tokens)
+    running.extend(output)
     expected = []
     for i, row in enumerate(logits):
         before = reference.History(prompt, [*output, *guesses[:i]], [5, 20, 7], min_tokens)
         expected.append(reference.draw(row.numpy(), sampling, 40 + i, before))
-    assert sampler.draw(sampler.adjust(logits, sampling, history, guesses), sampling, 40).tolist() == expected
+    assert sampler.draw(sampler.adjust(logits, running, guesses), sampling, 40).tolist() == expected
+    assert list(running.output_ids) == output, "guesses leave no trace"
 
 
 def test_scores_have_the_bits_of_numpys() -> None:
     logits = logits_of(1, 5003, 8, tied=False)
     history = reference.History(list(range(0, 5003, 7)), list(range(0, 5003, 11)), [3], 9999)
     for sampling in ADJUSTED:
-        scores = sampler.adjust(logits, sampling, history, [])
+        running = RunningAdjustment(sampling, history.prompt_ids, history.stop_ids, history.min_tokens)
+        running.extend(history.output_ids)
+        scores = sampler.adjust(logits, running, [])
         assert np.array_equal(scores[0].numpy(), reference.adjusted(logits[0].numpy(), sampling, history))
 
 

@@ -6,24 +6,24 @@ new contexts. A context waits only for older ones, so there is no deadlock.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
 import torch
-from numpy.typing import NDArray
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target, pick_device
-from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache, num_common
+from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, PrefixCache, SortedTexts, num_common
+from services.cloud_verifier.torch_engine.text import Text
 from shared.policies.batching import KV_STEP, round_to_kv_step
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
-from shared.protocol.sampling import History, is_adjusted
+from shared.protocol.running_adjustment import RunningAdjustment
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, mmap, a GPU
@@ -35,21 +35,21 @@ log = structlog.get_logger(__name__)
 class TorchContext:
     """A session's KV cache and the state of its prefix."""
 
+    number: int  # in the order of opening
     cache: KvCache
     request: Open
-    token_ids: NDArray[np.int64]  # committed text, as far as known
-    num_computed: int = 0  # leading token_ids in the KV cache, those in `prefix` included
+    text: Text  # as far as known
+    key: Key | None  # of the text at the opening; None without a scope
+    num_computed: int = 0  # leading tokens of the text in the KV cache, those in `prefix` included
+    running: RunningAdjustment | None = None  # from the first draw on, if scores differ from logits
     num_shared: int | None = 0
     prefix: Prefix | None = None  # to be copied by the next step
     source: TorchContext | None = None  # an older context that is computing a prefix of the same text
+    num_awaited: int = 0  # length of that prefix
 
     @property
     def capacity(self) -> int:
         return self.cache.capacity
-
-    @property
-    def scope(self) -> str | None:
-        return self.request.cache_scope
 
 
 class TorchEngine:
@@ -62,7 +62,9 @@ class TorchEngine:
         self.num_preemptions = 0  # KV cache is reserved
         self.prefixes = PrefixCache()
         self._model = model
+        self._numbers = itertools.count()
         self._contexts: dict[TorchContext, None] = {}  # open ones, oldest first
+        self._texts: SortedTexts[TorchContext] = SortedTexts()  # of open contexts with a scope, at their opening
 
     @property
     def free_kv_tokens(self) -> int:
@@ -73,16 +75,19 @@ class TorchEngine:
         left = self.free_kv_tokens - reserved
         if left < 0:
             return None
-        text = np.array(token_ids[:-1], dtype=np.int64)  # the newest token must be fed
-        kept = self._find_kept(request.cache_scope, text)
+        text = Text(token_ids[:-1], reserved)  # the newest token must be fed
+        key = None if request.cache_scope is None else Key.of(request.cache_scope, text.ids)
+        kept = self._find_kept(key)
         self.prefixes.shrink(left)
         try:
             cache = self._model.new_cache(reserved)
         except NO_MEMORY as error:
             raise OutOfMemory(f"no memory for a KV cache of {reserved} tokens") from error
-        context = TorchContext(cache, request, text)
-        self._contexts[context] = None
+        context = TorchContext(next(self._numbers), cache, request, text, key)
         self._find_prefix(context, kept)
+        self._contexts[context] = None
+        if key is not None:
+            self._texts.add(key, context)
         return context
 
     def share(self, context: TorchContext) -> None:
@@ -90,16 +95,19 @@ class TorchEngine:
         if source is None:
             return
         if source not in self._contexts:
-            self._find_prefix(context, self._find_kept(context.scope, context.token_ids))
-            return
-        common = num_common(source.token_ids, context.token_ids)
-        if source.num_computed >= common:  # the source may still have to copy its own prefix
+            self._find_prefix(context, self._find_kept(context.key))
+        elif source.num_computed >= context.num_awaited:
+            common = min(num_common(source.text.ids, context.text.ids), source.num_computed)
+            # The source may still have to copy its own prefix
             self._use_prefix(context, Prefix(source.prefix.cache if source.prefix else source.cache, common))
 
     def close(self, context: TorchContext, token_ids: Sequence[int]) -> None:
         del self._contexts[context]
-        if context.scope is not None and context.prefix is None:
-            self.prefixes.keep(context.scope, token_ids, context.cache, context.capacity)
+        if context.key is None:
+            return
+        self._texts.remove(context.key, context)
+        if context.prefix is None:
+            self.prefixes.keep(Key.of(context.key.scope, token_ids), context.cache, context.capacity)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[StepRow[TorchContext]]) -> list[Computed]:
@@ -131,18 +139,26 @@ class TorchEngine:
     def _find_prefix(self, context: TorchContext, kept: Prefix | None) -> None:
         """Chooses the longest common prefix: of the kept cache, or of an older context of the same scope."""
         source, most = None, max(MIN_TOKENS - 1, kept.length if kept else 0)
-        for other in self._contexts:
-            if other is context or context.scope is None:
-                break
-            if other.scope == context.scope and (common := num_common(other.token_ids, context.token_ids)) > most:
+        for other in self._older(context):
+            common = num_common(other.text.ids, context.text.ids)
+            if common > most:
                 source, most = other, common
-        if source is not None:
-            context.source, context.num_shared = source, None
-        else:
+        if source is None:
             self._use_prefix(context, kept)
+            return
+        while (older := source.source) and num_common(older.text.ids, context.text.ids) >= most:
+            source = older  # does not wait for the one that is waited for
+        context.source, context.num_shared, context.num_awaited = source, None, most
 
-    def _find_kept(self, scope: str | None, text: NDArray[np.int64]) -> Prefix | None:
-        return self.prefixes.find(scope, text) if scope is not None else None
+    def _older(self, context: TorchContext) -> list[TorchContext]:
+        """The older contexts of the scope whose texts have most in common with the context's, oldest first."""
+        if context.key is None:
+            return []
+        beside = self._texts.beside(context.key, lambda other: other.number < context.number)
+        return sorted(beside, key=lambda other: other.number)
+
+    def _find_kept(self, key: Key | None) -> Prefix | None:
+        return None if key is None else self.prefixes.find(key)
 
     def _use_prefix(self, context: TorchContext, prefix: Prefix | None) -> None:
         context.source, context.prefix = None, prefix
@@ -151,18 +167,27 @@ class TorchEngine:
 
 
 def _model_row(row: StepRow[TorchContext]) -> Row:
-    request, history = row.context.request, None
-    if row.num_draws and is_adjusted(request.sampling, request.min_tokens):
-        output_ids = _text(row)[len(request.prompt_ids) :].tolist()
-        history = History(request.prompt_ids, output_ids, request.stop_ids, request.min_tokens)
-    cache, sampling, num_top = row.context.cache, request.sampling, request.logprobs
-    return Row(cache, row.start, row.token_ids, row.num_draws, sampling, history, num_top)
+    context, request = row.context, row.context.request
+    if context.running is None and row.num_draws:
+        context.running = RunningAdjustment.of(request)
+    if context.running is not None:
+        _follow(context.running, row)
+    return Row(
+        context.cache, row.start, row.token_ids, row.num_draws, request.sampling, context.running, request.logprobs
+    )
 
 
-def _text(row: StepRow[TorchContext]) -> NDArray[np.int64]:
-    """The committed text up to the end of the row, without its guesses."""
-    num_committed = len(row.token_ids) - max(0, row.num_draws - 1)
-    return np.concatenate([row.context.token_ids[: row.start], np.array(row.token_ids[:num_committed], np.int64)])
+def _follow(running: RunningAdjustment, row: StepRow[TorchContext]) -> None:
+    """Brings the adjustment to the row: up to its guesses if it draws."""
+    running.roll_back(row.start)
+    if row.num_draws:
+        running.extend(row.context.text.ids[running.length : row.start].tolist())
+        running.extend(row.token_ids[running.length - row.start : _num_committed(row)])
+
+
+def _num_committed(row: StepRow[TorchContext]) -> int:
+    """The row's tokens that are no guesses."""
+    return len(row.token_ids) - max(0, row.num_draws - 1)
 
 
 def _commit(row: StepRow[TorchContext], drawn: Drawn) -> Computed:
@@ -170,11 +195,11 @@ def _commit(row: StepRow[TorchContext], drawn: Drawn) -> Computed:
 
     A row with draws ends at the end of the text.
     """
-    context, text = row.context, _text(row)
-    length, guesses = len(text), row.token_ids[len(text) - row.start :]
-    rest = guesses[: common_prefix(guesses, drawn.token_ids)] if row.num_draws else context.token_ids[length:]
-    context.token_ids = np.concatenate([text, np.array(rest, np.int64)])
-    context.num_computed = length + len(rest) if row.num_draws else length
+    context, num_committed = row.context, _num_committed(row)
+    num_accepted = common_prefix(row.token_ids[num_committed:], drawn.token_ids)
+    length = row.start + num_committed
+    context.text.write(row.start, row.token_ids[: num_committed + num_accepted], is_end=row.num_draws > 0)
+    context.num_computed = length + num_accepted
     return Computed(len(row.token_ids), length, drawn)
 
 

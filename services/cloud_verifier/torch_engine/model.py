@@ -39,7 +39,8 @@ from services.cloud_verifier.torch_engine.network import Network, Outputs, Trans
 from services.cloud_verifier.torch_engine.packed import packing_works
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Sampling, TokenLogprobs
-from shared.protocol.sampling import History, is_adjusted, is_greedy
+from shared.protocol.running_adjustment import RunningAdjustment
+from shared.protocol.sampling import is_greedy
 from shared.runtime.huge_pages import use_huge_pages
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,7 +59,7 @@ class Row:
     token_ids: Sequence[int]
     num_draws: int
     sampling: Sampling
-    history: History | None = None
+    running: RunningAdjustment | None = None  # of the text up to the first draw, if its scores differ from logits
     num_top: int | None = None
 
     @property
@@ -177,7 +178,7 @@ class _Results:
         if _is_argmax(row):
             assert self._token_ids is not None
             return self._token_ids[self._best[span.start] : self._best[span.start] + len(span)]
-        scores = sampler.adjust(self._logits_of(span), row.sampling, row.history, row.guesses)
+        scores = sampler.adjust(self._logits_of(span), row.running, row.guesses)
         return sampler.draw(scores, row.sampling, row.start + len(row.token_ids) - row.num_draws + 1)
 
     def logprobs(self, row: Row, span: range, token_ids: list[int]) -> list[TokenLogprobs]:
@@ -193,7 +194,7 @@ class _Results:
 
 def _is_argmax(row: Row) -> bool:
     """Whether each draw is the token with the highest logit."""
-    return is_greedy(row.sampling) and not is_adjusted(row.sampling, row.history.min_tokens if row.history else 0)
+    return is_greedy(row.sampling) and row.running is None
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Automatic prefix caching: keeps the KV caches of ended sessions until their memory is needed.
+"""Prefix caching: finds texts that begin alike, and keeps the KV caches of ended sessions until their memory is needed.
 
 Invariant: a found prefix was computed for the same tokens in the same scope. Keys and values depend on the preceding
 tokens alone, bit for bit (docs/sampling.md), so a copy equals a prefill. Kept caches are never written.
@@ -6,8 +6,10 @@ tokens alone, bit for bit (docs/sampling.md), so a copy equals a prefill. Kept c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,61 +18,115 @@ from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 
 MIN_TOKENS = 16  # computing a shorter prefix takes no longer than copying it
 
+Holder = TypeVar("Holder")
 
-def num_common(left: NDArray[np.int64], right: NDArray[np.int64]) -> int:
+
+def num_common(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> int:
     """Length of the common prefix."""
     length = min(len(left), len(right))
-    different = np.flatnonzero(left[:length] != right[:length])
-    return int(different[0]) if len(different) else length
+    different = left[:length] != right[:length]
+    first = int(different.argmax()) if length else 0
+    return first if length and different[first] else length
+
+
+class Key(NamedTuple):
+    """A text of a scope, in an order in which texts that begin alike stand together."""
+
+    scope: str
+    data: bytes  # the token ids, 4 bytes each
+
+    @classmethod
+    def of(cls, scope: str, token_ids: Sequence[int] | NDArray[np.integer]) -> Key:
+        return cls(scope, np.asarray(token_ids, dtype=np.uint32).tobytes())
+
+    @property
+    def token_ids(self) -> NDArray[np.uint32]:
+        return np.frombuffer(self.data, dtype=np.uint32)
+
+
+class SortedTexts(Generic[Holder]):
+    """Keys in order, each with its holder; equal keys in the order of adding.
+
+    No text has a longer prefix in common with a key than one of its two neighbours has. So a search compares with
+    log2(n) keys, and only the neighbours' common prefixes need counting.
+    """
+
+    def __init__(self) -> None:
+        self._keys: list[Key] = []
+        self._holders: list[Holder] = []
+
+    def add(self, key: Key, holder: Holder) -> None:
+        place = bisect_right(self._keys, key)
+        self._keys.insert(place, key)
+        self._holders.insert(place, holder)
+
+    def remove(self, key: Key, holder: Holder) -> None:
+        place = self._holders.index(holder, bisect_left(self._keys, key))
+        del self._keys[place], self._holders[place]
+
+    def beside(self, key: Key, accepts: Callable[[Holder], bool] = lambda holder: True) -> list[Holder]:
+        """The nearest accepted holder on each side of a key, in its scope."""
+        place = bisect_left(self._keys, key)
+        sides = (range(place - 1, -1, -1), range(place, len(self._keys)))
+        found = (self._first(side, key.scope, accepts) for side in sides)
+        return [holder for holder in found if holder is not None]
+
+    def _first(self, places: Iterable[int], scope: str, accepts: Callable[[Holder], bool]) -> Holder | None:
+        for place in places:
+            if self._keys[place].scope != scope:
+                return None
+            if accepts(self._holders[place]):
+                return self._holders[place]
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptCache:
-    """A cache that holds `token_ids` and reserves `reserved` tokens."""
+    """A cache that holds the tokens of `key` and reserves `reserved` tokens."""
 
-    scope: str
-    token_ids: NDArray[np.int64]
+    key: Key
     cache: KvCache
     reserved: int
 
 
 class PrefixCache:
-    """Kept caches in LRU order, most recent last."""
+    """Kept caches in LRU order, most recent last. None holds a prefix of another one's text."""
 
     def __init__(self) -> None:
-        self._kept: list[KeptCache] = []
+        self._kept: dict[KeptCache, None] = {}
+        self._texts: SortedTexts[KeptCache] = SortedTexts()
+        self.reserved = 0  # tokens, by all kept caches
 
-    @property
-    def reserved(self) -> int:
-        """Tokens reserved by all kept caches."""
-        return sum(each.reserved for each in self._kept)
-
-    def keep(self, scope: str, token_ids: Sequence[int], cache: KvCache, reserved: int) -> None:
-        """Keeps a cache that holds `token_ids`, and drops caches that hold only a prefix of them."""
-        new = KeptCache(scope, np.array(token_ids, dtype=np.int64), cache, reserved)
-        if len(new.token_ids) < MIN_TOKENS:
+    def keep(self, key: Key, cache: KvCache, reserved: int) -> None:
+        """Keeps a cache that holds the tokens of `key`, and drops a cache that holds only a prefix of them."""
+        new = KeptCache(key, cache, reserved)
+        if len(key.token_ids) < MIN_TOKENS:
             return
-        self._kept = [each for each in self._kept if not _covers(new, each)]
-        if any(_covers(each, new) for each in self._kept):
-            return
-        self._kept.append(new)
+        for other in self._texts.beside(key):  # a prefix, or what goes on with the text, stands beside it
+            if key.data.startswith(other.key.data):
+                self._drop(other)
+            elif other.key.data.startswith(key.data):
+                return
+        self._kept[new] = None
+        self._texts.add(key, new)
+        self.reserved += reserved
 
-    def find(self, scope: str, token_ids: NDArray[np.int64]) -> Prefix | None:
-        """The longest cached prefix of `token_ids`; None if shorter than MIN_TOKENS."""
-        lengths = [num_common(each.token_ids, token_ids) if each.scope == scope else 0 for each in self._kept]
-        length = max(lengths, default=0)
+    def find(self, key: Key) -> Prefix | None:
+        """The longest cached prefix of the tokens of `key`; None if shorter than MIN_TOKENS."""
+        lengths = {other: num_common(other.key.token_ids, key.token_ids) for other in self._texts.beside(key)}
+        length = max(lengths.values(), default=0)
         if length < MIN_TOKENS:
             return None
-        used = self._kept.pop(lengths.index(length))
-        self._kept.append(used)
+        used = next(other for other in lengths if lengths[other] == length)
+        self._kept[used] = self._kept.pop(used)
         return Prefix(used.cache, length)
 
     def shrink(self, reserved: int) -> None:
         """Drops the least recently used caches until at most `reserved` tokens are reserved."""
         while self._kept and self.reserved > reserved:
-            self._kept.pop(0)
+            self._drop(next(iter(self._kept)))
 
-
-def _covers(longer: KeptCache, shorter: KeptCache) -> bool:
-    is_long = longer.scope == shorter.scope and len(longer.token_ids) >= len(shorter.token_ids)
-    return is_long and num_common(longer.token_ids, shorter.token_ids) == len(shorter.token_ids)
+    def _drop(self, kept: KeptCache) -> None:
+        del self._kept[kept]
+        self._texts.remove(kept.key, kept)
+        self.reserved -= kept.reserved

@@ -16,7 +16,9 @@ from itertools import accumulate
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
@@ -24,7 +26,8 @@ from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from services.cloud_verifier import sampler
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
-from shared.protocol.sampling import History, is_adjusted, is_greedy
+from shared.protocol.running_adjustment import RunningAdjustment
+from shared.protocol.sampling import is_adjusted, is_greedy
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -33,7 +36,6 @@ else:
 
 RULE_KEY = "dsd"  # of a request's extra_args
 NOTHING = -1  # fills the rows of draws, as vLLM expects
-MAX_RULES = 4096  # remembered before those of ended requests are dropped
 
 
 class DrawRule(msgspec.Struct, frozen=True):
@@ -94,7 +96,25 @@ class Request:
     rows: slice
     position: int  # of the first draw
     guesses: Sequence[int]
-    history: History | None
+    running: RunningAdjustment | None  # of the text before the first draw
+
+
+@dataclass(slots=True)
+class Followed:
+    """What a request keeps from step to step. Its text only grows: a text that changes gets a new request."""
+
+    rule: DrawRule
+    running: RunningAdjustment | None = None  # from the first draw on, if scores differ from logits
+
+    def follow(self, text: NDArray[np.integer]) -> None:
+        """text: before the next draw."""
+        rule = self.rule
+        if not is_adjusted(rule.sampling, rule.min_tokens):
+            return
+        if self.running is None:
+            prompt_ids = text[: rule.num_prompt].tolist()
+            self.running = RunningAdjustment(rule.sampling, prompt_ids, rule.stop_ids, rule.min_tokens)
+        self.running.extend(text[self.running.length :].tolist())
 
 
 class CoupledSampler:
@@ -102,7 +122,7 @@ class CoupledSampler:
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
-        self._rules: dict[str, DrawRule] = {}
+        self._followed: dict[str, Followed] = {}  # by request id
 
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
         """Draws of all requests. logits: for each request one row for each guess and one more."""
@@ -115,7 +135,9 @@ class CoupledSampler:
 
     def _requests(self, metadata: Any) -> list[Request | None]:
         """The requests in the order of the batch; None for one whose prompt is not computed to its end."""
-        batch = self._runner.input_batch
+        batch, alive = self._runner.input_batch, self._runner.requests
+        if len(self._followed) > len(alive):
+            self._followed = {key: each for key, each in self._followed.items() if key in alive}
         num_guesses = metadata.num_draft_tokens if metadata is not None else [0] * batch.num_reqs
         guesses = metadata.draft_token_ids.tolist() if metadata is not None else []
         is_prompt = self._runner.discard_request_mask.np
@@ -128,21 +150,14 @@ class CoupledSampler:
         return requests
 
     def _request(self, batch: Any, index: int, rows: slice, guesses: Sequence[int]) -> Request:
-        rule, length = self._rule(batch.req_ids[index]), int(batch.num_tokens_no_spec[index])
-        history = None
-        if is_adjusted(rule.sampling, rule.min_tokens):
-            text = batch.token_ids_cpu[index, :length].tolist()
-            history = History(text[: rule.num_prompt], text[rule.num_prompt :], rule.stop_ids, rule.min_tokens)
-        return Request(rule, rows, length, guesses, history)
+        followed, length = self._follow(batch.req_ids[index]), int(batch.num_tokens_no_spec[index])
+        followed.follow(batch.token_ids_cpu[index, :length])
+        return Request(followed.rule, rows, length, guesses, followed.running)
 
-    def _rule(self, request_id: str) -> DrawRule:
-        rule = self._rules.get(request_id)
-        if rule is None:
-            if len(self._rules) >= MAX_RULES:
-                self._rules = {key: self._rules[key] for key in self._runner.requests if key in self._rules}
-            rule = rule_of(self._runner.requests[request_id].sampling_params)
-            self._rules[request_id] = rule
-        return rule
+    def _follow(self, request_id: str) -> Followed:
+        if request_id not in self._followed:
+            self._followed[request_id] = Followed(rule_of(self._runner.requests[request_id].sampling_params))
+        return self._followed[request_id]
 
     def _draw(self, logits: Tensor, requests: Sequence[Request | None]) -> list[list[int]]:
         """Draws of each request up to the first that differs from its guess; one unused id for a None."""
@@ -173,7 +188,7 @@ def rule_of(params: Any) -> DrawRule:
 
 def _draw_one(logits: Tensor, request: Request) -> list[int]:
     rule = request.rule
-    scores = sampler.adjust(logits, rule.sampling, request.history, request.guesses)
+    scores = sampler.adjust(logits, request.running, request.guesses)
     ids: list[int] = sampler.draw(scores, rule.sampling, request.position).tolist()
     return ids
 

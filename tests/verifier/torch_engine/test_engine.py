@@ -8,9 +8,10 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from services.cloud_verifier.engine import StepRow
+from services.cloud_verifier.engine import Drawn, StepRow
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine import engine
+from services.cloud_verifier.torch_engine.model import Row
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
@@ -37,11 +38,32 @@ def decode(guessing: engine.TorchEngine) -> engine.TorchContext:
     return context
 
 
+class CountingTarget(FakeTarget):
+    """Takes note of the tokens that penalties count when a pass begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[list[int]] = []
+
+    def step(self, rows: Sequence[Row]) -> list[Drawn]:
+        self.counted += [list(row.running.output_ids) for row in rows if row.running]
+        return super().step(rows)
+
+
 def test_penalties_count_accepted_guesses_and_no_others() -> None:
-    target = FakeTarget()
+    target = CountingTarget()
     decode(fake_engine(target))
-    histories = [row.history.output_ids for (row,) in target.passes if row.history]
-    assert histories == [[], ANSWER[:1], ANSWER[:4], ANSWER[:6]]
+    assert target.counted == [[], ANSWER[:1], ANSWER[:4], ANSWER[:6]]
+
+
+def test_penalties_count_the_text_that_a_row_goes_on_with_after_a_rollback() -> None:
+    target = CountingTarget()
+    engine = fake_engine(target)
+    context = decode(engine)
+    end, other = len(PROMPT), [90, 91, 92]
+    engine.step([StepRow(context, end + 2, other, 0)])
+    engine.step([StepRow(context, end + 4, [80, 81], 2)])
+    assert target.counted[-1] == [*ANSWER[:2], *other[:2], 80]
 
 
 def test_a_text_is_shared_up_to_where_it_parts_whoever_guessed_it() -> None:

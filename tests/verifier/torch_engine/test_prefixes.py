@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,9 @@ from services.cloud_verifier.loop import step_row
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
-from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, PrefixCache
+from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, PrefixCache
 from shared.policies.batching import KV_STEP
+from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id
 from shared.protocol.verifier_session import PassInfo
@@ -63,12 +65,12 @@ class Table(SessionTable):
 def kept(*texts: Sequence[int], scope: str = "a", reserved: int = STEP) -> PrefixCache:
     cache = PrefixCache()
     for text in texts:
-        cache.keep(scope, text, object(), reserved)  # type: ignore[arg-type]
+        cache.keep(Key.of(scope, text), object(), reserved)  # type: ignore[arg-type]
     return cache
 
 
 def found(cache: PrefixCache, text: Sequence[int], scope: str = "a") -> int:
-    prefix = cache.find(scope, np.array(text))
+    prefix = cache.find(Key.of(scope, text))
     return prefix.length if prefix else 0
 
 
@@ -78,6 +80,22 @@ def test_the_longest_common_prefix_is_found() -> None:
     assert found(cache, text) == 60
     assert found(cache, text[:20]) == 20
     assert found(cache, [3, *text]) == 0
+
+
+def test_of_any_texts_the_one_with_most_in_common_is_found() -> None:
+    rng = random.Random(4)
+    for _ in range(200):
+        cache, texts = PrefixCache(), []
+        for _ in range(rng.randrange(1, 20)):
+            cut, tail = rng.randrange(60), [rng.randrange(3) for _ in range(rng.randrange(1, 40))]
+            texts.append([*(rng.choice(texts)[:cut] if texts else []), *tail])
+            cache.keep(Key.of("a", texts[-1]), object(), STEP)  # type: ignore[arg-type]
+        asked = [*rng.choice(texts)[: rng.randrange(60)], *(rng.randrange(3) for _ in range(20))]
+        longest = max(common_prefix(text, asked) for text in texts)
+        assert found(cache, asked) == (longest if longest >= MIN_TOKENS else 0)
+        kept_texts = {tuple(text) for text in texts if len(text) >= MIN_TOKENS}
+        covered = [text for text in kept_texts if any(other[: len(text)] == text for other in kept_texts - {text})]
+        assert cache.reserved == (len(kept_texts) - len(covered)) * STEP
 
 
 def test_nothing_is_found_in_another_scope() -> None:
@@ -184,6 +202,18 @@ def test_a_closed_session_that_had_copied_nothing_yet_leaves_nothing() -> None:
     assert table.engine.prefixes.reserved == 0, "the first one's cache gave way"
     table.close(inheriting.state.session_id, 1, 0.0)
     assert table.engine.prefixes.reserved == 0
+
+
+def test_what_little_a_session_shares_with_twins_is_not_awaited_from_the_one_that_waits_itself() -> None:
+    table = Table(8)
+    first = table.opens(1, [*PROMPT, *range(40, 90)])
+    twin = table.opens(2, [*PROMPT, *range(40, 90)])
+    third = table.opens(3, [*PROMPT, 40, 41, 95])
+    assert (twin.context.source, third.context.source) == (first.context, first.context)
+    while third.context.num_shared is None:
+        table.run_pass()
+    assert twin.context.num_shared is None
+    assert third.context.num_shared == len(PROMPT) + 2
 
 
 def test_a_session_of_another_scope_does_not_wait_for_a_prefill_under_way() -> None:

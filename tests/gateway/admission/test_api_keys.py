@@ -19,7 +19,7 @@ import structlog
 
 from services.gateway.admission import api_keys as keys
 from services.gateway.admission.api_keys import BadKeyFile, KeyFile, digest, new_key, parse
-from shared.protocol.messages import Open
+from shared.protocol.messages import Open, Speculate
 from tests.gateway.conftest import TOKENIZER, Clock, World, a_world, ids_of, until
 from tests.gateway.fakes import MODEL
 
@@ -117,6 +117,8 @@ def test_every_entry_is_compared_so_that_time_tells_nothing(monkeypatch: pytest.
         (entry("alice", "x") + entry("bob", "x"), "alice and bob"),
         (entry("alice", "x") + entry("alice", "y"), "not valid TOML"),
         (entry('"dsd-SECRET"', "x"), "name must match"),
+        (entry("alice", "x") + "drafters = ['site_*']", "alice.drafters"),
+        (entry("alice", "x") + "drafters = 'site-a'", "alice.drafters"),
     ],
 )
 def test_a_file_that_says_something_else_is_refused_and_says_why(text: str, told: str) -> None:
@@ -250,6 +252,21 @@ async def test_sessions_carry_their_key_s_cache_scope(keyed: World) -> None:
     first, second, third = (order.cache_scope for order in verifier.of(Open) if isinstance(order, Open))
     assert first == third != second
     assert first is not None
+
+
+async def test_the_prompts_of_a_key_go_to_the_drafters_that_it_names_alone(folder: Path, file: Path) -> None:
+    write(file, entry("alice", KEYS["alice"]) + 'drafters = ["site-b-*"]\n', entry("bob", KEYS["bob"]))
+    async with a_world(folder, api_keys_file=str(file)) as world:
+        await world.verifier()
+        other, named = await world.drafter("site-a-0"), await world.drafter("site-b-0")
+        for _ in range(4):
+            assert await status(world, KEYS["alice"]) == 200
+        assert not other.of(Speculate)
+        assert named.of(Speculate)
+        wanted = {**ASKED, "dsd": {"drafter": "site-a-0"}}
+        refused = await world.client.post(CHAT, json=wanted, headers=bearer(KEYS["alice"]))
+        assert (refused.status, (await refused.json())["error"]["code"]) == (400, "unknown_drafter")
+        assert (await world.client.post(CHAT, json=wanted, headers=bearer(KEYS["bob"]))).status == 200
 
 
 async def test_without_a_file_of_keys_all_may_ask_and_share_one_scope(world: World) -> None:

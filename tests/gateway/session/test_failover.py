@@ -228,6 +228,12 @@ async def test_a_session_whose_close_was_lost_is_closed_when_it_speaks_again(lon
     assert len(verifier.of(Close)) >= 1
 
 
+def a_lie(order: Open, term: int) -> Verdict:
+    """Another text than the verifier's, which ends the answer."""
+    base = len(order.prompt_ids)
+    return Verdict(order.session_id, term, 0, base, TokenIds([7] * 400), 0, "stop", None, 0.0, 1, 0.0, Tally())
+
+
 async def test_what_strangers_say_is_dropped(long_world: World) -> None:
     world = long_world
     verifier = await world.verifier(pass_s=PASS_S)
@@ -236,12 +242,9 @@ async def test_what_strangers_say_is_dropped(long_world: World) -> None:
     (order,) = verifier.of(Open)
     assert isinstance(order, Open)
     stranger, gateway = world.network.connect(), world.gateway.sessions.instance_id
-    lie = TokenIds([7] * 400)
     for sender, term in ((subjects.new_instance_id("verifier"), order.term), (verifier.instance_id, order.term - 1)):
-        base = len(order.prompt_ids)
-        verdict = Verdict(order.session_id, term, 0, base, lie, 0, "stop", None, 0.0, 1, 0.0, Tally())
         failure = Failure(order.session_id, term, "internal", "no", False)
-        await stranger.publish(subjects.to("gateway", gateway, Verdict, sender), verdict)
+        await stranger.publish(subjects.to("gateway", gateway, Verdict, sender), a_lie(order, term))
         await stranger.publish(subjects.to("gateway", gateway, Failure, sender), failure)
     await stranger.publish(subjects.to("gateway", gateway, Open, subjects.new_instance_id("verifier")), order)
     assert await stream.read() == LONG
@@ -257,20 +260,7 @@ async def test_a_verdict_under_the_verb_of_another_message_is_dropped(long_world
     await stream.read(10)
     (order,) = verifier.of(Open)
     assert isinstance(order, Open)
-    lie = Verdict(
-        order.session_id,
-        order.term,
-        0,
-        len(order.prompt_ids),
-        TokenIds([7] * 400),
-        0,
-        "stop",
-        None,
-        0.0,
-        1,
-        0.0,
-        Tally(),
-    )
+    lie = a_lie(order, order.term)
     gateway = world.gateway.sessions.instance_id
     subject = subjects.with_verb("gateway", gateway, subjects.VERBS[Failure], verifier.instance_id)
     await world.network.connect().publish(subject, lie)

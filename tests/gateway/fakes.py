@@ -120,6 +120,7 @@ class FakeVerifier(Peer):
         self.refuses_finally = False
         self.mute = False  # receives messages and sends none
         self.refused_seeds: set[int] = set()  # sessions with these seeds fail for good
+        self.deaf_seeds: set[int] = set()  # it does not hear of sessions with these seeds
         self.by_seed: dict[int, list[int]] = {}  # other answers, to sampling with these seeds
         self.sessions: dict[str, VerifierSession] = {}
         self.num_cut_short = 0  # sessions closed before their finish
@@ -150,6 +151,8 @@ class FakeVerifier(Peer):
         self._changed.set()
 
     def _on_open(self, sender_id: str, message: Open) -> None:
+        if message.sampling.seed in self.deaf_seeds:
+            return
         if self.refuses:
             self._refuse(sender_id, message, self.refuses)
             return

@@ -42,7 +42,7 @@ class ChoiceAnswer:
                     yield piece
                 if self._text.stopped:
                     break
-        await self._live.end(self._text.num_tokens)
+        self._live.close(self._text.num_tokens)
         if rest := self._text.flush():
             yield rest
         self._observe()

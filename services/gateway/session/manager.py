@@ -1,7 +1,9 @@
 """The gateway's sessions on the bus: receives messages, wakes the session concerned, sends its messages.
 
-Invariant: bus callbacks only change a session's state and wake its owner, the task that serves the client. When that
-task ends, for whatever reason, the session is closed everywhere. Only the subject identifies a sender.
+Invariant: one task drives each session. It sends all messages and runs the timer, whatever the owner does, the task
+that serves the client. Bus callbacks only change a session's state and wake both tasks. When the owner's block ends,
+for whatever reason, the session is closed everywhere and its driver ends. Tokens that the owner has not taken are kept:
+at most `max_tokens` in a session. Only the subject identifies a sender.
 """
 
 from __future__ import annotations
@@ -46,12 +48,15 @@ _ABSENT_VERB = re.compile(ABSENT + r"-(?P<session>[0-9a-f]{32})-(?P<service>veri
 
 
 class LiveSession:
-    """One session and the task that owns it."""
+    """One session, the task that drives it, and what its owner awaits."""
 
     def __init__(self, session: Session, sessions: Sessions) -> None:
         self.session = session
         self._sessions = sessions
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # for the driver
+        self._news = asyncio.Event()  # for the owner
+        self._is_closed = False
+        self._driver = asyncio.create_task(self._drive(), name=f"session {session.session_id}")
 
     @property
     def window(self) -> int | None:
@@ -61,20 +66,31 @@ class LiveSession:
             return speculation.window
         return self._sessions.windows.window(self.session.drafter_id, self.session.verifier_id)
 
-    async def end(self, num_tokens: int) -> None:
-        """Closes the session: its text is complete with so many tokens."""
-        self.session.close(time.monotonic(), num_tokens)
-        await self._sessions.end(self.session)
-
     def wake(self) -> None:
         """The session's state has changed."""
         self._changed.set()
+        self._news.set()
+
+    def close(self, num_tokens: int | None = None) -> None:
+        """Ends the session everywhere. num_tokens: as in Session.close."""
+        self.session.close(time.monotonic(), num_tokens)
+        self._sessions.forget(self.session)
+        self._is_closed = True
+        self._changed.set()
+
+    async def closed(self) -> None:
+        """Returns once the driver of a closed session has sent the last messages and ended."""
+        if not self._driver.done():
+            try:
+                await asyncio.wait({self._driver})
+            finally:
+                self._driver.cancel()  # matters only where the owner is cancelled meanwhile
+        await self._sessions.send(self.session)  # what a driver that failed has left
 
     async def opened(self) -> None:
         """Returns once a verifier has taken the session; raises SessionFailed when the session has failed."""
         while not self.session.was_opened and self.session.phase != "over":
-            await self._wait()
-        await self._sessions.send(self.session)
+            await self._wait_for_news()
         self._raise_failure()
 
     async def tokens(self) -> AsyncGenerator[list[Committed], None]:
@@ -85,25 +101,42 @@ class LiveSession:
                 yield new
             if over:
                 break
-            await self._wait()
+            await self._wait_for_news()
         self._raise_failure()
 
-    async def _wait(self) -> None:
-        """Sends the session's messages, then waits until its state changes or its timer is due."""
-        await self._sessions.send(self.session)
-        due = self.session.due
-        if due is None:
-            return
-        try:
-            async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                await self._changed.wait()
-        except TimeoutError:
-            self.session.on_timer(time.monotonic())
-        self._changed.clear()
+    async def _wait_for_news(self) -> None:
+        """Waits until the session's state has changed since the last call. Raises what ended the driver."""
+        await self._news.wait()
+        self._news.clear()
+        if self._driver.done():
+            self._driver.result()
 
     def _raise_failure(self) -> None:
         if self.session.failure is not None:
             raise self.session.failure
+
+    async def _drive(self) -> None:
+        """Sends the session's messages and runs its timer until the session is closed."""
+        try:
+            while True:
+                is_closed = self._is_closed
+                await self._sessions.send(self.session)
+                if is_closed:
+                    return
+                await self._wait_for_change()
+        finally:
+            self._news.set()
+
+    async def _wait_for_change(self) -> None:
+        """Returns when the session's state has changed or its timer was due."""
+        due = self.session.due
+        try:
+            async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
+                await self._changed.wait()
+        except TimeoutError:
+            self.session.on_timer(time.monotonic())
+            self._news.set()
+        self._changed.clear()
 
 
 class Sessions:
@@ -139,30 +172,29 @@ class Sessions:
     async def live(self, generation: Generation) -> AsyncIterator[LiveSession]:
         """A session, closed when its text is complete or the block ends. The caller holds a slot (gate.py)."""
         session = Session.started(generation, self.placement, self._timing, time.monotonic())
-        live = LiveSession(session, self)
-        self._live[session.session_id] = live
+        live = self._live[session.session_id] = LiveSession(session, self)
         self._metrics.sessions.set(len(self._live))
         try:
             yield live
         finally:
-            session.close(time.monotonic())
-            await self.end(session)
+            live.close()
+            await live.closed()
 
-    async def end(self, session: Session) -> None:
-        """Counts a closed session once, and sends its last messages."""
-        if self._live.pop(session.session_id, None) is not None:
-            self._metrics.sessions.set(len(self._live))
-            counts = SessionCounts(
-                len(session.generation.prompt_ids),
-                len(session.stream.tokens),
-                session.tallies.total,
-                session.num_failovers,
-                session.num_drafter_changes,
-                session.num_conflicts,
-                session.failure.code if session.failure is not None else None,
-            )
-            self._metrics.count_session(counts)
-        await self.send(session)
+    def forget(self, session: Session) -> None:
+        """Counts a closed session, once."""
+        if self._live.pop(session.session_id, None) is None:
+            return
+        self._metrics.sessions.set(len(self._live))
+        counts = SessionCounts(
+            len(session.generation.prompt_ids),
+            len(session.stream.tokens),
+            session.tallies.total,
+            session.num_failovers,
+            session.num_drafter_changes,
+            session.num_conflicts,
+            session.failure.code if session.failure is not None else None,
+        )
+        self._metrics.count_session(counts)
 
     def abort(self, reason: str) -> None:
         """Fails every session; their owners answer the clients with this reason."""

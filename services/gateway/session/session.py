@@ -24,7 +24,7 @@ from services.gateway.session.placement import Placement
 from services.gateway.session.quarantine import Quarantine
 from services.gateway.session.timeouts import SessionTiming
 from services.gateway.session.verdict_stream import Committed, ConflictingVerdict, TallySum, VerdictStream
-from shared.protocol.messages import Failure, FailureCode, Opened, Poll, Service, TokenIds, Verdict
+from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, Service, TokenIds, Verdict
 
 Phase = Literal["opening", "running", "waiting", "over"]
 
@@ -58,7 +58,7 @@ class Session:
     _fingerprint: str = ""  # of this term's verifier
     _worked: list[str] = field(default_factory=list)  # fingerprints whose tokens the answer has, in order
     _refusal: Failure | None = None  # the last one
-    _alive_at: float = 0.0  # when a verifier last worked on the session, or may still do so
+    _unanswered_since: float | None = None  # when the first Open or Poll was sent that no verifier has answered yet
     _retry_at: float = 0.0
     _num_opens: int = 0  # in this term
     _num_absents: int = 0
@@ -78,7 +78,6 @@ class Session:
             LoadAccounting(placement.fleet),
             quarantine,
             SessionOutbox(generation.session_id),
-            _alive_at=now,
         )
         session._place(now)
         return session
@@ -109,9 +108,14 @@ class Session:
         """When to call `on_timer` unless something happens before; None once the session is over."""
         if self.phase == "over":
             return None
-        stream_due = self.stream.due if self.phase == "running" else self._retry_at
-        deadline = self._alive_at + self.timing.session_timeout_s
-        return deadline if stream_due is None else min(stream_due, deadline)
+        next_try = self.stream.due if self.phase == "running" else self._retry_at
+        return min((each for each in (next_try, self._deadline) if each is not None), default=None)
+
+    @property
+    def _deadline(self) -> float | None:
+        """When the session fails; None while no verifier owes it an answer."""
+        since = self._unanswered_since
+        return None if since is None else since + self.timing.session_timeout_s
 
     def take_tokens(self) -> list[Committed]:
         """The tokens committed since the last call."""
@@ -129,7 +133,7 @@ class Session:
         """Repeats unanswered messages, and gives up a verifier that is silent for too long."""
         if self.due is None or now < self.due:
             return
-        if now >= self._alive_at + self.timing.session_timeout_s:
+        if self._deadline is not None and now >= self._deadline:
             self._fail("overloaded", f"no verifier has answered for {self.timing.session_timeout_s:g} s")
         elif self.phase == "waiting":
             self._place(now)
@@ -138,7 +142,7 @@ class Session:
         elif self.phase == "opening" or self.stream.is_lost(now):
             self._leave_verifier(now)
         elif (base := self.stream.on_timer(now)) is not None:
-            self._outbox.add("verifier", self.verifier_id, Poll(self.session_id, self.term, base))
+            self._ask(Poll(self.session_id, self.term, base), now)
 
     def on_opened(self, sender_id: str, opened: Opened, now: float) -> None:
         if self._is_current(sender_id, opened.term):
@@ -240,6 +244,7 @@ class Session:
         elif self.was_opened or (self._refusal.code in PASSING if self._refusal else avoided):
             self.phase = "waiting"
             self._retry_at = now + self.timing.avoid_s
+            self._begin_timeout(now)
             # A drafter that knows the session got no Close.
             self._load.count_at(now, self.drafter_id if self._load.knows(self.drafter_id) else None)
         else:
@@ -265,15 +270,24 @@ class Session:
         self._num_opens += 1
         self._retry_at = now + self.timing.open_timeout_s
         message = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
-        self._outbox.add("verifier", self.verifier_id, message)
+        self._ask(message, now)
         self._load.mark_known(self.verifier_id, now)
+
+    def _ask(self, question: Open | Poll, now: float) -> None:
+        self._begin_timeout(now)
+        self._outbox.add("verifier", self.verifier_id, question)
+
+    def _begin_timeout(self, now: float) -> None:
+        """The session fails after its timeout unless a verifier answers. An earlier question counts."""
+        if self._unanswered_since is None:
+            self._unanswered_since = now
 
     def _is_current(self, sender_id: str, term: int) -> bool:
         return sender_id == self.verifier_id and term == self.term and self.phase != "over"
 
     def _hear_verifier(self, now: float) -> None:
         """The verifier of this term is alive and has the session."""
-        self._alive_at, self._num_absents = now, 0
+        self._unanswered_since, self._num_absents = None, 0
         if self.phase == "running":
             return
         came_back = self._rebound or self.phase == "waiting"
@@ -298,8 +312,8 @@ class Session:
             self._refusal = failure
             if failure.code in PASSING:
                 self._num_idle_terms = 0
-            if failure.code == "overloaded":  # the verifier is alive: wait for it until the request's deadline
-                self._alive_at = now
+            if failure.code == "overloaded":  # an answer: wait for the verifier until the request's deadline
+                self._unanswered_since = None
             self._leave_verifier(now)
         else:
             self._fail(failure.code, failure.message)

@@ -292,3 +292,27 @@ def test_the_finish_is_kept_whatever_comes_later() -> None:
     story.session.on_gone("d1.1", story.now)
     story.failure("v1.1", "internal", retryable=False)
     assert (story.session.phase, story.session.failure, story.sends()) == ("over", None, [])
+
+
+def test_a_session_whose_timer_was_late_asks_its_verifier_before_it_fails() -> None:
+    story = running()
+    story.now += 2 * TIMING.session_timeout_s
+    story.keep_alive("v1.1", "v2.1", "d1.1")
+    story.session.on_timer(story.now)
+    assert (story.verbs(), story.session.failure) == (["poll v1.1"], None)
+    for _ in range(3):
+        story.now += TIMING.session_timeout_s / 3
+        story.session.on_timer(story.now)
+    assert story.session.failure is not None, "no answer to the first question"
+
+
+def test_an_answer_ends_the_timeout_and_the_next_question_begins_it_anew() -> None:
+    story = running([beat("v1.1")])
+    for _ in range(3):
+        story.wait(0.6)
+        assert story.verbs() == ["poll v1.1"]
+        story.verdict("v1.1", PROMPT + 3, [])
+        story.now += 0.9 * TIMING.session_timeout_s
+        story.keep_alive("v1.1")
+    story.session.on_timer(story.now)
+    assert story.session.failure is None

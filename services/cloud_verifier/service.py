@@ -23,7 +23,19 @@ from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
 from shared.policies.batching import Batcher, PassCost
 from shared.protocol import subjects
-from shared.protocol.messages import Close, Draft, Heartbeat, Load, Message, Open, Opened, Poll, Service, Verdict
+from shared.protocol.messages import (
+    Close,
+    Draft,
+    Failure,
+    Heartbeat,
+    Load,
+    Message,
+    Open,
+    Opened,
+    Poll,
+    Service,
+    Verdict,
+)
 from shared.protocol.refusal import Refused
 from shared.service import Context, run_service
 
@@ -87,12 +99,26 @@ class Verifier:
             tasks.create_task(self.loop.run(), name="verify")
 
     async def drain(self) -> None:
-        """Accepts no new session and returns when every open one has finished or is closed."""
+        """Accepts no new session and returns when every open one has finished or is closed. When it is cancelled, it
+        closes those that are left, and their gateways open them elsewhere."""
         self.table.draining = True
         self._send_heartbeat()
-        while self.table.num_active:
-            self._session_ended.clear()
-            await self._session_ended.wait()
+        try:
+            while self.table.num_active:
+                self._session_ended.clear()
+                await self._session_ended.wait()
+        except asyncio.CancelledError:
+            await self._hand_over()
+            raise
+
+    async def _hand_over(self) -> None:
+        """Not through the outbox, which ends with the process."""
+        refusal = Refused("draining", "the verifier has shut down", retryable=True)
+        for slot in reversed(list(self.table)):  # those that wait for KV cache first, so that none gets any
+            state = slot.state
+            self._forget(self.table.close(state.session_id, state.term, now_ms()))
+            subject = subjects.to("gateway", state.gateway_id, Failure, self.instance_id)
+            await self._bus.publish(subject, refusal.failure(state.session_id, state.term))
 
     # --- in --------------------------------------------------------------------------------------------------------
 

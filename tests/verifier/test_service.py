@@ -346,6 +346,18 @@ async def test_draining_ends_with_the_last_session_however_it_ends(world: World,
     await asyncio.wait_for(draining, 10)
 
 
+async def test_the_end_of_a_drain_tells_the_gateways_of_sessions_that_are_left(world: World) -> None:
+    world.model.gate.shut()
+    request = await world.open()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await world.verifier.drain()
+    failure = await world.gateway.find(Failure)
+    assert (failure.session_id, failure.term) == (request.session_id, request.term)
+    assert (failure.code, failure.retryable) == ("draining", True)
+    assert len(world.verifier.table) == 0
+
+
 async def test_a_heartbeat_carries_the_model_and_the_load(start: Start) -> None:
     async with start(heartbeat_s=0.05, kv_tokens=2048, model_name="tiny", token_budget=64) as world:
         first = await world.gateway.find(Heartbeat)

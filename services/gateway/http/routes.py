@@ -153,7 +153,7 @@ class Routes:
                 return await streamed_response(request, choices, writer, headers, deadline, self._client_timeout_s)
             async with deadline.kept():
                 answer = await whole_answer(choices, writer)
-        return await whole_response(request, answer, headers, self._client_timeout_s)
+            return await whole_response(request, answer, headers, deadline, self._client_timeout_s)
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 

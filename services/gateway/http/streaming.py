@@ -60,14 +60,20 @@ async def whole_answer(choices: Choices, writer: ResponseWriter) -> bytes:
 
 
 async def whole_response(
-    request: web.Request, body: bytes, headers: dict[str, str], client_timeout_s: float
+    request: web.Request, body: bytes, headers: dict[str, str], deadline: Deadline, client_timeout_s: float
 ) -> web.StreamResponse:
-    """Sends an answer in one piece. With logprobs it may be larger than all buffers on the way."""
+    """Sends an answer in one piece. With logprobs it may be larger than all buffers on the way. A client that has not
+    taken it by the deadline counts as gone: its status is already sent."""
     response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
     response.content_length = len(body)
     async with _client_of(request, response, client_timeout_s) as client:
-        for start in range(0, len(body), PIECE_BYTES):
-            await client.write(body[start : start + PIECE_BYTES])
+        try:
+            async with deadline.kept():
+                for start in range(0, len(body), PIECE_BYTES):
+                    await client.write(body[start : start + PIECE_BYTES])
+                await client.flush()
+        except ApiError as error:
+            raise ClientGone from error
     return response
 
 
@@ -89,13 +95,23 @@ async def streamed_response(
 class _ClientConnection:
     """The client's end of a response."""
 
-    def __init__(self, response: web.StreamResponse, timeout_s: float) -> None:
+    def __init__(self, request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
+        self._request = request
         self._response = response
         self._timeout_s = timeout_s
 
     async def write(self, data: bytes) -> None:
         if data:
             await self.wait_for(self._response.write(data))
+
+    async def flush(self) -> None:
+        """Returns once the kernel has all that was written. It keeps that beyond the end of the process."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        transport.set_write_buffer_limits(0)  # so that `drain` waits for the last byte
+        await self.wait_for(self._request.writer.drain())
+        transport.set_write_buffer_limits()
 
     async def wait_for(self, writing: Awaitable[object]) -> None:
         """Raises ClientGone when the client has left or reads nothing for the timeout."""
@@ -111,11 +127,12 @@ async def _client_of(
     request: web.Request, response: web.StreamResponse, timeout_s: float
 ) -> AsyncIterator[_ClientConnection]:
     """Begins and ends the response; aborts the connection when the client is gone."""
-    client = _ClientConnection(response, timeout_s)
+    client = _ClientConnection(request, response, timeout_s)
     try:
         await client.wait_for(response.prepare(request))
         yield client
         await client.wait_for(response.write_eof())
+        await client.flush()
     except ClientGone:
         log.info("client gone", path=request.path)
         if request.transport is not None:

@@ -180,6 +180,47 @@ async def test_a_client_that_takes_nothing_is_dropped_at_both_peers(folder: Path
                 await world.no_session_is_left()
 
 
+@asynccontextmanager
+async def slow_reader(world: World, body: dict[str, Any]) -> AsyncIterator[socket.socket]:
+    """A client that has asked for more than its connection holds, and has taken nothing."""
+    data = json.dumps(body).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((world.client.host, world.client.port))
+        client.setblocking(False)
+        client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        yield client
+
+
+async def test_a_whole_answer_holds_its_slots_until_its_client_has_taken_it(folder: Path) -> None:
+    async with a_world(folder) as world:
+        verifier = await world.verifier(pass_s=0.0)
+        world.answer = "7" * 32  # 32 kB with logprobs
+        async with nothing_left(world), slow_reader(world, chat(logprobs=True, top_logprobs=20)) as client:
+            await until(lambda: bool(verifier.of(Close)))
+            draining = asyncio.create_task(world.gateway.drain())
+            await asyncio.sleep(0.3)
+            assert not draining.done()
+            taken, loop = b"", asyncio.get_running_loop()
+            async with asyncio.timeout(20):
+                while not taken.endswith(b"}}"):
+                    taken += await loop.sock_recv(client, 4096)
+                await draining
+        assert json.loads(taken.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"] == world.answer
+
+
+async def test_a_whole_answer_that_its_client_does_not_take_ends_with_the_deadline(folder: Path) -> None:
+    async with a_world(folder, client_timeout_s=60.0) as world:
+        verifier = await world.verifier(pass_s=0.0)
+        world.answer = "7" * 32
+        body = chat(logprobs=True, top_logprobs=20, dsd={"timeout_s": 3.0})
+        async with nothing_left(world), slow_reader(world, body):
+            await until(lambda: bool(verifier.of(Close)))
+            assert len(world.client.server.runner.server.connections) == 1
+            await until(lambda: not world.client.server.runner.server.connections)
+        assert world.count("refused_total", reason="deadline_exceeded") == 1
+
+
 async def test_a_client_that_leaves_the_queue_is_no_longer_in_it(folder: Path) -> None:
     async with a_world(folder, max_sessions=1) as world:
         verifier = await world.verifier(pass_s=0.02)

@@ -291,11 +291,37 @@ def _queued(w, index):
 
 @njit(cache=True)
 def loads(w):
-    """Sessions and queued tokens of every verifier, [nodes, 2]."""
-    found = np.zeros((len(w.nodes), 2), np.int64)
+    """Sessions, queued tokens, and the KV cache that a new session gets at once, of every verifier, [nodes, 3]."""
+    found = np.zeros((len(w.nodes), 3), np.int64)
     for index in range(len(w.nodes)):
-        found[index, 0], found[index, 1] = w.nodes[index].num_sessions, _queued(w, index)
+        node = w.nodes[index]
+        free_kv = node.free_kv
+        for i in range(node.num_sessions):
+            if w.slots[w.node_slots[index, i]].reserved == 0:
+                free_kv = 0  # others wait for theirs
+        found[index, 0], found[index, 1], found[index, 2] = node.num_sessions, _queued(w, index), free_kv
     return found
+
+
+@njit(cache=True)
+def waiting_slots(w):
+    """Slots of the sessions that wait for KV cache, the oldest of each verifier first."""
+    found = []
+    for index in range(len(w.nodes)):
+        for i in range(w.nodes[index].num_sessions):
+            slot = w.node_slots[index, i]
+            if w.slots[slot].reserved == 0:
+                found.append(slot)
+    return np.array(found, np.int64)
+
+
+@njit(cache=True)
+def stop_waiting(w, slot):
+    """Closes a session that waits for KV cache."""
+    index = w.requests[w.slots[slot].request].node
+    _leave_node(w, index, slot)
+    _admit(w, index)
+    collect(w, index)
 
 
 @njit(cache=True)

@@ -23,7 +23,7 @@ from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
 from dsd_sim.engine.records import FATES
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
-from shared.policies.routing import Router, RoutingCandidate
+from shared.policies.routing import Router, RoutingCandidate, with_room
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
 
@@ -152,7 +152,7 @@ class SimFleet:
             self._unplaced.add(index)
             self._queue.append(index)
             return
-        node = self._route()
+        node = self._route(request)
         if node is None:
             self._unplaced.add(index)
             events.push(self.world, self.now + HEARTBEAT_MS, events.ARRIVAL, index)
@@ -185,13 +185,17 @@ class SimFleet:
             self._controls.pop((device, node), None)
             self._write(device * len(self.world.nodes) + node, self._start)
 
-    def _route(self) -> int | None:
-        """The verifier of a new session; None if all are gone."""
-        chosen = self.router.choose(list(self._candidates.values()), self._random)
+    def _route(self, request: np.void, *, needs_room: bool = False) -> int | None:
+        """The verifier of a session, one with room for its KV cache if there is one; None if all are gone, or have no
+        room where the session `needs_room`."""
+        candidates, kv_tokens = list(self._candidates.values()), int(request["prompt"] + request["max_tokens"])
+        choices = with_room(candidates, kv_tokens) or ([] if needs_room else candidates)
+        chosen = self.router.choose(choices, self._random)
         if chosen is None:
             return None
         node = self._nodes_by_id[chosen.instance_id]
-        self._candidates[node] = replace(chosen, num_since=chosen.num_since + 1)
+        num_since, kv_since = chosen.num_since + 1, chosen.kv_since + kv_tokens
+        self._candidates[node] = replace(chosen, num_since=num_since, kv_since=kv_since)
         return node
 
     def _replacement(self, device: int) -> int:
@@ -231,8 +235,15 @@ class SimFleet:
         cloud.expire_drafters(self.world)
         nodes, busy = self.world.nodes, cloud.loads(self.world)
         loads = [
-            Load(num_sessions=int(sessions), queue_tokens=int(queue), step_ms=float(step), rtt_ms=2 * float(hop))
-            for (sessions, queue), step, hop in zip(busy, nodes["pass_ms"], nodes["delay_ms"], strict=True)
+            Load(
+                num_sessions=int(sessions),
+                queue_tokens=int(queue),
+                free_kv_tokens=int(free_kv),
+                kv_tokens=int(node["kv_tokens"]),
+                step_ms=float(node["pass_ms"]),
+                rtt_ms=2 * float(node["delay_ms"]),
+            )
+            for (sessions, queue, free_kv), node in zip(busy, nodes, strict=True)
         ]
         self._num_rebound[:] = 0
         self._device_beats.advance(self.world.devices["num_failures"] > 0)
@@ -242,15 +253,24 @@ class SimFleet:
             for index, load in enumerate(loads)
             if not self._node_beats.is_gone(index)
         }
+        self._move_waiting()
         if self.changes:
             self._replace()
+
+    def _move_waiting(self) -> None:
+        """Moves sessions that wait for KV cache to verifiers that have room for them."""
+        for slot in cloud.waiting_slots(self.world).tolist():
+            request = self.world.requests[self.world.slots[slot]["request"]]
+            node = self._route(request, needs_room=True)
+            if node is not None:
+                outages.move(self.world, slot, node, speculate_bytes(request))
 
     def _replace(self) -> None:
         """Gives another verifier or drafter, if there is one, to sessions that lost theirs."""
         world = self.world
         for slot in outages.lost_slots(world, self.now - (STALE_HEARTBEATS - 1) * HEARTBEAT_MS).tolist():
             request = world.requests[world.slots[slot]["request"]]
-            node = self._route() if world.slots[slot]["lost_verifier"] else int(request["node"])
+            node = self._route(request) if world.slots[slot]["lost_verifier"] else int(request["node"])
             if node is None:
                 continue
             if world.slots[slot]["lost_verifier"]:

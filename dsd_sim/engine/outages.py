@@ -1,4 +1,4 @@
-"""What happens to sessions when a device or a verifier fails, and when the gateway replaces it.
+"""What happens to sessions when a device or a verifier fails, and when the gateway replaces it or moves a session.
 
 Until the gateway notices a failure, a session without its drafter is served target-only, and a session without its
 verifier is not served. `w` is a World.
@@ -87,3 +87,12 @@ def reopen(w, slot, node, num_bytes):
     push(w, w.clock[0].now + hop, OPENS, slot)
     if request.device >= 0 and not s.speculate_in_flight:
         send_speculate(w, slot, 2 * hop, num_bytes)
+
+
+@njit(cache=True)
+def move(w, slot, node, num_bytes):
+    """The gateway moves a session that waits for KV cache to another verifier."""
+    if w.slots[slot].drafter_started:
+        edge.stop_drafting(w, slot)
+    cloud.stop_waiting(w, slot)
+    reopen(w, slot, node, num_bytes)

@@ -45,7 +45,9 @@ class VerifierMetrics:
         )
         self.sessions = Gauge("dsd_verifier_sessions", "Open sessions", registry=registry)
         self.queue_tokens = Gauge("dsd_verifier_queue_tokens", "Tokens waiting to be computed", registry=registry)
-        self.free_kv_tokens = Gauge("dsd_verifier_free_kv_tokens", "Unreserved KV cache, in tokens", registry=registry)
+        self.free_kv_tokens = Gauge(
+            "dsd_verifier_free_kv_tokens", "KV cache that a new session gets at once, in tokens", registry=registry
+        )
 
     def observe_pass(self, elapsed_ms: float, num_sessions: int, num_tokens: int, num_committed: int) -> None:
         self.pass_seconds.observe(elapsed_ms / 1e3)

@@ -82,7 +82,7 @@ class Verifier:
         self._cost = PassCost()
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
         lease_ms = settings.lease_s * 1e3
-        self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused)
+        self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused, self._send_opened)
         self.loop = VerifyLoop(engine, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
         self._session_ended = asyncio.Event()
@@ -168,9 +168,7 @@ class Verifier:
         if slot not in self.table:
             return  # refused: _on_refused sent the failure
         if request.term == slot.state.term:
-            lease_s, load = self._settings.lease_s, self._load()
-            opened = Opened(request.session_id, request.term, lease_s, load, self.engine.info.fingerprint)
-            self._send("gateway", sender, opened)
+            self._send_opened(slot)
         else:
             self._drop("stale term", session=request.session_id, sender=sender)
         if slot.state.finish:
@@ -205,6 +203,14 @@ class Verifier:
             self.table.renew(subjects.sender(subject), now_ms())
 
     # --- out -------------------------------------------------------------------------------------------------------
+
+    def _send_opened(self, slot: SessionSlot) -> None:
+        """Answers an Open. Called again when a session that waited for KV cache has got it."""
+        state, has_room = slot.state, not slot.waits
+        slot.told_to_wait = not has_room
+        lease_s, fingerprint = self._settings.lease_s, self.engine.info.fingerprint
+        opened = Opened(state.session_id, state.term, lease_s, self._load(), fingerprint, has_room)
+        self._send("gateway", state.gateway_id, opened)
 
     def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
         """Sends the verdict of a pass to the gateway and the drafter."""
@@ -282,7 +288,7 @@ class Verifier:
             queue_tokens=self.loop.queue_tokens,
             token_budget=self._settings.token_budget,
             batch=self.loop.batch,
-            free_kv_tokens=self.engine.free_kv_tokens,
+            free_kv_tokens=self.table.free_kv_tokens,
             kv_tokens=self.engine.info.kv_tokens,
             step_ms=self.loop.pass_ms,
             prefill_ms=self._cost.prefill_ms,

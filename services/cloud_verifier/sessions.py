@@ -28,6 +28,12 @@ class SessionSlot:
     renewed_at: float
     context: Context | None = None
     counted: Tally = field(default_factory=Tally)  # the part of the session's tally that metrics include
+    told_to_wait: bool = False  # its gateway knows that it waits
+
+    @property
+    def waits(self) -> bool:
+        """Whether the session waits for free KV cache."""
+        return self.context is None and self.state.finish is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,13 @@ class SessionTable:
         max_sessions: int,
         lease_ms: float,
         refuse: Callable[[SessionSlot, Refused], None],
+        admit: Callable[[SessionSlot], None] = lambda slot: None,
     ) -> None:
-        """refuse: called for every slot dropped because its context can't be created; must not change the table."""
+        """Both callbacks must not change the table. refuse: called for every slot dropped because its context can't be
+        created. admit: for every slot that was told to wait and now has its context."""
         self._engine = engine
         self._refuse = refuse
+        self._tell_admitted = admit
         self._max_sessions = max_sessions
         self._lease_ms = lease_ms
         self._slots: dict[str, SessionSlot] = {}
@@ -72,6 +81,11 @@ class SessionTable:
     def max_context(self) -> int:
         """Longest accepted text in tokens: prompt and answer."""
         return min(self._engine.info.max_context, self._engine.info.largest_context)
+
+    @property
+    def free_kv_tokens(self) -> int:
+        """KV cache that a new session gets at once, in tokens: none while others wait for theirs."""
+        return 0 if any(slot.waits for slot in self) else self._engine.free_kv_tokens
 
     def open(self, request: Open, gateway_id: str, now: float) -> SessionSlot:
         """Opens, re-opens (same term, no change) or rebinds (higher term) a session. Raises Refused.
@@ -153,7 +167,7 @@ class SessionTable:
         If the engine raises an error, drops the session without a tombstone and calls `refuse`.
         """
         for slot in list(self):
-            if slot.context is not None or slot.state.finish:
+            if not slot.waits:
                 continue
             state = slot.state
             try:
@@ -168,6 +182,8 @@ class SessionTable:
                 if slot.context is None:
                     return
                 state.computed = slot.context.num_shared or 0
+                if slot.told_to_wait:
+                    self._tell_admitted(slot)
 
     def _drop(self, slot: SessionSlot, refusal: Refused) -> None:
         del self._slots[slot.state.session_id]

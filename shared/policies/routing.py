@@ -23,11 +23,21 @@ class RoutingCandidate:
     load: Load
     num_since: int = 0  # assignment changes not yet reflected in `load`
     num_least: int = 0  # sessions that are there whatever `load` says
+    kv_since: int = 0  # tokens of KV cache that they reserve
 
     @property
     def queue_length(self) -> tuple[int, int]:
         """The sort key of JSQ: sessions, then queued tokens."""
         return (max(self.load.num_sessions + self.num_since, self.num_least), self.load.queue_tokens)
+
+    def has_room(self, kv_tokens: int) -> bool:
+        """Whether a new session gets so much KV cache at once. True if the load tells of no KV cache."""
+        return not self.load.kv_tokens or self.load.free_kv_tokens - self.kv_since >= kv_tokens
+
+
+def with_room(candidates: Sequence[RoutingCandidate], kv_tokens: int) -> Sequence[RoutingCandidate]:
+    """The candidates that have so much KV cache free. A router chooses among them, or among all if this is empty."""
+    return [candidate for candidate in candidates if candidate.has_room(kv_tokens)]
 
 
 class Router(Protocol):

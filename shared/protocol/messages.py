@@ -108,7 +108,7 @@ class Load(Wire, frozen=True):
     queue_tokens: Count = 0  # that wait to be computed
     token_budget: Count = 0  # most tokens of one pass
     batch: Count = 0  # sessions in the last pass
-    free_kv_tokens: Count = 0
+    free_kv_tokens: Count = 0  # that a new session gets at once: none while others wait for theirs
     kv_tokens: Count = 0
     step_ms: Millis = 0.0  # of a verify pass, or of a draft step
     prefill_ms: Millis = 0.0  # per prompt token
@@ -166,13 +166,17 @@ class Open(Wire, frozen=True, tag="open"):
 
 
 class Opened(Wire, frozen=True, tag="opened"):
-    """verifier -> gateway: the session of this term is open. It ends after `lease_s` without a sign of its gateway."""
+    """verifier -> gateway: the session of this term is open. It ends after `lease_s` without a sign of its gateway.
+
+    has_room: whether it has KV cache. If not, another Opened follows when it gets some.
+    """
 
     session_id: SessionId
     term: Count
     lease_s: Annotated[float, Meta(gt=0, le=1e6)]
     load: Load
     fingerprint: Name
+    has_room: bool = True
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):

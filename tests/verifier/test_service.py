@@ -358,6 +358,32 @@ async def test_the_end_of_a_drain_tells_the_gateways_of_sessions_that_are_left(w
     assert len(world.verifier.table) == 0
 
 
+async def test_a_session_that_waits_for_kv_cache_is_told_so_and_told_when_it_has_some(start: Start) -> None:
+    async with start(kv_tokens=2 * KV_STEP, heartbeat_s=0.05) as world:
+        world.model.gate.shut()
+        first = await world.open(max_tokens=KV_STEP + 1)
+        second, third = await world.open(max_tokens=KV_STEP + 1), await world.open(max_tokens=1)
+        told = {opened.session_id: opened for opened in world.gateway.of(Opened)}
+        assert [told[each.session_id].has_room for each in (first, second, third)] == [True, False, False]
+        await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 3)
+        await world.send(world.gateway, Close(first.session_id, 1))
+        await world.gateway.find(Opened, lambda opened: opened.session_id == second.session_id and opened.has_room)
+        world.model.gate.open()
+        await world.gateway.find(Opened, lambda opened: opened.session_id == third.session_id and opened.has_room)
+        assert len(world.gateway.of(Opened)) == 5, "nobody is told twice"
+
+
+async def test_a_verifier_with_waiting_sessions_tells_that_a_new_one_gets_no_kv_cache(start: Start) -> None:
+    async with start(kv_tokens=2 * KV_STEP, heartbeat_s=0.05) as world:
+        world.model.gate.shut()
+        await world.open(max_tokens=1)
+        alone = await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 1)
+        assert alone.load.free_kv_tokens == KV_STEP
+        await world.open(max_tokens=KV_STEP)
+        full = await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 2)
+        assert full.load.free_kv_tokens == 0, "the second session waits for more than is left"
+
+
 async def test_a_heartbeat_carries_the_model_and_the_load(start: Start) -> None:
     async with start(heartbeat_s=0.05, kv_tokens=2048, model_name="tiny", token_budget=64) as world:
         first = await world.gateway.find(Heartbeat)

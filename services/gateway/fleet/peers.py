@@ -21,15 +21,29 @@ WORKERS: tuple[Service, ...] = ("verifier", "drafter")  # services that take ses
 KNOWN: tuple[Service, ...] = (*WORKERS, "controller")  # controllers are only listed
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Sessions given to an instance (negative: taken away), and the KV cache that they reserve."""
+
+    num_sessions: int
+    kv_tokens: int = 0
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.num_sessions + other.num_sessions, self.kv_tokens + other.kv_tokens)
+
+
+NO_CHANGE = Change(0)
+
+
 @dataclass(slots=True)
 class Peer:
     """A verifier, drafter or controller, as its newest heartbeat describes it."""
 
     heartbeat: Heartbeat
     heard_at: float
-    num_unknown: int = 0  # assigned sessions that the instance does not know yet
-    known_changes: list[tuple[float, int]] = field(default_factory=list)  # (since when known, change)
-    num_since: int = 0  # assignment changes not yet reflected in `heartbeat`, both kinds
+    unknown: Change = NO_CHANGE  # assigned sessions that the instance does not know yet
+    known: list[tuple[float, Change]] = field(default_factory=list)  # (since when, change)
+    since: Change = NO_CHANGE  # changes not yet reflected in `heartbeat`, both kinds
     num_own: int = 0  # sessions that the gateway has there
 
     @property
@@ -39,26 +53,29 @@ class Peer:
     @property
     def candidate(self) -> RoutingCandidate:
         trusted = self.heartbeat.service != "drafter"  # a drafter that claims to be idle gets no more than its share
-        num_least = 0 if trusted else self.num_own
-        return RoutingCandidate(self.heartbeat.instance_id, self.heartbeat.load, self.num_since, num_least)
+        num_least, since = 0 if trusted else self.num_own, self.since
+        return RoutingCandidate(
+            self.heartbeat.instance_id, self.heartbeat.load, since.num_sessions, num_least, since.kv_tokens
+        )
 
-    def count_sessions(self, num: int, known_at: float | None) -> None:
+    def count(self, change: Change, known_at: float | None) -> None:
         """As PeerFleet.count_sessions."""
-        self.num_own = max(0, self.num_own + num)
-        if known_at is None:
-            num = max(num, -self.num_unknown)  # the peer may have expired and joined again in between
-            self.num_unknown += num
+        self.num_own = max(0, self.num_own + change.num_sessions)
+        if known_at is not None:
+            self.known.append((known_at, change))
+        elif self.unknown.num_sessions + change.num_sessions < 0:
+            return  # the peer has expired and joined again in between
         else:
-            self.known_changes.append((known_at, num))
-        self.num_since += num
+            self.unknown += change
+        self.since += change
 
     def renewed(self, heartbeat: Heartbeat, now: float) -> Peer:
         """The peer with a newer heartbeat. Changes that the sender learned while that heartbeat travelled are not in
         it yet; the travel time is a drafter's round trip to its verifiers, since gateways stand next to them."""
         sent_at = now - min(heartbeat.load.rtt_ms / 1e3, heartbeat.interval_s) - LAG_S
-        known_changes = [(at, num) for at, num in self.known_changes if at > sent_at]
-        num_since = self.num_unknown + sum(num for _, num in known_changes)
-        return Peer(heartbeat, now, self.num_unknown, known_changes, num_since, self.num_own)
+        known = [(at, change) for at, change in self.known if at > sent_at]
+        since = sum((change for _, change in known), self.unknown)
+        return Peer(heartbeat, now, self.unknown, known, since, self.num_own)
 
 
 class PeerFleet:
@@ -90,11 +107,11 @@ class PeerFleet:
             gone.append(instance_id)
         return gone
 
-    def count_sessions(self, instance_id: str, num: int, known_at: float | None) -> None:
-        """Adds `num` sessions (negative: removes) to an instance's load until its heartbeats can include them.
-        known_at: when the instance learns of the change; None: it does not know yet."""
+    def count_sessions(self, instance_id: str, num: int, known_at: float | None, kv_tokens: int = 0) -> None:
+        """Adds `num` sessions (negative: removes) and the KV cache that they reserve to an instance's load until its
+        heartbeats can include them. known_at: when the instance learns of the change; None: it does not know yet."""
         if instance_id in self._peers:
-            self._peers[instance_id].count_sessions(num, known_at)
+            self._peers[instance_id].count(Change(num, kv_tokens), known_at)
 
     def find(self, instance_id: str, now: float) -> Heartbeat | None:
         """The newest heartbeat of an instance that is alive, draining or not."""

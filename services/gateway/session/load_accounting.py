@@ -14,9 +14,13 @@ from services.gateway.fleet.peers import PeerFleet
 
 @dataclass(slots=True)
 class LoadAccounting:
-    """The load that one session puts on its peers. Times are in seconds of the fleet's clock."""
+    """The load that one session puts on its peers. Times are in seconds of the fleet's clock.
+
+    KV cache that a session gives back shows in heartbeats alone: a verifier frees it before it hears of the Close.
+    """
 
     fleet: PeerFleet
+    kv_tokens: int
     _counted: dict[str, bool] = field(default_factory=dict)  # instance id -> whether it knows the session
 
     def knows(self, instance_id: str | None) -> bool:
@@ -28,14 +32,16 @@ class LoadAccounting:
         wanted = {instance_id for instance_id in instance_ids if instance_id is not None}
         for instance_id in wanted - self._counted.keys():
             self._counted[instance_id] = False
-            self.fleet.count_sessions(instance_id, 1, None)
+            self.fleet.count_sessions(instance_id, 1, None, self.kv_tokens)
         for instance_id in self._counted.keys() - wanted:
-            knew = self._counted.pop(instance_id)
-            self.fleet.count_sessions(instance_id, -1, now if knew else None)
+            if self._counted.pop(instance_id):
+                self.fleet.count_sessions(instance_id, -1, now)
+            else:
+                self.fleet.count_sessions(instance_id, -1, None, -self.kv_tokens)
 
     def mark_known(self, instance_id: str | None, now: float) -> None:
         """The instance knows the session from now on, and its heartbeats will include it."""
         if instance_id is not None and self._counted.get(instance_id) is False:
             self._counted[instance_id] = True
-            self.fleet.count_sessions(instance_id, -1, None)
-            self.fleet.count_sessions(instance_id, 1, now)
+            self.fleet.count_sessions(instance_id, -1, None, -self.kv_tokens)
+            self.fleet.count_sessions(instance_id, 1, now, self.kv_tokens)

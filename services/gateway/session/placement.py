@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
-from shared.policies.routing import Router, RoutingCandidate
+from shared.policies.routing import Router, RoutingCandidate, with_room
 from shared.protocol.subjects import instance_name
 
 
@@ -33,12 +33,26 @@ class Placement:
         fingerprints: Sequence[str] = (),
         holder: str | None = None,
     ) -> str | None:
-        """A verifier that is not in `avoid`: the `holder`, which has the session, if possible; else one with the first
-        of these fingerprints that any verifier has; else any. None if there is no verifier."""
-        choices = self.fleet.choices("verifier", generation.model, now, generation.context, generation.vocab_size)
-        choices = [choice for choice in choices if choice.instance_id not in avoid]
+        """A verifier that is not in `avoid`: the `holder`, which has the session, if possible; else one that has room
+        for it; else any. Of several, one with the first of these fingerprints that any of them has. None if there is
+        no verifier."""
+        choices = self._verifiers(generation, now, avoid)
         if any(choice.instance_id == holder for choice in choices):
             return holder
+        return self._preferred(with_room(choices, generation.context) or choices, now, fingerprints)
+
+    def verifier_with_room(
+        self, generation: Generation, now: float, avoid: Collection[str], fingerprints: Sequence[str]
+    ) -> str | None:
+        """As `verifier`, but None if all have too little KV cache free."""
+        choices = with_room(self._verifiers(generation, now, avoid), generation.context)
+        return self._preferred(choices, now, fingerprints)
+
+    def _verifiers(self, generation: Generation, now: float, avoid: Collection[str]) -> list[RoutingCandidate]:
+        choices = self.fleet.choices("verifier", generation.model, now, generation.context, generation.vocab_size)
+        return [choice for choice in choices if choice.instance_id not in avoid]
+
+    def _preferred(self, choices: Sequence[RoutingCandidate], now: float, fingerprints: Sequence[str]) -> str | None:
         for fingerprint in fingerprints:
             if alike := [choice for choice in choices if self.fingerprint(choice.instance_id, now) == fingerprint]:
                 return self._choose(self.verifier_router, alike)
@@ -80,6 +94,6 @@ class Placement:
         num_to_read = generation.context - num_left
         return choice.load.prefill_ms * num_to_read < verifier.load.step_ms * num_left
 
-    def _choose(self, router: Router, choices: list[RoutingCandidate]) -> str | None:
+    def _choose(self, router: Router, choices: Sequence[RoutingCandidate]) -> str | None:
         chosen = router.choose(choices, self.rng)
         return chosen.instance_id if chosen else None

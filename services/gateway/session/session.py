@@ -64,6 +64,7 @@ class Session:
     _num_absents: int = 0
     _num_idle_terms: int = 0  # in a row that brought no token
     _rebound: bool = False  # this term's verifier had the session before
+    _lacks_room: bool = False  # it lets the session wait for KV cache
 
     @classmethod
     def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Self:
@@ -75,7 +76,7 @@ class Session:
             timing,
             VerdictStream(len(generation.prompt_ids), generation.max_tokens, timing.poll, wants_logprobs),
             DrafterBinding(generation, placement, timing, quarantine),
-            LoadAccounting(placement.fleet),
+            LoadAccounting(placement.fleet, generation.context),
             quarantine,
             SessionOutbox(generation.session_id),
         )
@@ -141,12 +142,14 @@ class Session:
             self._open(now)
         elif self.phase == "opening" or self.stream.is_lost(now):
             self._leave_verifier(now)
+        elif self._lacks_room and (verifier_id := self._verifier_with_room(now)) is not None:
+            self._bind(verifier_id, self._choose_drafter(verifier_id, now), now)
         elif (base := self.stream.on_timer(now)) is not None:
             self._ask(Poll(self.session_id, self.term, base), now)
 
     def on_opened(self, sender_id: str, opened: Opened, now: float) -> None:
         if self._is_current(sender_id, opened.term):
-            self._fingerprint = opened.fingerprint
+            self._fingerprint, self._lacks_room = opened.fingerprint, not opened.has_room
             self._hear_verifier(now)
 
     def on_verdict(self, sender_id: str, verdict: Verdict, now: float) -> None:
@@ -161,7 +164,7 @@ class Session:
             return
         self.tallies.observe(sender_id, verdict.term, verdict.tally)
         if new:
-            self._num_idle_terms = 0
+            self._num_idle_terms, self._lacks_room = 0, False
             if self._fingerprint not in self._worked:
                 self._worked.append(self._fingerprint)
         if self.stream.finish:
@@ -250,6 +253,11 @@ class Session:
         else:
             self._fail_unplaced()
 
+    def _verifier_with_room(self, now: float) -> str | None:
+        """Another verifier that has KV cache for the session."""
+        avoided = self._quarantine.avoided(now) | {str(self.verifier_id)}
+        return self.placement.verifier_with_room(self.generation, now, avoided, self.fingerprints)
+
     def _bind(self, verifier_id: str, drafter_id: str | None, now: float) -> None:
         """Begins a new term with this verifier and drafter."""
         self._outbox.leave(self.term, *({self.verifier_id, self.drafter_id} - {verifier_id, drafter_id}))
@@ -263,7 +271,8 @@ class Session:
         self._load.count_at(now, verifier_id, drafter_id)
         self.term += 1
         self.stream.begin_term(self.term, now)
-        self.phase, self._num_opens, self._num_absents = "opening", 0, 0
+        self.phase, self._lacks_room = "opening", False
+        self._num_opens = self._num_absents = 0
         self._open(now)
 
     def _open(self, now: float) -> None:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dsd_sim.engine.world import World
+from shared.policies.batching import KV_STEP
 from tests.dsd_sim.builders import a_fleet, a_world
 
 NUM = 120
@@ -47,3 +48,31 @@ def test_rtt_jsq_sends_less_to_a_far_verifier() -> None:
     near_and_far = (0.0, 0.0, 200.0)
     by_queue, by_trip = (np.bincount(served(router, near_and_far), minlength=3)[2] for router in ("jsq", "rtt-jsq"))
     assert by_trip < by_queue / 2
+
+
+def crowded(num: int, kv_tokens: tuple[int, ...], arrivals_ms: list[float]) -> World:
+    """Requests of two steps of KV cache each that take two seconds."""
+    world = a_world(num, num_nodes=len(kv_tokens), num_devices=1)
+    world.requests["arrival_ms"] = arrivals_ms
+    world.nodes["kv_tokens"] = world.nodes["free_kv"] = kv_tokens
+    return world
+
+
+def test_a_verifier_without_room_gets_no_session_while_another_has_room() -> None:
+    world = crowded(5, (2 * KV_STEP, 1 << 20), [0.0, 10.0, 20.0, 1100.0, 1110.0])
+    a_fleet(world, router="jsq").run()
+    assert world.requests["node"].tolist() == [0, 1, 1, 1, 1]
+
+
+def test_a_session_that_waits_for_kv_cache_moves_when_another_verifier_has_room() -> None:
+    """Of six sessions on two verifiers with room for two, the third of each waits. The first verifier is ten times as
+    slow, so its third session moves when the second one is free."""
+    world = crowded(6, (4 * KV_STEP, 4 * KV_STEP), [0.0] * 6)
+    world.nodes["slowdown"] = 10.0, 1.0
+    fleet = a_fleet(world, router="round-robin")
+    fleet.run()
+    requests = fleet.world.requests
+    assert np.bincount(requests["node"]).tolist() == [2, 4]
+    assert (
+        requests["drafted"] == requests["accepted"] + requests["rejected"] + requests["late"] + requests["discarded"]
+    ).all()

@@ -236,3 +236,43 @@ def test_a_controller_is_heard_of_and_is_no_choice() -> None:
     assert fleet.alive("gateway", 1.0) == []
     assert fleet.choices("verifier", MODEL, 1.0) == fleet.choices("drafter", MODEL, 1.0) == []
     assert fleet.alive("controller", STALE_HEARTBEATS + 0.1) == []
+
+
+def kv(free_kv_tokens: int, num_sessions: int = 0) -> Load:
+    return Load(num_sessions=num_sessions, free_kv_tokens=free_kv_tokens, kv_tokens=1024)
+
+
+def test_a_verifier_without_room_is_not_chosen_while_another_has_room() -> None:
+    chooser = placement(beat("a.1", load=kv(99)), beat("b.1", load=kv(100, 9)), beat("c.1", load=kv(100, 5)))
+    order = generation(num_prompt=40, max_tokens=60)
+    assert chooser.verifier(order, 0.1) == "c.1", "the router's choice among those with room"
+    assert chooser.verifier(order, 0.1, avoid=["b.1", "c.1"]) == "a.1", "none has room"
+    assert chooser.verifier(order, 0.1, holder="a.1") == "a.1", "it has the session already"
+    assert chooser.verifier(generation(num_prompt=4, max_tokens=60), 0.1) == "a.1"
+
+
+def test_a_verifier_that_tells_of_no_kv_cache_counts_as_one_with_room() -> None:
+    chooser = placement(beat("a.1", load=kv(0)), beat("b.1", load=Load(num_sessions=9)))
+    assert chooser.verifier(generation(), 0.1) == "b.1"
+
+
+def test_room_goes_before_numerics() -> None:
+    chooser = placement(beat("a.1", fingerprint="cpu", load=kv(0)), beat("b.1", fingerprint="gpu", load=kv(128)))
+    assert chooser.verifier(generation(), 0.1, fingerprints=["cpu"]) == "b.1"
+    chooser.fleet.observe(beat("a.1", fingerprint="cpu", load=kv(128, 9)), 0.2)
+    assert chooser.verifier(generation(), 0.3, fingerprints=["cpu"]) == "a.1"
+
+
+def test_sessions_given_since_the_heartbeat_take_room_until_a_heartbeat_tells_of_them() -> None:
+    chooser = placement(beat("a.1", load=kv(128)), beat("b.1", load=kv(1024, 9)))
+    chooser.fleet.count_sessions("a.1", 1, None, 64)
+    assert chooser.verifier(generation(), 0.1) == "a.1"
+    chooser.fleet.count_sessions("a.1", 1, None, 64)
+    assert chooser.verifier(generation(), 0.1) == "b.1"
+    chooser.fleet.count_sessions("a.1", -1, None, -64)
+    assert chooser.verifier(generation(), 0.1) == "a.1", "it never got that one"
+    chooser.fleet.count_sessions("a.1", 1, 0.1, 64)
+    chooser.fleet.count_sessions("a.1", -1, 0.1)
+    assert chooser.verifier(generation(), 0.1) == "b.1", "what was given back shows in heartbeats"
+    chooser.fleet.observe(beat("a.1", load=kv(128)), 0.2)
+    assert chooser.verifier(generation(), 0.3) == "a.1"

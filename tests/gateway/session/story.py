@@ -51,8 +51,8 @@ class Story:
             if each.instance_id in instance_ids:
                 self.placement.fleet.observe(each, self.now)
 
-    def opened(self, by: str, fingerprint: str = "cpu") -> None:
-        answer = Opened(self.session.session_id, self.session.term, 30.0, Load(), fingerprint)
+    def opened(self, by: str, fingerprint: str = "cpu", *, has_room: bool = True) -> None:
+        answer = Opened(self.session.session_id, self.session.term, 30.0, Load(), fingerprint, has_room)
         self.session.on_opened(by, answer, self.now)
 
     def verdict(

@@ -8,6 +8,7 @@ from services.gateway.session.outbox import Send
 from shared.protocol.messages import (
     Close,
     FailureCode,
+    Heartbeat,
     Load,
     Open,
     Poll,
@@ -316,3 +317,56 @@ def test_an_answer_ends_the_timeout_and_the_next_question_begins_it_anew() -> No
         story.keep_alive("v1.1")
     story.session.on_timer(story.now)
     assert story.session.failure is None
+
+
+def full(instance_id: str, free_kv_tokens: int = 0, **changes: object) -> Heartbeat:
+    return beat(instance_id, load=Load(free_kv_tokens=free_kv_tokens, kv_tokens=1024, **changes))
+
+
+def answered_polls(story: Story, seconds: float) -> None:
+    """Lets time pass; the session's verifier answers every Poll, and has no token yet."""
+    for _ in range(round(seconds / 0.1)):
+        story.wait(0.1)
+        for send in story.sends():
+            if isinstance(send.message, Poll):
+                story.verdict(send.instance_id, send.message.base, [])
+
+
+def test_a_session_that_waits_for_kv_cache_moves_when_another_verifier_has_room() -> None:
+    story = Story([full("v1.1"), full("v2.1", num_sessions=5)])
+    story.opened("v1.1", has_room=False)
+    answered_polls(story, 5.0)
+    assert (story.session.phase, story.session.verifier_id, story.session.term) == ("running", "v1.1", 1)
+    story.beats = [full("v1.1"), full("v2.1", 128, num_sessions=5)]
+    answered_polls(story, 1.0)
+    assert (story.session.phase, story.session.verifier_id, story.session.term) == ("opening", "v2.1", 2)
+
+
+@pytest.mark.parametrize("by", ["another Opened", "a token"])
+def test_a_session_that_has_got_its_kv_cache_stays(by: str) -> None:
+    story = Story([full("v1.1"), full("v2.1", num_sessions=5)])
+    story.opened("v1.1", has_room=False)
+    if by == "a token":
+        story.verdict("v1.1", PROMPT, [1], drafted=False)
+    else:
+        story.opened("v1.1")
+    story.beats = [full("v1.1"), full("v2.1", 128, num_sessions=5)]
+    answered_polls(story, 5.0)
+    assert (story.session.verifier_id, story.session.term) == ("v1.1", 1)
+
+
+def test_a_session_that_finds_no_room_at_the_new_verifier_looks_on_and_is_not_ended() -> None:
+    story = Story([full("v1.1"), full("v2.1", num_sessions=5)])
+    for _ in range(2 * TIMING.max_idle_opens):
+        at = str(story.session.verifier_id)
+        story.opened(at, has_room=False)
+        story.beats = [full("v1.1", 0 if at == "v1.1" else 128), full("v2.1", 0 if at == "v2.1" else 128)]
+        answered_polls(story, 2.0)
+        assert story.session.verifier_id != at
+    assert story.session.failure is None
+
+
+def test_a_running_session_moves_at_once_when_its_verifier_leaves() -> None:
+    story = running()
+    story.failure("v1.1", "draining", retryable=True)
+    assert story.verbs() == ["close v1.1", "open v2.1"]

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from shared.policies.routing import ROUTERS, RoutingCandidate
+from shared.policies.routing import ROUTERS, RoutingCandidate, with_room
 from shared.protocol.messages import Load
 from shared.protocol.subjects import instance_name
 
@@ -94,3 +94,13 @@ def test_rtt_aware_jsq_takes_an_instance_without_a_step_yet_for_as_slow_as_the_o
     fresh, known = placed("fresh", 5, 0, num_sessions=6), placed("known", 5, 10, num_sessions=2)
     assert chosen("rtt-jsq", [fresh, known], 3) == {"known": 3}
     assert chosen("rtt-jsq", [placed("a", 5, 0, 1), placed("b", 5, 0, 0)], 3) == {"b": 3}
+
+
+def test_candidates_with_room_are_those_with_free_kv_cache_beyond_what_was_given_since() -> None:
+    candidates = [
+        RoutingCandidate("full", Load(free_kv_tokens=63, kv_tokens=128)),
+        RoutingCandidate("given away", Load(free_kv_tokens=128, kv_tokens=128), 2, 65),
+        RoutingCandidate("free", Load(free_kv_tokens=128, kv_tokens=128), 1, 64),
+        RoutingCandidate("unknown", Load(num_sessions=9), 3, 640),
+    ]
+    assert [candidate.instance_id for candidate in with_room(candidates, 64)] == ["free", "unknown"]

@@ -80,7 +80,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         max_tokens,
         flags,
     ),
-    Opened: st.builds(Opened, session_ids, counts, st.floats(0, 1e6, exclude_min=True), loads, names),
+    Opened: st.builds(Opened, session_ids, counts, st.floats(0, 1e6, exclude_min=True), loads, names, flags),
     Speculate: st.builds(
         Speculate,
         session_ids,

@@ -9,7 +9,7 @@ MAX_SILENCE_S = 60.0  # an instance is gone after so long, whatever interval its
 REPORT_S = 0.25  # between two reports of a drafter to the controllers, at least
 DECISION_TTL_S = 30.0  # a drafter follows a controller's decision for so long, then takes the default window
 PAIR_EXPIRY_S = 30.0  # a controller forgets a pair without a report for so long
-DRAFTER_LEASE_S = 2.0  # a verifier decodes alone when a session has committed nothing for so long
+DRAFTER_LEASE_S = 2.0  # a verifier decodes alone when a session has waited for guesses for so long
 DRAIN_S = 20.0  # open sessions get so long to finish after SIGTERM
 
 

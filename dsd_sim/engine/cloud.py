@@ -203,7 +203,7 @@ def draft_comes(w, index):
 
 @njit(cache=True)
 def expire_drafters(w):
-    """Starts free run in sessions that committed nothing for the drafter's lease."""
+    """Starts free run in sessions that have waited for guesses for the drafter's lease in all."""
     for index in range(len(w.nodes)):
         for i in range(w.nodes[index].num_sessions):
             verify_session.expire_drafter(w.verifiers[w.node_slots[index, i]], w.clock[0].now, DRAFTER_LEASE_MS)

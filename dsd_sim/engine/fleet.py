@@ -10,9 +10,10 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from awc.policies.static import StaticPolicy
@@ -195,7 +196,7 @@ class SimFleet:
             return None
         node = self._nodes_by_id[chosen.instance_id]
         num_since, kv_since = chosen.num_since + 1, chosen.kv_since + kv_tokens
-        self._candidates[node] = replace(chosen, num_since=num_since, kv_since=kv_since)
+        self._candidates[node] = structs.replace(chosen, num_since=num_since, kv_since=kv_since)
         return node
 
     def _replacement(self, device: int) -> int:

@@ -67,7 +67,6 @@ VERIFIER = np.dtype(
         ("passes", np.int32),
         ("in_pass", np.bool_),
         ("free_run", np.bool_),
-        ("lease_over", np.bool_),
         ("has_drafter", np.bool_),
         ("finished", np.bool_),
         *((fate, np.int64) for fate in FATES[1:]),
@@ -75,7 +74,9 @@ VERIFIER = np.dtype(
         ("bonus", np.int32),
         ("matches", np.float64),  # of shared.protocol.guesses.Survival
         ("comparisons", np.float64),
-        ("grown_at", np.float64),
+        ("waits_since", np.float64),  # below 0: not waiting for guesses
+        ("waited_ms", np.float64),
+        ("most_waited_ms", np.float64),
         ("echo_at", np.float64),
         ("sent_ms", np.float64),  # below 0 before the first draft
         ("info_ms", np.float64),  # of the newest pass: duration, queue utilisation, sessions, tokens fed

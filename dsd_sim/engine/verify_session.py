@@ -8,12 +8,13 @@ drives them side by side. Only here any number of drafts in a row gets answers (
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
 from shared.protocol.guesses import Survival
 from shared.protocol.messages import MAX_WINDOW
-from shared.protocol.verifier_session import MAX_RETOLD, OVERTAKING_MS
+from shared.protocol.verifier_session import EARNED_MS, MAX_RETOLD, OVERTAKING_MS
 
 _FRESH = Survival()
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
@@ -23,13 +24,14 @@ PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
 def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     """Opens a session behind a prompt of `prompt` tokens; target-only without a drafter."""
     v.length = v.pending_base = prompt
-    v.computed = v.epoch = v.pending = v.received = v.judged = v.passes = v.recovered = v.bonus = 0
+    v.computed = v.epoch = v.pending = v.received = v.passes = v.recovered = v.bonus = 0
+    v.judged = prompt
     v.stop, v.limit, v.pending_wrong = stop, limit, NEVER
     v.in_pass, v.finished = False, prompt >= limit
     v.free_run, v.has_drafter = free_run, has_drafter
     v.accepted = v.rejected = v.late = v.discarded = 0
     v.matches = v.comparisons = 0.0
-    v.grown_at, v.lease_over, v.sent_ms = now, False, -1.0
+    v.waits_since, v.waited_ms, v.most_waited_ms, v.sent_ms = -1.0, 0.0, np.inf, -1.0
     v.info_ms, v.info_queue, v.info_batch, v.info_tokens = 0.0, 0.0, 0, 0
 
 
@@ -37,9 +39,11 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
 def rebind(v, now):
     """Binds another drafter; a pass in flight is not affected."""
     _clear_pending(v)
-    v.epoch = v.received = v.judged = 0
-    v.grown_at, v.lease_over, v.sent_ms = now, False, -1.0
+    v.epoch = v.received = 0
+    v.judged = v.length
+    v.sent_ms = -1.0
     v.free_run, v.has_drafter = True, True  # the first draft may turn free run off
+    _count_wait(v, now)
 
 
 @njit(cache=True)
@@ -54,7 +58,7 @@ def is_ready(v):
     """Whether the session has tokens to compute in a pass."""
     if v.finished or v.in_pass:
         return False
-    return v.free_run or v.lease_over or not v.has_drafter or v.pending > 0 or not _decodes(v)
+    return v.free_run or v.waited_ms >= v.most_waited_ms or not v.has_drafter or v.pending > 0 or not _decodes(v)
 
 
 @njit(cache=True)
@@ -64,12 +68,18 @@ def _decodes(v):
 
 @njit(cache=True)
 def expire_drafter(v, now, lease_ms):
-    """Lets a decoding session run free that committed nothing for `lease_ms`; returns whether that is new."""
-    is_due = _decodes(v) and not v.in_pass and now - v.grown_at >= lease_ms
-    if v.finished or v.lease_over or not is_due:
-        return False
-    v.lease_over = True
-    return True
+    """Lets the session run free if it has waited for guesses for `lease_ms` in all; returns whether that is new."""
+    v.most_waited_ms = lease_ms
+    waited = v.waits_since >= 0
+    _count_wait(v, now)
+    return waited and v.waits_since < 0
+
+
+@njit(cache=True)
+def _count_wait(v, now):
+    if v.waits_since >= 0:
+        v.waited_ms += now - v.waits_since
+    v.waits_since = now if not (v.finished or v.in_pass or is_ready(v)) else -1.0
 
 
 @njit(cache=True)
@@ -91,23 +101,29 @@ def on_draft(v, m, answer, now):
     """Merges guesses. Writes a Verdict into `answer` if the drafter needs one at once, else returns False."""
     if v.sent_ms < 0 or m.sent_ms >= v.sent_ms or now - v.echo_at >= OVERTAKING_MS:
         v.sent_ms, v.echo_at, v.free_run = m.sent_ms, now, m.free_run
+    must_answer = _take_guesses(v, m)
+    _count_wait(v, now)
+    return must_answer and _write_verdict(v, answer, m.base, 0, now)
+
+
+@njit(cache=True)
+def _take_guesses(v, m):
+    """Returns whether the draft must be answered."""
     end = m.base + m.num
     if v.finished or m.epoch < v.epoch:
         v.discarded += m.num
-        return _write_verdict(v, answer, m.base, 0, now)
+        return True
     if m.epoch > v.epoch:
         _clear_pending(v)
         v.epoch, v.received = m.epoch, 0
     if m.base > v.pending_base + v.pending:
         v.discarded += m.num
         _raise_epoch(v)
-        return _write_verdict(v, answer, m.base, 0, now)
+        return True
     is_new = end > max(v.received, m.base)
     if _compare_committed(v, m):
         _extend(v, m)
-    if is_new and m.base >= v.length:
-        return False
-    return _write_verdict(v, answer, m.base, 0, now)
+    return not is_new or m.base < v.length
 
 
 @njit(cache=True)
@@ -204,8 +220,9 @@ def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
     v.computed = v.row_base + min(accepted, v.row_draws - 1, num - 1)
     v.finished = end >= v.limit or end >= v.stop
     v.passes += 1
-    v.grown_at, v.lease_over = now, v.lease_over and accepted == 0
+    v.waited_ms = max(0.0, v.waited_ms - accepted * EARNED_MS)
     _settle(v, accepted)
+    _count_wait(v, now)
     return _write_verdict(v, answer, v.row_base, accepted, now)
 
 

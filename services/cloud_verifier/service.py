@@ -114,7 +114,9 @@ class Verifier:
     async def _hand_over(self) -> None:
         """Not through the outbox, which ends with the process."""
         refusal = Refused("draining", "the verifier has shut down", retryable=True)
-        for slot in reversed(list(self.table)):  # those that wait for KV cache first, so that none gets any
+        for slot in sorted(
+            self.table, key=lambda slot: not slot.waits
+        ):  # those that wait first, so that none gets room
             state = slot.state
             self._forget(self.table.close(state.session_id, state.term, now_ms()))
             subject = subjects.to("gateway", state.gateway_id, Failure, self.instance_id)
@@ -304,7 +306,7 @@ class Verifier:
 
     async def _expire(self) -> None:
         """Ends the leases of silent gateways, of sessions whose Close was lost, and of drafters that are waited for."""
-        pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 4
+        pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 8
         while True:
             await asyncio.sleep(pause_s)
             now = now_ms()

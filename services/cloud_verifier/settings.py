@@ -37,7 +37,7 @@ class VerifierSettings(ServiceSettings):
     max_sessions: int = Field(64, ge=1, description="Most open sessions")
     lease_s: float = Field(30.0, gt=0, description="A session is closed after its gateway was silent for this time")
     drafter_lease_s: float = Field(
-        DRAFTER_LEASE_S, gt=0, description="A session that committed nothing for this time waits for no drafter"
+        DRAFTER_LEASE_S, gt=0, description="A session that has waited for guesses for this time in all runs free"
     )
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ class GatewayMetrics:
         self.key_reloads = counter("dsd_gateway_key_reloads", "Changed key files, by outcome", ["outcome"])
         self.key_requests = counter("dsd_gateway_key_requests", "Admitted requests, by the key's name", ["key"])
         self.key_tokens = counter("dsd_gateway_key_tokens", "Tokens of prompts and answers, by the key's name", ["key"])
-        self.peers = gauge("dsd_gateway_peers", "Live instances", ["service"])
+        self.peers = gauge("dsd_gateway_peers", "Known instances, until their heartbeats are stale", ["service"])
         self.prompt_tokens = counter("dsd_gateway_prompt_tokens", "Tokens of prompts")
         self.output_tokens = counter("dsd_gateway_output_tokens", "Tokens fixed for answers")
         self.guesses = counter("dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"])

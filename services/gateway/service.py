@@ -18,7 +18,7 @@ from aiohttp import web
 from services.gateway.admission.api_keys import KeyFile
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.admission.slots import AdmissionSlots
-from services.gateway.fleet.peers import KNOWN, PeerFleet
+from services.gateway.fleet.peers import KNOWN, WORKERS, PeerFleet
 from services.gateway.http.auth import Authenticator
 from services.gateway.http.request_builder import RequestBuilder
 from services.gateway.http.routes import Routes, make_app
@@ -90,6 +90,7 @@ class Gateway:
         slots = AdmissionSlots(settings.max_sessions, settings.max_queue)
         self.gate = AdmissionGate(slots, settings.queue_timeout_s, settings.request_timeout_s, self._metrics)
         self._builder = RequestBuilder(settings.model_name, settings.default_max_tokens, tokenizer, placement)
+        self._num_peers = {service: self._metrics.peers.labels(service) for service in WORKERS}
         self._draining = False
         self._update_readiness()
 
@@ -121,6 +122,7 @@ class Gateway:
                 self._settings.heartbeat_s, [self._settings.model_name], draining=self._draining
             )
             self._update_readiness()
+            self._count_peers()
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _watch_keys(self) -> None:
@@ -141,10 +143,14 @@ class Gateway:
 
     def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
         self.sessions.on_heartbeat(subject, message)
-        self._update_readiness()
+        self._count_peers()
+        if isinstance(message, Heartbeat) and message.service == "verifier":
+            self._update_readiness()
 
     def _update_readiness(self) -> None:
-        now, fleet, name = time.monotonic(), self.sessions.fleet, self._settings.model_name
-        self._metrics.peers.labels("verifier").set(fleet.count_alive("verifier", now))
-        self._metrics.peers.labels("drafter").set(fleet.count_alive("drafter", now))
-        self._context.health.lack("" if fleet.max_context(name, now) else f"no verifier serves {name}")
+        fleet, name = self.sessions.fleet, self._settings.model_name
+        self._context.health.lack("" if fleet.max_context(name, time.monotonic()) else f"no verifier serves {name}")
+
+    def _count_peers(self) -> None:
+        for service, gauge in self._num_peers.items():
+            gauge.set(self.sessions.fleet.count(service))

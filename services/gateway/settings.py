@@ -27,7 +27,9 @@ class GatewaySettings(ServiceSettings):
         0, ge=0, description="Length of an answer whose client sets no max_tokens; 0: as long as the context allows"
     )
     verifier_routing: RouterName = Field("jsq", description="Policy that chooses the verifier of a session")
-    drafter_routing: RouterName = Field("jsq8", description="Policy that chooses the drafter of a session")
+    drafter_routing: RouterName = Field(
+        "jsq8", description="Policy that chooses the drafter of a session, of 64 random ones"
+    )
     instances_per_name: int = Field(
         1, ge=1, description="Verifiers or drafters that may share a name; a newer one replaces the oldest"
     )

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
+
+from msgspec import Struct
 
 from shared.protocol.messages import Load
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingCandidate:
+class RoutingCandidate(Struct, frozen=True):
     """An instance that may be chosen, with the load of its newest heartbeat."""
 
     instance_id: str

@@ -25,7 +25,7 @@ class GuessQueue:
     fates: Fates = field(default_factory=Fates)
     survival: Survival = field(default_factory=Survival)
     _received: int = 0  # guesses of this epoch before this position were counted
-    _judged: int = 0  # guesses of this term before this position were late, accepted or rejected, if there were any
+    _judged: int = 0  # guesses of this term before this position are not judged (again)
 
     @property
     def end(self) -> int:
@@ -35,7 +35,8 @@ class GuessQueue:
     def restart(self, length: int) -> None:
         """Begins a term."""
         self.clear(length)
-        self.epoch = self._received = self._judged = 0
+        self.epoch = self._received = 0
+        self._judged = length
 
     def clear(self, length: int) -> None:
         """Discards the pending guesses."""

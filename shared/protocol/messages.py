@@ -319,7 +319,7 @@ class Heartbeat(Wire, frozen=True, tag="heartbeat"):
     models: Annotated[list[Name], Meta(max_length=64)]
     max_context: Count
     vocab_size: Count
-    fingerprint: str
+    fingerprint: Annotated[str, Meta(max_length=256)]
     load: Load
     draining: bool
 

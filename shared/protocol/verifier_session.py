@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from shared.protocol.guess_queue import GuessQueue
 from shared.protocol.guesses import common_prefix
@@ -31,6 +32,8 @@ MAX_TOLD_WITH_LOGPROBS = 512
 # Committed tokens that answers to drafts repeat: so many at once, and so many in RETOLD_MS.
 MAX_RETOLD = 512
 RETOLD_MS = 20.0  # MIN_TIMEOUT_MS of a drafter, so that an honest one always gets its answer
+# Waiting for guesses that one accepted guess makes up for (docs/protocol.md, rule 13).
+EARNED_MS = 500.0
 # A draft is older than one with a later send time only if it comes less than this after it.
 OVERTAKING_MS = 1000.0
 # Fields of Open that a context keeps
@@ -99,8 +102,9 @@ class VerifierSession:
     _retelling: Retelling = field(default_factory=Retelling)
     _open: Open | None = None
     _free_run: bool = True  # as the newest draft says
-    _lease_over: bool = False  # the session runs free, whatever drafts say
-    _grown_at: float = 0.0  # the last commit, or when the drafter was bound
+    _waits_since: float | None = None  # for guesses; None: it does not wait
+    _waited_ms: float = 0.0  # for guesses, less what accepted ones made up for
+    _most_waited_ms: float = inf  # the drafter's lease; from then on the session runs free, whatever drafts say
     _row: PassRow | None = None
     _echo_at: float = 0.0
     _sent_ms: float | None = None  # of the newest draft, received at _echo_at
@@ -136,7 +140,7 @@ class VerifierSession:
     def draws(self) -> bool:
         """Whether the next pass may draw: the session runs free, has a guess to verify, or has text to compute, whose
         last token yields a draw at no cost. The first pass always may."""
-        is_free = self._free_run or self._lease_over or self.drafter_id is None
+        is_free = self._free_run or self._waited_ms >= self._most_waited_ms or self.drafter_id is None
         return is_free or bool(self.guesses.pending) or not self._decodes
 
     @property
@@ -171,13 +175,14 @@ class VerifierSession:
         is_same = continues and all(getattr(request, name) == getattr(old, name) for name in DRAW_FIELDS)
         self.term, self.drafter_id, self._open = request.term, request.drafter_id, request
         self._free_run = request.free_run
-        self._grown_at, self._lease_over, self._sent_ms = now, False, None
+        self._sent_ms = None
         if not continues:
             self._void_row()
             self.tokens, self.logprobs = theirs, KeptLogprobs()
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.guesses.restart(self.length)
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
+        self._count_wait(now)
         return is_same
 
     def on_poll(self, poll: Poll, now: float) -> Verdict | None:
@@ -199,11 +204,16 @@ class VerifierSession:
         if draft.term != self.term:
             return None
         self._hear(draft, now)
+        must_answer = self._take_guesses(draft)
+        self._count_wait(now)
+        return self._answer(draft.base, now) if must_answer else None
+
+    def _take_guesses(self, draft: Draft) -> bool:
+        """Returns whether the draft must be answered."""
         if self.finish:
             self.guesses.discard(len(draft.token_ids))
-            return self._answer(draft.base, now)
-        must_answer = self.guesses.receive(draft, self.tokens, self.limit)
-        return self._answer(draft.base, now) if must_answer else None
+            return True
+        return self.guesses.receive(draft, self.tokens, self.limit)
 
     def _answer(self, base: int, now: float) -> Verdict | None:
         """A verdict of committed tokens from `base` on, as many as may be told; None if none of them may."""
@@ -213,16 +223,21 @@ class VerifierSession:
         return self._verdict(base, 0, now, num) if num or not wanted else None
 
     def expire_drafter(self, now: float, lease_ms: float) -> bool:
-        """Lets a decoding session run free that committed nothing for `lease_ms`; returns whether that is new.
+        """Lets the session run free if it has waited for guesses for `lease_ms` in all; returns whether that is new.
 
-        Nothing that the drafter sends renews its lease; only a commit does. The session waits for the drafter again
-        after a pass that accepts a guess.
+        Nothing that the drafter sends renews its lease, and no new term does. Each accepted guess takes EARNED_MS off.
         """
-        is_due = self._decodes and self._row is None and now - self._grown_at >= lease_ms
-        if self.finish or self._lease_over or not is_due:
-            return False
-        self._lease_over = True
-        return True
+        self._most_waited_ms = lease_ms
+        waited = self._waits_since is not None
+        self._count_wait(now)
+        return waited and self._waits_since is None
+
+    def _count_wait(self, now: float) -> None:
+        """Call it after any change that may begin or end a wait for guesses."""
+        if self._waits_since is not None:
+            self._waited_ms += now - self._waits_since
+        waits = not self.finish and self._row is None and not self.draws
+        self._waits_since = now if waits else None
 
     def _hear(self, draft: Draft, now: float) -> None:
         is_newest = self._sent_ms is None or draft.sent_ms >= self._sent_ms
@@ -288,8 +303,9 @@ class VerifierSession:
         self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)
         self.finish = self._finish_of(committed)
         self.num_passes += 1
-        self._grown_at, self._lease_over = now, self._lease_over and not accepted
+        self._waited_ms = max(0.0, self._waited_ms - accepted * EARNED_MS)
         self._settle(row, accepted)
+        self._count_wait(now)
         return self._verdict(row.base, accepted, now)
 
     def drop_cache(self) -> None:

@@ -1,22 +1,34 @@
 """The live instances, what they serve and their load, from heartbeats.
 
 Invariant: an instance is a candidate only while its newest heartbeat is younger than three of its own intervals and
-does not say that it is draining. Of a verifier's or drafter's name only the newest instances count, so that the holder
-of one name, the least that a NATS key grants, is one choice among many. No I/O and no clock: every call gets `now` in
-seconds.
+does not say that it is draining. Of a name only the newest instances count, so that the holder of one name, the least
+that a NATS key grants, is one choice among many; and a name has news at most every NEWS_S, however often it starts
+anew. No I/O and no clock: every call gets `now` in seconds.
 """
 
 from __future__ import annotations
 
+import random
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
+from services.gateway.fleet.names import id_range
 from shared.policies.routing import RoutingCandidate
 from shared.protocol.messages import Heartbeat, Service
 from shared.protocol.subjects import instance_name
 from shared.timing import silence_s
 
 MAX_PEERS = 4096  # further instances are ignored
+MAX_CONTROLLERS = 64  # of one name, which replicas share
+MAX_REPLACED = 64  # ids of a name that are remembered as replaced
+MAX_CHOICES = 64  # instances that a router compares at once
+MAX_LOOKS = 256  # instances that a search looks at if none of the first ones suits
+NEWS_S = 0.1
 LAG_S = 0.02  # heartbeat propagation allowance beyond the round trip, seconds
+MAX_TRAVEL_S = 2.0  # of a heartbeat, whatever round trip it tells
 WORKERS: tuple[Service, ...] = ("verifier", "drafter")  # services that take sessions
 KNOWN: tuple[Service, ...] = (*WORKERS, "controller")  # controllers are only listed
 
@@ -45,10 +57,10 @@ class Peer:
     known: list[tuple[float, Change]] = field(default_factory=list)  # (since when, change)
     since: Change = NO_CHANGE  # changes not yet reflected in `heartbeat`, both kinds
     num_own: int = 0  # sessions that the gateway has there
+    stale_at: float = field(init=False)
 
-    @property
-    def stale_at(self) -> float:
-        return self.heard_at + silence_s(self.heartbeat.interval_s)
+    def __post_init__(self) -> None:
+        self.stale_at = self.heard_at + silence_s(self.heartbeat.interval_s)
 
     @property
     def candidate(self) -> RoutingCandidate:
@@ -69,13 +81,32 @@ class Peer:
             self.unknown += change
         self.since += change
 
-    def renewed(self, heartbeat: Heartbeat, now: float) -> Peer:
-        """The peer with a newer heartbeat. Changes that the sender learned while that heartbeat travelled are not in
-        it yet; the travel time is a drafter's round trip to its verifiers, since gateways stand next to them."""
-        sent_at = now - min(heartbeat.load.rtt_ms / 1e3, heartbeat.interval_s) - LAG_S
-        known = [(at, change) for at, change in self.known if at > sent_at]
-        since = sum((change for _, change in known), self.unknown)
-        return Peer(heartbeat, now, self.unknown, known, since, self.num_own)
+    def renew(self, heartbeat: Heartbeat, now: float) -> None:
+        """Takes a newer heartbeat. Changes that the sender learned while it travelled are not in it yet; the travel
+        time is a drafter's round trip to its verifiers, since gateways stand next to them."""
+        self.heartbeat, self.heard_at = heartbeat, now
+        self.stale_at = now + silence_s(heartbeat.interval_s)
+        if self.known:
+            travel_s = min(heartbeat.load.rtt_ms / 1e3, heartbeat.interval_s, MAX_TRAVEL_S)
+            sent_at = now - travel_s - LAG_S
+            self.known = [(at, change) for at, change in self.known if at > sent_at]
+            self.since = sum((change for _, change in self.known), self.unknown)
+
+    def may_serve(self, now: float) -> bool:
+        return now < self.stale_at and not self.heartbeat.draining
+
+
+@dataclass(slots=True)
+class Name:
+    """The instances of a configured name, as ids, the newest last."""
+
+    ids: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)  # by newer ones, for as long as any instance lives
+    news_at: float = -NEWS_S
+
+    def replace(self, instance_id: str) -> None:
+        self.ids.remove(instance_id)
+        self.replaced = [*self.replaced[1 - MAX_REPLACED :], instance_id]
 
 
 class PeerFleet:
@@ -84,20 +115,26 @@ class PeerFleet:
     def __init__(self, instances_per_name: int = 1) -> None:
         self._instances_per_name = instances_per_name
         self._peers: dict[str, Peer] = {}
-        self._of_name: dict[tuple[Service, str], list[str]] = {}  # ids of verifiers and drafters, the newest last
-        self._replaced: dict[str, None] = {}  # ids that newer ones of their name have replaced, the newest last
+        self._serving: dict[tuple[Service, str], list[str]] = {}  # ids in order, by service and model
+        self._nums: Counter[Service] = Counter()
+        self._names: dict[tuple[Service, str], Name] = {}
         self._gone: list[str] = []  # replaced since the last `expire`
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
-        """Takes a heartbeat; True if it makes an instance available for sessions."""
-        if heartbeat.service not in KNOWN or heartbeat.instance_id in self._replaced:
+        """Takes a heartbeat; True if it makes an instance available for sessions that was not there."""
+        if heartbeat.service not in KNOWN:
             return False
-        known = self._peers.get(heartbeat.instance_id)
-        if known is None and not self._admit(heartbeat):
+        peer = self._peers.get(heartbeat.instance_id)
+        if peer is None:
+            return self._join(heartbeat, now)
+        if peer.heartbeat.service != heartbeat.service:
             return False
-        self._peers[heartbeat.instance_id] = known.renewed(heartbeat, now) if known else Peer(heartbeat, now)
-        was_candidate = known is not None and not known.heartbeat.draining and now < known.stale_at
-        return heartbeat.service in WORKERS and not heartbeat.draining and not was_candidate
+        was_stale = now >= peer.stale_at
+        if peer.heartbeat.models != heartbeat.models:
+            self._unlist(peer.heartbeat)
+            self._list(heartbeat)
+        peer.renew(heartbeat, now)
+        return was_stale and self._is_news(heartbeat, now)
 
     def expire(self, now: float) -> list[str]:
         """Removes the instances whose heartbeat is stale or that newer ones have replaced, and returns their ids."""
@@ -132,50 +169,119 @@ class PeerFleet:
         """The live instances that may take a session for `model` with `context` tokens of this vocabulary."""
         return [
             peer.candidate
-            for peer in self._serving(service, model, now)
+            for peer in self._able(service, model, now)
             if peer.heartbeat.max_context >= context and peer.heartbeat.vocab_size >= vocab_size
         ]
 
+    def some_choices(
+        self,
+        service: Service,
+        model: str,
+        now: float,
+        rng: random.Random,
+        suits: Callable[[Heartbeat], bool],
+        names: Sequence[str] | None = None,
+    ) -> list[RoutingCandidate]:
+        """At most MAX_CHOICES live instances that suit a session for `model`, of those of these `names` (names.py).
+
+        Draws MAX_CHOICES at random. If none of them suits, it draws MAX_LOOKS. So a search costs the same in any fleet,
+        and one that is repeated finds whom there is.
+        """
+        ids = self._named(service, model, names)
+        for num in (MAX_CHOICES, MAX_LOOKS):
+            drawn = ids if len(ids) <= num else rng.sample(ids, num)
+            found = self._suited(drawn, now, suits)
+            if found or len(drawn) == len(ids):
+                break
+        return found
+
+    def serves(self, service: Service, name: str, model: str, now: float) -> bool:
+        """Whether an instance of this name may take a session for the model."""
+        ids = self._names[service, name].ids if (service, name) in self._names else []
+        peers = (self._peers[instance_id] for instance_id in ids)
+        return any(model in peer.heartbeat.models and peer.may_serve(now) for peer in peers)
+
     def max_context(self, model: str, now: float) -> int:
         """The longest context in tokens that a live verifier of the model offers; 0 if there is none."""
-        return max((peer.heartbeat.max_context for peer in self._serving("verifier", model, now)), default=0)
+        return max((peer.heartbeat.max_context for peer in self._able("verifier", model, now)), default=0)
 
     def vocab_size(self, model: str, now: float) -> int:
         """The most token ids that a live verifier of the model knows; 0 if there is none."""
-        return max((peer.heartbeat.vocab_size for peer in self._serving("verifier", model, now)), default=0)
+        return max((peer.heartbeat.vocab_size for peer in self._able("verifier", model, now)), default=0)
 
-    def count_alive(self, service: Service, now: float) -> int:
-        return len(self.alive(service, now))
+    def count(self, service: Service) -> int:
+        """The known instances of a service. Stale ones count until `expire`."""
+        return self._nums[service]
 
-    def _admit(self, heartbeat: Heartbeat) -> bool:
-        """Makes room for a new instance; False if there is none. It replaces the oldest one of its name."""
-        ids = self._of_name.get(_name(heartbeat), [])
-        if heartbeat.service in WORKERS and len(ids) >= self._instances_per_name:
-            self._replace(ids[0])
-        if len(self._peers) >= MAX_PEERS:
+    def _join(self, heartbeat: Heartbeat, now: float) -> bool:
+        """Takes a new instance's first heartbeat. It replaces the oldest one of its name, unless it is about to end.
+        True as `observe`."""
+        key = heartbeat.service, instance_name(heartbeat.instance_id)
+        name = self._names.get(key, Name())
+        is_full = len(name.ids) >= (self._instances_per_name if heartbeat.service in WORKERS else MAX_CONTROLLERS)
+        if heartbeat.instance_id in name.replaced or (is_full and (heartbeat.draining or now < name.news_at + NEWS_S)):
             return False
-        if heartbeat.service in WORKERS:
-            self._of_name.setdefault(_name(heartbeat), []).append(heartbeat.instance_id)
-        return True
+        if is_full:
+            self._replace(name)
+        elif len(self._peers) >= MAX_PEERS:
+            return False
+        self._names[key] = name
+        name.ids.append(heartbeat.instance_id)
+        self._peers[heartbeat.instance_id] = Peer(heartbeat, now)
+        self._nums[heartbeat.service] += 1
+        self._list(heartbeat)
+        return self._is_news(heartbeat, now)
 
-    def _replace(self, instance_id: str) -> None:
-        self._forget(self._peers.pop(instance_id).heartbeat)
-        self._replaced[instance_id] = None
-        if len(self._replaced) > MAX_PEERS:
-            del self._replaced[next(iter(self._replaced))]
-        if len(self._gone) < MAX_PEERS:
-            self._gone.append(instance_id)
+    def _is_news(self, heartbeat: Heartbeat, now: float) -> bool:
+        name = self._names[heartbeat.service, instance_name(heartbeat.instance_id)]
+        is_late_enough = now >= name.news_at + NEWS_S
+        if is_late_enough:
+            name.news_at = now
+        return is_late_enough and heartbeat.service in WORKERS and not heartbeat.draining
+
+    def _replace(self, name: Name) -> None:
+        instance_id = name.ids[0]
+        name.replace(instance_id)
+        self._drop(self._peers.pop(instance_id).heartbeat)
+        self._gone.append(instance_id)
 
     def _forget(self, heartbeat: Heartbeat) -> None:
-        if (ids := self._of_name.get(_name(heartbeat))) is not None:
-            ids.remove(heartbeat.instance_id)
+        """Removes a stale instance, and its name with the last one."""
+        key = heartbeat.service, instance_name(heartbeat.instance_id)
+        self._names[key].ids.remove(heartbeat.instance_id)
+        if not self._names[key].ids:
+            del self._names[key]
+        self._drop(heartbeat)
+
+    def _drop(self, heartbeat: Heartbeat) -> None:
+        self._nums[heartbeat.service] -= 1
+        self._unlist(heartbeat)
+
+    def _list(self, heartbeat: Heartbeat) -> None:
+        for model in dict.fromkeys(heartbeat.models):
+            insort(self._serving.setdefault((heartbeat.service, model), []), heartbeat.instance_id)
+
+    def _unlist(self, heartbeat: Heartbeat) -> None:
+        for model in dict.fromkeys(heartbeat.models):
+            ids = self._serving[heartbeat.service, model]
+            del ids[bisect_left(ids, heartbeat.instance_id)]
             if not ids:
-                del self._of_name[_name(heartbeat)]
+                del self._serving[heartbeat.service, model]
 
-    def _serving(self, service: Service, model: str, now: float) -> list[Peer]:
-        alive = self.alive(service, now)
-        return [peer for peer in alive if model in peer.heartbeat.models and not peer.heartbeat.draining]
+    def _able(self, service: Service, model: str, now: float) -> list[Peer]:
+        """The live instances that may take sessions for a model, in the order of their ids."""
+        peers = (self._peers[instance_id] for instance_id in self._serving.get((service, model), ()))
+        return [peer for peer in peers if peer.may_serve(now)]
 
+    def _named(self, service: Service, model: str, names: Sequence[str] | None) -> Sequence[str]:
+        """Ids of the instances for `model` that have these names. Stale and draining ones are among them."""
+        ids = self._serving.get((service, model), [])
+        if names is None:
+            return ids
+        spans = [(bisect_left(ids, first), bisect_left(ids, end)) for first, end in map(id_range, names)]
+        return list(dict.fromkeys(instance_id for first, end in spans for instance_id in ids[first:end]))
 
-def _name(heartbeat: Heartbeat) -> tuple[Service, str]:
-    return heartbeat.service, instance_name(heartbeat.instance_id)
+    def _suited(self, ids: Iterable[str], now: float, suits: Callable[[Heartbeat], bool]) -> list[RoutingCandidate]:
+        peers = (self._peers[instance_id] for instance_id in ids)
+        found = (peer.candidate for peer in peers if peer.may_serve(now) and suits(peer.heartbeat))
+        return list(islice(found, MAX_CHOICES))

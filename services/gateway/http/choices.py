@@ -79,7 +79,7 @@ class Choices:
         tallies = [answer.tally for answer in self.answers]
         details = TokenDetails(
             accepted_prediction_tokens=sum(answer.num_accepted for answer in self.answers),
-            rejected_prediction_tokens=sum(tally.rejected + tally.discarded for tally in tallies),
+            rejected_prediction_tokens=sum(tally.rejected for tally in tallies),
         )
         return Usage(self._num_prompt_tokens, num_output, self._num_prompt_tokens + num_output, details)
 

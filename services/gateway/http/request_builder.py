@@ -11,11 +11,12 @@ import msgspec
 
 from services.gateway.admission.api_keys import ApiKey
 from services.gateway.errors import ApiError, bad_request
+from services.gateway.fleet.names import is_listed
 from services.gateway.http.chat_body import ChatBody
 from services.gateway.http.completion_body import CompletionBody
 from services.gateway.http.generation_body import MAX_CHOICES
 from services.gateway.http.parsing import AnyBody
-from services.gateway.session.generation import Generation, is_listed
+from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
 from services.gateway.text.chat_template import TemplateRefused
 from services.gateway.text.encoding import PromptTooLong
@@ -141,7 +142,7 @@ class RequestBuilder:
         name = body.drafter
         if name is not None and not is_listed(name, key.drafters):
             raise bad_request(f"The API key allows no drafter named {name!r}", "dsd.drafter", "unknown_drafter")
-        if name is not None and not self.placement.has_drafter(name, self.model_name, now):
+        if name is not None and not self.placement.fleet.serves("drafter", name, self.model_name, now):
             message = f"No live drafter named {name!r} serves {self.model_name!r}"
             raise bad_request(message, "dsd.drafter", "unknown_drafter")
 

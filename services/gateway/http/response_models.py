@@ -17,7 +17,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class TokenDetails(msgspec.Struct, frozen=True):
-    """Fates of guesses in OpenAI's terms: the rejected ones include those discarded behind a rejection."""
+    """Fates of guesses in OpenAI's terms. Discarded ones are not among them: no target has judged them."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int

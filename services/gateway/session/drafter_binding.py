@@ -3,7 +3,7 @@
 Pure: no I/O and no clock. Every call gets `now` in seconds.
 
 Invariant: the bound drafter stays while it is alive and not avoided. A drafter that failed the session is avoided for
-`avoid_drafter_s`; a session without a drafter looks for one at most every `adopt_s`.
+`avoid_drafter_s`, and longer each time; a session without a drafter looks for one at most every `adopt_s`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,14 @@ class DrafterBinding:
             return None
         return self.placement.drafter(self.generation, verifier_id, num_left, now, avoided)
 
-    def give_up(self, now: float) -> None:
-        """Avoids the bound drafter for a while, so that `choose` names another."""
+    def give_up(self, now: float, *, has_failed: bool) -> None:
+        """Avoids the bound drafter for a while, so that `choose` names another. has_failed: it failed the session;
+        else its heartbeats stopped."""
         assert self.drafter_id is not None
-        self.quarantine.avoid(self.drafter_id, now + self.timing.avoid_drafter_s)
+        if has_failed:
+            self.quarantine.avoid_longer(self.drafter_id, now, self.timing.avoid_drafter_s)
+        else:
+            self.quarantine.avoid(self.drafter_id, now + self.timing.avoid_drafter_s)
 
     def begin_term(self) -> None:
         """No Speculate of the new term has been sent yet."""

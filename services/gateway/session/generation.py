@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.gateway.fleet.names import is_listed
 from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
-
-
-def is_listed(name: str, drafters: Sequence[str] | None) -> bool:
-    """Whether a list of names, and of prefixes that end in "*", holds the name; None holds all."""
-    return drafters is None or any(
-        name.startswith(each[:-1]) if each.endswith("*") else name == each for each in drafters
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +26,12 @@ class Generation:
     vocab_size: int = 0  # the verifier must know all token ids below
     drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all
 
-    def may_draft(self, name: str) -> bool:
-        """Whether instances of this name may see the prompt."""
-        return self.drafter_name in (None, name) and is_listed(name, self.drafters)
+    @property
+    def allowed_drafters(self) -> tuple[str, ...] | None:
+        """Names, or prefixes that end in "*", of the drafters that may see the prompt; None: all."""
+        if self.drafter_name is None:
+            return self.drafters
+        return (self.drafter_name,) if is_listed(self.drafter_name, self.drafters) else ()
 
     @property
     def context(self) -> int:

@@ -44,6 +44,7 @@ from shared.protocol.messages import (
 log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
+MAX_LOGGED = 8  # ids in one line
 _ABSENT_VERB = re.compile(ABSENT + r"-(?P<session>[0-9a-f]{32})-(?P<service>verifier|drafter)-(?P<term>[0-9]+)")
 
 
@@ -178,7 +179,11 @@ class Sessions:
             yield live
         finally:
             live.close()
-            await live.closed()
+            try:
+                await live.closed()
+            finally:  # of an owner that is cancelled again meanwhile
+                while send := session.next_send():
+                    self._strays.append(send)
 
     def forget(self, session: Session) -> None:
         """Counts a closed session, once."""
@@ -256,11 +261,11 @@ class Sessions:
         """Handler of the heartbeats."""
         if not isinstance(message, Heartbeat) or not subjects.fits(subject, message):
             self._metrics.dropped.labels("foreign heartbeat").inc()
-        elif self.fleet.observe(message, time.monotonic()):
+        elif self.fleet.observe(message, now := time.monotonic()):
             log.info("joined", peer=message.instance_id, peer_service=message.service, models=message.models)
             for live in self._live.values():
-                live.session.on_joined(message.instance_id, time.monotonic())
-                live.wake()
+                if live.session.on_joined(message.instance_id, now):
+                    live.wake()
 
     def on_decision(self, subject: str, message: Message | Absent) -> None:
         """Handler of the window decisions that controllers send to drafters."""
@@ -272,11 +277,7 @@ class Sessions:
     async def send_heartbeat(self, interval_s: float, models: list[str], *, draining: bool) -> None:
         """Renews the leases of all sessions; moves sessions away from peers whose heartbeats have stopped."""
         now = time.monotonic()
-        for instance_id in self.fleet.expire(now):
-            log.warning("heartbeat stale", peer=instance_id)
-            for live in self._live.values():
-                live.session.on_gone(instance_id, now)
-                live.wake()
+        self._leave_all(set(self.fleet.expire(now)), now)
         strays, self._strays = self._strays, []
         for send in strays:
             await self._publish(self._subject(send), send.message)
@@ -293,9 +294,20 @@ class Sessions:
         )
         await self._publish(subjects.broadcast(Heartbeat, "gateway", self.instance_id), heartbeat)
 
+    def _leave_all(self, gone: set[str], now: float) -> None:
+        """Moves sessions away from instances that are gone."""
+        if not gone:
+            return
+        log.warning("heartbeats stale", num=len(gone), peers=sorted(gone)[:MAX_LOGGED])
+        for live in self._live.values():
+            for instance_id in (live.session.verifier_id, live.session.drafter_id):
+                if instance_id is not None and instance_id in gone:
+                    live.session.on_gone(instance_id, now)
+                    live.wake()
+
     async def send(self, session: Session) -> None:
         """Sends the session's messages. Its own timers repeat what gets lost."""
-        for send in session.take_sends():
+        while (send := session.next_send()) is not None:
             if isinstance(send.message, Poll):
                 self._metrics.polls.inc()
             absent_to = None

@@ -5,6 +5,7 @@ Invariant: every instance that was ever bound gets a Close in the end.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from shared.protocol.messages import Close, Open, Poll, Service, Speculate
@@ -21,10 +22,10 @@ class Send:
 
 @dataclass(slots=True)
 class SessionOutbox:
-    """Collects the messages of a session until its owner sends them."""
+    """Collects the messages of a session until its driver sends them."""
 
     session_id: str
-    _waiting: list[Send] = field(default_factory=list)
+    _waiting: deque[Send] = field(default_factory=deque)
     _bound: dict[str, Service] = field(default_factory=dict)  # instances that may know the session
 
     def add(self, service: Service, instance_id: str | None, message: Open | Speculate | Poll) -> None:
@@ -46,7 +47,6 @@ class SessionOutbox:
         self.leave(term, *self._bound)
         self._bound.clear()
 
-    def take(self) -> list[Send]:
-        """The messages since the last call, in order."""
-        sends, self._waiting = self._waiting, []
-        return sends
+    def take(self) -> Send | None:
+        """The oldest message; None: there is none."""
+        return self._waiting.popleft() if self._waiting else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
 from shared.policies.routing import Router, RoutingCandidate, with_room
-from shared.protocol.subjects import instance_name
+from shared.protocol.messages import Heartbeat
 
 
 @dataclass(slots=True)
@@ -71,28 +71,20 @@ class Placement:
         if generation.speculation is None:
             return None
         length = generation.context - num_left
-        choices = [
-            choice
-            for choice in self.fleet.choices("drafter", generation.model, now, length + 1)
-            if choice.instance_id not in avoid
-            and generation.may_draft(instance_name(choice.instance_id))
-            and self._is_in_time(choice, generation, verifier_id, num_left, now)
-        ]
-        return self._choose(self.drafter_router, choices)
-
-    def has_drafter(self, name: str, model: str, now: float) -> bool:
-        """Whether a live drafter of this name serves the model."""
-        return any(instance_name(c.instance_id) == name for c in self.fleet.choices("drafter", model, now))
-
-    def _is_in_time(
-        self, choice: RoutingCandidate, generation: Generation, verifier_id: str, num_left: int, now: float
-    ) -> bool:
-        """Whether the drafter's prefill ends before the verifier alone would have finished the answer."""
         verifier = self.fleet.find(verifier_id, now)
-        if verifier is None or not verifier.load.step_ms:
-            return True
-        num_to_read = generation.context - num_left
-        return choice.load.prefill_ms * num_to_read < verifier.load.step_ms * num_left
+        left_ms = verifier.load.step_ms * num_left if verifier else 0.0  # until the verifier alone is done; 0: unknown
+
+        def suits(drafter: Heartbeat) -> bool:
+            return (
+                drafter.max_context > length
+                and drafter.instance_id not in avoid
+                and (not left_ms or drafter.load.prefill_ms * length < left_ms)
+            )
+
+        choices = self.fleet.some_choices(
+            "drafter", generation.model, now, self.rng, suits, generation.allowed_drafters
+        )
+        return self._choose(self.drafter_router, choices)
 
     def _choose(self, router: Router, choices: Sequence[RoutingCandidate]) -> str | None:
         chosen = router.choose(choices, self.rng)

@@ -29,7 +29,21 @@ from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, S
 Phase = Literal["opening", "running", "waiting", "over"]
 
 PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that say nothing against the session
+MAX_SEARCH_PAUSE_S = 60.0
 NUM_ABSENTS = 2  # absent verifiers are given up after so many in a row: one alone is only a hint
+
+
+@dataclass(slots=True)
+class RoomSearch:
+    """When a session that waits for KV cache may look for another verifier: at once, and after each move twice as late,
+    because a move gives up its place in a queue."""
+
+    due: float = 0.0
+    _pause_s: float = 1.0
+
+    def pause(self, now: float) -> None:
+        self.due = now + self._pause_s
+        self._pause_s = min(MAX_SEARCH_PAUSE_S, 2 * self._pause_s)
 
 
 @dataclass(slots=True)
@@ -65,6 +79,7 @@ class Session:
     _num_idle_terms: int = 0  # in a row that brought no token
     _rebound: bool = False  # this term's verifier had the session before
     _lacks_room: bool = False  # it lets the session wait for KV cache
+    _search: RoomSearch = field(default_factory=RoomSearch)
 
     @classmethod
     def started(cls, generation: Generation, placement: Placement, timing: SessionTiming, now: float) -> Self:
@@ -124,8 +139,8 @@ class Session:
         self._num_taken += len(new)
         return new
 
-    def take_sends(self) -> list[Send]:
-        """The messages to send since the last call."""
+    def next_send(self) -> Send | None:
+        """The next message to send, if any. It counts as sent."""
         return self._outbox.take()
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -143,6 +158,7 @@ class Session:
         elif self.phase == "opening" or self.stream.is_lost(now):
             self._leave_verifier(now)
         elif self._lacks_room and (verifier_id := self._verifier_with_room(now)) is not None:
+            self._search.pause(now)
             self._bind(verifier_id, self._choose_drafter(verifier_id, now), now)
         elif (base := self.stream.on_timer(now)) is not None:
             self._ask(Poll(self.session_id, self.term, base), now)
@@ -164,7 +180,7 @@ class Session:
             return
         self.tallies.observe(sender_id, verdict.term, verdict.tally)
         if new:
-            self._num_idle_terms, self._lacks_room = 0, False
+            self._num_idle_terms, self._lacks_room, self._search = 0, False, RoomSearch()
             if self._fingerprint not in self._worked:
                 self._worked.append(self._fingerprint)
         if self.stream.finish:
@@ -207,16 +223,19 @@ class Session:
         if self.phase == "over":
             return
         if instance_id == self.drafter_id:
-            self._replace_drafter(now)
+            self._replace_drafter(now, has_failed=False)
         elif instance_id == self.verifier_id and self.phase != "waiting":
             self._leave_verifier(now)
 
-    def on_joined(self, instance_id: str, now: float) -> None:
+    def on_joined(self, instance_id: str, now: float) -> bool:
         """An instance has joined, perhaps again. A waiting session resumes at its own verifier at once, at another one
-        with its next try: after an outage of the bus all verifiers join again, one after the other."""
+        with its next try: after an outage of the bus all verifiers join again, one after the other. Returns whether
+        this changed more than whom the session avoids."""
         self._quarantine.release(instance_id)
-        if self.phase == "waiting" and instance_id == self.verifier_id:
-            self._place(now)
+        if self.phase != "waiting" or instance_id != self.verifier_id:
+            return False
+        self._place(now)
+        return True
 
     def abort(self, reason: str) -> None:
         """Fails the session because the gateway stops."""
@@ -254,7 +273,9 @@ class Session:
             self._fail_unplaced()
 
     def _verifier_with_room(self, now: float) -> str | None:
-        """Another verifier that has KV cache for the session."""
+        """Another verifier that has KV cache for the session, if it is time to look for one."""
+        if now < self._search.due:
+            return None
         avoided = self._quarantine.avoided(now) | {str(self.verifier_id)}
         return self.placement.verifier_with_room(self.generation, now, avoided, self.fingerprints)
 
@@ -339,8 +360,8 @@ class Session:
         self._outbox.add("drafter", self.drafter_id, message)
         self._load.mark_known(self.drafter_id, now)
 
-    def _replace_drafter(self, now: float) -> None:
-        self._drafter.give_up(now)
+    def _replace_drafter(self, now: float, *, has_failed: bool = True) -> None:
+        self._drafter.give_up(now, has_failed=has_failed)
         self._change_drafter(now)
 
     def _change_drafter(self, now: float) -> None:

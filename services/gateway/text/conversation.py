@@ -32,6 +32,11 @@ class ConversationEncoder:
 
     def encode(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Raises TemplateRefused, or PromptTooLong."""
+        ids = self._encode_rendered(messages)
+        return self._encode_apart(messages) if self._has_forged_special(ids, messages) else ids
+
+    def _encode_rendered(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The ids of the rendered text, where special tokens in the contents are text."""
         contents = "\0".join(message.content for message in messages)
         found = [special for special in self._longest_first if special in contents]
         if not found:
@@ -39,6 +44,28 @@ class ConversationEncoder:
         marks = _marks(found, contents)
         marked = [replace(message, content=_replace(message.content, marks)) for message in messages]
         return self._encode_marked(self._template.render(marked), {mark: special for special, mark in marks.items()})
+
+    def _has_forged_special(self, ids: Sequence[int], messages: Sequence[ChatMessage]) -> bool:
+        """Whether there are more special tokens than the template has, and than stand for unknown characters."""
+        neutral = [replace(message, content=chr(PRIVATE)) for message in messages]
+        num_more = self._num_specials(ids) - self._num_specials(encode(self._tokenizer, self._template.render(neutral)))
+        if num_more <= 0:
+            return False
+        return num_more > sum(self._num_specials(encode(self._plain, message.content)) for message in messages)
+
+    def _num_specials(self, ids: Sequence[int]) -> int:
+        return sum(token_id in self._specials for token_id in ids)
+
+    def _encode_apart(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The ids where the template or the tokenizer makes a special token of other text in a content, of its capitals
+        for example: each content is ordinary text of its own, which the template does not change."""
+        contents = [message.content for message in messages]
+        begin = _absent_from("\0".join(contents))
+        marked = [replace(message, content=f"{begin}{i}{begin}") for i, message in enumerate(messages)]
+        ids: list[int] = []
+        for i, piece in enumerate(self._template.render(marked).split(begin)):
+            ids += encode(self._tokenizer, piece) if i % 2 == 0 else encode(self._plain, contents[int(piece)])
+        return ids
 
     def _encode_marked(self, text: str, marked: Mapping[str, str]) -> list[int]:
         """The ids of a rendered text. What lies between two special tokens is encoded as ordinary text, with the texts
@@ -63,10 +90,16 @@ class ConversationEncoder:
 
 def _marks(specials: Sequence[str], contents: str) -> dict[str, str]:
     """For each special token a text that is in none of the contents, and that templates pass on as it is."""
+    begin = _absent_from(contents)
+    return {special: begin + chr(PRIVATE + i) for i, special in enumerate(specials)}
+
+
+def _absent_from(contents: str) -> str:
+    """Two characters that are not in the contents, and that templates pass on as they are."""
     begin = ""
     while begin in contents:
         begin = "".join(chr(PRIVATE + secrets.randbelow(NUM_PRIVATE)) for _ in range(2))
-    return {special: begin + chr(PRIVATE + i) for i, special in enumerate(specials)}
+    return begin
 
 
 def _replace(text: str, replacements: Mapping[str, str]) -> str:

@@ -51,9 +51,9 @@ def test_adding_slots_keeps_all_state() -> None:
 def test_target_tokens_are_recovered_after_a_wrong_guess_and_bonus_after_right_ones(
     rate: float, counted: str, other: str
 ) -> None:
-    fleet = a_fleet(a_world(1, tokens=61, choice=stop_and_wait(4)), rate=rate)
+    fleet = a_fleet(a_world(1, tokens=31, choice=stop_and_wait(4)), rate=rate)
     fleet.run()
     (request,) = fleet.world.requests
     assert request[other] == 0
-    assert request["accepted"] + request[counted] == 60, "all but the first, which comes with the prompt"
-    assert request[counted] == (60 if rate == 0 else 12)
+    assert request["accepted"] + request[counted] == 30, "all but the first, which comes with the prompt"
+    assert request[counted] == (30 if rate == 0 else 6)

@@ -8,7 +8,7 @@ import random
 import msgspec
 import pytest
 
-from services.gateway.fleet.peers import MAX_PEERS, PeerFleet
+from services.gateway.fleet.peers import KNOWN, MAX_CONTROLLERS, MAX_PEERS, PeerFleet
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
 from shared.policies.routing import ROUTERS
@@ -72,28 +72,57 @@ def test_no_flood_of_heartbeats_fills_the_memory() -> None:
     fleet = PeerFleet()
     for number in range(MAX_PEERS + 10):
         fleet.observe(beat(f"a{number}.1"), 0.0)
-    assert fleet.count_alive("verifier", 0.1) == MAX_PEERS
+    assert fleet.count("verifier") == MAX_PEERS
 
 
 @pytest.mark.parametrize("service", ["verifier", "drafter"])
 def test_a_newer_instance_of_a_name_replaces_the_oldest_for_good(service: Service) -> None:
     fleet = PeerFleet(instances_per_name=2)
-    for nonce in ("a.1", "a.2", "a.3"):
-        assert fleet.observe(beat(nonce, service), 0.0)
-    assert not fleet.observe(beat("a.1", service), 0.5), "it was replaced"
-    assert [peer.heartbeat.instance_id for peer in fleet.alive(service, 0.6)] == ["a.2", "a.3"]
-    assert fleet.expire(0.7) == ["a.1"], "its sessions go elsewhere"
-    assert fleet.expire(0.8) == []
+    for number in range(3):
+        assert fleet.observe(beat(f"a.{number}", service), float(number))
+    assert not fleet.observe(beat("a.0", service), 2.5), "it was replaced"
+    assert [peer.heartbeat.instance_id for peer in fleet.alive(service, 2.6)] == ["a.1", "a.2"]
+    assert fleet.expire(2.7) == ["a.0"], "its sessions go elsewhere"
+    assert fleet.expire(2.8) == []
 
 
-def test_the_nonces_of_one_name_crowd_out_nobody() -> None:
+def test_an_instance_that_is_about_to_end_replaces_none() -> None:
     fleet = PeerFleet()
-    for number in range(3 * MAX_PEERS):
-        fleet.observe(beat(f"liar.{number}", "drafter"), 0.0)
+    assert fleet.observe(beat("a.new"), 0.0)
+    assert not fleet.observe(beat("a.old", draining=True), 1.0), "the gateway has just started, and hears it late"
+    assert [choice.instance_id for choice in fleet.choices("verifier", MODEL, 1.1)] == ["a.new"]
+
+
+@pytest.mark.parametrize("service", KNOWN)
+def test_the_nonces_of_one_name_crowd_out_nobody(service: Service) -> None:
+    fleet = PeerFleet()
     assert fleet.observe(beat("cloud.1"), 0.0)
-    assert fleet.observe(beat("honest.1", "drafter"), 0.0)
-    assert fleet.count_alive("drafter", 0.1) == 2
-    assert len(fleet.expire(0.1)) <= MAX_PEERS
+    assert fleet.observe(beat("cloud.2"), 0.5)
+    for number in range(3 * MAX_PEERS):
+        fleet.observe(beat(f"liar.{number}", service, interval_s=3600.0), 1.0 + number)
+    assert fleet.count(service) <= MAX_CONTROLLERS + 1
+    now = 1.0 + 3 * MAX_PEERS
+    assert not fleet.observe(beat("cloud.1"), now), "it was replaced"
+    assert fleet.observe(beat("cloud.3"), now), "a gateway that was deaf for long forgets nobody for it"
+    assert fleet.observe(beat("honest.1", "drafter"), now)
+
+
+def test_a_name_that_starts_anew_for_ever_is_news_ten_times_a_second() -> None:
+    fleet = PeerFleet()
+    news = [fleet.observe(beat(f"liar.{number}", "drafter"), number / 4096) for number in range(4096)]
+    assert sum(news) <= 10
+    assert len(fleet.expire(1.0)) <= 10
+
+
+def test_a_session_costs_a_peer_no_memory_for_longer_than_a_heartbeat_travels() -> None:
+    fleet = PeerFleet()
+    far = beat("d.1", "drafter", interval_s=3600.0, load=Load(rtt_ms=1e15))
+    fleet.observe(far, 0.0)
+    for second in range(100):
+        fleet.count_sessions("d.1", 1, float(second))
+        fleet.observe(far, second + 0.5)
+    (peer,) = fleet.alive("drafter", 99.6)
+    assert len(peer.known) <= 3
 
 
 def test_a_heartbeat_that_names_an_hour_holds_for_a_minute() -> None:
@@ -224,8 +253,8 @@ def test_only_a_drafter_of_the_wanted_name_is_asked_and_none_when_speculation_is
     assert chooser.drafter(generation(drafter_name="slow"), "v.1", 50, 0.1) == "slow.1"
     assert chooser.drafter(generation(drafter_name="none"), "v.1", 50, 0.1) is None
     assert chooser.drafter(generation(speculation=None), "v.1", 50, 0.1) is None
-    assert chooser.has_drafter("slow", MODEL, 0.1)
-    assert not chooser.has_drafter("none", MODEL, 0.1)
+    assert chooser.fleet.serves("drafter", "slow", MODEL, 0.1)
+    assert not chooser.fleet.serves("drafter", "none", MODEL, 0.1)
 
 
 def test_a_controller_is_heard_of_and_is_no_choice() -> None:

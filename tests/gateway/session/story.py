@@ -40,7 +40,7 @@ class Story:
         self.session = Session.started(generation(PROMPT, **self.changes), self.placement, TIMING, self.now)
 
     def sends(self) -> list[Send]:
-        return self.session.take_sends()
+        return list(iter(self.session.next_send, None))
 
     def verbs(self) -> list[str]:
         return [f"{VERBS[type(send.message)]} {send.instance_id}" for send in self.sends()]

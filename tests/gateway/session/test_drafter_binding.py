@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from services.gateway.session.outbox import Send
@@ -71,6 +73,33 @@ def test_a_drafter_that_refuses_or_is_absent_is_replaced_and_then_done_without(s
     assert story.session.drafter_id is None
     story.verdict("v1.1", PROMPT + 3, [4])
     assert taken(story.session) == [4]
+
+
+def test_a_drafter_that_fails_again_and_again_is_asked_less_and_less_whatever_it_joins() -> None:
+    story = running([beat("v1.1"), beat("d1.1", service="drafter")])
+    tried_at: list[float] = []
+    for _ in range(400):
+        story.wait(0.25)
+        story.session.on_joined("d1.1", story.now)
+        story.verdict("v1.1", PROMPT + 3, [])
+        if any(isinstance(send.message, Open) for send in story.sends()):
+            tried_at.append(story.now)
+            story.opened("v1.1")
+        if story.session.drafter_id:
+            story.failure("d1.1", "internal", retryable=True)
+    pauses = [later - sooner for sooner, later in pairwise(tried_at)]
+    assert len(pauses) >= 3
+    assert all(later >= 1.5 * sooner for sooner, later in pairwise(pauses))
+
+
+def test_a_drafter_whose_heartbeats_stopped_is_asked_again_when_it_joins() -> None:
+    story = running([beat("v1.1"), beat("d1.1", service="drafter")])
+    story.session.on_gone("d1.1", story.now)
+    assert story.session.drafter_id is None
+    story.session.on_joined("d1.1", story.now)
+    story.wait(TIMING.adopt_s)
+    story.verdict("v1.1", PROMPT + 3, [4])
+    assert story.session.drafter_id == "d1.1"
 
 
 @pytest.mark.parametrize("code", ["internal", "overloaded", "draining", "closed"])

@@ -24,7 +24,6 @@ class LyingWorld(World):
         super().__post_init__()
         self.truth = [*PROMPT, *target_text(self.seed, self.max_tokens)]
         self.is_bound = False
-        self.num_helpful_passes = 0
         self.answers: list[Verdict] = []  # to drafts
         self.heard: list[tuple[int, int]] = []  # epoch and position of each guess sent
         self.probabilities: list[float] = []  # survival after each draft
@@ -66,8 +65,3 @@ class LyingWorld(World):
     def draft_of(self, epoch: int, base: int, ids: list[int]) -> Draft:
         sent_ms = self.rng.choice([0.0, self.now, 1e15])
         return Draft(SESSION, self.term, epoch, base, TokenIds(ids), False, sent_ms)
-
-    def answer(self, verifier_id: str, session: VerifierSession, row: object, draws: list[int]) -> None:
-        before = session.guesses.fates.accepted
-        super().answer(verifier_id, session, row, draws)
-        self.num_helpful_passes += session.guesses.fates.accepted > before

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.protocol.guesses import Survival
+from shared.protocol.verifier_session import EARNED_MS
 from tests.shared.protocol.lying_world import LIES, TRUTHS, LyingWorld
 from tests.shared.protocol.protocol_world import PROMPT
 
@@ -32,11 +33,21 @@ def finish(world: LyingWorld) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(world=worlds(*LIES, *TRUTHS))
-def test_a_liar_costs_one_lease_and_one_more_for_each_pass_that_accepts_a_guess(world: LyingWorld) -> None:
+def test_a_drafter_costs_one_lease_and_what_its_accepted_guesses_make_up_for(world: LyingWorld) -> None:
     finish(world)
     alone_ms = 500.0 + world.pass_ms * (len(PROMPT) + 1 + len(world.received))
     lease_ms = 1.25 * world.drafter_lease_ms  # it is checked four times in a lease
-    assert world.now <= alone_ms + lease_ms * (1 + world.num_helpful_passes)
+    accepted = sum(session.tally.accepted for session in world.verifier_sessions.values())
+    assert world.now <= alone_ms + lease_ms + EARNED_MS * accepted
+
+
+def test_a_wrong_guess_now_and_then_renews_no_lease() -> None:
+    world = LyingWorld(
+        seed=3, max_tokens=60, free_run=False, every_ms=90.0, drafter_lease_ms=100.0, pass_ms=1.0, tricks=LIES[2:3]
+    )
+    finish(world)
+    assert len(world.received) == 60
+    assert world.now < 1000.0
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -20,6 +20,7 @@ from shared.protocol.messages import (
     encode,
 )
 from shared.protocol.verifier_session import (
+    EARNED_MS,
     MAX_RETOLD,
     MAX_TOLD_WITH_LOGPROBS,
     OVERTAKING_MS,
@@ -195,7 +196,7 @@ def test_a_committed_position_is_judged_once_in_a_term() -> None:
     assert (fates.late, fates.rejected, fates.discarded) == (3, 1, 10)
     state.rebind(opening(term=2), now=2.0)
     state.on_draft(draft(3, 7, term=2), now=2.0)
-    assert fates.late == 4
+    assert (fates.late, fates.discarded) == (3, 11), "committed before the term"
 
 
 def test_a_late_guess_that_was_wrong_raises_the_epoch() -> None:
@@ -378,26 +379,43 @@ def test_no_draft_renews_the_drafters_lease(sent_ms: float) -> None:
     assert state.draws
 
 
-def test_after_its_lease_a_drafter_is_waited_for_again_once_a_guess_is_accepted() -> None:
+def test_after_its_lease_a_drafter_is_waited_for_as_long_as_its_accepted_guesses_make_up_for() -> None:
     state = decoding(7, free_run=False)
-    assert state.expire_drafter(now=2000.0, lease_ms=1000.0)
+    assert state.expire_drafter(now=COMMITTED_AT + 1000.0, lease_ms=1000.0)
     state.on_draft(draft(4, 5, free_run=False), now=2000.0)
     run_pass(state, [8], now=2000.0)
     assert state.draws, "that guess was wrong"
-    state.on_draft(draft(5, 9, epoch=1, free_run=False), now=2000.0)
-    run_pass(state, [9, 6], now=2000.0)
+    state.on_draft(draft(5, 9, 6, epoch=1, free_run=False), now=2000.0)
+    run_pass(state, [9, 6, 5], now=2000.0)
     assert not state.draws
-    assert not state.expire_drafter(now=2999.0, lease_ms=1000.0)
-    assert state.expire_drafter(now=3000.0, lease_ms=1000.0)
+    assert not state.expire_drafter(now=1999.0 + 2 * EARNED_MS, lease_ms=1000.0)
+    assert state.expire_drafter(now=2000.0 + 2 * EARNED_MS, lease_ms=1000.0)
 
 
-def test_a_drafters_lease_begins_when_it_is_bound() -> None:
+def test_a_wait_that_was_noticed_late_is_taken_off_the_next_one() -> None:
+    state = decoding(7, free_run=False)
+    assert state.expire_drafter(now=COMMITTED_AT + 1100.0, lease_ms=1000.0)
+    state.on_draft(draft(4, 8, free_run=False), now=2000.0)
+    run_pass(state, [8, 9], now=2000.0)
+    assert not state.draws
+    assert state.expire_drafter(now=2000.0 + EARNED_MS - 100.0, lease_ms=1000.0)
+
+
+def test_a_commit_without_an_accepted_guess_renews_no_lease() -> None:
+    state = decoding(7, free_run=False)
+    for round_ in range(4):
+        now = COMMITTED_AT + 250.0 * (round_ + 1)
+        assert not state.expire_drafter(now=now - 1.0, lease_ms=1000.0)
+        state.on_draft(draft(4 + round_, 1, epoch=round_, free_run=False), now=now)
+        run_pass(state, [9], now=now)
+    assert state.expire_drafter(now=COMMITTED_AT + 1000.0, lease_ms=1000.0) or state.draws
+
+
+def test_a_new_term_renews_no_lease() -> None:
     state = decoding(7, free_run=False)
     assert state.expire_drafter(now=5000.0, lease_ms=1000.0)
     state.rebind(opening(term=2, committed=(7,), free_run=False), now=5000.0)
-    assert not state.draws
-    assert not state.expire_drafter(now=5999.0, lease_ms=1000.0)
-    assert state.expire_drafter(now=6000.0, lease_ms=1000.0)
+    assert state.draws
 
 
 def test_a_pass_may_take_longer_than_the_drafters_lease() -> None:
@@ -408,6 +426,7 @@ def test_a_pass_may_take_longer_than_the_drafters_lease() -> None:
     state.end_pass(row, [8, 9], PassInfo(), now=9000.0)
     assert not state.draws
     assert not state.expire_drafter(now=9999.0, lease_ms=1000.0)
+    assert state.expire_drafter(now=10_000.0, lease_ms=1000.0)
 
 
 def test_a_rejected_tail_leaves_the_cache_by_length() -> None:

@@ -99,8 +99,8 @@ def test_rtt_aware_jsq_takes_an_instance_without_a_step_yet_for_as_slow_as_the_o
 def test_candidates_with_room_are_those_with_free_kv_cache_beyond_what_was_given_since() -> None:
     candidates = [
         RoutingCandidate("full", Load(free_kv_tokens=63, kv_tokens=128)),
-        RoutingCandidate("given away", Load(free_kv_tokens=128, kv_tokens=128), 2, 65),
-        RoutingCandidate("free", Load(free_kv_tokens=128, kv_tokens=128), 1, 64),
-        RoutingCandidate("unknown", Load(num_sessions=9), 3, 640),
+        RoutingCandidate("given away", Load(free_kv_tokens=128, kv_tokens=128), 2, kv_since=65),
+        RoutingCandidate("free", Load(free_kv_tokens=128, kv_tokens=128), 1, kv_since=64),
+        RoutingCandidate("unknown", Load(num_sessions=9), 3, kv_since=640),
     ]
     assert [candidate.instance_id for candidate in with_room(candidates, 64)] == ["free", "unknown"]

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
-from dsd_sim.engine import verify_session
+from dsd_sim.engine import kv_cache, verify_session
 from dsd_sim.engine.events import (
     DONE,
     PASS_ENDS,
@@ -39,7 +39,6 @@ VERDICT_BYTES = 240  # of a Verdict without tokens, with NATS subject and TCP/IP
 
 register_jitable(batching.pass_ms)
 form_pass = njit(cache=True)(batching.form_pass)
-round_to_kv_step = njit(cache=True)(batching.round_to_kv_step)
 
 
 @njit(cache=True)
@@ -58,24 +57,8 @@ def opens(w, slot):
     node = w.nodes[request.node]
     w.node_slots[request.node, node.num_sessions] = slot
     node.num_sessions += 1
-    _admit(w, request.node)
+    kv_cache.admit(w, request.node)
     collect(w, request.node)
-
-
-@njit(cache=True)
-def _admit(w, index):
-    """Reserves KV cache for waiting sessions, oldest first, until one does not fit."""
-    node = w.nodes[index]
-    for i in range(node.num_sessions):
-        s = w.slots[w.node_slots[index, i]]
-        if s.reserved > 0:
-            continue
-        request = w.requests[s.request]
-        needed = round_to_kv_step(request.prompt + request.max_tokens)
-        if needed > node.free_kv:
-            return
-        node.free_kv -= needed
-        s.reserved = needed
 
 
 @njit(cache=True)
@@ -84,6 +67,7 @@ def collect(w, index):
     node = w.nodes[index]
     if node.num_batch > 0:
         return
+    kv_cache.grow(w, index)
     batch = w.batches[index]
     num_ready = 0
     for i in range(node.num_sessions):
@@ -247,11 +231,6 @@ def pass_ends(w, index):
                 request.first_ms = now + node.delay_ms
             if v.finished:
                 request.done_ms = now + node.delay_ms
-                request.passes += v.passes
-                request.recovered += v.recovered
-                request.bonus += v.bonus
-                if node.draft_window > 0:
-                    count_beside(request, v)
                 _leave_node(w, index, slot)
                 is_any_done = True
                 push(w, request.done_ms, DONE, w.slots[slot].request)
@@ -262,17 +241,23 @@ def pass_ends(w, index):
             if v.finished:
                 free_slot(w, slot)
     if is_any_done:
-        _admit(w, index)
+        kv_cache.admit(w, index)
     collect(w, index)
 
 
 @njit(cache=True)
-def count_beside(request, v):
-    """Adds the guesses of a verifier's own draft model to a request whose session ends there."""
-    request.accepted += v.accepted
-    request.rejected += v.rejected
-    request.discarded += v.discarded
-    request.drafted += v.accepted + v.rejected + v.discarded
+def count_session(w, slot):
+    """Adds the counts of a session that leaves its verifier to its request. Guesses count here only where the verifier
+    drafts itself."""
+    v, request = w.verifiers[slot], w.requests[w.slots[slot].request]
+    request.passes += v.passes
+    request.recovered += v.recovered
+    request.bonus += v.bonus
+    if w.nodes[request.node].draft_window > 0:
+        request.accepted += v.accepted
+        request.rejected += v.rejected
+        request.discarded += v.discarded
+        request.drafted += v.accepted + v.rejected + v.discarded
 
 
 @inlined
@@ -294,25 +279,9 @@ def loads(w):
     """Sessions, queued tokens, and the KV cache that a new session gets at once, of every verifier, [nodes, 3]."""
     found = np.zeros((len(w.nodes), 3), np.int64)
     for index in range(len(w.nodes)):
-        node = w.nodes[index]
-        free_kv = node.free_kv
-        for i in range(node.num_sessions):
-            if w.slots[w.node_slots[index, i]].reserved == 0:
-                free_kv = 0  # others wait for theirs
-        found[index, 0], found[index, 1], found[index, 2] = node.num_sessions, _queued(w, index), free_kv
+        found[index, 0], found[index, 1] = w.nodes[index].num_sessions, _queued(w, index)
+        found[index, 2] = kv_cache.free_for_another(w, index)
     return found
-
-
-@njit(cache=True)
-def waiting_slots(w):
-    """Slots of the sessions that wait for KV cache, the oldest of each verifier first."""
-    found = []
-    for index in range(len(w.nodes)):
-        for i in range(w.nodes[index].num_sessions):
-            slot = w.node_slots[index, i]
-            if w.slots[slot].reserved == 0:
-                found.append(slot)
-    return np.array(found, np.int64)
 
 
 @njit(cache=True)
@@ -320,13 +289,14 @@ def stop_waiting(w, slot):
     """Closes a session that waits for KV cache."""
     index = w.requests[w.slots[slot].request].node
     _leave_node(w, index, slot)
-    _admit(w, index)
+    kv_cache.admit(w, index)
     collect(w, index)
 
 
 @njit(cache=True)
 def _leave_node(w, index, slot):
+    count_session(w, slot)
+    kv_cache.free(w, index, slot)
     node = w.nodes[index]
-    node.free_kv += w.slots[slot].reserved
     remove(w.node_slots[index], node.num_sessions, slot)
     node.num_sessions -= 1

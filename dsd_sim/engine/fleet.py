@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, is_plausible
-from dsd_sim.engine import cloud, edge, events, kernel, outages
+from dsd_sim.engine import cloud, edge, events, kernel, kv_cache, outages
 from dsd_sim.engine.acceptance import AcceptanceModel
 from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
 from dsd_sim.engine.records import FATES
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
+from shared.policies.batching import likely_kv_tokens
 from shared.policies.routing import Router, RoutingCandidate, with_room
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
@@ -186,10 +187,11 @@ class SimFleet:
             self._controls.pop((device, node), None)
             self._write(device * len(self.world.nodes) + node, self._start)
 
-    def _route(self, request: np.void, *, needs_room: bool = False) -> int | None:
+    def _route(self, request: np.void, num_begun: int = 0, *, needs_room: bool = False) -> int | None:
         """The verifier of a session, one with room for its KV cache if there is one; None if all are gone, or have no
-        room where the session `needs_room`."""
-        candidates, kv_tokens = list(self._candidates.values()), int(request["prompt"] + request["max_tokens"])
+        room where the session `needs_room`. num_begun: tokens of the answer."""
+        candidates = list(self._candidates.values())
+        kv_tokens = likely_kv_tokens(int(request["prompt"]) + num_begun, int(request["max_tokens"]) - num_begun)
         choices = with_room(candidates, kv_tokens) or ([] if needs_room else candidates)
         chosen = self.router.choose(choices, self._random)
         if chosen is None:
@@ -260,9 +262,9 @@ class SimFleet:
 
     def _move_waiting(self) -> None:
         """Moves sessions that wait for KV cache to verifiers that have room for them."""
-        for slot in cloud.waiting_slots(self.world).tolist():
+        for slot in kv_cache.waiting_slots(self.world).tolist():
             request = self.world.requests[self.world.slots[slot]["request"]]
-            node = self._route(request, needs_room=True)
+            node = self._route(request, int(outages.num_begun(self.world, slot)), needs_room=True)
             if node is not None:
                 outages.move(self.world, slot, node, speculate_bytes(request))
 
@@ -270,13 +272,14 @@ class SimFleet:
         """Gives another verifier or drafter, if there is one, to sessions that lost theirs."""
         world = self.world
         for slot in outages.lost_slots(world, self.now - (STALE_HEARTBEATS - 1) * HEARTBEAT_MS).tolist():
-            request = world.requests[world.slots[slot]["request"]]
-            node = self._route(request) if world.slots[slot]["lost_verifier"] else int(request["node"])
+            s = world.slots[slot]
+            request = world.requests[s["request"]]
+            node = self._route(request, int(s["begun"])) if s["lost_verifier"] else int(request["node"])
             if node is None:
                 continue
-            if world.slots[slot]["lost_verifier"]:
+            if s["lost_verifier"]:
                 outages.reopen(world, slot, node, speculate_bytes(request))
-            elif (device := self._replacement(self._assigned[int(world.slots[slot]["request"])])) != NOBODY:
+            elif (device := self._replacement(self._assigned[int(s["request"])])) != NOBODY:
                 outages.join(world, slot, device, speculate_bytes(request))
 
     # --- failures (scenario/changes.py) ----------------------------------------------------------------------------

@@ -35,19 +35,20 @@ def lose_node(w, index):
     node.num_failures += 1
     for i in range(node.num_sessions):
         slot = w.node_slots[index, i]
-        s, v = w.slots[slot], w.verifiers[slot]
-        request = w.requests[s.request]
+        s = w.slots[slot]
         if s.drafter_started:
             edge.stop_drafting(w, slot)
         s.lost_verifier, s.lost_ms = True, w.clock[0].now
-        s.reserved, s.begun = 0, v.length - request.prompt
-        request.passes += v.passes
-        request.recovered += v.recovered
-        request.bonus += v.bonus
-        if node.draft_window > 0:
-            cloud.count_beside(request, v)
+        s.reserved, s.begun = 0, num_begun(w, slot)
+        cloud.count_session(w, slot)
     node.num_sessions = node.num_batch = 0
     node.free_kv, node.ends_at = node.kv_tokens, -1.0
+
+
+@njit(cache=True)
+def num_begun(w, slot):
+    """Tokens of the answer that the session's verifier has committed."""
+    return w.verifiers[slot].length - w.requests[w.slots[slot].request].prompt
 
 
 @njit(cache=True)
@@ -68,7 +69,7 @@ def join(w, slot, device, num_bytes):
     request = w.requests[s.request]
     request.device = device
     s.lost_drafter = False
-    s.begun = v.length - request.prompt
+    s.begun = num_begun(w, slot)
     s.generation += 1
     verify_session.rebind(v, w.clock[0].now)
     if not s.speculate_in_flight:
@@ -92,6 +93,7 @@ def reopen(w, slot, node, num_bytes):
 @njit(cache=True)
 def move(w, slot, node, num_bytes):
     """The gateway moves a session that waits for KV cache to another verifier."""
+    w.slots[slot].begun = num_begun(w, slot)
     if w.slots[slot].drafter_started:
         edge.stop_drafting(w, slot)
     cloud.stop_waiting(w, slot)

@@ -119,6 +119,7 @@ NODE = np.dtype(
         ("busy_ms", np.float64),
         ("num_passes", np.int64),
         ("num_committed", np.int64),
+        ("num_preemptions", np.int64),
         ("sum_batch", np.int64),
         ("sum_queue", np.float64),  # queue utilisations at the ends of passes
     ],

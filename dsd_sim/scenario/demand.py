@@ -66,7 +66,7 @@ class Lengths(Table):
     prompt: Length | None = None
     answer: Length | None = None
     file: str | None = None  # MeasuredLengths, relative to the scenario
-    max_tokens: Count = 4096  # answer tokens that a request reserves KV cache for; longer answers are cut
+    max_tokens: Count = 4096  # longer answers are cut
 
     @model_validator(mode="after")
     def _check(self) -> Lengths:

@@ -4,8 +4,8 @@ An engine computes the target model and draws its tokens. It does not know sessi
 layers above do not know tensors. `torch_engine` is the built-in engine, `vllm_engine` runs vLLM. `__main__.py` chooses
 the engine: a `load_engine(settings)`.
 
-Threads: `open`, `share` and `close` run on the event loop and do not block. `step` runs in one other thread. They may
-overlap, except that `share` runs only between steps.
+Threads: `open`, `grow`, `share` and `close` run on the event loop and do not block. `step` runs in one other thread.
+They may overlap, except that `grow` and `share` run only between steps.
 """
 
 from __future__ import annotations
@@ -117,10 +117,17 @@ class Engine(Protocol[AnyContext]):
         """How often a context lost its KV cache to another one, since the start."""
 
     def open(self, request: Open, token_ids: Sequence[int]) -> AnyContext | None:
-        """A context for the rest of a session's text; None if too little KV cache is free. Raises OutOfMemory.
+        """A context for a session; None if too little KV cache is free. Raises OutOfMemory.
 
-        request: prompt, sampling parameters and most tokens. token_ids: prompt and committed tokens. All but the last
-        may be shared with other contexts of `request.cache_scope` (None: no sharing).
+        Its capacity is at least `likely_kv_tokens` of the text. request: prompt, sampling parameters and most tokens.
+        token_ids: prompt and committed tokens. All but the last may be shared with other contexts of
+        `request.cache_scope` (None: no sharing).
+        """
+
+    def grow(self, context: AnyContext, num_tokens: int) -> bool:
+        """Gives the context a capacity of `num_tokens` at least, and keeps what it holds.
+
+        False: too little KV cache is free, and nothing changed. Raises OutOfMemory.
         """
 
     def share(self, context: AnyContext) -> None:

@@ -129,7 +129,7 @@ class VerifyLoop:
         return min(1.0, self.queue_tokens / self.token_budget)
 
     def _collect(self) -> list[PassShare]:
-        self._table.share_prefixes()
+        self._table.prepare_pass()
         slots = self._table.ready()
         candidates = [
             BatchCandidate(

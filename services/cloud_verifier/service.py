@@ -207,7 +207,7 @@ class Verifier:
     # --- out -------------------------------------------------------------------------------------------------------
 
     def _send_opened(self, slot: SessionSlot) -> None:
-        """Answers an Open. Called again when a session that waited for KV cache has got it."""
+        """Answers an Open. Called again when the session gets the KV cache that it waits for, or loses it."""
         state, has_room = slot.state, not slot.waits
         slot.told_to_wait = not has_room
         lease_s, fingerprint = self._settings.lease_s, self.engine.info.fingerprint
@@ -299,7 +299,7 @@ class Verifier:
         num_shared = self.engine.num_shared_tokens
         self._metrics.prefix_tokens.inc(num_shared - self._num_shared_counted)
         self._num_shared_counted = num_shared
-        num_preemptions = self.engine.num_preemptions
+        num_preemptions = self.engine.num_preemptions + self.table.num_preemptions
         self._metrics.preemptions.inc(num_preemptions - self._num_preemptions_counted)
         self._num_preemptions_counted = num_preemptions
         return load

@@ -1,7 +1,8 @@
-"""The verifier's sessions: admission by free KV cache, leases, tombstones.
+"""The verifier's sessions: admission by free KV cache, preemption, leases, tombstones.
 
-Invariant: sessions get contexts in the order of their opening. A waiting session is refused only if the engine raises
-an error, OutOfMemory for example. Times are milliseconds of one monotonic clock.
+Invariant: sessions get contexts in the order of their opening. A context that has to grow takes the place of the
+youngest, so no session loses its context to a younger one, and the oldest always goes on. A session is dropped only if
+the engine raises an error, OutOfMemory for example. Times are milliseconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import structlog
 
 from services.cloud_verifier.engine import Context, Engine, OutOfMemory
+from shared.policies.batching import likely_kv_tokens
 from shared.protocol.messages import Open, Tally
 from shared.protocol.refusal import Refused, check_text
 from shared.protocol.verifier_session import VerifierSession
@@ -35,6 +37,11 @@ class SessionSlot:
         """Whether the session waits for free KV cache."""
         return self.context is None and self.state.finish is None
 
+    @property
+    def has_outgrown(self) -> bool:
+        """Whether the next pass can reach beyond the context."""
+        return self.context is not None and self.state.ready and self.state.reach > self.context.capacity
+
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
@@ -53,17 +60,18 @@ class SessionTable:
         max_sessions: int,
         lease_ms: float,
         refuse: Callable[[SessionSlot, Refused], None],
-        admit: Callable[[SessionSlot], None] = lambda slot: None,
+        tell: Callable[[SessionSlot], None] = lambda slot: None,
     ) -> None:
-        """Both callbacks must not change the table. refuse: called for every slot dropped because its context can't be
-        created. admit: for every slot that was told to wait and now has its context."""
+        """Both callbacks must not change the table. refuse: called for every slot dropped because the engine can't make
+        its context. tell: for every slot that loses its context to another one, or was told to wait and now has one."""
         self._engine = engine
         self._refuse = refuse
-        self._tell_admitted = admit
+        self._tell = tell
         self._max_sessions = max_sessions
         self._lease_ms = lease_ms
         self._slots: dict[str, SessionSlot] = {}
         self._tombstones: dict[str, Tombstone] = {}
+        self.num_preemptions = 0  # contexts that sessions lost to older ones
         self.draining = False
 
     def __len__(self) -> int:
@@ -103,7 +111,6 @@ class SessionTable:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
         elif request.term > slot.state.term and not slot.state.rebind(request, now):
             self._release(slot)  # the context is for another text
-            slot.state.drop_cache()
         slot.renewed_at = now
         self.settle(slot)
         return slot
@@ -139,8 +146,14 @@ class SessionTable:
         overdue = [slot.state for slot in self if now - slot.renewed_at > self._lease_ms]
         return [slot for state in overdue if (slot := self.close(state.session_id, state.term, now)) is not None]
 
-    def share_prefixes(self) -> None:
-        """Assigns computed prefixes to the contexts that wait for them. Call it between passes."""
+    def prepare_pass(self) -> None:
+        """Enlarges contexts that are too small for the next pass, oldest first, and assigns computed prefixes to those
+        that wait for them. Call it between passes."""
+        outgrown = [slot for slot in self if slot.has_outgrown]
+        for slot in outgrown:
+            self._grow(slot)
+        if outgrown:
+            self.admit()  # what is left of a preempted context may do for another session
         for slot in self:
             if slot.context is not None and slot.context.num_shared is None:
                 self._engine.share(slot.context)
@@ -155,10 +168,9 @@ class SessionTable:
         ]
 
     def settle(self, slot: SessionSlot) -> None:
-        """Releases the context of a finished session, or one that has become too small; then admits sessions."""
-        if slot.context is not None and (slot.state.finish or slot.state.limit > slot.context.capacity):
+        """Releases the context of a finished session, then admits others."""
+        if slot.state.finish:
             self._release(slot)
-            slot.state.drop_cache()
         self.admit()
 
     def admit(self) -> None:
@@ -172,22 +184,41 @@ class SessionTable:
             state = slot.state
             try:
                 slot.context = self._engine.open(state.request, state.tokens)
-            except OutOfMemory:
-                log.exception("no memory for a KV cache", session=state.session_id, tokens=state.limit)
-                self._drop(slot, Refused("overloaded", "no memory is left for a KV cache", retryable=True))
-            except Exception:
-                log.exception("a KV cache can't be created", session=state.session_id, tokens=state.limit)
-                self._drop(slot, Refused("internal", "no KV cache can be created", retryable=True))
-            else:
-                if slot.context is None:
-                    return
-                state.computed = slot.context.num_shared or 0
-                if slot.told_to_wait:
-                    self._tell_admitted(slot)
+            except Exception as error:
+                self._drop(slot, error)
+                continue
+            if slot.context is None:
+                return
+            state.computed = slot.context.num_shared or 0
+            if slot.told_to_wait:
+                self._tell(slot)
 
-    def _drop(self, slot: SessionSlot, refusal: Refused) -> None:
-        del self._slots[slot.state.session_id]
-        slot.state.close()
+    def _grow(self, slot: SessionSlot) -> None:
+        """Gives a session a larger context. The youngest sessions lose theirs for it, in the end the session itself."""
+        num_tokens = likely_kv_tokens(slot.state.length, slot.state.limit - slot.state.length)
+        try:
+            while slot.context is not None and not self._engine.grow(slot.context, num_tokens):
+                self._preempt(next(each for each in reversed(self._slots.values()) if each.context is not None))
+        except Exception as error:
+            self._release(slot)
+            self._drop(slot, error)
+
+    def _preempt(self, slot: SessionSlot) -> None:
+        """Takes the context of a session, which waits for another one and then computes its text again."""
+        self._release(slot)
+        self.num_preemptions += 1
+        self._tell(slot)
+
+    def _drop(self, slot: SessionSlot, error: Exception) -> None:
+        """Removes a session for which the engine can't make a context."""
+        state = slot.state
+        log.error("no KV cache can be made", session=state.session_id, tokens=state.length, exc_info=error)
+        del self._slots[state.session_id]
+        state.close()
+        if isinstance(error, OutOfMemory):
+            refusal = Refused("overloaded", "no memory is left for a KV cache", retryable=True)
+        else:
+            refusal = Refused("internal", "no KV cache can be created", retryable=True)
         self._refuse(slot, refusal)
 
     def _release(self, slot: SessionSlot) -> None:
@@ -195,6 +226,7 @@ class SessionTable:
         if slot.context is not None:
             self._engine.close(slot.context, slot.state.tokens[: slot.state.computed])
             slot.context = None
+            slot.state.drop_cache()
 
     def _check(self, request: Open) -> None:
         info = self._engine.info

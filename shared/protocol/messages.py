@@ -168,7 +168,7 @@ class Open(Wire, frozen=True, tag="open"):
 class Opened(Wire, frozen=True, tag="opened"):
     """verifier -> gateway: the session of this term is open. It ends after `lease_s` without a sign of its gateway.
 
-    has_room: whether it has KV cache. If not, another Opened follows when it gets some.
+    has_room: whether it has KV cache. Another Opened follows when it gets some, or loses it to an older session.
     """
 
     session_id: SessionId

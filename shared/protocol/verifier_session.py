@@ -132,6 +132,11 @@ class VerifierSession:
         return len(self.request.prompt_ids) + self.request.max_tokens
 
     @property
+    def reach(self) -> int:
+        """The length that the next pass can commit: with all pending guesses and a bonus token."""
+        return min(self.limit, self.length + len(self.guesses.pending) + 1)
+
+    @property
     def num_todo(self) -> int:
         """Committed tokens that the KV cache does not hold yet; 1 while the session decodes."""
         return self.length - self.computed

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from services.cloud_verifier.loop import MAX_FAILURES
-from shared.policies.batching import KV_STEP
+from shared.policies.batching import KV_AHEAD, KV_STEP, likely_kv_tokens
 from shared.protocol.messages import (
     NO_TOKENS,
     Close,
@@ -371,6 +371,23 @@ async def test_a_session_that_waits_for_kv_cache_is_told_so_and_told_when_it_has
         world.model.gate.open()
         await world.gateway.find(Opened, lambda opened: opened.session_id == third.session_id and opened.has_room)
         assert len(world.gateway.of(Opened)) == 5, "nobody is told twice"
+
+
+async def test_a_session_that_loses_its_kv_cache_to_an_older_one_is_told_so_and_told_when_it_has_some(
+    start: Start,
+) -> None:
+    first_kv = likely_kv_tokens(len(PROMPT), KV_AHEAD)
+    async with start(kv_tokens=2 * first_kv, heartbeat_s=0.05) as world:
+        world.model.gate.shut()
+        old, young = [await world.open(max_tokens=first_kv + 10, drafted=False) for _ in range(2)]
+        world.model.gate.open()
+        texts = [await world.text(request) for request in (old, young)]
+        assert texts == [answer(PROMPT, first_kv + 10)] * 2
+        told = [(opened.session_id, opened.has_room) for opened in world.gateway.of(Opened)]
+        has_room = [(old.session_id, True), (young.session_id, True)]
+        assert told == [*has_room, (young.session_id, False), (young.session_id, True)]
+        await until(lambda: world.count("verifier_preemptions") == 1)
+        assert world.verifier.engine.free_kv_tokens == 2 * first_kv
 
 
 async def test_a_verifier_with_waiting_sessions_tells_that_a_new_one_gets_no_kv_cache(start: Start) -> None:

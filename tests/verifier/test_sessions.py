@@ -185,13 +185,18 @@ def test_a_higher_term_keeps_the_cache_where_it_is_large_enough() -> None:
     assert slot.state.computed == len(PROMPT) + 2
 
 
-def test_a_higher_term_with_a_longer_answer_gets_a_larger_cache_and_feeds_its_text_again() -> None:
+def test_a_higher_term_with_a_longer_answer_keeps_the_cache_until_the_text_outgrows_it() -> None:
     table = Table(num_caches=4)
     slot = table.opens(1)
     commit(slot, 3)
     table.opens(1, term=2, max_tokens=STEP, committed=tuple(answer(PROMPT, 3)))
+    slot.state.guesses.pending = [8] * (STEP - len(PROMPT) - 4)
+    table.prepare_pass()
+    assert slot.context.capacity == STEP
+    slot.state.guesses.pending.append(8)
+    table.prepare_pass()
     assert slot.context.capacity == 2 * STEP
-    assert slot.state.computed == 0
+    assert slot.state.computed == len(PROMPT) + 2
     assert table.engine.free_kv_tokens == 2 * STEP
 
 
@@ -265,12 +270,12 @@ def test_no_memory_when_its_turn_comes_costs_a_waiting_session_and_not_the_one_t
     assert (list(table), table.engine.free_kv_tokens) == ([first], table.engine.info.kv_tokens)
 
 
-def test_a_rebinding_that_needs_a_larger_cache_than_there_is_memory_for_is_refused() -> None:
+def test_a_rebinding_with_another_text_for_whose_cache_there_is_no_memory_is_refused() -> None:
     table = Table(num_caches=3)
     slot = table.opens(1)
     row = slot.state.begin_pass(64, 0)
     table.broken = MemoryError()
-    table.opens(1, term=2, max_tokens=STEP)
+    table.opens(1, term=2, prompt=(7, 6))
     assert [(refused, refused.state.term) for refused, _ in table.refused] == [(slot, 2)]
     assert slot.state.end_pass(row, [8], PassInfo(), now=0.0) is None
     assert table.engine.free_kv_tokens == table.engine.info.kv_tokens

@@ -1,7 +1,7 @@
 """The built-in engine: contexts over `TargetModel`, with reservations and prefix sharing.
 
 Invariant: reservations of open contexts and of the prefix cache never exceed `kv_tokens`; the prefix cache shrinks for
-new contexts. A context waits only for older ones, so there is no deadlock.
+contexts that open or grow. A context waits only for older ones, so there is no deadlock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target, pick_device
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, PrefixCache, SortedTexts, num_common
 from services.cloud_verifier.torch_engine.text import Text
-from shared.policies.batching import KV_STEP, round_to_kv_step
+from shared.policies.batching import KV_STEP, likely_kv_tokens, round_to_kv_step
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
 from shared.protocol.running_adjustment import RunningAdjustment
@@ -51,6 +51,11 @@ class TorchContext:
     def capacity(self) -> int:
         return self.cache.capacity
 
+    @property
+    def filled(self) -> KvCache:
+        """The cache that holds the computed tokens, also while they are yet to be copied."""
+        return self.prefix.cache if self.prefix else self.cache
+
 
 class TorchEngine:
     """`services.cloud_verifier.engine.Engine` in this process. `kv_tokens`: capacity of the KV cache."""
@@ -59,7 +64,7 @@ class TorchEngine:
         largest = kv_tokens // KV_STEP * KV_STEP
         self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest, MAX_WINDOW)
         self.num_shared_tokens = 0
-        self.num_preemptions = 0  # KV cache is reserved
+        self.num_preemptions = 0  # it takes no context away by itself
         self.prefixes = PrefixCache()
         self._model = model
         self._numbers = itertools.count()
@@ -71,7 +76,8 @@ class TorchEngine:
         return self.info.kv_tokens - sum(context.capacity for context in self._contexts)
 
     def open(self, request: Open, token_ids: Sequence[int]) -> TorchContext | None:
-        reserved = round_to_kv_step(len(request.prompt_ids) + request.max_tokens)
+        num_left = len(request.prompt_ids) + request.max_tokens - len(token_ids)
+        reserved = likely_kv_tokens(len(token_ids), num_left)
         left = self.free_kv_tokens - reserved
         if left < 0:
             return None
@@ -79,16 +85,25 @@ class TorchEngine:
         key = None if request.cache_scope is None else Key.of(request.cache_scope, text.ids)
         kept = self._find_kept(key)
         self.prefixes.shrink(left)
-        try:
-            cache = self._model.new_cache(reserved)
-        except NO_MEMORY as error:
-            raise OutOfMemory(f"no memory for a KV cache of {reserved} tokens") from error
-        context = TorchContext(next(self._numbers), cache, request, text, key)
+        context = TorchContext(next(self._numbers), self._new_cache(reserved), request, text, key)
         self._find_prefix(context, kept)
         self._contexts[context] = None
         if key is not None:
             self._texts.add(key, context)
         return context
+
+    def grow(self, context: TorchContext, num_tokens: int) -> bool:
+        """The next step copies what the context holds. Until then the old cache stays in memory."""
+        left = self.free_kv_tokens + context.capacity - round_to_kv_step(num_tokens)
+        if left < 0:
+            return False
+        self.prefixes.shrink(left)
+        cache = self._new_cache(num_tokens)
+        if context.num_computed:
+            context.prefix = Prefix(context.filled, context.num_computed)
+        context.cache = cache
+        context.text.grow(cache.capacity)
+        return True
 
     def share(self, context: TorchContext) -> None:
         source = context.source
@@ -98,8 +113,7 @@ class TorchEngine:
             self._find_prefix(context, self._find_kept(context.key))
         elif source.num_computed >= context.num_awaited:
             common = min(num_common(source.text.ids, context.text.ids), source.num_computed)
-            # The source may still have to copy its own prefix
-            self._use_prefix(context, Prefix(source.prefix.cache if source.prefix else source.cache, common))
+            self._use_prefix(context, Prefix(source.filled, common))
 
     def close(self, context: TorchContext, token_ids: Sequence[int]) -> None:
         del self._contexts[context]
@@ -135,6 +149,12 @@ class TorchEngine:
 
     def shutdown(self) -> None:
         """There is nothing to end."""
+
+    def _new_cache(self, num_tokens: int) -> KvCache:
+        try:
+            return self._model.new_cache(num_tokens)
+        except NO_MEMORY as error:
+            raise OutOfMemory(f"no memory for a KV cache of {num_tokens} tokens") from error
 
     def _find_prefix(self, context: TorchContext, kept: Prefix | None) -> None:
         """Chooses the longest common prefix: of the kept cache, or of an older context of the same scope."""

@@ -20,6 +20,12 @@ class Text:
         self._num_written = len(token_ids)
         self.ids: NDArray[np.uint32] = self._buffer[: len(token_ids)]
 
+    def grow(self, capacity: int) -> None:
+        """Makes room for `capacity` tokens. Must not overlap with `write`."""
+        buffer = np.empty(capacity, dtype=np.uint32)
+        buffer[: self._num_written] = self._buffer[: self._num_written]
+        self._buffer, self.ids = buffer, buffer[: len(self.ids)]
+
     def write(self, start: int, token_ids: Sequence[int], *, is_end: bool) -> None:
         """Puts tokens at start, start + 1, ... The text ends behind them if `is_end`, or if it ended before."""
         new, end = np.array(token_ids, dtype=np.uint32), start + len(token_ids)

@@ -81,6 +81,10 @@ class VllmEngine:
         capacity = min(self.info.max_context, self.info.largest_context)
         return VllmContext(next(self._numbers), request, capacity, list(token_ids))
 
+    def grow(self, context: VllmContext, num_tokens: int) -> bool:
+        """A context may have any length from the start: vLLM preempts when its memory is full."""
+        return True
+
     def share(self, context: VllmContext) -> None:
         """vLLM finds cached prefixes itself when a request begins."""
 

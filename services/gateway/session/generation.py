@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.gateway.fleet.names import is_listed
+from shared.policies.batching import likely_kv_tokens
 from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
 
 
@@ -37,6 +38,10 @@ class Generation:
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return len(self.prompt_ids) + self.max_tokens
+
+    def kv_tokens(self, num_committed: int) -> int:
+        """KV cache that a verifier reserves for the session with so many tokens of the answer."""
+        return likely_kv_tokens(len(self.prompt_ids) + num_committed, self.max_tokens - num_committed)
 
     def open(self, term: int, drafter_id: str | None, committed_ids: TokenIds) -> Open:
         """Asks a verifier to begin, resume or rebind the session. drafter_id None: it runs alone."""

@@ -20,28 +20,28 @@ class LoadAccounting:
     """
 
     fleet: PeerFleet
-    kv_tokens: int
-    _counted: dict[str, bool] = field(default_factory=dict)  # instance id -> whether it knows the session
+    kv_tokens: int = 0  # that an instance reserves at which the session counts from now on
+    _counted: dict[str, int | None] = field(default_factory=dict)  # by instance; None: it knows the session
 
     def knows(self, instance_id: str | None) -> bool:
         """Whether the session counts at an instance that has been sent a message about it."""
-        return instance_id is not None and self._counted.get(instance_id, False)
+        return instance_id is not None and self._counted.get(instance_id, 0) is None
 
     def count_at(self, now: float, *instance_ids: str | None) -> None:
         """The session counts at these instances from now on, and at no other."""
         wanted = {instance_id for instance_id in instance_ids if instance_id is not None}
         for instance_id in wanted - self._counted.keys():
-            self._counted[instance_id] = False
+            self._counted[instance_id] = self.kv_tokens
             self.fleet.count_sessions(instance_id, 1, None, self.kv_tokens)
         for instance_id in self._counted.keys() - wanted:
-            if self._counted.pop(instance_id):
+            if (kv_tokens := self._counted.pop(instance_id)) is None:
                 self.fleet.count_sessions(instance_id, -1, now)
             else:
-                self.fleet.count_sessions(instance_id, -1, None, -self.kv_tokens)
+                self.fleet.count_sessions(instance_id, -1, None, -kv_tokens)
 
     def mark_known(self, instance_id: str | None, now: float) -> None:
         """The instance knows the session from now on, and its heartbeats will include it."""
-        if instance_id is not None and self._counted.get(instance_id) is False:
-            self._counted[instance_id] = True
-            self.fleet.count_sessions(instance_id, -1, None, -self.kv_tokens)
-            self.fleet.count_sessions(instance_id, 1, now, self.kv_tokens)
+        if instance_id is not None and (kv_tokens := self._counted.get(instance_id)) is not None:
+            self._counted[instance_id] = None
+            self.fleet.count_sessions(instance_id, -1, None, -kv_tokens)
+            self.fleet.count_sessions(instance_id, 1, now, kv_tokens)

@@ -32,20 +32,26 @@ class Placement:
         avoid: Collection[str] = (),
         fingerprints: Sequence[str] = (),
         holder: str | None = None,
+        num_committed: int = 0,
     ) -> str | None:
         """A verifier that is not in `avoid`: the `holder`, which has the session, if possible; else one that has room
         for it; else any. Of several, one with the first of these fingerprints that any of them has. None if there is
-        no verifier."""
+        no verifier. num_committed: tokens of the answer."""
         choices = self._verifiers(generation, now, avoid)
         if any(choice.instance_id == holder for choice in choices):
             return holder
-        return self._preferred(with_room(choices, generation.context) or choices, now, fingerprints)
+        return self._preferred(with_room(choices, generation.kv_tokens(num_committed)) or choices, now, fingerprints)
 
     def verifier_with_room(
-        self, generation: Generation, now: float, avoid: Collection[str], fingerprints: Sequence[str]
+        self,
+        generation: Generation,
+        now: float,
+        avoid: Collection[str],
+        fingerprints: Sequence[str],
+        num_committed: int,
     ) -> str | None:
         """As `verifier`, but None if all have too little KV cache free."""
-        choices = with_room(self._verifiers(generation, now, avoid), generation.context)
+        choices = with_room(self._verifiers(generation, now, avoid), generation.kv_tokens(num_committed))
         return self._preferred(choices, now, fingerprints)
 
     def _verifiers(self, generation: Generation, now: float, avoid: Collection[str]) -> list[RoutingCandidate]:

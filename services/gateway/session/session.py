@@ -91,7 +91,7 @@ class Session:
             timing,
             VerdictStream(len(generation.prompt_ids), generation.max_tokens, timing.poll, wants_logprobs),
             DrafterBinding(generation, placement, timing, quarantine),
-            LoadAccounting(placement.fleet, generation.context),
+            LoadAccounting(placement.fleet),
             quarantine,
             SessionOutbox(generation.session_id),
         )
@@ -256,7 +256,9 @@ class Session:
     def _place(self, now: float) -> None:
         """Opens the session at its own verifier if that is available, else at the best one; waits if there is none."""
         avoided = self._quarantine.avoided(now)
-        verifier_id = self.placement.verifier(self.generation, now, avoided, self.fingerprints, self.verifier_id)
+        verifier_id = self.placement.verifier(
+            self.generation, now, avoided, self.fingerprints, self.verifier_id, len(self.stream.tokens)
+        )
         if verifier_id is not None:
             self._num_idle_terms += 1
             if self._num_idle_terms > self.timing.max_idle_opens:
@@ -277,7 +279,8 @@ class Session:
         if now < self._search.due:
             return None
         avoided = self._quarantine.avoided(now) | {str(self.verifier_id)}
-        return self.placement.verifier_with_room(self.generation, now, avoided, self.fingerprints)
+        num_committed = len(self.stream.tokens)
+        return self.placement.verifier_with_room(self.generation, now, avoided, self.fingerprints, num_committed)
 
     def _bind(self, verifier_id: str, drafter_id: str | None, now: float) -> None:
         """Begins a new term with this verifier and drafter."""
@@ -289,6 +292,7 @@ class Session:
         if verifier_id != self.verifier_id:
             self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
         self.verifier_id, self._drafter.drafter_id = verifier_id, drafter_id
+        self._load.kv_tokens = self.generation.kv_tokens(len(self.stream.tokens))
         self._load.count_at(now, verifier_id, drafter_id)
         self.term += 1
         self.stream.begin_term(self.term, now)

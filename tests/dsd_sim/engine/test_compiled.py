@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 ASK = """
 import dsd_sim, numba
-from dsd_sim.engine.cloud import round_to_kv_step
-print(numba.config.CACHE_DIR, round_to_kv_step(700))
+from dsd_sim.engine.kv_cache import likely_kv_tokens
+print(numba.config.CACHE_DIR, likely_kv_tokens(700, 0))
 """
 
 

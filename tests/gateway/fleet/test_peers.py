@@ -10,6 +10,7 @@ import pytest
 
 from services.gateway.fleet.peers import KNOWN, MAX_CONTROLLERS, MAX_PEERS, PeerFleet
 from services.gateway.session.generation import Generation
+from services.gateway.session.load_accounting import LoadAccounting
 from services.gateway.session.placement import Placement
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import Heartbeat, Load, Sampling, Service, Speculation, TokenIds
@@ -272,12 +273,31 @@ def kv(free_kv_tokens: int, num_sessions: int = 0) -> Load:
 
 
 def test_a_verifier_without_room_is_not_chosen_while_another_has_room() -> None:
-    chooser = placement(beat("a.1", load=kv(99)), beat("b.1", load=kv(100, 9)), beat("c.1", load=kv(100, 5)))
+    chooser = placement(beat("a.1", load=kv(127)), beat("b.1", load=kv(128, 9)), beat("c.1", load=kv(128, 5)))
     order = generation(num_prompt=40, max_tokens=60)
     assert chooser.verifier(order, 0.1) == "c.1", "the router's choice among those with room"
     assert chooser.verifier(order, 0.1, avoid=["b.1", "c.1"]) == "a.1", "none has room"
     assert chooser.verifier(order, 0.1, holder="a.1") == "a.1", "it has the session already"
     assert chooser.verifier(generation(num_prompt=4, max_tokens=60), 0.1) == "a.1"
+
+
+def test_a_session_needs_room_for_its_text_and_what_is_likely_to_follow() -> None:
+    chooser = placement(beat("a.1", load=kv(319)), beat("b.1", load=kv(320, 9)))
+    order = generation(num_prompt=10, max_tokens=900)
+    assert chooser.verifier(order, 0.1) == "b.1"
+    assert chooser.verifier_with_room(order, 0.1, (), (), num_committed=54) == "b.1"
+    assert chooser.verifier_with_room(order, 0.1, (), (), num_committed=55) is None
+    assert chooser.verifier_with_room(order, 0.1, (), (), num_committed=700) is None
+
+
+def test_a_session_that_goes_gives_back_what_was_counted_for_it() -> None:
+    chooser = placement(beat("a.1", load=kv(1024)))
+    load = LoadAccounting(chooser.fleet, kv_tokens=64)
+    load.count_at(0.1, "a.1")
+    load.kv_tokens = 128
+    assert chooser.fleet.choices("verifier", MODEL, 0.1)[0].kv_since == 64
+    load.count_at(0.1)
+    assert chooser.fleet.choices("verifier", MODEL, 0.1)[0].kv_since == 0
 
 
 def test_a_verifier_that_tells_of_no_kv_cache_counts_as_one_with_room() -> None:

@@ -374,6 +374,21 @@ def test_a_session_that_finds_no_room_at_the_new_verifier_looks_on_less_often_an
     assert pauses[-1] <= 70.0
 
 
+def test_a_session_that_loses_its_kv_cache_moves_when_another_verifier_has_room_for_its_text() -> None:
+    story = Story([full("v1.1", 512), full("v2.1", num_sessions=5)], {"max_tokens": 900})
+    story.opened("v1.1")
+    story.verdict("v1.1", PROMPT, [*range(100)])
+    story.opened("v1.1", has_room=False)
+    story.beats = [full("v1.1"), full("v2.1", 320, num_sessions=5)]
+    answered_polls(story, 5.0)
+    assert (story.session.verifier_id, story.session.term) == ("v1.1", 1), "prompt and answer need 384"
+    story.beats = [full("v1.1"), full("v2.1", 384, num_sessions=5)]
+    story.wait(2.0)
+    moved = next(send for send in story.sends() if isinstance(send.message, Open) and send.message.term == 2)
+    assert (moved.instance_id, moved.message.term) == ("v2.1", 2)
+    assert moved.message.committed_ids == tuple(range(100))
+
+
 def test_a_running_session_moves_at_once_when_its_verifier_leaves() -> None:
     story = running()
     story.failure("v1.1", "draining", retryable=True)

@@ -42,7 +42,7 @@ class Table(SessionTable):
 
     def run_pass(self, chunk: int = 8) -> list[str]:
         """Computes one pass and returns the ids of its sessions."""
-        self.share_prefixes()
+        self.prepare_pass()
         slots = self.ready()
         rows = [slot.state.begin_pass(chunk, 0) for slot in slots]
         computed = self.engine.step([step_row(slot, row) for slot, row in zip(slots, rows, strict=True)])
@@ -187,7 +187,7 @@ def test_what_a_twin_has_yet_to_copy_is_copied_from_where_it_is() -> None:
     second = table.opens(3, PROMPT)
     assert second.context.source is first.context
     assert second not in table.ready()
-    table.share_prefixes()
+    table.prepare_pass()
     assert second in table.ready()
     assert second.context.prefix is not None
     assert second.context.prefix.cache is source

@@ -23,8 +23,14 @@ from services.local.supervisor import Program
 HOST = "127.0.0.1"
 SERVER_PORTS = range(10_000, 32_768)
 LIMITS = """\
-# Settings of every NATS server of DSD.
-max_payload: 256KB
+# Settings of every NATS server of DSD. Limits of a connection: the bus sends parts of 64 KB, a service has up to 5
+# subscriptions, and the link of a site one for each of its drafters.
+max_payload: 64KB
+max_subscriptions: 1024
+
+# All clients of a server together. Further ones are refused; those that are there stay.
+max_connections: 2048
+
 ping_interval: "5s"
 ping_max: 2
 write_deadline: "5s"

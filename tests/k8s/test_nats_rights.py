@@ -78,10 +78,13 @@ class Guarded:
     ca: Path | None = None
 
 
-def of_manifests(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
-    """With the configuration and the keys of the overlay for trying out."""
+def of_manifests(
+    folder: Path, machine: Machine, documented: dict[str, Secrets], changed: dict[str, str] | None = None
+) -> Guarded:
+    """With the configuration and the keys of the overlay for trying out, but for files that are `changed`."""
     keys = K8S / "overlays/dev/example-keys"
-    return Guarded(machine.start("dev").url, {name: keys / f"{kind}s" / name for name, kind in KIND_OF.items()})
+    seeds = {name: keys / f"{kind}s" / name for name, kind in KIND_OF.items()}
+    return Guarded(machine.start("dev", changed=changed).url, seeds)
 
 
 def of_a_site(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.protocol.guesses import FATES, Fates
 
+MAX_VERIFIERS = 256  # names that label metrics
+
 
 class DrafterMetrics:
     """All metrics of one drafter. When its sessions have ended, the fates add up to the drafted tokens."""
@@ -31,8 +33,22 @@ class DrafterMetrics:
             "dsd_drafter_min_confidence", "Confidence below which a guess ends a window", ["verifier"]
         )
         self.rtt_seconds = gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"])
+        self._shown: dict[str, None] = {}  # names of verifiers, the newest last
 
     def count_fates(self, before: Fates, after: Fates) -> None:
         """Adds the changes of a session's fates."""
         for fate in FATES:
             self.guesses.labels(fate).inc(getattr(after, fate) - getattr(before, fate))
+
+    def show_pair(self, verifier: str, window: int, min_confidence: float, rtt_ms: float) -> None:
+        """What holds towards a verifier. Where there are too many names, the one shown longest ago goes."""
+        self._shown.pop(verifier, None)
+        self._shown[verifier] = None
+        self.window.labels(verifier).set(window)
+        self.min_confidence.labels(verifier).set(min_confidence)
+        self.rtt_seconds.labels(verifier).set(rtt_ms / 1e3)
+        if len(self._shown) > MAX_VERIFIERS:
+            oldest = next(iter(self._shown))
+            del self._shown[oldest]
+            for gauge in (self.window, self.min_confidence, self.rtt_seconds):
+                gauge.remove(oldest)

@@ -263,9 +263,8 @@ class Drafter:
                 self._outbox.put(subjects.broadcast(Report, "drafter", self.instance_id), report)
                 for pair in reports:
                     name = subjects.instance_name(pair.verifier_id)
-                    self._metrics.window.labels(name).set(pair.window)
-                    self._metrics.min_confidence.labels(name).set(choices[pair.verifier_id].min_confidence)
-                    self._metrics.rtt_seconds.labels(name).set(pair.rtt_ms / 1e3)
+                    min_confidence = choices[pair.verifier_id].min_confidence
+                    self._metrics.show_pair(name, pair.window, min_confidence, pair.rtt_ms)
 
     async def _send_heartbeats(self) -> None:
         while True:

@@ -1,8 +1,8 @@
 """The state of every drafter-verifier pair, and the decisions that follow from reports.
 
-Invariant: a report counts once and in order. A pair is created only while its verifier is alive, and there are at most
-`max_pairs`. `expire` removes pairs without a report for `expiry_s`. Pure: times are arguments, in seconds of one
-monotonic clock.
+Invariant: a report counts once and in order. A pair is created only while its verifier is alive, there are at most
+`max_pairs`, and of a drafter's name only those of its newest instances. `expire` removes pairs without a report for
+`expiry_s`. Pure: times are arguments, in seconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Literal, NamedTuple, TypeAlias
 from awc.estimators.acceptance import AcceptanceEstimate
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
 from services.window_controller.verifiers import LiveVerifiers
+from shared.protocol.instances import NewestInstances
 from shared.protocol.messages import PairReport, Reason, Report, WindowDecision
 
 ACCEPTANCE_HALF_LIFE = 200.0  # judged guesses after which a guess weighs half
 
-DropReason: TypeAlias = Literal["foreign", "overflow", "replayed", "implausible", "unknown_verifier", "full"]
+DropReason: TypeAlias = Literal[
+    "foreign", "frequent", "overflow", "replaced", "replayed", "implausible", "unknown_verifier", "full"
+]
 
 
 class PairId(NamedTuple):
@@ -85,6 +88,7 @@ class PairController:
         max_pairs: int,
         expiry_s: float,
         announce_s: float,
+        instances_per_name: int = 1,
     ) -> None:
         self._policy = policy
         self._verifiers = verifiers
@@ -95,6 +99,7 @@ class PairController:
         self._expiry_s = expiry_s
         self._announce_s = announce_s
         self._pairs: dict[PairId, PairState] = {}
+        self._drafters = NewestInstances(instances_per_name)  # with a pair
         self._sequences: dict[str, int] = {}  # of the newest report, by drafter with a pair
         self._num_decisions = 0
 
@@ -132,13 +137,17 @@ class PairController:
         """Removes pairs without a report for `expiry_s` and drafters without a pair."""
         oldest = now - self._expiry_s
         self._pairs = {pair: state for pair, state in self._pairs.items() if state.reported_at > oldest}
-        drafter_ids = {pair.drafter_id for pair in self._pairs}
-        self._sequences = {name: number for name, number in self._sequences.items() if name in drafter_ids}
+        for drafter_id in self._sequences.keys() - {pair.drafter_id for pair in self._pairs}:
+            del self._sequences[drafter_id]
+            self._drafters.leave(drafter_id)
 
     def _take(self, report: Report, now: float) -> list[PairUpdate]:
         """The valid parts of a report."""
         if report.sequence <= self._sequences.get(report.drafter_id, -1):
             self._on_drop("replayed")
+            return []
+        if not self._drafters.may_join(report.drafter_id, now):
+            self._on_drop("replaced")
             return []
         updates: dict[PairId, PairUpdate] = {}
         for seen in report.pairs:
@@ -146,11 +155,19 @@ class PairController:
             if pair in updates:
                 self._on_drop("replayed")
             elif (state := self._state_of(pair, seen, now)) is not None:
-                state.note(seen, now)
-                updates[pair] = PairUpdate(pair, state, seen)
+                corrected = self._verifiers.corrected(seen)
+                state.note(corrected, now)
+                updates[pair] = PairUpdate(pair, state, corrected)
         if updates:
             self._sequences[report.drafter_id] = report.sequence
+            self._remove(self._drafters.join(report.drafter_id, now))
         return list(updates.values())
+
+    def _remove(self, drafter_id: str | None) -> None:
+        """Forgets a drafter that a newer instance of its name has replaced."""
+        if drafter_id is not None:
+            self._pairs = {pair: state for pair, state in self._pairs.items() if pair.drafter_id != drafter_id}
+            self._sequences.pop(drafter_id, None)
 
     def _decide_on(self, updates: list[PairUpdate], now: float) -> list[WindowDecision]:
         """Decides on all pairs at once; if the policy fails, one by one (a report may then count twice). A pair on

@@ -16,11 +16,12 @@ import structlog
 from services.window_controller.metrics import ControllerMetrics
 from services.window_controller.pairs import DropReason, PairController, PairId
 from services.window_controller.reloads import Reloads
+from services.window_controller.report_limits import ReportLimits
 from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
 from shared.bus.bus import Absent, Bus
 from shared.protocol.messages import Heartbeat, Load, Message, Report, WindowDecision
-from shared.protocol.subjects import all_broadcasts, broadcast, fits, to
+from shared.protocol.subjects import all_broadcasts, broadcast, fits, instance_name, to
 from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -54,7 +55,8 @@ class WindowController:
         self._reloads = reloads
         self._draining = False
         self._reports: asyncio.Queue[Report] = asyncio.Queue(settings.max_waiting)
-        self._verifiers = LiveVerifiers(settings.max_verifiers)
+        self._limits = ReportLimits(settings.instances_per_name)
+        self._verifiers = LiveVerifiers(settings.max_verifiers, settings.instances_per_name)
         self._pairs = PairController(
             settings.make_policy(),
             self._verifiers,
@@ -64,6 +66,7 @@ class WindowController:
             max_pairs=settings.max_pairs,
             expiry_s=settings.pair_expiry_s,
             announce_s=settings.announce_s,
+            instances_per_name=settings.instances_per_name,
         )
 
     @classmethod
@@ -125,6 +128,7 @@ class WindowController:
         """Repeats decisions, since core NATS may lose one, and removes silent pairs and verifiers."""
         while True:
             now = time.monotonic()
+            self._limits.expire(now)
             self._verifiers.expire(now)
             self._pairs.expire(now)
             self._metrics.verifiers.set(len(self._verifiers))
@@ -175,6 +179,9 @@ class WindowController:
                 self._drop("foreign")
 
     def _on_report(self, report: Report) -> None:
+        if not self._limits.take(instance_name(report.drafter_id), time.monotonic()):
+            self._drop("frequent")
+            return
         try:
             self._reports.put_nowait(report)
         except asyncio.QueueFull:

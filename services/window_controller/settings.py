@@ -49,6 +49,9 @@ class ControllerSettings(ServiceSettings):
     pair_expiry_s: float = Field(
         PAIR_EXPIRY_S, gt=0, description="Seconds without a report after which a pair is removed"
     )
+    instances_per_name: int = Field(
+        1, ge=1, description="Drafters or verifiers that may share a name; a newer one replaces the oldest"
+    )
     max_pairs: int = Field(1 << 16, ge=1, description="Most drafter-verifier pairs")
     max_verifiers: int = Field(1024, ge=1, description="Most live verifiers")
     max_waiting: int = Field(4096, ge=1, description="Most queued reports; further ones are dropped")

@@ -15,6 +15,8 @@ from msgspec import Struct
 
 from shared.protocol.messages import Load
 
+SHARES, SPARE = 2, 2  # of `within_share`
+
 
 class RoutingCandidate(Struct, frozen=True):
     """An instance that may be chosen, with the load of its newest heartbeat."""
@@ -22,13 +24,13 @@ class RoutingCandidate(Struct, frozen=True):
     instance_id: str
     load: Load
     num_since: int = 0  # assignment changes not yet reflected in `load`
-    num_least: int = 0  # sessions that are there whatever `load` says
+    num_own: int = 0  # sessions that the caller has placed there, whatever `load` says
     kv_since: int = 0  # tokens of KV cache that they reserve
 
     @property
     def queue_length(self) -> tuple[int, int]:
         """The sort key of JSQ: sessions, then queued tokens."""
-        return (max(self.load.num_sessions + self.num_since, self.num_least), self.load.queue_tokens)
+        return (max(self.load.num_sessions + self.num_since, self.num_own), self.load.queue_tokens)
 
     def has_room(self, kv_tokens: int) -> bool:
         """Whether a new session gets so much KV cache at once. True if the load tells of no KV cache."""
@@ -38,6 +40,13 @@ class RoutingCandidate(Struct, frozen=True):
 def with_room(candidates: Sequence[RoutingCandidate], kv_tokens: int) -> Sequence[RoutingCandidate]:
     """The candidates that have so much KV cache free. A router chooses among them, or among all if this is empty."""
     return [candidate for candidate in candidates if candidate.has_room(kv_tokens)]
+
+
+def within_share(candidates: Sequence[RoutingCandidate]) -> Sequence[RoutingCandidate]:
+    """The candidates with at most SHARES times the caller's sessions of the candidate that has fewest, and SPARE more:
+    no claim about its load, speed or distance gets an instance more, whatever the policy."""
+    most = SHARES * min((candidate.num_own for candidate in candidates), default=0) + SPARE
+    return [candidate for candidate in candidates if candidate.num_own <= most]
 
 
 class Router(Protocol):

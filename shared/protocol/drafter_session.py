@@ -16,6 +16,7 @@ from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Draft, Speculate, To
 
 MAX_SILENT_TRIES = 8
 MIN_TIMEOUT_MS, MAX_TIMEOUT_MS = 20.0, 4000.0
+LONGEST_MS = 60_000.0  # of a round trip and of a timeout, whatever a verifier says
 
 
 @dataclass(slots=True)
@@ -26,7 +27,7 @@ class RoundTrip:
     deviation_ms: float = 0.0
 
     def observe(self, sample_ms: float) -> None:
-        sample_ms = max(0.0, sample_ms)
+        sample_ms = min(max(0.0, sample_ms), LONGEST_MS)
         if self.mean_ms is None:
             self.mean_ms, self.deviation_ms = sample_ms, sample_ms / 2
             return
@@ -223,7 +224,7 @@ class DrafterSession:
     @property
     def _timeout_ms(self) -> float:
         """How long an answer may take: the round trip, the running pass and the next one."""
-        return max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + 2 * self._pass_ms)
+        return min(max(MIN_TIMEOUT_MS, self.round_trip.timeout_ms + 2 * self._pass_ms), LONGEST_MS)
 
     def _draft(self, base: int, ids: TokenIds, now: float) -> Draft:
         return Draft(self.session_id, self.term, self.epoch, base, ids, self.free_run, now)

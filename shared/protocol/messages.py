@@ -51,7 +51,9 @@ Millis: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
 Mean: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
 Window: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # logs and terminals show these texts
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRINTABLE)]
+Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
 Service: TypeAlias = Literal["gateway", "drafter", "verifier", "controller"]
 FailureCode: TypeAlias = Literal[
@@ -138,9 +140,13 @@ class Echo(Wire, frozen=True):
 class TokenLogprobs(Wire, frozen=True):
     """Natural logarithms of probabilities at one position, before penalties, temperature and filters."""
 
-    logprob: float  # of the committed token
+    logprob: Logprob  # of the committed token
     top_ids: TokenIds  # the most probable tokens, by (probability descending, id ascending)
-    top_logprobs: Annotated[list[float], Meta(max_length=MAX_TOP_LOGPROBS)]
+    top_logprobs: Annotated[list[Logprob], Meta(max_length=MAX_TOP_LOGPROBS)]  # of each of them
+
+    def __post_init__(self) -> None:
+        if len(self.top_ids) != len(self.top_logprobs):
+            raise ValueError(f"{len(self.top_ids)} tokens have {len(self.top_logprobs)} logprobs")
 
 
 class Open(Wire, frozen=True, tag="open"):
@@ -319,7 +325,7 @@ class Heartbeat(Wire, frozen=True, tag="heartbeat"):
     models: Annotated[list[Name], Meta(max_length=64)]
     max_context: Count
     vocab_size: Count
-    fingerprint: Annotated[str, Meta(max_length=256)]
+    fingerprint: Annotated[str, Meta(max_length=256, pattern=PRINTABLE)]
     load: Load
     draining: bool
 
@@ -330,7 +336,7 @@ class Failure(Wire, frozen=True, tag="failure"):
     session_id: SessionId
     term: Count
     code: FailureCode
-    message: Annotated[str, Meta(max_length=1024)]
+    message: Annotated[str, Meta(max_length=1024, pattern=PRINTABLE)]
     retryable: bool
 
 

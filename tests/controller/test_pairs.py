@@ -17,10 +17,10 @@ from shared.protocol.subjects import new_instance_id
 from shared.timing import MAX_SILENCE_S, STALE_HEARTBEATS
 
 DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
-VERIFIER, OTHER_VERIFIER = new_instance_id("cloud"), new_instance_id("cloud")
+VERIFIER, OTHER_VERIFIER = new_instance_id("cloud-1"), new_instance_id("cloud-2")
 
 
-def heartbeat(instance_id: str, interval_s: float = 1.0) -> Heartbeat:
+def heartbeat(instance_id: str, interval_s: float = 1.0, load: Load | None = None) -> Heartbeat:
     return Heartbeat(
         service="verifier",
         instance_id=instance_id,
@@ -29,7 +29,7 @@ def heartbeat(instance_id: str, interval_s: float = 1.0) -> Heartbeat:
         max_context=1024,
         vocab_size=100,
         fingerprint="none",
-        load=Load(),
+        load=load or Load(),
         draining=False,
     )
 
@@ -309,6 +309,51 @@ def test_the_number_of_pairs_is_bounded_and_those_known_are_kept() -> None:
     assert len(recorded.pairs) == 1
 
 
+def test_the_nonces_of_one_name_take_no_room_from_other_drafters() -> None:
+    recorded = Recorded(StaticPolicy(DEFAULT_CHOICE), max_pairs=4)
+    for number in range(100):
+        recorded.report(0, seen(), seen(OTHER_VERIFIER), now=number / 50, drafter_id=f"liar.{number:012x}")
+    assert len(recorded.pairs) == 2
+    assert "full" not in recorded.dropped
+    assert windows(recorded.report(0, seen(), now=2.0, drafter_id=OTHER_DRAFTER)) == [(VERIFIER, 8)]
+    assert recorded.report(1, seen(), now=9.0, drafter_id=f"liar.{0:012x}") == [], "it was replaced"
+    assert recorded.dropped[-1] == "replaced"
+
+
+LOAD = Load(num_sessions=2, max_sessions=64, token_budget=256, step_ms=40.0, prefill_ms=0.5)
+LIES: dict[str, dict[str, object]] = {
+    "long texts for nothing": {"pass_tokens": 131072.0, "pass_ms": 0.001},
+    "endless passes": {"pass_tokens": 1.0, "pass_ms": 60_000.0},
+    "endless passes of long texts": {"pass_tokens": 131072.0, "pass_ms": 60_000.0},
+    "a thousand sessions": {"num_sessions": 4096},
+}
+
+
+def honest_window(policy: str, lies: dict[str, object]) -> int:
+    """The window of a drafter beside one that reports this."""
+    recorded = Recorded(POLICIES[policy](DEFAULT_CHOICE))
+    window = DEFAULT_CHOICE.window
+    for number in range(400):
+        now, tokens = number / 4, 20.0 + number % 7
+        recorded.verifiers.hear(heartbeat(VERIFIER, load=LOAD), now)
+        honest = msgspec.structs.replace(
+            seen(matched=15, mismatched=1), window=window, pass_tokens=tokens, pass_ms=30.0 + tokens / 2, draft_ms=5.0
+        )
+        for decision in recorded.report(number, honest, now=now):
+            window = decision.window
+        recorded.report(number, msgspec.structs.replace(honest, **lies), now=now, drafter_id=OTHER_DRAFTER)
+    return window
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "goodput"])
+@pytest.mark.parametrize("lies", LIES.values(), ids=LIES.keys())
+def test_what_a_drafter_reports_of_a_verifier_is_no_more_than_that_tells_itself(
+    policy: str, lies: dict[str, object]
+) -> None:
+    alone = honest_window(policy, {})
+    assert alone / 2 <= honest_window(policy, lies) <= 2 * alone
+
+
 def test_a_report_with_no_pairs_leaves_nothing_behind(static: Recorded) -> None:
     assert static.report(0) == []
     assert len(static.pairs) == 0
@@ -336,3 +381,11 @@ def test_the_number_of_verifiers_is_bounded_and_those_known_are_kept() -> None:
     assert not verifiers.hear(heartbeat(OTHER_VERIFIER), now=0.0)
     assert verifiers.hear(heartbeat(VERIFIER), now=2.0)
     assert verifiers.is_live(VERIFIER, now=4.0)
+
+
+def test_the_nonces_of_one_verifier_take_no_room_from_others() -> None:
+    verifiers = LiveVerifiers(max_verifiers=3)
+    for number in range(100):
+        verifiers.hear(heartbeat(f"liar.{number:012x}"), now=number / 50)
+    assert len(verifiers) == 1
+    assert verifiers.hear(heartbeat(VERIFIER), now=2.0)

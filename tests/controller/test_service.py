@@ -209,6 +209,18 @@ async def test_reports_that_come_faster_than_they_are_decided_on_are_dropped_and
         assert world.count("dropped_total", reason="overflow") > 0
 
 
+async def test_a_drafter_that_reports_all_the_time_leaves_room_for_the_others() -> None:
+    async with running(max_waiting=100) as world:
+        await world.outside.send_heartbeat()
+        liar = new_instance_id("liar")
+        for sequence in range(1000):
+            await world.outside.report(report(sequence, drafter_id=liar), sender_id=liar)
+        await world.outside.report(report(0))
+        await world.outside.decision()
+        assert world.count("dropped_total", reason="frequent") > 800
+        assert world.count("dropped_total", reason="overflow") == 0
+
+
 @pytest.mark.parametrize(("failing", "name"), [(StaticPolicy, "decide"), (PairController, "observe")])
 async def test_what_fails_on_a_report_costs_that_report_only(
     failing: type, name: str, monkeypatch: pytest.MonkeyPatch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from awc.policy import DEFAULT_CHOICE
+from services.edge_drafter import metrics
 from shared.protocol.messages import Close, Draft, Heartbeat, Report, WindowDecision
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.peers import until
@@ -111,3 +113,14 @@ async def test_steps_of_several_sessions_take_turns(world: World) -> None:
         await world.drafted(request, 0, WINDOW)
     order = [first for first, _ in world.model.steps]
     assert order[:9] == [1, 2, 3] * 3
+
+
+def test_the_verifiers_that_label_metrics_are_bounded_whoever_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_VERIFIERS", 3)
+    registry = CollectorRegistry()
+    shown = metrics.DrafterMetrics(registry)
+    for number in (0, 1, 2, 0, 3, 4):
+        shown.show_pair(f"cloud-{number}", 8, 0.5, 20.0)
+    for name in ("window", "min_confidence", "rtt_seconds"):
+        (family,) = [each for each in registry.collect() if each.name == f"dsd_drafter_{name}"]
+        assert {sample.labels["verifier"] for sample in family.samples} == {"cloud-0", "cloud-3", "cloud-4"}

@@ -1,13 +1,13 @@
 """The live instances, what they serve and their load, from heartbeats.
 
 Invariant: an instance is a candidate only while its newest heartbeat is younger than three of its own intervals and
-does not say that it is draining. Of a name only the newest instances count, so that the holder of one name, the least
-that a NATS key grants, is one choice among many; and a name has news at most every NEWS_S, however often it starts
-anew. No I/O and no clock: every call gets `now` in seconds.
+does not say that it is draining. Of a name only the newest instances count (shared/protocol/instances.py). An instance
+joins at most once in PAUSE_S, whatever its heartbeats say. No I/O and no clock: every call gets `now` in seconds.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_left, insort
 from collections import Counter
@@ -17,16 +17,15 @@ from itertools import islice
 
 from services.gateway.fleet.names import id_range
 from shared.policies.routing import RoutingCandidate
+from shared.protocol.instances import PAUSE_S, NewestInstances
 from shared.protocol.messages import Heartbeat, Service
 from shared.protocol.subjects import instance_name
 from shared.timing import silence_s
 
 MAX_PEERS = 4096  # further instances are ignored
-MAX_CONTROLLERS = 64  # of one name, which replicas share
-MAX_REPLACED = 64  # ids of a name that are remembered as replaced
+CONTROLLERS_PER_NAME = 16  # they share one
 MAX_CHOICES = 64  # instances that a router compares at once
 MAX_LOOKS = 256  # instances that a search looks at if none of the first ones suits
-NEWS_S = 0.1
 LAG_S = 0.02  # heartbeat propagation allowance beyond the round trip, seconds
 MAX_TRAVEL_S = 2.0  # of a heartbeat, whatever round trip it tells
 WORKERS: tuple[Service, ...] = ("verifier", "drafter")  # services that take sessions
@@ -56,23 +55,14 @@ class Peer:
     unknown: Change = NO_CHANGE  # assigned sessions that the instance does not know yet
     known: list[tuple[float, Change]] = field(default_factory=list)  # (since when, change)
     since: Change = NO_CHANGE  # changes not yet reflected in `heartbeat`, both kinds
-    num_own: int = 0  # sessions that the gateway has there
+    joined_at: float = -math.inf
     stale_at: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.stale_at = self.heard_at + silence_s(self.heartbeat.interval_s)
 
-    @property
-    def candidate(self) -> RoutingCandidate:
-        trusted = self.heartbeat.service != "drafter"  # a drafter that claims to be idle gets no more than its share
-        num_least, since = 0 if trusted else self.num_own, self.since
-        return RoutingCandidate(
-            self.heartbeat.instance_id, self.heartbeat.load, since.num_sessions, num_least, since.kv_tokens
-        )
-
     def count(self, change: Change, known_at: float | None) -> None:
         """As PeerFleet.count_sessions."""
-        self.num_own = max(0, self.num_own + change.num_sessions)
         if known_at is not None:
             self.known.append((known_at, change))
         elif self.unknown.num_sessions + change.num_sessions < 0:
@@ -96,57 +86,54 @@ class Peer:
         return now < self.stale_at and not self.heartbeat.draining
 
 
-@dataclass(slots=True)
-class Name:
-    """The instances of a configured name, as ids, the newest last."""
-
-    ids: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)  # by newer ones, for as long as any instance lives
-    news_at: float = -NEWS_S
-
-    def replace(self, instance_id: str) -> None:
-        self.ids.remove(instance_id)
-        self.replaced = [*self.replaced[1 - MAX_REPLACED :], instance_id]
-
-
 class PeerFleet:
     """The verifiers, drafters and controllers whose heartbeats a gateway receives."""
 
     def __init__(self, instances_per_name: int = 1) -> None:
-        self._instances_per_name = instances_per_name
         self._peers: dict[str, Peer] = {}
         self._serving: dict[tuple[Service, str], list[str]] = {}  # ids in order, by service and model
         self._nums: Counter[Service] = Counter()
-        self._names: dict[tuple[Service, str], Name] = {}
+        per_name = dict.fromkeys(WORKERS, instances_per_name) | {"controller": CONTROLLERS_PER_NAME}
+        self._newest = {service: NewestInstances(per_name[service]) for service in KNOWN}
         self._gone: list[str] = []  # replaced since the last `expire`
+        self._own: Counter[str] = Counter()  # the gateway's sessions by name, those of replaced instances too
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
-        """Takes a heartbeat; True if it makes an instance available for sessions that was not there."""
+        """Takes a heartbeat; True if it makes an instance available for sessions."""
         if heartbeat.service not in KNOWN:
             return False
         peer = self._peers.get(heartbeat.instance_id)
         if peer is None:
-            return self._join(heartbeat, now)
-        if peer.heartbeat.service != heartbeat.service:
+            if not self._admit(heartbeat, now):
+                return False
+            peer, was_candidate = self._add(Peer(heartbeat, now)), False
+        elif peer.heartbeat.service != heartbeat.service:
             return False
-        was_stale = now >= peer.stale_at
-        if peer.heartbeat.models != heartbeat.models:
-            self._unlist(peer.heartbeat)
-            self._list(heartbeat)
-        peer.renew(heartbeat, now)
-        return was_stale and self._is_news(heartbeat, now)
+        else:
+            was_candidate = peer.may_serve(now)
+            self._renew(peer, heartbeat, now)
+        joins = heartbeat.service in WORKERS and not heartbeat.draining and not was_candidate
+        if not joins or now - peer.joined_at < PAUSE_S:
+            return False
+        peer.joined_at = now
+        return True
 
     def expire(self, now: float) -> list[str]:
         """Removes the instances whose heartbeat is stale or that newer ones have replaced, and returns their ids."""
         gone, self._gone = self._gone, []
-        for instance_id in [instance_id for instance_id, peer in self._peers.items() if now >= peer.stale_at]:
-            self._forget(self._peers.pop(instance_id).heartbeat)
-            gone.append(instance_id)
+        for peer in [peer for peer in self._peers.values() if now >= peer.stale_at]:
+            self._newest[peer.heartbeat.service].leave(peer.heartbeat.instance_id)
+            self._remove(peer)
+            gone.append(peer.heartbeat.instance_id)
         return gone
 
     def count_sessions(self, instance_id: str, num: int, known_at: float | None, kv_tokens: int = 0) -> None:
         """Adds `num` sessions (negative: removes) and the KV cache that they reserve to an instance's load until its
         heartbeats can include them. known_at: when the instance learns of the change; None: it does not know yet."""
+        name = instance_name(instance_id)
+        self._own[name] += num
+        if not self._own[name]:
+            del self._own[name]
         if instance_id in self._peers:
             self._peers[instance_id].count(Change(num, kv_tokens), known_at)
 
@@ -168,7 +155,7 @@ class PeerFleet:
     ) -> list[RoutingCandidate]:
         """The live instances that may take a session for `model` with `context` tokens of this vocabulary."""
         return [
-            peer.candidate
+            self._candidate(peer)
             for peer in self._able(service, model, now)
             if peer.heartbeat.max_context >= context and peer.heartbeat.vocab_size >= vocab_size
         ]
@@ -197,8 +184,7 @@ class PeerFleet:
 
     def serves(self, service: Service, name: str, model: str, now: float) -> bool:
         """Whether an instance of this name may take a session for the model."""
-        ids = self._names[service, name].ids if (service, name) in self._names else []
-        peers = (self._peers[instance_id] for instance_id in ids)
+        peers = (self._peers[instance_id] for instance_id in self._newest[service].ids_of(name))
         return any(model in peer.heartbeat.models and peer.may_serve(now) for peer in peers)
 
     def max_context(self, model: str, now: float) -> int:
@@ -213,49 +199,45 @@ class PeerFleet:
         """The known instances of a service. Stale ones count until `expire`."""
         return self._nums[service]
 
-    def _join(self, heartbeat: Heartbeat, now: float) -> bool:
-        """Takes a new instance's first heartbeat. It replaces the oldest one of its name, unless it is about to end.
-        True as `observe`."""
-        key = heartbeat.service, instance_name(heartbeat.instance_id)
-        name = self._names.get(key, Name())
-        is_full = len(name.ids) >= (self._instances_per_name if heartbeat.service in WORKERS else MAX_CONTROLLERS)
-        if heartbeat.instance_id in name.replaced or (is_full and (heartbeat.draining or now < name.news_at + NEWS_S)):
+    def _candidate(self, peer: Peer) -> RoutingCandidate:
+        """Whatever a drafter says of its load, the gateway's own sessions at its name count."""
+        heartbeat, since, num_own = peer.heartbeat, peer.since, 0
+        if heartbeat.service == "drafter":
+            name = instance_name(heartbeat.instance_id)
+            num_own = self._own[name] // len(self._newest["drafter"].ids_of(name))
+        return RoutingCandidate(heartbeat.instance_id, heartbeat.load, since.num_sessions, num_own, since.kv_tokens)
+
+    def _admit(self, heartbeat: Heartbeat, now: float) -> bool:
+        """Makes room for a new instance; False if there is none. It replaces the oldest one of its name, unless it is
+        about to end."""
+        newest, instance_id = self._newest[heartbeat.service], heartbeat.instance_id
+        if not newest.may_join(instance_id, now) or (heartbeat.draining and newest.is_full(instance_id)):
             return False
-        if is_full:
-            self._replace(name)
-        elif len(self._peers) >= MAX_PEERS:
+        replaced = newest.join(instance_id, now)
+        if replaced is not None:
+            self._remove(self._peers[replaced])
+            self._gone.append(replaced)
+        if len(self._peers) >= MAX_PEERS:
+            newest.leave(instance_id)
             return False
-        self._names[key] = name
-        name.ids.append(heartbeat.instance_id)
-        self._peers[heartbeat.instance_id] = Peer(heartbeat, now)
-        self._nums[heartbeat.service] += 1
-        self._list(heartbeat)
-        return self._is_news(heartbeat, now)
+        return True
 
-    def _is_news(self, heartbeat: Heartbeat, now: float) -> bool:
-        name = self._names[heartbeat.service, instance_name(heartbeat.instance_id)]
-        is_late_enough = now >= name.news_at + NEWS_S
-        if is_late_enough:
-            name.news_at = now
-        return is_late_enough and heartbeat.service in WORKERS and not heartbeat.draining
+    def _add(self, peer: Peer) -> Peer:
+        self._peers[peer.heartbeat.instance_id] = peer
+        self._nums[peer.heartbeat.service] += 1
+        self._list(peer.heartbeat)
+        return peer
 
-    def _replace(self, name: Name) -> None:
-        instance_id = name.ids[0]
-        name.replace(instance_id)
-        self._drop(self._peers.pop(instance_id).heartbeat)
-        self._gone.append(instance_id)
+    def _remove(self, peer: Peer) -> None:
+        del self._peers[peer.heartbeat.instance_id]
+        self._nums[peer.heartbeat.service] -= 1
+        self._unlist(peer.heartbeat)
 
-    def _forget(self, heartbeat: Heartbeat) -> None:
-        """Removes a stale instance, and its name with the last one."""
-        key = heartbeat.service, instance_name(heartbeat.instance_id)
-        self._names[key].ids.remove(heartbeat.instance_id)
-        if not self._names[key].ids:
-            del self._names[key]
-        self._drop(heartbeat)
-
-    def _drop(self, heartbeat: Heartbeat) -> None:
-        self._nums[heartbeat.service] -= 1
-        self._unlist(heartbeat)
+    def _renew(self, peer: Peer, heartbeat: Heartbeat, now: float) -> None:
+        if peer.heartbeat.models != heartbeat.models:
+            self._unlist(peer.heartbeat)
+            self._list(heartbeat)
+        peer.renew(heartbeat, now)
 
     def _list(self, heartbeat: Heartbeat) -> None:
         for model in dict.fromkeys(heartbeat.models):
@@ -283,5 +265,5 @@ class PeerFleet:
 
     def _suited(self, ids: Iterable[str], now: float, suits: Callable[[Heartbeat], bool]) -> list[RoutingCandidate]:
         peers = (self._peers[instance_id] for instance_id in ids)
-        found = (peer.candidate for peer in peers if peer.may_serve(now) and suits(peer.heartbeat))
+        found = (self._candidate(peer) for peer in peers if peer.may_serve(now) and suits(peer.heartbeat))
         return list(islice(found, MAX_CHOICES))

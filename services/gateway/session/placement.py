@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
-from shared.policies.routing import Router, RoutingCandidate, with_room
+from shared.policies.routing import Router, RoutingCandidate, with_room, within_share
 from shared.protocol.messages import Heartbeat
 
 
@@ -90,7 +90,7 @@ class Placement:
         choices = self.fleet.some_choices(
             "drafter", generation.model, now, self.rng, suits, generation.allowed_drafters
         )
-        return self._choose(self.drafter_router, choices)
+        return self._choose(self.drafter_router, within_share(choices))
 
     def _choose(self, router: Router, choices: Sequence[RoutingCandidate]) -> str | None:
         chosen = router.choose(choices, self.rng)

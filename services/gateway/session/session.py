@@ -165,7 +165,9 @@ class Session:
 
     def on_opened(self, sender_id: str, opened: Opened, now: float) -> None:
         if self._is_current(sender_id, opened.term):
-            self._fingerprint, self._lacks_room = opened.fingerprint, not opened.has_room
+            if self.phase == "opening":  # one for each term, whatever a verifier says later
+                self._fingerprint = opened.fingerprint
+            self._lacks_room = not opened.has_room
             self._hear_verifier(now)
 
     def on_verdict(self, sender_id: str, verdict: Verdict, now: float) -> None:

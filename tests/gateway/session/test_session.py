@@ -77,6 +77,14 @@ def test_a_session_keeps_the_numerics_that_worked_on_it_in_order_and_prefers_the
     assert told == [["a"], ["a"], ["a", "b"], ["a", "b"]], "named where tokens of it have come"
 
 
+def test_a_verifier_that_changes_its_numerics_with_every_token_is_remembered_by_one() -> None:
+    story = Story([beat("v1.1")])
+    for number in range(40):
+        story.opened("v1.1", f"numerics {number}")
+        story.verdict("v1.1", PROMPT + number, [number])
+    assert story.session.fingerprints == ["numerics 0"]
+
+
 def test_a_stale_heartbeat_moves_the_session_at_once() -> None:
     story = running()
     story.session.on_gone("v1.1", story.now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
 from shared.protocol.drafter_session import MAX_SILENT_TRIES, DrafterSession, RoundTrip
 from shared.protocol.messages import Draft, Echo, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
@@ -394,6 +395,18 @@ def test_after_too_many_silent_tries_the_session_closes() -> None:
         assert state.on_timer(state.resend_at) is not None
     assert state.on_timer(state.resend_at) is None
     assert state.closed
+
+
+@pytest.mark.parametrize("echo", [Echo(0.0, 0.0), Echo(1e15, 0.0), Echo(0.0, 1e15)])
+def test_a_verifier_that_tells_of_long_times_and_falls_silent_holds_a_session_for_minutes(echo: Echo) -> None:
+    state, now = session(), 1e9
+    state.on_verdict(replace(verdict(3, 7, echo=echo), compute_ms=1e15), now=now)
+    for _ in range(MAX_SILENT_TRIES + 1):
+        state.on_timer(state.resend_at)
+        now = state._quiet_since
+    assert state.closed
+    assert now - 1e9 <= 60_000.0 * MAX_SILENT_TRIES
+    assert state.round_trip.mean_ms <= 60_000.0, "heartbeats tell it to all gateways"
 
 
 def test_a_verdict_ends_the_silence() -> None:

@@ -1,6 +1,7 @@
 """Messages on the wire: what is decoded, and that nothing else gets through."""
 
 import contextlib
+import math
 import struct
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared.protocol.messages import (
     MAX_MESSAGE_BYTES,
@@ -33,6 +35,7 @@ from shared.protocol.messages import (
     Speculation,
     Tally,
     TokenIds,
+    TokenLogprobs,
     Verdict,
     WindowDecision,
     decode,
@@ -48,7 +51,8 @@ windows = st.integers(0, MAX_WINDOW)
 millis = st.floats(0, 1e15)
 shares = st.floats(0, 1)
 flags = st.booleans()
-names = st.text(min_size=1, max_size=64)
+printable = st.characters(codec="utf-8", exclude_categories=["Cc"])
+names = st.text(printable, min_size=1, max_size=64)
 session_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 instance_ids = st.from_regex(r"[a-z0-9-]{1,64}\.[0-9a-f]{12}", fullmatch=True)
 token_ids = st.lists(st.integers(0, (1 << 32) - 1), max_size=100).map(TokenIds)
@@ -132,7 +136,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         st.lists(names, max_size=4),
         counts,
         counts,
-        st.text(max_size=64),
+        st.text(printable, max_size=64),
         loads,
         flags,
     ),
@@ -141,7 +145,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         session_ids,
         counts,
         st.sampled_from(["unknown_session", "closed", "overloaded", "too_long", "draining", "bad_request", "internal"]),
-        st.text(max_size=100),
+        st.text(printable, max_size=100),
         flags,
     ),
 }
@@ -264,6 +268,45 @@ def test_an_instance_id_that_could_change_a_subject_is_malformed(drafter_id: str
 def test_a_threshold_that_is_no_probability_is_malformed(min_confidence: object) -> None:
     with pytest.raises(MalformedMessage):
         decode(encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, min_confidence)))
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        [math.nan, NO_TOKENS, []],
+        [math.inf, NO_TOKENS, []],
+        [1e308, NO_TOKENS, []],
+        [0.0, TokenIds((1,)), [math.nan]],
+        [0.0, TokenIds((1, 2)), [0.0]],
+        [0.0, NO_TOKENS, [0.0]],
+    ],
+)
+def test_a_logprob_that_no_token_can_have_is_malformed(logprobs: list[object]) -> None:
+    """Of an answer's JSON the first three would make a null, the others end it."""
+    verdict = Verdict(SESSION, 1, 0, 3, TokenIds((7,)), 0, None, None, 0.0, 1, 0.0, Tally())
+    raw = msgpack.unpackb(encode(verdict))
+    number = 1 + Verdict.__struct_fields__.index("logprobs")
+    raw[number] = [[logprobs[0], struct.pack(f"<{len(logprobs[1])}I", *logprobs[1]), logprobs[2]]]
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(raw))
+    raw[number] = [[-math.inf, struct.pack("<I", 7), [-math.inf]]]
+    assert decode(msgpack.packb(raw)).logprobs == [TokenLogprobs(-math.inf, TokenIds((7,)), [-math.inf])]
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "two\nlines", "\x7f", "\x9b31m", "x" * 1025])
+def test_a_text_with_control_characters_or_without_end_is_malformed(text: str) -> None:
+    """Logs, terminals and answers show these texts."""
+    heartbeat = Heartbeat("drafter", DRAFTER, 1.0, ["m"], 1, 1, "cpu", Load(), False)
+    for changed in ({"models": [text]}, {"fingerprint": text}):
+        with pytest.raises(MalformedMessage):
+            decode(encode(replace(heartbeat, **changed)))
+    for message in (
+        Failure(SESSION, 1, "internal", text, True),
+        Opened(SESSION, 1, 1.0, Load(), text),
+        WindowDecision(DRAFTER, VERIFIER, 8, 2, True, text, 1),
+    ):
+        with pytest.raises(MalformedMessage):
+            decode(encode(message))
 
 
 def test_a_decision_of_a_controller_that_knows_no_threshold_never_stops_early() -> None:

@@ -219,8 +219,7 @@ async def test_every_answer_is_right_and_an_impostor_reads_its_share_of_the_prom
     await world.joined(verifiers=["verifier-0"], drafters=["honest", THIEF])
     assert await world.ask_all() == expected
     lying.cancel()
-    num_honest = NUM_PROMPTS - len(world.seen)
-    assert 0 < len(world.seen) <= 2 * num_honest + 3
+    assert 0 < len(world.seen) <= NUM_PROMPTS // 2 + 2, "one of two; some may come after others have ended"
 
 
 async def test_the_server_lets_it_say_and_hear_nothing_in_the_name_of_others(world: World) -> None:

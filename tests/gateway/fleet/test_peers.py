@@ -99,11 +99,11 @@ def test_an_instance_that_is_about_to_end_replaces_none() -> None:
 def test_the_nonces_of_one_name_crowd_out_nobody(service: Service) -> None:
     fleet = PeerFleet()
     assert fleet.observe(beat("cloud.1"), 0.0)
-    assert fleet.observe(beat("cloud.2"), 0.5)
+    assert fleet.observe(beat("cloud.2"), 1.0)
     for number in range(3 * MAX_PEERS):
-        fleet.observe(beat(f"liar.{number}", service, interval_s=3600.0), 1.0 + number)
+        fleet.observe(beat(f"liar.{number}", service, interval_s=3600.0), 2.0 + number)
     assert fleet.count(service) <= CONTROLLERS_PER_NAME + 1
-    now = 1.0 + 3 * MAX_PEERS
+    now = 2.0 + 3 * MAX_PEERS
     assert not fleet.observe(beat("cloud.1"), now), "it was replaced"
     assert fleet.observe(beat("cloud.3"), now), "a gateway that was deaf for long forgets nobody for it"
     assert fleet.observe(beat("honest.1", "drafter"), now)

@@ -11,8 +11,21 @@ import sys
 from typing import Any
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from shared.runtime.config import ServiceSettings
+
+
+class _OfClients(logging.Filter):
+    """Drops aiohttp's tracebacks about requests that are no HTTP: any client could fill the log with them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError | RequestPayloadError)
+
+
+OF_CLIENTS = _OfClients()
 
 
 def set_up(settings: ServiceSettings, service: str, instance_id: str) -> None:
@@ -43,3 +56,4 @@ def set_up(settings: ServiceSettings, service: str, instance_id: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    logging.getLogger("aiohttp.server").addFilter(OF_CLIENTS)

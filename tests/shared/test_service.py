@@ -286,3 +286,21 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive_time(nats_serve
     writer.close()
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"ok\n")
+
+
+async def test_requests_that_are_no_http_leave_no_error_in_the_log(nats_server: NatsServer, launch: Launch) -> None:
+    service = await launch(nats_server.url)
+    host, port = service.url.removeprefix("http://").split(":")
+    for sent in (
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 10_000 + b"\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        async with asyncio.timeout(TIMEOUT_S):
+            assert b" 400 " in await reader.readline()
+        writer.close()
+    service.process.send_signal(signal.SIGTERM)
+    await service.end()
+    assert [line for line in service.lines if line["level"] == "error"] == []

@@ -53,12 +53,13 @@ ERRORS = {
     "404": "The model is not served here",
     "408": "The body did not arrive in time",
     "413": "The body is too large",
+    "417": "The request has an Expect header other than 100-continue",
     "429": "A limit of the API key is reached",
     "500": "The gateway or every verifier failed on this request",
     "503": "No verifier takes the session now, the queue is full, or the gateway is starting or stopping",
     "504": "The answer was not complete in time",
 }
-OF_ANY = ("401", "500", "503")
+OF_ANY = ("401", "417", "500", "503")
 OF_A_BODY = tuple(ERRORS)
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before the next try"}}
 SEED = {"X-DSD-Seed": {"schema": {"type": "integer"}, "description": "Seed of the first choice"}}

@@ -73,13 +73,14 @@ class Routes:
         self._closed = reason
 
     def add_to(self, app: web.Application) -> None:
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/completions", self._complete)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{name:.+}", self._model)
-        app.router.add_get("/dsd/fleet", self._fleet)
-        app.router.add_get("/v1/dsd/windows", self._windows)
-        app.router.add_get("/openapi.json", self._openapi)
+        add_get, add_post = (partial(add, expect_handler=_expect) for add in (app.router.add_get, app.router.add_post))
+        add_post("/v1/chat/completions", self._chat)
+        add_post("/v1/completions", self._complete)
+        add_get("/v1/models", self._models)
+        add_get("/v1/models/{name:.+}", self._model)
+        add_get("/dsd/fleet", self._fleet)
+        add_get("/v1/dsd/windows", self._windows)
+        add_get("/openapi.json", self._openapi)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -182,6 +183,15 @@ def make_app(routes: Routes, authenticator: Authenticator, max_body_bytes: int) 
     app = web.Application(client_max_size=max_body_bytes, middlewares=[routes.guard, authenticator.check])
     routes.add_to(app)
     return app
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Tells a client that waits for it to send its body; refuses any other expectation. Runs before the middlewares."""
+    if request.headers["Expect"].lower() != "100-continue":
+        return error_response(ApiError(417, "The header Expect may be 100-continue only"))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer has not begun
+    return None
 
 
 def _prepare(

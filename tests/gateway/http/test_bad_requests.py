@@ -236,3 +236,18 @@ async def test_wrong_endpoints_answer_in_the_same_shape(world: World, method: st
     assert response.status == status
     assert ("Allow" in response.headers) == (status == 405)
     assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_expectation_that_nobody_can_meet_is_refused_in_openai_s_shape(world: World, method: str) -> None:
+    path = CHAT if method == "POST" else "/v1/models"
+    response = await world.client.request(method, path, headers={"Expect": "a miracle"})
+    error = (await response.json())["error"]
+    assert (response.status, error["type"], error["code"]) == (417, "invalid_request_error", None)
+    assert "Expect" in error["message"]
+
+
+async def test_a_client_that_waits_to_send_its_body_is_told_to(world: World) -> None:
+    await world.verifier()
+    response = await world.client.post(CHAT, json=chat(), expect100=True)
+    assert response.status == 200

@@ -27,11 +27,17 @@ NAMES = {
 KIND_OF = {name: kind for kind, names in NAMES.items() for name in names}
 SITE = ("site-a-drafter-0", "site-a-drafter-1")
 MEMBERS = {name: (name,) for name in (*KIND_OF, *SITE)} | {"site-a": SITE}  # whose rights a user has
-UNHEARD_OF = ("dsd.v1.x", "dsd.v2.heartbeat.gateway.x", "x", "_INBOX.x.y", "$SYS.REQ.SERVER.PING")
+UNHEARD_OF = (
+    "dsd.v1.x", "dsd.v2.heartbeat.gateway.x", "x", "_INBOX.x.y", "$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    "$JS.API.INFO", "$JS.API.STREAM.CREATE.x", "$JS.API.CONSUMER.CREATE.x.y", "$JS.ACK.x", "$JS.FC.x", "$KV.x.y",
+    "$O.x.C.y",
+)  # fmt: skip
 LAST = "last"  # that nobody may use either
 TOO_WIDE = (
     ">", "dsd.>", "dsd.v1.>", "dsd.v1.*.*.*.>", "dsd.v1.drafter.>", "dsd.v1.gateway.>", "dsd.v1.verifier.>",
-    "dsd.v1.*.drafter-1.*.>", "dsd.v1.drafter.*.*.verdict.>", "_INBOX.>", "$SYS.>", "$SYS.ACCOUNT.*.CONNECT",
+    "dsd.v1.*.drafter-1.*.>", "dsd.v1.drafter.*.*.verdict.>", "_INBOX.>", "_INBOX.x.*", "$SYS.>",
+    "$SYS.ACCOUNT.*.CONNECT",
+    "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$KV.>", "*", "*.*",
 )  # fmt: skip
 
 
@@ -166,6 +172,7 @@ async def test_what_is_not_granted_is_denied(
             await user.client.publish(subject, b"")
         for subject in subscribed():
             await user.client.subscribe(subject)
+            await user.client.subscribe(subject, queue="thieves")  # it would take messages from others
         await user.settled()
         await user.client.close()
         assert user.denied("publish") == denied("publish", name, [*published(), LAST]), name

@@ -14,7 +14,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate gpu-check clean
+.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ bench-quick: $(VENV)/dev ## the same with two cells (5 minutes)
 
 validate: $(VENV)/dev ## compare the simulator with the services, into docs/reports/validation; resumes where it stopped (half an hour)
 	$(BIN)/python -m benchmarks.validation
+
+hostile: $(VENV)/dev ## hostile HTTP clients and NATS peers against a whole system (15 minutes)
+	$(BIN)/python -m benchmarks.hostile
 
 gpu-check: $(VENV)/dev ## the bit check, pass times and the demo on a GPU, and of vLLM with VLLM_PYTHON=... ; says "not run" where there is none
 	$(BIN)/python -m tests.gpu_check

@@ -37,6 +37,7 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "policies": {"harness"},
     "validation": {"harness", "standins", "load"},
     "experiments": {"harness", "load", "policies"},
+    "hostile": {"harness"},
 }
 OURS = tuple(BELOW)
 MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder

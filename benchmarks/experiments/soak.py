@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.cell import RunningCell, running
+from benchmarks.harness.cell import RunningCell, own_mib, running
 from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.latency import OK, Distribution, LatencyObjective, RequestSample, summarise
@@ -97,12 +97,6 @@ def kv_mib(target: Path) -> float:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
     return float(VerifierSettings.model_fields["kv_tokens"].default * token_bytes / MIB)
-
-
-def own_mib(pid: int) -> float:
-    """Current memory of a process, without pages of files."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / 1024
 
 
 def memory_of(readings: Sequence[float], peak: float, allowed: float | None) -> ProcessMemory:

@@ -97,6 +97,12 @@ def usage_of(pid: int) -> ProcessUsage:
     return ProcessUsage(peak_kib / 1024, (int(fields[11]) + int(fields[12])) / TICKS_PER_S)
 
 
+def own_mib(pid: int) -> float:
+    """Current memory of a process, without pages of files."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / 1024
+
+
 def exit_on_sigterm() -> None:
     """Makes SIGTERM raise SystemExit, so that `running` stops the processes that it started."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.experiments import against_transformers, soak
-from benchmarks.experiments.soak import GROWTH_MIB, ProcessMemory, allowed_mib, memory_of, own_mib
+from benchmarks.experiments.soak import GROWTH_MIB, ProcessMemory, allowed_mib, memory_of
+from benchmarks.harness.cell import own_mib
 from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin

@@ -1,0 +1,191 @@
+"""Hostile HTTP clients beside honest ones: every answer is looked at, and the honest texts and times are compared.
+
+Invariant: a run ends. A hostile client that gets no whole answer within its patience leaves, as clients do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+
+from benchmarks.harness.paired import Ratio, compare
+from benchmarks.hostile.answers import MAX_SHOWN_BYTES, Answer, Violation, class_of, fault_of, violation
+from benchmarks.hostile.bodies import HostileBody, mutated, systematic
+from benchmarks.hostile.honest import HonestClients
+from benchmarks.hostile.sockets import HostileConnection, attack, connections
+
+PATIENCE_S = 20.0
+KEPT_S = 0.25  # idle connections; the gateway closes its end later
+LEFT = "client left"
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(slots=True)
+class Flood:
+    """What hostile clients got. counts: answers by their class."""
+
+    num_requests: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+    refused: list[HostileBody] = field(default_factory=list)  # that got a 4xx
+
+    def note(self, kind: str, found: Violation | None) -> None:
+        self.num_requests += 1
+        self.counts[kind] += 1
+        if found is not None:
+            self.violations.append(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """TPOT of honest clients beside hostile requests / TPOT without them. rate: hostile requests answered a second."""
+
+    ratio: Ratio
+    rate: float
+    quiet_ms: float  # median
+    num_rounds: int
+
+
+def all_bodies(model: str, seed: int, num: int) -> Iterator[HostileBody]:
+    """`num` bodies: the systematic ones in random order, as many as may be two thirds, then mutations."""
+    fixed = list(systematic(model))
+    random.Random(seed).shuffle(fixed)
+    fixed = fixed[: 2 * num // 3]
+    yield from fixed
+    yield from (mutated(model, seed, number) for number in range(num - len(fixed)))
+
+
+@asynccontextmanager
+async def hostile_http(num_connections: int) -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    connector = aiohttp.TCPConnector(limit=num_connections, keepalive_timeout=KEPT_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        yield http
+
+
+async def send(http: aiohttp.ClientSession, url: str, body: HostileBody, flood: Flood) -> None:
+    """Sends one body, and looks at the answer."""
+    try:
+        async with http.post(url + body.path, data=body.raw, headers=JSON) as response:
+            answer = Answer(response.status, response.headers.get("Content-Type", ""), await response.read())
+    except TimeoutError:
+        flood.note(LEFT, None)
+        return
+    except aiohttp.ClientError as error:
+        flood.note("no answer", violation(f"no answer: {error!r}", body, None))
+        return
+    if 400 <= answer.status < 500:
+        flood.refused.append(body)
+    fault = fault_of(body, answer)
+    flood.note(class_of(answer), None if fault is None else violation(fault, body, answer))
+
+
+async def send_all(url: str, bodies: Iterable[HostileBody], num_clients: int, flood: Flood) -> None:
+    """Clients that share the bodies, each sending one after the other."""
+    waiting = iter(bodies)
+
+    async def client() -> None:
+        for body in waiting:
+            await send(http, url, body, flood)
+
+    async with hostile_http(num_clients) as http, asyncio.TaskGroup() as tasks:
+        for _ in range(num_clients):
+            tasks.create_task(client())
+
+
+async def attack_all(
+    url: str, wanted: Iterable[HostileConnection], num_at_once: int, allowed_s: float, flood: Flood
+) -> None:
+    """Opens hostile connections, so many at once."""
+    waiting = iter(wanted)
+
+    async def client() -> None:
+        for connection in waiting:
+            outcome = await attack(url, connection, allowed_s)
+            found = None
+            if outcome.fault is not None:
+                shown = f"{connection.name}: {connection.raw[:MAX_SHOWN_BYTES]!r}"
+                found = Violation(outcome.fault, shown, outcome.kind)
+            flood.note(outcome.kind, found)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(num_at_once):
+            tasks.create_task(client())
+
+
+def all_connections(model: str, repeats: int) -> Iterator[HostileConnection]:
+    return itertools.chain.from_iterable(connections(model) for _ in range(repeats))
+
+
+async def measure_slowdown(
+    url: str,
+    honest: HonestClients,
+    bodies: Iterable[HostileBody],
+    rate: float,
+    num_rounds: int,
+    flood: Flood,
+    seed: int,
+) -> Slowdown:
+    """Honest clients in every round without and with hostile requests, in random order.
+
+    All prompts are asked at once. The first round is a warm-up and does not count.
+    """
+    order, waiting, loop = random.Random(seed), itertools.cycle(bodies), asyncio.get_running_loop()
+    rounds: list[dict[bool, list[float]]] = []  # TPOT of each prompt, by whether hostile requests came
+    num_before, fire_s = flood.num_requests, 0.0
+
+    async def one_round() -> list[float]:
+        answers = await asyncio.gather(*(honest.compare(prompt) for prompt in honest.prompts))
+        return [answer.tpot_ms for answer in answers if answer is not None]
+
+    async with hostile_http(256) as http:
+        for _ in range(num_rounds + 1):
+            rounds.append({})
+            for is_under_fire in order.sample((False, True), 2):
+                began = loop.time()
+                if is_under_fire:
+                    async with _firing(http, url, waiting, rate, flood):
+                        times = await one_round()
+                    fire_s += loop.time() - began
+                else:
+                    times = await one_round()
+                rounds[-1][is_under_fire] = times
+    num_sent = flood.num_requests - num_before
+    whole = [each for each in rounds[1:] if all(len(times) == len(honest.prompts) for times in each.values())]
+    quiet, under_fire = ([each[which] for each in whole] for which in (False, True))
+    ratio = compare(under_fire, quiet, seed=seed)
+    return Slowdown(ratio, num_sent / fire_s, float(np.median(quiet)), len(whole))
+
+
+@asynccontextmanager
+async def _firing(
+    http: aiohttp.ClientSession, url: str, bodies: Iterator[HostileBody], rate: float, flood: Flood
+) -> AsyncIterator[None]:
+    """Sends so many requests a second during the block, whether or not those before are answered."""
+
+    async def fire() -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        async with asyncio.TaskGroup() as tasks:
+            while not stop.is_set():
+                tasks.create_task(send(http, url, next(bodies), flood))
+                due += 1 / rate
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await stop.wait()
+
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fire())
+        try:
+            yield
+        finally:
+            stop.set()

@@ -1,0 +1,148 @@
+"""The system under attack: all services as processes behind a NATS server with users and TLS.
+
+Invariant: hostile peers have keys that nats_users.py made, as the services have. A run's health, memory and logs are
+read from outside: /readyz, /proc, log files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from benchmarks.harness.cell import complaint_of, own_mib
+from client.gateway import ClientError, GatewayClient
+from services.local import nats_server
+from services.local.nats_server import Access
+from services.local.pair import default_pair
+from services.local.supervisor import Child, Supervisor
+from services.local.system import SystemPlan, service_programs
+
+# Who attacks with whose key. A gateway and a verifier have names of their own, since they may do what they want to
+# their own sessions; a drafter and a controller have those of running processes.
+HOSTILE = {"drafter": "drafter-1", "gateway": "gateway-1", "verifier": "verifier-1", "controller": "controller"}
+DRAFTS = ("int8", "int4")
+HEARTBEAT_S, TIMEOUT_S = 0.5, 5.0
+ENV = {
+    "DSD_HEARTBEAT_S": str(HEARTBEAT_S),
+    "DSD_DEFAULT_MAX_TOKENS": "4",  # so that mutated bodies are cheap
+    "DSD_HTTP_KEEPALIVE_S": str(TIMEOUT_S),
+    "DSD_CLIENT_TIMEOUT_S": str(TIMEOUT_S),
+    "DSD_REQUEST_TIMEOUT_S": "120",
+    "DSD_LEASE_S": "10",  # of sessions that hostile gateways leave behind
+    "DSD_NUM_THREADS": "1",
+    "DSD_DRAIN_S": "1",
+    "DSD_API_KEYS_FILE": "",
+}
+READY_S, FLEET_S, CHECK_S = 180.0, 30.0, 0.1
+HEALTHY_S = 20 * HEARTBEAT_S
+SAMPLE_S, MIN_READINGS = 0.5, 6  # between two readings of memory, and their least number
+
+
+@dataclass(slots=True)
+class SystemUnderAttack:
+    """The running processes, and what was seen of them."""
+
+    url: str
+    model: str
+    access: Access
+    children: dict[str, Child]
+    log_dir: Path
+    memory: dict[str, list[float]] = field(default_factory=dict)  # readings since `watching` began, MiB
+
+    def pids(self) -> dict[str, int]:
+        return {name: child.pid for name, child in self.children.items() if child.pid is not None}
+
+    def ended(self) -> list[str]:
+        """Processes that ended, whether or not they were started again."""
+        return [name for name, child in self.children.items() if child.num_starts > 1 or child.pid is None]
+
+    def complaints(self) -> list[str]:
+        """Errors in logs."""
+        return [
+            f"{path.stem}: {complaint}"
+            for path in sorted(self.log_dir.glob("*.log"))
+            for line in path.read_text(errors="replace").splitlines()
+            if (complaint := complaint_of(line))
+        ]
+
+    def num_gateway_sockets(self) -> int:
+        """Open sockets of the gateway."""
+        links = Path(f"/proc/{self.children['gateway'].pid}/fd")
+        return sum("socket" in str(path.readlink()) for path in links.iterdir())
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Reads the memory of all processes during the block."""
+        self.memory = {}
+        reading = asyncio.create_task(self._read_memory(), name="read memory")
+        try:
+            yield
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+
+    async def _read_memory(self) -> None:
+        while True:
+            for name, pid in self.pids().items():
+                self.memory.setdefault(name, []).append(own_mib(pid))
+            await asyncio.sleep(SAMPLE_S)
+
+    def growth(self) -> dict[str, float]:
+        """By process, MiB: the median of the last third of the readings, less that of the middle third."""
+        found = {}
+        for name, readings in self.memory.items():
+            if len(readings) < MIN_READINGS:
+                continue
+            _, middle, last = np.array_split(np.array(readings), 3)
+            found[name] = float(np.median(last) - np.median(middle))
+        return found
+
+    async def unhealthy(self, http: aiohttp.ClientSession) -> list[str]:
+        """Processes that are not ready within a few heartbeats."""
+        waiting = {name: child.urls[-1] for name, child in self.children.items() if child.urls}
+        try:
+            async with asyncio.timeout(HEALTHY_S):
+                while waiting:
+                    for name, url in list(waiting.items()):
+                        async with http.get(f"{url}/readyz") as response:
+                            if response.status == 200:
+                                del waiting[name]
+                    await asyncio.sleep(CHECK_S)
+        except (TimeoutError, aiohttp.ClientError):
+            return sorted(waiting)
+        return []
+
+
+@asynccontextmanager
+async def running(models: Path, run_dir: Path, notify: Callable[[str], None]) -> AsyncIterator[SystemUnderAttack]:
+    """Starts a gateway, a verifier, two drafters and a controller, with spare keys for hostile peers."""
+    plan = SystemPlan(default_pair(models, DRAFTS, num_drafters=len(DRAFTS)), port=nats_server.free_port())
+    names = {kind: list(dict.fromkeys([*own, HOSTILE[kind]])) for kind, own in plan.names.items()}
+    supervisor = Supervisor(run_dir / "logs", notify)
+    try:
+        access = nats_server.write_secured(run_dir / "nats", nats_server.free_port(), names)
+        await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
+        programs = [replace(each, env=each.env | ENV) for each in service_programs(plan, access)]
+        for child in [supervisor.start(program) for program in programs]:
+            await supervisor.wait_ready(child, READY_S)
+        await _wait_for_fleet(plan.address)
+        yield SystemUnderAttack(plan.address, plan.pair.model_name, access, supervisor.children, run_dir / "logs")
+    finally:
+        await supervisor.stop()
+
+
+async def _wait_for_fleet(url: str) -> None:
+    """Returns when the gateway knows the verifier and the drafters."""
+    async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as http:
+        while True:
+            with suppress(ClientError):
+                fleet = await GatewayClient(url, http).fleet()
+                if (len(fleet.verifiers), len(fleet.drafters)) == (1, len(DRAFTS)):
+                    return
+            await asyncio.sleep(CHECK_S)

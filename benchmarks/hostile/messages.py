@@ -11,7 +11,8 @@ import copy
 import math
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ PART = struct.Struct("<BQHH")  # the header of a part (shared/bus/parts.py)
 MARK = 0xC1
 MAX_IDS, LOTS_OF_IDS = 16, 40_000  # token ids of most lists, and of one that needs several parts
 SMALL = (2, 8, 100)  # integers up to here are likely: terms, epochs and lengths of living sessions
+CLAIMED = 1 << 17  # context and vocabulary of a heartbeat that wants sessions
 
 
 @dataclass(slots=True)
@@ -42,7 +44,7 @@ class Known:
     """What a hostile peer knows of the others: instance ids by service, sessions in use, names and models."""
 
     instance_ids: dict[str, list[str]]
-    session_ids: Sequence[str]
+    session_ids: deque[str]
     models: list[str]
     own_id: str
     receiver_id: str = ""  # of the message that is made
@@ -134,6 +136,8 @@ def _name_oneself(kind: str, raw: list[Any], known: Known, rng: random.Random) -
         return
     if kind == "heartbeat":
         raw[1:4] = [known.own_service, known.own_id, rng.choice((0.05, 1.0, 3600.0))]
+        if rng.random() < 0.3:  # one that gets sessions
+            raw[4:7], raw[9:] = [known.models, CLAIMED, CLAIMED], [False]
     elif kind == "report":
         raw[1] = known.own_id
     elif kind == "window" and known.receiver_id:

@@ -114,6 +114,7 @@ class HostilePeer:
         with suppress(MalformedMessage):
             if self.role == "verifier" and isinstance(heard := decode(message.data), Open):
                 self.given.add(heard.session_id)
+                self.known.session_ids.append(heard.session_id)
 
     async def _complain(self, error: Exception) -> None:
         self.errors[str(error)[:100]] += 1

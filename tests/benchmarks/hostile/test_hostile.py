@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,9 @@ def test_a_body_follows_from_seed_and_number() -> None:
 
 
 def test_packets_follow_from_the_generator_and_are_of_all_kinds_whole_and_broken() -> None:
-    known = Known({"gateway": ["g.0123456789ab"]}, ["0" * 32], [MODEL], "me.0123456789ab", own_service="verifier")
+    known = Known(
+        {"gateway": ["g.0123456789ab"]}, deque(["0" * 32]), [MODEL], "me.0123456789ab", own_service="verifier"
+    )
     for kind in KINDS:
         first, again = ([packets(kind, known, random.Random(n)) for n in range(300)] for _ in range(2))
         assert first == again

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness.cell import exit_on_sigterm
 from benchmarks.harness.files import write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.hostile.flood import (
@@ -185,6 +186,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the findings to this JSON file.")] = None,
 ) -> None:
     """Attacks the default pair's system in all ways that clients and holders of NATS keys have."""
+    exit_on_sigterm()
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     console.print(f"seed {seed}", highlight=False)
     rates = rate, message_rate

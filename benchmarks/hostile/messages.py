@@ -137,7 +137,7 @@ def _name_oneself(kind: str, raw: list[Any], known: Known, rng: random.Random) -
     if kind == "heartbeat":
         raw[1:4] = [known.own_service, known.own_id, rng.choice((0.05, 1.0, 3600.0))]
         if rng.random() < 0.3:  # one that gets sessions
-            raw[4:7], raw[9:] = [known.models, CLAIMED, CLAIMED], [False]
+            raw[4:7], raw[9:] = [list(known.models), CLAIMED, CLAIMED], [False]
     elif kind == "report":
         raw[1] = known.own_id
     elif kind == "window" and known.receiver_id:

@@ -142,7 +142,7 @@ def tables(found: Findings) -> list[Table]:
     connections = Table("answers to a connection, and its end", "number")
     for kind, number in sorted(found.connections.items()):
         connections.add_row(kind, str(number))
-    roles = Table("role", "packets", "s", "types", "denied", "honest texts equal", "of its own sessions", "disturbed")
+    roles = Table("role", "packets", "s", "types", "denied", "honest texts equal", "left out", "disturbed")
     for each in found.sieges:
         counts = each.num_equal, each.num_left_out, len(each.disturbed)
         roles.add_row(

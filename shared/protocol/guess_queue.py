@@ -24,7 +24,7 @@ class GuessQueue:
     pending: list[int] = field(default_factory=list)
     fates: Fates = field(default_factory=Fates)
     survival: Survival = field(default_factory=Survival)
-    _received: int = 0  # guesses of this epoch before this position were counted
+    _received: int = 0  # a bit for each position: its guess of this epoch was counted or waits
     _judged: int = 0  # guesses of this term before this position are not judged (again)
 
     @property
@@ -67,7 +67,7 @@ class GuessQueue:
             self.discard(num)
             self.raise_epoch(length)
             return True
-        is_new = draft.base + num > max(self._received, draft.base)
+        is_new = self._num_new(draft.base, draft.base + num) > 0
         if self._compare(draft, text):
             self._extend(draft, length, limit)
         return not is_new or draft.base < length
@@ -80,14 +80,14 @@ class GuessQueue:
         end = draft.base + len(draft.token_ids)
         fixed = text[draft.base : end]
         equal_end = draft.base + common_prefix(draft.token_ids, fixed)
-        num_new = max(0, equal_end - max(draft.base, self._received))
-        num_late = max(0, equal_end - max(draft.base, self._received, self._judged))
+        num_new = self._num_new(draft.base, equal_end)
+        num_late = self._num_new(max(draft.base, self._judged), equal_end)
         self.fates.late += num_late
         self.discard(num_new - num_late)
         if equal_end == draft.base + len(fixed):
             self._note_judged(draft.base, len(fixed))
             return True
-        num_wrong = max(0, end - max(equal_end, self._received))
+        num_wrong = self._num_new(equal_end, end)
         num_rejected = int(num_wrong > 0 and equal_end >= self._judged)
         self.fates.rejected += num_rejected
         self.discard(num_wrong - num_rejected)
@@ -100,9 +100,14 @@ class GuessQueue:
         room = min(limit, length + MAX_WINDOW) - self.end
         behind = draft.token_ids[max(0, self.end - draft.base) :]
         self.pending.extend(behind[: max(0, room)])
-        draft_end = draft.base + len(draft.token_ids)
-        self.discard(max(0, draft_end - max(self.end, self._received)))
-        self._received = max(self._received, draft_end)
+        num = len(draft.token_ids)
+        self.discard(self._num_new(max(draft.base, self.end), draft.base + num))
+        self._received |= ((1 << num) - 1) << draft.base
+
+    def _num_new(self, start: int, end: int) -> int:
+        """For how many of these positions no guess of this epoch has come before. An earlier one may come later: it was
+        overtaken, or the verifier went on without it."""
+        return ((1 << max(0, end - start)) - 1 & ~(self._received >> start)).bit_count()
 
     # --- passes ----------------------------------------------------------------------------------------------------
 

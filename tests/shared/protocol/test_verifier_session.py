@@ -168,6 +168,13 @@ def test_guesses_behind_a_late_one_that_was_right_live_on() -> None:
     assert state.guesses.pending == [9, 6]
 
 
+def test_a_guess_that_a_later_one_overtook_gets_its_fate_once() -> None:
+    state = decoding(7, 8)
+    for base, guess in ((3, 7), (5, 9), (4, 8), (4, 8)):
+        state.on_draft(draft(base, guess), now=1.0)
+    assert (state.guesses.fates.late, state.guesses.fates.total, state.guesses.pending) == (2, 2, [9])
+
+
 def test_told_tokens_told_back_raise_no_survival() -> None:
     state = decoding(7, 8, 9)
     for epoch in range(20):

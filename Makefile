@@ -1,6 +1,7 @@
 # Every target works from a fresh clone: what it needs is made first. Progress goes to the terminal.
 PYTHON ?= python3
 PORT ?= 8080
+HISTORIES ?= 100000
 ENGINE ?= $(or $(DSD_ENGINE),torch)
 PROMPT ?= Explain in a few sentences how rain is made.
 VENV := .venv
@@ -14,7 +15,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile gpu-check clean
+.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -46,6 +47,9 @@ test-vllm-long: $(VENV)/local $(VENV_VLLM)/cpu ## run the long tests of the engi
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
 	$(BIN)/python -m pytest tests/e2e/test_bits.py
+
+histories: $(VENV)/dev ## 100,000 schedules of faults in virtual time (HISTORIES=... for another number, SEED=... repeats one)
+	$(BIN)/python -m tests.histories $(if $(SEED),--seed $(SEED),--count $(HISTORIES))
 
 lint: $(VENV)/dev ## style and types
 	$(BIN)/ruff check .

@@ -309,11 +309,13 @@ class Verifier:
         pause_s = min(self._settings.lease_s, self._settings.drafter_lease_s) / 8
         while True:
             await asyncio.sleep(pause_s)
-            now = now_ms()
-            for slot in self.table.expire(now):
-                log.warning("lease over, session closed", session=slot.state.session_id, finish=slot.state.finish)
-                self._metrics.expired_sessions.inc()
-                self._forget(slot)
-            for slot in self.table:
-                if slot.state.expire_drafter(now, self._settings.drafter_lease_s * 1e3):
-                    self.loop.wake()
+            self._end_leases(now_ms())
+
+    def _end_leases(self, now: float) -> None:
+        for slot in self.table.expire(now):
+            log.warning("lease over, session closed", session=slot.state.session_id, finish=slot.state.finish)
+            self._metrics.expired_sessions.inc()
+            self._forget(slot)
+        for slot in self.table:
+            if slot.state.expire_drafter(now, self._settings.drafter_lease_s * 1e3):
+                self.loop.wake()

@@ -232,21 +232,26 @@ class Drafter:
         """Resends when a verdict is overdue; sleeps until the next one may be."""
         while True:
             now = now_ms()
-            for slot in list(self.table):
-                draft = slot.state.on_timer(now)
-                if draft is not None:
-                    self._send_draft(slot, draft)
-                elif slot.state.closed:
-                    log.warning("verifier silent, session given up", session=slot.state.session_id)
-                    self._give_up(slot, "the verifier is silent towards this drafter")
-            due = min((at for slot in self.table if (at := slot.state.resend_at) is not None), default=math.inf)
-            self._watched_until = due
+            due = self._resend(now)
             self._timers_changed.clear()
             try:
                 async with asyncio.timeout(None if due == math.inf else max(1e-3, (due - now) / 1e3)):
                     await self._timers_changed.wait()
             except TimeoutError:
                 continue
+
+    def _resend(self, now: float) -> float:
+        """Resends what is overdue and gives up silent verifiers; returns when to look again."""
+        for slot in list(self.table):
+            draft = slot.state.on_timer(now)
+            if draft is not None:
+                self._send_draft(slot, draft)
+            elif slot.state.closed:
+                log.warning("verifier silent, session given up", session=slot.state.session_id)
+                self._give_up(slot, "the verifier is silent towards this drafter")
+        due = (at for slot in self.table if (at := slot.state.resend_at) is not None)
+        self._watched_until = min(due, default=math.inf)
+        return self._watched_until
 
     async def _report(self) -> None:
         while True:

@@ -161,6 +161,7 @@ class Maker:
         self.seed = seed
         self.rng = random.Random(seed)
         self.only_drafters_fail = self.rng.random() < 0.15
+        self.links_flap = not self.only_drafters_fail and self.rng.random() < 0.2
         self.is_crowded = not self.only_drafters_fail and self.rng.random() < 0.3
 
     def make(self) -> Schedule:
@@ -192,7 +193,7 @@ class Maker:
         return Verifier(
             name,
             distance_ms=pick((0.2, 2.0)),
-            pass_ms=pick((5.0, 20.0, 50.0, 120.0)),
+            pass_ms=pick((60.0, 120.0) if self.links_flap else (5.0, 20.0, 50.0, 120.0)),
             kv_tokens=pick((64, 96, 128)) if is_small else PLENTY,
             max_sessions=pick((1, 1, 2, 8)) if is_small else 16,
             prefill_chunk=pick((4, 16)),
@@ -225,7 +226,7 @@ class Maker:
             pick(gateways).name,
             at_ms=START_MS + rng.random() * pick((50.0, 600.0)),
             prompt=tuple(prompt),
-            max_tokens=rng.randint(1, 8) if rng.random() < 0.2 else rng.randint(8, 40),
+            max_tokens=rng.randint(1, 8) if rng.random() < 0.2 and not self.links_flap else rng.randint(8, 40),
             speculation=speculation,
             num_top=pick((None, None, None, 0, 2)),
             scope=pick((None, "s")),
@@ -249,7 +250,7 @@ class Maker:
             kinds += ("kill", "kill", "pause", "pause", "drain", "steer")
         num = self.rng.choice((0, 2, 3, 4, 5, 6, 8))
         faults = [self.fault(kinds, names) for _ in range(num)]
-        if not self.only_drafters_fail and self.rng.random() < 0.3:
+        if self.links_flap:
             faults += self.flaps(schedule)
         return tuple(sorted(faults, key=lambda fault: fault.at_ms))
 
@@ -257,8 +258,8 @@ class Maker:
         """Links of verifiers that break one after the other, so that sessions go to and fro."""
         at_ms, faults = START_MS + self.rng.random() * 300, []
         kind: FaultKind = self.rng.choice(("outage", "partition"))
-        for number in range(self.rng.randint(3, 10)):
-            for_ms = self.rng.choice((120.0, 250.0, 500.0)) * (8 if kind == "partition" else 1)
+        for number in range(self.rng.randint(3, 6)):
+            for_ms = self.rng.choice((700.0, 900.0, 1200.0)) * (2 if kind == "partition" else 1)
             faults.append(Fault(kind, at_ms, min(for_ms, CALM_MS - at_ms), schedule.verifiers[number % 2].name))
             at_ms = min(at_ms + for_ms, CALM_MS - 100)
         if self.rng.random() < 0.5:

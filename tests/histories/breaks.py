@@ -16,7 +16,6 @@ from services.gateway.session import (
     drafter_binding,
     load_accounting,
     outbox,
-    placement,
     quarantine,
     session,
     verdict_stream,
@@ -62,8 +61,6 @@ BREAKS = (
     Break(V, "end_pass", "draws[: matched + 1]", "draws[: matched + 2]"),
     Break(V, "end_pass", "min(accepted, len(draws) - 1, len(committed) - 1)", "accepted"),
     Break(V, "_cut", "stop + 1", "stop + 2"),
-    Break(V, "rebind", "self._void_row()", "pass"),
-    Break(V, "rebind", "return is_same", "return True"),
     Break(V, "drop_cache", "self.computed = 0", "pass"),
     # guesses
     Break(Q, "receive", "if draft.epoch < self.epoch:", "if False:"),
@@ -84,9 +81,7 @@ BREAKS = (
     Break(T, "renew", "slot.renewed_at = now", "pass"),
     Break(VS, "_on_heartbeat", "self.table.renew(subjects.sender(subject), now_ms())", "pass"),
     Break(T, "settle", "self._release(slot)", "pass"),
-    Break(VS, "_forget", "self.loop.wake()", "pass"),
     Break(VS, "_on_draft", "self.loop.wake()", "pass"),
-    Break(VS, "_on_close", "close.term < state.term", "False"),
     Break(VS, "_answer", 'self._send("gateway", slot.state.gateway_id, verdict)', "pass"),
     Break(VS, "_hand_over", "await self._bus.publish(subject, refusal.failure(state.session_id, state.term))", "pass"),
     # the drafter
@@ -98,7 +93,6 @@ BREAKS = (
     Break(D, "_count", "self.fates.rejected += equal >= self.committed", "pass"),
     Break(D, "rebind", "self.fates.discarded += self.num_guesses", "pass"),
     Break(drafter_service.Drafter, "_on_close", "self._end(slot)", "pass"),
-    Break(drafter_service.Drafter, "_advance", "self._timers_changed.set()", "pass"),
     Break(drafter_service.Drafter, "_advance", "self.loop.wake()", "pass"),
     # the gateway
     Break(M, "_added", "first = self.length - verdict.base", "first = self.length - verdict.base + 1"),
@@ -108,7 +102,6 @@ BREAKS = (
     Break(S, "_on_refusal", 'or failure.code == "closed"', ""),
     Break(S, "_bind", "self.term += 1", "pass"),
     Break(S, "_hear_verifier", "self._unanswered_since, self._num_absents = None, 0", "pass"),
-    Break(S, "_on_refusal", "self._unanswered_since = None", "pass"),
     Break(S, "close", "self._outbox.close(self.term)", "pass"),
     Break(S, "close", "self._load.count_at(now)", "pass"),
     Break(
@@ -119,7 +112,6 @@ BREAKS = (
     ),
     Break(outbox.SessionOutbox, "add", "self._bound[instance_id] = service", "pass"),
     Break(quarantine.Quarantine, "avoid", "self._until[instance_id] = until", "self._until[instance_id] = until + 1e9"),
-    Break(placement.Placement, "_verifiers", "if choice.instance_id not in avoid", ""),
     Break(
         load_accounting.LoadAccounting,
         "count_at",

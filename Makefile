@@ -15,7 +15,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories gpu-check clean
+.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,10 @@ validate: $(VENV)/dev ## compare the simulator with the services, into docs/repo
 
 hostile: $(VENV)/dev ## hostile HTTP clients and NATS peers against a whole system (15 minutes)
 	$(BIN)/python -m benchmarks.hostile
+
+chaos: $(VENV)/dev $(if $(filter vllm,$(ENGINE)),$(VENV_VLLM)/cpu) ## faults of every kind under load, into docs/reports/chaos (half an hour; ENGINE=vllm: on vLLM)
+	$(BIN)/python -m model_zoo prepare
+	$(BIN)/python -m benchmarks.chaos --engine $(ENGINE)
 
 gpu-check: $(VENV)/dev ## the bit check, pass times and the demo on a GPU, and of vLLM with VLLM_PYTHON=... ; says "not run" where there is none
 	$(BIN)/python -m tests.gpu_check

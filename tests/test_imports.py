@@ -34,6 +34,7 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "harness": set(),
     "standins": {"harness"},
     "load": {"harness"},
+    "chaos": {"harness"},
     "policies": {"harness"},
     "validation": {"harness", "standins", "load"},
     "experiments": {"harness", "load", "policies"},

@@ -46,14 +46,14 @@ class EmulatedLink:
     def __init__(self, conditions: LinkConditions, seed: int) -> None:
         self.num_segments = 0
         self.num_stalls = 0
-        self._conditions = conditions
+        self.conditions = conditions  # of the segments sent from now on
         self._random = random.Random(seed)
         self._free_at = 0.0  # when the last segment has left the sender
         self._newest = 0.0  # when the last segment arrives
 
     def send(self, now: float, num_bytes: int) -> float:
         """Sends a segment now; returns when it arrives."""
-        conditions = self._conditions
+        conditions = self.conditions
         wire_s = num_bytes * 8 / (conditions.bandwidth_mbit * 1e6) if conditions.bandwidth_mbit else 0.0
         self._free_at = max(now, self._free_at) + wire_s
         late_ms = conditions.delay_ms + conditions.jitter_ms * self._random.random()

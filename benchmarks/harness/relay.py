@@ -13,11 +13,13 @@ import selectors
 import signal
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
+from benchmarks.harness.files import read_result
 from benchmarks.harness.link import SEGMENT_BYTES, EmulatedLink, LinkConditions
 
 CONNECT_S = 5.0
@@ -80,6 +82,12 @@ class Relay:
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def change(self, conditions: LinkConditions) -> None:
+        """Of all links, for what is sent from now on."""
+        self._conditions = conditions
+        for link in self.links:
+            link.conditions = conditions
 
     def _new_link(self) -> EmulatedLink:
         self.links.append(EmulatedLink(self._conditions, self._seed + len(self.links)))
@@ -148,10 +156,12 @@ async def _deliver(in_flight: asyncio.Queue[RelaySegment], writer: asyncio.Strea
             return
 
 
-async def _run(relay: Relay) -> None:
-    stop = asyncio.Event()
+async def _run(relay: Relay, file: Path | None) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    if file is not None:
+        loop.add_signal_handler(signal.SIGHUP, lambda: relay.change(read_result(file, LinkConditions)))
     async with relay:
         print(f"{READY_LINE} on port {relay.port}", flush=True)
         await stop.wait()
@@ -169,6 +179,9 @@ def main(
     stall_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of segments that are retransmitted.")] = 0.0,
     stall_ms: Annotated[float, typer.Option(min=0, help="Delay of a retransmitted segment.")] = 200.0,
     seed: Annotated[int, typer.Option(help="Seed of jitter and stalls.")] = 1,
+    changed: Annotated[
+        Path | None, typer.Option("--conditions", help="JSON file with new conditions, read on each SIGHUP.")
+    ] = None,
 ) -> None:
     """Forwards TCP connections over an emulated link with delay, jitter, bandwidth limit and losses."""
     try:
@@ -177,7 +190,7 @@ def main(
         raise typer.BadParameter(str(error), param_hint="--to") from None
     conditions = LinkConditions(rtt_ms / 2, jitter_ms, bandwidth_mbit, stall_rate, stall_ms)
     with asyncio.Runner(loop_factory=precise_loop) as runner:
-        runner.run(_run(Relay(address, conditions, seed, port)))
+        runner.run(_run(Relay(address, conditions, seed, port), changed))
 
 
 if __name__ == "__main__":

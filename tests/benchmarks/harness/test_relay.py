@@ -174,6 +174,19 @@ def test_bytes_sent_before_a_close_arrive_and_then_the_other_side_is_closed(clos
     assert run(close()) == b"last words"
 
 
+def test_changed_conditions_hold_for_what_is_sent_from_then_on() -> None:
+    async def stalls() -> list[int]:
+        async with connected(LinkConditions()) as ends:
+            found = []
+            for conditions in (LinkConditions(), LinkConditions(stall_rate=1, stall_ms=1), LinkConditions()):
+                ends.relay.change(conditions)
+                await ends.echo()
+                found.append(sum(link.num_stalls for link in ends.relay.links))
+            return found
+
+    assert run(stalls()) == [0, 2, 2]
+
+
 def test_without_a_listener_the_connection_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
     async def read() -> bytes:
         async with Relay(Address("127.0.0.1", 1), LinkConditions()) as relay, asyncio.timeout(PATIENCE_S):

@@ -1,0 +1,117 @@
+"""Texts, failed requests and pauses of a chaos run are judged as its report says."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.chaos.judging import (
+    ALLOWED_S,
+    Pause,
+    by_cause,
+    compare,
+    difference,
+    failures,
+    longest_gap_s,
+    pauses,
+)
+from benchmarks.chaos.records import Attempt, Fault, RequestRecord
+
+EXPECTED = {
+    0: Attempt("gateway-0", 0.0, 4.0, "ok", ["one two", "three"], ["stop", "length"], 5, 9, [[1, 1.5], [2, 2.1]])
+}
+
+
+def record(*attempts: Attempt, question: int = 0) -> RequestRecord:
+    return RequestRecord(7, question, 2, True, list(attempts))
+
+
+def attempt(texts: list[str], status: str = "ok", gateway: str = "gateway-0", num_tokens: int = 5) -> Attempt:
+    return Attempt(gateway, 10.0, 20.0, status, texts, ["stop", "length"], num_tokens, 9)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        ("a text of words", ""),
+        ("a text of", "lost"),
+        ("a of words", "lost"),
+        ("a text of of words", "doubled"),
+        ("a text of wordswords", "doubled"),
+        ("a text of other words", "wrong"),
+        ("a text of swords", "wrong"),
+        ("another one", "wrong"),
+    ],
+)
+def test_a_text_is_equal_or_wrong_or_has_lost_or_doubled_tokens(got: str, expected: str) -> None:
+    assert difference("a text of words", got) == expected
+
+
+def test_an_answer_with_the_undisturbed_texts_is_no_difference() -> None:
+    figures, found = compare([record(attempt(["one two", "three"]))], EXPECTED)
+    assert (figures.num_requests, figures.num_choices, figures.num_tokens) == (1, 2, 5)
+    assert found == []
+
+
+def test_what_a_broken_answer_had_told_must_be_a_beginning_of_the_text() -> None:
+    whole = attempt(["one two", "three"])
+    beginning, other = attempt(["one", ""], "broken off"), attempt(["one", "thrice"], "broken off")
+    assert compare([record(beginning, whole)], EXPECTED)[1] == []
+    figures, found = compare([record(other, whole)], EXPECTED)
+    assert (figures.wrong, len(found)) == (1, 1)
+
+
+def test_equal_texts_of_another_number_of_tokens_are_wrong() -> None:
+    figures, found = compare([record(attempt(["one two", "three"], num_tokens=6))], EXPECTED)
+    assert (figures.wrong, len(found)) == (1, 1)
+
+
+def test_only_the_requests_of_a_killed_gateway_may_break_off() -> None:
+    broken, answer = attempt(["one", ""], "broken off"), attempt(["one two", "three"], gateway="gateway-1")
+    killed = Fault("kill-gateway", "gateway-0", 15.0, 18.0)
+    assert failures([record(broken, answer)], [killed]) == ({"its gateway was killed": 1}, {}, [])
+    for other in (
+        Fault("kill-gateway", "gateway-1", 15.0, 18.0),
+        Fault("kill-gateway", "gateway-0", 9.0, 18.0),
+        Fault("term-gateway", "gateway-0", 15.0, 18.0),
+    ):
+        failed, _, unexcused = failures([record(broken, answer)], [other])
+        assert (failed, len(unexcused)) == ({"broken off": 1}, 1)
+
+
+def test_a_refused_request_is_no_failed_one_if_the_other_gateway_answers() -> None:
+    refused, answer = attempt([], "503"), attempt(["one two", "three"])
+    assert failures([record(refused, answer)], []) == ({}, {"503": 1}, [])
+    assert len(failures([record(refused)], [])[2]) == 1, "it has no answer"
+
+
+def test_a_pause_is_longer_than_the_longest_time_between_pieces_without_faults() -> None:
+    assert longest_gap_s(EXPECTED.values()) == 0.5
+    slow = attempt(["one two", "three"])
+    slow.arrivals_s = [[11.0, 11.4, 12.0], [13.0]]
+    assert pauses([record(slow)], EXPECTED) == [Pause("gateway-0", 11.4, 12.0, prefill_s=2.0)]
+
+
+def test_a_pause_is_put_down_to_the_fault_that_allows_most_and_is_too_long_above_that() -> None:
+    drafter, verifier = Fault("kill-drafter", "drafter-0", 1.0, 3.0), Fault("kill-verifier", "verifier-0", 2.0, None)
+    short, long = Pause("gateway-0", 2.5, 4.0, 0.5), Pause("gateway-0", 2.5, 5.6, 0.5)
+    figures, complaints = by_cause([drafter, verifier], [short, long], usual_s=0.5)
+    assert {each.kind: each.num_pauses for each in figures} == {"kill-drafter": 0, "kill-verifier": 2}
+    assert [each.num_too_long for each in figures] == [0, 1], "2 s, 0.5 s of prefill and 0.5 s of the load are allowed"
+    assert len(complaints) == 1
+    assert {each.longest_alone_s for each in figures} == {0.0}
+
+
+def test_a_pause_without_a_fault_and_a_fault_of_another_gateway() -> None:
+    hung = Fault("hang-gateway", "gateway-1", 1.0, 4.0)
+    figures, complaints = by_cause([hung], [Pause("gateway-0", 1.5, 3.5, 0.0)], usual_s=0.5)
+    assert {each.kind: (each.num_pauses, each.longest_alone_s) for each in figures} == {
+        "hang-gateway": (0, 0.0),
+        "none": (1, 2.0),
+    }
+    assert complaints == []
+
+
+def test_every_limit_is_of_a_kind_of_fault() -> None:
+    from benchmarks.chaos.faults import KINDS
+
+    assert set(ALLOWED_S) < set(KINDS)

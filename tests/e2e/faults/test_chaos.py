@@ -1,0 +1,34 @@
+"""A short form of `make chaos`: some faults of every kind that the machine allows, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos.faults import KINDS, FaultPlan, find_faketime
+from benchmarks.chaos.questions import Lengths
+from benchmarks.chaos.report import as_markdown
+from benchmarks.chaos.run import Load, run
+from benchmarks.chaos.system import ChaosPlan
+from benchmarks.harness.latency import OK
+
+pytestmark = pytest.mark.timeout(600)
+
+PLAN = {"drafts": ("int8", "int4"), "env": {"DSD_LEASE_S": "5"}}
+FAULTS = FaultPlan(seed=3, period_s=0.5, max_faults=len(KINDS))  # each kind once
+LOAD = Load(40, num_clients=6, seed=3, lengths=Lengths((20, 120), (8, 16)), faults=FAULTS, has_rolling=False)
+OF_TIME = "a pause of"  # on a busy machine these say nothing
+OF_MEMORY = "MiB more than at the start"
+
+
+def test_faults_of_every_kind_change_no_text_fail_no_request_and_leave_nothing(default_models: Path) -> None:
+    plan = ChaosPlan(default_models, fake_clock=find_faketime(), **PLAN)
+    result, records = asyncio.run(run(plan, LOAD, print))
+    print(as_markdown(result))
+    assert [each for each in result.violations if OF_TIME not in each and OF_MEMORY not in each] == []
+    assert len(records) == LOAD.num_requests
+    assert {record.answer.status for record in records} == {OK}
+    assert len({fault.kind for fault in result.faults}) >= 4
+    assert set(result.not_run) <= {"full-disk", "clock"} < set(KINDS)

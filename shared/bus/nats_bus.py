@@ -36,6 +36,7 @@ OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publish drops, so that it n
 INBOUND_MESSAGES = 65536  # per subscription
 INBOUND_BYTES = 64 << 20
 LOG_INTERVAL_S = 5.0  # between two log lines of one kind
+CLOSED = (OSError, RuntimeError)  # of a write to a connection that has ended: by asyncio, and by uvloop
 
 _DENIED_SUBSCRIPTION = re.compile(r'permissions violation for subscription to "([^"]+)"', re.IGNORECASE)
 
@@ -47,10 +48,10 @@ class BusLost(ConnectionError):
 
 
 class _Client(Client):
-    """nats-py's client with two changes.
+    """nats-py's client with three changes.
 
-    A message that it can't parse ends that message only, not its reading loop. If TLS is required and the server offers
-    none, it disconnects before it sends credentials.
+    Neither a message that it can't parse nor the answer to a ping that was given up ends its reading loop. If TLS is
+    required and the server offers none, it disconnects before it sends credentials.
     """
 
     def __init__(self, metrics: BusMetrics) -> None:
@@ -72,6 +73,11 @@ class _Client(Client):
         except (UnicodeDecodeError, IndexError, ValueError) as error:  # of a subject or header, which any peer may send
             self._metrics.dropped.labels("malformed").inc()
             log.debug("unreadable message dropped", subject=repr(subject), reason=repr(error))
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # its flush has timed out
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
 
 class _Subscription:
@@ -176,12 +182,12 @@ class NatsBus:
                 for subscription in list(self._subscriptions):  # Client.drain can't be cancelled
                     await subscription.drain()  # type: ignore[no-untyped-call]
                 await self._settle()
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+        except (nats.errors.Error, *CLOSED, TimeoutError) as error:
             log.warning("bus not drained", error=repr(error))
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._client.close()
-        except (OSError, TimeoutError) as error:
+        except (*CLOSED, TimeoutError) as error:
             log.warning("bus connection not closed cleanly", error=repr(error))
 
     async def lost(self) -> NoReturn:

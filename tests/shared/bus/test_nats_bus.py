@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+import uvloop
 from prometheus_client import CollectorRegistry, Counter
 
 from shared.bus import nats_bus
@@ -27,6 +28,7 @@ from tests.shared.bus.bus_helpers import (
     INBOX,
     OPENS,
     SESSION,
+    VERIFIER,
     Heard,
     Member,
     draft,
@@ -246,6 +248,21 @@ async def test_publishing_over_a_stuck_link_drops_and_never_waits(nats_server: N
     assert gateway.count("dropped", reason="outbound full") == 60 - sent > 0
 
 
+async def test_a_server_that_answers_after_a_flush_was_given_up_makes_nobody_deaf(
+    nats_server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_bus, "FLUSH_TIMEOUT_S", 0.2)
+    member, sender = await connect(nats_server), await connect(nats_server)
+    heard = Heard()
+    nats_server.pause()
+    await member.bus.subscribe(INBOX, heard)  # not confirmed in time
+    nats_server.resume()
+    async with asyncio.timeout(nats_bus.PING_INTERVAL_S):  # before a dead link would be noticed
+        while not heard.all:
+            await sender.bus.publish(DRAFTS, draft(1))
+            await asyncio.sleep(0.05)
+
+
 async def test_closing_over_a_stuck_link_ends(
     nats_server: NatsServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +281,27 @@ async def test_closing_without_a_server_ends(nats_server: NatsServer, connect: C
     await member.until(member.is_down)
     async with asyncio.timeout(10):
         await member.bus.close()
+
+
+def test_closing_without_a_server_ends_on_uvloop_with_unsent_messages(nats_server: NatsServer) -> None:
+    """uvloop refuses to write to a closed transport, where asyncio's own transports only warn."""
+    is_down = asyncio.Event()
+
+    async def close() -> None:
+        settings, metrics = ServiceSettings(nats_url=nats_server.url), BusMetrics(CollectorRegistry())
+        bus = await nats_bus.connect(
+            settings, VERIFIER, metrics, lambda connected: None if connected else is_down.set()
+        )
+        await bus.subscribe(INBOX, Heard())
+        nats_server.stop(kill=True)
+        while not is_down.is_set():
+            await bus.publish(DRAFTS, draft(1))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await bus.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(close())
 
 
 async def test_a_forbidden_publish_is_counted_and_named(start_nats_server: StartNatsServer, connect: Connect) -> None:

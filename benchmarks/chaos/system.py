@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -80,9 +80,7 @@ class ChaosSystem:
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """To the process and its children; nothing if it does not run."""
-        pid = self.children[name].pid
-        if pid is not None:
-            os.killpg(pid, number)
+        _signal(self.children[name], number)
 
     def set_link(self, conditions: LinkConditions) -> None:
         """Of all drafters."""
@@ -194,9 +192,14 @@ async def running(plan: ChaosPlan, run_dir: Path, notify: Callable[[str], None])
                 yield system
         finally:
             for child in supervisor.children.values():  # a stopped process would not end
-                if child.pid is not None:
-                    os.killpg(child.pid, signal.SIGCONT)
+                _signal(child, signal.SIGCONT)
             await supervisor.stop()
+
+
+def _signal(child: Child, number: signal.Signals) -> None:
+    if child.pid is not None:
+        with suppress(ProcessLookupError):  # it has ended just now
+            os.killpg(child.pid, number)
 
 
 def _mount_log_disk(folder: Path, stack: ExitStack) -> bool:

@@ -17,8 +17,9 @@ from benchmarks.harness.latency import OK
 pytestmark = pytest.mark.timeout(600)
 
 PLAN = {"drafts": ("int8", "int4"), "env": {"DSD_LEASE_S": "5"}}
-FAULTS = FaultPlan(seed=3, period_s=0.5, max_faults=len(KINDS))  # each kind once
-LOAD = Load(40, num_clients=6, seed=3, lengths=Lengths((20, 120), (8, 16)), faults=FAULTS, has_rolling=False)
+KINDS_HERE = [kind for kind in KINDS if kind != "term-verifier"]  # its start is most of the time; a killed one starts
+FAULTS = FaultPlan(KINDS_HERE, seed=3, period_s=0.5, max_faults=len(KINDS_HERE))  # each kind once
+LOAD = Load(40, num_clients=6, seed=3, lengths=Lengths((20, 80), (6, 12)), faults=FAULTS, has_rolling=False)
 OF_TIME = "a pause of"  # on a busy machine these say nothing
 OF_MEMORY = "MiB more than at the start"
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.chaos.records import Fault
-from benchmarks.chaos.system import LOOK_S, SERVICES, ChaosSystem
+from benchmarks.chaos.system import LOOK_S, RESTART_S, SERVICES, ChaosSystem
 from benchmarks.harness.link import LinkConditions
 
-RESTART_S = 900.0  # a verifier on vLLM compiles first
 HANG_S, CUT_S, LOSS_S, FULL_S, STEP_S, MEMORY_S = 3.0, 4.0, 4.0, 4.0, 4.0, 4.0
 LOSS = LinkConditions(stall_rate=0.2)
 CLOCK_STEPS_S = (3600, -3600)

@@ -34,6 +34,7 @@ from services.local.system import SystemPlan, service_programs
 NUM_SERVERS = 3
 SERVICES = ("gateway", "verifier", "drafter", "controller", "nats")
 READY_S, LOOK_S, ANSWER_S = 180.0, 0.2, 2.0
+RESTART_S = 900.0  # on vLLM, or a busy machine
 LOG_DISK_MIB = 96
 LINK = "link.json"  # in the run folder: the conditions of all relays
 CLUSTER = """
@@ -111,7 +112,7 @@ class ChaosSystem:
 
     async def ready(self, name: str) -> None:
         """Returns when a process is ready. Raises TimeoutError."""
-        async with asyncio.timeout(READY_S):
+        async with asyncio.timeout(RESTART_S):
             while not await self.is_ready(name):  # noqa: ASYNC110  what other processes do sets no event here
                 await asyncio.sleep(LOOK_S)
 
@@ -120,7 +121,7 @@ class ChaosSystem:
         expected = {service: len(self.names(service)) for service in ("verifier", "drafter")}
         for name in self.children:
             await self.ready(name)
-        async with asyncio.timeout(READY_S):
+        async with asyncio.timeout(RESTART_S):
             for name in self.gateways:
                 while await self._peers(name) != expected:  # noqa: ASYNC110  what other processes do sets no event here
                     await asyncio.sleep(LOOK_S)

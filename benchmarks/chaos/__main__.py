@@ -8,6 +8,7 @@ or if anything is left at the end.
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.chaos.faults import KINDS, FaultPlan, find_faketime
+from benchmarks.chaos.questions import Lengths
 from benchmarks.chaos.records import ChaosResult
 from benchmarks.chaos.report import as_markdown
 from benchmarks.chaos.run import Load, run
@@ -41,6 +43,9 @@ def main(
         KINDS
     ),
     period_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults.")] = 2.0,
+    max_faults: Annotated[int, typer.Option(min=0, help="Most faults; 0: no limit.")] = 0,
+    longest_prompt: Annotated[int, typer.Option(min=20, help="Tokens of the longest prompt.")] = 1500,
+    longest_answer: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 60,
     engine: Annotated[
         EngineName, typer.Option(envvar="DSD_ENGINE", help="Engine of the verifiers.")
     ] = EngineName.TORCH,
@@ -69,8 +74,14 @@ def main(
     except EngineRefused as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
+    lengths = Lengths((20, longest_prompt), (max(1, longest_answer // 3), longest_answer))
     load = Load(
-        requests or NUM_REQUESTS[engine], clients, seed, faults=FaultPlan(kinds, seed, period_s), has_rolling=rolling
+        requests or NUM_REQUESTS[engine],
+        clients,
+        seed,
+        lengths,
+        FaultPlan(kinds, seed, period_s, max_faults or math.inf),
+        has_rolling=rolling,
     )
     result, records = asyncio.run(run(plan, load, _tell, logs))
     write_result(folder / f"{engine}.json", result)

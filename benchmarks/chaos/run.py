@@ -142,7 +142,7 @@ async def _measured(
     texts, differences = judging.compare([*records, *rolled], expected)
     failed_by, retried, unexcused = judging.failures(records, faults)
     causes, too_long = judging.by_cause(faults, judging.pauses(records, expected), usual_s)
-    rolling, rolling_complaints = _rolling(rolled, restarts) if rolled else (None, [])
+    rolling, rolling_complaints = rolling_figures(rolled, restarts) if rolled else (None, [])
     attempts = [attempt for record in records for attempt in record.attempts]
     result = ChaosResult(
         origin=Origin.here("benchmarks.chaos"),
@@ -173,7 +173,7 @@ async def _measured(
     return result, records
 
 
-def _rolling(records: Sequence[RequestRecord], restarts: Sequence[Fault]) -> tuple[RollingFigures, list[str]]:
+def rolling_figures(records: Sequence[RequestRecord], restarts: Sequence[Fault]) -> tuple[RollingFigures, list[str]]:
     failed, _, unexcused = judging.failures(records, ())
     longest_s = judging.longest_gap_s(attempt for record in records for attempt in record.attempts)
     return RollingFigures(len(restarts), len(records), failed, longest_s), [f"rolling: {each}" for each in unexcused]

@@ -1,0 +1,92 @@
+"""A chaos run's result survives its file, and its report names figures and violations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from benchmarks.chaos.leftovers import GROWN_MIB, complaints
+from benchmarks.chaos.records import (
+    Attempt,
+    CauseFigures,
+    ChaosResult,
+    Fault,
+    Leftovers,
+    RequestRecord,
+    TextFigures,
+)
+from benchmarks.chaos.report import as_markdown
+from benchmarks.chaos.run import rolling_figures, unexpected_ends
+from benchmarks.chaos.system import ChaosSystem
+from benchmarks.harness.files import read_result, write_result
+from benchmarks.harness.origin import Origin
+
+LEFT = Leftovers(1, 0, 2, {"gateway-0": 3.0, "verifier-0": GROWN_MIB + 1}, 4.0)
+
+
+def a_result() -> ChaosResult:
+    broken = Attempt("gateway-0", 1.0, 2.0, "broken off", ["one"], [""], 0, 0, [[1.2, 1.9]])
+    rolling, _ = rolling_figures([RequestRecord(0, 0, 1, True, [broken])], [Fault("term-gateway", "gateway-0", 1.0)])
+    return ChaosResult(
+        origin=Origin("a command", "a machine", "a date", "3"),
+        engine="torch",
+        seed=1,
+        duration_s=20.0,
+        texts=TextFigures(12, 20, 300, wrong=1, lost=0, doubled=0),
+        statuses={"ok": 12},
+        failed={"its gateway was killed": 2},
+        retried={"503": 3},
+        undisturbed_pause_s=0.4,
+        undisturbed_ttft_s=0.9,
+        causes=[
+            CauseFigures("kill-verifier", 4, 5, 2.25, 1.5, 2.0, 1),
+            CauseFigures("memory", 2, 0, 0.0, 0.0, None, 0),
+        ],
+        faults=[Fault("memory", "", 1.0, 5.0)],
+        not_run={"clock": "faketime is not installed"},
+        leftovers=LEFT,
+        rolling=rolling,
+        violations=["wrong: request 3"],
+    )
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    write_result(tmp_path / "torch.json", a_result())
+    assert read_result(tmp_path / "torch.json", ChaosResult) == a_result()
+
+
+def test_the_report_names_figures_what_did_not_run_and_violations() -> None:
+    report = as_markdown(a_result())
+    for line in (
+        "| requests, choices, tokens | 12, 20, 300 |",
+        "| failed requests, by cause | its gateway was killed: 2 |",
+        "| rolling restart: failed requests | broken off: 1 |",
+        "| kill-verifier | 4 | 5 | 2.25 | 1.50 | 2 | 1 |",
+        "| memory | 2 | 0 |  |  |  |  |",
+        "Not run: clock: faketime is not installed.",
+        "* wrong: request 3",
+    ):
+        assert line in report
+
+
+def test_in_a_rolling_restart_no_request_may_fail() -> None:
+    broken = Attempt("gateway-0", 1.0, 2.0, "broken off", ["one"], [""])
+    figures, found = rolling_figures([RequestRecord(0, 0, 1, True, [broken])], [])
+    assert figures.failed == {"broken off": 1}
+    assert found
+
+
+def test_what_is_left_is_a_violation() -> None:
+    assert complaints(LEFT) == [
+        "1 sessions left",
+        "2 subscriptions left",
+        "verifier-0 holds 65 MiB more than at the start",
+    ]
+
+
+def test_a_process_that_ends_more_often_than_faults_end_it_is_a_violation() -> None:
+    children = {"gateway-0": SimpleNamespace(num_starts=2), "verifier-0": SimpleNamespace(num_starts=2)}
+    system = cast(ChaosSystem, SimpleNamespace(children=cast(Any, children)))
+    faults = [Fault("kill-gateway", "gateway-0", 1.0), Fault("hang-verifier", "verifier-0", 1.0)]
+    assert unexpected_ends(system, faults) == ["verifier-0 ended 1 times by itself"]

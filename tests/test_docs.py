@@ -38,6 +38,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 PROTOCOL_TESTS = {  # the letters that docs/protocol.md gives to files of tests
     "V": "tests/shared/protocol/test_verifier_session.py",
+    "W": "tests/shared/protocol/test_waiting.py",
     "D": "tests/shared/protocol/test_drafter_session.py",
     "P": "tests/shared/protocol/test_protocol.py",
     "L": "tests/shared/protocol/test_lying_drafters.py",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmarks.experiments.bad_bodies import CHAT, MAX_BYTES, bad_bodies
+from benchmarks.hostile.bad_bodies import CHAT, MAX_BYTES, bad_bodies
 from services.gateway.errors import ApiError
 from services.gateway.http import json_reader
 from services.gateway.http.chat_body import MAX_MESSAGES, MAX_PARTS, ChatBody

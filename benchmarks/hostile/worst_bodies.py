@@ -1,4 +1,4 @@
-"""How long one request can hold a gateway's event loop: python -m benchmarks.experiments.worst_bodies.
+"""How long one request can hold a gateway's event loop: python -m benchmarks.hostile.worst_bodies.
 
 Each body of bad_bodies.py is sent to a gateway in this process, over HTTP, while a task looks at the clock every
 millisecond. Its longest delay is the time that the loop was held: by work on the loop itself, or by a thread that keeps
@@ -25,8 +25,8 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.experiments.bad_bodies import MODEL, BadBody, bad_bodies
 from benchmarks.harness.files import write_result
+from benchmarks.hostile.bad_bodies import MODEL, BadBody, bad_bodies
 from services.gateway.http.routes import Routes, make_app
 from services.gateway.service import Gateway, make_authenticator
 from services.gateway.settings import GatewaySettings

@@ -6,8 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from benchmarks.experiments.bad_bodies import MAX_BYTES, bad_bodies
-from benchmarks.experiments.worst_bodies import LoopWatch, measure
+from benchmarks.hostile.bad_bodies import MAX_BYTES, bad_bodies
+from benchmarks.hostile.worst_bodies import LoopWatch, measure
 from tests.gateway.tiny import make_folder
 
 

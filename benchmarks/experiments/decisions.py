@@ -126,8 +126,8 @@ def pairs_known(url: str) -> int:
 
 
 async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, seconds: float) -> float:
-    verifier_ids = [new_instance_id("cloud") for _ in range(NUM_VERIFIERS)]
-    drafter_ids = [new_instance_id("edge") for _ in range(num_drafters)]
+    verifier_ids = [new_instance_id(f"cloud-{number}") for number in range(NUM_VERIFIERS)]
+    drafter_ids = [new_instance_id(f"edge-{number}") for number in range(num_drafters)]
     turns = itertools.cycle(verifier_ids)
     served = [[next(turns) for _ in range(pairs_each)] for _ in drafter_ids]
     chance, num_rounds = random.Random(1), round(seconds)

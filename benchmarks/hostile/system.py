@@ -36,7 +36,7 @@ ENV = {
     "DSD_REQUEST_TIMEOUT_S": "120",
     "DSD_LEASE_S": "10",  # of sessions that hostile gateways leave behind
     "DSD_NUM_THREADS": "1",
-    "DSD_KV_TOKENS": "4096",  # soon full: what is kept of earlier texts is no growth
+    "DSD_KV_TOKENS": "2048",  # soon full: what is kept of earlier texts is no growth
     "DSD_DRAIN_S": "1",
     "DSD_API_KEYS_FILE": "",
 }

@@ -24,7 +24,7 @@ from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
 from dsd_sim.engine.records import FATES
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
-from shared.policies.batching import likely_kv_tokens
+from shared.policies.kv_cache import likely_kv_tokens
 from shared.policies.routing import Router, RoutingCandidate, with_room
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS

@@ -11,10 +11,10 @@ from numba import njit
 from numba.extending import register_jitable
 
 from dsd_sim.engine import verify_session
-from shared.policies import batching
+from shared.policies import kv_cache as reservation
 
-register_jitable(batching.round_to_kv_step)
-likely_kv_tokens = njit(cache=True)(batching.likely_kv_tokens)
+register_jitable(reservation.round_to_kv_step)
+likely_kv_tokens = njit(cache=True)(reservation.likely_kv_tokens)
 
 
 @njit(cache=True)

@@ -56,6 +56,7 @@ VERIFIER = np.dtype(
         ("pending_base", np.int32),
         ("pending_wrong", np.int32),
         ("received", np.int32),
+        ("holes", np.int64),
         ("judged", np.int32),
         ("row_start", np.int32),  # of the pass in flight
         ("row_fed", np.int32),

@@ -17,6 +17,7 @@ from shared.protocol.messages import MAX_WINDOW
 from shared.protocol.verifier_session import EARNED_MS, MAX_RETOLD, OVERTAKING_MS
 
 _FRESH = Survival()
+NUM_HOLES = 62  # positions before the newest one whose guesses may still come, as they were overtaken
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
 
 
@@ -24,7 +25,7 @@ PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
 def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     """Opens a session behind a prompt of `prompt` tokens; target-only without a drafter."""
     v.length = v.pending_base = prompt
-    v.computed = v.epoch = v.pending = v.received = v.passes = v.recovered = v.bonus = 0
+    v.computed = v.epoch = v.pending = v.received = v.holes = v.passes = v.recovered = v.bonus = 0
     v.judged = prompt
     v.stop, v.limit, v.pending_wrong = stop, limit, NEVER
     v.in_pass, v.finished = False, prompt >= limit
@@ -39,7 +40,7 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
 def rebind(v, now):
     """Binds another drafter; a pass in flight is not affected."""
     _clear_pending(v)
-    v.epoch = v.received = 0
+    v.epoch = v.received = v.holes = 0
     v.judged = v.length
     v.sent_ms = -1.0
     v.free_run, v.has_drafter = True, True  # the first draft may turn free run off
@@ -115,12 +116,12 @@ def _take_guesses(v, m):
         return True
     if m.epoch > v.epoch:
         _clear_pending(v)
-        v.epoch, v.received = m.epoch, 0
+        v.epoch, v.received, v.holes = m.epoch, 0, 0
     if m.base > v.pending_base + v.pending:
         v.discarded += m.num
         _raise_epoch(v)
         return True
-    is_new = end > max(v.received, m.base)
+    is_new = _num_new(v, m.base, end) > 0
     if _compare_committed(v, m):
         _extend(v, m)
     return not is_new or m.base < v.length
@@ -131,14 +132,14 @@ def _compare_committed(v, m):
     end = m.base + m.num
     fixed_end = max(m.base, min(v.length, end))
     equal_end = max(m.base, min(fixed_end, m.wrong))
-    num_new = max(0, equal_end - max(m.base, v.received))
-    num_late = max(0, equal_end - max(m.base, v.received, v.judged))
+    num_new = _num_new(v, m.base, equal_end)
+    num_late = _num_new(v, max(m.base, v.judged), equal_end)
     v.late += num_late
     v.discarded += num_new - num_late
     if equal_end == fixed_end:
         _note_judged(v, m.base, fixed_end - m.base)
         return True
-    num_wrong = max(0, end - max(equal_end, v.received))
+    num_wrong = _num_new(v, equal_end, end)
     num_rejected = 1 if num_wrong > 0 and equal_end >= v.judged else 0
     v.rejected += num_rejected
     v.discarded += num_wrong - num_rejected
@@ -166,8 +167,30 @@ def _extend(v, m):
         else:
             v.pending_wrong = min(v.pending_wrong, m.wrong)
         v.pending += taken
-    v.discarded += max(0, draft_end - max(v.pending_base + v.pending, v.received))
-    v.received = max(v.received, draft_end)
+    v.discarded += _num_new(v, max(m.base, v.pending_base + v.pending), draft_end)
+    _note_received(v, m.base, draft_end)
+
+
+@njit(cache=True)
+def _num_new(v, start, end):
+    """For how many of these positions no guess of this epoch has come before."""
+    num = max(0, end - max(start, v.received))
+    for position in range(max(start, v.received - NUM_HOLES), min(end, v.received)):
+        num += v.holes >> (v.received - 1 - position) & 1
+    return num
+
+
+@njit(cache=True)
+def _note_received(v, base, end):
+    """Bit i of `holes` is set if no guess has come for the position `received - 1 - i`."""
+    if end > v.received:
+        more = end - v.received
+        v.holes = (
+            (v.holes << more | (1 << more) - 1) & (1 << NUM_HOLES) - 1 if more < NUM_HOLES else (1 << NUM_HOLES) - 1
+        )
+        v.received = end
+    for position in range(max(base, v.received - NUM_HOLES), end):
+        v.holes &= ~(1 << (v.received - 1 - position))
 
 
 @njit(cache=True)
@@ -180,7 +203,7 @@ def _clear_pending(v):
 def _raise_epoch(v):
     _clear_pending(v)
     v.epoch += 1
-    v.received = 0
+    v.received = v.holes = 0
 
 
 @njit(cache=True)

@@ -22,7 +22,7 @@ from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.scenario.table import BadScenario, naming_key
 from dsd_sim.scenario.workload import LoadChange, Requests, make_requests, with_joining_clients, with_rate_changes
 from shared.data.profiles import read_profile
-from shared.policies.batching import round_to_kv_step
+from shared.policies.kv_cache import round_to_kv_step
 from shared.policies.routing import ROUTERS
 
 WORKLOAD, PLACES, THINKING, FAILING = 0, 1, 2, 3  # random streams; the fleet uses the seed itself

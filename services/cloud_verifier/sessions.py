@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from services.cloud_verifier.engine import Context, Engine, OutOfMemory
-from shared.policies.batching import likely_kv_tokens
+from shared.policies.kv_cache import likely_kv_tokens
 from shared.protocol.messages import Open, Tally
 from shared.protocol.refusal import Refused, check_text
 from shared.protocol.verifier_session import VerifierSession

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KV_STEP = 64  # KV cache is reserved in multiples of this many tokens
-KV_AHEAD = 256  # tokens of the answer that a session reserves KV cache for before it has them
 HINGES = (8, 32, 128)  # fed tokens above which the cost of one more may change
 LEAST_MS = 0.01  # lower bound of a predicted pass
 
@@ -76,16 +74,6 @@ class PassCost:
         """Milliseconds of a pass for each of the ascending `num_tokens`: [len(num_tokens)], at least LEAST_MS."""
         times = pass_ms(self.weights, num_sessions, np.array(num_tokens), cached_tokens)
         return np.maximum.accumulate(np.maximum(times, LEAST_MS))
-
-
-def round_to_kv_step(num_tokens: int) -> int:
-    """KV cache that holds a text of `num_tokens`, in tokens."""
-    return -(-num_tokens // KV_STEP) * KV_STEP
-
-
-def likely_kv_tokens(num_tokens: int, num_left: int) -> int:
-    """KV cache that a session reserves for a text of `num_tokens` with at most `num_left` to come, in tokens."""
-    return round_to_kv_step(num_tokens + min(num_left, KV_AHEAD))
 
 
 @dataclass(frozen=True, slots=True)

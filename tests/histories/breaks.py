@@ -69,7 +69,7 @@ BREAKS = (
     Break(Q, "clear", "self.discard(len(self.pending))", "pass"),
     Break(Q, "settle", "is_wrong = equal < min(len(self.pending), len(fixed))", "is_wrong = False"),
     Break(V, "_offer_again", "self.guesses.put_back(rest, row.base + num_drawn)", "pass"),
-    Break(V, "expire_drafter", "self._lease_over = True", "pass"),
+    Break(V, "expire_drafter", "self._most_waited_ms = lease_ms", "pass"),
     Break(VS, "_on_draft", "if sender != state.drafter_id:", "if False:"),
     # opening and closing
     Break(T, "_check_room", "if stone is not None and request.term <= stone.term:", "if False:"),

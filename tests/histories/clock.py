@@ -43,6 +43,9 @@ class Silence:
 
     info = warning = debug
 
+    def error(self, event: str, **about: object) -> None:
+        self.exception(event)
+
     def exception(self, event: str, **about: object) -> None:
         error = sys.exception()
         if not isinstance(error, Injected | OutOfMemory):

@@ -283,6 +283,8 @@ class GatewayProcess(Process):
     def check_end(self) -> None:
         if len(self.sessions):
             raise Violation(f"{self.name} keeps sessions that are over")
+        if own := self.sessions.fleet._own:
+            raise Violation(f"{self.name} counts sessions of its own that are over: {dict(own)}")
         for instance_id, peer in self.sessions.fleet._peers.items():
-            if peer.unknown != NO_CHANGE or peer.num_own:
+            if peer.unknown != NO_CHANGE:
                 raise Violation(f"{self.name} counts sessions at {instance_id} that are over: {peer.unknown}")

@@ -72,7 +72,7 @@ class VerifierProcess(Process):
         self.closed: dict[str, tuple[int, float]] = {}  # session id -> its term, and when it was closed
         self.told_failed: set[str] = set()
         self.heard_ms: dict[str, float] = {}  # gateway id -> when its last heartbeat came
-        self.tick_ms = min(settings.lease_s, settings.drafter_lease_s) * 1e3 / 4
+        self.tick_ms = min(settings.lease_s, settings.drafter_lease_s) * 1e3 / 8
         self.every(settings.heartbeat_s * 1e3, self.verifier._send_heartbeat)
         self.after(self.tick_ms, self.every, self.tick_ms, self._tick)
 
@@ -124,7 +124,7 @@ class VerifierProcess(Process):
             self.world.bury(self)
 
     def _begin_pass(self) -> None:
-        self.table.share_prefixes()
+        self.table.prepare_pass()
         self.passing = self.loop._collect() if self.table.ready() else ()
         self.is_asleep = not self.passing
         if self.is_asleep:
@@ -194,7 +194,7 @@ class VerifierProcess(Process):
         if len(state.tokens) != len(watched.text.tokens) or state.term != watched.term:
             num_given = len(state.request.prompt_ids) + len(state.request.committed_ids)
             watched.text.follow(state.tokens, num_given if state.term != watched.term else 0, self.plan.fingerprint)
-            watched.term = state.term
+            watched.term, watched.at_ms = state.term, self.now_ms
         if slot.context is not None and state.finish:
             raise Violation(f"{self.name} keeps the KV cache of #{state.session_id[-2:]}, which has finished")
         self._check_guesses(watched)
@@ -204,11 +204,10 @@ class VerifierProcess(Process):
         """A session that may run free goes on with every pass; any other waits for its drafter's lease at most."""
         state = slot.state
         is_free = state.draws
-        grown_ms = state._grown_at + self.began_ms
         can_go_on = slot.context is not None and state.finish is None and state.num_todo <= 1
         if not can_go_on or self.engine.errors or self.plan.evicted or is_free != watched.was_free:
             watched.at_ms = self.now_ms
-        watched.at_ms, watched.was_free = max(watched.at_ms, grown_ms, self.resumed_ms), is_free
+        watched.at_ms, watched.was_free = max(watched.at_ms, self.resumed_ms), is_free
         most_ms = STALL_MS + 3 * self._longest_pass_ms + (0 if is_free else DRAFTER_LEASE_MS + self.tick_ms)
         if can_go_on and self.now_ms - watched.at_ms > most_ms:
             raise Violation(f"{self.name} lets #{state.session_id[-2:]} wait for {self.now_ms - watched.at_ms:.0f} ms")

@@ -12,7 +12,7 @@ import pytest
 from services.cloud_verifier.loop import PassShare
 from services.cloud_verifier.sessions import SessionSlot
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS
-from shared.policies.batching import KV_AHEAD, KV_STEP, likely_kv_tokens
+from shared.policies.kv_cache import KV_AHEAD, KV_STEP, likely_kv_tokens
 from shared.protocol.messages import Sampling, TokenIds
 from tests.fakes import FakeTarget, answer, fake_engine, next_token, wrong
 from tests.verifier.pass_by_pass import PROMPT, PassByPass, answer_of, number_of

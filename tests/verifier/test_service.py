@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from services.cloud_verifier.loop import MAX_FAILURES
-from shared.policies.batching import KV_AHEAD, KV_STEP, likely_kv_tokens
+from shared.policies.kv_cache import KV_AHEAD, KV_STEP, likely_kv_tokens
 from shared.protocol.messages import (
     NO_TOKENS,
     Close,

@@ -7,7 +7,7 @@ import torch
 from msgspec import structs
 
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
-from shared.policies.batching import KV_STEP
+from shared.policies.kv_cache import KV_STEP
 from shared.protocol.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
 from shared.protocol.refusal import Refused
 from shared.protocol.subjects import new_instance_id

@@ -24,7 +24,7 @@ from transformers import AttentionInterface
 from services.cloud_verifier.torch_engine import kernels
 from services.cloud_verifier.torch_engine.kernels import like, rows_of
 from services.cloud_verifier.torch_engine.kv import KvCache, LayerShape
-from shared.policies.batching import round_to_kv_step
+from shared.policies.kv_cache import round_to_kv_step
 
 ATTENTION_NAME = "dsd"
 NO_WINDOW = 1 << 40  # a sliding window larger than any context

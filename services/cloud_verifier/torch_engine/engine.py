@@ -20,7 +20,7 @@ from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target, pick_device
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, PrefixCache, SortedTexts, num_common
 from services.cloud_verifier.torch_engine.text import Text
-from shared.policies.batching import KV_STEP, likely_kv_tokens, round_to_kv_step
+from shared.policies.kv_cache import KV_STEP, likely_kv_tokens, round_to_kv_step
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
 from shared.protocol.running_adjustment import RunningAdjustment

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from services.cloud_verifier.torch_engine.lanes import COLUMNS
-from shared.policies.batching import KV_STEP, round_to_kv_step
+from shared.policies.kv_cache import KV_STEP, round_to_kv_step
 from shared.runtime.huge_pages import own_pages
 
 

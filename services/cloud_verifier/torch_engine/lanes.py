@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from shared.policies.batching import KV_STEP
+from shared.policies.kv_cache import KV_STEP
 
 ROWS = 4  # of one matrix product
 LANES = 16

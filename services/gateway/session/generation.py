@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.gateway.fleet.names import is_listed
-from shared.policies.batching import likely_kv_tokens
+from shared.policies.kv_cache import likely_kv_tokens
 from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -162,6 +161,6 @@ async def _start_gateway(system: SmallSystem) -> TestServer:
     await server.start_server()
     system.url = str(server.make_url("")).rstrip("/")
     async with asyncio.timeout(30):
-        while gateway.sessions.fleet.count_alive("drafter", time.monotonic()) < 2:  # noqa: ASYNC110  it sets no event
+        while gateway.sessions.fleet.count("drafter") < 2:  # noqa: ASYNC110  it sets no event
             await asyncio.sleep(0.05)
     return server

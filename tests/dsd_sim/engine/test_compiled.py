@@ -32,7 +32,7 @@ def test_a_changed_file_invalidates_all_compiled_code(tmp_path: Path) -> None:
     assert reserved == 704
     assert any(first.rglob("*.nbi"))
     assert compiled_by(code, tmp_path / "home") == (first, 704)
-    called = code / "shared" / "policies" / "batching.py"
+    called = code / "shared" / "policies" / "kv_cache.py"
     called.write_text(called.read_text().replace("KV_STEP = 64", "KV_STEP = 100"))
     second, reserved = compiled_by(code, tmp_path / "home")
     assert second != first

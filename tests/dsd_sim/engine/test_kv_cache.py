@@ -11,7 +11,8 @@ from dsd_sim.engine import cloud, kv_cache, records, verify_session
 from dsd_sim.engine.world import World
 from services.cloud_verifier.loop import PassShare
 from services.cloud_verifier.sessions import SessionSlot
-from shared.policies.batching import KV_AHEAD, Batcher, PassCost, likely_kv_tokens
+from shared.policies.batching import Batcher, PassCost
+from shared.policies.kv_cache import KV_AHEAD, likely_kv_tokens
 from shared.protocol.messages import Draft, TokenIds
 from tests.dsd_sim.builders import a_fleet, a_world
 from tests.fakes import FakeTarget, answer, fake_engine

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dsd_sim.engine.world import World
-from shared.policies.batching import KV_STEP
+from shared.policies.kv_cache import KV_STEP
 from tests.dsd_sim.builders import a_fleet, a_world
 
 NUM = 120

@@ -8,7 +8,7 @@ import pytest
 
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.model import TargetModel, load_target
-from shared.policies.batching import KV_AHEAD, likely_kv_tokens
+from shared.policies.kv_cache import KV_AHEAD, likely_kv_tokens
 from shared.protocol.messages import Bias, Sampling
 from tests.verifier.pass_by_pass import PassByPass, answer_of
 from tests.verifier.torch_engine.tiny_models import SERVED, VOCAB_SIZE, save_model

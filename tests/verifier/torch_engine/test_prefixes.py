@@ -13,7 +13,7 @@ from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, PrefixCache
-from shared.policies.batching import KV_STEP
+from shared.policies.kv_cache import KV_STEP
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id

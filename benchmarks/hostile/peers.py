@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from benchmarks.hostile.messages import Known, packets
 from services.local.nats_server import Access
 from services.local.nats_users import KINDS as RIGHTS
+from shared.bus.parts import PART_BYTES
 from shared.protocol.messages import KINDS, MalformedMessage, Open, decode
 from shared.protocol.subjects import PREFIX
 
@@ -77,9 +78,11 @@ class HostilePeer:
         verb, subject = self._subject()
         kind = verb if self.rng.random() < 0.7 else self.rng.choice(sorted(KINDS))
         self.known.heard = list(self._heard)[-20:]
-        headers = NO_RESPONDERS if self.rng.random() < 0.01 else None
+        has_header = self.rng.random() < 0.01
         reply = self.rng.choice((subject, f"{PREFIX}.x", "_INBOX.x")) if self.rng.random() < 0.02 else ""
         for packet in packets(kind, self.known, self.rng):
+            packet = packet[:PART_BYTES]  # the server ends the connection for more, headers included
+            headers = NO_RESPONDERS if has_header and len(packet) < PART_BYTES // 2 else None
             await self.client.publish(subject, packet, reply=reply, headers=headers)
             self.num_sent += 1
         self.types[kind] += 1

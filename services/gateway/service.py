@@ -90,7 +90,8 @@ class Gateway:
         slots = AdmissionSlots(settings.max_sessions, settings.max_queue)
         self.gate = AdmissionGate(slots, settings.queue_timeout_s, settings.request_timeout_s, self._metrics)
         self._builder = RequestBuilder(settings.model_name, settings.default_max_tokens, tokenizer, placement)
-        self._num_peers = {service: self._metrics.peers.labels(service) for service in WORKERS}
+        self._num_peers = dict.fromkeys(WORKERS, -1)
+        self._is_ready = False
         self._draining = False
         self._update_readiness()
 
@@ -144,13 +145,18 @@ class Gateway:
     def _on_heartbeat(self, subject: str, message: Message | Absent) -> None:
         self.sessions.on_heartbeat(subject, message)
         self._count_peers()
-        if isinstance(message, Heartbeat) and message.service == "verifier":
+        # Of the heartbeats only that of a verifier that drains may end readiness.
+        is_verifiers = isinstance(message, Heartbeat) and message.service == "verifier"
+        if is_verifiers and (not self._is_ready or message.draining):
             self._update_readiness()
 
     def _update_readiness(self) -> None:
         fleet, name = self.sessions.fleet, self._settings.model_name
-        self._context.health.lack("" if fleet.max_context(name, time.monotonic()) else f"no verifier serves {name}")
+        self._is_ready = fleet.max_context(name, time.monotonic()) > 0
+        self._context.health.lack("" if self._is_ready else f"no verifier serves {name}")
 
     def _count_peers(self) -> None:
-        for service, gauge in self._num_peers.items():
-            gauge.set(self.sessions.fleet.count(service))
+        for service, num in self._num_peers.items():
+            if num != (now := self.sessions.fleet.count(service)):
+                self._num_peers[service] = now
+                self._metrics.peers.labels(service).set(now)

@@ -22,7 +22,6 @@ VERBS: dict[type[Message], str] = {kind: tag for tag, kind in KINDS.items()}  # 
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _ID = r"[a-z0-9-]{1,64}\.[0-9a-f]{12}"
 _TO_ONE = re.compile(rf"{re.escape(PREFIX)}\.[a-z]+\.{_ID}\.([a-z]+)\.{_ID}")
-_BROADCAST = re.compile(rf"{re.escape(PREFIX)}\.([a-z]+)\.([a-z]+)\.({_ID})")
 
 
 def new_instance_id(name: str) -> str:
@@ -83,14 +82,12 @@ def fits(subject: str, message: Message) -> bool:
     instance that the message names. Permissions are granted by subject, so a receiver drops what does not fit."""
     match message:
         case Heartbeat():
-            named = VERBS[Heartbeat], message.service, message.instance_id
+            return subject == broadcast(Heartbeat, message.service, message.instance_id)
         case Report():
-            named = VERBS[Report], "drafter", message.drafter_id
+            return subject == broadcast(Report, "drafter", message.drafter_id)
         case _:
             found = _TO_ONE.fullmatch(subject)
             return found is not None and found[1] == VERBS[type(message)]
-    found = _BROADCAST.fullmatch(subject)
-    return found is not None and found.groups() == named
 
 
 def verb(subject: str) -> str:

@@ -146,9 +146,9 @@ class Gateway:
         self.sessions.on_heartbeat(subject, message)
         self._count_peers()
         # Of the heartbeats only that of a verifier that drains may end readiness.
-        is_verifiers = isinstance(message, Heartbeat) and message.service == "verifier"
-        if is_verifiers and (not self._is_ready or message.draining):
-            self._update_readiness()
+        match message:
+            case Heartbeat(service="verifier") if message.draining or not self._is_ready:
+                self._update_readiness()
 
     def _update_readiness(self) -> None:
         fleet, name = self.sessions.fleet, self._settings.model_name

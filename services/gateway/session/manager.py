@@ -182,8 +182,9 @@ class Sessions:
             try:
                 await live.closed()
             finally:  # of an owner that is cancelled again meanwhile
-                while send := session.next_send():
+                while send := session.next_send:
                     self._strays.append(send)
+                    session.mark_sent()
 
     def forget(self, session: Session) -> None:
         """Counts a closed session, once."""
@@ -307,7 +308,7 @@ class Sessions:
 
     async def send(self, session: Session) -> None:
         """Sends the session's messages. Its own timers repeat what gets lost."""
-        while (send := session.next_send()) is not None:
+        while (send := session.next_send) is not None:
             if isinstance(send.message, Poll):
                 self._metrics.polls.inc()
             absent_to = None
@@ -315,6 +316,7 @@ class Sessions:
                 verb = f"{ABSENT}-{session.session_id}-{send.service}-{send.message.term}"
                 absent_to = subjects.with_verb("gateway", self.instance_id, verb, self.instance_id)
             await self._publish(self._subject(send), send.message, absent_to)
+            session.mark_sent()
 
     def _subject(self, send: Send) -> str:
         return subjects.to(send.service, send.instance_id, type(send.message), self.instance_id)

@@ -47,6 +47,11 @@ class SessionOutbox:
         self.leave(term, *self._bound)
         self._bound.clear()
 
-    def take(self) -> Send | None:
-        """The oldest message; None: there is none."""
-        return self._waiting.popleft() if self._waiting else None
+    @property
+    def oldest(self) -> Send | None:
+        """The next message to send; None: there is none."""
+        return self._waiting[0] if self._waiting else None
+
+    def mark_sent(self) -> None:
+        """The oldest message is sent."""
+        self._waiting.popleft()

@@ -139,9 +139,13 @@ class Session:
         self._num_taken += len(new)
         return new
 
+    @property
     def next_send(self) -> Send | None:
-        """The next message to send, if any. It counts as sent."""
-        return self._outbox.take()
+        """The next message to send, if any, until `mark_sent`."""
+        return self._outbox.oldest
+
+    def mark_sent(self) -> None:
+        self._outbox.mark_sent()
 
     # --- what happens ----------------------------------------------------------------------------------------------
 

@@ -40,7 +40,11 @@ class Story:
         self.session = Session.started(generation(PROMPT, **self.changes), self.placement, TIMING, self.now)
 
     def sends(self) -> list[Send]:
-        return list(iter(self.session.next_send, None))
+        found = []
+        while send := self.session.next_send:
+            found.append(send)
+            self.session.mark_sent()
+        return found
 
     def verbs(self) -> list[str]:
         return [f"{VERBS[type(send.message)]} {send.instance_id}" for send in self.sends()]

@@ -90,8 +90,15 @@ async def test_what_ends_the_driver_reaches_the_owner_and_the_session_is_closed(
         await until(lambda: bool(verifier.of(Close)))
 
 
-async def test_an_owner_that_is_cancelled_twice_leaves_no_driver(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    await world.verifier()
+async def test_an_owner_that_is_cancelled_twice_leaves_no_driver_and_no_session(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_world(folder, heartbeat_s=10.0) as world:
+        await cancelled_twice(world, monkeypatch)
+
+
+async def cancelled_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.verifier(pass_s=60.0)  # it says nothing that could remind the gateway
     sessions, stuck = world.gateway.sessions, asyncio.Event()
 
     async def own() -> None:
@@ -105,6 +112,7 @@ async def test_an_owner_that_is_cancelled_twice_leaves_no_driver(world: World, m
 
     owner = asyncio.create_task(own())
     await until(lambda: any(live.session.was_opened for live in sessions._live.values()))
+    (session_id,) = sessions._live
     with monkeypatch.context() as patched:
         patched.setattr(sessions._bus, "publish", publish)
         owner.cancel()
@@ -112,7 +120,9 @@ async def test_an_owner_that_is_cancelled_twice_leaves_no_driver(world: World, m
         owner.cancel()
         await asyncio.gather(owner, return_exceptions=True)
         await until(lambda: not drivers())
+        assert [send.message for send in sessions._strays] == [Close(session_id, 1)], "what is left to send"
     assert len(sessions) == 0
+    await sessions.send_heartbeat(10.0, [], draining=False)
     await world.no_session_is_left()
 
 

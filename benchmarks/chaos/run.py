@@ -75,7 +75,7 @@ class Run:
         return records, injector.faults
 
     async def ask_while_rolling(self, askings: Sequence[Asking]) -> tuple[list[RequestRecord], list[Fault]]:
-        """Every process is told to stop in turn, the next one when its successor is ready."""
+        """Each process gets SIGTERM in turn. The next one follows when its successor is ready."""
         over = asyncio.Event()
         restarts: list[Fault] = []
         async with asyncio.TaskGroup() as tasks:
@@ -85,7 +85,7 @@ class Run:
             for name in (name for service in SERVICES for name in self.system.names(service)):
                 fault = Fault(f"term-{name.partition('-')[0]}", name, self.now())
                 restarts.append(fault)
-                self.tell(f"{fault.begun_s:.1f} s: {name} is told to stop")
+                self.tell(f"{fault.begun_s:.1f} s: {name} gets SIGTERM")
                 await restart(self.system, name, signal.SIGTERM)
                 await self.system.whole()
                 fault.ended_s = self.now()

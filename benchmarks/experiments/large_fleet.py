@@ -30,6 +30,7 @@ from benchmarks.harness.cell import RunningCell, running
 from benchmarks.harness.cell_plan import GATEWAY, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
+from benchmarks.harness.requests import connected
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
@@ -116,9 +117,18 @@ async def measure_heartbeats(models: Path, beats: list[Heartbeat], seconds: floa
             sending = asyncio.create_task(send_heartbeats(bus, beats, seconds), name="heartbeats")
             busy = await gateway_share(cell, seconds)
             num_sent = await sending
+            await check_known(cell, beats)
             if found := cell.complaints():
                 raise RuntimeError(f"the gateway complains: {found[0]}")
             return num_sent / (time.monotonic() - began), busy - idle, idle
+
+
+async def check_known(cell: RunningCell, beats: list[Heartbeat]) -> None:
+    """Raises RuntimeError unless the gateway knows every instance."""
+    async with connected(cell.url) as gateway:
+        fleet = await gateway.fleet()
+    if (known := len(fleet.drafters) + len(fleet.verifiers)) != len(beats):
+        raise RuntimeError(f"invalid measurement: the gateway knows {known} of {len(beats)} instances")
 
 
 def measure_placements(beats: list[Heartbeat], seed: int) -> dict[str, dict[str, float]]:

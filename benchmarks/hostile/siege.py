@@ -30,7 +30,7 @@ class Siege:
 
 
 async def known_of(url: str, model: str, honest: HonestClients) -> Known:
-    """What hostile peers are told: all instances, and the sessions that are in use at any time."""
+    """What hostile peers know: all instances, and at any time the sessions in use."""
     async with honest.http.get(f"{url}/dsd/fleet") as response:
         fleet = await response.json()
     services = ("verifier", "drafter", "controller")

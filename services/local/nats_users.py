@@ -6,8 +6,7 @@
 
 Invariant: a user's rights follow from its kind and name (table in docs/protocol.md). No user has a wildcard in place of
 a sender's name, or a shared inbox. The user of a leaf node may not connect as a client, nor the others as a leaf node.
-Every name is a valid and unique instance name. A seed is written only to a file of
-its owner.
+Every name is a valid and unique instance name. A seed is written only to a file of its owner.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ FaultKind = Literal[
     "outage",  # the link to the bus breaks: what is sent meanwhile arrives in the end, what is received is lost
     "kill",  # the process dies, and a new one starts in the end; its absence is noticed after `ms`
     "pause",  # the process stands still, and everything that came meanwhile happens at once in the end
-    "drain",  # the process is told to stop, and a new one starts in the end
+    "drain",  # as after SIGTERM; a new process starts when it has ended
     "steer",  # a drafter gets another window
     "errors",  # a share of the rows or draft steps raises an error
 ]

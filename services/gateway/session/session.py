@@ -7,7 +7,8 @@ Every change of verifier or drafter raises the term. Every instance that was eve
 opening -(Opened)-> running -(verifier lost)-> opening at another verifier, or waiting where there is none -> over
 
 The parts of a session have files of their own: its tokens (verdict_stream.py), its drafter (drafter_binding.py), its
-load on the fleet (load_accounting.py), its messages (outbox.py), the instances it avoids (quarantine.py).
+load on the fleet (load_accounting.py), its messages (outbox.py), the instances it avoids (quarantine.py), its search for
+KV cache elsewhere (room_search.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from services.gateway.session.load_accounting import LoadAccounting
 from services.gateway.session.outbox import Send, SessionOutbox
 from services.gateway.session.placement import Placement
 from services.gateway.session.quarantine import Quarantine
+from services.gateway.session.room_search import RoomSearch
 from services.gateway.session.timeouts import SessionTiming
 from services.gateway.session.verdict_stream import Committed, ConflictingVerdict, TallySum, VerdictStream
 from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, Service, TokenIds, Verdict
@@ -29,21 +31,7 @@ from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, S
 Phase = Literal["opening", "running", "waiting", "over"]
 
 PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that say nothing against the session
-MAX_SEARCH_PAUSE_S = 60.0
 NUM_ABSENTS = 2  # absent verifiers are given up after so many in a row: one alone is only a hint
-
-
-@dataclass(slots=True)
-class RoomSearch:
-    """When a session that waits for KV cache may look for another verifier: at once, and after each move twice as late,
-    because a move gives up its place in a queue."""
-
-    due: float = 0.0
-    _pause_s: float = 1.0
-
-    def pause(self, now: float) -> None:
-        self.due = now + self._pause_s
-        self._pause_s = min(MAX_SEARCH_PAUSE_S, 2 * self._pause_s)
 
 
 @dataclass(slots=True)

@@ -38,4 +38,3 @@ async def test_bodies_are_sent_to_a_gateway_that_refuses_them_or_finds_no_verifi
     for name in ("open lists", "biases, as many", "a long user"):
         costs |= {cost.name: cost for cost in await measure(make_folder(tmp_path / name), 1, only=name)}
     assert [cost.status for cost in costs.values()] == [400, 400, 503]
-    assert all(cost.cpu_s >= 0 <= cost.held_ms for cost in costs.values())

@@ -7,8 +7,8 @@ Every change of verifier or drafter raises the term. Every instance that was eve
 opening -(Opened)-> running -(verifier lost)-> opening at another verifier, or waiting where there is none -> over
 
 The parts of a session have files of their own: its tokens (verdict_stream.py), its drafter (drafter_binding.py), its
-load on the fleet (load_accounting.py), its messages (outbox.py), the instances it avoids (quarantine.py), its search for
-KV cache elsewhere (room_search.py).
+load on the fleet (load_accounting.py), its messages (outbox.py), the instances it avoids (quarantine.py), its search
+for KV cache elsewhere (room_search.py).
 """
 
 from __future__ import annotations

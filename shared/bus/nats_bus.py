@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import nats.errors
 import structlog
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from shared.bus.bus import ABSENT, Handler, Receiver, Subscription
@@ -33,8 +32,6 @@ CONNECT_TIMEOUT_S = 5
 FLUSH_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 5
 OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publish drops, so that it never waits for a slow link
-INBOUND_MESSAGES = 65536  # per subscription
-INBOUND_BYTES = 64 << 20
 LOG_INTERVAL_S = 5.0  # between two log lines of one kind
 CLOSED = (OSError, RuntimeError)  # of a write to a connection that has ended: by asyncio, and by uvloop
 
@@ -48,16 +45,27 @@ class BusLost(ConnectionError):
 
 
 class _Client(Client):
-    """nats-py's client with three changes.
+    """nats-py's client with four changes.
 
     Neither a message that it can't parse nor the answer to a ping that was given up ends its reading loop. If TLS is
-    required and the server offers none, it disconnects before it sends credentials.
+    required and the server offers none, it disconnects before it sends credentials. Messages go to their receivers
+    as they are read, without a queue and a task for each subscription.
     """
 
     def __init__(self, metrics: BusMetrics) -> None:
         super().__init__()
         self._metrics = metrics
         self.needs_tls = False  # for nats:// addresses too
+        self._receivers: dict[int, Receiver] = {}  # by subscription id
+
+    async def receive(self, pattern: str, receiver: Receiver) -> NatsSubscription:
+        """Subscribes; the receiver gets each packet at once."""
+        self._receivers[self._sid + 1] = receiver  # `subscribe` gives out this id before it waits for anything
+        return await self.subscribe(pattern)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._receivers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """Checks the server's greeting, which comes in clear: a man in the middle could drop TLS from it."""
@@ -68,8 +76,15 @@ class _Client(Client):
         await super()._process_info(info, initial_connection=initial_connection)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        receiver = self._receivers.get(sid)
+        if receiver is None:  # unsubscribed
+            return
         try:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            status = (await self._process_headers(headers) or {}).get("Status") if headers else None
+            if status == "503":
+                receiver.receive_absent(subject.decode())
+            else:
+                receiver.receive(subject.decode(), data)
         except (UnicodeDecodeError, IndexError, ValueError) as error:  # of a subject or header, which any peer may send
             self._metrics.dropped.labels("malformed").inc()
             log.debug("unreadable message dropped", subject=repr(subject), reason=repr(error))
@@ -150,17 +165,7 @@ class NatsBus:
     async def subscribe(self, pattern: str, handler: Handler) -> Subscription:
         if self._closing:
             raise ConnectionError("the bus is closed")
-        receiver = Receiver(handler, self._metrics)
-
-        async def on_message(message: Msg) -> None:
-            if message.headers and message.headers.get("Status") == "503":
-                receiver.receive_absent(message.subject)
-            else:
-                receiver.receive(message.subject, message.data)
-
-        subscription = await self._client.subscribe(
-            pattern, cb=on_message, pending_msgs_limit=INBOUND_MESSAGES, pending_bytes_limit=INBOUND_BYTES
-        )
+        subscription = await self._client.receive(pattern, Receiver(handler, self._metrics))
         try:
             await self._settle()  # the server has it before anything else is sent
         except nats.errors.Error as error:
@@ -217,10 +222,7 @@ class NatsBus:
 
     async def _on_error(self, error: Exception) -> None:
         kind, text = "connection", str(error) or repr(error)
-        if isinstance(error, nats.errors.SlowConsumerError):
-            kind, text = "slow consumer", f"messages on {error.subject} dropped"
-            self._drop("slow consumer")
-        elif "permissions violation" in text.lower():
+        if "permissions violation" in text.lower():
             kind = "permission violation"
             self._denied.update(_DENIED_SUBSCRIPTION.findall(text))
         self._metrics.errors.labels(kind).inc()

@@ -29,13 +29,13 @@ class BusMetrics:
         self.published_as, self.received_as = by_kind(self.published), by_kind(self.received)
         self.dropped = counter(
             "dsd_bus_dropped",
-            "Messages lost here: malformed, incomplete, handler failed, not connected, outbound full, slow consumer",
+            "Messages lost here: malformed, incomplete, handler failed, not connected, outbound full",
             ["reason"],
         )
         self.dropped.labels("incomplete")  # exists from the start, so that rates count the first drop
         self.errors = counter(
             "dsd_bus_errors",
-            "Errors reported by the client or server: connection, permission violation, slow consumer",
+            "Errors reported by the client or server: connection, permission violation",
             ["kind"],
         )
         self.reconnects = counter("dsd_bus_reconnects", "Reconnections")

@@ -161,6 +161,9 @@ class Drafter:
             self._drop("stale failure", session=failure.session_id)
         elif failure.code == "closed":
             self._end(slot)
+        elif failure.code == "unknown_session" and slot.state.was_heard:
+            slot.state.close()
+            self._give_up(slot, "the verifier has lost the session")
         # other failures may pass: the verifier may be opening the session, and silence ends it in time
 
     def _on_decision(self, sender: str, decision: WindowDecision, now: float) -> None:

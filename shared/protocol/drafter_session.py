@@ -64,6 +64,7 @@ class DrafterSession:
     sent: int = 0  # in this epoch guesses before this position were sent
     epoch: int = 0
     closed: bool = False
+    was_heard: bool = False  # in this term a verdict has come
     drafted: int = 0
     fates: Fates = field(default_factory=Fates)
     round_trip: RoundTrip = field(default_factory=RoundTrip)
@@ -117,6 +118,7 @@ class DrafterSession:
         self.tokens = theirs
         self.committed = self.sent = len(theirs)
         self.epoch = 0
+        self.was_heard = False
         self.closed = self.committed >= self.limit
         self._tries, self._quiet_since = 0, now
         self._poll_due, self._polled_at = True, -1
@@ -264,6 +266,7 @@ class DrafterSession:
         self._roll_back(0)
 
     def _hear(self, verdict: Verdict, now: float) -> None:
+        self.was_heard = True
         self._tries, self._quiet_since = 0, now
         self._pass_ms = verdict.compute_ms
         if verdict.echo:

@@ -32,6 +32,16 @@ async def test_an_unknown_session_is_waited_out_since_the_verifier_may_be_openin
     assert await world.drafted(request, WINDOW, 4) == TEXT[WINDOW : WINDOW + 4]
 
 
+async def test_a_session_that_its_verifier_has_lost_ends_at_once_and_the_gateway_is_told(world: World) -> None:
+    request = await world.speculate()
+    await world.drafted(request, 0, WINDOW)
+    await world.tell(world.verifier, world.verdict(request, 0, TEXT[:4], accepted=4))
+    await world.tell(world.verifier, Failure(request.session_id, 1, "unknown_session", "lost", True))
+    told = await world.gateway.next(Failure)
+    assert (told.session_id, told.retryable) == (request.session_id, True)
+    assert len(world.drafter.table) == 0
+
+
 async def test_a_closed_session_ends_at_once(world: World) -> None:
     request = await world.speculate()
     await world.drafted(request, 0, WINDOW)

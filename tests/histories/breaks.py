@@ -115,7 +115,7 @@ BREAKS = (
     Break(
         load_accounting.LoadAccounting,
         "count_at",
-        "self.fleet.count_sessions(instance_id, -1, None, -self.kv_tokens)",
+        "self.fleet.count_sessions(instance_id, -1, None, -kv_tokens)",
         "pass",
     ),
 )

@@ -269,7 +269,7 @@ class GatewayProcess(Process):
         if died_ms is not None and session.phase != "waiting":
             peer = self.sessions.fleet._peers.get(session.verifier_id or "")
             heard_ms = peer.heard_at * 1e3 + self.began_ms if peer else 0.0
-            if self.now_ms - max(died_ms, heard_ms, self.resumed_ms) > GONE_MS:
+            if self.now_ms - max(died_ms, heard_ms, client.heard_ms, self.resumed_ms) > GONE_MS:
                 raise Violation(
                     f"{client.name} stays at {session.verifier_id}, dead for {self.now_ms - died_ms:.0f} ms"
                 )

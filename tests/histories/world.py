@@ -27,7 +27,7 @@ from tests.histories.violation import Violation
 
 LOOK_MS = 500.0
 DONE_MS = 40_000.0  # after the last fault, until the last answer is over
-SILENCE_MS = 45_000.0  # until a drafter gives up a silent verifier, at most
+SILENCE_MS = 170_000.0  # until a drafter gives up a silent verifier, at most: nine timeouts after a round trip of 6 s
 RESTART_MS = 300.0  # between the end of a drain and the next start
 
 KINDS = {Gateway: GatewayProcess, Verifier: VerifierProcess}

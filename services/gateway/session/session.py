@@ -31,6 +31,7 @@ from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, S
 Phase = Literal["opening", "running", "waiting", "over"]
 
 PASSING: tuple[FailureCode, ...] = ("overloaded", "draining")  # refusals that say nothing against the session
+ANSWERS: tuple[FailureCode, ...] = ("overloaded", "closed", "unknown_session")  # of a verifier that serves on
 NUM_ABSENTS = 2  # absent verifiers are given up after so many in a row: one alone is only a hint
 
 
@@ -334,14 +335,14 @@ class Session:
         self._place(now)
 
     def _on_refusal(self, failure: Failure, now: float) -> None:
+        if failure.code in ANSWERS:
+            self._unanswered_since = None
         if failure.code == "unknown_session" and self.was_opened:
             self._place(now)  # the verifier is alive and has lost the session
         elif failure.retryable or failure.code == "closed":  # closed by its lease, say: others may take the session
             self._refusal = failure
             if failure.code in PASSING:
                 self._num_idle_terms = 0
-            if failure.code == "overloaded":  # an answer: wait for the verifier until the request's deadline
-                self._unanswered_since = None
             self._leave_verifier(now)
         else:
             self._fail(failure.code, failure.message)

@@ -329,6 +329,21 @@ def test_an_answer_ends_the_timeout_and_the_next_question_begins_it_anew() -> No
     assert story.session.failure is None
 
 
+@pytest.mark.parametrize("code", ["closed", "unknown_session"])
+def test_a_refusal_ends_the_timeout_and_the_next_question_begins_it_anew(code: FailureCode) -> None:
+    story = running()
+    story.wait(0.6)
+    story.now += 0.9 * TIMING.session_timeout_s
+    story.keep_alive("v1.1", "v2.1", "d1.1")
+    story.failure("v1.1", code, retryable=False)
+    story.now += 0.9 * TIMING.session_timeout_s
+    story.session.on_timer(story.now)
+    assert story.session.failure is None
+    story.now += TIMING.session_timeout_s
+    story.session.on_timer(story.now)
+    assert story.session.failure is not None
+
+
 def full(instance_id: str, free_kv_tokens: int = 0, **changes: object) -> Heartbeat:
     return beat(instance_id, load=Load(free_kv_tokens=free_kv_tokens, kv_tokens=1024, **changes))
 

@@ -1,4 +1,4 @@
-"""Graphs of `python -m model_zoo export`: they take past keys and values and return only the new ones.
+"""Graphs of `python -m model_zoo export`: they take past keys and values and return only the new ones, of one session.
 
 A layer's keys are in one buffer, tokens first, and its values in another. The past is bound to the beginning of the
 buffer, the output to the place right after it, so each run writes where the next one reads.
@@ -7,12 +7,14 @@ buffer, the output to the place right after it, so each run writes where the nex
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
-from services.edge_drafter.graph import numpy_type, tensors_by_name
+from services.edge_drafter.graph import DraftCache, numpy_type, tensors_by_name
 from shared.runtime.huge_pages import own_pages
 
 
@@ -26,29 +28,38 @@ class ExportedGraph:
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_context = config.max_context
+        self.max_rows = 1
         self.logits_type = numpy_type(self.tensors[config.logits])
+        self._memories: WeakKeyDictionary[DraftCache, ExportedMemory] = WeakKeyDictionary()
 
-    def new_memory(self, capacity: int) -> ExportedMemory:
-        return ExportedMemory(self, capacity)
+    def new_cache(self, capacity: int) -> DraftCache:
+        cache = DraftCache(capacity)
+        self._memories[cache] = ExportedMemory(self, capacity)
+        return cache
+
+    def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+        return self._memories[caches[0]].run(ids, starts[0])
 
 
 class ExportedMemory:
     """For each layer a buffer [capacity, kv_heads, head_dim] of its keys, and one of its values."""
 
     def __init__(self, graph: ExportedGraph, capacity: int) -> None:
-        self._graph = graph
+        self._session, self._config = graph.session, graph.config
+        self._logits_type = graph.logits_type
         self._binding = graph.session.io_binding()
         self._buffers = [_Buffer(graph, past, new, capacity) for past, new in graph.config.kv]
 
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
-        graph, binding = self._graph, self._binding
-        logits = ort.OrtValue.ortvalue_from_shape_and_type([1, graph.vocab_size], graph.logits_type)
-        binding.bind_cpu_input(graph.config.ids, ids)
-        binding.bind_ortvalue_output(graph.config.logits, logits)
+        """As Graph.run, with one row."""
+        config, binding = self._config, self._binding
+        logits = ort.OrtValue.ortvalue_from_shape_and_type([1, config.vocab_size], self._logits_type)
+        binding.bind_cpu_input(config.ids, ids)
+        binding.bind_ortvalue_output(config.logits, logits)
         for buffer in self._buffers:
             buffer.bind(binding, start, ids.shape[1])
-        graph.session.run_with_iobinding(binding)
-        after_last: np.ndarray = logits.numpy()[0]
+        self._session.run_with_iobinding(binding)
+        after_last: np.ndarray = logits.numpy()
         return after_last
 
 

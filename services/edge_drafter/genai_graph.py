@@ -1,19 +1,20 @@
 """Graphs of onnxruntime-genai's model builder: past and present of a layer share their memory.
 
-GroupQueryAttention writes new keys and values into the buffer of the past ones, so a session binds each buffer once, as
-input and as output.
+GroupQueryAttention writes new keys and values into the memory of the past ones. It takes a batch in which each row has
+a length of its own, the sum of its row of the mask, but then only one new token in each row.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import GENAI_CONFIG, GenaiConfig
-from services.edge_drafter.graph import numpy_type, tensors_by_name
-from shared.runtime.huge_pages import own_pages
+from services.edge_drafter.graph import DraftCache, numpy_type, tensors_by_name
+from services.edge_drafter.kv_arena import KvArena
+from shared.policies.stepping import MAX_ROWS
 
 
 class GenaiGraph:
@@ -23,42 +24,48 @@ class GenaiGraph:
         past, present = zip(*config.kv, strict=True)
         inputs, outputs = (config.ids, config.mask, *past), (config.logits, *present)
         tensors = tensors_by_name(session, inputs, outputs, GENAI_CONFIG)
-        self.session = session
-        self.config = config
         self.vocab_size = config.vocab_size
         self.max_context = config.max_context
-        self.kv_type = numpy_type(tensors[config.kv[0][0]])
-        self.logits_type = numpy_type(tensors[config.logits])
-        self.last_logits_only = tensors[config.logits].shape[1] == 1  # [batch, 1 or new tokens, vocab]
-        self.ones = np.ones((1, config.max_context), dtype=np.int64)
+        self.max_rows = MAX_ROWS
+        self._session = session
+        self._config = config
+        self._kv_type = numpy_type(tensors[past[0]])
+        self._logits_type = numpy_type(tensors[config.logits])
+        self._last_logits_only = tensors[config.logits].shape[1] == 1  # [batch, 1 or new tokens, vocab]
+        num_heads, head_size = config.num_kv_heads, config.head_size
+        self._arena = KvArena(len(config.kv), num_heads, head_size, self._kv_type, config.max_context)
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by first row and number of rows
+        self._bound_size = self._arena.num_sizes
 
-    def new_memory(self, capacity: int) -> GenaiMemory:
-        return GenaiMemory(self, capacity)
+    def new_cache(self, capacity: int) -> DraftCache:
+        return DraftCache(capacity)
 
-
-class GenaiMemory:
-    """For each layer a buffer [1, kv_heads, capacity, head_dim] of its keys, and one of its values."""
-
-    def __init__(self, graph: GenaiGraph, capacity: int) -> None:
-        self._graph = graph
-        self._binding = graph.session.io_binding()
-        shape = (1, graph.config.num_kv_heads, capacity, graph.config.head_size)
-        size = math.prod(shape)
-        num_bytes = len(graph.config.kv) * size * np.dtype(graph.kv_type).itemsize
-        self._numbers = np.frombuffer(own_pages(num_bytes), graph.kv_type).reshape(-1, size)
-        for (past_name, present_name), numbers in zip(graph.config.kv, self._numbers, strict=True):
-            address = numbers.ctypes.data
-            self._binding.bind_input(past_name, "cpu", 0, graph.kv_type, shape, address)
-            self._binding.bind_output(present_name, "cpu", 0, graph.kv_type, shape, address)
-
-    def run(self, ids: np.ndarray, start: int) -> np.ndarray:
-        graph, binding, num_new = self._graph, self._binding, ids.shape[1]
-        rows = 1 if graph.last_logits_only else num_new
-        logits = ort.OrtValue.ortvalue_from_shape_and_type([1, rows, graph.vocab_size], graph.logits_type)
-        mask = graph.ones[:, : start + num_new]  # its length is the number of tokens, past and new
-        binding.bind_cpu_input(graph.config.ids, ids)
-        binding.bind_cpu_input(graph.config.mask, mask)
-        binding.bind_ortvalue_output(graph.config.logits, logits)
-        graph.session.run_with_iobinding(binding)
-        after_last: np.ndarray = logits.numpy()[0, -1]
+    def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+        num_rows, num_new = ids.shape
+        longest = max(starts) + num_new
+        rows = self._arena.line_up(caches, longest)
+        order = np.argsort(rows)  # of the caches, by their row
+        ends = np.array(starts)[order, None] + num_new
+        shape = [num_rows, 1 if self._last_logits_only else num_new, self.vocab_size]
+        logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._logits_type)
+        binding = self._bound(min(rows), num_rows)
+        binding.bind_cpu_input(self._config.ids, ids[order])
+        binding.bind_cpu_input(self._config.mask, (np.arange(longest) < ends).astype(np.int64))
+        binding.bind_ortvalue_output(self._config.logits, logits)
+        self._session.run_with_iobinding(binding)
+        after_last: np.ndarray = logits.numpy()[np.argsort(order), -1]
         return after_last
+
+    def _bound(self, first: int, num_rows: int) -> ort.IOBinding:
+        """A binding of adjacent rows as past and present."""
+        if self._bound_size != self._arena.num_sizes:
+            self._bindings, self._bound_size = {}, self._arena.num_sizes
+        binding = self._bindings.get((first, num_rows))
+        if binding is None:
+            binding = self._bindings[first, num_rows] = self._session.io_binding()
+            shape = (num_rows, *self._arena.row_shape)
+            for tensor, (past, present) in enumerate(self._config.kv):
+                address = self._arena.address(tensor, first)
+                binding.bind_input(past, "cpu", 0, self._kv_type, shape, address)
+                binding.bind_output(present, "cpu", 0, self._kv_type, shape, address)
+        return binding

@@ -1,12 +1,12 @@
 """The interface of the draft model's ONNX graphs, and what both kinds share.
 
-Invariant: a session's keys and values are in our own memory, bound to the graph's tensors. So nothing is copied between
-two runs, and a rollback is a run from a smaller start.
+Invariant: keys and values of sessions are in our own memory, bound to the graph's tensors. So a rollback is a run from
+a smaller start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,18 +16,16 @@ import onnxruntime as ort
 _NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-class GraphMemory(Protocol):
-    """Keys and values of one session."""
+class DraftCache:
+    """Keys and values of at most `capacity` tokens of one session. Its graph keeps them as long as the cache lives."""
 
-    def run(self, ids: np.ndarray, start: int) -> np.ndarray:
-        """Computes ids ([1, new tokens] int64) at the positions start, start + 1, ... and overwrites what was there.
-
-        Returns the logits after the last of them, [vocab_size]. Entries from `start` on are not read.
-        """
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # tokens held; later entries are never read
 
 
 class Graph(Protocol):
-    """A loaded graph. Not thread-safe: one thread runs all its memories."""
+    """A loaded graph. One thread runs it; any thread may make and drop caches."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -35,8 +33,17 @@ class Graph(Protocol):
     @property
     def max_context(self) -> int: ...
 
-    def new_memory(self, capacity: int) -> GraphMemory:
-        """Memory for the keys and values of `capacity` tokens."""
+    @property
+    def max_rows(self) -> int:
+        """Most rows of a run that has one new token in each. A run with more new tokens has one row."""
+
+    def new_cache(self, capacity: int) -> DraftCache: ...
+
+    def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+        """Computes ids ([rows, new tokens] int64) of each cache from its start on and overwrites what was there.
+
+        Returns the logits after the last token of each row, [rows, vocab_size]. Entries from a start on are not read.
+        """
 
 
 def open_session(model_file: Path, num_threads: int) -> ort.InferenceSession:

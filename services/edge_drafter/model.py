@@ -1,12 +1,13 @@
-"""The draft model: an ONNX decoder that feeds tokens into a cache and returns the logits after the last one.
+"""The draft model: an ONNX decoder that feeds tokens into caches and returns the logits after the last one of each.
 
-Invariant: after feed(cache, ids, start) the cache holds exactly start + len(ids) tokens. The logits depend on those
-tokens only, not on tokens that were rolled back.
+Invariant: after a step a row's cache holds exactly start + len(token_ids) tokens. The logits of a row depend on those
+tokens only, not on tokens that were rolled back; on the other rows of its step they depend by rounding alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,49 +15,62 @@ import numpy as np
 from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.exported_graph import ExportedGraph
 from services.edge_drafter.genai_graph import GenaiGraph
-from services.edge_drafter.graph import Graph, GraphMemory, open_session
+from services.edge_drafter.graph import DraftCache, Graph, open_session
 from shared.runtime.huge_pages import use_huge_pages
 
 
-class DraftCache:
-    """Keys and values of at most `capacity` tokens of one session. Made by DraftModel.new_cache."""
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """One session's part of a step: tokens for the positions start, start + 1, ... of its cache."""
 
-    def __init__(self, memory: GraphMemory, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0  # tokens held; later entries are never read
-        self.memory = memory
+    cache: DraftCache
+    start: int
+    token_ids: Sequence[int]
 
 
 class DraftModel:
-    """A loaded draft model. Not thread-safe: one thread feeds all caches."""
+    """A loaded draft model. One thread runs its steps; any thread may make and drop caches."""
 
     def __init__(self, graph: Graph, name: str) -> None:
         self.name = name
         self.vocab_size = graph.vocab_size
         self.max_context = graph.max_context
+        self.max_rows = graph.max_rows  # of a step that feeds one token to each
         self._graph = graph
 
     def new_cache(self, capacity: int) -> DraftCache:
         """An empty cache for `capacity` tokens. Raises ValueError above the context length."""
         if not 1 <= capacity <= self.max_context:
             raise ValueError(f"capacity must be 1…{self.max_context}, the context of {self.name}, got {capacity}")
-        return DraftCache(self._graph.new_memory(capacity), capacity)
+        return self._graph.new_cache(capacity)
+
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
+        """Feeds the tokens of each row and drops the entries of its cache from `start` on.
+
+        Returns the logits after the last token of each row: [vocab_size] float32, a copy. Several rows have one token
+        each. Time and working memory of one row grow with len(token_ids) * (start + len(token_ids)): feed a long prompt
+        in chunks. Raises ValueError for no rows or too many, no ids, an id outside the vocabulary, a gap before
+        `start`, or too many tokens; then no cache has changed.
+        """
+        if not 1 <= len(rows) <= self.max_rows or (len(rows) > 1 and any(len(row.token_ids) != 1 for row in rows)):
+            raise ValueError(f"a step must have one row, or 1…{self.max_rows} of one token each")
+        if len({id(row.cache) for row in rows}) < len(rows):
+            raise ValueError("two rows of a step have the same cache")
+        ids = np.concatenate([self._checked_ids(row) for row in rows])
+        for row in rows:
+            row.cache.length = row.start  # if the run fails, the cache holds the entries before `start`
+        logits = self._graph.run([row.cache for row in rows], ids, [row.start for row in rows])
+        for row in rows:
+            row.cache.length = row.start + ids.shape[1]
+        return list(logits.astype(np.float32))
 
     def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        """Feeds token_ids at the positions start, start + 1, ... and drops the entries from `start` on.
+        """The logits of a step with one row."""
+        return self.step([DraftRow(cache, start, token_ids)])[0]
 
-        Returns the logits after the last of them: [vocab_size] float32, a copy. Time and working memory grow with
-        len(token_ids) * (start + len(token_ids)): feed a long prompt in chunks.
-        Raises ValueError for no ids, an id outside the vocabulary, a gap before `start`, or too many tokens.
-        """
-        ids = self._checked_ids(cache, token_ids, start)
-        cache.length = start  # if the run fails, the cache holds the entries before `start`
-        logits = cache.memory.run(ids, start)
-        cache.length = start + ids.shape[1]
-        return logits.astype(np.float32)
-
-    def _checked_ids(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        ids = np.asarray(token_ids, dtype=np.int64).reshape(1, -1)  # [1, new tokens]
+    def _checked_ids(self, row: DraftRow) -> np.ndarray:
+        cache, start = row.cache, row.start
+        ids = np.asarray(row.token_ids, dtype=np.int64).reshape(1, -1)  # [1, new tokens]
         if ids.size == 0:
             raise ValueError("no token ids to feed")
         if ids.min() < 0 or ids.max() >= self.vocab_size:

@@ -4,6 +4,7 @@ caches, misuse."""
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from transformers import GPTNeoXConfig, PretrainedConfig, PreTrainedModel, Qwen3
 from transformers.models.auto import AutoModelForCausalLM
 
 from model_zoo.exporting.onnx_export import export_draft, run_exporter
-from services.edge_drafter.model import DraftModel, load_draft
+from services.edge_drafter import kv_arena
+from services.edge_drafter.model import DraftModel, DraftRow, load_draft
 
 VOCAB = 512
 MAX_CONTEXT = 256
@@ -136,6 +138,41 @@ def test_caches_fed_in_turn_do_not_disturb_each_other(tiny: TinyPair) -> None:
     np.testing.assert_array_equal(together, alone)
 
 
+def test_sessions_of_any_lengths_that_step_together_get_the_logits_of_transformers(
+    tiny: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows join and leave, texts are rolled back, and the memory grows meanwhile."""
+    monkeypatch.setattr(kv_arena, "FIRST_CAPACITY", 16)
+    draft, rng = load_draft(str(tiny.folder), num_threads=1), random.Random(12)
+    texts = [random_ids(seed, length) for seed, length in ((20, 5), (21, 90), (22, 31), (23, 1), (24, 60))]
+    caches = [draft.new_cache(200) for _ in texts]
+    for cache, text in zip(caches, texts, strict=True):
+        draft.feed(cache, text, 0)
+    for _ in range(40):
+        chosen = rng.sample(range(5), rng.randint(1, min(5, draft.max_rows)))
+        for number in chosen:
+            del texts[number][rng.choice([len(texts[number]), rng.randint(1, len(texts[number]))]) :]
+            texts[number].append(rng.randrange(VOCAB))
+        rows = [DraftRow(caches[number], len(texts[number]) - 1, texts[number][-1:]) for number in chosen]
+        for number, logits in zip(chosen, draft.step(rows), strict=True):
+            assert caches[number].length == len(texts[number])
+            np.testing.assert_allclose(logits, tiny.reference_logits(texts[number])[-1], atol=1e-3)
+
+
+def test_a_step_that_the_graph_can_not_take_is_refused_and_changes_nothing(tiny: TinyPair) -> None:
+    caches = [tiny.draft.new_cache(8) for _ in range(17)]
+    for refused, complaint in (
+        ([], "a step must have one row"),
+        ([DraftRow(cache, 0, [1]) for cache in caches], "a step must have one row"),
+        ([DraftRow(cache, 0, [1, 2]) for cache in caches[:2]], "a step must have one row"),
+        ([DraftRow(caches[0], 0, [1]), DraftRow(caches[0], 0, [2])], "a step must have one row|the same cache"),
+        ([DraftRow(caches[0], 0, [1]), DraftRow(caches[1], 0, [VOCAB])], "a step must have one row|token ids must be"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            tiny.draft.step(refused)
+    assert [cache.length for cache in caches] == [0] * 17
+
+
 def test_the_logits_of_one_step_survive_the_next(tiny: TinyPair) -> None:
     cache = tiny.draft.new_cache(8)
     first = tiny.draft.feed(cache, [5], 0)
@@ -235,3 +272,20 @@ def test_the_default_drafts_agree_with_themselves_in_chunks_and_one_by_one(
         assert (logits - single).std() < 0.15 * single.std()
         best, second = np.sort(single)[-1], np.sort(single)[-2]
         assert logits.argmax() == single.argmax() or best - second < 1
+
+
+def test_the_default_drafts_guess_together_what_they_guess_alone(default_models: Path) -> None:
+    draft = load_draft(str(default_models / "draft-int8"), num_threads=1)
+    texts = [np.random.default_rng(seed).integers(100, 2000, 20 + 7 * seed).tolist() for seed in range(6)]
+    together, alone = [[draft.new_cache(80) for _ in texts] for _ in range(2)]
+    for text, *caches in zip(texts, together, alone, strict=True):
+        for cache in caches:
+            draft.feed(cache, text, 0)
+    for _ in range(8):
+        rows = [DraftRow(cache, cache.length, text[-1:]) for cache, text in zip(together, texts, strict=True)]
+        for text, cache, logits in zip(texts, alone, draft.step(rows), strict=True):
+            single = draft.feed(cache, text[-1:], cache.length)
+            assert (logits - single).std() < 0.15 * single.std()
+            best, second = np.sort(single)[-1], np.sort(single)[-2]
+            assert logits.argmax() == single.argmax() or best - second < 1
+            text.append(int(single.argmax()))

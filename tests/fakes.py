@@ -22,6 +22,7 @@ from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
+from services.edge_drafter.model import DraftRow
 from shared.protocol.messages import TokenIds, TokenLogprobs
 
 VOCABULARY = 97
@@ -166,23 +167,34 @@ class FakeDraft:
     name: str = "fake-draft"
     vocab_size: int = VOCABULARY
     max_context: int = MAX_CONTEXT
+    max_rows: int = 16
     is_right: Callable[[int], bool] = lambda position: True
     logit: Callable[[int], float] = lambda position: 1.0
     poison: int | None = None
     gate: Gate = field(default_factory=Gate)
-    steps: list[tuple[int, int]] = field(default_factory=list)  # first token of the text fed, number of tokens fed
+    steps: list[list[tuple[int, int]]] = field(
+        default_factory=list
+    )  # [steps][rows] first token of the text, tokens fed
 
     def new_cache(self, capacity: int) -> FakeCache:
         if not 1 <= capacity <= self.max_context:
             raise ValueError(f"capacity {capacity} is not in 1..{self.max_context}")
         return FakeCache(capacity)
 
-    def feed(self, cache: FakeCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         self.gate.pass_through()
-        cache.feed(token_ids, start)
-        self.steps.append((cache.text[0], len(token_ids)))
-        if self.poison in token_ids:
+        assert 1 <= len(rows) <= self.max_rows
+        assert len(rows) == 1 or all(len(row.token_ids) == 1 for row in rows)
+        assert len({id(row.cache) for row in rows}) == len(rows), "two rows share a cache"
+        caches = [cast(FakeCache, row.cache) for row in rows]
+        for cache, row in zip(caches, rows, strict=True):
+            cache.feed(row.token_ids, row.start)
+        self.steps.append([(cache.text[0], len(row.token_ids)) for cache, row in zip(caches, rows, strict=True)])
+        if any(self.poison in row.token_ids for row in rows):
             raise RuntimeError("poisoned")
+        return [self._logits(cache) for cache in caches]
+
+    def _logits(self, cache: FakeCache) -> np.ndarray:
         right = next_token(cache.text)
         logits = np.zeros(self.vocab_size, dtype=np.float32)
         logits[right if self.is_right(cache.length) else wrong(right)] = self.logit(cache.length)

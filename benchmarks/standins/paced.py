@@ -17,8 +17,9 @@ from benchmarks.standins.pacer import Pacer
 from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import KvCache
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
-from services.edge_drafter.model import DraftCache, DraftModel
-from shared.data.profiles import PassTimes, Profile
+from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.model import DraftModel, DraftRow
+from shared.data.profiles import PassTimes, Profile, StepTimes
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +53,7 @@ class PacedDraft:
         self.name = f"{STANDIN}-paced-{profile.name}-{model.name}"
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
+        self.max_rows = min(model.max_rows, profile.step_times.max_rows)
         self.pace = Pacer()
         self._model = model
         self._times = profile.step_times
@@ -59,10 +61,10 @@ class PacedDraft:
     def new_cache(self, capacity: int) -> DraftCache:
         return self._model.new_cache(capacity)
 
-    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         started = time.perf_counter()
-        logits = self._model.feed(cache, token_ids, start)
-        wait_or_log(self.pace, started, self._times.feed_ms(len(token_ids), start))
+        logits = self._model.step(rows)
+        wait_for_step(self.pace, started, self._times, rows)
         return logits
 
 
@@ -70,6 +72,12 @@ def wait_for_pass(pace: Pacer, started: float, times: PassTimes, rows: Sequence[
     """Waits until a pass over these rows has lasted as long as `times` says."""
     num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
     wait_or_log(pace, started, times.pass_ms(len(rows), num_tokens, num_cached))
+
+
+def wait_for_step(pace: Pacer, started: float, times: StepTimes, rows: Sequence[DraftRow]) -> None:
+    """Waits until a draft step over these rows has lasted as long as `times` says."""
+    num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
+    wait_or_log(pace, started, times.feed_ms(num_tokens, num_cached, len(rows)))
 
 
 def wait_or_log(pace: Pacer, started: float, needed_ms: float) -> None:

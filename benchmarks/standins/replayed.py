@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from benchmarks.harness.standin import STANDIN
-from benchmarks.standins.paced import wait_for_pass, wait_or_log
+from benchmarks.standins.paced import wait_for_pass, wait_for_step
 from benchmarks.standins.pacer import Pacer
 from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row
+from services.edge_drafter.model import DraftRow
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording
 from shared.protocol.guesses import common_prefix
@@ -123,6 +125,7 @@ class ReplayedDraft:
         self.name = f"{STANDIN}-replayed-{profile.name}-{recording.header.draft}"
         self.vocab_size = recording.header.vocab_size
         self.max_context = recording.header.max_context
+        self.max_rows = profile.step_times.max_rows
         self.pace = Pacer()
         self._library = RecordedPrompts(recording)
         self._times = profile.step_times
@@ -132,12 +135,14 @@ class ReplayedDraft:
             raise ValueError(f"capacity {capacity} is not in 1..{self.max_context}")
         return ReplayCache(capacity)
 
-    def feed(self, cache: ReplayCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        """Logits [vocab], float32. Their softmax gives the guess its recorded confidence."""
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
+        """Logits [vocab] of each row, float32. Their softmax gives the guess its recorded confidence."""
         started = time.perf_counter()
-        cache.feed(token_ids, start)
-        logits = self._logits(cache)
-        wait_or_log(self.pace, started, self._times.feed_ms(len(token_ids), start))
+        caches = [cast(ReplayCache, row.cache) for row in rows]
+        for cache, row in zip(caches, rows, strict=True):
+            cache.feed(row.token_ids, row.start)
+        logits = [self._logits(cache) for cache in caches]
+        wait_for_step(self.pace, started, self._times, rows)
         return logits
 
     def _logits(self, cache: ReplayCache) -> np.ndarray:

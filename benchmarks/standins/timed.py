@@ -26,13 +26,13 @@ if TYPE_CHECKING:  # a timed drafter must not load torch
     from services.cloud_verifier.engine import Drawn
     from services.cloud_verifier.torch_engine.engine import TorchEngine
     from services.cloud_verifier.torch_engine.model import Row, TargetModel
-    from services.edge_drafter.model import DraftCache, DraftModel
+    from services.edge_drafter.model import DraftModel, DraftRow
 
 PROG = "python -m benchmarks.standins.timed"
 
 
 class ComputeRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A pass, or a draft step of one session."""
+    """A pass or a draft step."""
 
     start_s: float
     end_s: float
@@ -57,9 +57,10 @@ class ComputeLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, start_s: float, num_sessions: int, num_tokens: int, num_cached: int) -> None:
+    def add(self, start_s: float, rows: Sequence[Row] | Sequence[DraftRow]) -> None:
         """Adds what ran from `start_s` until now."""
-        record = ComputeRecord(start_s, time.monotonic(), num_sessions, num_tokens, num_cached)
+        num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
+        record = ComputeRecord(start_s, time.monotonic(), len(rows), num_tokens, num_cached)
         self._file.write(msgspec.json.encode(record) + b"\n")
 
 
@@ -86,17 +87,17 @@ class TimedTarget(Timed):
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
         started = time.monotonic()
         drawn: list[Drawn] = self._model.step(rows)
-        self._log.add(started, len(rows), sum(len(row.token_ids) for row in rows), sum(row.start for row in rows))
+        self._log.add(started, rows)
         return drawn
 
 
 class TimedDraft(Timed):
     """A DraftModel that logs its steps."""
 
-    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         started = time.monotonic()
-        logits: np.ndarray = self._model.feed(cache, token_ids, start)
-        self._log.add(started, 1, len(token_ids), start)
+        logits: list[np.ndarray] = self._model.step(rows)
+        self._log.add(started, rows)
         return logits
 
 

@@ -1,33 +1,44 @@
-"""The drafting loop: draft -> send -> commit, one model step at a time, over all sessions in turn.
+"""The drafting loop: collect -> forward -> commit -> send, one model step at a time.
 
 Invariant: a rollback takes effect between draft steps only. The state machine drops the guess of a step that began
-before it, so the cache always holds the tokens that the session counts as computed.
+before it, so the cache always holds the tokens that the session counts as computed. A failed step fails only the
+sessions that cause the error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 
 import structlog
 
-from services.edge_drafter.guess import Guess, GuessInputs
+from services.edge_drafter.guess import Guess
 from services.edge_drafter.metrics import DrafterMetrics
-from services.edge_drafter.model import DraftCache, DraftModel
-from services.edge_drafter.sessions import DraftSessions, SessionSlot
-from shared.protocol.drafter_session import DraftStep
+from services.edge_drafter.model import DraftModel, DraftRow
+from services.edge_drafter.pairs import moving
+from services.edge_drafter.sessions import DraftSessions, SessionSlot, StepShare
+from shared.policies.stepping import guess_ms
 
 log = structlog.get_logger(__name__)
 
-WARM_UP_STEPS = 4
-NO_GUESS = Guess(0)  # of a step without a guess
+WARM_UP_STEPS, WARM_UP_ROWS = 4, 4
+STEP_WEIGHT = 0.1  # of the newest step in moving averages
+NO_GUESS = Guess(0)  # of a share without a guess
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a step: the guess of each share, None if that share failed."""
+
+    guesses: list[Guess | None]
+    elapsed_ms: float
 
 
 class DraftLoop:
-    """Runs the draft model for the sessions that need a step, in turn."""
+    """Runs the draft model while sessions want steps, and waits for `wake` otherwise."""
 
     def __init__(
         self,
@@ -46,7 +57,9 @@ class DraftLoop:
         self._fail = fail
         self._ready = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="draft-model")
-        self.step_ms = 0.0
+        self.batch = 0  # sessions in the last step
+        self.step_ms = 0.0  # of a step that feeds a session one or two tokens
+        self.cost = StepCost(model.max_rows)
         self.prefill_ms = 0.0  # per token
 
     def wake(self) -> None:
@@ -57,14 +70,18 @@ class DraftLoop:
         """Runs until cancelled, then waits for the running step."""
         try:
             while True:
-                slot = self._table.next_turn()
-                if slot is None:
+                if not await self.draft():
                     self._ready.clear()
                     await self._ready.wait()
-                else:
-                    await self._draft(slot)
         finally:
             self._executor.shutdown(wait=True)
+
+    async def draft(self) -> bool:
+        """One step; False if no session wants one."""
+        shares = self._table.begin_step(self._feed_tokens)
+        if shares:
+            self._commit(shares, await self._forward(shares))
+        return bool(shares)
 
     async def warm_up(self) -> None:
         """Times each kind of step, so that the first heartbeat has its speed."""
@@ -72,40 +89,91 @@ class DraftLoop:
 
     def _measure(self) -> None:
         """In the model's thread."""
-        num_tokens = min(self._feed_tokens, self._model.max_context - WARM_UP_STEPS)
-        cache = self._model.new_cache(num_tokens + WARM_UP_STEPS)
-        for start, length in [(0, num_tokens), (0, num_tokens), *((num_tokens + i, 1) for i in range(WARM_UP_STEPS))]:
+        model, steps = self._model, range(WARM_UP_STEPS)
+        num_tokens = min(self._feed_tokens, model.max_context - WARM_UP_STEPS)
+        caches = [model.new_cache(num_tokens + WARM_UP_STEPS) for _ in range(min(WARM_UP_ROWS, model.max_rows))]
+        kinds = [(caches[:1], 0, num_tokens)] * 2 + [(caches[:1], num_tokens + i, 1) for i in steps]
+        if len(caches) > 1:
+            kinds += [(caches, i, 1) for i in steps]
+        for together, start, length in kinds:
             started = time.perf_counter()
-            self._model.feed(cache, [0] * length, start)
-            self._observe((time.perf_counter() - started) * 1e3, length)
+            model.step([DraftRow(cache, start, [0] * length) for cache in together])
+            self._observe((time.perf_counter() - started) * 1e3, length, len(together))
 
-    async def _draft(self, slot: SessionSlot) -> None:
-        state = slot.state
-        step = state.begin_step(self._feed_tokens)
-        compute = partial(self._compute, slot.cache, step, slot.guess_inputs(step))
+    async def _forward(self, shares: Sequence[StepShare]) -> Outcome:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, shares)
+
+    def _compute(self, shares: Sequence[StepShare]) -> Outcome:
+        """Runs in the model's thread. Repeats a failed step share by share, so that only the faulty shares fail."""
         started = time.perf_counter()
+        guesses: list[Guess | None]
         try:
-            guess = await asyncio.get_running_loop().run_in_executor(self._executor, compute)
+            guesses = list(self._guesses(shares))
         except Exception:
-            log.exception("draft step failed", session=state.session_id)
+            log.exception("draft step failed", sessions=[share.slot.state.session_id for share in shares])
             self._metrics.failed_steps.inc()
-            self._fail(slot)
+            guesses = [self._compute_alone(share) for share in shares] if len(shares) > 1 else [None]
+        return Outcome(guesses, (time.perf_counter() - started) * 1e3)
+
+    def _compute_alone(self, share: StepShare) -> Guess | None:
+        try:
+            return self._guesses([share])[0]
+        except Exception:
+            log.exception("session can't be drafted for", session=share.slot.state.session_id)
+            return None
+
+    def _guesses(self, shares: Sequence[StepShare]) -> list[Guess]:
+        """The guess after the fed tokens of each share, NO_GUESS for one that wants none."""
+        logits = self._model.step([share.row for share in shares])
+        return [
+            share.inputs.draw(after_last) if share.inputs else NO_GUESS
+            for share, after_last in zip(shares, logits, strict=True)
+        ]
+
+    def _commit(self, shares: Sequence[StepShare], outcome: Outcome) -> None:
+        self.batch = len(shares)
+        if any(guess is not None for guess in outcome.guesses):
+            most_fed = max(len(share.step.fed_ids) for share in shares)
+            self._observe(outcome.elapsed_ms, most_fed, len(shares))
+        for share, guess in zip(shares, outcome.guesses, strict=True):
+            self._commit_share(share, guess)
+
+    def _commit_share(self, share: StepShare, guess: Guess | None) -> None:
+        state = share.slot.state
+        if guess is None:
+            self._fail(share.slot)
             return
-        self._observe((time.perf_counter() - started) * 1e3, len(step.fed_ids))
-        if state.end_step(step, guess.token_id, guess.confidence):
+        if state.end_step(share.step, guess.token_id, guess.confidence):
             self._metrics.drafted.inc()
             self._metrics.unsure.inc(state.is_unsure)
-        self._send(slot)
+        self._send(share.slot)
 
-    def _compute(self, cache: DraftCache, step: DraftStep, inputs: GuessInputs | None) -> Guess:
-        """Runs in the model's thread. Returns the guess after the fed tokens, or NO_GUESS if none is wanted."""
-        logits = self._model.feed(cache, step.fed_ids, step.start)
-        return inputs.draw(logits) if inputs else NO_GUESS
-
-    def _observe(self, elapsed_ms: float, num_tokens: int) -> None:
+    def _observe(self, elapsed_ms: float, most_fed: int, num_rows: int) -> None:
+        """most_fed: tokens of the session that fed most."""
         self._metrics.step_seconds.observe(elapsed_ms / 1e3)
-        if num_tokens >= self._feed_tokens:
-            per_token = elapsed_ms / num_tokens
-            self.prefill_ms = per_token if self.prefill_ms == 0 else 0.8 * self.prefill_ms + 0.2 * per_token
-        elif num_tokens <= 2:
-            self.step_ms = elapsed_ms if self.step_ms == 0 else 0.9 * self.step_ms + 0.1 * elapsed_ms
+        self._metrics.step_sessions.observe(num_rows)
+        if most_fed >= self._feed_tokens:
+            self.prefill_ms = moving(self.prefill_ms, elapsed_ms / most_fed, 0.2)
+        elif most_fed <= 2:
+            self.step_ms = moving(self.step_ms, elapsed_ms, STEP_WEIGHT)
+            self.cost.observe(elapsed_ms, num_rows)
+
+
+class StepCost:
+    """Milliseconds of a step that feeds a session one or two tokens, by its number of sessions: moving averages."""
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._alone_ms = 0.0
+        self._further_ms = 0.0  # of each session after the first
+
+    def observe(self, elapsed_ms: float, num_rows: int) -> None:
+        if num_rows == 1:
+            self._alone_ms = moving(self._alone_ms, elapsed_ms, STEP_WEIGHT)
+        else:
+            further_ms = max(0.0, elapsed_ms - self._alone_ms) / (num_rows - 1)
+            self._further_ms = moving(self._further_ms, further_ms, STEP_WEIGHT)
+
+    def guess_ms(self, num_sessions: int) -> float:
+        """Between two guesses of a session while so many draft."""
+        return guess_ms(num_sessions, self._max_rows, self._alone_ms, self._further_ms)

@@ -21,6 +21,12 @@ class DrafterMetrics:
             buckets=(0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512),
             registry=registry,
         )
+        self.step_sessions = Histogram(
+            "dsd_drafter_step_sessions",
+            "Sessions in a draft model step",
+            buckets=(1, 2, 4, 8, 16),
+            registry=registry,
+        )
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         self.drafted = counter("dsd_drafter_drafted", "Tokens guessed")
         self.guesses = counter("dsd_drafter_guesses", "Guesses by fate", ["fate"])

@@ -17,8 +17,9 @@ WEIGHT = 0.2  # of the newest sample in moving averages
 MAX_REPORTED_PAIRS = 256
 
 
-def moving(average: float, sample: float) -> float:
-    return sample if average == 0 else (1 - WEIGHT) * average + WEIGHT * sample
+def moving(average: float, sample: float, weight: float = WEIGHT) -> float:
+    """The average after a further sample. The first sample is the average."""
+    return sample if average == 0 else (1 - weight) * average + weight * sample
 
 
 @dataclass(slots=True)

@@ -264,7 +264,7 @@ class Drafter:
                 self._steer(verifier_id, now)
             choices = {verifier_id: self.steering.choice(verifier_id, now) for verifier_id in self.pairs.verifier_ids()}
             windows = {verifier_id: choice.window for verifier_id, choice in choices.items()}
-            reports = self.pairs.take_reports(list(self.table), windows, self.loop.step_ms)
+            reports = self.pairs.take_reports(list(self.table), windows, self.loop.cost.guess_ms(len(self.table)))
             if reports:
                 self._sequence += 1
                 report = Report(self.instance_id, self._sequence, reports)
@@ -285,7 +285,7 @@ class Drafter:
             max_sessions=self._settings.max_sessions,
             queue_tokens=sum(len(slot.state.tokens) - slot.state.computed for slot in self.table),
             token_budget=self._settings.feed_tokens,
-            batch=1,
+            batch=self.loop.batch,
             step_ms=self.loop.step_ms,
             prefill_ms=self.loop.prefill_ms,
             rtt_ms=self.pairs.rtt_ms,

@@ -1,7 +1,7 @@
-"""The sessions of a drafter, which take turns at the draft model.
+"""The sessions of a drafter, and the steps of the draft model that they share.
 
-Invariant: sessions that need a step get it in turn, so a long prompt delays another session by one chunk at most. Times
-are milliseconds of one monotonic clock.
+Invariant: the session that has waited longest for a step is in the next one, so a long prompt delays another session by
+one chunk at most. Times are milliseconds of one monotonic clock.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from msgspec import structs
 
 from awc.policy import WindowChoice
+from services.edge_drafter.graph import DraftCache
 from services.edge_drafter.guess import GuessInputs
-from services.edge_drafter.model import DraftCache, DraftModel
+from services.edge_drafter.model import DraftModel, DraftRow
+from shared.policies.stepping import form_step
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import Fates
 from shared.protocol.messages import Speculate
@@ -52,12 +55,26 @@ class SessionSlot:
     def is_adaptive(self) -> bool:
         return self.state.request.speculation.mode == "adaptive"
 
-    def guess_inputs(self, step: DraftStep) -> GuessInputs | None:
-        """What the guess of a step that begins depends on; None if the step yields none."""
+    def begin_step(self, max_tokens: int) -> StepShare:
+        """The session's share of the next step, with at most `max_tokens` tokens."""
+        step = self.state.begin_step(max_tokens)
+        return StepShare(self, step, DraftRow(self.cache, step.start, step.fed_ids), self._guess_inputs(step))
+
+    def _guess_inputs(self, step: DraftStep) -> GuessInputs | None:
         if self.running is not None:
             self.running.roll_back(step.start)  # the text up to there is that of the last step
             self.running.extend(self.state.tokens[self.running.length :])
         return GuessInputs.of(self.state, self.running) if step.draws else None
+
+
+@dataclass(frozen=True, slots=True)
+class StepShare:
+    """One session's share of a draft step."""
+
+    slot: SessionSlot
+    step: DraftStep
+    row: DraftRow  # with the session's cache at the start of the step
+    inputs: GuessInputs | None  # what its guess depends on; None: the step yields none
 
 
 class DraftSessions:
@@ -106,12 +123,18 @@ class DraftSessions:
             slot.state.close()
         return slot
 
-    def next_turn(self) -> SessionSlot | None:
-        """The session that has waited longest for a draft step. It moves to the end of the queue."""
-        slot = next((slot for slot in self if slot.state.wants_step), None)
-        if slot is not None:
-            self._slots[slot.state.session_id] = self._slots.pop(slot.state.session_id)
-        return slot
+    def begin_step(self, feed_tokens: int) -> list[StepShare]:
+        """Begins the next step. Its sessions move to the end of the queue. Nothing if no session wants a step."""
+        ready = [slot for slot in self if slot.state.wants_step]
+        if not ready:
+            return []
+        num_todo = np.array([slot.state.num_todo for slot in ready])
+        fed = form_step(num_todo, self._model.max_rows, feed_tokens).tolist()
+        shares = [slot.begin_step(num) for slot, num in zip(ready, fed, strict=True) if num]
+        for share in shares:
+            session_id = share.slot.state.session_id
+            self._slots[session_id] = self._slots.pop(session_id)
+        return shares
 
     def _fitted(self, request: Speculate) -> Speculate:
         """The request, cut to the model's context. Raises Refused if there is no room for a guess."""

@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.policies import batching
+from shared.policies import batching, stepping
 
 PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
@@ -48,14 +48,29 @@ class PassTimes(Times):
 
 
 class StepTimes(Times):
-    """Times of a draft step: step_ms + step_ms_per_1000 x context / 1000 + fed_ms x (fed tokens - 1)."""
+    """Times of a draft step, over its sessions:
+
+    step_ms + step_ms_per_1000 x context / 1000 + fed_ms x (fed tokens - sessions) + session_ms x (sessions - 1).
+    """
 
     step_ms: Millis
     step_ms_per_1000: Millis = 0.0
     fed_ms: Millis = 0.0
+    session_ms: Millis | None = None  # None: a step takes one session
 
-    def feed_ms(self, num_tokens: int, context: int = 0) -> float:
-        return self.step_ms + self.step_ms_per_1000 * context / 1000 + self.fed_ms * (num_tokens - 1)
+    def feed_ms(self, num_tokens: int, context: int = 0, num_sessions: int = 1) -> float:
+        further_ms = self.fed_ms * (num_tokens - num_sessions) + (self.session_ms or 0.0) * (num_sessions - 1)
+        return self.step_ms + self.step_ms_per_1000 * context / 1000 + further_ms
+
+    @property
+    def max_rows(self) -> int:
+        """Most sessions in a step."""
+        return 1 if self.session_ms is None else stepping.MAX_ROWS
+
+    def guess_ms(self, num_sessions: int, context: int) -> float:
+        """Between two guesses of a session while so many draft, each with so much context."""
+        further_ms = (self.session_ms or 0.0) + self.step_ms_per_1000 * context / 1000
+        return stepping.guess_ms(num_sessions, self.max_rows, self.feed_ms(1, context), further_ms)
 
 
 class Profile(Times):

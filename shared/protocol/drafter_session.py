@@ -148,6 +148,11 @@ class DrafterSession:
     def wants_step(self) -> bool:
         return self.can_draft and self._step is None
 
+    @property
+    def num_todo(self) -> int:
+        """Tokens to feed for the next guess; the last token is fed again for its logits."""
+        return len(self.tokens) - min(self.computed, len(self.tokens) - 1)
+
     def begin_step(self, max_tokens: int) -> DraftStep:
         """The next call of the draft model, with at most `max_tokens` fed tokens: catching up takes several steps.
 
@@ -155,7 +160,7 @@ class DrafterSession:
         """
         if not self.wants_step:
             raise RuntimeError(f"session {self.session_id} needs no draft step")
-        start = min(self.computed, len(self.tokens) - 1)  # feeds the last token again for its logits
+        start = len(self.tokens) - self.num_todo
         fed = TokenIds(self.tokens[start : start + max_tokens])
         self._step = DraftStep(start, fed, start + len(fed) == len(self.tokens))
         self._valid = len(self.tokens)

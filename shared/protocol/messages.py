@@ -109,7 +109,7 @@ class Load(Wire, frozen=True):
     max_sessions: Count = 0
     queue_tokens: Count = 0  # that wait to be computed
     token_budget: Count = 0  # most tokens of one pass
-    batch: Count = 0  # sessions in the last pass
+    batch: Count = 0  # sessions in the last pass or step
     free_kv_tokens: Count = 0  # that a new session gets at once: none while others wait for theirs
     kv_tokens: Count = 0
     step_ms: Millis = 0.0  # of a verify pass, or of a draft step
@@ -265,7 +265,7 @@ class PairReport(Wire, frozen=True):
     mismatched: Count  # first mismatches
     late: Count
     discarded: Count
-    draft_ms: Millis
+    draft_ms: Millis  # between two guesses of a session
     rtt_ms: Millis
     queue: Share
     tpot_ms: Millis

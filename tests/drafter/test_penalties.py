@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from awc.policy import WindowChoice
 from services.edge_drafter.loop import DraftLoop
 from services.edge_drafter.metrics import DrafterMetrics
-from services.edge_drafter.model import DraftCache
-from services.edge_drafter.sessions import DraftSessions, SessionSlot
+from services.edge_drafter.model import DraftRow
+from services.edge_drafter.sessions import DraftSessions
 from shared.protocol.drafter_session import DrafterSession
 from shared.protocol.messages import NO_TOKENS, Sampling, Speculate, Speculation, Tally, TokenIds, Verdict
 from tests.fakes import FakeDraft
@@ -52,8 +52,8 @@ def test_a_step_counts_its_text_after_any_verdicts_and_rebindings() -> None:
             state.on_verdict(verdict(state, told), 0.0)
         if not state.wants_step:
             continue
-        step = state.begin_step(rng.choice([1, 3, 16]))
-        inputs = slot.guess_inputs(step)
+        share = slot.begin_step(rng.choice([1, 3, 16]))
+        step, inputs = share.step, share.inputs
         assert (inputs is not None) == step.draws
         if inputs is not None:
             num_draws += 1
@@ -69,12 +69,12 @@ def test_a_step_counts_its_text_after_any_verdicts_and_rebindings() -> None:
 class BlankDraft(FakeDraft):
     """Knows nothing of the text."""
 
-    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:  # type: ignore[override]
-        return np.zeros(self.vocab_size, dtype=np.float32)
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
+        return [np.zeros(self.vocab_size, dtype=np.float32) for _ in rows]
 
 
-def draft_once(loop: DraftLoop, slot: SessionSlot) -> None:
-    asyncio.run(loop._draft(slot))
+def draft_once(loop: DraftLoop) -> None:
+    asyncio.run(loop.draft())
 
 
 def test_a_draft_step_takes_no_more_memory_after_a_long_text_than_after_a_short_one() -> None:
@@ -85,8 +85,8 @@ def test_a_draft_step_takes_no_more_memory_after_a_long_text_than_after_a_short_
         loop = DraftLoop(table._model, table, 1 << 20, metrics, lambda slot: None, lambda slot: None)
         text = [token_id % 50 for token_id in range(num_tokens)]
         slot = table.speculate(request(text[:100], 1 << 19, committed=text[100:]), GATEWAY, CHOICE, 0.0)
-        draft_once(loop, slot)
-        peaks.append(min(peak_bytes(partial(draft_once, loop, slot)) for _ in range(3)))
+        draft_once(loop)
+        peaks.append(min(peak_bytes(partial(draft_once, loop)) for _ in range(3)))
         assert slot.state.drafted == 4
         loop._executor.shutdown()
     assert peaks[1] < 2 * peaks[0]

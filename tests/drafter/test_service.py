@@ -107,7 +107,7 @@ async def test_when_the_verifier_ran_ahead_the_text_is_fed_in_chunks_and_draftin
         world.model.steps.clear()
         await world.tell(world.verifier, world.verdict(request, 0, TEXT[:30]))
         assert await world.drafted(request, 30, WINDOW) == TEXT[30 : 30 + WINDOW]
-        assert [fed for _, fed in world.model.steps[:4]] == [8, 8, 7, 1]  # the 7th guess and what is behind it
+        assert [fed for ((_, fed),) in world.model.steps[:4]] == [8, 8, 7, 1]  # the 7th guess and what is behind it
         await world.settled()
         assert world.count("drafter_drafted") == 2 * WINDOW  # feeding is not drafting
 

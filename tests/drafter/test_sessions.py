@@ -1,4 +1,4 @@
-"""The drafter's table: fair turns, refusals, rebinding, windows of requests."""
+"""The drafter's table: common steps and fair turns, refusals, rebinding, windows of requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from awc.policy import WindowChoice
 from services.edge_drafter.sessions import DraftSessions, SessionSlot, steer
-from shared.protocol.drafter_session import DraftStep
 from shared.protocol.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
 from shared.protocol.refusal import Refused
 from tests.fakes import VOCABULARY, FakeDraft
@@ -34,66 +33,86 @@ def request(
 
 
 class Table(DraftSessions):
-    def __init__(self, max_sessions: int = 10) -> None:
-        super().__init__(FakeDraft(), max_sessions)
+    def __init__(self, max_sessions: int = 10, max_rows: int = 16) -> None:
+        super().__init__(FakeDraft(max_rows=max_rows), max_sessions)
 
     def start(self, number: int = 1, choice: WindowChoice = CHOICE, **options: object) -> SessionSlot:
         return self.speculate(request(number, **options), GATEWAY, choice, 0.0)
 
-    def turn(self) -> tuple[int, DraftStep] | None:
-        """One draft step for whoever is first: the session's number and the step."""
-        slot = self.next_turn()
-        if slot is None:
-            return None
-        step = slot.state.begin_step(FEED)
-        slot.state.end_step(step, 1)
-        return int(slot.state.session_id, 16), step
+    def turn(self) -> dict[int, int]:
+        """One draft step: the tokens fed of each session in it, by the session's number."""
+        shares = self.begin_step(FEED)
+        for share in shares:
+            share.slot.state.end_step(share.step, 1)
+        return {int(share.slot.state.session_id, 16): len(share.step.fed_ids) for share in shares}
 
 
-def test_sessions_take_turns() -> None:
+def test_sessions_read_their_prompts_in_turn_and_then_step_together() -> None:
     table = Table()
     for number in (1, 2, 3):
         table.start(number)
-    assert [table.turn()[0] for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    assert [table.turn() for _ in range(5)] == [{1: 3}, {2: 3}, {3: 3}, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 1}]
 
 
-def test_a_long_prompt_delays_another_session_by_one_chunk_at_most() -> None:
+def test_sessions_of_a_model_that_takes_one_row_take_turns() -> None:
+    table = Table(max_rows=1)
+    for number in (1, 2, 3):
+        table.start(number)
+    assert [list(table.turn()) for _ in range(7)] == [[1], [2], [3], [1], [2], [3], [1]]
+
+
+def test_a_long_prompt_delays_other_sessions_by_one_chunk_at_most() -> None:
     table = Table()
     table.start(1, prompt=tuple(range(1, 80)))
     table.start(2)
-    turns = [table.turn() for _ in range(6)]
-    assert [number for number, _ in turns] == [1, 2, 1, 2, 1, 2]
-    assert [len(step.fed_ids) for number, step in turns if number == 1] == [FEED] * 3
+    table.start(3)
+    assert [table.turn() for _ in range(7)] == [
+        {1: FEED},
+        {2: 3},
+        {3: 3},
+        {1: FEED},
+        {2: 1, 3: 1},
+        {1: FEED},
+        {2: 1, 3: 1},
+    ]
 
 
 def test_a_session_whose_window_is_full_is_passed_over() -> None:
     table = Table()
     table.start(1, WindowChoice(2, 2, True))
     table.start(2)
-    assert [table.turn()[0] for _ in range(6)] == [1, 2, 1, 2, 2, 2]
+    assert [table.turn() for _ in range(5)] == [{1: 3}, {2: 3}, {1: 1, 2: 1}, {2: 1}, {2: 1}]
 
 
-def test_a_session_that_comes_later_waits_its_turn_and_no_longer() -> None:
+def test_a_session_that_comes_later_has_its_turn_before_the_others_have_their_next() -> None:
     table = Table()
     table.start(1)
     table.start(2)
-    assert [table.turn()[0] for _ in range(3)] == [1, 2, 1]
+    assert [table.turn() for _ in range(3)] == [{1: 3}, {2: 3}, {1: 1, 2: 1}]
     table.start(3)
-    assert [table.turn()[0] for _ in range(4)] == [2, 1, 3, 2]
+    assert [table.turn() for _ in range(3)] == [{1: 1, 2: 1}, {3: 3}, {1: 1, 2: 1, 3: 1}]
+
+
+def test_more_sessions_than_a_step_takes_have_equal_shares_of_the_steps() -> None:
+    table = Table(max_rows=2)
+    slots = [table.start(number) for number in (1, 2, 3)]
+    for _ in range(3 + 6):
+        table.turn()
+    assert [slot.state.drafted for slot in slots] == [5, 5, 5]
 
 
 def test_nobody_has_a_turn_when_all_windows_are_full() -> None:
     table = Table()
     table.start(1, WindowChoice(1, 1, True))
-    assert table.turn()[0] == 1
-    assert table.turn() is None
+    assert table.turn() == {1: 3}
+    assert table.turn() == {}
 
 
 def test_a_session_in_the_middle_of_a_step_has_no_second_turn() -> None:
     table = Table()
     table.start(1)
-    table.next_turn().state.begin_step(FEED)
-    assert table.next_turn() is None
+    assert len(table.begin_step(FEED)) == 1
+    assert table.begin_step(FEED) == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +141,7 @@ def test_an_answer_that_may_outgrow_the_context_is_drafted_for_up_to_there() -> 
     table = Table()
     slot = table.start(prompt=(1,) * 1020, max_tokens=5000, min_tokens=2000)
     assert (slot.state.limit, slot.cache.capacity) == (1024, 1024)
-    while table.turn() is not None:
+    while table.turn():
         pass
     assert (len(slot.state.tokens), slot.state.drafted) == (1024, 4)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from benchmarks.standins.pacer import Pacer
 from benchmarks.standins.replayed import NotRecorded, ReplayedDraft, ReplayedTarget
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
-from services.edge_drafter.model import DraftModel
+from services.edge_drafter.model import DraftModel, DraftRow
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.profiles import PassTimes, Profile, StepTimes, read_profile
 from shared.data.recording import Recorded, Recording
@@ -149,13 +149,19 @@ def test_a_replayed_guess_is_right_and_as_confident_as_recorded() -> None:
         text = (*prompt.prompt_ids, *prompt.target_ids)
         cache = draft.new_cache(len(text))
         cut = len(prompt.prompt_ids) - 3  # past the end of the shorter prompt with which it begins
-        draft.feed(cache, prompt.prompt_ids[:cut], 0)
-        logits = draft.feed(cache, prompt.prompt_ids[cut:], cut)
+        fed(draft, cache, prompt.prompt_ids[:cut], 0)
+        logits = fed(draft, cache, prompt.prompt_ids[cut:], cut)
         for index in range(NUM_TOKENS):
             guess = int(logits.argmax())
             assert (guess == prompt.target_ids[index]) == prompt.draft_right[index]
             assert confidence_of(guess, logits) == pytest.approx(prompt.confidence[index], rel=1e-4)
-            logits = draft.feed(cache, (prompt.target_ids[index],), cache.length)
+            logits = fed(draft, cache, (prompt.target_ids[index],), cache.length)
+
+
+def fed(draft: Any, cache: Any, token_ids: Sequence[int], start: int) -> np.ndarray:
+    """The logits of a step with one row."""
+    (logits,) = draft.step([DraftRow(cache, start, token_ids)])
+    return logits
 
 
 def test_logprobs_are_refused() -> None:
@@ -197,9 +203,23 @@ def test_a_paced_draft_step_is_never_faster_than_its_profile_and_guesses_what_it
         cache, bare_cache = draft.new_cache(64), bare.new_cache(64)
         for start in range(0, 5 * num_tokens, num_tokens):
             started = time.perf_counter()
-            logits = draft.feed(cache, [1] * num_tokens, start)
+            logits = fed(draft, cache, [1] * num_tokens, start)
             assert (time.perf_counter() - started) * 1e3 >= 2 + (num_tokens - 1)
-            assert np.array_equal(logits, bare.feed(bare_cache, [1] * num_tokens, start))
+            assert np.array_equal(logits, fed(bare, bare_cache, [1] * num_tokens, start))
+
+
+def test_a_paced_step_of_several_sessions_takes_the_time_of_its_profile() -> None:
+    times = StepTimes(step_ms=2.0, fed_ms=1.0, session_ms=3.0)
+    draft = PacedDraft(cast(DraftModel, FakeDraft()), SLOW.model_copy(update={"drafter": times}))
+    caches = [draft.new_cache(64) for _ in range(3)]
+    started = time.perf_counter()
+    draft.step([DraftRow(cache, 0, [1]) for cache in caches])
+    assert (time.perf_counter() - started) * 1e3 >= 2 + 2 * 3
+
+
+def test_a_profile_without_the_time_of_a_further_session_steps_one_at_a_time() -> None:
+    assert PacedDraft(cast(DraftModel, FakeDraft()), SLOW).max_rows == 1
+    assert ReplayedDraft(recording(0.5), QUICK).max_rows == 1
 
 
 def test_a_pass_that_takes_too_long_is_counted_and_logged_as_an_overrun() -> None:

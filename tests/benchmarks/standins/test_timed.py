@@ -13,14 +13,14 @@ def test_timed_models_log_what_they_compute_and_behave_as_before(tmp_path: Path)
     rows = [SimpleNamespace(token_ids=[1, 2, 3], start=10), SimpleNamespace(token_ids=[4], start=20)]
     with ComputeLog(tmp_path / "compute.jsonl") as log:
         target = TimedTarget(cast(Any, SimpleNamespace(name="t", step=lambda rows: ["drawn"] * len(rows))), log)
-        draft = TimedDraft(cast(Any, SimpleNamespace(name="d", feed=lambda cache, ids, start: "logits")), log)
+        draft = TimedDraft(cast(Any, SimpleNamespace(name="d", step=lambda rows: ["logits"] * len(rows))), log)
         assert target.step(cast(Any, rows)) == ["drawn", "drawn"]
-        assert draft.feed(cast(Any, None), [5, 6], 7) == "logits"
+        assert draft.step(cast(Any, rows)) == ["logits", "logits"]
         assert (target.name, draft.name) == ("t", "d")
     with (tmp_path / "compute.jsonl").open("ab") as file:
         file.write(b"[1.0, 2.0,")  # an incomplete line
     of_pass, of_step = read_compute_log(tmp_path / "compute.jsonl")
     assert (of_pass.num_sessions, of_pass.num_tokens, of_pass.num_cached) == (2, 4, 30)
-    assert (of_step.num_sessions, of_step.num_tokens, of_step.num_cached) == (1, 2, 7)
+    assert (of_step.num_sessions, of_step.num_tokens, of_step.num_cached) == (2, 4, 30)
     assert 0 <= of_pass.elapsed_ms < 1000
     assert of_pass.end_s <= of_step.start_s

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.edge_drafter.model import DraftCache, DraftModel
+from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.model import DraftModel, DraftRow
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
 from shared.protocol.messages import NO_TOKENS, Draft, Message, Speculate
@@ -20,14 +21,15 @@ class Liar:
         self.name = "liar"
         self.vocab_size = honest.vocab_size
         self.max_context = honest.max_context
+        self.max_rows = honest.max_rows
         self._honest = honest
         self._random = np.random.default_rng(seed)
 
     def new_cache(self, capacity: int) -> DraftCache:
         return self._honest.new_cache(capacity)
 
-    def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        return self._random.permutation(self._honest.feed(cache, token_ids, start))
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
+        return [self._random.permutation(logits) for logits in self._honest.step(rows)]
 
 
 class StubbornDrafter:

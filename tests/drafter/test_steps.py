@@ -1,0 +1,127 @@
+"""Steps of several sessions on a running drafter: who shares them, what a failure costs, what is told of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from awc.policy import DEFAULT_CHOICE
+from services.edge_drafter.loop import StepCost
+from shared.protocol.messages import Close, Failure, Heartbeat, Sampling, Speculate
+from tests.drafter.conftest import Start, World
+from tests.fakes import answer
+
+pytestmark = pytest.mark.timeout(60)
+
+WINDOW = DEFAULT_CHOICE.window
+
+
+async def speculate_together(world: World, numbers: range, **options: object) -> list[Speculate]:
+    """Sessions with prompts of one token, which the drafter hears of before its next step."""
+    world.model.gate.shut()
+    requests = [await world.speculate(prompt=(number,), **options) for number in numbers]
+    await world.settled()
+    world.model.steps.clear()
+    return requests
+
+
+async def test_sessions_that_are_ready_step_together_and_guess_what_they_guess_alone(world: World) -> None:
+    requests = await speculate_together(world, range(1, 6))
+    world.model.gate.open()
+    for number, request in enumerate(requests, start=1):
+        assert await world.drafted(request, 0, WINDOW) == answer((number,), WINDOW)
+    assert {len(step) for step in world.model.steps[1:-1]} == {5}  # the first began before all had come
+    assert len(world.model.steps) <= WINDOW + 1
+    assert world.registry.get_sample_value("dsd_drafter_step_sessions_sum") == 5 * WINDOW
+    assert world.registry.get_sample_value("dsd_drafter_step_sessions_count") == len(world.model.steps)
+
+
+async def test_sessions_of_a_model_that_takes_one_row_take_turns(world: World) -> None:
+    world.model.max_rows = 1
+    requests = await speculate_together(world, range(1, 4))
+    world.model.gate.open()
+    for request in requests:
+        await world.drafted(request, 0, WINDOW)
+    assert [first for ((first, _),) in world.model.steps[:9]] == [1, 2, 3] * 3
+
+
+async def test_each_row_is_drawn_with_its_own_noise_and_penalties(world: World) -> None:
+    options = [Sampling(1.0, seed=5), Sampling(), Sampling(1.0, seed=6, presence_penalty=1.5)]
+    alone = []
+    for sampling in options:
+        request = await world.speculate((3,), sampling=sampling)
+        alone.append(await world.drafted(request, 0, WINDOW))
+    assert alone[0] != alone[1] != alone[2]
+    world.model.gate.shut()
+    requests = [await world.speculate((3,), sampling=sampling) for sampling in options]
+    world.model.gate.open()
+    assert [await world.drafted(request, 0, WINDOW) for request in requests] == alone
+
+
+async def test_a_row_that_fails_costs_its_session_only(world: World) -> None:
+    world.model.poison = answer((2,), 3)[-1]
+    requests = await speculate_together(world, range(1, 5))
+    world.model.gate.open()
+    for number in (1, 3, 4):
+        text = answer((number,), WINDOW)
+        assert world.model.poison not in text, "the test needs another poison"
+        assert await world.drafted(requests[number - 1], 0, WINDOW) == text
+    failure = await world.gateway.find(Failure, lambda failure: failure.code == "internal")
+    assert (failure.session_id, failure.retryable) == (requests[1].session_id, True)
+    await world.settled()
+    assert world.count("drafter_failed_steps") == 1
+    assert len(world.drafter.table) == 3
+
+
+async def test_a_rollback_during_a_step_costs_no_other_session_its_guess(world: World) -> None:
+    world.model.is_right = lambda position: position != 4
+    requests = await speculate_together(world, range(1, 4))
+    world.model.gate.open()
+    for request in requests:
+        await world.drafted(request, 0, WINDOW)
+    world.model.gate.shut()
+    for number, request in enumerate(requests, start=1):
+        await world.tell(world.verifier, world.verdict(request, 0, answer((number,), 2), accepted=2))
+    await world.settled()
+    world.model.gate.let()  # a step that began before the last verdict came
+    await world.model.gate.held()
+    await world.tell(world.verifier, world.verdict(requests[0], 2, answer((1,), 4)[2:], accepted=1, epoch=1))
+    await world.settled()
+    world.model.gate.open()
+    assert await world.drafted(requests[0], 4, WINDOW, epoch=1) == answer((1,), 4 + WINDOW)[4:]
+    for request in requests[1:]:
+        assert len(await world.drafted(request, 0, WINDOW + 2)) == WINDOW + 2
+
+
+async def test_a_session_that_ends_during_a_step_leaves_the_others_theirs(world: World) -> None:
+    requests = await speculate_together(world, range(1, 4))
+    world.model.gate.let(3)
+    await world.model.gate.held()
+    await world.tell(world.gateway, Close(requests[2].session_id, 1))
+    await world.settled()
+    world.model.gate.open()
+    for number, request in enumerate(requests[:2], start=1):
+        assert await world.drafted(request, 0, WINDOW) == answer((number,), WINDOW)
+    assert len(world.drafter.table) == 2
+
+
+async def test_heartbeats_tell_the_sessions_of_the_last_step(start: Start) -> None:
+    async with start(heartbeat_s=0.05) as world:
+        await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.batch == 0)
+        await speculate_together(world, range(1, 5))
+        world.model.gate.let(3)
+        await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.batch == 4)
+
+
+def test_the_time_between_guesses_of_a_session_is_that_of_a_common_step() -> None:
+    cost = StepCost(max_rows=16)
+    for _ in range(100):
+        cost.observe(10.0, 1)
+        cost.observe(10.0 + 7 * 3.0, 8)
+    assert [cost.guess_ms(num) for num in (0, 1, 2, 8, 16)] == pytest.approx([10.0, 10.0, 13.0, 31.0, 55.0])
+    assert cost.guess_ms(32) == pytest.approx(2 * 55.0), "they take turns in two steps"
+
+
+def test_the_time_between_guesses_of_a_session_counts_the_turns_of_others() -> None:
+    cost = StepCost(max_rows=1)
+    cost.observe(10.0, 1)
+    assert [cost.guess_ms(num) for num in (1, 4)] == [10.0, 40.0]

@@ -90,7 +90,7 @@ def choice_rows(scenario: Scenario, found: Sequence[SimReport]) -> Rows:
                 choice_inputs(
                     acceptance=seen.acceptance if choice.window else known,
                     pass_ms=seen.pass_ms,
-                    guess_ms=seen.draft_ms * max(seen.num_sessions, 1.0),
+                    guess_ms=seen.draft_ms,
                     rtt_ms=seen.rtt_ms,
                     token_ms=times.next_token_ms(seen.pass_tokens),
                     batch=seen.batch,

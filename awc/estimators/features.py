@@ -37,8 +37,7 @@ def choice_inputs(
 ) -> list[float]:
     """CHOICE_INPUTS.
 
-    guess_ms: between two guesses of one session, draft step * sessions of the drafter; token_ms: of one more token in a
-    pass; batch: sessions of a pass.
+    guess_ms: between two guesses of one session; token_ms: of one more token in a pass; batch: sessions of a pass.
     """
     pass_ms = max(pass_ms, LEAST_MS)
     return [

@@ -8,7 +8,7 @@ Own work. A network trained on DSD-Sim (awc_training) predicts from the report o
 3. The wanted choice is the first that applies:
    | condition | wanted choice |
    | --- | --- |
-   | the drafter is outpaced: draft step * sessions > pass | target-only |
+   | the drafter is outpaced: time between two guesses of a session > pass | target-only |
    | inputs unlike those of training | the pipeline window: guesses drafted until the first has a verdict (`pipeline`) |
    | no choice is worth `least_gain` more than target-only | target-only |
    | more than MOST_SESSIONS share the drafter | the pipeline window |
@@ -137,7 +137,7 @@ class AdaptivePair:
         return choice_inputs(
             acceptance=1.0 if rate is None else rate,
             pass_ms=seen.pass_ms,
-            guess_ms=seen.draft_ms * max(seen.num_sessions, 1),
+            guess_ms=seen.draft_ms,
             rtt_ms=seen.rtt_ms,
             token_ms=cost.per_token_ms,
             batch=seen.batch,
@@ -149,7 +149,7 @@ class AdaptivePair:
         inputs are like those of training."""
         if not is_measured(seen):
             return self._choice
-        is_outpaced = seen.draft_ms * seen.num_sessions > seen.pass_ms
+        is_outpaced = seen.draft_ms > seen.pass_ms
         is_worthless = is_outpaced or worth[best] - worth[0] < self._policy.least_gain
         if not is_outpaced and (not is_known or (seen.num_sessions > MOST_SESSIONS and not is_worthless)):
             choice = pipeline(seen, self._policy.start.chunk, self._depth)
@@ -187,7 +187,7 @@ class AdaptivePair:
             self.penalties = {number: value * keep for number, value in self.penalties.items() if value * keep > least}
         self._depth = min(1.0, self._depth / self._policy.forgetting)
         if seen.window == self._choice.window or 0 < seen.window < self._choice.window:  # a wrapper may shorten it
-            cycle_ms = seen.rtt_ms + seen.pass_ms + seen.draft_ms * seen.num_sessions
+            cycle_ms = seen.rtt_ms + seen.pass_ms + seen.draft_ms
             shortfall = self._comparison.observe(
                 math.log(max(seen.tpot_ms, LEAST_MS)), math.log(max(cycle_ms, LEAST_MS))
             )
@@ -203,7 +203,7 @@ class AdaptivePair:
 class TpotComparison:
     """Compares ln(time per token) after a change of the choice with that before.
 
-    The two are comparable while ln(cycle time) stays within SAME_CYCLE; cycle: draft step * sessions + round trip +
+    The two are comparable while ln(cycle time) stays within SAME_CYCLE; cycle: time between two guesses + round trip +
     pass. Both are means over the newest `num_compared` reports.
     """
 
@@ -252,11 +252,11 @@ def is_measured(seen: PairReport) -> bool:
 def pipeline(seen: PairReport, chunk: int, depth: float) -> WindowChoice:
     """The guesses that the drafter makes for a session until the first of them has a verdict, times `depth`:
 
-        window = depth * min((rtt + 1.5 pass) / guess_ms + 2 chunk, LONGEST), at least 2
+        window = depth * min((rtt + 1.5 pass) / draft_ms + 2 chunk, LONGEST), at least 2
 
     1.5 pass: half of the current pass, then its own.
     """
-    guess_ms = max(seen.draft_ms * max(seen.num_sessions, 1), LEAST_MS)
+    guess_ms = max(seen.draft_ms, LEAST_MS)
     verdict_ms = seen.rtt_ms + 1.5 * seen.pass_ms
     window = int(max(depth * min(verdict_ms / guess_ms + 2 * chunk, float(LONGEST)), 2.0))
     return WindowChoice(window, min(max(chunk, 1), window), free_run=True)

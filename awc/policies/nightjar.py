@@ -83,7 +83,7 @@ class NightjarPair:
             plan.learn(ended.window, ended.tpot_ms, policy.newest)
         if not plan.bins_left:
             plan.begin_block(policy, self._random)
-        catch_up_ms = policy.catch_up * seen.draft_ms * seen.context * seen.num_sessions
+        catch_up_ms = policy.catch_up * seen.draft_ms * seen.context
         bin_ms = policy.bin_reports * 1e3 * REPORT_S
         window = plan.next_window(ended.window, price=catch_up_ms / (plan.bins_left * bin_ms))
         self._trial = ended.followed_by(window, policy.settling)

@@ -35,9 +35,9 @@ class PauseSettings:
     """When and how long to pause. Lengths are in reports of a pair that has sessions and receives tokens, about four a
     second.
 
-    A drafter is outpaced when its sessions get one guess each in more time than a pass takes: draft step * sessions >
-    pass. It has little to lose by a pause and makes few guesses to judge, so it has limits of its own. Discarded
-    guesses do not count: a deep window has many, and pays. Raises ValueError for bad parameters.
+    A drafter is outpaced when its sessions get one guess each in more time than a pass takes. It has little to lose by
+    a pause and makes few guesses to judge, so it has limits of its own. Discarded guesses do not count: a deep window
+    has many, and pays. Raises ValueError for bad parameters.
     """
 
     check: int = 8  # reports of a check, at least
@@ -114,7 +114,7 @@ class DraftingCheck:
         self.judged += seen.matched + seen.mismatched
         self.helpful += max(0, seen.matched - seen.late)
         self.sessions += seen.num_sessions
-        self.num_outpaced += 0 < seen.pass_ms < seen.draft_ms * seen.num_sessions
+        self.num_outpaced += 0 < seen.pass_ms < seen.draft_ms
         if seen.tpot_ms:
             self.times.append(seen.tpot_ms)
 

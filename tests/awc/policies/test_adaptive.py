@@ -81,7 +81,7 @@ def test_a_choice_that_made_tokens_slower_is_given_up_and_tried_again_later() ->
     assert FAST in {pair.decide(before) for _ in range(2000)}
 
 
-@pytest.mark.parametrize("world", [{"num_sessions": 3}, {"rtt_ms": 120.0}, {"pass_ms": 90.0}], ids=str)
+@pytest.mark.parametrize("world", [{"draft_ms": 30.0}, {"rtt_ms": 120.0}, {"pass_ms": 90.0}], ids=str)
 def test_a_choice_is_not_penalised_for_a_change_of_its_surroundings(world: dict[str, float]) -> None:
     pair = AdaptivePolicy(SLOW, network=predicting({FAST: 0.0, SLOW: -0.1}), patience=12).for_pair()
     assert choice_after(pair, *[changed(SEEN, window=SLOW.window)] * 12) == FAST
@@ -125,17 +125,17 @@ def test_inputs_unlike_those_of_training_lead_to_the_window_of_the_pipeline() ->
 
 def test_more_sessions_on_a_drafter_than_in_training_lead_to_the_window_of_the_pipeline() -> None:
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=predicting({FAST: 0.0})).for_pair()
-    shared = changed(SEEN, num_sessions=MOST_SESSIONS + 1, draft_ms=6.0, rtt_ms=200.0)
+    shared = changed(SEEN, num_sessions=MOST_SESSIONS + 1, draft_ms=30.0, rtt_ms=200.0)
     assert choice_after(pair, *[shared] * 20) == pipeline(shared, DEFAULT_CHOICE.chunk, 1.0)
-    assert choice_after(pair, *[changed(SEEN, num_sessions=MOST_SESSIONS, draft_ms=6.0)] * 20) == FAST
+    assert choice_after(pair, *[changed(SEEN, num_sessions=MOST_SESSIONS, draft_ms=24.0)] * 20) == FAST
 
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_an_outpaced_drafter_does_not_draft_whatever_is_predicted(is_known: bool) -> None:
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=predicting({FAST: 0.0}, is_known=is_known)).for_pair()
-    outpaced = changed(SEEN, num_sessions=5, draft_ms=9.0, pass_ms=40.0)
+    outpaced = changed(SEEN, num_sessions=5, draft_ms=45.0, pass_ms=40.0)
     assert {choice_after(pair, *[outpaced] * 2)} | {pair.decide(outpaced) for _ in range(100)} == {CHOICES[0]}
-    assert choice_after(pair, *[changed(outpaced, num_sessions=4)] * 20).window > 0
+    assert choice_after(pair, *[changed(outpaced, draft_ms=36.0)] * 20).window > 0
 
 
 def test_a_window_of_the_pipeline_that_is_near_the_present_one_changes_nothing() -> None:
@@ -159,7 +159,7 @@ def test_a_window_of_the_pipeline_that_makes_it_slower_is_halved_and_grows_again
 
 def test_the_pipeline_holds_what_is_drafted_until_the_first_verdict() -> None:
     assert pipeline(SEEN, 2, 1.0) == WindowChoice(13, 2, free_run=True)  # (30 + 60) ms / 10 ms, and two chunks
-    assert pipeline(changed(SEEN, num_sessions=3), 2, 1.0).window == 7, "three sessions share the drafter"
+    assert pipeline(changed(SEEN, draft_ms=30.0), 2, 1.0).window == 7
     assert pipeline(changed(SEEN, rtt_ms=1e15), 2, 1.0).window == LONGEST
 
 

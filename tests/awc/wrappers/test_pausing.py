@@ -54,7 +54,7 @@ def report(matched: int = 0, late: int = 0, *, mismatched: int = 0, discarded: i
         mismatched=mismatched,
         late=late,
         discarded=discarded,
-        draft_ms=7.0,
+        draft_ms=56.0,
         rtt_ms=30.0,
         queue=0.5,
         tpot_ms=30.0,
@@ -202,7 +202,7 @@ def test_few_sessions_with_unhelpful_guesses_pause_too() -> None:
 
 def test_guesses_of_an_outpaced_drafter_must_help_more_and_need_a_shorter_check() -> None:
     some = report(matched=40, late=30)  # a quarter helps
-    outpaced, fast = changed(some, pass_ms=40.0), changed(some, pass_ms=70.0)  # 8 sessions get a guess each in 56 ms
+    outpaced, fast = changed(some, pass_ms=40.0), changed(some, pass_ms=70.0)
     assert is_paused(PausingPair(Recorder(), SETTINGS), [outpaced] * 2) == [False, True]
     assert not any(is_paused(PausingPair(Recorder(), SETTINGS), [fast] * 40))
 

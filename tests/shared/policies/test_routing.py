@@ -75,8 +75,10 @@ def test_sessions_taken_away_since_the_heartbeat_make_room_and_never_more_than_a
     assert chosen("jsq", [instance("a", 0, queue_tokens=1), instance("b", 1, 5, num_since=-3)], 3) == {"a": 3}
 
 
-def placed(name: str, rtt_ms: float, step_ms: float, num_sessions: int, num_since: int = 0) -> RoutingCandidate:
-    load = Load(num_sessions=num_sessions, step_ms=step_ms, rtt_ms=rtt_ms)
+def placed(
+    name: str, rtt_ms: float, step_ms: float, num_sessions: int, num_since: int = 0, batch: int = 1
+) -> RoutingCandidate:
+    load = Load(num_sessions=num_sessions, step_ms=step_ms, rtt_ms=rtt_ms, batch=batch)
     return RoutingCandidate(f"{name}.000000000000", load, num_since)
 
 
@@ -84,6 +86,12 @@ def test_rtt_aware_jsq_weighs_a_near_queue_against_a_far_empty_place() -> None:
     near, far = placed("near", 5, 10, num_sessions=3), placed("far", 60, 10, num_sessions=0)
     assert chosen("rtt-jsq", [near, far], 3) == {"near": 3}
     assert chosen("rtt-jsq", [placed("near", 5, 10, num_sessions=3, num_since=4), far], 3) == {"far": 3}
+
+
+def test_rtt_aware_jsq_knows_that_the_sessions_of_a_step_do_not_wait_for_each_other() -> None:
+    shared, far = placed("shared", 5, 40, num_sessions=7, batch=7), placed("far", 60, 10, num_sessions=0)
+    assert chosen("rtt-jsq", [shared, far], 3) == {"shared": 3}
+    assert chosen("rtt-jsq", [placed("turns", 5, 40, num_sessions=7), far], 3) == {"far": 3}
 
 
 def test_rtt_aware_jsq_prefers_the_faster_of_equally_loaded_instances() -> None:

@@ -13,6 +13,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated, Any
@@ -105,7 +106,7 @@ def scenario_of(result: CellResult, mode: ServingMode, passes: PassTimes, steps:
             {
                 "name": "edge",
                 "count": result.num_drafters,
-                "times": _scaled(steps, draft_ms / steps.feed_ms(1, context)),
+                "times": _scaled(steps, draft_ms / steps.guess_ms(ceil(num / result.num_drafters), context)),
                 "link": {"rtt_ms": result.rtt_ms + LOCAL_RTT_MS},
                 "guesses": {"kind": "recorded", "file": str(RECORDINGS / f"smollm2-135m-{result.draft}.jsonl")},
             }
@@ -119,7 +120,7 @@ def scenario_of(result: CellResult, mode: ServingMode, passes: PassTimes, steps:
 def _scaled(times: PassTimes | StepTimes, scale: float) -> dict[str, Any]:
     return {
         name: [scale * each for each in value] if isinstance(value, tuple) else scale * value
-        for name, value in times.model_dump().items()
+        for name, value in times.model_dump(exclude_none=True).items()
     }
 
 

@@ -21,7 +21,7 @@ from scipy.optimize import lsq_linear
 from benchmarks.harness.latency import RequestSample
 from benchmarks.standins.timed import ComputeRecord
 from benchmarks.validation.requests import Phase
-from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps
+from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps, step_times_of
 from services.cloud_verifier.settings import VerifierSettings
 from shared.data.profiles import PassTimes, StepTimes
 
@@ -70,7 +70,7 @@ class Calibration:
     """Times in milliseconds. Without drafters `steps` is empty, and `step_gap_ms` and `rtt_ms` are 0."""
 
     passes: list[float]  # PassTimes.weights, of the model alone
-    steps: list[float]  # the three weights of StepTimes, of the model alone
+    steps: list[float]  # as `step_times_of` takes them, of the model alone
     pass_gap_ms: float  # from the end of a pass to the start of the next, while sessions wait
     session_gap_ms: float  # added to it for each session of the pass
     step_gap_ms: float  # from the end of a draft step to the start of the next
@@ -107,11 +107,6 @@ def pass_times_of(weights: Sequence[float]) -> PassTimes:
     base, session, token, above_8, above_32, above_128, cached = weights
     above = above_8, above_32, above_128
     return PassTimes(base_ms=base, session_ms=session, token_ms=token, above_ms=above, cached_ms=cached)
-
-
-def step_times_of(weights: Sequence[float]) -> StepTimes:
-    step, per_1000, fed = weights
-    return StepTimes(step_ms=step, step_ms_per_1000=per_1000, fed_ms=fed)
 
 
 def calibrate(
@@ -156,10 +151,11 @@ def step_weights(steps: Sequence[ComputeRecord], known: StepTimes | None) -> lis
     """As pass_weights, for draft steps."""
     if not steps:
         raise NotCalibrated("no draft step ran under load")
-    points = [StepPoint(each.num_cached, each.num_tokens, each.elapsed_ms) for each in steps]
+    points = [StepPoint(each.num_cached, each.num_tokens, each.elapsed_ms, each.num_sessions) for each in steps]
     times = known or fit_steps(points)[0]
     scale = 1 + excess(steps, times)
-    return [scale * weight for weight in (times.step_ms, times.step_ms_per_1000, times.fed_ms)]
+    weights = (times.step_ms, times.step_ms_per_1000, times.fed_ms, times.session_ms)
+    return [scale * weight for weight in weights if weight is not None]
 
 
 def excess(computed: Sequence[ComputeRecord], times: PassTimes | StepTimes) -> float:
@@ -170,7 +166,7 @@ def excess(computed: Sequence[ComputeRecord], times: PassTimes | StepTimes) -> f
 def _predicted_ms(each: ComputeRecord, times: PassTimes | StepTimes) -> float:
     if isinstance(times, PassTimes):
         return times.pass_ms(each.num_sessions, each.num_tokens, each.num_cached)
-    return times.feed_ms(each.num_tokens, each.num_cached)
+    return times.feed_ms(each.num_tokens, each.num_cached, each.num_sessions)
 
 
 def drift_of(calibration: Calibration, judged: ComputeLogs, rtt_ms: float | None) -> TimingDrift:

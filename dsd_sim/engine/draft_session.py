@@ -48,9 +48,15 @@ def can_draft(d):
 
 
 @njit(cache=True)
+def num_todo(d):
+    """Tokens to feed for the next guess."""
+    return d.length - min(d.computed, d.length - 1)
+
+
+@njit(cache=True)
 def begin_step(d, max_tokens):
     """Freezes the next call of the draft model; returns the number of tokens fed."""
-    d.step_start = min(d.computed, d.length - 1)
+    d.step_start = d.length - num_todo(d)
     d.step_fed = min(max_tokens, d.length - d.step_start)
     d.valid = d.length
     d.in_step = True

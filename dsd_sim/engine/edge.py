@@ -1,6 +1,7 @@
 """Event handlers of a simulated edge device; they follow the loop of services.edge_drafter.
 
-Invariant: a device runs one draft step at a time, and its sessions take turns. `w` is a World.
+Invariant: a device runs one draft step at a time. The session that has waited longest is in the next one, and others
+share it. `w` is a World.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from dsd_sim.engine.events import (
 )
 from dsd_sim.engine.records import NEVER
 from dsd_sim.engine.world import NOBODY, STEER, STEP
+from shared.policies import stepping
 
-IDLE, ABANDONED = -1, -2  # a device's `active` while no step runs, or one of a session that has ended
+ABANDONED = -1  # in place of the slot of a session that has ended during the step
 EWMA_WEIGHT = 0.2  # of the newest sample, as the drafter's pairs.WEIGHT
 DRAFT_BYTES = 190  # of a Draft without tokens, with NATS subject and TCP/IP headers
+
+form_step = njit(cache=True)(stepping.form_step)
 
 
 @njit(cache=True)
@@ -63,41 +67,86 @@ def speculates(w, slot):
 
 @njit(cache=True)
 def draft(w, index):
-    """Gives an idle draft model to the session that has waited longest for a step."""
-    device, order = w.devices[index], w.device_slots[index]
-    if device.active != IDLE or device.num_failures > 0:
+    """Begins the next step of an idle draft model."""
+    device, order, now = w.devices[index], w.device_slots[index], w.clock[0].now
+    if device.num_rows > 0 or device.num_failures > 0:
         return
     for place in range(device.num_sessions):
         slot = order[place]
         d = w.drafters[slot]
         if d.in_step or not draft_session.can_draft(d):
             continue
-        for i in range(place, device.num_sessions - 1):
-            order[i] = order[i + 1]
-        order[device.num_sessions - 1] = slot
-        _begin_step(w, index, slot, w.clock[0].now)
-        device.num_more = _num_more(device, d)
+        if device.max_rows > 1 and device.num_sessions > 1:
+            _begin_common_step(w, index, place, now)
+            device.num_more = 0
+        else:
+            for i in range(place, device.num_sessions - 1):
+                order[i] = order[i + 1]
+            order[device.num_sessions - 1] = slot
+            _begin_step(w, index, slot, now)
+            device.num_more = _num_more(device, d)
         device.ends_at = device.step_end
         for i in range(device.num_more):
-            device.ends_at += _step_ms(device, d.length + i, 1)
+            device.ends_at += _step_ms(device, d.length + i, 1, 1)
         push(w, device.ends_at, STEP_ENDS, index)
         return
 
 
 @inlined
 def _begin_step(w, index, slot, now):
+    """Begins a step of one session."""
     device, d = w.devices[index], w.drafters[slot]
     fed = draft_session.begin_step(d, device.feed_tokens)
-    elapsed = _step_ms(device, d.step_start, fed)
-    device.active, device.step_end = slot, now + elapsed
-    device.busy_ms += elapsed
-    log_entry(w, STEP, index, w.slots[slot].request, fed, now, device.step_end)
+    w.device_rows[index, 0] = slot
+    _run(w, index, 1, d.step_start, fed, now)
+
+
+@njit(cache=True)
+def _begin_common_step(w, index, first, now):
+    """Begins a step of several sessions if they share it. The one at the place `first` is the first that wants it."""
+    device, order, rows = w.devices[index], w.device_slots[index], w.device_rows[index]
+    slots = order[: device.num_sessions].copy()
+    todo = np.zeros(len(slots), np.int64)
+    num_ready = 0
+    for place in range(first, len(slots)):
+        d = w.drafters[slots[place]]
+        if not d.in_step and draft_session.can_draft(d):
+            todo[num_ready] = draft_session.num_todo(d)
+            num_ready += 1
+    fed = form_step(todo[:num_ready], device.max_rows, device.feed_tokens)
+    number = num_rows = num_others = context = sum_fed = 0
+    for place in range(len(slots)):
+        slot = slots[place]
+        d = w.drafters[slot]
+        is_ready = place >= first and not d.in_step and draft_session.can_draft(d)
+        if is_ready and fed[number] > 0:
+            sum_fed += draft_session.begin_step(d, fed[number])
+            context += d.step_start
+            rows[num_rows] = slot
+            num_rows += 1
+        else:
+            order[num_others] = slot
+            num_others += 1
+        number += is_ready
+    for i in range(num_rows):
+        order[num_others + i] = rows[i]
+    _run(w, index, num_rows, context, sum_fed, now)
 
 
 @inlined
-def _step_ms(device, context, fed):
-    elapsed = device.step_ms + device.step_ms_per_1000 * context / 1000 + device.fed_ms * (fed - 1)
-    return elapsed * device.slowdown
+def _run(w, index, num_rows, context, fed, now):
+    """Runs the step that has begun in `num_rows` sessions."""
+    device = w.devices[index]
+    elapsed = _step_ms(device, context, fed, num_rows)
+    device.num_rows, device.step_end = num_rows, now + elapsed
+    device.busy_ms += elapsed
+    log_entry(w, STEP, index, w.slots[w.device_rows[index, 0]].request, fed, now, device.step_end)
+
+
+@inlined
+def _step_ms(device, context, fed, num_rows):
+    elapsed = device.step_ms + device.step_ms_per_1000 * context / 1000 + device.fed_ms * (fed - num_rows)
+    return (elapsed + device.session_ms * (num_rows - 1)) * device.slowdown
 
 
 @inlined
@@ -118,7 +167,7 @@ def _advance(w, index):
     device, now = w.devices[index], w.clock[0].now
     while device.num_more > 0 and device.step_end <= now:
         device.num_more -= 1
-        slot = device.active
+        slot = w.device_rows[index, 0]
         _end_step(w, slot)
         _begin_step(w, index, slot, device.step_end)
 
@@ -146,11 +195,12 @@ def step_ends(w, index):
     if w.clock[0].now != device.ends_at:
         return  # the run was interrupted, or the device failed
     _advance(w, index)
-    slot = device.active
-    device.active = IDLE
-    if slot >= 0:
-        _end_step(w, slot)
-        send(w, slot)
+    num_rows, device.num_rows = device.num_rows, 0
+    for i in range(num_rows):
+        slot = w.device_rows[index, i]
+        if slot != ABANDONED:
+            _end_step(w, slot)
+            send(w, slot)
     draft(w, index)
 
 
@@ -268,8 +318,9 @@ def stop_drafting(w, slot):
     interrupt(w, request.device)
     remove(order, device.num_sessions, slot)
     device.num_sessions -= 1
-    if device.active == slot:
-        device.active = ABANDONED
+    for i in range(device.num_rows):
+        if w.device_rows[request.device, i] == slot:
+            w.device_rows[request.device, i] = ABANDONED
     if not d.closed:
         draft_session.close_drafter(d)
     absorb(w, slot)

@@ -26,6 +26,7 @@ from dsd_sim.engine.records import FATES
 from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
 from shared.policies.kv_cache import likely_kv_tokens
 from shared.policies.routing import Router, RoutingCandidate, with_room
+from shared.policies.stepping import guess_ms
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
 
@@ -241,6 +242,7 @@ class SimFleet:
             Load(
                 num_sessions=int(sessions),
                 queue_tokens=int(queue),
+                batch=int(node["num_batch"]),
                 free_kv_tokens=int(free_kv),
                 kv_tokens=int(node["kv_tokens"]),
                 step_ms=float(node["pass_ms"]),
@@ -321,15 +323,22 @@ class SimFleet:
         if is_down and self.now >= self._decisions_expire_ms:
             self._expire_decisions()
         devices, nodes = np.nonzero(is_fresh & (not is_down))
-        steps = (self.world.devices["step_ms"] * self.world.devices["slowdown"])[devices].tolist()
+        drafting = self._guess_times()
         seen = pairs[devices, nodes][list(REPORTED)].tolist()
-        for device, node, step_ms, values in zip(devices.tolist(), nodes.tolist(), steps, seen, strict=True):
-            report = report_of(self._node_ids[node], step_ms, values)
+        for device, node, values in zip(devices.tolist(), nodes.tolist(), seen, strict=True):
+            report = report_of(self._node_ids[node], drafting[device], values)
             self.reported.add(report)
             if is_plausible(report):
                 self._announce(device, node, self._control(device, node).decide(report))
         for fate in FATES:
             pairs[fate] = 0
+
+    def _guess_times(self) -> list[float]:
+        """Milliseconds between two guesses of a session of each device, without context."""
+        devices = self.world.devices
+        alone, further = (devices[name] * devices["slowdown"] for name in ("step_ms", "session_ms"))
+        columns = (devices["num_sessions"], devices["max_rows"], alone, further)
+        return [guess_ms(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
     def _control(self, device: int, node: int) -> PairControl:
         """The controller's state of a pair that is reported now; new if the pair had expired."""

@@ -25,7 +25,7 @@ def lose_device(w, index):
         slot = w.device_slots[index, 0]
         edge.stop_drafting(w, slot)
         edge.drop_drafter(w, slot)
-    device.active, device.num_more, device.ends_at = edge.IDLE, 0, -1.0
+    device.num_rows, device.num_more, device.ends_at = 0, 0, -1.0
 
 
 @njit(cache=True)

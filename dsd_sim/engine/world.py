@@ -73,8 +73,10 @@ DEVICE = np.dtype(
         ("step_ms", np.float64),  # a draft step with one token and no context
         ("step_ms_per_1000", np.float64),  # plus, per 1,000 tokens of context
         ("fed_ms", np.float64),  # plus, per further token fed
+        ("session_ms", np.float64),  # plus, per further session
         ("slowdown", np.float64),  # factor of step times
-        ("feed_tokens", np.int32),  # most tokens fed in a step
+        ("feed_tokens", np.int32),  # most tokens of a session fed in a step
+        ("max_rows", np.int32),  # most sessions in a step
         ("delay_ms", np.float64),  # of the link, one way
         ("jitter_ms", np.float64),
         ("bits_per_ms", np.float64),  # 0: no limit
@@ -85,7 +87,7 @@ DEVICE = np.dtype(
         ("down_free", np.float64),
         ("down_newest", np.float64),
         ("num_sessions", np.int32),
-        ("active", np.int32),  # slot of the running draft step, or IDLE, or ABANDONED (edge.py)
+        ("num_rows", np.int32),  # sessions of the running draft step; 0: no step runs
         ("step_end", np.float64),  # when the step ends
         ("num_more", np.int32),  # steps of the same run that follow it
         ("ends_at", np.float64),  # when the run ends: the time of its event
@@ -151,7 +153,7 @@ LOG = np.dtype(
     [  # for traces and plots (studies/trace.py)
         ("kind", np.int32),  # PASS: a verify pass; STEP: a draft step; STEER: a new window reaches a device
         ("who", np.int32),  # PASS: node; STEP: device; STEER: pair (device * nodes + node)
-        ("request", np.int32),  # STEP: request; else -1
+        ("request", np.int32),  # STEP: request of its first session; else -1
         ("num", np.int32),  # PASS: sessions; STEP: tokens fed; STEER: window
         ("start", np.float64),
         ("end", np.float64),
@@ -179,6 +181,7 @@ class World(NamedTuple):
     free_messages: NDArray[np.int32]  # a stack
     devices: NDArray[Any]
     device_slots: NDArray[np.int32]  # [devices, sessions] the session with the latest turn last
+    device_rows: NDArray[np.int32]  # [devices, sessions] slots of the running draft step, or ABANDONED (edge.py)
     nodes: NDArray[Any]
     node_slots: NDArray[np.int32]  # [nodes, sessions] oldest first
     batches: NDArray[np.int32]  # [nodes, sessions] slots of the running pass
@@ -206,6 +209,7 @@ def make_world(
         free_messages=np.arange(num_messages - 1, -1, -1, dtype=np.int32),
         devices=np.zeros(num_devices, DEVICE),
         device_slots=np.zeros((num_devices, num_slots), np.int32),
+        device_rows=np.zeros((num_devices, num_slots), np.int32),
         nodes=np.zeros(num_nodes, NODE),
         node_slots=np.zeros((num_nodes, num_slots), np.int32),
         batches=np.zeros((num_nodes, num_slots), np.int32),
@@ -215,7 +219,7 @@ def make_world(
     clock = world.clock[0]
     clock["random"] = seed
     clock["num_free_slots"], clock["num_free_messages"] = num_slots, num_messages
-    world.devices["active"] = -1
+    world.devices["max_rows"] = 1
     world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
     return world
 
@@ -240,6 +244,7 @@ def with_more_slots(world: World) -> World:
         confidence=np.concatenate((world.confidence, np.ones_like(world.confidence))),
         free_slots=free,
         device_slots=wider(world.device_slots),
+        device_rows=wider(world.device_rows),
         node_slots=wider(world.node_slots),
         batches=wider(world.batches),
     )

@@ -239,12 +239,15 @@ def _pass_times(setup: Setup) -> tuple[PassTimes, str]:
 
 
 def _step_times(setup: Setup) -> tuple[StepTimes, str]:
-    """Step times, a straight line through a step of one token and the longest one, and their fit error."""
+    """Step times, a straight line through a step of one token and the longest one, and their fit error. In a roofline a
+    token costs the same whether it is of the same session or of a further one."""
     one, longest = setup.pass_ms(1), setup.pass_ms(LONGEST_STEP)
+    token_ms = round((longest - one) / (LONGEST_STEP - 1), 6)
     steps = StepTimes(
         step_ms=round(one, 6),
         step_ms_per_1000=round(setup.read_ms(1000 * setup.model.kv_bytes), 6),
-        fed_ms=round((longest - one) / (LONGEST_STEP - 1), 6),
+        fed_ms=token_ms,
+        session_ms=token_ms,
     )
     return steps, _error(setup, steps.feed_ms, LONGEST_STEP)
 

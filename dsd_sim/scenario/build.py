@@ -88,6 +88,7 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
             raise BadScenario(f"{key}.step_ms: must be above 0")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
         devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, edge.feed_tokens
+        devices["session_ms"], devices["max_rows"] = times.session_ms or 0.0, times.max_rows
         write_link(devices, edge.link)
 
 
@@ -106,7 +107,8 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
             with naming_key(f"cloud.{number}.draft_profile"):
                 draft = group.draft_times or read_profile(folder / str(group.draft_profile)).step_times
             nodes["draft_window"], nodes["draft_ms"] = scenario.policies.window, draft.step_ms
-            nodes["draft_ms_per_session"], nodes["draft_ms_per_1000"] = draft.fed_ms, draft.step_ms_per_1000
+            nodes["draft_ms_per_session"] = draft.fed_ms if draft.session_ms is None else draft.session_ms
+            nodes["draft_ms_per_1000"] = draft.step_ms_per_1000
 
 
 def _check_lengths(requests: Requests, scenario: Scenario) -> None:

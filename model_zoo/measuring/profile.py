@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
-from services.edge_drafter.model import DraftCache, DraftModel
+from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.model import DraftModel, DraftRow
 from shared.data.profiles import PassTimes, StepTimes
 from shared.policies.batching import LEAST_MS, pass_features
 from shared.protocol.messages import Sampling
@@ -50,11 +51,12 @@ class PassPoint:
 
 @dataclass(frozen=True, slots=True)
 class StepPoint:
-    """A kind of draft step, and its median time."""
+    """A kind of draft step, and its median time. Context and fed tokens are sums over its sessions."""
 
     context: int
     num_fed: int
     elapsed_ms: float
+    num_sessions: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +94,19 @@ def time_passes(model: TargetModel, seed: int = 1) -> list[PassPoint]:
 
 def time_steps(model: DraftModel, seed: int = 1) -> list[StepPoint]:
     """Times steps of each kind within the model's context."""
-    kinds = [(context, fed) for context in CONTEXTS for fed in FED if context + fed <= model.max_context]
+    most = max(num for num in SESSIONS if num <= model.max_rows)
+    shapes = [(1, fed) for fed in FED] + [(num, 1) for num in SESSIONS if 1 < num <= most]
+    kinds = [(num, fed, context) for context in CONTEXTS for num, fed in shapes if context + fed <= model.max_context]
     rng = random.Random(seed)
-    caches = {context: _draft_cache(model, context, rng) for context in sorted({kind[0] for kind in kinds})}
-    found: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
-    for context, fed in _in_random_order(kinds, rng):
-        ids = [rng.randrange(model.vocab_size) for _ in range(fed)]
-        feed = partial(model.feed, caches[context], ids, context)
-        found[context, fed].append(_elapsed_ms(feed))
-    return [StepPoint(context, fed, median(times[1:])) for (context, fed), times in found.items()]
+    caches = {context: _draft_caches(model, context, most, rng) for context in sorted({kind[2] for kind in kinds})}
+    found: dict[tuple[int, int, int], list[float]] = {kind: [] for kind in kinds}
+    for num, fed, context in _in_random_order(kinds, rng):
+        rows = [
+            DraftRow(cache, context, [rng.randrange(model.vocab_size) for _ in range(fed)])
+            for cache in caches[context][:num]
+        ]
+        found[num, fed, context].append(_elapsed_ms(partial(model.step, rows)))
+    return [StepPoint(n * c, n * fed, median(times[1:]), n) for (n, fed, c), times in found.items()]
 
 
 def _target_caches(model: TargetModel, context: int, rng: random.Random) -> list[Any]:
@@ -111,11 +117,12 @@ def _target_caches(model: TargetModel, context: int, rng: random.Random) -> list
     return caches
 
 
-def _draft_cache(model: DraftModel, context: int, rng: random.Random) -> DraftCache:
-    cache = model.new_cache(context + max(FED))
-    for start in range(0, context, max(FED)):
-        model.feed(cache, [rng.randrange(model.vocab_size) for _ in range(min(max(FED), context - start))], start)
-    return cache
+def _draft_caches(model: DraftModel, context: int, num: int, rng: random.Random) -> list[DraftCache]:
+    caches = [model.new_cache(context + max(FED)) for _ in range(num)]
+    for cache in caches:
+        for start in range(0, context, max(FED)):
+            model.feed(cache, [rng.randrange(model.vocab_size) for _ in range(min(max(FED), context - start))], start)
+    return caches
 
 
 def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, RelativeError]:
@@ -132,10 +139,17 @@ def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, RelativeError]:
 
 
 def fit_steps(points: Sequence[StepPoint]) -> tuple[StepTimes, RelativeError]:
-    """As `fit_passes`."""
-    features = np.array([[1, p.context / 1000, p.num_fed - 1] for p in points])
-    (step, per_1000, fed), error = _fit(features, np.array([p.elapsed_ms for p in points]))
-    return StepTimes(step_ms=step, step_ms_per_1000=per_1000, fed_ms=fed), error
+    """As `fit_passes`. Without a point of several sessions `session_ms` is None."""
+    features = np.array([[1, p.context / 1000, p.num_fed - p.num_sessions, p.num_sessions - 1] for p in points])
+    num = 4 if features[:, 3].any() else 3
+    weights, error = _fit(features[:, :num], np.array([p.elapsed_ms for p in points]))
+    return step_times_of(weights), error
+
+
+def step_times_of(weights: Sequence[float]) -> StepTimes:
+    """From the weights of a fit, the last of them only if a step takes several sessions."""
+    step, per_1000, fed, *session = weights
+    return StepTimes(step_ms=step, step_ms_per_1000=per_1000, fed_ms=fed, session_ms=session[0] if session else None)
 
 
 def peak_mib() -> float:

@@ -30,6 +30,14 @@ def test_a_fit_finds_the_times_that_made_the_points() -> None:
     steps, error = fit_steps(points)
     assert (steps.step_ms, steps.step_ms_per_1000, steps.fed_ms) == pytest.approx((9.0, 2.0, 1.2), rel=1e-4)
     assert error.worst < 1e-4
+    assert steps.session_ms is None
+
+    shared = step.model_copy(update={"session_ms": 3.5})
+    sizes = [(n, n * c) for n in (1, 2, 8) for c in (0, 900)]
+    points += [StepPoint(context, n, shared.feed_ms(n, context, n), n) for n, context in sizes]
+    steps, error = fit_steps(points)
+    assert steps.model_dump() == pytest.approx(shared.model_dump(), rel=1e-4)
+    assert error.worst < 1e-4
 
 
 def test_passes_that_take_longer_now_and_then_are_fitted_to_their_mean() -> None:
@@ -61,6 +69,7 @@ def test_the_command_times_a_draft_and_says_on_what_and_how_well_it_fits(default
     assert found.verifier is None
     assert found.step_times.step_ms > 0
     assert found.step_times.feed_ms(64) > 2 * found.step_times.feed_ms(1)
+    assert found.step_times.session_ms is not None
     assert found.origin.startswith("model_zoo profile: draft-int4, 1 thread, ")
     assert "off by" in found.origin
 

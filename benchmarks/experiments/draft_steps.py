@@ -1,6 +1,7 @@
-"""Step time of a drafter against a bare ONNX Runtime run of the same graph.
+"""Steps of a drafter: their time against a bare ONNX Runtime run of the same graph, and how many guesses they make.
 
-Invariant: both run in this process and take turns. The drafter gets no verdicts, so it drafts exactly one window.
+Invariant: drafter and bare graph run in this process and take turns. The drafter gets no verdicts, so it drafts exactly
+one window for a session.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -83,52 +85,89 @@ class DraftStepClient:
 
     async def step_ms(self, prompt_ids: Sequence[int]) -> float:
         """Mean step time from the first guess after the prompt to the last one of the window."""
-        session_id = subjects.new_session_id()
-        request = Speculate(
-            session_id,
-            1,
-            self._verifier_id,
-            TokenIds(prompt_ids),
-            NO_TOKENS,
-            Sampling(),
-            NO_TOKENS,
-            2 * NUM_STEPS,
-            Speculation("static", NUM_STEPS),
-        )
-        await self._send(request)
-        sent = [await self._drafts.get()]
-        while sent[-1].base + len(sent[-1].token_ids) < CONTEXT + NUM_STEPS:
-            sent.append(await self._drafts.get())
-        await self._send(Close(session_id, 1))
+        (sent,) = await self._windows([prompt_ids])
         return (sent[-1].sent_ms - sent[0].sent_ms) / (NUM_STEPS - len(sent[0].token_ids))
+
+    async def guesses_per_s(self, prompts: Sequence[Sequence[int]]) -> float:
+        """Guesses for sessions at once, from when the last of them has its first to when the first has its last."""
+        windows = await self._windows(prompts)
+        begin_ms = max(sent[0].sent_ms for sent in windows)
+        end_ms = min(sent[-1].sent_ms for sent in windows)
+        drafts = [draft for sent in windows for draft in sent if begin_ms < draft.sent_ms <= end_ms]
+        return sum(len(draft.token_ids) for draft in drafts) / (end_ms - begin_ms) * 1e3
+
+    async def _windows(self, prompts: Sequence[Sequence[int]]) -> list[list[Draft]]:
+        """The drafts of a window for each prompt, of sessions at once."""
+        windows: dict[str, list[Draft]] = {subjects.new_session_id(): [] for _ in prompts}
+        for session_id, prompt_ids in zip(windows, prompts, strict=True):
+            request = Speculate(
+                session_id,
+                1,
+                self._verifier_id,
+                TokenIds(prompt_ids),
+                NO_TOKENS,
+                Sampling(),
+                NO_TOKENS,
+                2 * NUM_STEPS,
+                Speculation("static", NUM_STEPS),
+            )
+            await self._send(request)
+        while any(sum(len(draft.token_ids) for draft in sent) < NUM_STEPS for sent in windows.values()):
+            draft = await self._drafts.get()
+            windows[draft.session_id].append(draft)
+        for session_id in windows:
+            await self._send(Close(session_id, 1))
+        return list(windows.values())
 
     async def _send(self, message: Message) -> None:
         await self._bus.publish(subjects.to("drafter", self._drafter_id, type(message), self._gateway_id), message)
 
 
-async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:
-    """Step times of the drafter and of the bare graph in milliseconds, [repeats] each."""
-    network, generator = MemoryNetwork(), random.Random(seed)
+@asynccontextmanager
+async def drafting(folder: Path) -> AsyncIterator[DraftStepClient]:
+    """The client of a running drafter."""
+    network = MemoryNetwork()
     drafter_id = subjects.new_instance_id("drafter")
     settings = DrafterSettings(draft=str(folder), name="drafter")
     bus = network.connect()
     drafter = Drafter(drafter_id, settings, load_draft(str(folder), 1), bus, DrafterMetrics(CollectorRegistry()))
     await drafter.loop.warm_up()
-    bare = bare_step(folder, CONTEXT + NUM_STEPS // 2)
     client = DraftStepClient(network.connect(), drafter)
     await client.listen()
     work = asyncio.create_task(drafter.run(), name="drafter")
-    ours: list[float] = []
-    bares: list[float] = []
     try:
         await client.is_alive.wait()
+        yield client
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+
+
+def random_prompt(generator: random.Random) -> list[int]:
+    return [generator.randrange(1000, 40_000) for _ in range(CONTEXT)]
+
+
+async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:
+    """Step times of the drafter and of the bare graph in milliseconds, [repeats] each."""
+    generator, bare = random.Random(seed), bare_step(folder, CONTEXT + NUM_STEPS // 2)
+    ours: list[float] = []
+    bares: list[float] = []
+    async with drafting(folder) as client:
         for _ in range(repeats + 1):
-            ours.append(await client.step_ms([generator.randrange(1000, 40_000) for _ in range(CONTEXT)]))
+            ours.append(await client.step_ms(random_prompt(generator)))
             started = time.perf_counter()
             for _ in range(NUM_STEPS):
                 bare()
             bares.append((time.perf_counter() - started) * 1e3 / NUM_STEPS)
-    finally:
-        work.cancel()
-        await asyncio.wait({work})
     return ours[1:], bares[1:]
+
+
+async def measure_throughput(folder: Path, counts: Sequence[int], repeats: int, seed: int) -> dict[int, list[float]]:
+    """Guesses per second by the number of sessions at once, [repeats] each. The numbers take turns in random order."""
+    generator = random.Random(seed)
+    found: dict[int, list[float]] = {num: [] for num in counts}
+    async with drafting(folder) as client:
+        for _ in range(repeats + 1):
+            for num in generator.sample(list(counts), len(counts)):
+                found[num].append(await client.guesses_per_s([random_prompt(generator) for _ in range(num)]))
+    return {num: figures[1:] for num, figures in found.items()}

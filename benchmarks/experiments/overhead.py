@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.experiments.draft_steps import measure_steps
+from benchmarks.experiments.draft_steps import measure_steps, measure_throughput
 from benchmarks.experiments.service_overhead import measure_services
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
@@ -23,17 +23,22 @@ from benchmarks.harness.paired import Ratio, compare, ratio_of_medians
 from shared.runtime.home import default_models_dir
 
 MAX_STEP_RATIO, MAX_ROUND_MS, MAX_GATEWAY_MS = 1.15, 2.0, 0.5
+MIN_RATIOS = {8: 3.0}  # guesses for so many sessions at once / for one
+NUM_SESSIONS = (1, 2, 4, 8)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
 class OverheadCosts:
-    """All figures. `gateway_ms`: its processor time per token, by serving mode."""
+    """All figures. `gateway_ms`: its processor time per token, by serving mode. `guesses_per_s`: of a drafter, by its
+    sessions; `guess_ratios`: to those for one session."""
 
     step_ms: float
     bare_step_ms: float
     step_ratio: Ratio
+    guesses_per_s: dict[int, float]
+    guess_ratios: dict[int, Ratio]
     round_ms: float
     round_quartiles_ms: tuple[float, float]
     gateway_ms: dict[str, float]
@@ -46,6 +51,9 @@ def table(costs: OverheadCosts) -> Table:
     low, high = costs.round_quartiles_ms
     steps = f"{costs.step_ratio}: {costs.step_ms:.2f} / {costs.bare_step_ms:.2f} ms"
     shown.add_row("draft step / bare ONNX Runtime", steps, f"≤ {MAX_STEP_RATIO}")
+    for num, ratio in costs.guess_ratios.items():
+        limit = f"≥ {MIN_RATIOS[num]}" if num in MIN_RATIOS else ""
+        shown.add_row(f"guesses/s, {num} sessions / one", f"{ratio}: {costs.guesses_per_s[num]:.1f}", limit)
     rounds = f"{costs.round_ms:.2f} (quartiles {low:.2f} … {high:.2f})"
     shown.add_row("a round without compute, ms", rounds, f"≤ {MAX_ROUND_MS}")
     for name, figure in costs.gateway_ms.items():
@@ -53,6 +61,11 @@ def table(costs: OverheadCosts) -> Table:
     for complaint in costs.complaints:
         shown.add_row("void", complaint, "")
     return shown
+
+
+def _ratio(ours: list[float], theirs: list[float], seed: int) -> Ratio:
+    """Of figures that were measured in turn."""
+    return compare([[each] for each in ours], [[each] for each in theirs], ratio_of_medians, seed=seed)
 
 
 @app.command()
@@ -65,13 +78,15 @@ def main(
     """Measures with draft and tokenizer of the default pair."""
     models = default_models_dir()
     ours, bares = asyncio.run(measure_steps(models / f"draft-{draft}", repeats, seed))
+    guesses = asyncio.run(measure_throughput(models / f"draft-{draft}", NUM_SESSIONS, repeats, seed))
     rounds, gateway_ms, complaints = asyncio.run(measure_services(models, repeats, seed))
     low, middle, high = (float(each) for each in np.percentile(rounds, [25, 50, 75]))
-    step_ratio = compare([[each] for each in ours], [[each] for each in bares], ratio_of_medians, seed=seed)
     costs = OverheadCosts(
         step_ms=float(np.median(ours)),
         bare_step_ms=float(np.median(bares)),
-        step_ratio=step_ratio,
+        step_ratio=_ratio(ours, bares, seed),
+        guesses_per_s={num: float(np.median(figures)) for num, figures in guesses.items()},
+        guess_ratios={num: _ratio(figures, guesses[1], seed) for num, figures in guesses.items() if num > 1},
         round_ms=middle,
         round_quartiles_ms=(low, high),
         gateway_ms=gateway_ms,

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
-from services.edge_drafter.graph import DraftCache
 from services.edge_drafter.model import DraftModel, DraftRow
 from shared.data.profiles import PassTimes, StepTimes
 from shared.policies.batching import LEAST_MS, pass_features
@@ -117,7 +116,7 @@ def _target_caches(model: TargetModel, context: int, rng: random.Random) -> list
     return caches
 
 
-def _draft_caches(model: DraftModel, context: int, num: int, rng: random.Random) -> list[DraftCache]:
+def _draft_caches(model: DraftModel, context: int, num: int, rng: random.Random) -> list[Any]:
     caches = [model.new_cache(context + max(FED)) for _ in range(num)]
     for cache in caches:
         for start in range(0, context, max(FED)):

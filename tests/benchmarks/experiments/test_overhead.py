@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.experiments import overhead
-from benchmarks.experiments.draft_steps import measure_steps
+from benchmarks.experiments.draft_steps import measure_steps, measure_throughput
 from benchmarks.experiments.service_overhead import measure_services
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio
@@ -23,6 +23,14 @@ async def test_a_drafter_at_work_is_compared_with_bare_steps_of_the_same_graph(d
 
 
 @pytest.mark.timeout(180)
+async def test_the_guesses_of_a_drafter_for_several_sessions_are_counted(default_models: Path) -> None:
+    found = await measure_throughput(default_models / "draft-int8", (1, 3), repeats=1, seed=1)
+    assert {num: len(figures) for num, figures in found.items()} == {1: 1, 3: 1}
+    assert 0 < min(found[1]) < 2000, "a step of the default draft takes milliseconds"
+    assert min(found[3]) > 0
+
+
+@pytest.mark.timeout(180)
 async def test_rounds_and_the_gateways_time_are_measured_on_running_services(default_models: Path) -> None:
     rounds, gateway_ms, complaints = await measure_services(default_models, repeats=3, seed=1)
     assert complaints == []
@@ -34,8 +42,10 @@ async def test_rounds_and_the_gateways_time_are_measured_on_running_services(def
 
 def test_the_table_of_costs_shows_the_limits() -> None:
     costs = overhead.OverheadCosts(
-        7.0, 6.5, Ratio(1.077, 1.05, 1.09), 1.2, (1.0, 1.5), {"sliding": 0.25}, ["void"], ORIGIN
-    )
+        7.0, 6.5, Ratio(1.077, 1.05, 1.09), {1: 140.0, 2: 210.0, 8: 450.0},
+        {2: Ratio(1.5, 1.4, 1.6), 8: Ratio(3.214, 3.1, 3.3)}, 1.2, (1.0, 1.5), {"sliding": 0.25}, ["void"], ORIGIN,
+    )  # fmt: skip
     shown = overhead.table(costs)
-    assert [list(column.cells) for column in shown.columns][2] == ["≤ 1.15", "≤ 2.0", "≤ 0.5", ""]
+    assert [list(column.cells) for column in shown.columns][2] == ["≤ 1.15", "", "≥ 3.0", "≤ 2.0", "≤ 0.5", ""]
+    assert "3.214 (3.100 … 3.300): 450.0" in list(shown.columns[1].cells)
     assert "1.077 (1.050 … 1.090)" in next(iter(list(shown.columns[1].cells)))

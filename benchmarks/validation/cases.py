@@ -28,7 +28,7 @@ REPLAYED = Profile(
     name="replayed",
     origin="made up: slow enough for eleven services on two cores",
     verifier=PassTimes(base_ms=50.0, session_ms=1.5, token_ms=0.4, cached_ms=2.0),
-    drafter=StepTimes(step_ms=40.0, fed_ms=1.0),
+    drafter=StepTimes(step_ms=40.0, fed_ms=1.0, session_ms=4.0),
 )
 
 

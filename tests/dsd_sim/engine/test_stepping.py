@@ -112,3 +112,15 @@ def test_a_report_tells_the_time_between_guesses_of_the_sessions_that_there_are(
     for max_rows, num_sessions, expected in ((1, 0, 10), (1, 3, 30), (16, 1, 10), (16, 8, 24)):
         world.devices["max_rows"], world.devices["num_sessions"] = max_rows, num_sessions
         assert fleet._guess_times() == pytest.approx([1.5 * expected])
+
+
+def test_a_device_with_one_session_gives_the_same_result_whether_its_steps_could_be_shared_or_not() -> None:
+    results = []
+    for max_rows in (1, 16):
+        world = a_world(6, num_devices=6, tokens=300, rtt_ms=25)
+        world.requests["device"] = np.arange(6)
+        world.devices["max_rows"], world.devices["session_ms"], world.devices["fed_ms"] = max_rows, 2.0, 0.3
+        world.devices["step_ms_per_1000"], world.devices["jitter_ms"] = 3.0, 2.0
+        a_fleet(world, rate=0.8).run()
+        results.append(world.requests.tobytes())
+    assert results[0] == results[1]

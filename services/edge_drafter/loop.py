@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
 
 from services.edge_drafter.guess import Guess
@@ -160,20 +161,30 @@ class DraftLoop:
 
 
 class StepCost:
-    """Milliseconds of a step that feeds a session one or two tokens, by its number of sessions: moving averages."""
+    """Milliseconds of a step that feeds a session one or two tokens, by its number of sessions.
+
+    A line through the steps, fitted by least squares; old steps fade.
+    """
+
+    PRIOR = (10.0, 2.0)  # of one session, of each further one
+    PRIOR_WEIGHT = 1e-4
+    FORGETTING = 0.95
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
-        self._alone_ms = 0.0
-        self._further_ms = 0.0  # of each session after the first
+        self._squares, self._products = np.zeros((2, 2)), np.zeros(2)
+        self._has_seen = False
 
     def observe(self, elapsed_ms: float, num_rows: int) -> None:
-        if num_rows == 1:
-            self._alone_ms = moving(self._alone_ms, elapsed_ms, STEP_WEIGHT)
-        else:
-            further_ms = max(0.0, elapsed_ms - self._alone_ms) / (num_rows - 1)
-            self._further_ms = moving(self._further_ms, further_ms, STEP_WEIGHT)
+        x = np.array([1.0, num_rows - 1])
+        self._squares = self.FORGETTING * self._squares + np.outer(x, x)
+        self._products = self.FORGETTING * self._products + x * elapsed_ms
+        self._has_seen = True
 
     def guess_ms(self, num_sessions: int) -> float:
-        """Between two guesses of a session while so many draft."""
-        return guess_ms(num_sessions, self._max_rows, self._alone_ms, self._further_ms)
+        """Between two guesses of a session while so many draft; 0 before the first step."""
+        if not self._has_seen:
+            return 0.0
+        ridge = self.PRIOR_WEIGHT * np.trace(self._squares) * np.eye(2)
+        alone_ms, further_ms = np.linalg.solve(self._squares + ridge, self._products + ridge @ np.array(self.PRIOR))
+        return guess_ms(num_sessions, self._max_rows, max(0.0, float(alone_ms)), max(0.0, float(further_ms)))

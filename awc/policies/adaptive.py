@@ -8,7 +8,7 @@ Own work. A network trained on DSD-Sim (awc_training) predicts from the report o
 3. The wanted choice is the first that applies:
    | condition | wanted choice |
    | --- | --- |
-   | the drafter is outpaced: time between two guesses of a session > pass | target-only |
+   | the drafter is outpaced: time between two guesses of a session > OUTPACED passes without guesses | target-only |
    | inputs unlike those of training | the pipeline window: guesses drafted until the first has a verdict (`pipeline`) |
    | no choice is worth `least_gain` more than target-only | target-only |
    | more than MOST_SESSIONS share the drafter | the pipeline window |
@@ -149,7 +149,7 @@ class AdaptivePair:
         inputs are like those of training."""
         if not is_measured(seen):
             return self._choice
-        is_outpaced = seen.draft_ms > seen.pass_ms
+        is_outpaced = self._cost is not None and self._cost.is_outpaced(seen)
         is_worthless = is_outpaced or worth[best] - worth[0] < self._policy.least_gain
         if not is_outpaced and (not is_known or (seen.num_sessions > MOST_SESSIONS and not is_worthless)):
             choice = pipeline(seen, self._policy.start.chunk, self._depth)

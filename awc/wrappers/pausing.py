@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from awc.estimators.trial import Trial
+from awc.estimators.verifier_cost import VerifierCostLine
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import PairReport
 
@@ -35,9 +36,9 @@ class PauseSettings:
     """When and how long to pause. Lengths are in reports of a pair that has sessions and receives tokens, about four a
     second.
 
-    A drafter is outpaced when its sessions get one guess each in more time than a pass takes. It has little to lose by
-    a pause and makes few guesses to judge, so it has limits of its own. Discarded guesses do not count: a deep window
-    has many, and pays. Raises ValueError for bad parameters.
+    A drafter is outpaced when a session's guesses come hardly faster than the target's own tokens. It has little to
+    lose by a pause and makes few guesses to judge, so it has limits of its own. Discarded guesses do not count: a deep
+    window has many, and pays. Raises ValueError for bad parameters.
     """
 
     check: int = 8  # reports of a check, at least
@@ -109,12 +110,12 @@ class DraftingCheck:
     num_outpaced: int = 0
     times: list[float] = field(default_factory=list)  # TPOT, ms
 
-    def add(self, seen: PairReport) -> None:
+    def add(self, seen: PairReport, *, is_outpaced: bool) -> None:
         self.num += 1
         self.judged += seen.matched + seen.mismatched
         self.helpful += max(0, seen.matched - seen.late)
         self.sessions += seen.num_sessions
-        self.num_outpaced += 0 < seen.pass_ms < seen.draft_ms
+        self.num_outpaced += is_outpaced
         if seen.tpot_ms:
             self.times.append(seen.tpot_ms)
 
@@ -131,6 +132,7 @@ class PausingPair:
         self._num_light = 0  # reports in a row with half the sessions
         self._trial: Trial | None = None  # of the pause; None once decided, or when it can not be a mistake
         self._tpot_ms = 0.0  # of the report before
+        self._cost = VerifierCostLine()
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return PAUSED if self.stays_paused(seen) else self.check(seen, self.active.decide(seen))
@@ -150,6 +152,7 @@ class PausingPair:
 
     def check(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """The wrapped control's choice, or PAUSED when a pause begins."""
+        self._cost.observe(seen.pass_tokens, seen.pass_ms)
         has_written, self._tpot_ms = seen.tpot_ms != self._tpot_ms, seen.tpot_ms
         if seen.num_sessions and has_written and choice.window and seen.window:  # drafting before and after
             if self._trusted_left:
@@ -160,7 +163,7 @@ class PausingPair:
 
     def _begins_pause(self, seen: PairReport) -> bool:
         check, settings = self._check, self._settings
-        check.add(seen)
+        check.add(seen, is_outpaced=self._cost.is_outpaced(seen))
         is_outpaced = 2 * check.num_outpaced > check.num
         share = settings.outpaced_share if is_outpaced else settings.doubtful_share
         least = settings.outpaced_check if is_outpaced else settings.check

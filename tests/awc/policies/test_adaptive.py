@@ -135,7 +135,7 @@ def test_an_outpaced_drafter_does_not_draft_whatever_is_predicted(is_known: bool
     pair = AdaptivePolicy(DEFAULT_CHOICE, network=predicting({FAST: 0.0}, is_known=is_known)).for_pair()
     outpaced = changed(SEEN, num_sessions=5, draft_ms=45.0, pass_ms=40.0)
     assert {choice_after(pair, *[outpaced] * 2)} | {pair.decide(outpaced) for _ in range(100)} == {CHOICES[0]}
-    assert choice_after(pair, *[changed(outpaced, draft_ms=36.0)] * 20).window > 0
+    assert choice_after(pair, *[changed(outpaced, draft_ms=30.0)] * 20).window > 0
 
 
 def test_a_window_of_the_pipeline_that_is_near_the_present_one_changes_nothing() -> None:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from prometheus_client import CollectorRegistry
 
 from services.edge_drafter.draft_config import GenaiConfig, read_config
-from services.edge_drafter.graph import numpy_type, open_session
+from services.edge_drafter.graphs.graph import numpy_type, open_session
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import load_draft
 from services.edge_drafter.service import Drafter

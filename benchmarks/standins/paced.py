@@ -17,7 +17,7 @@ from benchmarks.standins.pacer import Pacer
 from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import KvCache
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
-from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.graphs.graph import DraftCache
 from services.edge_drafter.model import DraftModel, DraftRow
 from shared.data.profiles import PassTimes, Profile, StepTimes
 

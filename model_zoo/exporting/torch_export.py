@@ -3,9 +3,9 @@
 Run as its own process, `python -m model_zoo.exporting.torch_export`: exporter and quantiser print, warn and set up
 logging for the whole process.
 
-The graph is for services/edge_drafter/exported_graph.py. int8 and int4 quantise the weights of the matrix products
-(MatMulNBits, symmetric, blocks as for the model builder) and keep embeddings and norms in float32. The products' inputs
-are quantised to 8 bits on the fly.
+The graph is for services/edge_drafter/graphs/exported_graph.py. int8 and int4 quantise the weights of the matrix
+products (MatMulNBits, symmetric, blocks as for the model builder) and keep embeddings and norms in float32. The
+products' inputs are quantised to 8 bits on the fly.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from services.edge_drafter.draft_config import GenaiConfig, read_config
-from services.edge_drafter.exported_graph import ExportedGraph
-from services.edge_drafter.genai_graph import GenaiGraph
-from services.edge_drafter.graph import DraftCache, Graph, open_session
+from services.edge_drafter.graphs.exported_graph import ExportedGraph
+from services.edge_drafter.graphs.genai_graph import GenaiGraph
+from services.edge_drafter.graphs.graph import DraftCache, Graph, open_session
 from shared.runtime.huge_pages import use_huge_pages
 
 

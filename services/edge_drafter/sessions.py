@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import structs
 
 from awc.policy import WindowChoice
-from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.graphs.graph import DraftCache
 from services.edge_drafter.guess import GuessInputs
 from services.edge_drafter.model import DraftModel, DraftRow
 from shared.policies.stepping import form_step

@@ -17,7 +17,7 @@ from transformers import GPTNeoXConfig, PretrainedConfig, PreTrainedModel, Qwen3
 from transformers.models.auto import AutoModelForCausalLM
 
 from model_zoo.exporting.onnx_export import export_draft, run_exporter
-from services.edge_drafter import kv_arena
+from services.edge_drafter.graphs import kv_arena
 from services.edge_drafter.model import DraftModel, DraftRow, load_draft
 
 VOCAB = 512

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from services.edge_drafter import kv_arena
-from services.edge_drafter.graph import DraftCache
-from services.edge_drafter.kv_arena import KvArena
+from services.edge_drafter.graphs import kv_arena
+from services.edge_drafter.graphs.graph import DraftCache
+from services.edge_drafter.graphs.kv_arena import KvArena
 from tests.memory import peak_bytes
 
 TENSORS, HEADS, HEAD_SIZE = 3, 2, 4

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.graphs.graph import DraftCache
 from services.edge_drafter.model import DraftModel, DraftRow
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
-from services.edge_drafter.graph import DraftCache, numpy_type, tensors_by_name
+from services.edge_drafter.graphs.graph import DraftCache, numpy_type, tensors_by_name
 from shared.runtime.huge_pages import own_pages
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import GENAI_CONFIG, GenaiConfig
-from services.edge_drafter.graph import DraftCache, numpy_type, tensors_by_name
-from services.edge_drafter.kv_arena import KvArena
+from services.edge_drafter.graphs.graph import DraftCache, numpy_type, tensors_by_name
+from services.edge_drafter.graphs.kv_arena import KvArena
 from shared.policies.stepping import MAX_ROWS
 
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from services.edge_drafter.graph import DraftCache
+from services.edge_drafter.graphs.graph import DraftCache
 from shared.runtime.huge_pages import own_pages
 
 FIRST_CAPACITY = 256  # tokens

@@ -15,17 +15,21 @@ import numpy as np
 from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.graphs.exported_graph import ExportedGraph
 from services.edge_drafter.graphs.genai_graph import GenaiGraph
-from services.edge_drafter.graphs.graph import DraftCache, Graph, open_session
+from services.edge_drafter.graphs.graph import DraftCache, Graph, Prefix, open_session
 from shared.runtime.huge_pages import use_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
 class DraftRow:
-    """One session's part of a step: tokens for the positions start, start + 1, ... of its cache."""
+    """One session's part of a step: tokens for the positions start, start + 1, ... of its cache.
+
+    prefix: entries that the cache gets before that from another one.
+    """
 
     cache: DraftCache
     start: int
     token_ids: Sequence[int]
+    prefix: Prefix | None = None
 
 
 class DraftModel:
@@ -44,6 +48,10 @@ class DraftModel:
             raise ValueError(f"capacity must be 1…{self.max_context}, the context of {self.name}, got {capacity}")
         return self._graph.new_cache(capacity)
 
+    def num_caches(self, num_used: int, length: int) -> int:
+        """Caches that may exist while `num_used` are in use, the longest of `length` tokens (Graph.num_caches)."""
+        return self._graph.num_caches(num_used, length)
+
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         """Feeds the tokens of each row and drops the entries of its cache from `start` on.
 
@@ -58,6 +66,9 @@ class DraftModel:
             raise ValueError("two rows of a step have the same cache")
         ids = np.concatenate([self._checked_ids(row) for row in rows])
         for row in rows:
+            if row.prefix is not None:
+                self._graph.copy(row.prefix, row.cache)
+        for row in rows:
             row.cache.length = row.start  # if the run fails, the cache holds the entries before `start`
         logits = self._graph.run([row.cache for row in rows], ids, [row.start for row in rows])
         for row in rows:
@@ -70,26 +81,32 @@ class DraftModel:
 
     def _checked_ids(self, row: DraftRow) -> np.ndarray:
         cache, start = row.cache, row.start
+        length = max(cache.length, row.prefix.length) if row.prefix else cache.length
         ids = np.asarray(row.token_ids, dtype=np.int64).reshape(1, -1)  # [1, new tokens]
         if ids.size == 0:
             raise ValueError("no token ids to feed")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
             raise ValueError(f"token ids must be 0…{self.vocab_size - 1}, got {ids.min()}…{ids.max()}")
-        if not 0 <= start <= cache.length:
-            raise ValueError(f"start must be 0…{cache.length}, the tokens in the cache, got {start}")
+        if not 0 <= start <= length:
+            raise ValueError(f"start must be 0…{length}, the tokens in the cache, got {start}")
         if start + ids.size > cache.capacity:
             raise ValueError(f"{start} + {ids.size} tokens exceed the cache's capacity of {cache.capacity}")
         return ids
 
 
-def load_draft(folder: str, num_threads: int) -> DraftModel:
+def load_draft(folder: str, num_threads: int, kept_tokens: int = 0) -> DraftModel:
     """Loads the draft model in `folder`: its configuration (draft_config.py) and the ONNX file that it names.
 
+    kept_tokens: memory for caches that are not in use, in tokens.
     Raises FileNotFoundError if one of them is missing, ValueError if they are malformed or don't fit each other.
     """
     place = Path(folder)
     config = read_config(place)
     session = open_session(place / config.file, num_threads)
-    graph = GenaiGraph(session, config) if isinstance(config, GenaiConfig) else ExportedGraph(session, config)
+    graph: Graph
+    if isinstance(config, GenaiConfig):
+        graph = GenaiGraph(session, config, kept_tokens)
+    else:
+        graph = ExportedGraph(session, config)
     use_huge_pages()
     return DraftModel(graph, place.absolute().name)

@@ -18,6 +18,7 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from model_zoo.exporting.onnx_export import export_draft, run_exporter
 from services.edge_drafter.graphs import kv_arena
+from services.edge_drafter.graphs.graph import Prefix
 from services.edge_drafter.model import DraftModel, DraftRow, load_draft
 
 VOCAB = 512
@@ -157,6 +158,25 @@ def test_sessions_of_any_lengths_that_step_together_get_the_logits_of_transforme
         for number, logits in zip(chosen, draft.step(rows), strict=True):
             assert caches[number].length == len(texts[number])
             np.testing.assert_allclose(logits, tiny.reference_logits(texts[number])[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("num_own", "is_moved"), [(0, False), (30, False), (0, True)])
+def test_logits_after_a_prefix_of_another_cache_are_those_of_a_text_that_was_fed(
+    tiny: TinyPair, num_own: int, is_moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_arena, "FIRST_CAPACITY", 16)
+    draft = load_draft(str(tiny.folder), num_threads=1)
+    common, tail, other = random_ids(30, 50), random_ids(31, 20), random_ids(32, 9)
+    source, target = draft.new_cache(70), draft.new_cache(200)
+    draft.feed(source, [*common, *tail], 0)
+    if num_own:
+        draft.feed(target, common[:num_own], 0)
+    (after_other,) = draft.step([DraftRow(target, 50, other, Prefix(source, num_own, 50, is_moved))])
+    np.testing.assert_allclose(after_other, tiny.reference_logits([*common, *other])[-1], atol=1e-3)
+    assert target.length == 59
+    if not is_moved:
+        after_tail = draft.feed(source, tail[-1:], 69)
+        np.testing.assert_allclose(after_tail, tiny.reference_logits([*common, *tail])[-1], atol=1e-3)
 
 
 def test_a_step_that_the_graph_can_not_take_is_refused_and_changes_nothing(tiny: TinyPair) -> None:

@@ -7,6 +7,7 @@ buffer, the output to the place right after it, so each run writes where the nex
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, ExportedConfig
-from services.edge_drafter.graphs.graph import DraftCache, numpy_type, tensors_by_name
+from services.edge_drafter.graphs.graph import DraftCache, Prefix, numpy_type, tensors_by_name
 from shared.runtime.huge_pages import own_pages
 
 
@@ -36,6 +37,12 @@ class ExportedGraph:
         cache = DraftCache(capacity)
         self._memories[cache] = ExportedMemory(self, capacity)
         return cache
+
+    def num_caches(self, num_used: int, length: int) -> int:
+        return sys.maxsize  # each has memory of its own, which is taken as texts reach it
+
+    def copy(self, prefix: Prefix, target: DraftCache) -> None:
+        self._memories[target].copy(self._memories[prefix.cache], slice(prefix.start, prefix.length))
 
     def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         return self._memories[caches[0]].run(ids, starts[0])
@@ -62,6 +69,10 @@ class ExportedMemory:
         after_last: np.ndarray = logits.numpy()
         return after_last
 
+    def copy(self, other: ExportedMemory, part: slice) -> None:
+        for mine, theirs in zip(self._buffers, other._buffers, strict=True):
+            mine.memory[part] = theirs.memory[part]
+
 
 class _Buffer:
     """The memory of one past input and its new output."""
@@ -72,12 +83,12 @@ class _Buffer:
         self._row_shape = tuple(tensor.shape[1:])  # (kv_heads, head_dim)
         kind = np.dtype(numpy_type(tensor))
         room = own_pages(capacity * math.prod(self._row_shape) * kind.itemsize)
-        self._memory = np.frombuffer(room, kind).reshape(capacity, *self._row_shape)
-        self._address = self._memory.ctypes.data
-        self._row_bytes = self._memory.strides[0]
+        self.memory = np.frombuffer(room, kind).reshape(capacity, *self._row_shape)
+        self._address = self.memory.ctypes.data
+        self._row_bytes = self.memory.strides[0]
 
     def bind(self, binding: ort.IOBinding, start: int, num_new: int) -> None:
-        kind = self._memory.dtype.type
+        kind = self.memory.dtype.type
         binding.bind_input(self._past, "cpu", 0, kind, (start, *self._row_shape), self._address)
         behind = self._address + start * self._row_bytes
         binding.bind_output(self._new, "cpu", 0, kind, (num_new, *self._row_shape), behind)

@@ -12,15 +12,18 @@ import numpy as np
 import onnxruntime as ort
 
 from services.edge_drafter.draft_config import GENAI_CONFIG, GenaiConfig
-from services.edge_drafter.graphs.graph import DraftCache, numpy_type, tensors_by_name
+from services.edge_drafter.graphs.graph import DraftCache, Prefix, numpy_type, tensors_by_name
 from services.edge_drafter.graphs.kv_arena import KvArena
 from shared.policies.stepping import MAX_ROWS
 
 
 class GenaiGraph:
-    """A graph with inputs for ids, mask and past keys and values, and outputs for logits and present ones."""
+    """A graph with inputs for ids, mask and past keys and values, and outputs for logits and present ones.
 
-    def __init__(self, session: ort.InferenceSession, config: GenaiConfig) -> None:
+    kept_tokens: memory for caches that are not in use, in tokens.
+    """
+
+    def __init__(self, session: ort.InferenceSession, config: GenaiConfig, kept_tokens: int = 0) -> None:
         past, present = zip(*config.kv, strict=True)
         inputs, outputs = (config.ids, config.mask, *past), (config.logits, *present)
         tensors = tensors_by_name(session, inputs, outputs, GENAI_CONFIG)
@@ -33,12 +36,18 @@ class GenaiGraph:
         self._logits_type = numpy_type(tensors[config.logits])
         self._last_logits_only = tensors[config.logits].shape[1] == 1  # [batch, 1 or new tokens, vocab]
         num_heads, head_size = config.num_kv_heads, config.head_size
-        self._arena = KvArena(len(config.kv), num_heads, head_size, self._kv_type, config.max_context)
+        self._arena = KvArena(len(config.kv), num_heads, head_size, self._kv_type, config.max_context, kept_tokens)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by first row and number of rows
         self._bound_size = self._arena.num_sizes
 
     def new_cache(self, capacity: int) -> DraftCache:
         return DraftCache(capacity)
+
+    def num_caches(self, num_used: int, length: int) -> int:
+        return self._arena.num_rows(num_used, length)
+
+    def copy(self, prefix: Prefix, target: DraftCache) -> None:
+        self._arena.copy(prefix, target)
 
     def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         num_rows, num_new = ids.shape

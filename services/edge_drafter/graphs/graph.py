@@ -7,6 +7,7 @@ a smaller start.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,19 @@ class DraftCache:
         self.length = 0  # tokens held; later entries are never read
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What another cache begins like `cache`: the entries from `start` to `length`. Those before are its own already.
+
+    is_moved: nobody needs `cache` any more, so its memory may be taken over instead of copied.
+    """
+
+    cache: DraftCache
+    start: int
+    length: int
+    is_moved: bool
+
+
 class Graph(Protocol):
     """A loaded graph. One thread runs it; any thread may make and drop caches."""
 
@@ -38,6 +52,15 @@ class Graph(Protocol):
         """Most rows of a run that has one new token in each. A run with more new tokens has one row."""
 
     def new_cache(self, capacity: int) -> DraftCache: ...
+
+    def num_caches(self, num_used: int, length: int) -> int:
+        """How many caches there may be, so that those not in use take no more memory than they are allowed.
+
+        num_used: caches in use; length: tokens of the longest of them.
+        """
+
+    def copy(self, prefix: Prefix, target: DraftCache) -> None:
+        """Gives `target` the entries of a prefix; a repetition changes nothing."""
 
     def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         """Computes ids ([rows, new tokens] int64) of each cache from its start on and overwrites what was there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 import time
 import zlib
@@ -22,6 +23,7 @@ from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
+from services.edge_drafter.graphs.graph import Prefix as DraftPrefix
 from services.edge_drafter.model import DraftRow
 from shared.protocol.messages import TokenIds, TokenLogprobs
 
@@ -119,6 +121,16 @@ class FakeCache:
     def copy(self, prefix: Prefix) -> None:
         self.text = list(prefix.cache.text[: prefix.length])  # type: ignore[attr-defined]
 
+    def take_over(self, prefix: DraftPrefix) -> None:
+        """As Graph.copy: what is moved is gone from where it was."""
+        source = cast(FakeCache, prefix.cache)
+        if prefix.is_moved and source.length:
+            self.text, source.text = source.text[: prefix.length], []
+        elif not prefix.is_moved:
+            assert prefix.start <= self.length, "a gap before the prefix"
+            assert prefix.length <= source.length, "a prefix that is not there"
+            self.text[prefix.start :] = source.text[prefix.start : prefix.length]
+
 
 @dataclass
 class FakeTarget:
@@ -170,6 +182,7 @@ class FakeDraft:
     max_rows: int = 16
     is_right: Callable[[int], bool] = lambda position: True
     logit: Callable[[int], float] = lambda position: 1.0
+    max_caches: int = sys.maxsize
     poison: int | None = None
     gate: Gate = field(default_factory=Gate)
     steps: list[list[tuple[int, int]]] = field(
@@ -181,6 +194,9 @@ class FakeDraft:
             raise ValueError(f"capacity {capacity} is not in 1..{self.max_context}")
         return FakeCache(capacity)
 
+    def num_caches(self, num_used: int, length: int) -> int:
+        return max(num_used, self.max_caches)
+
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         self.gate.pass_through()
         assert 1 <= len(rows) <= self.max_rows
@@ -188,6 +204,8 @@ class FakeDraft:
         assert len({id(row.cache) for row in rows}) == len(rows), "two rows share a cache"
         caches = [cast(FakeCache, row.cache) for row in rows]
         for cache, row in zip(caches, rows, strict=True):
+            if row.prefix is not None:
+                cache.take_over(row.prefix)
             cache.feed(row.token_ids, row.start)
         self.steps.append([(cache.text[0], len(row.token_ids)) for cache, row in zip(caches, rows, strict=True)])
         if any(self.poison in row.token_ids for row in rows):

@@ -61,6 +61,9 @@ class PacedDraft:
     def new_cache(self, capacity: int) -> DraftCache:
         return self._model.new_cache(capacity)
 
+    def num_caches(self, num_used: int, length: int) -> int:
+        return self._model.num_caches(num_used, length)
+
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         started = time.perf_counter()
         logits = self._model.step(rows)

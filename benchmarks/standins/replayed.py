@@ -11,6 +11,7 @@ options have no effect.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -23,6 +24,7 @@ from benchmarks.standins.pacer import Pacer
 from services.cloud_verifier.engine import Drawn
 from services.cloud_verifier.torch_engine.kv import Prefix
 from services.cloud_verifier.torch_engine.model import Row
+from services.edge_drafter.graphs.graph import Prefix as DraftPrefix
 from services.edge_drafter.model import DraftRow
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording
@@ -56,10 +58,11 @@ class ReplayCache:
         if len(token_ids) > 1:  # part of a prompt, so a longer recorded prompt may match now
             self.recorded = None
 
-    def copy(self, prefix: Prefix) -> None:
+    def copy(self, prefix: Prefix | DraftPrefix) -> None:
         """As KvCache.copy, from another ReplayCache."""
         assert isinstance(prefix.cache, ReplayCache)
         self.text = prefix.cache.text[: prefix.length]
+        self.recorded = None
 
 
 class RecordedPrompts:
@@ -135,11 +138,16 @@ class ReplayedDraft:
             raise ValueError(f"capacity {capacity} is not in 1..{self.max_context}")
         return ReplayCache(capacity)
 
+    def num_caches(self, num_used: int, length: int) -> int:
+        return sys.maxsize
+
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         """Logits [vocab] of each row, float32. Their softmax gives the guess its recorded confidence."""
         started = time.perf_counter()
         caches = [cast(ReplayCache, row.cache) for row in rows]
         for cache, row in zip(caches, rows, strict=True):
+            if row.prefix is not None:
+                cache.copy(row.prefix)
             cache.feed(row.token_ids, row.start)
         logits = [self._logits(cache) for cache in caches]
         wait_for_step(self.pace, started, self._times, rows)

@@ -135,7 +135,8 @@ class DraftLoop:
         self.batch = len(shares)
         if any(guess is not None for guess in outcome.guesses):
             most_fed = max(len(share.step.fed_ids) for share in shares)
-            self._observe(outcome.elapsed_ms, most_fed, len(shares))
+            has_copied = any(share.row.prefix for share in shares)
+            self._observe(outcome.elapsed_ms, most_fed, len(shares), has_copied=has_copied)
         for share, guess in zip(shares, outcome.guesses, strict=True):
             self._commit_share(share, guess)
 
@@ -144,15 +145,19 @@ class DraftLoop:
         if guess is None:
             self._fail(share.slot)
             return
+        if (prefix := share.row.prefix) is not None:
+            self._metrics.prefix_tokens.inc(prefix.length - prefix.start)
         if state.end_step(share.step, guess.token_id, guess.confidence):
             self._metrics.drafted.inc()
             self._metrics.unsure.inc(state.is_unsure)
         self._send(share.slot)
 
-    def _observe(self, elapsed_ms: float, most_fed: int, num_rows: int) -> None:
-        """most_fed: tokens of the session that fed most."""
+    def _observe(self, elapsed_ms: float, most_fed: int, num_rows: int, *, has_copied: bool = False) -> None:
+        """most_fed: tokens of the session that fed most. A step that copied a prefix counts in no average."""
         self._metrics.step_seconds.observe(elapsed_ms / 1e3)
         self._metrics.step_sessions.observe(num_rows)
+        if has_copied:
+            return
         if most_fed >= self._feed_tokens:
             self.prefill_ms = moving(self.prefill_ms, elapsed_ms / most_fed, 0.2)
         elif most_fed <= 2:

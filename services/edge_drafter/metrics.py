@@ -31,6 +31,7 @@ class DrafterMetrics:
         self.drafted = counter("dsd_drafter_drafted", "Tokens guessed")
         self.guesses = counter("dsd_drafter_guesses", "Guesses by fate", ["fate"])
         self.dropped = counter("dsd_drafter_dropped", "Dropped messages by reason", ["reason"])
+        self.prefix_tokens = counter("dsd_drafter_prefix_tokens", "Tokens taken from a KV cache of another session")
         self.unsure = counter("dsd_drafter_unsure", "Guesses that ended a window early")
         self.failed_steps = counter("dsd_drafter_failed_steps", "Draft steps that raised an error")
         self.sessions = gauge("dsd_drafter_sessions", "Sessions drafted for")

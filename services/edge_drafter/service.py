@@ -46,7 +46,7 @@ LoadModel: TypeAlias = Callable[[DrafterSettings], DraftModel]
 
 def load_model(settings: DrafterSettings) -> DraftModel:
     """The draft model that the settings name."""
-    return load_draft(settings.draft, settings.num_threads)
+    return load_draft(settings.draft, settings.num_threads, settings.prefix_cache_tokens)
 
 
 def run(settings: DrafterSettings, load_model: LoadModel = load_model) -> None:
@@ -76,7 +76,7 @@ class Drafter:
         self._model = model
         self._bus = bus
         self._metrics = metrics
-        self.table = DraftSessions(model, settings.max_sessions)
+        self.table = DraftSessions(model, settings.max_sessions, settings.prefix_cache_tokens)
         self.pairs = PairTable()
         self.steering = Steering(settings.decision_ttl_s * 1e3)
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)

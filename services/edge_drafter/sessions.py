@@ -13,9 +13,10 @@ import numpy as np
 from msgspec import structs
 
 from awc.policy import WindowChoice
-from services.edge_drafter.graphs.graph import DraftCache
+from services.edge_drafter.graphs.graph import DraftCache, Prefix
 from services.edge_drafter.guess import GuessInputs
 from services.edge_drafter.model import DraftModel, DraftRow
+from services.edge_drafter.prefixes import MIN_TOKENS, HeldText, PrefixCache
 from shared.policies.stepping import form_step
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import Fates
@@ -55,10 +56,17 @@ class SessionSlot:
     def is_adaptive(self) -> bool:
         return self.state.request.speculation.mode == "adaptive"
 
-    def begin_step(self, max_tokens: int) -> StepShare:
-        """The session's share of the next step, with at most `max_tokens` tokens."""
+    @property
+    def held(self) -> HeldText | None:
+        """What other sessions may take over of its text; None: nothing. Not during its step."""
+        scope = self.state.request.cache_scope
+        return None if scope is None else HeldText(scope, self.state.tokens[: self.state.computed], self.cache)
+
+    def begin_step(self, max_tokens: int, prefix: Prefix | None = None) -> StepShare:
+        """The session's share of the next step, with at most `max_tokens` tokens behind the prefix."""
         step = self.state.begin_step(max_tokens)
-        return StepShare(self, step, DraftRow(self.cache, step.start, step.fed_ids), self._guess_inputs(step))
+        row = DraftRow(self.cache, step.start, step.fed_ids, prefix)
+        return StepShare(self, step, row, self._guess_inputs(step))
 
     def _guess_inputs(self, step: DraftStep) -> GuessInputs | None:
         if self.running is not None:
@@ -80,9 +88,10 @@ class StepShare:
 class DraftSessions:
     """All sessions of one drafter, in the order of their last turn, oldest first."""
 
-    def __init__(self, model: DraftModel, max_sessions: int) -> None:
+    def __init__(self, model: DraftModel, max_sessions: int, prefix_cache_tokens: int = 0) -> None:
         self._model = model
         self._max_sessions = max_sessions
+        self._prefixes = PrefixCache(prefix_cache_tokens)
         self._slots: dict[str, SessionSlot] = {}
         self.draining = False
 
@@ -117,10 +126,14 @@ class DraftSessions:
         return slot
 
     def drop(self, session_id: str) -> SessionSlot | None:
-        """Removes a session; its guesses without a verdict count as discarded."""
+        """Removes a session; its guesses without a verdict count as discarded. Its cache is kept for later prompts."""
         slot = self._slots.pop(session_id, None)
-        if slot is not None and not slot.state.closed:
+        if slot is None:
+            return None
+        if not slot.state.closed:
             slot.state.close()
+        if (held := slot.held) is not None:
+            self._prefixes.keep(held)
         return slot
 
     def begin_step(self, feed_tokens: int) -> list[StepShare]:
@@ -128,13 +141,33 @@ class DraftSessions:
         ready = [slot for slot in self if slot.state.wants_step]
         if not ready:
             return []
+        prefix = self._take_prefix(ready[0])  # it is in the step
         num_todo = np.array([slot.state.num_todo for slot in ready])
         fed = form_step(num_todo, self._model.max_rows, feed_tokens).tolist()
-        shares = [slot.begin_step(num) for slot, num in zip(ready, fed, strict=True) if num]
+        prefixes = [prefix, *[None] * (len(ready) - 1)]
+        shares = [slot.begin_step(num, taken) for slot, num, taken in zip(ready, fed, prefixes, strict=True) if num]
         for share in shares:
             session_id = share.slot.state.session_id
             self._slots[session_id] = self._slots.pop(session_id)
         return shares
+
+    def _take_prefix(self, slot: SessionSlot) -> Prefix | None:
+        """What the session whose turn it is takes over from a text that begins like its own. Kept texts give way first.
+
+        No model step runs now, so each cache holds what its session has computed.
+        """
+        prefixes, state, max_kept = self._prefixes, slot.state, 0
+        if len(prefixes):
+            longest = max(len(each.state.tokens) for each in self)
+            max_kept = self._model.num_caches(len(self), longest) - len(self)
+        scope, prefix = state.request.cache_scope, None
+        if scope is not None and prefixes.max_tokens and state.num_todo > MIN_TOKENS:
+            live = [held for other in self if other is not slot and (held := other.held) is not None]
+            prefix = prefixes.take(scope, state.tokens, state.computed, live, max_kept)
+        prefixes.shrink(max_kept)
+        if prefix is not None:
+            state.take_over(prefix.length)
+        return prefix
 
     def _fitted(self, request: Speculate) -> Speculate:
         """The request, cut to the model's context. Raises Refused if there is no room for a guess."""

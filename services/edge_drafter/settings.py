@@ -18,6 +18,9 @@ class DrafterSettings(ServiceSettings):
     num_threads: int = Field(1, ge=1, description="CPU threads of the draft model")
     feed_tokens: int = Field(64, ge=1, description="Most tokens fed in one step while computing a prompt")
     max_sessions: int = Field(16, ge=1, description="Most sessions at once")
+    prefix_cache_tokens: int = Field(
+        4096, ge=0, description="Most tokens of ended sessions whose KV cache is kept for later prompts; 0: none"
+    )
     report_s: float = Field(REPORT_S, ge=0.05, description="Seconds between two reports to the controllers")
     decision_ttl_s: float = Field(
         DECISION_TTL_S, gt=0, description="Seconds after which a controller's decision expires"

@@ -266,6 +266,10 @@ class DrafterSession:
         del self.tokens[self.committed :]
         self.closed = True
 
+    def take_over(self, num_tokens: int) -> None:
+        """Takes note that the KV cache gets `tokens[:num_tokens]` from elsewhere before the next step."""
+        self.computed = max(self.computed, num_tokens)
+
     def drop_cache(self) -> None:
         """Takes note that the KV cache is lost: the whole text is fed again."""
         self._roll_back(0)

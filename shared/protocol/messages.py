@@ -53,6 +53,7 @@ Window: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # logs and terminals show these texts
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRINTABLE)]
+CacheScope: TypeAlias = Annotated[str, Meta(max_length=64)]
 Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
 Service: TypeAlias = Literal["gateway", "drafter", "verifier", "controller"]
@@ -168,7 +169,7 @@ class Open(Wire, frozen=True, tag="open"):
     free_run: bool = True
     min_tokens: Position = 0
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    cache_scope: Annotated[str, Meta(max_length=64)] | None = None
+    cache_scope: CacheScope | None = None
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -186,7 +187,7 @@ class Opened(Wire, frozen=True, tag="opened"):
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):
-    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`."""
+    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. `cache_scope` as in Open."""
 
     session_id: SessionId
     term: Count
@@ -198,6 +199,7 @@ class Speculate(Wire, frozen=True, tag="speculate"):
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     speculation: Speculation
     min_tokens: Position = 0
+    cache_scope: CacheScope | None = None
 
 
 class Draft(Wire, frozen=True, tag="draft"):

@@ -82,6 +82,7 @@ class World:
         sampling: Sampling = GREEDY,
         stop_ids: Sequence[int] = (),
         min_tokens: int = 0,
+        cache_scope: str | None = None,
         verifier: Peer | None = None,
         sender: Peer | None = None,
     ) -> Speculate:
@@ -97,6 +98,7 @@ class World:
             max_tokens,
             speculation,
             min_tokens,
+            cache_scope,
         )
         await self.tell(sender or self.gateway, request)
         return request

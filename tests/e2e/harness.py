@@ -182,6 +182,7 @@ class Client:
             request.max_tokens,
             speculation,
             request.min_tokens,
+            request.cache_scope,
         )
         await self._say("drafter", request.drafter_id, message)
 

@@ -74,4 +74,5 @@ class Generation:
             max_tokens=self.max_tokens,
             speculation=self.speculation,
             min_tokens=self.min_tokens,
+            cache_scope=self.cache_scope,
         )

@@ -28,6 +28,9 @@ class Liar:
     def new_cache(self, capacity: int) -> DraftCache:
         return self._honest.new_cache(capacity)
 
+    def num_caches(self, num_used: int, length: int) -> int:
+        return self._honest.num_caches(num_used, length)
+
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         return [self._random.permutation(logits) for logits in self._honest.step(rows)]
 

@@ -247,11 +247,17 @@ async def test_an_answer_under_way_outlives_its_key(keyed: World, file: Path) ->
 
 async def test_sessions_carry_their_key_s_cache_scope(keyed: World) -> None:
     (verifier,) = keyed.peers
+    drafter = await keyed.drafter("site-a-0")
     for name in ("alice", "bob", "alice"):
         await status(keyed, KEYS[name])
     first, second, third = (order.cache_scope for order in verifier.of(Open) if isinstance(order, Open))
     assert first == third != second
     assert first is not None
+    assert [asked.cache_scope for asked in drafter.of(Speculate) if isinstance(asked, Speculate)] == [
+        first,
+        second,
+        third,
+    ]
 
 
 async def test_the_prompts_of_a_key_go_to_the_drafters_that_it_names_alone(folder: Path, file: Path) -> None:

@@ -133,6 +133,16 @@ def test_catching_up_takes_several_steps_and_only_the_last_one_draws() -> None:
     assert state.begin_step(2).draws
 
 
+def test_what_is_taken_over_is_not_fed_and_is_rolled_back_as_what_was_fed() -> None:
+    state = session()
+    state.take_over(2)
+    assert (state.num_todo, state.begin_step(64).fed_ids) == (1, (3,))
+    rebound = session()
+    rebound.take_over(2)
+    rebound.rebind(replace(request(term=2), prompt_ids=TokenIds((1, 9, 3))), now=1.0)
+    assert rebound.begin_step(64).fed_ids == (9, 3)
+
+
 def test_a_step_begun_before_a_rollback_is_thrown_away() -> None:
     state = session()
     guess(state, 7, 8)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from shared.protocol.messages import (
     MAX_MESSAGE_BYTES,
     MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
     MAX_WINDOW,
     NO_TOKENS,
     Close,
@@ -53,6 +54,7 @@ shares = st.floats(0, 1)
 flags = st.booleans()
 printable = st.characters(codec="utf-8", exclude_categories=["Cc"])
 names = st.text(printable, min_size=1, max_size=64)
+cache_scopes = st.none() | st.text(max_size=64)
 session_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 instance_ids = st.from_regex(r"[a-z0-9-]{1,64}\.[0-9a-f]{12}", fullmatch=True)
 token_ids = st.lists(st.integers(0, (1 << 32) - 1), max_size=100).map(TokenIds)
@@ -83,6 +85,9 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         token_ids,
         max_tokens,
         flags,
+        positions,
+        st.none() | st.integers(0, MAX_TOP_LOGPROBS),
+        cache_scopes,
     ),
     Opened: st.builds(Opened, session_ids, counts, st.floats(0, 1e6, exclude_min=True), loads, names, flags),
     Speculate: st.builds(
@@ -96,6 +101,8 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         token_ids,
         max_tokens,
         st.builds(Speculation, st.sampled_from(["adaptive", "static"]), windows, shares),
+        positions,
+        cache_scopes,
     ),
     Draft: st.builds(Draft, session_ids, counts, counts, positions, guesses, flags, millis),
     Verdict: st.builds(

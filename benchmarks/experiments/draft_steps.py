@@ -39,6 +39,8 @@ from shared.protocol.messages import (
 )
 
 CONTEXT, NUM_STEPS = 256, 32  # prompt tokens, and measured steps
+HISTORY, NUM_NEW = 2000, 32  # tokens of a chat before its second turn, and of the question in it
+CHUNK = 64  # tokens of the history that are read at once
 
 
 def bare_step(folder: Path, num_tokens: int) -> Callable[[], None]:
@@ -96,7 +98,13 @@ class DraftStepClient:
         drafts = [draft for sent in windows for draft in sent if begin_ms < draft.sent_ms <= end_ms]
         return sum(len(draft.token_ids) for draft in drafts) / (end_ms - begin_ms) * 1e3
 
-    async def _windows(self, prompts: Sequence[Sequence[int]]) -> list[list[Draft]]:
+    async def first_guess_ms(self, prompt_ids: Sequence[int], scope: str) -> float:
+        """From the beginning of a session until its first guess is sent."""
+        started_ms = time.monotonic() * 1e3
+        (sent,) = await self._windows([prompt_ids], scope)
+        return sent[0].sent_ms - started_ms
+
+    async def _windows(self, prompts: Sequence[Sequence[int]], scope: str | None = None) -> list[list[Draft]]:
         """The drafts of a window for each prompt, of sessions at once."""
         windows: dict[str, list[Draft]] = {subjects.new_session_id(): [] for _ in prompts}
         for session_id, prompt_ids in zip(windows, prompts, strict=True):
@@ -110,6 +118,7 @@ class DraftStepClient:
                 NO_TOKENS,
                 2 * NUM_STEPS,
                 Speculation("static", NUM_STEPS),
+                cache_scope=scope,
             )
             await self._send(request)
         while any(sum(len(draft.token_ids) for draft in sent) < NUM_STEPS for sent in windows.values()):
@@ -130,7 +139,8 @@ async def drafting(folder: Path) -> AsyncIterator[DraftStepClient]:
     drafter_id = subjects.new_instance_id("drafter")
     settings = DrafterSettings(draft=str(folder), name="drafter")
     bus = network.connect()
-    drafter = Drafter(drafter_id, settings, load_draft(str(folder), 1), bus, DrafterMetrics(CollectorRegistry()))
+    model = load_draft(str(folder), 1, settings.prefix_cache_tokens)
+    drafter = Drafter(drafter_id, settings, model, bus, DrafterMetrics(CollectorRegistry()))
     await drafter.loop.warm_up()
     client = DraftStepClient(network.connect(), drafter)
     await client.listen()
@@ -143,8 +153,8 @@ async def drafting(folder: Path) -> AsyncIterator[DraftStepClient]:
         await asyncio.wait({work})
 
 
-def random_prompt(generator: random.Random) -> list[int]:
-    return [generator.randrange(1000, 40_000) for _ in range(CONTEXT)]
+def random_prompt(generator: random.Random, num_tokens: int = CONTEXT) -> list[int]:
+    return [generator.randrange(1000, 40_000) for _ in range(num_tokens)]
 
 
 async def measure_steps(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:
@@ -171,3 +181,24 @@ async def measure_throughput(folder: Path, counts: Sequence[int], repeats: int, 
             for num in generator.sample(list(counts), len(counts)):
                 found[num].append(await client.guesses_per_s([random_prompt(generator) for _ in range(num)]))
     return {num: figures[1:] for num, figures in found.items()}
+
+
+async def measure_second_turn(folder: Path, repeats: int, seed: int) -> tuple[list[float], list[float]]:
+    """Milliseconds [repeats] to the first guess of a chat's second turn, and of the model alone for its new tokens."""
+    generator = random.Random(seed)
+    bare = load_draft(str(folder), 1)
+    cache = bare.new_cache(HISTORY + NUM_NEW)
+    for start in range(0, HISTORY, CHUNK):
+        bare.feed(cache, random_prompt(generator, min(CHUNK, HISTORY - start)), start)
+    turns: list[float] = []
+    alone: list[float] = []
+    async with drafting(folder) as client:
+        for number in range(repeats + 1):
+            chat, history = f"chat {number}", random_prompt(generator, HISTORY)
+            await client.first_guess_ms(history, chat)
+            question = random_prompt(generator, NUM_NEW)
+            turns.append(await client.first_guess_ms([*history, *question], chat))
+            started = time.perf_counter()
+            bare.feed(cache, question, HISTORY)
+            alone.append((time.perf_counter() - started) * 1e3)
+    return turns[1:], alone[1:]

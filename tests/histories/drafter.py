@@ -10,10 +10,10 @@ import math
 
 from awc.policy import WindowChoice
 from services.edge_drafter.service import Drafter
-from services.edge_drafter.sessions import SessionSlot
+from services.edge_drafter.sessions import StepShare
 from services.edge_drafter.settings import DrafterSettings
 from shared.bus.bus import Absent
-from shared.protocol.drafter_session import DrafterSession, DraftStep
+from shared.protocol.drafter_session import DrafterSession
 from shared.protocol.messages import Close, Message
 from tests.histories import schedule
 from tests.histories.process import Process
@@ -52,7 +52,7 @@ class DrafterProcess(Process):
         self.drafter.steering = self.steered = Steered(plan.choice)  # type: ignore[assignment]
         self.table, self.loop = self.drafter.table, self.drafter.loop
         self.loop.step_ms, self.loop.prefill_ms = plan.step_ms, plan.step_ms / FEED_TOKENS
-        self.step: DraftStep | None = None
+        self.step: list[StepShare] | None = None
         self.texts: dict[str, tuple[int, Text]] = {}  # session id -> its term, and what was committed
         self.is_asleep = False
         self.watch_at_ms = math.inf
@@ -99,26 +99,28 @@ class DrafterProcess(Process):
             self.world.bury(self)
 
     def _begin_step(self) -> None:
-        slot = self.table.next_turn()
-        self.is_asleep = slot is None
-        if slot is None:
+        shares = self.table.begin_step(FEED_TOKENS)
+        self.is_asleep = not shares
+        if not shares:
             self.loop._ready.clear()
             return
-        cache, state = slot.cache, slot.state
-        self.step = step = state.begin_step(FEED_TOKENS)
-        if cache.text[: step.start] != state.tokens[: step.start]:  # type: ignore[attr-defined]
-            raise Violation(f"{self.name}: the draft's cache holds another text of #{state.session_id[-2:]}")
-        self.after(self.plan.step_ms * (0.8 + 0.4 * self.rng.random()), self._end_step, slot, cache, step)
+        self.step = shares
+        for share in shares:
+            state, cache = share.slot.state, self.model.at_start(share.row)
+            if cache.text[: share.step.start] != state.tokens[: share.step.start]:
+                raise Violation(f"{self.name}: the draft's cache holds another text of #{state.session_id[-2:]}")
+        self.after(self.plan.step_ms * (0.8 + 0.4 * self.rng.random()), self._end_step, shares)
 
-    def _end_step(self, slot: SessionSlot, cache: object, step: DraftStep) -> None:
+    def _end_step(self, shares: list[StepShare]) -> None:
         self.step = None
-        try:
-            guess = self.model.guess_after(cache, step.fed_ids, step.start)  # type: ignore[arg-type]
-        except Injected:
-            self.drafter._fail(slot)
-            return
-        slot.state.end_step(step, guess, self.rng.random())
-        self.drafter._advance(slot)
+        for share in shares:
+            try:
+                guess = self.model.guess_after(share.row)
+            except Injected:
+                self.drafter._fail(share.slot)
+                continue
+            share.slot.state.end_step(share.step, guess, self.rng.random())
+            self.drafter._advance(share.slot)
 
     # --- silence ---------------------------------------------------------------------------------------------------
 

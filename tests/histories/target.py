@@ -9,8 +9,10 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
+from services.edge_drafter.model import DraftRow
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Open, TokenIds, TokenLogprobs
 from tests.histories.violation import Injected, Violation
@@ -93,6 +95,10 @@ class HashedText:
 
     def cut(self, length: int) -> None:
         del self.text[length:], self.codes[length + 1 :]
+
+    @property
+    def length(self) -> int:
+        return len(self.text)
 
 
 @dataclass(eq=False)
@@ -221,15 +227,31 @@ class HashDraft:
     accuracy: float
     rng: random.Random
     vocab_size: int = VOCABULARY
-    errors: float = 0.0  # share of steps that fail
+    max_rows: int = 3  # of a step
+    errors: float = 0.0  # share of rows that fail
 
     def new_cache(self, capacity: int) -> HashedText:
         return HashedText(capacity)
 
-    def guess_after(self, cache: HashedText, token_ids: Sequence[int], start: int) -> int:
-        """Feeds tokens; the guess after them."""
+    def num_caches(self, num_used: int, length: int) -> int:
+        return num_used + self.rng.randint(0, 3)
+
+    def at_start(self, row: DraftRow) -> HashedText:
+        """The cache of a row when its step begins: with what it takes over from another one."""
+        cache = cast(HashedText, row.cache)
+        if row.prefix is not None:
+            source = cast(HashedText, row.prefix.cache)
+            cache.cut(row.prefix.start)
+            cache.feed(row.prefix.start, source.text[row.prefix.start : row.prefix.length])
+            if row.prefix.is_moved:
+                source.cut(0)
+        return cache
+
+    def guess_after(self, row: DraftRow) -> int:
+        """Feeds the tokens of a row; the guess after them."""
         if self.rng.random() < self.errors:
             raise Injected
-        cache.feed(start, token_ids)
+        cache = cast(HashedText, row.cache)
+        cache.feed(row.start, row.token_ids)
         is_right = self.rng.random() < self.accuracy
         return token_after(cache.codes[-1]) if is_right else self.rng.randrange(VOCABULARY)

@@ -20,8 +20,9 @@ from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.model import load_target
+from services.edge_drafter.graphs.graph import DraftCache
 from services.edge_drafter.metrics import DrafterMetrics
-from services.edge_drafter.model import DraftModel
+from services.edge_drafter.model import DraftModel, DraftRow
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
 from services.gateway.http.routes import Routes, make_app
@@ -52,24 +53,24 @@ NAMES = {
 FAST = {"heartbeat_s": 0.2}
 
 
-@dataclass
-class AnyCache:
-    capacity: int
-
-
 class RandomDraft:
     """A draft model that guesses random ids."""
 
-    name, vocab_size, max_context = "random", VOCABULARY, 1024
+    name, vocab_size, max_context, max_rows = "random", VOCABULARY, 1024, 16
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(1)
 
-    def new_cache(self, capacity: int) -> AnyCache:
-        return AnyCache(capacity)
+    def new_cache(self, capacity: int) -> DraftCache:
+        return DraftCache(capacity)
 
-    def feed(self, cache: AnyCache, token_ids: Sequence[int], start: int) -> np.ndarray:
-        return self._random.random(VOCABULARY, dtype=np.float32)
+    def num_caches(self, num_used: int, length: int) -> int:
+        return num_used
+
+    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
+        for row in rows:
+            row.cache.length = row.start + len(row.token_ids)
+        return list(self._random.random((len(rows), VOCABULARY), dtype=np.float32))
 
 
 @dataclass

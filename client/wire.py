@@ -203,6 +203,12 @@ class PeerStatus(msgspec.Struct, frozen=True):
     heartbeat_age_ms: float
 
 
+class DrafterStatus(PeerStatus, frozen=True):
+    """A drafter. provider: computes most of its draft."""
+
+    provider: str = ""
+
+
 class PairWindow(msgspec.Struct, frozen=True):
     drafter_id: str
     verifier_id: str
@@ -216,6 +222,6 @@ class FleetStatus(msgspec.Struct, frozen=True):
 
     gateway: GatewayStatus
     verifiers: list[PeerStatus]
-    drafters: list[PeerStatus]
+    drafters: list[DrafterStatus]
     controllers: list[PeerStatus]
     windows: list[PairWindow]

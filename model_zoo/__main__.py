@@ -39,8 +39,9 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 class Quantization(StrEnum):
-    """Bits of a draft's weights."""
+    """Weights of a draft: float32, or of so many bits."""
 
+    FP32 = "fp32"
     INT8 = "int8"
     INT4 = "int4"
 
@@ -77,7 +78,7 @@ def prepare_default_pair(
 def export_draft_of_a_model(
     model: Annotated[str, typer.Option(help="Folder or hub id of a Hugging Face causal language model.")],
     out: Annotated[Path, typer.Option(help="Folder of the draft; must not exist.")],
-    quantize: Annotated[Quantization, typer.Option(help="Bits of each weight.")] = Quantization.INT8,
+    quantize: Annotated[Quantization, typer.Option(help="Bits of each weight; fp32: float32.")] = Quantization.INT8,
     exporter: Annotated[
         Exporter,
         typer.Option(help="Exporter of the graph; auto: the model builder if it knows the architecture, else torch."),

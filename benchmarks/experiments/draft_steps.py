@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.graphs.graph import numpy_type, open_session
+from services.edge_drafter.graphs.providers import Providers
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import load_draft
 from services.edge_drafter.service import Drafter
@@ -47,7 +48,7 @@ def bare_step(folder: Path, num_tokens: int) -> Callable[[], None]:
     """One run of the draft's graph after `num_tokens` tokens, with all buffers bound in advance."""
     config = read_config(folder)
     assert isinstance(config, GenaiConfig), "the default drafts have an onnxruntime-genai configuration"
-    session = open_session(folder / config.file, 1)
+    session = open_session(folder / config.file, 1, Providers())
     nodes = (*session.get_inputs(), *session.get_outputs())
     types = {node.name: numpy_type(node) for node in nodes if "float" in node.type}
     binding = session.io_binding()

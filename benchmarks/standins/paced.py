@@ -54,6 +54,7 @@ class PacedDraft:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
         self.max_rows = min(model.max_rows, profile.step_times.max_rows)
+        self.num_nodes = model.num_nodes
         self.pace = Pacer()
         self._model = model
         self._times = profile.step_times

@@ -129,6 +129,7 @@ class ReplayedDraft:
         self.vocab_size = recording.header.vocab_size
         self.max_context = recording.header.max_context
         self.max_rows = profile.step_times.max_rows
+        self.num_nodes: dict[str, int] = {}  # it has no graph
         self.pace = Pacer()
         self._library = RecordedPrompts(recording)
         self._times = profile.step_times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -34,6 +35,7 @@ class DrafterMetrics:
         self.prefix_tokens = counter("dsd_drafter_prefix_tokens", "Tokens taken from a KV cache of another session")
         self.unsure = counter("dsd_drafter_unsure", "Guesses that ended a window early")
         self.failed_steps = counter("dsd_drafter_failed_steps", "Draft steps that raised an error")
+        self.graph_nodes = gauge("dsd_drafter_graph_nodes", "Nodes of the draft by execution provider", ["provider"])
         self.sessions = gauge("dsd_drafter_sessions", "Sessions drafted for")
         self.window = gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"])
         self.min_confidence = gauge(
@@ -41,6 +43,11 @@ class DrafterMetrics:
         )
         self.rtt_seconds = gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"])
         self._shown: dict[str, None] = {}  # names of verifiers, the newest last
+
+    def show_nodes(self, num_nodes: Mapping[str, int]) -> None:
+        """Who computes the draft: its nodes by execution provider."""
+        for provider, number in num_nodes.items():
+            self.graph_nodes.labels(provider).set(number)
 
     def count_fates(self, before: Fates, after: Fates) -> None:
         """Adds the changes of a session's fates."""

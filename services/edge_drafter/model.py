@@ -6,7 +6,7 @@ tokens only, not on tokens that were rolled back; on the other rows of its step 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import numpy as np
 from services.edge_drafter.draft_config import GenaiConfig, read_config
 from services.edge_drafter.graphs.exported_graph import ExportedGraph
 from services.edge_drafter.graphs.genai_graph import GenaiGraph
-from services.edge_drafter.graphs.graph import DraftCache, Graph, Prefix, open_session
+from services.edge_drafter.graphs.graph import DraftCache, Graph, Prefix, nodes_by_provider, open_session
+from services.edge_drafter.graphs.providers import Providers
 from shared.runtime.huge_pages import use_huge_pages
 
 
@@ -33,10 +34,14 @@ class DraftRow:
 
 
 class DraftModel:
-    """A loaded draft model. One thread runs its steps; any thread may make and drop caches."""
+    """A loaded draft model. One thread runs its steps; any thread may make and drop caches.
 
-    def __init__(self, graph: Graph, name: str) -> None:
+    num_nodes: of its graph, by the execution provider that computes them, the most first.
+    """
+
+    def __init__(self, graph: Graph, name: str, num_nodes: Mapping[str, int]) -> None:
         self.name = name
+        self.num_nodes = num_nodes
         self.vocab_size = graph.vocab_size
         self.max_context = graph.max_context
         self.max_rows = graph.max_rows  # of a step that feeds one token to each
@@ -94,19 +99,22 @@ class DraftModel:
         return ids
 
 
-def load_draft(folder: str, num_threads: int, kept_tokens: int = 0) -> DraftModel:
+def load_draft(
+    folder: str, num_threads: int, kept_tokens: int = 0, providers: Providers | None = None
+) -> DraftModel:
     """Loads the draft model in `folder`: its configuration (draft_config.py) and the ONNX file that it names.
 
-    kept_tokens: memory for caches that are not in use, in tokens.
-    Raises FileNotFoundError if one of them is missing, ValueError if they are malformed or don't fit each other.
+    kept_tokens: memory for caches that are not in use, in tokens. providers: None for the CPU. Raises FileNotFoundError
+    if one of the files is missing, ValueError if they are malformed or don't fit each other, or if the graph does not
+    load on the providers.
     """
     place = Path(folder)
     config = read_config(place)
-    session = open_session(place / config.file, num_threads)
+    session = open_session(place / config.file, num_threads, providers or Providers())
     graph: Graph
     if isinstance(config, GenaiConfig):
         graph = GenaiGraph(session, config, kept_tokens)
     else:
         graph = ExportedGraph(session, config)
     use_huge_pages()
-    return DraftModel(graph, place.absolute().name)
+    return DraftModel(graph, place.absolute().name, nodes_by_provider(session))

@@ -46,7 +46,7 @@ LoadModel: TypeAlias = Callable[[DrafterSettings], DraftModel]
 
 def load_model(settings: DrafterSettings) -> DraftModel:
     """The draft model that the settings name."""
-    return load_draft(settings.draft, settings.num_threads, settings.prefix_cache_tokens)
+    return load_draft(settings.draft, settings.num_threads, settings.prefix_cache_tokens, settings.providers)
 
 
 def run(settings: DrafterSettings, load_model: LoadModel = load_model) -> None:
@@ -76,6 +76,7 @@ class Drafter:
         self._model = model
         self._bus = bus
         self._metrics = metrics
+        metrics.show_nodes(model.num_nodes)
         self.table = DraftSessions(model, settings.max_sessions, settings.prefix_cache_tokens)
         self.pairs = PairTable()
         self.steering = Steering(settings.decision_ttl_s * 1e3)
@@ -301,5 +302,6 @@ class Drafter:
             fingerprint=self._model.name,
             load=load,
             draining=self.table.draining,
+            provider=next(iter(self._model.num_nodes), ""),
         )
         self._outbox.put(subjects.broadcast(Heartbeat, "drafter", self.instance_id), heartbeat)

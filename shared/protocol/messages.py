@@ -330,6 +330,7 @@ class Heartbeat(Wire, frozen=True, tag="heartbeat"):
     fingerprint: Annotated[str, Meta(max_length=256, pattern=PRINTABLE)]
     load: Load
     draining: bool
+    provider: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""  # computes most of a drafter's graph
 
 
 class Failure(Wire, frozen=True, tag="failure"):

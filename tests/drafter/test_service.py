@@ -197,6 +197,17 @@ async def test_committed_tokens_outside_the_vocabulary_are_refused(world: World)
     assert (await world.gateway.find(Failure)).code == "bad_request"
 
 
+async def test_heartbeats_and_metrics_tell_who_computes_the_draft(start: Start) -> None:
+    async with start(heartbeat_s=0.05) as world:
+        assert world.model.num_nodes == {"OpenVINO": 90, "CPU": 10}
+        await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.provider == "OpenVINO")
+        nodes = [
+            world.registry.get_sample_value("dsd_drafter_graph_nodes", {"provider": name})
+            for name in world.model.num_nodes
+        ]
+        assert nodes == [90, 10]
+
+
 async def test_draining_refuses_new_sessions_and_ends_when_the_running_ones_have(world: World) -> None:
     request = await world.speculate()
     await world.drafted(request, 0, WINDOW)

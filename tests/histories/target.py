@@ -9,7 +9,7 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.edge_drafter.model import DraftRow
@@ -228,6 +228,7 @@ class HashDraft:
     rng: random.Random
     vocab_size: int = VOCABULARY
     max_rows: int = 3  # of a step
+    num_nodes: ClassVar[dict[str, int]] = {}
     errors: float = 0.0  # share of rows that fail
 
     def new_cache(self, capacity: int) -> HashedText:

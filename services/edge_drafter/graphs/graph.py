@@ -6,6 +6,7 @@ a smaller start.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
+
+from services.edge_drafter.graphs.providers import CPU, KNOWN, Providers, full_name, short_name
 
 _NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -69,18 +72,53 @@ class Graph(Protocol):
         """
 
 
-def open_session(model_file: Path, num_threads: int) -> ort.InferenceSession:
-    """Loads a graph on the CPU. Raises ValueError if it does not load."""
+def open_session(model_file: Path, num_threads: int, providers: Providers) -> ort.InferenceSession:
+    """Loads a graph. Raises ValueError if it does not load, or not on all these providers.
+
+    Asked for a provider that does not start, ONNX Runtime itself would go on without it.
+    """
+    for name in providers.names:
+        if full_name(name) not in ort.get_available_providers():
+            package = KNOWN[name].package
+            raise ValueError(f"the installed ONNX Runtime has no provider {name}; it comes with {package}")
+    with_options = [(full_name(name), _options(name, num_threads, providers)) for name in providers.names]
+    try:
+        session = ort.InferenceSession(
+            model_file, _session_options(num_threads, providers), providers=with_options, enable_fallback=False
+        )
+    except Exception as error:  # onnxruntime's exceptions have no closer common base
+        raise ValueError(f"{model_file} does not load on {', '.join(providers.names)}: {error}") from error
+    for name in providers.names:
+        if full_name(name) not in session.get_providers():
+            raise ValueError(f"the provider {name} did not start; ONNX Runtime has printed why")
+    return session
+
+
+def _session_options(num_threads: int, providers: Providers) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     # spinning threads would take the core from other processes between two draft steps
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(model_file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no closer common base
-        raise ValueError(f"{model_file} does not load: {error}") from error
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if CPU not in providers.names:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _options(name: str, num_threads: int, providers: Providers) -> dict[str, str]:
+    """ONNX Runtime's options of a provider. OpenVINO would take all cores by default."""
+    own = {"num_of_threads": str(num_threads)} if name == "OpenVINO" else {}
+    return own | dict(providers.options.get(name, {}))
+
+
+def nodes_by_provider(session: ort.InferenceSession) -> Mapping[str, int]:
+    """How many nodes of the graph each provider computes, the most first."""
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[short_name(part.ep_name)] += len(part.get_nodes())
+    return dict(counts.most_common())
 
 
 def tensors_by_name(

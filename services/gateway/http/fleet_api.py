@@ -6,6 +6,8 @@ consoles read this; no token depends on it.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 from msgspec.structs import asdict
 
@@ -44,6 +46,15 @@ class PeerStatus(msgspec.Struct, frozen=True):
     prefill_ms: float
     draining: bool
     heartbeat_age_ms: float
+
+
+class DrafterStatus(PeerStatus, frozen=True):
+    """One live drafter. provider: the execution provider that computes most of its draft."""
+
+    provider: str
+
+
+Status = TypeVar("Status", bound=PeerStatus)
 
 
 class WindowReason(msgspec.Struct, frozen=True):
@@ -86,7 +97,7 @@ class FleetStatus(msgspec.Struct, frozen=True):
 
     gateway: GatewayStatus
     verifiers: list[PeerStatus]
-    drafters: list[PeerStatus]
+    drafters: list[DrafterStatus]
     controllers: list[PeerStatus]
     windows: list[PairWindow]
 
@@ -103,9 +114,9 @@ def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -
             max_sessions=sessions.max_sessions,
             num_waiting=num_waiting,
         ),
-        verifiers=[_peer(peer, now) for peer in fleet.alive("verifier", now)],
-        drafters=[_peer(peer, now) for peer in fleet.alive("drafter", now)],
-        controllers=[_peer(peer, now) for peer in fleet.alive("controller", now)],
+        verifiers=[_peer(PeerStatus, peer, now) for peer in fleet.alive("verifier", now)],
+        drafters=[_peer(DrafterStatus, peer, now) for peer in fleet.alive("drafter", now)],
+        controllers=[_peer(PeerStatus, peer, now) for peer in fleet.alive("controller", now)],
         windows=pair_windows(sessions, now),
     )
 
@@ -128,11 +139,11 @@ def _pair(heard: HeardDecision, now: float) -> PairWindow:
     return PairWindow(**fields, controller_id=heard.controller_id, age_ms=_age_ms(heard.heard_at, now))
 
 
-def _peer(peer: Peer, now: float) -> PeerStatus:
+def _peer(kind: type[Status], peer: Peer, now: float) -> Status:
     heartbeat = peer.heartbeat
     own = {"name": instance_name(heartbeat.instance_id), "heartbeat_age_ms": _age_ms(peer.heard_at, now)}
     figures = asdict(heartbeat) | asdict(heartbeat.load) | own
-    return PeerStatus(**{name: figures[name] for name in PeerStatus.__struct_fields__})
+    return kind(**{name: figures[name] for name in kind.__struct_fields__})
 
 
 def _age_ms(heard_at: float, now: float) -> float:

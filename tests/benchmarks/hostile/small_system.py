@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from aiohttp.test_utils import TestServer
@@ -57,6 +57,7 @@ class RandomDraft:
     """A draft model that guesses random ids."""
 
     name, vocab_size, max_context, max_rows = "random", VOCABULARY, 1024, 16
+    num_nodes: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(1)

@@ -22,6 +22,7 @@ class Liar:
         self.vocab_size = honest.vocab_size
         self.max_context = honest.max_context
         self.max_rows = honest.max_rows
+        self.num_nodes = honest.num_nodes
         self._honest = honest
         self._random = np.random.default_rng(seed)
 

@@ -35,7 +35,7 @@ async def beat(bus: Bus, service: Service, **changes: object) -> str:
 async def test_it_tells_what_the_newest_heartbeats_said(world: World) -> None:
     bus = world.network.connect()
     verifier_id = await beat(bus, "verifier", draining=True)
-    drafter_id, controller_id = await beat(bus, "drafter"), await beat(bus, "controller")
+    drafter_id, controller_id = await beat(bus, "drafter", provider="OpenVINO"), await beat(bus, "controller")
     alive = world.gateway.sessions.fleet.alive
     await until(lambda: bool(alive("controller", time.monotonic())))
 
@@ -46,6 +46,7 @@ async def test_it_tells_what_the_newest_heartbeats_said(world: World) -> None:
     assert ids == [verifier_id, drafter_id, controller_id]
     assert [each["name"] for each in (verifier, drafter, controller)] == ["verifier", "drafter", "controller"]
     assert [each["draining"] for each in (verifier, drafter, controller)] == [True, False, False]
+    assert drafter["provider"] == "OpenVINO"
     assert 0 <= verifier.pop("heartbeat_age_ms") < 10_000
     assert verifier == {
         "name": "verifier",

@@ -146,6 +146,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         st.text(printable, max_size=64),
         loads,
         flags,
+        st.text(printable, max_size=64),
     ),
     Failure: st.builds(
         Failure,
@@ -304,7 +305,7 @@ def test_a_logprob_that_no_token_can_have_is_malformed(logprobs: list[object]) -
 def test_a_text_with_control_characters_or_without_end_is_malformed(text: str) -> None:
     """Logs, terminals and answers show these texts."""
     heartbeat = Heartbeat("drafter", DRAFTER, 1.0, ["m"], 1, 1, "cpu", Load(), False)
-    for changed in ({"models": [text]}, {"fingerprint": text}):
+    for changed in ({"models": [text]}, {"fingerprint": text}, {"provider": text}):
         with pytest.raises(MalformedMessage):
             decode(encode(replace(heartbeat, **changed)))
     for message in (

@@ -145,7 +145,7 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Shows the fleet: verifiers, drafters, controllers, their load, and the decided windows."""
+    """Shows the fleet: verifiers, drafters, controllers, their load and guesses, and the decided windows."""
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_COLUMNS

@@ -1,4 +1,4 @@
-"""dsd status: the live instances, their load, and the decided windows."""
+"""dsd status: the live instances, their load, the quality of guesses, and the decided windows."""
 
 from __future__ import annotations
 
@@ -71,11 +71,12 @@ async def _views(gateway: GatewayClient, every_s: float) -> AsyncGenerator[Rende
 
 
 def view(fleet: FleetStatus) -> RenderableType:
-    """The gateway, a table of peers, a table of windows."""
+    """The gateway, a table of peers, a table of guesses, a table of windows."""
     gateway = fleet.gateway
     sessions = f"{gateway.num_sessions} of {gateway.max_sessions} sessions, {gateway.num_waiting} requests waiting"
     head = Text(printable(f"gateway {gateway.name} serves {gateway.model}: {sessions}"))
-    return Group(head, "", peers(fleet), "", windows(fleet))
+    tables = [peers(fleet), *([guesses(fleet)] if fleet.drafters else []), windows(fleet)]
+    return Group(head, *(part for table in tables for part in ("", table)))
 
 
 def peers(fleet: FleetStatus) -> RenderableType:
@@ -97,6 +98,20 @@ def peers(fleet: FleetStatus) -> RenderableType:
     for service, peer in rows:
         words = [*(["draining"] if peer.draining else []), *(peer.models if shows_models else [])]
         cells = [service, peer.name, *figures_of(service, peer), ", ".join(words)]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def guesses(fleet: FleetStatus) -> RenderableType:
+    """What computes each drafter's guesses, and what became of them lately in this gateway's sessions."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("drafter", "provider"):
+        table.add_column(column, overflow="fold")
+    for column in ("guesses/s", "acceptance", "in time"):
+        table.add_column(column, justify="right")
+    for each in fleet.drafters:
+        shares = ["" if share is None else f"{share:.0%}" for share in (each.acceptance, each.in_time)]
+        cells = (each.name, each.provider, f"{each.guesses_per_s:.1f}", *shares)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 

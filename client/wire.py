@@ -204,9 +204,12 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class DrafterStatus(PeerStatus, frozen=True):
-    """A drafter. provider: computes most of its draft."""
+    """A drafter. provider: computes most of its draft. The others: of its guesses in the gateway's sessions lately."""
 
     provider: str = ""
+    guesses_per_s: float = 0.0
+    acceptance: float | None = None
+    in_time: float | None = None
 
 
 class PairWindow(msgspec.Struct, frozen=True):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
 
 import pytest
 
+from shared.protocol.guesses import Fates
 from tests.client.conftest import OtherServer, address, decide, dsd, start
 from tests.client.terminal import CTRL_C, terminal
 from tests.gateway.conftest import World
@@ -30,8 +32,19 @@ async def test_it_lists_who_is_there_and_the_windows_decided(world: World) -> No
     assert "gateway gateway serves tiny: 0 of 256 sessions, 0 requests waiting" in done.out
     assert row(done.out, "verifier", "v-0")[2:-2] == ["0/0", "0", "0", "0.0", "0.00", str(CONTEXT)]
     assert row(done.out, "drafter", "d-0")
-    assert row(done.out, "d-0") == ["d-0", "v-0", "6", "2", "ladder"]
+    assert row(done.out, "d-0", "v-0") == ["d-0", "v-0", "6", "2", "ladder"]
     assert "\x1b" not in done.out
+
+
+async def test_it_shows_what_computes_a_draft_and_what_became_of_its_guesses(world: World) -> None:
+    await world.verifier("v-0")
+    drafter = await world.drafter("d-0")
+    seen = world.gateway.sessions.placement.guesses
+    seen.observe(drafter.instance_id, Fates(accepted=60, rejected=20, late=20), time.monotonic())
+    done = await dsd("status", url=address(world))
+    name, provider, guesses_per_s, *shares = row(done.out, "d-0")
+    assert (name, provider, shares) == ("d-0", "CUDA", ["80%", "75%"])
+    assert float(guesses_per_s) > 0
 
 
 async def test_an_empty_fleet_is_told(world: World) -> None:

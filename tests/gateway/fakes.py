@@ -104,6 +104,7 @@ class Peer:
                 f"{self.name}-numerics",
                 Load(),
                 self.draining,
+                "CUDA" if self.service == "drafter" else "",
             )
             await self.bus.publish(subjects.broadcast(Heartbeat, self.service, self.instance_id), heartbeat)
             await asyncio.sleep(HEARTBEAT_S)

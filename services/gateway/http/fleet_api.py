@@ -1,16 +1,17 @@
 """GET /dsd/fleet and /v1/dsd/windows: the live instances, their load, and the decided windows (docs/api.md).
 
-Invariant: only live instances appear, with the figures of their newest heartbeat and the newest decision. People and
-consoles read this; no token depends on it.
+Invariant: only live instances appear, with the figures of their newest heartbeat and the newest decision. What became
+of a drafter's guesses is what verifiers say. People and consoles read this; no token depends on it.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 from msgspec.structs import asdict
 
+from services.gateway.fleet.guesses import DrafterGuesses
 from services.gateway.fleet.peers import Peer
 from services.gateway.fleet.windows import HeardDecision
 from services.gateway.session.manager import Sessions
@@ -49,12 +50,16 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class DrafterStatus(PeerStatus, frozen=True):
-    """One live drafter. provider: the execution provider that computes most of its draft."""
+    """One live drafter.
+
+    provider: the execution provider that computes most of its draft. The others are what became of its guesses in this
+    gateway's sessions lately, as verifiers tell it (fleet/guesses.py). in_time: of the right guesses, those accepted.
+    """
 
     provider: str
-
-
-Status = TypeVar("Status", bound=PeerStatus)
+    guesses_per_s: float
+    acceptance: float | None
+    in_time: float | None
 
 
 class WindowReason(msgspec.Struct, frozen=True):
@@ -114,9 +119,9 @@ def fleet_status(sessions: Sessions, num_waiting: int, model: str, now: float) -
             max_sessions=sessions.max_sessions,
             num_waiting=num_waiting,
         ),
-        verifiers=[_peer(PeerStatus, peer, now) for peer in fleet.alive("verifier", now)],
-        drafters=[_peer(DrafterStatus, peer, now) for peer in fleet.alive("drafter", now)],
-        controllers=[_peer(PeerStatus, peer, now) for peer in fleet.alive("controller", now)],
+        verifiers=[_peer(peer, now) for peer in fleet.alive("verifier", now)],
+        drafters=[_drafter(peer, sessions.placement.guesses, now) for peer in fleet.alive("drafter", now)],
+        controllers=[_peer(peer, now) for peer in fleet.alive("controller", now)],
         windows=pair_windows(sessions, now),
     )
 
@@ -139,11 +144,23 @@ def _pair(heard: HeardDecision, now: float) -> PairWindow:
     return PairWindow(**fields, controller_id=heard.controller_id, age_ms=_age_ms(heard.heard_at, now))
 
 
-def _peer(kind: type[Status], peer: Peer, now: float) -> Status:
+def _peer(peer: Peer, now: float) -> PeerStatus:
+    figures = _told(peer, now)
+    return PeerStatus(**{name: figures[name] for name in PeerStatus.__struct_fields__})
+
+
+def _drafter(peer: Peer, guesses: DrafterGuesses, now: float) -> DrafterStatus:
+    quality = guesses.quality(peer.heartbeat.instance_id, now)
+    seen = {"guesses_per_s": quality.per_s, "acceptance": quality.acceptance, "in_time": quality.in_time}
+    figures = _told(peer, now) | seen
+    return DrafterStatus(**{name: figures[name] for name in DrafterStatus.__struct_fields__})
+
+
+def _told(peer: Peer, now: float) -> dict[str, Any]:
+    """What the newest heartbeat of an instance says, and its age."""
     heartbeat = peer.heartbeat
     own = {"name": instance_name(heartbeat.instance_id), "heartbeat_age_ms": _age_ms(peer.heard_at, now)}
-    figures = asdict(heartbeat) | asdict(heartbeat.load) | own
-    return kind(**{name: figures[name] for name in kind.__struct_fields__})
+    return asdict(heartbeat) | asdict(heartbeat.load) | own
 
 
 def _age_ms(heard_at: float, now: float) -> float:

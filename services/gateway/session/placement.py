@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.gateway.fleet.guesses import DrafterGuesses
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
 from shared.policies.routing import Router, RoutingCandidate, with_room, within_share
@@ -18,12 +19,13 @@ from shared.protocol.messages import Heartbeat
 
 @dataclass(slots=True)
 class Placement:
-    """Routing policies over the fleet."""
+    """Routing policies over the fleet. guesses: what became of those of its drafters, which no policy reads."""
 
     fleet: PeerFleet
     verifier_router: Router
     drafter_router: Router
     rng: random.Random
+    guesses: DrafterGuesses = field(default_factory=DrafterGuesses)
 
     def verifier(
         self,

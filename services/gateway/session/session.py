@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from services.gateway.errors import SessionFailed
+from services.gateway.fleet.guesses import further
 from services.gateway.session.drafter_binding import DrafterBinding
 from services.gateway.session.generation import Generation
 from services.gateway.session.load_accounting import LoadAccounting
@@ -173,7 +174,9 @@ class Session:
             self.num_conflicts += 1
             self._leave_verifier(now)
             return
-        self.tallies.observe(sender_id, verdict.term, verdict.tally)
+        before = self.tallies.observe(sender_id, verdict.term, verdict.tally)
+        if self.drafter_id is not None and before != verdict.tally:
+            self.placement.guesses.observe(self.drafter_id, further(verdict.tally, before), now)
         if new:
             self._num_idle_terms, self._lacks_room, self._search = 0, False, RoomSearch()
             if self._fingerprint not in self._worked:

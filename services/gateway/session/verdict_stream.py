@@ -164,13 +164,16 @@ class TallySum:
     _closed: list[Tally] = field(default_factory=list)
     _newest: dict[str, tuple[int, Tally]] = field(default_factory=dict)  # verifier id -> term, tally
 
-    def observe(self, verifier_id: str, term: int, tally: Tally) -> None:
+    def observe(self, verifier_id: str, term: int, tally: Tally) -> Tally:
+        """Takes a tally. Returns the one beyond which it counts: itself if it tells nothing new."""
         known_term, known = self._newest.get(verifier_id, (term, Tally()))
-        if sum(astuple(tally)) >= sum(astuple(known)):
-            self._newest[verifier_id] = (term, tally)
-        elif term > known_term:
+        if sum(astuple(tally)) < sum(astuple(known)):
+            if term <= known_term:
+                return tally
             self._closed.append(known)
-            self._newest[verifier_id] = (term, tally)
+            known = Tally()
+        self._newest[verifier_id] = (term, tally)
+        return known
 
     @property
     def total(self) -> Tally:

@@ -75,6 +75,31 @@ async def test_it_tells_what_the_newest_heartbeats_said(world: World) -> None:
     await bus.close()
 
 
+async def test_it_tells_what_became_of_each_drafters_guesses_by_the_word_of_verifiers(world: World) -> None:
+    await world.verifier()
+    drafter = await world.drafter()
+    (idle,) = (await fleet(world))["drafters"]
+    assert (idle["guesses_per_s"], idle["acceptance"], idle["in_time"]) == (0, None, None)
+    response = await world.client.post("/v1/completions", json={"model": MODEL, "prompt": "hello", "max_tokens": 24})
+    assert response.status == 200
+    (busy,) = (await fleet(world))["drafters"]
+    assert busy["instance_id"] == drafter.instance_id
+    assert busy["guesses_per_s"] > 0
+    assert busy["acceptance"] == 1, "it knows the target's text"
+    assert 0 <= busy["in_time"] <= 1
+
+
+async def test_a_drafter_that_guesses_wrong_is_told_as_such(world: World) -> None:
+    await world.verifier()
+    drafter = await world.drafter()
+    drafter.script = lambda prompt_ids: [1]
+    response = await world.client.post("/v1/completions", json={"model": MODEL, "prompt": "hello", "max_tokens": 24})
+    assert response.status == 200
+    (told,) = (await fleet(world))["drafters"]
+    assert told["acceptance"] == 0
+    assert told["in_time"] is None
+
+
 async def test_who_has_gone_is_told_no_more(world: World) -> None:
     verifier = await world.verifier()
     assert [each["name"] for each in (await fleet(world))["verifiers"]] == ["verifier"]

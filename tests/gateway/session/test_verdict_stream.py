@@ -238,3 +238,14 @@ def test_tallies_are_summed_over_verifiers_and_not_over_verdicts() -> None:
     assert total.total == Tally(7, 1, 1, 2, 9)
     total.observe("a", 4, Tally(1, 0, 0, 0, 1))  # lost the session and opened it anew
     assert total.total == Tally(8, 1, 1, 2, 10)
+
+
+def test_a_tally_counts_beyond_the_one_that_it_replaces() -> None:
+    """What it returns and the tally differ by the guesses that nobody has counted yet."""
+    total = TallySum()
+    assert total.observe("a", 1, Tally(3, 1, 0, 2, 4)) == Tally()
+    assert total.observe("a", 1, Tally(5, 1, 0, 2, 6)) == Tally(3, 1, 0, 2, 4)
+    overtaken, anew = Tally(4, 1, 0, 2, 5), Tally(1, 0, 0, 0, 1)
+    assert total.observe("a", 1, overtaken) == overtaken
+    assert total.observe("b", 2, anew) == Tally()
+    assert total.observe("a", 3, anew) == Tally(), "it lost the session and opened it anew"

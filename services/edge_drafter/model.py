@@ -99,9 +99,7 @@ class DraftModel:
         return ids
 
 
-def load_draft(
-    folder: str, num_threads: int, kept_tokens: int = 0, providers: Providers | None = None
-) -> DraftModel:
+def load_draft(folder: str, num_threads: int, kept_tokens: int = 0, providers: Providers | None = None) -> DraftModel:
     """Loads the draft model in `folder`: its configuration (draft_config.py) and the ONNX file that it names.
 
     kept_tokens: memory for caches that are not in use, in tokens. providers: None for the CPU. Raises FileNotFoundError

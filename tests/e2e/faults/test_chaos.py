@@ -1,4 +1,4 @@
-"""A short form of `make chaos`: some faults of every kind that the machine allows, and nothing is lost."""
+"""A short form of `make chaos`: a fault of each part of the system, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.faults import KINDS, FaultPlan, find_faketime
+from benchmarks.chaos.faults import FaultPlan, find_faketime
 from benchmarks.chaos.questions import Lengths
 from benchmarks.chaos.report import as_markdown
 from benchmarks.chaos.run import Load, run
@@ -17,14 +17,14 @@ from benchmarks.harness.latency import OK
 pytestmark = pytest.mark.timeout(600)
 
 PLAN = {"drafts": ("int8", "int4"), "env": {"DSD_LEASE_S": "5"}}
-KINDS_HERE = [kind for kind in KINDS if kind != "term-verifier"]  # its start is most of the time; a killed one starts
-FAULTS = FaultPlan(KINDS_HERE, seed=3, period_s=0.5, max_faults=len(KINDS_HERE))  # each kind once
-LOAD = Load(40, num_clients=6, seed=3, lengths=Lengths((20, 80), (6, 12)), faults=FAULTS, has_rolling=False)
+KINDS = ("kill-verifier", "hang-drafter", "kill-gateway", "kill-nats", "partition", "full-disk", "clock")
+FAULTS = FaultPlan(KINDS, seed=3, period_s=0.7, max_faults=len(KINDS))  # each once
+LOAD = Load(12, num_clients=4, seed=3, lengths=Lengths((20, 80), (6, 12)), faults=FAULTS, has_rolling=False)
 OF_TIME = "a pause of"  # on a busy machine these say nothing
 OF_MEMORY = "MiB more than at the start"
 
 
-def test_faults_of_every_kind_change_no_text_fail_no_request_and_leave_nothing(default_models: Path) -> None:
+def test_a_fault_of_each_part_changes_no_text_fails_no_request_and_leaves_nothing(default_models: Path) -> None:
     plan = ChaosPlan(default_models, fake_clock=find_faketime(), **PLAN)
     result, records = asyncio.run(run(plan, LOAD, print))
     print(as_markdown(result))

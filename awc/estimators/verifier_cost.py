@@ -68,7 +68,7 @@ class VerifierCostLine:
     def is_outpaced(self, seen: PairReport) -> bool:
         """Whether a session's guesses come hardly faster than the target writes without them."""
         alone_ms = seen.pass_ms - self.per_token_ms * max(0.0, seen.pass_tokens - seen.batch)
-        return seen.pass_ms > 0 and OUTPACED * alone_ms < seen.draft_ms
+        return seen.pass_ms > 0 and OUTPACED * max(alone_ms, self.base_ms) < seen.draft_ms
 
 
 class PerVerifier(Generic[Value]):

@@ -58,7 +58,7 @@ class DraftLoop:
         self._fail = fail
         self._ready = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="draft-model")
-        self.batch = 0  # sessions in the last step
+        self.batch = 0  # sessions in the last step that fed each one or two tokens
         self.step_ms = 0.0  # of a step that feeds a session one or two tokens
         self.cost = StepCost(model.max_rows)
         self.prefill_ms = 0.0  # per token
@@ -132,9 +132,9 @@ class DraftLoop:
         ]
 
     def _commit(self, shares: Sequence[StepShare], outcome: Outcome) -> None:
-        self.batch = len(shares)
         if any(guess is not None for guess in outcome.guesses):
             most_fed = max(len(share.step.fed_ids) for share in shares)
+            self.batch = len(shares) if most_fed <= 2 else self.batch
             has_copied = any(share.row.prefix for share in shares)
             self._observe(outcome.elapsed_ms, most_fed, len(shares), has_copied=has_copied)
         for share, guess in zip(shares, outcome.guesses, strict=True):
@@ -168,10 +168,11 @@ class DraftLoop:
 class StepCost:
     """Milliseconds of a step that feeds a session one or two tokens, by its number of sessions.
 
-    A line through the steps, fitted by least squares; old steps fade.
+    A line through the steps that falls nowhere, fitted by least squares; old steps fade. Where all steps are alike, a
+    further session adds FURTHER of a step with one.
     """
 
-    PRIOR = (10.0, 2.0)  # of one session, of each further one
+    FURTHER = 0.2
     PRIOR_WEIGHT = 1e-4
     FORGETTING = 0.95
 
@@ -190,6 +191,15 @@ class StepCost:
         """Between two guesses of a session while so many draft; 0 before the first step."""
         if not self._has_seen:
             return 0.0
-        ridge = self.PRIOR_WEIGHT * np.trace(self._squares) * np.eye(2)
-        alone_ms, further_ms = np.linalg.solve(self._squares + ridge, self._products + ridge @ np.array(self.PRIOR))
-        return guess_ms(num_sessions, self._max_rows, max(0.0, float(alone_ms)), max(0.0, float(further_ms)))
+        return guess_ms(num_sessions, self._max_rows, *self._line())
+
+    def _line(self) -> tuple[float, float]:
+        """Milliseconds of a step with one session, and of each further one."""
+        prior = np.array([-self.FURTHER, 1.0])
+        weight = self.PRIOR_WEIGHT * np.trace(self._squares)
+        alone_ms, further_ms = np.linalg.solve(self._squares + weight * np.outer(prior, prior), self._products)
+        if further_ms < 0:
+            return float(self._products[0] / self._squares[0, 0]), 0.0
+        if alone_ms < 0:
+            return 0.0, float(self._products[1] / self._squares[1, 1])
+        return float(alone_ms), float(further_ms)

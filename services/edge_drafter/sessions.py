@@ -162,7 +162,8 @@ class DraftSessions:
             max_kept = self._model.num_caches(len(self), longest) - len(self)
         scope, prefix = state.request.cache_scope, None
         if scope is not None and prefixes.max_tokens and state.num_todo > MIN_TOKENS:
-            live = [held for other in self if other is not slot and (held := other.held) is not None]
+            others = [each for each in self if each is not slot and each.state.request.cache_scope == scope]
+            live = [held for other in others if (held := other.held) is not None]
             prefix = prefixes.take(scope, state.tokens, state.computed, live, max_kept)
         prefixes.shrink(max_kept)
         if prefix is not None:

@@ -121,6 +121,27 @@ def test_the_time_between_guesses_of_a_session_is_that_of_a_common_step() -> Non
     assert cost.guess_ms(32) == pytest.approx(2 * 55.0, rel=0.02), "they take turns in two steps"
 
 
+@pytest.mark.parametrize(("alone_ms", "further_ms"), [(1.0, 0.15), (5.0, 0.5), (10.0, 3.0), (20.0, 0.0), (100.0, 14.0)])
+@pytest.mark.parametrize("num_rows", [1, 4, 8])
+def test_the_time_between_guesses_is_that_of_the_steps_that_there_are_on_machines_of_any_speed(
+    alone_ms: float, further_ms: float, num_rows: int
+) -> None:
+    cost = StepCost(max_rows=16)
+    for rows in (1, 1, 1, 1, 4, 4, 4, 4, *[num_rows] * 400):
+        cost.observe(alone_ms + further_ms * (rows - 1), rows)
+    assert cost.guess_ms(num_rows) == pytest.approx(alone_ms + further_ms * (num_rows - 1), rel=0.02)
+    for other in (1, 16):
+        true_ms = alone_ms + further_ms * (other - 1)
+        assert true_ms / 4.1 < cost.guess_ms(other) < 4.1 * true_ms
+
+
+def test_noise_makes_no_step_of_more_sessions_shorter() -> None:
+    cost = StepCost(max_rows=16)
+    for elapsed_ms, num_rows in [(12.0, 1), (9.0, 8)] * 50:
+        cost.observe(elapsed_ms, num_rows)
+    assert [cost.guess_ms(num) for num in (1, 8, 16)] == pytest.approx([10.5] * 3, rel=0.02)
+
+
 def test_a_machine_that_slows_down_is_noticed_from_the_steps_that_there_are() -> None:
     """A step of two sessions that takes long does not make one of eight take many times as long."""
     cost = StepCost(max_rows=16)

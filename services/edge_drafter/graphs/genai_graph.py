@@ -6,6 +6,7 @@ a length of its own, the sum of its row of the mask, but then only one new token
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,7 @@ class GenaiGraph:
         self._arena = KvArena(len(config.kv), num_heads, head_size, self._kv_type, config.max_context, kept_tokens)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}  # by first row and number of rows
         self._bound_size = self._arena.num_sizes
+        self._logits = np.empty(0, self._logits_type)  # memory that all bindings share
 
     def new_cache(self, capacity: int) -> DraftCache:
         return DraftCache(capacity)
@@ -56,14 +58,20 @@ class GenaiGraph:
         order = np.argsort(rows)  # of the caches, by their row
         ends = np.array(starts)[order, None] + num_new
         shape = [num_rows, 1 if self._last_logits_only else num_new, self.vocab_size]
-        logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._logits_type)
+        logits = self._logits_memory(shape)
         binding = self._bound(min(rows), num_rows)
         binding.bind_cpu_input(self._config.ids, ids[order])
         binding.bind_cpu_input(self._config.mask, (np.arange(longest) < ends).astype(np.int64))
-        binding.bind_ortvalue_output(self._config.logits, logits)
+        binding.bind_output(self._config.logits, "cpu", 0, self._logits_type, shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
-        after_last: np.ndarray = logits.numpy()[np.argsort(order), -1]
+        after_last: np.ndarray = logits[np.argsort(order), -1]
         return after_last
+
+    def _logits_memory(self, shape: Sequence[int]) -> np.ndarray:
+        size = math.prod(shape)
+        if self._logits.size < size:
+            self._logits = np.empty(size, self._logits_type)
+        return self._logits[:size].reshape(shape)
 
     def _bound(self, first: int, num_rows: int) -> ort.IOBinding:
         """A binding of adjacent rows as past and present."""

@@ -66,6 +66,7 @@ class Session:
     _retry_at: float = 0.0
     _num_opens: int = 0  # in this term
     _num_absents: int = 0
+    _counted_term: int = 1  # whose verdicts count for its drafter; the first of a new one holds the fates of the last
     _num_idle_terms: int = 0  # in a row that brought no token
     _rebound: bool = False  # this term's verifier had the session before
     _lacks_room: bool = False  # it lets the session wait for KV cache
@@ -175,8 +176,9 @@ class Session:
             self._leave_verifier(now)
             return
         before = self.tallies.observe(sender_id, verdict.term, verdict.tally)
-        if self.drafter_id is not None and before != verdict.tally:
-            self.placement.guesses.observe(self.drafter_id, further(verdict.tally, before), now)
+        fates, counted_term, self._counted_term = further(verdict.tally, before), self._counted_term, verdict.term
+        if self.drafter_id is not None and fates.total and counted_term == verdict.term:
+            self.placement.guesses.observe(self.drafter_id, fates, now)
         if new:
             self._num_idle_terms, self._lacks_room, self._search = 0, False, RoomSearch()
             if self._fingerprint not in self._worked:

@@ -68,6 +68,7 @@ class Story:
         term: int | None = None,
         finish: Finish | None = None,
         drafted: bool = True,
+        tally: Tally | None = None,
     ) -> None:
         echo = Echo(0.0, 0.0) if drafted else None
         term = self.session.term if term is None else term
@@ -84,7 +85,7 @@ class Story:
             0.0,
             1,
             0.0,
-            Tally(num_passes=1),
+            tally or Tally(num_passes=1),
             [TokenLogprobs(0.0, TokenIds(), [])] * len(ids) if wanted else None,
         )
         self.session.on_verdict(by, said, self.now)

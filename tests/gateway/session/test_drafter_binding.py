@@ -12,6 +12,7 @@ from shared.protocol.messages import (
     FailureCode,
     Open,
     Speculate,
+    Tally,
 )
 from tests.gateway.fleet.test_peers import beat
 from tests.gateway.session.story import PROMPT, TIMING, Story, running, taken, two_of_each
@@ -142,3 +143,17 @@ def test_a_drafter_that_is_heard_is_not_reminded() -> None:
         story.wait(0.4)
         story.verdict("v1.1", PROMPT + 3 + number, [7])
     assert story.verbs() == []
+
+
+def test_guesses_that_a_replaced_drafter_left_behind_count_for_nobody() -> None:
+    story = Story(two_of_each())
+    story.opened("v1.1")
+    first = story.session.drafter_id
+    story.verdict("v1.1", PROMPT, [1], tally=Tally(num_passes=1, accepted=3))
+    story.session.on_gone(str(first), story.now)
+    story.opened("v1.1")
+    second = story.session.drafter_id
+    story.verdict("v1.1", PROMPT + 1, [2], tally=Tally(num_passes=2, accepted=3, discarded=64))
+    story.verdict("v1.1", PROMPT + 2, [3], tally=Tally(num_passes=3, accepted=5, discarded=64))
+    rates = [story.placement.guesses.quality(str(each), story.now).per_s for each in (first, second)]
+    assert rates == pytest.approx([3.0, 2.0], rel=0.1)

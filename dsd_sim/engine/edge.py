@@ -361,18 +361,25 @@ def absorb(w, slot):
 
 @njit(cache=True)
 def absorb_all(w):
-    """Updates the counts, number of sessions and total context of all pairs for a report."""
+    """Updates the counts, numbers of sessions and total context of all pairs for a report."""
     for device in range(len(w.devices)):
         _advance(w, device)
         for node in range(len(w.nodes)):
-            w.pairs[device, node].num_sessions = 0
+            w.pairs[device, node].num_sessions = w.pairs[device, node].num_sharing = 0
             w.pairs[device, node].context = 0
+        num_drafting = 0
         for i in range(w.devices[device].num_sessions):
             slot = w.device_slots[device, i]
             absorb(w, slot)
             pair = w.pairs[device, w.requests[w.slots[slot].request].node]
             pair.num_sessions += 1
             pair.context += w.drafters[slot].length
+            if w.drafters[slot].window > 0:
+                num_drafting += 1
+            else:
+                pair.num_sharing += 1
+        for node in range(len(w.nodes)):
+            w.pairs[device, node].num_sharing += num_drafting
 
 
 @njit(cache=True)

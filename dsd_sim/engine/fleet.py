@@ -323,21 +323,21 @@ class SimFleet:
         if is_down and self.now >= self._decisions_expire_ms:
             self._expire_decisions()
         devices, nodes = np.nonzero(is_fresh & (not is_down))
-        drafting = self._guess_times()
+        draft_ms = self._guess_times(devices, nodes)
         seen = pairs[devices, nodes][list(REPORTED)].tolist()
-        for device, node, values in zip(devices.tolist(), nodes.tolist(), seen, strict=True):
-            report = report_of(self._node_ids[node], drafting[device], values)
+        for device, node, guess, values in zip(devices.tolist(), nodes.tolist(), draft_ms, seen, strict=True):
+            report = report_of(self._node_ids[node], guess, values)
             self.reported.add(report)
             if is_plausible(report):
                 self._announce(device, node, self._control(device, node).decide(report))
         for fate in FATES:
             pairs[fate] = 0
 
-    def _guess_times(self) -> list[float]:
-        """Milliseconds between two guesses of a session of each device, without context."""
-        devices = self.world.devices
-        alone, further = (devices[name] * devices["slowdown"] for name in ("step_ms", "session_ms"))
-        columns = (devices["num_sessions"], devices["max_rows"], alone, further)
+    def _guess_times(self, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> list[float]:
+        """Milliseconds between two guesses of a session of each pair, without context, if the pair drafts."""
+        found = self.world.devices[devices]
+        alone, further = (found[name] * found["slowdown"] for name in ("step_ms", "session_ms"))
+        columns = (self.world.pairs["num_sharing"][devices, nodes], found["max_rows"], alone, further)
         return [guess_ms(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
     def _control(self, device: int, node: int) -> PairControl:

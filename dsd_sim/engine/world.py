@@ -135,6 +135,7 @@ PAIR = np.dtype(
         ("free_run", np.bool_),
         ("min_confidence", np.float64),
         ("num_sessions", np.int32),
+        ("num_sharing", np.int32),  # sessions of the device that would share its steps if this pair drafts
         ("context", np.int64),  # tokens, sum over sessions
         *((fate, np.int64) for fate in FATES),  # since the last report
         ("queue", np.float64),  # moving averages

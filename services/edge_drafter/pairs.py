@@ -6,6 +6,7 @@ the change happened. Times are milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -93,12 +94,20 @@ class PairTable:
         """Forgets a session that is over."""
         self._pair(slot.verifier_id).last_verdict.pop(slot.state.session_id, None)
 
-    def take_reports(self, slots: list[SessionSlot], windows: dict[str, int], draft_ms: float) -> list[PairReport]:
-        """Reports of all pairs with sessions or new counts, which are reset; other pairs are forgotten."""
+    def take_reports(
+        self, slots: list[SessionSlot], windows: dict[str, int], guess_ms: Callable[[int], float]
+    ) -> list[PairReport]:
+        """Reports of all pairs with sessions or new counts, which are reset; other pairs are forgotten.
+
+        guess_ms: between two guesses of a session while so many sessions draft. A pair is told that of its own sessions
+        and of those of others that draft now.
+        """
         reports: list[PairReport] = []
+        num_drafting = sum(slot.state.window > 0 for slot in slots)
         for verifier_id, pair in list(self._pairs.items()):
             mine = [slot for slot in slots if slot.verifier_id == verifier_id]
             if (mine or pair.is_fresh) and len(reports) < MAX_REPORTED_PAIRS:
+                draft_ms = guess_ms(num_drafting + sum(slot.state.window == 0 for slot in mine))
                 reports.append(self._report(verifier_id, pair, mine, windows[verifier_id], draft_ms))
                 pair.drafted, pair.fates = 0, Fates()
             if not mine and not pair.is_fresh:

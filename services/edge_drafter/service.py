@@ -265,7 +265,7 @@ class Drafter:
                 self._steer(verifier_id, now)
             choices = {verifier_id: self.steering.choice(verifier_id, now) for verifier_id in self.pairs.verifier_ids()}
             windows = {verifier_id: choice.window for verifier_id, choice in choices.items()}
-            reports = self.pairs.take_reports(list(self.table), windows, self.loop.cost.guess_ms(len(self.table)))
+            reports = self.pairs.take_reports(list(self.table), windows, self.loop.cost.guess_ms)
             if reports:
                 self._sequence += 1
                 report = Report(self.instance_id, self._sequence, reports)

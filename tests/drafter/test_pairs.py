@@ -41,7 +41,7 @@ class Pairs:
 
     def report(self, draft_ms: float = 5.0) -> dict[str, PairReport]:
         windows = dict.fromkeys(self.pairs.verifier_ids(), 8)
-        reports = self.pairs.take_reports(list(self.table), windows, draft_ms)
+        reports = self.pairs.take_reports(list(self.table), windows, lambda num_sessions: num_sessions * draft_ms)
         return {report.verifier_id: report for report in reports}
 
 
@@ -103,7 +103,7 @@ def test_sessions_of_one_verifier_are_added_up_and_those_of_another_are_not(pair
     assert {key: (report.drafted, report.num_sessions) for key, report in reports.items()} == {
         VERIFIER: (7, 2), OTHER_VERIFIER: (5, 1),
     }  # fmt: skip
-    assert all((report.draft_ms, report.window, report.context) == (7.0, 8, 3) for report in reports.values())
+    assert all((report.draft_ms, report.window, report.context) == (21.0, 8, 3) for report in reports.values())
 
 
 def test_the_counts_of_a_session_that_is_over_are_still_reported_and_then_its_pair_is_forgotten(pairs: Pairs) -> None:
@@ -221,3 +221,14 @@ def test_more_pairs_than_a_report_may_carry_are_reported_in_turn(pairs: Pairs, m
 def test_a_moving_average_starts_with_its_first_sample() -> None:
     assert moving(0.0, 10.0) == 10.0
     assert moving(10.0, 20.0) == pytest.approx(12.0)
+
+
+def test_a_pair_is_told_the_time_between_guesses_of_its_sessions_and_of_others_that_draft(pairs: Pairs) -> None:
+    mine = pairs.start()
+    others = [pairs.start(OTHER_VERIFIER) for _ in range(3)]
+    for slot in (mine, *others):
+        pairs.pairs.absorb(slot)
+    for slot in (mine, *others[1:]):
+        slot.state.steer(0, 1, free_run=True)
+    reports = pairs.report(draft_ms=5.0)
+    assert (reports[VERIFIER].draft_ms, reports[OTHER_VERIFIER].draft_ms) == (10.0, 15.0)

@@ -109,9 +109,22 @@ def test_a_report_tells_the_time_between_guesses_of_the_sessions_that_there_are(
     world = a_world(1, step_ms=10)
     fleet = a_fleet(world)
     world.devices["session_ms"], world.devices["slowdown"] = 2.0, 1.5
-    for max_rows, num_sessions, expected in ((1, 0, 10), (1, 3, 30), (16, 1, 10), (16, 8, 24)):
-        world.devices["max_rows"], world.devices["num_sessions"] = max_rows, num_sessions
-        assert fleet._guess_times() == pytest.approx([1.5 * expected])
+    here = np.zeros(1, np.intp)
+    for max_rows, num_sharing, expected in ((1, 0, 10), (1, 3, 30), (16, 1, 10), (16, 8, 24)):
+        world.devices["max_rows"], world.pairs["num_sharing"] = max_rows, num_sharing
+        assert fleet._guess_times(here, here) == pytest.approx([1.5 * expected])
+
+
+def test_a_pair_counts_its_sessions_and_those_of_others_that_draft() -> None:
+    world = a_world(4, num_nodes=2)
+    world.requests["node"] = [0, 1, 1, 1]
+    for slot in range(4):
+        world.slots[slot]["request"] = slot
+        world.device_slots[0, slot] = slot
+        world.drafters[slot]["window"] = slot == 1
+    world.devices["num_sessions"] = 4
+    edge.absorb_all(world)
+    assert world.pairs["num_sharing"].tolist() == [[2, 3]]
 
 
 def test_a_device_with_one_session_gives_the_same_result_whether_its_steps_could_be_shared_or_not() -> None:

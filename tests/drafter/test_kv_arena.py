@@ -153,6 +153,20 @@ def test_memory_that_far_fewer_tokens_need_is_given_back_while_a_session_goes_on
     step.check()
 
 
+def test_memory_is_given_back_to_a_chat_that_goes_on_in_its_row_too() -> None:
+    step = Step(an_arena())
+    caches = [DraftCache(200) for _ in range(8)]
+    step.run(caches, [1.0] * 8)
+    step.arena.line_up(caches, 30)
+    for cache in caches[1:]:
+        del step.held[cache]
+    target = step.take(caches[0], 0, 1, is_moved=True)
+    del caches[:], cache
+    step.run([target], [2.0])
+    assert (step.arena._num_rows, step.arena.row_shape[1]) == (1, 8)
+    step.check()
+
+
 def test_there_are_rows_for_kept_caches_as_long_as_all_hold_no_more_tokens_than_allowed() -> None:
     arena = an_arena(kept_tokens=64)
     for length, num_rows in ((1, 8), (9, 4), (20, 2), (40, 1), (150, 1)):

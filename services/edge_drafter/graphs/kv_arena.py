@@ -36,6 +36,7 @@ class KvArena:
         self._kept_tokens = kept_tokens
         self._rows: WeakKeyDictionary[DraftCache, int] = WeakKeyDictionary()
         self.num_sizes = 0  # that it has had; views of an earlier size are void
+        self._has_begun = False  # a session has begun in the row of another since the size was last looked at
         self._resize(*self._fitting(1, 1))
 
     @property
@@ -55,6 +56,7 @@ class KvArena:
         if prefix.is_moved:
             if prefix.cache in self._rows:
                 self._rows[target] = self._rows.pop(prefix.cache)
+                self._has_begun = True
             return
         self.line_up([target], prefix.length)
         source, row, part = self._rows[prefix.cache], self._rows[target], slice(prefix.start, prefix.length)
@@ -95,7 +97,9 @@ class KvArena:
         num_rows, capacity = self._fitting(num_caches, self._longest(length))
         is_too_small = num_caches > self._num_rows or length > self._capacity
         is_too_large = 4 * num_rows * capacity <= self._num_rows * self._capacity
-        if is_too_small or (num_new and (is_too_large or (not self._rows and self.num_sizes > 1))):
+        begins = num_new > 0 or self._has_begun
+        self._has_begun = False
+        if is_too_small or (begins and (is_too_large or (not self._rows and self.num_sizes > 1))):
             self._resize(num_rows, capacity)
 
     def _longest(self, length: int) -> int:

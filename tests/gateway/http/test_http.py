@@ -10,7 +10,7 @@ import pytest
 
 from shared.protocol.messages import Close, FailureCode, Open, Speculate, Speculation, WindowDecision
 from shared.protocol.subjects import new_instance_id, to
-from tests.gateway.conftest import World, a_world, ids_of, until
+from tests.gateway.conftest import TOKENIZER, World, a_world, ids_of, until
 from tests.gateway.fakes import CONTEXT, MODEL
 
 CHAT = "/v1/chat/completions"
@@ -48,6 +48,7 @@ async def test_a_chat_is_answered_whole(world: World) -> None:
     assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == dsd["accepted"]
     (opened,) = verifier.of(Open)
     assert (opened.sampling.seed, opened.sampling.temperature, opened.sampling.top_k) == (7, 0.5, 3)
+    assert "user\nhi" in TOKENIZER.decode(list(opened.prompt_ids)), "it reads the prompt"
     await world.no_session_is_left()
     assert len(verifier.of(Close)) == 1
 

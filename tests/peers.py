@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
+
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
 from shared.protocol.messages import Heartbeat, Load, Message, Service
@@ -44,10 +46,10 @@ class Peer:
         verb = verb or subjects.VERBS[type(message)]
         await self._bus.publish(subjects.with_verb(service, receiver, verb, self.instance_id), message)
 
-    async def send_heartbeat(self, *, instance_id: str = "", draining: bool = False, interval_s: float = 60.0) -> None:
-        """Sends a heartbeat that names `instance_id`, by default this peer."""
-        mine = instance_id or self.instance_id
-        heartbeat = Heartbeat(self._service, mine, interval_s, ["fake"], 1024, 97, "fake", Load(), draining)
+    async def send_heartbeat(self, **changes: object) -> None:
+        """Sends a heartbeat with other values of some fields. instance_id: whom it names, by default this peer."""
+        usual = Heartbeat(self._service, self.instance_id, 60.0, ["fake"], 1024, 97, "fake", Load(), False)
+        heartbeat = msgspec.structs.replace(usual, **changes)
         await self._bus.publish(subjects.broadcast(Heartbeat, self._service, self.instance_id), heartbeat)
 
     async def next(self, kind: type[Kind], holds: Callable[[Kind], bool] = lambda message: True) -> Kind:

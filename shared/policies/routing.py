@@ -103,7 +103,7 @@ class FewChoicesRouter:
 class NearShortestQueueRouter:
     """RTT-aware JSQ: the candidate at which a new session gets its first step soonest.
 
-    Estimate: rtt_ms + step_ms x (sessions + 1) / sessions of a step.
+    Estimate: rtt_ms + step_ms x (sessions + 1) / sessions of a step. A step has at most all sessions, whatever is told.
     """
 
     def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:
@@ -112,7 +112,9 @@ class NearShortestQueueRouter:
 
         def wait(candidate: RoutingCandidate) -> tuple[float, tuple[int, int], str]:
             load, queue_length = candidate.load, candidate.queue_length
-            first_ms = load.rtt_ms + (load.step_ms or typical_ms) * (queue_length[0] + 1) / max(load.batch, 1)
+            num_sessions = queue_length[0]
+            batch = max(1, min(load.batch, num_sessions))
+            first_ms = load.rtt_ms + (load.step_ms or typical_ms) * (num_sessions + 1) / batch
             return (first_ms, queue_length, candidate.instance_id)
 
         return min(candidates, key=wait, default=None)

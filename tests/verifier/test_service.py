@@ -9,12 +9,14 @@ import pytest
 from msgspec import structs
 
 from services.cloud_verifier.loop import MAX_FAILURES
+from services.cloud_verifier.service import now_ms
 from shared.policies.kv_cache import KV_AHEAD, KV_STEP, likely_kv_tokens
 from shared.protocol.messages import (
     NO_TOKENS,
     Close,
     Failure,
     Heartbeat,
+    Load,
     Open,
     Opened,
     Poll,
@@ -242,6 +244,32 @@ async def test_a_session_of_a_silent_gateway_is_closed_and_that_of_a_living_one_
         await world.draft(abandoned, 0, [1])
         assert (await world.drafter.find(Failure)).code == "closed"
         assert world.count("verifier_expired_sessions") == 1
+
+
+FULL = 1 << 48
+EXTREMES: list[dict[str, object]] = [
+    *({"interval_s": interval_s} for interval_s in (1e-9, 3600.0)),
+    *({"models": models} for models in ([], ["other"])),
+    *({field: value} for field in ("max_context", "vocab_size") for value in (0, FULL)),
+    *({field: value} for field in ("fingerprint", "provider") for value in ("", "x" * 64)),
+    {"draining": True},
+    *({"load": Load(**{field: FULL})} for field in Load.__struct_fields__),
+]
+
+
+async def test_of_a_gateway_s_heartbeat_nothing_counts_but_that_it_came(start: Start) -> None:
+    async with start() as world:
+        world.model.gate.shut()
+        request = await world.open()
+        slot = world.verifier.table.find(request.session_id)
+        for lie in EXTREMES:
+            before = slot.renewed_at
+            await world.gateway.send_heartbeat(**lie)
+            await until(lambda before=before: slot.renewed_at > before)
+            assert slot.renewed_at <= now_ms(), "no longer than a lease from now"
+        world.model.gate.open()
+        assert await world.text(request) == answer(PROMPT, 12)
+        assert world.count("verifier_expired_sessions") == world.dropped("foreign heartbeat") == 0
 
 
 async def test_polling_renews_a_lease(start: Start) -> None:

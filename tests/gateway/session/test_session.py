@@ -13,9 +13,10 @@ from shared.protocol.messages import (
     Heartbeat,
     Load,
     Open,
+    Opened,
     Poll,
 )
-from tests.gateway.fleet.test_peers import beat
+from tests.gateway.fleet.test_peers import beat, generation
 from tests.gateway.session.story import PROMPT, TIMING, Story, running, taken, two_of_each
 
 
@@ -26,6 +27,22 @@ def test_an_unanswered_open_is_repeated_and_then_goes_elsewhere() -> None:
     story.wait(0.2)
     assert story.verbs() == ["close v1.1", "open v2.1"]
     assert story.session.term == 2
+
+
+@pytest.mark.parametrize("lease_s", [1e-9, 1e6])
+@pytest.mark.parametrize("load", [Load(), Load(*[1 << 48] * 7, 1e15, 1e15, 1e15)])
+def test_what_a_verifier_tells_of_lease_and_load_as_it_opens_changes_nothing(lease_s: float, load: Load) -> None:
+    told, usual = Story(two_of_each()), Story(two_of_each())
+    said = Opened(told.session.session_id, told.session.term, lease_s, load, "cpu")
+    told.session.on_opened("v1.1", said, told.now)
+    usual.opened("v1.1")
+    for _ in range(100):  # until it is left for its silence, and later
+        for story in (told, usual):
+            story.wait(0.1)
+        assert told.sends() == usual.sends()
+        assert (told.session.due, told.session.phase) == (usual.session.due, usual.session.phase)
+        assert told.placement.verifier(generation(), told.now) == usual.placement.verifier(generation(), usual.now)
+    assert told.session.term == usual.session.term > 1
 
 
 def test_a_verdict_opens_the_session_when_opened_was_lost() -> None:

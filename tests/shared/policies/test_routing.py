@@ -94,6 +94,13 @@ def test_rtt_aware_jsq_knows_that_the_sessions_of_a_step_do_not_wait_for_each_ot
     assert chosen("rtt-jsq", [placed("turns", 5, 40, num_sessions=7), far], 3) == {"far": 3}
 
 
+@pytest.mark.parametrize("num_sessions", [0, 3])
+def test_rtt_aware_jsq_takes_a_step_to_have_no_more_sessions_than_there_are(num_sessions: int) -> None:
+    honest = placed("honest", 5, 30, num_sessions, batch=num_sessions)
+    liar = placed("liar", 5, 40, num_sessions, batch=1 << 48)
+    assert chosen("rtt-jsq", [honest, liar], 3) == {"honest": 3}
+
+
 def test_rtt_aware_jsq_prefers_the_faster_of_equally_loaded_instances() -> None:
     assert chosen("rtt-jsq", [placed("slow", 5, 30, 2), placed("fast", 5, 10, 2)], 3) == {"fast": 3}
 

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import chisquare
 
 from services.cloud_verifier import sampler
+from shared.protocol import running_adjustment
 from shared.protocol import sampling as reference
 from shared.protocol.messages import Bias, Sampling
 from shared.protocol.running_adjustment import RunningAdjustment
@@ -145,6 +146,30 @@ def test_each_row_is_penalised_by_the_guesses_before_it(sampling: Sampling, min_
         expected.append(reference.draw(row.numpy(), sampling, 40 + i, before))
     assert sampler.draw(sampler.adjust(logits, running, guesses), sampling, 40).tolist() == expected
     assert list(running.output_ids) == output, "guesses leave no trace"
+
+
+class CountedAdjustment(RunningAdjustment):
+    """Counts the tokens that come and go."""
+
+    num_changes = 0
+
+    def _count(self, entry: int, count: int) -> None:
+        self.num_changes += 1
+        super()._count(entry, count)
+
+
+@pytest.mark.parametrize("num_tokens", [1_000, 100_000])
+def test_a_penalised_row_costs_as_much_as_its_guesses_however_long_the_text_is(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = np.random.default_rng(6).integers(0, 97, num_tokens).tolist()
+    running = CountedAdjustment(ADJUSTED[1], text[: num_tokens // 2])
+    running.extend(text[num_tokens // 2 :])
+    logits, guesses, running.num_changes = logits_of(9, 97, 5, tied=False), [3, 4, 3, 96, 0, 3, 5, 5], 0
+    monkeypatch.setattr(running_adjustment, "adjustment", None)  # that reads the whole text
+    sampler.adjust(logits, running, guesses)
+    assert running.num_changes == 2 * len(guesses), "each comes, and goes at the end"
+    assert len(running.current.token_ids) <= 97
 
 
 def test_scores_have_the_bits_of_numpys() -> None:

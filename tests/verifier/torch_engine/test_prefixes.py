@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 
 from services.cloud_verifier.loop import step_row
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
@@ -96,6 +99,34 @@ def test_of_any_texts_the_one_with_most_in_common_is_found() -> None:
         kept_texts = {tuple(text) for text in texts if len(text) >= MIN_TOKENS}
         covered = [text for text in kept_texts if any(other[: len(text)] == text for other in kept_texts - {text})]
         assert cache.reserved == (len(kept_texts) - len(covered)) * STEP
+
+
+class CountedKey(Key):
+    """A key that counts how often it is compared or looked at."""
+
+    num_looks = 0
+
+    def __lt__(self, other: tuple[object, ...]) -> bool:
+        CountedKey.num_looks += 1
+        return super().__lt__(other)
+
+    @property
+    def token_ids(self) -> NDArray[np.uint32]:
+        CountedKey.num_looks += 1
+        return super().token_ids
+
+
+@pytest.mark.parametrize("num_texts", [10, 10_000])
+def test_a_search_looks_at_few_of_the_kept_texts_however_many_there_are(num_texts: int) -> None:
+    rng = np.random.default_rng(5)
+    cache = PrefixCache()
+    for _ in range(num_texts):
+        cache.keep(CountedKey.of("a", rng.integers(0, 4, 64)), object(), STEP)  # type: ignore[arg-type]
+    assert cache.reserved == num_texts * STEP
+    for _ in range(20):
+        CountedKey.num_looks = 0
+        cache.find(CountedKey.of("a", rng.integers(0, 4, 64)))
+        assert 0 < CountedKey.num_looks <= 8 + 2 * math.log2(num_texts)
 
 
 def test_nothing_is_found_in_another_scope() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 import socket
 from collections.abc import AsyncIterator
@@ -198,21 +199,25 @@ async def slow_reader(world: World, body: dict[str, Any]) -> AsyncIterator[socke
         yield client
 
 
-async def test_a_whole_answer_holds_its_slots_until_its_client_has_taken_it(folder: Path) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_drain_lasts_until_a_slow_client_has_taken_its_answer(folder: Path, stream: bool) -> None:
+    """Its slots are held as long, so it has the whole drain, not only the time in which open connections are closed."""
     async with a_world(folder) as world:
         verifier = await world.verifier(pass_s=0.0)
         world.answer = "7" * 32  # 32 kB with logprobs
-        async with nothing_left(world), slow_reader(world, chat(logprobs=True, top_logprobs=20)) as client:
-            await until(lambda: bool(verifier.of(Close)))
+        body = chat(logprobs=True, top_logprobs=20, stream=stream)
+        async with nothing_left(world), slow_reader(world, body) as client:
+            await until(lambda: bool(verifier.of(Close)) and has_unsent(world))
             draining = asyncio.create_task(world.gateway.drain())
-            await until(lambda: has_unsent(world))
+            await asyncio.sleep(0)
             assert not draining.done()
             taken, loop = b"", asyncio.get_running_loop()
             async with asyncio.timeout(20):
-                while not taken.endswith(b"}}"):
+                while not taken.endswith(b"0\r\n\r\n" if stream else b"}}"):
+                    assert not (draining.done() and has_unsent(world))
                     taken += await loop.sock_recv(client, 4096)
                 await draining
-        assert json.loads(taken.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"] == world.answer
+        assert b"".join(re.findall(rb'"content":"(7+)"', taken)).decode() == world.answer
 
 
 async def test_a_whole_answer_that_its_client_does_not_take_ends_with_the_deadline(folder: Path) -> None:

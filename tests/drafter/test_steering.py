@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
@@ -75,6 +76,27 @@ def test_the_live_controller_with_the_lowest_id_leads_at_first() -> None:
     assert steering.leader(0.0) == FIRST
     assert not steering.decide(decision(3), SECOND, 0.0)
     assert steering.decide(decision(12), FIRST, 0.0)
+
+
+FULL = 1 << 48
+EXTREMES: list[dict[str, object]] = [
+    *({"models": models} for models in ([], ["m"] * 64)),
+    *({field: value} for field in ("max_context", "vocab_size") for value in (0, FULL)),
+    *({field: value} for field in ("fingerprint", "provider") for value in ("", "x" * 64)),
+    *({"load": Load(**{field: FULL})} for field in Load.__struct_fields__),
+]
+
+
+@pytest.mark.parametrize("lie", EXTREMES, ids=str)
+def test_what_a_controller_says_of_models_and_load_makes_it_no_leader(lie: dict[str, object]) -> None:
+    steering = following(FIRST)
+    steering.on_heartbeat(msgspec.structs.replace(heartbeat(SECOND), **lie), 0.0)
+    assert steering.leader(0.0) == FIRST
+    assert not steering.decide(decision(3), SECOND, 0.0)
+    steering.on_heartbeat(heartbeat(SECOND), STALE_MS)
+    steering.on_heartbeat(msgspec.structs.replace(heartbeat(FIRST), **lie), STALE_MS - 1)
+    assert steering.leader(STALE_MS - 1) == FIRST, "nor ends that it leads"
+    assert steering.leader(2 * STALE_MS - 1) == SECOND, "nor makes it last"
 
 
 def test_a_leader_stays_while_it_lives_although_a_lower_id_comes() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,3 +69,11 @@ def save_int8(folder: Path) -> Path:
     """Saves the Llama with int8 weights, in the format of compressed-tensors."""
     with TemporaryDirectory() as plain:
         return quantise(save(llama(), Path(plain)), folder)
+
+
+def top_logits(folder: Path, text: Sequence[int]) -> tuple[float, float]:
+    """The two highest logits of a saved model after a text."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        highest, second = model(torch.tensor([text])).logits[0, -1].topk(2).values.tolist()
+    return highest, second

@@ -1,7 +1,7 @@
 """vLLM's flags and environment for a verifier's settings.
 
 vLLM's own flags pass through under their own names. DSD owns those that its batching rule, protocol or command line
-decide; they are refused with the name of DSD's setting.
+decide; they are refused with the name of DSD's setting. So are those that do not work with guesses.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ OWNED = {  # flag of vLLM: what to set instead
     "speculative_config": "",
     "async_scheduling": "",
 }
+REFUSED = {  # flag of vLLM: why, and what to do
+    "pipeline_parallel_size": "guesses give wrong text with it in this vLLM; use --tensor-parallel-size",
+}
 CPU_KV_GIB = 2  # vLLM's own default is nearly all memory of the machine
 _KV_FLAGS = ("kv_cache_memory_bytes", "gpu_memory_utilization")
 
@@ -38,8 +41,8 @@ def engine_args(settings: VerifierSettings) -> EngineArgs:
     for name in OWNED.keys() & changed:
         instead = f"use {OWNED[name]}" if OWNED[name] else "DSD decides it"
         _refuse(f"--{name.replace('_', '-')} is not passed on to vLLM: {instead}")
-    if given.pipeline_parallel_size > 1:
-        _refuse("--pipeline-parallel-size: guesses give wrong text with it in this vLLM; use --tensor-parallel-size")
+    for name in REFUSED.keys() & changed:
+        _refuse(f"--{name.replace('_', '-')}: {REFUSED[name]}")
     if is_on_cpu():
         _prepare_cpu(is_kv_chosen=bool(changed & set(_KV_FLAGS)))
     args = EngineArgs.from_cli_args(given)

@@ -1,7 +1,7 @@
 """vLLM's flags and environment for a verifier's settings.
 
 vLLM's own flags pass through under their own names. DSD owns those that its batching rule, protocol or command line
-decide; they are refused with the name of DSD's setting. So are those that do not work with guesses.
+decide; they are refused with the name of DSD's setting. So are those that cannot work.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ OWNED = {  # flag of vLLM: what to set instead
     "async_scheduling": "",
 }
 REFUSED = {  # flag of vLLM: why, and what to do
+    "enable_lora": "no request can name an adapter; merge it into the target's weights",
     "pipeline_parallel_size": "guesses give wrong text with it in this vLLM; use --tensor-parallel-size",
 }
 CPU_KV_GIB = 2  # vLLM's own default is nearly all memory of the machine

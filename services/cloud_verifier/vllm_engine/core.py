@@ -7,12 +7,14 @@ One of three files that use vLLM's internal interfaces (tests/vllm/test_contract
 
 from __future__ import annotations
 
+import platform
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import msgspec
+import torch
 from vllm import EngineArgs, SamplingParams
 from vllm import __version__ as vllm_version
 from vllm.platforms import current_platform
@@ -29,11 +31,21 @@ from services.cloud_verifier.vllm_engine.worker import RULE_KEY, DrawRule
 MAX_GUESSES = 16  # of one request in one step; a longer window takes several steps
 MAX_EMPTY_STEPS = 16  # that vLLM may need to forget ended requests
 HERE = "services.cloud_verifier.vllm_engine"
+INSTRUCTION_SETS = ("amx_tile", "avx512_bf16")  # by which vLLM chooses kernels, besides torch's own choice
 
 
 def is_on_cpu() -> bool:
     """Whether this vLLM computes on CPUs."""
     return bool(current_platform.is_cpu())
+
+
+def device_name() -> str:
+    """Name of the GPU, or instruction sets of the CPU. Equal machines have equal names."""
+    if not is_on_cpu():
+        return str(current_platform.get_device_name())
+    known = torch.cpu.get_capabilities()
+    sets = [each for each in INSTRUCTION_SETS if known.get(each)]
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *sets])
 
 
 def parse_flags(flags: Sequence[str]) -> tuple[Namespace, set[str]]:
@@ -103,6 +115,8 @@ class Core:
         config = self.config
         return {
             "vllm": vllm_version,
+            "torch": torch.__version__,
+            "device": device_name(),
             "attention": ",".join(self._core.collective_rpc("attention_backends")[0]),
             "dtype": str(config.model_config.dtype),
             "quantization": str(config.model_config.quantization),

@@ -1,6 +1,7 @@
-"""The numerics fingerprint of a model on vLLM: equal ones give equal logits in passes of equal shape.
+"""The numerics fingerprint of a model on vLLM: it changes with model, vLLM, torch, device and what chooses kernels.
 
-Whether the shape of a pass changes a logit depends on vLLM's kernels (docs/sampling.md).
+Equal ones do not promise equal bits: vLLM's kernels may also depend on the shape of a pass and, on CPUs, on the number
+of threads (docs/sampling.md).
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class Maker:
             tuple(sorted(requests, key=lambda request: request.at_ms)),
             (),
             lease_s=pick((2.0, 3.0, 5.0)),
-            session_timeout_s=pick((5.0, 10.0, 30.0, 30.0)),  # longer than three Polls take
+            session_timeout_s=pick((10.0, 15.0, 30.0, 30.0)),  # longer than two lost verifiers take
             jitter_ms=pick((0.0, 0.5, 5.0)),
             is_encoded=rng.random() < 0.05,
             learns_cost=rng.random() < 0.1,

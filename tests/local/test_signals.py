@@ -56,6 +56,7 @@ def start(folder: Path, terminal: int, command: tuple[str, ...] = ()) -> subproc
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup themselves
     )
     deadline = time.monotonic() + AT_MOST_S
     while not pidfile.is_ready(folder, process.pid):

@@ -99,8 +99,8 @@ class PairTable:
     ) -> list[PairReport]:
         """Reports of all pairs with sessions or new counts, which are reset; other pairs are forgotten.
 
-        guess_ms: between two guesses of a session while so many sessions draft. A pair is told that of its own sessions
-        and of those of others that draft now.
+        guess_ms: milliseconds between two guesses of a session, by the number of sessions that draft. A pair's number
+        is its own sessions plus the sessions of other pairs that draft now.
         """
         reports: list[PairReport] = []
         num_drafting = sum(slot.state.window > 0 for slot in slots)

@@ -103,7 +103,7 @@ class FewChoicesRouter:
 class NearShortestQueueRouter:
     """RTT-aware JSQ: the candidate at which a new session gets its first step soonest.
 
-    Estimate: rtt_ms + step_ms x (sessions + 1) / sessions of a step. A step has at most all sessions, whatever is told.
+    Estimate: rtt_ms + step_ms x (sessions + 1) / batch. batch: sessions of a step, between 1 and all sessions.
     """
 
     def choose(self, candidates: Sequence[RoutingCandidate], rng: random.Random) -> RoutingCandidate | None:

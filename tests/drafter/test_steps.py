@@ -1,4 +1,4 @@
-"""Steps of several sessions on a running drafter: who shares them, what a failure costs, what is told of them."""
+"""Draft steps that several sessions share: which sessions, failures, heartbeats and reported times."""
 
 from __future__ import annotations
 
@@ -50,11 +50,14 @@ async def test_each_row_is_drawn_with_its_own_noise_and_penalties(world: World) 
     for sampling in options:
         request = await world.speculate((3,), sampling=sampling)
         alone.append(await world.drafted(request, 0, WINDOW))
-    assert alone[0] != alone[1] != alone[2]
+    assert len(set(map(tuple, alone))) == len(options)
     world.model.gate.shut()
     requests = [await world.speculate((3,), sampling=sampling) for sampling in options]
+    await world.settled()
+    world.model.steps.clear()
     world.model.gate.open()
     assert [await world.drafted(request, 0, WINDOW) for request in requests] == alone
+    assert max(len(step) for step in world.model.steps) == len(options)
 
 
 async def test_a_row_that_fails_costs_its_session_only(world: World) -> None:

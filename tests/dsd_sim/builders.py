@@ -66,3 +66,12 @@ def tpot_ms(world: World) -> np.ndarray[Any, np.dtype[np.float64]]:
     requests = world.requests
     spans: np.ndarray[Any, np.dtype[np.float64]] = requests["done_ms"] - requests["first_ms"]
     return spans / (requests["tokens"] - 1)
+
+
+def check_fates(world: World) -> None:
+    """All requests are answered, and each of their guesses has one fate."""
+    requests = world.requests
+    assert (requests["done_ms"] > 0).all()
+    fates = sum(requests[name] for name in ("accepted", "rejected", "late", "discarded"))
+    assert (requests["drafted"] == fates).all()
+    assert requests["drafted"].sum() > 0

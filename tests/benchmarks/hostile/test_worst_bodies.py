@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks.hostile.bad_bodies import MAX_BYTES, bad_bodies
 from benchmarks.hostile.worst_bodies import LIMIT_MS, LoopWatch, measure
-from shared.runtime.home import default_models_dir
 from tests.gateway.tiny import make_folder
 
 
@@ -47,9 +46,8 @@ async def test_no_body_holds_the_loop_for_ten_times_the_limit_or_ends_otherwise_
 
 
 @pytest.mark.long
-async def test_no_body_holds_the_loop_for_the_limit_with_the_tokenizer_of_the_default_pair() -> None:
-    target = default_models_dir() / "target"
-    if not target.exists():
-        pytest.skip("the default pair is not prepared (python -m model_zoo prepare)")
-    costs = await measure(target, 5)
+async def test_no_body_holds_the_loop_for_the_limit_with_the_tokenizer_of_the_default_pair(
+    default_models: Path,
+) -> None:
+    costs = await measure(default_models / "target", 5)
     assert {cost.name: cost.held_ms for cost in costs if cost.held_ms > LIMIT_MS} == {}

@@ -13,7 +13,7 @@ from dsd_sim.engine.world import STEP
 from services.edge_drafter.sessions import DraftSessions
 from shared.policies.stepping import form_step
 from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
-from tests.dsd_sim.builders import SLIDING, a_fleet, a_world, stop_and_wait, tpot_ms
+from tests.dsd_sim.builders import SLIDING, a_fleet, a_world, check_fates, stop_and_wait, tpot_ms
 from tests.fakes import FakeDraft
 
 FEED = 16
@@ -98,11 +98,7 @@ def test_every_guess_of_a_shared_step_has_one_fate() -> None:
     world.requests["prompt"] = rng.integers(1, 300, 60)
     world.devices["max_rows"], world.devices["session_ms"] = 5, 2.0
     a_fleet(world, rate=0.7).run()
-    requests = world.requests
-    assert (requests["done_ms"] > 0).all()
-    fates = sum(requests[name] for name in ("accepted", "rejected", "late", "discarded"))
-    assert (requests["drafted"] == fates).all()
-    assert requests["drafted"].sum() > 0
+    check_fates(world)
 
 
 def test_a_report_tells_the_time_between_guesses_of_the_sessions_that_there_are() -> None:

@@ -38,8 +38,9 @@ async def test_a_loop_that_computes_is_found_and_one_that_waits_is_not() -> None
 async def test_no_body_holds_the_loop_for_ten_times_the_limit_or_ends_otherwise_than_refused_or_unserved(
     tmp_path: Path,
 ) -> None:
-    """A busy machine slows a body by less than that; one that is read without bounds holds the loop for seconds."""
-    costs = await measure(make_folder(tmp_path / "target"), 1)
+    """The shortest of three holds: another program may take the core during one. A body that is read without bounds
+    holds the loop for a second each time."""
+    costs = await measure(make_folder(tmp_path / "target"), 3)
     assert {cost.name: cost.held_ms for cost in costs if cost.held_ms > 10 * LIMIT_MS} == {}
     assert {cost.status for cost in costs} == {400, 503}, "503: no verifier takes what passed all checks"
     assert sum(cost.status == 503 for cost in costs) < 10

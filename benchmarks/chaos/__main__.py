@@ -45,7 +45,7 @@ def main(
     period_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults.")] = 2.0,
     max_faults: Annotated[int, typer.Option(min=0, help="Most faults; 0: no limit.")] = 0,
     longest_prompt: Annotated[int, typer.Option(min=20, help="Tokens of the longest prompt.")] = 1500,
-    longest_answer: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 60,
+    longest_answer: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 24,
     engine: Annotated[
         EngineName, typer.Option(envvar="DSD_ENGINE", help="Engine of the verifiers.")
     ] = EngineName.TORCH,

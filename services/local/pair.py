@@ -13,7 +13,8 @@ from pathlib import Path
 
 from shared.runtime.home import DEFAULT_MODEL
 
-DEFAULT_DRAFTS = ("int8", "int4")
+DISTILLED = "distilled"
+DEFAULT_DRAFTS = ("int8", "int4", DISTILLED)
 
 
 class PairRefused(ValueError):
@@ -27,11 +28,14 @@ class ModelPair:
     model_name: str  # the target's name in the API
     target: Path
     drafts: tuple[Path, ...]
-    is_default: bool = False  # `python -m model_zoo prepare` makes it
+    is_default: bool = False  # `python -m model_zoo prepare` makes it, but for a distilled draft
 
 
 def default_pair(models: Path, drafts: Sequence[str], num_drafters: int, model_name: str = "") -> ModelPair:
-    """The default target in `models`. drafts: int8, int4 or folders; drafters take them in turn. Raises PairRefused."""
+    """The default target in `models`. drafts: int8, int4, distilled or folders; drafters take them in turn. Raises
+    PairRefused."""
+    if DISTILLED in drafts and not (models / f"draft-{DISTILLED}").is_dir():
+        raise PairRefused("there is no distilled draft yet: `make draft` makes it, which takes about four hours")
     folders = [models / f"draft-{draft}" if draft in DEFAULT_DRAFTS else _own_draft(draft) for draft in drafts]
     return ModelPair(model_name or DEFAULT_MODEL, models / "target", _in_turn(folders, num_drafters), is_default=True)
 

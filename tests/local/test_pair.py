@@ -31,6 +31,13 @@ def test_drafts_take_turns(target: Path) -> None:
     assert names == ["draft-int8", "draft-int8", "draft-int4", "draft-int8"]
 
 
+def test_a_distilled_draft_is_used_once_it_was_made(tmp_path: Path) -> None:
+    with pytest.raises(PairRefused, match="make draft"):
+        default_pair(tmp_path, ["distilled"], 1)
+    (tmp_path / "draft-distilled").mkdir()
+    assert default_pair(tmp_path, ["distilled"], 1).drafts == (tmp_path / "draft-distilled",)
+
+
 def test_models_that_can_not_be_run_together_are_refused(target: Path) -> None:
     with pytest.raises(PairRefused, match="own drafts"):
         own_pair(target, [], 1, "")

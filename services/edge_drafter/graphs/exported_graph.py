@@ -24,10 +24,9 @@ class ExportedGraph:
 
     def __init__(self, session: ort.InferenceSession, config: ExportedConfig) -> None:
         past, new = zip(*config.kv, strict=True)
-        self.tensors = tensors_by_name(session, (config.ids, *past), (config.logits, *new), EXPORTED_CONFIG)
+        self.tensors = tensors_by_name(session, config, (config.ids, *past), (config.logits, *new), EXPORTED_CONFIG)
         self.session = session
         self.config = config
-        self.vocab_size = config.vocab_size
         self.max_context = config.max_context
         self.max_rows = 1
         self.logits_type = numpy_type(self.tensors[config.logits])
@@ -60,7 +59,7 @@ class ExportedMemory:
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
         """As Graph.run, with one row."""
         config, binding = self._config, self._binding
-        logits = ort.OrtValue.ortvalue_from_shape_and_type([1, config.vocab_size], self._logits_type)
+        logits = ort.OrtValue.ortvalue_from_shape_and_type([1, config.num_logits], self._logits_type)
         binding.bind_cpu_input(config.ids, ids)
         binding.bind_ortvalue_output(config.logits, logits)
         for buffer in self._buffers:

@@ -27,12 +27,11 @@ class GenaiGraph:
     def __init__(self, session: ort.InferenceSession, config: GenaiConfig, kept_tokens: int = 0) -> None:
         past, present = zip(*config.kv, strict=True)
         inputs, outputs = (config.ids, config.mask, *past), (config.logits, *present)
-        tensors = tensors_by_name(session, inputs, outputs, GENAI_CONFIG)
-        self.vocab_size = config.vocab_size
+        tensors = tensors_by_name(session, config, inputs, outputs, GENAI_CONFIG)
+        self.config = config
         self.max_context = config.max_context
         self.max_rows = MAX_ROWS
         self._session = session
-        self._config = config
         self._kv_type = numpy_type(tensors[past[0]])
         self._logits_type = numpy_type(tensors[config.logits])
         self._last_logits_only = tensors[config.logits].shape[1] == 1  # [batch, 1 or new tokens, vocab]
@@ -57,12 +56,12 @@ class GenaiGraph:
         rows = self._arena.line_up(caches, longest)
         order = np.argsort(rows)  # of the caches, by their row
         ends = np.array(starts)[order, None] + num_new
-        shape = [num_rows, 1 if self._last_logits_only else num_new, self.vocab_size]
+        shape = [num_rows, 1 if self._last_logits_only else num_new, self.config.num_logits]
         logits = self._logits_memory(shape)
         binding = self._bound(min(rows), num_rows)
-        binding.bind_cpu_input(self._config.ids, ids[order])
-        binding.bind_cpu_input(self._config.mask, (np.arange(longest) < ends).astype(np.int64))
-        binding.bind_output(self._config.logits, "cpu", 0, self._logits_type, shape, logits.ctypes.data)
+        binding.bind_cpu_input(self.config.ids, ids[order])
+        binding.bind_cpu_input(self.config.mask, (np.arange(longest) < ends).astype(np.int64))
+        binding.bind_output(self.config.logits, "cpu", 0, self._logits_type, shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         after_last: np.ndarray = logits[np.argsort(order), -1]
         return after_last
@@ -81,7 +80,7 @@ class GenaiGraph:
         if binding is None:
             binding = self._bindings[first, num_rows] = self._session.io_binding()
             shape = (num_rows, *self._arena.row_shape)
-            for tensor, (past, present) in enumerate(self._config.kv):
+            for tensor, (past, present) in enumerate(self.config.kv):
                 address = self._arena.address(tensor, first)
                 binding.bind_input(past, "cpu", 0, self._kv_type, shape, address)
                 binding.bind_output(present, "cpu", 0, self._kv_type, shape, address)

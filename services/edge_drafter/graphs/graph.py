@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
+from services.edge_drafter.draft_config import DraftConfig
 from services.edge_drafter.graphs.providers import CPU, KNOWN, Providers, full_name, short_name
 
 _NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -45,7 +46,7 @@ class Graph(Protocol):
     """A loaded graph. One thread runs it; any thread may make and drop caches."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def config(self) -> DraftConfig: ...
 
     @property
     def max_context(self) -> int: ...
@@ -68,7 +69,7 @@ class Graph(Protocol):
     def run(self, caches: Sequence[DraftCache], ids: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         """Computes ids ([rows, new tokens] int64) of each cache from its start on and overwrites what was there.
 
-        Returns the logits after the last token of each row, [rows, vocab_size]. Entries from a start on are not read.
+        Returns the logits after the last token of each row, [rows, num_logits]. Entries from a start on are not read.
         """
 
 
@@ -122,13 +123,16 @@ def nodes_by_provider(session: ort.InferenceSession) -> Mapping[str, int]:
 
 
 def tensors_by_name(
-    session: ort.InferenceSession, inputs: Iterable[str], outputs: Iterable[str], config_file: str
+    session: ort.InferenceSession, config: DraftConfig, inputs: Iterable[str], outputs: Iterable[str], config_file: str
 ) -> Mapping[str, Any]:
-    """A graph's inputs and outputs by name. Raises ValueError if they are not exactly the configured ones."""
+    """A graph's inputs and outputs by name. Raises ValueError if they are not exactly the configured ones, or if there
+    are more or fewer logits than configured."""
     taken = {node.name: node for node in session.get_inputs()}
     given = {node.name: node for node in session.get_outputs()}
     if odd := (taken.keys() ^ set(inputs)) | (given.keys() ^ set(outputs)):
         raise ValueError(f"the ONNX graph and {config_file} disagree about {', '.join(sorted(odd))}")
+    if (num_logits := given[config.logits].shape[-1]) not in (config.num_logits, None) and isinstance(num_logits, int):
+        raise ValueError(f"the ONNX graph has {num_logits} logits, its configuration {config.num_logits}")
     return taken | given
 
 

@@ -1,0 +1,101 @@
+"""card.json of a distilled draft: what it was made of, what each half hour brought, and how well it guesses.
+
+Acceptance is judged on held-out prompts with the exported graph, guess by guess as a drafter makes them, after the
+target's own text. At temperature 0.8 guess and target draw with the same noise (docs/sampling.md).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from model_zoo.distilling.answers import SAMPLED, Answer
+from model_zoo.distilling.training import Progress
+from services.edge_drafter.model import DraftModel
+from shared.protocol.messages import Sampling
+from shared.protocol.sampling import draw
+
+CARD, PLOT = "card.json", "acceptance.svg"
+HALF_HOUR_S = 1800.0
+
+
+class Acceptance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Share of the tokens of held-out answers that the draft guesses, each after the target's text before it."""
+
+    greedy: float  # temperature 0
+    sampled: float  # temperature 0.8
+    num_tokens: int
+    num_answers: int
+
+
+class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a user must know before deploying the draft."""
+
+    target: str
+    target_sha256: str  # of its weights, all files in the order of their names
+    layers: list[int]  # of the target, that the training began with
+    choice: str  # the rule that named them
+    trials: dict[str, float]  # acceptance after a short training, by rule
+    vocab_size: int  # tokens that the draft can guess
+    coverage: float  # share of the target's probability that lies on them
+    prompts: dict[str, int]  # by source
+    answer_tokens: int  # of the training
+    epochs: float
+    answers_s: float  # time for prompts and answers
+    training_s: float
+    half_hours: list[Progress]
+    acceptance: Acceptance
+    precision: str
+    step_ms: float  # median of a drafter's step for one session
+    machine: str
+    command: str
+    date: str
+    versions: dict[str, str]
+
+
+def judge(draft: DraftModel, answers: Sequence[Answer], seed: int) -> tuple[Acceptance, float]:
+    """The acceptance on these answers, and the median milliseconds of a step."""
+    right = {0.0: 0, SAMPLED: 0}
+    steps_ms: list[float] = []
+    for answer in answers:
+        cache, fed = draft.new_cache(len(answer.prompt) + len(answer.token_ids)), list(answer.prompt)
+        for place, token_id in enumerate(answer.token_ids):
+            begun = time.perf_counter()
+            logits = draft.feed(cache, fed, cache.length)
+            if len(fed) == 1:
+                steps_ms.append((time.perf_counter() - begun) * 1000)
+            truth = np.full(draft.vocab_size, -np.inf, np.float32)
+            truth[answer.likeliest[place].numpy()] = answer.logprobs[place].float().numpy()
+            for temperature in right:
+                sampling = Sampling(temperature=temperature, seed=seed)
+                position = cache.length
+                right[temperature] += draw(logits, sampling, position) == draw(truth, sampling, position)
+            fed = [token_id]
+    total = sum(len(answer.token_ids) for answer in answers)
+    greedy, sampled = (round(number / total, 4) for number in right.values())
+    return Acceptance(greedy, sampled, total, len(answers)), round(statistics.median(steps_ms), 3)
+
+
+def half_hours(progress: Sequence[Progress]) -> list[Progress]:
+    """The last look in each half hour."""
+    last: dict[int, Progress] = {}
+    for each in progress:
+        last[int(each.seconds // HALF_HOUR_S)] = each
+    return list(last.values())
+
+
+def plot(progress: Sequence[Progress], path: Path) -> None:
+    """Draws acceptance over time, as SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([each.seconds / 3600 for each in progress], [each.acceptance for each in progress], marker=".")
+    axes.set(xlabel="hours of distillation", ylabel="acceptance, held-out prompts, T = 0", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, format="svg", metadata={"Date": None})

@@ -1,0 +1,165 @@
+"""`python -m model_zoo distill`: from a target to a draft, through a kill -9, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from model_zoo.distilling.answers import answer, read_answers
+from model_zoo.distilling.card import CARD, PLOT, Card, half_hours, judge
+from model_zoo.distilling.distill import SETTINGS, Settings
+from model_zoo.distilling.training import Lesson, Progress, Time, acceptance, last_checkpoint, read_progress, train
+from model_zoo.exporting.export import export_model
+from model_zoo.exporting.onnx_export import Exporter
+from services.edge_drafter.draft_config import read_config
+from services.edge_drafter.model import load_draft
+from tests.model_zoo.command import model_zoo
+from tests.model_zoo.distilling.tiny import DEPTH, VOCAB_SIZE, load, make_target
+
+ROOT = Path(__file__).parents[3]
+OPTIONS = ("--layers", "2", "--vocabulary", "256", "--hours", "0.008")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A draft that was made in two runs, the first of which was killed."""
+
+    target: Path
+    draft: Path
+    checkpoint: int  # step of the last checkpoint before the kill
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_target(tmp_path_factory.mktemp("models") / "target", "gpt_neox")
+
+
+@pytest.fixture(scope="module")
+def made(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    out = tmp_path_factory.mktemp("distilled") / "draft"
+    command = [sys.executable, "-m", "model_zoo", "distill", "--target", str(target), "--out", str(out), *OPTIONS]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with out.with_name("log").open("w") as log:
+        running = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    training = out.with_name("draft-work") / "trial-evenly"
+    deadline = time.monotonic() + 240
+    while running.poll() is None and last_checkpoint(training) is None:
+        assert time.monotonic() < deadline, out.with_name("log").read_text()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    checkpoint = last_checkpoint(training)
+    assert checkpoint is not None, out.with_name("log").read_text()
+    step = read_progress(training)[-1].step
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return Made(target, out, step)
+
+
+def card_of(draft: Path) -> Card:
+    return msgspec.json.decode((draft / CARD).read_bytes(), type=Card)
+
+
+def test_a_killed_distillation_goes_on_where_it_was(made: Made) -> None:
+    card, work = card_of(made.draft), made.draft.with_name("draft-work")
+    assert [each.step for each in read_progress(work / "trial-evenly")] == [made.checkpoint]
+    files = sorted((work / "answers").glob("*.safetensors"))
+    assert sum(card.prompts.values()) == sum(len(read_answers(path)) for path in files)
+    assert card.half_hours[-1].seconds == pytest.approx(0.008 * 3600, rel=0.5)
+
+
+def test_the_draft_fits_its_target_and_guesses_its_tokens(made: Made) -> None:
+    checked = model_zoo("check", "--draft", str(made.draft), "--target", str(made.target))
+    assert checked.returncode == 0, checked.stdout
+    card, config = card_of(made.draft), read_config(made.draft)
+    assert card.vocab_size == len(config.token_ids or ()) == 256
+    assert 2 in (config.token_ids or ()), "it must be able to guess the end"
+    assert len(card.layers) == 2
+    assert card.choice in card.trials
+    assert card.trials[card.choice] == max(card.trials.values())
+    assert card.acceptance.greedy > 2 / 256
+    assert (made.draft / PLOT).read_text().startswith("<?xml")
+
+
+def test_a_work_folder_serves_the_settings_that_began_it(target: Path, tmp_path: Path) -> None:
+    work = tmp_path / "draft-work"
+    work.mkdir()
+    other = Settings("", {}, 2, 256, 0.008, 0)
+    (work / SETTINGS).write_bytes(msgspec.json.encode(other))
+    refused = model_zoo("distill", "--target", str(target), "--out", str(tmp_path / "draft"), *OPTIONS)
+    assert refused.returncode == 1
+    assert "with other target_sha256" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--layers", str(DEPTH), "--vocabulary", "256"), f"has 1…{DEPTH - 1} layers, got {DEPTH}"),
+        (("--layers", "2", "--prompts", "bad.jsonl"), "bad.jsonl:1"),
+    ],
+)
+def test_what_can_not_be_distilled_is_refused(
+    options: tuple[str, ...], reason: str, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    refused = model_zoo(
+        "distill", "--target", str(target), "--out", str(tmp_path / "draft"), "--hours", "0.01", *options
+    )
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+
+
+def test_a_draft_that_is_there_is_not_replaced(target: Path, tmp_path: Path) -> None:
+    refused = model_zoo("distill", "--target", str(target), "--out", str(tmp_path), "--layers", "2")
+    assert refused.returncode == 1
+    assert "exists already" in refused.stderr
+
+
+def test_a_student_learns_its_lesson(target: Path, tmp_path: Path) -> None:
+    model = load(target)
+    prompts = [[5 + number, 6, 7] for number in range(32)]
+    answers = answer(model, prompts, [2], 32, seed=0)
+    lesson = Lesson(answers[1:], answers[:1], range(VOCAB_SIZE), VOCAB_SIZE)
+    student = load(target)
+    torch.manual_seed(0)
+    for weight in student.gpt_neox.layers.parameters():
+        weight.data.normal_(std=0.02)
+    before = acceptance(student, answers[::2], lesson.token_ids)
+    looks: list[Progress] = []
+    progress = train(student, lesson, tmp_path / "training", Time(100.0, 110.0), 0, looks.append)
+    assert progress == looks == read_progress(tmp_path / "training")
+    assert acceptance(student.eval(), answers[::2], lesson.token_ids) > before + 0.1
+    again = train(load(target), lesson, tmp_path / "training", Time(100.0, 110.0), 0, looks.append)
+    assert again == progress, "a training that is over is not repeated"
+
+
+def test_a_draft_that_is_its_target_guesses_everything(target: Path, tmp_path: Path) -> None:
+    shutil.copytree(target, tmp_path / "sharp")
+    model = load(target)
+    model.lm_head.weight.data *= 8  # else the likeliest tokens have a small part of the probability
+    model.save_pretrained(tmp_path / "sharp")
+    export_model(str(tmp_path / "sharp"), tmp_path / "draft", "fp32", Exporter.AUTO, lambda line: None)
+    answers = answer(model, [[5, 6, 7], [8, 9]], [2], 32, seed=0)
+    found, step_ms = judge(load_draft(str(tmp_path / "draft"), num_threads=1), answers, seed=0)
+    assert found.greedy == pytest.approx(1.0, abs=0.05)
+    assert found.sampled > 0.9  # the target's distribution is known for its likeliest tokens only
+    assert (found.num_answers, found.num_tokens) == (2, sum(len(each.token_ids) for each in answers))
+    assert 0 < step_ms < 1000
+    assert np.isfinite(step_ms)
+
+
+def test_the_card_shows_the_last_look_of_each_half_hour() -> None:
+    looks = [Progress(seconds, 0, 0, 0.0, 0.0) for seconds in (10, 1700, 1900, 5000)]
+    assert [each.seconds for each in half_hours(looks)] == [1700, 1900, 5000]

@@ -1,14 +1,15 @@
 """What a chaos run has shown: texts against undisturbed ones, failed requests and pauses by cause. Pure.
 
 A pause is the time between two pieces of one choice, if it is longer than the longest such time without faults. It is
-put down to the overlapping kind of fault that allows most. It is too long if it exceeds what that kind allows by more
-than the load itself makes: the longest time between two pieces without faults, and the prefill where the fault makes
-the session compute its text again.
+put down to the overlapping kind of fault that allows most. It is too long if it exceeds what the overlapping kinds allow
+together, since one may follow the other, by more than the load itself makes: the longest time between two pieces
+without faults, and the prefill where a fault makes the session compute its text again.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,12 +188,9 @@ def pauses(records: Iterable[RequestRecord], expected: Mapping[int, Attempt]) ->
     ]
 
 
-def allowed_s(kind: str, pause: Pause, usual_s: float) -> float | None:
-    """The longest pause that a fault of this kind may make; None: no limit."""
-    limit = ALLOWED_S.get(kind)
-    if limit is None:
-        return None
-    return limit + usual_s + (pause.prefill_s if kind in REOPEN else 0.0)
+def allowed_s(kind: str, pause: Pause) -> float:
+    """The longest pause that a fault of this kind may make, beyond the load's own."""
+    return ALLOWED_S.get(kind, math.inf) + (pause.prefill_s if kind in REOPEN else 0.0)
 
 
 def by_cause(faults: Sequence[Fault], found: Sequence[Pause], usual_s: float) -> tuple[list[CauseFigures], list[str]]:
@@ -203,13 +201,13 @@ def by_cause(faults: Sequence[Fault], found: Sequence[Pause], usual_s: float) ->
     complaints = []
     for pause in found:
         kinds = sorted({fault.kind for fault in faults if _concerns(fault, pause)})
-        limits = {kind: allowed_s(kind, pause, usual_s) for kind in kinds}
-        kind = max(kinds, key=lambda each: _order(limits[each]), default="none")
+        limits = {kind: allowed_s(kind, pause) for kind in kinds}
+        kind = max(kinds, key=limits.__getitem__, default="none")
         blamed.setdefault(kind, []).append(pause)
         if len(kinds) < 2:
             alone[kind] = max(alone.get(kind, 0.0), pause.seconds)
-        limit = limits.get(kind)
-        if limit is not None and pause.seconds > limit:
+        limit = usual_s + sum(limits.values())
+        if kinds and pause.seconds > limit:
             too_long[kind] += 1
             complaints.append(
                 f"{kind}: a pause of {pause.seconds:.2f} s at {pause.begin_s:.1f} s, {limit:.2f} s allowed"
@@ -228,10 +226,6 @@ def by_cause(faults: Sequence[Fault], found: Sequence[Pause], usual_s: float) ->
         for kind in sorted({*numbers, *blamed})
     ]
     return figures, complaints
-
-
-def _order(limit: float | None) -> float:
-    return float("inf") if limit is None else limit
 
 
 def _concerns(fault: Fault, pause: Pause) -> bool:

@@ -116,6 +116,7 @@ class Gateway:
         self._draining = True
         self._routes.close("the gateway is shutting down")
         await self.gate.slots.wait_idle()
+        await self._routes.settled()
 
     async def _send_heartbeats(self) -> None:
         while True:

@@ -156,3 +156,19 @@ def test_the_gateway_needs_neither_torch_nor_transformers() -> None:
     program = "import sys, services.gateway.service; sys.exit(any(m in sys.modules for m in %r))"
     heavy = ["torch", "transformers", "onnxruntime", "numpy"]
     subprocess.run([sys.executable, "-c", program % (heavy,)], timeout=60, check=True)
+
+
+async def test_an_idle_gateway_that_must_end_still_answers_those_who_do_not_know_yet(running: Running) -> None:
+    body = json.dumps(CHAT).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    url = running.client._base_url
+    assert url is not None
+    connections = [await asyncio.open_connection(url.host, url.port) for _ in range(4)]
+    await asyncio.sleep(0.05)  # accepted
+    running.stop.set()
+    await asyncio.sleep(0.1)
+    for reader, writer in [*connections, await asyncio.open_connection(url.host, url.port)]:
+        writer.write(head + body)
+        async with asyncio.timeout(30):
+            assert (await reader.readline()).split()[1:2] == [b"503"]
+        writer.close()

@@ -41,6 +41,7 @@ from services.gateway.session.manager import LiveSession, Sessions
 log = structlog.get_logger(__name__)
 
 SEED_HEADER = "X-DSD-Seed"
+SETTLE_S = 0.5  # for requests that clients send before they hear of the end
 PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # handled by the runtime, in shapes of their own
 
 
@@ -61,6 +62,9 @@ class Routes:
         self._client_timeout_s = client_timeout_s
         self._backend: Backend | None = None
         self._closed = "the gateway is starting"
+        self._num_under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._started_at = int(time.time())
 
     def open(self, sessions: Sessions, builder: RequestBuilder, gate: AdmissionGate, metrics: GatewayMetrics) -> None:
@@ -71,6 +75,12 @@ class Routes:
     def close(self, reason: str) -> None:
         """Refuses new requests with this reason; requests under way continue."""
         self._closed = reason
+
+    async def settled(self) -> None:
+        """Returns when the requests that had been sent before `close` have their answers, be it a refusal. Else the end
+        of the process would reset their connections."""
+        await asyncio.sleep(SETTLE_S)
+        await self._idle.wait()
 
     def add_to(self, app: web.Application) -> None:
         add_get, add_post = (partial(add, expect_handler=_expect) for add in (app.router.add_get, app.router.add_post))
@@ -87,6 +97,16 @@ class Routes:
         """Middleware: turns every error into OpenAI's shape and counts the answers."""
         if request.path in PLAIN_PATHS:
             return await handler(request)
+        self._num_under_way += 1
+        self._idle.clear()
+        try:
+            return await self._guarded(request, handler)
+        finally:
+            self._num_under_way -= 1
+            if not self._num_under_way:
+                self._idle.set()
+
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             response = await handler(request)
         except (ApiError, SessionFailed) as error:

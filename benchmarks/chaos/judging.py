@@ -1,8 +1,8 @@
 """What a chaos run has shown: texts against undisturbed ones, failed requests and pauses by cause. Pure.
 
 A pause is the time between two pieces of one choice, if it is longer than the longest such time without faults. It is
-put down to the overlapping kind of fault that allows most. It is too long if it exceeds what the overlapping kinds allow
-together, since one may follow the other, by more than the load itself makes: the longest time between two pieces
+put down to the overlapping kind of fault that allows most. It is too long if it exceeds what the overlapping kinds
+allow together, since one may follow the other, by more than the load itself makes: the longest time between two pieces
 without faults, and the prefill where a fault makes the session compute its text again.
 """
 

@@ -21,10 +21,20 @@ from msgspec import Struct
 from pydantic import Field, model_validator
 
 from dsd_sim.scenario.demand import Closed
-from dsd_sim.scenario.scenario import Guesses, Link, Objective, RecordedGuesses, check_times, parse_table, read_toml
+from dsd_sim.scenario.scenario import (
+    Guesses,
+    IndependentGuesses,
+    Link,
+    Objective,
+    RecordedGuesses,
+    check_times,
+    parse_table,
+    read_toml,
+)
 from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Table, naming_key
 from dsd_sim.studies.cells import Cell, cell_of, settings_of
 from dsd_sim.studies.report import SimReport, write_csv, write_json
+from shared.data.draft_card import read_card
 from shared.data.profiles import PassTimes, StepTimes, read_profile
 from shared.data.recording import read_recording
 from shared.protocol.messages import MAX_WINDOW
@@ -52,13 +62,28 @@ class PlanDraft(Table):
     quantisation: Name
     times: StepTimes | None = None
     profile: str | None = None  # file with the times, relative to the plan
-    guesses: Guesses
+    guesses: Guesses | None = None
+    card: str | None = None  # of a distilled draft, relative to the plan: its acceptance at temperature 0 and its step
     power_w: Positive  # of the device while it drafts
 
     @model_validator(mode="after")
     def _check(self) -> PlanDraft:
-        check_times(self.times, self.profile)
+        if self.card is not None and (self.times or self.profile or self.guesses):
+            raise ValueError("a card excludes times, profile and guesses")
+        if self.card is None:
+            check_times(self.times, self.profile)
+            if self.guesses is None:
+                raise ValueError("either guesses or card must be given")
         return self
+
+    def read(self, folder: Path) -> tuple[StepTimes, Guesses]:
+        """Raises ValueError or OSError for a file that can't be used."""
+        if self.card is not None:
+            card = read_card(folder / self.card)
+            guesses = IndependentGuesses(kind="independent", rate=card.acceptance.greedy)
+            return StepTimes(step_ms=card.step_ms), guesses
+        assert self.guesses is not None
+        return self.times or read_profile(folder / str(self.profile)).step_times, self.guesses
 
 
 class DeviceClass(Table):
@@ -182,18 +207,18 @@ def _edge(deployment: Deployment, index: int, number: int, path: Path) -> dict[s
     """The `edge` table of a scenario: a class of devices with one of its draft models."""
     device = deployment.edge[index]
     draft, place = device.draft[number], f"{path}: edge.{index}.draft.{number}"
-    with naming_key(f"{place}.profile"):
-        times = draft.times or read_profile(path.parent / str(draft.profile)).step_times
+    with naming_key(f"{place}.{'profile' if draft.card is None else 'card'}"):
+        times, guesses = draft.read(path.parent)
     if times.step_ms == 0:
         raise BadScenario(f"{place}: step_ms must be above 0")
-    if isinstance(draft.guesses, RecordedGuesses):
+    if isinstance(guesses, RecordedGuesses):
         with naming_key(f"{place}.guesses.file"):
-            read_recording(path.parent / draft.guesses.file)
+            read_recording(path.parent / guesses.file)
     return {
         "count": deployment.num_sessions(device),
         "times": times.model_dump(mode="json"),
         "link": device.link.model_dump(mode="json"),
-        "guesses": draft.guesses.model_dump(mode="json"),
+        "guesses": guesses.model_dump(mode="json"),
     }
 
 

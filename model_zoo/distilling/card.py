@@ -1,4 +1,4 @@
-"""card.json of a distilled draft: what it was made of, what each half hour brought, and how well it guesses.
+"""Judges a distilled draft, for its card.
 
 Acceptance is judged on held-out prompts with the exported graph, guess by guess as a drafter makes them, after the
 target's own text. At temperature 0.8 guess and target draw with the same noise (docs/sampling.md).
@@ -11,51 +11,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from model_zoo.distilling.answers import SAMPLED, Answer
-from model_zoo.distilling.training import Progress
 from services.edge_drafter.model import DraftModel
+from shared.data.draft_card import Acceptance, Progress
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import draw
 
-CARD, PLOT = "card.json", "acceptance.svg"
+PLOT = "acceptance.svg"
 HALF_HOUR_S = 1800.0
-
-
-class Acceptance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Share of the tokens of held-out answers that the draft guesses, each after the target's text before it."""
-
-    greedy: float  # temperature 0
-    sampled: float  # temperature 0.8
-    num_tokens: int
-    num_answers: int
-
-
-class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a user must know before deploying the draft."""
-
-    target: str
-    target_sha256: str  # of its weights, all files in the order of their names
-    layers: list[int]  # of the target, that the training began with
-    choice: str  # the rule that named them
-    trials: dict[str, float]  # acceptance after a short training, by rule
-    vocab_size: int  # tokens that the draft can guess
-    coverage: float  # share of the target's probability that lies on them
-    prompts: dict[str, int]  # by source
-    answer_tokens: int  # of the training
-    epochs: float
-    answers_s: float  # time for prompts and answers
-    training_s: float
-    half_hours: list[Progress]
-    acceptance: Acceptance
-    precision: str
-    step_ms: float  # median of a drafter's step for one session
-    machine: str
-    command: str
-    date: str
-    versions: dict[str, str]
 
 
 def judge(draft: DraftModel, answers: Sequence[Answer], seed: int) -> tuple[Acceptance, float]:

@@ -20,10 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from model_zoo.distilling.card import CARD, PLOT, Card, half_hours, judge, plot
+from model_zoo.distilling.card import PLOT, half_hours, judge, plot
 from model_zoo.distilling.corpus import Corpus
 from model_zoo.distilling.student import evenly, layers_of, most_influential, with_head_of, without_layers
-from model_zoo.distilling.training import Lesson, Progress, Time, train
+from model_zoo.distilling.training import Lesson, Time, train
 from model_zoo.exporting.export import TEXT_FILES, export_model
 from model_zoo.exporting.onnx_export import Exporter, Precision
 from model_zoo.manifest import sha256_of
@@ -31,6 +31,7 @@ from model_zoo.prepare import Notify
 from model_zoo.source import Source, open_source
 from services.edge_drafter.draft_config import VOCABULARY
 from services.edge_drafter.model import load_draft
+from shared.data.draft_card import CARD, Card, Progress
 from shared.runtime.machine import describe_machine
 
 HELD_OUT = 20  # one prompt in so many judges

@@ -32,22 +32,13 @@ from transformers import (
 )
 
 from model_zoo.distilling.answers import Answer
+from shared.data.draft_card import Progress
 
 LEARNING_RATE, WARM_UP, LOWEST = 6e-4, 0.03, 0.05  # the last two as shares: of the time, of the rate
 BATCH = 8  # answers
 EVERY_S = 300.0  # between two looks at the acceptance, each with a checkpoint
 PROGRESS = "progress.json"
 MOST_EPOCHS = 1000  # the clock ends a training
-
-
-class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One look. acceptance: on held-out answers, at temperature 0."""
-
-    seconds: float  # of the whole distillation, without the time that a killed run lost
-    step: int
-    tokens: int  # of answers, trained on so far
-    loss: float
-    acceptance: float
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from dsd_sim.studies.plan import (
 from dsd_sim.studies.plan_cli import describe_choice
 from dsd_sim.studies.plan_plot import plot_plan
 from dsd_sim.studies.tables import number
+from shared.data.draft_card import CARD, Acceptance, Card
 from shared.data.profiles import read_profile
 from tests.dsd_sim.reports import a_report
 
@@ -408,3 +409,38 @@ def test_the_json_has_plain_keys_and_values(planned: Planned) -> None:
     found = json.loads((planned.folder / "plan.json").read_bytes())
     assert (found["plan"], found["transport"], found["assumed"]) == ("test", "stop-and-wait", ["All of it."])
     assert {goal for row in found["rows"] for goal in row["best_for"]} == {"goodput", "cost", "energy"}
+
+
+def test_the_card_of_a_distilled_draft_gives_its_guesses_and_its_step(tmp_path: Path) -> None:
+    card = Card(
+        target="target",
+        target_sha256="",
+        layers=[0, 3],
+        choice="evenly",
+        trials={"evenly": 0.5},
+        vocab_size=512,
+        coverage=0.99,
+        prompts={},
+        answer_tokens=1,
+        epochs=1.0,
+        answers_s=1.0,
+        training_s=1.0,
+        half_hours=[],
+        acceptance=Acceptance(greedy=0.6, sampled=0.5, num_tokens=1, num_answers=1),
+        precision="int8",
+        step_ms=2.0,
+        machine="",
+        command="",
+        date="",
+        versions={},
+    )
+    (tmp_path / CARD).write_bytes(msgspec.json.encode(card))
+    numbers = 'times = { step_ms = 2.0 }\nguesses = { kind = "independent", rate = 0.6 }\n'
+    given = [each.cell for each in read_plan(written(tmp_path)).candidates]
+    path = written(tmp_path, (numbers, f'card = "{CARD}"\n'))
+    assert [each.cell for each in read_plan(path).candidates] == given
+    (tmp_path / CARD).write_text("{}")
+    with pytest.raises(BadScenario, match=r"edge\.0\.draft\.0\.card: .*is not the card of a draft"):
+        read_plan(path)
+    with pytest.raises(BadScenario, match="a card excludes times, profile and guesses"):
+        read_plan(written(tmp_path, (numbers, f'card = "{CARD}"\n{numbers}')))

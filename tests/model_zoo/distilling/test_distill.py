@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from model_zoo.distilling.answers import answer, read_answers
-from model_zoo.distilling.card import CARD, PLOT, Card, half_hours, judge
+from model_zoo.distilling.card import PLOT, half_hours, judge
 from model_zoo.distilling.distill import SETTINGS, Settings
-from model_zoo.distilling.training import Lesson, Progress, Time, acceptance, last_checkpoint, read_progress, train
+from model_zoo.distilling.training import Lesson, Time, acceptance, last_checkpoint, read_progress, train
 from model_zoo.exporting.export import export_model
 from model_zoo.exporting.onnx_export import Exporter
 from services.edge_drafter.draft_config import read_config
 from services.edge_drafter.model import load_draft
+from shared.data.draft_card import CARD, Card, Progress, read_card
 from tests.model_zoo.command import model_zoo
 from tests.model_zoo.distilling.tiny import DEPTH, VOCAB_SIZE, load, make_target
 
@@ -68,7 +69,7 @@ def made(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def card_of(draft: Path) -> Card:
-    return msgspec.json.decode((draft / CARD).read_bytes(), type=Card)
+    return read_card(draft / CARD)
 
 
 def test_a_killed_distillation_goes_on_where_it_was(made: Made) -> None:

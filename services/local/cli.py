@@ -48,8 +48,7 @@ def main(
     draft: Annotated[
         list[str] | None,
         typer.Option(
-            help="int8 (default), int4, distilled (after `make draft`) or a folder; with --target a folder. Repeat it "
-            "to use several in turn."
+            help="int8 (default), int4, distilled (see `make draft`) or a folder. Repeat it to use several in turn."
         ),
     ] = None,
     model_name: Annotated[

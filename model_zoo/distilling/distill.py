@@ -36,7 +36,7 @@ from shared.runtime.machine import describe_machine
 
 HELD_OUT = 20  # one prompt in so many judges
 ANSWERS_SHARE, TRIAL_SHARE = 0.3, 0.05  # of the time
-MOST_JUDGED = 64  # answers that a look during the training reads
+MOST_JUDGED = 64  # answers that a look at the acceptance reads
 WATCHED_TEXTS = 16  # for the influence of layers
 SETTINGS = "settings.json"
 _PACKAGES = ("accelerate", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
@@ -151,7 +151,7 @@ def _lesson(corpus: Corpus, vocab_size: int, target: PreTrainedModel) -> tuple[L
     share = mass.clone()
     mass[torch.tensor(corpus.stops, dtype=torch.int64)] = torch.inf  # a draft must be able to guess the end
     token_ids = sorted(mass.topk(min(vocab_size, rows)).indices.tolist())
-    return Lesson(training, judging, token_ids, rows), float(share[token_ids].sum()) / total
+    return Lesson(training, judging[:MOST_JUDGED], token_ids, rows), float(share[token_ids].sum()) / total
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _finish(
         shutil.rmtree(made)
     export_model(str(model), made, plan.precision, Exporter.AUTO, tell)
     tell("judging the draft on held-out prompts")
-    acceptance, step_ms = judge(load_draft(str(made), num_threads=1), lesson.held_out[:MOST_JUDGED], plan.seed)
+    acceptance, step_ms = judge(load_draft(str(made), num_threads=1), lesson.held_out, plan.seed)
     num_tokens = sum(len(each.token_ids) for each in lesson.train)
     card = Card(
         target=plan.target,

@@ -165,3 +165,16 @@ def test_a_pair_with_its_whole_training_guesses_well_and_ends_where_its_own_file
         check_texts(shell)
     finally:
         shell.run(STOP)
+
+
+def test_a_draft_distilled_from_a_target_of_another_family_fits_and_changes_no_text(shell: Shell) -> None:
+    distilled = Shell(shell.folder / "distilled")
+    shutil.copytree(shell.folder / "family" / "target", distilled.folder / "family" / "target")
+    options = "--layers 2 --vocabulary 512 --hours 0.01"
+    distilled.run(f"python -m model_zoo distill --target family/target --out family/draft-int8 {options}")
+    assert distilled.run(CHECK).startswith("fits: all 1000 tokens are the same\n")
+    try:
+        distilled.serve()
+        check_texts(distilled)
+    finally:
+        distilled.run(STOP)

@@ -28,7 +28,7 @@ from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.runtime.home import DEFAULT_MODEL
 
-DRAIN_S = 60.0  # answers are slow while verifiers start again
+DRAIN_S = 300.0  # answers are slow while verifiers start again
 ERROR = "(see "  # in what the supervisor tells of an error in a log
 
 

@@ -54,16 +54,19 @@ def continue_texts(
 
 
 class _Drawn(LogitsProcessor):
-    """Keeps the likeliest tokens of each step, and gives each row its temperature."""
+    """Keeps the likeliest tokens of each step, and draws one of them: drawing from all takes as long as the model."""
 
     def __init__(self, temperatures: Sequence[float], device: torch.device) -> None:
         self.steps: list[tuple[Tensor, Tensor]] = []
         self._temperatures = torch.tensor(temperatures, device=device)[:, None]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        top = scores.float().log_softmax(-1).topk(min(NUM_LIKELIEST, scores.shape[-1]))
-        self.steps.append((top.indices.int().cpu(), top.values.half().cpu()))
-        return scores.float() / self._temperatures
+        scores = scores.float()
+        top = scores.topk(min(NUM_LIKELIEST, scores.shape[-1]))
+        logprobs = top.values - scores.logsumexp(-1, keepdim=True)
+        self.steps.append((top.indices.int().cpu(), logprobs.half().cpu()))
+        drawn = torch.multinomial((logprobs / self._temperatures).softmax(-1), 1)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, top.indices.gather(-1, drawn), 0.0)
 
 
 @torch.inference_mode()
@@ -83,7 +86,7 @@ def _generate(
         mask[row, longest - len(prompt) :] = 1
     drawn = _Drawn(temperatures, target.device)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_tokens, do_sample=True, top_k=0, eos_token_id=list(stops) or None, pad_token_id=0
+        max_new_tokens=max_tokens, do_sample=False, eos_token_id=list(stops) or None, pad_token_id=0
     )
     output = target.generate(  # type: ignore[operator]
         ids.to(target.device),

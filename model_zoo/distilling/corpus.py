@@ -21,7 +21,7 @@ from model_zoo.errors import UnusableModel
 from model_zoo.measuring.record import stop_ids
 from model_zoo.prepare import Notify
 
-TOGETHER = 32  # prompts in a batch of the target
+TOGETHER = 64  # prompts in a batch of the target
 LONGEST_TURN, LONGEST_PROMPT, LONGEST_ANSWER = 128, 1024, 256  # tokens
 OWN_TURNS = "user turns of the target"
 

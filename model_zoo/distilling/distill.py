@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from model_zoo.distilling.card import PLOT, half_hours, judge, plot
 from model_zoo.distilling.corpus import Corpus
 from model_zoo.distilling.student import evenly, layers_of, most_influential, with_head_of, without_layers
-from model_zoo.distilling.training import Lesson, Time, train
+from model_zoo.distilling.training import Lesson, Time, is_bfloat16_fast, train
 from model_zoo.exporting.export import TEXT_FILES, export_model
 from model_zoo.exporting.onnx_export import Exporter, Precision
 from model_zoo.manifest import sha256_of
@@ -125,11 +125,10 @@ def _claim(plan: Plan, source: Source) -> Settings:
 
 
 def _load_target(source: Source) -> PreTrainedModel:
-    on_gpu = torch.cuda.is_available()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source.folder, dtype=torch.bfloat16 if on_gpu else torch.float32
+        source.folder, dtype=torch.bfloat16 if is_bfloat16_fast() else torch.float32
     )
-    return model.to("cuda" if on_gpu else "cpu").eval()  # type: ignore[arg-type, no-any-return]
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type, no-any-return]
 
 
 # --- what the student learns, and which layers it has -----------------------------------------------------------------

@@ -75,7 +75,7 @@ def most_influential(target: PreTrainedModel, texts: Sequence[Sequence[int]], nu
     def watch(index: int) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
             after = output if isinstance(output, Tensor) else output[0]
-            turned[index] += 1 - float(functional.cosine_similarity(inputs[0], after, dim=-1).mean())
+            turned[index] += 1 - float(functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1).mean())
 
         return hook
 

@@ -83,7 +83,7 @@ def train(
             num_train_epochs=MOST_EPOCHS,
             per_device_train_batch_size=BATCH,
             train_sampling_strategy="group_by_length",
-            bf16=True,
+            bf16=is_bfloat16_fast(),
             use_cpu=not on_gpu,
             seed=seed,
             save_strategy="no",  # the watcher says when
@@ -103,6 +103,13 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return watcher.progress
+
+
+def is_bfloat16_fast() -> bool:
+    """Whether the GPU, or the processor if there is none, multiplies in bfloat16."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()

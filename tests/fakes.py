@@ -180,6 +180,7 @@ class FakeDraft:
     vocab_size: int = VOCABULARY
     max_context: int = MAX_CONTEXT
     max_rows: int = 16
+    kv_bytes: int = 4096
     num_nodes: dict[str, int] = field(default_factory=lambda: {"OpenVINO": 90, "CPU": 10})
     is_right: Callable[[int], bool] = lambda position: True
     logit: Callable[[int], float] = lambda position: 1.0

@@ -11,13 +11,13 @@ from benchmarks.chaos.system import LOOK_S, ChaosSystem
 from benchmarks.harness.cell import own_mib
 
 SETTLE_S = 90.0  # a session whose gateway was killed ends with its lease (30 s)
-GROWN_MIB = 64.0  # the most that a process may hold beyond what it held at the start
+GROWN_MIB = 64.0  # the most that a process may hold beyond what it held at the start, without a drafter's KV cache
 SESSIONS = {
     "gateway": ("dsd_gateway_sessions", "dsd_gateway_queue"),
     "verifier": ("dsd_verifier_sessions", "dsd_verifier_queue_tokens"),
     "drafter": ("dsd_drafter_sessions",),
 }
-FREE_KV = "dsd_verifier_free_kv_tokens"
+FREE_KV, DRAFTER_KV = "dsd_verifier_free_kv_tokens", "dsd_drafter_kv_bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +28,21 @@ class Holdings:
     free_kv_tokens: float
     num_subscriptions: int
     memory_mib: dict[str, float]
+    kv_mib: dict[str, float]  # of drafters: what they keep for the next turns of ended sessions
 
 
 async def read_holdings(system: ChaosSystem) -> Holdings:
     sessions = free = 0.0
+    kv_mib = {}
     for service, names in SESSIONS.items():
         for name in system.names(service):
             metrics = await system.metrics(name)
             sessions += sum(metrics[each] for each in names)
             free += metrics.get(FREE_KV, 0.0)
+            kv_mib[name] = metrics.get(DRAFTER_KV, 0.0) / (1 << 20)
     pids = {name: child.pid for name, child in system.children.items()}
     memory = {name: own_mib(pid) for name, pid in pids.items() if pid is not None}
-    return Holdings(sessions, free, await system.num_subscriptions(), memory)
+    return Holdings(sessions, free, await system.num_subscriptions(), memory, kv_mib)
 
 
 async def idle_holdings(system: ChaosSystem) -> Holdings:
@@ -59,7 +62,10 @@ async def settled(system: ChaosSystem, before: Holdings) -> Leftovers:
         if (is_free and now.num_subscriptions == before.num_subscriptions) or waited_s > SETTLE_S:
             break
         await asyncio.sleep(LOOK_S)
-    grown = {name: round(mib - before.memory_mib[name], 1) for name, mib in now.memory_mib.items()}
+    grown = {
+        name: round(mib - before.memory_mib[name] - now.kv_mib.get(name, 0.0), 1)
+        for name, mib in now.memory_mib.items()
+    }
     return Leftovers(
         sessions=now.sessions,
         kv_tokens=before.free_kv_tokens - now.free_kv_tokens,

@@ -85,7 +85,7 @@ class Leftovers:
     sessions: float
     kv_tokens: float  # that are missing from the verifiers' free KV cache
     subscriptions: int  # at all NATS servers, beyond those at the start
-    grown_mib: dict[str, float]  # memory of each process beyond that at the start
+    grown_mib: dict[str, float]  # memory of each process beyond that at the start, without a drafter's KV cache
     waited_s: float  # until sessions and KV cache were free
 
 

@@ -62,6 +62,10 @@ class PacedDraft:
     def new_cache(self, capacity: int) -> DraftCache:
         return self._model.new_cache(capacity)
 
+    @property
+    def kv_bytes(self) -> int:
+        return self._model.kv_bytes
+
     def num_caches(self, num_used: int, length: int) -> int:
         return self._model.num_caches(num_used, length)
 

@@ -130,6 +130,7 @@ class ReplayedDraft:
         self.max_context = recording.header.max_context
         self.max_rows = profile.step_times.max_rows
         self.num_nodes: dict[str, int] = {}  # it has no graph
+        self.kv_bytes = 0
         self.pace = Pacer()
         self._library = RecordedPrompts(recording)
         self._times = profile.step_times

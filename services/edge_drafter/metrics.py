@@ -37,6 +37,7 @@ class DrafterMetrics:
         self.failed_steps = counter("dsd_drafter_failed_steps", "Draft steps that raised an error")
         self.graph_nodes = gauge("dsd_drafter_graph_nodes", "Nodes of the draft by execution provider", ["provider"])
         self.sessions = gauge("dsd_drafter_sessions", "Sessions drafted for")
+        self.kv_bytes = gauge("dsd_drafter_kv_bytes", "Memory of the KV cache")
         self.window = gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"])
         self.min_confidence = gauge(
             "dsd_drafter_min_confidence", "Confidence below which a guess ends a window", ["verifier"]

@@ -49,6 +49,11 @@ class DraftModel:
         token_ids = graph.config.token_ids
         self._token_ids = None if token_ids is None else np.array(token_ids)
 
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of all caches (Graph.kv_bytes)."""
+        return self._graph.kv_bytes
+
     def new_cache(self, capacity: int) -> DraftCache:
         """An empty cache for `capacity` tokens. Raises ValueError above the context length."""
         if not 1 <= capacity <= self.max_context:

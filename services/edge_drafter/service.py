@@ -292,6 +292,7 @@ class Drafter:
             rtt_ms=self.pairs.rtt_ms,
         )
         self._metrics.sessions.set(load.num_sessions)
+        self._metrics.kv_bytes.set(self._model.kv_bytes)
         heartbeat = Heartbeat(
             service="drafter",
             instance_id=self.instance_id,

@@ -179,6 +179,15 @@ def test_logits_after_a_prefix_of_another_cache_are_those_of_a_text_that_was_fed
         np.testing.assert_allclose(after_tail, tiny.reference_logits([*common, *tail])[-1], atol=1e-3)
 
 
+def test_the_memory_of_caches_is_that_of_their_keys_and_values(tiny: TinyPair) -> None:
+    caches = [tiny.draft.new_cache(256) for _ in range(4)]
+    for cache in caches:
+        tiny.draft.feed(cache, random_ids(3, 5), 0)
+    entry = 3 * 2 * 128 * 4  # bytes of a token: layers, keys and values, kv_heads x head_dim, float32
+    assert tiny.draft.kv_bytes >= len(caches) * 256 * entry
+    assert tiny.draft.kv_bytes % (256 * entry) == 0
+
+
 def test_a_step_that_the_graph_can_not_take_is_refused_and_changes_nothing(tiny: TinyPair) -> None:
     caches = [tiny.draft.new_cache(8) for _ in range(17)]
     for refused, complaint in (

@@ -94,6 +94,7 @@ async def test_a_heartbeat_tells_what_it_drafts_for_and_how_busy_it_is(start: St
         world.model.gate.shut()
         await world.speculate(prompt=range(1, 50))
         busy = await world.gateway.find(Heartbeat, lambda heartbeat: heartbeat.load.num_sessions == 1)
+        assert world.registry.get_sample_value("dsd_drafter_kv_bytes") == world.model.kv_bytes == 4096
         assert (busy.load.max_sessions, busy.load.queue_tokens, busy.load.token_budget) == (3, 49, 32)
 
 

@@ -229,6 +229,7 @@ class HashDraft:
     vocab_size: int = VOCABULARY
     max_rows: int = 3  # of a step
     num_nodes: ClassVar[dict[str, int]] = {}
+    kv_bytes: int = 0
     errors: float = 0.0  # share of rows that fail
 
     def new_cache(self, capacity: int) -> HashedText:

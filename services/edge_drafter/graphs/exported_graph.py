@@ -32,6 +32,10 @@ class ExportedGraph:
         self.logits_type = numpy_type(self.tensors[config.logits])
         self._memories: WeakKeyDictionary[DraftCache, ExportedMemory] = WeakKeyDictionary()
 
+    @property
+    def kv_bytes(self) -> int:
+        return sum(memory.num_bytes for memory in list(self._memories.values()))
+
     def new_cache(self, capacity: int) -> DraftCache:
         cache = DraftCache(capacity)
         self._memories[cache] = ExportedMemory(self, capacity)
@@ -55,6 +59,7 @@ class ExportedMemory:
         self._logits_type = graph.logits_type
         self._binding = graph.session.io_binding()
         self._buffers = [_Buffer(graph, past, new, capacity) for past, new in graph.config.kv]
+        self.num_bytes = sum(buffer.memory.nbytes for buffer in self._buffers)
 
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
         """As Graph.run, with one row."""

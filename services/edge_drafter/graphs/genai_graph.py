@@ -41,6 +41,10 @@ class GenaiGraph:
         self._bound_size = self._arena.num_sizes
         self._logits = np.empty(0, self._logits_type)  # memory that all bindings share
 
+    @property
+    def kv_bytes(self) -> int:
+        return self._arena.num_bytes
+
     def new_cache(self, capacity: int) -> DraftCache:
         return DraftCache(capacity)
 

@@ -55,6 +55,10 @@ class Graph(Protocol):
     def max_rows(self) -> int:
         """Most rows of a run that has one new token in each. A run with more new tokens has one row."""
 
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of all caches. Pages that no token has reached take none of it yet."""
+
     def new_cache(self, capacity: int) -> DraftCache: ...
 
     def num_caches(self, num_used: int, length: int) -> int:

@@ -40,6 +40,10 @@ class KvArena:
         self._resize(*self._fitting(1, 1))
 
     @property
+    def num_bytes(self) -> int:
+        return self._numbers.nbytes
+
+    @property
     def row_shape(self) -> tuple[int, int, int]:
         return (self._num_heads, self._capacity, self._head_size)
 

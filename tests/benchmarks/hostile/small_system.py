@@ -58,6 +58,7 @@ class RandomDraft:
 
     name, vocab_size, max_context, max_rows = "random", VOCABULARY, 1024, 16
     num_nodes: ClassVar[dict[str, int]] = {}
+    kv_bytes = 0
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(1)

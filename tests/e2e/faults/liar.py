@@ -29,6 +29,10 @@ class Liar:
     def new_cache(self, capacity: int) -> DraftCache:
         return self._honest.new_cache(capacity)
 
+    @property
+    def kv_bytes(self) -> int:
+        return self._honest.kv_bytes
+
     def num_caches(self, num_used: int, length: int) -> int:
         return self._honest.num_caches(num_used, length)
 

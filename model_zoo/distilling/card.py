@@ -1,7 +1,8 @@
 """Judges a distilled draft, for its card.
 
 Acceptance is judged on held-out prompts with the exported graph, guess by guess as a drafter makes them, after the
-target's own text. At temperature 0.8 guess and target draw with the same noise (docs/sampling.md).
+target's own text. At temperature 0.8 guess and target draw with the same noise (docs/sampling.md), the target from its
+likeliest tokens.
 """
 
 from __future__ import annotations

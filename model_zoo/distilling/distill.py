@@ -215,7 +215,8 @@ def _save_model(
         for name, value in student.named_parameters()
         if value is not reduced.weight and value is not getattr(reduced, "bias", None)
     }
-    whole.load_state_dict(trained, strict=False)
+    unexpected = whole.load_state_dict(trained, strict=False).unexpected_keys
+    assert not unexpected, unexpected
     whole.save_pretrained(folder)
     for name in TEXT_FILES:
         if (source.folder / name).is_file():

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from model_zoo.distilling import training
 from model_zoo.distilling.answers import answer, read_answers
 from model_zoo.distilling.card import PLOT, half_hours, judge
 from model_zoo.distilling.distill import SETTINGS, Settings
-from model_zoo.distilling.training import Lesson, Time, acceptance, last_checkpoint, read_progress, train
+from model_zoo.distilling.training import Lesson, Time, acceptance, last_checkpoint, read_progress, step_of, train
 from model_zoo.exporting.export import export_model
 from model_zoo.exporting.onnx_export import Exporter
 from services.edge_drafter.draft_config import read_config
@@ -144,6 +145,38 @@ def test_a_student_learns_its_lesson(target: Path, tmp_path: Path) -> None:
     assert acceptance(student.eval(), answers[::2], lesson.token_ids) > before + 0.1
     again = train(load(target), lesson, tmp_path / "training", Time(100.0, 110.0), 0, looks.append)
     assert again == progress, "a training that is over is not repeated"
+
+
+def test_a_training_that_was_cut_off_goes_on_from_its_last_checkpoint(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "EVERY_S", 1.0)
+    answers = answer(load(target), [[5 + number, 6, 7] for number in range(32)], [2], 32, seed=0)
+    lesson, span = Lesson(answers[1:], answers[:1], range(VOCAB_SIZE), VOCAB_SIZE), Time(0.0, 8.0)
+    looks: list[Progress] = []
+
+    def cut_off(progress: Progress) -> None:
+        looks.append(progress)
+        if len(looks) == 3:  # its checkpoint is not written any more
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(load(target), lesson, tmp_path, span, 0, cut_off)
+    first, second, _ = looks
+    progress = train(load(target), lesson, tmp_path, span, 0, looks.append)
+    assert progress[:2] == [first, second]
+    assert progress[2:] == looks[3:]
+    steps, seconds = ([getattr(each, name) for each in progress] for name in ("step", "seconds"))
+    assert steps == sorted(steps)
+    assert seconds == sorted(seconds)
+    assert seconds[2] < second.seconds + 4, "time is counted from the checkpoint on"
+    assert seconds[-1] >= span.end_s
+    checkpoint = last_checkpoint(tmp_path)
+    assert checkpoint is not None
+    (checkpoint / "trainer_state.json").write_text("{")
+    earlier = last_checkpoint(tmp_path)
+    assert earlier is not None
+    assert step_of(earlier) < step_of(checkpoint), "one that was cut off in writing does not count"
 
 
 def test_a_draft_that_is_its_target_guesses_everything(target: Path, tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def run(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenize
 
 def prepare(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenizer) -> tuple[Start, web.Application]:
     """What shared/service.py runs: the start of the gateway, and its HTTP application."""
-    routes, authenticator = Routes(settings.client_timeout_s), make_authenticator(settings)
+    routes = Routes(settings.client_timeout_s, ignores_unknown=settings.unknown_fields == "ignore")
+    authenticator = make_authenticator(settings)
 
     async def start(context: Context) -> Gateway:
         tokenizer = await asyncio.to_thread(load_tokenizer, Path(settings.target))

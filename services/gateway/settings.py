@@ -40,6 +40,9 @@ class GatewaySettings(ServiceSettings):
         600.0, ge=0, description="Seconds from a request to the end of its answer, at most; 0: no limit"
     )
     api_keys_file: str = Field("", description="File with the valid API keys (docs/api.md); empty: no key is required")
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse", description="What becomes of unknown fields of a request; ignored ones are named in a header"
+    )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes")
     client_timeout_s: float = Field(
         60.0, gt=0, description="Seconds after which a client that neither sends nor reads is dropped"

@@ -132,7 +132,8 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
         **{"heartbeat_s": 0.05, "poll_after_s": 0.1, "open_timeout_s": 0.2, "session_timeout_s": 5.0, **changes},
     )
     network, registry = MemoryNetwork(), CollectorRegistry()
-    health, routes, authenticator = Health(registry), Routes(settings.client_timeout_s), make_authenticator(settings)
+    health, authenticator = Health(registry), make_authenticator(settings)
+    routes = Routes(settings.client_timeout_s, ignores_unknown=settings.unknown_fields == "ignore")
     health.become("")
     context = Context(new_instance_id("gateway"), network.connect(), registry, health)
     gateway = Gateway(settings, context, load_tokenizer(folder), routes, authenticator)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from services.gateway.http.generation_body import Body, GenerationBody, Off, blame
+from services.gateway.http.generation_body import Body, GenerationBody, MaxTokens, Off, ShortText, blame
 from services.gateway.text.chat_template import ChatMessage
 from shared.protocol.messages import MAX_TOP_LOGPROBS
 
@@ -33,11 +33,11 @@ TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, 
 
 class MessageBody(Body):
     """One turn; text parts are joined by line breaks. Clients may send the message of an answer back unchanged, so its
-    other fields are accepted where they are null."""
+    other fields are accepted where they are null. `developer` is OpenAI's newer name of `system`."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[TextParts, BeforeValidator(_as_parts, str | TextParts)]
-    name: None = None
+    name: ShortText | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -45,7 +45,8 @@ class MessageBody(Body):
 
     @property
     def message(self) -> ChatMessage:
-        return ChatMessage(self.role, "\n".join(part.text for part in self.content))
+        role = "system" if self.role == "developer" else self.role
+        return ChatMessage(role, "\n".join(part.text for part in self.content))
 
 
 class ChatBody(GenerationBody):
@@ -54,7 +55,7 @@ class ChatBody(GenerationBody):
     unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"echo"}
 
     messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Off | None = None
@@ -70,6 +71,11 @@ class ChatBody(GenerationBody):
         if self.top_logprobs is not None and not self.logprobs:
             raise blame("top_logprobs", "top_logprobs is only allowed when logprobs is true")
         return self
+
+    @property
+    def ignored(self) -> list[str]:
+        names = ["messages.name"] if any(message.name is not None for message in self.messages) else []
+        return [*super().ignored, *names]
 
     @property
     def num_top(self) -> int | None:

@@ -1,6 +1,7 @@
 """Fields that the bodies of all generating endpoints share (docs/api.md, "Requests").
 
-Invariant: a body that passes validation has every value in bounds and no field that the gateway ignores.
+Invariant: a body that passes validation has every value in bounds, and `ignored` names each of its fields that have no
+effect.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 64
 MAX_NAME_CHARACTERS = 256
+MAX_METADATA = 16  # entries
 MAX_TIMEOUT_S = 86400.0
 
 
@@ -63,6 +65,7 @@ class DsdOptions(Body):
 
 class StreamOptions(Body):
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: usage so far in each chunk
 
 
 class TextFormat(Body):
@@ -77,23 +80,61 @@ def _is_off(value: bool) -> bool:
     return value
 
 
+def _is_on(value: bool) -> bool:
+    if not value:
+        raise PydanticCustomError("on", "must be true")
+    return value
+
+
 Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"const": False, "type": "boolean"})]
+On = Annotated[bool, AfterValidator(_is_on), WithJsonSchema({"const": True, "type": "boolean"})]
+ShortText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+
+
+def _as_metadata(value: Any) -> Any:
+    """One error, whatever the number of entries."""
+    if value is None:
+        return None
+    is_text = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    if not is_text or len(value) > MAX_METADATA:
+        raise PydanticCustomError("metadata", "must be an object of at most {most} texts", {"most": MAX_METADATA})
+    return value
+
+
+_Texts = Annotated[dict[str, str], Field(max_length=MAX_METADATA)]
+Metadata = Annotated[_Texts | None, BeforeValidator(_as_metadata, _Texts | None)]
+
+
+class Harmless(Body):
+    """Options that clients send and that change no answer: accepted, and named in the header X-DSD-Ignored."""
+
+    metadata: Metadata = None
+    parallel_tool_calls: bool | None = None  # there are no tools
+    priority: int | None = None
+    prompt_cache_key: ShortText | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    request_id: ShortText | None = None
+    safety_identifier: ShortText | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    user: str | None = None
 
 
 class Unoffered(Body):
-    """Options of the OpenAI API that are not supported. Each accepts only the value that has no effect."""
+    """Options of OpenAI and vLLM that would change the answer and are not supported. Each accepts only the value that
+    has no effect."""
 
-    function_call: Literal["none"] | None = None
+    early_stopping: Off | None = None
+    function_call: Literal["none", "auto"] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=0)] | None = None
+    include_stop_str_in_output: Off | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
-    parallel_tool_calls: bool | None = None  # no effect: there are no tools
     response_format: TextFormat | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    skip_special_tokens: On | None = None
     store: Off | None = None
     suffix: Literal[""] | None = None
-    tool_choice: Literal["none"] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    use_beam_search: Off | None = None
 
 
 def _as_list(value: Any) -> Any:
@@ -110,13 +151,21 @@ LogitBiases = Annotated[
 ]
 
 
-class GenerationBody(Unoffered):
+def _without_limit(value: Any) -> Any:
+    return None if value == -1 and not isinstance(value, bool) else value
+
+
+Count = Annotated[int, Field(ge=1)]
+MaxTokens = Annotated[Count | None, BeforeValidator(_without_limit, Literal[-1] | Count | None)]
+
+
+class GenerationBody(Harmless, Unoffered):
     """Fields of both generating endpoints. None always stands for the default."""
 
     unoffered: ClassVar[frozenset[str]] = frozenset(Unoffered.model_fields)
 
     model: str = Field(max_length=MAX_NAME_CHARACTERS)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: MaxTokens = None
     min_tokens: int | None = Field(default=None, ge=0)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -134,7 +183,6 @@ class GenerationBody(Unoffered):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
     dsd: DsdOptions | None = None
 
     @model_validator(mode="after")
@@ -185,3 +233,13 @@ class GenerationBody(Unoffered):
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream has the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the given fields that have no effect."""
+        return sorted(name for name in Harmless.model_fields if getattr(self, name) is not None)

@@ -62,7 +62,10 @@ ERRORS = {
 OF_ANY = ("401", "417", "500", "503")
 OF_A_BODY = tuple(ERRORS)
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before the next try"}}
-SEED = {"X-DSD-Seed": {"schema": {"type": "integer"}, "description": "Seed of the first choice"}}
+HEADERS = {
+    "X-DSD-Seed": {"schema": {"type": "integer"}, "description": "Seed of the first choice"},
+    "X-DSD-Ignored": {"schema": {"type": "string"}, "description": "Names of fields that had no effect"},
+}
 
 
 @cache
@@ -111,7 +114,7 @@ def _paths() -> Json:
 def _generating(summary: str, body: type[ChatBody] | type[CompletionBody], whole: str, chunks: tuple[str, ...]) -> Json:
     answer = {
         "description": "The answer, as an event stream where `stream` is true",
-        "headers": SEED,
+        "headers": HEADERS,
         "content": {
             "application/json": {"schema": _ref(whole)},
             "text/event-stream": {"schema": _event(*chunks, "UsageChunk", "ErrorReply")},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -17,16 +17,36 @@ from services.gateway.http.json_reader import MAX_SHOWN, read_json
 AnyBody: TypeAlias = ChatBody | CompletionBody
 Parsed = TypeVar("Parsed", bound=GenerationBody)
 
+MAX_ROUNDS = 8  # of validation, each without the unknown fields that the one before has found
 
-def parse(kind: type[Parsed], raw: bytes) -> Parsed:
-    """The body in `raw`. Raises ApiError (400) that names the first wrong field."""
+
+def parse(kind: type[Parsed], raw: bytes, unknown: list[str] | None = None) -> Parsed:
+    """The body in `raw`. Raises ApiError (400) that names the first wrong field.
+
+    unknown: takes the names of unknown fields, which are left out; None refuses them.
+    """
     content = read_json(raw)
     if not isinstance(content, dict):
         raise bad_request("The body must be a JSON object", None, "invalid_json")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise _explain(kind, error.errors(include_url=False, include_input=False)[0]) from error
+    for round_left in reversed(range(MAX_ROUNDS)):
+        try:
+            return kind.model_validate(content)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False)
+            surplus = [each for each in errors if each["type"] == "extra_forbidden"]
+            if unknown is None or not surplus or not round_left:
+                raise _explain(kind, errors[0]) from error
+            for each in surplus:
+                _remove(content, each["loc"])
+                unknown.append(".".join(str(step) for step in each["loc"]))
+    raise AssertionError("the last round raises or returns")
+
+
+def _remove(content: Any, path: tuple[int | str, ...]) -> None:
+    *outer, name = path
+    for step in outer:
+        content = content[step]
+    content.pop(name, None)
 
 
 def check_query(names: Iterable[str]) -> None:

@@ -155,10 +155,10 @@ class Whole(Head, Generic[ChoiceT], frozen=True, kw_only=True):
 
 
 class Chunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
-    """The next text of one choice. usage: null where it comes at the end of the stream, else absent."""
+    """The next text of one choice. usage: so far, or null where it comes at the end of the stream, else absent."""
 
     choices: list[ChoiceT]
-    usage: UnsetType | None = UNSET
+    usage: Usage | UnsetType | None = UNSET
     dsd: DsdPieces | UnsetType = UNSET
 
 
@@ -166,7 +166,7 @@ class LastChunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
     """The end of one choice, without text."""
 
     choices: list[ChoiceT]
-    usage: UnsetType | None = UNSET
+    usage: Usage | UnsetType | None = UNSET
     dsd: DsdReport
 
 

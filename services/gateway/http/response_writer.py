@@ -52,6 +52,7 @@ class ResponseWriter(ABC):
     model: str
     fingerprint: Callable[[], str]  # it may change while the answer grows
     tells_usage: bool  # at the end of a stream
+    tells_usage_so_far: bool  # in each event of a stream
     tells_sources: bool
 
     def opening(self, num_choices: int) -> bytes:
@@ -59,17 +60,17 @@ class ResponseWriter(ABC):
         firsts = [self._first(index) for index in range(num_choices)]
         return b"".join(self._chunk(first) for first in firsts if first is not None)
 
-    def piece(self, index: int, piece: Piece, window: int | None) -> bytes:
+    def piece(self, index: int, piece: Piece, window: int | None, so_far: Usage | None) -> bytes:
         """The event with the next piece of a choice. window: of the pair that works on the choice."""
         dsd: DsdPieces | UnsetType = UNSET
         if self.tells_sources and piece.spans:
             dsd = DsdPieces([TokenPiece(span.text, span.source) for span in piece.spans], window)
-        return self._chunk(self._next(index, piece), dsd)
+        return self._chunk(self._next(index, piece), dsd, so_far)
 
-    def ending(self, index: int, finish: Finish, report: DsdReport) -> bytes:
+    def ending(self, index: int, finish: Finish, report: DsdReport, so_far: Usage | None) -> bytes:
         """The event that ends a choice."""
-        choices = [self._last(index, finish)]
-        return _event(LastChunk(**self._head(self.chunk_object), choices=choices, usage=self._no_usage, dsd=report))
+        choices, usage = [self._last(index, finish)], self._usage(so_far)
+        return _event(LastChunk(**self._head(self.chunk_object), choices=choices, usage=usage, dsd=report))
 
     def closing(self, usage: Usage) -> bytes:
         """The events that end a stream."""
@@ -95,13 +96,15 @@ class ResponseWriter(ABC):
     @abstractmethod
     def _last(self, index: int, finish: Finish) -> ChunkChoice: ...
 
-    @property
-    def _no_usage(self) -> UnsetType | None:
+    def _usage(self, so_far: Usage | None) -> Usage | UnsetType | None:
         """OpenAI: null in every chunk before the one with the usage, absent where no usage comes."""
+        if self.tells_usage_so_far and so_far is not None:
+            return so_far
         return None if self.tells_usage else UNSET
 
-    def _chunk(self, choice: ChunkChoice, dsd: DsdPieces | UnsetType = UNSET) -> bytes:
-        return _event(Chunk(**self._head(self.chunk_object), choices=[choice], usage=self._no_usage, dsd=dsd))
+    def _chunk(self, choice: ChunkChoice, dsd: DsdPieces | UnsetType = UNSET, so_far: Usage | None = None) -> bytes:
+        usage = self._usage(so_far)
+        return _event(Chunk(**self._head(self.chunk_object), choices=[choice], usage=usage, dsd=dsd))
 
     def _head(self, kind: ObjectName) -> dict[str, Any]:
         """The fields of Head."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import quote
 
 import structlog
 from aiohttp import web
@@ -40,7 +41,8 @@ from services.gateway.session.manager import LiveSession, Sessions
 
 log = structlog.get_logger(__name__)
 
-SEED_HEADER = "X-DSD-Seed"
+SEED_HEADER, IGNORED_HEADER = "X-DSD-Seed", "X-DSD-Ignored"
+MAX_IGNORED_CHARACTERS = 1024  # of the header
 SETTLE_S = 0.5  # for requests that clients send before they hear of the end
 PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # handled by the runtime, in shapes of their own
 
@@ -58,8 +60,9 @@ class Backend:
 class Routes:
     """All handlers. They answer 503 before `open` and after `close`."""
 
-    def __init__(self, client_timeout_s: float) -> None:
+    def __init__(self, client_timeout_s: float, *, ignores_unknown: bool = False) -> None:
         self._client_timeout_s = client_timeout_s
+        self._ignores_unknown = ignores_unknown
         self._backend: Backend | None = None
         self._closed = "the gateway is starting"
         self._num_under_way = 0
@@ -159,7 +162,8 @@ class Routes:
         check_query(request.query)
         backend.gate.check_queue()  # before reading the body: a full queue costs no memory
         raw = await self._read(request)
-        body, prompts = await asyncio.to_thread(_prepare, backend.builder, kind, raw)
+        unknown: list[str] | None = [] if self._ignores_unknown else None
+        body, prompts = await asyncio.to_thread(_prepare, backend.builder, kind, raw, unknown)
         self._open_backend()
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
         requests = backend.builder.choice_requests(body, prompts, key, time.monotonic())
@@ -169,7 +173,10 @@ class Routes:
         ):
             choices = _choices(backend, body, requests, lives, asked_at)
             writer = _writer(lives, shape, body)
-            headers = {SEED_HEADER: str(requests[0].generation.sampling.seed)}
+            headers = {
+                SEED_HEADER: str(requests[0].generation.sampling.seed),
+                **_ignored([*body.ignored, *(unknown or [])]),
+            }
             if body.stream:
                 return await streamed_response(request, choices, writer, headers, deadline, self._client_timeout_s)
             async with deadline.kept():
@@ -214,11 +221,17 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     return None
 
 
+def _ignored(names: list[str]) -> dict[str, str]:
+    """The header that names fields without effect. A name may hold anything: it is encoded as in a URL."""
+    shown = ", ".join(dict.fromkeys(quote(name, safe="._-") for name in names))
+    return {IGNORED_HEADER: shown[:MAX_IGNORED_CHARACTERS]} if names else {}
+
+
 def _prepare(
-    builder: RequestBuilder, kind: type[ChatBody] | type[CompletionBody], raw: bytes
+    builder: RequestBuilder, kind: type[ChatBody] | type[CompletionBody], raw: bytes, unknown: list[str] | None
 ) -> tuple[AnyBody, list[EncodedPrompt]]:
     """Runs in a thread, since long bodies are slow to validate and to encode."""
-    body = parse(kind, raw)
+    body = parse(kind, raw, unknown)
     builder.check_model(body.model)
     return body, builder.encode(body)
 
@@ -242,6 +255,7 @@ def _writer(lives: list[LiveSession], shape: type[ResponseWriter], body: AnyBody
         model=first.generation.model,
         fingerprint=partial(_fingerprint, lives),
         tells_usage=body.includes_usage,
+        tells_usage_so_far=body.continuous_usage,
         tells_sources=body.sources,
     )
 

@@ -161,10 +161,11 @@ async def _write_answer(client: _ClientConnection, choices: Choices, writer: Res
     async with aclosing(choices.pieces()) as pieces:
         async for each in pieces:
             answer = choices.answers[each.index]
+            so_far = choices.usage if writer.tells_usage_so_far else None
             if each.piece is not None:
-                await client.write(writer.piece(each.index, each.piece, answer.window))
+                await client.write(writer.piece(each.index, each.piece, answer.window, so_far))
             else:
-                await client.write(writer.ending(each.index, answer.finish, answer.report))
+                await client.write(writer.ending(each.index, answer.finish, answer.report, so_far))
     await client.write(writer.closing(choices.usage))
 
 

@@ -27,7 +27,7 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
         (chat(messages=[{"role": "tool", "content": "x"}]), "messages.0.role"),
         (chat(messages=[{"role": "user", "content": 5}]), "messages.0.content"),
         (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content.0.type"),
-        (chat(messages=[{"role": "user", "content": "x", "name": "y"}]), "messages.0.name"),
+        (chat(messages=[{"role": "user", "content": "x", "name": 3}]), "messages.0.name"),
         (chat(model=5), "model"),
         (chat(max_tokens=0), "max_tokens"),
         (chat(max_tokens="5"), "max_tokens"),

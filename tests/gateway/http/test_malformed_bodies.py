@@ -65,16 +65,25 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "dsd": NO_OBJECT | st.just({"speculation": "static"}) | st.just({"sources": True}),
     "tools": NO_OBJECT.filter(lambda value: value != []) | st.lists(OBJECT, min_size=1),
     "response_format": NO_OBJECT | st.just({"type": "json_object"}),
-    "service_tier": NO_TEXT | st.just("flex"),
+    "service_tier": NO_TEXT | st.just("gold"),
     "store": NO_BOOLEAN | st.just(True),
     "suffix": NO_TEXT | st.text(min_size=1, max_size=3),
-    "metadata": NO_OBJECT | st.just({"a": "b"}),
+    "metadata": NO_OBJECT | st.just({"a": 1}) | st.just({str(number): "b" for number in range(17)}),
+    "prompt_cache_key": NO_TEXT | LIST | st.text(min_size=257, max_size=260),
+    "priority": TEXT | BOOLEAN | LIST,
+    "prompt_cache_retention": NO_TEXT | st.just("1h"),
+    "parallel_tool_calls": NO_BOOLEAN,
+    "safety_identifier": NO_TEXT,
+    "request_id": NO_TEXT,
+    "tool_choice": NO_OBJECT | st.just("required"),
+    "use_beam_search": NO_BOOLEAN | st.just(True),
+    "skip_special_tokens": NO_BOOLEAN | st.just(False),
     "surprise": st.just(1),
 }
 MESSAGE = {"role": "user", "content": "hi"}
 OF_CHAT: dict[str, SearchStrategy[Any]] = {
     "messages": NO_OBJECT
-    | st.sampled_from([[{**MESSAGE, "role": "tool"}], [{"role": "user"}], [{**MESSAGE, "name": "me"}]])
+    | st.sampled_from([[{**MESSAGE, "role": "tool"}], [{"role": "user"}], [{**MESSAGE, "name": 3}]])
     | NO_TEXT.map(lambda content: [{**MESSAGE, "content": content}]),
     "max_completion_tokens": no_integer(1, CONTEXT),
     "logprobs": NO_BOOLEAN,

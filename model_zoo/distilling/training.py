@@ -248,7 +248,7 @@ class _Watcher(TrainerCallback):
     def _look(self, student: PreTrainedModel, step: int, epochs: float) -> None:
         student.eval()  # type: ignore[no-untyped-call]
         found = Progress(
-            seconds=round(self._clock.now(), 1),
+            seconds=math.ceil(self._clock.now() * 10) / 10,  # never below the end of a training that is over
             step=step,
             tokens=round(epochs * sum(len(answer.token_ids) for answer in self._lesson.train)),
             loss=round(sum(self.losses) / max(len(self.losses), 1), 4),

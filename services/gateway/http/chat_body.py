@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.http.generation_body import Body, GenerationBody, MaxTokens, Off, ShortText, blame
-from services.gateway.text.chat_template import ChatMessage
+from services.gateway.text.chat_template import ChatMessage, Conversation
 from shared.protocol.messages import MAX_TOP_LOGPROBS
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024  # of one message
+MAX_ARGUMENTS, MAX_DEPTH = 1 << 16, 32  # of a call whose arguments templates get as an object: characters, levels
+MAX_OPTIONS = 16  # of a chat template
+RESERVED = {
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+}  # variables of a template with fields of their own
 
 
 class TextPart(Body):
@@ -21,6 +31,8 @@ class TextPart(Body):
 
 
 def _as_parts(value: Any) -> Any:
+    if value is None:
+        return None
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     if not isinstance(value, list):
@@ -31,22 +43,119 @@ def _as_parts(value: Any) -> Any:
 TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
+class FunctionCall(Body):
+    name: ShortText
+    arguments: str  # JSON, as the model wrote it
+
+
+class ToolCall(Body):
+    """A call in an earlier answer."""
+
+    id: ShortText
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None  # of a streamed answer
+
+
+_NULL, _GIVEN = {"type": "null"}, {"not": {"type": "null"}}
+_NO_CALL = {"tool_calls": _NULL, "tool_call_id": _NULL}
+_SHAPES: list[Any] = [
+    {
+        "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": _GIVEN, **_NO_CALL},
+        "required": ["content"],
+    },
+    {
+        "properties": {"role": {"const": "assistant"}, **_NO_CALL, "tool_calls": _GIVEN},
+        "required": ["tool_calls"],
+    },
+    {
+        "properties": {"role": {"const": "tool"}, "content": _GIVEN, **_NO_CALL, "tool_call_id": {"type": "string"}},
+        "required": ["content", "tool_call_id"],
+    },
+]
+
+
 class MessageBody(Body):
     """One turn; text parts are joined by line breaks. Clients may send the message of an answer back unchanged, so its
-    other fields are accepted where they are null. `developer` is OpenAI's newer name of `system`."""
+    other fields are accepted where they are empty. `developer` is OpenAI's newer name of `system`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[TextParts, BeforeValidator(_as_parts, str | TextParts)]
+    model_config = ConfigDict(json_schema_extra={"anyOf": _SHAPES})
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[TextParts | None, BeforeValidator(_as_parts, str | TextParts | None)] = None
     name: ShortText | None = None
+    tool_call_id: ShortText | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's newer name of the same
     refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.tool_calls is None:
+            raise blame("content", "content is missing")
+        if self.tool_calls is not None and self.role != "assistant":
+            raise blame("tool_calls", "tool_calls is only allowed in a message of the assistant")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise blame("tool_call_id", "tool_call_id must be given in a message of a tool, and in no other")
+        return self
 
     @property
     def message(self) -> ChatMessage:
         role = "system" if self.role == "developer" else self.role
-        return ChatMessage(role, "\n".join(part.text for part in self.content))
+        content = None if self.content is None else "\n".join(part.text for part in self.content)
+        return ChatMessage(role, content, self.fields)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a chat template may use besides role and content, under the names that templates know."""
+        given = {
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": None if self.tool_calls is None else [_as_template_has_it(each) for each in self.tool_calls],
+            "reasoning_content": self.reasoning_content or self.reasoning,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _as_template_has_it(call: ToolCall) -> dict[str, Any]:
+    """Templates write the arguments as JSON themselves. What is no object, or a huge one, stays text."""
+    arguments: Any = call.function.arguments
+    if len(arguments) <= MAX_ARGUMENTS:
+        with suppress(ValueError, RecursionError):
+            parsed = json.loads(arguments)
+            arguments = parsed if isinstance(parsed, dict) and _is_shallow(parsed) else arguments
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": call.type, "function": function}
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def _as_options(value: Any) -> Any:
+    """One error, whatever the number of entries."""
+    if value is not None and (not isinstance(value, dict) or len(value) > MAX_OPTIONS):
+        raise PydanticCustomError("options", "must be an object of at most {most} entries", {"most": MAX_OPTIONS})
+    if reserved := sorted(RESERVED & set(value or ())):
+        raise PydanticCustomError("options", "must not have {name}", {"name": reserved[0]})
+    return value
+
+
+_Options = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)]
 
 
 class ChatBody(GenerationBody):
@@ -59,6 +168,8 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Off | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: Annotated[_Options | None, BeforeValidator(_as_options, _Options | None)] = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -73,9 +184,9 @@ class ChatBody(GenerationBody):
         return self
 
     @property
-    def ignored(self) -> list[str]:
-        names = ["messages.name"] if any(message.name is not None for message in self.messages) else []
-        return [*super().ignored, *names]
+    def conversation(self) -> Conversation:
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return Conversation([turn.message for turn in self.messages], effort | (self.chat_template_kwargs or {}))
 
     @property
     def num_top(self) -> int | None:

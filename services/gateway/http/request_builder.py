@@ -65,12 +65,16 @@ class RequestBuilder:
         try:
             if isinstance(body, CompletionBody):
                 return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
-            return [EncodedPrompt(self.tokenizer.encode_chat([turn.message for turn in body.messages]))]
+            return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation))]
         except PromptTooLong as error:
             raise bad_request(str(error), field, "context_length_exceeded") from error
         except TemplateRefused as error:
             message = f"The chat template rejects the messages: {str(error)[:MAX_REASON_CHARACTERS]}"
             raise bad_request(message, field, "invalid_value") from error
+
+    def ignored(self, body: AnyBody) -> list[str]:
+        """Names of the fields of a body that have no effect here."""
+        return [*body.ignored, *(self.tokenizer.unused(body.conversation) if isinstance(body, ChatBody) else ())]
 
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float

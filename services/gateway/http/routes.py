@@ -175,7 +175,7 @@ class Routes:
             writer = _writer(lives, shape, body)
             headers = {
                 SEED_HEADER: str(requests[0].generation.sampling.seed),
-                **_ignored([*body.ignored, *(unknown or [])]),
+                **_ignored([*backend.builder.ignored(body), *(unknown or [])]),
             }
             if body.stream:
                 return await streamed_response(request, choices, writer, headers, deadline, self._client_timeout_s)

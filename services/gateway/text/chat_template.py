@@ -8,8 +8,9 @@ blocks, loop controls, `raise_exception`, `strftime_now`, a `tojson` that does n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -26,10 +27,61 @@ class TemplateRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation."""
+    """One turn of a conversation. fields: what else the template sees of it, such as `tool_calls`; JSON values."""
 
     role: str
-    content: str
+    content: str | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template gets. options: variables of its own that a client sets, such as `enable_thinking`."""
+
+    messages: Sequence[ChatMessage]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def texts(self) -> list[str]:
+        """All texts that the client wrote, but for keys and options."""
+        return [text for message in self.messages for text in _texts_of([message.content, message.fields])]
+
+    def keys(self) -> list[str]:
+        return [key for message in self.messages for key in _keys_of(message.fields)]
+
+    def with_texts(self, change: Callable[[str], str]) -> Conversation:
+        """The same with each of `texts` replaced, in their order."""
+        messages = []
+        for message in self.messages:
+            content, fields = _changed([message.content, message.fields], change)
+            messages.append(ChatMessage(message.role, content, fields))
+        return replace(self, messages=messages)
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts_of(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_of(each)
+
+
+def _keys_of(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from value
+    if isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _keys_of(each)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _changed(each, change) for key, each in value.items()}
+    return [_changed(each, change) for each in value] if isinstance(value, list) else value
 
 
 class GenerationBlock(Extension):
@@ -66,15 +118,19 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._template = _environment().from_string(source)
         self._special_tokens = dict(special_tokens)
+        self._words = frozenset(re.findall(r"\w+", source))
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def mentions(self, name: str) -> bool:
+        """Whether the name of a variable or a field occurs in the template."""
+        return name in self._words
+
+    def render(self, conversation: Conversation) -> str:
         """The prompt, ready for the assistant's turn. Raises TemplateRefused with the template's own message, or with
         the error inside it."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [{"role": each.role, "content": each.content, **each.fields} for each in conversation.messages]
+        given = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True}
         try:
-            return self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
+            return self._template.render(**{**conversation.options, **self._special_tokens, **given})
         except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from error
         except Exception as error:  # the template is foreign code: it may fail in any way

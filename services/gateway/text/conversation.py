@@ -6,16 +6,19 @@ token, the ids are those of the rendered text as a whole.
 
 from __future__ import annotations
 
+import itertools
+import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from services.gateway.text.chat_template import ChatMessage, ChatTemplate
+from services.gateway.text.chat_template import ChatMessage, ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.encoding import encode, encode_with_offsets
 
 PRIVATE, NUM_PRIVATE = 0xE000, 6400  # characters of Unicode's private use area
+PLAIN = re.compile(r"[A-Za-z0-9_ .,-]*")  # a text that only a special token of such characters can forge
 
 
 class ConversationEncoder:
@@ -29,39 +32,58 @@ class ConversationEncoder:
         added = tokenizer.get_added_tokens_decoder()
         self._specials = {token_id: token.content for token_id, token in added.items() if token.special}
         self._longest_first = sorted(set(self._specials.values()), key=len, reverse=True)
+        self._folded = [special.casefold() for special in self._longest_first]
 
-    def encode(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode(self, conversation: Conversation) -> list[int]:
         """Raises TemplateRefused, or PromptTooLong."""
-        ids = self._encode_rendered(messages)
-        return self._encode_apart(messages) if self._has_forged_special(ids, messages) else ids
+        for name, texts in (("key", conversation.keys()), ("template option", _strings_in(conversation.options))):
+            if any(self._names_special(text) for text in texts):
+                raise TemplateRefused(f"a {name} has the text of a special token")
+        ids = self._encode_rendered(conversation)
+        return self._encode_apart(conversation) if self._has_forged_special(ids, conversation) else ids
 
-    def _encode_rendered(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def unused(self, conversation: Conversation) -> list[str]:
+        """Names of fields and options that the chat template does not mention."""
+        fields = {name for message in conversation.messages for name in message.fields}
+        named = [(f"messages.{name}", name) for name in sorted(fields)]
+        named += [(_option_name(name), name) for name in conversation.options]
+        return [shown for shown, name in named if not self._template.mentions(name)]
+
+    def _encode_rendered(self, conversation: Conversation) -> list[int]:
         """The ids of the rendered text, where special tokens in the contents are text."""
-        contents = "\0".join(message.content for message in messages)
+        contents = "\0".join(conversation.texts())
         found = [special for special in self._longest_first if special in contents]
         if not found:
-            return encode(self._tokenizer, self._template.render(messages))
+            return encode(self._tokenizer, self._template.render(conversation))
         marks = _marks(found, contents)
-        marked = [replace(message, content=_replace(message.content, marks)) for message in messages]
+        marked = conversation.with_texts(lambda text: _replace(text, marks))
         return self._encode_marked(self._template.render(marked), {mark: special for special, mark in marks.items()})
 
-    def _has_forged_special(self, ids: Sequence[int], messages: Sequence[ChatMessage]) -> bool:
+    def _has_forged_special(self, ids: Sequence[int], conversation: Conversation) -> bool:
         """Whether there are more special tokens than the template has, and than stand for unknown characters."""
-        neutral = [replace(message, content=chr(PRIVATE)) for message in messages]
+        neutral = conversation.with_texts(lambda text: text if self._is_plain(text) else chr(PRIVATE))
         num_more = self._num_specials(ids) - self._num_specials(encode(self._tokenizer, self._template.render(neutral)))
         if num_more <= 0:
             return False
-        return num_more > sum(self._num_specials(encode(self._plain, message.content)) for message in messages)
+        return num_more > sum(self._num_specials(encode(self._plain, text)) for text in conversation.texts())
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether no special token can be made of a text. Templates may look at such texts, a tool's type for one."""
+        return PLAIN.fullmatch(text) is not None and not self._names_special(text)
+
+    def _names_special(self, text: str) -> bool:
+        folded = text.casefold()
+        return any(special in folded for special in self._folded)
 
     def _num_specials(self, ids: Sequence[int]) -> int:
         return sum(token_id in self._specials for token_id in ids)
 
-    def _encode_apart(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def _encode_apart(self, conversation: Conversation) -> list[int]:
         """The ids where the template or the tokenizer makes a special token of other text in a content, of its capitals
         for example: each content is ordinary text of its own, which the template does not change."""
-        contents = [message.content for message in messages]
-        begin = _absent_from("\0".join(contents))
-        marked = [replace(message, content=f"{begin}{i}{begin}") for i, message in enumerate(messages)]
+        contents = conversation.texts()
+        begin, numbers = _absent_from("\0".join(contents)), itertools.count()
+        marked = conversation.with_texts(lambda text: f"{begin}{next(numbers)}{begin}")
         ids: list[int] = []
         for i, piece in enumerate(self._template.render(marked).split(begin)):
             ids += encode(self._tokenizer, piece) if i % 2 == 0 else encode(self._plain, contents[int(piece)])
@@ -86,6 +108,14 @@ class ConversationEncoder:
     def _is_special(self, token_id: int, text: str) -> bool:
         """Whether the token stands for its own name: a tokenizer may put one for unknown characters, too."""
         return token_id in self._specials and self._specials[token_id] in text
+
+
+def _option_name(name: str) -> str:
+    return name if name == "reasoning_effort" else f"chat_template_kwargs.{name}"
+
+
+def _strings_in(options: Mapping[str, Any]) -> list[str]:
+    return Conversation([ChatMessage("", None, {"options": options})]).texts()
 
 
 def _marks(specials: Sequence[str], contents: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ import jinja2
 from tokenizers import Tokenizer
 
 from services.gateway.session.generation import Generation
-from services.gateway.text.chat_template import ChatMessage, ChatTemplate, TemplateRefused
+from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.conversation import ConversationEncoder
 from services.gateway.text.detokenizer import detokenizer_of
 from services.gateway.text.encoding import encode
@@ -38,12 +38,16 @@ class TargetTokenizer:
         self.stop_ids = stop_ids
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> TokenIds:
+    def encode_chat(self, conversation: Conversation) -> TokenIds:
         """The prompt that the model's chat template makes of a conversation. In a message the text of a special token
         is ordinary text. Raises TemplateRefused, or PromptTooLong."""
         if self._conversations is None:
             raise TemplateRefused("this model has no chat template; use /v1/completions")
-        return TokenIds(self._conversations.encode(messages))
+        return TokenIds(self._conversations.encode(conversation))
+
+    def unused(self, conversation: Conversation) -> list[str]:
+        """Names of what a conversation has and its chat template does not use."""
+        return self._conversations.unused(conversation) if self._conversations else []
 
     def encode_text(self, text: str) -> TokenIds:
         """Plain text, with the special tokens that the tokenizer puts at the start, if any. The text of a special token

@@ -24,7 +24,7 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
         ({"messages": [{"role": "user", "content": "hi"}]}, "model"),
         ({"model": MODEL}, "messages"),
         (chat(messages=[]), "messages"),
-        (chat(messages=[{"role": "tool", "content": "x"}]), "messages.0.role"),
+        (chat(messages=[{"role": "critic", "content": "x"}]), "messages.0.role"),
         (chat(messages=[{"role": "user", "content": 5}]), "messages.0.content"),
         (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content.0.type"),
         (chat(messages=[{"role": "user", "content": "x", "name": 3}]), "messages.0.name"),

@@ -11,7 +11,7 @@ import pytest
 from services.gateway.http.parsing import MAX_ROUNDS
 from services.gateway.http.routes import IGNORED_HEADER, MAX_IGNORED_CHARACTERS
 from shared.protocol.messages import Open
-from tests.gateway.conftest import World, a_world
+from tests.gateway.conftest import TOKENIZER, World, a_world
 from tests.gateway.fakes import MODEL
 from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat, events
 
@@ -106,3 +106,83 @@ async def test_unknown_fields_are_looked_for_a_few_times_and_the_header_is_bound
         )  # validation ends at the first
         refused = await world.client.post(CHAT, json=chat(messages=messages))
         assert (refused.status, (await refused.json())["error"]["code"]) == (400, "unknown_parameter")
+
+
+HISTORY = [
+    {"role": "user", "content": "hi", "name": "me"},
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "The weather is asked for.",
+        "annotations": [],
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"x": [1]}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    {"role": "user", "content": "And now?"},
+]
+SHOWING = (
+    "{% for message in messages %}{{ message.role }}:{{ message.content }}:{{ message.name }}:"
+    "{{ message.tool_call_id }}:{{ message.reasoning_content }}:"
+    "{{ message.tool_calls | tojson if message.tool_calls else '' }}\n{% endfor %}"
+    "{{ reasoning_effort }} {{ enable_thinking }}"
+)
+
+
+async def test_a_history_with_calls_and_reasoning_and_options_reach_the_chat_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(SHOWING)
+    async with a_world(folder) as world:
+        verifier = await world.verifier()
+        options = {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False, "style": 1}}
+        response = await world.client.post(CHAT, json=chat(messages=HISTORY, **options))
+        assert response.status == 200, await response.text()
+        assert response.headers[IGNORED_HEADER] == "chat_template_kwargs.style"
+        (opened,) = verifier.of(Open)
+        assert TOKENIZER.decode(list(opened.prompt_ids), skip_special_tokens=False).splitlines() == [
+            "user:hi:me:::",
+            "assistant:None::"
+            ":The weather is asked for.:"
+            '[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"x": [1]}}}]',
+            "tool:rain::c1::",
+            "user:And now?::::",
+            "low False",
+        ]
+
+
+async def test_a_history_that_the_template_does_not_use_is_named(world: World) -> None:
+    await world.verifier()
+    response = await world.client.post(CHAT, json=chat(messages=[HISTORY[0]], reasoning_effort="high"))
+    assert response.headers[IGNORED_HEADER] == "messages.name, reasoning_effort"
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([{"role": "user"}], "messages.0.content"),
+        ([{"role": "assistant", "content": None}], "messages.0.content"),
+        ([{"role": "user", "content": "x", "tool_calls": HISTORY[1]["tool_calls"]}], "messages.0.tool_calls"),
+        ([{"role": "tool", "content": "x"}], "messages.0.tool_call_id"),
+        ([{"role": "user", "content": "x", "tool_call_id": "c1"}], "messages.0.tool_call_id"),
+        ([{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}],
+         "messages.0.tool_calls.0.function.arguments"),
+    ],
+)  # fmt: skip
+async def test_a_history_that_makes_no_sense_is_refused(world: World, messages: list[Any], field: str) -> None:
+    response = await world.client.post(CHAT, json=chat(messages=messages))
+    assert (response.status, (await response.json())["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize("options", [{"messages": 1}, {"tools": 1}, {str(number): 1 for number in range(17)}, 3])
+async def test_template_options_that_the_gateway_sets_itself_are_refused(world: World, options: Any) -> None:
+    response = await world.client.post(CHAT, json=chat(chat_template_kwargs=options))
+    assert (response.status, (await response.json())["error"]["param"]) == (400, "chat_template_kwargs")
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "not JSON", '{"x": ' * 40 + "1" + "}" * 40, f'{{"x": "{"y" * 70000}"}}'])
+async def test_arguments_that_are_no_small_object_stay_text(folder: Path, arguments: str) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0].tool_calls[0].function.arguments is string }}")
+    async with a_world(folder) as world:
+        verifier = await world.verifier()
+        calls = [{"id": "c1", "function": {"name": "f", "arguments": arguments}}]
+        await world.client.post(CHAT, json=chat(messages=[{"role": "assistant", "tool_calls": calls}]))
+        (opened,) = verifier.of(Open)
+        assert TOKENIZER.decode(list(opened.prompt_ids)) == "True"

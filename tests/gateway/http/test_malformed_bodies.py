@@ -90,6 +90,8 @@ OF_CHAT: dict[str, SearchStrategy[Any]] = {
     "top_logprobs": no_integer(0, 20) | st.integers(0, 20),  # without logprobs
     "prompt": TEXT,
     "echo": NO_BOOLEAN | st.just(True),
+    "reasoning_effort": NO_TEXT | st.just("huge"),
+    "chat_template_kwargs": NO_OBJECT | st.just({"messages": []}),
 }
 OF_COMPLETIONS: dict[str, SearchStrategy[Any]] = {
     "prompt": NUMBER

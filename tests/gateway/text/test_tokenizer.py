@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.text.chat_template import ChatMessage, ChatTemplate, TemplateRefused
+from services.gateway.text.chat_template import ChatMessage, ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.tokenizer import UnusableTarget, load_tokenizer
 from shared.protocol.messages import TokenIds
 from tests.gateway.http.answers import order, target
@@ -28,7 +28,7 @@ CONVERSATIONS = [
 def test_a_conversation_is_encoded_as_the_template_writes_it(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(make_folder(tmp_path))
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode_chat(HELLO)
+    ids = tokenizer.encode_chat(Conversation(HELLO))
     assert ids == TokenIds(make_tokenizer().encode(text, add_special_tokens=False).ids)
     assert ids[0] == SPECIAL.index("<|im_start|>")
 
@@ -36,7 +36,7 @@ def test_a_conversation_is_encoded_as_the_template_writes_it(tmp_path: Path) -> 
 def test_the_template_file_wins_over_the_one_in_the_configuration(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}")
-    ids = load_tokenizer(folder).encode_chat([ChatMessage("user", "fox")])
+    ids = load_tokenizer(folder).encode_chat(Conversation([ChatMessage("user", "fox")]))
     assert (ids[0], ids[-1]) == (1, 2)
 
 
@@ -45,13 +45,13 @@ def test_of_several_named_templates_the_default_one_counts(tmp_path: Path) -> No
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["chat_template"] = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    assert load_tokenizer(folder).encode_chat(HELLO)[0] == 1
+    assert load_tokenizer(folder).encode_chat(Conversation(HELLO))[0] == 1
 
 
 def test_templates_find_what_the_field_gives_them() -> None:
     source = "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
     source += "{% generation %}!{% endgeneration %}{{ strftime_now('%Y')[:2] }}{{ tools is none }}"
-    text = ChatTemplate(source, {}).render([ChatMessage("user", "<é>"), ChatMessage("user", "b")])
+    text = ChatTemplate(source, {}).render(Conversation([ChatMessage("user", "<é>"), ChatMessage("user", "b")]))
     assert text == '{"role": "user", "content": "<é>"}!20True'
 
 
@@ -71,7 +71,7 @@ def test_templates_find_what_the_field_gives_them() -> None:
 )
 def test_a_template_that_refuses_or_misbehaves_raises_one_error(source: str, told: str) -> None:
     with pytest.raises(TemplateRefused, match=told):
-        ChatTemplate(source, {}).render(HELLO)
+        ChatTemplate(source, {}).render(Conversation(HELLO))
 
 
 def test_without_a_template_chat_is_refused_and_text_works(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_without_a_template_chat_is_refused_and_text_works(tmp_path: Path) -> No
     (folder / "tokenizer_config.json").unlink()
     tokenizer = load_tokenizer(folder)
     with pytest.raises(TemplateRefused, match="no chat template"):
-        tokenizer.encode_chat(HELLO)
+        tokenizer.encode_chat(Conversation(HELLO))
     assert tokenizer.encode_text("hello")
 
 
@@ -122,7 +122,7 @@ def test_the_default_model_reads_a_conversation_as_transformers_does(
     turns = [{"role": message.role, "content": message.content} for message in messages]
     expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     ours = load_tokenizer(default_models / "target")
-    assert list(ours.encode_chat(messages)) == list(expected)
+    assert list(ours.encode_chat(Conversation(messages))) == list(expected)
     assert list(ours.encode_text(messages[0].content)) == theirs(messages[0].content)["input_ids"]
 
 

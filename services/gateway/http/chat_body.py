@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -15,7 +13,6 @@ from shared.protocol.messages import MAX_TOP_LOGPROBS
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024  # of one message
-MAX_ARGUMENTS, MAX_DEPTH = 1 << 16, 32  # of a call whose arguments templates get as an object: characters, levels
 MAX_OPTIONS = 16  # of a chat template
 RESERVED = {
     "messages",
@@ -55,6 +52,12 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
     function: FunctionCall
     index: int | None = None  # of a streamed answer
+
+    @property
+    def field(self) -> dict[str, Any]:
+        """What a chat template gets."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": self.type, "function": function}
 
 
 _NULL, _GIVEN = {"type": "null"}, {"not": {"type": "null"}}
@@ -115,35 +118,10 @@ class MessageBody(Body):
         given = {
             "name": self.name,
             "tool_call_id": self.tool_call_id,
-            "tool_calls": None if self.tool_calls is None else [_as_template_has_it(each) for each in self.tool_calls],
+            "tool_calls": None if self.tool_calls is None else [each.field for each in self.tool_calls],
             "reasoning_content": self.reasoning_content or self.reasoning,
         }
         return {name: value for name, value in given.items() if value is not None}
-
-
-def _as_template_has_it(call: ToolCall) -> dict[str, Any]:
-    """Templates write the arguments as JSON themselves. What is no object, or a huge one, stays text."""
-    arguments: Any = call.function.arguments
-    if len(arguments) <= MAX_ARGUMENTS:
-        with suppress(ValueError, RecursionError):
-            parsed = json.loads(arguments)
-            arguments = parsed if isinstance(parsed, dict) and _is_shallow(parsed) else arguments
-    function = {"name": call.function.name, "arguments": arguments}
-    return {"id": call.id, "type": call.type, "function": function}
-
-
-def _is_shallow(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return True
-    return False
 
 
 def _as_options(value: Any) -> Any:
@@ -152,10 +130,12 @@ def _as_options(value: Any) -> Any:
         raise PydanticCustomError("options", "must be an object of at most {most} entries", {"most": MAX_OPTIONS})
     if reserved := sorted(RESERVED & set(value or ())):
         raise PydanticCustomError("options", "must not have {name}", {"name": reserved[0]})
+    if any(isinstance(each, dict | list) for each in (value or {}).values()):
+        raise PydanticCustomError("options", "must have texts, numbers, true, false and null as values")
     return value
 
 
-_Options = Annotated[dict[str, Any], Field(max_length=MAX_OPTIONS)]
+_Options = Annotated[dict[str, str | int | float | bool | None], Field(max_length=MAX_OPTIONS)]
 
 
 class ChatBody(GenerationBody):

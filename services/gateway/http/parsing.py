@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from services.gateway.errors import ApiError, bad_request
-from services.gateway.http.chat_body import ChatBody
+from services.gateway.http.chat_body import ChatBody, FunctionCall, MessageBody, TextPart, ToolCall
 from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import GenerationBody
+from services.gateway.http.generation_body import DsdOptions, GenerationBody, StreamOptions
 from services.gateway.http.json_reader import MAX_SHOWN, read_json
 
 AnyBody: TypeAlias = ChatBody | CompletionBody
 Parsed = TypeVar("Parsed", bound=GenerationBody)
 
-MAX_ROUNDS = 8  # of validation, each without the unknown fields that the one before has found
+NESTED: dict[str, type[BaseModel]] = {  # models in bodies, by the only name of their field
+    "messages": MessageBody,
+    "content": TextPart,
+    "tool_calls": ToolCall,
+    "function": FunctionCall,
+    "stream_options": StreamOptions,
+    "dsd": DsdOptions,
+}
 
 
 def parse(kind: type[Parsed], raw: bytes, unknown: list[str] | None = None) -> Parsed:
@@ -28,25 +35,26 @@ def parse(kind: type[Parsed], raw: bytes, unknown: list[str] | None = None) -> P
     content = read_json(raw)
     if not isinstance(content, dict):
         raise bad_request("The body must be a JSON object", None, "invalid_json")
-    for round_left in reversed(range(MAX_ROUNDS)):
-        try:
-            return kind.model_validate(content)
-        except ValidationError as error:
-            errors = error.errors(include_url=False, include_input=False)
-            surplus = [each for each in errors if each["type"] == "extra_forbidden"]
-            if unknown is None or not surplus or not round_left:
-                raise _explain(kind, errors[0]) from error
-            for each in surplus:
-                _remove(content, each["loc"])
-                unknown.append(".".join(str(step) for step in each["loc"]))
-    raise AssertionError("the last round raises or returns")
+    if unknown is not None:
+        _remove_unknown(content, kind, "", unknown)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _explain(kind, error.errors(include_url=False, include_input=False)[0]) from error
 
 
-def _remove(content: Any, path: tuple[int | str, ...]) -> None:
-    *outer, name = path
-    for step in outer:
-        content = content[step]
-    content.pop(name, None)
+def _remove_unknown(value: Any, kind: type[BaseModel], place: str, removed: list[str]) -> None:
+    """Removes the keys of an object, or of those in a list, that a model does not have, and of the models in it."""
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            if isinstance(each, dict):
+                _remove_unknown(each, kind, f"{place}{number}.", removed)
+    elif isinstance(value, dict):
+        for name in value.keys() - kind.model_fields.keys():
+            del value[name]
+            removed.append(f"{place}{name}")
+        for name in value.keys() & NESTED.keys():
+            _remove_unknown(value[name], NESTED[name], f"{place}{name}.", removed)
 
 
 def check_query(names: Iterable[str]) -> None:

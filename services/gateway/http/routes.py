@@ -162,8 +162,7 @@ class Routes:
         check_query(request.query)
         backend.gate.check_queue()  # before reading the body: a full queue costs no memory
         raw = await self._read(request)
-        unknown: list[str] | None = [] if self._ignores_unknown else None
-        body, prompts = await asyncio.to_thread(_prepare, backend.builder, kind, raw, unknown)
+        body, prompts, ignored = await asyncio.to_thread(_prepare, backend.builder, kind, raw, self._ignores_unknown)
         self._open_backend()
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
         requests = backend.builder.choice_requests(body, prompts, key, time.monotonic())
@@ -173,10 +172,7 @@ class Routes:
         ):
             choices = _choices(backend, body, requests, lives, asked_at)
             writer = _writer(lives, shape, body)
-            headers = {
-                SEED_HEADER: str(requests[0].generation.sampling.seed),
-                **_ignored([*backend.builder.ignored(body), *(unknown or [])]),
-            }
+            headers = {SEED_HEADER: str(requests[0].generation.sampling.seed), **ignored}
             if body.stream:
                 return await streamed_response(request, choices, writer, headers, deadline, self._client_timeout_s)
             async with deadline.kept():
@@ -223,17 +219,18 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
 
 def _ignored(names: list[str]) -> dict[str, str]:
     """The header that names fields without effect. A name may hold anything: it is encoded as in a URL."""
-    shown = ", ".join(dict.fromkeys(quote(name, safe="._-") for name in names))
+    shown = ", ".join(dict.fromkeys(quote(name[:MAX_IGNORED_CHARACTERS], safe="._-") for name in names))
     return {IGNORED_HEADER: shown[:MAX_IGNORED_CHARACTERS]} if names else {}
 
 
 def _prepare(
-    builder: RequestBuilder, kind: type[ChatBody] | type[CompletionBody], raw: bytes, unknown: list[str] | None
-) -> tuple[AnyBody, list[EncodedPrompt]]:
-    """Runs in a thread, since long bodies are slow to validate and to encode."""
+    builder: RequestBuilder, kind: type[ChatBody] | type[CompletionBody], raw: bytes, ignores_unknown: bool
+) -> tuple[AnyBody, list[EncodedPrompt], dict[str, str]]:
+    """The body, its prompts, and the header of what was ignored. Runs in a thread, since long bodies are slow."""
+    unknown: list[str] | None = [] if ignores_unknown else None
     body = parse(kind, raw, unknown)
     builder.check_model(body.model)
-    return body, builder.encode(body)
+    return body, builder.encode(body), _ignored([*builder.ignored(body), *(unknown or [])])
 
 
 def _choices(

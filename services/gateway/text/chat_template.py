@@ -20,6 +20,8 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+FIXED = "type"  # key of a value that the client does not choose; templates look at it
+
 
 class TemplateRefused(ValueError):
     """The model's template can't render these messages, for example because roles are out of order."""
@@ -27,7 +29,8 @@ class TemplateRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation. fields: what else the template sees of it, such as `tool_calls`; JSON values."""
+    """One turn of a conversation. fields: what else the template sees of it, such as `tool_calls`: objects, whose keys
+    and types the gateway chooses, lists and texts."""
 
     role: str
     content: str | None
@@ -36,17 +39,15 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a template gets. options: variables of its own that a client sets, such as `enable_thinking`."""
+    """What a template gets. options: variables of its own that a client sets, such as `enable_thinking`; no objects and
+    no lists."""
 
     messages: Sequence[ChatMessage]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
-        """All texts that the client wrote, but for keys and options."""
+        """All texts that the client wrote, but for options."""
         return [text for message in self.messages for text in _texts_of([message.content, message.fields])]
-
-    def keys(self) -> list[str]:
-        return [key for message in self.messages for key in _keys_of(message.fields)]
 
     def with_texts(self, change: Callable[[str], str]) -> Conversation:
         """The same with each of `texts` replaced, in their order."""
@@ -61,26 +62,18 @@ def _texts_of(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts_of(each)
+        for key, each in value.items():
+            yield from () if key == FIXED else _texts_of(each)
     elif isinstance(value, list):
         for each in value:
             yield from _texts_of(each)
-
-
-def _keys_of(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        yield from value
-    if isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _keys_of(each)
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _changed(each, change) for key, each in value.items()}
+        return {key: each if key == FIXED else _changed(each, change) for key, each in value.items()}
     return [_changed(each, change) for each in value] if isinstance(value, list) else value
 
 

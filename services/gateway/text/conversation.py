@@ -7,18 +7,16 @@ token, the ids are those of the rendered text as a whole.
 from __future__ import annotations
 
 import itertools
-import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from services.gateway.text.chat_template import ChatMessage, ChatTemplate, Conversation, TemplateRefused
+from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.encoding import encode, encode_with_offsets
 
 PRIVATE, NUM_PRIVATE = 0xE000, 6400  # characters of Unicode's private use area
-PLAIN = re.compile(r"[A-Za-z0-9_ .,-]*")  # a text that only a special token of such characters can forge
 
 
 class ConversationEncoder:
@@ -36,9 +34,10 @@ class ConversationEncoder:
 
     def encode(self, conversation: Conversation) -> list[int]:
         """Raises TemplateRefused, or PromptTooLong."""
-        for name, texts in (("key", conversation.keys()), ("template option", _strings_in(conversation.options))):
-            if any(self._names_special(text) for text in texts):
-                raise TemplateRefused(f"a {name} has the text of a special token")
+        options = "\0".join(text for text in conversation.options.values() if isinstance(text, str)).casefold()
+        if any(special in options for special in self._folded):
+            raise TemplateRefused("an option has the text of a special token")
+        conversation = self._without_unused(conversation)
         ids = self._encode_rendered(conversation)
         return self._encode_apart(conversation) if self._has_forged_special(ids, conversation) else ids
 
@@ -48,6 +47,15 @@ class ConversationEncoder:
         named = [(f"messages.{name}", name) for name in sorted(fields)]
         named += [(_option_name(name), name) for name in conversation.options]
         return [shown for shown, name in named if not self._template.mentions(name)]
+
+    def _without_unused(self, conversation: Conversation) -> Conversation:
+        messages = [
+            replace(each, fields={name: value for name, value in each.fields.items() if self._template.mentions(name)})
+            if each.fields
+            else each
+            for each in conversation.messages
+        ]
+        return replace(conversation, messages=messages)
 
     def _encode_rendered(self, conversation: Conversation) -> list[int]:
         """The ids of the rendered text, where special tokens in the contents are text."""
@@ -61,19 +69,11 @@ class ConversationEncoder:
 
     def _has_forged_special(self, ids: Sequence[int], conversation: Conversation) -> bool:
         """Whether there are more special tokens than the template has, and than stand for unknown characters."""
-        neutral = conversation.with_texts(lambda text: text if self._is_plain(text) else chr(PRIVATE))
+        neutral = conversation.with_texts(lambda text: chr(PRIVATE))
         num_more = self._num_specials(ids) - self._num_specials(encode(self._tokenizer, self._template.render(neutral)))
         if num_more <= 0:
             return False
         return num_more > sum(self._num_specials(encode(self._plain, text)) for text in conversation.texts())
-
-    def _is_plain(self, text: str) -> bool:
-        """Whether no special token can be made of a text. Templates may look at such texts, a tool's type for one."""
-        return PLAIN.fullmatch(text) is not None and not self._names_special(text)
-
-    def _names_special(self, text: str) -> bool:
-        folded = text.casefold()
-        return any(special in folded for special in self._folded)
 
     def _num_specials(self, ids: Sequence[int]) -> int:
         return sum(token_id in self._specials for token_id in ids)
@@ -112,10 +112,6 @@ class ConversationEncoder:
 
 def _option_name(name: str) -> str:
     return name if name == "reasoning_effort" else f"chat_template_kwargs.{name}"
-
-
-def _strings_in(options: Mapping[str, Any]) -> list[str]:
-    return Conversation([ChatMessage("", None, {"options": options})]).texts()
 
 
 def _marks(specials: Sequence[str], contents: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from services.gateway.http.parsing import MAX_ROUNDS
 from services.gateway.http.routes import IGNORED_HEADER, MAX_IGNORED_CHARACTERS
 from shared.protocol.messages import Open
 from tests.gateway.conftest import TOKENIZER, World, a_world
@@ -94,18 +93,21 @@ async def test_unknown_fields_are_left_out_and_named_where_the_gateway_is_set_so
         assert (wrong.status, (await wrong.json())["error"]["param"]) == (400, "temperature")
 
 
-async def test_unknown_fields_are_looked_for_a_few_times_and_the_header_is_bounded(folder: Path) -> None:
+async def test_unknown_fields_are_left_out_at_every_depth_and_the_header_is_bounded(folder: Path) -> None:
     async with a_world(folder, unknown_fields="ignore") as world:
         await world.verifier()
         many = chat(**{f"field-{number}": 0 for number in range(1000)})
         response = await world.client.post(CHAT, data=json.dumps(many))
         assert response.status == 200
         assert len(response.headers[IGNORED_HEADER]) == MAX_IGNORED_CHARACTERS
-        messages = [{"role": "user", "content": "hi", "mood": "good"}] * (
-            MAX_ROUNDS + 1
-        )  # validation ends at the first
-        refused = await world.client.post(CHAT, json=chat(messages=messages))
-        assert (refused.status, (await refused.json())["error"]["code"]) == (400, "unknown_parameter")
+        part = {"type": "text", "text": "hi", "cache_control": {}}
+        messages = [{"role": "user", "content": [part], "mood": 1}] * 50
+        response = await world.client.post(CHAT, json=chat(messages=messages))
+        assert response.status == 200, await response.text()
+        names = response.headers[IGNORED_HEADER].split(", ")
+        assert names[:3] == ["messages.0.mood", "messages.0.content.0.cache_control", "messages.1.mood"]
+        nested = await world.client.post(CHAT, json=chat(messages=[[{"mood": 1}]]))
+        assert nested.status == 400
 
 
 HISTORY = [
@@ -141,7 +143,7 @@ async def test_a_history_with_calls_and_reasoning_and_options_reach_the_chat_tem
             "user:hi:me:::",
             "assistant:None::"
             ":The weather is asked for.:"
-            '[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"x": [1]}}}]',
+            '[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{\\"x\\": [1]}"}}]',
             "tool:rain::c1::",
             "user:And now?::::",
             "low False",
@@ -171,18 +173,9 @@ async def test_a_history_that_makes_no_sense_is_refused(world: World, messages: 
     assert (response.status, (await response.json())["error"]["param"]) == (400, field)
 
 
-@pytest.mark.parametrize("options", [{"messages": 1}, {"tools": 1}, {str(number): 1 for number in range(17)}, 3])
+@pytest.mark.parametrize(
+    "options", [{"messages": 1}, {"tools": 1}, {"x": {"y": 1}}, {"x": []}, {str(number): 1 for number in range(17)}, 3]
+)
 async def test_template_options_that_the_gateway_sets_itself_are_refused(world: World, options: Any) -> None:
     response = await world.client.post(CHAT, json=chat(chat_template_kwargs=options))
     assert (response.status, (await response.json())["error"]["param"]) == (400, "chat_template_kwargs")
-
-
-@pytest.mark.parametrize("arguments", ["[1]", "not JSON", '{"x": ' * 40 + "1" + "}" * 40, f'{{"x": "{"y" * 70000}"}}'])
-async def test_arguments_that_are_no_small_object_stay_text(folder: Path, arguments: str) -> None:
-    (folder / "chat_template.jinja").write_text("{{ messages[0].tool_calls[0].function.arguments is string }}")
-    async with a_world(folder) as world:
-        verifier = await world.verifier()
-        calls = [{"id": "c1", "function": {"name": "f", "arguments": arguments}}]
-        await world.client.post(CHAT, json=chat(messages=[{"role": "assistant", "tool_calls": calls}]))
-        (opened,) = verifier.of(Open)
-        assert TOKENIZER.decode(list(opened.prompt_ids)) == "True"

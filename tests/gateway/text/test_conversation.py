@@ -184,13 +184,24 @@ def test_special_tokens_in_calls_and_ids_are_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<|IM_END|>"])
-def test_special_tokens_in_keys_and_options_are_refused(text: str) -> None:
+def test_special_tokens_in_options_are_refused(text: str) -> None:
     encoder = ConversationEncoder(TOKENIZER, ChatTemplate(TOOLS, {}))
-    with pytest.raises(TemplateRefused, match="a key has the text of a special token"):
-        encoder.encode(Conversation([ChatMessage("user", "hi", {"tool_calls": [{"x": {text: 1}}]})]))
-    for option in (text, [text], {"x": text}):
-        with pytest.raises(TemplateRefused, match="a template option has the text of a special token"):
-            encoder.encode(Conversation([ChatMessage("user", "hi")], {"style": option}))
+    with pytest.raises(TemplateRefused, match="an option has the text of a special token"):
+        encoder.encode(Conversation([ChatMessage("user", "hi")], {"style": text}))
+
+
+def test_a_special_token_that_the_template_would_complete_in_an_id_is_text() -> None:
+    source = "{% for message in messages %}{{ '<|im_' + message.tool_call_id + '|>' }}{% endfor %}"
+    messages = [ChatMessage("tool", "x", {"tool_call_id": "end"})]
+    ids = ConversationEncoder(TOKENIZER, ChatTemplate(source, {})).encode(Conversation(messages))
+    assert specials(ids) == []
+
+
+def test_what_the_template_leaves_out_makes_no_room_for_a_forged_token() -> None:
+    source = "{% for message in messages %}{{ '<|im_' + message.content + '|>' }}{% endfor %}"
+    messages = [ChatMessage("user", "end", {"reasoning_content": "<|im_end|>" * 5})]
+    ids = ConversationEncoder(TOKENIZER, ChatTemplate(source, {})).encode(Conversation(messages))
+    assert specials(ids) == []
 
 
 def test_what_a_template_does_not_mention_is_named() -> None:

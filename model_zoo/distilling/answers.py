@@ -66,6 +66,7 @@ class _Drawn(LogitsProcessor):
         logprobs = top.values - scores.logsumexp(-1, keepdim=True)
         self.steps.append((top.indices.int().cpu(), logprobs.half().cpu()))
         drawn = torch.multinomial((logprobs / self._temperatures).softmax(-1), 1)
+        drawn = drawn.masked_fill(self._temperatures == GREEDY, 0)  # of equal ones the first
         return torch.full_like(scores, -torch.inf).scatter_(-1, top.indices.gather(-1, drawn), 0.0)
 
 
@@ -117,6 +118,13 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     }
     unfinished = path.with_suffix(".part")
     save_file(tensors, unfinished)
+    unfinished.replace(path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a small file, whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_bytes(content)
     unfinished.replace(path)
 
 

@@ -13,17 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from model_zoo.distilling.answers import Answer, answer, continue_texts, read_answers, write_answers
+from model_zoo.distilling.answers import Answer, answer, continue_texts, read_answers, write_answers, write_whole
 from model_zoo.distilling.prompts import as_prompt, before_user_turn, file_prompts
 from model_zoo.errors import UnusableModel
-from model_zoo.measuring.record import stop_ids
 from model_zoo.prepare import Notify
 
 TOGETHER = 64  # prompts in a batch of the target
 LONGEST_TURN, LONGEST_PROMPT, LONGEST_ANSWER = 128, 1024, 256  # tokens
 OWN_TURNS = "user turns of the target"
+
+
+def _stops(target: PreTrainedModel) -> list[int]:
+    """The ids that end the target's texts, from its generation_config.json or else its config.json."""
+    found = getattr(target.generation_config, "eos_token_id", None)
+    return sorted(found) if isinstance(found, list) else [] if found is None else [found]
 
 
 class Corpus:
@@ -34,7 +39,8 @@ class Corpus:
     ) -> None:
         self._target, self._folder, self._seed, self._tell = target, folder, seed, tell
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self.stops = sorted(stop_ids(model)) if (model / "generation_config.json").is_file() else []
+        self.stops = _stops(target)
+        target.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # answers are drawn from its logits
         folder.mkdir(exist_ok=True)
         context = target.config.get_text_config().max_position_embeddings
         self._max_answer = min(LONGEST_ANSWER, context // 2)
@@ -60,16 +66,16 @@ class Corpus:
             write_answers(self._folder / f"{number:05}.safetensors", found)
             number += 1
             seconds += time.monotonic() - begun
-            took.write_text(f"{seconds:.1f}\n")
+            write_whole(took, f"{seconds:.1f}\n".encode())
             self._tell(f"{number} batches of {TOGETHER} answers in {seconds / 60:.1f} min")
         return seconds
 
-    def answers(self) -> list[Answer]:
-        return [each for path in self._files() for each in read_answers(path)]
+    def answers(self) -> list[list[Answer]]:
+        """By batch. In each, every other answer is greedy, the first one too."""
+        return [read_answers(path) for path in self._files()]
 
-    def num_prompts(self) -> dict[str, int]:
-        """Answered prompts by their source."""
-        total = len(self.answers())
+    def num_prompts(self, total: int) -> dict[str, int]:
+        """Of so many answered prompts, by their source."""
         counts = Counter(name for name, _ in self._given[:total])
         counts[OWN_TURNS] += max(total - len(self._given), 0)
         return dict(counts)

@@ -7,6 +7,7 @@ Invariant: the draft's folder appears when all is done. Prompts that judge are n
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from model_zoo.distilling.answers import write_whole
 from model_zoo.distilling.card import PLOT, half_hours, judge, plot
 from model_zoo.distilling.corpus import Corpus
 from model_zoo.distilling.student import evenly, layers_of, most_influential, with_head_of, without_layers
@@ -85,13 +87,16 @@ def distill(plan: Plan, tell: Notify) -> Card:
     depth = len(layers_of(target)[1])
     if not 1 <= plan.num_layers < depth:
         raise ValueError(f"a draft of {plan.target} has 1…{depth - 1} layers, got {plan.num_layers}")
+    rows = target.config.get_text_config().vocab_size
+    if plan.vocab_size < rows and _has_biased_head(target):
+        raise ValueError(f"the head of {plan.target} has a bias, and can't be reduced: give --vocabulary {rows}")
     files = {path.name: path for path in plan.prompts}
     corpus = Corpus(target, source.folder, plan.work / "answers", files, plan.seed, tell)
     answers_s = corpus.collect(plan.seconds * ANSWERS_SHARE)
     lesson, coverage = _lesson(corpus, plan.vocab_size, target)
     tell(f"{len(lesson.train)} answers; {len(lesson.token_ids)} tokens have {coverage:.2%} of their probability")
     chosen = _choose_layers(plan, target, lesson, answers_s, tell)
-    span = Time(answers_s, plan.seconds)
+    span = Time(answers_s + len(chosen.trials) * plan.seconds * TRIAL_SHARE, plan.seconds)
     student = _student(target, chosen.layers, lesson)
     progress = train(student, lesson, plan.work / "training", span, plan.seed, _teller(tell, plan.hours))
     model = _save_model(plan.work / "model", target, student, chosen.layers, lesson, source)
@@ -104,6 +109,8 @@ def distill(plan: Plan, tell: Notify) -> Card:
 def _claim(plan: Plan, source: Source) -> Settings:
     """Takes the work folder. Raises ValueError if it belongs to other settings."""
     weights = hashlib.sha256("".join(sha256_of(path) for path in sorted(source.folder.glob("*.safetensors"))).encode())
+    if len({path.name for path in plan.prompts}) < len(plan.prompts):
+        raise ValueError("two files of prompts have the same name")
     settings = Settings(
         weights.hexdigest(),
         {path.name: sha256_of(path) for path in plan.prompts},
@@ -115,7 +122,7 @@ def _claim(plan: Plan, source: Source) -> Settings:
     path = plan.work / SETTINGS
     if not path.is_file():
         plan.work.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
+        write_whole(path, msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
     elif (earlier := msgspec.json.decode(path.read_bytes(), type=Settings)) != settings:
         differing = [name for name in Settings.__struct_fields__ if getattr(earlier, name) != getattr(settings, name)]
         raise ValueError(
@@ -136,8 +143,9 @@ def _load_target(source: Source) -> PreTrainedModel:
 
 def _lesson(corpus: Corpus, vocab_size: int, target: PreTrainedModel) -> tuple[Lesson, float]:
     """What the student learns, and the share of the target's probability that the draft's vocabulary has."""
-    answers = corpus.answers()
-    judging = answers[::HELD_OUT]  # even numbers, so all of them are greedy
+    batches = corpus.answers()
+    judging = [each for batch in batches for each in batch[::HELD_OUT]]  # even numbers, so all of them are greedy
+    answers = [each for batch in batches for each in batch]
     held_out = {tuple(each.prompt) for each in judging}
     training = [each for each in answers if tuple(each.prompt) not in held_out]
     if not training:
@@ -175,8 +183,15 @@ def _choose_layers(plan: Plan, target: PreTrainedModel, lesson: Lesson, answers_
         student = _student(target, layers, lesson)
         progress = train(student, lesson, plan.work / f"trial-{rule}", span, plan.seed, _teller(tell, plan.hours))
         trials[rule] = progress[-1].acceptance
+        del student
+        gc.collect()  # a Trainer holds its model in a cycle
     best = max(trials, key=trials.__getitem__)
     return _Chosen(best, rules[best], trials)
+
+
+def _has_biased_head(target: PreTrainedModel) -> bool:
+    head = target.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return getattr(head, "bias", None) is not None
 
 
 def _student(target: PreTrainedModel, layers: Sequence[int], lesson: Lesson) -> PreTrainedModel:
@@ -221,7 +236,8 @@ def _save_model(
     for name in TEXT_FILES:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
-    (folder / VOCABULARY).write_bytes(msgspec.json.encode(lesson.token_ids) + b"\n")
+    if len(lesson.token_ids) < lesson.vocab_size:
+        (folder / VOCABULARY).write_bytes(msgspec.json.encode(lesson.token_ids) + b"\n")
     return folder
 
 
@@ -252,7 +268,7 @@ def _finish(
         trials=chosen.trials,
         vocab_size=len(lesson.token_ids),
         coverage=round(coverage, 5),
-        prompts=corpus.num_prompts(),
+        prompts=corpus.num_prompts(sum(map(len, corpus.answers()))),
         answer_tokens=num_tokens,
         epochs=round(progress[-1].tokens / num_tokens, 2),
         answers_s=round(answers_s, 1),

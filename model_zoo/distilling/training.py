@@ -31,7 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from model_zoo.distilling.answers import Answer
+from model_zoo.distilling.answers import Answer, write_whole
 from shared.data.draft_card import Progress
 
 LEARNING_RATE, WARM_UP, LOWEST = 6e-4, 0.03, 0.05  # the last two as shares: of the time, of the rate
@@ -132,9 +132,7 @@ def read_progress(folder: Path) -> list[Progress]:
 
 
 def _write_progress(folder: Path, progress: Sequence[Progress]) -> None:
-    unfinished = folder / f"{PROGRESS}.part"
-    unfinished.write_bytes(msgspec.json.encode(list(progress)))
-    unfinished.replace(folder / PROGRESS)
+    write_whole(folder / PROGRESS, msgspec.json.encode(list(progress)))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

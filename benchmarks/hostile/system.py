@@ -7,6 +7,7 @@ read from outside: /readyz, /proc, log files.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,7 @@ class SystemUnderAttack:
     def num_gateway_sockets(self) -> int:
         """Open sockets of the gateway."""
         links = Path(f"/proc/{self.children['gateway'].pid}/fd")
-        return sum("socket" in str(path.readlink()) for path in links.iterdir())
+        return sum("socket" in os.path.realpath(path) for path in links.iterdir())  # some close meanwhile
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

@@ -50,7 +50,7 @@ def _remove_unknown(value: Any, kind: type[BaseModel], place: str, removed: list
             if isinstance(each, dict):
                 _remove_unknown(each, kind, f"{place}{number}.", removed)
     elif isinstance(value, dict):
-        for name in value.keys() - kind.model_fields.keys():
+        for name in [name for name in value if name not in kind.model_fields]:
             del value[name]
             removed.append(f"{place}{name}")
         for name in value.keys() & NESTED.keys():

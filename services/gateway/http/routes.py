@@ -220,7 +220,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
 def _ignored(names: list[str]) -> dict[str, str]:
     """The header that names fields without effect. A name may hold anything: it is encoded as in a URL."""
     shown = ", ".join(dict.fromkeys(quote(name[:MAX_IGNORED_CHARACTERS], safe="._-") for name in names))
-    return {IGNORED_HEADER: shown[:MAX_IGNORED_CHARACTERS]} if names else {}
+    return {IGNORED_HEADER: shown[:MAX_IGNORED_CHARACTERS].rstrip(", ")} if names else {}
 
 
 def _prepare(

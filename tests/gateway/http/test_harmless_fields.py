@@ -99,7 +99,8 @@ async def test_unknown_fields_are_left_out_at_every_depth_and_the_header_is_boun
         many = chat(**{f"field-{number}": 0 for number in range(1000)})
         response = await world.client.post(CHAT, data=json.dumps(many))
         assert response.status == 200
-        assert len(response.headers[IGNORED_HEADER]) == MAX_IGNORED_CHARACTERS
+        assert response.headers[IGNORED_HEADER].startswith("field-0, field-1, ")
+        assert MAX_IGNORED_CHARACTERS - 2 <= len(response.headers[IGNORED_HEADER]) <= MAX_IGNORED_CHARACTERS
         part = {"type": "text", "text": "hi", "cache_control": {}}
         messages = [{"role": "user", "content": [part], "mood": 1}] * 50
         response = await world.client.post(CHAT, json=chat(messages=messages))

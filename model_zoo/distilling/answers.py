@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -126,6 +127,11 @@ def write_whole(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_bytes(content)
     unfinished.replace(path)
+
+
+def count_answers(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_slice("answer_lengths").get_shape()[0])
 
 
 def read_answers(path: Path) -> list[Answer]:

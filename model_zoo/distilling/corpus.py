@@ -15,7 +15,15 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from model_zoo.distilling.answers import Answer, answer, continue_texts, read_answers, write_answers, write_whole
+from model_zoo.distilling.answers import (
+    Answer,
+    answer,
+    continue_texts,
+    count_answers,
+    read_answers,
+    write_answers,
+    write_whole,
+)
 from model_zoo.distilling.prompts import as_prompt, before_user_turn, file_prompts
 from model_zoo.errors import UnusableModel
 from model_zoo.prepare import Notify
@@ -74,8 +82,9 @@ class Corpus:
         """By batch. In each, every other answer is greedy, the first one too."""
         return [read_answers(path) for path in self._files()]
 
-    def num_prompts(self, total: int) -> dict[str, int]:
-        """Of so many answered prompts, by their source."""
+    def num_prompts(self) -> dict[str, int]:
+        """Answered prompts by their source."""
+        total = sum(count_answers(path) for path in self._files())
         counts = Counter(name for name, _ in self._given[:total])
         counts[OWN_TURNS] += max(total - len(self._given), 0)
         return dict(counts)

@@ -96,7 +96,8 @@ def distill(plan: Plan, tell: Notify) -> Card:
     lesson, coverage = _lesson(corpus, plan.vocab_size, target)
     tell(f"{len(lesson.train)} answers; {len(lesson.token_ids)} tokens have {coverage:.2%} of their probability")
     chosen = _choose_layers(plan, target, lesson, answers_s, tell)
-    span = Time(answers_s + len(chosen.trials) * plan.seconds * TRIAL_SHARE, plan.seconds)
+    trials_s = len(chosen.trials) * plan.seconds * TRIAL_SHARE
+    span = Time(answers_s + trials_s, answers_s + plan.seconds * (1 - ANSWERS_SHARE))
     student = _student(target, chosen.layers, lesson)
     progress = train(student, lesson, plan.work / "training", span, plan.seed, _teller(tell, plan.hours))
     model = _save_model(plan.work / "model", target, student, chosen.layers, lesson, source)
@@ -268,7 +269,7 @@ def _finish(
         trials=chosen.trials,
         vocab_size=len(lesson.token_ids),
         coverage=round(coverage, 5),
-        prompts=corpus.num_prompts(sum(map(len, corpus.answers()))),
+        prompts=corpus.num_prompts(),
         answer_tokens=num_tokens,
         epochs=round(progress[-1].tokens / num_tokens, 2),
         answers_s=round(answers_s, 1),

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -146,8 +147,6 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _weights(checkpoint: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(checkpoint / "model.safetensors")
 
 
@@ -180,28 +179,28 @@ class _Lessons(Dataset[dict[str, Any]]):
 
 
 class _Collator:
-    """A batch: texts, padded at their ends; the places whose logits are taught; what they are taught."""
+    """A batch: texts, padded at their ends; positions of the taught logits in the flat batch; their distributions."""
 
     def __init__(self, lesson: Lesson) -> None:
-        self._place = torch.full((lesson.vocab_size,), -1)
-        self._place[torch.tensor(list(lesson.token_ids))] = torch.arange(len(lesson.token_ids))
+        self._index = torch.full((lesson.vocab_size,), -1)
+        self._index[torch.tensor(list(lesson.token_ids))] = torch.arange(len(lesson.token_ids))
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         longest = max(len(item["input_ids"]) for item in items)
         ids = torch.zeros(len(items), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        places = []
+        positions = []
         for row, item in enumerate(items):
             length, first = len(item["input_ids"]), len(item["answer"].prompt)
             ids[row, :length] = torch.tensor(item["input_ids"])
             mask[row, :length] = 1
-            places.append(torch.arange(first - 1, length - 1) + row * longest)
-        likeliest = self._place[torch.cat([item["answer"].likeliest for item in items]).long()]
+            positions.append(torch.arange(first - 1, length - 1) + row * longest)
+        likeliest = self._index[torch.cat([item["answer"].likeliest for item in items]).long()]
         weights = torch.cat([item["answer"].logprobs for item in items]).float().exp() * (likeliest >= 0)
         return {
             "input_ids": ids,
             "attention_mask": mask,
-            "places": torch.cat(places),
+            "positions": torch.cat(positions),
             "likeliest": likeliest.clamp(min=0),
             "weights": weights / weights.sum(-1, keepdim=True).clamp(min=1e-6),
         }
@@ -213,8 +212,8 @@ class _DistillTrainer(Trainer):
         self.losses: list[float] = []  # since the watcher's last look
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        places, likeliest, weights = (inputs.pop(name) for name in ("places", "likeliest", "weights"))
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[places].float()
+        positions, likeliest, weights = (inputs.pop(name) for name in ("positions", "likeliest", "weights"))
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[positions].float()
         loss = -(weights * functional.log_softmax(logits, -1).gather(-1, likeliest)).sum(-1).mean()
         self.losses.append(loss.item())
         return loss

@@ -98,7 +98,7 @@ class ResponseWriter(ABC):
 
     def _usage(self, so_far: Usage | None) -> Usage | UnsetType | None:
         """OpenAI: null in every chunk before the one with the usage, absent where no usage comes."""
-        if self.tells_usage_so_far and so_far is not None:
+        if so_far is not None:
             return so_far
         return None if self.tells_usage else UNSET
 

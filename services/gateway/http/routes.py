@@ -65,9 +65,6 @@ class Routes:
         self._ignores_unknown = ignores_unknown
         self._backend: Backend | None = None
         self._closed = "the gateway is starting"
-        self._num_under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._started_at = int(time.time())
 
     def open(self, sessions: Sessions, builder: RequestBuilder, gate: AdmissionGate, metrics: GatewayMetrics) -> None:
@@ -80,10 +77,9 @@ class Routes:
         self._closed = reason
 
     async def settled(self) -> None:
-        """Returns when the requests that had been sent before `close` have their answers, be it a refusal. Else the end
-        of the process would reset their connections."""
+        """Returns when clients that had not heard of `close` have had time to be refused. Else the end of the process
+        would reset their connections."""
         await asyncio.sleep(SETTLE_S)
-        await self._idle.wait()
 
     def add_to(self, app: web.Application) -> None:
         add_get, add_post = (partial(add, expect_handler=_expect) for add in (app.router.add_get, app.router.add_post))
@@ -100,16 +96,6 @@ class Routes:
         """Middleware: turns every error into OpenAI's shape and counts the answers."""
         if request.path in PLAIN_PATHS:
             return await handler(request)
-        self._num_under_way += 1
-        self._idle.clear()
-        try:
-            return await self._guarded(request, handler)
-        finally:
-            self._num_under_way -= 1
-            if not self._num_under_way:
-                self._idle.set()
-
-    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             response = await handler(request)
         except (ApiError, SessionFailed) as error:

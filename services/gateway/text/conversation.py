@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from tokenizers import Tokenizer
 
@@ -29,6 +28,7 @@ class ConversationEncoder:
         self._plain.encode_special_tokens = True  # as ordinary text
         added = tokenizer.get_added_tokens_decoder()
         self._specials = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._unknown = frozenset(encode(self._plain, chr(PRIVATE)))  # may be special, and stands for any character
         self._longest_first = sorted(set(self._specials.values()), key=len, reverse=True)
         self._folded = [special.casefold() for special in self._longest_first]
 
@@ -37,7 +37,6 @@ class ConversationEncoder:
         options = "\0".join(text for text in conversation.options.values() if isinstance(text, str)).casefold()
         if any(special in options for special in self._folded):
             raise TemplateRefused("an option has the text of a special token")
-        conversation = self._without_unused(conversation)
         ids = self._encode_rendered(conversation)
         return self._encode_apart(conversation) if self._has_forged_special(ids, conversation) else ids
 
@@ -47,15 +46,6 @@ class ConversationEncoder:
         named = [(f"messages.{name}", name) for name in sorted(fields)]
         named += [(_option_name(name), name) for name in conversation.options]
         return [shown for shown, name in named if not self._template.mentions(name)]
-
-    def _without_unused(self, conversation: Conversation) -> Conversation:
-        messages = [
-            replace(each, fields={name: value for name, value in each.fields.items() if self._template.mentions(name)})
-            if each.fields
-            else each
-            for each in conversation.messages
-        ]
-        return replace(conversation, messages=messages)
 
     def _encode_rendered(self, conversation: Conversation) -> list[int]:
         """The ids of the rendered text, where special tokens in the contents are text."""
@@ -68,15 +58,17 @@ class ConversationEncoder:
         return self._encode_marked(self._template.render(marked), {mark: special for special, mark in marks.items()})
 
     def _has_forged_special(self, ids: Sequence[int], conversation: Conversation) -> bool:
-        """Whether there are more special tokens than the template has, and than stand for unknown characters."""
-        neutral = conversation.with_texts(lambda text: chr(PRIVATE))
-        num_more = self._num_specials(ids) - self._num_specials(encode(self._tokenizer, self._template.render(neutral)))
-        if num_more <= 0:
-            return False
-        return num_more > sum(self._num_specials(encode(self._plain, text)) for text in conversation.texts())
+        """Whether there are more special tokens than the template has."""
+        try:
+            neutral = self._template.render(conversation.with_texts(lambda text: chr(PRIVATE)))
+        except TemplateRefused:  # some templates look at ids of calls
+            neutral = self._template.render(
+                conversation.with_texts(lambda text: text if text.isalnum() else chr(PRIVATE))
+            )
+        return self._num_specials(ids) > self._num_specials(encode(self._tokenizer, neutral))
 
     def _num_specials(self, ids: Sequence[int]) -> int:
-        return sum(token_id in self._specials for token_id in ids)
+        return sum(token_id in self._specials and token_id not in self._unknown for token_id in ids)
 
     def _encode_apart(self, conversation: Conversation) -> list[int]:
         """The ids where the template or the tokenizer makes a special token of other text in a content, of its capitals

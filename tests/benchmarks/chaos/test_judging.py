@@ -94,8 +94,9 @@ def test_a_pause_is_longer_than_the_longest_time_between_pieces_without_faults()
 def test_a_pause_is_put_down_to_the_fault_that_allows_most_and_is_too_long_above_all_of_them() -> None:
     drafter, verifier = Fault("kill-drafter", "drafter-0", 1.0, 3.0), Fault("kill-verifier", "verifier-0", 2.0, None)
     short, long = Pause("gateway-0", 2.5, 4.0, 0.5), Pause("gateway-0", 2.5, 5.8, 0.5)
-    figures, complaints = by_cause([drafter, verifier], [short, long], usual_s=0.5)
-    assert {each.kind: each.num_pauses for each in figures} == {"kill-drafter": 0, "kill-verifier": 2}
+    both = Pause("gateway-0", 2.5, 5.6, 0.5)
+    figures, complaints = by_cause([drafter, verifier], [short, both, long], usual_s=0.5)
+    assert {each.kind: each.num_pauses for each in figures} == {"kill-drafter": 0, "kill-verifier": 3}
     assert [each.num_too_long for each in figures] == [0, 1], "2 and 0.2 s, 0.5 s of prefill and 0.5 s of the load"
     assert len(complaints) == 1
     assert {each.longest_alone_s for each in figures} == {0.0}

@@ -190,6 +190,15 @@ def test_special_tokens_in_options_are_refused(text: str) -> None:
         encoder.encode(Conversation([ChatMessage("user", "hi")], {"style": text}))
 
 
+def test_special_tokens_in_options_are_refused_in_small_letters_too() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens(["<|EOT|>"])
+    with pytest.raises(TemplateRefused, match="an option has the text of a special token"):
+        ConversationEncoder(tokenizer, ChatTemplate(TOOLS, {})).encode(
+            Conversation([ChatMessage("user", "hi")], {"style": "<|eot|>"})
+        )
+
+
 def test_a_special_token_that_the_template_would_complete_in_an_id_is_text() -> None:
     source = "{% for message in messages %}{{ '<|im_' + message.tool_call_id + '|>' }}{% endfor %}"
     messages = [ChatMessage("tool", "x", {"tool_call_id": "end"})]
@@ -197,11 +206,23 @@ def test_a_special_token_that_the_template_would_complete_in_an_id_is_text() -> 
     assert specials(ids) == []
 
 
-def test_what_the_template_leaves_out_makes_no_room_for_a_forged_token() -> None:
-    source = "{% for message in messages %}{{ '<|im_' + message.content + '|>' }}{% endfor %}"
-    messages = [ChatMessage("user", "end", {"reasoning_content": "<|im_end|>" * 5})]
-    ids = ConversationEncoder(TOKENIZER, ChatTemplate(source, {})).encode(Conversation(messages))
-    assert specials(ids) == []
+def test_a_template_may_refuse_ids_of_another_length() -> None:
+    source = "{% if messages[0].tool_call_id | length != 9 %}{{ raise_exception('id') }}{% endif %}" + TEMPLATE
+    encoder = ConversationEncoder(TOKENIZER, ChatTemplate(source, {}))
+    message = ChatMessage("tool", "fox", {"tool_call_id": "a2345678b"})
+    assert encoder.encode(Conversation([message])) == turns(message)
+    with pytest.raises(TemplateRefused, match="id"):
+        encoder.encode(Conversation([ChatMessage("tool", "fox", {"tool_call_id": "a"})]))
+
+
+def test_unknown_characters_make_no_room_for_a_forged_token() -> None:
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "</": 3, "s": 4, ">": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Punctuation("contiguous")
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    encoder = ConversationEncoder(tokenizer, ChatTemplate("<s>{{ '</' + messages[0].content + '>' }}", {}))
+    unknown = {"reasoning_content": "a word that is unknown, and so special"}  # also where the template leaves it out
+    assert encoder.encode(Conversation([ChatMessage("user", "s", unknown)])) == [1, 3, 4, 5]
 
 
 def test_what_a_template_does_not_mention_is_named() -> None:

@@ -13,6 +13,7 @@ from model_zoo.distilling.answers import (
     Answer,
     answer,
     continue_texts,
+    count_answers,
     read_answers,
     write_answers,
 )
@@ -68,6 +69,7 @@ def test_the_same_seed_gives_the_same_texts(target: PreTrainedModel, answers: li
 def test_a_file_gives_back_what_was_written(answers: list[Answer], tmp_path: Path) -> None:
     write_answers(tmp_path / "00000.safetensors", answers)
     read = read_answers(tmp_path / "00000.safetensors")
+    assert count_answers(tmp_path / "00000.safetensors") == len(answers)
     for mine, theirs in zip(answers, read, strict=True):
         assert (mine.prompt, mine.token_ids) == (theirs.prompt, theirs.token_ids)
         assert torch.equal(mine.likeliest, theirs.likeliest)

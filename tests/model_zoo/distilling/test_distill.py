@@ -82,7 +82,7 @@ def test_a_killed_distillation_goes_on_where_it_was(made: Made) -> None:
     judged = [each for batch in batches for each in batch[::20]]
     assert all(each.token_ids == each.likeliest[:, 0].tolist() for each in judged), "they are greedy"
     assert card.acceptance.num_answers == len(judged[:64])
-    assert card.half_hours[-1].seconds == pytest.approx(0.008 * 3600, rel=0.5)
+    assert card.training_s >= 0.7 * 0.008 * 3600, "however long the answers took"
 
 
 def test_the_draft_fits_its_target_and_guesses_its_tokens(made: Made) -> None:
@@ -154,7 +154,7 @@ def test_a_student_learns_its_lesson(target: Path, tmp_path: Path) -> None:
 def test_a_training_that_was_cut_off_goes_on_from_its_last_checkpoint(
     target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "EVERY_S", 1.0)
+    monkeypatch.setattr(training, "EVERY_S", 0.3)
     answers = answer(load(target), [[5 + number, 6, 7] for number in range(32)], [2], 32, seed=0)
     lesson, span = Lesson(answers[1:], answers[:1], range(VOCAB_SIZE), VOCAB_SIZE), Time(0.0, 8.0)
     looks: list[Progress] = []

@@ -39,6 +39,18 @@ def _stops(target: PreTrainedModel) -> list[int]:
     return sorted(found) if isinstance(found, list) else [] if found is None else [found]
 
 
+def _batched_by_length(prompts: list[tuple[str, list[int]]], seed: int) -> list[tuple[str, list[int]]]:
+    """In an order in which each batch holds prompts of similar lengths, as padding takes time. The last batch is the
+    one that is not full."""
+    chance = random.Random(seed)
+    chance.shuffle(prompts)
+    whole = len(prompts) - len(prompts) % TOGETHER
+    ordered = sorted(prompts[:whole], key=lambda each: len(each[1]))
+    batches = [ordered[begin : begin + TOGETHER] for begin in range(0, whole, TOGETHER)]
+    chance.shuffle(batches)
+    return [each for batch in batches for each in batch] + prompts[whole:]
+
+
 class Corpus:
     """Answers of a target. files: of prompts, by name; they are answered first."""
 
@@ -60,7 +72,7 @@ class Corpus:
             if len(fitting) < len(prompts):
                 tell(f"{name}: {len(prompts) - len(fitting)} prompts of more than {most} tokens are left out")
             self._given += fitting
-        random.Random(seed).shuffle(self._given)
+        self._given = _batched_by_length(self._given, seed)
 
     def collect(self, most_s: float) -> float:
         """Adds batches until `most_s` seconds went into them, at least one. Returns the seconds of all runs."""

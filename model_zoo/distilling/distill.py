@@ -37,7 +37,7 @@ from shared.data.draft_card import CARD, Card, Progress
 from shared.runtime.machine import describe_machine
 
 HELD_OUT = 20  # one prompt in so many judges
-ANSWERS_SHARE, TRIAL_SHARE = 0.3, 0.05  # of the time
+ANSWERS_SHARE, TRIAL_SHARE = 0.45, 0.03  # of the time
 MOST_JUDGED = 64  # answers that a look at the acceptance reads
 WATCHED_TEXTS = 16  # for the influence of layers
 SETTINGS = "settings.json"

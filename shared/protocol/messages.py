@@ -22,6 +22,7 @@ MAX_TOKENS = 1 << 17  # prompt and answer together
 MAX_WINDOW = 64  # guesses without a verdict, and ids in one Draft
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_GRAMMAR_CHARACTERS = 1 << 16
 
 if array("I").itemsize != 4 or sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire format needs a little-endian machine with 32-bit unsigned ints")
@@ -53,6 +54,7 @@ Window: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # logs and terminals show these texts
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRINTABLE)]
+Grammar: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 CacheScope: TypeAlias = Annotated[str, Meta(max_length=64)]
 Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
@@ -155,7 +157,7 @@ class Open(Wire, frozen=True, tag="open"):
 
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
     verdicts carry (None: no logprobs). cache_scope: sessions of one scope share the KV cache of common prefixes (None:
-    no sharing).
+    no sharing). grammar: that the answer obeys, in llguidance's Lark syntax (None: any text).
     """
 
     session_id: SessionId
@@ -170,6 +172,7 @@ class Open(Wire, frozen=True, tag="open"):
     min_tokens: Position = 0
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     cache_scope: CacheScope | None = None
+    grammar: Grammar | None = None
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -187,7 +190,8 @@ class Opened(Wire, frozen=True, tag="opened"):
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):
-    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. `cache_scope` as in Open."""
+    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. `cache_scope` and `grammar` as
+    in Open."""
 
     session_id: SessionId
     term: Count
@@ -200,6 +204,7 @@ class Speculate(Wire, frozen=True, tag="speculate"):
     speculation: Speculation
     min_tokens: Position = 0
     cache_scope: CacheScope | None = None
+    grammar: Grammar | None = None
 
 
 class Draft(Wire, frozen=True, tag="draft"):

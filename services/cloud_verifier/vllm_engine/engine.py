@@ -18,11 +18,13 @@ import structlog
 from vllm import EngineArgs
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, StepRow, StepTime
+from services.cloud_verifier.grammars import load_grammars
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.vllm_engine.core import MAX_GUESSES, Core, Stepped
 from services.cloud_verifier.vllm_engine.fingerprint import fingerprint_of
 from services.cloud_verifier.vllm_engine.scheduler import Planned
 from services.cloud_verifier.vllm_engine.worker import DrawRule, logprobs_of
+from shared.grammar.grammars import Grammars
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 
 log = structlog.get_logger(__name__)
@@ -46,7 +48,12 @@ class VllmContext:
     def rule(self) -> DrawRule:
         request = self.request
         return DrawRule(
-            request.sampling, len(request.prompt_ids), request.stop_ids, request.min_tokens, request.logprobs
+            sampling=request.sampling,
+            num_prompt=len(request.prompt_ids),
+            stop_ids=request.stop_ids,
+            min_tokens=request.min_tokens,
+            num_top=request.logprobs,
+            grammar=request.grammar,
         )
 
     @property
@@ -59,11 +66,12 @@ class VllmContext:
 class VllmEngine:
     """`services.cloud_verifier.engine.Engine` on vLLM."""
 
-    def __init__(self, core: Core, fingerprint: str) -> None:
+    def __init__(self, core: Core, fingerprint: str, grammars: Grammars | None = None) -> None:
         largest = min(core.max_context, core.kv_tokens)
         self.info = EngineInfo(fingerprint, core.vocab_size, core.max_context, core.kv_tokens, largest, MAX_GUESSES)
         self.num_shared_tokens = 0
         self.num_preemptions = 0
+        self.grammars = grammars or Grammars()
         self._core = core
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -229,4 +237,5 @@ def load_engine(settings: VerifierSettings, args: EngineArgs) -> VllmEngine:
     core = Core(args)
     numerics = core.numerics()
     log.info("vLLM is loaded", **numerics, kv_tokens=core.kv_tokens, max_model_len=core.max_context)
-    return VllmEngine(core, fingerprint_of(settings.target, settings.model_name, numerics))
+    fingerprint = fingerprint_of(settings.target, settings.model_name, numerics)
+    return VllmEngine(core, fingerprint, load_grammars(settings.target, core.vocab_size))

@@ -80,10 +80,18 @@ class Grammars:
     def _compile_there(self, grammar: str) -> LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(str(self._path), n_vocab=self._vocab_size or None)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
-        if matcher.is_error():
-            raise BadGrammar(_reason(matcher.get_error()))
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_limits())
+        first = matcher.deep_copy()
+        first.compute_bitmask()  # a grammar beyond the limits fails here already, if not before
+        for each in (matcher, first):
+            if each.is_error():
+                raise BadGrammar(_reason(each.get_error()))
         return matcher
+
+
+def _limits() -> LLParserLimits:
+    """Of one mask to some 10 ms: the sessions of a pass wait for it."""
+    return LLParserLimits(max_items_in_row=500, step_max_items=2000, verbose_errors=False)
 
 
 def _on_a_large_stack() -> ThreadPoolExecutor:

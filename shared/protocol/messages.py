@@ -105,8 +105,7 @@ class Speculation(Wire, frozen=True):
 
 
 class Load(Wire, frozen=True):
-    """The load of a service. Verifiers set all fields but `rtt_ms`, drafters all but the KV fields, gateways only the
-    session counts."""
+    """Verifiers set all fields but `rtt_ms`, drafters all but the KV fields, gateways the session counts."""
 
     num_sessions: Count = 0
     max_sessions: Count = 0
@@ -156,8 +155,8 @@ class Open(Wire, frozen=True, tag="open"):
     """gateway -> verifier: open a session, resume it (`committed_ids`) or rebind it (higher `term`).
 
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
-    verdicts carry (None: no logprobs). cache_scope: sessions of one scope share the KV cache of common prefixes (None:
-    no sharing). grammar: that the answer obeys, in llguidance's Lark syntax (None: any text).
+    verdicts carry. cache_scope: sessions of one scope share the KV cache of common prefixes. grammar: that the answer
+    obeys (llguidance). None turns each of these off.
     """
 
     session_id: SessionId
@@ -190,8 +189,7 @@ class Opened(Wire, frozen=True, tag="opened"):
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):
-    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. `cache_scope` and `grammar` as
-    in Open."""
+    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. Other fields as in Open."""
 
     session_id: SessionId
     term: Count
@@ -351,7 +349,6 @@ class Failure(Wire, frozen=True, tag="failure"):
 Message: TypeAlias = (
     Open | Opened | Speculate | Draft | Verdict | Poll | Close | Report | WindowDecision | Heartbeat | Failure
 )
-
 
 KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by tag
 MAX_TAG_SHOWN = 64  # characters of an unknown tag in an error message

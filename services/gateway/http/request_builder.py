@@ -10,11 +10,11 @@ from itertools import chain
 import msgspec
 
 from services.gateway.admission.api_keys import ApiKey
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.generation_body import MAX_CHOICES
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.fleet.names import is_listed
-from services.gateway.http.chat_body import ChatBody
-from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import MAX_CHOICES
 from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement

@@ -150,6 +150,12 @@ def test_without_a_tokenizer_no_grammar_compiles(tmp_path: Path) -> None:
             none.start('start: "a"')
 
 
+def test_a_grammar_whose_masks_take_long_is_refused(grammars: Grammars) -> None:
+    parts = " | ".join(f'("a" | "b")* "x{number}"' for number in range(2000))
+    with pytest.raises(BadGrammar, match="items"):
+        grammars.start(f"start: {parts}")
+
+
 @pytest.mark.parametrize("rule", ['a{i}: "y" a{j}', "a{i}: a{j}"])
 def test_rules_that_nest_as_deeply_as_a_grammar_can_don_t_exhaust_the_stack(grammars: Grammars, rule: str) -> None:
     lines = ["start: a0"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from services.gateway.http.body import Body, ShortText, blame
+from services.gateway.bodies.body import Body, ShortText, blame
 from services.gateway.text import formats
 from shared.protocol.messages import MAX_GRAMMAR_CHARACTERS
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from services.gateway.http.answer_format import ResponseFormat, StructuredOutputs, TextFormat
-from services.gateway.http.body import MAX_NAME_CHARACTERS, Body, ShortText, blame
+from services.gateway.bodies.answer_format import ResponseFormat, StructuredOutputs, TextFormat
+from services.gateway.bodies.body import MAX_NAME_CHARACTERS, Body, ShortText, blame
 from shared.protocol.messages import MAX_BIASES, MAX_WINDOW, Bias, Speculation
 
 MAX_CHOICES = 16  # of one request, over all its prompts

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.grammar.grammars import Grammars, Started
+from shared.grammar.grammars import BadGrammar, Grammars, Started
 
 MAX_FORCED = 32  # tokens that are found at once
 
@@ -62,7 +62,11 @@ class RunningGrammar:
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
-        """Mask [vocab] of the next token; None after a text that the grammar does not allow, or that has ended."""
+        """Mask [vocab] of the next token; None after a text that the grammar does not allow, or that has ended.
+
+        Raises BadGrammar for one that exceeds the library's limits here.
+        """
+        self._check()
         if self._num_valid < self._length:
             return None
         mask = np.zeros(self._vocab_size, np.bool_)
@@ -74,6 +78,7 @@ class RunningGrammar:
             bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
             mask[:] = np.unpackbits(bits, count=self._vocab_size, bitorder="little")
             mask[self._end_ids] = False
+            self._check()
         if matcher.is_accepting():
             mask[self._stop_ids] = True
         return mask
@@ -89,6 +94,10 @@ class RunningGrammar:
             found.append(forced)
         self._matcher.rollback(len(found))
         return found
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise BadGrammar(self._matcher.get_error())
 
     def _next_forced(self) -> int | None:
         if self._matcher.is_stopped() or self._matcher.is_accepting():

@@ -47,6 +47,11 @@ class RunningGrammar:
         self._num_valid = 0  # leading tokens that the matcher has consumed
         self._length = 0
 
+    @property
+    def length(self) -> int:
+        """Tokens of the answer so far."""
+        return self._length
+
     def extend(self, token_ids: Sequence[int]) -> None:
         """Appends tokens. What the grammar does not allow, and all after it, is only counted."""
         if self._num_valid == self._length:

@@ -18,25 +18,9 @@ from services.edge_drafter.model import DraftModel
 from services.gateway.text import formats
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork
-from shared.protocol.messages import Sampling
+from tests.e2e.formats.schemas import CITY, SAMPLINGS
 from tests.e2e.harness import Cell, Generated, running
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string", "maxLength": 20},
-        "population": {"type": "integer", "minimum": 0, "maximum": 99999999},
-        "rivers": {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 1, "maxItems": 3},
-        "capital": {"type": "boolean"},
-    },
-    "required": ["city", "population", "rivers", "capital"],
-    "additionalProperties": False,
-}
-SAMPLINGS = {
-    "greedy": Sampling(),
-    "sampled": Sampling(1.0, seed=7),
-    "penalised": Sampling(0.8, top_p=0.9, seed=8, repetition_penalty=1.2, presence_penalty=0.5),
-}
 NUM_TOKENS = 120
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
@@ -51,7 +35,7 @@ async def cell(default_models: Path, target: TargetModel, drafts: dict[str, Draf
 
 
 async def ask(cell: Cell, prompt: list[int], name: str, tokenizer: TargetTokenizer, **options) -> Generated:
-    options = {"verifier_id": cell.verifier_id(), "grammar": formats.of_json_schema(SCHEMA)} | options
+    options = {"verifier_id": cell.verifier_id(), "grammar": formats.of_json_schema(CITY)} | options
     return await cell.client.generate(
         prompt, sampling=SAMPLINGS[name], max_tokens=NUM_TOKENS, stop_ids=tokenizer.stop_ids, **options
     )
@@ -69,7 +53,7 @@ async def test_speculation_changes_no_answer_and_every_answer_that_ends_is_valid
         assert sum(each.tally.accepted for each in helped), "no guess was right"
     for each in alone:
         assert each.finish == "stop"
-        jsonschema_rs.validate(SCHEMA, json.loads(tokenizer.decode(each.token_ids)))
+        jsonschema_rs.validate(CITY, json.loads(tokenizer.decode(each.token_ids)))
 
 
 async def test_forced_tokens_save_passes(cell: Cell, prompts: list[list[int]], tokenizer: TargetTokenizer) -> None:

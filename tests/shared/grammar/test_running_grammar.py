@@ -153,9 +153,7 @@ def test_without_a_tokenizer_no_grammar_compiles(tmp_path: Path) -> None:
 def test_a_grammar_whose_masks_would_take_long_fails(grammars: Grammars, tokenizer: Tokenizer) -> None:
     running = follow(grammars, 'start: s\ns: s s s s | "a" | ""')
     with pytest.raises(BadGrammar, match="items"):
-        for _ in range(400):
-            running.extend(tokenizer.encode("a").ids)
-            assert running.allowed is not None
+        [running.allowed for _ in range(400) if running.extend(tokenizer.encode("a").ids) is None]  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize("rule", ['a{i}: "y" a{j}', "a{i}: a{j}"])

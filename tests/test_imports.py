@@ -28,6 +28,7 @@ SHARED_BELOW: dict[str, set[str]] = {  # the same for the parts of `shared`
     "data": {"policies", "protocol"},
     "runtime": {"protocol", "timing"},
     "bus": {"protocol", "runtime", "timing"},
+    "grammar": {"protocol", "timing"},
     "service": {"bus", "protocol", "runtime", "timing"},
 }
 BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.gateway.http.chat_body import MAX_MESSAGES, MAX_PARTS
-from services.gateway.http.generation_body import MAX_CHOICES
+from services.gateway.bodies.chat_body import MAX_MESSAGES, MAX_PARTS
+from services.gateway.bodies.generation_body import MAX_CHOICES
 from services.gateway.http.json_reader import MAX_CONTAINERS, MAX_ITEMS
 from services.gateway.settings import GatewaySettings
 from shared.protocol.messages import MAX_BIASES, MAX_TOKENS

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from services.gateway.http.chat_body import ChatBody
-from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import DsdOptions
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.generation_body import DsdOptions
 from services.gateway.http.json_reader import MAX_CONTAINERS, MAX_ITEMS
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -11,9 +11,10 @@ They may overlap, except that `grow` and `share` run only between steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from shared.grammar.grammars import Grammars
 from shared.protocol.messages import Open, TokenLogprobs
 
 
@@ -56,11 +57,14 @@ class Drawn:
     """The draws of a row. The token fed at position p yields the draw for position p + 1.
 
     token_ids: up to the first draw that differs from its guess at least; later ones are of no use. logprobs: if
-    requested, one per draw up to and including the first that differs from its guess; else empty.
+    requested, one per draw up to and including the first that differs from its guess; else empty. forced: the only
+    tokens that the request's grammar allows after the first draw that differs from its guess, or the last; none with
+    logprobs, which they would lack.
     """
 
     token_ids: list[int]  # [at most num_draws]
     logprobs: list[TokenLogprobs]
+    forced: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,10 @@ class Engine(Protocol[AnyContext]):
 
     @property
     def info(self) -> EngineInfo: ...
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiles the grammars of requests."""
 
     @property
     def free_kv_tokens(self) -> int:

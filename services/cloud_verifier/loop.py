@@ -197,7 +197,7 @@ class VerifyLoop:
                 self._fail(share.slot)
             return 0
         drawn, now = computed.drawn, time.monotonic() * 1e3
-        verdict = state.end_pass(share.row, drawn.token_ids, info, now, drawn.logprobs, computed.length)
+        verdict = state.end_pass(share.row, drawn.token_ids, info, now, drawn.logprobs, computed.length, drawn.forced)
         if verdict is None:
             return 0
         if verdict.finish:

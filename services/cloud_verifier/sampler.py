@@ -42,7 +42,7 @@ def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
 
 
 def adjust(logits: Tensor, running: RunningAdjustment | None, guesses: Sequence[int]) -> Tensor:
-    """Scores [n, vocab] float64 if penalties, biases or min_tokens apply, else the logits unchanged.
+    """Scores [n, vocab] float64 if penalties, biases, min_tokens or a grammar apply, else the logits unchanged.
 
     Row i follows the text of `running` and the first i of `guesses`.
     """
@@ -55,6 +55,8 @@ def adjust(logits: Tensor, running: RunningAdjustment | None, guesses: Sequence[
         token_ids = torch.from_numpy(changes.token_ids).to(scores.device)
         changed = changes.scores(scores[i, token_ids].cpu().numpy())
         scores[i, token_ids] = torch.from_numpy(changed).to(scores.device)
+        if (allowed := running.rule.allowed) is not None:
+            scores[i].masked_fill_(torch.from_numpy(~allowed).to(scores.device), -torch.inf)
     running.roll_back(length)
     return scores
 

@@ -21,6 +21,7 @@ from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
 from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
+from shared.grammar.compiling import CompileQueue
 from shared.policies.batching import Batcher, PassCost
 from shared.protocol import subjects
 from shared.protocol.messages import (
@@ -85,6 +86,9 @@ class Verifier:
         self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused, self._send_opened)
         self.loop = VerifyLoop(engine, self.table, batcher, self._cost, metrics, self._answer, self._fail)
         self._outbox = Outbox(bus)
+        self._compiling: CompileQueue[Open] = CompileQueue(
+            engine.grammars, settings.max_sessions, self._open, self._refuse_open
+        )
         self._session_ended = asyncio.Event()
         self._num_shared_counted = self._num_preemptions_counted = 0
 
@@ -96,6 +100,7 @@ class Verifier:
             await self._bus.subscribe(subjects.all_broadcasts(Heartbeat, "gateway"), self._on_heartbeat)
             tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._expire(), name="expire")
+            tasks.create_task(self._compiling.run(), name="compile grammars")
             tasks.create_task(self.loop.run(), name="verify")
 
     async def drain(self) -> None:
@@ -133,7 +138,7 @@ class Verifier:
             case Draft():
                 self._on_draft(sender, message, now)
             case Open():
-                self._on_open(sender, message, now)
+                self._on_open(sender, message)
             case Poll():
                 self._on_poll(sender, message, now)
             case Close():
@@ -160,12 +165,15 @@ class Verifier:
                 self._send_to_drafter(sender, answer)
             self.loop.wake()
 
-    def _on_open(self, sender: str, request: Open, now: float) -> None:
+    def _on_open(self, sender: str, request: Open) -> None:
+        if not self._compiling.takes(sender, request):
+            self._open(sender, request)
+
+    def _open(self, sender: str, request: Open) -> None:
         try:
-            slot = self.table.open(request, sender, now)
+            slot = self.table.open(request, sender, now_ms())
         except Refused as refusal:
-            self._drop(refusal.code, session=request.session_id, sender=sender)
-            self._send("gateway", sender, refusal.failure(request.session_id, request.term))
+            self._refuse_open(sender, request, refusal)
             return
         if slot not in self.table:
             return  # refused: _on_refused sent the failure
@@ -176,6 +184,10 @@ class Verifier:
         if slot.state.finish:
             self._session_ended.set()
         self.loop.wake()
+
+    def _refuse_open(self, sender: str, request: Open, refusal: Refused) -> None:
+        self._drop(refusal.code, session=request.session_id, sender=sender)
+        self._send("gateway", sender, refusal.failure(request.session_id, request.term))
 
     def _on_poll(self, sender: str, poll: Poll, now: float) -> None:
         try:
@@ -191,6 +203,7 @@ class Verifier:
         self._send("gateway", sender, answer)
 
     def _on_close(self, sender: str, close: Close, now: float) -> None:
+        self._compiling.forget(sender, close.session_id)
         try:
             state = self.table.find(close.session_id).state
         except Refused:

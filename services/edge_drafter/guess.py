@@ -6,6 +6,7 @@ it is wrong only where the two models differ. It depends on the text at the star
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,12 @@ from shared.protocol.sampling import confidence_of, draw
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A token, and its probability under the draft's scores at temperature 1 (1 if not computed)."""
+    """A token, its probability under the draft's scores at temperature 1 (1 if not computed), and the only tokens that
+    the request's grammar allows after it."""
 
     token_id: int
     confidence: float = 1.0
+    forced: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,16 @@ class GuessInputs:
         return cls(state.request.sampling, len(state.tokens), running, state.min_confidence > 0)
 
     def draw(self, logits: NDArray[np.float32]) -> Guess:
-        """The guess from the logits [vocab] after the token before it. Raises ValueError if they allow none."""
-        scores = logits if self.running is None else self.running.current.apply(logits)
+        """The guess from the logits [vocab] after the token before it. Raises ValueError if they allow none.
+
+        A draft may not know any token that a grammar allows: then the first of those is the guess.
+        """
+        scores = logits if self.running is None else self.running.scores(logits)
+        if self.running is not None and not np.isfinite(scores.max()):
+            allowed = self.running.rule.allowed
+            if allowed is not None:
+                return Guess(int(allowed.argmax()), 0.0)
         token_id = draw(scores, self.sampling, self.position)
-        return Guess(token_id, confidence_of(token_id, scores) if self.wants_confidence else 1.0)
+        confidence = confidence_of(token_id, scores) if self.wants_confidence else 1.0
+        forced = () if self.running is None else self.running.forced_after([token_id])
+        return Guess(token_id, confidence, tuple(forced))

@@ -147,8 +147,9 @@ class DraftLoop:
             return
         if (prefix := share.row.prefix) is not None:
             self._metrics.prefix_tokens.inc(prefix.length - prefix.start)
-        if state.end_step(share.step, guess.token_id, guess.confidence):
-            self._metrics.drafted.inc()
+        before = state.drafted
+        if state.end_step(share.step, guess.token_id, guess.confidence, guess.forced):
+            self._metrics.drafted.inc(state.drafted - before)
             self._metrics.unsure.inc(state.is_unsure)
         self._send(share.slot)
 

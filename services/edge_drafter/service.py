@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import structlog
@@ -22,6 +23,8 @@ from services.edge_drafter.settings import DrafterSettings
 from services.edge_drafter.steering import Steering
 from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
+from shared.grammar.compiling import CompileQueue
+from shared.grammar.grammars import Grammars
 from shared.protocol import subjects
 from shared.protocol.messages import (
     Close,
@@ -77,7 +80,11 @@ class Drafter:
         self._bus = bus
         self._metrics = metrics
         metrics.show_nodes(model.num_nodes)
-        self.table = DraftSessions(model, settings.max_sessions, settings.prefix_cache_tokens)
+        grammars = Grammars(Path(settings.draft), model.vocab_size)
+        self.table = DraftSessions(model, settings.max_sessions, settings.prefix_cache_tokens, grammars)
+        self._compiling: CompileQueue[Speculate] = CompileQueue(
+            grammars, settings.max_sessions, self._speculate, self._refuse_speculate
+        )
         self.pairs = PairTable()
         self.steering = Steering(settings.decision_ttl_s * 1e3)
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
@@ -95,6 +102,7 @@ class Drafter:
             tasks.create_task(self._send_heartbeats(), name="heartbeat")
             tasks.create_task(self._watch_silence(), name="watch-silence")
             tasks.create_task(self._report(), name="report")
+            tasks.create_task(self._compiling.run(), name="compile grammars")
             tasks.create_task(self.loop.run(), name="draft")
 
     async def drain(self) -> None:
@@ -115,7 +123,7 @@ class Drafter:
             case Verdict():
                 self._on_verdict(sender, message, now)
             case Speculate():
-                self._on_speculate(sender, message, now)
+                self._on_speculate(sender, message)
             case Close():
                 self._on_close(sender, message)
             case WindowDecision():
@@ -125,15 +133,23 @@ class Drafter:
             case _:
                 self._drop("not for a drafter", subject=subject)
 
-    def _on_speculate(self, sender: str, request: Speculate, now: float) -> None:
+    def _on_speculate(self, sender: str, request: Speculate) -> None:
+        if not self._compiling.takes(sender, request):
+            self._speculate(sender, request)
+
+    def _speculate(self, sender: str, request: Speculate) -> None:
+        now = now_ms()
         choice = self.steering.choice(request.verifier_id, now)
         try:
             slot = self.table.speculate(request, sender, choice, now)
         except Refused as refusal:
-            self._drop(refusal.code, session=request.session_id, sender=sender)
-            self._refuse(sender, refusal.failure(request.session_id, request.term))
+            self._refuse_speculate(sender, request, refusal)
             return
         self._advance(slot)
+
+    def _refuse_speculate(self, sender: str, request: Speculate, refusal: Refused) -> None:
+        self._drop(refusal.code, session=request.session_id, sender=sender)
+        self._refuse(sender, refusal.failure(request.session_id, request.term))
 
     def _on_verdict(self, sender: str, verdict: Verdict, now: float) -> None:
         slot = self.table.get(verdict.session_id)
@@ -148,6 +164,7 @@ class Drafter:
         self._advance(slot)
 
     def _on_close(self, sender: str, close: Close) -> None:
+        self._compiling.forget(sender, close.session_id)
         slot = self.table.get(close.session_id)
         if slot is None:
             return  # over already

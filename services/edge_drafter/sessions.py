@@ -17,6 +17,8 @@ from services.edge_drafter.graphs.graph import DraftCache, Prefix
 from services.edge_drafter.guess import GuessInputs
 from services.edge_drafter.model import DraftModel, DraftRow
 from services.edge_drafter.prefixes import MIN_TOKENS, HeldText, PrefixCache
+from shared.grammar.grammars import Grammars
+from shared.grammar.running_grammar import rule_of
 from shared.policies.stepping import form_step
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import Fates
@@ -41,12 +43,11 @@ class SessionSlot:
     state: DrafterSession
     cache: DraftCache
     gateway_id: str
+    running: RunningAdjustment | None  # of the text at the start of the newest step
     reported: ReportedCounts = field(init=False)
-    running: RunningAdjustment | None = field(init=False)  # of the text at the start of the newest step
 
     def __post_init__(self) -> None:
         self.reported = ReportedCounts(self.verifier_id)
-        self.running = RunningAdjustment.of(self.state.request)
 
     @property
     def verifier_id(self) -> str:
@@ -88,8 +89,11 @@ class StepShare:
 class DraftSessions:
     """All sessions of one drafter, in the order of their last turn, oldest first."""
 
-    def __init__(self, model: DraftModel, max_sessions: int, prefix_cache_tokens: int = 0) -> None:
+    def __init__(
+        self, model: DraftModel, max_sessions: int, prefix_cache_tokens: int = 0, grammars: Grammars | None = None
+    ) -> None:
         self._model = model
+        self._grammars = grammars or Grammars()
         self._max_sessions = max_sessions
         self._prefixes = PrefixCache(prefix_cache_tokens)
         self._slots: dict[str, SessionSlot] = {}
@@ -118,7 +122,7 @@ class DraftSessions:
             raise Refused("unknown_session", "the session belongs to another gateway", retryable=False)
         if request.term > slot.state.term:
             slot.state.rebind(request, now)
-            slot.running = RunningAdjustment.of(request)
+            slot.running = self._running(request)
             if slot.state.limit > slot.cache.capacity:  # a larger cache; the text is fed again
                 slot.cache = self._model.new_cache(slot.state.limit)
                 slot.state.drop_cache()
@@ -187,10 +191,13 @@ class DraftSessions:
         if len(self._slots) >= self._max_sessions:
             raise Refused("overloaded", f"all {self._max_sessions} sessions are taken", retryable=True)
         state = DrafterSession.started(request, choice.window, choice.chunk, choice.free_run, now)
-        slot = SessionSlot(state, self._model.new_cache(state.limit), gateway_id)
+        slot = SessionSlot(state, self._model.new_cache(state.limit), gateway_id, self._running(request))
         steer(slot, choice)
         self._slots[request.session_id] = slot
         return slot
+
+    def _running(self, request: Speculate) -> RunningAdjustment | None:
+        return RunningAdjustment.of(request, rule_of(request, self._grammars, self._model.vocab_size))
 
 
 def steer(slot: SessionSlot, choice: WindowChoice) -> None:

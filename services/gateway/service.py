@@ -28,6 +28,7 @@ from services.gateway.session.placement import Placement
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import TargetTokenizer, load_tokenizer
 from shared.bus.bus import Absent
+from shared.grammar.grammars import Grammars
 from shared.policies.routing import ROUTERS
 from shared.protocol import subjects
 from shared.protocol.messages import Heartbeat, Message, WindowDecision
@@ -90,7 +91,9 @@ class Gateway:
         )
         slots = AdmissionSlots(settings.max_sessions, settings.max_queue)
         self.gate = AdmissionGate(slots, settings.queue_timeout_s, settings.request_timeout_s, self._metrics)
-        self._builder = RequestBuilder(settings.model_name, settings.default_max_tokens, tokenizer, placement)
+        self._builder = RequestBuilder(
+            settings.model_name, settings.default_max_tokens, tokenizer, Grammars(Path(settings.target)), placement
+        )
         self._num_peers = dict.fromkeys(WORKERS, -1)
         self._is_ready = False
         self._draining = False

@@ -9,6 +9,7 @@ unsure guess, drafting waits for its verdict.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shared.protocol.guesses import MAX_EPOCH, Fates, common_prefix
@@ -166,20 +167,23 @@ class DrafterSession:
         self._valid = len(self.tokens)
         return self._step
 
-    def end_step(self, step: DraftStep, guess: int, confidence: float = 1.0) -> bool:
+    def end_step(self, step: DraftStep, guess: int, confidence: float = 1.0, forced: Sequence[int] = ()) -> bool:
         """Applies a finished step; returns whether its guess was added.
 
         A guess for an outdated text is dropped: the text was rolled back or grew since the step began. The KV cache
-        keeps what it holds of the valid text. confidence: the draft's own probability of the guess.
+        keeps what it holds of the valid text. confidence: the draft's own probability of the guess. forced: the only
+        tokens that may follow it, which are added as far as the window has room.
         """
         self._step = None
         end = step.start + len(step.fed_ids)
         self.computed = min(end, self._valid)
         if not step.draws or end != len(self.tokens) or self._valid < end or not self.can_draft:
             return False
-        self.tokens.append(guess)
+        room = min(self.window - self.num_guesses, self.limit - len(self.tokens))
+        added = [guess, *forced][:room]
+        self.tokens.extend(added)
         self._confidence = confidence
-        self.drafted += 1
+        self.drafted += len(added)
         return True
 
     # --- send ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ MAX_TOKENS = 1 << 17  # prompt and answer together
 MAX_WINDOW = 64  # guesses without a verdict, and ids in one Draft
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_GRAMMAR_CHARACTERS = 1 << 16
 
 if array("I").itemsize != 4 or sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the wire format needs a little-endian machine with 32-bit unsigned ints")
@@ -53,6 +54,7 @@ Window: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # logs and terminals show these texts
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRINTABLE)]
+Grammar: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 CacheScope: TypeAlias = Annotated[str, Meta(max_length=64)]
 Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
@@ -103,8 +105,7 @@ class Speculation(Wire, frozen=True):
 
 
 class Load(Wire, frozen=True):
-    """The load of a service. Verifiers set all fields but `rtt_ms`, drafters all but the KV fields, gateways only the
-    session counts."""
+    """Verifiers set all fields but `rtt_ms`, drafters all but the KV fields, gateways the session counts."""
 
     num_sessions: Count = 0
     max_sessions: Count = 0
@@ -154,8 +155,8 @@ class Open(Wire, frozen=True, tag="open"):
     """gateway -> verifier: open a session, resume it (`committed_ids`) or rebind it (higher `term`).
 
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
-    verdicts carry (None: no logprobs). cache_scope: sessions of one scope share the KV cache of common prefixes (None:
-    no sharing).
+    verdicts carry. cache_scope: sessions of one scope share the KV cache of common prefixes. grammar: that the answer
+    obeys (llguidance). None turns each of these off.
     """
 
     session_id: SessionId
@@ -170,6 +171,7 @@ class Open(Wire, frozen=True, tag="open"):
     min_tokens: Position = 0
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     cache_scope: CacheScope | None = None
+    grammar: Grammar | None = None
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -187,7 +189,7 @@ class Opened(Wire, frozen=True, tag="opened"):
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):
-    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. `cache_scope` as in Open."""
+    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. Other fields as in Open."""
 
     session_id: SessionId
     term: Count
@@ -200,6 +202,7 @@ class Speculate(Wire, frozen=True, tag="speculate"):
     speculation: Speculation
     min_tokens: Position = 0
     cache_scope: CacheScope | None = None
+    grammar: Grammar | None = None
 
 
 class Draft(Wire, frozen=True, tag="draft"):
@@ -346,7 +349,6 @@ class Failure(Wire, frozen=True, tag="failure"):
 Message: TypeAlias = (
     Open | Opened | Speculate | Draft | Verdict | Poll | Close | Report | WindowDecision | Heartbeat | Failure
 )
-
 
 KINDS: dict[Any, type[Message]] = {kind.__struct_config__.tag: kind for kind in get_args(Message)}  # by tag
 MAX_TAG_SHOWN = 64  # characters of an unknown tag in an error message

@@ -7,8 +7,10 @@ tokens. A change of the text costs as much as the tokens that come or go, howeve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.protocol.messages import Open, Sampling, Speculate
 from shared.protocol.sampling import Adjustment, History, adjustment, is_adjusted, is_penalised
@@ -16,16 +18,53 @@ from shared.protocol.sampling import Adjustment, History, adjustment, is_adjuste
 MIN_SPARE = 16  # entries that an enlarged table has to spare
 
 
+class AnswerRule(Protocol):
+    """Which tokens may follow an answer that grows and is rolled back, such as a grammar's (shared/grammar)."""
+
+    @property
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Mask [vocab] of the next token, with at least one token; None: there is none that is right."""
+
+    def forced(self) -> list[int]:
+        """The next tokens as far as each is the only one allowed."""
+
+    def extend(self, token_ids: Sequence[int]) -> None: ...
+
+    def roll_back(self, length: int) -> None:
+        """Keeps the first `length` tokens of the answer."""
+
+
+class AnyAnswer:
+    """Allows every token."""
+
+    allowed = None
+
+    def forced(self) -> list[int]:
+        return []
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Nothing depends on the answer."""
+
+    def roll_back(self, length: int) -> None:
+        """Nothing depends on the answer."""
+
+
 class RunningAdjustment:
-    """Follows the text of one request, from its prompt on.
+    """Follows the text of one request, from its prompt on. rule: the tokens that it allows keep their scores.
 
     Entries of prompt, biases and stop ids come first and stay. Those of other output tokens follow in the order of
     their first occurrence, so the text's last token is also the owner of the last entry if no other occurrence is left.
     """
 
     def __init__(
-        self, sampling: Sampling, prompt_ids: Sequence[int], stop_ids: Sequence[int] = (), min_tokens: int = 0
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int],
+        stop_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+        rule: AnswerRule | None = None,
     ) -> None:
+        self.rule = rule or AnyAnswer()
         self._sampling = sampling
         self._is_penalised = is_penalised(sampling)
         self._num_prompt = len(prompt_ids)
@@ -41,11 +80,11 @@ class RunningAdjustment:
         self._late_biases = [biases.get(token_id, 0.0) for token_id in stops]  # from min_tokens tokens on
 
     @classmethod
-    def of(cls, request: Open | Speculate) -> RunningAdjustment | None:
+    def of(cls, request: Open | Speculate, rule: AnswerRule | None = None) -> RunningAdjustment | None:
         """At the end of the prompt; None if no score ever differs from its logit."""
-        if not is_adjusted(request.sampling, request.min_tokens):
+        if rule is None and not is_adjusted(request.sampling, request.min_tokens):
             return None
-        return cls(request.sampling, request.prompt_ids, request.stop_ids, request.min_tokens)
+        return cls(request.sampling, request.prompt_ids, request.stop_ids, request.min_tokens, rule)
 
     @property
     def length(self) -> int:
@@ -63,6 +102,20 @@ class RunningAdjustment:
         self._table.bias[self._stop_entries] = -np.inf if is_early else self._late_biases
         return Adjustment._make(column[: len(self._entries)] for column in self._table)
 
+    def scores(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Scores [vocab] of the next token from its logits; -inf for tokens that the rule does not allow."""
+        scores = self.current.apply(logits)
+        allowed = self.rule.allowed
+        return scores if allowed is None else np.where(allowed, scores, -np.inf)
+
+    def forced_after(self, token_ids: Sequence[int]) -> list[int]:
+        """The only tokens that the rule allows after the text and these tokens; the text stays as it is."""
+        num_output = len(self._output_ids)
+        self.rule.extend(token_ids)
+        forced = self.rule.forced()
+        self.rule.roll_back(num_output)
+        return forced
+
     def extend(self, token_ids: Sequence[int]) -> None:
         """Appends output tokens."""
         for token_id in token_ids if self._is_penalised else ():
@@ -71,6 +124,7 @@ class RunningAdjustment:
                 entry = self._add_entry(token_id)
             self._count(entry, self._counts[entry] + 1)
         self._output_ids.extend(token_ids)
+        self.rule.extend(token_ids)
 
     def roll_back(self, length: int) -> None:
         """Keeps the first `length` tokens of the text, but the prompt at least."""
@@ -82,6 +136,7 @@ class RunningAdjustment:
                 del self._entries[token_id]
                 self._counts.pop()
         del self._output_ids[num_output:]
+        self.rule.roll_back(num_output)
 
     def _add_entry(self, token_id: int) -> int:
         entry = len(self._entries)

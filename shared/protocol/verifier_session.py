@@ -36,8 +36,7 @@ RETOLD_MS = 20.0  # MIN_TIMEOUT_MS of a drafter, so that an honest one always ge
 EARNED_MS = 500.0
 # A draft is older than one with a later send time only if it comes less than this after it.
 OVERTAKING_MS = 1000.0
-# Fields of Open that a context keeps
-DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope")
+DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope", "grammar")  # of Open, for a context
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -283,12 +282,13 @@ class VerifierSession:
         now: float,
         logprobs: Sequence[TokenLogprobs] = (),
         computed: int | None = None,
+        forced: Sequence[int] = (),
     ) -> Verdict | None:
         """Commits the draws of a row. Returns None without draws, or for a row that was voided meanwhile.
 
         draws: token ids, none if the pass did not reach the end of the text. Guesses after equal draws are offered
-        again. logprobs: of the draws up to the first wrong guess; empty if not asked for. computed: KV entries after a
-        pass without draws (default: all that was fed).
+        again. logprobs: of the draws up to the first wrong guess, or empty. computed: KV entries after a pass without
+        draws (default: all that was fed). forced: the only tokens that may follow the committed draws.
         """
         if row is not self._row:
             return None
@@ -307,6 +307,9 @@ class VerifierSession:
         self.logprobs.extend(logprobs[: len(committed)])
         self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)
         self.finish = self._finish_of(committed)
+        if forced and not self.finish:
+            self.tokens.extend(cut := self._cut(forced))
+            self.finish = self._finish_of(cut)
         self.num_passes += 1
         self._waited_ms = max(0.0, self._waited_ms - accepted * EARNED_MS)
         self._settle(row, accepted)

@@ -111,6 +111,7 @@ class Client:
         min_tokens: int = 0,
         logprobs: int | None = None,
         cache_scope: str | None = None,
+        grammar: str | None = None,
     ) -> Generated:
         """One answer from beginning to end; raises RuntimeError on a Failure, TimeoutError when it takes too long."""
         session_id = subjects.new_session_id()
@@ -128,6 +129,7 @@ class Client:
             min_tokens,
             logprobs,
             cache_scope,
+            grammar,
         )
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -183,6 +185,7 @@ class Client:
             speculation,
             request.min_tokens,
             request.cache_scope,
+            request.grammar,
         )
         await self._say("drafter", request.drafter_id, message)
 
@@ -215,14 +218,15 @@ async def running(
     connect: Callable[[], Bus],
     targets: Sequence[TargetModel | Engine[Any]],
     drafts: Sequence[DraftModel],
+    draft: str = "in-process",
     **verifier_options: Any,
 ) -> AsyncIterator[Cell]:
     """Runs a verifier for each target and a drafter for each draft, and a client. `connect` makes a bus for each.
 
-    targets: models for the built-in engine, or engines.
+    targets: models for the built-in engine, or engines. draft: folder with the drafts' tokenizer, for grammars.
     """
     verifiers = [make_verifier(connect(), model, f"v{i}", **verifier_options) for i, model in enumerate(targets)]
-    drafters = [make_drafter(connect(), model, f"d{i}") for i, model in enumerate(drafts)]
+    drafters = [make_drafter(connect(), model, f"d{i}", draft) for i, model in enumerate(drafts)]
     client = Client(connect())
     await client.start()
     parts: list[Verifier | Drafter] = [*verifiers, *drafters]
@@ -255,7 +259,7 @@ def built_in(target: Any, kv_tokens: int) -> TorchEngine:
     return TorchEngine(target, kv_tokens)
 
 
-def make_drafter(bus: Bus, model: DraftModel, name: str) -> Drafter:
+def make_drafter(bus: Bus, model: DraftModel, name: str, draft: str = "in-process") -> Drafter:
     # Nobody repeats decisions here, so they must hold for a whole test on a busy machine.
-    settings = DrafterSettings(name=name, draft="in-process", decision_ttl_s=ANSWER_S)
+    settings = DrafterSettings(name=name, draft=draft, decision_ttl_s=ANSWER_S)
     return Drafter(subjects.new_instance_id(name), settings, model, bus, DrafterMetrics(CollectorRegistry()))

@@ -63,7 +63,10 @@ class Driver(SessionTable):
         computed = self.engine.step([step_row(slot, row) for slot, row in zip(chosen, rows, strict=True)])
         num_answered = 0
         for slot, row, each in zip(chosen, rows, computed, strict=True):
-            verdict = slot.state.end_pass(row, each.drawn.token_ids, PassInfo(), 0.0, each.drawn.logprobs, each.length)
+            drawn = each.drawn
+            verdict = slot.state.end_pass(
+                row, drawn.token_ids, PassInfo(), 0.0, drawn.logprobs, each.length, drawn.forced
+            )
             num_answered += verdict is not None
             if verdict is not None and verdict.finish:
                 self.settle(slot)

@@ -15,15 +15,18 @@ import structlog
 import torch
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
+from services.cloud_verifier.grammars import load_grammars
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.kv import KvCache, Prefix
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target, pick_device
 from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, PrefixCache, SortedTexts, num_common
 from services.cloud_verifier.torch_engine.text import Text
+from shared.grammar.grammars import Grammars
+from shared.grammar.running_grammar import rule_of
 from shared.policies.kv_cache import KV_STEP, likely_kv_tokens, round_to_kv_step
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import MAX_WINDOW, Open, Sampling, TokenIds
-from shared.protocol.running_adjustment import RunningAdjustment
+from shared.protocol.running_adjustment import AnswerRule, RunningAdjustment
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 NO_MEMORY = (MemoryError, OSError, torch.OutOfMemoryError)  # of Python, mmap, a GPU
@@ -41,6 +44,7 @@ class TorchContext:
     text: Text  # as far as known
     key: Key | None  # of the text at the opening; None without a scope
     num_computed: int = 0  # leading tokens of the text in the KV cache, those in `prefix` included
+    rule: AnswerRule | None = None  # of the request's grammar
     running: RunningAdjustment | None = None  # from the first draw on, if scores differ from logits
     num_shared: int | None = 0
     prefix: Prefix | None = None  # to be copied by the next step
@@ -60,11 +64,12 @@ class TorchContext:
 class TorchEngine:
     """`services.cloud_verifier.engine.Engine` in this process. `kv_tokens`: capacity of the KV cache."""
 
-    def __init__(self, model: TargetModel, kv_tokens: int) -> None:
+    def __init__(self, model: TargetModel, kv_tokens: int, grammars: Grammars | None = None) -> None:
         largest = kv_tokens // KV_STEP * KV_STEP
         self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest, MAX_WINDOW)
         self.num_shared_tokens = 0
         self.num_preemptions = 0  # it takes no context away by itself
+        self.grammars = grammars or Grammars()
         self.prefixes = PrefixCache()
         self._model = model
         self._numbers = itertools.count()
@@ -85,7 +90,8 @@ class TorchEngine:
         key = None if request.cache_scope is None else Key.of(request.cache_scope, text.ids)
         kept = self._find_kept(key)
         self.prefixes.shrink(left)
-        context = TorchContext(next(self._numbers), self._new_cache(reserved), request, text, key)
+        rule = rule_of(request, self.grammars, self.info.vocab_size)
+        context = TorchContext(next(self._numbers), self._new_cache(reserved), request, text, key, rule=rule)
         self._find_prefix(context, kept)
         self._contexts[context] = None
         if key is not None:
@@ -189,7 +195,7 @@ class TorchEngine:
 def _model_row(row: StepRow[TorchContext]) -> Row:
     context, request = row.context, row.context.request
     if context.running is None and row.num_draws:
-        context.running = RunningAdjustment.of(request)
+        context.running = RunningAdjustment.of(request, context.rule)
     if context.running is not None:
         _follow(context.running, row)
     return Row(
@@ -230,4 +236,5 @@ def load_model(settings: VerifierSettings) -> TargetModel:
 def load_engine(settings: VerifierSettings) -> TorchEngine:
     if pick_device(settings.device).type == "cuda":
         log.warning("the built-in engine is made for CPUs, on a GPU use vLLM: --engine vllm", device=settings.device)
-    return TorchEngine(load_model(settings), settings.kv_tokens)
+    model = load_model(settings)
+    return TorchEngine(model, settings.kv_tokens, load_grammars(settings.target, model.vocab_size))

@@ -1,6 +1,6 @@
 """The numerics fingerprint: on CPUs, two verifiers with equal fingerprints give bit-identical text.
 
-Invariant: it changes with anything that may change a bit of a logit: weights, configuration, dtype, library versions,
+Invariant: it changes with anything that may change a bit of a score: weights, configuration, dtype, library versions,
 instruction set, kernels, and our own shapes (NUMERICS: increment it when they change).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 
+import llguidance
 import numba
 import torch
 import transformers
@@ -25,7 +26,7 @@ def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool) -> str:
     device = model.device
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
-    versions = [torch.__version__, transformers.__version__, numba.__version__]
+    versions = [torch.__version__, transformers.__version__, numba.__version__, llguidance.__version__]
     facts = [name, str(model.dtype), *versions, device.type, machine]
     facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), _weights(model)]
     return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -109,7 +109,10 @@ class TargetModel:
         bad = [index for index, ids in enumerate(drawn) if sampler.NO_DRAW in ids]
         if bad:
             raise NonFiniteLogits(f"the highest logit of row {', '.join(map(str, bad))} is not finite")
-        return [Drawn(ids, results.logprobs(row, span, ids)) for row, span, ids in zip(rows, spans, drawn, strict=True)]
+        return [
+            Drawn(ids, results.logprobs(row, span, ids), _forced(row, ids))
+            for row, span, ids in zip(rows, spans, drawn, strict=True)
+        ]
 
     def _feed(self, rows: Sequence[Row]) -> tuple[Outputs, list[range]]:
         """Computes one pass. Returns its outputs and the span of output rows of each row."""
@@ -190,6 +193,13 @@ class _Results:
     def _logits_of(self, span: range) -> Tensor:
         assert self._logits is not None
         return self._logits[self._scored[span.start] : self._scored[span.start] + len(span)]
+
+
+def _forced(row: Row, token_ids: list[int]) -> list[int]:
+    """What must follow the draws; not with logprobs, which these tokens would lack."""
+    if row.running is None or row.num_top is not None or not token_ids:
+        return []
+    return row.running.forced_after(token_ids[: common_prefix(row.guesses, token_ids) + 1])
 
 
 def _is_argmax(row: Row) -> bool:

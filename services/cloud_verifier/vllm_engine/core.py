@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import llguidance
 import msgspec
 import torch
 from vllm import EngineArgs, SamplingParams
@@ -111,11 +112,12 @@ class Core:
         return int(self.kv_tokens * pool.get_num_free_blocks() / max(1, pool.num_gpu_blocks - 1))
 
     def numerics(self) -> dict[str, str]:
-        """What the bits of a logit depend on, besides the model."""
+        """What the bits of a score depend on, besides the model."""
         config = self.config
         return {
             "vllm": vllm_version,
             "torch": torch.__version__,
+            "llguidance": llguidance.__version__,
             "device": device_name(),
             "attention": ",".join(self._core.collective_rpc("attention_backends")[0]),
             "dtype": str(config.model_config.dtype),

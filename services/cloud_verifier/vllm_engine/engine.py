@@ -18,11 +18,14 @@ import structlog
 from vllm import EngineArgs
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, StepRow, StepTime
+from services.cloud_verifier.grammars import load_grammars
 from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.vllm_engine.core import MAX_GUESSES, Core, Stepped
 from services.cloud_verifier.vllm_engine.fingerprint import fingerprint_of
 from services.cloud_verifier.vllm_engine.scheduler import Planned
 from services.cloud_verifier.vllm_engine.worker import DrawRule, logprobs_of
+from shared.grammar.grammars import Grammars
+from shared.grammar.running_grammar import RunningGrammar, rule_of
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,7 @@ class VllmContext:
     request: Open
     capacity: int
     text: list[int]  # as far as known, and as the request has it
+    grammar: RunningGrammar | None  # of a prefix of the answer
     request_id: str | None = None
     is_closed: bool = False
     num_shared: int | None = 0
@@ -46,8 +50,24 @@ class VllmContext:
     def rule(self) -> DrawRule:
         request = self.request
         return DrawRule(
-            request.sampling, len(request.prompt_ids), request.stop_ids, request.min_tokens, request.logprobs
+            sampling=request.sampling,
+            num_prompt=len(request.prompt_ids),
+            stop_ids=request.stop_ids,
+            min_tokens=request.min_tokens,
+            num_top=request.logprobs,
+            grammar=request.grammar,
         )
+
+    def extra(self, row: StepRow[VllmContext]) -> list[int]:
+        """The row's forced tokens that are new to vLLM: it takes them as guesses, and its draws can only equal them."""
+        return _committed(row)[len(self.text) - row.start :] if row.num_draws else []
+
+    def forced(self) -> list[int]:
+        """The only tokens that may follow the text; not with logprobs, which they would lack."""
+        if self.grammar is None or self.request.logprobs is not None:
+            return []
+        self.grammar.extend(self.text[len(self.request.prompt_ids) + self.grammar.length :])
+        return self.grammar.forced()
 
     @property
     def salt(self) -> str:
@@ -59,11 +79,12 @@ class VllmContext:
 class VllmEngine:
     """`services.cloud_verifier.engine.Engine` on vLLM."""
 
-    def __init__(self, core: Core, fingerprint: str) -> None:
+    def __init__(self, core: Core, fingerprint: str, grammars: Grammars | None = None) -> None:
         largest = min(core.max_context, core.kv_tokens)
         self.info = EngineInfo(fingerprint, core.vocab_size, core.max_context, core.kv_tokens, largest, MAX_GUESSES)
         self.num_shared_tokens = 0
         self.num_preemptions = 0
+        self.grammars = grammars or Grammars()
         self._core = core
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -79,7 +100,8 @@ class VllmEngine:
         if self._contexts and self.free_kv_tokens < len(token_ids) + self._core.block_size:
             return None
         capacity = min(self.info.max_context, self.info.largest_context)
-        return VllmContext(next(self._numbers), request, capacity, list(token_ids))
+        grammar = rule_of(request, self.grammars, self.info.vocab_size)
+        return VllmContext(next(self._numbers), request, capacity, list(token_ids), grammar)
 
     def grow(self, context: VllmContext, num_tokens: int) -> bool:
         """A context may have any length from the start: vLLM preempts when its memory is full."""
@@ -132,7 +154,10 @@ class VllmEngine:
 
     def _run(self, rows: Sequence[StepRow[VllmContext]]) -> list[Stepped]:
         """One step of vLLM. Contexts that it preempts are without a request afterwards."""
-        plan = {self._begin(row.context): Planned(len(row.token_ids), _guesses(row)) for row in rows}
+        plan = {
+            self._begin(row.context): Planned(len(row.token_ids), [*row.context.extra(row), *_guesses(row)])
+            for row in rows
+        }
         stepped = self._core.step(plan)
         preempted = [self._contexts[request_id] for request_id in self._core.preempted_ids]
         self.num_preemptions += len(preempted)
@@ -143,11 +168,15 @@ class VllmEngine:
         """Follows a row whose text differs from the known one, after a pass that the session did not commit."""
         context, fed = row.context, _committed(row)
         end = row.start + len(fed)
+        known = context.text[row.start : end]
         is_whole = not row.num_draws or end == len(context.text)
-        if is_whole and context.text[row.start : end] == fed:
+        is_forced = row.num_draws and known == fed[: len(known)] and end > len(context.text) > row.start
+        if (is_whole and known == fed) or (is_forced and context.request_id is not None):
             return
         rest = [] if row.num_draws else context.text[end:]
         context.text = [*context.text[: row.start], *fed, *rest]
+        if context.grammar is not None:
+            context.grammar.roll_back(0)
         self._drop([context])
 
     def _begin(self, context: VllmContext) -> str:
@@ -167,11 +196,14 @@ class VllmEngine:
             return Computed(stepped.num_tokens, stepped.length, Drawn([], []))
         if output.prefill_stats is not None:
             self.num_shared_tokens += output.prefill_stats.num_cached_tokens
-        token_ids = list(output.new_token_ids)
+        extra, token_ids = context.extra(row), list(output.new_token_ids)
+        if token_ids[: len(extra)] != extra[: len(token_ids)]:
+            raise RuntimeError(f"vLLM drew {token_ids} where a grammar allows {extra} alone")
         context.text.extend(token_ids)
-        num_top = context.request.logprobs
+        drawn, num_top = token_ids[len(extra) :], context.request.logprobs
         logprobs = logprobs_of(output.new_logprobs, num_top) if num_top is not None else []
-        return Computed(stepped.num_tokens, len(context.text) - 1, Drawn(token_ids, logprobs))
+        forced = context.forced() if drawn else []
+        return Computed(stepped.num_tokens, len(context.text) - 1, Drawn(drawn, logprobs, forced))
 
     def _evict_other(self, rows: Sequence[StepRow[VllmContext]]) -> None:
         """Takes the KV cache of the newest context outside the pass. Raises RuntimeError if there is none."""
@@ -229,4 +261,5 @@ def load_engine(settings: VerifierSettings, args: EngineArgs) -> VllmEngine:
     core = Core(args)
     numerics = core.numerics()
     log.info("vLLM is loaded", **numerics, kv_tokens=core.kv_tokens, max_model_len=core.max_context)
-    return VllmEngine(core, fingerprint_of(settings.target, settings.model_name, numerics))
+    fingerprint = fingerprint_of(settings.target, settings.model_name, numerics)
+    return VllmEngine(core, fingerprint, load_grammars(settings.target, core.vocab_size))

@@ -24,6 +24,9 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
 from services.cloud_verifier import sampler
+from services.cloud_verifier.grammars import load_grammars
+from shared.grammar.grammars import Grammars
+from shared.grammar.running_grammar import rule_of
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
 from shared.protocol.running_adjustment import RunningAdjustment
@@ -46,11 +49,17 @@ class DrawRule(msgspec.Struct, frozen=True):
     stop_ids: tuple[int, ...]
     min_tokens: int
     num_top: int | None
+    grammar: str | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the draw is the argmax of the logits as they are."""
-        return is_greedy(self.sampling) and not is_adjusted(self.sampling, self.min_tokens)
+        return is_greedy(self.sampling) and not self.changes_scores
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether a score may differ from its logit."""
+        return self.grammar is not None or is_adjusted(self.sampling, self.min_tokens)
 
 
 class NonFiniteLogits(ArithmeticError):
@@ -104,16 +113,19 @@ class Followed:
     """What a request keeps from step to step. Its text only grows: a text that changes gets a new request."""
 
     rule: DrawRule
+    grammars: Grammars
+    vocab_size: int
     running: RunningAdjustment | None = None  # from the first draw on, if scores differ from logits
 
     def follow(self, text: NDArray[np.integer]) -> None:
         """text: before the next draw."""
         rule = self.rule
-        if not is_adjusted(rule.sampling, rule.min_tokens):
+        if not rule.changes_scores:
             return
         if self.running is None:
             prompt_ids = text[: rule.num_prompt].tolist()
-            self.running = RunningAdjustment(rule.sampling, prompt_ids, rule.stop_ids, rule.min_tokens)
+            obeyed = rule_of(rule, self.grammars, self.vocab_size)
+            self.running = RunningAdjustment(rule.sampling, prompt_ids, rule.stop_ids, rule.min_tokens, obeyed)
         self.running.extend(text[self.running.length :].tolist())
 
 
@@ -123,6 +135,9 @@ class CoupledSampler:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self._followed: dict[str, Followed] = {}  # by request id
+        model = runner.vllm_config.model_config
+        self._vocab_size = model.get_vocab_size()
+        self._grammars = load_grammars(model.model, self._vocab_size)
 
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
         """Draws of all requests. logits: for each request one row for each guess and one more."""
@@ -156,7 +171,8 @@ class CoupledSampler:
 
     def _follow(self, request_id: str) -> Followed:
         if request_id not in self._followed:
-            self._followed[request_id] = Followed(rule_of(self._runner.requests[request_id].sampling_params))
+            rule = draw_rule_of(self._runner.requests[request_id].sampling_params)
+            self._followed[request_id] = Followed(rule, self._grammars, self._vocab_size)
         return self._followed[request_id]
 
     def _draw(self, logits: Tensor, requests: Sequence[Request | None]) -> list[list[int]]:
@@ -180,7 +196,7 @@ class CoupledSampler:
         return drawn
 
 
-def rule_of(params: Any) -> DrawRule:
+def draw_rule_of(params: Any) -> DrawRule:
     """The rule in a request's sampling parameters; greedy for vLLM's own warm-up requests, which have none."""
     given = (params.extra_args or {}).get(RULE_KEY)
     return msgspec.convert(given, DrawRule) if given else DrawRule(Sampling(), 0, (), 0, None)

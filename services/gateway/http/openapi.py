@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import msgspec
 from pydantic.json_schema import models_json_schema
 
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.errors import ErrorReply
-from services.gateway.http.chat_body import ChatBody
-from services.gateway.http.completion_body import CompletionBody
 from services.gateway.http.fleet_api import FleetStatus, WindowList
 from services.gateway.http.response_models import (
     ChatChoice,

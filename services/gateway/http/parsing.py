@@ -8,10 +8,10 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from services.gateway.bodies.chat_body import ChatBody, FunctionCall, MessageBody, TextPart, ToolCall
+from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.generation_body import DsdOptions, GenerationBody, StreamOptions
 from services.gateway.errors import ApiError, bad_request
-from services.gateway.http.chat_body import ChatBody, FunctionCall, MessageBody, TextPart, ToolCall
-from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import DsdOptions, GenerationBody, StreamOptions
 from services.gateway.http.json_reader import MAX_SHOWN, read_json
 
 AnyBody: TypeAlias = ChatBody | CompletionBody
@@ -90,4 +90,6 @@ def _field(kind: type[GenerationBody], first: ErrorDetails) -> str | None:
         return None
     if path[0] in kind.unoffered or path[0] in ("logit_bias", "prompt"):
         path = path[:1]
+    elif path[0] == "response_format":
+        del path[1:2]  # pydantic's name of the kind
     return ".".join(path)[:MAX_SHOWN]

@@ -10,17 +10,18 @@ from itertools import chain
 import msgspec
 
 from services.gateway.admission.api_keys import ApiKey
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.generation_body import MAX_CHOICES
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.fleet.names import is_listed
-from services.gateway.http.chat_body import ChatBody
-from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import MAX_CHOICES
 from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
 from services.gateway.text.chat_template import TemplateRefused
 from services.gateway.text.encoding import PromptTooLong
 from services.gateway.text.tokenizer import TargetTokenizer
+from shared.grammar.grammars import BadGrammar, Grammars
 from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
 
@@ -30,10 +31,11 @@ MAX_REASON_CHARACTERS = 1000  # of a chat template's own message
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """One prompt in tokens. echo: its text, where the answer begins with it."""
+    """One prompt in tokens. echo: its text, where the answer begins with it. grammar: that the answer obeys."""
 
     token_ids: TokenIds
     echo: str = ""
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class RequestBuilder:
     model_name: str
     default_max_tokens: int  # 0: up to the context
     tokenizer: TargetTokenizer
+    grammars: Grammars
     placement: Placement
 
     def check_model(self, name: str) -> None:
@@ -60,12 +63,12 @@ class RequestBuilder:
             raise ApiError(404, message, "model", "model_not_found")
 
     def encode(self, body: AnyBody) -> list[EncodedPrompt]:
-        """The prompts in tokens. Slow for long prompts: call it in a thread."""
-        field = _prompt_field(body)
+        """The prompts in tokens, and a grammar that compiles. Slow for long prompts: call it in a thread."""
+        field, grammar = _prompt_field(body), self._grammar(body)
         try:
             if isinstance(body, CompletionBody):
-                return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
-            return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation))]
+                return [self._encode_prompt(prompt, body, grammar) for prompt in body.prompt]
+            return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation), grammar=grammar)]
         except PromptTooLong as error:
             raise bad_request(str(error), field, "context_length_exceeded") from error
         except TemplateRefused as error:
@@ -92,20 +95,31 @@ class RequestBuilder:
         sampling, field, requests = _sampling(body), _prompt_field(body), []
         for number, prompt in enumerate(prompts):
             _check_prompt(prompt.token_ids, field, context, vocab_size)
-            first = self._generation(body, prompt.token_ids, sampling, context, key)
+            first = self._generation(body, prompt, sampling, context, key)
             begin = number * body.num_choices if body.seed is None else 0
             requests += [ChoiceRequest(prompt, _numbered(first, begin + i)) for i in range(body.num_choices)]
         return requests
 
-    def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
+    def _grammar(self, body: AnyBody) -> str | None:
+        try:
+            grammar = body.grammar
+            if grammar is not None:
+                self.grammars.start(grammar)
+        except BadGrammar as error:
+            field = "response_format" if body.structured_outputs is None else "structured_outputs"
+            raise bad_request(f"{field}: {error}", field, "invalid_value") from error
+        return grammar
+
+    def _encode_prompt(self, prompt: str | list[int], body: CompletionBody, grammar: str | None) -> EncodedPrompt:
         if isinstance(prompt, str):
-            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
-        known_ids = [token_id for token_id in prompt if token_id < 1 << 32] if echo else []
-        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids))  # `choice_requests` refuses other ids
+            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if body.echo else "", grammar)
+        known_ids = [each for each in prompt if each < 1 << 32] if body.echo else []  # `choice_requests` refuses others
+        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids), grammar)
 
     def _generation(
-        self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, key: ApiKey
+        self, body: AnyBody, prompt: EncodedPrompt, sampling: Sampling, context: int, key: ApiKey
     ) -> Generation:
+        prompt_ids = prompt.token_ids
         max_tokens = self._max_tokens(body, len(prompt_ids), context)
         min_tokens = body.min_tokens or 0
         if min_tokens > max_tokens:
@@ -128,6 +142,7 @@ class RequestBuilder:
             cache_scope=key.cache_scope,
             vocab_size=1 + max(chain(prompt_ids, stop_ids, biased_ids)),
             drafters=key.drafters,
+            grammar=prompt.grammar,
         )
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:

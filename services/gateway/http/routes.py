@@ -17,12 +17,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from services.gateway.admission.gate import AdmissionGate
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.errors import ApiError, SessionFailed, answer_to, bad_request
 from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.auth import Authenticator, current_key
-from services.gateway.http.chat_body import ChatBody
 from services.gateway.http.choices import Choices, opened
-from services.gateway.http.completion_body import CompletionBody
 from services.gateway.http.fleet_api import WindowList, fleet_status, pair_windows
 from services.gateway.http.openapi import openapi_document
 from services.gateway.http.parsing import AnyBody, check_query, parse

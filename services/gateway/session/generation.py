@@ -25,6 +25,7 @@ class Generation:
     num_top: int | None = None  # likeliest tokens to report at each position; None: no logprobs
     cache_scope: str | None = None  # sessions of one scope share the KV cache of a common prefix; None: no sharing
     vocab_size: int = 0  # the verifier must know all token ids below
+    grammar: str | None = None  # that the answer obeys
     drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all
 
     @property
@@ -57,6 +58,7 @@ class Generation:
             min_tokens=self.min_tokens,
             logprobs=self.num_top,
             cache_scope=self.cache_scope,
+            grammar=self.grammar,
         )
 
     def speculate(self, term: int, verifier_id: str, committed_ids: TokenIds) -> Speculate:
@@ -75,4 +77,5 @@ class Generation:
             speculation=self.speculation,
             min_tokens=self.min_tokens,
             cache_scope=self.cache_scope,
+            grammar=self.grammar,
         )

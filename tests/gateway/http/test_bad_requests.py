@@ -78,7 +78,6 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
         (chat(store=0), "store"),
         (chat(suffix="x"), "suffix"),
         (chat(dsd={"sources": True}), "dsd.sources"),
-        (chat(response_format={"type": "json_object"}), "response_format"),
         (chat(tools=[{"type": "function"}]), "tools"),
         (chat(stream="yes"), "stream"),
         (chat(stream_options={"include_usage": True}), "stream_options"),

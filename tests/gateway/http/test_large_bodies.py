@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmarks.hostile.bad_bodies import CHAT, MAX_BYTES, bad_bodies
+from services.gateway.bodies.chat_body import MAX_MESSAGES, MAX_PARTS, ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.generation_body import GenerationBody
 from services.gateway.errors import ApiError
 from services.gateway.http import json_reader
-from services.gateway.http.chat_body import MAX_MESSAGES, MAX_PARTS, ChatBody
-from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import GenerationBody
 from services.gateway.http.json_reader import MAX_CONTAINERS, MAX_ITEMS, MAX_KEYS, read_json
 from services.gateway.http.parsing import parse
 from shared.protocol.messages import MAX_BIASES, MAX_TOKENS

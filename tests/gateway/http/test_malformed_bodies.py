@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from services.gateway.http.chat_body import ChatBody
-from services.gateway.http.completion_body import CompletionBody
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
 from tests.gateway.conftest import World
 from tests.gateway.fakes import CONTEXT, MODEL, VOCABULARY
 from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
@@ -64,7 +64,33 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "user": NO_TEXT | LIST,
     "dsd": NO_OBJECT | st.just({"speculation": "static"}) | st.just({"sources": True}),
     "tools": NO_OBJECT.filter(lambda value: value != []) | st.lists(OBJECT, min_size=1),
-    "response_format": NO_OBJECT | st.just({"type": "json_object"}),
+    "response_format": NO_OBJECT
+    | st.sampled_from(
+        [
+            {},
+            {"type": "xml"},
+            {"type": "json_schema"},
+            {"type": "json_schema", "json_schema": {"name": "x"}},
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "foo"}}},
+            {"type": "structural_tag", "structures": [], "triggers": ["<"]},
+            {"type": "structural_tag", "structures": [{"begin": "a", "schema": {}, "end": ""}], "triggers": ["<"]},
+        ]
+    ),
+    "structured_outputs": NO_OBJECT
+    | st.sampled_from(
+        [
+            {},
+            {"json": None},
+            {"json": {"type": "foo"}},
+            {"regex": "["},
+            {"regex": ""},
+            {"choice": []},
+            {"choice": ["a"], "regex": "a"},
+            {"grammar": "nonsense"},
+            {"json_object": False},
+            {"xml": {}},
+        ]
+    ),
     "service_tier": NO_TEXT | st.just("gold"),
     "store": NO_BOOLEAN | st.just(True),
     "suffix": NO_TEXT | st.text(min_size=1, max_size=3),

@@ -23,9 +23,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.gateway.http.chat_body import ChatBody
-from services.gateway.http.completion_body import CompletionBody
-from services.gateway.http.generation_body import GenerationBody
+from services.gateway.bodies.chat_body import ChatBody
+from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.generation_body import GenerationBody
 from services.gateway.http.openapi import ERRORS, openapi_document
 from services.gateway.http.routes import PLAIN_PATHS
 from tests.gateway.conftest import World, a_world

@@ -13,9 +13,10 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from shared.protocol.drafter_session import DrafterSession
+from shared.protocol.drafter_session import DrafterSession, DraftStep
+from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Draft, Open, Poll, Sampling, Speculate, Speculation, TokenIds, Verdict
-from shared.protocol.verifier_session import PassInfo, VerifierSession
+from shared.protocol.verifier_session import PassInfo, PassRow, VerifierSession
 
 VOCAB = 6
 STOP = 0
@@ -63,6 +64,7 @@ class World:
     step_ms: float = 5.0
     prefill_chunk: int = 3
     drafter_lease_ms: float = 2000.0
+    forcing: float = 0.0  # chance that a grammar allows one token only
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -192,10 +194,19 @@ class World:
             text.append(row.guesses[i] if i < len(row.guesses) else 0)
         self.at(self.pass_ms, lambda: self.answer(verifier_id, session, row, draws))
 
-    def answer(self, verifier_id: str, session: VerifierSession, row: object, draws: list[int]) -> None:
+    def forced(self, text: list[int]) -> list[int]:
+        """Sometimes the next tokens of the text are the only ones that a grammar allows."""
+        found: list[int] = []
+        while text and self.forcing and len(found) < 4 and self.rng.random() < self.forcing:
+            found.append(target_token([*text, *found], self.seed))
+        return found
+
+    def answer(self, verifier_id: str, session: VerifierSession, row: PassRow, draws: list[int]) -> None:
         if self.verifier_sessions.get(verifier_id) is not session:
             return  # the verifier died meanwhile
-        verdict = session.end_pass(row, draws, PassInfo(self.pass_ms, 1, 0.5), self.now)  # type: ignore[arg-type]
+        forced = self.forced([*session.tokens, *draws[: common_prefix(row.guesses, draws) + 1]] if draws else [])
+        info = PassInfo(self.pass_ms, 1, 0.5)
+        verdict = session.end_pass(row, draws, info, self.now, forced=forced)
         drafter_id = session.drafter_id
         if verdict:
             self.send(lambda: self.on_verdict_at_gateway(verdict))
@@ -243,11 +254,14 @@ class World:
             text = session.tokens[: step.start + len(step.fed_ids)]
             right = target_token(text, self.seed)
             guess = right if self.rng.random() < self.accuracy else self.rng.randrange(VOCAB)
-            self.at(self.step_ms, lambda: self.step_done(drafter_id, session, step, guess))
+            forced = self.forced([*text, guess])
+            self.at(self.step_ms, lambda: self.step_done(drafter_id, session, step, guess, forced))
 
-    def step_done(self, drafter_id: str, session: DrafterSession, step: object, guess: int) -> None:
+    def step_done(
+        self, drafter_id: str, session: DrafterSession, step: DraftStep, guess: int, forced: list[int]
+    ) -> None:
         if self.drafter_sessions.get(drafter_id) is session:
-            if session.end_step(step, guess, self.rng.random()) and session.is_unsure:  # type: ignore[arg-type]
+            if session.end_step(step, guess, self.rng.random(), forced) and session.is_unsure:
                 self.num_unsure += 1
             self.draft(drafter_id)
 

@@ -125,6 +125,18 @@ def test_when_the_verifier_ran_ahead_the_next_draft_begins_behind_its_tokens() -
     assert (sent.base, sent.token_ids) == (6, (6, 5))
 
 
+def test_forced_tokens_follow_a_guess_as_far_as_the_window_has_room() -> None:
+    state = session(window=4, chunk=2)
+    assert state.end_step(state.begin_step(64), 7, 1.0, (8, 9))
+    assert state.take_draft(0.0).token_ids == (7, 8, 9)
+    assert state.begin_step(64).fed_ids == (7, 8, 9)
+    state = session(window=2, chunk=2)
+    assert state.end_step(state.begin_step(64), 7, 1.0, (8, 9))
+    assert state.take_draft(0.0).token_ids == (7, 8)
+    assert not state.wants_step
+    assert state.drafted == 2
+
+
 def test_catching_up_takes_several_steps_and_only_the_last_one_draws() -> None:
     state = session()
     step = state.begin_step(2)

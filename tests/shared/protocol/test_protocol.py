@@ -30,6 +30,7 @@ worlds = st.builds(
     pass_ms=st.sampled_from([1.0, 20.0, 90.0]),
     step_ms=st.sampled_from([1.0, 5.0, 40.0]),
     prefill_chunk=st.integers(1, 8),
+    forcing=st.sampled_from([0.0, 0.5]),
 )
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from services.gateway.http.generation_body import MAX_CHOICES, GenerationBody, blame
+from services.gateway.bodies.body import blame
+from services.gateway.bodies.generation_body import MAX_CHOICES, GenerationBody
 from shared.protocol.messages import MAX_TOKENS, MAX_TOP_LOGPROBS
 
 Prompt: TypeAlias = str | list[int]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from services.gateway.http.generation_body import Body, GenerationBody, MaxTokens, Off, ShortText, blame
+from services.gateway.bodies.body import Body, ShortText, blame
+from services.gateway.bodies.generation_body import GenerationBody, MaxTokens, Off
 from services.gateway.text.chat_template import ChatMessage, Conversation
 from shared.protocol.messages import MAX_TOP_LOGPROBS
 

@@ -8,29 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from services.gateway.bodies.answer_format import ResponseFormat, StructuredOutputs, TextFormat
+from services.gateway.bodies.body import MAX_NAME_CHARACTERS, Body, ShortText, blame
 from shared.protocol.messages import MAX_BIASES, MAX_WINDOW, Bias, Speculation
 
 MAX_CHOICES = 16  # of one request, over all its prompts
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 64
-MAX_NAME_CHARACTERS = 256
 MAX_METADATA = 16  # entries
 MAX_TIMEOUT_S = 86400.0
-
-
-def blame(field: str, message: str) -> PydanticCustomError:
-    """A validation error that concerns the whole body, reported for one of its fields."""
-    return PydanticCustomError("blame", "{message}", {"field": field, "message": message})
-
-
-class Body(BaseModel):
-    """Strict: no unknown fields, no conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DsdOptions(Body):
@@ -68,12 +58,6 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = False  # vLLM's: usage so far in each chunk
 
 
-class TextFormat(Body):
-    """Plain text is the only format."""
-
-    type: Literal["text"]
-
-
 def _is_off(value: bool) -> bool:
     if value:
         raise PydanticCustomError("off", "must be false")
@@ -88,7 +72,6 @@ def _is_on(value: bool) -> bool:
 
 Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"const": False, "type": "boolean"})]
 On = Annotated[bool, AfterValidator(_is_on), WithJsonSchema({"const": True, "type": "boolean"})]
-ShortText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 
 
 def _as_metadata(value: Any) -> Any:
@@ -128,7 +111,6 @@ class Unoffered(Body):
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     include_stop_str_in_output: Off | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
-    response_format: TextFormat | None = None
     skip_special_tokens: On | None = None
     store: Off | None = None
     suffix: Literal[""] | None = None
@@ -183,7 +165,18 @@ class GenerationBody(Harmless, Unoffered):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     dsd: DsdOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_format(self) -> Self:
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise blame("structured_outputs", "response_format and structured_outputs exclude each other")
+        if self.asks_for_format and (self.ignore_eos or self.min_tokens):
+            name = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise blame(name, f"{name} is not allowed with a format: the answer ends where the format does")
+        return self
 
     @model_validator(mode="after")
     def _streaming_needs_stream(self) -> Self:
@@ -198,6 +191,17 @@ class GenerationBody(Harmless, Unoffered):
         if self.best_of not in (None, self.num_choices):
             raise blame("best_of", "best_of must equal n: no choice is discarded")
         return self
+
+    @property
+    def asks_for_format(self) -> bool:
+        """Whether the answer must have a format."""
+        return self.structured_outputs is not None or not isinstance(self.response_format, TextFormat | None)
+
+    @property
+    def grammar(self) -> str | None:
+        """Of the answer's format; None: any text. Raises BadGrammar."""
+        given = self.structured_outputs or self.response_format
+        return None if given is None else given.grammar
 
     @property
     def num_choices(self) -> int:

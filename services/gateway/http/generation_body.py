@@ -32,6 +32,8 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    unoffered: ClassVar[frozenset[str]] = frozenset()  # fields that are refused by name, but for neutral values
+
 
 class DsdOptions(Body):
     """The `dsd` object: how to speculate for this request, and what to report (an extension of the OpenAI API)."""

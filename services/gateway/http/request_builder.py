@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -61,16 +62,10 @@ class RequestBuilder:
 
     def encode(self, body: AnyBody) -> list[EncodedPrompt]:
         """The prompts in tokens. Slow for long prompts: call it in a thread."""
-        field = _prompt_field(body)
-        try:
+        with explained(_prompt_field(body)):
             if isinstance(body, CompletionBody):
                 return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
             return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation))]
-        except PromptTooLong as error:
-            raise bad_request(str(error), field, "context_length_exceeded") from error
-        except TemplateRefused as error:
-            message = f"The chat template rejects the messages: {str(error)[:MAX_REASON_CHARACTERS]}"
-            raise bad_request(message, field, "invalid_value") from error
 
     def ignored(self, body: AnyBody) -> list[str]:
         """Names of the fields of a body that have no effect here."""
@@ -149,6 +144,18 @@ class RequestBuilder:
         if name is not None and not self.placement.fleet.serves("drafter", name, self.model_name, now):
             message = f"No live drafter named {name!r} serves {self.model_name!r}"
             raise bad_request(message, "dsd.drafter", "unknown_drafter")
+
+
+@contextmanager
+def explained(field: str) -> Iterator[None]:
+    """Turns what encoding may raise into errors of this field."""
+    try:
+        yield
+    except PromptTooLong as error:
+        raise bad_request(str(error), field, "context_length_exceeded") from error
+    except TemplateRefused as error:
+        message = f"The chat template rejects the messages: {str(error)[:MAX_REASON_CHARACTERS]}"
+        raise bad_request(message, field, "invalid_value") from error
 
 
 def _check_prompt(prompt_ids: TokenIds, field: str, context: int, vocab_size: int) -> None:

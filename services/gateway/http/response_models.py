@@ -188,3 +188,7 @@ class Model(msgspec.Struct, frozen=True):
 class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: str

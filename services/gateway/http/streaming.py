@@ -35,8 +35,8 @@ class ClientGone(Exception):
     """The client has left, or has stopped reading."""
 
 
-def json_response(reply: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+def json_response(reply: msgspec.Struct, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=msgspec.json.encode(reply), content_type="application/json", headers=headers)
 
 
 def error_response(error: ApiError) -> web.Response:

@@ -155,7 +155,7 @@ class Open(Wire, frozen=True, tag="open"):
 
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
     verdicts carry (None: no logprobs). cache_scope: sessions of one scope share the KV cache of common prefixes (None:
-    no sharing).
+    no sharing). prompt_logprobs: polls may ask for the prompt's tokens, too, from its second on.
     """
 
     session_id: SessionId
@@ -170,6 +170,7 @@ class Open(Wire, frozen=True, tag="open"):
     min_tokens: Position = 0
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     cache_scope: CacheScope | None = None
+    prompt_logprobs: bool = False
 
 
 class Opened(Wire, frozen=True, tag="opened"):

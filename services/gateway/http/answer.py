@@ -9,16 +9,25 @@ from contextlib import aclosing
 from services.gateway.http.response_models import DsdReport
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession
-from services.gateway.text.output_text import AnswerText, Piece, Span
+from services.gateway.text.echoed_prompt import EchoedPrompt
+from services.gateway.text.output_text import AnswerText, Piece
 from shared.protocol.messages import Finish, Tally
 from shared.protocol.subjects import instance_name
 
 
 class ChoiceAnswer:
-    """Follows a session to its finish or to a stop string, and ends it there. echo: text to begin the answer with."""
+    """Follows a session to its finish or to a stop string, and ends it there. echo: the prompt, to begin the answer
+    with; is_silent: it alone is the answer."""
 
     def __init__(
-        self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics, echo: str = ""
+        self,
+        live: LiveSession,
+        text: AnswerText,
+        asked_at: float,
+        metrics: GatewayMetrics,
+        echo: EchoedPrompt | None = None,
+        *,
+        is_silent: bool = False,
     ) -> None:
         self._session = live.session
         self._live = live
@@ -26,15 +35,22 @@ class ChoiceAnswer:
         self._metrics = metrics
         self._asked_at = asked_at
         self._echo = echo
+        self._is_silent = is_silent
         self._first_at: float | None = None
         self._last_at = asked_at
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The text as it comes; raises SessionFailed when the session can't continue."""
-        if self._echo:
-            yield Piece([Span(self._echo, "target")], [])
+        if self._echo is not None and (piece := self._echo.begin()):
+            yield piece
         async with aclosing(self._live.tokens()) as batches:
-            async for committed in batches:
+            async for batch in batches:
+                committed = batch
+                if self._echo is not None and (num := self._echo.num_missing):
+                    committed = batch[num:]
+                    yield self._echo.feed(batch[:num])
+                if self._is_silent or not committed:
+                    continue
                 self._last_at = time.monotonic()
                 if self._first_at is None:
                     self._first_at = self._last_at
@@ -50,6 +66,8 @@ class ChoiceAnswer:
     @property
     def finish(self) -> Finish:
         """A stop string counts as "stop", even where the answer also reached its length."""
+        if self._is_silent:
+            return "length"
         return "stop" if self._text.stopped else self._session.stream.finish or "stop"
 
     @property
@@ -90,7 +108,7 @@ class ChoiceAnswer:
             rejected=tally.rejected,
             late=tally.late,
             discarded=tally.discarded,
-            tokens_per_verdict=round(len(session.stream.tokens) / max(1, tally.num_passes), 3),
+            tokens_per_verdict=round(session.stream.num_answered / max(1, tally.num_passes), 3),
             ttft_ms=self._ttft_ms,
             tpot_ms=self._tpot_ms,
         )

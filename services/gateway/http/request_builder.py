@@ -31,10 +31,10 @@ MAX_REASON_CHARACTERS = 1000  # of a chat template's own message
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """One prompt in tokens. echo: its text, where the answer begins with it."""
+    """One prompt in tokens. echo: its text, where the answer begins with it, else None."""
 
     token_ids: TokenIds
-    echo: str = ""
+    echo: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,11 @@ class RequestBuilder:
 
     def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
         if isinstance(prompt, str):
-            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if echo else "")
-        known_ids = [token_id for token_id in prompt if token_id < 1 << 32] if echo else []
-        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids))  # `choice_requests` refuses other ids
+            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if echo else None)
+        if not echo:
+            return EncodedPrompt(TokenIds(prompt))
+        known_ids = [token_id for token_id in prompt if token_id < 1 << 32]  # `choice_requests` refuses other ids
+        return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids))
 
     def _generation(
         self, body: AnyBody, prompt_ids: TokenIds, sampling: Sampling, context: int, key: ApiKey
@@ -123,6 +125,7 @@ class RequestBuilder:
             cache_scope=key.cache_scope,
             vocab_size=1 + max(chain(prompt_ids, stop_ids, biased_ids)),
             drafters=key.drafters,
+            scores_prompt=body.scores_prompt,
         )
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
@@ -135,7 +138,7 @@ class RequestBuilder:
         if wanted > room:
             message = f"{num_prompt} prompt tokens and {field} {wanted} exceed the context of {context} tokens"
             raise bad_request(message, field, "context_length_exceeded")
-        return wanted
+        return max(1, wanted)  # of 0 tokens, one is drawn and not shown
 
     def _check_drafter(self, body: AnyBody, key: ApiKey, now: float) -> None:
         name = body.drafter

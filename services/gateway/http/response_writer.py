@@ -167,7 +167,7 @@ def _chat_logprobs(tokens: list[ScoredToken] | None) -> ChatLogprobs | None:
 
 
 def _chat_token(token: ScoredToken) -> ChatToken:
-    chosen, top = token.chosen, [LikelyToken(each.text, each.logprob, _bytes(each)) for each in token.top]
+    chosen, top = token.chosen, [LikelyToken(each.text, each.logprob, _bytes(each)) for each in token.top or ()]
     return ChatToken(chosen.text, chosen.logprob, _bytes(chosen), top)
 
 
@@ -180,14 +180,16 @@ def _completion_logprobs(tokens: list[ScoredToken] | None) -> CompletionLogprobs
         return None
     return CompletionLogprobs(
         tokens=[token.chosen.text for token in tokens],
-        token_logprobs=[token.chosen.logprob for token in tokens],
+        token_logprobs=[None if token.top is None else token.chosen.logprob for token in tokens],
         top_logprobs=[_by_name(token) for token in tokens],
         text_offset=[token.offset for token in tokens],
     )
 
 
-def _by_name(token: ScoredToken) -> dict[str, float]:
+def _by_name(token: ScoredToken) -> dict[str, float] | None:
     """Logprobs of the likeliest tokens and the chosen one; of two tokens with one name the likelier counts."""
+    if token.top is None:
+        return None
     named: dict[str, float] = {}
     for each in (*token.top, token.chosen):
         named.setdefault(each.text, each.logprob)

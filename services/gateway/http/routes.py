@@ -254,8 +254,11 @@ def _choices(
 ) -> Choices:
     tokenizer, answers = backend.builder.tokenizer, []
     for request, live in zip(requests, lives, strict=True):
-        text = tokenizer.answer(request.generation, body.stop or ())
-        answers.append(ChoiceAnswer(live, text, asked_at, backend.metrics, request.prompt.echo))
+        prompt, generation = request.prompt, request.generation
+        text = tokenizer.answer(generation, body.stop or (), len(prompt.echo or ""))
+        echo = None if prompt.echo is None else tokenizer.echo(generation, prompt.echo)
+        is_silent = body.max_tokens == 0
+        answers.append(ChoiceAnswer(live, text, asked_at, backend.metrics, echo, is_silent=is_silent))
     prompts = [request.prompt for request in requests[:: body.num_choices]]
     return Choices(answers, sum(len(prompt.token_ids) for prompt in prompts))
 

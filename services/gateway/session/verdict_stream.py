@@ -13,7 +13,8 @@ from typing import Literal, TypeAlias
 from msgspec.structs import astuple
 
 from services.gateway.session.timeouts import PollTiming
-from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
+from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
+from shared.protocol.messages import NO_TOKENS, Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 # What a token came from: an accepted guess, the target's own token at a rejection (recovered) or behind accepted
 # guesses (bonus), else the target alone. Repeated tokens count as the target's, since their source is unknown.
@@ -35,12 +36,14 @@ class Committed:
 
 @dataclass(slots=True)
 class VerdictStream:
-    """The committed tokens of one session behind its prompt, as the gateway knows them."""
+    """The committed tokens of one session behind its prompt, as the gateway knows them. Those of its prompt that have
+    logprobs come before them."""
 
     prompt_length: int
     max_tokens: int
     timing: PollTiming
     wants_logprobs: bool = False
+    scored_ids: TokenIds = NO_TOKENS  # the end of the prompt
     term: int = 0
     tokens: list[int] = field(default_factory=list)
     committed: list[Committed] = field(default_factory=list)  # the same with sources and logprobs
@@ -57,7 +60,21 @@ class VerdictStream:
     @property
     def length(self) -> int:
         """The next position, counted from the start of the prompt."""
-        return self.prompt_length + len(self.tokens)
+        return self._begin + len(self.tokens)
+
+    @property
+    def num_answered(self) -> int:
+        """Tokens of the answer."""
+        return max(0, len(self.tokens) - len(self.scored_ids))
+
+    @property
+    def answer_ids(self) -> TokenIds:
+        return TokenIds(self.tokens[len(self.scored_ids) :])
+
+    @property
+    def _begin(self) -> int:
+        """Position of the first token."""
+        return self.prompt_length - len(self.scored_ids)
 
     @property
     def silence_s(self) -> float:
@@ -114,7 +131,8 @@ class VerdictStream:
         self.tokens.extend(each.token_id for each in new)
         self._num_rejected = max(self._num_rejected, verdict.tally.rejected)
         if new or verdict.base + len(verdict.token_ids) == self.length:
-            self._gap, self._asked_at = False, None
+            is_cut = self.wants_logprobs and len(verdict.token_ids) == MAX_TOLD_WITH_LOGPROBS
+            self._gap, self._asked_at = is_cut, None
         self.finish = verdict.finish
         return new
 
@@ -134,11 +152,12 @@ class VerdictStream:
         ]
 
     def _check(self, verdict: Verdict) -> None:
-        start, end = verdict.base - self.prompt_length, verdict.base + len(verdict.token_ids)
+        start, end = verdict.base - self._begin, verdict.base + len(verdict.token_ids)
         if start < 0 or end > self.prompt_length + self.max_tokens:
             raise ConflictingVerdict(f"positions {verdict.base} to {end} are outside the answer")
         known = self.tokens[start : start + len(verdict.token_ids)]
-        if list(verdict.token_ids[: len(known)]) != known:
+        prompt_ids = self.scored_ids[start : start + len(verdict.token_ids)]
+        if list(verdict.token_ids[: len(known)]) != known or verdict.token_ids[: len(prompt_ids)] != prompt_ids:
             raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already committed")
         is_gap = verdict.base > self.length  # its tokens are not used
         if self.wants_logprobs and not is_gap and end - self.length > len(verdict.logprobs or ()):

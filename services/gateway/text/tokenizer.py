@@ -18,6 +18,7 @@ from services.gateway.session.generation import Generation
 from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.conversation import ConversationEncoder
 from services.gateway.text.detokenizer import detokenizer_of
+from services.gateway.text.echoed_prompt import EchoedPrompt
 from services.gateway.text.encoding import encode
 from services.gateway.text.output_text import AnswerText
 from services.gateway.text.token_bytes import TokenBytes
@@ -66,10 +67,15 @@ class TargetTokenizer:
         piece: str | None = self._tokenizer.id_to_token(token_id)
         return piece
 
-    def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
-        """A reader for the tokens of one answer. stops: stop strings."""
+    def answer(self, generation: Generation, stops: Iterable[str], num_echoed: int = 0) -> AnswerText:
+        """A reader for the tokens of one answer. stops: stop strings. num_echoed: characters of an echoed prompt."""
         detokenizer = detokenizer_of(self._token_bytes, generation.prompt_ids)
-        return AnswerText(detokenizer, self._token_bytes, stops, generation.stop_ids, generation.min_tokens)
+        min_tokens, token_bytes = generation.min_tokens, self._token_bytes
+        return AnswerText(detokenizer, token_bytes, stops, generation.stop_ids, min_tokens, num_echoed)
+
+    def echo(self, generation: Generation, text: str) -> EchoedPrompt:
+        """The prompt before the answer. text: of the prompt."""
+        return EchoedPrompt(self._token_bytes, generation.prompt_ids, text, is_scored=generation.scores_prompt)
 
 
 def load_tokenizer(folder: Path) -> TargetTokenizer:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 
-from services.gateway.http.response_models import DsdReport
+from services.gateway.http.response_models import DsdReport, RequestMetrics, SpeculativeDecodingMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession
 from services.gateway.text.echoed_prompt import EchoedPrompt
@@ -36,6 +37,7 @@ class ChoiceAnswer:
         self._asked_at = asked_at
         self._echo = echo
         self._is_silent = is_silent
+        self._opened_at = time.monotonic()
         self._first_at: float | None = None
         self._last_at = asked_at
 
@@ -108,10 +110,29 @@ class ChoiceAnswer:
             rejected=tally.rejected,
             late=tally.late,
             discarded=tally.discarded,
+            accepted_per_position=self._accepted_per_position,
             tokens_per_verdict=round(session.stream.num_answered / max(1, tally.num_passes), 3),
             ttft_ms=self._ttft_ms,
             tpot_ms=self._tpot_ms,
         )
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """The same under vLLM's names."""
+        first_at, elapsed_s = self._first_at, self._last_at - self._opened_at
+        return RequestMetrics(
+            time_to_first_token_ms=self._ttft_ms,
+            generation_time_ms=None if first_at is None else round((self._last_at - first_at) * 1e3, 3),
+            queue_time_ms=round((self._opened_at - self._asked_at) * 1e3, 3),
+            mean_itl_ms=self._tpot_ms,
+            tokens_per_second=None if first_at is None else round(self.num_tokens / max(elapsed_s, 1e-6), 3),
+            speculative_decoding=acceptance(self._session.stream.histogram, self.tally),
+        )
+
+    @property
+    def _accepted_per_position(self) -> list[int]:
+        """Passes that accepted their first guess, their second, ..."""
+        return list(accumulate(reversed(self._session.stream.histogram[1:])))[::-1]
 
     @property
     def _ttft_ms(self) -> float | None:
@@ -128,3 +149,20 @@ class ChoiceAnswer:
             self._metrics.ttft_seconds.observe(ttft_ms / 1e3)
         if (tpot_ms := self._tpot_ms) is not None:
             self._metrics.tpot_seconds.observe(tpot_ms / 1e3)
+
+
+def acceptance(histogram: Sequence[int], tally: Tally) -> SpeculativeDecodingMetrics | None:
+    """What became of guesses; None if no pass judged any. histogram: passes by the number of guesses they accepted."""
+    num_passes, num_accepted = sum(histogram), sum(num * count for num, count in enumerate(histogram))
+    if not num_passes:
+        return None
+    num_drafted = tally.accepted + tally.rejected + tally.late + tally.discarded
+    return SpeculativeDecodingMetrics(
+        mean_acceptance_length=round(1 + num_accepted / num_passes, 3),
+        draft_acceptance_rate=round(num_accepted / max(1, num_drafted), 3),
+        acceptance_histogram=list(histogram),
+        num_spec_steps=num_passes,
+        num_accepted_draft_tokens=num_accepted,
+        num_draft_tokens=num_drafted,
+        num_spec_tokens=len(histogram) - 1,
+    )

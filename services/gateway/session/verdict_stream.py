@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 
 from services.gateway.session.timeouts import PollTiming
 from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
-from shared.protocol.messages import NO_TOKENS, Finish, Tally, TokenIds, TokenLogprobs, Verdict
+from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 # What a token came from: an accepted guess, the target's own token at a rejection (recovered) or behind accepted
 # guesses (bonus), else the target alone. Repeated tokens count as the target's, since their source is unknown.
@@ -48,6 +48,7 @@ class VerdictStream:
     tokens: list[int] = field(default_factory=list)
     committed: list[Committed] = field(default_factory=list)  # the same with sources and logprobs
     finish: Finish | None = None
+    histogram: list[int] = field(default_factory=list)  # verdicts that judged guesses, by the number they accepted
     num_polls: int = 0  # in all terms
     _unanswered: int = 0
     _gap: bool = False  # a verdict began beyond `length`: tokens are missing
@@ -127,6 +128,7 @@ class VerdictStream:
         new = self._added(verdict)
         if new:
             self._observe_gap(now)
+            self._count(verdict)
         self.committed.extend(new)
         self.tokens.extend(each.token_id for each in new)
         self._num_rejected = max(self._num_rejected, verdict.tally.rejected)
@@ -164,6 +166,13 @@ class VerdictStream:
             raise ConflictingVerdict(f"tokens up to position {end} have no logprobs")
         if verdict.finish and end < self.length:
             raise ConflictingVerdict(f"finished at position {end}, but {self.length} are already committed")
+
+    def _count(self, verdict: Verdict) -> None:
+        """Counts what the pass accepted. What only a Poll told is not counted: its passes are unknown."""
+        num = min(verdict.accepted, len(verdict.token_ids), MAX_WINDOW)
+        if num or verdict.tally.rejected > self._num_rejected:
+            self.histogram += [0] * (num + 1 - len(self.histogram))
+            self.histogram[num] += 1
 
     def _observe_gap(self, now: float) -> None:
         if self._grew_at is not None:

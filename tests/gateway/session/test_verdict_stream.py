@@ -12,7 +12,7 @@ from msgspec import structs
 from services.gateway.session.timeouts import PollTiming
 from services.gateway.session.verdict_stream import ConflictingVerdict, TallySum, VerdictStream
 from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
-from shared.protocol.messages import Finish, Tally, TokenIds, TokenLogprobs, Verdict
+from shared.protocol.messages import MAX_WINDOW, Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 SESSION = "0" * 32
 PROMPT = 5
@@ -286,3 +286,18 @@ def test_a_verdict_as_long_as_logprobs_allow_is_polled_on_at_once() -> None:
     assert ours.on_timer(1.0) == PROMPT + MAX_TOLD_WITH_LOGPROBS
     merged(ours, scored(PROMPT + MAX_TOLD_WITH_LOGPROBS, []), 1.1)
     assert ours.on_timer(1.1) is None
+
+
+def test_passes_are_counted_by_the_guesses_they_accepted() -> None:
+    ours = stream()
+    for base, ids, accepted, rejected in ((5, [1], 0, 0), (6, [1, 1], 1, 0), (8, [1] * 3, 2, 1), (11, [1], 0, 2)):
+        ours.merge(structs.replace(verdict(base, ids, tally=Tally(rejected=rejected)), accepted=accepted), 1.0)
+    ours.merge(structs.replace(verdict(6, [1, 1]), accepted=1), 2.0)  # it came twice
+    ours.merge(verdict(12, [1, 1], tally=Tally(accepted=9, rejected=2)), 3.0)  # told by a Poll
+    assert ours.histogram == [1, 1, 1]
+
+
+def test_a_lie_about_accepted_guesses_costs_no_memory() -> None:
+    ours = stream()
+    ours.merge(structs.replace(verdict(5, [1] * 80), accepted=1 << 48), 1.0)
+    assert len(ours.histogram) == MAX_WINDOW + 1

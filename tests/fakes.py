@@ -156,7 +156,10 @@ class FakeTarget:
         if any(self.poison in row.token_ids for row in rows):
             raise RuntimeError("poisoned")
         drawn = [self._draws(row) for row in rows]
-        return [Drawn(ids, no_doubt(row, len(ids))) for row, ids in zip(rows, drawn, strict=True)]
+        return [
+            Drawn(ids, no_doubt(row, len(ids)), no_doubt(row, len(row.scored_ids)))
+            for row, ids in zip(rows, drawn, strict=True)
+        ]
 
     def _draws(self, row: Row) -> list[int]:
         row.cache.feed(row.token_ids, row.start)

@@ -14,7 +14,8 @@ from numba import njit
 from dsd_sim.engine.records import NEVER
 from shared.protocol.guesses import Survival
 from shared.protocol.messages import MAX_WINDOW
-from shared.protocol.verifier_session import EARNED_MS, MAX_RETOLD, OVERTAKING_MS
+from shared.protocol.retelling import MAX_RETOLD
+from shared.protocol.verifier_session import EARNED_MS, OVERTAKING_MS
 
 _FRESH = Survival()
 NUM_HOLES = 62  # positions before the newest one whose guesses may still come, as they were overtaken

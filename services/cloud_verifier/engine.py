@@ -11,7 +11,7 @@ They may overlap, except that `grow` and `share` run only between steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from shared.grammar.grammars import Grammars
@@ -43,13 +43,15 @@ class StepRow(Generic[AnyContext]):
 
     The step feeds `token_ids` at the positions from `start` on. Feeding a position again overwrites it, so a smaller
     start rolls the context back. Each of the last `num_draws` tokens yields a draw; all but the first of these tokens
-    are guesses.
+    are guesses. scored_ids: text behind the fed tokens, from the position `start` + 1 on, whose logprobs are asked for;
+    it ends before the first draw.
     """
 
     context: AnyContext
     start: int
     token_ids: Sequence[int]
     num_draws: int
+    scored_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ class Drawn:
     token_ids: up to the first draw that differs from its guess at least; later ones are of no use. logprobs: if
     requested, one per draw up to and including the first that differs from its guess; else empty. forced: the only
     tokens that the request's grammar allows after the first draw that differs from its guess, or the last; none with
-    logprobs, which they would lack.
+    logprobs, which they would lack. scored: logprobs of the row's scored_ids.
     """
 
     token_ids: list[int]  # [at most num_draws]
     logprobs: list[TokenLogprobs]
-    forced: list[int] = field(default_factory=list)
+    forced: Sequence[int] = ()
+    scored: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class EngineInfo:
     kv_tokens: int  # capacity of the KV cache
     largest_context: int  # capacity of one context while no other is open
     max_guesses: int  # of one row
+    scores_text: bool = False  # whether rows may have scored_ids
 
 
 class Engine(Protocol[AnyContext]):

@@ -197,7 +197,16 @@ class VerifyLoop:
                 self._fail(share.slot)
             return 0
         drawn, now = computed.drawn, time.monotonic() * 1e3
-        verdict = state.end_pass(share.row, drawn.token_ids, info, now, drawn.logprobs, computed.length, drawn.forced)
+        verdict = state.end_pass(
+            share.row,
+            drawn.token_ids,
+            info,
+            now,
+            drawn.logprobs,
+            computed.length,
+            forced=drawn.forced,
+            scored=drawn.scored,
+        )
         if verdict is None:
             return 0
         if verdict.finish:
@@ -209,4 +218,4 @@ class VerifyLoop:
 def step_row(slot: SessionSlot, row: PassRow) -> StepRow[Any]:
     """The engine's row for a session's share."""
     assert slot.context is not None
-    return StepRow(slot.context, row.start, row.fed_ids, row.num_draws)
+    return StepRow(slot.context, row.start, row.fed_ids, row.num_draws, row.scored_ids)

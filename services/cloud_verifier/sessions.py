@@ -231,6 +231,11 @@ class SessionTable:
     def _check(self, request: Open) -> None:
         info = self._engine.info
         length = check_text(request, info.vocab_size, info.max_context)
+        if request.prompt_logprobs and request.logprobs is None:
+            raise Refused("bad_request", "prompt_logprobs needs logprobs", retryable=False)
+        if request.prompt_logprobs and not info.scores_text:
+            message = "this verifier's engine computes no logprobs of prompts (echo with logprobs)"
+            raise Refused("bad_request", message, retryable=False)
         if length > info.largest_context:
             message = f"{length} tokens don't fit the KV cache of {info.largest_context} tokens"
             raise Refused("too_long", message, retryable=False)

@@ -8,6 +8,9 @@ from typing import overload
 
 from shared.protocol.messages import TokenIds, TokenLogprobs
 
+# Tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES. The gateway polls for the rest.
+MAX_TOLD_WITH_LOGPROBS = 512
+
 
 class KeptLogprobs(Sequence[TokenLogprobs]):
     """A list that only grows. What it returns equals what was appended, bit for bit."""
@@ -31,6 +34,11 @@ class KeptLogprobs(Sequence[TokenLogprobs]):
         start, end = self._ends[index - 1] if index else 0, self._ends[index]
         top_ids = TokenIds(self._top_ids[start:end])
         return TokenLogprobs(self._logprobs[index], top_ids, self._top_logprobs[start:end].tolist())
+
+    def follow(self, start: int, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Takes those from index `start` on, as far as they are new; none behind a gap."""
+        if start <= len(self):
+            self.extend(logprobs[len(self) - start :])
 
     def extend(self, logprobs: Iterable[TokenLogprobs]) -> None:
         for each in logprobs:

@@ -4,7 +4,7 @@ Invariant: `decode(encode(message)) == message`. For any bytes `decode` returns 
 `MalformedMessage`.
 
 Wire: one MessagePack array for each message, `[tag, field, ...]`. Token ids are one byte string of little-endian u32.
-Times are milliseconds. Positions are absolute: the prompt's first token is position 0.
+Times are milliseconds. Positions are absolute: the prompt's first token is at 0.
 """
 
 from __future__ import annotations
@@ -130,10 +130,7 @@ class Tally(Wire, frozen=True):
 
 
 class Echo(Wire, frozen=True):
-    """When the newest Draft was sent (the drafter's clock) and how long the verifier held it.
-
-    Round trip = now - sent_ms - hold_ms.
-    """
+    """When the newest Draft was sent (the drafter's clock), and how long the verifier held it (docs/protocol.md)."""
 
     sent_ms: Millis
     hold_ms: Millis
@@ -155,8 +152,8 @@ class Open(Wire, frozen=True, tag="open"):
     """gateway -> verifier: open a session, resume it (`committed_ids`) or rebind it (higher `term`).
 
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
-    verdicts carry. cache_scope: sessions of one scope share the KV cache of common prefixes. grammar: that the answer
-    obeys (llguidance). None turns each of these off.
+    verdicts carry; prompt_logprobs: polls may ask for the prompt's, from its second on. cache_scope: sessions of one
+    scope share the KV cache of common prefixes. grammar: that the answer obeys (llguidance). None turns each off.
     """
 
     session_id: SessionId
@@ -172,6 +169,7 @@ class Open(Wire, frozen=True, tag="open"):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     cache_scope: CacheScope | None = None
     grammar: Grammar | None = None
+    prompt_logprobs: bool = False
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -189,7 +187,7 @@ class Opened(Wire, frozen=True, tag="opened"):
 
 
 class Speculate(Wire, frozen=True, tag="speculate"):
-    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`. Other fields as in Open."""
+    """gateway -> drafter: draft for this session and send the guesses to `verifier_id`; else as in Open."""
 
     session_id: SessionId
     term: Count

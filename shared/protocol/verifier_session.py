@@ -12,7 +12,7 @@ from math import inf
 
 from shared.protocol.guess_queue import GuessQueue
 from shared.protocol.guesses import common_prefix
-from shared.protocol.kept_logprobs import KeptLogprobs
+from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS, KeptLogprobs
 from shared.protocol.messages import (
     MAX_TOKENS,
     NO_TOKENS,
@@ -26,17 +26,14 @@ from shared.protocol.messages import (
     TokenLogprobs,
     Verdict,
 )
+from shared.protocol.retelling import Retelling
 
-# Tokens of one verdict, which keeps it below MAX_MESSAGE_BYTES. The gateway polls for the rest.
-MAX_TOLD_WITH_LOGPROBS = 512
-# Committed tokens that answers to drafts repeat: so many at once, and so many in RETOLD_MS.
-MAX_RETOLD = 512
-RETOLD_MS = 20.0  # MIN_TIMEOUT_MS of a drafter, so that an honest one always gets its answer
 # Waiting for guesses that one accepted guess makes up for (docs/protocol.md, rule 13).
 EARNED_MS = 500.0
 # A draft is older than one with a later send time only if it comes less than this after it.
 OVERTAKING_MS = 1000.0
-DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope", "grammar")  # of Open, for a context
+# Fields of Open that a context keeps
+DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope", "grammar", "prompt_logprobs")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +42,7 @@ class PassRow:
 
     fed_ids: tokens to compute at the positions `start`, start + 1, ... num_draws: the last so many of them yield a draw
     each, for the positions `base`, base + 1, ...; 0 inside a prefill. guesses: compared with the draws; the last guess
-    need not be fed.
+    need not be fed. scored_ids: text at the positions start + 1, ... whose logprobs the pass tells.
     """
 
     start: int
@@ -55,6 +52,7 @@ class PassRow:
     guesses: TokenIds
     term: int
     epoch: int
+    scored_ids: TokenIds = NO_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +66,6 @@ class PassInfo:
 
 
 @dataclass(slots=True)
-class Retelling:
-    """How many committed tokens a drafter may still be told again. Invariant: 0 <= `left` <= MAX_RETOLD."""
-
-    left: float = MAX_RETOLD
-    _at: float = 0.0
-
-    def take(self, wanted: int, now: float) -> int:
-        """Takes up to `wanted` tokens; returns their number."""
-        self.left = min(MAX_RETOLD, self.left + max(0.0, now - self._at) * MAX_RETOLD / RETOLD_MS)
-        self._at = now
-        num = min(wanted, int(self.left))
-        self.left -= num
-        return num
-
-
-@dataclass(slots=True)
 class VerifierSession:
     """One session at its verifier. Times are milliseconds of one monotonic clock."""
 
@@ -92,7 +74,7 @@ class VerifierSession:
     term: int = -1
     drafter_id: str | None = None
     tokens: list[int] = field(default_factory=list)  # prompt and committed tokens
-    logprobs: KeptLogprobs = field(default_factory=KeptLogprobs)  # of the newest tokens, where asked for
+    logprobs: KeptLogprobs = field(default_factory=KeptLogprobs)  # of the newest tokens, or of all but the first
     computed: int = 0  # KV entries that hold `tokens[:computed]`
     finish: Finish | None = None
     guesses: GuessQueue = field(default_factory=GuessQueue)
@@ -194,7 +176,9 @@ class VerifierSession:
         return self.verdict_from(poll.base, now) if poll.term == self.term else None
 
     def verdict_from(self, base: int, now: float) -> Verdict:
-        """A verdict of all committed tokens from `base` on."""
+        """A verdict of all committed tokens from `base` on. Those of a prompt are told once they have logprobs."""
+        if self.request.prompt_logprobs and base < self.length:
+            return self._verdict(max(1, min(base, 1 + len(self.logprobs))), 0, now)
         return self._verdict(self._clipped(base), 0, now)
 
     def _clipped(self, base: int) -> int:
@@ -261,7 +245,8 @@ class VerifierSession:
         todo, start = self.num_todo, self.computed
         if todo > max_tokens:
             fed = TokenIds(self.tokens[start : start + max_tokens])
-            row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.guesses.epoch)
+            scored = self._scored_ids(start, max_tokens)
+            row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.guesses.epoch, scored)
         else:
             row = self._decoding_row(todo, min(max_guesses, max_tokens - todo))
         self._row = row
@@ -272,7 +257,14 @@ class VerifierSession:
         num_fed = max(0, min(max_guesses, len(self.guesses.pending), self.limit - base - 1))
         guesses = self.guesses.take(num_fed + 1, base)
         fed = TokenIds([*self.tokens[base - todo :], *guesses[:num_fed]])
-        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.guesses.epoch)
+        scored = self._scored_ids(self.computed, todo - 1)
+        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.guesses.epoch, scored)
+
+    def _scored_ids(self, start: int, num: int) -> TokenIds:
+        """The text behind each of `num` tokens from `start` on, if its logprobs are asked for and missing."""
+        if not self.request.prompt_logprobs or start + num <= len(self.logprobs):
+            return NO_TOKENS
+        return TokenIds(self.tokens[start + 1 : start + 1 + num])
 
     def end_pass(
         self,
@@ -283,16 +275,19 @@ class VerifierSession:
         logprobs: Sequence[TokenLogprobs] = (),
         computed: int | None = None,
         forced: Sequence[int] = (),
+        scored: Sequence[TokenLogprobs] = (),
     ) -> Verdict | None:
         """Commits the draws of a row. Returns None without draws, or for a row that was voided meanwhile.
 
         draws: token ids, none if the pass did not reach the end of the text. Guesses after equal draws are offered
         again. logprobs: of the draws up to the first wrong guess, or empty. computed: KV entries after a pass without
-        draws (default: all that was fed). forced: the only tokens that may follow the committed draws.
+        draws (default: all that was fed). forced: the only tokens that may follow the committed draws. scored: logprobs
+        of the row's scored_ids.
         """
         if row is not self._row:
             return None
         self._row = None
+        self.logprobs.follow(row.start, scored)
         self.info = info
         matched = common_prefix(row.guesses, draws)
         if matched == len(draws) < len(row.guesses):
@@ -379,8 +374,8 @@ class VerifierSession:
         echo = None if self._sent_ms is None else Echo(self._sent_ms, max(0.0, now - self._echo_at))
         end, logprobs = min(self.length, base + most), None
         if self.request.logprobs is not None:
-            end = min(end, base + MAX_TOLD_WITH_LOGPROBS)
-            first = self.length - len(self.logprobs)
+            first = 1 if self.request.prompt_logprobs else self.length - len(self.logprobs)
+            end = max(base, min(end, base + MAX_TOLD_WITH_LOGPROBS, first + len(self.logprobs)))
             logprobs = self.logprobs[max(0, base - first) : max(0, end - first)]
         return Verdict(
             session_id=self.session_id,

@@ -203,7 +203,8 @@ class FakeVerifier(Peer):
         first = row.base - len(request.prompt_ids)
         draws = [text[(first + n) % len(text)] for n in range(row.num_draws)]
         told = [] if request.logprobs is None else [logprobs_of(draw, request.logprobs) for draw in draws]
-        verdict = session.end_pass(row, draws, PassInfo(batch=1), now_ms(), told)
+        scored = [logprobs_of(token_id, request.logprobs or 0) for token_id in row.scored_ids]
+        verdict = session.end_pass(row, draws, PassInfo(batch=1), now_ms(), told, scored=scored)
         if verdict is not None:
             self._post("gateway", session.gateway_id, verdict)
             if session.drafter_id:

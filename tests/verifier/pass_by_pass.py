@@ -71,7 +71,9 @@ class PassByPass(SessionTable):
         for share, each in zip(batch, computed, strict=True):
             self.num_fed += each.num_tokens
             state, drawn = share.slot.state, each.drawn
-            verdict = state.end_pass(share.row, drawn.token_ids, PassInfo(), 0.0, drawn.logprobs, each.length)
+            verdict = state.end_pass(
+                share.row, drawn.token_ids, PassInfo(), 0.0, drawn.logprobs, each.length, drawn.scored
+            )
             if verdict is not None and verdict.finish:
                 self.settle(share.slot)
 

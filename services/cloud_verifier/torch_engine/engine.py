@@ -66,7 +66,9 @@ class TorchEngine:
 
     def __init__(self, model: TargetModel, kv_tokens: int, grammars: Grammars | None = None) -> None:
         largest = kv_tokens // KV_STEP * KV_STEP
-        self.info = EngineInfo(model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest, MAX_WINDOW)
+        self.info = EngineInfo(
+            model.fingerprint, model.vocab_size, model.max_context, kv_tokens, largest, MAX_WINDOW, scores_text=True
+        )
         self.num_shared_tokens = 0
         self.num_preemptions = 0  # it takes no context away by itself
         self.grammars = grammars or Grammars()
@@ -87,7 +89,9 @@ class TorchEngine:
         if left < 0:
             return None
         text = Text(token_ids[:-1], reserved)  # the newest token must be fed
-        key = None if request.cache_scope is None else Key.of(request.cache_scope, text.ids)
+        # A prefix that is not computed has no logprobs.
+        scope = None if request.prompt_logprobs else request.cache_scope
+        key = None if scope is None else Key.of(scope, text.ids)
         kept = self._find_kept(key)
         self.prefixes.shrink(left)
         rule = rule_of(request, self.grammars, self.info.vocab_size)
@@ -198,9 +202,8 @@ def _model_row(row: StepRow[TorchContext]) -> Row:
         context.running = RunningAdjustment.of(request, context.rule)
     if context.running is not None:
         _follow(context.running, row)
-    return Row(
-        context.cache, row.start, row.token_ids, row.num_draws, request.sampling, context.running, request.logprobs
-    )
+    drawing = request.sampling, context.running, request.logprobs
+    return Row(context.cache, row.start, row.token_ids, row.num_draws, *drawing, row.scored_ids)
 
 
 def _follow(running: RunningAdjustment, row: StepRow[TorchContext]) -> None:

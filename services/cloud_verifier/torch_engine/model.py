@@ -61,6 +61,7 @@ class Row:
     sampling: Sampling
     running: RunningAdjustment | None = None  # of the text up to the first draw, if its scores differ from logits
     num_top: int | None = None
+    scored_ids: Sequence[int] = ()
 
     @property
     def guesses(self) -> Sequence[int]:
@@ -91,7 +92,7 @@ class TargetModel:
         if not rows:
             return []
         outputs, spans = self._feed(rows)
-        return [outputs.logits(torch.tensor(span, dtype=torch.int64)) for span in spans]
+        return [outputs.logits(torch.tensor(span.draws, dtype=torch.int64)) for span in spans]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Drawn]:
@@ -103,28 +104,30 @@ class TargetModel:
             return []
         outputs, spans = self._feed(rows)
         results = _Results(outputs, rows, spans)
-        draws = [results.draw(row, span) for row, span in zip(rows, spans, strict=True) if span]
+        draws = [results.draw(row, span.draws) for row, span in zip(rows, spans, strict=True) if span.draws]
         token_ids = iter(torch.cat(draws).tolist() if draws else [])
         drawn = [list(islice(token_ids, row.num_draws)) for row in rows]
         bad = [index for index, ids in enumerate(drawn) if sampler.NO_DRAW in ids]
         if bad:
             raise NonFiniteLogits(f"the highest logit of row {', '.join(map(str, bad))} is not finite")
         return [
-            Drawn(ids, results.logprobs(row, span, ids), _forced(row, ids))
+            Drawn(ids, results.logprobs(row, span.draws, ids), _forced(row, ids), results.scores(row, span.scored))
             for row, span, ids in zip(rows, spans, drawn, strict=True)
         ]
 
-    def _feed(self, rows: Sequence[Row]) -> tuple[Outputs, list[range]]:
-        """Computes one pass. Returns its outputs and the span of output rows of each row."""
+    def _feed(self, rows: Sequence[Row]) -> tuple[Outputs, list[_Span]]:
+        """Computes one pass. Returns its outputs and the output rows of each row."""
         self._check(rows)
         segments: list[Segment] = []
-        drawing: list[int] = []  # tokens of the flat sequence that yield a draw
-        spans: list[range] = []
+        drawing: list[int] = []  # tokens of the flat sequence that yield a draw, or logprobs of the token behind them
+        spans: list[_Span] = []
         offset = 0
         for row in rows:
             segments.append(Segment(row.cache, row.start, len(row.token_ids), offset))
+            first_draw = len(drawing) + len(row.scored_ids)
+            spans.append(_Span(range(len(drawing), first_draw), range(first_draw, first_draw + row.num_draws)))
+            drawing.extend(range(offset, offset + len(row.scored_ids)))
             offset += len(row.token_ids)
-            spans.append(range(len(drawing), len(drawing) + row.num_draws))
             drawing.extend(range(offset - row.num_draws, offset))
         token_ids = [token_id for row in rows for token_id in row.token_ids]
         positions = [row.start + i for row in rows for i in range(len(row.token_ids))]
@@ -152,6 +155,8 @@ class TargetModel:
             end = row.start + len(row.token_ids)
             if not 0 <= row.num_draws <= len(row.token_ids) or not row.token_ids:
                 raise ValueError(f"{row.num_draws} draws from {len(row.token_ids)} tokens")
+            if len(row.scored_ids) > len(row.token_ids) - row.num_draws:
+                raise ValueError(f"{len(row.scored_ids)} tokens are scored behind {len(row.token_ids)} fed ones")
             if not 0 <= row.start <= row.cache.length:
                 raise ValueError(f"a row starts at {row.start}, its cache holds {row.cache.length} tokens")
             capacity = min(row.cache.capacity, self.max_context)
@@ -161,17 +166,26 @@ class TargetModel:
                 raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Output rows of one row."""
+
+    scored: range
+    draws: range
+
+
 class _Results:
     """The outputs that the rows of a pass need: greedy rows without logprobs need no logits."""
 
-    def __init__(self, outputs: Outputs, rows: Sequence[Row], spans: Sequence[range]) -> None:
+    def __init__(self, outputs: Outputs, rows: Sequence[Row], spans: Sequence[_Span]) -> None:
         best: list[int] = []
         scored: list[int] = []
         for row, span in zip(rows, spans, strict=True):
+            scored.extend(span.scored)
             if _is_argmax(row):
-                best.extend(span)
+                best.extend(span.draws)
             if not _is_argmax(row) or row.num_top is not None:
-                scored.extend(span)
+                scored.extend(span.draws)
         self._best, self._scored = ({index: i for i, index in enumerate(each)} for each in (best, scored))
         self._token_ids = outputs.best(torch.tensor(best)) if best else None
         self._logits = outputs.logits(torch.tensor(scored)) if scored else None
@@ -189,6 +203,10 @@ class _Results:
             return []
         num_valid = common_prefix(row.guesses, token_ids) + 1
         return sampler.logprobs(self._logits_of(span)[:num_valid], token_ids[:num_valid], row.num_top)
+
+    def scores(self, row: Row, span: range) -> list[TokenLogprobs]:
+        """Logprobs of the text behind fed tokens."""
+        return sampler.logprobs(self._logits_of(span), row.scored_ids, row.num_top or 0) if span else []
 
     def _logits_of(self, span: range) -> Tensor:
         assert self._logits is not None

@@ -78,7 +78,7 @@ class AdmissionGate:
             message = f"The request needs {num_sessions} sessions at once; at most {most} are allowed"
             raise bad_request(message, "n", "invalid_value")
         self.check_queue(num_sessions)  # first, so that a full queue does not count against a key's limit
-        self._check_quota(ticket)
+        self._check_quota(key, num_sessions)
         try:
             async with AsyncExitStack() as stack:
                 await self._take_slots(stack, ticket)
@@ -86,6 +86,12 @@ class AdmissionGate:
         finally:
             self._quotas.leave(key, num_sessions, ticket.num_tokens)
             self._metrics.count_request(key.name, ticket.num_tokens)
+
+    def charge(self, key: ApiKey) -> None:
+        """Counts a request that needs no session. Raises ApiError where its key has reached a limit."""
+        self._check_quota(key, 0)
+        self._quotas.leave(key, 0, 0)
+        self._metrics.count_request(key.name, 0)
 
     async def _take_slots(self, stack: AsyncExitStack, ticket: AdmissionTicket) -> None:
         try:
@@ -99,9 +105,9 @@ class AdmissionGate:
         except QueueClosed as error:
             raise ApiError(503, "Not available: the gateway is shutting down", code="draining") from error
 
-    def _check_quota(self, ticket: AdmissionTicket) -> None:
+    def _check_quota(self, key: ApiKey, num_sessions: int) -> None:
         try:
-            self._quotas.enter(ticket.key, ticket.num_sessions)
+            self._quotas.enter(key, num_sessions)
         except OverLimit as error:
             self._metrics.refused.labels(error.name).inc()
             message = f"Refused: {error}; retry after {error.retry_after_s} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -19,6 +19,8 @@ class Body(BaseModel):
     """Strict: no unknown fields, no conversion of types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    unoffered: ClassVar[frozenset[str]] = frozenset()  # fields that are refused by name, but for neutral values
 
 
 ShortText = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]

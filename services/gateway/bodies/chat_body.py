@@ -137,6 +137,7 @@ def _as_options(value: Any) -> Any:
 
 
 _Options = Annotated[dict[str, str | int | float | bool | None], Field(max_length=MAX_OPTIONS)]
+TemplateOptions = Annotated[_Options | None, BeforeValidator(_as_options, _Options | None)]
 
 
 class ChatBody(GenerationBody):
@@ -150,7 +151,7 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Off | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    chat_template_kwargs: Annotated[_Options | None, BeforeValidator(_as_options, _Options | None)] = None
+    chat_template_kwargs: TemplateOptions = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:

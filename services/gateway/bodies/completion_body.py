@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies.body import blame
-from services.gateway.bodies.generation_body import MAX_CHOICES, GenerationBody
+from services.gateway.bodies.generation_body import MAX_CHOICES, GenerationBody, without_limit
 from shared.protocol.messages import MAX_TOKENS, MAX_TOP_LOGPROBS
 
 Prompt: TypeAlias = str | list[int]
@@ -42,6 +42,8 @@ def _without_false(value: Any) -> Any:
     return None if value is False else value
 
 
+_Count = Annotated[int, Field(ge=0)]
+MaxTokens = Annotated[_Count | None, BeforeValidator(without_limit, Literal[-1] | _Count | None)]
 _NumLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
@@ -51,6 +53,7 @@ class CompletionBody(GenerationBody):
     unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"top_logprobs"}
 
     prompt: Annotated[list[Prompt], BeforeValidator(_as_prompts, _Text | _Ids | _Texts | _IdLists)]
+    max_tokens: MaxTokens = None
     echo: bool | None = None
     logprobs: Annotated[_NumLogprobs | None, BeforeValidator(_without_false, bool | _NumLogprobs | None)] = None
     top_logprobs: None = None
@@ -63,8 +66,8 @@ class CompletionBody(GenerationBody):
 
     @model_validator(mode="after")
     def _echo_is_plain(self) -> Self:
-        if self.echo and self.logprobs is not None:
-            raise blame("echo", "echo and logprobs exclude each other: logprobs of the prompt are not computed")
+        if self.max_tokens == 0 and not self.echo:
+            raise blame("max_tokens", "max_tokens must be at least 1 without echo")
         if self.echo and self.sources:
             raise blame("echo", "echo and dsd.sources exclude each other: tokens of the prompt have no source")
         return self
@@ -73,3 +76,7 @@ class CompletionBody(GenerationBody):
     def num_top(self) -> int | None:
         """How many of the likeliest tokens to report at each position; None: no logprobs."""
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None

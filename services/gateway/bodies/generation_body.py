@@ -110,6 +110,7 @@ class Unoffered(Body):
     function_call: Literal["none", "auto"] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     include_stop_str_in_output: Off | None = None
+    prompt_logprobs: None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     skip_special_tokens: On | None = None
     store: Off | None = None
@@ -133,12 +134,13 @@ LogitBiases = Annotated[
 ]
 
 
-def _without_limit(value: Any) -> Any:
+def without_limit(value: Any) -> Any:
+    """-1 stands for the default."""
     return None if value == -1 and not isinstance(value, bool) else value
 
 
 Count = Annotated[int, Field(ge=1)]
-MaxTokens = Annotated[Count | None, BeforeValidator(_without_limit, Literal[-1] | Count | None)]
+MaxTokens = Annotated[Count | None, BeforeValidator(without_limit, Literal[-1] | Count | None)]
 
 
 class GenerationBody(Harmless, Unoffered):
@@ -242,6 +244,11 @@ class GenerationBody(Harmless, Unoffered):
     def continuous_usage(self) -> bool:
         """Whether each chunk of a stream has the usage so far."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the answer has the logprobs of the prompt's tokens."""
+        return False
 
     @property
     def ignored(self) -> list[str]:

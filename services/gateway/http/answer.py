@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 
-from services.gateway.http.response_models import DsdReport
+from services.gateway.http.response_models import DsdReport, RequestMetrics, SpeculativeDecodingMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession
-from services.gateway.text.output_text import AnswerText, Piece, Span
+from services.gateway.text.echoed_prompt import EchoedPrompt
+from services.gateway.text.output_text import AnswerText, Piece
 from shared.protocol.messages import Finish, Tally
 from shared.protocol.subjects import instance_name
 
 
 class ChoiceAnswer:
-    """Follows a session to its finish or to a stop string, and ends it there. echo: text to begin the answer with."""
+    """Follows a session to its finish or to a stop string, and ends it there. echo: the prompt, to begin the answer
+    with; is_silent: it alone is the answer."""
 
     def __init__(
-        self, live: LiveSession, text: AnswerText, asked_at: float, metrics: GatewayMetrics, echo: str = ""
+        self,
+        live: LiveSession,
+        text: AnswerText,
+        asked_at: float,
+        metrics: GatewayMetrics,
+        echo: EchoedPrompt | None = None,
+        *,
+        is_silent: bool = False,
     ) -> None:
         self._session = live.session
         self._live = live
@@ -26,15 +36,23 @@ class ChoiceAnswer:
         self._metrics = metrics
         self._asked_at = asked_at
         self._echo = echo
+        self._is_silent = is_silent
+        self._opened_at = time.monotonic()
         self._first_at: float | None = None
         self._last_at = asked_at
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The text as it comes; raises SessionFailed when the session can't continue."""
-        if self._echo:
-            yield Piece([Span(self._echo, "target")], [])
+        if self._echo is not None and (piece := self._echo.begin()):
+            yield piece
         async with aclosing(self._live.tokens()) as batches:
-            async for committed in batches:
+            async for batch in batches:
+                committed = batch
+                if self._echo is not None and (num := self._echo.num_missing):
+                    committed = batch[num:]
+                    yield self._echo.feed(batch[:num])
+                if self._is_silent or not committed:
+                    continue
                 self._last_at = time.monotonic()
                 if self._first_at is None:
                     self._first_at = self._last_at
@@ -50,6 +68,8 @@ class ChoiceAnswer:
     @property
     def finish(self) -> Finish:
         """A stop string counts as "stop", even where the answer also reached its length."""
+        if self._is_silent:
+            return "length"
         return "stop" if self._text.stopped else self._session.stream.finish or "stop"
 
     @property
@@ -90,10 +110,29 @@ class ChoiceAnswer:
             rejected=tally.rejected,
             late=tally.late,
             discarded=tally.discarded,
-            tokens_per_verdict=round(len(session.stream.tokens) / max(1, tally.num_passes), 3),
+            accepted_per_position=self._accepted_per_position,
+            tokens_per_verdict=round(session.stream.num_answered / max(1, tally.num_passes), 3),
             ttft_ms=self._ttft_ms,
             tpot_ms=self._tpot_ms,
         )
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """The same under vLLM's names."""
+        first_at, elapsed_s = self._first_at, self._last_at - self._opened_at
+        return RequestMetrics(
+            time_to_first_token_ms=self._ttft_ms,
+            generation_time_ms=None if first_at is None else round((self._last_at - first_at) * 1e3, 3),
+            queue_time_ms=round((self._opened_at - self._asked_at) * 1e3, 3),
+            mean_itl_ms=self._tpot_ms,
+            tokens_per_second=None if first_at is None else round(self.num_tokens / max(elapsed_s, 1e-6), 3),
+            speculative_decoding=acceptance(self._session.stream.histogram, self.tally),
+        )
+
+    @property
+    def _accepted_per_position(self) -> list[int]:
+        """Passes that accepted their first guess, their second, ..."""
+        return list(accumulate(reversed(self._session.stream.histogram[1:])))[::-1]
 
     @property
     def _ttft_ms(self) -> float | None:
@@ -110,3 +149,20 @@ class ChoiceAnswer:
             self._metrics.ttft_seconds.observe(ttft_ms / 1e3)
         if (tpot_ms := self._tpot_ms) is not None:
             self._metrics.tpot_seconds.observe(tpot_ms / 1e3)
+
+
+def acceptance(histogram: Sequence[int], tally: Tally) -> SpeculativeDecodingMetrics | None:
+    """What became of guesses; None if no pass judged any. histogram: passes by the number of guesses they accepted."""
+    num_passes, num_accepted = sum(histogram), sum(num * count for num, count in enumerate(histogram))
+    if not num_passes:
+        return None
+    num_drafted = tally.accepted + tally.rejected + tally.late + tally.discarded
+    return SpeculativeDecodingMetrics(
+        mean_acceptance_length=round(1 + num_accepted / num_passes, 3),
+        draft_acceptance_rate=round(num_accepted / max(1, num_drafted), 3),
+        acceptance_histogram=list(histogram),
+        num_spec_steps=num_passes,
+        num_accepted_draft_tokens=num_accepted,
+        num_draft_tokens=num_drafted,
+        num_spec_tokens=len(histogram) - 1,
+    )

@@ -9,12 +9,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import msgspec
 
 from services.gateway.admission.gate import AdmissionTicket
 from services.gateway.http.answer import ChoiceAnswer
-from services.gateway.http.response_models import DsdReport, TokenDetails, Usage
+from services.gateway.http.response_models import DsdReport, RequestMetrics, TokenDetails, Usage
 from services.gateway.session.generation import Generation
 from services.gateway.session.manager import LiveSession, Sessions
 from services.gateway.text.output_text import Piece
@@ -89,6 +90,11 @@ class Choices:
         reports = [answer.report for answer in self.answers]
         return reports[0] if len(reports) == 1 else summed(reports)
 
+    @property
+    def metrics(self) -> RequestMetrics | None:
+        """Of the only choice; as in vLLM, several have none."""
+        return self.answers[0].metrics if len(self.answers) == 1 else None
+
 
 async def _follow(index: int, answer: ChoiceAnswer, queue: asyncio.Queue[ChoicePiece | Exception]) -> None:
     """Puts an answer's pieces into the queue, and then its end or its failure."""
@@ -107,11 +113,13 @@ def summed(reports: list[DsdReport]) -> DsdReport:
     first, num_tokens = reports[0], sum(report.tokens_per_verdict * max(1, report.num_verdicts) for report in reports)
     counts = {name: sum(getattr(report, name) for report in reports) for name in COUNTS}
     differing = {name for name in PAIR if any(getattr(report, name) != getattr(first, name) for report in reports)}
+    positions = [report.accepted_per_position for report in reports]
     tpots = [report.tpot_ms for report in reports if report.tpot_ms is not None]
     return msgspec.structs.replace(
         first,
         **counts,
         **dict.fromkeys(differing),
+        accepted_per_position=[sum(each) for each in zip_longest(*positions, fillvalue=0)],
         tokens_per_verdict=round(num_tokens / max(1, counts["num_verdicts"]), 3),
         ttft_ms=min((report.ttft_ms for report in reports if report.ttft_ms is not None), default=None),
         tpot_ms=round(sum(tpots) / len(tpots), 3) if tpots else None,

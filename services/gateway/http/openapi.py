@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import msgspec
 from pydantic.json_schema import models_json_schema
 
+from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.errors import ErrorReply
+from services.gateway.http.endpoints.tokens import DetokenizeBody, DetokenizeReply, TokenizeBody, TokenizeReply
 from services.gateway.http.fleet_api import FleetStatus, WindowList
 from services.gateway.http.response_models import (
     ChatChoice,
@@ -26,13 +28,14 @@ from services.gateway.http.response_models import (
     Model,
     ModelList,
     UsageChunk,
+    Version,
     Whole,
 )
 
 Json: TypeAlias = dict[str, Any]
 
 REFERENCE = "#/components/schemas/"
-BODIES = (ChatBody, CompletionBody)
+BODIES = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
 REPLIES: dict[str, Any] = {
     "ChatCompletion": Whole[ChatChoice],
     "ChatChunk": Chunk[ChatChunkChoice],
@@ -43,6 +46,9 @@ REPLIES: dict[str, Any] = {
     "UsageChunk": UsageChunk,
     "Model": Model,
     "ModelList": ModelList,
+    "TokenizeReply": TokenizeReply,
+    "DetokenizeReply": DetokenizeReply,
+    "Version": Version,
     "FleetStatus": FleetStatus,
     "WindowList": WindowList,
     "ErrorReply": ErrorReply,
@@ -61,6 +67,7 @@ ERRORS = {
 }
 OF_ANY = ("401", "417", "500", "503")
 OF_A_BODY = tuple(ERRORS)
+OF_A_CONVERSION = tuple(status for status in ERRORS if status != "504")  # it waits for nobody
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before the next try"}}
 HEADERS = {
     "X-DSD-Seed": {"schema": {"type": "integer"}, "description": "Seed of the first choice"},
@@ -106,6 +113,9 @@ def _paths() -> Json:
         "/v1/models/{name}": {
             "get": _reading("A model by its name", "Model", "404") | {"parameters": [name]},
         },
+        "/tokenize": {"post": _converting("The token ids of a prompt or of messages", TokenizeBody, "TokenizeReply")},
+        "/detokenize": {"post": _converting("The text of token ids", DetokenizeBody, "DetokenizeReply")},
+        "/version": {"get": _reading("The version of this gateway", "Version")},
         "/dsd/fleet": {"get": _reading("The live instances and their load", "FleetStatus")},
         "/v1/dsd/windows": {"get": _reading("The decided windows and their reasons", "WindowList")},
     }
@@ -120,8 +130,17 @@ def _generating(summary: str, body: type[ChatBody] | type[CompletionBody], whole
             "text/event-stream": {"schema": _event(*chunks, "UsageChunk", "ErrorReply")},
         },
     }
-    request = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
-    return {"summary": summary, "requestBody": request, "responses": {"200": answer} | _errors(OF_A_BODY)}
+    return {"summary": summary, "requestBody": _json(body), "responses": {"200": answer} | _errors(OF_A_BODY)}
+
+
+def _converting(summary: str, body: type[TokenizeBody] | type[DetokenizeBody], reply: str) -> Json:
+    headers = {"X-DSD-Ignored": HEADERS["X-DSD-Ignored"]}
+    answer = {"description": summary, "headers": headers, "content": {"application/json": {"schema": _ref(reply)}}}
+    return {"summary": summary, "requestBody": _json(body), "responses": {"200": answer} | _errors(OF_A_CONVERSION)}
+
+
+def _json(body: type[Body]) -> Json:
+    return {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
 
 
 def _event(*names: str) -> Json:

@@ -8,14 +8,15 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import ChatBody, FunctionCall, MessageBody, TextPart, ToolCall
 from services.gateway.bodies.completion_body import CompletionBody
-from services.gateway.bodies.generation_body import DsdOptions, GenerationBody, StreamOptions
+from services.gateway.bodies.generation_body import DsdOptions, StreamOptions
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.http.json_reader import MAX_SHOWN, read_json
 
 AnyBody: TypeAlias = ChatBody | CompletionBody
-Parsed = TypeVar("Parsed", bound=GenerationBody)
+Parsed = TypeVar("Parsed", bound=Body)
 
 NESTED: dict[str, type[BaseModel]] = {  # models in bodies, by the only name of their field
     "messages": MessageBody,
@@ -65,7 +66,7 @@ def check_query(names: Iterable[str]) -> None:
         raise bad_request(message, shown, "unknown_parameter")
 
 
-def _explain(kind: type[GenerationBody], first: ErrorDetails) -> ApiError:
+def _explain(kind: type[Body], first: ErrorDetails) -> ApiError:
     """The first error, with the name of its field."""
     param = _field(kind, first)
     name, message = param and repr(param), first["msg"]
@@ -81,7 +82,7 @@ def _explain(kind: type[GenerationBody], first: ErrorDetails) -> ApiError:
     return bad_request(f"{name}: {message}" if name else message, param, "invalid_value")
 
 
-def _field(kind: type[GenerationBody], first: ErrorDetails) -> str | None:
+def _field(kind: type[Body], first: ErrorDetails) -> str | None:
     """Dotted name of the wrong field; None for the body itself."""
     path = [str(step) for step in first["loc"]]
     if first["type"] == "blame":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -34,7 +35,7 @@ class EncodedPrompt:
     """One prompt in tokens. echo: its text, where the answer begins with it. grammar: that the answer obeys."""
 
     token_ids: TokenIds
-    echo: str = ""
+    echo: str | None = None
     grammar: str | None = None
 
 
@@ -64,16 +65,11 @@ class RequestBuilder:
 
     def encode(self, body: AnyBody) -> list[EncodedPrompt]:
         """The prompts in tokens, and a grammar that compiles. Slow for long prompts: call it in a thread."""
-        field, grammar = _prompt_field(body), self._grammar(body)
-        try:
+        grammar = self._grammar(body)
+        with explained(_prompt_field(body)):
             if isinstance(body, CompletionBody):
                 return [self._encode_prompt(prompt, body, grammar) for prompt in body.prompt]
             return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation), grammar=grammar)]
-        except PromptTooLong as error:
-            raise bad_request(str(error), field, "context_length_exceeded") from error
-        except TemplateRefused as error:
-            message = f"The chat template rejects the messages: {str(error)[:MAX_REASON_CHARACTERS]}"
-            raise bad_request(message, field, "invalid_value") from error
 
     def ignored(self, body: AnyBody) -> list[str]:
         """Names of the fields of a body that have no effect here."""
@@ -112,8 +108,10 @@ class RequestBuilder:
 
     def _encode_prompt(self, prompt: str | list[int], body: CompletionBody, grammar: str | None) -> EncodedPrompt:
         if isinstance(prompt, str):
-            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if body.echo else "", grammar)
-        known_ids = [each for each in prompt if each < 1 << 32] if body.echo else []  # `choice_requests` refuses others
+            return EncodedPrompt(self.tokenizer.encode_text(prompt), prompt if body.echo else None, grammar)
+        if not body.echo:
+            return EncodedPrompt(TokenIds(prompt), grammar=grammar)
+        known_ids = [token_id for token_id in prompt if token_id < 1 << 32]  # `choice_requests` refuses other ids
         return EncodedPrompt(TokenIds(prompt), self.tokenizer.decode(known_ids), grammar)
 
     def _generation(
@@ -143,6 +141,7 @@ class RequestBuilder:
             vocab_size=1 + max(chain(prompt_ids, stop_ids, biased_ids)),
             drafters=key.drafters,
             grammar=prompt.grammar,
+            scores_prompt=body.scores_prompt,
         )
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
@@ -155,7 +154,7 @@ class RequestBuilder:
         if wanted > room:
             message = f"{num_prompt} prompt tokens and {field} {wanted} exceed the context of {context} tokens"
             raise bad_request(message, field, "context_length_exceeded")
-        return wanted
+        return max(1, wanted)  # of 0 tokens, one is drawn and not shown
 
     def _check_drafter(self, body: AnyBody, key: ApiKey, now: float) -> None:
         name = body.drafter
@@ -164,6 +163,18 @@ class RequestBuilder:
         if name is not None and not self.placement.fleet.serves("drafter", name, self.model_name, now):
             message = f"No live drafter named {name!r} serves {self.model_name!r}"
             raise bad_request(message, "dsd.drafter", "unknown_drafter")
+
+
+@contextmanager
+def explained(field: str) -> Iterator[None]:
+    """Turns what encoding may raise into errors of this field."""
+    try:
+        yield
+    except PromptTooLong as error:
+        raise bad_request(str(error), field, "context_length_exceeded") from error
+    except TemplateRefused as error:
+        message = f"The chat template rejects the messages: {str(error)[:MAX_REASON_CHARACTERS]}"
+        raise bad_request(message, field, "invalid_value") from error
 
 
 def _check_prompt(prompt_ids: TokenIds, field: str, context: int, vocab_size: int) -> None:

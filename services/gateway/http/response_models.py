@@ -46,10 +46,34 @@ class DsdReport(msgspec.Struct, frozen=True):
     rejected: int
     late: int
     discarded: int
+    accepted_per_position: list[int]
     tokens_per_verdict: float
     ttft_ms: float | None
     tpot_ms: float | None
     choices: list[DsdReport] | UnsetType = UNSET
+
+
+class SpeculativeDecodingMetrics(msgspec.Struct, frozen=True):
+    """Acceptance under vLLM's names. acceptance_histogram: verify passes by the number of guesses they accepted."""
+
+    mean_acceptance_length: float
+    draft_acceptance_rate: float
+    acceptance_histogram: list[int]
+    num_spec_steps: int
+    num_accepted_draft_tokens: int
+    num_draft_tokens: int
+    num_spec_tokens: int
+
+
+class RequestMetrics(msgspec.Struct, frozen=True):
+    """Figures of one choice under vLLM's names; null where there is nothing to measure."""
+
+    time_to_first_token_ms: float | None
+    generation_time_ms: float | None
+    queue_time_ms: float
+    mean_itl_ms: float | None
+    tokens_per_second: float | None
+    speculative_decoding: SpeculativeDecodingMetrics | None
 
 
 class TokenPiece(msgspec.Struct, frozen=True):
@@ -86,11 +110,12 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Lists with one entry per token. Offsets count characters of the choice's text."""
+    """Lists with one entry per token. Offsets count characters of the choice's text. A prompt's first token has no
+    logprobs."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -147,11 +172,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Whole(Head, Generic[ChoiceT], frozen=True, kw_only=True):
-    """An answer in one piece, its choices by their index."""
+    """An answer in one piece, its choices by their index. metrics: of the only choice."""
 
     choices: list[ChoiceT]
     usage: Usage
     dsd: DsdReport
+    metrics: RequestMetrics | None
 
 
 class Chunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
@@ -168,13 +194,15 @@ class LastChunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
     choices: list[ChoiceT]
     usage: Usage | UnsetType | None = UNSET
     dsd: DsdReport
+    metrics: RequestMetrics
 
 
 class UsageChunk(Head, frozen=True, kw_only=True):
-    """The end of a stream with usage; it belongs to no choice."""
+    """The end of a stream with usage; it belongs to no choice. metrics: of the only choice."""
 
     usage: Usage
     choices: list[None] = []
+    metrics: RequestMetrics | UnsetType = UNSET
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -188,3 +216,7 @@ class Model(msgspec.Struct, frozen=True):
 class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: str

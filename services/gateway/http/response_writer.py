@@ -26,6 +26,7 @@ from services.gateway.http.response_models import (
     DsdReport,
     LastChunk,
     LikelyToken,
+    RequestMetrics,
     TokenPiece,
     Usage,
     UsageChunk,
@@ -67,20 +68,25 @@ class ResponseWriter(ABC):
             dsd = DsdPieces([TokenPiece(span.text, span.source) for span in piece.spans], window)
         return self._chunk(self._next(index, piece), dsd, so_far)
 
-    def ending(self, index: int, finish: Finish, report: DsdReport, so_far: Usage | None) -> bytes:
+    def ending(
+        self, index: int, finish: Finish, report: DsdReport, metrics: RequestMetrics, so_far: Usage | None
+    ) -> bytes:
         """The event that ends a choice."""
-        choices, usage = [self._last(index, finish)], self._usage(so_far)
-        return _event(LastChunk(**self._head(self.chunk_object), choices=choices, usage=usage, dsd=report))
+        head, choices = self._head(self.chunk_object), [self._last(index, finish)]
+        return _event(LastChunk(**head, choices=choices, usage=self._usage(so_far), dsd=report, metrics=metrics))
 
-    def closing(self, usage: Usage) -> bytes:
+    def closing(self, usage: Usage, metrics: RequestMetrics | None) -> bytes:
         """The events that end a stream."""
         if not self.tells_usage:
             return DONE
-        return _event(UsageChunk(**self._head(self.chunk_object), usage=usage)) + DONE
+        return _event(UsageChunk(**self._head(self.chunk_object), usage=usage, metrics=metrics or UNSET)) + DONE
 
-    def whole(self, choices: list[WholeChoice], usage: Usage, report: DsdReport) -> bytes:
+    def whole(
+        self, choices: list[WholeChoice], usage: Usage, report: DsdReport, metrics: RequestMetrics | None
+    ) -> bytes:
         """The body of an answer in one piece."""
-        return msgspec.json.encode(Whole(**self._head(self.whole_object), choices=choices, usage=usage, dsd=report))
+        head = self._head(self.whole_object)
+        return msgspec.json.encode(Whole(**head, choices=choices, usage=usage, dsd=report, metrics=metrics))
 
     @abstractmethod
     def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> WholeChoice:
@@ -167,7 +173,7 @@ def _chat_logprobs(tokens: list[ScoredToken] | None) -> ChatLogprobs | None:
 
 
 def _chat_token(token: ScoredToken) -> ChatToken:
-    chosen, top = token.chosen, [LikelyToken(each.text, each.logprob, _bytes(each)) for each in token.top]
+    chosen, top = token.chosen, [LikelyToken(each.text, each.logprob, _bytes(each)) for each in token.top or ()]
     return ChatToken(chosen.text, chosen.logprob, _bytes(chosen), top)
 
 
@@ -180,14 +186,16 @@ def _completion_logprobs(tokens: list[ScoredToken] | None) -> CompletionLogprobs
         return None
     return CompletionLogprobs(
         tokens=[token.chosen.text for token in tokens],
-        token_logprobs=[token.chosen.logprob for token in tokens],
+        token_logprobs=[None if token.top is None else token.chosen.logprob for token in tokens],
         top_logprobs=[_by_name(token) for token in tokens],
         text_offset=[token.offset for token in tokens],
     )
 
 
-def _by_name(token: ScoredToken) -> dict[str, float]:
+def _by_name(token: ScoredToken) -> dict[str, float] | None:
     """Logprobs of the likeliest tokens and the chosen one; of two tokens with one name the likelier counts."""
+    if token.top is None:
+        return None
     named: dict[str, float] = {}
     for each in (*token.top, token.chosen):
         named.setdefault(each.text, each.logprob)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from typing import TypeAlias
 from urllib.parse import quote
 
 import structlog
@@ -23,11 +26,13 @@ from services.gateway.errors import ApiError, SessionFailed, answer_to, bad_requ
 from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.auth import Authenticator, current_key
 from services.gateway.http.choices import Choices, opened
+from services.gateway.http.endpoints.tokens import DetokenizeReply, TokenizeReply, detokenized, tokenized
+from services.gateway.http.endpoints.unsupported import unknown_path
 from services.gateway.http.fleet_api import WindowList, fleet_status, pair_windows
 from services.gateway.http.openapi import openapi_document
 from services.gateway.http.parsing import AnyBody, check_query, parse
 from services.gateway.http.request_builder import ChoiceRequest, EncodedPrompt, RequestBuilder
-from services.gateway.http.response_models import Model, ModelList
+from services.gateway.http.response_models import Model, ModelList, Version
 from services.gateway.http.response_writer import ChatWriter, CompletionWriter, ResponseWriter
 from services.gateway.http.streaming import (
     error_response,
@@ -44,6 +49,9 @@ log = structlog.get_logger(__name__)
 SEED_HEADER, IGNORED_HEADER = "X-DSD-Seed", "X-DSD-Ignored"
 MAX_IGNORED_CHARACTERS = 1024  # of the header
 SETTLE_S = 0.5  # for requests that clients send before they hear of the end
+Convert: TypeAlias = Callable[
+    [RequestBuilder, bytes, list[str] | None, int], tuple[TokenizeReply | DetokenizeReply, list[str]]
+]
 PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # handled by the runtime, in shapes of their own
 
 
@@ -87,6 +95,9 @@ class Routes:
         add_post("/v1/completions", self._complete)
         add_get("/v1/models", self._models)
         add_get("/v1/models/{name:.+}", self._model)
+        add_post("/tokenize", self._tokenize)
+        add_post("/detokenize", self._detokenize)
+        add_get("/version", self._version)
         add_get("/dsd/fleet", self._fleet)
         add_get("/v1/dsd/windows", self._windows)
         add_get("/openapi.json", self._openapi)
@@ -101,7 +112,7 @@ class Routes:
         except (ApiError, SessionFailed) as error:
             response = error_response(answer_to(error))
         except web.HTTPException as error:
-            response = error_response(ApiError(error.status, _message(error)))
+            response = error_response(_http_error(error, request.path))
             if "Allow" in error.headers:  # of a 405: the allowed methods
                 response.headers["Allow"] = error.headers["Allow"]
         except Exception:
@@ -128,6 +139,15 @@ class Routes:
         backend = self._open_backend()
         backend.builder.check_model(request.match_info["name"])
         return json_response(self._describe(backend))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        return await self._convert(request, tokenized)
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        return await self._convert(request, detokenized)
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return json_response(Version(version("dsd-serving")))
 
     async def _fleet(self, request: web.Request) -> web.Response:
         backend = self._open_backend()
@@ -164,6 +184,16 @@ class Routes:
             async with deadline.kept():
                 answer = await whole_answer(choices, writer)
             return await whole_response(request, answer, headers, deadline, self._client_timeout_s)
+
+    async def _convert(self, request: web.Request, convert: Convert) -> web.Response:
+        backend = self._open_backend()
+        check_query(request.query)
+        raw = await self._read(request)
+        backend.gate.charge(current_key())
+        unknown: list[str] | None = [] if self._ignores_unknown else None
+        max_model_len = self._describe(backend).max_model_len
+        reply, ignored = await asyncio.to_thread(convert, backend.builder, raw, unknown, max_model_len)
+        return json_response(reply, _ignored(ignored))
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 
@@ -224,8 +254,11 @@ def _choices(
 ) -> Choices:
     tokenizer, answers = backend.builder.tokenizer, []
     for request, live in zip(requests, lives, strict=True):
-        text = tokenizer.answer(request.generation, body.stop or ())
-        answers.append(ChoiceAnswer(live, text, asked_at, backend.metrics, request.prompt.echo))
+        prompt, generation = request.prompt, request.generation
+        text = tokenizer.answer(generation, body.stop or (), len(prompt.echo or ""))
+        echo = None if prompt.echo is None else tokenizer.echo(generation, prompt.echo)
+        is_silent = body.max_tokens == 0
+        answers.append(ChoiceAnswer(live, text, asked_at, backend.metrics, echo, is_silent=is_silent))
     prompts = [request.prompt for request in requests[:: body.num_choices]]
     return Choices(answers, sum(len(prompt.token_ids) for prompt in prompts))
 
@@ -248,7 +281,9 @@ def _fingerprint(lives: list[LiveSession]) -> str:
     return ", ".join(dict.fromkeys(name for live in lives for name in live.session.fingerprints))
 
 
-def _message(error: web.HTTPException) -> str:
+def _http_error(error: web.HTTPException, path: str) -> ApiError:
+    if error.status == 404:
+        return unknown_path(path)
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return error.text or "The body is too large"
-    return {404: "There is no such endpoint", 405: "This endpoint takes another method"}.get(error.status, error.reason)
+        return ApiError(error.status, error.text or "The body is too large")
+    return ApiError(error.status, "This endpoint takes another method" if error.status == 405 else error.reason)

@@ -35,8 +35,8 @@ class ClientGone(Exception):
     """The client has left, or has stopped reading."""
 
 
-def json_response(reply: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+def json_response(reply: msgspec.Struct, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=msgspec.json.encode(reply), content_type="application/json", headers=headers)
 
 
 def error_response(error: ApiError) -> web.Response:
@@ -56,7 +56,7 @@ async def whole_answer(choices: Choices, writer: ResponseWriter) -> bytes:
         writer.choice(i, "".join(texts[i]), tokens[i] if answer.scores_tokens else None, answer.finish)
         for i, answer in enumerate(choices.answers)
     ]
-    return writer.whole(whole_choices, choices.usage, choices.report)
+    return writer.whole(whole_choices, choices.usage, choices.report, choices.metrics)
 
 
 async def whole_response(
@@ -165,8 +165,9 @@ async def _write_answer(client: _ClientConnection, choices: Choices, writer: Res
             if each.piece is not None:
                 await client.write(writer.piece(each.index, each.piece, answer.window, so_far))
             else:
-                await client.write(writer.ending(each.index, answer.finish, answer.report, so_far))
-    await client.write(writer.closing(choices.usage))
+                ending = writer.ending(each.index, answer.finish, answer.report, answer.metrics, so_far)
+                await client.write(ending)
+    await client.write(writer.closing(choices.usage, choices.metrics))
 
 
 def _error_event(error: ApiError) -> bytes:

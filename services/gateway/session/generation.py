@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from services.gateway.fleet.names import is_listed
 from shared.policies.kv_cache import likely_kv_tokens
-from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.messages import NO_TOKENS, Open, Sampling, Speculate, Speculation, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Generation:
     vocab_size: int = 0  # the verifier must know all token ids below
     grammar: str | None = None  # that the answer obeys
     drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all
+    scores_prompt: bool = False  # whether the prompt's tokens have logprobs, too
 
     @property
     def allowed_drafters(self) -> tuple[str, ...] | None:
@@ -34,6 +35,11 @@ class Generation:
         if self.drafter_name is None:
             return self.drafters
         return (self.drafter_name,) if is_listed(self.drafter_name, self.drafters) else ()
+
+    @property
+    def scored_ids(self) -> TokenIds:
+        """The prompt's tokens that have logprobs: nothing comes before the first."""
+        return TokenIds(self.prompt_ids[1:]) if self.scores_prompt else NO_TOKENS
 
     @property
     def context(self) -> int:
@@ -59,6 +65,7 @@ class Generation:
             logprobs=self.num_top,
             cache_scope=self.cache_scope,
             grammar=self.grammar,
+            prompt_logprobs=self.scores_prompt,
         )
 
     def speculate(self, term: int, verifier_id: str, committed_ids: TokenIds) -> Speculate:

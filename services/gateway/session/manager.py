@@ -193,7 +193,7 @@ class Sessions:
         self._metrics.sessions.set(len(self._live))
         counts = SessionCounts(
             len(session.generation.prompt_ids),
-            len(session.stream.tokens),
+            session.stream.num_answered,
             session.tallies.total,
             session.num_failovers,
             session.num_drafter_changes,

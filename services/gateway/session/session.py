@@ -27,7 +27,7 @@ from services.gateway.session.quarantine import Quarantine
 from services.gateway.session.room_search import RoomSearch
 from services.gateway.session.timeouts import SessionTiming
 from services.gateway.session.verdict_stream import Committed, ConflictingVerdict, TallySum, VerdictStream
-from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, Service, TokenIds, Verdict
+from shared.protocol.messages import Failure, FailureCode, Open, Opened, Poll, Service, Verdict
 
 Phase = Literal["opening", "running", "waiting", "over"]
 
@@ -80,7 +80,9 @@ class Session:
             generation,
             placement,
             timing,
-            VerdictStream(len(generation.prompt_ids), generation.max_tokens, timing.poll, wants_logprobs),
+            VerdictStream(
+                len(generation.prompt_ids), generation.max_tokens, timing.poll, wants_logprobs, generation.scored_ids
+            ),
             DrafterBinding(generation, placement, timing, quarantine),
             LoadAccounting(placement.fleet),
             quarantine,
@@ -102,7 +104,7 @@ class Session:
     @property
     def num_tokens(self) -> int:
         """Tokens of the answer so far, up to the end of its text."""
-        return len(self.stream.tokens) if self._num_shown is None else self._num_shown
+        return self.stream.num_answered if self._num_shown is None else self._num_shown
 
     @property
     def fingerprints(self) -> list[str]:
@@ -257,7 +259,7 @@ class Session:
         """Opens the session at its own verifier if that is available, else at the best one; waits if there is none."""
         avoided = self._quarantine.avoided(now)
         verifier_id = self.placement.verifier(
-            self.generation, now, avoided, self.fingerprints, self.verifier_id, len(self.stream.tokens)
+            self.generation, now, avoided, self.fingerprints, self.verifier_id, self.stream.num_answered
         )
         if verifier_id is not None:
             self._num_idle_terms += 1
@@ -279,7 +281,7 @@ class Session:
         if now < self._search.due:
             return None
         avoided = self._quarantine.avoided(now) | {str(self.verifier_id)}
-        num_committed = len(self.stream.tokens)
+        num_committed = self.stream.num_answered
         return self.placement.verifier_with_room(self.generation, now, avoided, self.fingerprints, num_committed)
 
     def _bind(self, verifier_id: str, drafter_id: str | None, now: float) -> None:
@@ -292,7 +294,7 @@ class Session:
         if verifier_id != self.verifier_id:
             self._fingerprint = self.placement.fingerprint(verifier_id, now)  # Opened may be lost
         self.verifier_id, self._drafter.drafter_id = verifier_id, drafter_id
-        self._load.kv_tokens = self.generation.kv_tokens(len(self.stream.tokens))
+        self._load.kv_tokens = self.generation.kv_tokens(self.stream.num_answered)
         self._load.count_at(now, verifier_id, drafter_id)
         self.term += 1
         self.stream.begin_term(self.term, now)
@@ -303,7 +305,7 @@ class Session:
     def _open(self, now: float) -> None:
         self._num_opens += 1
         self._retry_at = now + self.timing.open_timeout_s
-        message = self.generation.open(self.term, self.drafter_id, TokenIds(self.stream.tokens))
+        message = self.generation.open(self.term, self.drafter_id, self.stream.answer_ids)
         self._ask(message, now)
         self._load.mark_known(self.verifier_id, now)
 
@@ -355,12 +357,12 @@ class Session:
     # --- drafter ---------------------------------------------------------------------------------------------------
 
     def _choose_drafter(self, verifier_id: str, now: float) -> str | None:
-        return self._drafter.choose(verifier_id, len(self.stream.tokens), now, was_opened=self.was_opened)
+        return self._drafter.choose(verifier_id, self.stream.num_answered, now, was_opened=self.was_opened)
 
     def _speculate(self, now: float) -> None:
         assert self.verifier_id is not None
         self._drafter.on_speculate(now)
-        message = self.generation.speculate(self.term, self.verifier_id, TokenIds(self.stream.tokens))
+        message = self.generation.speculate(self.term, self.verifier_id, self.stream.answer_ids)
         self._outbox.add("drafter", self.drafter_id, message)
         self._load.mark_known(self.drafter_id, now)
 

@@ -13,7 +13,8 @@ from typing import Literal, TypeAlias
 from msgspec.structs import astuple
 
 from services.gateway.session.timeouts import PollTiming
-from shared.protocol.messages import Finish, Tally, TokenLogprobs, Verdict
+from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
+from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 # What a token came from: an accepted guess, the target's own token at a rejection (recovered) or behind accepted
 # guesses (bonus), else the target alone. Repeated tokens count as the target's, since their source is unknown.
@@ -35,16 +36,19 @@ class Committed:
 
 @dataclass(slots=True)
 class VerdictStream:
-    """The committed tokens of one session behind its prompt, as the gateway knows them."""
+    """The committed tokens of one session behind its prompt, as the gateway knows them. Those of its prompt that have
+    logprobs come before them."""
 
     prompt_length: int
     max_tokens: int
     timing: PollTiming
     wants_logprobs: bool = False
+    scored_ids: TokenIds = NO_TOKENS  # the end of the prompt
     term: int = 0
     tokens: list[int] = field(default_factory=list)
     committed: list[Committed] = field(default_factory=list)  # the same with sources and logprobs
     finish: Finish | None = None
+    histogram: list[int] = field(default_factory=list)  # verdicts that judged guesses, by the number they accepted
     num_polls: int = 0  # in all terms
     _unanswered: int = 0
     _gap: bool = False  # a verdict began beyond `length`: tokens are missing
@@ -57,7 +61,21 @@ class VerdictStream:
     @property
     def length(self) -> int:
         """The next position, counted from the start of the prompt."""
-        return self.prompt_length + len(self.tokens)
+        return self._begin + len(self.tokens)
+
+    @property
+    def num_answered(self) -> int:
+        """Tokens of the answer."""
+        return max(0, len(self.tokens) - len(self.scored_ids))
+
+    @property
+    def answer_ids(self) -> TokenIds:
+        return TokenIds(self.tokens[len(self.scored_ids) :])
+
+    @property
+    def _begin(self) -> int:
+        """Position of the first token."""
+        return self.prompt_length - len(self.scored_ids)
 
     @property
     def silence_s(self) -> float:
@@ -110,11 +128,13 @@ class VerdictStream:
         new = self._added(verdict)
         if new:
             self._observe_gap(now)
+            self._count(verdict)
         self.committed.extend(new)
         self.tokens.extend(each.token_id for each in new)
         self._num_rejected = max(self._num_rejected, verdict.tally.rejected)
         if new or verdict.base + len(verdict.token_ids) == self.length:
-            self._gap, self._asked_at = False, None
+            is_cut = self.wants_logprobs and len(verdict.token_ids) == MAX_TOLD_WITH_LOGPROBS
+            self._gap, self._asked_at = is_cut, None
         self.finish = verdict.finish
         return new
 
@@ -134,17 +154,25 @@ class VerdictStream:
         ]
 
     def _check(self, verdict: Verdict) -> None:
-        start, end = verdict.base - self.prompt_length, verdict.base + len(verdict.token_ids)
+        start, end = verdict.base - self._begin, verdict.base + len(verdict.token_ids)
         if start < 0 or end > self.prompt_length + self.max_tokens:
             raise ConflictingVerdict(f"positions {verdict.base} to {end} are outside the answer")
         known = self.tokens[start : start + len(verdict.token_ids)]
-        if list(verdict.token_ids[: len(known)]) != known:
+        prompt_ids = self.scored_ids[start : start + len(verdict.token_ids)]
+        if list(verdict.token_ids[: len(known)]) != known or verdict.token_ids[: len(prompt_ids)] != prompt_ids:
             raise ConflictingVerdict(f"tokens from position {verdict.base} on differ from those already committed")
         is_gap = verdict.base > self.length  # its tokens are not used
         if self.wants_logprobs and not is_gap and end - self.length > len(verdict.logprobs or ()):
             raise ConflictingVerdict(f"tokens up to position {end} have no logprobs")
         if verdict.finish and end < self.length:
             raise ConflictingVerdict(f"finished at position {end}, but {self.length} are already committed")
+
+    def _count(self, verdict: Verdict) -> None:
+        """Counts what the pass accepted. What only a Poll told is not counted: its passes are unknown."""
+        num = min(verdict.accepted, len(verdict.token_ids), MAX_WINDOW)
+        if num or verdict.tally.rejected > self._num_rejected:
+            self.histogram += [0] * (num + 1 - len(self.histogram))
+            self.histogram[num] += 1
 
     def _observe_gap(self, now: float) -> None:
         if self._grew_at is not None:

@@ -40,10 +40,11 @@ class ChatMessage:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What a template gets. options: variables of its own that a client sets, such as `enable_thinking`; no objects and
-    no lists."""
+    no lists. add_generation_prompt: whether the prompt ends with the beginning of the assistant's turn."""
 
     messages: Sequence[ChatMessage]
     options: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
 
     def texts(self) -> list[str]:
         """All texts that the client wrote, but for options."""
@@ -118,10 +119,11 @@ class ChatTemplate:
         return name in self._words
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt, ready for the assistant's turn. Raises TemplateRefused with the template's own message, or with
+        """The prompt. Raises TemplateRefused with the template's own message, or with
         the error inside it."""
         turns = [{"role": each.role, "content": each.content, **each.fields} for each in conversation.messages]
-        given = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True}
+        given: dict[str, Any] = {"messages": turns, "tools": None, "documents": None}
+        given["add_generation_prompt"] = conversation.add_generation_prompt
         try:
             return self._template.render(**{**conversation.options, **self._special_tokens, **given})
         except jinja2.TemplateError as error:

@@ -37,11 +37,12 @@ class ScoredText:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of the answer. offset: of its text in the answer, in characters. top: the likeliest tokens there."""
+    """A token of the answer. offset: of its text in the answer, in characters. top: the likeliest tokens there; None: a
+    prompt's first token, which has no logprob."""
 
     chosen: ScoredText
     offset: int
-    top: list[ScoredText]
+    top: list[ScoredText] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ class AnswerText:
         stops: Iterable[str],
         stop_ids: Iterable[int],
         min_tokens: int = 0,
+        num_characters: int = 0,
     ) -> None:
+        """num_characters: of a text that the answer follows, for the offsets of its tokens."""
         self._detokenizer = detokenizer
         self._token_bytes = token_bytes
         self._scanner = StopScanner(stops)
@@ -90,7 +93,7 @@ class AnswerText:
         self._min_tokens = min_tokens
         self._pending: list[Committed] = []  # tokens inside a character
         self._held: deque[_HeldText] = deque()
-        self._num_characters = 0  # of the text so far, held text included
+        self._num_characters = num_characters  # of the text so far, held text included
         self._last_source: TokenSource = "target"
         self.num_tokens = 0
 
@@ -162,16 +165,18 @@ class AnswerText:
         utf8, offset, scored = UTF8("ignore"), self._num_characters, []
         for token, part in zip(tokens, parts, strict=True):
             assert token.logprobs is not None
-            chosen = self._scored_text(token.token_id, part, token.logprobs.logprob)
-            scored.append(ScoredToken(chosen, offset, self._likeliest(token.logprobs)))
+            chosen = scored_text(self._token_bytes, token.token_id, part, token.logprobs.logprob)
+            scored.append(ScoredToken(chosen, offset, likeliest(self._token_bytes, token.logprobs)))
             offset += len(utf8.decode(part or b""))
         return scored
 
-    def _likeliest(self, logprobs: TokenLogprobs) -> list[ScoredText]:
-        return [
-            self._scored_text(token_id, self._token_bytes.of(token_id), logprob)
-            for token_id, logprob in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
-        ]
 
-    def _scored_text(self, token_id: int, data: bytes | None, logprob: float) -> ScoredText:
-        return ScoredText(self._token_bytes.name(token_id, data), data, max(logprob, LEAST_LOGPROB))
+def likeliest(token_bytes: TokenBytes, logprobs: TokenLogprobs) -> list[ScoredText]:
+    return [
+        scored_text(token_bytes, token_id, token_bytes.of(token_id), logprob)
+        for token_id, logprob in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
+    ]
+
+
+def scored_text(token_bytes: TokenBytes, token_id: int, data: bytes | None, logprob: float) -> ScoredText:
+    return ScoredText(token_bytes.name(token_id, data), data, max(logprob, LEAST_LOGPROB))

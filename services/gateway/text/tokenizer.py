@@ -18,6 +18,7 @@ from services.gateway.session.generation import Generation
 from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.conversation import ConversationEncoder
 from services.gateway.text.detokenizer import detokenizer_of
+from services.gateway.text.echoed_prompt import EchoedPrompt
 from services.gateway.text.encoding import encode
 from services.gateway.text.output_text import AnswerText
 from services.gateway.text.token_bytes import TokenBytes
@@ -49,22 +50,32 @@ class TargetTokenizer:
         """Names of what a conversation has and its chat template does not use."""
         return self._conversations.unused(conversation) if self._conversations else []
 
-    def encode_text(self, text: str) -> TokenIds:
-        """Plain text, with the special tokens that the tokenizer puts at the start, if any. The text of a special token
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> TokenIds:
+        """Plain text, with the special tokens that the tokenizer puts around it, if any. The text of a special token
         is that token. Raises PromptTooLong."""
-        return TokenIds(encode(self._tokenizer, text, add_special_tokens=True))
+        return TokenIds(encode(self._tokenizer, text, add_special_tokens=add_special_tokens))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a prompt given as token ids, without special tokens."""
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a prompt given as token ids."""
         (text,) = self._tokenizer.decode_batch(
-            [list(token_ids)], skip_special_tokens=True
+            [list(token_ids)], skip_special_tokens=skip_special_tokens
         )  # releases the interpreter lock
         return str(text)
 
-    def answer(self, generation: Generation, stops: Iterable[str]) -> AnswerText:
-        """A reader for the tokens of one answer. stops: stop strings."""
+    def piece(self, token_id: int) -> str | None:
+        """The token as the vocabulary has it; None for an id that it does not have."""
+        piece: str | None = self._tokenizer.id_to_token(token_id)
+        return piece
+
+    def answer(self, generation: Generation, stops: Iterable[str], num_echoed: int = 0) -> AnswerText:
+        """A reader for the tokens of one answer. stops: stop strings. num_echoed: characters of an echoed prompt."""
         detokenizer = detokenizer_of(self._token_bytes, generation.prompt_ids)
-        return AnswerText(detokenizer, self._token_bytes, stops, generation.stop_ids, generation.min_tokens)
+        min_tokens, token_bytes = generation.min_tokens, self._token_bytes
+        return AnswerText(detokenizer, token_bytes, stops, generation.stop_ids, min_tokens, num_echoed)
+
+    def echo(self, generation: Generation, text: str) -> EchoedPrompt:
+        """The prompt before the answer. text: of the prompt."""
+        return EchoedPrompt(self._token_bytes, generation.prompt_ids, text, is_scored=generation.scores_prompt)
 
 
 def load_tokenizer(folder: Path) -> TargetTokenizer:

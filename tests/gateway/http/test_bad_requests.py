@@ -138,7 +138,9 @@ async def test_a_bad_prompt_is_refused(world: World, prompt: Any, told: str) -> 
     ("options", "param"),
     [
         ({"n": 9, "prompt": ["a", "b"]}, "prompt"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": False, "logprobs": 1}, "max_tokens"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"echo": True, "stream": True, "dsd": {"sources": True}}, "echo"),
         ({"echo": 1}, "echo"),
         ({"logprobs": True}, "logprobs"),

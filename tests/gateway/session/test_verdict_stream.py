@@ -11,7 +11,8 @@ from msgspec import structs
 
 from services.gateway.session.timeouts import PollTiming
 from services.gateway.session.verdict_stream import ConflictingVerdict, TallySum, VerdictStream
-from shared.protocol.messages import Finish, Tally, TokenIds, TokenLogprobs, Verdict
+from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
+from shared.protocol.messages import MAX_WINDOW, Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
 SESSION = "0" * 32
 PROMPT = 5
@@ -249,3 +250,54 @@ def test_a_tally_counts_beyond_the_one_that_it_replaces() -> None:
     assert total.observe("a", 1, overtaken) == overtaken
     assert total.observe("b", 2, anew) == Tally()
     assert total.observe("a", 3, anew) == Tally(), "it lost the session and opened it anew"
+
+
+def scoring(prompt: tuple[int, ...] = (5, 6, 7, 8, 9)) -> VerdictStream:
+    new = VerdictStream(len(prompt), 100, TIMING, True, TokenIds(prompt[1:]))
+    new.begin_term(1, 0.0)
+    return new
+
+
+def scored(base: int, ids: list[int], finish: Finish | None = None) -> Verdict:
+    return structs.replace(verdict(base, ids, finish=finish), logprobs=logprobs_of(ids))
+
+
+def test_a_scored_prompt_is_polled_for_from_its_second_token_on() -> None:
+    ours = scoring()
+    assert merged(ours, scored(5, [1, 2]), 1.0) == []
+    assert ours.on_timer(1.0) == 1, "a gap"
+    assert merged(ours, scored(1, [6, 7]), 1.1) == [6, 7]
+    assert (ours.num_answered, ours.answer_ids, ours.length) == (0, (), 3)
+    assert merged(ours, scored(3, [8, 9, 1, 2], "length"), 1.2) == [8, 9, 1, 2]
+    assert (ours.num_answered, ours.answer_ids, ours.finish) == (2, (1, 2), "length")
+
+
+@pytest.mark.parametrize(("base", "ids"), [(1, [6, 8]), (4, [8]), (0, [5]), (3, [8, 9, *range(101)])])
+def test_another_prompt_contradicts(base: int, ids: list[int]) -> None:
+    ours = scoring()
+    merged(ours, scored(1, [6]), 1.0)
+    with pytest.raises(ConflictingVerdict):
+        ours.merge(scored(base, ids), 2.0)
+
+
+def test_a_verdict_as_long_as_logprobs_allow_is_polled_on_at_once() -> None:
+    ours = stream(2000, wants_logprobs=True)
+    merged(ours, scored(PROMPT, [1] * MAX_TOLD_WITH_LOGPROBS), 1.0)
+    assert ours.on_timer(1.0) == PROMPT + MAX_TOLD_WITH_LOGPROBS
+    merged(ours, scored(PROMPT + MAX_TOLD_WITH_LOGPROBS, []), 1.1)
+    assert ours.on_timer(1.1) is None
+
+
+def test_passes_are_counted_by_the_guesses_they_accepted() -> None:
+    ours = stream()
+    for base, ids, accepted, rejected in ((5, [1], 0, 0), (6, [1, 1], 1, 0), (8, [1] * 3, 2, 1), (11, [1], 0, 2)):
+        ours.merge(structs.replace(verdict(base, ids, tally=Tally(rejected=rejected)), accepted=accepted), 1.0)
+    ours.merge(structs.replace(verdict(6, [1, 1]), accepted=1), 2.0)  # it came twice
+    ours.merge(verdict(12, [1, 1], tally=Tally(accepted=9, rejected=2)), 3.0)  # told by a Poll
+    assert ours.histogram == [1, 1, 1]
+
+
+def test_a_lie_about_accepted_guesses_costs_no_memory() -> None:
+    ours = stream()
+    ours.merge(structs.replace(verdict(5, [1] * 80), accepted=1 << 48), 1.0)
+    assert len(ours.histogram) == MAX_WINDOW + 1

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from shared.protocol.drafter_session import DrafterSession
 from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
-from shared.protocol.verifier_session import MAX_RETOLD, PassInfo, VerifierSession
+from shared.protocol.retelling import MAX_RETOLD
+from shared.protocol.verifier_session import PassInfo, VerifierSession
 from tests.shared.protocol.protocol_world import PROMPT, SESSION, STOP, Faults, World, target_text
 
 worlds = st.builds(

@@ -6,6 +6,7 @@ import pytest
 from msgspec import structs
 
 from shared.protocol.guesses import Survival
+from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
 from shared.protocol.messages import (
     MAX_WINDOW,
     NO_TOKENS,
@@ -19,13 +20,8 @@ from shared.protocol.messages import (
     decode,
     encode,
 )
-from shared.protocol.verifier_session import (
-    MAX_RETOLD,
-    MAX_TOLD_WITH_LOGPROBS,
-    RETOLD_MS,
-    PassInfo,
-    VerifierSession,
-)
+from shared.protocol.retelling import MAX_RETOLD, RETOLD_MS
+from shared.protocol.verifier_session import PassInfo, VerifierSession
 
 SESSION = "ab" * 16
 DRAFTER = "edge.0123456789ab"
@@ -533,3 +529,79 @@ def test_a_long_answer_with_logprobs_is_told_in_pieces_that_stay_messages() -> N
 
 def test_without_asking_nobody_is_told_logprobs() -> None:
     assert run_pass(session(), [7]).logprobs is None
+
+
+LONG = tuple(range(1, 12))
+
+
+def scoring(committed: tuple[int, ...] = (), term: int = 1) -> VerifierSession:
+    asked = structs.replace(
+        opening(term, committed), prompt_ids=TokenIds(LONG), logprobs=0, prompt_logprobs=True, drafter_id=None
+    )
+    return VerifierSession.opened(asked, "gw.0123456789ab", now=0.0)
+
+
+def score_pass(state: VerifierSession, chunk: int, draw: int = 50) -> Verdict | None:
+    """A pass whose logprobs are the negative token ids."""
+    row = state.begin_pass(chunk, 0)
+    scored = logprobs_of(*(-float(token_id) for token_id in row.scored_ids))
+    draws = [draw] * row.num_draws
+    return state.end_pass(row, draws, PassInfo(), 1.0, logprobs_of(*(-draw for draw in draws)), scored=scored)
+
+
+def told_from(state: VerifierSession, base: int) -> Verdict:
+    told = state.on_poll(Poll(SESSION, 1, base), 2.0)
+    assert told is not None
+    assert [each.logprob for each in told.logprobs or ()] == [-float(token_id) for token_id in told.token_ids]
+    return told
+
+
+def test_a_prompt_s_tokens_are_told_as_far_as_they_have_logprobs() -> None:
+    state = scoring()
+    assert told_from(state, 1).token_ids == NO_TOKENS
+    assert score_pass(state, 4) is None
+    assert told_from(state, 1).token_ids == LONG[1:5]
+    assert told_from(state, 3).token_ids == LONG[3:5]
+    assert (told_from(state, 9).base, told_from(state, 9).token_ids) == (5, NO_TOKENS)
+    assert score_pass(state, 4) is None
+    verdict = score_pass(state, 4)
+    assert (verdict.base, verdict.token_ids, verdict.logprobs) == (len(LONG), (50,), logprobs_of(-50))
+    assert told_from(state, 1).token_ids == (*LONG[1:], 50)
+    assert told_from(state, 0).base == 1, "nothing comes before the first token"
+
+
+def test_a_text_that_is_computed_again_is_scored_once() -> None:
+    state = scoring()
+    score_pass(state, 6)
+    state.drop_cache()
+    assert state.begin_pass(4, 0).scored_ids == NO_TOKENS, "these logprobs are there"
+    state.drop_cache()
+    for chunk in (4, 4, 64, 64):
+        score_pass(state, chunk)
+    assert told_from(state, 1).token_ids == (*LONG[1:], 50, 50)
+
+
+def test_a_resumed_session_scores_the_committed_answer_too() -> None:
+    state = scoring(committed=(7, 8))
+    score_pass(state, 64)
+    assert told_from(state, 1).token_ids == (*LONG[1:], 7, 8, 50)
+
+
+def test_a_resumed_session_that_is_finished_says_so_though_it_scores_nothing() -> None:
+    state = scoring(committed=(7, STOP))
+    told = told_from(state, len(LONG) + 2)
+    assert (told.base, told.token_ids, told.finish) == (len(LONG) + 2, NO_TOKENS, "stop")
+
+
+def test_a_drafter_is_told_nothing_of_a_prompt() -> None:
+    state = scoring()
+    score_pass(state, 4)
+    told = state.on_draft(draft(len(LONG)), 1.0)
+    assert (told.base, told.token_ids) == (len(LONG), NO_TOKENS)
+    assert state.on_draft(draft(0), 1.0).base == len(LONG)
+
+
+def test_without_asking_no_pass_scores_text() -> None:
+    state = asking_for_logprobs()
+    assert state.begin_pass(2, 0).scored_ids == NO_TOKENS
+    assert state.verdict_from(1, 0.0).base == len(PROMPT)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from services.gateway.bodies.body import MAX_NAME_CHARACTERS, Body, blame
 from services.gateway.bodies.chat_body import MAX_MESSAGES, MessageBody, TemplateOptions
+from services.gateway.bodies.generation_body import Off
 from services.gateway.errors import bad_request
 from services.gateway.http.parsing import parse
 from services.gateway.http.request_builder import RequestBuilder, explained

@@ -112,6 +112,13 @@ def test_only_a_stop_id_follows_a_complete_text_that_can_not_go_on(grammars: Gra
     assert allowed(running) == [STOP]
 
 
+def test_a_text_ends_with_the_request_s_own_stop_ids(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    for stop_ids in ([0], [1, 7], []):
+        running = RunningGrammar(grammars.start(formats.of_choice(["Once"])), stop_ids, VOCABULARY)
+        running.extend(tokenizer.encode("Once").ids)
+        assert allowed(running) == stop_ids
+
+
 def test_forced_tokens_are_the_only_ones_allowed_one_after_the_other(grammars: Grammars, tokenizer: Tokenizer) -> None:
     running = follow(grammars, formats.of_json_schema(PERSON))
     forced = running.forced()

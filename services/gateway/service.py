@@ -19,6 +19,7 @@ from services.gateway.admission.api_keys import KeyFile
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.admission.slots import AdmissionSlots
 from services.gateway.fleet.peers import KNOWN, WORKERS, PeerFleet
+from services.gateway.formats.registry import choose_formats
 from services.gateway.http.auth import Authenticator
 from services.gateway.http.request_builder import RequestBuilder
 from services.gateway.http.routes import Routes, make_app
@@ -90,7 +91,8 @@ class Gateway:
         )
         slots = AdmissionSlots(settings.max_sessions, settings.max_queue)
         self.gate = AdmissionGate(slots, settings.queue_timeout_s, settings.request_timeout_s, self._metrics)
-        self._builder = RequestBuilder(settings.model_name, settings.default_max_tokens, tokenizer, placement)
+        formats = choose_formats(settings.tool_parser, settings.reasoning_parser, tokenizer.template)
+        self._builder = RequestBuilder(settings.model_name, settings.default_max_tokens, tokenizer, placement, formats)
         self._num_peers = dict.fromkeys(WORKERS, -1)
         self._is_ready = False
         self._draining = False

@@ -6,11 +6,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from services.gateway.http.response_models import DsdReport
+from services.gateway.formats.parts import Content
+from services.gateway.http.response_models import DsdReport, FinishReason
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession
 from services.gateway.text.output_text import AnswerText, Piece, Span
-from shared.protocol.messages import Finish, Tally
+from shared.protocol.messages import Tally
 from shared.protocol.subjects import instance_name
 
 
@@ -32,7 +33,7 @@ class ChoiceAnswer:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The text as it comes; raises SessionFailed when the session can't continue."""
         if self._echo:
-            yield Piece([Span(self._echo, "target")], [])
+            yield Piece([Span(self._echo, "target")], [], [Content(self._echo)])
         async with aclosing(self._live.tokens()) as batches:
             async for committed in batches:
                 self._last_at = time.monotonic()
@@ -48,9 +49,11 @@ class ChoiceAnswer:
         self._observe()
 
     @property
-    def finish(self) -> Finish:
-        """A stop string counts as "stop", even where the answer also reached its length."""
-        return "stop" if self._text.stopped else self._session.stream.finish or "stop"
+    def finish(self) -> FinishReason:
+        """A stop string counts as "stop", even where the answer also reached its length. Calls that are complete turn
+        that into "tool_calls"."""
+        finish = "stop" if self._text.stopped else self._session.stream.finish or "stop"
+        return "tool_calls" if finish == "stop" and self._text.has_calls else finish
 
     @property
     def scores_tokens(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,11 +47,13 @@ _NumLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
-    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"top_logprobs"}
+    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"tool_choice", "tools", "top_logprobs"}
 
     prompt: Annotated[list[Prompt], BeforeValidator(_as_prompts, _Text | _Ids | _Texts | _IdLists)]
     echo: bool | None = None
     logprobs: Annotated[_NumLogprobs | None, BeforeValidator(_without_false, bool | _NumLogprobs | None)] = None
+    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     top_logprobs: None = None
 
     @model_validator(mode="after")

@@ -12,14 +12,17 @@ import msgspec
 from services.gateway.admission.api_keys import ApiKey
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.fleet.names import is_listed
+from services.gateway.formats.prompting import described
+from services.gateway.formats.registry import AnswerFormats
 from services.gateway.http.chat_body import ChatBody
 from services.gateway.http.completion_body import CompletionBody
 from services.gateway.http.generation_body import MAX_CHOICES
 from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
-from services.gateway.text.chat_template import TemplateRefused
+from services.gateway.text.chat_template import Conversation, TemplateRefused
 from services.gateway.text.encoding import PromptTooLong
+from services.gateway.text.output_text import AnswerText
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
@@ -52,6 +55,7 @@ class RequestBuilder:
     default_max_tokens: int  # 0: up to the context
     tokenizer: TargetTokenizer
     placement: Placement
+    formats: AnswerFormats
 
     def check_model(self, name: str) -> None:
         """Raises ApiError (404) for any model but the served one."""
@@ -62,10 +66,12 @@ class RequestBuilder:
     def encode(self, body: AnyBody) -> list[EncodedPrompt]:
         """The prompts in tokens. Slow for long prompts: call it in a thread."""
         field = _prompt_field(body)
+        if isinstance(body, ChatBody):
+            self._check_tools(body)
         try:
             if isinstance(body, CompletionBody):
                 return [self._encode_prompt(prompt, echo=bool(body.echo)) for prompt in body.prompt]
-            return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation))]
+            return [EncodedPrompt(self.tokenizer.encode_chat(self._conversation(body)))]
         except PromptTooLong as error:
             raise bad_request(str(error), field, "context_length_exceeded") from error
         except TemplateRefused as error:
@@ -74,7 +80,16 @@ class RequestBuilder:
 
     def ignored(self, body: AnyBody) -> list[str]:
         """Names of the fields of a body that have no effect here."""
-        return [*body.ignored, *(self.tokenizer.unused(body.conversation) if isinstance(body, ChatBody) else ())]
+        unused = self.tokenizer.unused(self._conversation(body)) if isinstance(body, ChatBody) else ()
+        return [*body.ignored, *unused]
+
+    def reader(self, body: AnyBody, generation: Generation) -> AnswerText:
+        """A reader for the tokens of one choice."""
+        if not isinstance(body, ChatBody):
+            return self.tokenizer.answer(generation, body.stop or ())
+        end = self.tokenizer.end_of(generation.prompt_ids)
+        parser, markers = self.formats.parser(body.tool_use, end), self.formats.markers(body.tool_use)
+        return self.tokenizer.answer(generation, body.stop or (), parser, markers)
 
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float
@@ -96,6 +111,19 @@ class RequestBuilder:
             begin = number * body.num_choices if body.seed is None else 0
             requests += [ChoiceRequest(prompt, _numbered(first, begin + i)) for i in range(body.num_choices)]
         return requests
+
+    def _check_tools(self, body: ChatBody) -> None:
+        if body.tool_use and self.formats.tools is None:
+            message = "'tools' is not supported: how this model calls tools is not known (DSD_TOOL_PARSER)"
+            raise bad_request(message, "tools", "unsupported_parameter")
+        if body.must_call:  # it takes a grammar (services/gateway/formats/grammar.py), which no verifier applies yet
+            raise bad_request("'tool_choice' is not supported with this value", "tool_choice", "unsupported_parameter")
+
+    def _conversation(self, body: ChatBody) -> Conversation:
+        """As the chat template can take it."""
+        conversation, mentions = body.conversation, self.tokenizer.mentions
+        is_described = conversation.tools or (conversation.has_calls and not mentions("tool_calls"))
+        return described(conversation) if is_described and not mentions("tools") else conversation
 
     def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
         if isinstance(prompt, str):

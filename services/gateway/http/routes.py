@@ -222,9 +222,9 @@ def _prepare(
 def _choices(
     backend: Backend, body: AnyBody, requests: list[ChoiceRequest], lives: list[LiveSession], asked_at: float
 ) -> Choices:
-    tokenizer, answers = backend.builder.tokenizer, []
+    answers = []
     for request, live in zip(requests, lives, strict=True):
-        text = tokenizer.answer(request.generation, body.stop or ())
+        text = backend.builder.reader(body, request.generation)
         answers.append(ChoiceAnswer(live, text, asked_at, backend.metrics, request.prompt.echo))
     prompts = [request.prompt for request in requests[:: body.num_choices]]
     return Choices(answers, sum(len(prompt.token_ids) for prompt in prompts))

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.encoding import encode, encode_with_offsets
 
+MAX_ID = 64  # characters of an id of a call whose length a template may look at
 PRIVATE, NUM_PRIVATE = 0xE000, 6400  # characters of Unicode's private use area
 
 
@@ -66,9 +67,8 @@ class ConversationEncoder:
         neutral = _Neutral()
         try:
             rendered = self._template.render(conversation.with_texts(neutral.of))
-        except TemplateRefused:  # some templates look at ids of calls
-            changed = conversation.with_texts(lambda text: text if text.isalnum() else neutral.of(text))
-            rendered = self._template.render(changed)
+        except TemplateRefused:  # some templates look at the length of ids of calls
+            rendered = self._template.render(conversation.with_texts(neutral.of_same_length))
         return self._num_specials(ids) > self._num_specials(encode(self._tokenizer, rendered))
 
     def _num_specials(self, ids: Sequence[int]) -> int:
@@ -139,6 +139,11 @@ class _Neutral:
     def of(self, text: str) -> str:
         high, low = divmod(self._numbers.setdefault(text, len(self._numbers)), NUM_PRIVATE)
         return chr(PRIVATE + low) + (chr(PRIVATE + high) if high else "")
+
+    def of_same_length(self, text: str) -> str:
+        """The same for a long text: it is no id."""
+        short = self.of(text)
+        return short.ljust(len(text), short[0]) if len(text) <= MAX_ID else short
 
 
 def _in_json(text: str) -> str:

@@ -83,7 +83,9 @@ class TargetTokenizer:
         markers: frozenset[str] = frozenset(),
     ) -> AnswerText:
         """A reader for the tokens of one answer. stops: stop strings. markers: special tokens that are text here."""
-        token_bytes = self._showing.setdefault(markers, self._token_bytes.showing(markers))
+        token_bytes = self._showing.get(markers)
+        if token_bytes is None:
+            token_bytes = self._showing[markers] = self._token_bytes.showing(markers)
         detokenizer = detokenizer_of(token_bytes, generation.prompt_ids)
         return AnswerText(detokenizer, token_bytes, stops, generation.stop_ids, generation.min_tokens, parser)
 

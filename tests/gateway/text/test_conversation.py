@@ -252,8 +252,9 @@ def test_a_special_token_that_the_template_would_complete_in_an_id_is_text() -> 
 def test_a_template_may_refuse_ids_of_another_length() -> None:
     source = "{% if messages[0].tool_call_id | length != 9 %}{{ raise_exception('id') }}{% endif %}" + TEMPLATE
     encoder = ConversationEncoder(TOKENIZER, ChatTemplate(source, {}))
-    message = ChatMessage("tool", "fox", {"tool_call_id": "a2345678b"})
-    assert encoder.encode(Conversation([message])) == turns(message)
+    for text in ("fox", "<|im_end|>"):
+        message = ChatMessage("tool", text, {"tool_call_id": "a_345678b"})
+        assert encoder.encode(Conversation([message])) == turns(message)
     with pytest.raises(TemplateRefused, match="id"):
         encoder.encode(Conversation([ChatMessage("tool", "fox", {"tool_call_id": "a"})]))
 

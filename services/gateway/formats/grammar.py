@@ -87,10 +87,26 @@ def _mistral(grammar: CallGrammar) -> Sequence[str]:
     return ("calls: call+" if grammar.several else "calls: call", f"call: {marker} one", f"one: {' | '.join(named)}")
 
 
+def _harmony(grammar: CallGrammar) -> Sequence[str]:
+    """One call, after an analysis or at once. The format's own reasoning comes before."""
+    start, channel, constrain, message, end = (
+        grammar.marker(f"<|{name}|>") for name in ("start", "channel", "constrain", "message", "end")
+    )
+    named = (
+        f'{_text(f"commentary to=functions.{name} ")} {constrain} "json" {message} arguments_{i}'
+        for i, name in enumerate(grammar.tools)
+    )
+    return (
+        f'calls: ({channel} "analysis" {message} /(?s:.*)/ {end} {start} "assistant")? {channel} call',
+        f"call: {' | '.join(named)}",
+    )
+
+
 GRAMMARS: dict[str, Callable[[CallGrammar], Sequence[str]]] = {
     "hermes": _hermes,
     "llama3": _llama3,
     "mistral": _mistral,
+    "harmony": _harmony,
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TypeAlias
 
 
@@ -35,6 +36,21 @@ class CallArguments:
 
 
 Part: TypeAlias = Content | Reasoning | CallBegin | CallArguments
+
+
+def _text(part: Part) -> str:
+    return "" if isinstance(part, CallBegin) else part.text
+
+
+def joined(parts: Sequence[Part]) -> list[Part]:
+    """The same with one part in place of neighbours of a kind."""
+    result: list[Part] = []
+    for _, group in groupby(parts, key=lambda part: (type(part), getattr(part, "index", None))):
+        first, *others = group
+        if others and not isinstance(first, CallBegin):
+            first = replace(first, text=first.text + "".join(_text(part) for part in others))
+        result.append(first)
+    return result
 
 
 class Call:

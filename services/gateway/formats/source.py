@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TypeAlias
 
-from services.gateway.formats.parts import CallArguments, CallBegin, Content, Part, Reasoning
+from services.gateway.formats.parts import CallArguments, CallBegin, Content, Part, Reasoning, joined
 
 Steps: TypeAlias = Generator[None, None, None]  # a parser; it yields to wait for more text
 Decision: TypeAlias = Generator[None, None, bool]
@@ -64,7 +64,7 @@ class Source:
         """Tells the text up to the marker and reads that; False: the text has ended. The marker is then all that is
         read of `text`."""
         while (place := self.text.find(marker, self.at)) < 0:
-            end = len(self.text) - (0 if self.ended else _overlap(self.text, self.at, marker))
+            end = len(self.text) - (0 if self.ended else overlap(self.text, self.at, marker))
             tell(self.text[self.at : end])
             self.at = end
             self.forget()
@@ -133,10 +133,10 @@ class Source:
             self._parts.append(Content(self._space))
             self._space = ""
         parts, self._parts = self._parts, []
-        return parts
+        return joined(parts)
 
 
-def _overlap(text: str, start: int, marker: str) -> int:
+def overlap(text: str, start: int, marker: str) -> int:
     """Length of the longest end of `text[start:]` that the marker begins with."""
     longest = min(len(text) - start, len(marker) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)

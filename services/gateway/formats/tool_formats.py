@@ -78,12 +78,14 @@ def _short_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """markers: texts of the format that a tokenizer may have as special tokens."""
+    """markers: texts of the format that a tokenizer may have as special tokens. reads_reasoning: the parser tells that
+    too, so it also reads answers of requests without tools."""
 
     name: str
     parser: ToolParser
     markers: tuple[str, ...]
     new_id: Callable[[], str] = _call_id
+    reads_reasoning: bool = False
 
 
 TOOL_FORMATS = {

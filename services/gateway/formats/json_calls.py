@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from typing import Any
 
 from services.gateway.formats.source import Decision, Source, Steps
 
@@ -128,10 +129,7 @@ def _skip(source: Source) -> Steps:
 
 def _tell_whole(source: Source, start: int, names: Collection[str] | None) -> bool:
     """Tells the call in what was read since `start`, if it is one."""
-    try:
-        value = json.loads(source.text[start : source.at], strict=False)
-    except (ValueError, RecursionError):
-        return False
+    value = _value(source.text[start : source.at])
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str) or not name or (names is not None and name not in names):
         return False
@@ -147,7 +145,15 @@ def _tell_whole(source: Source, start: int, names: Collection[str] | None) -> bo
 
 def _string(inner: str) -> str | None:
     """The text of a JSON string, given what stands between its quotes; None: it is malformed, or empty."""
+    value = _value(f'"{inner}"')
+    return value if isinstance(value, str) and value else None
+
+
+def _value(text: str) -> Any:
+    """The value of a JSON text; None also where it is malformed, or has half a surrogate pair, which is no text."""
     try:
-        return str(json.loads(f'"{inner}"', strict=False)) or None
-    except ValueError:
+        value = json.loads(text, strict=False)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return None
+    return value

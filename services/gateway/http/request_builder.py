@@ -87,7 +87,7 @@ class RequestBuilder:
         """A reader for the tokens of one choice."""
         if not isinstance(body, ChatBody):
             return self.tokenizer.answer(generation, body.stop or ())
-        end = self.tokenizer.end_of(generation.prompt_ids)
+        end = self.tokenizer.end_of(generation.prompt_ids) if self.formats.reasoning else ""
         parser, markers = self.formats.parser(body.tool_use, end), self.formats.markers(body.tool_use)
         return self.tokenizer.answer(generation, body.stop or (), parser, markers)
 
@@ -121,9 +121,9 @@ class RequestBuilder:
 
     def _conversation(self, body: ChatBody) -> Conversation:
         """As the chat template can take it."""
-        conversation, mentions = body.conversation, self.tokenizer.mentions
-        is_described = conversation.tools or (conversation.has_calls and not mentions("tool_calls"))
-        return described(conversation) if is_described and not mentions("tools") else conversation
+        conversation = body.conversation
+        has_unknown = conversation.tools or (conversation.has_calls and not self.tokenizer.mentions("tool_calls"))
+        return described(conversation) if has_unknown and self.formats.describes_tools else conversation
 
     def _encode_prompt(self, prompt: str | list[int], *, echo: bool) -> EncodedPrompt:
         if isinstance(prompt, str):

@@ -37,6 +37,10 @@ class TokenBytes:
         other._hidden, other._shows_special = hidden, True
         return other
 
+    def special_ids(self, texts: Collection[str]) -> dict[str, int]:
+        """Ids of those texts that are special tokens."""
+        return {text: token_id for token_id, text in self._hidden.items() if text in texts}
+
     def of(self, token_id: int) -> bytes | None:
         """The bytes that the token adds behind other text; None for a special token, which has no text."""
         piece = self.piece(token_id)

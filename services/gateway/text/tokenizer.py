@@ -7,7 +7,7 @@ ids in `generation_config.json` or `config.json`. No model code is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,10 @@ class TargetTokenizer:
             token_bytes = self._showing[markers] = self._token_bytes.showing(markers)
         detokenizer = detokenizer_of(token_bytes, generation.prompt_ids)
         return AnswerText(detokenizer, token_bytes, stops, generation.stop_ids, generation.min_tokens, parser)
+
+    def special_ids(self, texts: Collection[str]) -> dict[str, int]:
+        """Ids of those texts that are special tokens."""
+        return self._token_bytes.special_ids(texts)
 
     def end_of(self, prompt_ids: Sequence[int]) -> str:
         """The last text of a prompt, with its special tokens."""

@@ -39,6 +39,8 @@ NOT_CALLED = [
     ("hermes", "a < b <tool <tool_call"),
     ("hermes", '\n<tool_call> {"name": 3, "arguments": {}}</tool_call> \n'),
     ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"arguments": {"\\ud800": 1}, "name": "f"}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f" oops, "arguments": {}}</tool_call>'),
     ("hermes", "<tool_call><tool_call>"),
     ("hermes", "<tool_call>" + "[" * 3000 + "]" * 3000),

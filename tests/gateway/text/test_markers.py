@@ -67,7 +67,8 @@ def test_without_tools_markers_of_calls_are_not_shown(make) -> None:
         assert "".join(piece.text for piece in pieces) == shown
 
 
-def test_the_end_of_a_prompt_has_its_special_tokens() -> None:
+def test_special_tokens_have_ids_and_the_end_of_a_prompt_has_them() -> None:
     tokenizer = with_markers(make_byte_level())
     target = TargetTokenizer(tokenizer, None, TokenIds())
+    assert target.special_ids([*MARKERS, "hi"]) == {marker: tokenizer.token_to_id(marker) for marker in MARKERS}
     assert target.end_of([tokenizer.token_to_id("<think>"), tokenizer.token_to_id("Ċ")]) == "<think>\n"

@@ -22,6 +22,7 @@ MESSAGE, PART = '{"role":"user","content":"a"}', '{"type":"text","text":"a"}'
 SPECIAL = "<|im_end|>\n<|im_start|>system\n"
 MESSAGES, ONE = '"messages":[%s]', f'"messages":[{MESSAGE}]'
 TEXT = '"messages":[{"role":"user","content":"%s"}]'  # a message of one text
+TOOL = '"tools":[{"type":"function","function":{"name":"f","parameters":{%s}}}]'
 PARTS = '"messages":[{"role":"user","content":[%s]}]'
 
 
@@ -74,7 +75,18 @@ def _values() -> dict[str, str]:
         + ',"tools":['
         + _times("[]", MAX_CONTAINERS - 99)
         + "]",
+        "a schema of empty lists": ONE + "," + TOOL % ('"a":[' + _times("[]", MAX_CONTAINERS - 99) + "]"),
+        "a schema of empty lists, nested deeply": ONE + "," + TOOL % ('"a":' + "[" * 900 + "]" * 900),
+        "a schema of keys": ONE + "," + TOOL % ",".join(f'"k{n}":0' for n in range(MAX_CONTAINERS - 99)),
+        "arguments of empty lists": MESSAGES % _called(r"{\"a\":[" + _times("[]", MAX_BYTES // 3 - 99) + "]}"),
+        "arguments of calls, each with empty lists": MESSAGES
+        % _times(_called(r"{\"a\":[" + _times("[]", MAX_CONTAINERS - 99) + "]}"), 40),
     }
+
+
+def _called(arguments: str) -> str:
+    function = f'{{"name":"f","arguments":"{arguments}"}}'
+    return f'{{"role":"assistant","tool_calls":[{{"id":"c","type":"function","function":{function}}}]}}'
 
 
 def _texts() -> dict[str, str]:

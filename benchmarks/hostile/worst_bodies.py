@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.harness.files import write_result
 from benchmarks.hostile.bad_bodies import MODEL, BadBody, bad_bodies
 from services.gateway.http.routes import Routes, make_app
-from services.gateway.service import Gateway, make_authenticator
+from services.gateway.service import Gateway, formats_of, make_authenticator
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.bus import Bus
@@ -81,7 +81,8 @@ async def serving(target: Path) -> AsyncIterator[int]:
     network, registry, routes = MemoryNetwork(), CollectorRegistry(), Routes(settings.client_timeout_s)
     authenticator, tokenizer = make_authenticator(settings), load_tokenizer(target)
     context = Context(new_instance_id("gateway"), network.connect(), registry, Health(registry))
-    work = asyncio.create_task(Gateway(settings, context, tokenizer, routes, authenticator).run(), name="gateway")
+    gateway = Gateway(settings, context, tokenizer, formats_of(settings, tokenizer), routes, authenticator)
+    work = asyncio.create_task(gateway.run(), name="gateway")
     runner = web.AppRunner(make_app(routes, authenticator, settings.max_body_bytes))
     await runner.setup()
     await web.TCPSite(runner, HOST, 0).start()

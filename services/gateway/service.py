@@ -19,6 +19,7 @@ from services.gateway.admission.api_keys import KeyFile
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.admission.slots import AdmissionSlots
 from services.gateway.fleet.peers import KNOWN, WORKERS, PeerFleet
+from services.gateway.formats.registry import AnswerFormats, choose_formats
 from services.gateway.http.auth import Authenticator
 from services.gateway.http.request_builder import RequestBuilder
 from services.gateway.http.routes import Routes, make_app
@@ -54,9 +55,15 @@ def prepare(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_toke
 
     async def start(context: Context) -> Gateway:
         tokenizer = await asyncio.to_thread(load_tokenizer, Path(settings.target))
-        return Gateway(settings, context, tokenizer, routes, authenticator)
+        formats = await asyncio.to_thread(formats_of, settings, tokenizer)
+        return Gateway(settings, context, tokenizer, formats, routes, authenticator)
 
     return start, make_app(routes, authenticator, settings.max_body_bytes)
+
+
+def formats_of(settings: GatewaySettings, tokenizer: TargetTokenizer) -> AnswerFormats:
+    """Slow where a library has to load its vocabulary. Raises FormatUnavailable."""
+    return choose_formats(settings.tool_parser, settings.reasoning_parser, tokenizer.template)
 
 
 def make_authenticator(settings: GatewaySettings) -> Authenticator:
@@ -72,6 +79,7 @@ class Gateway:
         settings: GatewaySettings,
         context: Context,
         tokenizer: TargetTokenizer,
+        formats: AnswerFormats,
         routes: Routes,
         authenticator: Authenticator,
     ) -> None:
@@ -91,8 +99,9 @@ class Gateway:
         )
         slots = AdmissionSlots(settings.max_sessions, settings.max_queue)
         self.gate = AdmissionGate(slots, settings.queue_timeout_s, settings.request_timeout_s, self._metrics)
+        grammars = Grammars(Path(settings.target))
         self._builder = RequestBuilder(
-            settings.model_name, settings.default_max_tokens, tokenizer, Grammars(Path(settings.target)), placement
+            settings.model_name, settings.default_max_tokens, tokenizer, grammars, placement, formats
         )
         self._num_peers = dict.fromkeys(WORKERS, -1)
         self._is_ready = False

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from services.gateway.admission.api_keys import KeyFile
+from services.gateway.formats.registry import ReasoningParserName, ToolParserName
 from services.gateway.session.timeouts import PollTiming, SessionTiming
 from shared.policies.routing import ROUTERS
 from shared.runtime.config import ServiceSettings
@@ -40,6 +41,12 @@ class GatewaySettings(ServiceSettings):
         600.0, ge=0, description="Seconds from a request to the end of its answer, at most; 0: no limit"
     )
     api_keys_file: str = Field("", description="File with the valid API keys (docs/api.md); empty: no key is required")
+    tool_parser: ToolParserName = Field(
+        "auto", description="Format in which the model writes tool calls; auto: by the chat template"
+    )
+    reasoning_parser: ReasoningParserName = Field(
+        "auto", description="Format in which the model writes its reasoning; auto: by the chat template"
+    )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         "refuse", description="What becomes of unknown fields of a request; ignored ones are named in a header"
     )

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from services.gateway.admission import rate_limits as quotas
 from services.gateway.http.routes import Routes, make_app
-from services.gateway.service import Gateway, make_authenticator
+from services.gateway.service import Gateway, formats_of, make_authenticator
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
@@ -136,7 +136,8 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
     routes = Routes(settings.client_timeout_s, ignores_unknown=settings.unknown_fields == "ignore")
     health.become("")
     context = Context(new_instance_id("gateway"), network.connect(), registry, health)
-    gateway = Gateway(settings, context, load_tokenizer(folder), routes, authenticator)
+    tokenizer = load_tokenizer(folder)
+    gateway = Gateway(settings, context, tokenizer, formats_of(settings, tokenizer), routes, authenticator)
     app = make_app(routes, authenticator, settings.max_body_bytes)
     health.add_routes(app)
     running = asyncio.create_task(gateway.run())

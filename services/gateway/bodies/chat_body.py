@@ -1,19 +1,24 @@
-"""The body of POST /v1/chat/completions: a conversation, and how to answer it."""
+"""The body of POST /v1/chat/completions: a conversation, the tools for it, and how to answer it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies.body import Body, ShortText, blame
 from services.gateway.bodies.generation_body import GenerationBody, MaxTokens, Off
+from services.gateway.formats.registry import ToolUse
+from services.gateway.http.json_reader import MAX_DEPTH, MAX_KEYS, is_kept, read_objects
 from services.gateway.text.chat_template import ChatMessage, Conversation
 from shared.protocol.messages import MAX_TOP_LOGPROBS
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024  # of one message
+MAX_TOOLS = 128
 MAX_OPTIONS = 16  # of a chat template
 RESERVED = {
     "messages",
@@ -44,6 +49,7 @@ TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, 
 class FunctionCall(Body):
     name: ShortText
     arguments: str  # JSON, as the model wrote it
+    parsed_arguments: Any = None  # as OpenAI's client has read them
 
 
 class ToolCall(Body):
@@ -54,10 +60,9 @@ class ToolCall(Body):
     function: FunctionCall
     index: int | None = None  # of a streamed answer
 
-    @property
-    def field(self) -> dict[str, Any]:
-        """What a chat template gets."""
-        function = {"name": self.function.name, "arguments": self.function.arguments}
+    def field(self, arguments: dict[str, Any] | str) -> dict[str, Any]:
+        """What a chat template gets. arguments: the object in them, or their text."""
+        function = {"name": self.function.name, "arguments": arguments}
         return {"id": self.id, "type": self.type, "function": function}
 
 
@@ -92,6 +97,7 @@ class MessageBody(Body):
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # vLLM's newer name of the same
+    parsed: Any = None  # the content, as OpenAI's client has read it
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -107,22 +113,81 @@ class MessageBody(Body):
             raise blame("tool_call_id", "tool_call_id must be given in a message of a tool, and in no other")
         return self
 
-    @property
-    def message(self) -> ChatMessage:
+    def message(self, arguments: Iterator[dict[str, Any] | str]) -> ChatMessage:
+        """arguments: of its calls."""
         role = "system" if self.role == "developer" else self.role
         content = None if self.content is None else "\n".join(part.text for part in self.content)
-        return ChatMessage(role, content, self.fields)
+        calls = [call.field(next(arguments)) for call in self.tool_calls or ()]
+        return ChatMessage(role, content, self._fields(calls))
 
-    @property
-    def fields(self) -> dict[str, Any]:
+    def _fields(self, calls: list[dict[str, Any]]) -> dict[str, Any]:
         """What a chat template may use besides role and content, under the names that templates know."""
         given = {
             "name": self.name,
             "tool_call_id": self.tool_call_id,
-            "tool_calls": None if self.tool_calls is None else [each.field for each in self.tool_calls],
+            "tool_calls": calls or None,
             "reasoning_content": self.reasoning_content or self.reasoning,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+_FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+def _is_schema(value: dict[str, Any]) -> dict[str, Any]:
+    if not is_kept(value):
+        limits = {"keys": MAX_KEYS, "depth": MAX_DEPTH}
+        raise PydanticCustomError("schema", "must have objects of at most {keys} keys, at most {depth} deep", limits)
+    return value
+
+
+class FunctionTool(Body):
+    """parameters: JSON Schema of the arguments; None: there are none."""
+
+    name: _FunctionName
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(_is_schema)] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: FunctionTool
+
+    @property
+    def field(self) -> dict[str, Any]:
+        """What a chat template gets."""
+        function = self.function.model_dump(exclude_none=True, exclude={"strict"})
+        return {"type": self.type, "function": function}
+
+
+class NamedFunction(Body):
+    name: _FunctionName
+
+
+class NamedTool(Body):
+    """The only function that may be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+_Word = Literal["none", "auto", "required"]
+
+
+def _as_choice(value: Any) -> Any:
+    """One error, whatever is wrong."""
+    try:
+        if value is None or value in ("none", "auto", "required"):
+            return value
+        return NamedTool.model_validate(value)
+    except ValidationError as error:
+        form = '"none", "auto", "required" or {"type": "function", "function": {"name": …}}'
+        raise PydanticCustomError("tool_choice", "must be {form}", {"form": form}) from error
+
+
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+ToolChoice = Annotated[_Word | NamedTool, BeforeValidator(_as_choice, _Word | NamedTool)]
 
 
 def _as_options(value: Any) -> Any:
@@ -140,6 +205,13 @@ _Options = Annotated[dict[str, str | int | float | bool | None], Field(max_lengt
 TemplateOptions = Annotated[_Options | None, BeforeValidator(_as_options, _Options | None)]
 
 
+def messages_of(turns: Sequence[MessageBody]) -> list[ChatMessage]:
+    """What a chat template gets."""
+    calls = (call for turn in turns for call in turn.tool_calls or ())
+    arguments = iter(read_objects(call.function.arguments for call in calls))
+    return [turn.message(arguments) for turn in turns]
+
+
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions"""
 
@@ -152,6 +224,8 @@ class ChatBody(GenerationBody):
     echo: Off | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: TemplateOptions = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -165,10 +239,52 @@ class ChatBody(GenerationBody):
             raise blame("top_logprobs", "top_logprobs is only allowed when logprobs is true")
         return self
 
-    @property
+    @model_validator(mode="after")
+    def _chosen_tools_are_there(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise blame("tools", "tools must have different names")
+        if not names and self.tool_choice not in (None, "none", "auto"):
+            raise blame("tool_choice", "tool_choice is only allowed with tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise blame("tool_choice", f"tool_choice names no tool of tools: {self.tool_choice.function.name!r}")
+        if self.tool_use and super().asks_for_format:
+            raise blame("tools", "tools are not allowed with a format of the answer, which no call has")
+        return self
+
+    @cached_property
     def conversation(self) -> Conversation:
         effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
-        return Conversation([turn.message for turn in self.messages], effort | (self.chat_template_kwargs or {}))
+        messages = messages_of(self.messages)
+        tools = [tool.field for tool in self.tools or ()] if self.tool_use else []
+        return Conversation(messages, effort | (self.chat_template_kwargs or {}), tools)
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """Which tools the answer may call; None: none."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return ToolUse(frozenset(tool.function.name for tool in self.tools), self.parallel_tool_calls is not False)
+
+    @property
+    def asks_for_format(self) -> bool:
+        return super().asks_for_format or bool(self.must_call)
+
+    @property
+    def must_call(self) -> dict[str, dict[str, Any] | None]:
+        """The tools of which the answer must call one, with the schemas of their arguments; empty: it need not."""
+        if self.tool_choice in (None, "none", "auto"):
+            return {}
+        functions = {tool.function.name: tool.function.parameters for tool in self.tools or ()}
+        if isinstance(self.tool_choice, NamedTool):
+            return {self.tool_choice.function.name: functions.get(self.tool_choice.function.name)}
+        return functions
+
+    @property
+    def ignored(self) -> list[str]:
+        names = [name for name in super().ignored if not (self.tools and name == "parallel_tool_calls")]
+        is_loose = any(tool.function.strict for tool in self.tools or ()) and not self.must_call
+        return [*names, *(["tools.strict"] if is_loose else [])]
 
     @property
     def num_top(self) -> int | None:

@@ -50,12 +50,14 @@ _NumLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
-    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"top_logprobs"}
+    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"tool_choice", "tools", "top_logprobs"}
 
     prompt: Annotated[list[Prompt], BeforeValidator(_as_prompts, _Text | _Ids | _Texts | _IdLists)]
     max_tokens: MaxTokens = None
     echo: bool | None = None
     logprobs: Annotated[_NumLogprobs | None, BeforeValidator(_without_false, bool | _NumLogprobs | None)] = None
+    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     top_logprobs: None = None
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ class Harmless(Body):
     """Options that clients send and that change no answer: accepted, and named in the header X-DSD-Ignored."""
 
     metadata: Metadata = None
-    parallel_tool_calls: bool | None = None  # there are no tools
+    parallel_tool_calls: bool | None = None  # without tools
     priority: int | None = None
     prompt_cache_key: ShortText | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
@@ -115,8 +115,6 @@ class Unoffered(Body):
     skip_special_tokens: On | None = None
     store: Off | None = None
     suffix: Literal[""] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     use_beam_search: Off | None = None
 
 

@@ -7,12 +7,17 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import accumulate
 
-from services.gateway.http.response_models import DsdReport, RequestMetrics, SpeculativeDecodingMetrics
+from services.gateway.http.response_models import (
+    DsdReport,
+    FinishReason,
+    RequestMetrics,
+    SpeculativeDecodingMetrics,
+)
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession
 from services.gateway.text.echoed_prompt import EchoedPrompt
 from services.gateway.text.output_text import AnswerText, Piece
-from shared.protocol.messages import Finish, Tally
+from shared.protocol.messages import Tally
 from shared.protocol.subjects import instance_name
 
 
@@ -66,11 +71,13 @@ class ChoiceAnswer:
         self._observe()
 
     @property
-    def finish(self) -> Finish:
-        """A stop string counts as "stop", even where the answer also reached its length."""
+    def finish(self) -> FinishReason:
+        """A stop string counts as "stop", even where the answer also reached its length. Calls that are complete turn
+        that into "tool_calls"."""
         if self._is_silent:
             return "length"
-        return "stop" if self._text.stopped else self._session.stream.finish or "stop"
+        finish = "stop" if self._text.stopped else self._session.stream.finish or "stop"
+        return "tool_calls" if finish == "stop" and self._text.has_calls else finish
 
     @property
     def scores_tokens(self) -> bool:

@@ -7,16 +7,17 @@ for those of an object that no request may have.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from services.gateway.errors import bad_request
+from services.gateway.errors import ApiError, bad_request
 from shared.protocol.messages import MAX_BIASES, MAX_TOKENS
 
 MAX_ITEMS = 2 * MAX_TOKENS  # list items and keys of a whole body
 MAX_CONTAINERS = 1 << 15  # keys, lists and objects of a whole body; they cost much more than numbers and texts do
 MAX_KEYS = MAX_BIASES  # of one object; no object of a request may have more
+MAX_DEPTH = 64  # of objects and lists in an object of the client's own
 MAX_SHOWN = 200  # characters of a key in an error; the key itself may be as long as the body
 PIECE_BYTES = 1 << 16
 
@@ -56,6 +57,40 @@ def read_json(raw: bytes) -> Any:
         raise bad_request("The body is not valid JSON: it is nested too deeply", None, "invalid_json") from error
     except ValueError as error:
         raise bad_request(f"The body is not valid JSON: {error}", None, "invalid_json") from error
+
+
+def read_objects(texts: Iterable[str]) -> list[dict[str, Any] | str]:
+    """The objects in texts. A text stays what it is if it is no object, or if all together have too many values."""
+    size, found = _Size(), []
+    for text in texts:
+        raw = text.encode()
+        size = sum(map(_Size.of, _outside_strings(raw)), size)
+        found.append((_read_object(raw) if size.is_allowed else None) or text)
+    return found
+
+
+def _read_object(raw: bytes) -> dict[str, Any] | None:
+    try:
+        value = read_json(raw)
+    except ApiError:
+        return None
+    return value if isinstance(value, dict) and is_kept(value) else None
+
+
+def is_kept(value: Any) -> bool:
+    """Whether `read_json` has lost no key of the value, and it is nested at most MAX_DEPTH deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        if any(isinstance(each, dict) and len(each) > MAX_KEYS for each in level):
+            return False
+        level = [inner for each in level if isinstance(each, dict | list) for inner in _inside(each)]
+        if not level:
+            return True
+    return False
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _is_small(raw: bytes) -> bool:

@@ -9,7 +9,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from services.gateway.bodies.body import Body
-from services.gateway.bodies.chat_body import ChatBody, FunctionCall, MessageBody, TextPart, ToolCall
+from services.gateway.bodies.chat_body import (
+    ChatBody,
+    FunctionCall,
+    FunctionTool,
+    MessageBody,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.generation_body import DsdOptions, StreamOptions
 from services.gateway.errors import ApiError, bad_request
@@ -18,13 +26,13 @@ from services.gateway.http.json_reader import MAX_SHOWN, read_json
 AnyBody: TypeAlias = ChatBody | CompletionBody
 Parsed = TypeVar("Parsed", bound=Body)
 
-NESTED: dict[str, type[BaseModel]] = {  # models in bodies, by the only name of their field
-    "messages": MessageBody,
-    "content": TextPart,
-    "tool_calls": ToolCall,
-    "function": FunctionCall,
-    "stream_options": StreamOptions,
-    "dsd": DsdOptions,
+_SHARED: dict[str, type[BaseModel]] = {"stream_options": StreamOptions, "dsd": DsdOptions}
+NESTED: dict[type[BaseModel], dict[str, type[BaseModel]]] = {  # models in models, by the names of their fields
+    ChatBody: {"messages": MessageBody, "tools": Tool, **_SHARED},
+    CompletionBody: _SHARED,
+    MessageBody: {"content": TextPart, "tool_calls": ToolCall},
+    ToolCall: {"function": FunctionCall},
+    Tool: {"function": FunctionTool},
 }
 
 
@@ -54,8 +62,8 @@ def _remove_unknown(value: Any, kind: type[BaseModel], place: str, removed: list
         for name in [name for name in value if name not in kind.model_fields]:
             del value[name]
             removed.append(f"{place}{name}")
-        for name in value.keys() & NESTED.keys():
-            _remove_unknown(value[name], NESTED[name], f"{place}{name}.", removed)
+        for name, inner in NESTED.get(kind, {}).items():
+            _remove_unknown(value.get(name), inner, f"{place}{name}.", removed)
 
 
 def check_query(names: Iterable[str]) -> None:

@@ -16,14 +16,17 @@ from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.generation_body import MAX_CHOICES
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.fleet.names import is_listed
+from services.gateway.formats.prompting import described
+from services.gateway.formats.registry import AnswerFormats
 from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation
 from services.gateway.session.placement import Placement
-from services.gateway.text.chat_template import TemplateRefused
+from services.gateway.text.chat_template import Conversation, TemplateRefused
 from services.gateway.text.encoding import PromptTooLong
+from services.gateway.text.output_text import AnswerText
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.grammar.grammars import BadGrammar, Grammars
-from shared.protocol.messages import MAX_TOKENS, Sampling, TokenIds
+from shared.protocol.messages import MAX_TOKENS, NO_TOKENS, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
 
 MAX_SEED = (1 << 53) - 1  # of those drawn here: every JSON reader keeps such a number exactly
@@ -56,6 +59,7 @@ class RequestBuilder:
     tokenizer: TargetTokenizer
     grammars: Grammars
     placement: Placement
+    formats: AnswerFormats
 
     def check_model(self, name: str) -> None:
         """Raises ApiError (404) for any model but the served one."""
@@ -65,15 +69,27 @@ class RequestBuilder:
 
     def encode(self, body: AnyBody) -> list[EncodedPrompt]:
         """The prompts in tokens, and a grammar that compiles. Slow for long prompts: call it in a thread."""
-        grammar = self._grammar(body)
+        if isinstance(body, ChatBody):
+            self._check_tools(body)
         with explained(_prompt_field(body)):
             if isinstance(body, CompletionBody):
+                grammar = self._grammar(body)
                 return [self._encode_prompt(prompt, body, grammar) for prompt in body.prompt]
-            return [EncodedPrompt(self.tokenizer.encode_chat(body.conversation), grammar=grammar)]
+            token_ids = self.tokenizer.encode_chat(self._conversation(body))
+        return [EncodedPrompt(token_ids, grammar=self._grammar(body, token_ids))]
 
     def ignored(self, body: AnyBody) -> list[str]:
         """Names of the fields of a body that have no effect here."""
-        return [*body.ignored, *(self.tokenizer.unused(body.conversation) if isinstance(body, ChatBody) else ())]
+        unused = self.tokenizer.unused(self._conversation(body)) if isinstance(body, ChatBody) else ()
+        return [*body.ignored, *unused]
+
+    def reader(self, body: AnyBody, generation: Generation, num_echoed: int) -> AnswerText:
+        """A reader for the tokens of one choice. num_echoed: characters of an echoed prompt."""
+        if not isinstance(body, ChatBody):
+            return self.tokenizer.answer(generation, body.stop or (), num_echoed=num_echoed)
+        end = self.tokenizer.end_of(generation.prompt_ids) if self.formats.reasoning else ""
+        parser, markers = self.formats.parser(body.tool_use, end), self.formats.markers(body.tool_use)
+        return self.tokenizer.answer(generation, body.stop or (), parser, markers)
 
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float
@@ -96,15 +112,32 @@ class RequestBuilder:
             requests += [ChoiceRequest(prompt, _numbered(first, begin + i)) for i in range(body.num_choices)]
         return requests
 
-    def _grammar(self, body: AnyBody) -> str | None:
+    def _grammar(self, body: AnyBody, prompt_ids: TokenIds = NO_TOKENS) -> str | None:
+        """What the answer obeys: the format that is asked for, or the form of a call."""
+        field = "response_format" if body.structured_outputs is None else "structured_outputs"
         try:
             grammar = body.grammar
+            if isinstance(body, ChatBody) and body.must_call:
+                field = "tools"
+                markers = self.tokenizer.special_ids(self.formats.markers(body.tool_use))
+                may_repeat = body.parallel_tool_calls is not False
+                grammar = self.formats.grammar(body.must_call, may_repeat, markers, self.tokenizer.end_of(prompt_ids))
             if grammar is not None:
                 self.grammars.start(grammar)
         except BadGrammar as error:
-            field = "response_format" if body.structured_outputs is None else "structured_outputs"
             raise bad_request(f"{field}: {error}", field, "invalid_value") from error
         return grammar
+
+    def _check_tools(self, body: ChatBody) -> None:
+        if body.tool_use and self.formats.tools is None:
+            message = "'tools' is not supported: how this model calls tools is not known (DSD_TOOL_PARSER)"
+            raise bad_request(message, "tools", "unsupported_parameter")
+
+    def _conversation(self, body: ChatBody) -> Conversation:
+        """As the chat template can take it."""
+        conversation = body.conversation
+        has_unknown = conversation.tools or (conversation.has_calls and not self.tokenizer.mentions("tool_calls"))
+        return described(conversation) if has_unknown and self.formats.describes_tools else conversation
 
     def _encode_prompt(self, prompt: str | list[int], body: CompletionBody, grammar: str | None) -> EncodedPrompt:
         if isinstance(prompt, str):

@@ -5,13 +5,15 @@ Every whole answer, and the last chunk of every choice, has a `dsd` object that 
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.gateway.session.verdict_stream import TokenSource
 from shared.protocol.messages import Finish
+
+FinishReason: TypeAlias = Finish | Literal["tool_calls"]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -119,43 +121,80 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
 
+class FunctionReply(msgspec.Struct, frozen=True):
+    """arguments: JSON as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallReply(msgspec.Struct, frozen=True):
+    id: str
+    function: FunctionReply
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The beginning of a call, with its id and name, or the next text of its arguments."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """reasoning: vLLM's newer name of reasoning_content."""
+
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatMessageReply(msgspec.Struct, frozen=True):
-    content: str
+    """content: null where there are only calls."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallReply] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Finish | None
+    finish_reason: FinishReason | None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatMessageReply
     logprobs: ChatLogprobs | None
-    finish_reason: Finish
+    finish_reason: FinishReason
 
 
 class CompletionChunkChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Finish | None
+    finish_reason: FinishReason | None
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Finish
+    finish_reason: FinishReason
 
 
 ChoiceT = TypeVar("ChoiceT")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from services.gateway.formats.parts import AnswerMessage, CallArguments, CallBegin, Content, Part, Reasoning
 from services.gateway.http.response_models import (
     DONE,
     ChatChoice,
@@ -24,16 +25,20 @@ from services.gateway.http.response_models import (
     CompletionLogprobs,
     DsdPieces,
     DsdReport,
+    FinishReason,
+    FunctionDelta,
+    FunctionReply,
     LastChunk,
     LikelyToken,
     RequestMetrics,
     TokenPiece,
+    ToolCallDelta,
+    ToolCallReply,
     Usage,
     UsageChunk,
     Whole,
 )
 from services.gateway.text.output_text import Piece, ScoredText, ScoredToken
-from shared.protocol.messages import Finish
 
 WholeChoice: TypeAlias = ChatChoice | CompletionChoice
 ChunkChoice: TypeAlias = ChatChunkChoice | CompletionChunkChoice
@@ -62,14 +67,18 @@ class ResponseWriter(ABC):
         return b"".join(self._chunk(first) for first in firsts if first is not None)
 
     def piece(self, index: int, piece: Piece, window: int | None, so_far: Usage | None) -> bytes:
-        """The event with the next piece of a choice. window: of the pair that works on the choice."""
+        """The events with the next piece of a choice: one for each part, if any. window: of the pair that works on the
+        choice."""
         dsd: DsdPieces | UnsetType = UNSET
         if self.tells_sources and piece.spans:
             dsd = DsdPieces([TokenPiece(span.text, span.source) for span in piece.spans], window)
-        return self._chunk(self._next(index, piece), dsd, so_far)
+        first, *others = self._next(index, piece)
+        if not piece.parts and not piece.tokens and dsd is UNSET:
+            return b""
+        return self._chunk(first, dsd, so_far) + b"".join(self._chunk(each, UNSET, so_far) for each in others)
 
     def ending(
-        self, index: int, finish: Finish, report: DsdReport, metrics: RequestMetrics, so_far: Usage | None
+        self, index: int, finish: FinishReason, report: DsdReport, metrics: RequestMetrics, so_far: Usage | None
     ) -> bytes:
         """The event that ends a choice."""
         head, choices = self._head(self.chunk_object), [self._last(index, finish)]
@@ -89,7 +98,9 @@ class ResponseWriter(ABC):
         return msgspec.json.encode(Whole(**head, choices=choices, usage=usage, dsd=report, metrics=metrics))
 
     @abstractmethod
-    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> WholeChoice:
+    def choice(
+        self, index: int, message: AnswerMessage, tokens: list[ScoredToken] | None, finish: FinishReason
+    ) -> WholeChoice:
         """A choice of an answer in one piece. tokens None: logprobs are null; an empty answer has empty logprobs."""
 
     @abstractmethod
@@ -97,10 +108,11 @@ class ResponseWriter(ABC):
         """What the stream of a choice begins with, if anything."""
 
     @abstractmethod
-    def _next(self, index: int, piece: Piece) -> ChunkChoice: ...
+    def _next(self, index: int, piece: Piece) -> Sequence[ChunkChoice]:
+        """At least one; the first has the logprobs."""
 
     @abstractmethod
-    def _last(self, index: int, finish: Finish) -> ChunkChoice: ...
+    def _last(self, index: int, finish: FinishReason) -> ChunkChoice: ...
 
     def _usage(self, so_far: Usage | None) -> Usage | UnsetType | None:
         """OpenAI: null in every chunk before the one with the usage, absent where no usage comes."""
@@ -131,16 +143,20 @@ class ChatWriter(ResponseWriter):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> ChatChoice:
-        return ChatChoice(index, ChatMessageReply(text), _chat_logprobs(tokens), finish)
+    def choice(
+        self, index: int, message: AnswerMessage, tokens: list[ScoredToken] | None, finish: FinishReason
+    ) -> ChatChoice:
+        return ChatChoice(index, _chat_message(message), _chat_logprobs(tokens), finish)
 
     def _first(self, index: int) -> ChatChunkChoice:
         return ChatChunkChoice(index, ChatDelta(role="assistant", content=""), None, None)
 
-    def _next(self, index: int, piece: Piece) -> ChatChunkChoice:
-        return ChatChunkChoice(index, ChatDelta(content=piece.text), _chat_logprobs(piece.tokens or None), None)
+    def _next(self, index: int, piece: Piece) -> list[ChatChunkChoice]:
+        first, *others = [_chat_delta(part) for part in piece.parts] or [ChatDelta()]
+        begin = ChatChunkChoice(index, first, _chat_logprobs(piece.tokens or None), None)
+        return [begin, *(ChatChunkChoice(index, delta, None, None) for delta in others)]
 
-    def _last(self, index: int, finish: Finish) -> ChatChunkChoice:
+    def _last(self, index: int, finish: FinishReason) -> ChatChunkChoice:
         return ChatChunkChoice(index, ChatDelta(), None, finish)
 
 
@@ -151,21 +167,45 @@ class CompletionWriter(ResponseWriter):
     prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def choice(self, index: int, text: str, tokens: list[ScoredToken] | None, finish: Finish) -> CompletionChoice:
-        return CompletionChoice(index, text, _completion_logprobs(tokens), finish)
+    def choice(
+        self, index: int, message: AnswerMessage, tokens: list[ScoredToken] | None, finish: FinishReason
+    ) -> CompletionChoice:
+        return CompletionChoice(index, message.content, _completion_logprobs(tokens), finish)
 
     def _first(self, index: int) -> None:
         return None
 
-    def _next(self, index: int, piece: Piece) -> CompletionChunkChoice:
-        return CompletionChunkChoice(index, piece.text, _completion_logprobs(piece.tokens or None), None)
+    def _next(self, index: int, piece: Piece) -> list[CompletionChunkChoice]:
+        return [CompletionChunkChoice(index, piece.text, _completion_logprobs(piece.tokens or None), None)]
 
-    def _last(self, index: int, finish: Finish) -> CompletionChunkChoice:
+    def _last(self, index: int, finish: FinishReason) -> CompletionChunkChoice:
         return CompletionChunkChoice(index, "", None, finish)
 
 
 def _event(chunk: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _chat_message(message: AnswerMessage) -> ChatMessageReply:
+    calls = [ToolCallReply(call.call_id, FunctionReply(call.name, call.arguments)) for call in message.calls]
+    reasoning = message.reasoning or UNSET
+    content = message.content if message.content or not calls else None
+    return ChatMessageReply(
+        content, reasoning_content=reasoning, reasoning=reasoning, tool_calls=calls if calls else UNSET
+    )
+
+
+def _chat_delta(part: Part) -> ChatDelta:
+    match part:
+        case Content(text):
+            return ChatDelta(content=text)
+        case Reasoning(text):
+            return ChatDelta(reasoning_content=text, reasoning=text)
+        case CallBegin(index, call_id, name):
+            begin = FunctionDelta(name=name, arguments="")
+            return ChatDelta(tool_calls=[ToolCallDelta(index=index, id=call_id, type="function", function=begin)])
+        case CallArguments(index, text):
+            return ChatDelta(tool_calls=[ToolCallDelta(index=index, function=FunctionDelta(arguments=text))])
 
 
 def _chat_logprobs(tokens: list[ScoredToken] | None) -> ChatLogprobs | None:

@@ -252,11 +252,11 @@ def _prepare(
 def _choices(
     backend: Backend, body: AnyBody, requests: list[ChoiceRequest], lives: list[LiveSession], asked_at: float
 ) -> Choices:
-    tokenizer, answers = backend.builder.tokenizer, []
+    answers = []
     for request, live in zip(requests, lives, strict=True):
         prompt, generation = request.prompt, request.generation
-        text = tokenizer.answer(generation, body.stop or (), len(prompt.echo or ""))
-        echo = None if prompt.echo is None else tokenizer.echo(generation, prompt.echo)
+        text = backend.builder.reader(body, generation, len(prompt.echo or ""))
+        echo = None if prompt.echo is None else backend.builder.tokenizer.echo(generation, prompt.echo)
         is_silent = body.max_tokens == 0
         answers.append(ChoiceAnswer(live, text, asked_at, backend.metrics, echo, is_silent=is_silent))
     prompts = [request.prompt for request in requests[:: body.num_choices]]

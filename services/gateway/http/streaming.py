@@ -16,6 +16,7 @@ from aiohttp import web
 
 from services.gateway.admission.deadline import Deadline
 from services.gateway.errors import ApiError, SessionFailed, answer_to
+from services.gateway.formats.parts import AnswerMessage
 from services.gateway.http.choices import Choices
 from services.gateway.http.response_models import DONE
 from services.gateway.http.response_writer import ResponseWriter
@@ -45,15 +46,15 @@ def error_response(error: ApiError) -> web.Response:
 
 async def whole_answer(choices: Choices, writer: ResponseWriter) -> bytes:
     """The body of an answer in one piece, once all choices are complete."""
-    texts: list[list[str]] = [[] for _ in choices.answers]
+    messages = [AnswerMessage() for _ in choices.answers]
     tokens: list[list[ScoredToken]] = [[] for _ in choices.answers]
     async with aclosing(choices.pieces()) as pieces:
         async for each in pieces:
             if each.piece is not None:
-                texts[each.index].append(each.piece.text)
+                messages[each.index].add(each.piece.parts)
                 tokens[each.index] += each.piece.tokens
     whole_choices = [
-        writer.choice(i, "".join(texts[i]), tokens[i] if answer.scores_tokens else None, answer.finish)
+        writer.choice(i, messages[i], tokens[i] if answer.scores_tokens else None, answer.finish)
         for i, answer in enumerate(choices.answers)
     ]
     return writer.whole(whole_choices, choices.usage, choices.report, choices.metrics)

@@ -20,7 +20,15 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-FIXED = "type"  # key of a value that the client does not choose; templates look at it
+# Words in objects that templates look at: names of fields, and those of JSON Schema. Whoever writes them, they stay.
+_WORDS = """
+type function id name arguments description parameters properties required items enum const default anyOf allOf oneOf
+not additionalProperties format pattern title minimum maximum minLength maxLength minItems maxItems nullable examples
+$ref $defs definitions
+"""
+KEYS = frozenset(_WORDS.split())
+VALUES = frozenset(["function", "object", "array", "string", "number", "integer", "boolean", "null"])
+PRIVATE_ESCAPES = re.compile(r"\\u(e[0-9a-f]{3}|f[0-8][0-9a-f]{2})")  # of characters that mark texts
 
 
 class TemplateRefused(ValueError):
@@ -29,8 +37,8 @@ class TemplateRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation. fields: what else the template sees of it, such as `tool_calls`: objects, whose keys
-    and types the gateway chooses, lists and texts."""
+    """One turn of a conversation. fields: what else the template sees of it, such as `tool_calls`; their names are the
+    gateway's."""
 
     role: str
     content: str | None
@@ -40,42 +48,64 @@ class ChatMessage:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What a template gets. options: variables of its own that a client sets, such as `enable_thinking`; no objects and
-    no lists. add_generation_prompt: whether the prompt ends with the beginning of the assistant's turn."""
+    no lists. tools: in OpenAI's shape. add_generation_prompt: whether the prompt ends where the assistant begins."""
 
     messages: Sequence[ChatMessage]
     options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
     add_generation_prompt: bool = True
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether tools were called, or have answered."""
+        return any(message.role == "tool" or "tool_calls" in message.fields for message in self.messages)
+
     def texts(self) -> list[str]:
-        """All texts that the client wrote, but for options."""
-        return [text for message in self.messages for text in _texts_of([message.content, message.fields])]
+        """All texts that the client wrote, but for options: keys of its objects, too, but not KEYS and VALUES."""
+        texts = [text for message in self.messages for text in _message_texts(message)]
+        return [*texts, *_texts_in(list(self.tools))]
 
     def with_texts(self, change: Callable[[str], str]) -> Conversation:
         """The same with each of `texts` replaced, in their order."""
-        messages = []
-        for message in self.messages:
-            content, fields = _changed([message.content, message.fields], change)
-            messages.append(ChatMessage(message.role, content, fields))
-        return replace(self, messages=messages)
+        messages = [
+            ChatMessage(
+                message.role,
+                None if message.content is None else change(message.content),
+                {name: _changed(value, change) for name, value in message.fields.items()},
+            )
+            for message in self.messages
+        ]
+        return replace(self, messages=messages, tools=_changed_in(list(self.tools), change))
 
 
-def _texts_of(value: Any) -> Iterator[str]:
+def _message_texts(message: ChatMessage) -> Iterator[str]:
+    for value in (message.content, *message.fields.values()):
+        yield from [value] if isinstance(value, str) else _texts_in(value)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Those in an object or a list, in the order in which `_changed_in` changes them."""
     if isinstance(value, str):
-        yield value
+        yield from () if value in VALUES else (value,)
     elif isinstance(value, Mapping):
         for key, each in value.items():
-            yield from () if key == FIXED else _texts_of(each)
+            yield from () if key in KEYS else (key,)
+            yield from _texts_in(each)
     elif isinstance(value, list):
         for each in value:
-            yield from _texts_of(each)
+            yield from _texts_in(each)
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    return change(value) if isinstance(value, str) else _changed_in(value, change)
+
+
+def _changed_in(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return change(value)
+        return value if value in VALUES else change(value)
     if isinstance(value, Mapping):
-        return {key: each if key == FIXED else _changed(each, change) for key, each in value.items()}
-    return [_changed(each, change) for each in value] if isinstance(value, list) else value
+        return {key if key in KEYS else change(key): _changed_in(each, change) for key, each in value.items()}
+    return [_changed_in(each, change) for each in value] if isinstance(value, list) else value
 
 
 class GenerationBlock(Extension):
@@ -93,7 +123,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    return PRIVATE_ESCAPES.sub(lambda escape: chr(int(escape[1], 16)), text) if ensure_ascii else text
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -110,6 +141,7 @@ class ChatTemplate:
     """A compiled template and the special tokens it may name (`bos_token`, ...)."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         self._template = _environment().from_string(source)
         self._special_tokens = dict(special_tokens)
         self._words = frozenset(re.findall(r"\w+", source))
@@ -122,7 +154,7 @@ class ChatTemplate:
         """The prompt. Raises TemplateRefused with the template's own message, or with
         the error inside it."""
         turns = [{"role": each.role, "content": each.content, **each.fields} for each in conversation.messages]
-        given: dict[str, Any] = {"messages": turns, "tools": None, "documents": None}
+        given: dict[str, Any] = {"messages": turns, "tools": list(conversation.tools) or None, "documents": None}
         given["add_generation_prompt"] = conversation.add_generation_prompt
         try:
             return self._template.render(**{**conversation.options, **self._special_tokens, **given})

@@ -1,12 +1,14 @@
-"""A conversation as token ids: what messages contain is text, whatever it looks like.
+"""A conversation as token ids: what messages and tools contain is text, whatever it looks like.
 
-Invariant: every special token in the ids comes from the chat template. Where no message contains the text of a special
+Invariant: every special token in the ids comes from the chat template. Where nothing contains the text of a special
 token, the ids are those of the rendered text as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +17,7 @@ from tokenizers import Tokenizer
 from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.encoding import encode, encode_with_offsets
 
+MAX_ID = 64  # characters of an id of a call whose length a template may look at
 PRIVATE, NUM_PRIVATE = 0xE000, 6400  # characters of Unicode's private use area
 
 
@@ -55,17 +58,18 @@ class ConversationEncoder:
             return encode(self._tokenizer, self._template.render(conversation))
         marks = _marks(found, contents)
         marked = conversation.with_texts(lambda text: _replace(text, marks))
-        return self._encode_marked(self._template.render(marked), {mark: special for special, mark in marks.items()})
+        shown = {mark: special for special, mark in marks.items()}
+        shown |= {_in_json(mark): _in_json(special) for mark, special in shown.items()}
+        return self._encode_marked(self._template.render(marked), shown)
 
     def _has_forged_special(self, ids: Sequence[int], conversation: Conversation) -> bool:
         """Whether there are more special tokens than the template has."""
+        neutral = _Neutral()
         try:
-            neutral = self._template.render(conversation.with_texts(lambda text: chr(PRIVATE)))
-        except TemplateRefused:  # some templates look at ids of calls
-            neutral = self._template.render(
-                conversation.with_texts(lambda text: text if text.isalnum() else chr(PRIVATE))
-            )
-        return self._num_specials(ids) > self._num_specials(encode(self._tokenizer, neutral))
+            rendered = self._template.render(conversation.with_texts(neutral.of))
+        except TemplateRefused:  # some templates look at the length of ids of calls
+            rendered = self._template.render(conversation.with_texts(neutral.of_same_length))
+        return self._num_specials(ids) > self._num_specials(encode(self._tokenizer, rendered))
 
     def _num_specials(self, ids: Sequence[int]) -> int:
         return sum(token_id in self._specials and token_id not in self._unknown for token_id in ids)
@@ -75,10 +79,14 @@ class ConversationEncoder:
         for example: each content is ordinary text of its own, which the template does not change."""
         contents = conversation.texts()
         begin, numbers = _absent_from("\0".join(contents)), itertools.count()
-        marked = conversation.with_texts(lambda text: f"{begin}{next(numbers)}{begin}")
+        marked = conversation.with_texts(lambda text: f'{begin}{next(numbers)}"{begin}')
         ids: list[int] = []
         for i, piece in enumerate(self._template.render(marked).split(begin)):
-            ids += encode(self._tokenizer, piece) if i % 2 == 0 else encode(self._plain, contents[int(piece)])
+            if i % 2 == 0:
+                ids += encode(self._tokenizer, piece)
+            else:
+                content = contents[int(re.match(r"[0-9]+", piece)[0])]  # type: ignore[index]
+                ids += encode(self._plain, _in_json(content) if "\\" in piece else content)
         return ids
 
     def _encode_marked(self, text: str, marked: Mapping[str, str]) -> list[int]:
@@ -107,9 +115,11 @@ def _option_name(name: str) -> str:
 
 
 def _marks(specials: Sequence[str], contents: str) -> dict[str, str]:
-    """For each special token a text that is in none of the contents, and that templates pass on as it is."""
+    """For each special token a text that is in none of the contents, and that templates pass on as it is. JSON changes
+    it if it changes the token: a quotation mark tells."""
     begin = _absent_from(contents)
-    return {special: begin + chr(PRIVATE + i) for i, special in enumerate(specials)}
+    quotes = ["" if _in_json(special) == special else '"' for special in specials]
+    return {special: begin + quotes[i] + chr(PRIVATE + i) for i, special in enumerate(specials)}
 
 
 def _absent_from(contents: str) -> str:
@@ -118,6 +128,27 @@ def _absent_from(contents: str) -> str:
     while begin in contents:
         begin = "".join(chr(PRIVATE + secrets.randbelow(NUM_PRIVATE)) for _ in range(2))
     return begin
+
+
+class _Neutral:
+    """Private characters in place of texts, equal ones for equal texts."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, text: str) -> str:
+        high, low = divmod(self._numbers.setdefault(text, len(self._numbers)), NUM_PRIVATE)
+        return chr(PRIVATE + low) + (chr(PRIVATE + high) if high else "")
+
+    def of_same_length(self, text: str) -> str:
+        """The same for a long text: it is no id."""
+        short = self.of(text)
+        return short.ljust(len(text), short[0]) if len(text) <= MAX_ID else short
+
+
+def _in_json(text: str) -> str:
+    """How the text stands in a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _replace(text: str, replacements: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.gateway.formats.parts import Content
 from services.gateway.session.verdict_stream import Committed
 from services.gateway.text.detokenizer import UTF8
 from services.gateway.text.output_text import Piece, ScoredToken, Span, likeliest, scored_text
@@ -42,7 +43,7 @@ class EchoedPrompt:
     def _piece(self, tokens: list[ScoredToken]) -> Piece:
         end = self._offset if self.num_missing else len(self._text)
         text, self._num_shown = self._text[self._num_shown : end], end
-        return Piece([Span(text, "target")] if text else [], tokens)
+        return Piece([Span(text, "target")], tokens, [Content(text)]) if text else Piece([], tokens, [])
 
     def _token(self, logprobs: TokenLogprobs | None) -> ScoredToken:
         token_id, offset = self._token_ids[self._num_told], self._offset

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from services.gateway.formats.message_parser import MessageParser, PlainText
+from services.gateway.formats.parts import Part
 from services.gateway.session.verdict_stream import Committed, TokenSource
 from services.gateway.text.detokenizer import UTF8, Detokenizer, StopScanner
 from services.gateway.text.token_bytes import TokenBytes
@@ -47,17 +49,19 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that becomes final at once. tokens: empty unless logprobs were requested."""
+    """Text that becomes final at once, as the model wrote it. tokens: empty unless logprobs were requested. parts: what
+    the message of the answer gains; it may lag behind the text."""
 
     spans: list[Span]
     tokens: list[ScoredToken]
+    parts: list[Part]
 
     @property
     def text(self) -> str:
         return "".join(span.text for span in self.spans)
 
     def __bool__(self) -> bool:
-        return bool(self.spans or self.tokens)
+        return bool(self.spans or self.tokens or self.parts)
 
 
 @dataclass(slots=True)
@@ -83,12 +87,14 @@ class AnswerText:
         stops: Iterable[str],
         stop_ids: Iterable[int],
         min_tokens: int = 0,
+        parser: MessageParser | None = None,
         num_characters: int = 0,
     ) -> None:
         """num_characters: of a text that the answer follows, for the offsets of its tokens."""
         self._detokenizer = detokenizer
         self._token_bytes = token_bytes
         self._scanner = StopScanner(stops)
+        self._parser = parser or PlainText()
         self._stop_ids = frozenset(stop_ids)
         self._min_tokens = min_tokens
         self._pending: list[Committed] = []  # tokens inside a character
@@ -101,6 +107,11 @@ class AnswerText:
     def stopped(self) -> bool:
         """Whether a stop string is complete: later tokens don't count."""
         return self._scanner.found is not None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the answer calls a tool."""
+        return self._parser.has_calls
 
     def feed(self, committed: Iterable[Committed]) -> Piece:
         """The piece that becomes final with these tokens; it may be empty."""
@@ -124,7 +135,9 @@ class AnswerText:
         final += self._scanner.flush()
         if self._pending:
             self._hold("", self._take_pending())
-        return self._release(len(final), all_tokens=True)
+        piece = self._release(len(final), all_tokens=True)
+        piece.parts.extend(self._parser.flush())
+        return piece
 
     def _read(self, text: str) -> str:
         """Takes the text that the decoder has made of the pending tokens; returns the text that becomes final."""
@@ -158,7 +171,7 @@ class AnswerText:
         if all_tokens:
             tokens += [token for each in self._held for token in each.tokens]
             self._held.clear()
-        return Piece(spans, tokens)
+        return Piece(spans, tokens, self._parser.feed("".join(span.text for span in spans)))
 
     def _score(self, text: str, tokens: Sequence[Committed]) -> list[ScoredToken]:
         parts = self._token_bytes.split([token.token_id for token in tokens], text)

@@ -6,8 +6,9 @@ because they are not valid text.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
@@ -19,12 +20,26 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._added = tokenizer.get_added_tokens_decoder()
+        added = tokenizer.get_added_tokens_decoder()
+        self._hidden = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._shows_special = False
         kinds = _decoder_kinds(tokenizer)
         self._byte_of = _byte_level_alphabet() if "ByteLevel" in kinds else {}
         self._has_byte_tokens = "ByteFallback" in kinds
         self.is_byte_level = kinds - {"Sequence", "Fuse"} == {"ByteLevel"}  # a text is the bytes of its tokens
         self._anchor = next((i for i in range(tokenizer.get_vocab_size()) if self._is_anchor(i)), None)
+
+    def showing(self, texts: Collection[str]) -> TokenBytes:
+        """The same, but that special tokens with these names are text."""
+        if self._hidden.keys() <= (hidden := {n: text for n, text in self._hidden.items() if text not in texts}).keys():
+            return self
+        other = copy.copy(self)
+        other._hidden, other._shows_special = hidden, True
+        return other
+
+    def special_ids(self, texts: Collection[str]) -> dict[str, int]:
+        """Ids of those texts that are special tokens."""
+        return {text: token_id for token_id, text in self._hidden.items() if text in texts}
 
     def of(self, token_id: int) -> bytes | None:
         """The bytes that the token adds behind other text; None for a special token, which has no text."""
@@ -40,8 +55,7 @@ class TokenBytes:
 
     def piece(self, token_id: int) -> str | None:
         """The token in the vocabulary; None if it never has text: a special token, or one unknown to the tokenizer."""
-        added = self._added.get(token_id)
-        if added is not None and added.special:
+        if token_id in self._hidden:
             return None
         piece: str | None = self._tokenizer.id_to_token(token_id)  # a model's vocabulary may be padded beyond it
         return piece
@@ -53,8 +67,9 @@ class TokenBytes:
         return bytes.fromhex(piece[3:5]) if piece and is_name else None
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The tokenizer's text of all of them, without special tokens."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """The tokenizer's text of all of them, without hidden tokens."""
+        shown = [token_id for token_id in token_ids if token_id not in self._hidden]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=not self._shows_special))
 
     def name(self, token_id: int, data: bytes | None) -> str:
         """The token as a string: its text, a special token's name, or `bytes:\\xf0\\x9f` for part of a character."""

@@ -7,13 +7,14 @@ ids in `generation_config.json` or `config.json`. No model code is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from tokenizers import Tokenizer
 
+from services.gateway.formats.message_parser import MessageParser
 from services.gateway.session.generation import Generation
 from services.gateway.text.chat_template import ChatTemplate, Conversation, TemplateRefused
 from services.gateway.text.conversation import ConversationEncoder
@@ -23,6 +24,8 @@ from services.gateway.text.encoding import encode
 from services.gateway.text.output_text import AnswerText
 from services.gateway.text.token_bytes import TokenBytes
 from shared.protocol.messages import TokenIds
+
+NUM_END_TOKENS = 16  # of a prompt, in which a block of reasoning may begin
 
 
 class UnusableTarget(ValueError):
@@ -34,10 +37,21 @@ class TargetTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, stop_ids: TokenIds) -> None:
         self._tokenizer = tokenizer
+        self._template = template
         self._conversations = ConversationEncoder(tokenizer, template) if template else None
         self._token_bytes = TokenBytes(tokenizer)
+        self._showing: dict[frozenset[str], TokenBytes] = {}
         self.stop_ids = stop_ids
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def template(self) -> str | None:
+        """Source of the chat template, if there is one."""
+        return self._template.source if self._template else None
+
+    def mentions(self, name: str) -> bool:
+        """Whether the chat template uses a variable or field of this name."""
+        return self._template is not None and self._template.mentions(name)
 
     def encode_chat(self, conversation: Conversation) -> TokenIds:
         """The prompt that the model's chat template makes of a conversation. In a message the text of a special token
@@ -67,11 +81,29 @@ class TargetTokenizer:
         piece: str | None = self._tokenizer.id_to_token(token_id)
         return piece
 
-    def answer(self, generation: Generation, stops: Iterable[str], num_echoed: int = 0) -> AnswerText:
-        """A reader for the tokens of one answer. stops: stop strings. num_echoed: characters of an echoed prompt."""
-        detokenizer = detokenizer_of(self._token_bytes, generation.prompt_ids)
-        min_tokens, token_bytes = generation.min_tokens, self._token_bytes
-        return AnswerText(detokenizer, token_bytes, stops, generation.stop_ids, min_tokens, num_echoed)
+    def answer(
+        self,
+        generation: Generation,
+        stops: Iterable[str],
+        parser: MessageParser | None = None,
+        markers: frozenset[str] = frozenset(),
+        num_echoed: int = 0,
+    ) -> AnswerText:
+        """A reader for the tokens of one answer. stops: stop strings. markers: special tokens that are text here.
+        num_echoed: characters of an echoed prompt."""
+        token_bytes = self._showing.get(markers)
+        if token_bytes is None:
+            token_bytes = self._showing[markers] = self._token_bytes.showing(markers)
+        detokenizer, stop_ids = detokenizer_of(token_bytes, generation.prompt_ids), generation.stop_ids
+        return AnswerText(detokenizer, token_bytes, stops, stop_ids, generation.min_tokens, parser, num_echoed)
+
+    def special_ids(self, texts: Collection[str]) -> dict[str, int]:
+        """Ids of those texts that are special tokens."""
+        return self._token_bytes.special_ids(texts)
+
+    def end_of(self, prompt_ids: Sequence[int]) -> str:
+        """The last text of a prompt, with its special tokens."""
+        return str(self._tokenizer.decode(list(prompt_ids[-NUM_END_TOKENS:]), skip_special_tokens=False))
 
     def echo(self, generation: Generation, text: str) -> EchoedPrompt:
         """The prompt before the answer. text: of the prompt."""

@@ -26,7 +26,7 @@ from services.edge_drafter.model import DraftModel, DraftRow
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
 from services.gateway.http.routes import Routes, make_app
-from services.gateway.service import Gateway, make_authenticator
+from services.gateway.service import Gateway, formats_of, make_authenticator
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.nats_server import Access, free_port, write_secured
@@ -156,9 +156,8 @@ async def _start_gateway(system: SmallSystem) -> TestServer:
         target=str(make_folder(system.folder / "target")), model_name=MODEL, default_max_tokens=4, **FAST
     )
     routes, authenticator = Routes(settings.client_timeout_s), make_authenticator(settings)
-    gateway = Gateway(
-        settings, await system.context("gateway"), load_tokenizer(Path(settings.target)), routes, authenticator
-    )
+    context, tokenizer = await system.context("gateway"), load_tokenizer(Path(settings.target))
+    gateway = Gateway(settings, context, tokenizer, formats_of(settings, tokenizer), routes, authenticator)
     system.start("gateway", gateway.run())
     server = TestServer(make_app(routes, authenticator, settings.max_body_bytes))
     await server.start_server()

@@ -78,7 +78,7 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
         (chat(store=0), "store"),
         (chat(suffix="x"), "suffix"),
         (chat(dsd={"sources": True}), "dsd.sources"),
-        (chat(tools=[{"type": "function"}]), "tools"),
+        (chat(tools=[{"type": "function"}]), "tools.0.function"),
         (chat(stream="yes"), "stream"),
         (chat(stream_options={"include_usage": True}), "stream_options"),
         (chat(stream=True, stream_options={"include": True}), "stream_options.include"),

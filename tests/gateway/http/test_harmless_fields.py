@@ -144,7 +144,7 @@ async def test_a_history_with_calls_and_reasoning_and_options_reach_the_chat_tem
             "user:hi:me:::",
             "assistant:None::"
             ":The weather is asked for.:"
-            '[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{\\"x\\": [1]}"}}]',
+            '[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"x": [1]}}}]',
             "tool:rain::c1::",
             "user:And now?::::",
             "low False",

@@ -153,7 +153,7 @@ def test_half_a_surrogate_pair_is_no_text_wherever_it_stands() -> None:
         error = refusal(ChatBody, raw)
         assert (error.code, bool(error.body)) == ("repeated_parameter" if "2" in message else "invalid_json", True)
     whole = chat("\U0001f600 \\ud800")  # a whole pair, and a backslash
-    assert parse(ChatBody, json.dumps(whole).encode()).messages[0].message.content == "\U0001f600 \\ud800"
+    assert parse(ChatBody, json.dumps(whole).encode()).conversation.messages[0].content == "\U0001f600 \\ud800"
 
 
 JSON = st.recursive(

@@ -63,7 +63,6 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "stream_options": NO_OBJECT | st.just({"include_usage": True}),
     "user": NO_TEXT | LIST,
     "dsd": NO_OBJECT | st.just({"speculation": "static"}) | st.just({"sources": True}),
-    "tools": NO_OBJECT.filter(lambda value: value != []) | st.lists(OBJECT, min_size=1),
     "response_format": NO_OBJECT
     | st.sampled_from(
         [
@@ -101,7 +100,6 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "parallel_tool_calls": NO_BOOLEAN,
     "safety_identifier": NO_TEXT,
     "request_id": NO_TEXT,
-    "tool_choice": NO_OBJECT | st.just("required"),
     "use_beam_search": NO_BOOLEAN | st.just(True),
     "skip_special_tokens": NO_BOOLEAN | st.just(False),
     "surprise": st.just(1),
@@ -118,6 +116,11 @@ OF_CHAT: dict[str, SearchStrategy[Any]] = {
     "echo": NO_BOOLEAN | st.just(True),
     "reasoning_effort": NO_TEXT | st.just("huge"),
     "chat_template_kwargs": NO_OBJECT | st.just({"messages": []}),
+    "tools": NO_OBJECT.filter(lambda value: value != [])
+    | st.lists(OBJECT, min_size=1)
+    | NO_OBJECT.map(lambda function: [{"type": "function", "function": function}])
+    | NO_OBJECT.map(lambda parameters: [{"type": "function", "function": {"name": "f", "parameters": parameters}}]),
+    "tool_choice": NO_OBJECT | st.sampled_from(["required", {"type": "function", "function": {"name": "f"}}]),
 }
 OF_COMPLETIONS: dict[str, SearchStrategy[Any]] = {
     "prompt": NUMBER
@@ -127,6 +130,8 @@ OF_COMPLETIONS: dict[str, SearchStrategy[Any]] = {
     | st.lists(st.none() | BOOLEAN | OBJECT | st.integers(VOCABULARY), min_size=1)
     | st.just(""),
     "logprobs": no_integer(0, 20).filter(lambda value: value is not False),
+    "tools": NO_OBJECT.filter(lambda value: value != []) | st.lists(OBJECT, min_size=1),
+    "tool_choice": NO_OBJECT | st.just("required"),
     "top_logprobs": st.integers(0, 5),
     "echo": NO_BOOLEAN,
     "messages": st.just([MESSAGE]),

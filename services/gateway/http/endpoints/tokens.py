@@ -11,7 +11,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from services.gateway.bodies.body import MAX_NAME_CHARACTERS, Body, blame
-from services.gateway.bodies.chat_body import MAX_MESSAGES, MessageBody, TemplateOptions
+from services.gateway.bodies.chat_body import MAX_MESSAGES, MessageBody, TemplateOptions, messages_of
 from services.gateway.bodies.generation_body import Off
 from services.gateway.errors import bad_request
 from services.gateway.http.parsing import parse
@@ -53,8 +53,11 @@ class TokenizeBody(Body):
     def conversation(self) -> Conversation | None:
         if self.messages is None:
             return None
-        turns = [turn.message for turn in self.messages]
-        return Conversation(turns, self.chat_template_kwargs or {}, self.add_generation_prompt is not False)
+        return Conversation(
+            messages_of(self.messages),
+            self.chat_template_kwargs or {},
+            add_generation_prompt=self.add_generation_prompt is not False,
+        )
 
 
 class DetokenizeBody(Body):

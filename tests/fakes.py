@@ -157,7 +157,7 @@ class FakeTarget:
             raise RuntimeError("poisoned")
         drawn = [self._draws(row) for row in rows]
         return [
-            Drawn(ids, no_doubt(row, len(ids)), no_doubt(row, len(row.scored_ids)))
+            Drawn(ids, no_doubt(row, len(ids)), scored=no_doubt(row, len(row.scored_ids)))
             for row, ids in zip(rows, drawn, strict=True)
         ]
 

@@ -150,8 +150,10 @@ def test_a_service_loads_no_model_runtime_but_its_own(role: Role) -> None:
 
 @every_role
 def test_a_roles_extra_names_all_that_its_service_imports(role: Role) -> None:
-    both = [role.extra, "vllm"] if role.extra == "cloud" else [role.extra]  # a verifier has one of two engines
-    assert imported_distributions(f"services.{role.service}") <= required("", *both)
+    more = {"cloud": ["vllm"], "gateway": ["harmony"]}.get(
+        role.extra, []
+    )  # one of two engines; a format of some models
+    assert imported_distributions(f"services.{role.service}") <= required("", role.extra, *more)
 
 
 def test_the_engine_on_vllm_needs_nothing_but_vllm_and_its_torch() -> None:

@@ -72,7 +72,7 @@ class PassByPass(SessionTable):
             self.num_fed += each.num_tokens
             state, drawn = share.slot.state, each.drawn
             verdict = state.end_pass(
-                share.row, drawn.token_ids, PassInfo(), 0.0, drawn.logprobs, each.length, drawn.scored
+                share.row, drawn.token_ids, PassInfo(), 0.0, drawn.logprobs, each.length, scored=drawn.scored
             )
             if verdict is not None and verdict.finish:
                 self.settle(share.slot)

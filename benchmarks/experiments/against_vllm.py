@@ -111,6 +111,7 @@ class VllmComparison:
     between_passes: list[BetweenPasses]
     complaints: list[str]
     origin: Origin
+    draft: str = "int8"  # of DSD
 
 
 def plans(python: Path, target: Path, draft_model: Path | None) -> list[ServerPlan]:
@@ -129,9 +130,17 @@ def plans(python: Path, target: Path, draft_model: Path | None) -> list[ServerPl
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """of_dsd: int8, int4, distilled or a folder. of_vllm: folder of a model; None: the way is left out."""
+
+    of_dsd: str
+    of_vllm: Path | None
+
+
 @asynccontextmanager
 async def servers(
-    python: Path, models: Path, draft_model: Path | None, ways: Sequence[str], max_tokens: int, folder: Path
+    python: Path, models: Path, drafts: Drafts, ways: Sequence[str], max_tokens: int, folder: Path
 ) -> AsyncIterator[tuple[dict[str, Server], list[RunningCell]]]:
     """The chosen ways, and the cells of DSD. They start one after the other: each compiles."""
     engine = verifier_engine(EngineName.VLLM, python)
@@ -147,7 +156,7 @@ async def servers(
         return RequestTemplate(model, options, ignore_eos=True)
 
     async with AsyncExitStack() as stack:
-        for plan in plans(python, models / "target", draft_model):
+        for plan in plans(python, models / "target", drafts.of_vllm):
             if plan.name not in ways:
                 continue
             path = folder / str(len(found))
@@ -162,7 +171,9 @@ async def servers(
             path.mkdir()
             link = LinkConditions(delay_ms=rtt_ms / 2)
             cell = await stack.enter_async_context(
-                running(CellPlan(models, link=link, engine=engine, env=env), path, console.print)
+                running(
+                    CellPlan(models, link=link, drafts=(drafts.of_dsd,), engine=engine, env=env), path, console.print
+                )
             )
             cells.append(cell)
             async with connected(cell.url) as gateway:
@@ -252,7 +263,7 @@ async def _passes(cell: RunningCell) -> tuple[float, float]:
 
 async def run(
     python: Path,
-    draft_model: Path | None,
+    drafts: Drafts,
     ways: Sequence[str],
     num_rounds: int,
     max_tokens: int,
@@ -262,7 +273,7 @@ async def run(
     prompts, other = read_prompts(DEFAULT_PROMPTS), min(os.sched_getaffinity(0))
     origin = Origin.here("benchmarks.experiments.against_vllm")  # before this process gives up a core
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
-        async with servers(python, default_models_dir(), draft_model, ways, max_tokens, Path(folder)) as (found, cells):
+        async with servers(python, default_models_dir(), drafts, ways, max_tokens, Path(folder)) as (found, cells):
             for pid in (pid for cell in cells for name, pid in cell.pids().items() if name != VERIFIER):
                 move(pid, other)
             move(os.getpid(), other)
@@ -287,6 +298,7 @@ async def run(
         between,
         complaints,
         origin,
+        drafts.of_dsd,
     )
 
 
@@ -325,6 +337,7 @@ def main(
     draft_model: Annotated[
         Path | None, typer.Option(help="Folder of a draft model for vLLM's own speculation.")
     ] = None,
+    draft: Annotated[str, typer.Option(help="DSD's draft: int8, int4, distilled or a folder.")] = "int8",
     ways: Annotated[
         list[str] | None,
         typer.Option(help="Servers, of vLLM (always), both, n-gram, draft, DSD, DSD30; repeat it. Default: all."),
@@ -340,7 +353,9 @@ def main(
     if unknown := set(ways or ()) - set(WAYS):
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
-    found = asyncio.run(run(python, draft_model, chosen, rounds, max_tokens, clients or list(CLIENTS), seed))
+    found = asyncio.run(
+        run(python, Drafts(draft, draft_model), chosen, rounds, max_tokens, clients or list(CLIENTS), seed)
+    )
     write_result(folder / "against_vllm.json", found)
     Console().print(table(found))
 

@@ -116,6 +116,7 @@ def read_findings(folder: Path) -> dict[str, CellFinding]:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Measure two cells only.")] = False,
     policies: Annotated[bool, typer.Option("--policies", help="Compare window policies.")] = False,
+    small: Annotated[str | None, typer.Option(help="Measure this small draft: distilled, or a folder.")] = None,
     budget_min: Annotated[float | None, typer.Option(min=1, help="Total minutes.", show_default="80 or 4.5")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Folder for results.", show_default="docs/reports/benchmarks")
@@ -135,11 +136,11 @@ def main(
 ) -> None:
     """Compares serving modes cell by cell. Finished cells are kept."""
     exit_on_sigterm()
-    if quick and policies:
-        raise typer.BadParameter("use either --quick or --policies")
+    if quick + policies + (small is not None) > 1:
+        raise typer.BadParameter("use one of --quick, --policies and --small")
     if drafters > 1 and not policies:
         raise typer.BadParameter("--drafters needs --policies")
-    plan = quick_plan() if quick else policy_plan(drafters) if policies else full_plan()
+    plan = small_plan(small) if small else quick_plan() if quick else policy_plan(drafters) if policies else full_plan()
     names = selected(plan, only) if only else None
     asked = [spec for spec in plan if names is None or spec.name in names]
     if mode:
@@ -151,7 +152,7 @@ def main(
         if standin_profile is None or standin_kind not in get_args(StandinKind):
             raise typer.BadParameter("--standin-kind must be paced or replayed, and needs --standin-profile")
         standin = StandinPlan(cast(StandinKind, standin_kind), standin_profile, standin_recording)
-    kind_of_plan = "quick" if quick else "policies" if policies else ""
+    kind_of_plan = "small" if small else "quick" if quick else "policies" if policies else ""
     drafters_of_each = f"on{drafters}" if drafters > 1 else ""
     place = folder or REPORTS / kind_of_plan / drafters_of_each / ("stand-in" if standin else "")
     place.mkdir(parents=True, exist_ok=True)

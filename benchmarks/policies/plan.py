@@ -92,6 +92,13 @@ def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
     ]
 
 
+def small_plan(draft: str) -> list[CellSpec]:
+    """A small draft, whose guesses are often wrong: running free against waiting for guesses."""
+    waiting = (*map(stop_and_wait_mode, (2, 4, 6)), SLIDING_WAITING)
+    modes = (TARGET_ONLY, *waiting, SLIDING_FREE, ADAPTIVE)
+    return [CellSpec(draft, rtt_ms, num, modes) for num in (1, NUM_SHARED) for rtt_ms in (0, 30)]
+
+
 def quick_plan() -> list[CellSpec]:
     """Two cells that show whether something broke."""
     modes = (TARGET_ONLY, stop_and_wait_mode(4), stop_and_wait_mode(8), SLIDING_FREE, ADAPTIVE)

@@ -23,7 +23,7 @@ SLIDING_GAIN, SLIDING_LOW = 1.2, 1.1  # least ratio to the best stop-and-wait wi
 STANDIN_GAIN, STANDIN_LOW = 1.3, 1.0  # the same for stand-ins of large models
 ABOUT = (
     "Ratios are geometric means over answers to the same prompts in one run, with 95 % bootstrap intervals over "
-    "rounds; above 1 is faster than target-only. The default pair is a model and its own quantised copies: it proves "
+    "rounds; above 1 is faster than target-only. An int8 or int4 draft is a quantised copy of the target: it proves "
     "nothing about a small draft for a large target."
 )
 ANSWERS = {True: "yes", False: "**no**", None: "**open**: too few rounds"}

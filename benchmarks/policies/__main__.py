@@ -24,7 +24,7 @@ from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.standin import StandinKind
 from benchmarks.policies.findings import CellFinding, find
 from benchmarks.policies.measure import CellResult, RunSettings, run_cell
-from benchmarks.policies.plan import TARGET_ONLY, CellSpec, full_plan, policy_plan, quick_plan
+from benchmarks.policies.plan import TARGET_ONLY, CellSpec, full_plan, policy_plan, quick_plan, small_plan
 from benchmarks.policies.report import markdown, plot_speeds
 from model_zoo.prompt_file import read_prompts
 from shared.runtime.home import default_models_dir

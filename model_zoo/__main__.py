@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from enum import StrEnum
@@ -135,7 +135,7 @@ def make_a_small_draft_for_a_target(
         hours,
         quantize.value,
         seed,
-        f"python -m model_zoo distill {shlex.join(sys.argv[2:])}",
+        f"python -m model_zoo distill {shlex.join(_without_folders(sys.argv[2:]))}",
     )
     with _errors_exit("distill", UnusableModel, ExportError, ValueError, OSError), _progress("reading") as notify:
         card = distill(plan, notify)
@@ -297,6 +297,11 @@ def _errors_exit(command: str, *kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         console.print(f"{command} failed: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
+
+
+def _without_folders(arguments: Sequence[str]) -> list[str]:
+    """Command line arguments as a card may tell them: files and folders by their names alone."""
+    return [Path(each).name if "/" in each and Path(each).exists() else each for each in arguments]
 
 
 def _check_can_be_made(out: Path) -> None:

@@ -40,6 +40,7 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "validation": {"harness", "standins", "load"},
     "experiments": {"harness", "load", "policies"},
     "hostile": {"harness"},
+    "formats": {"harness"},
 }
 OURS = tuple(BELOW)
 MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder

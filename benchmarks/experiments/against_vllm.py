@@ -264,13 +264,14 @@ async def _passes(cell: RunningCell) -> tuple[float, float]:
 async def run(
     python: Path,
     drafts: Drafts,
+    prompts: Sequence[str],
     ways: Sequence[str],
     num_rounds: int,
     max_tokens: int,
     clients: Sequence[int],
     seed: int,
 ) -> VllmComparison:
-    prompts, other = read_prompts(DEFAULT_PROMPTS), min(os.sched_getaffinity(0))
+    other = min(os.sched_getaffinity(0))
     origin = Origin.here("benchmarks.experiments.against_vllm")  # before this process gives up a core
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         async with servers(python, default_models_dir(), drafts, ways, max_tokens, Path(folder)) as (found, cells):
@@ -347,6 +348,9 @@ def main(
     clients: Annotated[list[int] | None, typer.Option(help="Numbers of clients; repeat it.")] = None,
     folder: Annotated[Path, typer.Option(help="Folder for against_vllm.json.")] = REPORTS,
     seed: Annotated[int, typer.Option(help="Seed of the order within a round.")] = 1,
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL file with prompts.", show_default="tests/data/prompts.jsonl")
+    ] = DEFAULT_PROMPTS,
 ) -> None:
     """Compares DSD on vLLM with vLLM's own server on this machine."""
     exit_on_sigterm()
@@ -354,7 +358,16 @@ def main(
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
     found = asyncio.run(
-        run(python, Drafts(draft, draft_model), chosen, rounds, max_tokens, clients or list(CLIENTS), seed)
+        run(
+            python,
+            Drafts(draft, draft_model),
+            read_prompts(prompts),
+            chosen,
+            rounds,
+            max_tokens,
+            clients or list(CLIENTS),
+            seed,
+        )
     )
     write_result(folder / "against_vllm.json", found)
     Console().print(table(found))

@@ -23,7 +23,7 @@ from benchmarks.harness.cell import exit_on_sigterm
 from benchmarks.harness.files import REPORTS, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.validation.case_run import CaseResult, ValidationInputs, run_case
-from benchmarks.validation.cases import CASES, NUM_TOKENS, Case
+from benchmarks.validation.cases import CASES, DISTILLED_CASES, NUM_TOKENS, Case
 from benchmarks.validation.record import JUDGED, OTHERS, record_all
 from benchmarks.validation.report import markdown, summaries, table
 from model_zoo.prompt_file import read_prompts
@@ -92,11 +92,11 @@ def _notify(line: str) -> None:
     console.print(line, highlight=False, markup=False)
 
 
-def write_report(results: Sequence[CaseResult], folder: Path) -> Path:
-    """Writes report.md; returns its path."""
+def write_report(known: Sequence[Case], results: Sequence[CaseResult], folder: Path) -> Path:
+    """Writes report.md; returns its path. known: all cases of the kind."""
     path = folder / "report.md"
     names = {result.case.name for result in results}
-    missing = [case.name for case in CASES if case.name not in names]
+    missing = [case.name for case in known if case.name not in names]
     path.write_text(markdown(results, missing, results[-1].origin), encoding="utf-8")
     return path
 
@@ -104,19 +104,24 @@ def write_report(results: Sequence[CaseResult], folder: Path) -> Path:
 @app.command()
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Only cases whose names contain this.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for results.")] = FOLDER,
+    distilled: Annotated[bool, typer.Option("--distilled", help="The cases of the distilled draft instead.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for results.", show_default="docs/reports/validation")
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report", help="Only write the report of finished cases.")] = False,
 ) -> None:
     """Compares the simulator with the services, case by case. Finished cases are kept.
 
     Exits with status 1 if a case has no valid result or an error exceeds its limit.
     """
-    cases = [case for case in CASES if not only or any(part in case.name for part in only)]
+    known = DISTILLED_CASES if distilled else CASES
+    cases = [case for case in known if not only or any(part in case.name for part in only)]
     if not cases:
         raise typer.BadParameter(
-            f"matches no case; cases: {', '.join(case.name for case in CASES)}", param_hint="--only"
+            f"matches no case; cases: {', '.join(case.name for case in known)}", param_hint="--only"
         )
     exit_on_sigterm()
+    folder = folder or (FOLDER / "distilled" if distilled else FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     models = default_models_dir()
     if not report_only:
@@ -130,7 +135,7 @@ def main(
     if not results:
         console.print("no case has a result", style="red")
         raise typer.Exit(1)
-    console.print(f"see {write_report(results_of(CASES, folder, code), folder)}", highlight=False)
+    console.print(f"see {write_report(known, results_of(known, folder, code), folder)}", highlight=False)
     Console().print(table(results))
     is_whole = len(results) == len(cases) and not any(result.complaints for result in results)
     if not is_whole or not all(summary.holds for summary in summaries(results)):

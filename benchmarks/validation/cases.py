@@ -132,3 +132,11 @@ CASES = (
         num_requests=80,
     ),
 )
+DISTILLED = "distilled"
+DISTILLED_CASES = (  # for those who have run `make draft`
+    Case("distilled-slide8-rtt0", "real", (DISTILLED,), sliding(8), num_clients=1),
+    Case("distilled-hold8-rtt0", "real", (DISTILLED,), sliding(8, free_run=False), num_clients=1),
+    Case("distilled-wait4-rtt0", "real", (DISTILLED,), stop_and_wait(4), num_clients=1),
+    Case("distilled-slide16-rtt30", "real", (DISTILLED,), sliding(16), rtt_ms=30, num_clients=1),
+    Case("distilled-slide8-full", "real", (DISTILLED,), sliding(8), num_clients=8, num_requests=2 * NUM_PROMPTS),
+)

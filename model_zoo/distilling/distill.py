@@ -31,6 +31,7 @@ from model_zoo.exporting.onnx_export import Exporter, Precision
 from model_zoo.manifest import sha256_of
 from model_zoo.prepare import Notify
 from model_zoo.source import Source, open_source
+from services.cloud_verifier.torch_engine.model import name_of
 from services.edge_drafter.draft_config import VOCABULARY
 from services.edge_drafter.model import load_draft
 from shared.data.draft_card import CARD, Card, Progress
@@ -262,7 +263,7 @@ def _finish(
     acceptance, step_ms = judge(load_draft(str(made), num_threads=1), lesson.held_out, plan.seed)
     num_tokens = sum(len(each.token_ids) for each in lesson.train)
     card = Card(
-        target=plan.target,
+        target=name_of(plan.target),
         target_sha256=settings.target_sha256,
         layers=list(chosen.layers),
         choice=chosen.rule,

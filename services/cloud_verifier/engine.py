@@ -11,7 +11,7 @@ They may overlap, except that `grow` and `share` run only between steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from shared.grammar.grammars import Grammars
@@ -66,8 +66,8 @@ class Drawn:
 
     token_ids: list[int]  # [at most num_draws]
     logprobs: list[TokenLogprobs]
-    forced: Sequence[int] = ()
-    scored: Sequence[TokenLogprobs] = ()
+    forced: list[int] = field(default_factory=list)
+    scored: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,9 +58,9 @@ class Grammars:
         return grammar in self._compiled
 
     def start(self, grammar: str) -> Started:
-        """Compiles a grammar that is not kept. Raises BadGrammar."""
+        """Compiles a grammar that is not kept, while others can be started. Raises BadGrammar."""
+        compiled = self._compiled.get(grammar) or self._compile(grammar)
         with self._lock:
-            compiled = self._compiled.get(grammar) or self._compile(grammar)
             self._compiled[grammar] = compiled
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > MAX_COMPILED:
@@ -73,8 +73,9 @@ class Grammars:
             raise BadGrammar(f"a grammar must have at most {MAX_GRAMMAR_CHARACTERS} characters, got {len(grammar)}")
         if self._path is None or not self._path.is_file():
             raise BadGrammar(f"the model has no {TOKENIZER}, which grammars need")
-        if self._executor is None:
-            self._executor = _on_a_large_stack()
+        with self._lock:
+            if self._executor is None:
+                self._executor = _on_a_large_stack()
         return self._executor.submit(self._compile_there, grammar).result()
 
     def _compile_there(self, grammar: str) -> LLMatcher:

@@ -13,6 +13,7 @@ from typing import ClassVar, cast
 
 from services.cloud_verifier.engine import Computed, Drawn, EngineInfo, OutOfMemory, StepRow, StepTime
 from services.edge_drafter.model import DraftRow
+from shared.grammar.grammars import Grammars
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Open, TokenIds, TokenLogprobs
 from tests.histories.violation import Injected, Violation
@@ -122,6 +123,7 @@ class HashEngine:
     rng: random.Random
     evicted: float
     errors: float = 0.0  # share of steps that fail
+    grammars: Grammars = field(default_factory=Grammars)  # no request has one
     num_shared_tokens: int = 0
     num_preemptions: int = 0
     contexts: set[Context] = field(default_factory=set)

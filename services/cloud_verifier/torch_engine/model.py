@@ -237,7 +237,7 @@ def load_target(
         torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = pick_device(device)
-    target = _convert(_read(folder_or_id, place, pick_dtype(dtype, place)), _name_of(folder_or_id))
+    target = _convert(_read(folder_or_id, place, pick_dtype(dtype, place)), name_of(folder_or_id))
     _tidy_memory()
     return target
 
@@ -302,7 +302,7 @@ def _tidy_memory() -> None:
     use_huge_pages()
 
 
-def _name_of(folder_or_id: str) -> str:
+def name_of(folder_or_id: str) -> str:
     """The hub id, or the folder's name; for `model_zoo`'s folders, which are called `target`, the parent's name."""
     folder = Path(folder_or_id)
     if not folder.is_dir():

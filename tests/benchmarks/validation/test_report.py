@@ -10,7 +10,7 @@ import pytest
 from benchmarks.harness.files import read_result, write_result
 from benchmarks.validation.__main__ import matches, path_of, results_of, unfinished, write_report
 from benchmarks.validation.case_run import CaseResult
-from benchmarks.validation.cases import NUM_TOKENS
+from benchmarks.validation.cases import CASES, NUM_TOKENS
 from benchmarks.validation.report import differences, error_of, excesses, markdown, summaries, table
 from tests.benchmarks.validation.sample_case import CASE, CODE, ORIGIN, result
 
@@ -74,7 +74,7 @@ def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
     write_result(path_of(CASE, tmp_path), result(complaints=["pass failed"]))
     assert unfinished([CASE], tmp_path, CODE) == [CASE], "void figures are measured again"
     assert len(results_of([CASE, replace(CASE, name="missing")], tmp_path, CODE)) == 1
-    assert write_report([result()], tmp_path).read_text().startswith("# DSD-Sim against the services")
+    assert write_report(CASES, [result()], tmp_path).read_text().startswith("# DSD-Sim against the services")
 
 
 def test_a_result_of_other_code_is_measured_again_even_where_it_has_another_form(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_an_agent_of_langchain_calls_its_tool_turn_by_turn_and_answers(play: Pla
 
 def test_instructor_makes_the_same_kind_of_object_in_each_of_its_ways(play: Play) -> None:
     told = play(made("instructor"), "models_by_instructor")
-    assert set(told) == {"TOOLS", "TOOLS_STRICT", "JSON_SCHEMA"}
+    assert set(told) == {"TOOLS", "JSON_SCHEMA"}
     assert all(city["rivers"] for city in told.values())
 
 

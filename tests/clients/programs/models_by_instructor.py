@@ -8,7 +8,7 @@ import instructor
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-MODES = (instructor.Mode.TOOLS, instructor.Mode.TOOLS_STRICT, instructor.Mode.JSON_SCHEMA)
+MODES = (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA)
 
 
 class River(BaseModel):

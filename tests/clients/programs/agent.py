@@ -14,6 +14,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 NUM_CALLS = 3
+SETTINGS = {"parallel_tool_calls": False, "strict": True}
 POPULATIONS = {"Oslo": 709_000, "Paris": 2_103_000, "Rome": 2_749_000}
 
 
@@ -29,7 +30,7 @@ class Turns(AgentMiddleware):
     def wrap_model_call(self, request, handler):
         num_results = sum(isinstance(message, ToolMessage) for message in request.messages)
         choice = "any" if num_results < NUM_CALLS else "none"
-        return handler(request.override(tool_choice=choice, model_settings={"parallel_tool_calls": False}))
+        return handler(request.override(tool_choice=choice, model_settings=SETTINGS))
 
 
 def check(messages: list) -> str:

@@ -6,19 +6,23 @@ from typing import Literal
 
 import instructor
 from openai import OpenAI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 MODES = (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA)
 
 
 class River(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # else the model may add properties without end
+
     name: Literal["Danube", "Rhine", "Seine", "Tiber"]
     length_km: int = Field(ge=100, le=3000)
     is_navigable: bool
 
 
 class City(BaseModel):
-    name: str = Field(max_length=20, pattern="^[A-Za-z ]+$")
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=20)
     rivers: list[River] = Field(min_length=1, max_length=2)
 
 

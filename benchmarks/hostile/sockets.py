@@ -30,11 +30,11 @@ LENGTH = re.compile(rb"^Content-Length: (\d+)\r$", re.MULTILINE | re.IGNORECASE)
 
 ROUTES = (
     "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/x", "/dsd/fleet", "/v1/dsd/windows",
-    "/openapi.json", "/healthz", "/readyz", "/metrics", "/", "/nothing", "/v1/models/", "//", "/%00", "/%ff",
+    "/openapi.json", "/healthz", "/readyz", "/health", "/metrics", "/", "/nothing", "/v1/models/", "//", "/%00", "/%ff",
     "/..;/", "/v1/models/%2e%2e%2fetc", "/v1/chat/completions?a=b", "/v1/models/" + "a" * 7000,
 )  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "BREW", "get")
-PLAIN = ("/healthz", "/readyz", "/metrics")  # endpoints of the runtime
+PLAIN = ("/healthz", "/readyz", "/health", "/metrics")  # endpoints of the runtime
 
 
 @dataclass(frozen=True, slots=True)

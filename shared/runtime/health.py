@@ -1,4 +1,4 @@
-"""The health endpoints of a service: /healthz, /readyz, /metrics.
+"""The health endpoints of a service: /healthz, /readyz, /metrics; /health is /readyz under the name that others use.
 
 Invariant: they answer before the bus is connected or a model is loaded. /healthz says that the event loop runs, /readyz
 whether the service is ready, and if not, why.
@@ -57,7 +57,8 @@ class Health:
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
+        for path in ("/readyz", "/health"):  # clients of vLLM and llama.cpp ask for the latter before they begin
+            app.router.add_get(path, self._readyz)
         app.router.add_get("/metrics", self._metricsz)
 
     async def _healthz(self, request: web.Request) -> web.Response:

@@ -229,8 +229,9 @@ class ChatBody(GenerationBody):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise blame("max_tokens", "max_tokens and max_completion_tokens exclude each other")
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
+            raise blame("max_tokens", "max_tokens and max_completion_tokens must be equal where both are given")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from services.gateway.errors import ApiError
 from services.gateway.http.streaming import error_response
 from services.gateway.metrics import GatewayMetrics
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/metrics", "/openapi.json"})
 _current: ContextVar[ApiKey] = ContextVar("current")  # set while a handler runs, in its task
 
 log = structlog.get_logger(__name__)

@@ -244,10 +244,13 @@ class UsageChunk(Head, frozen=True, kw_only=True):
     metrics: RequestMetrics | UnsetType = UNSET
 
 
-class Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """root: where vLLM names the files of the model; here its name."""
+
     id: str
     created: int
     max_model_len: int
+    root: str
     object: Literal["model"] = "model"
     owned_by: str = "dsd"
 

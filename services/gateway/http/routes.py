@@ -52,7 +52,7 @@ SETTLE_S = 0.5  # for requests that clients send before they hear of the end
 Convert: TypeAlias = Callable[
     [RequestBuilder, bytes, list[str] | None, int], tuple[TokenizeReply | DetokenizeReply, list[str]]
 ]
-PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # handled by the runtime, in shapes of their own
+PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/metrics"})  # the runtime has their handlers
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,8 @@ class Routes:
     def _describe(self, backend: Backend) -> Model:
         builder = backend.builder
         context = builder.placement.fleet.max_context(builder.model_name, time.monotonic())
-        return Model(builder.model_name, self._started_at, context)
+        name = builder.model_name
+        return Model(id=name, root=name, created=self._started_at, max_model_len=context)
 
 
 def make_app(routes: Routes, authenticator: Authenticator, max_body_bytes: int) -> web.Application:

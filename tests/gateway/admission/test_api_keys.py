@@ -192,7 +192,7 @@ async def test_without_a_valid_key_the_api_answers_401_and_does_nothing(keyed: W
             assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
     assert verifier.of(Open) == []
     assert keyed.count("refused_total", reason="invalid_api_key") == 4 * len(refusals)
-    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/health", "/metrics", "/openapi.json"):
         assert (await keyed.client.get(path)).status == 200
     assert (await keyed.client.get("/dsd/fleet", headers=bearer(KEYS["bob"], scheme="bearer"))).status == 200
 

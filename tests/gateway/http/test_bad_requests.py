@@ -32,7 +32,7 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
         (chat(max_tokens=0), "max_tokens"),
         (chat(max_tokens="5"), "max_tokens"),
         (chat(max_tokens=5.5), "max_tokens"),
-        (chat(max_tokens=5, max_completion_tokens=5), "max_tokens"),
+        (chat(max_tokens=5, max_completion_tokens=6), "max_tokens"),
         (chat(max_tokens=CONTEXT), "max_tokens"),
         (chat(max_completion_tokens=CONTEXT), "max_completion_tokens"),
         (chat("x" * 4 * CONTEXT), "messages"),

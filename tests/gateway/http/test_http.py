@@ -15,6 +15,7 @@ from tests.gateway.fakes import CONTEXT, MODEL
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+READINESS = ("/readyz", "/health")
 
 
 def chat(text: str = "hi", **options: Any) -> dict[str, Any]:
@@ -95,8 +96,8 @@ async def test_a_stop_string_ends_answer_and_session(world: World) -> None:
 
 async def test_max_tokens_ends_with_length(world: World) -> None:
     await world.verifier()
-    for name in ("max_tokens", "max_completion_tokens"):
-        body = await (await world.client.post(CHAT, json=chat(**{name: 3}))).json()
+    for names in (("max_tokens",), ("max_completion_tokens",), ("max_tokens", "max_completion_tokens")):
+        body = await (await world.client.post(CHAT, json=chat(**dict.fromkeys(names, 3)))).json()
         assert (body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]) == ("length", 3)
 
 
@@ -163,20 +164,23 @@ async def test_an_adaptive_answer_tells_the_window_that_a_controller_decided(wor
 async def test_models_tell_name_and_context(world: World) -> None:
     await world.verifier()
     body = await (await world.client.get("/v1/models")).json()
-    assert [(model["id"], model["max_model_len"]) for model in body["data"]] == [(MODEL, CONTEXT)]
+    assert [(model["id"], model["root"], model["max_model_len"]) for model in body["data"]] == [(MODEL, MODEL, CONTEXT)]
     assert (await (await world.client.get(f"/v1/models/{MODEL}")).json())["id"] == MODEL
     assert (await world.client.get("/v1/models/other")).status == 404
 
 
 async def test_readiness_follows_the_verifiers(world: World) -> None:
     assert (await world.client.get("/healthz")).status == 200
-    assert "no verifier" in await (await world.client.get("/readyz")).text()
+    for path in READINESS:
+        assert "no verifier" in await (await world.client.get(path)).text()
     verifier = await world.verifier()
-    assert (await world.client.get("/readyz")).status == 200
+    for path in READINESS:
+        assert (await world.client.get(path)).status == 200
     await verifier.kill()
     await until(lambda: not world.knows(verifier))
     await asyncio.sleep(0.1)  # the gateway checks with every heartbeat of its own
-    assert (await world.client.get("/readyz")).status == 503
+    for path in READINESS:
+        assert (await world.client.get(path)).status == 503
     text = await (await world.client.get("/metrics")).text()
     assert "dsd_gateway_sessions 0.0" in text
 

@@ -45,7 +45,7 @@ class DrafterProcess(Process):
         plan = self.plan
         self.model = HashDraft(plan.name, plan.max_context, plan.accuracy, self.rng)
         settings = DrafterSettings.model_construct(
-            name=self.name, model_name="m", feed_tokens=FEED_TOKENS, max_sessions=plan.max_sessions
+            name=self.name, draft="none", model_name="m", feed_tokens=FEED_TOKENS, max_sessions=plan.max_sessions
         )
         self.drafter = Drafter(self.instance_id, settings, self.model, self, Uncounted())  # type: ignore[arg-type]
         self.drafter._outbox = self  # type: ignore[assignment]

@@ -131,7 +131,7 @@ class MessageBody(Body):
         return {name: value for name, value in given.items() if value is not None}
 
 
-_FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 def _is_schema(value: dict[str, Any]) -> dict[str, Any]:
@@ -141,12 +141,15 @@ def _is_schema(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+Parameters = Annotated[dict[str, Any], AfterValidator(_is_schema)]
+
+
 class FunctionTool(Body):
     """parameters: JSON Schema of the arguments; None: there are none."""
 
-    name: _FunctionName
+    name: FunctionName
     description: str | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_is_schema)] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
 
@@ -162,7 +165,7 @@ class Tool(Body):
 
 
 class NamedFunction(Body):
-    name: _FunctionName
+    name: FunctionName
 
 
 class NamedTool(Body):
@@ -186,6 +189,7 @@ def _as_choice(value: Any) -> Any:
         raise PydanticCustomError("tool_choice", "must be {form}", {"form": form}) from error
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 ToolChoice = Annotated[_Word | NamedTool, BeforeValidator(_as_choice, _Word | NamedTool)]
 
@@ -222,7 +226,7 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Off | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateOptions = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
@@ -259,6 +263,18 @@ class ChatBody(GenerationBody):
         messages = messages_of(self.messages)
         tools = [tool.field for tool in self.tools or ()] if self.tool_use else []
         return Conversation(messages, effort | (self.chat_template_kwargs or {}), tools)
+
+    @property
+    def prompt_field(self) -> str:
+        return "messages"
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def limit_field(self) -> str:
+        return "max_completion_tokens" if self.max_tokens is None else "max_tokens"
 
     @property
     def tool_use(self) -> ToolUse | None:

@@ -204,6 +204,25 @@ class GenerationBody(Harmless, Unoffered):
         return None if given is None else given.grammar
 
     @property
+    def format_field(self) -> str:
+        """Name of the field that asks for a format."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
+
+    @property
+    def prompt_field(self) -> str:
+        """Name of the field with the prompts."""
+        return "prompt"
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of an answer; None: the default."""
+        return self.max_tokens
+
+    @property
+    def limit_field(self) -> str:
+        return "max_tokens"
+
+    @property
     def num_choices(self) -> int:
         """Choices for each prompt."""
         return self.n or 1

@@ -71,24 +71,20 @@ class AnswerMessage:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
+        self.parts: list[Part] = []
 
     @property
     def content(self) -> str:
-        return "".join(self._content)
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
 
     @property
     def reasoning(self) -> str:
-        return "".join(self._reasoning)
+        return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
 
     def add(self, parts: Iterable[Part]) -> None:
         for part in parts:
+            self.parts.append(part)
             match part:
-                case Content(text):
-                    self._content.append(text)
-                case Reasoning(text):
-                    self._reasoning.append(text)
                 case CallBegin(_, call_id, name):
                     self.calls.append(Call(call_id, name))
                 case CallArguments(index, text):

@@ -89,6 +89,10 @@ class ChoiceAnswer:
         return self._text.num_tokens
 
     @property
+    def num_reasoning_tokens(self) -> int:
+        return self._text.num_reasoning_tokens
+
+    @property
     def num_accepted(self) -> int:
         """Accepted guesses in the text. A few behind a stop string may be among them."""
         return min(self.tally.accepted, self.num_tokens)

@@ -81,6 +81,7 @@ class Choices:
         details = TokenDetails(
             accepted_prediction_tokens=sum(answer.num_accepted for answer in self.answers),
             rejected_prediction_tokens=sum(tally.rejected for tally in tallies),
+            reasoning_tokens=sum(answer.num_reasoning_tokens for answer in self.answers),
         )
         return Usage(self._num_prompt_tokens, num_output, self._num_prompt_tokens + num_output, details)
 

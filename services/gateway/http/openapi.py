@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.responses_body import ResponsesBody
 from services.gateway.errors import ErrorReply
 from services.gateway.http.endpoints.tokens import DetokenizeBody, DetokenizeReply, TokenizeBody, TokenizeReply
 from services.gateway.http.fleet_api import FleetStatus, WindowList
@@ -31,11 +32,12 @@ from services.gateway.http.response_models import (
     Version,
     Whole,
 )
+from services.gateway.http.responses.models import EVENTS, Response
 
 Json: TypeAlias = dict[str, Any]
 
 REFERENCE = "#/components/schemas/"
-BODIES = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+BODIES = (ChatBody, CompletionBody, ResponsesBody, TokenizeBody, DetokenizeBody)
 REPLIES: dict[str, Any] = {
     "ChatCompletion": Whole[ChatChoice],
     "ChatChunk": Chunk[ChatChunkChoice],
@@ -44,6 +46,8 @@ REPLIES: dict[str, Any] = {
     "CompletionChunk": Chunk[CompletionChunkChoice],
     "CompletionLastChunk": LastChunk[CompletionChunkChoice],
     "UsageChunk": UsageChunk,
+    "Response": Response,
+    **{event.__name__: event for event in EVENTS},
     "Model": Model,
     "ModelList": ModelList,
     "TokenizeReply": TokenizeReply,
@@ -109,6 +113,7 @@ def _paths() -> Json:
                 "Continues a text", CompletionBody, "Completion", ("CompletionChunk", "CompletionLastChunk")
             )
         },
+        "/v1/responses": {"post": _responding()},
         "/v1/models": {"get": _reading("The model served", "ModelList")},
         "/v1/models/{name}": {
             "get": _reading("A model by its name", "Model", "404") | {"parameters": [name]},
@@ -122,12 +127,25 @@ def _paths() -> Json:
 
 
 def _generating(summary: str, body: type[ChatBody] | type[CompletionBody], whole: str, chunks: tuple[str, ...]) -> Json:
+    chunk = _one_of(*chunks, "UsageChunk", "ErrorReply")
+    data = {"description": "`[DONE]` is the last", "anyOf": [{"const": "[DONE]"}, chunk]}
+    return _answering(summary, body, whole, {"data": data})
+
+
+def _responding() -> Json:
+    names = [event.__name__ for event in EVENTS]
+    event = {"event": {"description": "The event's type", "type": "string"}, "data": _one_of(*names)}
+    return _answering("Answers a conversation, statelessly", ResponsesBody, "Response", event)
+
+
+def _answering(summary: str, body: type[Body], whole: str, event: Json) -> Json:
+    """event: the fields of one. Before OpenAPI 3.2 the schema of a stream is the schema of each of its events."""
     answer = {
         "description": "The answer, as an event stream where `stream` is true",
         "headers": HEADERS,
         "content": {
             "application/json": {"schema": _ref(whole)},
-            "text/event-stream": {"schema": _event(*chunks, "UsageChunk", "ErrorReply")},
+            "text/event-stream": {"schema": {"type": "object", "required": sorted(event), "properties": event}},
         },
     }
     return {"summary": summary, "requestBody": _json(body), "responses": {"200": answer} | _errors(OF_A_BODY)}
@@ -143,11 +161,9 @@ def _json(body: type[Body]) -> Json:
     return {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
 
 
-def _event(*names: str) -> Json:
-    """One event of a stream. Before OpenAPI 3.2 the schema of a stream is the schema of each of its events."""
-    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, names)]}}
-    data = {"description": "`[DONE]` is the last", "anyOf": [{"const": "[DONE]"}, chunk]}
-    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+def _one_of(*names: str) -> Json:
+    """JSON of one of the schemas, as text."""
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [*map(_ref, names)]}}
 
 
 def _reading(summary: str, reply: str, *more_errors: str) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -20,19 +20,46 @@ from services.gateway.bodies.chat_body import (
 )
 from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.generation_body import DsdOptions, StreamOptions
+from services.gateway.bodies.response_items import (
+    ITEMS,
+    InputCallOutput,
+    InputMessage,
+    InputReasoning,
+    InputText,
+    ReasoningPart,
+)
+from services.gateway.bodies.responses_body import (
+    FlatTool,
+    ReasoningOptions,
+    ResponsesBody,
+    ResponseStreamOptions,
+    TextOptions,
+)
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.http.json_reader import MAX_SHOWN, read_json
 
 AnyBody: TypeAlias = ChatBody | CompletionBody
+Kind: TypeAlias = type[BaseModel] | Mapping[str, type[BaseModel]]  # one model, or one for each `type` of an object
 Parsed = TypeVar("Parsed", bound=Body)
 
-_SHARED: dict[str, type[BaseModel]] = {"stream_options": StreamOptions, "dsd": DsdOptions}
-NESTED: dict[type[BaseModel], dict[str, type[BaseModel]]] = {  # models in models, by the names of their fields
+_SHARED: dict[str, Kind] = {"stream_options": StreamOptions, "dsd": DsdOptions}
+NESTED: dict[type[BaseModel], dict[str, Kind]] = {  # models in models, by the names of their fields
     ChatBody: {"messages": MessageBody, "tools": Tool, **_SHARED},
     CompletionBody: _SHARED,
     MessageBody: {"content": TextPart, "tool_calls": ToolCall},
     ToolCall: {"function": FunctionCall},
     Tool: {"function": FunctionTool},
+    ResponsesBody: {
+        "input": ITEMS,
+        "tools": FlatTool,
+        "text": TextOptions,
+        "reasoning": ReasoningOptions,
+        "stream_options": ResponseStreamOptions,
+        "dsd": DsdOptions,
+    },
+    InputMessage: {"content": InputText},
+    InputCallOutput: {"output": InputText},
+    InputReasoning: {"content": ReasoningPart},
 }
 
 
@@ -52,18 +79,23 @@ def parse(kind: type[Parsed], raw: bytes, unknown: list[str] | None = None) -> P
         raise _explain(kind, error.errors(include_url=False, include_input=False)[0]) from error
 
 
-def _remove_unknown(value: Any, kind: type[BaseModel], place: str, removed: list[str]) -> None:
+def _remove_unknown(value: Any, kind: Kind, place: str, removed: list[str]) -> None:
     """Removes the keys of an object, or of those in a list, that a model does not have, and of the models in it."""
     if isinstance(value, list):
         for number, each in enumerate(value):
             if isinstance(each, dict):
                 _remove_unknown(each, kind, f"{place}{number}.", removed)
-    elif isinstance(value, dict):
-        for name in [name for name in value if name not in kind.model_fields]:
+    elif isinstance(value, dict) and (model := _model_of(value, kind)):
+        for name in [name for name in value if name not in model.model_fields]:
             del value[name]
             removed.append(f"{place}{name}")
-        for name, inner in NESTED.get(kind, {}).items():
+        for name, inner in NESTED.get(model, {}).items():
             _remove_unknown(value.get(name), inner, f"{place}{name}.", removed)
+
+
+def _model_of(value: dict[str, Any], kind: Kind) -> type[BaseModel] | None:
+    """The model of an object; None: it has none."""
+    return kind if isinstance(kind, type) else kind.get(str(value.get("type", "message")))
 
 
 def check_query(names: Iterable[str]) -> None:
@@ -87,6 +119,10 @@ def _explain(kind: type[Body], first: ErrorDetails) -> ApiError:
             return bad_request(f"{name} is missing", param, "missing_parameter")
         case "model_type":
             message = "must be an object"
+        case "union_tag_not_found":
+            message = "must be an object with a type"
+        case "union_tag_invalid":
+            message = f"type {first['ctx']['tag'][:MAX_SHOWN]!r} is none of {first['ctx']['expected_tags']}"
     return bad_request(f"{name}: {message}" if name else message, param, "invalid_value")
 
 
@@ -101,4 +137,6 @@ def _field(kind: type[Body], first: ErrorDetails) -> str | None:
         path = path[:1]
     elif path[0] == "response_format":
         del path[1:2]  # pydantic's name of the kind
+    elif path[0] == "input" or path[:2] == ["text", "format"]:
+        del path[2:3]
     return ".".join(path)[:MAX_SHOWN]

@@ -71,7 +71,7 @@ class RequestBuilder:
         """The prompts in tokens, and a grammar that compiles. Slow for long prompts: call it in a thread."""
         if isinstance(body, ChatBody):
             self._check_tools(body)
-        with explained(_prompt_field(body)):
+        with explained(body.prompt_field):
             if isinstance(body, CompletionBody):
                 grammar = self._grammar(body)
                 return [self._encode_prompt(prompt, body, grammar) for prompt in body.prompt]
@@ -104,7 +104,7 @@ class RequestBuilder:
         self._check_drafter(body, key, now)
         _check_ids([bias.token_id for bias in body.biases], vocab_size, "logit_bias")
         _check_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
-        sampling, field, requests = _sampling(body), _prompt_field(body), []
+        sampling, field, requests = _sampling(body), body.prompt_field, []
         for number, prompt in enumerate(prompts):
             _check_prompt(prompt.token_ids, field, context, vocab_size)
             first = self._generation(body, prompt, sampling, context, key)
@@ -114,7 +114,7 @@ class RequestBuilder:
 
     def _grammar(self, body: AnyBody, prompt_ids: TokenIds = NO_TOKENS) -> str | None:
         """What the answer obeys: the format that is asked for, or the form of a call."""
-        field = "response_format" if body.structured_outputs is None else "structured_outputs"
+        field = body.format_field
         try:
             grammar = body.grammar
             if isinstance(body, ChatBody) and body.must_call:
@@ -179,9 +179,7 @@ class RequestBuilder:
 
     def _max_tokens(self, body: AnyBody, num_prompt: int, context: int) -> int:
         room = context - num_prompt
-        field, wanted = "max_tokens", body.max_tokens
-        if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
-            field, wanted = "max_completion_tokens", body.max_completion_tokens
+        field, wanted = body.limit_field, body.limit
         if wanted is None:
             return min(room, self.default_max_tokens or room)
         if wanted > room:
@@ -217,10 +215,6 @@ def _check_prompt(prompt_ids: TokenIds, field: str, context: int, vocab_size: in
         message = f"The prompt has {len(prompt_ids)} tokens; the context of {context} leaves no room for an answer"
         raise bad_request(message, field, "context_length_exceeded")
     _check_ids(prompt_ids, vocab_size, field)
-
-
-def _prompt_field(body: AnyBody) -> str:
-    return "messages" if isinstance(body, ChatBody) else "prompt"
 
 
 def _check_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:

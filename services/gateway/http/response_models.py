@@ -19,10 +19,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 class TokenDetails(msgspec.Struct, frozen=True):
-    """Fates of guesses in OpenAI's terms. Discarded ones are not among them: no target has judged them."""
+    """Fates of guesses in OpenAI's terms; discarded ones are not among them, since no target has judged them.
+    reasoning_tokens: up to the end of the reasoning, or to the end of the verify pass with it."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
+    reasoning_tokens: int
 
 
 class Usage(msgspec.Struct, frozen=True):

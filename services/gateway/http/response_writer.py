@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from services.gateway.errors import ApiError
 from services.gateway.formats.parts import AnswerMessage, CallArguments, CallBegin, Content, Part, Reasoning
 from services.gateway.http.response_models import (
     DONE,
@@ -46,8 +47,49 @@ ObjectName: TypeAlias = Literal["chat.completion", "chat.completion.chunk", "tex
 
 
 @dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """One choice that is complete. tokens None: logprobs are null; an empty answer has empty logprobs."""
+
+    message: AnswerMessage
+    tokens: list[ScoredToken] | None
+    finish: FinishReason
+
+
+class AnswerWriter(Protocol):
+    """Writes one answer, of one choice or several, in the shape of its endpoint."""
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def tells_usage_so_far(self) -> bool: ...
+
+    def opening(self, num_choices: int) -> bytes:
+        """The events that begin a stream."""
+
+    def piece(self, index: int, piece: Piece, window: int | None, so_far: Usage | None) -> bytes:
+        """The events with the next piece of a choice. window: of the pair that works on it."""
+
+    def ending(
+        self, index: int, finish: FinishReason, report: DsdReport, metrics: RequestMetrics, so_far: Usage | None
+    ) -> bytes:
+        """The events that end a choice."""
+
+    def closing(self, usage: Usage, metrics: RequestMetrics | None) -> bytes:
+        """The events that end a stream."""
+
+    def failure(self, error: ApiError) -> bytes:
+        """The events that end a stream whose answer breaks off."""
+
+    def whole(
+        self, answers: Sequence[WholeAnswer], usage: Usage, report: DsdReport, metrics: RequestMetrics | None
+    ) -> bytes:
+        """The body of an answer in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseWriter(ABC):
-    """Writes one answer, of one choice or several. Subclasses give the shape of an endpoint's choices."""
+    """An AnswerWriter of choices. Subclasses give the shape of an endpoint's choices."""
 
     prefix: ClassVar[str]  # of ids
     whole_object: ClassVar[ObjectName]
@@ -62,13 +104,11 @@ class ResponseWriter(ABC):
     tells_sources: bool
 
     def opening(self, num_choices: int) -> bytes:
-        """The events that begin a stream."""
         firsts = [self._first(index) for index in range(num_choices)]
         return b"".join(self._chunk(first) for first in firsts if first is not None)
 
     def piece(self, index: int, piece: Piece, window: int | None, so_far: Usage | None) -> bytes:
-        """The events with the next piece of a choice: one for each part, if any. window: of the pair that works on the
-        choice."""
+        """One event for each part, if any."""
         dsd: DsdPieces | UnsetType = UNSET
         if self.tells_sources and piece.spans:
             dsd = DsdPieces([TokenPiece(span.text, span.source) for span in piece.spans], window)
@@ -80,28 +120,26 @@ class ResponseWriter(ABC):
     def ending(
         self, index: int, finish: FinishReason, report: DsdReport, metrics: RequestMetrics, so_far: Usage | None
     ) -> bytes:
-        """The event that ends a choice."""
         head, choices = self._head(self.chunk_object), [self._last(index, finish)]
         return _event(LastChunk(**head, choices=choices, usage=self._usage(so_far), dsd=report, metrics=metrics))
 
+    def failure(self, error: ApiError) -> bytes:
+        return b"data: " + error.body + b"\n\n" + DONE
+
     def closing(self, usage: Usage, metrics: RequestMetrics | None) -> bytes:
-        """The events that end a stream."""
         if not self.tells_usage:
             return DONE
         return _event(UsageChunk(**self._head(self.chunk_object), usage=usage, metrics=metrics or UNSET)) + DONE
 
     def whole(
-        self, choices: list[WholeChoice], usage: Usage, report: DsdReport, metrics: RequestMetrics | None
+        self, answers: Sequence[WholeAnswer], usage: Usage, report: DsdReport, metrics: RequestMetrics | None
     ) -> bytes:
-        """The body of an answer in one piece."""
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         head = self._head(self.whole_object)
         return msgspec.json.encode(Whole(**head, choices=choices, usage=usage, dsd=report, metrics=metrics))
 
     @abstractmethod
-    def choice(
-        self, index: int, message: AnswerMessage, tokens: list[ScoredToken] | None, finish: FinishReason
-    ) -> WholeChoice:
-        """A choice of an answer in one piece. tokens None: logprobs are null; an empty answer has empty logprobs."""
+    def _choice(self, index: int, answer: WholeAnswer) -> WholeChoice: ...
 
     @abstractmethod
     def _first(self, index: int) -> ChunkChoice | None:
@@ -143,10 +181,8 @@ class ChatWriter(ResponseWriter):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def choice(
-        self, index: int, message: AnswerMessage, tokens: list[ScoredToken] | None, finish: FinishReason
-    ) -> ChatChoice:
-        return ChatChoice(index, _chat_message(message), _chat_logprobs(tokens), finish)
+    def _choice(self, index: int, answer: WholeAnswer) -> ChatChoice:
+        return ChatChoice(index, _chat_message(answer.message), _chat_logprobs(answer.tokens), answer.finish)
 
     def _first(self, index: int) -> ChatChunkChoice:
         return ChatChunkChoice(index, ChatDelta(role="assistant", content=""), None, None)
@@ -167,10 +203,8 @@ class CompletionWriter(ResponseWriter):
     prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def choice(
-        self, index: int, message: AnswerMessage, tokens: list[ScoredToken] | None, finish: FinishReason
-    ) -> CompletionChoice:
-        return CompletionChoice(index, message.content, _completion_logprobs(tokens), finish)
+    def _choice(self, index: int, answer: WholeAnswer) -> CompletionChoice:
+        return CompletionChoice(index, answer.message.content, _completion_logprobs(answer.tokens), answer.finish)
 
     def _first(self, index: int) -> None:
         return None

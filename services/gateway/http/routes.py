@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.responses_body import ResponsesBody
 from services.gateway.errors import ApiError, SessionFailed, answer_to, bad_request
 from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.auth import Authenticator, current_key
@@ -33,7 +34,8 @@ from services.gateway.http.openapi import openapi_document
 from services.gateway.http.parsing import AnyBody, check_query, parse
 from services.gateway.http.request_builder import ChoiceRequest, EncodedPrompt, RequestBuilder
 from services.gateway.http.response_models import Model, ModelList, Version
-from services.gateway.http.response_writer import ChatWriter, CompletionWriter, ResponseWriter
+from services.gateway.http.response_writer import AnswerWriter, ChatWriter, CompletionWriter, ResponseWriter
+from services.gateway.http.responses.writer import ResponsesWriter
 from services.gateway.http.streaming import (
     error_response,
     json_response,
@@ -52,6 +54,7 @@ SETTLE_S = 0.5  # for requests that clients send before they hear of the end
 Convert: TypeAlias = Callable[
     [RequestBuilder, bytes, list[str] | None, int], tuple[TokenizeReply | DetokenizeReply, list[str]]
 ]
+AskedBody: TypeAlias = AnyBody | ResponsesBody
 PLAIN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/metrics"})  # the runtime has their handlers
 
 
@@ -63,6 +66,17 @@ class Backend:
     builder: RequestBuilder
     gate: AdmissionGate
     metrics: GatewayMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is read. asked: its body as sent; body: what to generate for it; ignored: the header of fields
+    without effect."""
+
+    asked: AskedBody
+    body: AnyBody
+    prompts: list[EncodedPrompt]
+    ignored: dict[str, str]
 
 
 class Routes:
@@ -93,6 +107,7 @@ class Routes:
         add_get, add_post = (partial(add, expect_handler=_expect) for add in (app.router.add_get, app.router.add_post))
         add_post("/v1/chat/completions", self._chat)
         add_post("/v1/completions", self._complete)
+        add_post("/v1/responses", self._respond)
         add_get("/v1/models", self._models)
         add_get("/v1/models/{name:.+}", self._model)
         add_post("/tokenize", self._tokenize)
@@ -127,10 +142,13 @@ class Routes:
     # --- handlers --------------------------------------------------------------------------------------------------
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, ChatBody, ChatWriter)
+        return await self._generate(request, ChatBody)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, CompletionBody, CompletionWriter)
+        return await self._generate(request, CompletionBody)
+
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, ResponsesBody)
 
     async def _models(self, request: web.Request) -> web.Response:
         return json_response(ModelList([self._describe(self._open_backend())]))
@@ -160,25 +178,24 @@ class Routes:
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=openapi_document(), content_type="application/json")
 
-    async def _generate(
-        self, request: web.Request, kind: type[ChatBody] | type[CompletionBody], shape: type[ResponseWriter]
-    ) -> web.StreamResponse:
+    async def _generate(self, request: web.Request, kind: type[AskedBody]) -> web.StreamResponse:
         asked_at = time.monotonic()
         backend = self._open_backend()
         check_query(request.query)
         backend.gate.check_queue()  # before reading the body: a full queue costs no memory
         raw = await self._read(request)
-        body, prompts, ignored = await asyncio.to_thread(_prepare, backend.builder, kind, raw, self._ignores_unknown)
+        prepared = await asyncio.to_thread(_prepare, backend.builder, kind, raw, self._ignores_unknown)
         self._open_backend()
+        body = prepared.body
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
-        requests = backend.builder.choice_requests(body, prompts, key, time.monotonic())
+        requests = backend.builder.choice_requests(body, prepared.prompts, key, time.monotonic())
         async with (
             backend.gate.admitted(key, len(requests), body.num_choices, deadline) as ticket,
             opened(ticket, backend.sessions, [each.generation for each in requests]) as lives,
         ):
             choices = _choices(backend, body, requests, lives, asked_at)
-            writer = _writer(lives, shape, body)
-            headers = {SEED_HEADER: str(requests[0].generation.sampling.seed), **ignored}
+            writer = _writer(lives, prepared)
+            headers = {SEED_HEADER: str(requests[0].generation.sampling.seed), **prepared.ignored}
             if body.stream:
                 return await streamed_response(request, choices, writer, headers, deadline, self._client_timeout_s)
             async with deadline.kept():
@@ -240,14 +257,16 @@ def _ignored(names: list[str]) -> dict[str, str]:
     return {IGNORED_HEADER: shown[:MAX_IGNORED_CHARACTERS].rstrip(", ")} if names else {}
 
 
-def _prepare(
-    builder: RequestBuilder, kind: type[ChatBody] | type[CompletionBody], raw: bytes, ignores_unknown: bool
-) -> tuple[AnyBody, list[EncodedPrompt], dict[str, str]]:
-    """The body, its prompts, and the header of what was ignored. Runs in a thread, since long bodies are slow."""
+def _prepare(builder: RequestBuilder, kind: type[AskedBody], raw: bytes, ignores_unknown: bool) -> Prepared:
+    """Runs in a thread, since long bodies are slow."""
     unknown: list[str] | None = [] if ignores_unknown else None
-    body = parse(kind, raw, unknown)
-    builder.check_model(body.model)
-    return body, builder.encode(body), _ignored([*builder.ignored(body), *(unknown or [])])
+    asked = parse(kind, raw, unknown)
+    builder.check_model(asked.model)
+    body = asked.chat if isinstance(asked, ResponsesBody) else asked
+    prompts, ignored = builder.encode(body), builder.ignored(body)
+    if isinstance(asked, ResponsesBody):
+        ignored = asked.ignored(ignored)
+    return Prepared(asked, body, prompts, _ignored([*ignored, *(unknown or [])]))
 
 
 def _choices(
@@ -264,13 +283,17 @@ def _choices(
     return Choices(answers, sum(len(prompt.token_ids) for prompt in prompts))
 
 
-def _writer(lives: list[LiveSession], shape: type[ResponseWriter], body: AnyBody) -> ResponseWriter:
-    first = lives[0].session
+def _writer(lives: list[LiveSession], prepared: Prepared) -> AnswerWriter:
+    first, created, fingerprint = lives[0].session, int(time.time()), partial(_fingerprint, lives)
+    asked, body = prepared.asked, prepared.body
+    if isinstance(asked, ResponsesBody):
+        return ResponsesWriter(asked, first.session_id, created, fingerprint)
+    shape: type[ResponseWriter] = ChatWriter if isinstance(body, ChatBody) else CompletionWriter
     return shape(
         session_id=first.session_id,
-        created=int(time.time()),
+        created=created,
         model=first.generation.model,
-        fingerprint=partial(_fingerprint, lives),
+        fingerprint=fingerprint,
         tells_usage=body.includes_usage,
         tells_usage_so_far=body.continuous_usage,
         tells_sources=body.sources,

@@ -1,6 +1,6 @@
 """HTTP responses: an answer in one piece, an answer as an event stream, or an error.
 
-Invariant: a stream ends with `[DONE]`, after an error too, unless its client has left. A client that reads nothing for
+Invariant: a stream has an end, after an error too, unless its client has left. A client that reads nothing for
 `client_timeout_s` counts as gone.
 """
 
@@ -18,8 +18,7 @@ from services.gateway.admission.deadline import Deadline
 from services.gateway.errors import ApiError, SessionFailed, answer_to
 from services.gateway.formats.parts import AnswerMessage
 from services.gateway.http.choices import Choices
-from services.gateway.http.response_models import DONE
-from services.gateway.http.response_writer import ResponseWriter
+from services.gateway.http.response_writer import AnswerWriter, WholeAnswer
 from services.gateway.text.output_text import ScoredToken
 
 log = structlog.get_logger(__name__)
@@ -44,7 +43,7 @@ def error_response(error: ApiError) -> web.Response:
     return web.Response(status=error.status, body=error.body, content_type="application/json", headers=error.headers)
 
 
-async def whole_answer(choices: Choices, writer: ResponseWriter) -> bytes:
+async def whole_answer(choices: Choices, writer: AnswerWriter) -> bytes:
     """The body of an answer in one piece, once all choices are complete."""
     messages = [AnswerMessage() for _ in choices.answers]
     tokens: list[list[ScoredToken]] = [[] for _ in choices.answers]
@@ -53,11 +52,11 @@ async def whole_answer(choices: Choices, writer: ResponseWriter) -> bytes:
             if each.piece is not None:
                 messages[each.index].add(each.piece.parts)
                 tokens[each.index] += each.piece.tokens
-    whole_choices = [
-        writer.choice(i, messages[i], tokens[i] if answer.scores_tokens else None, answer.finish)
+    answers = [
+        WholeAnswer(messages[i], tokens[i] if answer.scores_tokens else None, answer.finish)
         for i, answer in enumerate(choices.answers)
     ]
-    return writer.whole(whole_choices, choices.usage, choices.report, choices.metrics)
+    return writer.whole(answers, choices.usage, choices.report, choices.metrics)
 
 
 async def whole_response(
@@ -81,7 +80,7 @@ async def whole_response(
 async def streamed_response(
     request: web.Request,
     choices: Choices,
-    writer: ResponseWriter,
+    writer: AnswerWriter,
     headers: dict[str, str],
     deadline: Deadline,
     client_timeout_s: float,
@@ -140,24 +139,22 @@ async def _client_of(
             request.transport.abort()
 
 
-async def _write_events(
-    client: _ClientConnection, choices: Choices, writer: ResponseWriter, deadline: Deadline
-) -> None:
+async def _write_events(client: _ClientConnection, choices: Choices, writer: AnswerWriter, deadline: Deadline) -> None:
     """The whole stream. The status is already sent, so an error becomes an event."""
     try:
         async with deadline.kept():
             await _write_answer(client, choices, writer)
     except (ApiError, SessionFailed) as error:
         log.warning("answer broken off", session=writer.session_id, why=str(error))
-        await client.write(_error_event(answer_to(error)))
+        await client.write(writer.failure(answer_to(error)))
     except ClientGone:
         raise
     except Exception:
         log.exception("stream failed", session=writer.session_id)
-        await client.write(_error_event(ApiError(500, "The gateway failed on this request", code="internal")))
+        await client.write(writer.failure(ApiError(500, "The gateway failed on this request", code="internal")))
 
 
-async def _write_answer(client: _ClientConnection, choices: Choices, writer: ResponseWriter) -> None:
+async def _write_answer(client: _ClientConnection, choices: Choices, writer: AnswerWriter) -> None:
     await client.write(writer.opening(len(choices.answers)))
     async with aclosing(choices.pieces()) as pieces:
         async for each in pieces:
@@ -169,7 +166,3 @@ async def _write_answer(client: _ClientConnection, choices: Choices, writer: Res
                 ending = writer.ending(each.index, answer.finish, answer.report, answer.metrics, so_far)
                 await client.write(ending)
     await client.write(writer.closing(choices.usage, choices.metrics))
-
-
-def _error_event(error: ApiError) -> bytes:
-    return b"data: " + error.body + b"\n\n" + DONE

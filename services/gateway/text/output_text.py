@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from services.gateway.formats.message_parser import MessageParser, PlainText
-from services.gateway.formats.parts import Part
+from services.gateway.formats.parts import Part, Reasoning
 from services.gateway.session.verdict_stream import Committed, TokenSource
 from services.gateway.text.detokenizer import UTF8, Detokenizer, StopScanner
 from services.gateway.text.token_bytes import TokenBytes
@@ -102,6 +102,7 @@ class AnswerText:
         self._num_characters = num_characters  # of the text so far, held text included
         self._last_source: TokenSource = "target"
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0  # up to the end of the reasoning; what comes at once with that counts, too
 
     @property
     def stopped(self) -> bool:
@@ -136,7 +137,7 @@ class AnswerText:
         if self._pending:
             self._hold("", self._take_pending())
         piece = self._release(len(final), all_tokens=True)
-        piece.parts.extend(self._parser.flush())
+        piece.parts.extend(self._told(self._parser.flush()))
         return piece
 
     def _read(self, text: str) -> str:
@@ -171,7 +172,13 @@ class AnswerText:
         if all_tokens:
             tokens += [token for each in self._held for token in each.tokens]
             self._held.clear()
-        return Piece(spans, tokens, self._parser.feed("".join(span.text for span in spans)))
+        return Piece(spans, tokens, self._told(self._parser.feed("".join(span.text for span in spans))))
+
+    def _told(self, parts: list[Part]) -> list[Part]:
+        """Notes how far the reasoning goes."""
+        if any(isinstance(part, Reasoning) for part in parts):
+            self.num_reasoning_tokens = self.num_tokens
+        return parts
 
     def _score(self, text: str, tokens: Sequence[Committed]) -> list[ScoredToken]:
         parts = self._token_bytes.split([token.token_id for token in tokens], text)

@@ -11,6 +11,7 @@ from hypothesis.strategies import SearchStrategy
 
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.responses_body import ResponsesBody
 from tests.gateway.conftest import World
 from tests.gateway.fakes import CONTEXT, MODEL, VOCABULARY
 from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
@@ -104,6 +105,7 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "skip_special_tokens": NO_BOOLEAN | st.just(False),
     "surprise": st.just(1),
 }
+RESPONSES = "/v1/responses"
 MESSAGE = {"role": "user", "content": "hi"}
 OF_CHAT: dict[str, SearchStrategy[Any]] = {
     "messages": NO_OBJECT
@@ -136,14 +138,44 @@ OF_COMPLETIONS: dict[str, SearchStrategy[Any]] = {
     "echo": NO_BOOLEAN,
     "messages": st.just([MESSAGE]),
 }
-VALID = {CHAT: chat(), COMPLETIONS: {"model": MODEL, "prompt": "hi"}}
+OF_RESPONSES: dict[str, SearchStrategy[Any]] = {
+    "input": NUMBER
+    | BOOLEAN
+    | OBJECT
+    | LIST
+    | st.none()
+    | st.sampled_from([[{"role": "user"}], [{**MESSAGE, "role": "tool"}], [{"type": "item_reference", "id": "a"}]])
+    | NO_TEXT.map(lambda content: [{**MESSAGE, "content": content}]),
+    "instructions": NO_TEXT | LIST,
+    "max_output_tokens": no_integer(1, CONTEXT),
+    "max_tool_calls": st.integers(max_value=0) | NO_NUMBER,
+    "text": NO_OBJECT
+    | st.sampled_from(
+        [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "schema": {"type": "foo"}}]
+    ).map(lambda form: {"format": form})
+    | st.just({"verbosity": "high"}),
+    "reasoning": NO_OBJECT | st.sampled_from([{"effort": "huge"}, {"summary": 3}]),
+    "include": NO_OBJECT.filter(lambda value: value != []) | st.just(["file_search_call.results"]),
+    "chat_template_kwargs": OF_CHAT["chat_template_kwargs"],
+    "tools": NO_OBJECT.filter(lambda value: value != [])
+    | st.lists(OBJECT, min_size=1)
+    | st.just([{"type": "web_search"}])
+    | NO_OBJECT.map(lambda parameters: [{"type": "function", "name": "f", "parameters": parameters}]),
+    "tool_choice": NO_OBJECT | st.sampled_from(["required", {"type": "function", "name": "f"}]),
+    "previous_response_id": TEXT,
+    "background": NO_BOOLEAN | st.just(True),
+    "truncation": NO_TEXT | st.just("auto"),
+    "messages": st.just([MESSAGE]),
+}
+VALID = {CHAT: chat(), COMPLETIONS: {"model": MODEL, "prompt": "hi"}, RESPONSES: {"model": MODEL, "input": "hi"}}
+TABLES = {CHAT: OF_CHAT, COMPLETIONS: OF_COMPLETIONS, RESPONSES: OF_RESPONSES}
 
 
 @st.composite
 def malformed(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
     """An endpoint, the field at fault, and the body: the field's value is wrong, or a required one is missing."""
-    path = draw(st.sampled_from([CHAT, COMPLETIONS]))
-    wrong = COMMON | (OF_CHAT if path == CHAT else OF_COMPLETIONS)
+    path = draw(st.sampled_from([CHAT, COMPLETIONS, RESPONSES]))
+    wrong = COMMON | TABLES[path]
     body = dict(VALID[path])
     if draw(st.integers(0, 19)) == 0:
         field = draw(st.sampled_from(sorted(body)))
@@ -178,5 +210,5 @@ async def test_300_malformed_bodies_are_refused_by_the_field_at_fault(world: Wor
 
 
 def test_every_field_of_the_bodies_has_malformed_values_or_is_neutral_only() -> None:
-    for kind, table in ((ChatBody, OF_CHAT), (CompletionBody, OF_COMPLETIONS)):
+    for kind, table in zip((ChatBody, CompletionBody, ResponsesBody), TABLES.values(), strict=True):
         assert set(kind.model_fields) - kind.unoffered <= set(COMMON | table)

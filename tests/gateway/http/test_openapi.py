@@ -26,6 +26,7 @@ from schemathesis.specs.openapi.checks import (
 from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
+from services.gateway.bodies.responses_body import ResponsesBody
 from services.gateway.http.endpoints.tokens import DetokenizeBody, TokenizeBody
 from services.gateway.http.openapi import ERRORS, openapi_document
 from services.gateway.http.routes import PLAIN_PATHS
@@ -34,6 +35,7 @@ from tests.gateway.fakes import MODEL
 from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat, events
 
 NUM_EXAMPLES = 80  # for each endpoint and mode
+GENERATING = {CHAT, COMPLETIONS, "/v1/responses"}
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -89,7 +91,7 @@ async def test_no_request_made_from_the_document_gets_an_answer_that_is_not_in_i
         await world.verifier(pass_s=0.0)
         document = await (await world.client.get("/openapi.json")).json()
         document["components"]["schemas"]["TokenizeBody"]["properties"]["model"] = {"enum": [MODEL, "another", None]}
-        for body in ("ChatBody", "CompletionBody"):  # most requests are for the model that is there, half want streams
+        for body in ("ChatBody", "CompletionBody", "ResponsesBody"):  # most name the model, half want streams
             schema = document["components"]["schemas"][body]
             schema["properties"] |= {"model": {"enum": [MODEL, "another"]}, "stream": {"type": "boolean"}}
             schema["required"] += ["stream"]
@@ -100,9 +102,9 @@ async def test_no_request_made_from_the_document_gets_an_answer_that_is_not_in_i
         await world.no_session_is_left()
     paths = set(document["paths"])
     assert {each.path for each in seen if each.status == 200} >= paths - {"/v1/models/{name}"}
-    assert {each.path for each in seen if each.status == 400} >= {CHAT, COMPLETIONS, "/tokenize", "/detokenize"}
+    assert {each.path for each in seen if each.status == 400} >= {*GENERATING, "/tokenize", "/detokenize"}
     assert {each.path for each in seen if each.status == 404} >= {"/v1/models/{name}", COMPLETIONS}
-    assert {each.path for each in seen if each.is_stream} == {CHAT, COMPLETIONS}
+    assert {each.path for each in seen if each.is_stream} == GENERATING
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ async def test_every_endpoint_but_the_runtimes_is_described(world: World) -> Non
     assert served - PLAIN_PATHS - {"/openapi.json"} == set(json.loads(openapi_document())["paths"])
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, ResponsesBody, TokenizeBody, DetokenizeBody])
 def test_every_field_of_a_body_is_described(body: type[Body]) -> None:
     schema = json.loads(openapi_document())["components"]["schemas"][body.__name__]
     assert set(schema["properties"]) == set(body.model_fields)

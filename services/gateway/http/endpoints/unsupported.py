@@ -21,7 +21,6 @@ UNSUPPORTED = (  # of OpenAI under /v1, then of vLLM and others; paths below eac
     "/v1/moderations",
     "/v1/organization",
     "/v1/realtime",
-    "/v1/responses",
     "/v1/threads",
     "/v1/uploads",
     "/v1/vector_stores",
@@ -47,5 +46,5 @@ def unknown_path(path: str) -> ApiError:
     name = next((name for name in UNSUPPORTED if path == name or path.startswith(name + "/")), None)
     if name is None:
         return ApiError(404, "There is no such endpoint")
-    message = f"The endpoint {name} is not supported: this gateway serves chat and completions only"
+    message = f"The endpoint {name} is not supported: this gateway serves chat, responses and completions only"
     return ApiError(404, message, code="unsupported_endpoint")

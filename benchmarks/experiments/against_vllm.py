@@ -4,8 +4,8 @@ Invariant: all servers hold the same target in bfloat16, compiled, and answer th
 number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What does not
 compute it, HTTP servers, vLLM's own scheduler, bus, drafter and this client, is on the other core.
 
-Each round asks every way the same prompts, one for each client at once, in random order. Prompts are shorter than a
-block of the prefix cache, so nobody reuses any.
+Each round asks every way the same prompts, one for each client at once, in random order. The default prompts are
+shorter than a block of the prefix cache, so nobody reuses any.
 
 The time between passes is that of a whole round, from the requests to the last token, in which DSD's verifier computes
 no pass.

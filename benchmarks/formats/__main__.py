@@ -24,10 +24,11 @@ from benchmarks.harness.cell_plan import CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
-from services.gateway.text import formats
+from services.gateway.formats import structured
+from services.gateway.text.tokenizer import load_tokenizer
 from shared.grammar.grammars import Grammars
 from shared.grammar.running_grammar import RunningGrammar
-from shared.runtime.home import default_models_dir
+from shared.runtime.home import DEFAULT_MODEL, default_models_dir
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -69,7 +70,7 @@ async def ask(http: ClientSession, url: str, city: str, way: str) -> dict[str, A
     has_schema, speculation = WAYS[way]
     wish = f"Describe {city} as JSON with name, country, population, sights, has_airport and climate."
     body: dict[str, Any] = {
-        "model": "smollm2-135m",
+        "model": DEFAULT_MODEL,
         "messages": [{"role": "user", "content": wish}],
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
@@ -85,17 +86,18 @@ async def ask(http: ClientSession, url: str, city: str, way: str) -> dict[str, A
 
 def mask_times(models: Path) -> list[float]:
     """Milliseconds of each mask along 40 texts that the schema allows."""
-    grammars, times, rng = Grammars(models / "target"), [], random.Random(1)
-    vocab_size = 49152
+    tokenizer, times, rng = load_tokenizer(models / "target"), [], random.Random(1)
+    grammars, stop_ids = Grammars(models / "target"), tokenizer.stop_ids
     for _ in range(40):
-        running_grammar = RunningGrammar(grammars.start(formats.of_json_schema(SCHEMA)), [2], vocab_size)
+        started = grammars.start(structured.of_json_schema(SCHEMA))
+        running_grammar = RunningGrammar(started, stop_ids, tokenizer.vocab_size)
         for _ in range(MAX_TOKENS):
             begun = time.perf_counter()
             allowed = running_grammar.allowed
             times.append((time.perf_counter() - begun) * 1e3)
             assert allowed is not None
             token_id = int(rng.choice(np.flatnonzero(allowed)))
-            if token_id == 2:
+            if token_id in stop_ids:
                 break
             running_grammar.extend([token_id])
     return times

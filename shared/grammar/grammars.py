@@ -1,8 +1,8 @@
 """Grammars that answers must obey, compiled by llguidance for one tokenizer.
 
 A grammar is a text in llguidance's Lark syntax. It may come from anyone, so it is bounded: in length, in the library's
-own limits of work and memory, and it is compiled on a stack that no grammar of this length exhausts. The default stack
-of a thread ends, with the process, at some 2,000 rules that nest.
+own limits of work and memory, and it is compiled on a stack that no grammar of this length exhausts. Rules that nest
+deeply exhaust the default stack of a thread, which ends the process.
 
 Invariant: what a grammar allows after a text depends on grammar, tokenizer and text alone.
 """
@@ -91,7 +91,7 @@ class Grammars:
 
 
 def _limits() -> LLParserLimits:
-    """Of one mask to some 10 ms: the sessions of a pass wait for it."""
+    """Below the defaults, since the sessions of a pass wait for each mask."""
     return LLParserLimits(max_items_in_row=500, step_max_items=2000, verbose_errors=False)
 
 

@@ -176,7 +176,7 @@ class VerifierSession:
         return self.verdict_from(poll.base, now) if poll.term == self.term else None
 
     def verdict_from(self, base: int, now: float) -> Verdict:
-        """A verdict of all committed tokens from `base` on. Those of a prompt are told once they have logprobs."""
+        """A verdict of all committed tokens from `base` on; of prompt tokens, those that have logprobs."""
         if self.request.prompt_logprobs and base < self.length:
             return self._verdict(max(1, min(base, 1 + len(self.logprobs))), 0, now)
         return self._verdict(self._clipped(base), 0, now)

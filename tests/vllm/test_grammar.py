@@ -7,7 +7,7 @@ import json
 import pytest
 
 from services.cloud_verifier.vllm_engine.engine import VllmEngine
-from services.gateway.text import formats
+from services.gateway.formats import structured
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.protocol.messages import Open, Sampling, TokenIds
 from tests.e2e.formats.schemas import CITY, SAMPLINGS
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def requests(name: str, prompts: list[list[int]], tokenizer: TargetTokenizer, **options) -> list[Open]:
-    grammar, stop_ids = formats.of_json_schema(CITY), TokenIds(tokenizer.stop_ids)
+    grammar, stop_ids = structured.of_json_schema(CITY), TokenIds(tokenizer.stop_ids)
     options = {"sampling": SAMPLINGS[name], "stop_ids": stop_ids, "grammar": grammar} | options
     return [opening(number, prompts[number], NUM_TOKENS, **options) for number in (0, 1)]
 
@@ -53,12 +53,12 @@ def test_forced_tokens_save_passes(engine: VllmEngine, prompts: list[list[int]],
     assert slot.state.num_passes < 0.8 * len(answer_of(slot))
 
 
-def test_a_regex_without_a_choice_takes_two_passes(
+def test_more_forced_tokens_than_a_step_takes_are_all_written(
     engine: VllmEngine, prompts: list[list[int]], tokenizer: TargetTokenizer
 ) -> None:
-    """More forced tokens than vLLM takes guesses in a step."""
+    """vLLM takes forced tokens as guesses, of which a step has few."""
     driver, text = Driver(engine), "forty words of no use " * 10
-    options = {"sampling": Sampling(), "grammar": formats.of_regex(text)}
+    options = {"sampling": Sampling(), "grammar": structured.of_regex(text)}
     slot = driver.opens(requests("greedy", prompts, tokenizer, **options)[0])
     driver.finish(slot)
     assert tokenizer.decode(answer_of(slot)) == text

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies.body import Body, ShortText, blame
-from services.gateway.text import formats
+from services.gateway.formats import structured
 from shared.protocol.messages import MAX_GRAMMAR_CHARACTERS
 
 MAX_CHOICES = 1024  # strings to choose from
@@ -43,7 +43,7 @@ class JsonObjectFormat(Body):
 
     @property
     def grammar(self) -> str:
-        return formats.of_json_object()
+        return structured.of_json_object()
 
 
 class NamedSchema(Body):
@@ -61,7 +61,7 @@ class JsonSchemaFormat(Body):
 
     @property
     def grammar(self) -> str:
-        return formats.of_json_schema(self.json_schema.json_schema)
+        return structured.of_json_schema(self.json_schema.json_schema)
 
 
 class Tag(Body):
@@ -86,11 +86,11 @@ class TagFormat(Body):
 
     @property
     def grammar(self) -> str:
-        return formats.of_tags([self._tag(each) for each in self.structures])
+        return structured.of_tags([self._tag(each) for each in self.structures])
 
-    def _tag(self, tag: Tag) -> formats.Tag:
+    def _tag(self, tag: Tag) -> structured.Tag:
         trigger = next(trigger for trigger in self.triggers if tag.begin.startswith(trigger))
-        return formats.Tag(trigger, tag.begin, tag.json_schema, tag.end)
+        return structured.Tag(trigger, tag.begin, tag.json_schema, tag.end)
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat | TagFormat, Discriminator("type")]
@@ -116,14 +116,14 @@ class StructuredOutputs(Body):
     @property
     def grammar(self) -> str:
         if self.json_schema is not None:
-            return formats.of_json_schema(self.json_schema)
+            return structured.of_json_schema(self.json_schema)
         if self.json_object is not None:
-            return formats.of_json_object()
+            return structured.of_json_object()
         if self.regex is not None:
-            return formats.of_regex(self.regex)
+            return structured.of_regex(self.regex)
         if self.choice is not None:
-            return formats.of_choice(self.choice)
+            return structured.of_choice(self.choice)
         if self.structural_tag is not None:
             return self.structural_tag.grammar
         assert self.ebnf is not None
-        return formats.of_ebnf(self.ebnf)
+        return structured.of_ebnf(self.ebnf)

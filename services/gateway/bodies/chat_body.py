@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -175,23 +175,26 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-_Word = Literal["none", "auto", "required"]
+ChoiceWord = Literal["none", "auto", "required"]
 
 
-def _as_choice(value: Any) -> Any:
-    """One error, whatever is wrong."""
-    try:
-        if value is None or value in ("none", "auto", "required"):
-            return value
-        return NamedTool.model_validate(value)
-    except ValidationError as error:
-        form = '"none", "auto", "required" or {"type": "function", "function": {"name": …}}'
-        raise PydanticCustomError("tool_choice", "must be {form}", {"form": form}) from error
+def choice_validator(named: type[Body], form: str) -> BeforeValidator:
+    """Of a word or a named tool: one error, whatever is wrong. form: of the named tool."""
+
+    def read(value: Any) -> Any:
+        try:
+            return value if value is None or value in get_args(ChoiceWord) else named.model_validate(value)
+        except ValidationError as error:
+            message = f'must be "none", "auto", "required" or {form}'
+            raise PydanticCustomError("tool_choice", "{message}", {"message": message}) from error
+
+    return BeforeValidator(read, ChoiceWord | named)
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
-ToolChoice = Annotated[_Word | NamedTool, BeforeValidator(_as_choice, _Word | NamedTool)]
+NAMED_CHOICE = choice_validator(NamedTool, '{"type": "function", "function": {"name": …}}')
+ToolChoice = Annotated[ChoiceWord | NamedTool, NAMED_CHOICE]
 
 
 def _as_options(value: Any) -> Any:

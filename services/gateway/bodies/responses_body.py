@@ -17,6 +17,7 @@ from services.gateway.bodies.body import MAX_NAME_CHARACTERS, Body, ShortText, b
 from services.gateway.bodies.chat_body import (
     MAX_TOOLS,
     ChatBody,
+    ChoiceWord,
     Effort,
     FunctionName,
     FunctionTool,
@@ -27,6 +28,7 @@ from services.gateway.bodies.chat_body import (
     TemplateOptions,
     TextPart,
     Tool,
+    choice_validator,
 )
 from services.gateway.bodies.generation_body import Count, DsdOptions, Harmless, Off
 from services.gateway.bodies.response_items import Items, chat_messages
@@ -65,18 +67,7 @@ class FlatChoice(Body):
     name: FunctionName
 
 
-_Word = Literal["none", "auto", "required"]
-
-
-def _as_choice(value: Any) -> Any:
-    """One error, whatever is wrong."""
-    try:
-        if value is None or value in ("none", "auto", "required"):
-            return value
-        return FlatChoice.model_validate(value)
-    except ValidationError as error:
-        form = '"none", "auto", "required" or {"type": "function", "name": …}'
-        raise PydanticCustomError("tool_choice", "must be {form}", {"form": form}) from error
+FLAT_CHOICE = choice_validator(FlatChoice, '{"type": "function", "name": …}')
 
 
 class FlatSchemaFormat(Body):
@@ -149,7 +140,7 @@ class ResponsesBody(Harmless, Stateful):
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
     tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Annotated[_Word | FlatChoice, BeforeValidator(_as_choice, _Word | FlatChoice)] | None = None
+    tool_choice: Annotated[ChoiceWord | FlatChoice, FLAT_CHOICE] | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     include: Annotated[list[Included], Field(max_length=MAX_INCLUDED, fail_fast=True)] | None = None
@@ -238,7 +229,7 @@ def _system(text: str) -> MessageBody:
     return MessageBody(role="system", content=[TextPart(type="text", text=text)])
 
 
-def _chat_choice(choice: _Word | FlatChoice | None) -> _Word | NamedTool | None:
+def _chat_choice(choice: ChoiceWord | FlatChoice | None) -> ChoiceWord | NamedTool | None:
     if not isinstance(choice, FlatChoice):
         return choice
     return NamedTool(type="function", function=NamedFunction(name=choice.name))

@@ -13,8 +13,8 @@ from typing import Any
 
 from services.gateway.formats.reasoning import ReasoningFormat
 
-# No choice of white space in JSON: a small model might go on with it forever.
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Of JSON, with no choice of white space: a small model might go on with it forever.
+LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}, "additionalProperties": False}
 
 
@@ -119,7 +119,7 @@ def _schema(parameters: Mapping[str, Any] | None) -> str:
     schema = dict(NO_ARGUMENTS if parameters is None else parameters)
     if "$ref" not in schema:
         schema["type"] = "object"
-    return json.dumps({**schema, "x-guidance": COMPACT})
+    return json.dumps({**schema, "x-guidance": LAYOUT})
 
 
 def _text(text: str) -> str:

@@ -1,8 +1,8 @@
 """Tool calls written as JSON objects, `{"name": …, "arguments": {…}}`, read while they are written.
 
-A call is told as soon as its name is there and its arguments begin; these follow as the model writes them. What is
-neither valid JSON nor a call is not told at all, unless that shows only behind the beginning of the arguments: then the
-arguments end there. Every character is looked at a bounded number of times.
+A call begins once its name and the beginning of its arguments have come. The arguments follow piece by piece. Text
+that is no call, or no JSON, gives no call. If that shows only inside the arguments, they end there. Every character is
+read a bounded number of times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from services.gateway.formats.source import Decision, Source, Steps
 
-MAX_HEADER = 4096  # characters before the arguments; a longer call is told when it is complete
+MAX_HEADER = 4096  # characters before the arguments; a call with more is returned once it is complete
 STRING = r'"((?:[^"\\]|\\.)*)"'
 HEADER = re.compile(
     rf'\{{\s*(?:"(?:type|id)"\s*:\s*{STRING}\s*,\s*)*"name"\s*:\s*{STRING}\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)',

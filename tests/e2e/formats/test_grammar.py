@@ -15,7 +15,7 @@ from services.cloud_verifier.grammars import load_grammars
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
-from services.gateway.text import formats
+from services.gateway.formats import structured
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork
 from tests.e2e.formats.schemas import CITY, SAMPLINGS
@@ -35,7 +35,7 @@ async def cell(default_models: Path, target: TargetModel, drafts: dict[str, Draf
 
 
 async def ask(cell: Cell, prompt: list[int], name: str, tokenizer: TargetTokenizer, **options) -> Generated:
-    options = {"verifier_id": cell.verifier_id(), "grammar": formats.of_json_schema(CITY)} | options
+    options = {"verifier_id": cell.verifier_id(), "grammar": structured.of_json_schema(CITY)} | options
     return await cell.client.generate(
         prompt, sampling=SAMPLINGS[name], max_tokens=NUM_TOKENS, stop_ids=tokenizer.stop_ids, **options
     )

@@ -15,7 +15,7 @@ from services.cloud_verifier.grammars import load_grammars
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
-from services.gateway.text import formats
+from services.gateway.formats import structured
 from services.gateway.text.chat_template import ChatMessage, Conversation
 from services.gateway.text.tokenizer import TargetTokenizer
 from shared.bus.memory_bus import MemoryNetwork
@@ -48,7 +48,7 @@ async def ask(cell: Cell, number: int, temperature: float, tokenizer: TargetToke
         sampling=Sampling(temperature, seed=number),
         max_tokens=NUM_TOKENS,
         stop_ids=tokenizer.stop_ids,
-        grammar=formats.of_json_schema(schema),
+        grammar=structured.of_json_schema(schema),
     )
 
 

@@ -1,4 +1,4 @@
-"""Reasoning stands before the answer, and is told apart from it as it comes."""
+"""Reasoning before the answer is separated from its content, piece by piece."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.text import formats
+from services.gateway.formats import structured
 from shared.protocol.messages import Open, Speculate
 from tests.gateway.conftest import World
 from tests.gateway.fakes import MODEL
@@ -16,7 +16,7 @@ from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 TAG = {"begin": "<f>", "schema": SCHEMA, "end": "</f>"}
 TAGS = {"type": "structural_tag", "structures": [TAG], "triggers": ["<f"]}
-OF_TAGS = formats.of_tags([formats.Tag("<f", "<f>", SCHEMA, "</f>")])
+OF_TAGS = structured.of_tags([structured.Tag("<f", "<f>", SCHEMA, "</f>")])
 
 
 def completion(**options: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def completion(**options: Any) -> dict[str, Any]:
     ("options", "grammar"),
     [
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, formats.of_json_object()),
+        ({"response_format": {"type": "json_object"}}, structured.of_json_object()),
         (
             {
                 "response_format": {
@@ -35,14 +35,14 @@ def completion(**options: Any) -> dict[str, Any]:
                     "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
                 }
             },
-            formats.of_json_schema(SCHEMA),
+            structured.of_json_schema(SCHEMA),
         ),
         ({"response_format": TAGS}, OF_TAGS),
-        ({"structured_outputs": {"json": SCHEMA}}, formats.of_json_schema(SCHEMA)),
-        ({"structured_outputs": {"json_object": True}}, formats.of_json_object()),
-        ({"structured_outputs": {"regex": "[0-9]+/x"}}, formats.of_regex("[0-9]+/x")),
-        ({"structured_outputs": {"choice": ["yes", "no\n"]}}, formats.of_choice(["yes", "no\n"])),
-        ({"structured_outputs": {"grammar": 'root ::= "a" | "b"'}}, formats.of_ebnf('root ::= "a" | "b"')),
+        ({"structured_outputs": {"json": SCHEMA}}, structured.of_json_schema(SCHEMA)),
+        ({"structured_outputs": {"json_object": True}}, structured.of_json_object()),
+        ({"structured_outputs": {"regex": "[0-9]+/x"}}, structured.of_regex("[0-9]+/x")),
+        ({"structured_outputs": {"choice": ["yes", "no\n"]}}, structured.of_choice(["yes", "no\n"])),
+        ({"structured_outputs": {"grammar": 'root ::= "a" | "b"'}}, structured.of_ebnf('root ::= "a" | "b"')),
         ({"structured_outputs": {"structural_tag": TAGS}}, OF_TAGS),
     ],
 )
@@ -99,6 +99,6 @@ async def test_a_bad_format_is_refused_with_its_field_and_the_reason(
 
 
 def test_a_schema_keeps_its_own_keys_and_gets_one_layout() -> None:
-    grammar = json.loads(formats.of_json_schema({"x-guidance": {"whitespace_flexible": True}, **SCHEMA}))
+    grammar = json.loads(structured.of_json_schema({"x-guidance": {"whitespace_flexible": True}, **SCHEMA}))
     schema = grammar["grammars"][0]["json_schema"]
-    assert schema == {**SCHEMA, "x-guidance": formats.LAYOUT}
+    assert schema == {**SCHEMA, "x-guidance": structured.LAYOUT}

@@ -10,7 +10,7 @@ import pytest
 from shared.protocol.messages import Close, Open
 from shared.protocol.subjects import to
 from tests.gateway.conftest import EOS, TOKENIZER, World, ids_of, until
-from tests.gateway.fakes import MODEL
+from tests.gateway.fakes import MODEL, FakeVerifier
 from tests.gateway.http.test_http import CHAT, COMPLETIONS, chat, events
 
 
@@ -24,6 +24,11 @@ async def asked(world: World, path: str, body: dict[str, Any]) -> dict[str, Any]
     return await response.json()
 
 
+def seeds_by_session(verifier: FakeVerifier) -> dict[str, int]:
+    """A busy gateway may open a session twice."""
+    return {opened.session_id: opened.sampling.seed for opened in verifier.of(Open)}
+
+
 async def test_n_choices_are_n_sessions_whose_seeds_count_up(world: World) -> None:
     verifier, _ = await world.verifier(), await world.drafter()
     verifier.by_seed = {8: [*ids_of("another"), EOS], 9: [*ids_of("the third fox"), EOS]}
@@ -31,8 +36,7 @@ async def test_n_choices_are_n_sessions_whose_seeds_count_up(world: World) -> No
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     texts = [choice["message"]["content"] for choice in body["choices"]]
     assert texts == [world.answer, "another", "the third fox"]
-    assert sorted(opened.sampling.seed for opened in verifier.of(Open)) == [7, 8, 9]
-    assert len({opened.session_id for opened in verifier.of(Open)}) == 3
+    assert sorted(seeds_by_session(verifier).values()) == [7, 8, 9]
     single = await asked(world, CHAT, chat(seed=8))
     assert single["choices"][0]["message"]["content"] == texts[1]
     assert body["usage"]["prompt_tokens"] == single["usage"]["prompt_tokens"]
@@ -101,8 +105,7 @@ async def test_without_a_seed_no_two_choices_of_a_request_share_one(world: World
     body = await asked(world, COMPLETIONS, completion(["once", "once", "upon"], n=2, max_tokens=4))
     first = body["dsd"]["seed"]
     assert [each["seed"] for each in body["dsd"]["choices"]] == [first + i for i in range(6)]
-    assert sorted(opened.sampling.seed for opened in verifier.of(Open)) == [first + i for i in range(6)]
-    assert len({opened.session_id for opened in verifier.of(Open)}) == 6
+    assert sorted(seeds_by_session(verifier).values()) == [first + i for i in range(6)]
     again = await asked(world, COMPLETIONS, completion("once", seed=first + 3, max_tokens=4))
     assert again["choices"][0]["text"] == body["choices"][3]["text"]
 

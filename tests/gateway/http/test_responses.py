@@ -13,8 +13,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from services.gateway.bodies.responses_body import ResponsesBody
+from services.gateway.formats import structured
 from services.gateway.http.responses.models import EVENTS
-from services.gateway.text import formats
 from shared.protocol.messages import Open
 from tests.gateway import fakes
 from tests.gateway.conftest import TOKENIZER, World, a_world, ids_of
@@ -290,8 +290,8 @@ async def test_a_call_that_must_be_made_and_a_format_are_the_grammars_of_a_chat(
     choice = {"type": "function", "function": {"name": "time"}}
     await world.client.post(CHAT, json=chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False))
     grammars = [each.grammar for each in opened(world)]
-    assert grammars[:2] == [formats.of_json_schema(sent["schema"])] * 2  # type: ignore[index]
-    assert grammars[2] == formats.of_json_object()
+    assert grammars[:2] == [structured.of_json_schema(sent["schema"])] * 2  # type: ignore[index]
+    assert grammars[2] == structured.of_json_object()
     assert grammars[3] == grammars[4] is not None
 
 

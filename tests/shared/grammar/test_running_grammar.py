@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from services.gateway.text import formats
+from services.gateway.formats import structured
 from shared.grammar.grammars import BadGrammar, Grammars
 from shared.grammar.running_grammar import RunningGrammar
 from shared.protocol.messages import Sampling
 from shared.protocol.running_adjustment import RunningAdjustment
+from tests.e2e.formats.schemas import SCHEMAS
 from tests.gateway.tiny import make_folder
 
 STOP = 2  # <|im_end|>
@@ -64,18 +65,26 @@ def walk(running: RunningGrammar, rng: random.Random, most: int = 200) -> list[i
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_text_of_allowed_tokens_that_ends_is_valid(grammars: Grammars, tokenizer: Tokenizer, seed: int) -> None:
-    text = walk(follow(grammars, formats.of_json_schema(PERSON)), random.Random(seed))
+    text = walk(follow(grammars, structured.of_json_schema(PERSON)), random.Random(seed))
     assert text[-1] == STOP
     written = tokenizer.decode(text[:-1], skip_special_tokens=False)
     jsonschema_rs.validate(PERSON, json.loads(written))
     assert written == json.dumps(json.loads(written), ensure_ascii=False) or "\\" in written
 
 
+@pytest.mark.parametrize("number", range(200))
+def test_texts_of_every_schema_are_valid(grammars: Grammars, tokenizer: Tokenizer, number: int) -> None:
+    text = walk(follow(grammars, structured.of_json_schema(SCHEMAS[number])), random.Random(number), 2000)
+    assert text[-1] == STOP
+    answer = json.loads(tokenizer.decode(text[:-1], skip_special_tokens=False))
+    jsonschema_rs.validator_for(SCHEMAS[number], validate_formats=True).validate(answer)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_text_that_is_rolled_back_and_grows_allows_what_it_allows_from_its_beginning(
     grammars: Grammars, seed: int
 ) -> None:
-    rng, grammar = random.Random(seed), formats.of_json_schema(PERSON)
+    rng, grammar = random.Random(seed), structured.of_json_schema(PERSON)
     whole = walk(follow(grammars, grammar), random.Random(seed + 100))
     running, length = follow(grammars, grammar), 0
     for _ in range(60):
@@ -95,10 +104,10 @@ def test_a_text_that_is_rolled_back_and_grows_allows_what_it_allows_from_its_beg
 
 
 def test_nothing_is_allowed_after_a_text_that_the_grammar_does_not_allow(grammars: Grammars) -> None:
-    running = follow(grammars, formats.of_regex("[0-9]{2}"))
+    running = follow(grammars, structured.of_regex("[0-9]{2}"))
     assert STOP not in allowed(running)
     running.extend([STOP])
-    running.extend(allowed(follow(grammars, formats.of_regex("[0-9]{2}")))[:1])
+    running.extend(allowed(follow(grammars, structured.of_regex("[0-9]{2}")))[:1])
     assert running.allowed is None
     assert running.forced() == []
     running.roll_back(0)
@@ -106,7 +115,7 @@ def test_nothing_is_allowed_after_a_text_that_the_grammar_does_not_allow(grammar
 
 
 def test_only_a_stop_id_follows_a_complete_text_that_can_not_go_on(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    running = follow(grammars, formats.of_choice(["stop", "Once"]))
+    running = follow(grammars, structured.of_choice(["stop", "Once"]))
     assert set(allowed(running)) <= {i for i in range(320) if tokenizer.decode([i])[:1] in ("s", "O")}
     running.extend(tokenizer.encode("Once").ids)
     assert allowed(running) == [STOP]
@@ -114,13 +123,13 @@ def test_only_a_stop_id_follows_a_complete_text_that_can_not_go_on(grammars: Gra
 
 def test_a_text_ends_with_the_request_s_own_stop_ids(grammars: Grammars, tokenizer: Tokenizer) -> None:
     for stop_ids in ([0], [1, 7], []):
-        running = RunningGrammar(grammars.start(formats.of_choice(["Once"])), stop_ids, VOCABULARY)
+        running = RunningGrammar(grammars.start(structured.of_choice(["Once"])), stop_ids, VOCABULARY)
         running.extend(tokenizer.encode("Once").ids)
         assert allowed(running) == stop_ids
 
 
 def test_forced_tokens_are_the_only_ones_allowed_one_after_the_other(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    running = follow(grammars, formats.of_json_schema(PERSON))
+    running = follow(grammars, structured.of_json_schema(PERSON))
     forced = running.forced()
     assert tokenizer.decode(forced).startswith('{"name": "'[: len(tokenizer.decode(forced))])
     assert len(forced) > 1
@@ -138,8 +147,8 @@ def test_scores_outside_the_grammar_are_never_drawn(grammars: Grammars) -> None:
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
-        (formats.of_json_schema({"type": "foo"}), "Invalid type: foo"),
-        (formats.of_regex("[a"), "invalid regex"),
+        (structured.of_json_schema({"type": "foo"}), "Invalid type: foo"),
+        (structured.of_regex("[a"), "invalid regex"),
         ("no grammar", "Expected"),
         ('start: "a"' + " " * (1 << 16), "at most 65536 characters"),
     ],

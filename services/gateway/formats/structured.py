@@ -15,9 +15,8 @@ from typing import Any
 
 import llguidance
 
+from services.gateway.formats.grammar import LAYOUT
 from shared.grammar.grammars import BadGrammar
-
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ async def test_errors_arrive_as_the_client_s_own_and_name_the_field(client: open
     for options, param in (
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"logit_bias": {"9999999": 1}}, "logit_bias"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"extra_body": {"surprise": 1}}, "surprise"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:

@@ -12,12 +12,13 @@ from functools import cache
 from typing import Any
 
 from benchmarks.harness.files import ROOT
-from benchmarks.hostile.bodies import KINDS, HostileBody
+from benchmarks.hostile.bodies import KINDS, RESPONSES, HostileBody
 from services.gateway.http.json_reader import MAX_SHOWN
 
 UNPARSED = ("invalid_json", "invalid_body")  # codes of bodies that were not parsed: no field is at fault
 TOO_MANY = "The body has too many values"  # neither was this one
 DONE = b"data: [DONE]\n\n"
+LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 MAX_SHOWN_BYTES = 2000
 _ROW = re.compile(r"^\| (\d{3}) \| (\w+) \| (.+?) \| .+ \|$", re.MULTILINE)
 _NULL = re.compile(r"\bnull\b")
@@ -78,7 +79,7 @@ def error_of(body: bytes) -> dict[str, Any]:
 def fault_of(body: HostileBody, answer: Answer) -> str | None:
     """Why the answer to a body is none that the documents allow; None: it is one."""
     if answer.status == 200:
-        return _fault_of_stream(answer) if answer.content_type.startswith("text/event-stream") else None
+        return _fault_of_stream(body.path, answer) if answer.content_type.startswith("text/event-stream") else None
     error = error_of(answer.body)
     if (fault := fault_of_error(answer.status, error)) or answer.status != 400 or _is_unparsed(error):
         return fault
@@ -103,8 +104,11 @@ def violation(what: str, body: HostileBody, answer: Answer | None) -> Violation:
     return Violation(what, request, told)
 
 
-def _fault_of_stream(answer: Answer) -> str | None:
-    if not answer.body.endswith(DONE):
+def _fault_of_stream(path: str, answer: Answer) -> str | None:
+    is_whole = answer.body.endswith(DONE)
+    if path == RESPONSES:
+        is_whole = answer.body.rstrip(b"\n").rpartition(b"\n\n")[2].startswith(LAST_EVENTS)
+    if not is_whole:
         return "a stream without its end"
     for event in answer.body.split(b"\n\n"):
         if event.startswith(b"data: {"):

@@ -13,13 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.generation_body import DsdOptions
+from services.gateway.bodies.responses_body import ResponsesBody
 from services.gateway.http.json_reader import MAX_CONTAINERS, MAX_ITEMS
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-KINDS: dict[str, type[ChatBody] | type[CompletionBody]] = {CHAT: ChatBody, COMPLETIONS: CompletionBody}
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+KINDS: dict[str, type[Body]] = {CHAT: ChatBody, COMPLETIONS: CompletionBody, RESPONSES: ResponsesBody}
+TURNS = {CHAT: "messages", RESPONSES: "input"}  # where an endpoint takes the turns of a conversation
+PART_TYPE = {CHAT: '"text"', RESPONSES: '"input_text"'}
+STREAM_OPTION = {CHAT: "include_usage", COMPLETIONS: "include_usage", RESPONSES: "include_obfuscation"}
 NUM_CHANGES = 3  # most random changes of one body
 
 
@@ -62,7 +67,7 @@ MESSAGE_FIELDS = ("role", "content", "name", "refusal", "audio", "function_call"
 
 
 def systematic(model: str) -> Iterator[HostileBody]:
-    """Each field of both endpoints, nested ones too, with each value; missing, repeated and unknown fields."""
+    """Each field of all endpoints, nested ones too, with each value; missing, repeated and unknown fields."""
     for path, kind in KINDS.items():
         valid = {key: json.dumps(value) for key, value in _valid(path, model).items()}
         for field in (*kind.model_fields, "surprise"):
@@ -87,19 +92,18 @@ def _nested(path: str, valid: dict[str, str]) -> Iterator[HostileBody]:
             for fixed in ({}, {"speculation": '"static"', "window": "4"}, {"speculation": '"off"'}):
                 dsd = _object(fixed | {field: value}).decode()
                 yield HostileBody(f"dsd.{field} {number}", path, _object(valid | {"dsd": dsd}), "dsd")
-        options = _object({"include_usage": value}).decode()
+        options = _object({STREAM_OPTION[path]: value}).decode()
         streamed = valid | {"stream": "true", "stream_options": options}
-        yield HostileBody(f"stream_options.include_usage {number}", path, _object(streamed), "stream_options")
+        yield HostileBody(f"stream_options {number}", path, _object(streamed), "stream_options")
         bias = _object({"5": value}).decode()
         yield HostileBody(f"logit_bias.5 {number}", path, _object(valid | {"logit_bias": bias}), "logit_bias")
-        for field in MESSAGE_FIELDS if path == CHAT else ():
+        turns = TURNS.get(path)
+        for field in MESSAGE_FIELDS if turns else ():
             message = _object({"role": '"user"', "content": '"a"'} | {field: value}).decode()
-            yield HostileBody(
-                f"messages.{field} {number}", path, _object(valid | {"messages": f"[{message}]"}), "messages"
-            )
-            part = _object({"type": '"text"', "text": '"a"'} | {field: value}).decode()
+            yield HostileBody(f"{turns}.{field} {number}", path, _object(valid | {turns: f"[{message}]"}), turns)
+            part = _object({"type": PART_TYPE[path], "text": '"a"'} | {field: value}).decode()
             parts = f'[{{"role":"user","content":[{part}]}}]'
-            yield HostileBody(f"part.{field} {number}", path, _object(valid | {"messages": parts}), "messages")
+            yield HostileBody(f"part.{field} {number}", path, _object(valid | {turns: parts}), turns)
 
 
 def _whole(path: str, valid: dict[str, str]) -> Iterator[HostileBody]:
@@ -126,8 +130,13 @@ def _whole(path: str, valid: dict[str, str]) -> Iterator[HostileBody]:
 
 
 def _valid(path: str, model: str) -> dict[str, Any]:
-    prompt = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT else {"prompt": "hi"}
-    return {"model": model, **prompt, "max_tokens": 1}
+    turn = {"role": "user", "content": "hi"}
+    match path:
+        case "/v1/responses":
+            return {"model": model, "input": [turn], "store": False, "max_output_tokens": 1}
+        case "/v1/chat/completions":
+            return {"model": model, "messages": [turn], "max_tokens": 1}
+    return {"model": model, "prompt": "hi", "max_tokens": 1}
 
 
 def _object(fields: dict[str, str]) -> bytes:
@@ -144,7 +153,7 @@ def _pairs(pairs: list[tuple[str, str]]) -> bytes:
 def mutated(model: str, seed: int, number: int) -> HostileBody:
     """A valid body with a few random changes of its structure, its bytes, or both."""
     rng = random.Random(f"{seed} {number}")
-    path = rng.choice((CHAT, COMPLETIONS))
+    path = rng.choice((CHAT, COMPLETIONS, RESPONSES))
     body = _rich(path, model, rng)
     way = rng.choice(("structure", "structure", "bytes", "both"))
     text = json.dumps(body, ensure_ascii=rng.random() < 0.5)
@@ -170,11 +179,12 @@ def _rich(path: str, model: str, rng: random.Random) -> dict[str, Any]:
         "dsd": {"speculation": "static", "window": 4, "min_confidence": 0.1, "timeout_s": 20},
         "response_format": {"type": "text"}, "metadata": {},
     }  # fmt: skip
-    if "n" in (chosen := rng.sample(sorted(options), rng.randint(1, 10))) or "best_of" in chosen:
+    options = {name: value for name, value in options.items() if name in KINDS[path].model_fields}
+    if "n" in (chosen := rng.sample(sorted(options), rng.randint(1, min(10, len(options))))) or "best_of" in chosen:
         chosen = [*chosen, "n", "best_of"]
     body = _valid(path, model) | {name: copy.deepcopy(options[name]) for name in chosen}
     if rng.random() < 0.3:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body |= {"stream": True, "stream_options": {STREAM_OPTION[path]: True}}
     if path == CHAT and rng.random() < 0.5:
         parts = [{"type": "text", "text": "héllo 😀"}, {"type": "text", "text": "again"}]
         body["messages"] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from services.cloud_verifier.vllm_engine.worker import RULE_KEY, CoupledSampler, DrawRule
+from shared.grammar.grammars import Grammars
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import History, draw
 from tests.memory import peak_bytes
@@ -51,7 +52,7 @@ def step(sampler: CoupledSampler, logits: torch.Tensor, guesses: Sequence[int]) 
 
 def test_each_row_is_penalised_by_the_whole_text_before_it() -> None:
     runner = Runner([3, 4, 5, 6], 3)
-    sampler, generator = CoupledSampler(runner), torch.Generator().manual_seed(1)
+    sampler, generator = CoupledSampler(runner, Grammars(), VOCABULARY), torch.Generator().manual_seed(1)
     for turn in range(12):
         logits = torch.randn(3, VOCABULARY, generator=generator) * 3
         text = runner.text
@@ -68,7 +69,7 @@ def test_a_step_takes_no_more_memory_after_a_long_text_than_after_a_short_one() 
     peaks = []
     for num_tokens in (200, 40_000):
         runner = Runner([token_id % VOCABULARY for token_id in range(num_tokens)], 100)
-        sampler, logits = CoupledSampler(runner), torch.zeros(3, VOCABULARY)
+        sampler, logits = CoupledSampler(runner, Grammars(), VOCABULARY), torch.zeros(3, VOCABULARY)
         runner.commit(step(sampler, logits, [1, 2]))
         peaks.append(min(peak_bytes(partial(step, sampler, logits, [1, 2])) for _ in range(3)))
     assert peaks[1] < 2 * peaks[0] + 1000
@@ -76,7 +77,7 @@ def test_a_step_takes_no_more_memory_after_a_long_text_than_after_a_short_one() 
 
 def test_nothing_is_kept_of_requests_that_are_over() -> None:
     runner = Runner([3, 4, 5, 6], 3)
-    sampler = CoupledSampler(runner)
+    sampler = CoupledSampler(runner, Grammars(), VOCABULARY)
     for number in range(50):
         runner.requests = {str(number): next(iter(runner.requests.values()))}
         runner.input_batch.req_ids = [str(number)]

@@ -85,7 +85,9 @@ class Worker(StockWorker):  # type: ignore[misc]
     def init_device(self) -> None:
         super().init_device()
         runner = self.model_runner
-        runner._sample = CoupledSampler(runner)
+        model = runner.vllm_config.model_config
+        vocab_size = model.get_vocab_size()
+        runner._sample = CoupledSampler(runner, load_grammars(model.model, vocab_size), vocab_size)
         runner.effective_drafter_max_model_len = sys.maxsize  # else near the longest text zeros come back as guesses
 
     def take_draft_token_ids(self) -> None:
@@ -132,12 +134,11 @@ class Followed:
 class CoupledSampler:
     """Called by vLLM's model runner after each forward pass, on every rank with the same result."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, grammars: Grammars, vocab_size: int) -> None:
         self._runner = runner
         self._followed: dict[str, Followed] = {}  # by request id
-        model = runner.vllm_config.model_config
-        self._vocab_size = model.get_vocab_size()
-        self._grammars = load_grammars(model.model, self._vocab_size)
+        self._vocab_size = vocab_size
+        self._grammars = grammars
 
     def __call__(self, logits: Tensor, metadata: Any) -> SamplerOutput:
         """Draws of all requests. logits: for each request one row for each guess and one more."""

@@ -222,9 +222,10 @@ def messages_of(turns: Sequence[MessageBody]) -> list[ChatMessage]:
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions"""
 
-    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"echo"}
+    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"add_special_tokens", "echo"}
 
     messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    add_special_tokens: Off | None = None
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)

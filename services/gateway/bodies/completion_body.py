@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies.body import blame
-from services.gateway.bodies.generation_body import MAX_CHOICES, GenerationBody, without_limit
+from services.gateway.bodies.generation_body import MAX_CHOICES, Empty, GenerationBody, On, without_limit
 from shared.protocol.messages import MAX_TOKENS, MAX_TOP_LOGPROBS
 
 Prompt: TypeAlias = str | list[int]
@@ -50,14 +50,20 @@ _NumLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
-    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {"tool_choice", "tools", "top_logprobs"}
+    unoffered: ClassVar[frozenset[str]] = GenerationBody.unoffered | {
+        "add_special_tokens",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    }
 
     prompt: Annotated[list[Prompt], BeforeValidator(_as_prompts, _Text | _Ids | _Texts | _IdLists)]
+    add_special_tokens: On | None = None
     max_tokens: MaxTokens = None
     echo: bool | None = None
     logprobs: Annotated[_NumLogprobs | None, BeforeValidator(_without_false, bool | _NumLogprobs | None)] = None
     tool_choice: Literal["none", "auto"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Empty | None = None
     top_logprobs: None = None
 
     @model_validator(mode="after")

@@ -70,8 +70,16 @@ def _is_on(value: bool) -> bool:
     return value
 
 
+def _is_one(value: float) -> float:
+    if value != 1:
+        raise PydanticCustomError("one", "must be 1")
+    return value
+
+
 Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"const": False, "type": "boolean"})]
 On = Annotated[bool, AfterValidator(_is_on), WithJsonSchema({"const": True, "type": "boolean"})]
+One = Annotated[float, AfterValidator(_is_one), WithJsonSchema({"const": 1, "type": "number"})]
+Empty = Annotated[list[Any], Field(max_length=0)]
 
 
 def _as_metadata(value: Any) -> Any:
@@ -106,15 +114,29 @@ class Unoffered(Body):
     """Options of OpenAI and vLLM that would change the answer and are not supported. Each accepts only the value that
     has no effect."""
 
+    add_generation_prompt: On | None = None
+    allowed_token_ids: None = None
+    bad_words: Empty | None = None
+    cache_salt: None = None
+    chat_template: None = None
+    continue_final_message: Off | None = None
+    documents: Empty | None = None
     early_stopping: Off | None = None
     function_call: Literal["none", "auto"] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    functions: Empty | None = None
+    include_reasoning: On | None = None
     include_stop_str_in_output: Off | None = None
-    prompt_logprobs: None = None
+    length_penalty: One | None = None
+    mm_processor_kwargs: None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    prompt_logprobs: None = None
+    return_token_ids: Off | None = None
+    return_tokens_as_token_ids: Off | None = None
     skip_special_tokens: On | None = None
+    spaces_between_special_tokens: On | None = None
     store: Off | None = None
     suffix: Literal[""] | None = None
+    truncate_prompt_tokens: None = None
     use_beam_search: Off | None = None
 
 

@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from benchmarks.hostile.answers import Answer, documented_errors, fault_of
-from benchmarks.hostile.bodies import CHAT, COMPLETIONS, HostileBody, mutated, systematic
+from benchmarks.hostile.bodies import CHAT, HostileBody, mutated, systematic
+from benchmarks.hostile.bodies import KINDS as BODIES
 from benchmarks.hostile.flood import Flood, all_bodies, attack_all, send_all
 from benchmarks.hostile.honest import HonestClients
 from benchmarks.hostile.messages import Known, packets
@@ -152,4 +153,4 @@ def test_answers_are_told_apart_in_a_stream_of_bytes() -> None:
 def test_connections_have_names_of_their_own() -> None:
     found = list(connections(MODEL))
     assert len({each.name for each in found}) == len(found)
-    assert {each.path for each in [*systematic(MODEL)]} == {CHAT, COMPLETIONS}
+    assert {each.path for each in [*systematic(MODEL)]} == set(BODIES)

@@ -26,11 +26,25 @@ HARMLESS: dict[str, Any] = {
     "user": "me",
 }
 NEUTRAL: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "allowed_token_ids": None,
+    "bad_words": [],
+    "cache_salt": None,
+    "chat_template": None,
+    "continue_final_message": False,
+    "documents": [],
     "early_stopping": False,
     "function_call": "auto",
+    "include_reasoning": True,
     "include_stop_str_in_output": False,
+    "length_penalty": 1.0,
+    "mm_processor_kwargs": None,
+    "return_token_ids": False,
+    "return_tokens_as_token_ids": False,
     "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
     "store": False,
+    "truncate_prompt_tokens": None,
     "tool_choice": "auto",
     "tools": [],
     "use_beam_search": False,
@@ -45,7 +59,9 @@ async def test_what_changes_no_answer_is_accepted_and_named(world: World, path: 
     plain = await world.client.post(path, json={**body, "seed": 1})
     assert plain.status == 200
     assert IGNORED_HEADER not in plain.headers
-    rich = await world.client.post(path, json={**body, "seed": 1, **HARMLESS, **NEUTRAL})
+    rich = await world.client.post(
+        path, json={**body, "seed": 1, **HARMLESS, **NEUTRAL, "add_special_tokens": path == COMPLETIONS}
+    )
     assert rich.status == 200, await rich.text()
     assert rich.headers[IGNORED_HEADER].split(", ") == sorted(HARMLESS)
     assert (await rich.json())["choices"] == (await plain.json())["choices"]

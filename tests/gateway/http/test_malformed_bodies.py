@@ -102,6 +102,9 @@ COMMON: dict[str, SearchStrategy[Any]] = {
     "safety_identifier": NO_TEXT,
     "request_id": NO_TEXT,
     "use_beam_search": NO_BOOLEAN | st.just(True),
+    "length_penalty": TEXT | BOOLEAN | LIST | st.just(1.1),
+    "bad_words": NO_OBJECT.filter(lambda value: value != []),
+    "chat_template": TEXT | NUMBER,
     "skip_special_tokens": NO_BOOLEAN | st.just(False),
     "surprise": st.just(1),
 }

@@ -1,7 +1,7 @@
 """Grammars that make an answer call tools: texts in llguidance's variant of Lark, one for each format.
 
 Invariant: the parser of the format reads what such a grammar accepts as calls of the given tools and nothing else, with
-arguments as the tools' schemas say. This module needs no library: it writes text.
+arguments as the tools' schemas say.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.gateway.formats.json_schema import as_text
 from services.gateway.formats.reasoning import ReasoningFormat
 
-# Of JSON, with no choice of white space: a small model might go on with it forever.
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}, "additionalProperties": False}
 
 
@@ -119,7 +118,7 @@ def _schema(parameters: Mapping[str, Any] | None) -> str:
     schema = dict(NO_ARGUMENTS if parameters is None else parameters)
     if "$ref" not in schema:
         schema["type"] = "object"
-    return json.dumps({**schema, "x-guidance": LAYOUT})
+    return as_text(schema)
 
 
 def _text(text: str) -> str:

@@ -1,8 +1,5 @@
 """Formats of answers as grammars in llguidance's syntax.
 
-JSON has one layout, that of Python's json.dumps: `{"a": 1, "b": [2, 3]}`. So the layout is never drawn but forced, and
-no model can write endless white space.
-
 Invariant: a grammar depends on its format alone.
 """
 
@@ -15,7 +12,7 @@ from typing import Any
 
 import llguidance
 
-from services.gateway.formats.grammar import LAYOUT
+from services.gateway.formats.json_schema import as_text
 from shared.grammar.grammars import BadGrammar
 
 
@@ -34,7 +31,7 @@ def of_json_object() -> str:
 
 
 def of_json_schema(schema: dict[str, Any] | bool) -> str:
-    return llguidance.grammar_from("json_schema", _laid_out(schema))
+    return llguidance.grammar_from("json_schema", as_text(schema))
 
 
 def of_regex(regex: str) -> str:
@@ -57,13 +54,7 @@ def of_ebnf(grammar: str) -> str:
 def of_tags(tags: Sequence[Tag]) -> str:
     """Any text; where it has a trigger, one of the trigger's tags follows."""
     parts = [
-        llguidance.StructTag(trigger=tag.trigger, begin=tag.begin, grammar=_laid_out(tag.schema), end=tag.end)
+        llguidance.StructTag(trigger=tag.trigger, begin=tag.begin, grammar=as_text(tag.schema), end=tag.end)
         for tag in tags
     ]
     return llguidance.StructTag.to_grammar(parts, assume_special=False)
-
-
-def _laid_out(schema: dict[str, Any] | bool) -> str:
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
-    return json.dumps({**schema, "x-guidance": LAYOUT})

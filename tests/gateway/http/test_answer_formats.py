@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.gateway.formats import structured
+from services.gateway.formats.json_schema import LAYOUT
 from shared.protocol.messages import Open, Speculate
 from tests.gateway.conftest import World
 from tests.gateway.fakes import MODEL
@@ -101,4 +102,4 @@ async def test_a_bad_format_is_refused_with_its_field_and_the_reason(
 def test_a_schema_keeps_its_own_keys_and_gets_one_layout() -> None:
     grammar = json.loads(structured.of_json_schema({"x-guidance": {"whitespace_flexible": True}, **SCHEMA}))
     schema = grammar["grammars"][0]["json_schema"]
-    assert schema == {**SCHEMA, "x-guidance": structured.LAYOUT}
+    assert schema == {**SCHEMA, "x-guidance": LAYOUT}

@@ -285,7 +285,12 @@ class ChatBody(GenerationBody):
         """Which tools the answer may call; None: none."""
         if not self.tools or self.tool_choice == "none":
             return None
-        return ToolUse(frozenset(tool.function.name for tool in self.tools), self.parallel_tool_calls is not False)
+        return ToolUse(frozenset(tool.function.name for tool in self.tools), self.may_repeat_calls)
+
+    @property
+    def may_repeat_calls(self) -> bool:
+        """Whether an answer may have several calls. A function that is named is called once, as OpenAI does."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
 
     @property
     def asks_for_format(self) -> bool:

@@ -49,13 +49,14 @@ class Source:
             yield
 
     def take(self, word: str) -> Decision:
-        """Reads white space and the word, if they come next."""
+        """Reads white space and the word, if they come next. The end of the text may cut the word off."""
         before = self.at
         yield from self.peek()
         while not self.ended and len(self.text) < self.at + len(word) and word.startswith(self.text[self.at :]):
             yield
-        if self.text.startswith(word, self.at):
-            self.at += len(word)
+        rest = self.text[self.at : self.at + len(word)]
+        if rest and word.startswith(rest):
+            self.at += len(rest)
             return True
         self.at = before
         return False

@@ -120,8 +120,8 @@ class RequestBuilder:
             if isinstance(body, ChatBody) and body.must_call:
                 field = "tools"
                 markers = self.tokenizer.special_ids(self.formats.markers(body.tool_use))
-                may_repeat = body.parallel_tool_calls is not False
-                grammar = self.formats.grammar(body.must_call, may_repeat, markers, self.tokenizer.end_of(prompt_ids))
+                end = self.tokenizer.end_of(prompt_ids)
+                grammar = self.formats.grammar(body.must_call, body.may_repeat_calls, markers, end)
             if grammar is not None:
                 self.grammars.start(grammar)
         except BadGrammar as error:

@@ -4,6 +4,8 @@ What the proxy tells must be what the gateway tells.
 """
 
 import json
+import os
+import secrets
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from openai import OpenAI
 from pydantic import BaseModel, Field
 
 READY_S = 300
+KEY = f"sk-{secrets.token_hex(32)}"  # of the proxy, which refuses to start without one
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 TOOLS = [
     {
@@ -46,7 +49,8 @@ def proxy(url: str, model: str, port: str):
     Path("config.json").write_text(json.dumps({"model_list": models}), encoding="utf-8")
     program = Path(sys.executable).with_name("litellm")
     command = [program, "--config", "config.json", "--host", "127.0.0.1", "--port", port, "--telemetry", "False"]
-    with Path("litellm.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    known = os.environ | {"LITELLM_MASTER_KEY": KEY}
+    with Path("litellm.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=known) as process:
         try:
             wait(process, f"http://127.0.0.1:{port}/health/liveliness")
             yield f"http://127.0.0.1:{port}"
@@ -89,7 +93,7 @@ def answers(client: OpenAI, model: str) -> dict:
 def main(url: str, model: str, port: str) -> None:
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         direct = answers(client, model)
-    with proxy(url, model, port) as address, OpenAI(base_url=address, api_key="none", max_retries=0) as client:
+    with proxy(url, model, port) as address, OpenAI(base_url=address, api_key=KEY, max_retries=0) as client:
         for name in ("vllm", "any"):
             proxied = answers(client, name)
             assert proxied == direct, f"{name}: {proxied} is not {direct}"

@@ -110,6 +110,7 @@ def test_a_call_is_told_at_its_arguments_which_follow_as_they_come() -> None:
     [
         ('<tool_call>{"name": "f", "arguments": {"a": 1 </tool_call> ok', "ok", '{"a": 1 '),
         ('<tool_call>{"name": "f", "arguments": {"a": "1', "", '{"a": "1'),
+        ('<tool_call>{"name": "f", "arguments": {}}\n</tool_', "", "{}"),
         ('Hi <tool_call>{"name": "f", "arguments": {}}\nBye \n', "Hi\nBye \n", "{}"),
         ('<tool_call>{"name": "f", "arguments": {}, "id": [{}]}</tool_call>', "", "{}"),
     ],

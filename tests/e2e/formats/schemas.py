@@ -139,7 +139,7 @@ def level_8(rng: random.Random) -> Schema:
 
 
 def record_part(rng: random.Random, name: str) -> Schema:
-    others = {"a": {}, "b": {}} | {name: number(rng)}
+    others: dict[str, Schema] = {"a": {}, "b": {}, name: number(rng)}
     return {"type": "object", "properties": others, "required": [name], "additionalProperties": False}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,12 +20,14 @@ import typer
 from aiohttp import ClientSession
 from rich.console import Console
 
+from benchmarks.formats.guesses import acceptance_with_and_without
 from benchmarks.harness.cell import exit_on_sigterm, running
 from benchmarks.harness.cell_plan import CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
 from services.gateway.formats import structured
+from services.gateway.text.chat_template import ChatMessage, Conversation
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.grammar.grammars import Grammars
 from shared.grammar.running_grammar import RunningGrammar
@@ -61,17 +64,22 @@ class FormatFigures:
     tpot_ms: dict[str, list[float]]
     speeds: dict[str, Ratio]
     acceptance: dict[str, float]
+    drafter_knows: float  # share of right guesses where the schema leaves a choice
+    drafter_ignorant: float  # the same of a drafter that does not know the schema
     mask_ms: float  # median of a mask's time
     worst_mask_ms: float
     origin: Origin
 
 
+def wish_of(city: str) -> str:
+    return f"Describe {city} as JSON with name, country, population, sights, has_airport and climate."
+
+
 async def ask(http: ClientSession, url: str, city: str, way: str) -> dict[str, Any]:
     has_schema, speculation = WAYS[way]
-    wish = f"Describe {city} as JSON with name, country, population, sights, has_airport and climate."
     body: dict[str, Any] = {
         "model": DEFAULT_MODEL,
-        "messages": [{"role": "user", "content": wish}],
+        "messages": [{"role": "user", "content": wish_of(city)}],
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
         "dsd": {"speculation": speculation},
@@ -80,7 +88,7 @@ async def ask(http: ClientSession, url: str, city: str, way: str) -> dict[str, A
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}}
     async with http.post(f"{url}/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        answer: dict[str, Any] = (await response.json())["dsd"]
+        answer: dict[str, Any] = await response.json()
         return answer
 
 
@@ -103,10 +111,23 @@ def mask_times(models: Path) -> list[float]:
     return times
 
 
+def guess_shares(models: Path, draft: str, texts: Mapping[str, str]) -> tuple[float, float]:
+    tokenizer = load_tokenizer(models / "target")
+    answers = [
+        (
+            tokenizer.encode_chat(Conversation([ChatMessage("user", wish_of(city))])),
+            tokenizer.encode_text(text, add_special_tokens=False),
+        )
+        for city, text in texts.items()
+    ]
+    return acceptance_with_and_without(models, draft, structured.of_json_schema(SCHEMA), tokenizer.stop_ids, answers)
+
+
 async def measure(num_rounds: int, draft: str, seed: int) -> FormatFigures:
     origin, order = Origin.here("benchmarks.formats"), random.Random(seed)
     tpot: dict[str, list[float]] = {way: [] for way in WAYS}
     fates: dict[str, list[int]] = {way: [0, 0] for way in WAYS}
+    texts: dict[str, str] = {}  # with schema, by city
     models = default_models_dir()
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         async with (
@@ -115,7 +136,11 @@ async def measure(num_rounds: int, draft: str, seed: int) -> FormatFigures:
         ):
             for number in range(-1, num_rounds):  # the first one warms up
                 for way in order.sample(list(WAYS), len(WAYS)):
-                    report = await ask(http, cell.url, CITIES[number % len(CITIES)], way)
+                    city = CITIES[number % len(CITIES)]
+                    answer = await ask(http, cell.url, city, way)
+                    report = answer["dsd"]
+                    if way == SCHEMA_HELPED:
+                        texts[city] = answer["choices"][0]["message"]["content"]
                     if number >= 0:
                         tpot[way].append(report["tpot_ms"])
                         fates[way][0] += report["accepted"] + report["late"]
@@ -126,15 +151,15 @@ async def measure(num_rounds: int, draft: str, seed: int) -> FormatFigures:
         f"{ours} / {theirs}": compare([[each] for each in tpot[theirs]], [[each] for each in tpot[ours]], seed=seed)
         for ours, theirs, _ in COMPARED
     }
-    times = mask_times(models)
+    times, guesses = mask_times(models), guess_shares(models, draft, texts)
     acceptance = {way: right / max(1, right + wrong) for way, (right, wrong) in fates.items()}
-    return FormatFigures(tpot, speeds, acceptance, median(times), max(times), origin)
+    return FormatFigures(tpot, speeds, acceptance, *guesses, median(times), max(times), origin)
 
 
 @app.command()
 def main(
     rounds: Annotated[int, typer.Option(min=3, help="Rounds.")] = 36,
-    draft: Annotated[str, typer.Option(help="int8, int4, distilled or a folder.")] = "int8",
+    draft: Annotated[str, typer.Option(help="int8, int4 or distilled.")] = "int8",
     folder: Annotated[Path, typer.Option(help="Folder for formats.json.")] = REPORTS,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
@@ -147,6 +172,8 @@ def main(
         out.print(f"{way}: {median(times):.1f} ms per token, acceptance {found.acceptance[way]:.3f}")
     for (ours, theirs, least), ratio in zip(COMPARED, found.speeds.values(), strict=True):
         out.print(f"{ours} / {theirs}: {ratio} (required: {least})")
+    out.print(f"right guesses where the schema leaves a choice: {found.drafter_knows:.3f} of a drafter that knows it")
+    out.print(f"and {found.drafter_ignorant:.3f} of one that does not")
     out.print(f"a mask: median {found.mask_ms:.3f} ms, longest {found.worst_mask_ms:.2f} ms (required: 0.2)")
 
 

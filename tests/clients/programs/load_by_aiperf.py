@@ -1,6 +1,7 @@
 """aiperf puts both endpoints under load and reads speculation's figures. argv: URL, model, folder of the tokenizer."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,9 @@ def profile(url: str, model: str, tokenizer: str, kind: str) -> dict:
     }
     command = [str(Path(sys.executable).with_name("aiperf")), "profile", "--streaming", "--no-gpu-telemetry"]
     command += [part for name, value in options.items() for part in (f"--{name}", value)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    # Told to be offline, it looks for folders of tokenizers in its cache alone.
+    online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    subprocess.run(command, check=True, stdout=sys.stderr, env=online)
     return json.loads((folder / "profile_export_aiperf.json").read_text(encoding="utf-8"))
 
 

@@ -1,9 +1,16 @@
-"""`vllm bench serve` puts both endpoints under load with random prompts. argv: URL, model, folder of the tokenizer."""
+"""`vllm bench serve` puts both endpoints under load with random prompts. argv: URL, model, folder of the tokenizer.
+
+The command itself asks for a distribution named vllm; the CPU build has another name. So its parts are called.
+"""
 
 import json
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+
+from vllm.benchmarks.serve import add_cli_args
+from vllm.benchmarks.serve import main as serve
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 NUM_PROMPTS, INPUT_TOKENS, OUTPUT_TOKENS = 6, 32, 16
 
@@ -22,10 +29,12 @@ def bench(url: str, tokenizer: str, backend: str, endpoint: str, *more: str) -> 
         "seed": "1",
         "result-filename": f"{backend}.json",
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve"]
-    command += ["--ignore-eos", "--disable-tqdm", "--save-result", *more]
-    command += [part for name, value in options.items() for part in (f"--{name}", value)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    arguments = ["--ignore-eos", "--disable-tqdm", "--save-result", *more]
+    arguments += [part for name, value in options.items() for part in (f"--{name}", value)]
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    with redirect_stdout(sys.stderr):
+        serve(parser.parse_args(arguments))
     return json.loads(Path(f"{backend}.json").read_text(encoding="utf-8"))
 
 

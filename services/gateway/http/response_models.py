@@ -235,7 +235,6 @@ class LastChunk(Head, Generic[ChoiceT], frozen=True, kw_only=True):
     choices: list[ChoiceT]
     usage: Usage | UnsetType | None = UNSET
     dsd: DsdReport
-    metrics: RequestMetrics
 
 
 class UsageChunk(Head, frozen=True, kw_only=True):

@@ -120,8 +120,9 @@ class ResponseWriter(ABC):
     def ending(
         self, index: int, finish: FinishReason, report: DsdReport, metrics: RequestMetrics, so_far: Usage | None
     ) -> bytes:
+        del metrics  # they come with the usage, as vLLM's do
         head, choices = self._head(self.chunk_object), [self._last(index, finish)]
-        return _event(LastChunk(**head, choices=choices, usage=self._usage(so_far), dsd=report, metrics=metrics))
+        return _event(LastChunk(**head, choices=choices, usage=self._usage(so_far), dsd=report))
 
     def failure(self, error: ApiError) -> bytes:
         return b"data: " + error.body + b"\n\n" + DONE

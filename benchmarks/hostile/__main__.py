@@ -41,7 +41,8 @@ MAX_SLOWDOWN = 1.1
 MAX_SHOWN = 20  # violations on the terminal
 NUM_CLIENTS, NUM_CONNECTIONS = 16, 64
 ALLOWED_S = 4 * TIMEOUT_S + 20  # for the gateway to give up a slow connection on a busy machine
-WARM_UP = 0.25  # share of more packets, sent first, after which memory counts. Of HTTP all is sent twice.
+WARM_UP = 0.25  # share of more packets, sent first, after which memory counts
+HTTP_WARM_UP = 3.0  # the same of bodies: until caches of the verifier (kernels, grammars, KV) are full
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -74,7 +75,7 @@ class Attack:
         """Bodies and connections, then the slowdown beside those bodies that are refused."""
         url, model, seed = self._system.url, self._system.model, self._found.seed
         flood, sockets, first = Flood(), Flood(), Flood()
-        await send_all(url, all_bodies(model, seed + 1, num), NUM_CLIENTS, first)
+        await send_all(url, all_bodies(model, seed + 1, int(num * HTTP_WARM_UP)), NUM_CLIENTS, first)
         await attack_all(url, all_connections(model, repeats), NUM_CONNECTIONS, ALLOWED_S, first)
         num_sockets = self._system.num_gateway_sockets()
         async with self._system.watching(), self._honest.asking(2):

@@ -105,6 +105,53 @@ def test_parse_gives_an_object_of_a_pydantic_model_and_a_stream_of_events_the_sa
     assert "content.done" in kinds
 
 
+def test_beside_tools_an_answer_is_a_call_or_an_object_of_the_model(client: openai.OpenAI) -> None:
+    tools = [openai.pydantic_function_tool(Weather, name="weather")]
+    found: list[Any] = []
+    for seed in range(4):
+        asked = options(seed, messages=ASKED, response_format=City, tools=tools, parallel_tool_calls=False)
+        message = client.chat.completions.parse(**asked).choices[0].message
+        found += [message.parsed] if message.parsed else [call.function for call in message.tool_calls or []]
+    assert len(found) == 4
+    assert all(isinstance(getattr(each, "parsed_arguments", each), City | Weather) for each in found)
+
+
+# --- responses --------------------------------------------------------------------------------------------------------
+
+
+def test_responses_are_parsed_and_their_streams_end_with_the_same(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": DEFAULT_MODEL,
+        "input": "Tell me about Vienna.",
+        "max_output_tokens": 160,
+        "temperature": 0.7,
+        "extra_body": {"seed": 4},
+        "store": False,
+    }
+    parsed = client.responses.parse(**asked, text_format=City)
+    assert isinstance(parsed.output_parsed, City)
+    with client.responses.stream(**asked, text_format=City) as stream:
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_response()
+    assert streamed.output_parsed == parsed.output_parsed
+    assert kinds.count("response.output_text.delta") > 1
+    assert kinds[-1] == "response.completed"
+
+
+def test_a_function_is_called_in_a_response_and_its_result_goes_back(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "weather", "parameters": Weather.model_json_schema(), "strict": True}
+    items: list[Any] = [{"role": "user", "content": "Is it warm in Rome?"}]
+    asked: dict[str, Any] = {"model": DEFAULT_MODEL, "max_output_tokens": 160, "store": False, "tools": [tool]}
+    named: Any = {"type": "function", "name": "weather"}
+    first = client.responses.create(**asked, input=items, tool_choice=named, extra_body={"seed": 1})
+    (call,) = [item for item in first.output if item.type == "function_call"]
+    Weather.model_validate_json(call.arguments)
+    items += [*first.output, {"type": "function_call_output", "call_id": call.call_id, "output": "21 degrees"}]
+    second = client.responses.create(**asked, input=items, tool_choice="none", extra_body={"seed": 1})
+    assert second.status in ("completed", "incomplete")
+    assert second.output_text
+
+
 # --- tools ------------------------------------------------------------------------------------------------------------
 
 

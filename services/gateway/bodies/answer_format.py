@@ -5,6 +5,7 @@ Invariant: a body that passes validation asks for at most one format.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
@@ -12,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from services.gateway.bodies.body import Body, ShortText, blame
 from services.gateway.formats import structured
+from services.gateway.http.json_reader import MAX_DEPTH, MAX_KEYS, is_kept
 from shared.protocol.messages import MAX_GRAMMAR_CHARACTERS
 
 MAX_CHOICES = 1024  # strings to choose from
@@ -24,13 +26,29 @@ def _as_schema(value: Any) -> Any:
     """One error, whatever is wrong inside: the compiler names it."""
     if not isinstance(value, dict | bool):
         raise PydanticCustomError("schema", "must be a JSON Schema: an object, true or false")
+    return check_kept(value)
+
+
+def check_kept(value: Any) -> Any:
+    """A schema of which nothing was cut off when it was read."""
+    if not is_kept(value):
+        limits = {"keys": MAX_KEYS, "depth": MAX_DEPTH}
+        raise PydanticCustomError("schema", "must have objects of at most {keys} keys, at most {depth} deep", limits)
     return value
 
 
 Schema = Annotated[dict[str, Any] | bool, BeforeValidator(_as_schema, dict[str, Any] | bool)]
 
 
-class TextFormat(Body):
+class Format(Body):
+    """schema_of_answer: of an answer in JSON; None: it is not."""
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | bool | None:
+        return None
+
+
+class TextFormat(Format):
     type: Literal["text"]
 
     @property
@@ -38,12 +56,16 @@ class TextFormat(Body):
         return None
 
 
-class JsonObjectFormat(Body):
+class JsonObjectFormat(Format):
     type: Literal["json_object"]
 
     @property
+    def schema_of_answer(self) -> dict[str, Any]:
+        return structured.JSON_OBJECT
+
+    @property
     def grammar(self) -> str:
-        return structured.of_json_object()
+        return structured.of_json_schema(self.schema_of_answer)
 
 
 class NamedSchema(Body):
@@ -55,13 +77,17 @@ class NamedSchema(Body):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(Body):
+class JsonSchemaFormat(Format):
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
     @property
+    def schema_of_answer(self) -> dict[str, Any] | bool:
+        return self.json_schema.json_schema
+
+    @property
     def grammar(self) -> str:
-        return structured.of_json_schema(self.json_schema.json_schema)
+        return structured.of_json_schema(self.schema_of_answer)
 
 
 class Tag(Body):
@@ -70,7 +96,7 @@ class Tag(Body):
     end: Annotated[str, Field(max_length=MAX_GRAMMAR_CHARACTERS)] = ""
 
 
-class TagFormat(Body):
+class TagFormat(Format):
     """vLLM's: text in which each trigger begins a tag with JSON inside."""
 
     type: Literal["structural_tag"]
@@ -82,6 +108,9 @@ class TagFormat(Body):
         for tag in self.structures:
             if not any(tag.begin.startswith(trigger) for trigger in self.triggers):
                 raise blame("structures", "each begin must start with one of the triggers")
+        ordered = sorted(set(self.triggers))
+        if any(second.startswith(first) for first, second in pairwise(ordered)):
+            raise blame("triggers", "no trigger may be the beginning of another one")
         return self
 
     @property
@@ -96,8 +125,8 @@ class TagFormat(Body):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat | TagFormat, Discriminator("type")]
 
 
-class StructuredOutputs(Body):
-    """vLLM's field; exactly one entry."""
+class StructuredOutputs(Format):
+    """vLLM's field; exactly one entry that is not null."""
 
     choice: Annotated[list[GrammarText], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)] | None = None
     ebnf: GrammarText | None = Field(default=None, alias="grammar")
@@ -108,17 +137,19 @@ class StructuredOutputs(Body):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if len(self.model_fields_set) != 1 or getattr(self, next(iter(self.model_fields_set))) is None:
+        if sum(getattr(self, name) is not None for name in self.model_fields_set) != 1:
             message = "must have exactly one of choice, grammar, json, json_object, regex and structural_tag"
             raise PydanticCustomError("one", message)
         return self
 
     @property
+    def schema_of_answer(self) -> dict[str, Any] | bool | None:
+        return self.json_schema if self.json_object is None else structured.JSON_OBJECT
+
+    @property
     def grammar(self) -> str:
-        if self.json_schema is not None:
-            return structured.of_json_schema(self.json_schema)
-        if self.json_object is not None:
-            return structured.of_json_object()
+        if self.schema_of_answer is not None:
+            return structured.of_json_schema(self.schema_of_answer)
         if self.regex is not None:
             return structured.of_regex(self.regex)
         if self.choice is not None:

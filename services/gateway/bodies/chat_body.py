@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from services.gateway.bodies.answer_format import check_kept
 from services.gateway.bodies.body import Body, ShortText, blame
 from services.gateway.bodies.generation_body import GenerationBody, MaxTokens, Off
 from services.gateway.formats.registry import ToolUse
-from services.gateway.http.json_reader import MAX_DEPTH, MAX_KEYS, is_kept, read_objects
+from services.gateway.http.json_reader import read_objects
 from services.gateway.text.chat_template import ChatMessage, Conversation
 from shared.protocol.messages import MAX_TOP_LOGPROBS
 
@@ -20,12 +21,8 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 1024  # of one message
 MAX_TOOLS = 128
 MAX_OPTIONS = 16  # of a chat template
-RESERVED = {
-    "messages",
-    "tools",
-    "documents",
-    "add_generation_prompt",
-}  # variables of a template with fields of their own
+RESERVED = {"messages", "tools", "documents", "add_generation_prompt"}  # of a template, with fields of their own
+RESERVED |= {f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}  # the tokenizer's
 
 
 class TextPart(Body):
@@ -94,7 +91,7 @@ class MessageBody(Body):
     content: Annotated[TextParts | None, BeforeValidator(_as_parts, str | TextParts | None)] = None
     name: ShortText | None = None
     tool_call_id: ShortText | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # vLLM's newer name of the same
     parsed: Any = None  # the content, as OpenAI's client has read it
@@ -105,9 +102,9 @@ class MessageBody(Body):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and self.tool_calls is None:
+        if self.content is None and not self.tool_calls:
             raise blame("content", "content is missing")
-        if self.tool_calls is not None and self.role != "assistant":
+        if self.tool_calls and self.role != "assistant":
             raise blame("tool_calls", "tool_calls is only allowed in a message of the assistant")
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise blame("tool_call_id", "tool_call_id must be given in a message of a tool, and in no other")
@@ -134,14 +131,7 @@ class MessageBody(Body):
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
-def _is_schema(value: dict[str, Any]) -> dict[str, Any]:
-    if not is_kept(value):
-        limits = {"keys": MAX_KEYS, "depth": MAX_DEPTH}
-        raise PydanticCustomError("schema", "must have objects of at most {keys} keys, at most {depth} deep", limits)
-    return value
-
-
-Parameters = Annotated[dict[str, Any], AfterValidator(_is_schema)]
+Parameters = Annotated[dict[str, Any], AfterValidator(check_kept)]
 
 
 class FunctionTool(Body):
@@ -244,7 +234,7 @@ class ChatBody(GenerationBody):
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise blame("top_logprobs", "top_logprobs is only allowed when logprobs is true")
         return self
 
@@ -257,8 +247,8 @@ class ChatBody(GenerationBody):
             raise blame("tool_choice", "tool_choice is only allowed with tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise blame("tool_choice", f"tool_choice names no tool of tools: {self.tool_choice.function.name!r}")
-        if self.tool_use and super().asks_for_format:
-            raise blame("tools", "tools are not allowed with a format of the answer, which no call has")
+        if self.tool_use and super().asks_for_format and self.schema_of_answer is None:
+            raise blame("tools", "tools are only allowed with text or JSON as the format of the answer")
         return self
 
     @cached_property
@@ -299,7 +289,12 @@ class ChatBody(GenerationBody):
     @property
     def must_call(self) -> dict[str, dict[str, Any] | None]:
         """The tools of which the answer must call one, with the schemas of their arguments; empty: it need not."""
-        if self.tool_choice in (None, "none", "auto"):
+        return {} if self.tool_choice in (None, "none", "auto") else self.may_call
+
+    @property
+    def may_call(self) -> dict[str, dict[str, Any] | None]:
+        """The tools that the answer may call, with the schemas of their arguments."""
+        if self.tool_use is None:
             return {}
         functions = {tool.function.name: tool.function.parameters for tool in self.tools or ()}
         if isinstance(self.tool_choice, NamedTool):

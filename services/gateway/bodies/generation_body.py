@@ -53,11 +53,6 @@ class DsdOptions(Body):
         return Speculation("static", self.window, self.min_confidence or 0.0)
 
 
-class StreamOptions(Body):
-    include_usage: bool = False
-    continuous_usage_stats: bool = False  # vLLM's: usage so far in each chunk
-
-
 def _is_off(value: bool) -> bool:
     if value:
         raise PydanticCustomError("off", "must be false")
@@ -80,6 +75,12 @@ Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"const": False, "
 On = Annotated[bool, AfterValidator(_is_on), WithJsonSchema({"const": True, "type": "boolean"})]
 One = Annotated[float, AfterValidator(_is_one), WithJsonSchema({"const": 1, "type": "number"})]
 Empty = Annotated[list[Any], Field(max_length=0)]
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: usage so far in each chunk
+    include_obfuscation: Off | None = None
 
 
 def _as_metadata(value: Any) -> Any:
@@ -116,6 +117,7 @@ class Unoffered(Body):
 
     add_generation_prompt: On | None = None
     allowed_token_ids: None = None
+    audio: None = None
     bad_words: Empty | None = None
     cache_salt: None = None
     chat_template: None = None
@@ -129,6 +131,7 @@ class Unoffered(Body):
     length_penalty: One | None = None
     mm_processor_kwargs: None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    prediction: None = None
     prompt_logprobs: None = None
     return_token_ids: Off | None = None
     return_tokens_as_token_ids: Off | None = None
@@ -136,6 +139,8 @@ class Unoffered(Body):
     spaces_between_special_tokens: On | None = None
     store: Off | None = None
     suffix: Literal[""] | None = None
+    verbosity: Literal["medium"] | None = None
+    web_search_options: None = None
     truncate_prompt_tokens: None = None
     use_beam_search: Off | None = None
 
@@ -224,6 +229,12 @@ class GenerationBody(Harmless, Unoffered):
         """Of the answer's format; None: any text. Raises BadGrammar."""
         given = self.structured_outputs or self.response_format
         return None if given is None else given.grammar
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | bool | None:
+        """Of an answer in JSON; None: it need not be."""
+        given = self.structured_outputs or self.response_format
+        return None if given is None else given.schema_of_answer
 
     @property
     def format_field(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.gateway.formats.json_schema import as_text
+from services.gateway.formats.json_schema import Schema, as_text
 from services.gateway.formats.reasoning import ReasoningFormat
 
 NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}, "additionalProperties": False}
@@ -19,9 +19,10 @@ NO_ARGUMENTS: Mapping[str, Any] = {"properties": {}, "additionalProperties": Fal
 
 @dataclass(frozen=True, slots=True)
 class CallGrammar:
-    """Makes an answer call one or several of the tools. tools: JSON Schemas of the arguments by name; None: there are
-    none. special: ids of markers that are special tokens; other markers are text. reasoning: what may stand before the
-    calls; is_open: the prompt has begun it."""
+    """Makes an answer call one or several of the tools, or be JSON. tools: JSON Schemas of the arguments by name; None:
+    there are none. special: ids of markers that are special tokens; other markers are text. reasoning: what may stand
+    before the calls; is_open: the prompt has begun it. answer: schema of an answer that calls none; None: it must call
+    one. Calls of llama3 are JSON themselves, and exclude such an answer."""
 
     format_name: str
     tools: Mapping[str, Mapping[str, Any] | None]
@@ -29,11 +30,17 @@ class CallGrammar:
     special: Mapping[str, int] = field(default_factory=dict)
     reasoning: ReasoningFormat | None = None
     is_open: bool = False
+    answer: Schema | None = None
 
     @property
     def text(self) -> str:
-        rules = [f"start: {self._prefix()}calls", *GRAMMARS[self.format_name](self)]
+        ways = ["calls"] * bool(self.tools) + ["answer"] * (self.answer is not None)
+        rules = [f"start: {self._prefix()}({' | '.join(ways)})"]
+        if self.tools:
+            rules += GRAMMARS[self.format_name](self)
         rules += [f"arguments_{i}: %json {_schema(parameters)}" for i, parameters in enumerate(self.tools.values())]
+        if self.answer is not None:
+            rules.append(f"answer: %json {as_text(self.answer)}")
         if self.reasoning and self.reasoning.closing in self.special:
             rules.append(f"thought: /(?s:.*)/ {self.marker(self.reasoning.closing)}")
         elif self.reasoning:

@@ -2,9 +2,10 @@
 
 JSON has the layout of Python's json.dumps: `{"a": 1, "b": [2, 3]}`. So the layout is never drawn but forced, and no
 model writes endless white space. An object that lists its properties gets no others unless the schema says otherwise,
-since a small model would add properties without end.
+since a small model would add properties without end. A `format` that the library does not know says nothing, as JSON
+Schema has it.
 
-Invariant: what the text accepts, the given schema accepts.
+Invariant: the text accepts nothing that the given schema does not, and something if that does.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from typing import Any, TypeAlias
 Schema: TypeAlias = Mapping[str, Any] | bool
 
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-SPEAKS_OF_OTHERS = frozenset({"additionalProperties", "patternProperties", "propertyNames", "minProperties"})
-REFERRING = frozenset({"allOf", "anyOf", "$ref"})
+FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)  # that are kept
+MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})  # names to schemas
 CONSTANTS = frozenset({"const", "enum", "default", "examples"})  # their values are no schemas
+SPEAKS_OF_OTHERS = frozenset({"additionalProperties", "patternProperties", "propertyNames", "minProperties"})
+ANNOTATIONS = frozenset({"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"})
+ANNOTATIONS |= {"type", "$schema", "$id", "$comment", "$defs", "definitions"}  # beside a reference they add no property
+REFERRING = frozenset({"allOf", "anyOf", "$ref"})
 COMBINING = frozenset(  # where properties may be listed in one place and allowed or counted in another
     {"oneOf", "not", "if", "dependentSchemas", "dependencies", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"}
 )
@@ -29,29 +36,39 @@ def as_text(schema: Schema) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     own = json.loads(json.dumps(schema))
-    nodes = list(_objects(own))
+    nodes = list(_schemas(own))
+    for node in nodes:
+        if node.get("format") not in FORMATS:
+            node.pop("format", None)
     if not any(map(_combines, nodes)):
         for node in filter(_may_close, nodes):
             node["additionalProperties"] = False
     return json.dumps({**own, "x-guidance": LAYOUT})
 
 
-def _objects(root: Any) -> Iterator[dict[str, Any]]:
-    """A schema and all schemas in it, with maps of names to schemas among them."""
+def _schemas(root: Any) -> Iterator[dict[str, Any]]:
+    """A schema and all schemas in it that are objects."""
     waiting = [root]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, dict):
-            yield value
-            waiting += (inner for key, inner in value.items() if key not in CONSTANTS)
-        elif isinstance(value, list):
+        if isinstance(value, list):
             waiting += value
+        elif isinstance(value, dict):
+            yield value
+            for key, inner in value.items():
+                if key in MAPS and isinstance(inner, dict):
+                    waiting += inner.values()
+                elif key not in CONSTANTS:
+                    waiting.append(inner)
 
 
 def _combines(node: dict[str, Any]) -> bool:
-    several = node.get("allOf")
-    is_one = several is None or (isinstance(several, list) and len(several) == 1)
-    return not is_one or not COMBINING.isdisjoint(node) or ("properties" in node and not REFERRING.isdisjoint(node))
+    """Whether more than one schema in it may speak of the same object."""
+    if not COMBINING.isdisjoint(node) or {"properties", "patternProperties"} <= node.keys():
+        return True
+    referring = REFERRING & node.keys()
+    several = "allOf" in node and not (isinstance(node["allOf"], list) and len(node["allOf"]) == 1)
+    return several or len(referring) > 1 or bool(referring and node.keys() - referring - ANNOTATIONS)
 
 
 def _may_close(node: dict[str, Any]) -> bool:

@@ -33,7 +33,8 @@ def described(conversation: Conversation) -> Conversation:
             result = f"<tool_response>\n{message.content}\n</tool_response>"
             if is_result:
                 result = f"{messages.pop().content}\n{result}"
-            messages.append(ChatMessage("user", result))
+            named = {name: value for name, value in message.fields.items() if name == "tool_call_id"}
+            messages.append(ChatMessage("user", result, named))
         else:
             messages.append(_plain(message))
         is_result = message.role == "tool"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from services.gateway.formats.grammar import CallGrammar
 from services.gateway.formats.harmony import FormatUnavailable, harmony_format
+from services.gateway.formats.json_schema import Schema
 from services.gateway.formats.message_parser import MessageParser, PlainText, StepParser
 from services.gateway.formats.reasoning import REASONING_FORMATS, ReasoningFormat
 from services.gateway.formats.source import Source, Steps
@@ -46,6 +47,11 @@ class AnswerFormats:
     reasoning: ReasoningFormat | None = None
     describes_tools: bool = False
 
+    @property
+    def tells_calls_from_json(self) -> bool:
+        """Whether an answer may be JSON or calls."""
+        return self.tools is None or self.tools.name != "llama3"
+
     def markers(self, use: ToolUse | None) -> frozenset[str]:
         """Texts that must reach the parser, also where they are special tokens. use None: there are no tools."""
         used = [each for each in (self._tools_for(use), self.reasoning) if each is not None]
@@ -59,11 +65,18 @@ class AnswerFormats:
         source = Source(tools.new_id if tools else str, None if use is None or use.several else 1)
         return StepParser(source, self._steps(source, tools, use.names if use else (), prompt_end))
 
-    def grammar(self, must_call: Mapping[str, Any], several: bool, special: Mapping[str, int], prompt_end: str) -> str:
-        """What makes an answer call the given tools, as in CallGrammar; there must be a format of calls."""
-        assert self.tools is not None
-        is_open = self._is_open(prompt_end)
-        return CallGrammar(self.tools.name, must_call, several, special, self.reasoning, is_open).text
+    def grammar(
+        self,
+        tools: Mapping[str, Any],
+        answer: Schema | None,
+        several: bool,
+        special: Mapping[str, int],
+        prompt_end: str,
+    ) -> str:
+        """What makes an answer call the given tools, or be JSON of a schema, as in CallGrammar. For tools there must be
+        a format of calls."""
+        name, is_open = self.tools.name if self.tools else "", self._is_open(prompt_end)
+        return CallGrammar(name, tools, several, special, self.reasoning, is_open, answer).text
 
     def _tools_for(self, use: ToolUse | None) -> ToolFormat | None:
         return self.tools if self.tools and (use or self.tools.reads_reasoning) else None

@@ -15,6 +15,8 @@ import llguidance
 from services.gateway.formats.json_schema import as_text
 from shared.grammar.grammars import BadGrammar
 
+JSON_OBJECT: dict[str, Any] = {"type": "object"}
+
 
 @dataclass(frozen=True, slots=True)
 class Tag:
@@ -24,10 +26,6 @@ class Tag:
     begin: str
     schema: dict[str, Any] | bool
     end: str
-
-
-def of_json_object() -> str:
-    return of_json_schema({"type": "object"})
 
 
 def of_json_schema(schema: dict[str, Any] | bool) -> str:

@@ -8,12 +8,23 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from services.gateway.bodies.answer_format import (
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedSchema,
+    StructuredOutputs,
+    Tag,
+    TagFormat,
+    TextFormat,
+)
 from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import (
     ChatBody,
     FunctionCall,
     FunctionTool,
     MessageBody,
+    NamedFunction,
+    NamedTool,
     TextPart,
     Tool,
     ToolCall,
@@ -29,12 +40,15 @@ from services.gateway.bodies.response_items import (
     ReasoningPart,
 )
 from services.gateway.bodies.responses_body import (
+    FlatChoice,
+    FlatSchemaFormat,
     FlatTool,
     ReasoningOptions,
     ResponsesBody,
     ResponseStreamOptions,
     TextOptions,
 )
+from services.gateway.bodies.token_bodies import TokenizeBody
 from services.gateway.errors import ApiError, bad_request
 from services.gateway.http.json_reader import MAX_SHOWN, read_json
 
@@ -42,16 +56,34 @@ AnyBody: TypeAlias = ChatBody | CompletionBody
 Kind: TypeAlias = type[BaseModel] | Mapping[str, type[BaseModel]]  # one model, or one for each `type` of an object
 Parsed = TypeVar("Parsed", bound=Body)
 
-_SHARED: dict[str, Kind] = {"stream_options": StreamOptions, "dsd": DsdOptions}
+_FORMATS: dict[str, type[BaseModel]] = {
+    "text": TextFormat,
+    "json_object": JsonObjectFormat,
+    "json_schema": JsonSchemaFormat,
+    "structural_tag": TagFormat,
+}
+_SHARED: dict[str, Kind] = {
+    "stream_options": StreamOptions,
+    "dsd": DsdOptions,
+    "response_format": _FORMATS,
+    "structured_outputs": StructuredOutputs,
+}
 NESTED: dict[type[BaseModel], dict[str, Kind]] = {  # models in models, by the names of their fields
-    ChatBody: {"messages": MessageBody, "tools": Tool, **_SHARED},
+    ChatBody: {"messages": MessageBody, "tools": Tool, "tool_choice": NamedTool, **_SHARED},
     CompletionBody: _SHARED,
     MessageBody: {"content": TextPart, "tool_calls": ToolCall},
     ToolCall: {"function": FunctionCall},
     Tool: {"function": FunctionTool},
+    NamedTool: {"function": NamedFunction},
+    JsonSchemaFormat: {"json_schema": NamedSchema},
+    TagFormat: {"structures": Tag},
+    StructuredOutputs: {"structural_tag": TagFormat},
+    TokenizeBody: {"messages": MessageBody, "tools": Tool},
+    TextOptions: {"format": _FORMATS | {"json_schema": FlatSchemaFormat}},
     ResponsesBody: {
         "input": ITEMS,
         "tools": FlatTool,
+        "tool_choice": FlatChoice,
         "text": TextOptions,
         "reasoning": ReasoningOptions,
         "stream_options": ResponseStreamOptions,
@@ -86,7 +118,8 @@ def _remove_unknown(value: Any, kind: Kind, place: str, removed: list[str]) -> N
             if isinstance(each, dict):
                 _remove_unknown(each, kind, f"{place}{number}.", removed)
     elif isinstance(value, dict) and (model := _model_of(value, kind)):
-        for name in [name for name in value if name not in model.model_fields]:
+        known = {field.alias or name for name, field in model.model_fields.items()}
+        for name in [name for name in value if name not in known]:
             del value[name]
             removed.append(f"{place}{name}")
         for name, inner in NESTED.get(model, {}).items():
@@ -137,6 +170,8 @@ def _field(kind: type[Body], first: ErrorDetails) -> str | None:
         path = path[:1]
     elif path[0] == "response_format":
         del path[1:2]  # pydantic's name of the kind
+    elif path[0] == "chat_template_kwargs":
+        path = path[:2]
     elif path[0] == "input" or path[:2] == ["text", "format"]:
         del path[2:3]
     return ".".join(path)[:MAX_SHOWN]

@@ -75,17 +75,17 @@ class RequestBuilder:
             if isinstance(body, CompletionBody):
                 grammar = self._grammar(body)
                 return [self._encode_prompt(prompt, body, grammar) for prompt in body.prompt]
-            token_ids = self.tokenizer.encode_chat(self._conversation(body))
+            token_ids = self.tokenizer.encode_chat(self.known(body.conversation))
         return [EncodedPrompt(token_ids, grammar=self._grammar(body, token_ids))]
 
     def ignored(self, body: AnyBody) -> list[str]:
         """Names of the fields of a body that have no effect here."""
-        unused = self.tokenizer.unused(self._conversation(body)) if isinstance(body, ChatBody) else ()
+        unused = self.tokenizer.unused(self.known(body.conversation)) if isinstance(body, ChatBody) else ()
         return [*body.ignored, *unused]
 
     def reader(self, body: AnyBody, generation: Generation, num_echoed: int) -> AnswerText:
         """A reader for the tokens of one choice. num_echoed: characters of an echoed prompt."""
-        if not isinstance(body, ChatBody):
+        if not isinstance(body, ChatBody) or (body.asks_for_format and not self._has_parts(body)):
             return self.tokenizer.answer(generation, body.stop or (), num_echoed=num_echoed)
         end = self.tokenizer.end_of(generation.prompt_ids) if self.formats.reasoning else ""
         parser, markers = self.formats.parser(body.tool_use, end), self.formats.markers(body.tool_use)
@@ -117,25 +117,31 @@ class RequestBuilder:
         field = body.format_field
         try:
             grammar = body.grammar
-            if isinstance(body, ChatBody) and body.must_call:
-                field = "tools"
+            if isinstance(body, ChatBody) and body.asks_for_format and self._has_parts(body):
+                field = "tools" if body.may_call else field
+                answer = None if body.must_call else body.schema_of_answer
+                if body.may_call and answer is not None and not self.formats.tells_calls_from_json:
+                    raise BadGrammar("the calls of this model are JSON themselves: no format in JSON may stand beside")
                 markers = self.tokenizer.special_ids(self.formats.markers(body.tool_use))
                 end = self.tokenizer.end_of(prompt_ids)
-                grammar = self.formats.grammar(body.must_call, body.may_repeat_calls, markers, end)
+                grammar = self.formats.grammar(body.may_call, answer, body.may_repeat_calls, markers, end)
             if grammar is not None:
                 self.grammars.start(grammar)
         except BadGrammar as error:
             raise bad_request(f"{field}: {error}", field, "invalid_value") from error
         return grammar
 
+    def _has_parts(self, body: ChatBody) -> bool:
+        """Whether an answer with a format may have calls or reasoning beside it."""
+        return bool(body.may_call) or (body.schema_of_answer is not None and self.formats.reasoning is not None)
+
     def _check_tools(self, body: ChatBody) -> None:
         if body.tool_use and self.formats.tools is None:
             message = "'tools' is not supported: how this model calls tools is not known (DSD_TOOL_PARSER)"
             raise bad_request(message, "tools", "unsupported_parameter")
 
-    def _conversation(self, body: ChatBody) -> Conversation:
+    def known(self, conversation: Conversation) -> Conversation:
         """As the chat template can take it."""
-        conversation = body.conversation
         has_unknown = conversation.tools or (conversation.has_calls and not self.tokenizer.mentions("tool_calls"))
         return described(conversation) if has_unknown and self.formats.describes_tools else conversation
 

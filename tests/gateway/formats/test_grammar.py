@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,14 @@ def test_the_library_accepts_calls_and_nothing_else(form: tuple[str, bool], seve
     assert accepts(two) == several
     assert accepts(f"<think>Hm <b>\n</think>\n\n{one}") == thinks
     assert not any(accepts(text) for text in WRONG)
+    either = replace(grammar, answer={"properties": {"a": {"type": "integer"}}, "required": ["a"]})
+    if form[0] != "llama3":
+        assert accepts('{"a": 1}', either)
+        assert accepts(one, either)
+        assert not accepts('{"b": 1}', either)
+    answer_alone = replace(either, tools={})
+    assert accepts('{"a": 1}', answer_alone)
+    assert not accepts(one, answer_alone)
     assert not accepts(one.replace("{}", '{"x": 1}'))
     assert not accepts(two.replace('"city"', '"town"', 1))
     if thinks:

@@ -33,6 +33,6 @@ def test_calls_and_results_are_written_as_the_parser_reads_them() -> None:
     assert second.fields == {"reasoning_content": "Hm."}
     calls = read("hermes", second.content or "").calls
     assert [(call.name, json.loads(call.arguments)) for call in calls] == [("f", {"city": "Tromsø"})] * 2
-    assert (third.role, third.fields) == ("user", {})
+    assert (third.role, third.fields) == ("user", {"tool_call_id": "c1"}), "so it is named where it has no effect"
     assert third.content == ("<tool_response>\nrain\n</tool_response>\n<tool_response>\nsnow\n</tool_response>")
     assert not conversation.has_calls

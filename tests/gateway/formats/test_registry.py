@@ -60,8 +60,8 @@ def test_markers_are_shown_only_where_they_are_read() -> None:
 def test_a_grammar_is_of_the_format_with_the_reasoning_that_may_come_before() -> None:
     formats, special = choose_formats("auto", "auto", QWEN + "<think></think>"), {"</think>": 7}
     closed = CallGrammar("hermes", {"f": None}, False, special, formats.reasoning)
-    assert formats.grammar({"f": None}, False, special, "assistant\n") == closed.text
-    assert formats.grammar({"f": None}, False, special, "<think>\n") == replace(closed, is_open=True).text
+    assert formats.grammar({"f": None}, None, False, special, "assistant\n") == closed.text
+    assert formats.grammar({"f": None}, None, False, special, "<think>\n") == replace(closed, is_open=True).text
 
 
 def test_without_tools_and_reasoning_every_text_is_content_at_once() -> None:

@@ -28,7 +28,7 @@ def completion(**options: Any) -> dict[str, Any]:
     ("options", "grammar"),
     [
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, structured.of_json_object()),
+        ({"response_format": {"type": "json_object"}}, structured.of_json_schema({"type": "object"})),
         (
             {
                 "response_format": {
@@ -40,7 +40,7 @@ def completion(**options: Any) -> dict[str, Any]:
         ),
         ({"response_format": TAGS}, OF_TAGS),
         ({"structured_outputs": {"json": SCHEMA}}, structured.of_json_schema(SCHEMA)),
-        ({"structured_outputs": {"json_object": True}}, structured.of_json_object()),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, structured.of_json_schema({"type": "object"})),
         ({"structured_outputs": {"regex": "[0-9]+/x"}}, structured.of_regex("[0-9]+/x")),
         ({"structured_outputs": {"choice": ["yes", "no\n"]}}, structured.of_choice(["yes", "no\n"])),
         ({"structured_outputs": {"grammar": 'root ::= "a" | "b"'}}, structured.of_ebnf('root ::= "a" | "b"')),
@@ -75,6 +75,8 @@ async def test_verifier_and_drafter_get_the_grammar_of_the_format(
             "JSON Schema",
         ),
         ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"json": {str(n): 1 for n in range(1025)}}}, "structured_outputs.json", "1024 keys"),
+        ({"response_format": {**TAGS, "triggers": ["<", "<f"]}}, "response_format.triggers", "beginning of another"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "exactly one"),
         ({"structured_outputs": {"regex": "["}}, "structured_outputs", "invalid regex"),
         ({"structured_outputs": {"grammar": "nonsense"}}, "structured_outputs", "Expected"),

@@ -55,7 +55,6 @@ async def test_what_needs_more_than_a_stateless_answer_is_refused_by_its_name(
         ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools.0.type", "file_search"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools.0.name", "missing"),
         ({"tools": [FLAT[0], FLAT[0]]}, "tools", "different names"),
-        ({"tools": FLAT, "text": {"format": {"type": "json_object"}}}, "tools", "format"),
         ({"tools": FLAT, "tool_choice": {"type": "web_search"}}, "tool_choice", "function"),
         ({"tools": FLAT, "tool_choice": {"type": "function", "name": "other"}}, "tool_choice", "other"),
         ({"tool_choice": "required"}, "tool_choice", "only allowed with tools"),

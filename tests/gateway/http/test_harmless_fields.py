@@ -28,6 +28,7 @@ HARMLESS: dict[str, Any] = {
 NEUTRAL: dict[str, Any] = {
     "add_generation_prompt": True,
     "allowed_token_ids": None,
+    "audio": None,
     "bad_words": [],
     "cache_salt": None,
     "chat_template": None,
@@ -45,6 +46,9 @@ NEUTRAL: dict[str, Any] = {
     "spaces_between_special_tokens": True,
     "store": False,
     "truncate_prompt_tokens": None,
+    "verbosity": "medium",
+    "prediction": None,
+    "web_search_options": None,
     "tool_choice": "auto",
     "tools": [],
     "use_beam_search": False,
@@ -101,10 +105,10 @@ async def test_a_stream_tells_its_usage_so_far(world: World, path: str, includes
 async def test_unknown_fields_are_left_out_and_named_where_the_gateway_is_set_so(folder: Path) -> None:
     async with a_world(folder, unknown_fields="ignore") as world:
         await world.verifier()
-        body = chat(messages=[{"role": "user", "content": "hi", "mood": "good"}], verbosity="low", dsd={"x\r\ny": 1})
+        body = chat(messages=[{"role": "user", "content": "hi", "mood": "good"}], surprise="low", dsd={"x\r\ny": 1})
         response = await world.client.post(CHAT, json=body)
         assert response.status == 200, await response.text()
-        assert set(response.headers[IGNORED_HEADER].split(", ")) == {"verbosity", "dsd.x%0D%0Ay", "messages.0.mood"}
+        assert set(response.headers[IGNORED_HEADER].split(", ")) == {"surprise", "dsd.x%0D%0Ay", "messages.0.mood"}
         wrong = await world.client.post(CHAT, json={**body, "temperature": 3})
         assert (wrong.status, (await wrong.json())["error"]["param"]) == (400, "temperature")
 
@@ -123,6 +127,11 @@ async def test_unknown_fields_are_left_out_at_every_depth_and_the_header_is_boun
         assert response.status == 200, await response.text()
         names = response.headers[IGNORED_HEADER].split(", ")
         assert names[:3] == ["messages.0.mood", "messages.0.content.0.cache_control", "messages.1.mood"]
+        schema = {"name": "x", "schema": {"type": "object"}, "mood": 1}
+        formats = {"response_format": {"type": "json_schema", "json_schema": schema, "mood": 2}}
+        response = await world.client.post(CHAT, json=chat(**formats))
+        names = response.headers[IGNORED_HEADER].split(", ")
+        assert names == ["response_format.mood", "response_format.json_schema.mood"]
         nested = await world.client.post(CHAT, json=chat(messages=[[{"mood": 1}]]))
         assert nested.status == 400
 

@@ -291,7 +291,7 @@ async def test_a_call_that_must_be_made_and_a_format_are_the_grammars_of_a_chat(
     await world.client.post(CHAT, json=chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False))
     grammars = [each.grammar for each in opened(world)]
     assert grammars[:2] == [structured.of_json_schema(sent["schema"])] * 2  # type: ignore[index]
-    assert grammars[2] == structured.of_json_object()
+    assert grammars[2] == structured.of_json_schema(structured.JSON_OBJECT)
     assert grammars[3] == grammars[4] is not None
 
 

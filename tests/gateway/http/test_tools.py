@@ -174,7 +174,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tools"),
+        ({"tools": TOOLS, "structured_outputs": {"regex": "a"}}, "tools"),
         ({"tools": TOOLS, "tool_choice": "required", "min_tokens": 3}, "min_tokens"),
         ({"tools": with_parameters({"properties": {"a": {"type": "foo"}}}), "tool_choice": "required"}, "tools"),
         ({"tools": TOOLS[1:], "tool_choice": NAMED}, "tool_choice"),
@@ -206,6 +206,39 @@ async def test_a_call_that_must_be_made_is_a_grammar(
     assert request.grammar is not None
     assert [name for name in ("weather", "time") if f'{name}\\"' in request.grammar] == names
     assert ("call)*" in request.grammar) == (several and choice == "required"), "a named function is called once"
+
+
+@pytest.mark.parametrize(("choice", "rules"), [("auto", ["calls", "answer"]), ("required", ["calls"])])
+async def test_beside_tools_a_format_in_json_is_another_way_to_answer(
+    world: World, choice: str, rules: list[str]
+) -> None:
+    verifier = await world.verifier()
+    options = {"tools": TOOLS, "tool_choice": choice, "response_format": {"type": "json_object"}}
+    response = await world.client.post(CHAT, json=chat(**options))
+    assert response.status == 200, await response.text()
+    (request,) = verifier.of(Open)
+    assert request.grammar is not None
+    assert f"start: ({' | '.join(rules)})" in request.grammar.replace("\\n", "\n").splitlines()[0]
+    assert ("answer: %json" in request.grammar) == (choice == "auto")
+
+
+@pytest.mark.parametrize("think", [False, True])
+async def test_json_of_a_model_that_reasons_comes_behind_its_reasoning(folder: Path, think: bool) -> None:
+    (folder / "chat_template.jinja").write_text(THINKING)
+    async with a_world(folder) as world:
+        verifier = await world.verifier()
+        world.answer = ("" if think else "<think>\n") + 'Why?\n</think>\n\n{"a": 1}'
+        options = {"chat_template_kwargs": {"think": think}, "response_format": {"type": "json_object"}}
+        response = await world.client.post(CHAT, json=chat(**options))
+        message = (await response.json())["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ('{"a": 1}', "Why?")
+        grammar = verifier.of(Open)[0].grammar
+        assert grammar is not None
+        assert "thought" in grammar
+        world.answer = "yes"
+        options |= {"response_format": None, "structured_outputs": {"choice": ["yes"]}}
+        message = (await (await world.client.post(CHAT, json=chat(**options))).json())["choices"][0]["message"]
+        assert message["content"] == "yes", "other formats leave no room for reasoning"
 
 
 async def test_tools_are_refused_where_their_format_is_not_known(folder: Path) -> None:

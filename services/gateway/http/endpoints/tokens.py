@@ -5,66 +5,13 @@ Invariant: /tokenize gives the ids that a generation for the same prompt or mess
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
-
 import msgspec
-from pydantic import Field, model_validator
 
-from services.gateway.bodies.body import MAX_NAME_CHARACTERS, Body, blame
-from services.gateway.bodies.chat_body import MAX_MESSAGES, MessageBody, TemplateOptions, messages_of
-from services.gateway.bodies.generation_body import Off
+from services.gateway.bodies.token_bodies import DetokenizeBody, TokenizeBody
 from services.gateway.errors import bad_request
 from services.gateway.http.parsing import parse
 from services.gateway.http.request_builder import RequestBuilder, explained
-from services.gateway.text.chat_template import Conversation
-from shared.protocol.messages import MAX_TOKENS, TokenIds
-
-ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
-AnyId = Annotated[int, Field(ge=0, lt=1 << 32)]
-
-
-class TokenizeBody(Body):
-    """POST /tokenize: a prompt, or the messages of a chat."""
-
-    unoffered: ClassVar[frozenset[str]] = frozenset({"continue_final_message"})
-
-    model: ModelName | None = None
-    prompt: str | None = None
-    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    chat_template_kwargs: TemplateOptions = None
-    return_token_strs: bool | None = None
-    continue_final_message: Off | None = None
-
-    @model_validator(mode="after")
-    def _has_one_text(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise blame("prompt", "either prompt or messages must be given")
-        if self.messages is None:
-            for name in ("add_generation_prompt", "chat_template_kwargs"):
-                if getattr(self, name) is not None:
-                    raise blame(name, f"{name} is only allowed with messages")
-        elif self.add_special_tokens:
-            raise blame("add_special_tokens", "add_special_tokens must be false with messages: the template has them")
-        return self
-
-    @property
-    def conversation(self) -> Conversation | None:
-        if self.messages is None:
-            return None
-        return Conversation(
-            messages_of(self.messages),
-            self.chat_template_kwargs or {},
-            add_generation_prompt=self.add_generation_prompt is not False,
-        )
-
-
-class DetokenizeBody(Body):
-    """POST /detokenize"""
-
-    model: ModelName | None = None
-    tokens: Annotated[list[AnyId], Field(max_length=MAX_TOKENS, fail_fast=True)]
+from shared.protocol.messages import TokenIds
 
 
 class TokenizeReply(msgspec.Struct, frozen=True):
@@ -107,7 +54,8 @@ def _ids(builder: RequestBuilder, body: TokenizeBody) -> tuple[TokenIds, list[st
     conversation = body.conversation
     if conversation is not None:
         with explained("messages"):
-            return builder.tokenizer.encode_chat(conversation), builder.tokenizer.unused(conversation)
+            known = builder.known(conversation)
+            return builder.tokenizer.encode_chat(known), builder.tokenizer.unused(known)
     with explained("prompt"):
         special = body.add_special_tokens is not False
         return builder.tokenizer.encode_text(body.prompt or "", add_special_tokens=special), []

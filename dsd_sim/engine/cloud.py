@@ -100,7 +100,8 @@ def collect(w, index):
     now = w.clock[0].now
     node.ends_at = now + node.pass_ms
     push(w, node.ends_at, PASS_ENDS, index)
-    log_entry(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
+    node.pace = 1.0
+    node.logged = log_entry(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
 
 
 @njit(cache=True)
@@ -211,8 +212,8 @@ def pass_ends(w, index):
     """Commits the draws of the pass, sends verdicts and begins the next pass."""
     node, batch = w.nodes[index], w.batches[index]
     now, num_batch = w.clock[0].now, node.num_batch
-    if now != node.ends_at:
-        return  # the node failed during the pass
+    if now != node.ends_at or num_batch == 0:
+        return  # the node failed during the pass, or its end has moved
     queue = _queue(w, index)
     node.sum_queue += queue
     node.num_batch = 0

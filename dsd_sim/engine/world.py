@@ -23,6 +23,10 @@ CLOCK = np.dtype(
         ("num_free_messages", np.int32),
         ("num_windows", np.int64),  # windows verified: verdicts of passes with draws
         ("num_logged", np.int64),
+        ("pass_slowdown", np.float64),  # factor of a pass while a draft step runs (shared_machine.py)
+        ("step_slowdown", np.float64),  # factor of a draft step while a pass runs
+        ("message_ms", np.float64),  # of a message between drafter and verifier, beyond the link
+        ("request_ms", np.float64),  # of the gateway, from the arrival of a request to its Open
     ],
     align=True,
 )
@@ -91,6 +95,8 @@ DEVICE = np.dtype(
         ("step_end", np.float64),  # when the step ends
         ("num_more", np.int32),  # steps of the same run that follow it
         ("ends_at", np.float64),  # when the run ends: the time of its event
+        ("pace", np.float64),  # factor of the running step's time left
+        ("logged", np.int64),  # its entry in the log
         ("num_failures", np.int32),  # failures in effect now
         ("busy_ms", np.float64),
     ],
@@ -114,6 +120,8 @@ NODE = np.dtype(
         ("num_fed", np.int32),  # tokens of the running pass
         ("pass_ms", np.float64),  # duration of the running pass
         ("ends_at", np.float64),  # when the running pass ends
+        ("pace", np.float64),  # factor of its time left
+        ("logged", np.int64),  # its entry in the log
         ("num_failures", np.int32),  # failures in effect now
         ("weights", np.float64, (7,)),  # of the features of shared.policies.batching.PassCost
         ("slowdown", np.float64),  # factor of pass times
@@ -222,6 +230,7 @@ def make_world(
     clock["num_free_slots"], clock["num_free_messages"] = num_slots, num_messages
     world.devices["max_rows"] = 1
     world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
+    clock["pass_slowdown"] = clock["step_slowdown"] = 1.0
     return world
 
 

@@ -16,6 +16,7 @@ from shared.policies import batching, stepping
 PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
 Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)]
+Slowdown: TypeAlias = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 
 
 class Times(BaseModel):
@@ -73,6 +74,18 @@ class StepTimes(Times):
         return stepping.guess_ms(num_sessions, self.max_rows, self.feed_ms(1, context), further_ms)
 
 
+class MachineTimes(Times):
+    """What the services take beside their models, and how models on one machine slow each other down."""
+
+    request_ms: Millis = 0.0  # of a gateway, for a request up to its Open and for its first token
+    message_ms: Millis = 0.0  # of a message between drafter and verifier, beyond the link
+    pass_gap_ms: Millis = 0.0  # from the end of a pass to the start of the next, while sessions wait
+    session_gap_ms: Millis = 0.0  # added to it for each session of the pass
+    step_gap_ms: Millis = 0.0  # from the end of a draft step to the start of the next
+    pass_slowdown: Slowdown = 1.0  # factor of a pass while a draft step runs
+    step_slowdown: Slowdown = 1.0  # factor of a draft step while a pass runs
+
+
 class Profile(Times):
     """The times of one verifier, one drafter or both. `name` is shown beside every figure."""
 
@@ -80,6 +93,7 @@ class Profile(Times):
     origin: str
     verifier: PassTimes | None = None
     drafter: StepTimes | None = None
+    machine: MachineTimes | None = None  # of the pair
 
     @property
     def pass_times(self) -> PassTimes:
@@ -94,6 +108,13 @@ class Profile(Times):
         if self.drafter is None:
             raise ValueError(f"profile {self.name} has no times of a drafter")
         return self.drafter
+
+    @property
+    def machine_times(self) -> MachineTimes:
+        """Raises ValueError if the profile has none."""
+        if self.machine is None:
+            raise ValueError(f"profile {self.name} has no times of a machine")
+        return self.machine
 
 
 def read_profile(path: Path) -> Profile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ import msgspec
 
 from benchmarks.harness.standin import STANDIN
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
+from services.cloud_verifier.__main__ import engine_loader
 from services.cloud_verifier.settings import VerifierSettings, with_vllm_args
 from services.edge_drafter.settings import DrafterSettings
 from shared.runtime.config import load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # a timed drafter must not load torch
     import numpy as np
 
     from services.cloud_verifier.engine import Computed, Engine, StepRow
+    from services.cloud_verifier.service import LoadEngine
     from services.edge_drafter.model import DraftModel, DraftRow
 
 PROG = "python -m benchmarks.standins.timed"
@@ -102,28 +104,15 @@ class TimedDraft(Timed):
 
 def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:
     settings = load(StandinVerifierSettings if is_standin else VerifierSettings, with_vllm_args([]), PROG)
-    load_engine = _engine_loader(settings, is_standin=is_standin)
+    if is_standin:
+        from benchmarks.standins import loading
+
+        load_engine: LoadEngine = loading.load_engine
+    else:
+        load_engine = engine_loader(settings)
     from services.cloud_verifier import service
 
     service.run(settings, lambda given: cast("Engine[Any]", TimedEngine(load_engine(given), log)))
-
-
-def _engine_loader(settings: VerifierSettings, *, is_standin: bool) -> Callable[[VerifierSettings], Engine[Any]]:
-    """As services.cloud_verifier.__main__ chooses it."""
-    if settings.engine == "vllm":
-        from services.cloud_verifier.vllm_engine import environment
-
-        environment.prepare(settings)
-        from services.cloud_verifier.vllm_engine.engine import load_engine as load_vllm
-        from services.cloud_verifier.vllm_engine.flags import engine_args
-
-        args = engine_args(settings)
-        return lambda given: load_vllm(given, args)
-    if is_standin:
-        from benchmarks.standins.loading import load_engine
-    else:
-        from services.cloud_verifier.torch_engine.engine import load_engine
-    return load_engine
 
 
 def run_drafter(log: ComputeLog, *, is_standin: bool) -> None:

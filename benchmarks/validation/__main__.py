@@ -235,8 +235,8 @@ def predict(
     if not found:
         console.print("no case has a result", style="red")
         raise typer.Exit(1)
-    names = {each.result.case.name for each in found}
-    missing = [case.name for case in known if case.name not in names]
+    reported = {each.result.case.name for each in found}
+    missing = [case.name for case in known if case.name not in reported]
     path = place / ("development.md" if development else "report.md")
     path.write_text(markdown(found, missing, ORIGIN), encoding="utf-8")
     console.print(f"see {path}", highlight=False)

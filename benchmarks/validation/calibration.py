@@ -187,7 +187,7 @@ def _share_of(
 ) -> float:
     """The share of the time beside others that is lost, by least squares of errors relative to the time alone."""
     x, y = (beside / alone)[is_own], (elapsed / alone - 1)[is_own]
-    return float(np.clip((x @ y) / max(x @ x, 1e-9), 0.0, MOST_SHARE))
+    return float(np.clip(float(x @ y) / max(float(x @ x), 1e-9), 0.0, MOST_SHARE))
 
 
 def busy_times(logs: Sequence[Sequence[ComputeRecord]]) -> list[ComputeRecord]:

@@ -27,9 +27,9 @@ from benchmarks.harness.files import REPORTS, ROOT, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.validation.calibration import CalibrationPhase, profiles_of
 from benchmarks.validation.cases import CASES, DEVELOPMENT, SYSTEMS, Case, ValidationSystem, calibration_of
-from benchmarks.validation.live import LiveSystem, num_keys, started
+from benchmarks.validation.live import LiveSystem, Phase, num_keys, started
 from benchmarks.validation.prediction import predictions_of
-from benchmarks.validation.prompts import RECORDED, prompts_of
+from benchmarks.validation.prompts import CALIBRATING, prompts_of, recording_of
 from benchmarks.validation.report import markdown, summaries, table
 from benchmarks.validation.results import CaseResult, drift_of, figures_of
 from model_zoo.prompt_file import read_prompts
@@ -39,9 +39,10 @@ from shared.data.profiles import Profile, read_profile
 from shared.runtime.home import default_models_dir
 
 FOLDER = REPORTS.parent / "validation"
+PROFILES = "profiles"  # the folder of profiles and recordings, in the folder of results
 WORK = ROOT / "build" / "validation"  # logs
 LIVE_PACKAGES = ("awc", "services", "shared")  # that decide what a live run measures
-CALIBRATING, JUDGING = 1, 2  # seeds of arrivals
+CALIBRATION, JUDGED = 1, 2  # seeds of arrivals
 ORIGIN = Origin.here("benchmarks.validation")
 
 console = Console(stderr=True)
@@ -66,12 +67,12 @@ def path_of(case: Case, folder: Path) -> Path:
 
 
 def profile_path(system: str, draft: str, folder: Path) -> Path:
-    return folder / "profiles" / f"{system}-{draft}.json"
+    return folder / PROFILES / f"{system}-{draft}.json"
 
 
 def read_profiles(folder: Path) -> dict[str, Profile]:
     """All profiles of a folder of results, by the names of system and draft."""
-    return {path.stem: read_profile(path) for path in sorted((folder / "profiles").glob("*.json"))}
+    return {path.stem: read_profile(path) for path in sorted((folder / PROFILES).glob("*.json"))}
 
 
 def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResult]:
@@ -107,15 +108,20 @@ def usable(
     return systems, vllm
 
 
-def prepare() -> None:
-    """Makes the default pair."""
+def prepare(systems: Sequence[ValidationSystem], folder: Path) -> None:
+    """Makes the default pair, and the recordings that are missing."""
     subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
+    pairs = [(system, draft) for system in systems for draft in system.drafts]
+    for path, draft in {recording_of(system, draft, folder / PROFILES): draft for system, draft in pairs}.items():
+        if not path.is_file():
+            _notify(f"recording the {draft} draft")
+            subprocess.run([sys.executable, "-m", "benchmarks.validation.record", draft, str(path)], check=True)
 
 
-async def _calibrate(live: LiveSystem) -> list[CalibrationPhase]:
+async def _calibrate(live: LiveSystem, loads: Sequence[Case]) -> list[CalibrationPhase]:
     found = []
-    for load in calibration_of(live.system):
-        phase = await live.run(load, read_prompts(RECORDED), CALIBRATING)
+    for load in loads:
+        phase = await live.run(load, read_prompts(CALIBRATING), CALIBRATION)
         found.append(CalibrationPhase(load, phase))
         _notify(f"{live.system.name}: {load.draft or 'target-only'}, {load.windows}, {load.load}: {phase.took_s:.0f} s")
     return found
@@ -124,10 +130,12 @@ async def _calibrate(live: LiveSystem) -> list[CalibrationPhase]:
 def calibrate_system(system: ValidationSystem, python: Path | None, folder: Path) -> None:
     """Measures a system and writes its profiles."""
 
+    loads = calibration_of(system)
+
     async def measured(place: Path) -> list[CalibrationPhase]:
-        num = num_keys([case.load for case in calibration_of(system)])
+        num = num_keys([case.load for case in loads])
         async with started(system, python, num, place, _notify) as live:
-            return await _calibrate(live)
+            return await _calibrate(live, loads)
 
     with TemporaryDirectory(prefix="dsd-calibrate-") as place:
         phases = asyncio.run(measured(Path(place)))
@@ -144,40 +152,56 @@ def write_profiles(system: ValidationSystem, phases: Sequence[CalibrationPhase],
 
 
 def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | None, folder: Path, code: str) -> None:
-    """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again."""
-    profiles = read_profiles(folder)
+    """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again.
+
+    A system without profiles is calibrated before the cases and once more after them, as machines drift.
+    """
+    is_new = any(not profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
+    loads = calibration_of(system) if is_new else []
     prompts = prompts_of(system, is_development=cases[0] in DEVELOPMENT)
 
     async def all_of(place: Path) -> None:
-        num = num_keys([case.load for case in cases])
+        num = num_keys([case.load for case in (*loads, *cases, *loads)])
         async with started(system, python, num, place, _notify) as live:
+            phases = await _calibrate(live, loads)
+            if is_new:
+                write_profiles(system, phases, folder)
             for case in cases:
                 try:
-                    phase = await live.run(case, prompts, JUDGING)
+                    phase = await live.run(case, prompts, JUDGED)
                 except Exception:  # other cases can still run
                     console.print(f"{case.name} failed:", style="red", highlight=False)
                     console.print_exception()
                     continue
-                for complaint in phase.complaints[:5]:
-                    _notify(f"void: {complaint}")
-                profile = profiles[f"{system.name}-{case.draft or system.drafts[0]}"]
-                write_result(WORK / f"case-{case.name}.json", phase)
-                result = CaseResult(
-                    case=case,
-                    code=code,
-                    live=figures_of(phase),
-                    samples=phase.samples,
-                    drafters=phase.drafters,
-                    drift=drift_of(phase, profile, 2 * case.link.delay_ms),
-                    took_s=phase.took_s,
-                    complaints=phase.complaints,
-                    origin=ORIGIN,
-                )
-                write_result(path_of(case, folder), result)
-                _notify(f"{case.name}: {phase.took_s:.0f} s")
+                _keep(case, phase, folder, code)
+            if is_new:
+                phases += await _calibrate(live, loads)
+                write_result(WORK / f"calibration-{system.name}.json", phases)
+                write_profiles(system, phases, folder)
 
     with TemporaryDirectory(prefix="dsd-validate-") as place:
         asyncio.run(all_of(Path(place)))
+
+
+def _keep(case: Case, phase: Phase, folder: Path, code: str) -> None:
+    """Writes the result of a case, and its logs."""
+    for complaint in phase.complaints[:5]:
+        _notify(f"void: {complaint}")
+    write_result(WORK / f"case-{case.name}.json", phase)
+    profile = read_profiles(folder)[f"{case.system}-{case.draft or SYSTEMS[case.system].drafts[0]}"]
+    result = CaseResult(
+        case=case,
+        code=code,
+        live=figures_of(phase),
+        samples=phase.samples,
+        drafters=phase.drafters,
+        drift=drift_of(phase, profile, 2 * case.link.delay_ms),
+        took_s=phase.took_s,
+        complaints=phase.complaints,
+        origin=ORIGIN,
+    )
+    write_result(path_of(case, folder), result)
+    _notify(f"{case.name}: {phase.took_s:.0f} s")
 
 
 def _notify(line: str) -> None:
@@ -198,7 +222,7 @@ def calibrate(
     exit_on_sigterm()
     systems, python = usable(system, verifier_python, default_models_dir())
     if not refit:
-        prepare()
+        prepare(systems, folder or FOLDER)
     for each in systems:
         if refit:
             phases = read_result(WORK / f"calibration-{each.name}.json", list[CalibrationPhase])
@@ -218,8 +242,8 @@ def predict(
 ) -> None:
     """Runs the cases live, predicts them from the profiles, and reports the errors. Finished cases are kept.
 
-    Systems without a profile are calibrated first. Exits with status 1 if a case has no valid result or an error
-    exceeds its limit.
+    Systems without a profile are calibrated before their cases and after them. Exits with status 1 if a case has no
+    valid result or an error exceeds its limit.
     """
     exit_on_sigterm()
     models, place = default_models_dir(), folder or FOLDER
@@ -231,7 +255,7 @@ def predict(
         raise typer.BadParameter(f"matches no case; cases: {names}", param_hint="--only")
     if not report_only:
         _run_unfinished(cases, system, verifier_python, place, code)
-    found = predictions_of(results_of(known, place, code), known, read_profiles(place))
+    found = predictions_of(results_of(known, place, code), known, read_profiles(place), place / PROFILES)
     if not found:
         console.print("no case has a result", style="red")
         raise typer.Exit(1)
@@ -254,10 +278,8 @@ def _run_unfinished(
     systems = [system for system in systems if any(case.system == system.name for case in todo)]
     if not systems:
         return
-    prepare()
+    prepare(systems, folder)
     for each in systems:
-        if any(not profile_path(each.name, draft, folder).is_file() for draft in each.drafts):
-            calibrate_system(each, vllm, folder)
         run_cases(each, [case for case in todo if case.system == each.name], vllm, folder, code)
 
 

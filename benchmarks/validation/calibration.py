@@ -3,8 +3,8 @@
 Invariant: only durations of parts are used: passes, draft steps, the gaps between them, the round trip, and the way of
 a request to its first pass and back. Throughput and latency of answers are not used.
 
-A pass (a draft step likewise) whose time alone is `y` and beside which draft steps run for the time `b` takes
-`y + (1 - 1 / slowdown) b`. So time and slowdown are fitted in turn.
+A draft step whose time alone is `y` and beside which passes run for the time `b` takes `y + (1 - 1 / slowdown) b`. A
+pass has the slowdown `1 + (pass_slowdown - 1) base / y`. So times and slowdowns are fitted in turn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,12 @@ from benchmarks.validation.cases import UNLIMITED, Case
 from benchmarks.validation.live import Phase
 from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps, step_times_of
 from services.cloud_verifier.settings import VerifierSettings
-from shared.data.profiles import MachineTimes, PassTimes, Profile, StepTimes
+from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, StepTimes
 
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
 NUM_ROUNDS = 12  # of fitting times and slowdowns in turn
-MOST_SHARE = 0.95  # of a time beside others that their slowdown may explain
+FEW = 4  # passes of a size that tell half of its extra time
+SLOWDOWNS = np.arange(1.0, 3.0, 0.005)  # that are tried
 
 
 class NotCalibrated(ValueError):
@@ -51,12 +53,13 @@ class SharedTimes:
 
     weights: list[float]
     slowdowns: dict[str, float]
+    own_ms: list[float]  # of each record, without what the others cost it
 
 
 def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) -> dict[str, Profile]:
     """A profile for each draft. Raises NotCalibrated."""
     drafts = list(dict.fromkeys(each.case.draft for each in phases if each.case.draft))
-    passes = shared_passes(phases)
+    passes, pass_slowdowns = shared_passes(phases)
     base_gap, session_gap = fit_gaps([log for each in phases if _never_waits(each.case) for log in each.phase.passes])
     requests = [
         overhead_ms(sample, each.phase)
@@ -72,7 +75,7 @@ def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) ->
         found[draft] = Profile(
             name=f"{system}-{draft}",
             origin=origin,
-            verifier=pass_times_of(passes.weights),
+            verifier=passes,
             drafter=step_times_of(steps.weights),
             machine=MachineTimes(
                 request_ms=max(0.0, median(requests) - base_gap - session_gap),
@@ -80,7 +83,7 @@ def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) ->
                 pass_gap_ms=base_gap,
                 session_gap_ms=session_gap,
                 step_gap_ms=median(gaps_ms(unlimited)),
-                pass_slowdown=passes.slowdowns[draft],
+                pass_slowdown=pass_slowdowns[draft],
                 step_slowdown=steps.slowdowns[draft],
             ),
         )
@@ -93,8 +96,8 @@ def _never_waits(case: Case) -> bool:
 
 
 def message_ms(phases: Sequence[CalibrationPhase]) -> float:
-    """Half the mean round trip while a drafter has one session."""
-    trips = [each.phase.observed.rtt_ms for each in phases if each.case.load.num_clients == 1]
+    """Half the mean round trip."""
+    trips = [each.phase.observed.rtt_ms for each in phases]
     known = [trip for trip in trips if trip is not None]
     if not known:
         raise NotCalibrated("no drafter reported a round trip")
@@ -113,8 +116,8 @@ class SharedRecord:
     draft: str | None
 
 
-def shared_passes(phases: Sequence[CalibrationPhase]) -> SharedTimes:
-    """Passes of all phases."""
+def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[str, float]]:
+    """Times of passes alone, and their slowdown beside the steps of each draft."""
     records = [
         SharedRecord(record, beside_ms(record, busy), each.case.draft)
         for each in phases
@@ -130,7 +133,28 @@ def shared_passes(phases: Sequence[CalibrationPhase]) -> SharedTimes:
         ]
         return list(fit_passes(points)[0].weights)
 
-    return _fit_in_turn(records, fit, lambda weights, each: pass_ms(pass_times_of(weights), each))
+    found = _fit_in_turn(
+        records,
+        fit,
+        lambda weights, each: pass_ms(pass_times_of(weights), each),
+        lambda weights, alone: weights[0] / alone,
+    )
+    times = pass_times_of(found.weights)
+    extra_ms = extras([each.record for each in records], found.own_ms, times)
+    return times.model_copy(update={"extra_ms": extra_ms}), found.slowdowns
+
+
+def extras(records: Sequence[ComputeRecord], own_ms: Sequence[float], times: PassTimes) -> tuple[float, ...]:
+    """Mean excess over the weighted sum of passes of 1, 2, … tokens; less where there are few of them.
+
+    Kernels suit some sizes better than others, so the time of a small pass is no smooth function of its tokens.
+    """
+    sums, counts = [0.0] * MAX_EXTRAS, [0] * MAX_EXTRAS
+    for record, elapsed_ms in zip(records, own_ms, strict=True):
+        if record.num_tokens <= MAX_EXTRAS:
+            sums[record.num_tokens - 1] += elapsed_ms - pass_ms(times, record)
+            counts[record.num_tokens - 1] += 1
+    return tuple(round(total / (count + FEW), 6) for total, count in zip(sums, counts, strict=True))
 
 
 def shared_steps(phases: Sequence[CalibrationPhase], draft: str) -> SharedTimes:
@@ -152,7 +176,9 @@ def shared_steps(phases: Sequence[CalibrationPhase], draft: str) -> SharedTimes:
         known = (times.step_ms, times.step_ms_per_1000, times.fed_ms, times.session_ms)
         return [weight for weight in known if weight is not None]
 
-    return _fit_in_turn(records, fit, lambda weights, each: step_ms(step_times_of(weights), each))
+    return _fit_in_turn(
+        records, fit, lambda weights, each: step_ms(step_times_of(weights), each), lambda weights, alone: 0 * alone + 1
+    )
 
 
 def pass_ms(times: PassTimes, record: ComputeRecord) -> float:
@@ -167,27 +193,40 @@ def _fit_in_turn(
     records: Sequence[SharedRecord],
     fit: Callable[[Sequence[float]], list[float]],
     predict: Callable[[Sequence[float], ComputeRecord], float],
+    bound_of: Callable[[Sequence[float], NDArray[np.float64]], NDArray[np.float64]],
 ) -> SharedTimes:
+    """bound_of: the share of the times alone that is slowed down."""
     if not records:
         raise NotCalibrated("no pass or no draft step ran")
     elapsed = np.array([each.record.elapsed_ms for each in records])
     beside = np.array([each.beside_ms for each in records])
     names = np.array([each.draft or "" for each in records])
-    shares = {str(name): 0.0 for name in np.unique(names) if name}
+    slowdowns, own = {str(name): 1.0 for name in np.unique(names) if name}, elapsed
     for _ in range(NUM_ROUNDS):
-        own = elapsed - beside * np.array([shares.get(str(name), 0.0) for name in names])
         weights = fit(own.tolist())
         alone = np.array([predict(weights, each.record) for each in records])
-        shares = {name: _share_of(elapsed, beside, alone, names == name) for name in shares}
-    return SharedTimes(weights, {name: 1 / (1 - share) for name, share in shares.items()})
+        bound = np.minimum(bound_of(weights, alone), 1.0)
+        slowdowns = {name: _slowdown_of(elapsed, beside, alone, bound, names == name) for name in slowdowns}
+        own = elapsed - beside * lost_share(np.array([slowdowns.get(str(name), 1.0) for name in names]), bound)
+    return SharedTimes(weights, slowdowns, own.tolist())
 
 
-def _share_of(
-    elapsed: NDArray[np.float64], beside: NDArray[np.float64], alone: NDArray[np.float64], is_own: NDArray[np.bool_]
+def lost_share(slowdown: Any, bound: Any) -> Any:
+    """The share of the time beside others that they cost. Numbers or arrays."""
+    return 1 - 1 / (1 + (slowdown - 1) * bound)
+
+
+def _slowdown_of(
+    elapsed: NDArray[np.float64],
+    beside: NDArray[np.float64],
+    alone: NDArray[np.float64],
+    bound: NDArray[np.float64],
+    is_own: NDArray[np.bool_],
 ) -> float:
-    """The share of the time beside others that is lost, by least squares of errors relative to the time alone."""
-    x, y = (beside / alone)[is_own], (elapsed / alone - 1)[is_own]
-    return float(np.clip(float(x @ y) / max(float(x @ x), 1e-9), 0.0, MOST_SHARE))
+    """The one with the least squares of errors relative to the times alone."""
+    x, y, z = (beside / alone)[is_own], (elapsed / alone - 1)[is_own], bound[is_own]
+    errors = [float(((y - x * lost_share(slowdown, z)) ** 2).sum()) for slowdown in SLOWDOWNS]
+    return float(SLOWDOWNS[int(np.argmin(errors))])
 
 
 def busy_times(logs: Sequence[Sequence[ComputeRecord]]) -> list[ComputeRecord]:

@@ -146,11 +146,11 @@ def calibration_of(system: ValidationSystem) -> list[Case]:
 
 
 ALONE_OR_TOGETHER = (RequestLoad(6, 1), RequestLoad(8, 4), RequestLoad(16, 8))
-LONG = RequestLoad(1, 1, lengths=(384,))
+LONG = RequestLoad(1, 1, lengths=(256,))
 
 # --- cases ------------------------------------------------------------------------------------------------------------
 
-ONE, SIX, EIGHT, SIXTEEN = RequestLoad(24, 1), RequestLoad(48, 6), RequestLoad(64, 8), RequestLoad(128, 16)
+ONE, SIX, EIGHT, SIXTEEN = RequestLoad(20, 1), RequestLoad(48, 6), RequestLoad(64, 8), RequestLoad(128, 16)
 ANSWERS_OF_500 = RequestLoad(3, 1, lengths=(500,))
 MIXED = RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160))
 

@@ -32,12 +32,13 @@ from benchmarks.validation.cases import (
     RequestLoad,
     ValidationSystem,
 )
-from benchmarks.validation.prompts import recording_of
+from benchmarks.validation.prompts import write_extended
 from benchmarks.validation.requests import CaseRequest, RequestSender, requests_of, send_at, send_in_turn
 from services.gateway.admission.api_keys import new_key
 from services.local.engine import EngineName, VerifierEngine
 from shared.runtime.home import default_models_dir
 
+STANDIN_TOKENS = 128  # most of an answer
 WARM_UP = RequestLoad(2, 1, lengths=(16,))
 VLLM_ENV = {"DSD_VLLM_ARGS": "--max-model-len 2048", "DSD_DTYPE": "bfloat16", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -205,4 +206,5 @@ def plan_of(system: ValidationSystem, python: Path | None, folder: Path, keys: S
 def _standin(system: ValidationSystem, folder: Path) -> StandinPlan:
     profile = folder / "profile.json"
     profile.write_text(REPLAYED_TIMES.model_dump_json(), encoding="utf-8")
-    return StandinPlan("replayed", profile, recording_of(system.drafts[0]))
+    write_extended(system.drafts[0], folder / "recording.jsonl", STANDIN_TOKENS)
+    return StandinPlan("replayed", profile, folder / "recording.jsonl")

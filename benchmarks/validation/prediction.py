@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.validation.cases import SYSTEMS, Case, target_only
+from benchmarks.validation.prompts import recording_of
 from benchmarks.validation.results import CaseFigures, CaseResult
 from benchmarks.validation.scenario import scenario_of, simulate
 from shared.data.profiles import Profile
@@ -38,10 +39,10 @@ class Prediction:
 
 
 def predictions_of(
-    results: Sequence[CaseResult], cases: Sequence[Case], profiles: Mapping[str, Profile]
+    results: Sequence[CaseResult], cases: Sequence[Case], profiles: Mapping[str, Profile], recordings: Path
 ) -> list[Prediction]:
-    """In the order of the results. profiles: by system and draft (__main__.read_profiles)."""
-    simulated = {each.case.name: _simulated(each, profiles) for each in results}
+    """In the order of the results. profiles: by system and draft; recordings: the folder of those of real drafts."""
+    simulated = {each.case.name: _simulated(each, profiles, recordings) for each in results}
     live = {each.case.name: each.live for each in results}
     found = []
     for result in results:
@@ -54,10 +55,11 @@ def predictions_of(
     return found
 
 
-def _simulated(result: CaseResult, profiles: Mapping[str, Profile]) -> CaseFigures:
+def _simulated(result: CaseResult, profiles: Mapping[str, Profile], recordings: Path) -> CaseFigures:
     case = result.case
+    recording = recording_of(SYSTEMS[case.system], case.draft, recordings) if case.draft else None
     profile = profiles[f"{case.system}-{case.draft or SYSTEMS[case.system].drafts[0]}"]
     with TemporaryDirectory(prefix="dsd-predict-") as place:
         folder = Path(place)
-        scenario = scenario_of(case, profile, result.drafters, result.samples, folder)
+        scenario = scenario_of(case, profile, recording, result.drafters, result.samples, folder)
         return simulate(scenario, folder)

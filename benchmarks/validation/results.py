@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.harness.latency import LatencyObjective, RequestSample, summarise
 from benchmarks.harness.origin import Origin
-from benchmarks.validation.calibration import beside_ms, busy_times, pass_ms, step_ms
+from benchmarks.validation.calibration import beside_ms, busy_times, lost_share, pass_ms, step_ms
 from benchmarks.validation.cases import Case
 from benchmarks.validation.live import Phase, PhaseFailed
 from shared.data.profiles import Profile
@@ -68,8 +68,13 @@ def drift_of(phase: Phase, profile: Profile, rtt_ms: float) -> TimingDrift:
     """rtt_ms: of the link."""
     machine = profile.machine_times
     passes, steps = busy_times(phase.passes), busy_times(phase.steps)
-    lost_pass, lost_step = 1 - 1 / machine.pass_slowdown, 1 - 1 / machine.step_slowdown
-    pass_total = sum(pass_ms(profile.pass_times, each) + lost_pass * beside_ms(each, steps) for each in passes)
+    base_ms, pass_total = profile.pass_times.base_ms, 0.0
+    for each in passes:
+        alone_ms = pass_ms(profile.pass_times, each)
+        pass_total += alone_ms + beside_ms(each, steps) * lost_share(
+            machine.pass_slowdown, min(1.0, base_ms / alone_ms)
+        )
+    lost_step = lost_share(machine.step_slowdown, 1.0)
     step_total = sum(step_ms(profile.step_times, each) + lost_step * beside_ms(each, passes) for each in steps)
     trip_ms = phase.observed.rtt_ms
     return TimingDrift(

@@ -18,7 +18,6 @@ import msgspec
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.simulation import simulate_seeds
 from benchmarks.validation.cases import SYSTEMS, Case
-from benchmarks.validation.prompts import recording_of
 from benchmarks.validation.results import CaseFigures
 from dsd_sim.scenario.scenario import Scenario
 from shared.data.profiles import Profile
@@ -30,11 +29,13 @@ TRACE = "requests.jsonl"
 def scenario_of(
     case: Case,
     profile: Profile,
+    recording: Path | None,
     drafters: Sequence[str | None],
     samples: Sequence[RequestSample],
     folder: Path,
 ) -> Scenario:
-    """`samples` and `drafters` are in the order of the requests. Writes the trace of an open loop into `folder`."""
+    """Writes the trace of an open loop into `folder`. recording: of the case's draft; `samples` and `drafters` are in
+    the order of the requests."""
     system, choice = SYSTEMS[case.system], case.control
     if case.load.num_clients:
         workload = _closed_loop(case, samples)
@@ -49,7 +50,7 @@ def scenario_of(
     content = {
         "name": case.name,
         "workload": workload,
-        "edge": [_edge(name, case, profile) for name in names],
+        "edge": [_edge(name, case, profile, recording) for name in names],
         "cloud": [{"count": system.num_verifiers, "times": profile.pass_times.model_dump()}],
         "machine": {"times": profile.machine.model_dump()},
         "policies": {"routing": "jsq", "drafting": bool(names), **windows},  # jsq: the gateway's default
@@ -78,9 +79,9 @@ def _histogram(values: Sequence[int]) -> dict[str, list[int]]:
     return {"edges": [*lengths, lengths.stop], "counts": [counts[length] for length in lengths]}
 
 
-def _edge(name: str, case: Case, profile: Profile) -> dict[str, Any]:
+def _edge(name: str, case: Case, profile: Profile, recording: Path | None) -> dict[str, Any]:
     link = case.link
-    assert case.draft is not None
+    assert recording is not None
     return {
         "name": name,
         "count": 1,
@@ -91,7 +92,7 @@ def _edge(name: str, case: Case, profile: Profile) -> dict[str, Any]:
             "stall_rate": link.stall_rate,
             "stall_ms": link.stall_ms,
         },
-        "guesses": {"kind": "recorded", "file": str(recording_of(case.draft))},
+        "guesses": {"kind": "recorded", "file": str(recording.absolute())},
     }
 
 

@@ -1,7 +1,8 @@
 """One machine for all drafters and verifiers: passes and draft steps slow each other down.
 
-Invariant: a pass runs `pass_slowdown` times as long while a draft step runs anywhere, and a step `step_slowdown` times
-as long while a pass runs. What has run already keeps its pace. `w` is a World.
+Invariant: the part of a pass that reads weights, its base time, takes `pass_slowdown` times as long while a draft step
+runs anywhere; a step takes `step_slowdown` times as long while a pass runs. What has run already keeps its pace. `w` is
+a World.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def set_paces(w):
         is_passing = is_passing or node.num_batch > 0
     for device in w.devices:
         is_drafting = is_drafting or device.num_rows > 0
-    pass_pace = c.pass_slowdown if is_drafting else 1.0
     step_pace = c.step_slowdown if is_passing else 1.0
     for index in range(len(w.nodes)):
         node = w.nodes[index]
+        pass_pace = 1.0 + (c.pass_slowdown - 1.0) * node.bound if is_drafting else 1.0
         if node.num_batch > 0 and node.pace != pass_pace:
             more = (node.ends_at - c.now) * (pass_pace / node.pace - 1)
             node.pace = pass_pace

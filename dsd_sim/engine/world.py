@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_sim.engine.records import DRAFTER, FATES, MESSAGE, VERIFIER
+from shared.data.profiles import MAX_EXTRAS
 
 CLOCK = np.dtype(
     [
@@ -121,9 +122,11 @@ NODE = np.dtype(
         ("pass_ms", np.float64),  # duration of the running pass
         ("ends_at", np.float64),  # when the running pass ends
         ("pace", np.float64),  # factor of its time left
+        ("bound", np.float64),  # share of its time alone in which it reads weights, and is slowed down by draft steps
         ("logged", np.int64),  # its entry in the log
         ("num_failures", np.int32),  # failures in effect now
         ("weights", np.float64, (7,)),  # of the features of shared.policies.batching.PassCost
+        ("extra_ms", np.float64, (MAX_EXTRAS,)),  # of a pass of 1, 2, … tokens, beyond the weighted sum
         ("slowdown", np.float64),  # factor of pass times
         ("noise", np.float64),  # a pass time varies uniformly by up to this share, up or down
         ("busy_ms", np.float64),

@@ -102,6 +102,7 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
         with naming_key(f"cloud.{number}.profile"):
             times = group.times or read_profile(folder / str(group.profile)).pass_times
         nodes["weights"], nodes["noise"] = times.weights, group.noise
+        nodes["extra_ms"][:, : len(times.extra_ms)] = times.extra_ms
         nodes["token_budget"], nodes["prefill_chunk"] = group.token_budget, group.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = group.kv_tokens
         nodes["delay_ms"], nodes["batching"] = group.hop_ms, BATCHING[scenario.policies.batching]

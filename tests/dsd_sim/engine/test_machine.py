@@ -32,6 +32,13 @@ def test_a_verifier_beside_which_a_draft_model_always_runs_is_slowed_down() -> N
     assert tpot_ms(world)[0] == pytest.approx(1.5 * PASS_MS, rel=0.01)
 
 
+def test_only_the_base_time_of_a_pass_is_slowed_down() -> None:
+    world = shared(pass_slowdown=1.5, window=64)
+    world.nodes["weights"] = (15.0, 0, 5.0, 0, 0, 0, 0)  # tokens of a pass: one, as all guesses are wrong
+    a_fleet(world, rate=0.0).run()
+    assert tpot_ms(world)[0] == pytest.approx(1.5 * 15.0 + 5.0, rel=0.01)
+
+
 def test_a_drafter_beside_which_a_pass_always_runs_is_slowed_down() -> None:
     world = shared(step_slowdown=2.0, window=64)
     a_fleet(world, rate=1.0).run()
@@ -110,3 +117,11 @@ def test_messages_and_gaps_lengthen_a_round_of_stop_and_wait(tmp_path: Path) -> 
 
 
 GAPS = {"pass_gap_ms": 1.0, "session_gap_ms": 0.5, "step_gap_ms": 0.25}
+
+
+def test_a_pass_of_a_size_with_an_extra_time_takes_longer() -> None:
+    world = a_world(1, tokens=50, weights=(20, 0, 0, 0, 0, 0, 0))
+    world.requests["device"] = -1
+    world.nodes["extra_ms"][0, 0] = 3.0
+    a_fleet(world).run()
+    assert tpot_ms(world)[0] == pytest.approx(23.0)

@@ -4,7 +4,8 @@ Invariant: only durations of parts are used: passes, draft steps, the gaps betwe
 a request to its first pass and back. Throughput and latency of answers are not used.
 
 A draft step whose time alone is `y` and beside which passes run for the time `b` takes `y + (1 - 1 / slowdown) b`. A
-pass has the slowdown `1 + (pass_slowdown - 1) base / y`. So times and slowdowns are fitted in turn.
+pass has the slowdown `1 + (pass_slowdown - 1) base / y`. Times of passes are
+fitted to passes alone. Draft steps of several sessions are never alone, so their times and slowdown are fitted in turn.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -25,12 +26,13 @@ from benchmarks.harness.latency import RequestSample
 from benchmarks.standins.timed import ComputeRecord
 from benchmarks.validation.cases import UNLIMITED, Case
 from benchmarks.validation.live import Phase
-from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps, step_times_of
+from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps
 from services.cloud_verifier.settings import VerifierSettings
 from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, StepTimes
 
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
-NUM_ROUNDS = 12  # of fitting times and slowdowns in turn
+NUM_ROUNDS = 12  # of fitting times of steps and their slowdown in turn
+ALONE = 0.1  # most of a time beside others that counts as none
 FEW = 4  # passes of a size that tell half of its extra time
 SLOWDOWNS = np.arange(1.0, 3.0, 0.005)  # that are tried
 
@@ -47,15 +49,6 @@ class CalibrationPhase:
     phase: Phase
 
 
-@dataclass(frozen=True, slots=True)
-class SharedTimes:
-    """Passes or steps alone, and their slowdown beside the other kind, by draft."""
-
-    weights: list[float]
-    slowdowns: dict[str, float]
-    own_ms: list[float]  # of each record, without what the others cost it
-
-
 def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) -> dict[str, Profile]:
     """A profile for each draft. Raises NotCalibrated."""
     drafts = list(dict.fromkeys(each.case.draft for each in phases if each.case.draft))
@@ -70,13 +63,13 @@ def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) ->
     found = {}
     for draft in drafts:
         own = [each for each in phases if each.case.draft == draft]
-        steps = shared_steps(own, draft)
+        steps, step_slowdown = shared_steps(own, draft)
         unlimited = [log for each in own if each.case.control == UNLIMITED for log in each.phase.steps]
         found[draft] = Profile(
             name=f"{system}-{draft}",
             origin=origin,
             verifier=passes,
-            drafter=step_times_of(steps.weights),
+            drafter=steps,
             machine=MachineTimes(
                 request_ms=max(0.0, median(requests) - base_gap - session_gap),
                 message_ms=message_ms(own),
@@ -84,7 +77,7 @@ def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) ->
                 session_gap_ms=session_gap,
                 step_gap_ms=median(gaps_ms(unlimited)),
                 pass_slowdown=pass_slowdowns[draft],
-                step_slowdown=steps.slowdowns[draft],
+                step_slowdown=step_slowdown,
             ),
         )
     return found
@@ -115,9 +108,18 @@ class SharedRecord:
     beside_ms: float
     draft: str | None
 
+    @property
+    def is_alone(self) -> bool:
+        """But for a small part of its time."""
+        return self.beside_ms < ALONE * self.record.elapsed_ms
+
+    def own_ms(self, slowdown: float) -> float:
+        """Without what the others cost it."""
+        return self.record.elapsed_ms - float(lost_share(slowdown, 1.0)) * self.beside_ms
+
 
 def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[str, float]]:
-    """Times of passes alone, and their slowdown beside the steps of each draft."""
+    """Times of passes alone, and the slowdown beside the steps of each draft."""
     records = [
         SharedRecord(record, beside_ms(record, busy), each.case.draft)
         for each in phases
@@ -125,40 +127,35 @@ def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[s
         for log in each.phase.passes
         for record in log
     ]
-
-    def fit(elapsed: Sequence[float]) -> list[float]:
-        points = [
-            PassPoint(each.record.num_sessions, each.record.num_tokens, each.record.num_cached, ms)
-            for each, ms in zip(records, elapsed, strict=True)
-        ]
-        return list(fit_passes(points)[0].weights)
-
-    found = _fit_in_turn(
-        records,
-        fit,
-        lambda weights, each: pass_ms(pass_times_of(weights), each),
-        lambda weights, alone: weights[0] / alone,
-    )
-    times = pass_times_of(found.weights)
-    extra_ms = extras([each.record for each in records], found.own_ms, times)
-    return times.model_copy(update={"extra_ms": extra_ms}), found.slowdowns
+    alone = [each.record for each in records if each.is_alone]
+    if not alone:
+        raise NotCalibrated("no pass ran alone")
+    points = [PassPoint(each.num_sessions, each.num_tokens, each.num_cached, each.elapsed_ms) for each in alone]
+    times = fit_passes(points)[0]
+    times = times.model_copy(update={"extra_ms": extras(alone, times)})
+    slowdowns = {}
+    for draft in {each.draft for each in records if each.draft}:
+        own = [each for each in records if each.draft == draft]
+        alone_ms = np.array([pass_ms(times, each.record) for each in own])
+        slowdowns[draft] = slowdown_of(own, alone_ms, np.minimum(times.base_ms / alone_ms, 1.0))
+    return times, slowdowns
 
 
-def extras(records: Sequence[ComputeRecord], own_ms: Sequence[float], times: PassTimes) -> tuple[float, ...]:
+def extras(alone: Sequence[ComputeRecord], times: PassTimes) -> tuple[float, ...]:
     """Mean excess over the weighted sum of passes of 1, 2, … tokens; less where there are few of them.
 
     Kernels suit some sizes better than others, so the time of a small pass is no smooth function of its tokens.
     """
     sums, counts = [0.0] * MAX_EXTRAS, [0] * MAX_EXTRAS
-    for record, elapsed_ms in zip(records, own_ms, strict=True):
+    for record in alone:
         if record.num_tokens <= MAX_EXTRAS:
-            sums[record.num_tokens - 1] += elapsed_ms - pass_ms(times, record)
+            sums[record.num_tokens - 1] += record.elapsed_ms - pass_ms(times, record)
             counts[record.num_tokens - 1] += 1
     return tuple(round(total / (count + FEW), 6) for total, count in zip(sums, counts, strict=True))
 
 
-def shared_steps(phases: Sequence[CalibrationPhase], draft: str) -> SharedTimes:
-    """Steps of the phases of one draft."""
+def shared_steps(phases: Sequence[CalibrationPhase], draft: str) -> tuple[StepTimes, float]:
+    """Times of draft steps alone, and their slowdown beside passes, from the phases of one draft."""
     records = [
         SharedRecord(record, beside_ms(record, busy), draft)
         for each in phases
@@ -166,19 +163,18 @@ def shared_steps(phases: Sequence[CalibrationPhase], draft: str) -> SharedTimes:
         for log in each.phase.steps
         for record in log
     ]
-
-    def fit(elapsed: Sequence[float]) -> list[float]:
+    if not records:
+        raise NotCalibrated("no draft step ran")
+    slowdown = 1.0
+    for _ in range(NUM_ROUNDS):
         points = [
-            StepPoint(each.record.num_cached, each.record.num_tokens, ms, each.record.num_sessions)
-            for each, ms in zip(records, elapsed, strict=True)
+            StepPoint(each.record.num_cached, each.record.num_tokens, each.own_ms(slowdown), each.record.num_sessions)
+            for each in records
         ]
         times = fit_steps(points)[0]
-        known = (times.step_ms, times.step_ms_per_1000, times.fed_ms, times.session_ms)
-        return [weight for weight in known if weight is not None]
-
-    return _fit_in_turn(
-        records, fit, lambda weights, each: step_ms(step_times_of(weights), each), lambda weights, alone: 0 * alone + 1
-    )
+        alone_ms = np.array([step_ms(times, each.record) for each in records])
+        slowdown = slowdown_of(records, alone_ms, np.ones(len(records)))
+    return times, slowdown
 
 
 def pass_ms(times: PassTimes, record: ComputeRecord) -> float:
@@ -189,43 +185,17 @@ def step_ms(times: StepTimes, record: ComputeRecord) -> float:
     return times.feed_ms(record.num_tokens, record.num_cached, record.num_sessions)
 
 
-def _fit_in_turn(
-    records: Sequence[SharedRecord],
-    fit: Callable[[Sequence[float]], list[float]],
-    predict: Callable[[Sequence[float], ComputeRecord], float],
-    bound_of: Callable[[Sequence[float], NDArray[np.float64]], NDArray[np.float64]],
-) -> SharedTimes:
-    """bound_of: the share of the times alone that is slowed down."""
-    if not records:
-        raise NotCalibrated("no pass or no draft step ran")
-    elapsed = np.array([each.record.elapsed_ms for each in records])
-    beside = np.array([each.beside_ms for each in records])
-    names = np.array([each.draft or "" for each in records])
-    slowdowns, own = {str(name): 1.0 for name in np.unique(names) if name}, elapsed
-    for _ in range(NUM_ROUNDS):
-        weights = fit(own.tolist())
-        alone = np.array([predict(weights, each.record) for each in records])
-        bound = np.minimum(bound_of(weights, alone), 1.0)
-        slowdowns = {name: _slowdown_of(elapsed, beside, alone, bound, names == name) for name in slowdowns}
-        own = elapsed - beside * lost_share(np.array([slowdowns.get(str(name), 1.0) for name in names]), bound)
-    return SharedTimes(weights, slowdowns, own.tolist())
-
-
 def lost_share(slowdown: Any, bound: Any) -> Any:
-    """The share of the time beside others that they cost. Numbers or arrays."""
+    """The share of the time beside others that they cost. bound: the share of the time alone that is slowed down."""
     return 1 - 1 / (1 + (slowdown - 1) * bound)
 
 
-def _slowdown_of(
-    elapsed: NDArray[np.float64],
-    beside: NDArray[np.float64],
-    alone: NDArray[np.float64],
-    bound: NDArray[np.float64],
-    is_own: NDArray[np.bool_],
-) -> float:
+def slowdown_of(records: Sequence[SharedRecord], alone_ms: NDArray[np.float64], bound: NDArray[np.float64]) -> float:
     """The one with the least squares of errors relative to the times alone."""
-    x, y, z = (beside / alone)[is_own], (elapsed / alone - 1)[is_own], bound[is_own]
-    errors = [float(((y - x * lost_share(slowdown, z)) ** 2).sum()) for slowdown in SLOWDOWNS]
+    elapsed = np.array([each.record.elapsed_ms for each in records])
+    beside = np.array([each.beside_ms for each in records])
+    x, y = beside / alone_ms, elapsed / alone_ms - 1
+    errors = [float(((y - x * lost_share(slowdown, bound)) ** 2).sum()) for slowdown in SLOWDOWNS]
     return float(SLOWDOWNS[int(np.argmin(errors))])
 
 
@@ -248,13 +218,6 @@ def beside_ms(record: ComputeRecord, others: Sequence[ComputeRecord]) -> float:
         if other.end_s >= record.end_s:
             break
     return total_s * 1e3
-
-
-def pass_times_of(weights: Sequence[float]) -> PassTimes:
-    """From PassTimes.weights."""
-    base, session, token, above_8, above_32, above_128, cached = weights
-    above = above_8, above_32, above_128
-    return PassTimes(base_ms=base, session_ms=session, token_ms=token, above_ms=above, cached_ms=cached)
 
 
 # --- gaps and requests ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, S
 
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
 NUM_ROUNDS = 12  # of fitting times of steps and their slowdown in turn
-ALONE = 0.1  # most of a time beside others that counts as none
+ALONE = 0.02  # most of a time beside others that counts as none
 FEW = 4  # passes of a size that tell half of its extra time
 SLOWDOWNS = np.arange(1.0, 3.0, 0.005)  # that are tried
 

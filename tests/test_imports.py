@@ -200,7 +200,12 @@ def test_no_engine_imports_another(engine: str, other: str) -> None:
         assert not reached, f"{name} imports {reached}"
 
 
-TIMED = "benchmarks.standins.timed"  # a verifier, whatever its engine
+VERIFIERS = (  # whatever their engine
+    "services.cloud_verifier.__main__",
+    "services.cloud_verifier.loading",
+    "services.cloud_verifier.vllm_engine",
+    "benchmarks.standins.timed",
+)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,15 @@ TIMED = "benchmarks.standins.timed"  # a verifier, whatever its engine
     [
         ("torch", ("services.cloud_verifier", "model_zoo", "awc_training", "benchmarks")),
         ("transformers", ("services.cloud_verifier", "model_zoo", "benchmarks")),
-        ("vllm", ("services.cloud_verifier.__main__", "services.cloud_verifier.vllm_engine", TIMED)),
+        (
+            "vllm",
+            (
+                "services.cloud_verifier.loading",
+                "services.cloud_verifier.__main__",
+                "services.cloud_verifier.vllm_engine",
+                TIMED,
+            ),
+        ),
         ("onnxruntime", ("services.edge_drafter", "model_zoo", "benchmarks")),
     ],
 )

@@ -16,7 +16,6 @@ import msgspec
 
 from benchmarks.harness.standin import STANDIN
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
-from services.cloud_verifier.__main__ import engine_loader
 from services.cloud_verifier.settings import VerifierSettings, with_vllm_args
 from services.edge_drafter.settings import DrafterSettings
 from shared.runtime.config import load
@@ -109,6 +108,8 @@ def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:
 
         load_engine: LoadEngine = loading.load_engine
     else:
+        from services.cloud_verifier.loading import engine_loader
+
         load_engine = engine_loader(settings)
     from services.cloud_verifier import service
 

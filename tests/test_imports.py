@@ -213,15 +213,7 @@ VERIFIERS = (  # whatever their engine
     [
         ("torch", ("services.cloud_verifier", "model_zoo", "awc_training", "benchmarks")),
         ("transformers", ("services.cloud_verifier", "model_zoo", "benchmarks")),
-        (
-            "vllm",
-            (
-                "services.cloud_verifier.loading",
-                "services.cloud_verifier.__main__",
-                "services.cloud_verifier.vllm_engine",
-                TIMED,
-            ),
-        ),
+        ("vllm", VERIFIERS),
         ("onnxruntime", ("services.edge_drafter", "model_zoo", "benchmarks")),
     ],
 )

@@ -67,10 +67,16 @@ class RequestLoad:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The drafters of a case hang (SIGSTOP), from `at_s` after the first request on."""
+    """The link carries nothing for a while, `num` times. Shorter than three heartbeats, or a gateway gives drafters up."""
 
-    at_s: float
+    at_s: float  # after the first request
     for_s: float
+    num: int
+    every_s: float
+
+    @property
+    def starts_s(self) -> list[float]:
+        return [self.at_s + number * self.every_s for number in range(self.num)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ class Case:
         parts = [f"RTT {2 * link.delay_ms:g} ms"]
         parts += [f"jitter {link.jitter_ms:g} ms"] if link.jitter_ms else []
         parts += [f"{link.stall_rate:.0%} stalls of {link.stall_ms:g} ms"] if link.stall_rate else []
-        parts += [f"drafter hangs {self.outage.for_s:g} s"] if self.outage else []
+        parts += [f"down {self.outage.num} times for {self.outage.for_s:g} s"] if self.outage else []
         return ", ".join(parts)
 
 
@@ -160,7 +166,7 @@ CASES = (
     Case("torch-1-int8-wait8-rtt60", "torch", ONE, INT8, stop_and_wait(8), rtt(60)),
     Case("torch-1-int8-adaptive-rtt80-jitter", "torch", ONE, INT8, ADAPTIVE, rtt(80, 20)),
     Case("torch-1-int8-slide16-stalls", "torch", ONE, INT8, sliding(16), rtt(20, 10, 0.05)),
-    Case("torch-1-int8-slide8-outage", "torch", ONE, INT8, sliding(8), rtt(20), Outage(6, 8)),
+    Case("torch-1-int8-slide8-outages", "torch", ONE, INT8, sliding(8), rtt(20), Outage(2, 2, num=4, every_s=5)),
     Case("torch-1-distilled-slide8-rtt10", "torch", ONE, DISTILLED, sliding(8), rtt(10)),
     Case("torch-6", "torch", SIX),
     Case("torch-6-int8-slide4-rtt20", "torch", SIX, INT8, sliding(4), rtt(20)),

@@ -92,7 +92,7 @@ class LiveSystem:
             before = await counts_when_idle(self.sender.url)
             self.monitor.begin()
             begin_s = time.monotonic()
-            samples = await self._send(load, requests, seed, case.outage, list(drafters))
+            samples = await self._send(load, requests, seed, case.outage)
             after = await counts_when_idle(self.sender.url)
             end_s = time.monotonic()
         passes, steps = self._compute(begin_s, end_s)
@@ -120,7 +120,6 @@ class LiveSystem:
         requests: Sequence[CaseRequest],
         seed: int,
         outage: Outage | None,
-        drafters: Sequence[str] = (),
     ) -> list[RequestSample]:
         started_at = time.monotonic()
         answers: Awaitable[list[RequestSample]]
@@ -129,24 +128,25 @@ class LiveSystem:
         else:
             answers = send_at(self.sender, requests, poisson_times(load.rate_per_s, len(requests), seed), started_at)
         async with asyncio.TaskGroup() as tasks:
-            if outage is not None:
-                tasks.create_task(self._hang(outage, [self.cell.pids()[name] for name in drafters]))
+            failing = tasks.create_task(self._fail_link(outage)) if outage is not None else None
             samples = await answers
+            if failing is not None:
+                failing.cancel()
         failed = [sample.status for sample in samples if sample.status != OK]
         if failed:
             raise PhaseFailed(f"{len(failed)} of {len(samples)} requests failed: {', '.join(sorted(set(failed)))}")
         return samples
 
-    @staticmethod
-    async def _hang(outage: Outage, pids: Sequence[int]) -> None:
-        await asyncio.sleep(outage.at_s)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(outage.for_s)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+    async def _fail_link(self, outage: Outage) -> None:
+        """Stops the relay."""
+        relay, started = self.cell.pids()["relay"], time.monotonic()
+        for start_s in outage.starts_s:
+            await asyncio.sleep(started + start_s - time.monotonic())
+            os.kill(relay, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(outage.for_s)
+            finally:
+                os.kill(relay, signal.SIGCONT)
 
     def _compute(self, begin_s: float, end_s: float) -> tuple[list[list[ComputeRecord]], list[list[ComputeRecord]]]:
         """The passes of each verifier and the steps of each drafter in this time."""

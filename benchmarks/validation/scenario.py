@@ -54,7 +54,7 @@ def scenario_of(
         "cloud": [{"count": system.num_verifiers, "times": profile.pass_times.model_dump()}],
         "machine": {"times": profile.machine.model_dump()},
         "policies": {"routing": "jsq", "drafting": bool(names), **windows},  # jsq: the gateway's default
-        "failure": _failures(case, names),
+        "failure": _failures(case),
     }
     return Scenario.model_validate_json(json.dumps(content))  # lists become tuples there
 
@@ -96,11 +96,10 @@ def _edge(name: str, case: Case, profile: Profile, recording: Path | None) -> di
     }
 
 
-def _failures(case: Case, names: Sequence[str]) -> list[dict[str, Any]]:
+def _failures(case: Case) -> list[dict[str, Any]]:
     if case.outage is None:
         return []
-    at = {"at_s": case.outage.at_s, "for_s": case.outage.for_s}
-    return [{"part": "drafters", "edge": name, **at} for name in names]
+    return [{"part": "links", "at_s": at_s, "for_s": case.outage.for_s} for at_s in case.outage.starts_s]
 
 
 def write_trace(path: Path, drafters: Sequence[str | None], samples: Sequence[RequestSample]) -> None:

@@ -223,7 +223,7 @@ def answered(requests: Sequence[CaseRequest], due_s: Sequence[float] | None = No
 
 def test_the_scenario_of_a_closed_loop_matches_its_case_and_profile(tmp_path: Path) -> None:
     load = RequestLoad(9, 4, lengths=(16, 64))
-    case = Case("test", "torch", load, INT8, stop_and_wait(4), rtt(30, 5, 0.1), Outage(3, 5))
+    case = Case("test", "torch", load, INT8, stop_and_wait(4), rtt(30, 5, 0.1), Outage(3, 2, 2, 5))
     requests = requests_of(["a", "b"], load, ["drafter-0"], seed=1)
     found = scenario_of(case, PROFILE, RECORDING, [], answered(requests), tmp_path)
     (edge,) = found.edge
@@ -234,9 +234,7 @@ def test_the_scenario_of_a_closed_loop_matches_its_case_and_profile(tmp_path: Pa
     assert (found.cloud[0].times, found.machine.times) == (PROFILE.verifier, PROFILE.machine)
     choice = found.policies.choice
     assert (choice.window, choice.chunk, choice.free_run, found.policies.drafting) == (4, 4, False, True)
-    assert [(each.part, each.at_s, each.for_s, each.edge) for each in found.failure] == [
-        ("drafters", 3, 5, "drafter-0")
-    ]
+    assert [(each.part, each.at_s, each.for_s) for each in found.failure] == [("links", 3, 2), ("links", 8, 2)]
     world = make_fleet(found, tmp_path).world
     assert set(world.requests["prompt"].tolist()) <= {40, 41, 43}
     assert set(world.requests["tokens"].tolist()) == {16, 64}

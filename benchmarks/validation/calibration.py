@@ -33,6 +33,7 @@ from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, S
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
 NUM_ROUNDS = 12  # of fitting times of steps and their slowdown in turn
 ALONE = 0.02  # most of a time beside others that counts as none
+BESIDE = 0.5  # least share of its time beside steps of a phase that tells their slowdown; the median phase counts
 FEW = 4  # passes of a size that tell half of its extra time
 SLOWDOWNS = np.arange(1.0, 3.0, 0.005)  # that are tried
 
@@ -63,7 +64,7 @@ def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) ->
     found = {}
     for draft in drafts:
         own = [each for each in phases if each.case.draft == draft]
-        steps, step_slowdown = shared_steps(own, draft)
+        steps, step_slowdown = shared_steps(own)
         unlimited = [log for each in own if each.case.control == UNLIMITED for log in each.phase.steps]
         found[draft] = Profile(
             name=f"{system}-{draft}",
@@ -106,7 +107,6 @@ class SharedRecord:
 
     record: ComputeRecord
     beside_ms: float
-    draft: str | None
 
     @property
     def is_alone(self) -> bool:
@@ -120,25 +120,25 @@ class SharedRecord:
 
 def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[str, float]]:
     """Times of passes alone, and the slowdown beside the steps of each draft."""
-    records = [
-        SharedRecord(record, beside_ms(record, busy), each.case.draft)
-        for each in phases
-        for busy in [busy_times(each.phase.steps)]
-        for log in each.phase.passes
-        for record in log
-    ]
-    alone = [each.record for each in records if each.is_alone]
+    by_phase = [(each.case.draft, _passes_of(each.phase)) for each in phases]
+    alone = [each.record for _, records in by_phase for each in records if each.is_alone]
     if not alone:
         raise NotCalibrated("no pass ran alone")
     points = [PassPoint(each.num_sessions, each.num_tokens, each.num_cached, each.elapsed_ms) for each in alone]
     times = fit_passes(points)[0]
     times = times.model_copy(update={"extra_ms": extras(alone, times)})
-    slowdowns = {}
-    for draft in {each.draft for each in records if each.draft}:
-        own = [each for each in records if each.draft == draft]
-        alone_ms = np.array([pass_ms(times, each.record) for each in own])
-        slowdowns[draft] = slowdown_of(own, alone_ms, np.minimum(times.base_ms / alone_ms, 1.0))
-    return times, slowdowns
+    slowdowns: dict[str, list[float]] = {}
+    for draft, records in by_phase:
+        alone_ms = np.array([pass_ms(times, each.record) for each in records])
+        if draft is not None and sum(each.beside_ms for each in records) > BESIDE * alone_ms.sum():
+            bound = np.minimum(times.base_ms / alone_ms, 1.0)
+            slowdowns.setdefault(draft, []).append(slowdown_of(records, alone_ms, bound))
+    return times, {draft: median(found) for draft, found in slowdowns.items()}
+
+
+def _passes_of(phase: Phase) -> list[SharedRecord]:
+    busy = busy_times(phase.steps)
+    return [SharedRecord(record, beside_ms(record, busy)) for log in phase.passes for record in log]
 
 
 def extras(alone: Sequence[ComputeRecord], times: PassTimes) -> tuple[float, ...]:
@@ -154,10 +154,10 @@ def extras(alone: Sequence[ComputeRecord], times: PassTimes) -> tuple[float, ...
     return tuple(round(total / (count + FEW), 6) for total, count in zip(sums, counts, strict=True))
 
 
-def shared_steps(phases: Sequence[CalibrationPhase], draft: str) -> tuple[StepTimes, float]:
+def shared_steps(phases: Sequence[CalibrationPhase]) -> tuple[StepTimes, float]:
     """Times of draft steps alone, and their slowdown beside passes, from the phases of one draft."""
     records = [
-        SharedRecord(record, beside_ms(record, busy), draft)
+        SharedRecord(record, beside_ms(record, busy))
         for each in phases
         for busy in [busy_times(each.phase.passes)]
         for log in each.phase.steps

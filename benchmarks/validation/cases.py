@@ -67,7 +67,7 @@ class RequestLoad:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The link carries nothing for a while, `num` times. Shorter than three heartbeats, or a gateway gives drafters up."""
+    """The link carries nothing for a while, `num` times: less than three heartbeats, or a gateway gives drafters up."""
 
     at_s: float  # after the first request
     for_s: float

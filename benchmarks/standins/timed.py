@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from benchmarks.harness.standin import STANDIN
+from benchmarks.standins.compute_log import ComputeLog
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
 from services.cloud_verifier.settings import VerifierSettings, with_vllm_args
 from services.edge_drafter.settings import DrafterSettings
@@ -28,44 +27,6 @@ if TYPE_CHECKING:  # a timed drafter must not load torch
     from services.edge_drafter.model import DraftModel, DraftRow
 
 PROG = "python -m benchmarks.standins.timed"
-
-
-class ComputeRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A pass or a draft step."""
-
-    start_s: float
-    end_s: float
-    num_sessions: int
-    num_tokens: int  # fed
-    num_cached: int  # in the KV caches before
-
-    @property
-    def elapsed_ms(self) -> float:
-        return (self.end_s - self.start_s) * 1e3
-
-
-class ComputeLog:
-    """A log file, for one thread. A context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-
-    def __enter__(self) -> ComputeLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, start_s: float, num_sessions: int, num_tokens: int, num_cached: int) -> None:
-        """Adds what ran from `start_s` until now."""
-        record = ComputeRecord(start_s, time.monotonic(), num_sessions, num_tokens, num_cached)
-        self._file.write(msgspec.json.encode(record) + b"\n")
-
-
-def read_compute_log(path: Path) -> list[ComputeRecord]:
-    """All complete lines, also while the service runs."""
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [msgspec.json.decode(line, type=ComputeRecord) for line in whole.splitlines()]
 
 
 class Timed:

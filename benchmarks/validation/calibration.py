@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from benchmarks.harness.latency import RequestSample
-from benchmarks.standins.timed import ComputeRecord
+from benchmarks.standins.compute_log import ComputeRecord
 from benchmarks.validation.cases import UNLIMITED, Case
 from benchmarks.validation.live import Phase
 from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps

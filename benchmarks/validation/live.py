@@ -23,7 +23,7 @@ from benchmarks.harness.requests import connected
 from benchmarks.harness.scripted_controller import scripted_controller
 from benchmarks.harness.standin import OVERRUN
 from benchmarks.load.arrivals import poisson_times
-from benchmarks.standins.timed import ComputeRecord, read_compute_log
+from benchmarks.standins.compute_log import ComputeRecord, read_compute_log
 from benchmarks.validation.bus_monitor import BusMonitor, BusObservations, counts_when_idle, monitoring
 from benchmarks.validation.cases import (
     REPLAYED_TIMES,

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from benchmarks.standins.timed import ComputeLog, TimedDraft, TimedEngine, read_compute_log
+from benchmarks.standins.compute_log import ComputeLog, read_compute_log
+from benchmarks.standins.timed import TimedDraft, TimedEngine
 
 
 def test_timed_models_log_what_they_compute_and_behave_as_before(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.scripted_controller import stop_and_wait
-from benchmarks.standins.timed import ComputeRecord
+from benchmarks.standins.compute_log import ComputeRecord
 from benchmarks.validation.bus_monitor import BusObservations
 from benchmarks.validation.cases import INT8, Case, RequestLoad, rtt
 from benchmarks.validation.live import Phase

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.harness.cell_plan import NEAR
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.scripted_controller import stop_and_wait
-from benchmarks.standins.timed import ComputeRecord
+from benchmarks.standins.compute_log import ComputeRecord
 from benchmarks.validation.__main__ import read_profiles, results_of, run_cases
 from benchmarks.validation.bus_monitor import BusMonitor
 from benchmarks.validation.calibration import (

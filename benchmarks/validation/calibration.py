@@ -64,6 +64,8 @@ def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) ->
     found = {}
     for draft in drafts:
         own = [each for each in phases if each.case.draft == draft]
+        if draft not in pass_slowdowns:
+            raise NotCalibrated(f"hardly a pass ran beside steps of the {draft} draft")
         steps, step_slowdown = shared_steps(own)
         unlimited = [log for each in own if each.case.control == UNLIMITED for log in each.phase.steps]
         found[draft] = Profile(

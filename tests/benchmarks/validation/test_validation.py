@@ -113,7 +113,7 @@ def test_passes_and_their_slowdown_beside_draft_steps_are_told_apart() -> None:
     for draft in (None, INT8):
         passes, steps, now = [], [], 0.0
         for _ in range(200):
-            num, beside = rng.randint(1, 4), rng.uniform(0, 10) if draft else 0.0
+            num, beside = rng.randint(1, 4), rng.uniform(8, 18) if draft else 0.0
             elapsed = 18.0 + 2.0 * num
             elapsed += beside * (1 - 1 / (1 + 0.5 * 18.0 / elapsed))
             passes += records([(now, now + elapsed)], num)

@@ -74,8 +74,8 @@ bench: $(VENV)/dev ## compare serving modes on this machine, into docs/reports/b
 bench-quick: $(VENV)/dev ## the same with two cells (5 minutes)
 	$(BIN)/python -m benchmarks.policies --quick
 
-validate: $(VENV)/dev ## compare the simulator with the services, into docs/reports/validation; resumes where it stopped (half an hour)
-	$(BIN)/python -m benchmarks.validation
+validate: $(VENV)/dev ## compare the simulator's predictions with the services, into docs/reports/validation; resumes where it stopped (half an hour)
+	$(BIN)/python -m benchmarks.validation predict
 
 hostile: $(VENV)/dev ## hostile HTTP clients and NATS peers against a whole system (15 minutes)
 	$(BIN)/python -m benchmarks.hostile

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, NEAR, VERIFIER, CellPlan
+from benchmarks.harness.cell_plan import DRAFTER, GATEWAY, VERIFIER, CellPlan
 from benchmarks.harness.requests import connected
 from benchmarks.harness.standin import OVERRUN
 from client.gateway import ClientError, GatewayClient
@@ -117,7 +117,7 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
     try:
         nats_url = relay_url = nats_server.write_open(run_dir / "nats", nats_server.free_port()).url
         await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
-        if plan.link != NEAR:
+        if plan.has_relay:
             port = nats_server.free_port()
             await supervisor.wait_ready(supervisor.start(plan.relay(nats_url, port)), READY_S)
             relay_url = f"nats://127.0.0.1:{port}"

@@ -64,6 +64,7 @@ class CellPlan:
     drafts: tuple[str, ...] = ("int8",)  # one for each drafter
     num_verifiers: int = 1
     compute_logs: Path | None = None  # folder in which verifiers and drafters log their passes and steps
+    conditions: Path | None = None  # JSON file of LinkConditions that the relay reads on SIGHUP; None: they stay
     engine: VerifierEngine = field(default_factory=VerifierEngine)
 
     def processes(self, kind: str) -> list[str]:
@@ -85,6 +86,10 @@ class CellPlan:
         )
         return [self._adapted(program, relay_url) for program in made if kind_of(program.name) in self.names]
 
+    @property
+    def has_relay(self) -> bool:
+        return self.link != NEAR or self.conditions is not None
+
     def relay(self, nats_url: str, port: int) -> Program:
         """The relay between the drafters and nats-server."""
         link = self.link
@@ -98,6 +103,7 @@ class CellPlan:
             "stall-ms": link.stall_ms,
             "seed": self.seed,
         }
+        flags |= {"conditions": self.conditions} if self.conditions else {}
         options = (f"--{name}={value}" for name, value in flags.items())
         command = (sys.executable, "-m", "benchmarks.harness.relay", *options)
         return Program("relay", command, ready_line=READY_LINE)
@@ -122,7 +128,7 @@ class CellPlan:
         is_standin = self.standin is not None and kind in self.standin.names
         if self.compute_logs is not None:
             log = str(self.compute_logs / f"{program.name}.jsonl")
-            timed = (sys.executable, "-m", "benchmarks.standins.timed", log, MODULES[kind])
+            timed = (program.argv[0], "-m", "benchmarks.standins.timed", log, MODULES[kind])
             return (*timed, f"--{STANDIN}") if is_standin else timed
         return (sys.executable, "-m", "benchmarks.standins", MODULES[kind]) if is_standin else program.argv
 

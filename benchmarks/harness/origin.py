@@ -17,11 +17,13 @@ from pathlib import Path
 from benchmarks.harness.files import ROOT
 from shared.runtime.machine import describe_machine
 
+PACKAGES = ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared")
 
-def digest_of(models: Path, *more: bytes) -> str:
+
+def digest_of(models: Path, *more: bytes, packages: Sequence[str] = PACKAGES) -> str:
     """Digest of the code, the models and `more`: everything that determines a figure."""
     digest = hashlib.sha256()
-    for package in ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared"):
+    for package in packages:
         for path in sorted((ROOT / package).rglob("*.py*")):
             if path.suffix in (".py", ".jsonl"):
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())

@@ -12,83 +12,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from benchmarks.harness.standin import STANDIN
+from benchmarks.standins.compute_log import ComputeLog
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
-from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.settings import VerifierSettings, with_vllm_args
 from services.edge_drafter.settings import DrafterSettings
 from shared.runtime.config import load
 
 if TYPE_CHECKING:  # a timed drafter must not load torch
     import numpy as np
 
-    from services.cloud_verifier.engine import Drawn
-    from services.cloud_verifier.torch_engine.engine import TorchEngine
-    from services.cloud_verifier.torch_engine.model import Row, TargetModel
+    from services.cloud_verifier.engine import Computed, Engine, StepRow
+    from services.cloud_verifier.service import LoadEngine
     from services.edge_drafter.model import DraftModel, DraftRow
 
 PROG = "python -m benchmarks.standins.timed"
 
 
-class ComputeRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A pass or a draft step."""
-
-    start_s: float
-    end_s: float
-    num_sessions: int
-    num_tokens: int  # computed
-    num_cached: int  # in the KV caches before
-
-    @property
-    def elapsed_ms(self) -> float:
-        return (self.end_s - self.start_s) * 1e3
-
-
-class ComputeLog:
-    """A log file, for one thread. A context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-
-    def __enter__(self) -> ComputeLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, start_s: float, rows: Sequence[Row] | Sequence[DraftRow]) -> None:
-        """Adds what ran from `start_s` until now."""
-        num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
-        record = ComputeRecord(start_s, time.monotonic(), len(rows), num_tokens, num_cached)
-        self._file.write(msgspec.json.encode(record) + b"\n")
-
-
-def read_compute_log(path: Path) -> list[ComputeRecord]:
-    """All complete lines, also while the service runs."""
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [msgspec.json.decode(line, type=ComputeRecord) for line in whole.splitlines()]
-
-
 class Timed:
-    """A model with a log of what it computes."""
+    """An engine or a draft model with a log of what it computes."""
 
-    def __init__(self, model: TargetModel | DraftModel, log: ComputeLog) -> None:
-        self._model: Any = model
+    def __init__(self, timed: Engine[Any] | DraftModel, log: ComputeLog) -> None:
+        self._timed: Any = timed
         self._log = log
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return getattr(self._timed, name)
 
 
-class TimedTarget(Timed):
-    """A TargetModel that logs its passes."""
+class TimedEngine(Timed):
+    """An Engine that logs its steps, which are passes."""
 
-    def step(self, rows: Sequence[Row]) -> list[Drawn]:
+    def step(self, rows: Sequence[StepRow[Any]]) -> list[Computed]:
         started = time.monotonic()
-        drawn: list[Drawn] = self._model.step(rows)
-        self._log.add(started, rows)
-        return drawn
+        computed: list[Computed] = self._timed.step(rows)
+        num_tokens, num_cached = sum(each.num_tokens for each in computed), sum(row.start for row in rows)
+        self._log.add(started, len(rows), num_tokens, num_cached)
+        return computed
 
 
 class TimedDraft(Timed):
@@ -96,26 +56,25 @@ class TimedDraft(Timed):
 
     def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
         started = time.monotonic()
-        logits: list[np.ndarray] = self._model.step(rows)
-        self._log.add(started, rows)
+        logits: list[np.ndarray] = self._timed.step(rows)
+        num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
+        self._log.add(started, len(rows), num_tokens, num_cached)
         return logits
 
 
 def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:
-    settings = load(StandinVerifierSettings if is_standin else VerifierSettings, [], PROG)
-    from services.cloud_verifier import service
-    from services.cloud_verifier.torch_engine import engine
-
-    load_model = engine.load_model
+    settings = load(StandinVerifierSettings if is_standin else VerifierSettings, with_vllm_args([]), PROG)
     if is_standin:
-        from benchmarks.standins.loading import load_target
+        from benchmarks.standins import loading
 
-        load_model = load_target
+        load_engine: LoadEngine = loading.load_engine
+    else:
+        from services.cloud_verifier.loading import engine_loader
 
-    def load_engine(given: VerifierSettings) -> TorchEngine:
-        return engine.TorchEngine(cast("TargetModel", TimedTarget(load_model(given), log)), given.kv_tokens)
+        load_engine = engine_loader(settings)
+    from services.cloud_verifier import service
 
-    service.run(settings, load_engine)
+    service.run(settings, lambda given: cast("Engine[Any]", TimedEngine(load_engine(given), log)))
 
 
 def run_drafter(log: ComputeLog, *, is_standin: bool) -> None:

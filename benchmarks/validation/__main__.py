@@ -1,7 +1,10 @@
-"""Compares DSD-Sim with the services: runs each case live, simulates it and reports the errors: make validate.
+"""Compares DSD-Sim with the services: make validate.
 
-Invariant: each finished case has its own file and is run again only if its figures are void or come from other code or
-models. The report shows all finished cases. Each call that runs a case makes its recordings anew.
+`calibrate` measures each system once. `predict` runs cases that the calibration did not contain, and simulates them
+from its profiles.
+
+Invariant: each finished case has its own file and is run again only if its figures are void or come from other services
+or models. The report simulates all finished cases anew.
 """
 
 from __future__ import annotations
@@ -20,19 +23,36 @@ import typer
 from rich.console import Console
 
 from benchmarks.harness.cell import exit_on_sigterm
-from benchmarks.harness.files import REPORTS, read_result, write_result
+from benchmarks.harness.files import REPORTS, ROOT, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of
-from benchmarks.validation.case_run import CaseResult, ValidationInputs, run_case
-from benchmarks.validation.cases import CASES, DISTILLED_CASES, NUM_TOKENS, Case
-from benchmarks.validation.record import JUDGED, OTHERS, record_all
+from benchmarks.validation.calibration import CalibrationPhase, profiles_of
+from benchmarks.validation.cases import CASES, DEVELOPMENT, SYSTEMS, Case, ValidationSystem, calibration_of
+from benchmarks.validation.live import LiveSystem, Phase, num_keys, started
+from benchmarks.validation.prediction import predictions_of
+from benchmarks.validation.prompts import CALIBRATING, prompts_of, recording_of
 from benchmarks.validation.report import markdown, summaries, table
+from benchmarks.validation.results import CaseResult, drift_of, figures_of
 from model_zoo.prompt_file import read_prompts
+from services.local.engine import EngineName, EngineRefused, verifier_engine
+from services.local.pair import DISTILLED
+from shared.data.profiles import Profile, read_profile
 from shared.runtime.home import default_models_dir
 
 FOLDER = REPORTS.parent / "validation"
+PROFILES = "profiles"  # the folder of profiles and recordings, in the folder of results
+WORK = ROOT / "build" / "validation"  # logs
+LIVE_PACKAGES = ("awc", "services", "shared")  # that decide what a live run measures
+CALIBRATION, JUDGED = 1, 2  # seeds of arrivals
+ORIGIN = Origin.here("benchmarks.validation")
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Names = Annotated[list[str] | None, typer.Option("--system", help=f"Only these systems: {', '.join(SYSTEMS)}.")]
+Folder = Annotated[Path | None, typer.Option(help="Folder for results.", show_default="docs/reports/validation")]
+Python = Annotated[
+    Path | None, typer.Option("--verifier-python", help="Python with vLLM; default: that of `make vllm`.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +66,13 @@ def path_of(case: Case, folder: Path) -> Path:
     return folder / f"{case.name}.json"
 
 
-def matches(result: CaseResult, case: Case, code: str, num_tokens: int = NUM_TOKENS) -> bool:
-    """Whether a result is of this case and this code."""
-    return (result.case, result.code, result.num_tokens) == (case, code, num_tokens)
+def profile_path(system: str, draft: str, folder: Path) -> Path:
+    return folder / PROFILES / f"{system}-{draft}.json"
+
+
+def read_profiles(folder: Path) -> dict[str, Profile]:
+    """All profiles of a folder of results, by the names of system and draft."""
+    return {path.stem: read_profile(path) for path in sorted((folder / PROFILES).glob("*.json"))}
 
 
 def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResult]:
@@ -56,8 +80,7 @@ def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResul
     paths = [path_of(case, folder) for case in cases]
     current = [path for path in paths if path.is_file() and read_result(path, ResultCode).code == code]
     found = [read_result(path, CaseResult) for path in current]
-    asked = {case.name: case for case in cases}
-    return [result for result in found if matches(result, asked[result.case.name], code)]
+    return [result for result in found if result.case in cases]
 
 
 def unfinished(cases: Sequence[Case], folder: Path, code: str) -> list[Case]:
@@ -66,80 +89,198 @@ def unfinished(cases: Sequence[Case], folder: Path, code: str) -> list[Case]:
     return [case for case in cases if case.name not in finished]
 
 
-def run_all(cases: Sequence[Case], models: Path, folder: Path) -> None:
-    """Runs cases in order. A failed case leaves no result, so the next call runs it again."""
-    drafts = sorted({draft for case in cases for draft in case.drafts})
+# --- live runs --------------------------------------------------------------------------------------------------------
+
+
+def usable(
+    names: Sequence[str] | None, python: Path | None, models: Path
+) -> tuple[list[ValidationSystem], Path | None]:
+    """The systems that this machine can run, and the Python of vLLM."""
+    systems = [system for name, system in SYSTEMS.items() if not names or name in names]
+    try:
+        vllm = verifier_engine(EngineName.VLLM, python).python
+    except EngineRefused as refused:
+        console.print(f"without the system vllm: {refused}", highlight=False, markup=False)
+        systems, vllm = [system for system in systems if system.engine is not EngineName.VLLM], None
+    if not (models / f"draft-{DISTILLED}").is_dir():
+        console.print("without the systems that have the distilled draft, which `make draft` makes", highlight=False)
+        systems = [system for system in systems if DISTILLED not in system.drafts]
+    return systems, vllm
+
+
+def prepare(systems: Sequence[ValidationSystem], folder: Path) -> None:
+    """Makes the default pair, and the recordings that are missing."""
+    subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
+    pairs = [(system, draft) for system in systems for draft in system.drafts]
+    for path, draft in {recording_of(system, draft, folder / PROFILES): draft for system, draft in pairs}.items():
+        if not path.is_file():
+            _notify(f"recording the {draft} draft")
+            subprocess.run([sys.executable, "-m", "benchmarks.validation.record", draft, str(path)], check=True)
+
+
+async def _calibrate(live: LiveSystem, loads: Sequence[Case]) -> list[CalibrationPhase]:
+    found = []
+    for load in loads:
+        phase = await live.run(load, read_prompts(CALIBRATING), CALIBRATION)
+        found.append(CalibrationPhase(load, phase))
+        _notify(f"{live.system.name}: {load.draft or 'target-only'}, {load.windows}, {load.load}: {phase.took_s:.0f} s")
+    return found
+
+
+def calibrate_system(system: ValidationSystem, python: Path | None, folder: Path) -> None:
+    """Measures a system and writes its profiles."""
+
+    loads = calibration_of(system)
+
+    async def measured(place: Path) -> list[CalibrationPhase]:
+        num = num_keys([case.load for case in loads])
+        async with started(system, python, num, place, _notify) as live:
+            return await _calibrate(live, loads)
+
+    with TemporaryDirectory(prefix="dsd-calibrate-") as place:
+        phases = asyncio.run(measured(Path(place)))
+    write_result(WORK / f"calibration-{system.name}.json", phases)
+    write_profiles(system, phases, folder)
+
+
+def write_profiles(system: ValidationSystem, phases: Sequence[CalibrationPhase], folder: Path) -> None:
+    origin = f"{ORIGIN.command}, {ORIGIN.date}, {ORIGIN.machine}"
+    for draft, profile in profiles_of(system.name, phases, origin).items():
+        path = profile_path(system.name, draft, folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | None, folder: Path, code: str) -> None:
+    """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again.
+
+    A system without profiles is calibrated before the cases and once more after them, as machines drift.
+    """
+    is_new = any(not profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
+    loads = calibration_of(system) if is_new else []
+    prompts = prompts_of(system, is_development=cases[0] in DEVELOPMENT)
+
+    async def all_of(place: Path) -> None:
+        num = num_keys([case.load for case in (*loads, *cases, *loads)])
+        async with started(system, python, num, place, _notify) as live:
+            phases = await _calibrate(live, loads)
+            if is_new:
+                write_profiles(system, phases, folder)
+            for case in cases:
+                try:
+                    phase = await live.run(case, prompts, JUDGED)
+                except Exception:  # other cases can still run
+                    console.print(f"{case.name} failed:", style="red", highlight=False)
+                    console.print_exception()
+                    continue
+                _keep(case, phase, folder, code)
+            if is_new:
+                phases += await _calibrate(live, loads)
+                write_result(WORK / f"calibration-{system.name}.json", phases)
+                write_profiles(system, phases, folder)
+
     with TemporaryDirectory(prefix="dsd-validate-") as place:
-        console.print(f"recording {', '.join(drafts) or 'nothing'}", highlight=False)
-        recordings = asyncio.run(record_all(drafts, Path(place), NUM_TOKENS))
-        inputs = ValidationInputs(models, recordings, read_prompts(JUDGED), read_prompts(OTHERS), digest_of(models))
-        for number, case in enumerate(cases, start=1):
-            started = time.monotonic()
-            console.print(f"{number} of {len(cases)}: {case.name}", highlight=False)
-            try:
-                result = run_case(case, inputs, Origin.here("benchmarks.validation"), _notify)
-            except Exception:  # other cases can still run
-                console.print(f"{case.name} failed:", style="red", highlight=False)
-                console.print_exception()
-                continue
-            for complaint in result.complaints[:5]:
-                console.print(f"void: {complaint}", style="red", highlight=False, markup=False)
-            write_result(path_of(case, folder), result)
-            console.print(f"{case.name}: {time.monotonic() - started:.0f} s in all", highlight=False)
+        asyncio.run(all_of(Path(place)))
+
+
+def _keep(case: Case, phase: Phase, folder: Path, code: str) -> None:
+    """Writes the result of a case, and its logs."""
+    for complaint in phase.complaints[:5]:
+        _notify(f"void: {complaint}")
+    write_result(WORK / f"case-{case.name}.json", phase)
+    profile = read_profiles(folder)[f"{case.system}-{case.draft or SYSTEMS[case.system].drafts[0]}"]
+    result = CaseResult(
+        case=case,
+        code=code,
+        live=figures_of(phase),
+        samples=phase.samples,
+        drafters=phase.drafters,
+        drift=drift_of(phase, profile, 2 * case.link.delay_ms),
+        took_s=phase.took_s,
+        complaints=phase.complaints,
+        origin=ORIGIN,
+    )
+    write_result(path_of(case, folder), result)
+    _notify(f"{case.name}: {phase.took_s:.0f} s")
 
 
 def _notify(line: str) -> None:
-    console.print(line, highlight=False, markup=False)
+    console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False)
 
 
-def write_report(known: Sequence[Case], results: Sequence[CaseResult], folder: Path) -> Path:
-    """Writes report.md; returns its path. known: all cases of the kind."""
-    path = folder / "report.md"
-    names = {result.case.name for result in results}
-    missing = [case.name for case in known if case.name not in names]
-    path.write_text(markdown(results, missing, results[-1].origin), encoding="utf-8")
-    return path
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()
-def main(
-    only: Annotated[list[str] | None, typer.Option(help="Only cases whose names contain this.")] = None,
-    distilled: Annotated[bool, typer.Option("--distilled", help="The cases of the distilled draft instead.")] = False,
-    folder: Annotated[
-        Path | None, typer.Option(help="Folder for results.", show_default="docs/reports/validation")
-    ] = None,
-    report_only: Annotated[bool, typer.Option("--report", help="Only write the report of finished cases.")] = False,
+def calibrate(
+    system: Names = None,
+    folder: Folder = None,
+    verifier_python: Python = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Only fit the kept measurements again.")] = False,
 ) -> None:
-    """Compares the simulator with the services, case by case. Finished cases are kept.
+    """Measures passes, draft steps, messages and requests of each system, and writes profiles for DSD-Sim."""
+    exit_on_sigterm()
+    systems, python = usable(system, verifier_python, default_models_dir())
+    if not refit:
+        prepare(systems, folder or FOLDER)
+    for each in systems:
+        if refit:
+            phases = read_result(WORK / f"calibration-{each.name}.json", list[CalibrationPhase])
+            write_profiles(each, phases, folder or FOLDER)
+        else:
+            calibrate_system(each, python, folder or FOLDER)
 
-    Exits with status 1 if a case has no valid result or an error exceeds its limit.
+
+@app.command()
+def predict(
+    only: Annotated[list[str] | None, typer.Option(help="Only cases whose names contain this.")] = None,
+    system: Names = None,
+    folder: Folder = None,
+    verifier_python: Python = None,
+    development: Annotated[bool, typer.Option("--development", help="The cases of development instead.")] = False,
+    report_only: Annotated[bool, typer.Option("--report", help="Only simulate and report finished cases.")] = False,
+) -> None:
+    """Runs the cases live, predicts them from the profiles, and reports the errors. Finished cases are kept.
+
+    Systems without a profile are calibrated before their cases and after them. Exits with status 1 if a case has no
+    valid result or an error exceeds its limit.
     """
-    known = DISTILLED_CASES if distilled else CASES
+    exit_on_sigterm()
+    models, place = default_models_dir(), folder or FOLDER
+    code = digest_of(models, packages=LIVE_PACKAGES)
+    known = DEVELOPMENT if development else CASES
     cases = [case for case in known if not only or any(part in case.name for part in only)]
     if not cases:
-        raise typer.BadParameter(
-            f"matches no case; cases: {', '.join(case.name for case in known)}", param_hint="--only"
-        )
-    exit_on_sigterm()
-    folder = folder or (FOLDER / "distilled" if distilled else FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
-    models = default_models_dir()
+        names = ", ".join(case.name for case in known)
+        raise typer.BadParameter(f"matches no case; cases: {names}", param_hint="--only")
     if not report_only:
-        subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
-    code = digest_of(models)
-    todo = [] if report_only else unfinished(cases, folder, code)
-    console.print(f"{len(todo)} of {len(cases)} cases to run", highlight=False)
-    if todo:
-        run_all(todo, models, folder)
-    results = results_of(cases, folder, code)
-    if not results:
+        _run_unfinished(cases, system, verifier_python, place, code)
+    found = predictions_of(results_of(known, place, code), known, read_profiles(place), place / PROFILES)
+    if not found:
         console.print("no case has a result", style="red")
         raise typer.Exit(1)
-    console.print(f"see {write_report(known, results_of(known, folder, code), folder)}", highlight=False)
-    Console().print(table(results))
-    is_whole = len(results) == len(cases) and not any(result.complaints for result in results)
-    if not is_whole or not all(summary.holds for summary in summaries(results)):
+    reported = {each.result.case.name for each in found}
+    missing = [case.name for case in known if case.name not in reported]
+    path = place / ("development.md" if development else "report.md")
+    path.write_text(markdown(found, missing, ORIGIN), encoding="utf-8")
+    console.print(f"see {path}", highlight=False)
+    Console().print(table(found))
+    if missing or any(each.result.complaints for each in found) or not all(each.holds for each in summaries(found)):
         raise typer.Exit(1)
+
+
+def _run_unfinished(
+    cases: Sequence[Case], names: Sequence[str] | None, python: Path | None, folder: Path, code: str
+) -> None:
+    systems, vllm = usable(names, python, default_models_dir())
+    todo = unfinished([case for case in cases if case.system in {each.name for each in systems}], folder, code)
+    console.print(f"{len(todo)} of {len(cases)} cases to run", highlight=False)
+    systems = [system for system in systems if any(case.system == system.name for case in todo)]
+    if not systems:
+        return
+    prepare(systems, folder)
+    for each in systems:
+        run_cases(each, [case for case in todo if case.system == each.name], vllm, folder, code)
 
 
 if __name__ == "__main__":

@@ -1,184 +1,228 @@
-"""Calibrates the simulator from a running cell: the durations of its parts, by the compute logs. Pure.
+"""Fits the times of a system's parts to its calibration: one profile for each of its drafts. Pure.
 
 Invariant: only durations of parts are used: passes, draft steps, the gaps between them, the round trip, and the way of
 a request to its first pass and back. Throughput and latency of answers are not used.
 
-A simulated stop-and-wait round then consists of draft steps with a gap after each, one round trip as the drafter
-measures it, and a pass with the gap after it.
+A draft step whose time alone is `y` and beside which passes run for the time `b` takes `y + (1 - 1 / slowdown) b`. A
+pass has the slowdown `1 + (pass_slowdown - 1) base / y`. Times of passes are
+fitted to passes alone. Draft steps of several sessions are never alone, so their times and slowdown are fitted in turn.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from benchmarks.harness.latency import RequestSample
-from benchmarks.standins.timed import ComputeRecord
-from benchmarks.validation.requests import Phase
-from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps, step_times_of
+from benchmarks.standins.compute_log import ComputeRecord
+from benchmarks.validation.cases import UNLIMITED, Case
+from benchmarks.validation.live import Phase
+from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_steps
 from services.cloud_verifier.settings import VerifierSettings
-from shared.data.profiles import PassTimes, StepTimes
+from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, StepTimes
 
-LARGE = 32  # tokens: larger passes are bound by compute, not by memory bandwidth
 PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
+NUM_ROUNDS = 12  # of fitting times of steps and their slowdown in turn
+ALONE = 0.02  # most of a time beside others that counts as none
+BESIDE = 0.5  # least share of its time beside steps of a phase that tells their slowdown; the median phase counts
+FEW = 4  # passes of a size that tell half of its extra time
+SLOWDOWNS = np.arange(1.0, 3.0, 0.005)  # that are tried
 
 
 class NotCalibrated(ValueError):
-    """The logs hold too little to calibrate from."""
+    """The phases hold too little to calibrate from."""
 
 
 @dataclass(frozen=True, slots=True)
-class ComputeLogs:
-    """The log of each verifier and of each drafter, by time."""
+class CalibrationPhase:
+    """A load of the calibration and what was measured."""
 
-    passes: list[list[ComputeRecord]]
-    steps: list[list[ComputeRecord]]
-
-    def within(self, phase: Phase) -> ComputeLogs:
-        """The records that start and end in a phase."""
-
-        def part(log: list[ComputeRecord]) -> list[ComputeRecord]:
-            return [each for each in log if phase.begin_s <= each.start_s and each.end_s <= phase.end_s]
-
-        return ComputeLogs([part(log) for log in self.passes], [part(log) for log in self.steps])
-
-    @property
-    def all_passes(self) -> list[ComputeRecord]:
-        return sorted((each for log in self.passes for each in log), key=lambda each: each.start_s)
-
-    @property
-    def all_steps(self) -> list[ComputeRecord]:
-        return [each for log in self.steps for each in log]
+    case: Case
+    phase: Phase
 
 
-@dataclass(frozen=True, slots=True)
-class KnownTimes:
-    """Profile times of stand-ins; None: to be fitted."""
-
-    passes: PassTimes | None = None
-    steps: StepTimes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Times in milliseconds. Without drafters `steps` is empty, and `step_gap_ms` and `rtt_ms` are 0."""
-
-    passes: list[float]  # PassTimes.weights, of the model alone
-    steps: list[float]  # as `step_times_of` takes them, of the model alone
-    pass_gap_ms: float  # from the end of a pass to the start of the next, while sessions wait
-    session_gap_ms: float  # added to it for each session of the pass
-    step_gap_ms: float  # from the end of a draft step to the start of the next
-    request_ms: float  # from the client to the first pass, and back with the first token
-    rtt_ms: float  # from drafter to verifier and back, as drafters report it
-    num_passes: int
-    num_steps: int
-
-    @property
-    def pass_times(self) -> PassTimes:
-        """Times of simulated passes. They include the gap, since simulated passes follow each other without one."""
-        base, session, *rest = self.passes
-        return pass_times_of([base + self.pass_gap_ms, session + self.session_gap_ms, *rest])
-
-    @property
-    def step_times(self) -> StepTimes:
-        """Times of simulated draft steps, gap included."""
-        first, *rest = self.steps
-        return step_times_of([first + self.step_gap_ms, *rest])
-
-
-@dataclass(frozen=True, slots=True)
-class TimingDrift:
-    """The judged run: relative excess of passes and steps over the calibration, and its round trip. None: no data."""
-
-    passes: float
-    large_passes: float | None  # passes over more than LARGE tokens
-    steps: float | None
-    rtt_ms: float | None
+def profiles_of(system: str, phases: Sequence[CalibrationPhase], origin: str) -> dict[str, Profile]:
+    """A profile for each draft. Raises NotCalibrated."""
+    drafts = list(dict.fromkeys(each.case.draft for each in phases if each.case.draft))
+    passes, pass_slowdowns = shared_passes(phases)
+    base_gap, session_gap = fit_gaps([log for each in phases if _never_waits(each.case) for log in each.phase.passes])
+    requests = [
+        overhead_ms(sample, each.phase)
+        for each in phases
+        if each.case.draft is None and each.case.load.num_clients == 1
+        for sample in each.phase.samples
+    ]
+    found = {}
+    for draft in drafts:
+        own = [each for each in phases if each.case.draft == draft]
+        if draft not in pass_slowdowns:
+            raise NotCalibrated(f"hardly a pass ran beside steps of the {draft} draft")
+        steps, step_slowdown = shared_steps(own)
+        unlimited = [log for each in own if each.case.control == UNLIMITED for log in each.phase.steps]
+        found[draft] = Profile(
+            name=f"{system}-{draft}",
+            origin=origin,
+            verifier=passes,
+            drafter=steps,
+            machine=MachineTimes(
+                request_ms=max(0.0, median(requests) - base_gap - session_gap),
+                message_ms=message_ms(own),
+                pass_gap_ms=base_gap,
+                session_gap_ms=session_gap,
+                step_gap_ms=median(gaps_ms(unlimited)),
+                pass_slowdown=pass_slowdowns[draft],
+                step_slowdown=step_slowdown,
+            ),
+        )
+    return found
 
 
-def pass_times_of(weights: Sequence[float]) -> PassTimes:
-    """From PassTimes.weights."""
-    base, session, token, above_8, above_32, above_128, cached = weights
-    above = above_8, above_32, above_128
-    return PassTimes(base_ms=base, session_ms=session, token_ms=token, above_ms=above, cached_ms=cached)
+def _never_waits(case: Case) -> bool:
+    """Whether a verifier with this load always has a session to compute."""
+    return case.draft is None or (not isinstance(case.control, str) and case.control.free_run)
 
 
-def calibrate(
-    logs: ComputeLogs, known: KnownTimes, alone: Phase, busy: Phase, load: Sequence[Phase], rtt_ms: float | None
-) -> Calibration:
-    """Fits all times. Raises NotCalibrated.
-
-    alone: one answer after another, target-only. busy: windows so large that models never wait. load: the load to be
-    simulated, before and after the judged run, with its round trip `rtt_ms`.
-    """
-    if logs.steps and rtt_ms is None:
+def message_ms(phases: Sequence[CalibrationPhase]) -> float:
+    """Half the mean round trip."""
+    trips = [each.phase.observed.rtt_ms for each in phases]
+    known = [trip for trip in trips if trip is not None]
+    if not known:
         raise NotCalibrated("no drafter reported a round trip")
-    loaded, saturated = [logs.within(phase) for phase in load], logs.within(busy)
-    base_gap, session_gap = fit_gaps(saturated.passes)
-    passes = [each for part in loaded for each in part.all_passes]
-    steps = [each for part in loaded for each in part.all_steps]
-    requests = [overhead_ms(sample, alone, logs.all_passes) for sample in alone.samples]
-    return Calibration(
-        passes=pass_weights(passes, known.passes),
-        steps=step_weights(steps, known.steps) if logs.steps else [],
-        pass_gap_ms=base_gap,
-        session_gap_ms=session_gap,
-        step_gap_ms=median(gaps_ms(saturated.steps)) if logs.steps else 0.0,
-        request_ms=max(0.0, median(requests) - base_gap - session_gap),  # the simulated pass includes its gap
-        rtt_ms=rtt_ms or 0.0,
-        num_passes=len(passes),
-        num_steps=len(steps),
-    )
+    return fmean(known) / 2
 
 
-def pass_weights(passes: Sequence[ComputeRecord], known: PassTimes | None) -> list[float]:
-    """Known or fitted weights, scaled so that their sum over all passes equals the measured time."""
-    if not passes:
-        raise NotCalibrated("no pass ran under load")
-    points = [PassPoint(each.num_sessions, each.num_tokens, each.num_cached, each.elapsed_ms) for each in passes]
-    times = known or fit_passes(points)[0]
-    scale = 1 + excess(passes, times)
-    return [scale * weight for weight in times.weights]
+# --- passes and steps -------------------------------------------------------------------------------------------------
 
 
-def step_weights(steps: Sequence[ComputeRecord], known: StepTimes | None) -> list[float]:
-    """As pass_weights, for draft steps."""
-    if not steps:
-        raise NotCalibrated("no draft step ran under load")
-    points = [StepPoint(each.num_cached, each.num_tokens, each.elapsed_ms, each.num_sessions) for each in steps]
-    times = known or fit_steps(points)[0]
-    scale = 1 + excess(steps, times)
-    weights = (times.step_ms, times.step_ms_per_1000, times.fed_ms, times.session_ms)
-    return [scale * weight for weight in weights if weight is not None]
+@dataclass(frozen=True, slots=True)
+class SharedRecord:
+    """A pass or a step, and for how long any of the other kind ran beside it."""
+
+    record: ComputeRecord
+    beside_ms: float
+
+    @property
+    def is_alone(self) -> bool:
+        """But for a small part of its time."""
+        return self.beside_ms < ALONE * self.record.elapsed_ms
+
+    def own_ms(self, slowdown: float) -> float:
+        """Without what the others cost it."""
+        return self.record.elapsed_ms - float(lost_share(slowdown, 1.0)) * self.beside_ms
 
 
-def excess(computed: Sequence[ComputeRecord], times: PassTimes | StepTimes) -> float:
-    """Relative excess of the total measured time over the predicted one."""
-    return sum(each.elapsed_ms for each in computed) / sum(_predicted_ms(each, times) for each in computed) - 1
+def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[str, float]]:
+    """Times of passes alone, and the slowdown beside the steps of each draft."""
+    by_phase = [(each.case.draft, _passes_of(each.phase)) for each in phases]
+    alone = [each.record for _, records in by_phase for each in records if each.is_alone]
+    if not alone:
+        raise NotCalibrated("no pass ran alone")
+    points = [PassPoint(each.num_sessions, each.num_tokens, each.num_cached, each.elapsed_ms) for each in alone]
+    times = fit_passes(points)[0]
+    times = times.model_copy(update={"extra_ms": extras(alone, times)})
+    slowdowns: dict[str, list[float]] = {}
+    for draft, records in by_phase:
+        alone_ms = np.array([pass_ms(times, each.record) for each in records])
+        if draft is not None and sum(each.beside_ms for each in records) > BESIDE * alone_ms.sum():
+            bound = np.minimum(times.base_ms / alone_ms, 1.0)
+            slowdowns.setdefault(draft, []).append(slowdown_of(records, alone_ms, bound))
+    return times, {draft: median(found) for draft, found in slowdowns.items()}
 
 
-def _predicted_ms(each: ComputeRecord, times: PassTimes | StepTimes) -> float:
-    if isinstance(times, PassTimes):
-        return times.pass_ms(each.num_sessions, each.num_tokens, each.num_cached)
-    return times.feed_ms(each.num_tokens, each.num_cached, each.num_sessions)
+def _passes_of(phase: Phase) -> list[SharedRecord]:
+    busy = busy_times(phase.steps)
+    return [SharedRecord(record, beside_ms(record, busy)) for log in phase.passes for record in log]
 
 
-def drift_of(calibration: Calibration, judged: ComputeLogs, rtt_ms: float | None) -> TimingDrift:
-    """The judged run against the calibration."""
-    passes, steps, times = judged.all_passes, judged.all_steps, pass_times_of(calibration.passes)
-    large = [each for each in passes if each.num_tokens > LARGE]
-    return TimingDrift(
-        passes=excess(passes, times),
-        large_passes=excess(large, times) if large else None,
-        steps=excess(steps, step_times_of(calibration.steps)) if steps else None,
-        rtt_ms=rtt_ms,
-    )
+def extras(alone: Sequence[ComputeRecord], times: PassTimes) -> tuple[float, ...]:
+    """Mean excess over the weighted sum of passes of 1, 2, … tokens; less where there are few of them.
+
+    Kernels suit some sizes better than others, so the time of a small pass is no smooth function of its tokens.
+    """
+    sums, counts = [0.0] * MAX_EXTRAS, [0] * MAX_EXTRAS
+    for record in alone:
+        if record.num_tokens <= MAX_EXTRAS:
+            sums[record.num_tokens - 1] += record.elapsed_ms - pass_ms(times, record)
+            counts[record.num_tokens - 1] += 1
+    return tuple(round(total / (count + FEW), 6) for total, count in zip(sums, counts, strict=True))
+
+
+def shared_steps(phases: Sequence[CalibrationPhase]) -> tuple[StepTimes, float]:
+    """Times of draft steps alone, and their slowdown beside passes, from the phases of one draft."""
+    records = [
+        SharedRecord(record, beside_ms(record, busy))
+        for each in phases
+        for busy in [busy_times(each.phase.passes)]
+        for log in each.phase.steps
+        for record in log
+    ]
+    if not records:
+        raise NotCalibrated("no draft step ran")
+    slowdown = 1.0
+    for _ in range(NUM_ROUNDS):
+        points = [
+            StepPoint(each.record.num_cached, each.record.num_tokens, each.own_ms(slowdown), each.record.num_sessions)
+            for each in records
+        ]
+        times = fit_steps(points)[0]
+        alone_ms = np.array([step_ms(times, each.record) for each in records])
+        slowdown = slowdown_of(records, alone_ms, np.ones(len(records)))
+    return times, slowdown
+
+
+def pass_ms(times: PassTimes, record: ComputeRecord) -> float:
+    return times.pass_ms(record.num_sessions, record.num_tokens, record.num_cached)
+
+
+def step_ms(times: StepTimes, record: ComputeRecord) -> float:
+    return times.feed_ms(record.num_tokens, record.num_cached, record.num_sessions)
+
+
+def lost_share(slowdown: Any, bound: Any) -> Any:
+    """The share of the time beside others that they cost. bound: the share of the time alone that is slowed down."""
+    return 1 - 1 / (1 + (slowdown - 1) * bound)
+
+
+def slowdown_of(records: Sequence[SharedRecord], alone_ms: NDArray[np.float64], bound: NDArray[np.float64]) -> float:
+    """The one with the least squares of errors relative to the times alone."""
+    elapsed = np.array([each.record.elapsed_ms for each in records])
+    beside = np.array([each.beside_ms for each in records])
+    x, y = beside / alone_ms, elapsed / alone_ms - 1
+    errors = [float(((y - x * lost_share(slowdown, bound)) ** 2).sum()) for slowdown in SLOWDOWNS]
+    return float(SLOWDOWNS[int(np.argmin(errors))])
+
+
+def busy_times(logs: Sequence[Sequence[ComputeRecord]]) -> list[ComputeRecord]:
+    """All records of the logs by their end; those that overlap are rare, since models of one kind share a core."""
+    return sorted((record for log in logs for record in log), key=lambda record: record.end_s)
+
+
+def beside_ms(record: ComputeRecord, others: Sequence[ComputeRecord]) -> float:
+    """For how long any of the others, which are in order, ran during the record."""
+    total_s, reached_s = 0.0, record.start_s
+    for index in range(bisect_left(others, record.start_s, key=lambda other: other.end_s), len(others)):
+        other = others[index]
+        if other.start_s >= record.end_s and other.end_s - other.start_s < record.end_s - record.start_s:
+            break
+        begin_s, end_s = max(other.start_s, reached_s), min(other.end_s, record.end_s)
+        if end_s > begin_s:
+            total_s += end_s - begin_s
+            reached_s = end_s
+        if other.end_s >= record.end_s:
+            break
+    return total_s * 1e3
+
+
+# --- gaps and requests ------------------------------------------------------------------------------------------------
 
 
 def gaps_ms(logs: Sequence[Sequence[ComputeRecord]]) -> list[float]:
@@ -209,12 +253,12 @@ def fit_gaps(passes: Sequence[Sequence[ComputeRecord]]) -> tuple[float, float]:
     return float(base), float(session)
 
 
-def overhead_ms(sample: RequestSample, phase: Phase, passes: Sequence[ComputeRecord]) -> float:
+def overhead_ms(sample: RequestSample, phase: Phase) -> float:
     """Time to the first token of a lone request, minus the passes over its prompt."""
     if sample.first_s is None:
         raise NotCalibrated(f"a request failed: {sample.status}")
     due_s, num = phase.begin_s + sample.due_s, math.ceil(sample.num_prompt_tokens / PREFILL_CHUNK)
-    own = [each for each in passes if each.start_s >= due_s][:num]
+    own = [each for each in busy_times(phase.passes) if each.start_s >= due_s][:num]
     if len(own) < num:
         raise NotCalibrated("a request was answered without a pass")
     way_there_s, way_back_s = own[0].start_s - due_s, due_s + sample.first_s - own[-1].end_s

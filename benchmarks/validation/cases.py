@@ -1,30 +1,27 @@
-"""The cases that `make validate` runs live and simulates, the times of their stand-ins, and the limits of errors.
+"""The systems that the validation runs, the loads that calibrate each, the cases that are predicted, and their limits.
 
-Invariant: models are real or paced if two cores suffice for all drafters and verifiers, else replayed.
+Invariant: no case is a load of the calibration. Cases that decide and cases of development have other arrivals and,
+where the models are real, other prompts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from awc.policy import WindowChoice
+from benchmarks.harness.cell_plan import NEAR
+from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.scripted_controller import stop_and_wait
+from services.local.engine import EngineName
+from services.local.pair import DISTILLED
 from shared.data.profiles import PassTimes, Profile, StepTimes
+from shared.protocol.messages import MAX_WINDOW
 
-ModelKind = Literal["real", "paced", "replayed"]
+INT8, INT4 = "int8", "int4"
+ADAPTIVE = "adaptive"  # the controller decides
 
-NUM_TOKENS = 48  # of every answer
-NUM_PROMPTS = 40  # judged prompts; most cases send a multiple, so that all prompts have the same weight
-
-# Two drafters on one core are as fast as two devices only if each leaves the other time for its steps.
-PACED = Profile(
-    name="paced-edge",
-    origin="made up: slow enough for two drafters on one core",
-    drafter=StepTimes(step_ms=30.0, step_ms_per_1000=1.0, fed_ms=3.0),
-)
 # Between their waits services need a processor, and eleven of them share two cores.
-REPLAYED = Profile(
+REPLAYED_TIMES = Profile(
     name="replayed",
     origin="made up: slow enough for eleven services on two cores",
     verifier=PassTimes(base_ms=50.0, session_ms=1.5, token_ms=0.4, cached_ms=2.0),
@@ -33,110 +30,198 @@ REPLAYED = Profile(
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorLimit:
-    """Largest median and largest single error of a figure, relative to the live one."""
+class ValidationSystem:
+    """One fleet. Its real models have a core for the verifier and a core for the drafters, which take turns."""
 
-    median: float
-    worst: float
+    name: str
+    engine: EngineName
+    drafts: tuple[str, ...]  # one for each drafter
+    num_verifiers: int = 1
+    is_replayed: bool = False
 
 
-LIMITS = {
-    "tokens_per_s": ErrorLimit(0.05, 0.15),
-    "tpot_ms": ErrorLimit(0.05, 0.15),
-    "ttft_ms": ErrorLimit(0.10, 0.15),
-}
+TORCH = ValidationSystem("torch", EngineName.TORCH, (INT8, DISTILLED))
+VLLM = ValidationSystem("vllm", EngineName.VLLM, (INT8, DISTILLED))
+REPLAYED = ValidationSystem("replayed", EngineName.TORCH, (INT4,) * 8, num_verifiers=2, is_replayed=True)
+SYSTEMS = {system.name: system for system in (TORCH, VLLM, REPLAYED)}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLoad:
+    """Requests of a closed loop of `num_clients`, or of an open one at `rate_per_s` (Poisson)."""
+
+    num_requests: int
+    num_clients: int = 0
+    rate_per_s: float = 0.0
+    lengths: tuple[int, ...] = (64,)  # tokens of the answers, in turn
+
+    def __post_init__(self) -> None:
+        if (self.num_clients > 0) == (self.rate_per_s > 0):
+            raise ValueError("a load has either num_clients or rate_per_s")
+
+    def __str__(self) -> str:
+        clients = f"{self.num_clients} client{'s' * (self.num_clients > 1)}"
+        answers = " and ".join(map(str, dict.fromkeys(self.lengths)))
+        return f"{clients if self.num_clients else f'{self.rate_per_s:g} requests/s'}, {answers} tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The link carries nothing for a while, `num` times: less than three heartbeats, or a gateway gives drafters up."""
+
+    at_s: float  # after the first request
+    for_s: float
+    num: int
+    every_s: float
+
+    @property
+    def starts_s(self) -> list[float]:
+        return [self.at_s + number * self.every_s for number in range(self.num)]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One fleet under one load: a closed loop of `num_clients`, or an open one at `rate_per_s` (Poisson)."""
+    """A load on a system. draft: of the drafters that may draft; None: target-only."""
 
     name: str
-    models: ModelKind
-    drafts: tuple[str, ...]  # one for each drafter; none: target-only
-    choice: WindowChoice
-    num_verifiers: int = 1
-    rtt_ms: int = 0
-    num_clients: int = 0
-    rate_per_s: float = 0.0
-    num_requests: int = NUM_PROMPTS
-
-    def __post_init__(self) -> None:
-        if (self.num_clients > 0) == (self.rate_per_s > 0):
-            raise ValueError(f"{self.name}: set either num_clients or rate_per_s")
-        if self.models == "replayed" and len(set(self.drafts)) != 1:
-            raise ValueError(f"{self.name}: all drafts must be the same, since one recording is replayed")
-
-    @property
-    def num_at_once(self) -> int:
-        """Clients that keep the whole fleet busy."""
-        return self.num_clients or max(self.num_verifiers, len(self.drafts))
-
-    @property
-    def num_calibrating(self) -> int:
-        """Calibration requests before the judged ones, and again after them."""
-        return max(self.num_requests // 4, self.num_clients)
-
-    @property
-    def fleet(self) -> str:
-        """For tables."""
-        kinds = [f"{self.drafts.count(draft)} {draft}" for draft in dict.fromkeys(self.drafts)]
-        drafters = " and ".join(kinds) or "no drafter"
-        return f"{self.models}: {drafters}, {self.num_verifiers} verifier{'s' * (self.num_verifiers > 1)}"
+    system: str
+    load: RequestLoad
+    draft: str | None = None
+    control: WindowChoice | str = ADAPTIVE  # a choice, or the name of a policy
+    link: LinkConditions = NEAR
+    outage: Outage | None = None
 
     @property
     def windows(self) -> str:
         """For tables."""
-        choice = self.choice
-        if not self.drafts:
+        choice = self.control
+        if self.draft is None:
             return "target-only"
+        if isinstance(choice, str):
+            return choice
         if choice.chunk == choice.window and not choice.free_run:
             return f"stop-and-wait {choice.window}"
-        return f"sliding {choice.window}/{choice.chunk}, {'free run' if choice.free_run else 'no free run'}"
+        return f"sliding {choice.window}/{choice.chunk}{'' if choice.free_run else ', no free run'}"
 
     @property
-    def load(self) -> str:
+    def network(self) -> str:
         """For tables."""
-        return f"{self.num_clients} clients" if self.num_clients else f"{self.rate_per_s:g} requests/s"
+        link = self.link
+        parts = [f"RTT {2 * link.delay_ms:g} ms"]
+        parts += [f"jitter {link.jitter_ms:g} ms"] if link.jitter_ms else []
+        parts += [f"{link.stall_rate:.0%} stalls of {link.stall_ms:g} ms"] if link.stall_rate else []
+        parts += [f"down {self.outage.num} times for {self.outage.for_s:g} s"] if self.outage else []
+        return ", ".join(parts)
 
 
 def sliding(window: int, chunk: int = 2, *, free_run: bool = True) -> WindowChoice:
     return WindowChoice(window, chunk, free_run)
 
 
-INT8, INT4 = "int8", "int4"
+def rtt(rtt_ms: float, jitter_ms: float = 0.0, stall_rate: float = 0.0) -> LinkConditions:
+    return LinkConditions(rtt_ms / 2, jitter_ms, stall_rate=stall_rate)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+UNLIMITED = sliding(MAX_WINDOW)  # no drafter waits for a verdict
+
+
+def calibration_of(system: ValidationSystem) -> list[Case]:
+    """Passes and steps of all shapes, alone and beside each other, with nothing added to the link."""
+
+    def load(load: RequestLoad, draft: str | None = None, choice: WindowChoice | None = None) -> Case:
+        return Case("calibration", system.name, load, draft, choice or sliding(8))
+
+    if system.is_replayed:
+        return [
+            load(RequestLoad(4, 1)),
+            load(RequestLoad(4, 1), INT4),
+            load(RequestLoad(32, 16)),
+            load(RequestLoad(16, 8), INT4, UNLIMITED),
+            load(RequestLoad(16, 8), INT4, stop_and_wait(4)),
+            load(RequestLoad(32, 16), INT4),
+        ]
+    found = [load(each) for each in (*ALONE_OR_TOGETHER, LONG)]
+    for draft in dict.fromkeys(system.drafts):
+        found += [load(RequestLoad(4, 1), draft, choice) for choice in (UNLIMITED, sliding(8))]
+        found += [load(RequestLoad(4, 1), draft, stop_and_wait(window)) for window in (4, 16)]
+        found += [load(each, draft) for each in ALONE_OR_TOGETHER[1:]]
+        found += [load(LONG, draft, sliding(16))]
+    return found
+
+
+ALONE_OR_TOGETHER = (RequestLoad(6, 1), RequestLoad(8, 4), RequestLoad(16, 8))
+LONG = RequestLoad(1, 1, lengths=(256,))
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+ONE, SIX, EIGHT, SIXTEEN = RequestLoad(20, 1), RequestLoad(48, 6), RequestLoad(64, 8), RequestLoad(128, 16)
+ANSWERS_OF_500 = RequestLoad(3, 1, lengths=(500,))
+MIXED = RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160))
 
 CASES = (
-    Case("target-only", "real", (), sliding(8), num_clients=4),
-    Case("int8-wait4-rtt0", "real", (INT8,), stop_and_wait(4), num_clients=1),
-    Case("int8-wait8-rtt30", "real", (INT8,), stop_and_wait(8), rtt_ms=30, num_clients=1),
-    Case("int8-slide16-rtt30", "real", (INT8,), sliding(16), rtt_ms=30, num_clients=1),
-    Case("int4-wait2-rtt10", "real", (INT4,), stop_and_wait(2), rtt_ms=10, num_clients=1),
-    Case("int4-slide8-rtt60", "real", (INT4,), sliding(8, free_run=False), rtt_ms=60, num_clients=1),
-    Case("int4-slide4-light", "real", (INT4,), sliding(4, 1), rate_per_s=0.5),
-    Case("int8-slide8-full", "real", (INT8,), sliding(8), rtt_ms=10, num_clients=6, num_requests=2 * NUM_PROMPTS),
-    Case("2-slide8-rtt20", "paced", (INT8, INT4), sliding(8), rtt_ms=20, num_clients=2),
-    Case("2-wait4-rtt50", "paced", (INT8, INT4), stop_and_wait(4), rtt_ms=50, num_clients=2),
-    Case("3-wait16-rtt100", "replayed", (INT8,) * 3, stop_and_wait(16), rtt_ms=100, num_clients=3),
-    Case("4-wait1-light", "replayed", (INT4,) * 4, stop_and_wait(1), 2, rtt_ms=10, rate_per_s=0.8),
-    Case("4-wait4-full", "replayed", (INT8,) * 4, stop_and_wait(4), rtt_ms=100, num_clients=12, num_requests=80),
-    Case("8-slide8-full", "replayed", (INT4,) * 8, sliding(8), 2, rtt_ms=30, num_clients=16, num_requests=160),
-    Case(
-        "8-slide16-rtt60",
-        "replayed",
-        (INT8,) * 8,
-        sliding(16, 4, free_run=False),
-        num_verifiers=2,
-        rtt_ms=60,
-        rate_per_s=1.5,
-        num_requests=80,
-    ),
+    Case("torch-1", "torch", ONE),
+    Case("torch-1-int8-slide16-rtt30", "torch", ONE, INT8, sliding(16), rtt(30)),
+    Case("torch-1-int8-wait8-rtt60", "torch", ONE, INT8, stop_and_wait(8), rtt(60)),
+    Case("torch-1-int8-adaptive-rtt80-jitter", "torch", ONE, INT8, ADAPTIVE, rtt(80, 20)),
+    Case("torch-1-int8-slide16-stalls", "torch", ONE, INT8, sliding(16), rtt(20, 10, 0.05)),
+    Case("torch-1-int8-slide8-outages", "torch", ONE, INT8, sliding(8), rtt(20), Outage(2, 2, num=4, every_s=5)),
+    Case("torch-1-distilled-slide8-rtt10", "torch", ONE, DISTILLED, sliding(8), rtt(10)),
+    Case("torch-6", "torch", SIX),
+    Case("torch-6-int8-slide4-rtt20", "torch", SIX, INT8, sliding(4), rtt(20)),
+    Case("torch-6-distilled-adaptive-rtt40", "torch", SIX, DISTILLED, ADAPTIVE, rtt(40)),
+    Case("torch-500", "torch", ANSWERS_OF_500),
+    Case("torch-500-int8-slide16-rtt30", "torch", ANSWERS_OF_500, INT8, sliding(16), rtt(30)),
+    Case("torch-mixed", "torch", MIXED),
+    Case("torch-mixed-int8-slide8-rtt30", "torch", MIXED, INT8, sliding(8), rtt(30)),
+    Case("vllm-1", "vllm", ONE),
+    Case("vllm-1-int8-slide16-rtt30", "vllm", ONE, INT8, sliding(16), rtt(30)),
+    Case("vllm-1-int8-wait4-rtt10", "vllm", ONE, INT8, stop_and_wait(4), rtt(10)),
+    Case("vllm-1-distilled-adaptive-rtt50-jitter", "vllm", ONE, DISTILLED, ADAPTIVE, rtt(50, 20)),
+    Case("vllm-8", "vllm", EIGHT),
+    Case("vllm-8-int8-slide4-rtt10", "vllm", EIGHT, INT8, sliding(4), rtt(10)),
+    Case("vllm-8-distilled-adaptive-rtt20", "vllm", EIGHT, DISTILLED, ADAPTIVE, rtt(20)),
+    Case("fleet-16", "replayed", SIXTEEN),
+    Case("fleet-16-adaptive-rtt40-jitter", "replayed", SIXTEEN, INT4, ADAPTIVE, rtt(40, 20)),
+    Case("fleet-16-wait4-stalls", "replayed", SIXTEEN, INT4, stop_and_wait(4), rtt(60, 10, 0.02)),
 )
-DISTILLED = "distilled"
-DISTILLED_CASES = (  # for those who have run `make draft`
-    Case("distilled-slide8-rtt0", "real", (DISTILLED,), sliding(8), num_clients=1),
-    Case("distilled-hold8-rtt0", "real", (DISTILLED,), sliding(8, free_run=False), num_clients=1),
-    Case("distilled-wait4-rtt0", "real", (DISTILLED,), stop_and_wait(4), num_clients=1),
-    Case("distilled-slide16-rtt30", "real", (DISTILLED,), sliding(16), rtt_ms=30, num_clients=1),
-    Case("distilled-slide8-full", "real", (DISTILLED,), sliding(8), num_clients=8, num_requests=2 * NUM_PROMPTS),
+DEVELOPMENT = (  # to develop the simulator with
+    Case("dev-torch-1", "torch", RequestLoad(12, 1)),
+    Case("dev-torch-1-int8-slide8-rtt50", "torch", RequestLoad(12, 1), INT8, sliding(8), rtt(50, 10)),
+    Case("dev-torch-1-distilled-wait2", "torch", RequestLoad(12, 1), DISTILLED, stop_and_wait(2)),
+    Case("dev-torch-4", "torch", RequestLoad(24, 4)),
+    Case("dev-torch-4-int8-adaptive", "torch", RequestLoad(24, 4), INT8, ADAPTIVE, rtt(10)),
+    Case("dev-vllm-4", "vllm", RequestLoad(24, 4)),
+    Case("dev-vllm-4-int8-slide16-rtt20", "vllm", RequestLoad(24, 4), INT8, sliding(16), rtt(20)),
+    Case("dev-vllm-1", "vllm", RequestLoad(8, 1)),
+    Case("dev-vllm-1-distilled-slide8", "vllm", RequestLoad(8, 1), DISTILLED, sliding(8)),
+    Case("dev-fleet-8", "replayed", RequestLoad(32, 8)),
+    Case("dev-fleet-8-slide8-rtt20", "replayed", RequestLoad(32, 8), INT4, sliding(8), rtt(20)),
 )
+
+
+def target_only(case: Case, cases: tuple[Case, ...]) -> Case | None:
+    """The case without drafts of the same load, which it is a speed-up over."""
+    alike = (each for each in cases if (each.system, each.load, each.draft) == (case.system, case.load, None))
+    return next(alike, None) if case.draft is not None else None
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLimit:
+    """Largest median, single and mean signed error of a figure, relative to the live one; None: no limit."""
+
+    median: float
+    worst: float | None = None
+    bias: float | None = None
+
+
+LIMITS = {
+    "tpot_ms": ErrorLimit(0.05, worst=0.12),
+    "tokens_per_s": ErrorLimit(0.05, worst=0.12),
+    "ttft_ms": ErrorLimit(0.10),
+    "speed_up": ErrorLimit(0.05, bias=0.03),
+}

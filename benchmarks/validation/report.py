@@ -1,206 +1,178 @@
-"""Errors of the simulator, as tables for documents and terminals. Pure.
+"""Errors of predictions, as tables for documents and terminals. Pure.
 
 Invariant: error = simulated / live - 1. Void cases are shown but do not count. Each error above its limit is listed
-with the measurements that may explain it.
+with what the live run did otherwise than the profile says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from rich.table import Table
 
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
-from benchmarks.validation.calibration import LARGE
-from benchmarks.validation.case_run import CaseResult
 from benchmarks.validation.cases import LIMITS, ErrorLimit
+from benchmarks.validation.prediction import Prediction
 
 TITLES = {
+    "tpot_ms": "TPOT, ms",
     "tokens_per_s": "throughput, tokens/s",
     "ttft_ms": "TTFT, ms",
-    "tpot_ms": "TPOT, ms",
+    "speed_up": "speed-up over target-only",
     "acceptance_length": "acceptance length",
     "queue": "queue utilisation",
 }
-NOTABLE = 0.15  # errors above it are listed for figures without a limit
-DIGITS = {"tokens_per_s": 1, "ttft_ms": 0, "tpot_ms": 1, "acceptance_length": 2, "queue": 4}
-
-
-@dataclass(frozen=True, slots=True)
-class LimitExcess:
-    """An error above the limit of a single case."""
-
-    result: CaseResult
-    figure: str
-    error: float
+DIGITS = {"tokens_per_s": 1, "ttft_ms": 0, "tpot_ms": 1, "speed_up": 2, "acceptance_length": 2, "queue": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
-    """Errors of one figure over all cases that count. Without a limit it always holds."""
+    """Errors of one figure over all cases that count. Without a limit it always holds. bias: the mean signed error."""
 
     figure: str
     median: float
     worst: float
     worst_case: str
+    bias: float
     limit: ErrorLimit | None
 
     @property
     def holds(self) -> bool:
-        return self.limit is None or (self.median <= self.limit.median and self.worst <= self.limit.worst)
+        limit = self.limit
+        if limit is None:
+            return True
+        pairs = ((self.median, limit.median), (self.worst, limit.worst), (abs(self.bias), limit.bias))
+        return all(most is None or error <= most for error, most in pairs)
 
 
-def error_of(result: CaseResult, figure: str) -> float:
-    """Relative to the live figure."""
-    return float(getattr(result.simulated, figure) / getattr(result.live, figure) - 1)
-
-
-def summaries(results: Sequence[CaseResult]) -> list[ErrorSummary]:
+def summaries(found: Sequence[Prediction]) -> list[ErrorSummary]:
     """A summary of every figure; empty without cases that count."""
-    found = []
+    made = []
     for figure in TITLES:
-        counting = [result for result in results if not result.complaints and not _is_trivial(result, figure)]
-        if not counting:
-            continue
-        errors = [abs(error_of(result, figure)) for result in counting]
-        worst = max(errors)
-        name = counting[errors.index(worst)].case.name
-        found.append(ErrorSummary(figure, median(errors), worst, name, LIMITS.get(figure)))
-    return found
+        counting = [each for each in found if not each.result.complaints]
+        errors = {each.result.case.name: error for each in counting if (error := each.error(figure)) is not None}
+        if errors:
+            sizes = {name: abs(error) for name, error in errors.items()}
+            worst = max(sizes, key=sizes.__getitem__)
+            middle, bias = median(sizes.values()), fmean(errors.values())
+            made.append(ErrorSummary(figure, middle, sizes[worst], worst, bias, LIMITS.get(figure)))
+    return made
 
 
-def _is_trivial(result: CaseResult, figure: str) -> bool:
-    """The throughput of an open loop equals the arrival rate, so it shows nothing."""
-    return figure == "tokens_per_s" and not result.case.num_clients
-
-
-def excesses(results: Sequence[CaseResult]) -> list[LimitExcess]:
-    """All errors above their limits, in the order of the cases."""
-    return [
-        LimitExcess(result, figure, error)
-        for result in results
-        if not result.complaints
-        for figure in TITLES
-        if abs(error := error_of(result, figure)) > (LIMITS[figure].worst if figure in LIMITS else NOTABLE)
-    ]
-
-
-def describe(result: CaseResult, figure: str) -> str:
-    """Live and simulated value, and the error."""
+def describe(each: Prediction, figure: str) -> str:
+    """Live and simulated value, and the error; empty if the figure is not predicted."""
+    known, error = each.figures(figure), each.error(figure)
+    if known is None or error is None:
+        return ""
     digits = DIGITS[figure]
-    live, simulated = getattr(result.live, figure), getattr(result.simulated, figure)
-    return f"{live:.{digits}f} → {simulated:.{digits}f} ({error_of(result, figure):+.1%})"
+    return f"{known[0]:.{digits}f} → {known[1]:.{digits}f} ({error:+.1%})"
 
 
-def differences(result: CaseResult) -> list[str]:
-    """How the judged run differed from the calibration."""
-    drift, calibration = result.drift, result.calibration
-    large = "" if drift.large_passes is None else f", those over {LARGE} tokens {drift.large_passes:+.1%}"
-    found = [f"passes took {drift.passes:+.1%}{large}"]
+def differences(each: Prediction) -> list[str]:
+    """How the live run differed from its profile."""
+    drift, live, simulated = each.result.drift, each.result.live, each.simulated
+    found = [f"passes {drift.passes:+.1%}"]
     if drift.steps is not None:
         found.append(f"draft steps {drift.steps:+.1%}")
-    if drift.rtt_ms is not None:
-        found.append(f"round trip {drift.rtt_ms:.1f} ms, calibrated {calibration.rtt_ms:.1f}")
-    if result.live.acceptance is not None and result.simulated.acceptance is not None:
-        found.append(f"acceptance {result.live.acceptance:.3f}, recorded {result.simulated.acceptance:.3f}")
+    if drift.trip_ms is not None:
+        found.append(f"round trip {drift.trip_ms:.1f} ms beyond the link")
+    if live.acceptance is not None and simulated.acceptance is not None:
+        found.append(f"acceptance {live.acceptance:.3f}, recorded {simulated.acceptance:.3f}")
     return found
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def markdown(results: Sequence[CaseResult], missing: Sequence[str], origin: Origin) -> str:
+def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin) -> str:
     """The report. `missing`: names of cases without a result."""
-    over = [f"* `{each.result.case.name}`, {TITLES[each.figure]}: {_excess(each)}" for each in excesses(results)]
+    over = [
+        f"* `{each.result.case.name}`, {TITLES[figure]}: {describe(each, figure)}; {'; '.join(differences(each))}"
+        for each in found
+        if not each.result.complaints
+        for figure, limit in LIMITS.items()
+        if limit.worst is not None and abs(each.error(figure) or 0.0) > limit.worst
+    ]
     parts = ["# DSD-Sim against the services", _about(origin)]
-    parts += ["## Limits", _limits_table(results)]
+    parts += ["## Prediction error", _limits_table(found)]
     if missing:
         parts.append(f"Without a result: {', '.join(missing)}.")
-    parts += ["Errors above their limits:", "\n".join(over)] if over else ["No error is above its limit."]
-    parts += ["## Errors", _error_table(results)]
-    parts += ["## Cases", _case_table(results)]
-    parts += ["## Differences between judged runs and calibration", _difference_table(results)]
-    parts += ["## Calibration", _calibration_table(results)]
+    parts += ["Errors above the limit of a single case:", "\n".join(over)] if over else []
+    parts += ["## Cases", _case_table(found), "## Errors", _error_table(found)]
+    parts += ["## Live runs against their profiles", _difference_table(found)]
     return "\n\n".join(parts) + "\n"
 
 
 def _about(origin: Origin) -> str:
     return (
-        f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case runs the services as "
-        "processes and is then simulated; figures are live → simulated (error). Times of passes, draft steps and "
-        "messages are measured in the same running system before and after the judged requests, with other prompts of "
-        "the same kinds, and guesses are recorded with those prompts. The way of a request to its first pass and back "
-        "is measured as a whole, on one answer after another, and added to TTFT. The throughput of an open loop equals "
-        "its arrival rate and does not count. Paced and replayed models are stand-ins: they show the behaviour of "
-        "services and simulator, not the speed of a device."
+        f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the services "
+        "as processes and was simulated from the profile of its pair, which was measured once, with other loads, "
+        "windows and prompts, and with nothing added to the link; figures are live → simulated (error). The throughput "
+        "of an open loop equals its arrival rate and does not count. The models of `fleet` are stand-ins: they show "
+        "the behaviour of services and simulator, not the speed of a device."
     )
 
 
-def _limits_table(results: Sequence[CaseResult]) -> str:
+def _limits_table(found: Sequence[Prediction]) -> str:
     rows = []
-    for each in summaries(results):
-        median_limit, worst_limit = (f"{each.limit.median:.0%}", f"{each.limit.worst:.0%}") if each.limit else ("", "")
-        holds = "" if each.limit is None else "yes" if each.holds else "**no**"
-        errors = (f"{each.median:.1%}", median_limit, f"{each.worst:.1%}", worst_limit)
-        rows.append((TITLES[each.figure], *errors, each.worst_case, holds))
-    return markdown_table(("figure", "median error", "limit", "worst", "limit", "case", "met"), rows)
+    for each in summaries(found):
+        limit = each.limit
+        values = (each.median, each.worst, each.bias)
+        limits = (limit.median, limit.worst, limit.bias) if limit else (None, None, None)
+        cells = [f"{value:{'+' if index == 2 else ''}.1%}" for index, value in enumerate(values)]
+        asked = ["" if most is None else f"{'±' if index == 2 else ''}{most:.0%}" for index, most in enumerate(limits)]
+        holds = "" if limit is None else "yes" if each.holds else "**no**"
+        pairs = [part for pair in zip(cells, asked, strict=True) for part in pair]
+        rows.append((TITLES[each.figure], *pairs, each.worst_case, holds))
+    return markdown_table(("figure", "median", "limit", "worst", "limit", "bias", "limit", "worst case", "met"), rows)
 
 
-def _excess(each: LimitExcess) -> str:
-    return f"{describe(each.result, each.figure)}; {'; '.join(differences(each.result))}"
-
-
-def _error_table(results: Sequence[CaseResult]) -> str:
+def _error_table(found: Sequence[Prediction]) -> str:
     rows = []
-    for result in results:
-        void = f" **void**: {'; '.join(result.complaints[:3])}" if result.complaints else ""
-        rows.append((f"{result.case.name}{void}", *(describe(result, figure) for figure in TITLES)))
+    for each in found:
+        complaints = each.result.complaints
+        void = f" **void**: {'; '.join(complaints[:3])}" if complaints else ""
+        rows.append((f"{each.result.case.name}{void}", *(describe(each, figure) for figure in TITLES)))
     return markdown_table(("case", *TITLES.values()), rows)
 
 
-def _case_table(results: Sequence[CaseResult]) -> str:
+def _case_table(found: Sequence[Prediction]) -> str:
     rows = []
-    for result in results:
-        case, took_s = result.case, f"{result.took_s:.0f}"
-        rows.append((case.name, case.fleet, case.windows, case.rtt_ms, case.load, case.num_requests, took_s))
-    return markdown_table(("case", "models", "windows", "RTT added, ms", "load", "answers", "took, s"), rows)
+    for each in found:
+        case, took_s = each.result.case, f"{each.result.took_s:.0f}"
+        rows.append(
+            (case.name, case.draft or "", case.windows, case.network, case.load, len(each.result.samples), took_s)
+        )
+    return markdown_table(("case", "draft", "windows", "link", "load", "answers", "took, s"), rows)
 
 
-def _difference_table(results: Sequence[CaseResult]) -> str:
-    rows = [(result.case.name, "; ".join(differences(result))) for result in results]
-    return markdown_table(("case", "judged run, relative to the calibration"), rows)
-
-
-def _calibration_table(results: Sequence[CaseResult]) -> str:
-    """The times outside the models, in milliseconds."""
-    rows = []
-    for result in results:
-        found = result.calibration
-        times = (found.pass_gap_ms, found.session_gap_ms, found.step_gap_ms, found.rtt_ms, found.request_ms)
-        rows.append((result.case.name, *(f"{each:.2f}" for each in times)))
-    names = ("case", "gap after a pass", "per session in it", "gap after a draft step", "round trip", "request")
-    return markdown_table(names, rows)
+def _difference_table(found: Sequence[Prediction]) -> str:
+    rows = [(each.result.case.name, "; ".join(differences(each))) for each in found]
+    return markdown_table(("case", "live run, relative to the profile"), rows)
 
 
 # --- terminal ---------------------------------------------------------------------------------------------------------
 
 
-def table(results: Sequence[CaseResult]) -> Table:
-    """Errors, one row per case, and their medians and maxima."""
+def table(found: Sequence[Prediction]) -> Table:
+    """Errors, one row per case, and their medians, maxima and means."""
     shown = Table("case", *TITLES.values(), title="live → simulated (error)")
-    for result in results:
-        name = f"{result.case.name} (void)" if result.complaints else result.case.name
-        shown.add_row(name, *(describe(result, figure) for figure in TITLES))
-    found = summaries(results)
-    if found:
+    for each in found:
+        name = f"{each.result.case.name} (void)" if each.result.complaints else each.result.case.name
+        shown.add_row(name, *(describe(each, figure) for figure in TITLES))
+    made = {each.figure: each for each in summaries(found)}
+    if made:
         shown.add_section()
-        shown.add_row("median error", *(f"{each.median:.1%}{_asked(each.limit, 'median')}" for each in found))
-        shown.add_row("worst", *(f"{each.worst:.1%}{_asked(each.limit, 'worst')}" for each in found))
+        for name in ("median", "worst", "bias"):
+            shown.add_row(name, *(_cell(made.get(figure), name) for figure in TITLES))
     return shown
 
 
-def _asked(limit: ErrorLimit | None, name: str) -> str:
-    return f" (≤ {getattr(limit, name):.0%})" if limit else ""
+def _cell(summary: ErrorSummary | None, name: str) -> str:
+    if summary is None:
+        return ""
+    limit = getattr(summary.limit, name) if summary.limit else None
+    return f"{getattr(summary, name):.1%}" + (f" (≤ {limit:.0%})" if limit is not None else "")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from benchmarks.validation.cases import RequestLoad
 from client.wire import AnswerOptions, DsdOptions
 
 
@@ -25,15 +26,6 @@ class CaseRequest:
     prompt: str
     drafter: str | None
     max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Requests sent and answered between two times of time.monotonic. Samples are due relative to `begin_s`."""
-
-    begin_s: float
-    end_s: float
-    samples: list[RequestSample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +47,22 @@ class RequestSender:
             return await measure_request(gateway, template, scheduled)
 
 
-def requests_of_clients(
-    prompts: Sequence[str], num: int, num_clients: int, drafters: Sequence[str], max_tokens: int
-) -> list[CaseRequest]:
-    """Prompts in turn; the first `num_clients` requests are of one client each.
+def requests_of(prompts: Sequence[str], load: RequestLoad, drafters: Sequence[str], seed: int) -> list[CaseRequest]:
+    """Prompts and lengths in turn. The first requests of a closed loop are of one client each.
 
-    As in the simulator, clients are spread evenly over the drafters and keep their drafter (`send_in_turn`).
+    As in the simulator, clients are spread evenly over the drafters and keep their drafter (`send_in_turn`). In an open
+    loop each request has a random drafter.
     """
-    shares = [(i % num_clients + 0.5) / num_clients for i in range(num)]
-    owners = [drafters[int(share * len(drafters))] if drafters else None for share in shares]
-    return [_request(prompts, i, owner, max_tokens) for i, owner in enumerate(owners)]
-
-
-def requests_at_random(
-    prompts: Sequence[str], num: int, drafters: Sequence[str], max_tokens: int, seed: int
-) -> list[CaseRequest]:
-    """Prompts in turn, each for a random drafter."""
     generator = random.Random(seed)
-    owners = [generator.choice(drafters) if drafters else None for _ in range(num)]
-    return [_request(prompts, i, owner, max_tokens) for i, owner in enumerate(owners)]
-
-
-def _request(prompts: Sequence[str], number: int, drafter: str | None, max_tokens: int) -> CaseRequest:
-    index = number % len(prompts)
-    return CaseRequest(index, prompts[index], drafter, max_tokens)
+    found = []
+    for number in range(load.num_requests):
+        index, owner = number % len(prompts), None
+        if drafters and load.num_clients:
+            owner = drafters[int((number % load.num_clients + 0.5) / load.num_clients * len(drafters))]
+        elif drafters:
+            owner = generator.choice(drafters)
+        found.append(CaseRequest(index, prompts[index], owner, load.lengths[number % len(load.lengths)]))
+    return found
 
 
 async def send_in_turn(

@@ -90,7 +90,8 @@ def collect(w, index):
     for i in range(num_batch):
         cached += w.verifiers[batch[i]].row_start
     node.num_batch, node.num_fed = num_batch, fed
-    elapsed_ms = max(batching.pass_ms(node.weights, num_batch, fed, cached), batching.LEAST_MS)
+    extra_ms = node.extra_ms[fed - 1] if fed <= len(node.extra_ms) else 0.0
+    elapsed_ms = max(batching.pass_ms(node.weights, num_batch, fed, cached) + extra_ms, batching.LEAST_MS)
     node.pass_ms = node.slowdown * (drafted_ms + elapsed_ms)
     if node.noise > 0:
         node.pass_ms *= 1 + node.noise * (2 * uniform(w) - 1)
@@ -100,7 +101,8 @@ def collect(w, index):
     now = w.clock[0].now
     node.ends_at = now + node.pass_ms
     push(w, node.ends_at, PASS_ENDS, index)
-    log_entry(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
+    node.pace, node.bound = 1.0, min(1.0, node.slowdown * node.weights[0] / node.pass_ms)
+    node.logged = log_entry(w, PASS, index, -1, num_batch, now, now + node.pass_ms)
 
 
 @njit(cache=True)
@@ -211,8 +213,8 @@ def pass_ends(w, index):
     """Commits the draws of the pass, sends verdicts and begins the next pass."""
     node, batch = w.nodes[index], w.batches[index]
     now, num_batch = w.clock[0].now, node.num_batch
-    if now != node.ends_at:
-        return  # the node failed during the pass
+    if now != node.ends_at or num_batch == 0:
+        return  # the node failed during the pass, or its end has moved
     queue = _queue(w, index)
     node.sum_queue += queue
     node.num_batch = 0

@@ -84,7 +84,7 @@ def draft(w, index):
                 order[i] = order[i + 1]
             order[device.num_sessions - 1] = slot
             _begin_step(w, index, slot, now)
-            device.num_more = _num_more(device, d)
+            device.num_more = 0 if w.clock[0].step_slowdown > 1 else _num_more(device, d)
         device.ends_at = device.step_end
         for i in range(device.num_more):
             device.ends_at += _step_ms(device, d.length + i, 1, 1)
@@ -140,7 +140,8 @@ def _run(w, index, num_rows, context, fed, now):
     elapsed = _step_ms(device, context, fed, num_rows)
     device.num_rows, device.step_end = num_rows, now + elapsed
     device.busy_ms += elapsed
-    log_entry(w, STEP, index, w.slots[w.device_rows[index, 0]].request, fed, now, device.step_end)
+    device.pace = 1.0
+    device.logged = log_entry(w, STEP, index, w.slots[w.device_rows[index, 0]].request, fed, now, device.step_end)
 
 
 @inlined

@@ -83,7 +83,7 @@ def pop(w):
 def transit(w, device, free_at, num_bytes):
     """Time at which a link has taken in a message, and its latency from then on. `free_at`: when the link is free."""
     wire = num_bytes * 8 / device.bits_per_ms if device.bits_per_ms > 0 else 0.0
-    late = device.delay_ms
+    late = device.delay_ms + w.clock[0].message_ms
     if device.jitter_ms > 0:
         late += device.jitter_ms * uniform(w)
     if device.stall_rate > 0 and uniform(w) < device.stall_rate:
@@ -93,13 +93,22 @@ def transit(w, device, free_at, num_bytes):
 
 @inlined
 def log_entry(w, kind, who, request, num, start, end):
-    """Appends an entry to the log if there is room."""
+    """Appends an entry to the log if there is room; returns its index."""
     c = w.clock[0]
-    if c.num_logged < len(w.log):
-        entry = w.log[c.num_logged]
+    index = c.num_logged
+    if index < len(w.log):
+        entry = w.log[index]
         entry.kind, entry.who, entry.request, entry.num = kind, who, request, num
         entry.start, entry.end = start, end
         c.num_logged += 1
+    return index
+
+
+@inlined
+def move_logged_end(w, index, end):
+    """Of an entry that may have found no room."""
+    if index < len(w.log):
+        w.log[index].end = end
 
 
 @inlined

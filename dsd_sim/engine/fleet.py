@@ -63,11 +63,12 @@ class SimFleet:
     colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
     changes: Sequence[FleetChange] = ()
     think: Callable[[], float] = lambda: 0.0
+    num_gateways: int = 1  # each knows only its own assignments since the last heartbeats
     max_sessions: int | None = None  # of all gateways; further requests wait, first come first served
     num_done: int = 0
     is_watched: bool = False  # makes reports even if the policy never changes a window
     reported: ReportSums = field(default_factory=ReportSums)
-    _candidates: dict[int, RoutingCandidate] = field(init=False)  # nodes that are not gone
+    _candidates: list[dict[int, RoutingCandidate]] = field(init=False)  # of each gateway: nodes that are not gone
     _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
     _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # newest decision of each pair
     _heard: dict[tuple[int, int], float] = field(default_factory=dict)  # time of each pair's newest report
@@ -75,6 +76,7 @@ class SimFleet:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._gateways = np.random.default_rng(self.seed).integers(self.num_gateways, size=len(self.world.requests))
         self._num_rebound = np.zeros(len(self.world.devices), np.int64)  # sessions rebound since the last heartbeat
         self._node_ids = [f"v.{index:06d}" for index in range(len(self.world.nodes))]
         self._nodes_by_id = {name: index for index, name in enumerate(self._node_ids)}
@@ -155,7 +157,7 @@ class SimFleet:
             self._unplaced.add(index)
             self._queue.append(index)
             return
-        node = self._route(request)
+        node = self._route(index)
         if node is None:
             self._unplaced.add(index)
             events.push(self.world, self.now + HEARTBEAT_MS, events.ARRIVAL, index)
@@ -188,10 +190,11 @@ class SimFleet:
             self._controls.pop((device, node), None)
             self._write(device * len(self.world.nodes) + node, self._start)
 
-    def _route(self, request: np.void, num_begun: int = 0, *, needs_room: bool = False) -> int | None:
-        """The verifier of a session, one with room for its KV cache if there is one; None if all are gone, or have no
+    def _route(self, index: int, num_begun: int = 0, *, needs_room: bool = False) -> int | None:
+        """The verifier of a request, one with room for its KV cache if there is one; None if all are gone, or have no
         room where the session `needs_room`. num_begun: tokens of the answer."""
-        candidates = list(self._candidates.values())
+        request, known = self.world.requests[index], self._candidates[self._gateways[index]]
+        candidates = list(known.values())
         kv_tokens = likely_kv_tokens(int(request["prompt"]) + num_begun, int(request["max_tokens"]) - num_begun)
         choices = with_room(candidates, kv_tokens) or ([] if needs_room else candidates)
         chosen = self.router.choose(choices, self._random)
@@ -199,7 +202,7 @@ class SimFleet:
             return None
         node = self._nodes_by_id[chosen.instance_id]
         num_since, kv_since = chosen.num_since + 1, chosen.kv_since + kv_tokens
-        self._candidates[node] = structs.replace(chosen, num_since=num_since, kv_since=kv_since)
+        known[node] = structs.replace(chosen, num_since=num_since, kv_since=kv_since)
         return node
 
     def _replacement(self, device: int) -> int:
@@ -253,11 +256,12 @@ class SimFleet:
         self._num_rebound[:] = 0
         self._device_beats.advance(self.world.devices["num_failures"] > 0)
         self._node_beats.advance(nodes["num_failures"] > 0)
-        self._candidates = {
+        alive = {
             index: RoutingCandidate(self._node_ids[index], load)
             for index, load in enumerate(loads)
             if not self._node_beats.is_gone(index)
         }
+        self._candidates = [alive.copy() for _ in range(self.num_gateways)]
         self._move_waiting()
         if self.changes:
             self._replace()
@@ -265,10 +269,10 @@ class SimFleet:
     def _move_waiting(self) -> None:
         """Moves sessions that wait for KV cache to verifiers that have room for them."""
         for slot in kv_cache.waiting_slots(self.world).tolist():
-            request = self.world.requests[self.world.slots[slot]["request"]]
-            node = self._route(request, int(outages.num_begun(self.world, slot)), needs_room=True)
+            index = int(self.world.slots[slot]["request"])
+            node = self._route(index, int(outages.num_begun(self.world, slot)), needs_room=True)
             if node is not None:
-                outages.move(self.world, slot, node, speculate_bytes(request))
+                outages.move(self.world, slot, node, speculate_bytes(self.world.requests[index]))
 
     def _replace(self) -> None:
         """Gives another verifier or drafter, if there is one, to sessions that lost theirs."""
@@ -276,12 +280,13 @@ class SimFleet:
         for slot in outages.lost_slots(world, self.now - (STALE_HEARTBEATS - 1) * HEARTBEAT_MS).tolist():
             s = world.slots[slot]
             request = world.requests[s["request"]]
-            node = self._route(request, int(s["begun"])) if s["lost_verifier"] else int(request["node"])
+            index = int(s["request"])
+            node = self._route(index, int(s["begun"])) if s["lost_verifier"] else int(request["node"])
             if node is None:
                 continue
             if s["lost_verifier"]:
                 outages.reopen(world, slot, node, speculate_bytes(request))
-            elif (device := self._replacement(self._assigned[int(s["request"])])) != NOBODY:
+            elif (device := self._replacement(self._assigned[index])) != NOBODY:
                 outages.join(world, slot, device, speculate_bytes(request))
 
     # --- failures (scenario/changes.py) ----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from dsd_sim.engine.events import (
     push,
     transit,
 )
+from dsd_sim.engine.shared_machine import set_paces
 
 
 @njit(cache=True)
@@ -37,9 +38,9 @@ def open_session(w, index, speculate_bytes):
     s.request, s.reserved, s.begun = index, 0, 0
     s.has_timer = s.has_verdict = s.drafter_started = s.finished_early = s.speculate_in_flight = False
     w.verifiers[slot].finished = False  # drop_drafter may read it before the Open arrives
-    push(w, c.now + hop, OPENS, slot)
+    push(w, c.now + c.request_ms + hop, OPENS, slot)
     if request.device >= 0:
-        send_speculate(w, slot, 2 * hop, speculate_bytes)
+        send_speculate(w, slot, c.request_ms + 2 * hop, speculate_bytes)
     return slot
 
 
@@ -59,6 +60,10 @@ def run(w):
     """Serves events until one is for Python; returns its kind and `who`. NO_ROOM: the caller must enlarge the world
     first (with_more_room)."""
     c, most = w.clock[0], len(w.slots) + 64  # most messages that one event sends; it pushes up to twice as many events
+    is_shared = c.pass_slowdown > 1 or c.step_slowdown > 1
+    if is_shared:
+        most += len(w.nodes) + len(w.devices)
+        set_paces(w)
     while c.num_events > 0:
         if c.num_free_messages < most or len(w.events) - c.num_events < 2 * most:
             return NO_ROOM, 0
@@ -80,4 +85,6 @@ def run(w):
             cloud.opens(w, who)
         else:
             edge.speculates(w, who)
+        if is_shared:
+            set_paces(w)
     raise RuntimeError("no event is left, and some requests are not done")

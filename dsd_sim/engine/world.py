@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_sim.engine.records import DRAFTER, FATES, MESSAGE, VERIFIER
+from shared.data.profiles import MAX_EXTRAS
 
 CLOCK = np.dtype(
     [
@@ -23,6 +24,10 @@ CLOCK = np.dtype(
         ("num_free_messages", np.int32),
         ("num_windows", np.int64),  # windows verified: verdicts of passes with draws
         ("num_logged", np.int64),
+        ("pass_slowdown", np.float64),  # factor of a pass while a draft step runs (shared_machine.py)
+        ("step_slowdown", np.float64),  # factor of a draft step while a pass runs
+        ("message_ms", np.float64),  # of a message between drafter and verifier, beyond the link
+        ("request_ms", np.float64),  # of the gateway, from the arrival of a request to its Open
     ],
     align=True,
 )
@@ -91,6 +96,8 @@ DEVICE = np.dtype(
         ("step_end", np.float64),  # when the step ends
         ("num_more", np.int32),  # steps of the same run that follow it
         ("ends_at", np.float64),  # when the run ends: the time of its event
+        ("pace", np.float64),  # factor of the running step's time left
+        ("logged", np.int64),  # its entry in the log
         ("num_failures", np.int32),  # failures in effect now
         ("busy_ms", np.float64),
     ],
@@ -114,8 +121,12 @@ NODE = np.dtype(
         ("num_fed", np.int32),  # tokens of the running pass
         ("pass_ms", np.float64),  # duration of the running pass
         ("ends_at", np.float64),  # when the running pass ends
+        ("pace", np.float64),  # factor of its time left
+        ("bound", np.float64),  # share of its time alone in which it reads weights, and is slowed down by draft steps
+        ("logged", np.int64),  # its entry in the log
         ("num_failures", np.int32),  # failures in effect now
         ("weights", np.float64, (7,)),  # of the features of shared.policies.batching.PassCost
+        ("extra_ms", np.float64, (MAX_EXTRAS,)),  # of a pass of 1, 2, … tokens, beyond the weighted sum
         ("slowdown", np.float64),  # factor of pass times
         ("noise", np.float64),  # a pass time varies uniformly by up to this share, up or down
         ("busy_ms", np.float64),
@@ -222,6 +233,7 @@ def make_world(
     clock["num_free_slots"], clock["num_free_messages"] = num_slots, num_messages
     world.devices["max_rows"] = 1
     world.devices["slowdown"] = world.nodes["slowdown"] = 1.0
+    clock["pass_slowdown"] = clock["step_slowdown"] = 1.0
     return world
 
 

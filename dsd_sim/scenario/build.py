@@ -52,6 +52,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
     )
     _write_devices(world, scenario, folder)
     _write_nodes(world, scenario, folder)
+    _write_machine(world, scenario, folder)
     choice = scenario.policies.choice
     for name in ("window", "chunk", "free_run"):
         world.pairs[name] = getattr(choice, name)
@@ -67,6 +68,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
         groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
         colocated=scenario.policies.colocated,
         changes=changes_of(scenario, folder, _stream(scenario, FAILING)),
+        num_gateways=scenario.policies.num_gateways,
         max_sessions=scenario.policies.max_sessions,
         think=lambda: float(thinking.exponential(think_ms)) if think_ms else 0.0,
     )
@@ -100,6 +102,7 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
         with naming_key(f"cloud.{number}.profile"):
             times = group.times or read_profile(folder / str(group.profile)).pass_times
         nodes["weights"], nodes["noise"] = times.weights, group.noise
+        nodes["extra_ms"][:, : len(times.extra_ms)] = times.extra_ms
         nodes["token_budget"], nodes["prefill_chunk"] = group.token_budget, group.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = group.kv_tokens
         nodes["delay_ms"], nodes["batching"] = group.hop_ms, BATCHING[scenario.policies.batching]
@@ -109,6 +112,17 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
             nodes["draft_window"], nodes["draft_ms"] = scenario.policies.window, draft.step_ms
             nodes["draft_ms_per_session"] = draft.fed_ms if draft.session_ms is None else draft.session_ms
             nodes["draft_ms_per_1000"] = draft.step_ms_per_1000
+
+
+def _write_machine(world: World, scenario: Scenario, folder: Path) -> None:
+    if scenario.machine is None:
+        return
+    with naming_key("machine.profile"):
+        times = scenario.machine.times or read_profile(folder / str(scenario.machine.profile)).machine_times
+    world.nodes["weights"][:, :2] += times.pass_gap_ms, times.session_gap_ms
+    world.devices["step_ms"] += times.step_gap_ms
+    for name in ("request_ms", "message_ms", "pass_slowdown", "step_slowdown"):
+        world.clock[name] = getattr(times, name)
 
 
 def _check_lengths(requests: Requests, scenario: Scenario) -> None:

@@ -18,7 +18,7 @@ from awc.policy import WindowChoice
 from awc.registry import POLICIES
 from dsd_sim.scenario.demand import Closed, Workload
 from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Share, Table
-from shared.data.profiles import PassTimes, StepTimes
+from shared.data.profiles import MachineTimes, PassTimes, StepTimes
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import MAX_WINDOW
 
@@ -85,7 +85,7 @@ class LinkChange(Table):
         return self
 
 
-def check_times(times: StepTimes | PassTimes | None, profile: str | None) -> None:
+def check_times(times: StepTimes | PassTimes | MachineTimes | None, profile: str | None) -> None:
     if (times is None) == (profile is None):
         raise ValueError("either times or profile must be given")
 
@@ -132,10 +132,23 @@ class Cloud(Table):
         return self
 
 
+class Machine(Table):
+    """What the services take beside their models, and how models on one machine slow each other down."""
+
+    times: MachineTimes | None = None
+    profile: str | None = None  # file with the times, relative to the scenario
+
+    @model_validator(mode="after")
+    def _check(self) -> Machine:
+        check_times(self.times, self.profile)
+        return self
+
+
 class Policies(Table):
     """Policies of gateways, verifiers and the window controller."""
 
     routing: str = "jsq"
+    num_gateways: Count = 1  # each knows only its own assignments since the last heartbeats
     max_sessions: Count | None = None  # of all gateways; further requests wait
     drafting: bool = True  # false: target-only
     colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
@@ -226,6 +239,7 @@ class Scenario(Table):
     workload: Workload
     edge: tuple[Edge, ...] = ()
     cloud: Annotated[tuple[Cloud, ...], Field(min_length=1)]
+    machine: Machine | None = None
     policies: Policies = Policies()
     change: tuple[Change, ...] = ()
     failure: tuple[Failure, ...] = ()

@@ -14,23 +14,10 @@ def main() -> None:
     settings = load(VerifierSettings, with_vllm_args(sys.argv[1:]), PROG)
 
     # torch and vLLM take seconds to import. An invalid setting is reported before that.
+    from services.cloud_verifier.loading import engine_loader
     from services.cloud_verifier.service import run
 
-    if settings.engine == "vllm":
-        from services.cloud_verifier.vllm_engine import environment
-
-        environment.prepare(settings)
-        try:
-            from services.cloud_verifier.vllm_engine.engine import load_engine as load_vllm
-            from services.cloud_verifier.vllm_engine.flags import engine_args
-        except ModuleNotFoundError as error:
-            sys.exit(f"{PROG}: --engine vllm needs the package {error.name} (docs/large-models.md)")
-        args = engine_args(settings)
-        run(settings, lambda settings: load_vllm(settings, args))
-    else:
-        from services.cloud_verifier.torch_engine.engine import load_engine
-
-        run(settings, load_engine)
+    run(settings, engine_loader(settings))
 
 
 if __name__ == "__main__":

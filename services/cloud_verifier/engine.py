@@ -1,7 +1,7 @@
 """The engine interface: contexts hold the KV cache of sessions, and a step computes rows of contexts.
 
 An engine computes the target model and draws its tokens. It does not know sessions, drafters, NATS or batching. The
-layers above do not know tensors. `torch_engine` is the built-in engine, `vllm_engine` runs vLLM. `__main__.py` chooses
+layers above do not know tensors. `torch_engine` is the built-in engine, `vllm_engine` runs vLLM. `loading.py` chooses
 the engine: a `load_engine(settings)`.
 
 Threads: `open`, `grow`, `share` and `close` run on the event loop and do not block. `step` runs in one other thread.

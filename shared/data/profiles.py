@@ -13,9 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.policies import batching, stepping
 
+MAX_EXTRAS = 16  # sizes of passes that may have an extra time
 PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
 Millis: TypeAlias = Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)]
+Signed: TypeAlias = Annotated[float, Field(ge=-60_000, le=60_000, allow_inf_nan=False)]
+Slowdown: TypeAlias = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 
 
 class Times(BaseModel):
@@ -32,6 +35,7 @@ class PassTimes(Times):
     token_ms: Millis = 0.0
     above_ms: tuple[Millis, Millis, Millis] = (0.0, 0.0, 0.0)  # further time of each token above 8, 32 and 128
     cached_ms: Millis = 0.0  # of each thousand cached tokens read
+    extra_ms: tuple[Signed, ...] = Field((), max_length=MAX_EXTRAS)  # of a pass of 1, 2, … tokens: what the sum misses
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -39,7 +43,8 @@ class PassTimes(Times):
         return (self.base_ms, self.session_ms, self.token_ms, *self.above_ms, self.cached_ms)
 
     def pass_ms(self, num_sessions: int, num_tokens: int, num_cached: int) -> float:
-        return float(batching.pass_ms(self.weights, num_sessions, num_tokens, num_cached))
+        extra_ms = self.extra_ms[num_tokens - 1] if num_tokens <= len(self.extra_ms) else 0.0
+        return float(batching.pass_ms(self.weights, num_sessions, num_tokens, num_cached)) + extra_ms
 
     def next_token_ms(self, num_tokens: float) -> float:
         """Of one more token in a pass that feeds `num_tokens`."""
@@ -73,6 +78,18 @@ class StepTimes(Times):
         return stepping.guess_ms(num_sessions, self.max_rows, self.feed_ms(1, context), further_ms)
 
 
+class MachineTimes(Times):
+    """What the services take beside their models, and how models on one machine slow each other down."""
+
+    request_ms: Millis = 0.0  # of a gateway, for a request up to its Open and for its first token
+    message_ms: Millis = 0.0  # of a message between drafter and verifier, beyond the link
+    pass_gap_ms: Millis = 0.0  # from the end of a pass to the start of the next, while sessions wait
+    session_gap_ms: Millis = 0.0  # added to it for each session of the pass
+    step_gap_ms: Millis = 0.0  # from the end of a draft step to the start of the next
+    pass_slowdown: Slowdown = 1.0  # factor of the base time of a pass while a draft step runs
+    step_slowdown: Slowdown = 1.0  # factor of a draft step while a pass runs
+
+
 class Profile(Times):
     """The times of one verifier, one drafter or both. `name` is shown beside every figure."""
 
@@ -80,6 +97,7 @@ class Profile(Times):
     origin: str
     verifier: PassTimes | None = None
     drafter: StepTimes | None = None
+    machine: MachineTimes | None = None  # of the pair
 
     @property
     def pass_times(self) -> PassTimes:
@@ -94,6 +112,13 @@ class Profile(Times):
         if self.drafter is None:
             raise ValueError(f"profile {self.name} has no times of a drafter")
         return self.drafter
+
+    @property
+    def machine_times(self) -> MachineTimes:
+        """Raises ValueError if the profile has none."""
+        if self.machine is None:
+            raise ValueError(f"profile {self.name} has no times of a machine")
+        return self.machine
 
 
 def read_profile(path: Path) -> Profile:

@@ -61,6 +61,13 @@ def test_drafter_and_verifier_have_a_core_each_and_one_thread() -> None:
     assert not any("benchmarks.harness.pinned" in program.argv for program in loose.values())
 
 
+def test_a_relay_runs_where_the_link_may_change() -> None:
+    assert not CellPlan(Path("m")).has_relay
+    plan = CellPlan(Path("m"), conditions=Path("link.json"))
+    assert plan.has_relay
+    assert "--conditions=link.json" in plan.relay("nats://127.0.0.1:1", 5).argv
+
+
 def test_a_link_becomes_flags_of_the_relay() -> None:
     link = LinkConditions(delay_ms=15, jitter_ms=2, bandwidth_mbit=20, stall_rate=0.01, stall_ms=250)
     argv = CellPlan(Path("m"), link=link, seed=7).relay("nats://127.0.0.1:1", 5).argv

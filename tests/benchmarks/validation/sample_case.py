@@ -1,36 +1,56 @@
-"""A finished case of the validation."""
+"""A profile, phases of a calibration with known times, and a finished case of the validation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.scripted_controller import stop_and_wait
-from benchmarks.validation.calibration import Calibration, TimingDrift
-from benchmarks.validation.case_run import CaseResult
-from benchmarks.validation.cases import NUM_TOKENS, Case
-from benchmarks.validation.scenario import CaseFigures
+from benchmarks.standins.compute_log import ComputeRecord
+from benchmarks.validation.bus_monitor import BusObservations
+from benchmarks.validation.cases import INT8, Case, RequestLoad, rtt
+from benchmarks.validation.live import Phase
+from benchmarks.validation.prediction import Prediction
+from benchmarks.validation.results import CaseFigures, CaseResult, TimingDrift
+from shared.data.profiles import MachineTimes, PassTimes, Profile, StepTimes
 
 ORIGIN = Origin("python -m benchmarks.validation", "a machine", "a date", "3")
 LIVE = CaseFigures(50.0, 100.0, 20.0, 3.0, 0.02, 0.8)
-CALIBRATION = Calibration(
-    passes=[20.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-    steps=[8.0, 0.0, 0.0],
-    pass_gap_ms=0.0,
-    session_gap_ms=0.0,
-    step_gap_ms=0.0,
-    request_ms=4.0,
-    rtt_ms=10.0,
-    num_passes=100,
-    num_steps=100,
+PROFILE = Profile(
+    name="torch-int8",
+    origin="a test",
+    verifier=PassTimes(base_ms=20.0),
+    drafter=StepTimes(step_ms=8.0),
+    machine=MachineTimes(request_ms=4.0),
 )
 CODE = "0123456789abcdef"
-CASE = Case("test", "real", ("int8",), stop_and_wait(4), num_clients=2, num_requests=4)
+CASE = Case("test", "torch", RequestLoad(4, 2), INT8, stop_and_wait(4), rtt(10))
+BASE = Case("base", "torch", RequestLoad(4, 2))
 
 
-def result(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) -> CaseResult:
-    """A result whose simulated figures are the live ones times `factors`."""
+def sample(due_s: float, first_s: float, num_prompt_tokens: int = 40, num_tokens: int = 64) -> RequestSample:
+    total_s = first_s + 0.5
+    return RequestSample(0, due_s, 0.0, first_s, total_s, num_tokens=num_tokens, num_prompt_tokens=num_prompt_tokens)
+
+
+def phase(
+    passes: Sequence[ComputeRecord],
+    steps: Sequence[ComputeRecord] = (),
+    samples: Sequence[RequestSample] = (),
+    rtt_ms: float | None = None,
+) -> Phase:
+    observed = BusObservations(0.02, rtt_ms)
+    return Phase(0.0, 10.0, list(samples), [None] * len(samples), observed, 1.0, [list(passes)], [list(steps)], [])
+
+
+def result(case: Case = CASE, complaints: Sequence[str] = ()) -> CaseResult:
+    drift = TimingDrift(passes=0.04, steps=-0.01, trip_ms=1.5)
+    return CaseResult(case, CODE, LIVE, [sample(0.0, 0.1)], [None], drift, 30.0, list(complaints), ORIGIN)
+
+
+def prediction(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) -> Prediction:
+    """A prediction of the live figures times `factors`."""
     simulated = replace(LIVE, **{name: getattr(LIVE, name) * factor for name, factor in factors.items()})
-    drift = TimingDrift(passes=0.04, large_passes=0.2, steps=-0.01, rtt_ms=11.0)
-    return CaseResult(case, NUM_TOKENS, CODE, LIVE, simulated, CALIBRATION, drift, 30.0, list(complaints), ORIGIN)
+    return Prediction(result(case, complaints), simulated)

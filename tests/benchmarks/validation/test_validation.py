@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,161 +11,152 @@ from typing import Any, cast
 
 import pytest
 
+from benchmarks.harness.cell_plan import NEAR
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.scripted_controller import stop_and_wait
-from benchmarks.standins.timed import ComputeRecord
+from benchmarks.standins.compute_log import ComputeRecord
+from benchmarks.validation.__main__ import read_profiles, results_of, run_cases
 from benchmarks.validation.bus_monitor import BusMonitor
 from benchmarks.validation.calibration import (
-    LARGE,
-    ComputeLogs,
-    KnownTimes,
+    CalibrationPhase,
     NotCalibrated,
-    calibrate,
-    drift_of,
+    beside_ms,
+    extras,
     fit_gaps,
-    pass_weights,
+    message_ms,
+    overhead_ms,
+    shared_passes,
 )
-from benchmarks.validation.case_run import ValidationInputs, run_case
-from benchmarks.validation.cases import CASES, NUM_PROMPTS, NUM_TOKENS, Case, sliding
-from benchmarks.validation.record import JUDGED, OTHERS, DraftRecordings
-from benchmarks.validation.report import error_of
-from benchmarks.validation.requests import CaseRequest, Phase, requests_at_random, requests_of_clients, send_in_turn
+from benchmarks.validation.cases import (
+    CASES,
+    DEVELOPMENT,
+    INT4,
+    INT8,
+    REPLAYED,
+    SYSTEMS,
+    UNLIMITED,
+    Case,
+    Outage,
+    RequestLoad,
+    calibration_of,
+    rtt,
+    sliding,
+    target_only,
+)
+from benchmarks.validation.prediction import predictions_of
+from benchmarks.validation.prompts import CALIBRATING, prompts_of, recorded_prompts, shipped_recording
+from benchmarks.validation.requests import CaseRequest, requests_of, send_in_turn
+from benchmarks.validation.results import drift_of
 from benchmarks.validation.scenario import scenario_of, simulate
 from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
-from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
-from shared.data.profiles import PassTimes
+from shared.data.profiles import MachineTimes, PassTimes
 from shared.protocol import subjects
 from shared.protocol.messages import PairReport, Report, Tally, TokenIds, Verdict
-from tests.benchmarks.sample_recordings import recorded_answers, recording
-from tests.benchmarks.validation.sample_case import CALIBRATION, CODE, ORIGIN
+from tests.benchmarks.validation.sample_case import CODE, PROFILE, phase, sample
 from tests.peers import until
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_cases_cover_fleets_windows_and_loads() -> None:
-    assert len(CASES) >= 12
-    assert len({case.name for case in CASES}) == len(CASES)
-    assert {1, 2, 8} <= {len(case.drafts) for case in CASES}
-    assert {case.num_verifiers for case in CASES} == {1, 2}
-    assert {0, 100} <= {case.rtt_ms for case in CASES}
-    drafting = [case for case in CASES if case.drafts]
-    assert {1, 16} <= {case.choice.window for case in drafting}
-    for models in ("real", "replayed"):
-        assert {draft for case in drafting if case.models == models for draft in case.drafts} == {"int8", "int4"}
-    schemes = {(case.choice.chunk == case.choice.window, case.choice.free_run) for case in drafting}
-    assert schemes >= {(True, False), (False, True), (False, False)}
-    assert any(case.rate_per_s for case in CASES)
-    assert any(case.num_clients > 2 * len(case.drafts) for case in drafting), "saturated"
+def test_the_cases_are_what_the_calibration_was_not() -> None:
+    drafting = [case for case in CASES if case.draft]
+    assert len(drafting) >= 12
+    assert len({case.name for case in (*CASES, *DEVELOPMENT)}) == len(CASES) + len(DEVELOPMENT)
+    assert {case.system for case in drafting} == set(SYSTEMS)
+    assert {case.draft for case in drafting if case.system == "vllm"} == {"int8", "distilled"}
+    assert all(case.link != NEAR for case in drafting)
+    assert any(case.link.jitter_ms for case in drafting)
+    assert any(case.link.stall_rate for case in drafting)
+    assert any(case.outage for case in drafting)
+    assert any(case.control == "adaptive" for case in drafting)
+    assert any(case.load.rate_per_s for case in drafting)
+    assert any(500 in case.load.lengths for case in drafting)
+    calibrating = {case.load for system in SYSTEMS.values() for case in calibration_of(system)}
+    assert not {case.load for case in CASES} & calibrating
+    assert all(target_only(case, CASES) for case in drafting), "each has a speed-up"
 
 
-def test_real_models_have_the_cores_that_they_need() -> None:
-    for case in CASES:
-        most = {"real": (1, 1), "paced": (2, 1), "replayed": (8, 2)}[case.models]
-        assert len(case.drafts) <= most[0]
-        assert case.num_verifiers <= most[1]
+def test_a_contradictory_load_is_refused() -> None:
+    for clients, rate in ((0, 0.0), (1, 1.0)):
+        with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
+            RequestLoad(1, clients, rate)
 
 
-def test_an_incomplete_or_contradictory_case_is_refused() -> None:
-    with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
-        Case("test", "real", ("int8",), sliding(8))
-    with pytest.raises(ValueError, match="either num_clients or rate_per_s"):
-        Case("test", "real", ("int8",), sliding(8), num_clients=1, rate_per_s=1.0)
-    with pytest.raises(ValueError, match="all drafts must be the same"):
-        Case("test", "replayed", ("int8", "int4"), sliding(8), num_clients=1)
-
-
-def test_the_simulator_gets_other_prompts_than_the_judged_ones() -> None:
-    judged, others = read_prompts(JUDGED), read_prompts(OTHERS)
-    assert len(judged) == NUM_PROMPTS
-    assert not set(judged) & set(others)
-    assert len(set(others)) == 2 * len(judged)
+def test_cases_of_real_models_ask_prompts_that_the_simulator_does_not_know() -> None:
+    asked = set(prompts_of(SYSTEMS["torch"], is_development=False))
+    assert len(asked) == len(read_prompts(CALIBRATING)) == 40
+    assert len(set(recorded_prompts())) == 80
+    assert not asked & set(recorded_prompts())
+    assert all(shipped_recording(draft).is_file() for draft in REPLAYED.drafts)
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def in_a_row(start_s: float, elapsed_ms: Sequence[float], gap_ms: float, num_sessions: int = 1) -> list[ComputeRecord]:
-    """Consecutive passes or steps with a gap between them; each computes one token more than the previous one."""
+def records(times_ms: Sequence[tuple[float, float]], num_sessions: int = 1) -> list[ComputeRecord]:
+    """From starts and ends."""
+    return [ComputeRecord(start / 1e3, end / 1e3, num_sessions, num_sessions, 100) for start, end in times_ms]
+
+
+def test_the_time_beside_others_is_that_of_their_union() -> None:
+    others = records([(0, 10), (12, 20), (30, 100)])
+    for given, expected in (((5, 15), 8), ((10, 12), 0), ((40, 60), 20), ((0, 120), 88), ((100, 110), 0)):
+        assert beside_ms(records([given])[0], others) == pytest.approx(expected), given
+
+
+def test_passes_and_their_slowdown_beside_draft_steps_are_told_apart() -> None:
+    """A pass alone takes 20 ms and 2 ms for each further session, and beside draft steps half as long again."""
+    rng = random.Random(1)
     found = []
-    for number, elapsed in enumerate(elapsed_ms):
-        found.append(ComputeRecord(start_s, start_s + elapsed / 1e3, num_sessions, 1 + number, 100))
-        start_s += (elapsed + gap_ms) / 1e3
-    return found
+    for draft in (None, INT8):
+        passes, steps, now = [], [], 0.0
+        for _ in range(200):
+            num, beside = rng.randint(1, 4), rng.uniform(8, 18) if draft else 0.0
+            elapsed = 18.0 + 2.0 * num
+            elapsed += beside * (1 - 1 / (1 + 0.5 * 18.0 / elapsed))
+            passes += records([(now, now + elapsed)], num)
+            steps += records([(now, now + beside)]) if beside else []
+            now += elapsed + 1.0
+        found.append(CalibrationPhase(Case("c", "torch", RequestLoad(4, 1), draft), phase(passes, steps)))
+    times, slowdowns = shared_passes(found)
+    assert slowdowns[INT8] == pytest.approx(1.5, rel=0.01)
+    assert times.pass_ms(3, 3, 100) == pytest.approx(24.0, rel=1e-3)
 
 
-def sample(due_s: float, first_s: float, num_prompt_tokens: int = 40) -> RequestSample:
-    return RequestSample(
-        0, due_s, 0.0, first_s, first_s + 0.5, num_tokens=NUM_TOKENS, num_prompt_tokens=num_prompt_tokens
-    )
+def test_a_size_of_passes_that_suits_no_kernel_has_an_extra_time() -> None:
+    times = PassTimes(base_ms=20.0, token_ms=1.0)
+    passes = [ComputeRecord(0.0, ms / 1e3, 1, num, 0) for num, ms in ((2, 22.0), (3, 33.0)) for _ in range(96)]
+    found = extras(passes, times)
+    assert found[:3] == pytest.approx((0.0, 0.0, 10.0 * 96 / 100))
+    assert times.model_copy(update={"extra_ms": found}).pass_ms(1, 3, 0) == pytest.approx(32.6)
 
 
-ALONE, BUSY, LOAD = Phase(0.0, 10.0, [sample(0.0, 0.025)]), Phase(20.0, 30.0, []), Phase(40.0, 60.0, [])
-PASSES = [
-    *in_a_row(0.002, [20.0], 0.0),
-    *in_a_row(20.0, [30.0] * 10, 1.0, num_sessions=1),
-    *in_a_row(25.0, [30.0] * 10, 1.5, num_sessions=2),
-    *in_a_row(40.0, [20.5 + 0.5 * number for number in range(8)], 200.0),
-]
-STEPS = [*in_a_row(20.0, [9.0] * 20, 0.4), *in_a_row(40.0, [8.0 + 0.25 * number for number in range(6)], 150.0)]
-
-
-def test_each_part_of_a_round_is_taken_from_the_logs() -> None:
-    found = calibrate(ComputeLogs([PASSES], [STEPS]), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=31.0)
-    assert (found.pass_gap_ms, found.session_gap_ms) == pytest.approx((0.5, 0.5))
-    assert found.step_gap_ms == pytest.approx(0.4)
-    assert found.request_ms == pytest.approx(2.0 + 3.0 - 1.0), "the way there and back, minus the gap after a pass"
-    assert found.rtt_ms == 31.0
-    assert found.pass_times.pass_ms(1, 5, 100) == pytest.approx(22.5 + 1.0, rel=1e-3)
-    assert found.step_times.feed_ms(3, 100) == pytest.approx(8.5 + 0.4, rel=1e-3)
-    assert (found.num_passes, found.num_steps) == (8, 6)
-
-
-def test_known_times_of_stand_ins_are_scaled_to_the_measured_ones() -> None:
-    known = PassTimes(base_ms=50.0, session_ms=2.0)
-    passes = [ComputeRecord(0.0, 0.0525, 1, 1, 0), ComputeRecord(1.0, 1.0567, 2, 2, 0)]
-    scale = (52.5 + 56.7) / (52.0 + 54.0)
-    assert pass_weights(passes, known)[:2] == pytest.approx([50.0 * scale, 2.0 * scale])
-
-
-def test_records_before_and_after_the_judged_run_count_alike() -> None:
-    before, behind = in_a_row(70.0, [20.0, 20.0], 1.0), in_a_row(90.0, [30.0, 30.0], 1.0)
-    notes = [*PASSES, *before, *in_a_row(80.0, [90.0], 1.0), *behind]
-    load = [Phase(69.0, 75.0, []), Phase(89.0, 95.0, [])]
-    found = calibrate(ComputeLogs([notes], []), KnownTimes(), ALONE, BUSY, load, rtt_ms=None)
-    assert found.num_passes == 4
-    assert sum(found.pass_times.pass_ms(1, tokens, 100) for tokens in (1, 2)) == pytest.approx(2 * (25.0 + 1.0))
-
-
-def test_a_cell_without_drafters_is_calibrated_without_steps() -> None:
-    found = calibrate(ComputeLogs([PASSES], []), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=None)
-    assert (found.steps, found.step_gap_ms, found.rtt_ms) == ([], 0.0, 0.0)
-
-
-def test_logs_that_hold_too_little_are_refused() -> None:
-    with pytest.raises(NotCalibrated, match="round trip"):
-        calibrate(ComputeLogs([PASSES], [STEPS]), KnownTimes(), ALONE, BUSY, [LOAD], rtt_ms=None)
+def test_gaps_grow_with_sessions_and_requests_take_what_is_left_of_their_first_token() -> None:
+    alone, together = records([(0, 20), (20.5, 40)]), records([(0, 20), (21, 40)], num_sessions=2)
+    assert fit_gaps([alone, together]) == pytest.approx((0.0, 0.5))
+    given = phase(records([(2, 22)]), samples=[sample(0.0, 0.025)])
+    assert overhead_ms(given.samples[0], given) == pytest.approx(2 + 3)
     with pytest.raises(NotCalibrated, match="consecutive"):
-        fit_gaps([[PASSES[0]]])
-    with pytest.raises(NotCalibrated, match="no pass ran under load"):
-        calibrate(ComputeLogs([PASSES], []), KnownTimes(), ALONE, BUSY, [Phase(70.0, 80.0, [])], rtt_ms=None)
+        fit_gaps([alone[:1]])
 
 
-def test_drift_is_the_excess_over_the_calibration() -> None:
-    calibration = replace(CALIBRATION, pass_gap_ms=5.0, step_gap_ms=5.0)  # outside the logged times
-    later = ComputeLogs([in_a_row(0.0, [22.0, 22.0], 1.0)], [in_a_row(0.0, [7.6], 1.0)])
-    found = drift_of(calibration, later, rtt_ms=12.0)
-    assert (found.passes, found.large_passes, found.steps, found.rtt_ms) == (
-        pytest.approx(0.1),
-        None,
-        pytest.approx(-0.05),
-        12.0,
-    )
-    assert drift_of(calibration, ComputeLogs(later.passes, []), None).steps is None
-    large = ComputeLogs([[*later.passes[0], ComputeRecord(1.0, 1.03, 1, LARGE + 1, 0)]], [])
-    assert drift_of(calibration, large, None).large_passes == pytest.approx(0.5)
+def test_a_message_takes_half_of_the_round_trip() -> None:
+    trips = ((1, 3.0), (8, 5.0))
+    loads = [CalibrationPhase(Case("c", "torch", RequestLoad(8, num), INT8), phase([], rtt_ms=ms)) for num, ms in trips]
+    assert message_ms(loads) == 2.0
+    with pytest.raises(NotCalibrated, match="round trip"):
+        message_ms([])
+
+
+def test_drift_is_the_excess_over_the_profile_given_what_runs_beside() -> None:
+    machine = MachineTimes(pass_slowdown=2.0, pass_gap_ms=5.0)  # a gap is outside the logged times
+    profile = PROFILE.model_copy(update={"machine": machine})
+    live = phase(records([(0, 25)]), records([(0, 10)]), rtt_ms=12.0)
+    found = drift_of(live, profile, 10.0)
+    assert (found.passes, found.steps, found.trip_ms) == pytest.approx((0.0, 0.25, 2.0))
+    assert drift_of(phase(records([(0, 22)])), profile, 0.0).passes == pytest.approx(0.1)
 
 
 # --- observations -----------------------------------------------------------------------------------------------
@@ -207,7 +199,7 @@ class FakeSender:
 
 
 async def test_in_a_closed_loop_a_free_client_sends_the_next_request_with_its_own_drafter() -> None:
-    requests = requests_of_clients([str(number) for number in range(8)], 8, 2, ["slow", "quick"], NUM_TOKENS)
+    requests = requests_of([str(number) for number in range(8)], RequestLoad(8, 2), ["slow", "quick"], seed=1)
     fake = FakeSender()
     samples = await send_in_turn(cast(Any, fake), requests, 2, started_at=0.0)
     assert len(samples) == 8
@@ -217,62 +209,60 @@ async def test_in_a_closed_loop_a_free_client_sends_the_next_request_with_its_ow
 # --- the simulated counterpart ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def recordings(tmp_path: Path) -> DraftRecordings:
-    """Recordings of drafts with an acceptance of 1/3 and 2/3."""
-    made = DraftRecordings(tmp_path)
-    for draft, acceptance in (("int4", 1 / 3), ("int8", 2 / 3)):
-        recording(acceptance, num_prompts=20).write(made.others(draft))
-    return made
+RECORDING = shipped_recording(INT8)
 
 
 def answered(requests: Sequence[CaseRequest], due_s: Sequence[float] | None = None) -> list[RequestSample]:
     """Samples with prompts of 40, 41 and 43 tokens in turn."""
     dues = due_s or [0.0] * len(requests)
-    return [sample(due, due + 0.1, (40, 41, 43)[index % 3]) for index, due in enumerate(dues)]
+    return [
+        sample(due, due + 0.1, (40, 41, 43)[index % 3], request.max_tokens)
+        for index, (request, due) in enumerate(zip(requests, dues, strict=True))
+    ]
 
 
-def test_the_scenario_of_a_closed_loop_matches_its_case_and_calibration(
-    recordings: DraftRecordings, tmp_path: Path
-) -> None:
-    case = Case("test", "real", ("int8", "int4"), stop_and_wait(4), 2, rtt_ms=30, num_clients=4, num_requests=9)
-    requests = requests_of_clients(["a", "b"], 9, 4, ["drafter-0", "drafter-1"], NUM_TOKENS)
-    calibration = replace(CALIBRATION, pass_gap_ms=0.5, step_gap_ms=0.25)
-    found = scenario_of(case, calibration, recordings, requests, answered(requests), tmp_path)
-    assert [edge.name for edge in found.edge] == ["drafter-0", "drafter-1"]
-    assert {edge.link.rtt_ms for edge in found.edge} == {10.0}, "as measured, not as added"
-    assert found.edge[0].times is not None
-    assert found.edge[0].times.step_ms == 8.25
-    assert [Path(cast(Any, edge.guesses).file) for edge in found.edge] == [recordings.others(d) for d in case.drafts]
-    assert (found.cloud[0].count, cast(PassTimes, found.cloud[0].times).base_ms) == (2, 20.5)
+def test_the_scenario_of_a_closed_loop_matches_its_case_and_profile(tmp_path: Path) -> None:
+    load = RequestLoad(9, 4, lengths=(16, 64))
+    case = Case("test", "torch", load, INT8, stop_and_wait(4), rtt(30, 5, 0.1), Outage(3, 2, 2, 5))
+    requests = requests_of(["a", "b"], load, ["drafter-0"], seed=1)
+    found = scenario_of(case, PROFILE, RECORDING, [], answered(requests), tmp_path)
+    (edge,) = found.edge
+    assert (edge.name, edge.times) == ("drafter-0", PROFILE.drafter)
+    assert (edge.link.rtt_ms, edge.link.jitter_ms, edge.link.stall_rate, edge.link.stall_ms) == (30.0, 5.0, 0.1, 200.0)
+    assert Path(cast(Any, edge.guesses).file) == RECORDING
+    assert found.machine is not None
+    assert (found.cloud[0].times, found.machine.times) == (PROFILE.verifier, PROFILE.machine)
     choice = found.policies.choice
     assert (choice.window, choice.chunk, choice.free_run, found.policies.drafting) == (4, 4, False, True)
+    assert [(each.part, each.at_s, each.for_s) for each in found.failure] == [("links", 3, 2), ("links", 8, 2)]
     world = make_fleet(found, tmp_path).world
-    assert world.requests["device"].tolist() == [int(cast(str, each.drafter)[-1]) for each in requests]
     assert set(world.requests["prompt"].tolist()) <= {40, 41, 43}
-    assert set(world.requests["tokens"].tolist()) == {NUM_TOKENS}
+    assert set(world.requests["tokens"].tolist()) == {16, 64}
 
 
-def test_the_scenario_of_an_open_loop_has_the_same_requests(recordings: DraftRecordings, tmp_path: Path) -> None:
-    case = Case("test", "replayed", ("int4",) * 3, sliding(16, 4, free_run=False), rate_per_s=2.0, num_requests=5)
-    drafters = [f"stand-in-drafter-{number}" for number in range(3)]
-    requests = requests_at_random(["a", "b"], 5, drafters, NUM_TOKENS, seed=1)
+def test_the_scenario_of_an_open_loop_has_the_same_requests(tmp_path: Path) -> None:
+    load = RequestLoad(5, rate_per_s=2.0)
+    case = Case("test", "replayed", load, INT4, "adaptive")
+    drafters = [f"drafter-{number}" for number in range(8)]
+    requests = requests_of(["a", "b"], load, drafters, seed=1)
+    assert {each.drafter for each in requests} <= set(drafters)
     times_s = [0.0, 0.5, 0.75, 2.0, 2.5]
-    found = scenario_of(case, CALIBRATION, recordings, requests, answered(requests, times_s), tmp_path)
+    drafter_names = [each.drafter for each in requests]
+    found = scenario_of(case, PROFILE, RECORDING, drafter_names, answered(requests, times_s), tmp_path)
+    assert found.policies.windows == "adaptive"
+    assert found.cloud[0].count == 2
     world = make_fleet(found, tmp_path).world
     assert world.requests["arrival_ms"].tolist() == pytest.approx([1000 * each for each in times_s])
     assert world.requests["prompt"].tolist() == [40, 41, 43, 40, 41]
     assert world.requests["device"].tolist() == [drafters.index(cast(str, each.drafter)) for each in requests]
 
 
-def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_request_time(
-    recordings: DraftRecordings, tmp_path: Path
-) -> None:
-    case = Case("test", "real", (), sliding(8), num_clients=1, num_requests=6)
-    requests = requests_of_clients(["a"], 6, 1, (), NUM_TOKENS)
+def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_request_time(tmp_path: Path) -> None:
+    load = RequestLoad(6, 1)
+    case = Case("test", "torch", load)
+    requests = requests_of(["a"], load, (), seed=1)
     assert {each.drafter for each in requests} == {None}
-    found = scenario_of(case, CALIBRATION, recordings, requests, answered(requests), tmp_path)
-    figures = simulate(found, tmp_path, CALIBRATION.request_ms, num_seeds=2)
+    figures = simulate(scenario_of(case, PROFILE, None, [], answered(requests), tmp_path), tmp_path, num_seeds=2)
     assert figures.tpot_ms == pytest.approx(20.0)
     assert figures.ttft_ms == pytest.approx(20.0 + 4.0)
     assert figures.acceptance_length == pytest.approx(1.0)
@@ -280,27 +270,31 @@ def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_req
     assert figures.acceptance is None
 
 
-# --- a whole case -----------------------------------------------------------------------------------------------------
+# --- a whole system ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_case_of_replayed_stand_ins_is_run_calibrated_and_simulated(default_models: Path, tmp_path: Path) -> None:
-    judged, others = read_prompts(JUDGED)[:2], read_prompts(OTHERS)[:4]
-    tokenizer = load_tokenizer(default_models / "target")
-    recordings = DraftRecordings(tmp_path)
-    recorded_answers(tokenizer, [*others, *judged], NUM_TOKENS).write(recordings.all("int8"))
-    recorded_answers(tokenizer, others, NUM_TOKENS).write(recordings.others("int8"))
-    choice = sliding(4, free_run=False)
-    case = Case("tiny", "replayed", ("int8",) * 2, choice, rtt_ms=20, num_clients=2, num_requests=4)
-    notices: list[str] = []
-    inputs = ValidationInputs(default_models, recordings, judged, others, CODE, num_tokens=24)
-    made = run_case(case, inputs, ORIGIN, notices.append)
-    assert made.complaints == [], notices
-    assert 20 < made.calibration.rtt_ms < 60
-    assert 0 < made.calibration.step_gap_ms < 20
-    assert 0 < made.calibration.pass_gap_ms + made.calibration.session_gap_ms < 20
-    assert 0 < made.calibration.request_ms < 200
-    assert made.live.acceptance_length > 1
-    for figure in ("tokens_per_s", "tpot_ms", "acceptance_length"):
-        assert abs(error_of(made, figure)) < 0.4, made
+def test_a_fleet_of_stand_ins_is_calibrated_run_and_predicted(
+    default_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = replace(REPLAYED, drafts=(INT4,) * 2, num_verifiers=1)
+    load = RequestLoad(4, 2, lengths=(24,))
+    loads = [Case("c", "replayed", replace(load, num_clients=num)) for num in (1, 2)]
+    loads += [replace(each, draft=INT4, control=UNLIMITED) for each in loads]
+    cases = [Case("base", "replayed", load), Case("far", "replayed", load, INT4, sliding(4, free_run=False), rtt(20))]
+    monkeypatch.setitem(SYSTEMS, "replayed", system)
+    for name, value in (("calibration_of", lambda system: loads), ("WORK", tmp_path / "work")):
+        monkeypatch.setattr(f"benchmarks.validation.__main__.{name}", value)
+    run_cases(system, cases, None, tmp_path, CODE)
+    profiles = read_profiles(tmp_path)
+    machine = profiles["replayed-int4"].machine_times
+    assert 0 < machine.message_ms < 20
+    assert 0 < machine.step_gap_ms < 20
+    assert 0 < machine.request_ms < 200
+    found = predictions_of(results_of(cases, tmp_path, CODE), cases, profiles, tmp_path)
+    assert [each.result.complaints for each in found] == [[], []]
+    assert found[1].live_speed_up is not None
+    for each in found:
+        for figure in ("tokens_per_s", "tpot_ms", "acceptance_length"):
+            assert abs(each.error(figure) or 0.0) < 0.4, (figure, each)

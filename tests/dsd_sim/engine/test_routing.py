@@ -44,6 +44,17 @@ def test_two_choices_spread_sessions_better_than_random() -> None:
     assert spread["jsq2"] < spread["random"]
 
 
+def test_gateways_that_do_not_know_of_each_other_spread_sessions_worse() -> None:
+    """Each counts only its own assignments since the last heartbeats."""
+    spread = {}
+    for num_gateways in (1, 12):
+        world = a_world(NUM, num_nodes=3, num_devices=1)
+        a_fleet(world, num_gateways=num_gateways).run()
+        spread[num_gateways] = np.ptp(np.bincount(world.requests["node"], minlength=3))
+    assert spread[1] == 0
+    assert spread[12] > 3
+
+
 def test_rtt_jsq_sends_less_to_a_far_verifier() -> None:
     near_and_far = (0.0, 0.0, 200.0)
     by_queue, by_trip = (np.bincount(served(router, near_and_far), minlength=3)[2] for router in ("jsq", "rtt-jsq"))

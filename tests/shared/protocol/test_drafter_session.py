@@ -84,6 +84,19 @@ def test_stop_and_wait_is_a_chunk_as_large_as_the_window() -> None:
     assert state.wants_step
 
 
+def test_a_verdict_for_part_of_a_window_splits_it_into_trains_until_a_guess_is_wrong() -> None:
+    """The verifier committed two tokens before the window came. So at an acceptance of 1 two halves of a window are
+    under way in turn, and stop-and-wait is faster than its formula."""
+    state = session(window=4, chunk=4, free_run=False)
+    guess(state, 7, 8, 9, 6)
+    state.on_verdict(verdict(3, 7, 8), now=1.0)
+    assert [draft.token_ids for draft in guess(state, 5, 4)] == [(5, 4)], "the window is full"
+    state.on_verdict(verdict(5, 9, 6, accepted=2), now=2.0)
+    assert [draft.token_ids for draft in guess(state, 3, 2)] == [(3, 2)], "and so it goes on"
+    state.on_verdict(verdict(7, 1, epoch=1), now=3.0)
+    assert [draft.token_ids for draft in guess(state, 9, 8, 7, 6)] == [(9, 8, 7, 6)]
+
+
 def test_right_guesses_stay_and_the_bonus_token_is_taken() -> None:
     state = session()
     guess(state, 7, 8)

@@ -48,7 +48,8 @@ class SeenPairs:
 
     def reports(self, verifier_ids: list[str]) -> list[PairReport]:
         """The report of each pair."""
-        columns = {name: self.pairs[name].tolist() for name in PairReport.__struct_fields__ if name in FIELDS}
+        taken = [name for name in PairReport.__struct_fields__ if name in FIELDS]
+        columns: dict[str, list[Any]] = {name: self.pairs[name].tolist() for name in taken}
         columns |= {"verifier_id": verifier_ids, "draft_ms": self.draft_ms, "context": self.context.tolist()}
         columns |= {"matched": self.matched.tolist(), "mismatched": self.pairs["rejected"].tolist()}
         return list(map(PairReport, *(columns[name] for name in PairReport.__struct_fields__)))

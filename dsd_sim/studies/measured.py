@@ -10,14 +10,14 @@ delivered in it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_sim.engine.world import World
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def totals_of(world: World) -> Totals:
 
 @dataclass
 class MeasuredPart:
-    """Takes the totals at both ends while a fleet runs. `warm_up`: share of the requests, the first ones."""
+    """Takes the totals at both ends while a fleet runs. `warm_up`: share of the requests, the first ones; in a closed
+    loop at least the first of each client, which all come at once."""
 
     warm_up: float = 0.0
     _num_arrived: int = 0
@@ -62,8 +63,8 @@ class MeasuredPart:
         """One more request arrives."""
         if not self.warm_up:
             return
-        num = len(world.requests)
-        if self._num_arrived == int(self.warm_up * num):
+        num, num_clients = len(world.requests), int(world.requests["client"].max()) + 1
+        if self._num_arrived == max(int(self.warm_up * num), num_clients):
             self._begin = totals_of(world)
         self._num_arrived += 1
         if self._num_arrived == num:

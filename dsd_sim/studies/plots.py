@@ -144,12 +144,13 @@ def _draw(place: Axes, figures: Sequence[str], line: Group, label: str, axis: Ax
     xs = [point.settings[axis.keys[0]] for point in points]
     for name, style in zip(figures, STYLES, strict=False):
         ys = [point.mean(name) for point in points]
-        look = {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "alpha": 0.85}
-        place.plot(xs, ys, style, label=label if style == STYLES[0] else None, **look)
+        color, marker = f"C{number % 10}", MARKERS[number % len(MARKERS)]
+        shown = label if style == STYLES[0] else None
+        place.plot(xs, ys, style, color=color, marker=marker, markersize=4, alpha=0.85, label=shown)
         if style == STYLES[0]:
             seeds = [[figure_of(outcome.report, name) for outcome in point.outcomes] for point in points]
             lows, highs = [min(each) for each in seeds], [max(each) for each in seeds]
-            place.fill_between(xs, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
+            place.fill_between(xs, lows, highs, color=color, alpha=0.15, linewidth=0)
 
 
 def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
@@ -182,8 +183,9 @@ def _plot_ratios(name: str, plan: ComparisonPlan, findings: Sequence[ComparisonF
     for number, scenario in enumerate(scenarios):
         found = [of_variant(findings, scenario, variant) for variant in variants]
         rows = np.arange(len(variants)) + ROW * ((number + 0.5) / len(scenarios) - 0.5)
-        look = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "alpha": 0.8}
-        place.scatter([each.ratios[name] or 0.0 for each in found], rows, s=28, label=scenario, **look)
+        color, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
+        ratios = [each.ratios[name] or 0.0 for each in found]
+        place.scatter(ratios, rows, s=28, color=color, marker=marker, alpha=0.8, label=scenario)
         reported = [(each.reported[name], row) for row, each in zip(rows, found, strict=True) if name in each.reported]
         if reported:
             place.plot(*zip(*reported, strict=True), "kx", markersize=9, label=f"{scenario}, as reported")

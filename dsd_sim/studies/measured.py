@@ -56,6 +56,7 @@ class MeasuredPart:
 
     warm_up: float = 0.0
     _num_arrived: int = 0
+    _num_left_out: int = 0
     _begin: Totals | None = None
     _end: Totals | None = None
 
@@ -63,8 +64,11 @@ class MeasuredPart:
         """One more request arrives."""
         if not self.warm_up:
             return
-        num, num_clients = len(world.requests), int(world.requests["client"].max()) + 1
-        if self._num_arrived == max(int(self.warm_up * num), num_clients):
+        num = len(world.requests)
+        if self._num_arrived == 0:
+            num_clients = int(world.requests["client"].max()) + 1  # 0 in an open loop
+            self._num_left_out = max(int(self.warm_up * num), num_clients)
+        if self._num_arrived == self._num_left_out:
             self._begin = totals_of(world)
         self._num_arrived += 1
         if self._num_arrived == num:

@@ -142,7 +142,7 @@ def test_a_sweep_without_seeds_has_three_and_leaves_the_warm_up_out(tmp_path: Pa
     plan = read_plan(written(tmp_path, '[sweep]\nkeys = { "policies.window" = [2, 4] }'))
     assert [point.settings["seed"] for point in plan.points] == [3, 4, 5, 3, 4, 5]
     assert {point.cell.warm_up for point in plan.points} == {0.1}
-    whole = read_plan(written(tmp_path, '[sweep]\nkeys = { seed = [7, 9] }\nwarm_up = 0.0'))
+    whole = read_plan(written(tmp_path, "[sweep]\nkeys = { seed = [7, 9] }\nwarm_up = 0.0"))
     assert [point.settings for point in whole.points] == [{"seed": 7}, {"seed": 9}]
     assert not {point.cell.key for point in plan.points} & {point.cell.key for point in whole.points}
 

@@ -93,11 +93,15 @@ def is_plausible(seen: PairReport) -> bool:
 
 def decide_all(policy: WindowPolicy, pairs: Sequence[PairControl], reports: Sequence[PairReport]) -> list[WindowChoice]:
     """What each pair of one policy decides on its report. No pair occurs twice. A policy with a `decide_all` method
-    decides on all at once, for less time per pair."""
+    decides on all at once, for less time per pair. Raises TypeError for a decision that is no choice."""
     if not pairs:
         return []
     together = getattr(policy, "decide_all", None)
     if together is not None:
         choices: list[WindowChoice] = together(pairs, reports)
-        return choices
-    return [pair.decide(seen) for pair, seen in zip(pairs, reports, strict=True)]
+    else:
+        choices = [pair.decide(seen) for pair, seen in zip(pairs, reports, strict=True)]
+    for choice in choices:
+        if type(choice) is not WindowChoice:
+            raise TypeError(f"policy {policy.name}: decide() must return a WindowChoice, got {choice!r}")
+    return choices

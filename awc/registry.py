@@ -1,7 +1,7 @@
 """The window policies by name: the one list that settings, help texts and scenarios follow.
 
 Each entry makes a policy from the choice it starts with and, optionally, other parameters. PausingPolicy wraps those
-that do not lower the window to 0 by themselves.
+that do not lower the window to 0 by themselves. A name `module:Class` is a policy from elsewhere (plugins.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from awc.plugins import BadPolicy, is_plugin, load_plugin
 from awc.policies.adaptive import AdaptivePolicy
 from awc.policies.closed_form import ClosedFormPolicy
 from awc.policies.confidence import ConfidencePolicy
@@ -41,3 +42,12 @@ POLICIES: dict[str, Callable[..., WindowPolicy]] = {
     WcDnnPolicy.name: WcDnnPolicy,
     AdaptivePolicy.name: lambda start, **options: FairSharePolicy(PausingPolicy(AdaptivePolicy(start, **options))),
 }
+
+
+def policy_kind(name: str) -> Callable[..., WindowPolicy]:
+    """What makes the policy of this name. Raises BadPolicy."""
+    if is_plugin(name):
+        return load_plugin(name)
+    if name not in POLICIES:
+        raise BadPolicy(f"must be one of {', '.join(POLICIES)} or module:Class, got {name!r}")
+    return POLICIES[name]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,14 +16,14 @@ from rich.text import Text
 
 from dsd_sim.engine.fleet import SimFleet
 from dsd_sim.roofline.cli import roofline
-from dsd_sim.scenario.build import make_fleet
-from dsd_sim.scenario.scenario import Scenario, read_toml, scenario_of
+from dsd_sim.scenario.scenario import Scenario, read_toml
 from dsd_sim.scenario.table import BadScenario
-from dsd_sim.studies.cli import OUT, Out, Workers, exit_on_bad_input, print_written, reports_of
+from dsd_sim.studies.cells import NUM_SEEDS, WARM_UP, Cell, cell_of, fleet_of, run_fleet
+from dsd_sim.studies.cli import OUT, Out, Workers, compile_now, exit_on_bad_input, print_written, reports_of
 from dsd_sim.studies.compare import FILE, file_of, findings_of, read_comparison, write_comparison
 from dsd_sim.studies.plan_cli import plan
-from dsd_sim.studies.report import SimReport, figures_of, report_of, table_of, write_csv
-from dsd_sim.studies.sweep import capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
+from dsd_sim.studies.report import SimReport, figures_of, table_of, write_csv
+from dsd_sim.studies.sweep import SEED, capacities_of, crossings_of, outcomes_of, read_plan, write_sweep
 from dsd_sim.studies.tables import capacity_table, comparison_table, crossover_table, notes_of, sweep_table, terminal
 from dsd_sim.studies.trace import LOG_ROOM, cut_ms, write_trace
 
@@ -39,26 +39,44 @@ def main() -> None:
 @app.command()
 def run(
     scenario: Annotated[Path, typer.Argument(help="A scenario file (TOML).")],
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.csv.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Window policy, in place of the scenario's: name or module:Class.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs for the table, with the scenario's seed and those after it.")
+    ] = NUM_SEEDS,
+    warm_up: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share of the requests that figures leave out.")
+    ] = WARM_UP,
+    json: Annotated[bool, typer.Option("--json", help="Print the report of the scenario's seed as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.csv of that seed.")] = None,
     trace: Annotated[Path | None, typer.Option(help="File for a trace to open in Perfetto (JSON).")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for plots of windows, utilisation and times.")] = None,
 ) -> None:
-    """Runs one scenario and prints its report."""
+    """Runs one scenario and prints means over some seeds. Files hold the run with the scenario's own seed."""
+    settings: dict[str, Any] = {} if policy is None else {"policies.windows": policy}
     with exit_on_bad_input(scenario):
         content = read_toml(scenario)
         if "sweep" in content:
             raise BadScenario(f"{scenario}: sweep: `run` takes no file with this table; use `sweep`")
-        read = scenario_of(content, scenario)
-        fleet = make_fleet(read, scenario.parent, LOG_ROOM if trace or plots else 0)
+        cell = cell_of(content, scenario, settings, warm_up)
+        fleet = fleet_of(cell, LOG_ROOM if trace or plots else 0)
+        compile_now()
         with _watched(fleet):
-            fleet.run()
-        report = report_of(read, fleet)
-        _write_run(read, fleet, report, out, trace, plots)
-    if json:
-        sys.stdout.write(report.encode().decode())
-    else:
-        Console().print(table_of(report))
+            report = run_fleet(cell, fleet)
+        _write_run(cell.scenario, fleet, report, out, trace, plots)
+        if json:
+            sys.stdout.write(report.encode().decode())
+            return
+        further = range(cell.scenario.seed + 1, cell.scenario.seed + seeds)
+        reports = [report, *(_rerun(cell_of(content, scenario, settings | {SEED: seed}, warm_up)) for seed in further)]
+    terminal().print(table_of(reports, len(fleet.world.requests)))
+
+
+def _rerun(cell: Cell) -> SimReport:
+    fleet = fleet_of(cell)
+    with _watched(fleet):
+        return run_fleet(cell, fleet)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Speed of DSD-Sim against the same fleet on SimPy: python -m benchmarks.experiments.sim_speed.
 
 The fleet is the paper's: drafters in stop-and-wait, verifiers that take all waiting windows into the next pass. The
-SimPy model is minimal: no KV cache, prefill, gateway, timers or reports.
+same fleet in the transport of the services shows what a window policy costs. The SimPy model is minimal: no KV cache,
+prefill, gateway, timers or reports.
 
 Invariant: both simulate the same drafters, links, passes and acceptance, so their windows per virtual second agree and
 only the time that an engine needs for a window differs.
@@ -22,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from awc.policies.adaptive import AdaptivePolicy
 from benchmarks.harness.files import REPORTS, ROOT, write_result
 from benchmarks.harness.origin import Origin
 from dsd_sim.scenario.build import make_fleet
@@ -43,26 +45,31 @@ class EngineSpeed:
 
     engine: str
     num_windows: int
-    wall_s: float
+    core_s: float
     virtual_rate: float  # windows per virtual second; equal for both engines except for noise
 
     @property
     def windows_per_s(self) -> float:
-        return self.num_windows / self.wall_s
+        return self.num_windows / self.core_s
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedComparison:
-    """Speeds of both engines, and of DSD-Sim by number of requests, on which the cost of a window must not depend."""
+    """Speeds of both engines, of DSD-Sim by policy in the services' transport, and by number of requests, on which the
+    cost of a window must not depend."""
 
     engines: list[EngineSpeed]
+    by_policy: list[EngineSpeed]
     by_size: list[EngineSpeed]
     peak_mib: float
     origin: Origin
 
 
-def of_dsd_sim(num_requests: int) -> EngineSpeed:
-    """A closed loop with one client for each drafter."""
+WAITING = {"window": WINDOW, "stop_and_wait": True, "batching": "fifo"}  # the paper's way of serving
+
+
+def of_dsd_sim(num_requests: int, name: str = "DSD-Sim", policies: dict[str, Any] = WAITING) -> EngineSpeed:
+    """A closed loop with one client for each drafter. Speed per second of a core, whatever else runs on the machine."""
     lengths = {"file": LENGTHS, "max_tokens": 512}
     edge = {
         "count": NUM_DRAFTERS,
@@ -81,15 +88,15 @@ def of_dsd_sim(num_requests: int) -> EngineSpeed:
         "workload": {"kind": "closed", "num_clients": NUM_DRAFTERS, "num_requests": num_requests, "lengths": lengths},
         "edge": (edge,),
         "cloud": (cloud,),
-        "policies": {"window": WINDOW, "stop_and_wait": True, "batching": "fifo"},
+        "policies": policies,
     }
     scenario = Scenario.model_validate(content)
     fleet = make_fleet(scenario, SCENARIOS)
-    started = time.perf_counter()
+    started = time.process_time()
     fleet.run()
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     num_windows = int(fleet.world.clock[0]["num_windows"])
-    return EngineSpeed("DSD-Sim", num_windows, elapsed, num_windows / fleet.now * 1000)
+    return EngineSpeed(name, num_windows, elapsed, num_windows / fleet.now * 1000)
 
 
 class SimpyVerifier:
@@ -145,18 +152,18 @@ def of_simpy(virtual_s: float, seed: int) -> EngineSpeed:
     verifiers = [SimpyVerifier(env) for _ in range(NUM_VERIFIERS)]
     for index in range(NUM_DRAFTERS):
         env.process(simpy_drafter(env, verifiers[index % NUM_VERIFIERS], rng))
-    started = time.perf_counter()
+    started = time.process_time()
     env.run(until=virtual_s * 1000)
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     num_windows = sum(verifier.num_windows for verifier in verifiers)
     return EngineSpeed("SimPy", num_windows, elapsed, num_windows / virtual_s)
 
 
 def table(result: SpeedComparison) -> Table:
-    shown = Table("engine", "windows", "wall s", "windows / wall s", "windows / virtual s")
-    for speed in (*result.engines, *result.by_size):
+    shown = Table("engine", "windows", "core s", "windows / core s", "windows / virtual s")
+    for speed in (*result.engines, *result.by_policy, *result.by_size):
         rate = f"{speed.windows_per_s:,.0f}"
-        shown.add_row(speed.engine, f"{speed.num_windows:,}", f"{speed.wall_s:.2f}", rate, f"{speed.virtual_rate:,.0f}")
+        shown.add_row(speed.engine, f"{speed.num_windows:,}", f"{speed.core_s:.2f}", rate, f"{speed.virtual_rate:,.0f}")
     return shown
 
 
@@ -169,9 +176,10 @@ def main(
     """Measures both engines on one core. DSD-Sim's first run compiles and does not count."""
     of_dsd_sim(1000)
     engines = [of_dsd_sim(8000), of_simpy(20.0, seed)]
+    by_policy = [of_dsd_sim(requests // 8, name, {"windows": name}) for name in ("static", AdaptivePolicy.name)]
     by_size = [of_dsd_sim(num) for num in (requests // 16, requests // 4, requests)]
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result = SpeedComparison(engines, by_size, peak_mib, Origin.here("benchmarks.experiments.sim_speed"))
+    result = SpeedComparison(engines, by_policy, by_size, peak_mib, Origin.here("benchmarks.experiments.sim_speed"))
     write_result(folder / "sim_speed.json", result)
     console = Console()
     console.print(table(result))

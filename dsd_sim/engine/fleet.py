@@ -17,16 +17,15 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from awc.policies.static import StaticPolicy
-from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, is_plausible
+from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
 from dsd_sim.engine import cloud, edge, events, kernel, kv_cache, outages
 from dsd_sim.engine.acceptance import AcceptanceModel
 from dsd_sim.engine.heartbeats import Heartbeats
-from dsd_sim.engine.pair_reports import REPORTED, ReportSums, report_of
+from dsd_sim.engine.pair_reports import ReportSums, SeenPairs
 from dsd_sim.engine.records import FATES
-from dsd_sim.engine.world import NOBODY, World, with_more_room, with_more_slots
+from dsd_sim.engine.world import NOBODY, TooLarge, World, with_more_room, with_more_slots
 from shared.policies.kv_cache import likely_kv_tokens
 from shared.policies.routing import Router, RoutingCandidate, with_room
-from shared.policies.stepping import guess_ms
 from shared.protocol.messages import Load
 from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
 
@@ -34,6 +33,7 @@ HEARTBEAT_MS, REPORT_MS = 1e3 * HEARTBEAT_S, 1e3 * REPORT_S  # intervals
 DECISION_MS = 1e3 * DECISION_TTL_S  # how long a decision holds after the controller's last sign of life
 EXPIRY_MS = 1e3 * PAIR_EXPIRY_S  # a pair without reports is forgotten after this time
 REPORTS, HEARTBEATS = 0, 1  # kinds of ticks
+LONGEST_MS = 90 * 86_400_000.0  # of a run
 SPECULATE_BYTES = 310  # of a Speculate without tokens, with NATS subject and TCP/IP headers
 
 
@@ -65,6 +65,7 @@ class SimFleet:
     think: Callable[[], float] = lambda: 0.0
     num_gateways: int = 1  # each knows only its own assignments since the last heartbeats
     max_sessions: int | None = None  # of all gateways; further requests wait, first come first served
+    on_arrival: Callable[[World], None] = lambda world: None  # called when a request arrives for the first time
     num_done: int = 0
     is_watched: bool = False  # makes reports even if the policy never changes a window
     reported: ReportSums = field(default_factory=ReportSums)
@@ -93,7 +94,7 @@ class SimFleet:
         self._node_beats = Heartbeats(len(self.world.nodes))
 
     def run(self) -> None:
-        """Serves all requests. May be called once."""
+        """Serves all requests. May be called once. Raises TooLarge."""
         self._schedule()
         self._take_heartbeats()
         for number, change in enumerate(self.changes):
@@ -149,6 +150,7 @@ class SimFleet:
         """A request arrives, or tries again after waiting for admission or for a verifier."""
         request = self.world.requests[index]
         if index not in self._unplaced:
+            self.on_arrival(self.world)
             if request["client"] < 0:
                 self._push_next()
             else:
@@ -238,7 +240,11 @@ class SimFleet:
             events.push(self.world, self.now + REPORT_MS, events.TICK, REPORTS)
 
     def _take_heartbeats(self) -> None:
-        """Takes the loads of all verifiers from their heartbeats, and replaces instances that are gone."""
+        """Takes the loads of all verifiers from their heartbeats, and replaces instances that are gone. Raises TooLarge
+        for a run without an end in sight."""
+        if self.now > LONGEST_MS:
+            done = f"{self.num_done:,} of {len(self.world.requests):,} requests are done"
+            raise TooLarge(f"workload: after {LONGEST_MS / 86_400_000:.0f} days of virtual time {done}")
         cloud.expire_drafters(self.world)
         nodes, busy = self.world.nodes, cloud.loads(self.world)
         loads = [
@@ -328,29 +334,31 @@ class SimFleet:
         if is_down and self.now >= self._decisions_expire_ms:
             self._expire_decisions()
         devices, nodes = np.nonzero(is_fresh & (not is_down))
-        draft_ms = self._guess_times(devices, nodes)
-        seen = pairs[devices, nodes][list(REPORTED)].tolist()
-        for device, node, guess, values in zip(devices.tolist(), nodes.tolist(), draft_ms, seen, strict=True):
-            report = report_of(self._node_ids[node], guess, values)
-            self.reported.add(report)
-            if is_plausible(report):
-                self._announce(device, node, self._control(device, node).decide(report))
+        if len(devices):
+            self._decide(devices, nodes)
         for fate in FATES:
             pairs[fate] = 0
 
-    def _guess_times(self, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> list[float]:
-        """Milliseconds between two guesses of a session of each pair, without context, if the pair drafts."""
-        found = self.world.devices[devices]
-        alone, further = (found[name] * found["slowdown"] for name in ("step_ms", "session_ms"))
-        columns = (self.world.pairs["num_sharing"][devices, nodes], found["max_rows"], alone, further)
-        return [guess_ms(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+    def _decide(self, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> None:
+        """Decides on the reports of these pairs at once, as a controller does with those that arrive together."""
+        seen = SeenPairs.of(self.world, devices, nodes)
+        self.reported.add(seen)
+        reports = seen.reports([self._node_ids[node] for node in nodes.tolist()])
+        plausible = [number for number, report in enumerate(reports) if is_plausible(report)]
+        if len(plausible) < len(reports):
+            reports, devices, nodes = [reports[number] for number in plausible], devices[plausible], nodes[plausible]
+        keys = list(zip(devices.tolist(), nodes.tolist(), strict=True))
+        choices = decide_all(self.policy, [self._control(key) for key in keys], reports)
+        for key, choice in zip(keys, choices, strict=True):
+            if self._choices.get(key) is not choice:
+                self._announce(*key, choice)
 
-    def _control(self, device: int, node: int) -> PairControl:
+    def _control(self, pair: tuple[int, int]) -> PairControl:
         """The controller's state of a pair that is reported now; new if the pair had expired."""
-        control, heard = self._controls.get((device, node)), self._heard.get((device, node), self.now)
-        if control is None or self.now - heard > EXPIRY_MS:
-            control = self._controls[device, node] = self.policy.for_pair()
-        self._heard[device, node] = self.now
+        control, now = self._controls.get(pair), self.now
+        if control is None or now - self._heard.get(pair, now) > EXPIRY_MS:
+            control = self._controls[pair] = self.policy.for_pair()
+        self._heard[pair] = now
         return control
 
     def _expire_decisions(self) -> None:

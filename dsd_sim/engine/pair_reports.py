@@ -5,31 +5,54 @@ Invariant: the means contain only what controllers were shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from dsd_sim.engine.records import FATES
+from dsd_sim.engine.world import PAIR, World
+from shared.policies.stepping import guess_ms
 from shared.protocol.messages import PairReport
 
 AVERAGED = ("window", "num_sessions", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
-REPORTED = (*AVERAGED, *FATES, "context")  # fields of a PAIR
+FIELDS = set(PAIR.names or ())  # that a report may take over as they are
 
 
-def report_of(verifier_id: str, draft_ms: float, values: Iterable[Any]) -> PairReport:
-    """The report of a pair with these REPORTED values. Its context is tokens, the sum over its sessions."""
-    pair = dict(zip(REPORTED, values, strict=True))
-    accepted, rejected, context = (pair.pop(name) for name in ("accepted", "rejected", "context"))
-    return PairReport(
-        verifier_id=verifier_id,
-        draft_ms=draft_ms,
-        matched=accepted + pair["late"],
-        mismatched=rejected,
-        context=context // pair["num_sessions"] if pair["num_sessions"] else 0,
-        **pair,
-    )
+@dataclass(frozen=True, slots=True)
+class SeenPairs:
+    """PAIR records that are reported at the same time."""
+
+    pairs: NDArray[Any]
+    draft_ms: list[float]  # between two guesses of a session of each, without context, if the pair drafts
+
+    @classmethod
+    def of(cls, world: World, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> SeenPairs:
+        pairs, found = world.pairs[devices, nodes], world.devices[devices]
+        alone, further = (found[name] * found["slowdown"] for name in ("step_ms", "session_ms"))
+        columns = (pairs["num_sharing"], found["max_rows"], alone, further)
+        return cls(pairs, list(map(guess_ms, *(column.tolist() for column in columns))))
+
+    @property
+    def matched(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.pairs["accepted"] + self.pairs["late"]
+        return found
+
+    @property
+    def context(self) -> NDArray[np.int64]:
+        """Tokens, mean over sessions."""
+        num = self.pairs["num_sessions"]
+        found: NDArray[np.int64] = np.where(num > 0, self.pairs["context"] // np.maximum(num, 1), 0)
+        return found
+
+    def reports(self, verifier_ids: list[str]) -> list[PairReport]:
+        """The report of each pair."""
+        taken = [name for name in PairReport.__struct_fields__ if name in FIELDS]
+        columns: dict[str, list[Any]] = {name: self.pairs[name].tolist() for name in taken}
+        columns |= {"verifier_id": verifier_ids, "draft_ms": self.draft_ms, "context": self.context.tolist()}
+        columns |= {"matched": self.matched.tolist(), "mismatched": self.pairs["rejected"].tolist()}
+        return list(map(PairReport, *(columns[name] for name in PairReport.__struct_fields__)))
 
 
 class MeanReport(Struct, frozen=True):
@@ -58,14 +81,16 @@ class ReportSums:
     matched: int = 0
     judged: int = 0
 
-    def add(self, report: PairReport) -> None:
-        if not report.num_sessions or not report.tpot_ms:
-            return
-        self.num += 1
-        self.matched += report.matched
-        self.judged += report.matched + report.mismatched
-        for name in self.totals:
-            self.totals[name] += getattr(report, name)
+    def add(self, seen: SeenPairs) -> None:
+        counts = (seen.pairs["num_sessions"] > 0) & (seen.pairs["tpot_ms"] > 0)
+        matched = int(seen.matched[counts].sum())
+        self.num += int(counts.sum())
+        self.matched += matched
+        self.judged += matched + int(seen.pairs["rejected"][counts].sum())
+        for name in AVERAGED:
+            self.totals[name] += float(seen.pairs[name][counts].sum())
+        self.totals["context"] += float(seen.context[counts].sum())
+        self.totals["draft_ms"] += float(np.asarray(seen.draft_ms)[counts].sum())
 
     def means(self) -> MeanReport | None:
         """None if there was no report."""

@@ -174,6 +174,11 @@ LOG = np.dtype(
 )
 PASS, STEP, STEER = 0, 1, 2
 NOBODY = -1  # no device, no client
+MOST_BYTES = 4 << 30  # of a world
+
+
+class TooLarge(ValueError):
+    """A run that outgrows memory, or virtual time."""
 
 
 class World(NamedTuple):
@@ -199,6 +204,14 @@ class World(NamedTuple):
     batches: NDArray[np.int32]  # [nodes, sessions] slots of the running pass
     pairs: NDArray[Any]  # [devices, nodes]
     log: NDArray[Any]  # the first entries, as many as there is room for
+
+
+def world_bytes(num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int) -> int:
+    """Bytes of the arrays of a world without a log."""
+    of_slot = SLOT.itemsize + DRAFTER.itemsize + VERIFIER.itemsize + 5 * (max_tokens + 1) + 36 * EVENT.itemsize
+    of_slot += 32 * (MESSAGE.itemsize + 8) + 8 * (num_devices + num_nodes)
+    of_device = DEVICE.itemsize + 64 * EVENT.itemsize + num_nodes * PAIR.itemsize
+    return num_slots * of_slot + num_devices * of_device + num_requests * REQUEST.itemsize + num_nodes * NODE.itemsize
 
 
 def make_world(
@@ -238,8 +251,11 @@ def make_world(
 
 
 def with_more_slots(world: World) -> World:
-    """The same world with twice as many session slots."""
+    """The same world with twice as many session slots. Raises TooLarge."""
     num, clock = len(world.slots), world.clock[0]
+    num_requests, max_tokens = len(world.requests), world.right.shape[1]
+    if world_bytes(len(world.devices), len(world.nodes), num_requests, 2 * num, max_tokens) > MOST_BYTES:
+        raise TooLarge(f"workload: more than {num:,} requests are open at once: the fleet does not keep up with them")
     num_free = int(clock["num_free_slots"])
     free = np.zeros(2 * num, np.int32)
     free[:num_free] = world.free_slots[:num_free]

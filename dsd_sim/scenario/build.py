@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from awc.registry import POLICIES
+from awc.registry import policy_kind
 from dsd_sim.engine import cloud
 from dsd_sim.engine.fleet import SimFleet
-from dsd_sim.engine.world import NOBODY, World, make_world
+from dsd_sim.engine.world import MOST_BYTES, NOBODY, World, make_world, world_bytes
 from dsd_sim.scenario.changes import changes_of, write_link
-from dsd_sim.scenario.demand import Closed
+from dsd_sim.scenario.demand import Closed, Workload
 from dsd_sim.scenario.guesses import acceptances_of
 from dsd_sim.scenario.scenario import Scenario
-from dsd_sim.scenario.table import BadScenario, naming_key
+from dsd_sim.scenario.table import LEAST_MS, LONGEST_RUN_S, BadScenario, naming_key
 from dsd_sim.scenario.workload import LoadChange, Requests, make_requests, with_joining_clients, with_rate_changes
 from shared.data.profiles import read_profile
 from shared.policies.kv_cache import round_to_kv_step
@@ -35,21 +35,16 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
     loads = [LoadChange(each.at_s * 1000, each.load) for each in scenario.change if each.load is not None]
     is_closed = isinstance(scenario.workload, Closed)
     requests = with_joining_clients(requests, loads) if is_closed else with_rate_changes(requests, loads)
+    _check_length_of_run(requests, scenario.workload)
     num_devices = sum(edge.count for edge in scenario.edge)
     num_nodes = sum(group.count for group in scenario.cloud)
     _check_lengths(requests, scenario)
     # A first estimate: a client's session may still be open at its drafter when the next one begins.
     num_likely = 2 * (int(requests.client.max()) + 1) + 16 if isinstance(scenario.workload, Closed) else 256
     num_slots = min(len(requests.prompt), num_likely)
-    world = make_world(
-        max(num_devices, 1),
-        num_nodes,
-        len(requests.prompt),
-        num_slots,
-        int(requests.answer.max()),
-        scenario.seed,
-        num_logged,
-    )
+    size = max(num_devices, 1), num_nodes, len(requests.prompt), num_slots, int(requests.answer.max())
+    _check_size(*size)
+    world = make_world(*size, scenario.seed, num_logged)
     _write_devices(world, scenario, folder)
     _write_nodes(world, scenario, folder)
     _write_machine(world, scenario, folder)
@@ -63,7 +58,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
         world,
         ROUTERS[scenario.policies.routing](),
         acceptances_of(scenario, folder),
-        POLICIES[scenario.policies.windows](choice),
+        policy_kind(scenario.policies.windows)(choice),
         scenario.seed,
         groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
         colocated=scenario.policies.colocated,
@@ -85,9 +80,9 @@ def _write_devices(world: World, scenario: Scenario, folder: Path) -> None:
         start += edge.count
         with naming_key(f"edge.{number}.profile"):
             times = edge.times or read_profile(folder / str(edge.profile)).step_times
-        if times.step_ms == 0:
+        if times.step_ms < LEAST_MS:
             key = f"edge.{number}." + (f"profile: {edge.profile}" if edge.times is None else "times")
-            raise BadScenario(f"{key}.step_ms: must be above 0")
+            raise BadScenario(f"{key}.step_ms: must be at least {LEAST_MS}, got {times.step_ms:g}")
         devices["step_ms"], devices["step_ms_per_1000"] = times.step_ms, times.step_ms_per_1000
         devices["fed_ms"], devices["feed_tokens"] = times.fed_ms, edge.feed_tokens
         devices["session_ms"], devices["max_rows"] = times.session_ms or 0.0, times.max_rows
@@ -101,6 +96,9 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
         start += group.count
         with naming_key(f"cloud.{number}.profile"):
             times = group.times or read_profile(folder / str(group.profile)).pass_times
+        if (shortest_ms := times.pass_ms(1, 1, 0)) < LEAST_MS:
+            key = f"cloud.{number}." + (f"profile: {group.profile}" if group.times is None else "times")
+            raise BadScenario(f"{key}: a pass of one token must take at least {LEAST_MS} ms, got {shortest_ms:g}")
         nodes["weights"], nodes["noise"] = times.weights, group.noise
         nodes["extra_ms"][:, : len(times.extra_ms)] = times.extra_ms
         nodes["token_budget"], nodes["prefill_chunk"] = group.token_budget, group.prefill_chunk
@@ -123,6 +121,24 @@ def _write_machine(world: World, scenario: Scenario, folder: Path) -> None:
     world.devices["step_ms"] += times.step_gap_ms
     for name in ("request_ms", "message_ms", "pass_slowdown", "step_slowdown"):
         world.clock[name] = getattr(times, name)
+
+
+def _check_length_of_run(requests: Requests, workload: Workload) -> None:
+    key, last_s = "workload", float(requests.arrival_ms.max()) / 1000
+    if isinstance(workload, Closed) and not last_s:
+        key, last_s = "workload.think_s", workload.think_s * workload.num_requests / workload.num_clients
+    if last_s > LONGEST_RUN_S:
+        days, most = last_s / 86_400, LONGEST_RUN_S / 86_400
+        raise BadScenario(f"{key}: the last request arrives after {days:,.0f} days, at most {most:.0f} are simulated")
+
+
+def _check_size(num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int) -> None:
+    num_bytes = world_bytes(num_devices, num_nodes, num_requests, num_slots, max_tokens)
+    if num_bytes > MOST_BYTES:
+        fleet = f"{num_devices:,} drafters, {num_nodes:,} verifiers and {num_requests:,} requests"
+        largest = f"{num_slots:,} at once of up to {max_tokens:,} tokens, take {num_bytes / (1 << 30):,.1f} GiB"
+        limit = f"at most {MOST_BYTES >> 30} GiB: lower edge.count, cloud.count or the workload"
+        raise BadScenario(f"edge.count: {fleet}, {largest}, {limit}")
 
 
 def _check_lengths(requests: Requests, scenario: Scenario) -> None:

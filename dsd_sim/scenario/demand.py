@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dsd_sim.scenario.table import Count, NotNegative, Positive, Share, Table
+from dsd_sim.scenario.table import MOST, Count, NotNegative, Positive, Share, Table
 
 
 class Between(Table):
@@ -95,6 +95,16 @@ class Bursts(Table):
     busy_s: Positive
     num_requests: Count
     lengths: Lengths
+
+    @model_validator(mode="after")
+    def _check(self) -> Bursts:
+        calm, busy = self.calm_per_s * self.calm_s, self.busy_per_s * self.busy_s
+        if max(calm, busy) > MOST or self.num_requests > MOST * (calm + busy):
+            raise ValueError(
+                f"a calm period has {calm:g} requests on average and a busy one {busy:g}: "
+                f"at most {MOST:,} in a period, and {MOST:,} periods in all"
+            )
+        return self
 
 
 class Diurnal(Table):

@@ -13,14 +13,17 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from awc.plugins import BadPolicy
 from awc.policies.adaptive import AdaptivePolicy
 from awc.policy import WindowChoice
-from awc.registry import POLICIES
+from awc.registry import policy_kind
 from dsd_sim.scenario.demand import Closed, Workload
-from dsd_sim.scenario.table import BadScenario, Count, NotNegative, Positive, Share, Table
+from dsd_sim.scenario.table import BadScenario, Bandwidth, Count, Delay, Factor, NotNegative, Positive, Share, Table
 from shared.data.profiles import MachineTimes, PassTimes, StepTimes
 from shared.policies.routing import ROUTERS
 from shared.protocol.messages import MAX_WINDOW
+
+DEFAULT_SEED = 1
 
 Kind = TypeVar("Kind", bound=Table)
 
@@ -62,21 +65,21 @@ Guesses: TypeAlias = Annotated[
 class Link(Table):
     """The link between a device and the cloud. Messages arrive in order, as with TCP."""
 
-    rtt_ms: NotNegative  # half of it each way
-    jitter_ms: NotNegative = 0.0  # added each way, uniform from 0
-    bandwidth_mbit: NotNegative = 0.0  # each way; 0: no limit
+    rtt_ms: Delay  # half of it each way
+    jitter_ms: Delay = 0.0  # added each way, uniform from 0
+    bandwidth_mbit: Bandwidth = 0.0  # each way; 0: no limit
     stall_rate: Share = 0.0  # share of messages that are lost once and arrive stall_ms later
-    stall_ms: NotNegative = 200.0
+    stall_ms: Delay = 200.0
 
 
 class LinkChange(Table):
     """New values of a Link; keys that are not given keep their values."""
 
-    rtt_ms: NotNegative | None = None
-    jitter_ms: NotNegative | None = None
-    bandwidth_mbit: NotNegative | None = None
+    rtt_ms: Delay | None = None
+    jitter_ms: Delay | None = None
+    bandwidth_mbit: Bandwidth | None = None
     stall_rate: Share | None = None
-    stall_ms: NotNegative | None = None
+    stall_ms: Delay | None = None
 
     @model_validator(mode="after")
     def _check(self) -> LinkChange:
@@ -120,7 +123,7 @@ class Cloud(Table):
     token_budget: Count = 256
     prefill_chunk: Count = 64
     kv_tokens: Count = 32768
-    hop_ms: NotNegative = 0.0  # from gateway or link to the verifier, one way
+    hop_ms: Delay = 0.0  # from gateway or link to the verifier, one way
 
     @model_validator(mode="after")
     def _check(self) -> Cloud:
@@ -152,7 +155,7 @@ class Policies(Table):
     max_sessions: Count | None = None  # of all gateways; further requests wait
     drafting: bool = True  # false: target-only
     colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
-    windows: str = "static"  # a policy of awc.registry; it starts with window, chunk and free_run
+    windows: str = "static"  # a policy of awc.registry or module:Class; it starts with window, chunk and free_run
     window: Annotated[int, Field(ge=0, le=MAX_WINDOW)] = 8
     chunk: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 2
     free_run: bool = True
@@ -179,8 +182,10 @@ class Policies(Table):
             raise ValueError("colocated needs drafting and a static window above 0")
         if self.routing not in ROUTERS:
             raise ValueError(f"routing must be one of {', '.join(ROUTERS)}, got {self.routing!r}")
-        if self.windows not in POLICIES:
-            raise ValueError(f"windows must be one of {', '.join(POLICIES)}, got {self.windows!r}")
+        try:
+            policy_kind(self.windows)
+        except BadPolicy as error:
+            raise ValueError(f"windows: {error}") from error
         if "chunk" in self.model_fields_set and self.chunk > max(self.window, 1):
             raise ValueError(f"chunk {self.chunk} is above window {self.window}")
         return self
@@ -193,9 +198,9 @@ class Change(Table):
     edge: str | None = None  # name of the devices; all devices without it
     link: LinkChange | None = None
     guesses: Guesses | None = None  # of requests that arrive from then on
-    draft_slowdown: Positive | None = None  # factor of the step times at the start
-    pass_slowdown: Positive | None = None  # factor of the pass times at the start, for all verifiers
-    load: Positive | None = None  # factor of the request rate at the start, or of the clients of a closed loop
+    draft_slowdown: Factor | None = None  # factor of the step times at the start
+    pass_slowdown: Factor | None = None  # factor of the pass times at the start, for all verifiers
+    load: Factor | None = None  # factor of the request rate at the start, or of the clients of a closed loop
 
     @model_validator(mode="after")
     def _check(self) -> Change:
@@ -235,7 +240,7 @@ class Scenario(Table):
     """The file of a scenario: one simulation."""
 
     name: Annotated[str, Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = DEFAULT_SEED
     workload: Workload
     edge: tuple[Edge, ...] = ()
     cloud: Annotated[tuple[Cloud, ...], Field(min_length=1)]

@@ -1,6 +1,7 @@
 """Base class and number types of the tables in the simulator's TOML files.
 
-Invariant: unknown keys, values of another type, and numbers out of range are refused.
+Invariant: unknown keys, values of another type, and numbers out of range are refused. The ranges keep virtual time
+finite and exact: no event is so short or so late that the clock stands still.
 """
 
 from __future__ import annotations
@@ -9,11 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LEAST, LARGEST = 1e-6, 1e9
+LEAST_MS, LONGEST_MS = 0.001, 60_000.0  # of a pass or a draft step, at least; of anything on a link, at most
+LONGEST_RUN_S = 30 * 86_400.0  # of virtual time
+MOST_FACTOR = 1000.0
+LEAST_MBIT = 0.001
+
+
+def _check_bandwidth(value: float) -> float:
+    if 0 < value < LEAST_MBIT:
+        raise ValueError(f"must be 0 or at least {LEAST_MBIT}, got {value:g}")
+    return value
+
+
+Positive: TypeAlias = Annotated[float, Field(ge=LEAST, le=LARGEST, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Delay: TypeAlias = Annotated[float, Field(ge=0, le=LONGEST_MS, allow_inf_nan=False)]  # milliseconds
+Factor: TypeAlias = Annotated[float, Field(ge=1 / MOST_FACTOR, le=MOST_FACTOR, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Bandwidth: TypeAlias = Annotated[NotNegative, AfterValidator(_check_bandwidth)]  # megabits per second
 MOST = 10_000_000
 Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
 

@@ -14,10 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from awc.plugins import is_plugin, sources_of
 from awc.policies.static import StaticPolicy
 from awc.policy import WindowPolicy
+from dsd_sim.engine.fleet import SimFleet
+from dsd_sim.engine.world import TooLarge
+from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario, scenario_of
 from dsd_sim.scenario.table import BadScenario
+from dsd_sim.studies.measured import MeasuredPart
+from dsd_sim.studies.report import SimReport, report_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "dsd_sim"
@@ -29,29 +35,32 @@ PRESENTATION = {
     )),
 }  # fmt: skip
 STATIC = {"policy.py", "policies/static.py"}  # of awc: all that a run with a static window depends on
+WARM_UP, NUM_SEEDS = 0.1, 3  # of figures to quote: share of the requests left out, and seeds unless a file names some
 FILE = "file"  # ending of the keys that name a file: file, profile, draft_profile
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One simulation. `path`: of its scenario's file. `label`: its settings, for error messages. `policy`: replaces the
-    one that the scenario names; reports are then made even if it is static."""
+    one that the scenario names; reports are then made even if it is static. `warm_up`: share of the requests, the
+    first ones, that figures leave out."""
 
     scenario: Scenario
     path: Path
     label: str
     key: str
     policy: WindowPolicy | None = None
+    warm_up: float = 0.0
 
 
-def cell_of(content: dict[str, Any], path: Path, settings: Mapping[str, Any]) -> Cell:
+def cell_of(content: dict[str, Any], path: Path, settings: Mapping[str, Any], warm_up: float = 0.0) -> Cell:
     """The scenario of a file's content with new values at dotted keys. Raises BadScenario."""
     label = describe_settings(settings)
     try:
         for key, value in settings.items():
             content = _changed(content, key, key.split("."), value)
         scenario = scenario_of(content, path)
-        return Cell(scenario, path, label, key_of(scenario, path.parent))
+        return Cell(scenario, path, label, key_of(scenario, path.parent, warm_up=warm_up), warm_up=warm_up)
     except BadScenario as error:
         raise BadScenario(error_line(path, error, label)) from error
 
@@ -60,6 +69,28 @@ def error_line(path: Path, error: Exception, label: str = "") -> str:
     """The error in one line that names the file and, with a label, the settings."""
     message = " ".join(str(error).split())
     return (message if str(path) in message else f"{path}: {message}") + (f" (with {label})" if label else "")
+
+
+def fleet_of(cell: Cell, num_logged: int = 0) -> SimFleet:
+    """The fleet of a cell, ready to run. `num_logged`: log entries to keep. Raises BadScenario."""
+    try:
+        fleet = make_fleet(cell.scenario, cell.path.parent, num_logged)
+    except (BadScenario, OSError) as error:
+        raise BadScenario(error_line(cell.path, error, cell.label)) from error
+    if cell.policy is not None:
+        fleet.policy, fleet.is_watched = cell.policy, True
+    return fleet
+
+
+def run_fleet(cell: Cell, fleet: SimFleet) -> SimReport:
+    """Serves all requests of the cell's fleet. Raises BadScenario for a run that outgrows memory or virtual time."""
+    measured = MeasuredPart(cell.warm_up)
+    fleet.on_arrival = measured.arrive
+    try:
+        fleet.run()
+    except TooLarge as error:
+        raise BadScenario(error_line(cell.path, error, cell.label)) from error
+    return report_of(cell.scenario, fleet, measured)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -102,7 +133,7 @@ def _changed(place: Any, key: str, steps: Sequence[str], value: Any) -> Any:
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None) -> str:
+def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None, *, warm_up: float = 0.0) -> str:
     """16 hexadecimal digits. A policy is digested by its `repr`. Raises BadScenario for a file that can't be read."""
     content = scenario.model_dump(mode="json", warnings=False)
     files = {}
@@ -112,8 +143,10 @@ def key_of(scenario: Scenario, folder: Path, policy: WindowPolicy | None = None)
             files[place] = _digest(folder / name, found.st_mtime_ns, found.st_size)
         except OSError as error:
             raise BadScenario(f"{place}: {error}") from error
+    for source in sources_of(scenario.policies.windows) if is_plugin(scenario.policies.windows) else ():
+        files[str(source)] = hashlib.sha256(source.read_bytes()).hexdigest()
     code = _digest_of_code(policies_matter=not _is_static(scenario, policy))
-    depends_on = json.dumps([code, content, files, repr(policy)], sort_keys=True)
+    depends_on = json.dumps([code, content, files, repr(policy), warm_up], sort_keys=True)
     return hashlib.sha256(depends_on.encode()).hexdigest()[:16]
 
 

@@ -17,9 +17,9 @@ from pydantic import Field, model_validator
 
 from dsd_sim.scenario.scenario import parse_table, read_toml, scenario_of
 from dsd_sim.scenario.table import BadScenario, Positive, Table
-from dsd_sim.studies.cells import Cell, cell_of, describe_settings, settings_of
+from dsd_sim.studies.cells import WARM_UP, Cell, cell_of, describe_settings, settings_of
 from dsd_sim.studies.report import FIGURES, SimReport, figure_of, is_lower_better, write_csv, write_json
-from dsd_sim.studies.sweep import SEED, Seeds
+from dsd_sim.studies.sweep import SEED, Seeds, WarmUp, seeds_of
 
 FILE = "compare.toml"
 SHOWN = ("tokens_per_s", "goodput", "tpot_ms.mean", "ttft_ms.mean")
@@ -72,7 +72,8 @@ class Comparison(Table):
 
     scenarios: Annotated[tuple[str, ...], Field(min_length=1)]  # file patterns, relative to this file
     baseline: str
-    seeds: Seeds | None = None  # default: each scenario's own
+    seeds: Seeds | None = None  # default: each scenario's own and the two after it
+    warm_up: WarmUp = WARM_UP
     variant: Annotated[tuple[Variant, ...], Field(min_length=1)]
     reported: tuple[Reported, ...] = ()
     differs: tuple[str, ...] = ()  # sentences: how the assumptions differ from the published ones
@@ -191,10 +192,10 @@ def _choices(
     fixed: dict[str, Any] = {}
     for key, value in variant.set.items():
         fixed |= settings_of(key, value)
-    seeds: list[dict[str, Any]] = [{}] if comparison.seeds is None else [{SEED: seed} for seed in comparison.seeds]
+    seeds = seeds_of(comparison.seeds, content)
     for chosen in variant.choices:
         try:
-            cells = tuple(cell_of(content, file, fixed | chosen | seed) for seed in seeds)
+            cells = tuple(cell_of(content, file, fixed | chosen | {SEED: seed}, comparison.warm_up) for seed in seeds)
         except BadScenario as error:
             raise BadScenario(f"{path}: variant {variant.name!r}: {error}") from error
         yield VariantChoice(name, variant, chosen, cells)

@@ -7,7 +7,7 @@ no global state and no window.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dsd_sim.engine.world import PASS, STEER, STEP, World
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.compare import ComparisonFinding, ComparisonPlan, of_variant
+from dsd_sim.studies.report import figure_of
 from dsd_sim.studies.sweep import SEED, Axis, Capacity, Group, SweepOutcome, SweepPlan, groups_of
 from dsd_sim.studies.tables import brief, label_capacity, name_of
 from dsd_sim.studies.trace import cut_ms, log_of
@@ -26,8 +27,10 @@ from dsd_sim.studies.trace import cut_ms, log_of
 Floats: TypeAlias = NDArray[np.float64]
 
 STYLES = ("-", "--")  # of the figures of a panel
+MARKERS = "osD^vPX*"  # of the lines of a plot, which may lie on each other
 LEGEND_WIDTH = 160  # characters in a line of the legend
 LEGEND_COLUMNS = 4
+ROW = 0.6  # height of a row of dots
 NUM_TIMES = 300  # points of a plot over time
 MOST_LINES = 8  # in a plot; with more, windows are drawn as quantiles, and sweeps in several pictures
 
@@ -40,6 +43,43 @@ PANELS = {  # figures by title, one picture of six plots
     "utilisation of verifiers": ("verifier_utilisation",),
     "utilisation of drafters": ("drafter_utilisation",),
 }
+
+
+AXES = {  # names of keys that are often varied
+    "rtt_ms": "round trip, ms",
+    "rate_per_s": "requests per second",
+    "mean_per_s": "requests per second, mean",
+    "num_clients": "clients",
+    "window": "window, tokens",
+    "chunk": "chunk, tokens",
+    "jitter_ms": "jitter, ms",
+    "step_ms": "draft step, ms",
+    "base_ms": "verify pass, ms",
+}
+WORDS = {  # for settings that are true or false
+    ("drafting", False): "cloud only",
+    ("stop_and_wait", True): "stop-and-wait",
+    ("free_run", False): "no free run",
+    ("colocated", True): "co-located",
+}
+
+
+def label_of(settings: Mapping[str, Any]) -> str:
+    """Settings in the words of the glossary, for a legend."""
+    lasts = {key.rpartition(".")[2]: value for key, value in settings.items()}
+    words = [word for (name, value), word in WORDS.items() if lasts.get(name) is value]
+    if "chunk" in lasts and not {"stop-and-wait", "cloud only"} & set(words):
+        words.insert(0, "sliding")
+    others = {
+        key: value
+        for key, value in settings.items()
+        if (key.rpartition(".")[2], value) not in WORDS or not isinstance(value, bool)
+    }
+    return ", ".join(filter(None, (*words, brief(others))))
+
+
+def axis_of(key: str) -> str:
+    return AXES.get(key.rpartition(".")[2], key)
 
 
 def _saved(figure: Figure, folder: Path, name: str) -> Path:
@@ -69,21 +109,21 @@ def _parts(axis: Axis, plan: SweepPlan, outcomes: Sequence[SweepOutcome]) -> lis
 def _plot_over(axis: Axis, plan: SweepPlan, part: Group, folder: Path) -> Path:
     """One line per combination of the other keys; means over seeds."""
     key, lines = axis.keys[0], groups_of(part.outcomes, (*axis.keys, *part.settings, SEED))
-    labels = [brief(line.settings) for line in lines]
+    labels = [label_of(line.settings) for line in lines]
     columns = max(1, LEGEND_WIDTH // max(map(len, (*labels, " "))))
     figure = Figure(figsize=(13, 7.5 + 0.25 * -(-len(lines) // columns)), layout="constrained")
     for place, (title, figures) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
-            _draw(place, figures, line, label, axis, f"C{number % 10}")
+            _draw(place, figures, line, label, axis, number)
         place.set_title(title, fontsize="medium")
-        place.set_xlabel(key)
+        place.set_xlabel(axis_of(key))
         _scale(place)
         place.grid(alpha=0.3)
     if labels != [""]:
         handles = figure.axes[0].get_legend_handles_labels()[0]
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
     about = brief(part.settings)
-    figure.suptitle(", ".join(filter(None, (plan.scenario, about))))
+    figure.suptitle(": ".join(filter(None, (plan.scenario, label_of(part.settings)))))
     return _saved(figure, folder, "-".join(filter(None, (f"by-{key}", about))))
 
 
@@ -96,14 +136,21 @@ def _scale(place: Axes) -> None:
         place.set_ylim(0, 1.08 * high if high > 0 else 1)
 
 
-def _draw(place: Axes, figures: Sequence[str], line: Group, label: str, axis: Axis, color: str) -> None:
+def _draw(place: Axes, figures: Sequence[str], line: Group, label: str, axis: Axis, number: int) -> None:
+    """One line for each figure: the mean over seeds, and in a shade the lowest and highest seed."""
     others = [key for key in axis.keys if key != axis.keys[0]]
     points = groups_of(line.outcomes, (*others, *line.settings, SEED))
     points.sort(key=lambda point: point.settings[axis.keys[0]])
     xs = [point.settings[axis.keys[0]] for point in points]
     for name, style in zip(figures, STYLES, strict=False):
         ys = [point.mean(name) for point in points]
-        place.plot(xs, ys, style, color=color, marker=".", label=label if style == STYLES[0] else None)
+        color, marker = f"C{number % 10}", MARKERS[number % len(MARKERS)]
+        shown = label if style == STYLES[0] else None
+        place.plot(xs, ys, style, color=color, marker=marker, markersize=4, alpha=0.85, label=shown)
+        if style == STYLES[0]:
+            seeds = [[figure_of(outcome.report, name) for outcome in point.outcomes] for point in points]
+            lows, highs = [min(each) for each in seeds], [max(each) for each in seeds]
+            place.fill_between(xs, lows, highs, color=color, alpha=0.15, linewidth=0)
 
 
 def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
@@ -112,10 +159,10 @@ def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
     place = figure.subplots()
     bars = place.barh(range(len(capacities)), [capacity.load for capacity in capacities], color="C0")
     place.bar_label(bars, [label_capacity(capacity) for capacity in capacities], padding=3)
-    place.set_yticks(range(len(capacities)), [brief(capacity.settings) or "all" for capacity in capacities])
+    place.set_yticks(range(len(capacities)), [label_of(capacity.settings) or "all" for capacity in capacities])
     place.invert_yaxis()
     place.margins(x=0.15)
-    place.set_xlabel(capacities[0].key)
+    place.set_xlabel(axis_of(capacities[0].key))
     place.set_title("capacity: the highest load with p90 of TTFT and TPOT within the objective", fontsize="medium")
     return _saved(figure, folder, "capacity")
 
@@ -124,27 +171,30 @@ def plot_capacities(capacities: Sequence[Capacity], folder: Path) -> Path:
 
 
 def plot_comparison(plan: ComparisonPlan, findings: Sequence[ComparisonFinding], folder: Path) -> list[Path]:
-    """One picture per figure: ratios to the baseline as bars, published ratios as diamonds."""
+    """One picture per figure: ratios to the baseline as dots, published ratios as crosses."""
     return [_plot_ratios(figure, plan, findings, folder) for figure in plan.comparison.figures]
 
 
 def _plot_ratios(name: str, plan: ComparisonPlan, findings: Sequence[ComparisonFinding], folder: Path) -> Path:
+    """One row per variant, with a dot for each scenario."""
     scenarios, variants = plan.scenarios, [variant.name for variant in plan.comparison.variant]
-    width = 0.8 / len(variants)
-    figure = Figure(figsize=(max(8, 2 + 0.2 * len(scenarios) * (len(variants) + 1)), 5.5), layout="constrained")
+    figure = Figure(figsize=(10, 2.2 + 0.34 * len(variants) + 0.07 * len(scenarios)), layout="constrained")
     place = figure.subplots()
-    for number, variant in enumerate(variants):
-        found = [of_variant(findings, scenario, variant) for scenario in scenarios]
-        xs = np.arange(len(scenarios)) + (number - (len(variants) - 1) / 2) * width
-        place.bar(xs, [each.ratios[name] or 0.0 for each in found], width, label=variant, color=f"C{number % 10}")
-        reported = [(x, each.reported[name]) for x, each in zip(xs, found, strict=True) if name in each.reported]
+    for number, scenario in enumerate(scenarios):
+        found = [of_variant(findings, scenario, variant) for variant in variants]
+        rows = np.arange(len(variants)) + ROW * ((number + 0.5) / len(scenarios) - 0.5)
+        color, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
+        ratios = [each.ratios[name] or 0.0 for each in found]
+        place.scatter(ratios, rows, s=28, color=color, marker=marker, alpha=0.8, label=scenario)
+        reported = [(each.reported[name], row) for row, each in zip(rows, found, strict=True) if name in each.reported]
         if reported:
-            place.plot(*zip(*reported, strict=True), "kD", markersize=5, zorder=3)
-    place.axhline(1.0, color="black", linewidth=0.8)
-    place.set_xticks(range(len(scenarios)), scenarios, rotation=30, ha="right", fontsize="small")
-    place.set_ylabel(f"× as much as {plan.comparison.baseline}")
-    place.set_title(f"{name_of(name)}; diamonds: as reported", fontsize="medium")
-    place.grid(axis="y", alpha=0.3)
+            place.plot(*zip(*reported, strict=True), "kx", markersize=9, label=f"{scenario}, as reported")
+    place.axvline(1.0, color="black", linewidth=0.8)
+    place.set_yticks(range(len(variants)), variants)
+    place.invert_yaxis()
+    place.set_xlabel(f"× as much as {plan.comparison.baseline}")
+    place.set_title(name_of(name), fontsize="medium")
+    place.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return _saved(figure, folder, f"compare-{name}")
 
@@ -170,7 +220,8 @@ def _draw_windows(place: Axes, scenario: Scenario, world: World, end_ms: float) 
     if not len(windows):
         place.plot(times / 1000, np.full(NUM_TIMES, start), label="all pairs, never steered")
     elif len(windows) <= MOST_LINES:
-        place.plot(times / 1000, windows.T, drawstyle="steps-post", linewidth=1)
+        for number, line in enumerate(windows):
+            place.plot(times / 1000, line, drawstyle="steps-post", linewidth=1, label=f"pair {number + 1}")
     else:
         low, middle, high = np.quantile(windows, (0.1, 0.5, 0.9), axis=0)
         place.fill_between(times / 1000, low, high, alpha=0.25, label="p10 to p90")

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -19,7 +20,8 @@ from rich.table import Table
 
 from dsd_sim.engine.fleet import SimFleet
 from dsd_sim.engine.pair_reports import MeanReport
-from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.scenario.scenario import Objective, Scenario
+from dsd_sim.studies.measured import MeasuredPart, Totals, share_between
 
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -51,15 +53,15 @@ class TargetTokens(Struct, frozen=True):
 
 
 class SimReport(Struct, frozen=True):
-    """The report of one simulation."""
+    """The report of one simulation, of the measured part of its run (measured.py)."""
 
     scenario: str
     seed: int
-    num_requests: int
-    num_tokens: int
+    num_requests: int  # that arrive in the measured part
+    num_tokens: int  # of their answers
     num_windows: int  # windows verified: verdicts of passes with draws
-    virtual_s: float  # from the first arrival to the last token
-    tokens_per_s: float
+    virtual_s: float  # length of the measured part
+    tokens_per_s: float  # delivered in the measured part
     requests_per_s: float
     goodput: float  # tokens per second, of answers within the objective
     soft_goodput: float  # likewise, but an answer above it counts by objective / time, for TTFT and for TPOT
@@ -120,47 +122,61 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def report_of(scenario: Scenario, fleet: SimFleet) -> SimReport:
-    """The report of a fleet that has served all requests."""
+def report_of(scenario: Scenario, fleet: SimFleet, measured: MeasuredPart | None = None) -> SimReport:
+    """The report of a fleet that has served all requests: of the measured part of its run, or of all of it."""
     world = fleet.world
-    requests, nodes = world.requests, world.nodes
-    begin, end = float(requests["arrival_ms"].min()), float(requests["done_ms"].max())
-    virtual_s = max(end - begin, 1e-9) / 1000
-    ttft = requests["first_ms"] - requests["arrival_ms"]
-    spans = requests["done_ms"] - requests["first_ms"]
-    tpot = spans / np.maximum(requests["tokens"] - 1, 1)
-    objective = scenario.objective
-    is_good = (ttft <= objective.ttft_ms) & (tpot <= objective.tpot_ms)
-    kept = _kept(ttft, objective.ttft_ms) * _kept(tpot, objective.tpot_ms)
+    begin, end = (measured or MeasuredPart()).ends_of(world)
+    done = end.since(begin)
+    rates = _rates(world.requests, share_between(begin.at_ms, end.at_ms, world.requests), scenario.objective, done)
+    arrivals = world.requests["arrival_ms"]
+    requests = world.requests[(arrivals >= begin.at_ms) & (arrivals <= end.at_ms)]
+    tpot = _tpot(requests)
     fates = GuessFates(*(int(requests[name].sum()) for name in GuessFates.__struct_fields__))
     num_judged = fates.accepted + fates.late + fates.rejected
-    num_passes = int(nodes["num_passes"].sum())
     num_tokens = int(requests["tokens"].sum())
     return SimReport(
         scenario=scenario.name,
         seed=scenario.seed,
         num_requests=len(requests),
         num_tokens=num_tokens,
-        num_windows=int(world.clock[0]["num_windows"]),
-        virtual_s=virtual_s,
-        tokens_per_s=num_tokens / virtual_s,
-        requests_per_s=len(requests) / virtual_s,
-        goodput=float(requests["tokens"][is_good].sum()) / virtual_s,
-        soft_goodput=float((requests["tokens"] * kept).sum()) / virtual_s,
-        ttft_ms=_times(ttft),
+        num_windows=done.num_windows,
+        virtual_s=done.at_ms / 1000,
+        **rates,
+        ttft_ms=_times(requests["first_ms"] - requests["arrival_ms"]),
         tpot_ms=_times(tpot[requests["tokens"] > 1]),
         latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
         fates=fates,
         own=TargetTokens(*(int(requests[name].sum()) for name in TargetTokens.__struct_fields__)),
         acceptance=(fates.accepted + fates.late) / num_judged if num_judged else 0.0,
         acceptance_length=num_tokens / max(int(requests["passes"].sum()), 1),
-        verifier_utilisation=float(nodes["busy_ms"].mean()) / (virtual_s * 1000),
-        drafter_utilisation=float(world.devices["busy_ms"].mean()) / (virtual_s * 1000),
-        batch=float(nodes["sum_batch"].sum()) / max(num_passes, 1),
-        queue=float(nodes["sum_queue"].sum()) / max(num_passes, 1),
+        verifier_utilisation=done.verifier_busy_ms / done.at_ms,
+        drafter_utilisation=done.drafter_busy_ms / done.at_ms,
+        batch=done.sum_batch / max(done.num_passes, 1),
+        queue=done.sum_queue / max(done.num_passes, 1),
         seen=fleet.reported.means(),
-        unreached=tuple(_unreached(scenario, end / 1000)),
+        unreached=tuple(_unreached(scenario, float(world.requests["done_ms"].max()) / 1000)),
     )
+
+
+def _tpot(requests: NDArray[Any]) -> NDArray[np.float64]:
+    spans = requests["done_ms"] - requests["first_ms"]
+    found: NDArray[np.float64] = spans / np.maximum(requests["tokens"] - 1, 1)
+    return found
+
+
+def _rates(requests: NDArray[Any], share: NDArray[np.float64], objective: Objective, done: Totals) -> dict[str, float]:
+    """The figures per second. `share`: of each answer that was delivered in the measured part."""
+    ttft, tpot = requests["first_ms"] - requests["arrival_ms"], _tpot(requests)
+    is_good = (ttft <= objective.ttft_ms) & (tpot <= objective.tpot_ms)
+    kept = _kept(ttft, objective.ttft_ms) * _kept(tpot, objective.tpot_ms)
+    tokens, seconds = requests["tokens"] * share, done.at_ms / 1000
+    sums = {
+        "tokens_per_s": tokens,
+        "requests_per_s": share,
+        "goodput": tokens[is_good],
+        "soft_goodput": tokens * kept,
+    }
+    return {name: float(values.sum()) / seconds for name, values in sums.items()}
 
 
 def _unreached(scenario: Scenario, end_s: float) -> Iterator[str]:
@@ -179,30 +195,67 @@ def _times(values: NDArray[np.float64]) -> TimeStats:
     return TimeStats(float(values.mean()), *(float(np.quantile(values, quantile)) for quantile in QUANTILES))
 
 
-def table_of(report: SimReport) -> Table:
-    table = Table("", "", title=f"{report.scenario}, seed {report.seed}", title_justify="left", show_header=False)
-    for name, value in _rows(report):
-        table.add_row(name, value)
+def table_of(reports: Sequence[SimReport], num_requests: int) -> Table:
+    """Means over equal runs with different seeds, and from where to where a row's first figure goes.
+
+    `num_requests`: of the scenario, with those of the warm-up."""
+    first, mean = reports[0], mean_of(reports)
+    title = f"{first.scenario}, means over {len(reports)} seeds" if len(reports) > 1 else f"{first.scenario}, one seed"
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, text, figure in _rows(mean):
+        row = [name, text]
+        if len(reports) > 1:
+            values = [figure_of(report, figure) for report in reports]
+            row.append(f"{_brief(min(values))} to {_brief(max(values))}")
+        table.add_row(*row)
+    if first.num_requests < num_requests:
+        table.caption = f"{first.num_requests:,} of {num_requests:,} requests; the others are the warm-up"
+        table.caption_justify = "left"
+    unreached = {each for report in reports for each in report.unreached}
+    if unreached:
+        table.add_row("ended before", "; ".join(sorted(unreached)))
     return table
 
 
-def _rows(report: SimReport) -> Iterator[tuple[str, str]]:
+def mean_of(reports: Sequence[SimReport]) -> SimReport:
+    """The report with the mean of each figure."""
+    return _mean(reports)  # type: ignore[no-any-return]
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Struct):
+        means = {name: _mean([getattr(each, name) for each in values]) for name in first.__struct_fields__}
+        return type(first)(**means)
+    return fmean(values) if isinstance(first, int | float) else first
+
+
+def _brief(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def _rows(report: SimReport) -> Iterator[tuple[str, str, str]]:
+    """Name and text of each row, and its first figure."""
     fates = report.fates
-    shares = ", ".join(f"{getattr(fates, name):,} {name}" for name in ("accepted", "rejected", "late", "discarded"))
-    yield "requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"
-    yield "throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"
-    yield "goodput", f"{report.goodput:,.1f} tokens/s"
-    yield "TTFT, ms", _percentiles(report.ttft_ms)
-    yield "TPOT, ms", _percentiles(report.tpot_ms)
-    yield "latency, ms", _percentiles(report.latency_ms)
-    yield "drafted", f"{fates.drafted:,}: {shares}"
-    yield "of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"
-    yield "acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"
-    yield "utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"
-    yield "passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}"
-    if report.unreached:
-        yield "ended before", "; ".join(report.unreached)
+    shares = ", ".join(f"{getattr(fates, name):,.0f} {name}" for name in ("accepted", "rejected", "late", "discarded"))
+    answers = f"{report.num_requests:,.0f}, {report.num_tokens:,.0f} tokens, in {report.virtual_s:,.1f} s"
+    yield "answers", answers, "virtual_s"
+    throughput = f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"
+    yield "throughput", throughput, "tokens_per_s"
+    yield "goodput", f"{report.goodput:,.1f} tokens/s", "goodput"
+    yield "TTFT, ms", *_percentiles(report, "ttft_ms")
+    yield "TPOT, ms", *_percentiles(report, "tpot_ms")
+    yield "latency, ms", *_percentiles(report, "latency_ms")
+    yield "drafted", f"{fates.drafted:,.0f}: {shares}", "fates.drafted"
+    yield "of the target", f"{report.own.recovered:,.0f} recovered, {report.own.bonus:,.0f} bonus", "own.recovered"
+    acceptance = f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"
+    yield "acceptance", acceptance, "acceptance"
+    utilisation = f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"
+    yield "utilisation", utilisation, "verifier_utilisation"
+    yield "passes", f"{report.batch:.2f} sessions, queue utilisation {report.queue:.3f}", "batch"
 
 
-def _percentiles(times: TimeStats) -> str:
-    return f"{times.p50:,.1f} median, {times.p90:,.1f} p90, {times.p99:,.1f} p99, {times.mean:,.1f} mean"
+def _percentiles(report: SimReport, figure: str) -> tuple[str, str]:
+    times: TimeStats = getattr(report, figure)
+    shown = f"{times.mean:,.1f} mean, {times.p50:,.1f} median, {times.p90:,.1f} p90, {times.p99:,.1f} p99"
+    return shown, f"{figure}.mean"

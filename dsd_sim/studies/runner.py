@@ -21,10 +21,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dsd_sim.scenario.build import make_fleet
-from dsd_sim.scenario.table import BadScenario
-from dsd_sim.studies.cells import Cell, error_line
-from dsd_sim.studies.report import SimReport, report_of
+from dsd_sim.studies.cells import Cell, fleet_of, run_fleet
+from dsd_sim.studies.report import SimReport
 
 OnProgress: TypeAlias = Callable[[int, int], None]  # finished cells, all cells
 
@@ -109,14 +107,7 @@ def _end_with_parent() -> None:
 
 def _run(cell: Cell, folder: Path) -> None:
     """Runs a cell in a worker and writes its result."""
-    try:
-        fleet = make_fleet(cell.scenario, cell.path.parent)
-    except (BadScenario, OSError) as error:
-        raise BadScenario(error_line(cell.path, error, cell.label)) from error
-    if cell.policy is not None:
-        fleet.policy, fleet.is_watched = cell.policy, True
-    fleet.run()
-    write_atomically(_path_of(folder, cell.key), report_of(cell.scenario, fleet).encode())
+    write_atomically(_path_of(folder, cell.key), run_fleet(cell, fleet_of(cell)).encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

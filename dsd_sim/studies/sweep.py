@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeAlias
 from msgspec import Struct
 from pydantic import Field
 
-from dsd_sim.scenario.scenario import parse_table, read_toml
+from dsd_sim.scenario.scenario import DEFAULT_SEED, parse_table, read_toml
 from dsd_sim.scenario.table import BadScenario, Table
-from dsd_sim.studies.cells import Cell, cell_of, describe_settings, describe_value, settings_of
+from dsd_sim.studies.cells import NUM_SEEDS, WARM_UP, Cell, cell_of, describe_settings, describe_value, settings_of
 from dsd_sim.studies.crossover import Crossing, Crossover, crossing_of, is_number, problem_with
 from dsd_sim.studies.report import SimReport, figure_of, figures_of, write_csv, write_json
 
@@ -26,6 +26,7 @@ SEED = "seed"
 LEAST_LONG = 3  # least number of values of an axis to plot over
 
 Seeds: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+WarmUp: TypeAlias = Annotated[float, Field(ge=0, le=0.5)]  # share of the requests
 Values: TypeAlias = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
@@ -33,7 +34,8 @@ class Sweep(Table):
     """The table `[sweep]` of a scenario's file."""
 
     keys: Annotated[dict[str, Values], Field(min_length=1)]  # dotted; an entry of a list by its number, * for all
-    seeds: Seeds | None = None  # default: the scenario's own
+    seeds: Seeds | None = None  # default: the scenario's own and the two after it
+    warm_up: WarmUp = WARM_UP
     crossover: Crossover | None = None
 
 
@@ -63,7 +65,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """All points of a sweep. Seeds, if given, are the last axis."""
+    """All points of a sweep. Seeds are the last axis."""
 
     scenario: str
     axes: tuple[Axis, ...]
@@ -115,8 +117,8 @@ def read_plan(path: Path) -> SweepPlan:
         raise BadScenario(f"{path}: sweep: the table with the keys to vary is missing")
     sweep = parse_table(Sweep, content.pop("sweep"), path, "sweep")
     axes = [Axis(tuple(settings_of(key, value) for value in values)) for key, values in sweep.keys.items()]
-    if sweep.seeds is not None:
-        axes.append(Axis(tuple({SEED: seed} for seed in sweep.seeds)))
+    if sweep.seeds is not None or SEED not in sweep.keys:
+        axes.append(Axis(tuple({SEED: seed} for seed in seeds_of(sweep.seeds, content))))
     for one, other in itertools.combinations(axes, 2):
         for key, again in itertools.product(one.keys, other.keys):
             if _overlap(key.split("."), again.split(".")):
@@ -131,8 +133,16 @@ def read_plan(path: Path) -> SweepPlan:
     points = []
     for chosen in itertools.product(*(axis.values for axis in axes)):
         settings = {key: value for values in chosen for key, value in values.items()}
-        points.append(SweepPoint(settings, cell_of(content, path, settings)))
+        points.append(SweepPoint(settings, cell_of(content, path, settings, sweep.warm_up)))
     return SweepPlan(points[0].cell.scenario.name, tuple(axes), tuple(points), sweep.crossover)
+
+
+def seeds_of(given: Sequence[int] | None, content: Mapping[str, Any]) -> Sequence[int]:
+    """The seeds of a study of a scenario: those given, or as many as figures need, from the scenario's own on."""
+    if given is not None:
+        return given
+    first = content.get(SEED, DEFAULT_SEED)
+    return range(first, first + NUM_SEEDS) if isinstance(first, int) else (first,)
 
 
 def _overlap(steps: Sequence[str], others: Sequence[str]) -> bool:

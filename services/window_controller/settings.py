@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from awc.policies.adaptive import AdaptivePolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
-from awc.registry import POLICIES
+from awc.registry import POLICIES, policy_kind
 from shared.protocol.messages import MAX_WINDOW
 from shared.runtime.config import ServiceSettings, SettingsFile
 from shared.timing import PAIR_EXPIRY_S
 
 STEERING = {"window_policy", "window", "chunk", "free_run", "min_confidence"}  # a reload applies these
-
-PolicyName: TypeAlias = Literal[tuple(POLICIES)]  # type: ignore[valid-type]
 
 
 class ControllerSettings(ServiceSettings):
@@ -29,7 +27,10 @@ class ControllerSettings(ServiceSettings):
     config_file: str = Field(
         "", description="TOML file of settings; flags and variables override it; SIGHUP reloads it (docs/awc.md)"
     )
-    window_policy: PolicyName = Field(AdaptivePolicy.name, description="How windows are chosen (docs/awc.md)")
+    window_policy: str = Field(
+        AdaptivePolicy.name,
+        description=f"How windows are chosen: {', '.join(POLICIES)} (docs/awc.md) or module:Class (docs/own-policy.md)",
+    )
     window: int = Field(
         DEFAULT_CHOICE.window, ge=0, le=MAX_WINDOW, description="First window of a pair, in tokens; 0: target-only"
     )
@@ -67,6 +68,12 @@ class ControllerSettings(ServiceSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, SettingsFile(settings_cls)
 
+    @field_validator("window_policy")
+    @classmethod
+    def _is_a_policy(cls, name: str) -> str:
+        policy_kind(name)
+        return name
+
     @model_validator(mode="after")
     def _makes_a_policy(self) -> Self:
         """A given chunk must fit the window; the default chunk shrinks with it."""
@@ -89,7 +96,7 @@ class ControllerSettings(ServiceSettings):
         return {"window_policy": self.window_policy, **asdict(self.start)}
 
     def make_policy(self) -> WindowPolicy:
-        return POLICIES[self.window_policy](self.start)
+        return policy_kind(self.window_policy)(self.start)
 
     def steered_by(self, other: ControllerSettings) -> ControllerSettings:
         """These settings with policy and start of others."""

@@ -1,7 +1,7 @@
 """The cache folder of numba.
 
 numba checks the age of a compiled function's own file, not of the functions that it calls in other files. So the cache
-folder is named after a hash of all files that hold compiled functions.
+folder is named after a hash of all folders that hold compiled functions, and of no others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numba
 
 from shared.runtime.home import home
 
-FOLDERS = ("dsd_sim", "shared", "services/cloud_verifier")  # a role's installation has some of them
+FOLDERS = ("dsd_sim/engine", "shared/policies", "services/cloud_verifier")  # a role's installation has some of them
 
 
 def keep_compiled() -> bool:

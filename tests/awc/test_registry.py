@@ -11,11 +11,13 @@ from services.window_controller.settings import ControllerSettings
 
 
 def test_the_controller_offers_exactly_the_registered_policies() -> None:
-    offered = ControllerSettings.model_fields["window_policy"].annotation
-    assert offered.__args__ == tuple(POLICIES)  # type: ignore[union-attr]
+    assert [ControllerSettings(window_policy=name).window_policy for name in POLICIES] == list(POLICIES)
+    assert f"{', '.join(POLICIES)} " in str(ControllerSettings.model_fields["window_policy"].description)
+    with pytest.raises(ValidationError, match=f"must be one of {', '.join(POLICIES)} or module:Class, got 'oracle'"):
+        ControllerSettings(window_policy="oracle")
 
 
 def test_the_simulator_takes_exactly_the_registered_policies() -> None:
     assert [Policies(windows=name).windows for name in POLICIES] == list(POLICIES)
-    with pytest.raises(ValidationError, match=f"must be one of {', '.join(POLICIES)}, got 'oracle'"):
+    with pytest.raises(ValidationError, match=f"must be one of {', '.join(POLICIES)} or module:Class, got 'oracle'"):
         Policies(windows="oracle")

@@ -22,6 +22,8 @@ RIGHT = {"gsm8k": 0.80, "humaneval": 0.84, "cnndm": 0.70}
 CELLS = list(product(FAMILIES, (600, 1000), (10, 30)))
 OTHERS = ("compare.toml", "plan")  # no scenarios: the name of a file, and of a folder
 FILES = sorted(path for path in SCENARIOS.rglob("*.toml") if not set(path.parts) & set(OTHERS))
+STOP_AND_WAIT = ("static 4", "dynamic", "wc-dnn", "goodput", "best static")  # variants of the paper's table
+WINDOWS = {"dynamic": "ladder", "wc-dnn": "wc-dnn", "goodput": "goodput", "adaptive": "adaptive"}
 ROOM = {f"{setup.name}.json": setup.kv_tokens for setup in SHIPPED}
 
 
@@ -114,13 +116,36 @@ def test_every_variant_of_the_comparison_is_what_its_name_says_in_every_cell() -
     for choice in plan.choices:
         policies = choice.cells[0].scenario.policies
         name = choice.variant.name
+        kind = name.partition(",")[0]
         assert policies.drafting == (name != "cloud only")
-        assert policies.choice.is_stop_and_wait == (name in ("static 4", "dynamic", "best static"))
-        assert policies.choice.free_run == (name in ("sliding", "cloud only"))
-        assert policies.windows == ("ladder" if name == "dynamic" else "static")
-        assert policies.batching == ("fifo" if policies.stop_and_wait else "worth")
-        if name in ("static 4", "dynamic"):
+        assert policies.choice.is_stop_and_wait == (kind in STOP_AND_WAIT)
+        assert policies.choice.free_run == (kind not in STOP_AND_WAIT)
+        assert policies.windows == WINDOWS.get(kind, "static")
+        assert policies.batching == _batching_of(name)
+        if kind in STOP_AND_WAIT and kind != "best static":
             assert policies.window == 4
+        if kind.startswith("sliding"):
+            assert policies.window == int(kind.removeprefix("sliding "))
+
+
+def _batching_of(name: str) -> str:
+    if name.endswith("LAB"):
+        return "lab"
+    return "fifo" if name.endswith("FIFO") or name in STOP_AND_WAIT else "worth"
+
+
+def test_every_cell_runs_with_three_seeds_and_a_warm_up() -> None:
+    plan = read_comparison(PAPER / "compare.toml")
+    assert {tuple(cell.scenario.seed for cell in choice.cells) for choice in plan.choices} == {(1, 2, 3)}
+    assert {cell.warm_up for cell in plan.cells} == {0.1}
+
+
+def test_routing_is_compared_up_to_two_thousand_drafters_of_which_a_quarter_is_busy() -> None:
+    plan = read_plan(PAPER / "routing" / "routing.toml")
+    cells = [point.cell.scenario for point in plan.points]
+    assert {cell.policies.routing for cell in cells} == {"random", "round-robin", "jsq"}
+    assert {point.settings["workload.num_clients"] for point in plan.points} == {50, 150, 250, 500}
+    assert {sum(edge.count for edge in cell.edge) for cell in cells} == {2000}
 
 
 # --- crossover and capacity -------------------------------------------------------------------------------------------

@@ -132,10 +132,19 @@ def test_a_cell_holds_the_bytes_that_run_reports(swept: Swept, tmp_path: Path) -
 
 def test_changes_after_the_end_of_a_run_are_reported(tmp_path: Path) -> None:
     slower = "[[change]]\nat_s = 1.0\npass_slowdown = 2.0\n[policies]"
-    sweep = '[sweep]\nkeys = { "change.*.at_s" = [0.5, 900.0] }\n'
+    sweep = '[sweep]\nkeys = { "change.*.at_s" = [0.5, 900.0] }\nseeds = [3]\n'
     done = call("sweep", written(tmp_path, sweep, ("[policies]", slower)), "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "1 of 2 runs ended before: change at 900 s" in done.stderr
+
+
+def test_a_sweep_without_seeds_has_three_and_leaves_the_warm_up_out(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, '[sweep]\nkeys = { "policies.window" = [2, 4] }'))
+    assert [point.settings["seed"] for point in plan.points] == [3, 4, 5, 3, 4, 5]
+    assert {point.cell.warm_up for point in plan.points} == {0.1}
+    whole = read_plan(written(tmp_path, "[sweep]\nkeys = { seed = [7, 9] }\nwarm_up = 0.0"))
+    assert [point.settings for point in whole.points] == [{"seed": 7}, {"seed": 9}]
+    assert not {point.cell.key for point in plan.points} & {point.cell.key for point in whole.points}
 
 
 # --- once -------------------------------------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ def test_only_cells_without_a_valid_result_are_computed(swept: Swept) -> None:
 
 def test_equal_cells_are_computed_once(tmp_path: Path) -> None:
     values = "{ window = 8 }, { windows = 'static' }, { window = 8, drafting = true }"
-    plan = read_plan(written(tmp_path, f"[sweep]\nkeys = {{ policies = [{values}] }}"))
+    plan = read_plan(written(tmp_path, f"[sweep]\nkeys = {{ policies = [{values}] }}\nseeds = [3]"))
     progress = Progress()
     reports = run_cells((point.cell for point in plan.points), tmp_path / "cells", 2, progress)
     assert len(plan.points) == 3
@@ -376,7 +385,8 @@ def test_capacity_is_the_highest_load_within_the_objective_with_every_seed(tmp_p
 
 
 def test_an_outcome_is_within_the_objective_by_its_90th_percentiles(tmp_path: Path) -> None:
-    plan = read_plan(written(tmp_path, '[sweep]\nkeys = { "objective.ttft_ms" = [100], "objective.tpot_ms" = [20] }'))
+    sweep = '[sweep]\nkeys = { "objective.ttft_ms" = [100], "objective.tpot_ms" = [20] }\nseeds = [1]'
+    plan = read_plan(written(tmp_path, sweep))
     key = plan.points[0].cell.key
     for ttft, tpot, is_within in ((100.0, 20.0, True), (101.0, 20.0, False), (100.0, 21.0, False)):
         times = {"ttft_ms": TimeStats(0.0, 0.0, ttft, 999.0), "tpot_ms": TimeStats(0.0, 0.0, tpot, 999.0)}

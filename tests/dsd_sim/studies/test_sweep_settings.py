@@ -16,7 +16,7 @@ from tests.dsd_sim.sweeping import REPEATED, ROOT, call, written
 
 def test_a_star_sets_all_entries_of_a_list_and_a_number_one(tmp_path: Path) -> None:
     sweep = '[sweep]\nkeys = { "edge.*.link.rtt_ms" = [7], "edge.1.count" = [5], "objective.ttft_ms" = [50] }'
-    (point,) = read_plan(written(tmp_path, sweep)).points
+    point, *_ = read_plan(written(tmp_path, sweep)).points
     scenario = point.cell.scenario
     assert [(edge.link.rtt_ms, edge.count) for edge in scenario.edge] == [(7.0, 2), (7.0, 5)]
     assert scenario.objective.ttft_ms == 50.0
@@ -82,7 +82,7 @@ def test_an_error_in_a_worker_is_reported_with_file_and_settings(tmp_path: Path)
         run_cells((point.cell for point in plan.points), tmp_path / "cells", 1, lambda num_done, num: None)
     shown = str(refusal.value)
     assert shown.startswith(f"{tmp_path / 'scenario.toml'}: cloud.kv_tokens: must be at least ")
-    assert shown.endswith("(with cloud.0.kv_tokens = 64)")
+    assert shown.endswith("(with cloud.0.kv_tokens = 64, seed = 3)")
 
 
 def test_every_command_has_help() -> None:
@@ -109,3 +109,13 @@ def test_numbers_have_three_digits_or_all_digits_before_the_point() -> None:
     assert [number(value) for value in (0, 0.0868, 9.87, 49.84, 101.2, 12345.6)] == [
         "0.00", "0.09", "9.87", "49.8", "101", "12,346",
     ]  # fmt: skip
+
+
+def test_a_run_shows_means_over_three_seeds_and_writes_its_own_seed(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    shown = call("run", path, "--out", tmp_path).stdout
+    assert "means over 3 seeds" in shown
+    assert "32 of 40 requests; the others are the warm-up" in shown, "each of 8 clients has begun once"
+    assert (tmp_path / "report.json").read_text() == call("run", path, "--json").stdout
+    assert "one seed" in call("run", path, "--seeds", 1, "--warm-up", 0).stdout
+    assert '"seed": 3' in (tmp_path / "report.json").read_text()

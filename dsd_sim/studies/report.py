@@ -22,6 +22,7 @@ from dsd_sim.engine.pair_reports import MeanReport
 from dsd_sim.scenario.scenario import Scenario
 
 QUANTILES = (0.5, 0.9, 0.99)
+PRICE = 0.01  # of an unused guess, in tokens
 
 
 class TimeStats(Struct, frozen=True):
@@ -63,6 +64,8 @@ class SimReport(Struct, frozen=True):
     requests_per_s: float
     goodput: float  # tokens per second, of answers within the objective
     soft_goodput: float  # likewise, but an answer above it counts by objective / time, for TTFT and for TPOT
+    priced_goodput: float  # soft goodput, less PRICE for each unused guess
+    guesses_per_token: float  # drafted guesses / tokens of answers
     ttft_ms: TimeStats
     tpot_ms: TimeStats  # of answers with at least two tokens
     latency_ms: TimeStats
@@ -136,6 +139,7 @@ def report_of(scenario: Scenario, fleet: SimFleet) -> SimReport:
     num_judged = fates.accepted + fates.late + fates.rejected
     num_passes = int(nodes["num_passes"].sum())
     num_tokens = int(requests["tokens"].sum())
+    soft_goodput = float((requests["tokens"] * kept).sum()) / virtual_s
     return SimReport(
         scenario=scenario.name,
         seed=scenario.seed,
@@ -146,7 +150,9 @@ def report_of(scenario: Scenario, fleet: SimFleet) -> SimReport:
         tokens_per_s=num_tokens / virtual_s,
         requests_per_s=len(requests) / virtual_s,
         goodput=float(requests["tokens"][is_good].sum()) / virtual_s,
-        soft_goodput=float((requests["tokens"] * kept).sum()) / virtual_s,
+        soft_goodput=soft_goodput,
+        priced_goodput=priced(soft_goodput, fates, num_tokens),
+        guesses_per_token=fates.drafted / max(num_tokens, 1),
         ttft_ms=_times(ttft),
         tpot_ms=_times(tpot[requests["tokens"] > 1]),
         latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
@@ -161,6 +167,11 @@ def report_of(scenario: Scenario, fleet: SimFleet) -> SimReport:
         seen=fleet.reported.means(),
         unreached=tuple(_unreached(scenario, end / 1000)),
     )
+
+
+def priced(goodput: float, fates: GuessFates, num_tokens: int, price: float = PRICE) -> float:
+    """A goodput, less `price` tokens for each guess that was made and not used."""
+    return goodput * (1 - price * (fates.drafted - fates.accepted) / max(num_tokens, 1))
 
 
 def _unreached(scenario: Scenario, end_s: float) -> Iterator[str]:
@@ -191,11 +202,11 @@ def _rows(report: SimReport) -> Iterator[tuple[str, str]]:
     shares = ", ".join(f"{getattr(fates, name):,} {name}" for name in ("accepted", "rejected", "late", "discarded"))
     yield "requests, tokens", f"{report.num_requests:,}, {report.num_tokens:,} in {report.virtual_s:,.1f} s"
     yield "throughput", f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"
-    yield "goodput", f"{report.goodput:,.1f} tokens/s"
+    yield "goodput", f"{report.goodput:,.1f} tokens/s, {report.priced_goodput:,.1f} soft and less unused guesses"
     yield "TTFT, ms", _percentiles(report.ttft_ms)
     yield "TPOT, ms", _percentiles(report.tpot_ms)
     yield "latency, ms", _percentiles(report.latency_ms)
-    yield "drafted", f"{fates.drafted:,}: {shares}"
+    yield "drafted", f"{fates.drafted:,}, {report.guesses_per_token:.2f} a token: {shares}"
     yield "of the target", f"{report.own.recovered:,} recovered, {report.own.bonus:,} bonus"
     yield "acceptance", f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"
     yield "utilisation", f"verifiers {report.verifier_utilisation:.2f}, drafters {report.drafter_utilisation:.2f}"

@@ -82,7 +82,7 @@ def paying_depth(acceptance: float, seen: PairReport, least: float) -> float:
 
 
 def speedup(acceptance: float, seen: PairReport, most: float) -> float:
-    """Tokens per pass of a session; target-only has 1. most: guesses that come in a pass.
+    """Tokens per pass of a session; target-only has 1. most: guesses that come in a pass of a run.
 
     After a wrong guess the verifier generates alone, a token a pass, until m guesses in a row overtake it
     (`num_overtaking`), which takes n tokens on average:
@@ -107,22 +107,31 @@ def _alone(acceptance: float, seen: PairReport) -> float | None:
     return None if odds < LEAST_OVERTAKING else (1 / odds - 1) / (1 - a)
 
 
+def guesses_made(seen: PairReport, window: int) -> float:
+    """Guesses that a session makes during a pass."""
+    pass_ms = max(seen.pass_ms, LEAST_MS)
+    return min(pass_ms / max(seen.draft_ms, LEAST_MS), window * pass_ms / max(verdict_ms(seen), LEAST_MS))
+
+
+def guesses_of_run(acceptance: float, seen: PairReport, window: int) -> float:
+    """Guesses that come in a pass while all are right. A run that is longer than the window waits for verdicts."""
+    guess_ms = max(seen.draft_ms, LEAST_MS)
+    waiting = within(acceptance) ** max(0.0, window - num_overtaking(seen))  # share of the runs
+    wait_ms = max(0.0, verdict_ms(seen) / max(window, 1) - guess_ms)
+    return max(seen.pass_ms, LEAST_MS) / (guess_ms + waiting * wait_ms)
+
+
 def net_gain(acceptance: float, seen: PairReport, window: int, price: float) -> float:
     """ln(speed-up) of a window over target-only, less the price of its unused guesses, in tokens per token."""
     if window < 1:
         return 0.0
-    pass_ms = max(seen.pass_ms, LEAST_MS)
-    most = min(pass_ms / max(seen.draft_ms, LEAST_MS), window * pass_ms / max(verdict_ms(seen), LEAST_MS))
-    found = speedup(acceptance, seen, most)
-    return math.log(found) - price * max(0.0, most - (found - 1)) / found
+    found = speedup(acceptance, seen, guesses_of_run(acceptance, seen, window))
+    return math.log(found) - price * max(0.0, guesses_made(seen, window) - (found - 1)) / found
 
 
 def sliding_guesses(seen: PairReport) -> NDArray[np.float64]:
-    """Guesses that come in a pass with each window from 0 to MAX_WINDOW."""
-    pass_ms = max(seen.pass_ms, LEAST_MS)
-    in_time = pass_ms / max(seen.draft_ms, LEAST_MS)
-    found: NDArray[np.float64] = np.minimum(WINDOWS * pass_ms / max(verdict_ms(seen), LEAST_MS), in_time)
-    return found
+    """`guesses_made` with each window from 0 to MAX_WINDOW."""
+    return np.array([guesses_made(seen, window) for window in range(MAX_WINDOW + 1)])
 
 
 def sliding_tokens(acceptance: float, seen: PairReport) -> NDArray[np.float64]:
@@ -131,6 +140,7 @@ def sliding_tokens(acceptance: float, seen: PairReport) -> NDArray[np.float64]:
     if alone is None:
         return np.ones_like(WINDOWS)
     a = within(acceptance)
-    passes = 1 / (1 - a ** np.maximum(sliding_guesses(seen), 1.0))
+    in_run = np.array([guesses_of_run(a, seen, window) for window in range(MAX_WINDOW + 1)])
+    passes = 1 / (1 - a ** np.maximum(in_run, 1.0))
     found: NDArray[np.float64] = np.where(WINDOWS > 0, (alone + 1 / (1 - a)) / (alone + passes), 1.0)
     return found

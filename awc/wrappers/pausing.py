@@ -4,8 +4,9 @@
    the pause it drafts again to measure its acceptance; each further pause in a row is twice as long (the back-off of
    Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
 2. A prediction does not know what drafting costs a machine that drafter and verifier share. So where a token takes
-   nearly as long as a pass, the pair pauses on trial, and TPOT decides: drafting resumes if the trial made TPOT rise;
-   the next trial then comes after four times the time. Otherwise the trial becomes a pause.
+   nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the next trial
+   then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT: where guesses
+   rarely overtake the verifier, few fast reports make the gain.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -16,15 +17,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean
 
 from awc.estimators.acceptance import CusumAcceptance
 from awc.estimators.sliding import PRICE, is_measured, net_gain
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
-LEAST_COMPARED = 3  # reports of a median
-PATIENCE = 2  # reports in a row without a gain before a pause
+LEAST_COMPARED = 3  # reports of a mean
+PATIENCE = 6  # reports in a row without a gain before a pause
 HALF_LIFE = 192.0  # judged guesses after which a guess weighs half
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses; also that of a good draft
 PAUSED = WindowChoice(window=0, chunk=1, free_run=True)
@@ -35,10 +36,10 @@ class PauseSettings:
     """When and how long to pause. Lengths are in reports of a pair that has sessions and receives tokens, about four a
     second. Raises ValueError for bad parameters."""
 
-    first: int = 20  # length of the first pause, and of drafting before the first trial
+    first: int = 20  # length of the first pause, and half of that of drafting before the first trial
     longest: int = 640  # upper bound of both
-    compared: int = 8  # reports whose TPOT a trial compares; a third as many are skipped before
-    margin: float = 0.02  # relative rise of the median TPOT that ends a trial
+    compared: int = 8  # reports whose speed a trial compares; a third as many are skipped before
+    margin: float = 0.02  # relative loss of speed that ends a trial
     doubtful: float = 0.9  # TPOT / pass time above which a trial may begin
 
     def __post_init__(self) -> None:
@@ -50,6 +51,11 @@ class PauseSettings:
         for rule, holds in rules.items():
             if not holds:
                 raise ValueError(f"{rule} must hold, got {self}")
+
+    @property
+    def untried(self) -> int:
+        """Reports of drafting before the first trial, whose mean speed a trial is compared with."""
+        return 2 * self.first
 
     @property
     def settling(self) -> int:
@@ -85,11 +91,11 @@ class PausingPolicy:
 
 @dataclass(slots=True)
 class PauseTrial:
-    """A pause that TPOT decides on."""
+    """A pause that is judged by speed: 1 / TPOT, tokens per millisecond."""
 
-    before_ms: float  # median TPOT while drafting
+    before: float  # speed while drafting
     settling: int  # reports still to skip
-    times: list[float] = field(default_factory=list)  # TPOT of each compared report
+    speeds: list[float] = field(default_factory=list)  # of each compared report
 
     def observe(self, seen: PairReport) -> None:
         if seen.window:  # the decision has not reached the drafter yet
@@ -97,7 +103,7 @@ class PauseTrial:
         if self.settling:
             self.settling -= 1
         else:
-            self.times.append(seen.tpot_ms)
+            self.speeds.append(1 / seen.tpot_ms)
 
 
 class PausingPair:
@@ -109,11 +115,11 @@ class PausingPair:
         self._acceptance = CusumAcceptance(HALF_LIFE)
         self._is_paused = False
         self._left = 0  # reports of the pause
-        self._length = self._trust = settings.first  # of the next pause; of drafting after the next failed trial
-        self._trusted = settings.first  # reports until a trial may begin
+        self._length, self._trust = settings.first, settings.untried  # of the next pause; after the next failed trial
+        self._trusted = settings.untried  # reports until a trial may begin
         self._probing = 0  # reports until the gain counts again
         self._num_worthless = 0  # reports in a row without a gain
-        self._times: deque[float] = deque(maxlen=settings.first)  # TPOT while drafting, ms
+        self._speeds: deque[float] = deque(maxlen=settings.untried)  # while drafting, tokens per millisecond
         self._tpot_ms = 0.0  # of the report before
         self._trial: PauseTrial | None = None
 
@@ -146,7 +152,7 @@ class PausingPair:
             self._pause(self._length if can_gain else 0)
             return PAUSED
         if seen.window and has_written:
-            self._times.append(seen.tpot_ms)
+            self._speeds.append(1 / seen.tpot_ms)
         self._trusted = max(0, self._trusted - 1)
         if not self._trusted and self._is_doubtful(seen):
             self._begin_trial()
@@ -163,8 +169,8 @@ class PausingPair:
 
     def _is_doubtful(self, seen: PairReport) -> bool:
         """Whether drafting has saved so little that a shared machine may cost more."""
-        is_known = len(self._times) == self._settings.first
-        return is_known and median(self._times) > self._settings.doubtful * seen.pass_ms
+        is_known = len(self._speeds) == self._settings.untried
+        return is_known and fmean(self._speeds) * self._settings.doubtful * seen.pass_ms < 1
 
     def _pause(self, length: int) -> None:
         """`length` 0: until drafting can gain."""
@@ -175,24 +181,24 @@ class PausingPair:
     def _begin_trial(self) -> None:
         self._is_paused = True
         self._left = self._settings.settling + self._settings.compared + self._settings.first
-        self._trial = PauseTrial(median(self._times), self._settings.settling)
+        self._trial = PauseTrial(fmean(self._speeds), self._settings.settling)
 
     def _judge(self, trial: PauseTrial, seen: PairReport) -> None:
         """Ends a trial that has failed or is over."""
         trial.observe(seen)
-        num, compared = len(trial.times), self._settings.compared
+        num, compared = len(trial.speeds), self._settings.compared
         if num < LEAST_COMPARED:
             return
-        if median(trial.times) > (1 + self._settings.margin * compared / num) * trial.before_ms:
+        if fmean(trial.speeds) * (1 + self._settings.margin * compared / num) < trial.before:
             self._length = self._settings.first
             self._resume(self._trust)
             self._trust = min(4 * self._trust, self._settings.longest)
         elif num >= compared:
-            self._trust = self._settings.first
+            self._trust = self._settings.untried
             self._pause(self._length)
 
     def _resume(self, trusted: int) -> None:
         """`trusted`: reports until a trial may begin."""
         self._is_paused, self._trial, self._trusted = False, None, trusted
         self._num_worthless = 0
-        self._times.clear()
+        self._speeds.clear()

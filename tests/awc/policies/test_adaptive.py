@@ -99,7 +99,7 @@ def test_the_default_does_not_draft_with_wrong_guesses_on_a_slow_drafter() -> No
     for number in range(200):
         seen = changed(unhelpful, window=0, matched=0, mismatched=0) if windows and not windows[-1] else unhelpful
         windows.append(pair.decide(changed(seen, tpot_ms=25.0 + number % 2)).window)
-    assert windows.count(0) > 190, windows
+    assert windows.count(0) > 185, windows
 
 
 @given(st.lists(ANY_REPORT, min_size=1, max_size=8))

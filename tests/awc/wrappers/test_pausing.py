@@ -74,7 +74,7 @@ def test_after_a_pause_the_pair_drafts_long_enough_to_measure_its_acceptance() -
 
 def test_a_pair_whose_guesses_became_right_drafts_on_after_its_pause() -> None:
     pair = a_pair()
-    assert any(followed(pair, WRONG, 40))
+    assert any(followed(pair, WRONG, 60))
     assert not any(followed(pair, GOOD, 200)[SETTINGS.longest + 1 :])
 
 
@@ -93,7 +93,7 @@ def test_one_report_without_a_gain_is_no_reason_to_pause() -> None:
 
 def test_where_a_token_takes_nearly_a_pass_a_trial_decides_that_drafting_is_too_slow() -> None:
     paused = followed(a_pair(), DOUBTFUL, 80, paused_ms=36.0)
-    assert paused.index(True) >= SETTINGS.first - 1
+    assert paused.index(True) == SETTINGS.untried - 1
     assert lengths(paused)[0] == SKIPPED + SETTINGS.first
 
 
@@ -152,7 +152,7 @@ def test_pairs_decided_together_pause_as_each_would_alone() -> None:
 @pytest.mark.parametrize("name", ["ladder", "confidence", "delay-ucb", "adaptive"])
 def test_policies_that_do_not_stop_by_themselves_pause(name: str) -> None:
     pair = POLICIES[name](DEFAULT_CHOICE).for_pair()
-    assert any(pair.decide(changed(OUTPACED, tpot_ms=35.0 + n)) == PAUSED for n in range(5))
+    assert any(pair.decide(changed(OUTPACED, tpot_ms=35.0 + n)) == PAUSED for n in range(9))
 
 
 @pytest.mark.parametrize(

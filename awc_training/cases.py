@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from awc_training.evaluate import Results, ratio, results_of, standing, table
+from awc_training.evaluate import Results, results_of, standing, table
+from awc_training.intervals import ratio
 from awc_training.rivals import contestants
 from awc_training.scenarios import FOLDER
 from dsd_sim.scenario.scenario import Scenario, read_scenario

@@ -96,11 +96,12 @@ def _changes(rng: np.random.Generator, edges: list[dict[str, Any]]) -> list[dict
     if kind > 2:
         return []
     edge = edges[0]
-    there, back = (
+    kinds: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"link": {"rtt_ms": log_uniform(rng, 2, 300)}}, {"link": {"rtt_ms": edge["link"]["rtt_ms"]}}),
         ({"guesses": guesses_of(rng)}, {"guesses": edge["guesses"]}),
         ({"draft_slowdown": log_uniform(rng, 1.5, 4)}, {"draft_slowdown": 1.0}),
-    )[kind]
+    ]
+    there, back = kinds[kind]
     return [
         {"at_s": CHANGE_S, "edge": "edge-0"} | there,
         {"at_s": 2 * CHANGE_S, "edge": "edge-0"} | back,

@@ -95,7 +95,8 @@ def speedup(acceptance: float, seen: PairReport, most: float) -> float:
     if alone is None:
         return 1.0
     a = within(acceptance)
-    return (alone + 1 / (1 - a)) / (alone + 1 / (1 - a ** max(most, 1.0)))
+    passes: float = 1 / (1 - a ** max(most, 1.0))
+    return (alone + 1 / (1 - a)) / (alone + passes)
 
 
 def _alone(acceptance: float, seen: PairReport) -> float | None:
@@ -103,7 +104,7 @@ def _alone(acceptance: float, seen: PairReport) -> float | None:
     if seen.draft_ms >= seen.pass_ms:
         return None
     a = within(acceptance)
-    odds = a ** num_overtaking(seen)
+    odds: float = a ** num_overtaking(seen)
     return None if odds < LEAST_OVERTAKING else (1 / odds - 1) / (1 - a)
 
 
@@ -116,7 +117,7 @@ def guesses_made(seen: PairReport, window: int) -> float:
 def guesses_of_run(acceptance: float, seen: PairReport, window: int) -> float:
     """Guesses that come in a pass while all are right. A run that is longer than the window waits for verdicts."""
     guess_ms = max(seen.draft_ms, LEAST_MS)
-    waiting = within(acceptance) ** max(0.0, window - num_overtaking(seen))  # share of the runs
+    waiting: float = within(acceptance) ** max(0.0, window - num_overtaking(seen))  # share of the runs
     wait_ms = max(0.0, verdict_ms(seen) / max(window, 1) - guess_ms)
     return max(seen.pass_ms, LEAST_MS) / (guess_ms + waiting * wait_ms)
 

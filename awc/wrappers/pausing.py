@@ -5,8 +5,8 @@
    Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
 2. A prediction does not know what drafting costs a machine that drafter and verifier share. So where a token takes
    nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the next trial
-   then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT: where guesses
-   rarely overtake the verifier, few fast reports make the gain.
+   then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT: guesses may
+   overtake the verifier rarely, and then few fast reports make the gain.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.

@@ -73,7 +73,9 @@ def _void(finding: CellFinding) -> list[str]:
 def _table(finding: CellFinding) -> str:
     times = ("TPOT ms", "speed to target-only", "TTFT ms", "TTFT to target-only")
     steps = "" if finding.in_steps is None else f" Sliding takes {finding.in_steps} draft steps per token."
-    table = markdown_table(("mode", *times, "tokens/s in all", "acceptance", "guesses per token"), map(_row, finding.modes))
+    table = markdown_table(
+        ("mode", *times, "tokens/s in all", "acceptance", "guesses per token"), map(_row, finding.modes)
+    )
     return f"{table}\n\n{finding.num_rounds} rounds.{steps}"
 
 

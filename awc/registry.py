@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from awc.estimators.sliding import PRICE
 from awc.plugins import BadPolicy, is_plugin, load_plugin
 from awc.policies.adaptive import AdaptivePolicy
 from awc.policies.closed_form import ClosedFormPolicy
@@ -17,10 +18,10 @@ from awc.policies.delay_bandit import DelayBanditPolicy
 from awc.policies.goodput import GoodputPolicy
 from awc.policies.ladder import LadderPolicy
 from awc.policies.nightjar import NightjarPolicy
+from awc.policies.pipeline import PipelinePolicy
 from awc.policies.static import StaticPolicy
 from awc.policies.wc_dnn import WcDnnPolicy
 from awc.policy import WindowChoice, WindowPolicy
-from awc.wrappers.fair_share import FairSharePolicy
 from awc.wrappers.pausing import PausingPolicy
 
 
@@ -31,6 +32,10 @@ def _pausing(kind: Callable[..., WindowPolicy]) -> Callable[..., WindowPolicy]:
     return make
 
 
+def _adaptive(start: WindowChoice, price: float = PRICE, **options: Any) -> WindowPolicy:
+    return PausingPolicy(AdaptivePolicy(start, price, **options), price=price)
+
+
 POLICIES: dict[str, Callable[..., WindowPolicy]] = {
     StaticPolicy.name: StaticPolicy,
     LadderPolicy.name: _pausing(LadderPolicy),
@@ -39,8 +44,9 @@ POLICIES: dict[str, Callable[..., WindowPolicy]] = {
     GoodputPolicy.name: GoodputPolicy,
     NightjarPolicy.name: NightjarPolicy,
     DelayBanditPolicy.name: _pausing(DelayBanditPolicy),
+    PipelinePolicy.name: PipelinePolicy,
     WcDnnPolicy.name: WcDnnPolicy,
-    AdaptivePolicy.name: lambda start, **options: FairSharePolicy(PausingPolicy(AdaptivePolicy(start, **options))),
+    AdaptivePolicy.name: _adaptive,
 }
 
 

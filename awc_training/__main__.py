@@ -1,37 +1,39 @@
-"""python -m awc_training: makes datasets, trains both networks and evaluates every policy."""
+"""python -m awc_training: trains the paper's network and evaluates every policy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-from msgspec import json
 
-from awc.estimators.features import CHOICE_INPUTS, WINDOW_INPUTS
+from awc.estimators.features import WINDOW_INPUTS
 from awc.estimators.network import write_network
-from awc.policies import adaptive, wc_dnn
-from awc_training.cards import read_card, write_card
+from awc.policies import wc_dnn
+from awc_training.cards import write_card
+from awc_training.cases import run_cases
 from awc_training.changes import follow
-from awc_training.dataset import NUM_SCENARIOS, make_datasets, read_dataset, write_dataset
-from awc_training.evaluate import NUM_HELD_OUT, evaluate
-from awc_training.paper import paper_cells
-from awc_training.report import EvaluationResults, write_report
-from awc_training.shared_verifiers import serve_shared_verifiers
+from awc_training.dataset import NUM_SCENARIOS, make_dataset, read_dataset, write_dataset
+from awc_training.development import development
+from awc_training.evaluate import results_of, standings
+from awc_training.rivals import contestants, frontier, tune, write_tuned
+from awc_training.sealed import NUM_SEALED, NotSealed, open_set, sealed_scenarios, seed_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OUT = Path("results/awc")
 DOCS = Path("docs/reports/awc")
+NUM_DEVELOPMENT = 48
 FOLLOWING = ("ladder", "closed-form", "goodput", "nightjar", "adaptive")
-NETWORKS = {"wc-dnn": (WINDOW_INPUTS, wc_dnn.WEIGHTS), "adaptive": (CHOICE_INPUTS, adaptive.WEIGHTS)}
 Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; its runs are reused.")]
 Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
 
 
 @app.callback()
 def main() -> None:
-    """Adaptive window control: trains the networks and makes the tables of docs/reports/awc."""
+    """Window control: trains the paper's network, and makes the tables of docs/reports/awc. Every command resumes after
+    a stop."""
 
 
 @app.command()
@@ -40,52 +42,81 @@ def dataset(
     workers: Workers = None,
     num: Annotated[int, typer.Option(min=10, help="Training scenarios.")] = NUM_SCENARIOS,
 ) -> None:
-    """Runs training scenarios with every window and labels the reports. Resumes after a stop."""
-    for name, made in zip(NETWORKS, make_datasets(out / "runs", num, workers), strict=True):
-        path = out / f"{name}.npz"
-        write_dataset(made, path)
-        print(f"{len(made.targets)} rows of {num} scenarios: {path}")
+    """Runs training scenarios with every window and labels the reports, for wc-dnn."""
+    made, path = make_dataset(out / "runs", num, workers), out / "wc-dnn.npz"
+    write_dataset(made, path)
+    print(f"{len(made.targets)} rows of {num} scenarios: {path}")
 
 
 @app.command()
 def train(out: Out = OUT, seed: int = 1) -> None:
-    """Trains both networks on their datasets and writes weights and cards into awc/policies."""
+    """Trains wc-dnn on its dataset and writes weights and card into awc/policies."""
     import torch
 
     from awc_training import train as training
 
     torch.set_num_threads(1)  # the fastest at this size
-    for name, (names, weights) in NETWORKS.items():
-        network, card = training.train(read_dataset(out / f"{name}.npz"), names, seed)
-        write_network(network, weights)
-        write_card(card, weights.with_suffix(".json"))
-        print(f"{name}: {card.num_parameters} parameters, mean error {card.mean_error:.3f}: {weights}")
+    network, card = training.train(read_dataset(out / "wc-dnn.npz"), WINDOW_INPUTS, seed)
+    write_network(network, wc_dnn.WEIGHTS)
+    write_card(card, wc_dnn.WEIGHTS.with_suffix(".json"))
+    print(f"{card.num_parameters} parameters, mean error {card.mean_error:.3f}: {wc_dnn.WEIGHTS}")
 
 
-@app.command(name="evaluate")
-def evaluate_all(
-    out: Out = OUT,
-    workers: Workers = None,
-    num: Annotated[int, typer.Option(min=1, help="Held-out scenarios.")] = NUM_HELD_OUT,
-) -> None:
-    """Tunes rivals on training scenarios and runs every policy on held-out ones. Resumes after a stop."""
-    runs = out / "runs"
-    found = EvaluationResults(
-        evaluation=evaluate(runs, num=num, workers=workers),
-        followed=follow(FOLLOWING, runs, workers),
-        shared_verifiers=serve_shared_verifiers(),
-        paper=paper_cells(runs, workers),
-    )
-    (out / "found.json").write_bytes(json.format(json.encode(found), indent=1) + b"\n")
+@app.command(name="tune")
+def tune_rivals(out: Out = OUT, workers: Workers = None) -> None:
+    """Chooses the variant of each rival on development scenarios and writes awc_training/tuned.json."""
+    found = tune(out / "runs", workers)
+    write_tuned(found)
+    print(found)
 
 
 @app.command()
-def report(out: Out = OUT) -> None:
-    """Writes the results of `evaluate` into docs/reports/awc."""
-    found = json.decode((out / "found.json").read_bytes(), type=EvaluationResults)
-    cards = {name: read_card(weights.with_suffix(".json")) for name, (_, weights) in NETWORKS.items()}
-    write_report(DOCS / "report.md", found, cards)
-    print(f"written: {DOCS / 'report.md'}")
+def develop(
+    out: Out = OUT,
+    workers: Workers = None,
+    num: Annotated[int, typer.Option(min=2, help="Development scenarios.")] = NUM_DEVELOPMENT,
+) -> None:
+    """Compares policies on development scenarios, and adaptive at several prices. Decides nothing."""
+    ours, *others = results_of([*contestants(), *frontier()], development(num), out / "runs", workers)
+    _write("develop", f"{num} development scenarios", standings(ours, others))
+
+
+@app.command()
+def cases(out: Out = OUT, workers: Workers = None) -> None:
+    """Compares policies in the cases of scenarios/window-control."""
+    _write("cases", "The cases of scenarios/window-control", run_cases(out / "runs", workers))
+
+
+@app.command()
+def changes(out: Out = OUT, workers: Workers = None) -> None:
+    """Shows how policies follow a change of round trip, load and acceptance."""
+    _write("changes", "Under change", follow(FOLLOWING, out / "runs", workers))
+
+
+@app.command()
+def sealed(
+    candidate: Annotated[str, typer.Option(help="Name of what is judged, for the record.")],
+    out: Out = OUT,
+    workers: Workers = None,
+) -> None:
+    """Opens the sealed set for the current commit, records that, and compares policies on it."""
+    try:
+        opening = open_set(candidate, num=NUM_SEALED)
+    except NotSealed as error:
+        raise typer.BadParameter(str(error)) from error
+    seed, folder = seed_of(opening.commit), out / "sealed"
+    scenarios = list(sealed_scenarios(seed, opening.num_scenarios, folder))
+    ours, *others = results_of(contestants(), scenarios, out / "runs", workers, folder)
+    title = f"Sealed set of {opening.candidate}, commit {opening.commit}, opened {opening.date}"
+    _write("sealed", title, standings(ours, others))
+
+
+def _write(name: str, title: str, lines: Iterable[str]) -> None:
+    made = f"Made by `python -m awc_training {name}` ([awc.md](../../awc.md#evaluate-policies)). Times are virtual."
+    path = DOCS / f"{name}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([f"# {title}", "", made, "", *lines]), encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,91 +1,80 @@
-"""Every policy on held-out scenarios: python -m awc_training evaluate.
+"""Results of contestants on scenarios, and how ours compares with each of the others.
 
-Each policy runs in each transport, a rival as its best variant there on training scenarios. The oracle is the best
-static window of each scenario, chosen with hindsight.
-
-Invariant: all get the same requests and guesses, and are compared by one score (`runs.scores`).
+Invariant: all contestants get the same requests and guesses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from msgspec import Struct
-from numpy.typing import NDArray
+from awc_training.intervals import Interval, geometric_mean, ratio
+from awc_training.rivals import Contestant
+from awc_training.runs import run
+from awc_training.scenarios import FOLDER
+from dsd_sim.scenario.scenario import Scenario
+from dsd_sim.studies.report import SimReport, priced
 
-from awc.policies.adaptive import AdaptivePolicy
-from awc.policies.static import StaticPolicy
-from awc.registry import POLICIES
-from awc_training.rivals import NUM_TUNING, RivalVariant, tuned
-from awc_training.runs import SLIDING, STOP_AND_WAIT, TRANSPORTS, Reports, Transport, run, scores, static_cell
-from awc_training.scenarios import HELD_OUT, DrawnScenario, drawn
-from dsd_sim.studies.cells import Cell
-
-NUM_HELD_OUT = 210
-STATIC = {STOP_AND_WAIT.name: (0, *range(1, 13)), SLIDING.name: (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)}
-POLICY_NAMES = tuple(name for name in POLICIES if name != StaticPolicy.name)
-SLIDING_ONLY = {AdaptivePolicy.name}  # these choose chunk and free run themselves
+SHOWN_PRICES = (0.0, 0.01, 0.03, 0.05)
+LEAST_MS = 1e-6
 
 
-class Scores(Struct, frozen=True):
-    """Soft goodput of every scenario in one transport, with each static window and each policy."""
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One contestant's reports, in the order of the scenarios."""
 
-    windows: tuple[int, ...]
-    static: list[list[float]]  # [scenarios, windows]
-    policies: dict[str, list[float]]  # [scenarios]
-    tuned: dict[str, str]  # parameters of each policy that differ from the registered ones
-
-    def at(self, window: int) -> NDArray[np.float64]:
-        """[scenarios]"""
-        return np.array(self.static, np.float64)[:, self.windows.index(window)]
+    label: str
+    reports: Sequence[SimReport]
 
     @property
-    def oracle(self) -> NDArray[np.float64]:
-        """[scenarios] of the best static window."""
-        best: NDArray[np.float64] = np.array(self.static, np.float64).max(axis=1)
-        return best
+    def speeds(self) -> list[float]:
+        """Tokens per millisecond of an answer."""
+        return [1 / max(report.tpot_ms.mean, LEAST_MS) for report in self.reports]
+
+    @property
+    def guesses(self) -> float:
+        """Guesses per token, mean over scenarios."""
+        return sum(report.guesses_per_token for report in self.reports) / len(self.reports)
+
+    def priced(self, price: float) -> list[float]:
+        return [priced(each.soft_goodput, each.fates, each.num_tokens, price) for each in self.reports]
 
 
-class Evaluation(Struct, frozen=True):
-    """Scores of all policies on the held-out scenarios."""
-
-    num_scenarios: int
-    classes: list[tuple[str, ...]]  # [scenarios]
-    transports: dict[str, Scores]
-
-
-def evaluate(folder: Path, num: int, workers: int | None) -> Evaluation:
-    """`folder`: of the results of runs, which are reused."""
-    scenarios = drawn(HELD_OUT, num)
-    best = tuned(folder, POLICY_NAMES, NUM_TUNING, workers)
-    cells = {name: cells_of(scenarios, transport, best[name]) for name, transport in TRANSPORTS.items()}
-    wanted = [cell for found in cells.values() for row in found.values() for cell in row]
-    reports = run(wanted, folder, workers)
-    found = {name: _scores(cells[name], STATIC[name], reports, best[name]) for name in TRANSPORTS}
-    return Evaluation(num, [each.classes for each in scenarios], found)
+def results_of(
+    entries: Sequence[Contestant], scenarios: Sequence[Scenario], out: Path, workers: int | None, folder: Path = FOLDER
+) -> list[Results]:
+    """`out`: for the results of runs, which are reused. `folder`: of the scenarios' files."""
+    cells = {each.label: [each.cell(scenario, folder) for scenario in scenarios] for each in entries}
+    reports = run((one for row in cells.values() for one in row), out, workers)
+    return [Results(each.label, [reports[one.key] for one in cells[each.label]]) for each in entries]
 
 
-def cells_of(
-    scenarios: Sequence[DrawnScenario], transport: Transport, best: Mapping[str, RivalVariant]
-) -> dict[str, list[Cell]]:
-    """[scenarios] cells of every static window, by its number, and of every policy, by its name."""
-    found = {
-        str(window): [static_cell(each.scenario, transport, transport.choice(window)) for each in scenarios]
-        for window in STATIC[transport.name]
-    }
-    return found | {
-        name: [variant.cell(each.scenario, transport) for each in scenarios]
-        for name, variant in best.items()
-        if transport.free_run or name not in SLIDING_ONLY
-    }
+def best_of(rivals: Sequence[Results]) -> Results:
+    """The fastest on average."""
+    return max(rivals, key=lambda each: geometric_mean(each.speeds))
 
 
-def _scores(
-    cells: Mapping[str, list[Cell]], windows: tuple[int, ...], reports: Reports, best: Mapping[str, RivalVariant]
-) -> Scores:
-    static = [scores(cells[str(window)], reports) for window in windows]
-    policies = {name: scores(cells[name], reports) for name in best if name in cells}
-    labels = {name: best[name].label for name in policies}
-    return Scores(windows, np.array(static).T.tolist(), policies, labels)
+def standings(ours: Results, others: Sequence[Results]) -> Iterator[str]:
+    """A table: ours against each of the others."""
+    shown = " | ".join(f"price {price:g}" for price in SHOWN_PRICES)
+    rows = [f"{ours.label} | {ours.guesses:.2f} | | {' | '.join('' for _ in SHOWN_PRICES)}"]
+    for other in others:
+        found = [ratio(ours.speeds, other.speeds)]
+        found += [ratio(ours.priced(price), other.priced(price)) for price in SHOWN_PRICES]
+        rows.append(f"{other.label} | {other.guesses:.2f} | {' | '.join(map(str, found))}")
+    yield from table(f"policy | guesses per token | speed | {shown}", rows)
+
+
+def standing(ours: Results, others: Sequence[Results]) -> tuple[Results, Interval]:
+    """The fastest of the others, and our speed / its speed."""
+    best = best_of(others)
+    return best, ratio(ours.speeds, best.speeds)
+
+
+def table(heading: str, rows: Iterable[str]) -> Iterator[str]:
+    """A Markdown table. Cells are separated by " | "."""
+    yield f"| {heading} |"
+    yield f"|{' --- |' * len(heading.split(' | '))}"
+    yield from (f"| {row} |" for row in rows)
+    yield ""

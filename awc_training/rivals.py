@@ -1,85 +1,139 @@
-"""Tuning of rivals: each transport gets the variant of each rival with the best score on training scenarios.
+"""Contestants: adaptive, its rivals in the variant that was tuned, static windows, and the paper's scheme.
 
-Invariant: tuning sees no held-out scenario.
+All but the paper's run in our transport. A rival has up to four variants; `tune` takes the one with the best priced
+goodput on development scenarios, and its choice is kept in tuned.json.
+
+Invariant: what tuning sees is seen by nothing that decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
+from msgspec import json
 
+from awc.policies.adaptive import AdaptivePolicy
 from awc.policies.closed_form import ClosedFormPolicy
 from awc.policies.confidence import ConfidencePolicy
 from awc.policies.delay_bandit import DelayBanditPolicy
 from awc.policies.goodput import GoodputPolicy
 from awc.policies.ladder import LadderPolicy
 from awc.policies.nightjar import NightjarPolicy
+from awc.policies.pipeline import PipelinePolicy
+from awc.policies.static import StaticPolicy
+from awc.policies.wc_dnn import WcDnnPolicy
+from awc.policy import WindowPolicy
 from awc.registry import POLICIES
-from awc_training.runs import TRANSPORTS, Transport, cell, run, scores
-from awc_training.scenarios import TRAINING, drawn
+from awc.wrappers.pausing import PausingPolicy
+from awc_training.development import development
+from awc_training.intervals import geometric_mean
+from awc_training.runs import SLIDING, STOP_AND_WAIT, Transport, cell, run
+from awc_training.scenarios import FOLDER
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import Cell
 
 Options: TypeAlias = Mapping[str, Any]
 
-NUM_TUNING = 60  # scenarios
-START = 4  # window at the start
+TUNED = Path(__file__).with_name("tuned.json")
+NUM_TUNING = 24  # development scenarios
+START = 8  # window at the start
+WINDOWS = (0, 2, 4, 8, 12, 16, 24, 32)  # static
+OURS = AdaptivePolicy.name
+PRICES = (0.0, 0.003, 0.03, 0.1)  # of the frontier, beside the registered one
+PAUSING = "pipeline, pausing"
+WIDE = (0, 4, 8, 16, 32)  # arms of a bandit for our transport
 
-RIVALS: dict[str, tuple[Options, ...]] = {  # parameters to try beside the registered ones
-    LadderPolicy.name: ({"ema_weight": 0.4, "interval": 3}, {"rungs": (1, 2, 4, 8)}, {"rungs": (4, 8, 16, 32)}),
-    ConfidencePolicy.name: ({"discarded_share": 0.1}, {"discarded_share": 0.4}),
-    ClosedFormPolicy.name: ({"half_life": 64.0}, {"margin": 0.05}),
-    GoodputPolicy.name: ({"half_life": 64.0}, {"margin": 0.05}),
-    NightjarPolicy.name: ({"bin_reports": 2}, {"bin_reports": 8}, {"newest": 0.5}, {"arms": (0, 2, 4, 8, 16, 24)}),
-    DelayBanditPolicy.name: ({"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95}),
+MAKERS: dict[str, Callable[..., WindowPolicy]] = {
+    **POLICIES,
+    PAUSING: lambda start: PausingPolicy(PipelinePolicy(start)),
 }
-STARTS = {ConfidencePolicy.name: (START, 8, 16, 24)}  # the policy never changes its window; others: START
 
 
 @dataclass(frozen=True, slots=True)
-class RivalVariant:
-    """A registered policy with other parameters."""
+class Contestant:
+    """A policy with parameters, in a transport."""
 
     name: str
     start: int = START
     options: Options = field(default_factory=dict)
+    transport: Transport = SLIDING
 
     @property
     def label(self) -> str:
-        """The parameters that differ from the registered ones."""
+        """The name, and what differs from the registered policy."""
+        if self.name == StaticPolicy.name:
+            return f"static {self.start}" + ("" if self.transport is SLIDING else f", {self.transport.name}")
         changed = dict(self.options) | ({"start": self.start} if self.start != START else {})
-        return ", ".join(f"{key} {value}" for key, value in changed.items()) or "as registered"
+        return ", ".join((self.name, *(f"{key} {value}" for key, value in changed.items())))
 
-    def cell(self, scenario: Scenario, transport: Transport) -> Cell:
-        start = transport.choice(self.start)
-        return cell(scenario, transport, POLICIES[self.name](start, **self.options), start)
-
-
-def variants(name: str) -> list[RivalVariant]:
-    """The variants of a policy; only the registered one for a policy of ours."""
-    options = ({}, *RIVALS.get(name, ()))
-    return [RivalVariant(name, start, each) for start in STARTS.get(name, (START,)) for each in options]
+    def cell(self, scenario: Scenario, folder: Path = FOLDER) -> Cell:
+        """`folder`: of the scenario's files."""
+        start = self.transport.choice(self.start)
+        return cell(scenario, self.transport, MAKERS[self.name](start, **self.options), start, folder)
 
 
-def tuned(folder: Path, names: tuple[str, ...], num: int, workers: int | None) -> dict[str, dict[str, RivalVariant]]:
-    """The best variant of each policy, by transport and name. `folder`: of the results of runs."""
-    scenarios = [each.scenario for each in drawn(TRAINING, num)]
-    cells = {
-        (transport.name, name): [[each.cell(scenario, transport) for scenario in scenarios] for each in variants(name)]
-        for transport in TRANSPORTS.values()
-        for name in names
-        if name in RIVALS
-    }
-    reports = run((one for rows in cells.values() for row in rows for one in row), folder, workers)
-    best: dict[str, dict[str, RivalVariant]] = {
-        transport: {name: RivalVariant(name) for name in names} for transport in TRANSPORTS
-    }
-    for (transport, name), rows in cells.items():
-        table = np.array([scores(row, reports) for row in rows])  # [variants, scenarios]
-        shares = table / np.maximum(table.max(axis=0), 1e-9)
-        best[transport][name] = variants(name)[int(np.argmax(shares.mean(axis=1)))]
-    return best
+def _variants(name: str, *options: Options, start: int = START) -> tuple[Contestant, ...]:
+    return tuple(Contestant(name, start, each) for each in ({}, *options))
+
+
+RIVALS: dict[str, tuple[Contestant, ...]] = {
+    PipelinePolicy.name: _variants(PipelinePolicy.name),
+    PAUSING: _variants(PAUSING),
+    LadderPolicy.name: _variants(
+        LadderPolicy.name,
+        {"ema_weight": 0.4, "interval": 3},
+        {"rungs": (4, 8, 16, 32)},
+        {"rungs": (8, 12, 16, 24, 32)},
+    ),
+    ConfidencePolicy.name: (
+        Contestant(ConfidencePolicy.name),
+        *(Contestant(ConfidencePolicy.name, start) for start in (16, 24)),
+        Contestant(ConfidencePolicy.name, 24, {"discarded_share": 0.4}),
+    ),
+    ClosedFormPolicy.name: _variants(
+        ClosedFormPolicy.name, {"half_life": 64.0}, {"margin": 0.05}, {"margin": 0.0, "assumed_matches": 1.0}
+    ),
+    GoodputPolicy.name: _variants(
+        GoodputPolicy.name, {"half_life": 64.0}, {"margin": 0.05}, {"margin": 0.0, "assumed_matches": 1.0}
+    ),
+    NightjarPolicy.name: _variants(
+        NightjarPolicy.name, {"arms": WIDE}, {"arms": WIDE, "bin_reports": 8}, {"arms": WIDE, "newest": 0.5}
+    ),
+    DelayBanditPolicy.name: _variants(DelayBanditPolicy.name, {"explore": 0.03}, {"explore": 0.3}, {"discount": 0.95}),
+}
+PAPER = (  # the scheme of arXiv 2511.21669
+    Contestant(StaticPolicy.name, 4, transport=STOP_AND_WAIT),
+    Contestant(WcDnnPolicy.name, 4, transport=STOP_AND_WAIT),
+)
+
+
+def tune(folder: Path, workers: int | None, num: int = NUM_TUNING) -> dict[str, int]:
+    """The number of the best variant of each rival. `folder`: of the results of runs."""
+    scenarios = development(num)
+    cells = {each.label: [each.cell(one) for one in scenarios] for rival in RIVALS.values() for each in rival}
+    reports = run((one for row in cells.values() for one in row), folder, workers)
+
+    def score(each: Contestant) -> float:
+        return geometric_mean([reports[one.key].priced_goodput for one in cells[each.label]])
+
+    return {name: max(range(len(rival)), key=lambda i: score(rival[i])) for name, rival in RIVALS.items()}
+
+
+def write_tuned(found: Mapping[str, int]) -> None:
+    TUNED.write_bytes(json.format(json.encode(found), indent=1) + b"\n")
+
+
+def contestants() -> Sequence[Contestant]:
+    """Ours first, then everybody that it is compared with."""
+    tuned = json.decode(TUNED.read_bytes(), type=dict[str, int])
+    rivals = [variants[tuned.get(name, 0)] for name, variants in RIVALS.items()]
+    statics = [Contestant(StaticPolicy.name, window) for window in WINDOWS]
+    return [Contestant(OURS), *rivals, *statics, *PAPER]
+
+
+def frontier() -> Sequence[Contestant]:
+    """Ours at other prices."""
+    return [Contestant(OURS, options={"price": price}) for price in PRICES]

@@ -1,7 +1,6 @@
-"""The scenarios of training and evaluation: small random fleets, equal for equal seeds.
+"""The training scenarios of wc-dnn, small random fleets, and scenarios that change.
 
-Invariant: no seed, round trip, draft step, pass or load of a held-out scenario occurs in training. Both families and
-the score, soft goodput, are fixed before training.
+Invariant: equal seeds give equal scenarios.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ RECORDINGS = ("../recordings/smollm2-135m-int8.jsonl", "../recordings/smollm2-13
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The values to draw from. Families share no seed and no value."""
+    """The values to draw from."""
 
     name: str
     seed: int
@@ -42,43 +41,24 @@ TRAINING = Family(
     loads=(0.15, 0.4, 0.7, 1.1),
     mixed=0.0,
 )
-HELD_OUT = Family(
-    name="held-out",
-    seed=90021,
-    rtt_ms=(1, 8, 15, 30, 50, 80, 150),
-    step_ms=(3, 5, 7, 11, 16, 24),
-    pass_ms=(16, 25, 38, 52, 70, 100),
-    loads=(0.1, 0.25, 0.55, 0.85, 1.3),
-    mixed=0.4,
-)
-NEAR_MS, MID_MS = 25.0, 70.0  # longest round trip of the classes near and mid
-HEAVY_LOAD = 0.6
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnScenario:
-    """A scenario and its classes."""
-
-    scenario: Scenario
-    classes: tuple[str, ...]
-
-
-def drawn(family: Family, num: int) -> list[DrawnScenario]:
+def drawn(family: Family, num: int) -> list[Scenario]:
     """The first `num` scenarios of a family."""
     return [_draw(family, index) for index in range(num)]
 
 
-def _draw(family: Family, index: int) -> DrawnScenario:
+def _draw(family: Family, index: int) -> Scenario:
     rng = np.random.default_rng([family.seed, index])
     rtt_ms, pass_ms = _one_of(rng, family.rtt_ms), _one_of(rng, family.pass_ms)
     num_verifiers = int(rng.choice([1, 1, 1, 2]))
-    times = _pass_times(rng, pass_ms)
+    times = pass_times(rng, pass_ms)
     load, is_closed = _one_of(rng, family.loads), rng.random() < 0.5
     num_sessions = num_verifiers * (int(np.exp(rng.uniform(0, np.log(24)))) if is_closed else load * BATCH)
     num_drafters = max(1, round(num_sessions * rng.uniform(0.7, 2.0)))  # mostly 0 or 1 sessions each
     answer = int(rng.integers(40, 161))
     workload = _workload(rng, is_closed, load, round(num_sessions), num_verifiers, times, answer)
-    edges, rates = _edges(rng, family, rtt_ms, num_drafters)
+    edges = _edges(rng, family, rtt_ms, num_drafters)
     content = {
         "name": f"{family.name}-{index}",
         "seed": int(rng.integers(1 << 31)),
@@ -87,19 +67,14 @@ def _draw(family: Family, index: int) -> DrawnScenario:
         "cloud": [{"count": num_verifiers, "times": times, "noise": 0.05}],
         "objective": {"ttft_ms": _one_of(rng, (500, 1000, 2000)), "tpot_ms": pass_ms * _one_of(rng, (0.3, 0.5, 0.8))},
     }
-    classes = (
-        "near" if rtt_ms <= NEAR_MS else "mid" if rtt_ms <= MID_MS else "far",
-        "closed" if is_closed else "heavy" if load > HEAVY_LOAD else "light",
-        "often right" if np.mean(rates) >= 0.75 else "often wrong",
-    )
-    return DrawnScenario(Scenario.model_validate(content, strict=False), classes)
+    return Scenario.model_validate(content, strict=False)
 
 
 def _one_of(rng: np.random.Generator, values: tuple[float, ...]) -> float:
     return float(values[int(rng.integers(len(values)))])
 
 
-def _pass_times(rng: np.random.Generator, pass_ms: float) -> dict[str, Any]:
+def pass_times(rng: np.random.Generator, pass_ms: float) -> dict[str, Any]:
     """Of a GPU, where tokens are cheap until the pass is compute-bound, or of a CPU."""
     is_gpu = rng.random() < 0.6
     token, session = (rng.uniform(0.001, 0.006), 0.008) if is_gpu else (rng.uniform(0.02, 0.06), rng.uniform(0.03, 0.1))
@@ -140,67 +115,34 @@ def _workload(
     return asked | {"num_requests": num_requests, "lengths": lengths}
 
 
-def _edges(
-    rng: np.random.Generator, family: Family, rtt_ms: float, num_drafters: int
-) -> tuple[list[dict[str, Any]], list[float]]:
-    """One or two classes of devices, and the acceptance of each."""
+def _edges(rng: np.random.Generator, family: Family, rtt_ms: float, num_drafters: int) -> list[dict[str, Any]]:
+    """One or two classes of devices."""
     counts = [num_drafters]
     if num_drafters > 1 and rng.random() < family.mixed:
         counts = [num_drafters - num_drafters // 2, num_drafters // 2]
-    edges, rates = [], []
+    edges = []
     for number, count in enumerate(counts):
-        guesses, rate = _guesses(rng)
+        guesses = guesses_of(rng)
         step_ms = _one_of(rng, family.step_ms) * rng.uniform(0.9, 1.1)
         per_1000, fed = rng.uniform(0.02, 0.15), rng.uniform(0.02, 0.3)
         times = {"step_ms": step_ms, "step_ms_per_1000": step_ms * per_1000, "fed_ms": step_ms * fed}
         link = {"rtt_ms": rtt_ms, "jitter_ms": rtt_ms * rng.uniform(0, 0.1)}
-        rates.append(rate)
         edges.append({"name": f"edge-{number}", "count": count, "times": times, "link": link, "guesses": guesses})
-    return edges, rates
+    return edges
 
 
-def _guesses(rng: np.random.Generator) -> tuple[dict[str, Any], float]:
-    """A model of guesses and its mean acceptance."""
+def guesses_of(rng: np.random.Generator) -> dict[str, Any]:
+    """A model of guesses."""
     kind = rng.random()
     if kind < 0.2:
         is_int4 = rng.random() < 0.5
-        return {"kind": "recorded", "file": RECORDINGS[int(is_int4)]}, 0.7 if is_int4 else 0.96
+        return {"kind": "recorded", "file": RECORDINGS[int(is_int4)]}
     if kind < 0.6:
         rate = float(rng.uniform(0.4, 0.95))
-        return {"kind": "independent", "rate": rate}, rate
+        return {"kind": "independent", "rate": rate}
     easy, hard = float(rng.uniform(0.8, 0.98)), float(rng.uniform(0.2, 0.7))
     to_hard, to_easy = float(rng.uniform(0.02, 0.2)), float(rng.uniform(0.1, 0.4))
-    rate = (easy * to_easy + hard * to_hard) / (to_easy + to_hard)
-    return {"kind": "markov", "easy": easy, "hard": hard, "to_hard": to_hard, "to_easy": to_easy}, rate
-
-
-# --- shared verifiers -------------------------------------------------------------------------------------------------
-
-SHARED_PASS_MS = 40.0  # with one session
-
-
-def shared_verifiers() -> list[Scenario]:
-    """One verifier with many drafters. Each token adds to a pass (CPU), or only each above a hinge (GPU). Half of the
-    drafters have an acceptance of 0.9, half of 0.5."""
-    cpu = {"base_ms": 0.9 * SHARED_PASS_MS, "session_ms": 0.05 * SHARED_PASS_MS, "token_ms": 0.05 * SHARED_PASS_MS}
-    gpu = {"base_ms": SHARED_PASS_MS, "session_ms": 0.3, "token_ms": 0.1, "above_ms": (0.0, 0.1, 0.3)}
-    kinds = (("cpu", cpu, 4), ("cpu", cpu, 16), ("gpu", gpu, 16), ("gpu", gpu, 64))
-    return [_shared_verifier(f"{name}-{num}", times, num) for name, times, num in kinds]
-
-
-def _shared_verifier(name: str, times: dict[str, Any], num: int) -> Scenario:
-    edge = {"count": num // 2, "times": {"step_ms": 8.0, "fed_ms": 0.8}, "link": {"rtt_ms": 30.0, "jitter_ms": 2.0}}
-    rates = {"often-right": 0.9, "often-wrong": 0.5}
-    content = {
-        "name": name,
-        "seed": 11,
-        "workload": _closed(num, requests_each=10, answer={"low": 80, "high": 160}),
-        "edge": [
-            edge | {"name": each, "guesses": {"kind": "independent", "rate": rate}} for each, rate in rates.items()
-        ],
-        "cloud": [{"count": 1, "times": times | {"cached_ms": 0.5}}],
-    }
-    return Scenario.model_validate(content, strict=False)
+    return {"kind": "markov", "easy": easy, "hard": hard, "to_hard": to_hard, "to_easy": to_easy}
 
 
 def _closed(num_clients: int, requests_each: int, answer: dict[str, int]) -> dict[str, Any]:

@@ -106,3 +106,7 @@ class CusumAcceptance:
     @property
     def rate(self) -> float | None:
         return self.average.rate
+
+    def rate_with(self, prior: float, num: float) -> float:
+        """The rate after `num` more guesses of which the share `prior` is right: an estimate before the first one."""
+        return (self.average.matched + num * prior) / (self.average.judged + num)

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from shared.protocol.messages import MAX_TOKENS, PairReport
+from shared.protocol.messages import MAX_TOKENS
 
 KEEP = 0.5 ** (1 / 200)  # weight left of a sample after the next one: half after 200 samples
 LONGEST_MS = 60_000.0  # longer samples, and those above MAX_TOKENS, are ignored
 FLAT_TOKENS = 128.0  # prior: base_ms = FLAT_TOKENS * per_token_ms
 PRIOR_WEIGHT = 16.0  # of the prior's slope, in samples * (distance from the mean, tokens)^2
 MAX_VERIFIERS = 1024
-OUTPACED = 0.85  # of a pass without guesses; the rest pays for guesses that are wrong or late
 
 Value = TypeVar("Value")
 
@@ -64,11 +63,6 @@ class VerifierCostLine:
     def base_ms(self) -> float:
         """Intercept; 0 before the first sample."""
         return max(self.mean_ms - self.per_token_ms * self.mean_tokens, 0.0)
-
-    def is_outpaced(self, seen: PairReport) -> bool:
-        """Whether a session's guesses come hardly faster than the target writes without them."""
-        alone_ms = seen.pass_ms - self.per_token_ms * max(0.0, seen.pass_tokens - seen.batch)
-        return seen.pass_ms > 0 and OUTPACED * max(alone_ms, self.base_ms) < seen.draft_ms
 
 
 class PerVerifier(Generic[Value]):

@@ -4,8 +4,11 @@ After TurboSpec, formerly SmartSpec (Liu et al., arXiv 2406.14066), for a batch 
 
     goodput(g) = b * (1 + a + … + a^g) / (rtt [g > 0] + g * draft + base_ms + per_token_ms * b * (g + 1))
 
-a: acceptance (best_window.py has the rest). Two things differ from the source: the verifier's cost line is fitted
-online (estimators/verifier_cost.py), not profiled beforehand, and a step has a round trip.
+a: acceptance (best_window.py has the rest). With a sliding start, tokens per pass are those of the sliding window
+(estimators/sliding.py), a pass has as many guesses as come in its time, and there is no round trip.
+
+Two things differ from the source: the verifier's cost line is fitted online (estimators/verifier_cost.py), not profiled
+beforehand, and a step has a round trip.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awc.estimators.acceptance import WINDOWS, tokens_per_round
+from awc.estimators.sliding import sliding_guesses, sliding_tokens
 from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policies.best_window import BestWindowPair, BestWindowPolicy
 from awc.policy import WindowChoice
@@ -48,7 +52,11 @@ class GoodputPair(BestWindowPair):
         return super().decide(seen)
 
     def speeds(self, acceptance: float, seen: PairReport) -> NDArray[np.float64] | None:
-        return goodputs(acceptance, seen, self._cost) if self._cost and self._cost.is_known else None
+        if not self._cost or not self._cost.is_known:
+            return None
+        if self._policy.start.is_stop_and_wait:
+            return goodputs(acceptance, seen, self._cost)
+        return sliding_goodputs(acceptance, seen, self._cost)
 
 
 def goodputs(acceptance: float, seen: PairReport, cost: VerifierCostLine) -> NDArray[np.float64]:
@@ -57,3 +65,10 @@ def goodputs(acceptance: float, seen: PairReport, cost: VerifierCostLine) -> NDA
     drafting = seen.rtt_ms * HAS_TRIP + seen.draft_ms * WINDOWS
     passing = cost.base_ms + cost.per_token_ms * batch * (WINDOWS + 1)
     return batch * tokens_per_round(acceptance) / np.maximum(drafting + passing, 1e-6)
+
+
+def sliding_goodputs(acceptance: float, seen: PairReport, cost: VerifierCostLine) -> NDArray[np.float64]:
+    """The same in a sliding window with free run."""
+    batch = max(seen.batch, 1.0)
+    passing = cost.base_ms + cost.per_token_ms * batch * (sliding_guesses(seen) + 1)
+    return batch * sliding_tokens(acceptance, seen) / np.maximum(passing, 1e-6)

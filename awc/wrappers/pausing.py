@@ -1,16 +1,12 @@
-"""Pauses drafting of a pair whose guesses rarely help.
+"""Pauses drafting of a pair that gains nothing by it. A paused pair has window 0, target-only.
 
-Guesses help when they are right and in time. They come late where the target writes faster than the draft model
-guesses, for instance when many sessions share a drafter. A paused pair has window 0, target-only.
-
-1. Check a pair until it is clear whether the share of helpful guesses, (matched - late) / (matched + mismatched),
-   exceeds the required share, or for a longest number of reports (DraftingCheck).
-2. If it does not exceed it, pause for `first` reports; each further pause in a row is twice as long (the back-off of
-   Nightjar, arXiv 2512.22420).
-3. Resume early if TPOT rises during the pause: by 2 % after 8 reports, by 8.7 % after 3 (defaults). Then skip checks
-   for `trusted` reports, twice as long after each further mistake in a row. A pair whose share of helpful guesses is
-   2 % or less can not have saved as much; its pause is never a mistake.
-4. Suspend the pause while half as many sessions or fewer share the drafter.
+1. A pair pauses when its predicted gain (estimators/sliding.py) does not cover the price of its unused guesses. After
+   the pause it drafts again to measure its acceptance; each further pause in a row is twice as long (the back-off of
+   Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
+2. A prediction does not know what drafting costs a machine that drafter and verifier share. So where a token takes
+   nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the next trial
+   then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT: guesses may
+   overtake the verifier rarely, and then few fast reports make the gain.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -18,75 +14,69 @@ never counted against it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean
 
-from awc.estimators.trial import Trial
-from awc.estimators.verifier_cost import VerifierCostLine
+from awc.estimators.acceptance import CusumAcceptance
+from awc.estimators.sliding import PRICE, is_measured, net_gain
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
-from shared.protocol.messages import PairReport
+from shared.protocol.messages import MAX_WINDOW, PairReport
 
-LEAST_COMPARED = 3  # reports of a median; in one report prompts may be read
+LEAST_COMPARED = 3  # reports of a mean
+PATIENCE = 6  # reports in a row without a gain before a pause
+HALF_LIFE = 192.0  # judged guesses after which a guess weighs half
+PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses; also that of a good draft
 PAUSED = WindowChoice(window=0, chunk=1, free_run=True)
 
 
 @dataclass(frozen=True, slots=True)
 class PauseSettings:
     """When and how long to pause. Lengths are in reports of a pair that has sessions and receives tokens, about four a
-    second.
+    second. Raises ValueError for bad parameters."""
 
-    A drafter is outpaced when a session's guesses come hardly faster than the target's own tokens. It has little to
-    lose by a pause and makes few guesses to judge, so it has limits of its own. Discarded guesses do not count: a deep
-    window has many, and pays. Raises ValueError for bad parameters.
-    """
-
-    check: int = 8  # reports of a check, at least
-    longest_check: int = 32  # reports of a check, at most
-    least_judged: int = 32  # judged guesses of a clear result
-    doubtful_share: float = 0.06  # share of helpful guesses up to which a pair pauses
-    outpaced_check: int = 4  # the same for an outpaced drafter, whose check takes at most `check` reports
-    outpaced_judged: int = 8
-    outpaced_share: float = 0.9
-    sure: float = 2.0  # standard deviations between the share and a clear result
-    first: int = 20  # length of the first pause
-    trusted: int = 24  # reports without checks after the first mistake
+    first: int = 20  # length of the first pause, and half of that of drafting before the first trial
     longest: int = 640  # upper bound of both
-    light: int = 4  # reports in a row with half the sessions that suspend a pause
-    settling: int = 3  # skipped reports of a pause
-    compared: int = 8  # compared reports of a pause
-    margin: float = 0.02  # relative rise of the median TPOT that makes a pause a mistake
-    hasty: float = 0.2  # after n < compared reports the rise must be margin + hasty / n
+    compared: int = 8  # reports whose speed a trial compares; a third as many are skipped before
+    margin: float = 0.02  # relative loss of speed that ends a trial
+    doubtful: float = 0.9  # TPOT / pass time above which a trial may begin
 
     def __post_init__(self) -> None:
-        checks = [1, self.outpaced_check, self.check, self.longest_check]
-        lengths = sorted((self.first, self.trusted))
         rules = {
-            "0 <= doubtful_share <= outpaced_share < 1": 0 <= self.doubtful_share <= self.outpaced_share < 1,
-            "1 <= outpaced_check <= check <= longest_check": checks == sorted(checks),
-            "1 <= outpaced_judged <= least_judged": 1 <= self.outpaced_judged <= self.least_judged,
-            "1 <= first and trusted <= longest": lengths[0] >= 1 and lengths[1] <= self.longest,
-            f"light >= 1 and compared >= {LEAST_COMPARED}": self.light >= 1 and self.compared >= LEAST_COMPARED,
-            "settling, margin, hasty and sure >= 0": min(self.settling, self.margin, self.hasty, self.sure) >= 0,
+            "1 <= first <= longest": 1 <= self.first <= self.longest,
+            f"compared >= {LEAST_COMPARED}": self.compared >= LEAST_COMPARED,
+            "margin and doubtful >= 0": min(self.margin, self.doubtful) >= 0,
         }
         for rule, holds in rules.items():
             if not holds:
                 raise ValueError(f"{rule} must hold, got {self}")
 
+    @property
+    def untried(self) -> int:
+        """Reports of drafting before the first trial, whose mean speed a trial is compared with."""
+        return 2 * self.first
+
+    @property
+    def settling(self) -> int:
+        """Skipped reports of a trial: their TPOT is an average over earlier verdicts."""
+        return -(-self.compared // 3)
+
 
 @dataclass(frozen=True, slots=True)
 class PausingPolicy:
-    """Pauses pairs of another policy while their guesses rarely help (back-off of Nightjar, arXiv 2512.22420)."""
+    """Pauses pairs of another policy while they gain nothing by drafting (back-off of Nightjar, arXiv 2512.22420)."""
 
     active: WindowPolicy
     settings: PauseSettings = field(default_factory=PauseSettings)
+    price: float = PRICE
 
     @property
     def name(self) -> str:
         return self.active.name
 
     def for_pair(self) -> PausingPair:
-        return PausingPair(self.active.for_pair(), self.settings)
+        return PausingPair(self.active.for_pair(), self.settings, self.price)
 
     def decide_all(self, pairs: Sequence[PausingPair], reports: Sequence[PairReport]) -> list[WindowChoice]:
         """What `decide` says of each pair."""
@@ -100,106 +90,115 @@ class PausingPolicy:
 
 
 @dataclass(slots=True)
-class DraftingCheck:
-    """What drafting achieved over some reports."""
+class PauseTrial:
+    """A pause that is judged by speed: 1 / TPOT, tokens per millisecond."""
 
-    num: int = 0
-    judged: int = 0
-    helpful: int = 0
-    sessions: int = 0
-    num_outpaced: int = 0
-    times: list[float] = field(default_factory=list)  # TPOT, ms
+    before: float  # speed while drafting
+    settling: int  # reports still to skip
+    speeds: list[float] = field(default_factory=list)  # of each compared report
 
-    def add(self, seen: PairReport, *, is_outpaced: bool) -> None:
-        self.num += 1
-        self.judged += seen.matched + seen.mismatched
-        self.helpful += max(0, seen.matched - seen.late)
-        self.sessions += seen.num_sessions
-        self.num_outpaced += is_outpaced
-        if seen.tpot_ms:
-            self.times.append(seen.tpot_ms)
+    def observe(self, seen: PairReport) -> None:
+        if seen.window:  # the decision has not reached the drafter yet
+            return
+        if self.settling:
+            self.settling -= 1
+        else:
+            self.speeds.append(1 / seen.tpot_ms)
 
 
 class PausingPair:
     """One pair under another control, drafting or paused."""
 
-    def __init__(self, active: PairControl, settings: PauseSettings) -> None:
+    def __init__(self, active: PairControl, settings: PauseSettings, price: float) -> None:
         self.active = active
-        self._settings = settings
-        self._length, self._trust = settings.first, settings.trusted  # of the next pause, and after the next mistake
-        self._pause_left = self._trusted_left = 0  # reports
-        self._check, self._before = DraftingCheck(), DraftingCheck()  # the current one, and that before the pause
-        self._num_light = 0  # reports in a row with half the sessions
-        self._trial: Trial | None = None  # of the pause; None once decided, or when it can not be a mistake
+        self._settings, self._price = settings, price
+        self._acceptance = CusumAcceptance(HALF_LIFE)
+        self._is_paused = False
+        self._left = 0  # reports of the pause
+        self._length, self._trust = settings.first, settings.untried  # of the next pause; after the next failed trial
+        self._trusted = settings.untried  # reports until a trial may begin
+        self._probing = 0  # reports until the gain counts again
+        self._num_worthless = 0  # reports in a row without a gain
+        self._speeds: deque[float] = deque(maxlen=settings.untried)  # while drafting, tokens per millisecond
         self._tpot_ms = 0.0  # of the report before
-        self._cost = VerifierCostLine()
+        self._trial: PauseTrial | None = None
 
     def decide(self, seen: PairReport) -> WindowChoice:
         return PAUSED if self.stays_paused(seen) else self.check(seen, self.active.decide(seen))
 
     def stays_paused(self, seen: PairReport) -> bool:
         """Whether the pause outlasts this report."""
-        if self._pause_left and seen.num_sessions:
-            is_light = 2 * seen.num_sessions * self._before.num <= self._before.sessions
-            self._num_light = self._num_light + 1 if is_light else 0
-            if not is_light:
-                self._pause_left -= 1
-                if self._is_mistake(seen):
-                    self._pause_left = 0
-                    self._length, self._trusted_left = self._settings.first, self._trust
-                    self._trust = min(2 * self._trust, self._settings.longest)
-        return self._pause_left > 0 and self._num_light < self._settings.light
+        self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
+        if not self._is_paused or not is_measured(seen):
+            return self._is_paused
+        self._left -= 1
+        if self._trial is not None:
+            self._judge(self._trial, seen)
+        if self._is_paused and self._left <= 0 and self._can_gain(seen):
+            self._resume(self._settings.settling + self._settings.compared)
+            self._probing = self._trusted
+        return self._is_paused
 
     def check(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """The wrapped control's choice, or PAUSED when a pause begins."""
-        self._cost.observe(seen.pass_tokens, seen.pass_ms)
         has_written, self._tpot_ms = seen.tpot_ms != self._tpot_ms, seen.tpot_ms
-        if seen.num_sessions and has_written and choice.window and seen.window:  # drafting before and after
-            if self._trusted_left:
-                self._trusted_left -= 1
-            elif self._begins_pause(seen):
-                return PAUSED
+        if not (is_measured(seen) and choice.window):
+            return choice
+        is_probing, self._probing = self._probing > 0, max(0, self._probing - 1)
+        gains = net_gain(self._rate, seen, choice.window, self._price) > 0
+        can_gain = gains or self._can_gain(seen)
+        self._num_worthless = 0 if gains or (is_probing and can_gain) else self._num_worthless + 1
+        if self._num_worthless >= PATIENCE:
+            self._pause(self._length if can_gain else 0)
+            return PAUSED
+        if seen.window and has_written:
+            self._speeds.append(1 / seen.tpot_ms)
+        self._trusted = max(0, self._trusted - 1)
+        if not self._trusted and self._is_doubtful(seen):
+            self._begin_trial()
+            return PAUSED
         return choice
 
-    def _begins_pause(self, seen: PairReport) -> bool:
-        check, settings = self._check, self._settings
-        check.add(seen, is_outpaced=self._cost.is_outpaced(seen))
-        is_outpaced = 2 * check.num_outpaced > check.num
-        share = settings.outpaced_share if is_outpaced else settings.doubtful_share
-        least = settings.outpaced_check if is_outpaced else settings.check
-        longest = settings.check if is_outpaced else settings.longest_check
-        least_judged = settings.outpaced_judged if is_outpaced else settings.least_judged
-        expected = share * check.judged  # helpful guesses at the share
-        deviation = settings.sure * (expected * (1 - share)) ** 0.5  # binomial
-        is_clear = check.judged >= least_judged and abs(check.helpful - expected) >= deviation
-        if check.num < least or (not is_clear and check.num < longest):
-            return False
-        self._check = DraftingCheck()
-        if check.helpful > expected:
-            self._length, self._trust = settings.first, settings.trusted
-            return False
-        self._before, self._num_light = check, 0
-        self._pause_left = self._length
-        self._length = min(2 * self._length, settings.longest)
-        if check.helpful > settings.margin * check.judged:
-            self._trial = Trial(0, settings.settling, settings.compared)
-        else:
-            self._trial, self._trust = None, settings.trusted
-        return True
+    @property
+    def _rate(self) -> float:
+        return self._acceptance.rate_with(PRIOR_RATE, PRIOR_NUM)
 
-    def _is_mistake(self, seen: PairReport) -> bool:
-        """Whether this report of a pause shows that it makes tokens slower."""
-        trial, before = self._trial, self._before.times
-        if trial is None or not before:
-            return False
+    def _can_gain(self, seen: PairReport) -> bool:
+        """Whether a good draft would gain."""
+        return net_gain(max(self._rate, PRIOR_RATE), seen, MAX_WINDOW, self._price) > 0
+
+    def _is_doubtful(self, seen: PairReport) -> bool:
+        """Whether drafting has saved so little that a shared machine may cost more."""
+        is_known = len(self._speeds) == self._settings.untried
+        return is_known and fmean(self._speeds) * self._settings.doubtful * seen.pass_ms < 1
+
+    def _pause(self, length: int) -> None:
+        """`length` 0: until drafting can gain."""
+        self._is_paused, self._left, self._trial = True, length, None
+        if length:
+            self._length = min(2 * self._length, self._settings.longest)
+
+    def _begin_trial(self) -> None:
+        self._is_paused = True
+        self._left = self._settings.settling + self._settings.compared + self._settings.first
+        self._trial = PauseTrial(fmean(self._speeds), self._settings.settling)
+
+    def _judge(self, trial: PauseTrial, seen: PairReport) -> None:
+        """Ends a trial that has failed or is over."""
         trial.observe(seen)
-        is_over, num = trial.is_over, len(trial.times)
-        if num >= LEAST_COMPARED:
-            haste = 0.0 if is_over else self._settings.hasty / num
-            if median(trial.times) > (1 + self._settings.margin + haste) * median(before):
-                self._trial = None
-                return True
-        if is_over:
-            self._trial = None
-            self._trust = self._settings.trusted
-        return False
+        num, compared = len(trial.speeds), self._settings.compared
+        if num < LEAST_COMPARED:
+            return
+        if fmean(trial.speeds) * (1 + self._settings.margin * compared / num) < trial.before:
+            self._length = self._settings.first
+            self._resume(self._trust)
+            self._trust = min(4 * self._trust, self._settings.longest)
+        elif num >= compared:
+            self._trust = self._settings.untried
+            self._pause(self._length)
+
+    def _resume(self, trusted: int) -> None:
+        """`trusted`: reports until a trial may begin."""
+        self._is_paused, self._trial, self._trusted = False, None, trusted
+        self._num_worthless = 0
+        self._speeds.clear()

@@ -133,5 +133,11 @@ def acceptance_of(samples: Sequence[RequestSample]) -> float | None:
     return right / compared if compared else None
 
 
+def guesses_per_token(samples: Sequence[RequestSample]) -> float:
+    """Guesses of whatever fate / tokens."""
+    guesses = sum(sample.accepted + sample.rejected + sample.late + sample.discarded for sample in samples)
+    return guesses / max(sum(sample.num_tokens for sample in samples), 1)
+
+
 def _per_second(samples: Sequence[RequestSample], duration_s: float) -> float:
     return sum(sample.num_tokens for sample in samples) / duration_s if duration_s > 0 else 0.0

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from benchmarks.harness.latency import OK, RequestSample, acceptance_of
+from benchmarks.harness.latency import OK, RequestSample, acceptance_of, guesses_per_token
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Figures, Ratio, compare
 from benchmarks.policies.measure import CellResult
@@ -33,6 +33,7 @@ class ModeFinding:
     speed: Ratio  # time per token: target-only / this mode
     ttft: Ratio  # this mode / target-only
     acceptance: float | None
+    guesses_per_token: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
     tpot = {mode: figures(result, mode, time_per_token) for mode in result.modes}
     ttft = {mode: figures(result, mode, lambda sample: sample.ttft_ms) for mode in result.modes}
     base = TARGET_ONLY.name
+    samples = {mode: [sample for each in result.rounds for sample in each.samples[mode]] for mode in result.modes}
     modes = [
         ModeFinding(
             mode,
@@ -81,7 +83,8 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
             tokens_per_s=throughput(result, mode),
             speed=compare(tpot[base], tpot[mode], seed=seed),
             ttft=compare(ttft[mode], ttft[base], seed=seed),
-            acceptance=acceptance_of([sample for each in result.rounds for sample in each.samples[mode]]),
+            acceptance=acceptance_of(samples[mode]),
+            guesses_per_token=guesses_per_token(samples[mode]),
         )
         for mode in result.modes
     ]

@@ -38,10 +38,11 @@ SLIDING_FREE = ServingMode("sliding, free running", control=SLIDING)
 ADAPTIVE = ServingMode("adaptive")
 ALL_MODES = (TARGET_ONLY, *map(stop_and_wait_mode, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
 FEW_MODES = (TARGET_ONLY, stop_and_wait_mode(4), SLIDING_FREE, ADAPTIVE)
+LIVE_POLICIES = ("pipeline", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb")
 POLICY_MODES = (
     TARGET_ONLY,
-    *(ServingMode(f"window {window}", control=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8)),
-    *(ServingMode(name, control=name) for name in ("ladder", "goodput")),
+    *(ServingMode(f"window {window}", control=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8, 16, 32)),
+    *(ServingMode(name, control=name) for name in LIVE_POLICIES),
     ADAPTIVE,
 )
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from awc.plugins import BadPolicy
 from awc.policies.adaptive import AdaptivePolicy
+from awc.policies.pipeline import PipelinePolicy
 from awc.policy import WindowChoice
 from awc.registry import policy_kind
 from dsd_sim.scenario.demand import Closed, Workload
@@ -26,6 +27,8 @@ from shared.protocol.messages import MAX_WINDOW
 DEFAULT_SEED = 1
 
 Kind = TypeVar("Kind", bound=Table)
+
+ALWAYS_SLIDING = {AdaptivePolicy.name, PipelinePolicy.name}  # policies that set chunk and free run themselves
 
 
 class IndependentGuesses(Table):
@@ -174,7 +177,7 @@ class Policies(Table):
         conflicting = {"chunk", "free_run"} & self.model_fields_set
         if self.stop_and_wait and self.window == 0 and self.windows != "static":
             raise ValueError(f"stop_and_wait with windows {self.windows!r} needs a window above 0")
-        if self.stop_and_wait and self.windows == AdaptivePolicy.name:
+        if self.stop_and_wait and self.windows in ALWAYS_SLIDING:
             raise ValueError(f"windows {self.windows!r} sets chunk and free_run itself: stop_and_wait must be false")
         if self.stop_and_wait and conflicting:
             raise ValueError(f"stop_and_wait and {min(conflicting)} can't both be given")

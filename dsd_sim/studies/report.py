@@ -24,6 +24,7 @@ from dsd_sim.scenario.scenario import Objective, Scenario
 from dsd_sim.studies.measured import MeasuredPart, Totals, share_between
 
 QUANTILES = (0.5, 0.9, 0.99)
+PRICE = 0.01  # of an unused guess, in tokens
 
 
 class TimeStats(Struct, frozen=True):
@@ -65,6 +66,8 @@ class SimReport(Struct, frozen=True):
     requests_per_s: float
     goodput: float  # tokens per second, of answers within the objective
     soft_goodput: float  # likewise, but an answer above it counts by objective / time, for TTFT and for TPOT
+    priced_goodput: float  # soft goodput, less PRICE for each unused guess
+    guesses_per_token: float  # drafted guesses / tokens of answers
     ttft_ms: TimeStats
     tpot_ms: TimeStats  # of answers with at least two tokens
     latency_ms: TimeStats
@@ -142,6 +145,8 @@ def report_of(scenario: Scenario, fleet: SimFleet, measured: MeasuredPart | None
         num_windows=done.num_windows,
         virtual_s=done.at_ms / 1000,
         **rates,
+        priced_goodput=priced(rates["soft_goodput"], fates, num_tokens),
+        guesses_per_token=fates.drafted / max(num_tokens, 1),
         ttft_ms=_times(requests["first_ms"] - requests["arrival_ms"]),
         tpot_ms=_times(tpot[requests["tokens"] > 1]),
         latency_ms=_times(requests["done_ms"] - requests["arrival_ms"]),
@@ -177,6 +182,11 @@ def _rates(requests: NDArray[Any], share: NDArray[np.float64], objective: Object
         "soft_goodput": tokens * kept,
     }
     return {name: float(values.sum()) / seconds for name, values in sums.items()}
+
+
+def priced(goodput: float, fates: GuessFates, num_tokens: int, price: float = PRICE) -> float:
+    """A goodput, less `price` tokens for each guess that was made and not used."""
+    return goodput * (1 - price * (fates.drafted - fates.accepted) / max(num_tokens, 1))
 
 
 def _unreached(scenario: Scenario, end_s: float) -> Iterator[str]:
@@ -242,11 +252,12 @@ def _rows(report: SimReport) -> Iterator[tuple[str, str, str]]:
     yield "answers", answers, "virtual_s"
     throughput = f"{report.tokens_per_s:,.1f} tokens/s, {report.requests_per_s:,.2f} requests/s"
     yield "throughput", throughput, "tokens_per_s"
-    yield "goodput", f"{report.goodput:,.1f} tokens/s", "goodput"
+    goodput = f"{report.goodput:,.1f} tokens/s, {report.priced_goodput:,.1f} soft and less unused guesses"
+    yield "goodput", goodput, "goodput"
     yield "TTFT, ms", *_percentiles(report, "ttft_ms")
     yield "TPOT, ms", *_percentiles(report, "tpot_ms")
     yield "latency, ms", *_percentiles(report, "latency_ms")
-    yield "drafted", f"{fates.drafted:,.0f}: {shares}", "fates.drafted"
+    yield "drafted", f"{fates.drafted:,.0f}, {report.guesses_per_token:.2f} a token: {shares}", "fates.drafted"
     yield "of the target", f"{report.own.recovered:,.0f} recovered, {report.own.bonus:,.0f} bonus", "own.recovered"
     acceptance = f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"
     yield "acceptance", acceptance, "acceptance"

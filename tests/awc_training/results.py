@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from awc_training.evaluate import Evaluation, Scores
 from dsd_sim.engine.pair_reports import MeanReport
 from dsd_sim.studies.report import GuessFates, SimReport, TimeStats
 from tests.dsd_sim.reports import a_report
@@ -23,21 +22,15 @@ SEEN = MeanReport(
 )
 
 
-def report(score: float, seen: MeanReport | None = SEEN, drafted: int = 10, latency_ms: float = 2000.0) -> SimReport:
-    times = TimeStats(latency_ms, latency_ms, latency_ms, latency_ms)
-    return a_report(soft_goodput=score, seen=seen, fates=GuessFates(drafted, 0, 0, 0, 0), latency_ms=times)
-
-
-EVALUATION = Evaluation(
-    num_scenarios=2,
-    classes=[("near", "light"), ("far", "light")],
-    transports={
-        "stop-and-wait": Scores((0, 4), [[5.0, 10.0], [20.0, 10.0]], {"wc-dnn": [9.9, 18.0]}, {}),
-        "sliding": Scores(
-            (0, 4),
-            [[5.0, 10.0], [20.0, 10.0]],
-            {"adaptive": [12.0, 20.0], "ladder": [6.0, 10.0]},
-            {"ladder": "interval 3"},
-        ),
-    },
-)
+def report(score: float, seen: MeanReport | None = SEEN, drafted: int = 10, priced: float = 1.0) -> SimReport:
+    times = TimeStats(20.0, 20.0, 20.0, 20.0)
+    fates = GuessFates(drafted, 0, 0, 0, 0)
+    return a_report(
+        soft_goodput=score,
+        priced_goodput=priced,
+        guesses_per_token=drafted / 10,
+        seen=seen,
+        fates=fates,
+        num_tokens=10,
+        tpot_ms=times,
+    )

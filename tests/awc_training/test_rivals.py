@@ -1,4 +1,4 @@
-"""Rivals are tuned on training scenarios, and each transport gets the best variant."""
+"""Rivals are tuned on development scenarios only, each as much as the others."""
 
 from __future__ import annotations
 
@@ -9,57 +9,43 @@ import pytest
 
 from awc.registry import POLICIES
 from awc_training import rivals
-from awc_training.evaluate import POLICY_NAMES, cells_of
-from awc_training.rivals import START, RivalVariant, tuned, variants
-from awc_training.runs import SLIDING, STOP_AND_WAIT
-from awc_training.scenarios import TRAINING, drawn
+from awc_training.development import development
+from awc_training.rivals import OURS, PAPER, RIVALS, WINDOWS, contestants, frontier, tune
+from awc_training.scenarios import FOLDER
 from dsd_sim.studies.cells import Cell
 from dsd_sim.studies.report import SimReport
 from tests.awc_training.results import report
 
-OURS = ("wc-dnn", "adaptive")
+TUNABLE = {name: variants for name, variants in RIVALS.items() if not name.startswith("pipeline")}
 
 
-@pytest.mark.parametrize("name", sorted(set(POLICY_NAMES) - set(OURS)))
-def test_a_rival_s_first_variant_is_the_one_that_is_registered_and_all_differ(name: str) -> None:
-    found = variants(name)
-    scenario = drawn(TRAINING, 1)[0].scenario
-    policies = [repr(each.cell(scenario, SLIDING).policy) for each in found]
-    assert policies[0] == repr(POLICIES[name](SLIDING.choice(START)))
-    assert len(found) > 2
-    assert len(set(policies)) == len({each.label for each in found}) == len(found)
+def test_each_rival_with_parameters_has_four_variants_that_differ() -> None:
+    scenario = development(1)[0]
+    for name, variants in TUNABLE.items():
+        policies = {repr(each.cell(scenario).policy) for each in variants}
+        assert len(policies) == len({each.label for each in variants}) == len(variants) == 4, name
+        assert variants[0].label == name
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_ours_have_no_variants(name: str) -> None:
-    assert variants(name) == [RivalVariant(name)]
+def test_every_registered_policy_is_a_contestant() -> None:
+    names = {each.name for each in contestants()}
+    assert names >= set(POLICIES)
+    assert contestants()[0].name == OURS
+    assert {each.start for each in contestants() if each.label.startswith("static")} == {*WINDOWS, PAPER[0].start}
+    assert len({each.label for each in (*contestants(), *frontier())}) == len(contestants()) + len(frontier())
 
 
-def test_each_transport_gets_the_variant_that_scores_most_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rival_gets_the_variant_with_the_most_priced_goodput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict[str, SimReport]:
-        """Small margins are worth most in stop-and-wait, and large ones while sliding."""
-        found = {}
-        for cell in cells:
-            is_large, waits = "margin=0.05" in repr(cell.policy), STOP_AND_WAIT.name in cell.label
-            found[cell.key] = report(3.0 if is_large != waits else 1.0)
-        return found
+        return {cell.key: report(1.0, priced=3.0 if "margin=0.05" in repr(cell.policy) else 1.0) for cell in cells}
 
     monkeypatch.setattr(rivals, "run", run)
-    best = tuned(tmp_path, ("goodput", "adaptive"), 3, None)
-    assert best["sliding"] == {
-        "goodput": RivalVariant("goodput", options={"margin": 0.05}),
-        "adaptive": RivalVariant("adaptive"),
-    }
-    assert best["stop-and-wait"]["goodput"].options != {"margin": 0.05}
-    assert best["sliding"]["goodput"].label == "margin 0.05"
-    assert best["sliding"]["adaptive"].label == "as registered"
+    best = tune(tmp_path, None, 2)
+    assert dict(RIVALS["goodput"][best["goodput"]].options) == {"margin": 0.05}
+    assert best["nightjar"] == 0
 
 
-def test_a_policy_that_chooses_free_run_itself_is_not_evaluated_in_stop_and_wait() -> None:
-    scenarios, best = drawn(TRAINING, 1), {name: RivalVariant(name) for name in POLICY_NAMES}
-    assert set(cells_of(scenarios, SLIDING, best)) - set(cells_of(scenarios, STOP_AND_WAIT, best)) == {
-        "adaptive",
-        *("16", "24", "32"),  # static windows
-    }
+def test_a_contestant_s_run_depends_on_its_parameters_and_transport() -> None:
+    scenario = development(1)[0]
+    keys = [each.cell(scenario, FOLDER).key for each in (*contestants(), *frontier())]
+    assert len(set(keys)) == len(keys)

@@ -6,11 +6,9 @@ import random
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from awc.estimators import verifier_cost
 from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
-from tests.awc.reports import SEEN
 
 
 def fitted(samples: list[tuple[float, float]]) -> VerifierCostLine:
@@ -76,17 +74,3 @@ def test_the_least_recently_requested_verifier_is_removed_first(monkeypatch: pyt
     lines.of("c", VerifierCostLine)
     assert lines.of("a", VerifierCostLine) is first
     assert lines.of("b", VerifierCostLine) is not second
-
-
-def test_a_drafter_is_outpaced_by_the_pass_without_guesses_however_many_are_verified() -> None:
-    """A pass takes 20 ms and 2 ms a token: 36 ms for 8 sessions without guesses, 52 ms with one each."""
-    cost = fitted([(n, 20 + 2.0 * n) for n in (8, 12, 16, 20) for _ in range(50)])
-    for pass_tokens in (8.0, 16.0):
-        pass_ms = 20 + 2 * pass_tokens
-        for draft_ms, is_outpaced in ((29.0, False), (33.0, True)):
-            seen = replace(SEEN, draft_ms=draft_ms, pass_ms=pass_ms, batch=8.0, pass_tokens=pass_tokens)
-            assert cost.is_outpaced(seen) == is_outpaced
-
-
-def test_no_drafter_is_outpaced_before_a_pass_was_seen() -> None:
-    assert not VerifierCostLine().is_outpaced(replace(SEEN, draft_ms=50.0, pass_ms=0.0))

@@ -219,7 +219,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on(tmp_path: Path, monkey
 
     before, changes = keys(), {}
     changed = ("dsd_sim/engine/kernel.py", "dsd_sim/studies/tables.py", "awc/policies/static.py")
-    for name in (*changed, "awc/policies/adaptive.npz"):
+    for name in (*changed, "awc/policies/wc_dnn.npz"):
         with (tmp_path / name).open("a") as file:
             file.write("# changed")
         after = keys()
@@ -230,7 +230,7 @@ def test_a_key_depends_on_the_code_that_results_depend_on(tmp_path: Path, monkey
         "dsd_sim/engine/kernel.py": [True, True],
         "dsd_sim/studies/tables.py": [False, False],
         "awc/policies/static.py": [True, True],
-        "awc/policies/adaptive.npz": [False, True],  # a window that never changes depends on no policy
+        "awc/policies/wc_dnn.npz": [False, True],  # a window that never changes depends on no policy
     }
 
 

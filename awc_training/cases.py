@@ -1,0 +1,43 @@
+"""The cases in which window control must hold: scenarios/window-control, with several seeds.
+
+Invariant: nothing is tuned on these files; development.py has scenarios for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from awc_training.evaluate import Results, results_of, standing, table
+from awc_training.intervals import ratio
+from awc_training.rivals import contestants
+from awc_training.scenarios import FOLDER
+from dsd_sim.scenario.scenario import Scenario, read_scenario
+
+CASES = FOLDER / "window-control"
+SEEDS = (1, 2, 3, 4, 5)
+
+
+def cases() -> dict[str, Scenario]:
+    """By name of the file."""
+    return {path.stem: read_scenario(path) for path in sorted(CASES.glob("*.toml"))}
+
+
+def run_cases(out: Path, workers: int | None, seeds: Sequence[int] = SEEDS) -> Iterator[str]:
+    """A table with a row for each case."""
+    rows = []
+    for name, scenario in cases().items():
+        seeded = [scenario.model_copy(update={"seed": seed}) for seed in seeds]
+        ours, *others = results_of(contestants(), seeded, out, workers, CASES)
+        rows.append(_row(name, ours, others))
+    heading = "case | best rival | speed to it | speed to target-only | guesses per token | of the rival"
+    yield f"{len(seeds)} seeds. Speed: 1 / mean TPOT. Ratios have 95 % intervals over seeds."
+    yield ""
+    yield from table(heading, rows)
+
+
+def _row(name: str, ours: Results, others: Sequence[Results]) -> str:
+    best, to_best = standing(ours, others)
+    alone = next(each for each in others if each.label == "static 0")
+    to_alone = ratio(ours.speeds, alone.speeds)
+    return f"{name} | {best.label} | {to_best} | {to_alone} | {ours.guesses:.2f} | {best.guesses:.2f}"

@@ -1,0 +1,44 @@
+"""Comparisons: ratios with intervals, and the price of unused guesses."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace as changed
+
+from awc_training.evaluate import Results, best_of, standing, standings
+from awc_training.intervals import geometric_mean, ratio
+from dsd_sim.studies.report import GuessFates, TimeStats, priced
+from tests.awc_training.results import report
+
+
+def results(label: str, *tpot_ms: float, drafted: int = 10) -> Results:
+    found = [changed(report(100.0, drafted=drafted), tpot_ms=TimeStats(each, each, each, each)) for each in tpot_ms]
+    return Results(label, found)
+
+
+def test_a_ratio_is_the_geometric_mean_and_lies_within_its_interval() -> None:
+    found = ratio([2.0, 4.0, 8.0], [1.0, 4.0, 16.0])
+    assert found.mean == pytest.approx(1.0)
+    assert found.low < 0.8 < 1.25 < found.high
+    assert str(ratio([3.0, 3.0], [2.0, 2.0])) == "1.500 (1.500–1.500)"
+    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_a_guess_that_was_not_used_costs_its_price() -> None:
+    assert priced(100.0, GuessFates(30, 10, 5, 5, 10), 20, 0.05) == pytest.approx(100 * (1 - 0.05))
+    assert priced(100.0, GuessFates(0, 0, 0, 0, 0), 20, 0.05) == 100.0
+
+
+def test_the_best_rival_is_the_fastest_on_average() -> None:
+    slow, even, mixed = results("slow", 30, 30), results("even", 20, 20), results("mixed", 10, 39)
+    assert best_of([slow, even, mixed]).label == "mixed"
+    best, found = standing(results("ours", 20, 20), [slow, even])
+    assert best.label == "even"
+    assert found.mean == pytest.approx(1.0)
+
+
+def test_a_table_has_a_row_for_everybody() -> None:
+    lines = list(standings(results("ours", 10, 10, drafted=0), [results("one", 20, 20), results("two", 10, 20)]))
+    assert lines[2].startswith("| ours | 0.00 |")
+    assert lines[3].startswith("| one | 1.00 | 2.000 (2.000–2.000) | 1.000 (1.000–1.000) | 1.010 (")
+    assert lines[4].startswith("| two | 1.00 | 1.414 (")

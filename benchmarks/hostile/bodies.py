@@ -97,7 +97,7 @@ def _nested(path: str, valid: dict[str, str]) -> Iterator[HostileBody]:
         yield HostileBody(f"stream_options {number}", path, _object(streamed), "stream_options")
         bias = _object({"5": value}).decode()
         yield HostileBody(f"logit_bias.5 {number}", path, _object(valid | {"logit_bias": bias}), "logit_bias")
-        turns = TURNS.get(path)
+        turns = TURNS.get(path, "")
         for field in MESSAGE_FIELDS if turns else ():
             message = _object({"role": '"user"', "content": '"a"'} | {field: value}).decode()
             yield HostileBody(f"{turns}.{field} {number}", path, _object(valid | {turns: f"[{message}]"}), turns)

@@ -35,7 +35,9 @@ class PassTimes(Times):
     token_ms: Millis = 0.0
     above_ms: tuple[Millis, Millis, Millis] = (0.0, 0.0, 0.0)  # further time of each token above 8, 32 and 128
     cached_ms: Millis = 0.0  # of each thousand cached tokens read
-    extra_ms: tuple[Signed, ...] = Field((), max_length=MAX_EXTRAS)  # of a pass of 1, 2, … tokens: what the sum misses
+    extra_ms: tuple[Signed, ...] = Field(  # of a pass of 1, 2, … tokens: what the sum misses
+        (), max_length=MAX_EXTRAS, exclude_if=lambda extra_ms: not extra_ms
+    )
 
     @property
     def weights(self) -> tuple[float, ...]:

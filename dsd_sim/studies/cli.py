@@ -72,7 +72,7 @@ def reports_of(cells: Iterable[Cell], folder: Path, workers: int | None) -> dict
 
 def compile_now() -> None:
     """Compiles the event loop if that was not done before, and says so: otherwise every worker would, in silence."""
-    if any(Path(getattr(numba.config, "CACHE_DIR")).rglob("kernel.run-*.nbi")):
+    if any(Path(numba.config.CACHE_DIR).rglob("kernel.run-*.nbi")):  # type: ignore[attr-defined]
         return
     print("compiling the event loop, once for this version; this takes a core a minute …", file=sys.stderr, flush=True)
     started = time.perf_counter()

@@ -16,8 +16,8 @@ from services.gateway.bodies.body import Body
 from services.gateway.bodies.chat_body import ChatBody
 from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.responses_body import ResponsesBody
-from services.gateway.errors import ErrorReply
 from services.gateway.bodies.token_bodies import DetokenizeBody, TokenizeBody
+from services.gateway.errors import ErrorReply
 from services.gateway.http.endpoints.tokens import DetokenizeReply, TokenizeReply
 from services.gateway.http.fleet_api import FleetStatus, WindowList
 from services.gateway.http.response_models import (

@@ -9,6 +9,7 @@ import pytest
 
 from awc.policy import WindowChoice
 from dsd_sim.engine import draft_session, edge
+from dsd_sim.engine.pair_reports import SeenPairs
 from dsd_sim.engine.world import STEP
 from services.edge_drafter.sessions import DraftSessions
 from shared.policies.stepping import form_step
@@ -103,12 +104,11 @@ def test_every_guess_of_a_shared_step_has_one_fate() -> None:
 
 def test_a_report_tells_the_time_between_guesses_of_the_sessions_that_there_are() -> None:
     world = a_world(1, step_ms=10)
-    fleet = a_fleet(world)
     world.devices["session_ms"], world.devices["slowdown"] = 2.0, 1.5
     here = np.zeros(1, np.intp)
     for max_rows, num_sharing, expected in ((1, 0, 10), (1, 3, 30), (16, 1, 10), (16, 8, 24)):
         world.devices["max_rows"], world.pairs["num_sharing"] = max_rows, num_sharing
-        assert fleet._guess_times(here, here) == pytest.approx([1.5 * expected])
+        assert SeenPairs.of(world, here, here).draft_ms == pytest.approx([1.5 * expected])
 
 
 def test_a_pair_counts_its_sessions_and_those_of_others_that_draft() -> None:

@@ -320,7 +320,7 @@ def test_finished_cells_are_not_computed_again(planned: Planned) -> None:
         ("stop-and-wait", "pigeons", "transport: Input should be 'sliding' or 'stop-and-wait'"),
         ('kind = "closed"', 'kind = "poisson"', "workload.kind: Input should be 'closed'"),
         ("cost_per_hour = 2.0", "", "cloud.cost_per_hour: Field required"),
-        ("power_w = 400", "power_w = 0", "cloud.power_w: Input should be greater than 0"),
+        ("power_w = 400", "power_w = 0", "cloud.power_w: Input should be greater than or equal to"),
         ("times = { base_ms = 20.0, token_ms = 0.5 }", "", "cloud: either times or profile must be given"),
         ("times = { base_ms = 20.0, token_ms = 0.5 }", 'profile = "drafter.json"',
          "cloud.profile: profile slow has no times of a verifier"),

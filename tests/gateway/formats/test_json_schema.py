@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import jsonschema_rs
 import pytest
 
 from services.gateway.formats.json_schema import LAYOUT, as_text
+from shared.grammar.grammars import BadGrammar
 
 NAMED: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
 CLOSED: dict[str, Any] = NAMED | {"additionalProperties": False}
@@ -83,6 +85,23 @@ def test_a_schema_is_true_or_false_or_has_a_property_of_any_name() -> None:
     assert taken(False) == {"not": {}}
     odd = {"type": "object", "properties": dict.fromkeys(("properties", "const", "if", "not"), NAMED)}
     assert taken(odd)["properties"] == dict.fromkeys(odd["properties"], CLOSED)
+
+
+@pytest.mark.parametrize(
+    ("multiples", "is_taken"),
+    [
+        ([50_000], True),
+        ([0.01, 0.25, 1e-7], True),
+        ([50_001], False),
+        ([999_983], False),
+        ([9.99983], False),
+        ([9973] * 6, False),
+    ],
+)
+def test_remainders_that_take_seconds_to_compile_are_refused(multiples: list[float], is_taken: bool) -> None:
+    schema = {"properties": {f"p{n}": {"type": "number", "multipleOf": each} for n, each in enumerate(multiples)}}
+    with nullcontext() if is_taken else pytest.raises(BadGrammar, match="multipleOf"):
+        as_text(schema)
 
 
 def test_a_deeply_nested_schema_needs_no_deep_stack() -> None:

@@ -1,4 +1,4 @@
-"""The network of both learned policies, in numpy: two residual blocks with SiLU.
+"""The network of the learned policy, in numpy: two residual blocks with SiLU.
 
 Invariant: the output depends on the inputs alone; alone and in a batch it is equal up to rounding. Weights come from a
 file of arrays that awc_training writes and that holds no code.

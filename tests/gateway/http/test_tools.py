@@ -222,6 +222,22 @@ async def test_beside_tools_a_format_in_json_is_another_way_to_answer(
     assert ("answer: %json" in request.grammar) == (choice == "auto")
 
 
+async def test_calls_that_are_json_themselves_exclude_a_format_in_json(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ tools }}{{ messages[0].content }}{# <|python_tag|> #}")
+    async with a_world(folder) as world:
+        await world.verifier()
+        asked = {"tools": TOOLS, "response_format": {"type": "json_object"}}
+        assert await error_of(world, **asked) == (400, "tools", "invalid_value")
+
+
+async def test_tokenize_gives_the_prompt_of_a_chat_with_tools(world: World) -> None:
+    verifier = await world.verifier()
+    asked = {"messages": HI, "tools": TOOLS}
+    told = await (await world.client.post("/tokenize", json=asked)).json()
+    assert (await world.client.post(CHAT, json=chat(**asked))).status == 200
+    assert told["tokens"] == list(verifier.of(Open)[0].prompt_ids)
+
+
 @pytest.mark.parametrize("think", [False, True])
 async def test_json_of_a_model_that_reasons_comes_behind_its_reasoning(folder: Path, think: bool) -> None:
     (folder / "chat_template.jinja").write_text(THINKING)

@@ -113,5 +113,6 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except UnsupportedDraft as error:
+        sys.stdout.flush()  # what torch has told comes before
         print(error, file=sys.stderr)
         sys.exit(UNSUPPORTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shlex
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -167,8 +167,11 @@ async def _serve_until(
 
 def _tell(text: str) -> None:
     """Prints a line for the user. The terminal may be gone, or the disk full."""
-    with suppress(OSError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno == errno.EIO:  # no terminal: else Python tries again at its end, and exits with 120
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  until the process ends
 
 
 async def _ask(address: str, prompt: str, max_tokens: int) -> None:

@@ -132,7 +132,7 @@ def test_all_policies_meet_the_same_requests_and_guesses(tmp_path: Path) -> None
         ('windows = "ladder"', 'batching = "lifo"', "policies.batching: Input should be 'worth', 'fifo', 'lab' or"),
         ("prompt = 40, ", "", "workload.lengths: either prompt and answer or a file with both must be given"),
         ("prompt = 40", 'prompt = 40, file = "x.json"', "workload.lengths: either prompt and answer or a file"),
-        ("prompt = 40, answer = { low = 5, high = 60 }", 'file = "x.json"', "workload.lengths.file: [Errno 2] No such file"),
+        ("prompt = 40, answer = { low = 5, high = 60 }", 'file = "x.json"', "workload.lengths.file: [Errno 2] No such"),
         ("[policies]", "[[change]]\nat_s = 1.0\n[policies]", "change.0: one of link, guesses"),
         ("[policies]", "[[change]]\nat_s = 1.0\nlink = {}\n[policies]", "change.0.link: one of rtt_ms"),
         ("[policies]", '[[failure]]\npart = "nats"\nat_s = 1\nfor_s = 1\n[policies]', "failure.0.part: Input should"),

@@ -54,7 +54,7 @@ class AdaptivePair:
         self._policy = policy
         self._choice = policy.start
         self._is_start = True
-        self._least = policy.price / (policy.price + VALUE)  # probability of use of a guess that just pays
+        self._least = policy.price / (policy.price + VALUE)  # a guess pays if it is used at least so often
         self._acceptance = CusumAcceptance(policy.half_life)
         self._cost: VerifierCostLine | None = None  # before the first report
 

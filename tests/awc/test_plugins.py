@@ -1,4 +1,4 @@
-"""Policies named module:Class: the page that explains them holds as printed, and a bad one is told in one line."""
+"""Policies named module:Class: their documentation page works as printed, and a bad one gives one line of error."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class PauseSettings:
     """When and how long to pause. Lengths are in reports of a pair that has sessions and receives tokens, about four a
     second. Raises ValueError for bad parameters."""
 
-    first: int = 20  # length of the first pause, and half of that of drafting before the first trial
+    first: int = 40  # length of the first pause, and half of that of drafting before the first trial
     longest: int = 640  # upper bound of both
     compared: int = 8  # reports whose speed a trial compares; a third as many are skipped before
     margin: float = 0.02  # relative loss of speed that ends a trial

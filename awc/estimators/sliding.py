@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from awc.estimators.acceptance import WINDOWS
 from awc.estimators.features import LEAST_MS
+from awc.estimators.verifier_cost import VerifierCostLine
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
 LOWEST, HIGHEST = 0.01, 0.999  # acceptance
@@ -122,12 +123,28 @@ def guesses_of_run(acceptance: float, seen: PairReport, window: int) -> float:
     return max(seen.pass_ms, LEAST_MS) / (guess_ms + waiting * wait_ms)
 
 
-def net_gain(acceptance: float, seen: PairReport, window: int, price: float) -> float:
-    """ln(speed-up) of a window over target-only, less the price of its unused guesses, in tokens per token."""
+def net_gain(acceptance: float, seen: PairReport, window: int, price: float, cost: VerifierCostLine) -> float:
+    """ln(speed-up) of a window over target-only, less the price of its unused guesses, in tokens per token.
+
+    A pass with guesses takes longer than one without by `cost`; the verifier buys no more than pay (`num_bought`).
+    """
     if window < 1:
         return 0.0
-    found = speedup(acceptance, seen, guesses_of_run(acceptance, seen, window))
-    return math.log(found) - price * max(0.0, guesses_made(seen, window) - (found - 1)) / found
+    in_run, made = guesses_of_run(acceptance, seen, window), guesses_made(seen, window)
+    found, share = speedup(acceptance, seen, in_run), share_of_runs(acceptance, seen, in_run)
+    fed_ms = cost.per_token_ms * max(seen.batch, 1.0)
+    fed = share * min(in_run, num_bought(acceptance, seen, cost.per_token_ms))
+    longer = fed_ms * fed / max(cost.base_ms + fed_ms, LEAST_MS)
+    return math.log(found) - math.log1p(longer) - price * max(0.0, made - (found - 1)) / found
+
+
+def share_of_runs(acceptance: float, seen: PairReport, most: float) -> float:
+    """Passes that verify guesses of a session / passes."""
+    alone = _alone(acceptance, seen)
+    if alone is None:
+        return 0.0
+    passes: float = 1 / (1 - within(acceptance) ** max(most, 1.0))
+    return passes / (alone + passes)
 
 
 def sliding_guesses(seen: PairReport) -> NDArray[np.float64]:

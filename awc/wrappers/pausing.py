@@ -1,8 +1,8 @@
 """Pauses drafting of a pair that gains nothing by it. A paused pair has window 0, target-only.
 
-1. A pair pauses when its predicted gain (estimators/sliding.py) does not cover the price of its unused guesses. After
-   the pause it drafts again to measure its acceptance; each further pause in a row is twice as long (the back-off of
-   Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
+1. A pair pauses when its predicted gain (estimators/sliding.py), less what longer passes and unused guesses cost, is
+   within the margin. After the pause it drafts again to measure its acceptance; each further pause in a row is twice as
+   long (the back-off of Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
 2. A prediction does not know what drafting costs a machine that drafter and verifier share. So where a token takes
    nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the next trial
    then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT: guesses may
@@ -21,6 +21,7 @@ from statistics import fmean
 
 from awc.estimators.acceptance import CusumAcceptance
 from awc.estimators.sliding import PRICE, is_measured, net_gain
+from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
@@ -39,7 +40,7 @@ class PauseSettings:
     first: int = 40  # length of the first pause, and half of that of drafting before the first trial
     longest: int = 640  # upper bound of both
     compared: int = 8  # reports whose speed a trial compares; a third as many are skipped before
-    margin: float = 0.02  # relative loss of speed that ends a trial
+    margin: float = 0.03  # relative gain that drafting must promise, and relative loss of speed that ends a trial
     doubtful: float = 0.9  # TPOT / pass time above which a trial may begin
 
     def __post_init__(self) -> None:
@@ -70,13 +71,14 @@ class PausingPolicy:
     active: WindowPolicy
     settings: PauseSettings = field(default_factory=PauseSettings)
     price: float = PRICE
+    costs: PerVerifier[VerifierCostLine] = field(default_factory=PerVerifier, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         return self.active.name
 
     def for_pair(self) -> PausingPair:
-        return PausingPair(self.active.for_pair(), self.settings, self.price)
+        return PausingPair(self.active.for_pair(), self)
 
     def decide_all(self, pairs: Sequence[PausingPair], reports: Sequence[PairReport]) -> list[WindowChoice]:
         """What `decide` says of each pair."""
@@ -109,9 +111,11 @@ class PauseTrial:
 class PausingPair:
     """One pair under another control, drafting or paused."""
 
-    def __init__(self, active: PairControl, settings: PauseSettings, price: float) -> None:
+    def __init__(self, active: PairControl, policy: PausingPolicy) -> None:
         self.active = active
-        self._settings, self._price = settings, price
+        settings = self._settings = policy.settings
+        self._price, self._costs = policy.price, policy.costs
+        self._cost: VerifierCostLine | None = None  # before the first report
         self._acceptance = CusumAcceptance(HALF_LIFE)
         self._is_paused = False
         self._left = 0  # reports of the pause
@@ -129,6 +133,8 @@ class PausingPair:
     def stays_paused(self, seen: PairReport) -> bool:
         """Whether the pause outlasts this report."""
         self._acceptance.observe(seen.matched, seen.matched + seen.mismatched)
+        cost = self._cost = self._cost or self._costs.of(seen.verifier_id, VerifierCostLine)
+        cost.observe(seen.pass_tokens, seen.pass_ms)
         if not self._is_paused or not is_measured(seen):
             return self._is_paused
         self._left -= 1
@@ -145,7 +151,7 @@ class PausingPair:
         if not (is_measured(seen) and choice.window):
             return choice
         is_probing, self._probing = self._probing > 0, max(0, self._probing - 1)
-        gains = net_gain(self._rate, seen, choice.window, self._price) > 0
+        gains = self._gains(self._rate, seen, choice.window)
         can_gain = gains or self._can_gain(seen)
         self._num_worthless = 0 if gains or (is_probing and can_gain) else self._num_worthless + 1
         if self._num_worthless >= PATIENCE:
@@ -165,11 +171,15 @@ class PausingPair:
 
     def _can_gain(self, seen: PairReport) -> bool:
         """Whether a good draft would gain."""
-        return net_gain(max(self._rate, PRIOR_RATE), seen, MAX_WINDOW, self._price) > 0
+        return self._gains(max(self._rate, PRIOR_RATE), seen, MAX_WINDOW)
+
+    def _gains(self, acceptance: float, seen: PairReport, window: int) -> bool:
+        assert self._cost is not None  # made with the first report
+        return net_gain(acceptance, seen, window, self._price, self._cost) > self._settings.margin
 
     def _is_doubtful(self, seen: PairReport) -> bool:
         """Whether drafting has saved so little that a shared machine may cost more."""
-        is_known = len(self._speeds) == self._settings.untried
+        is_known = len(self._speeds) >= self._settings.compared
         return is_known and fmean(self._speeds) * self._settings.doubtful * seen.pass_ms < 1
 
     def _pause(self, length: int) -> None:

@@ -20,11 +20,16 @@ from awc.estimators.sliding import (
     sliding_tokens,
     speedup,
 )
+from awc.estimators.verifier_cost import VerifierCostLine
 from shared.protocol.messages import MAX_WINDOW
 from tests.awc.reports import SEEN
 
 FAST = changed(SEEN, draft_ms=4.0, pass_ms=40.0, rtt_ms=10.0)
 RATES = st.floats(0, 1)
+FREE = VerifierCostLine()  # a further token costs nothing
+COSTLY = VerifierCostLine()
+for num_tokens in range(8, 64):
+    COSTLY.observe(num_tokens, 30.0 + 1.0 * num_tokens)
 
 
 def test_the_depth_is_the_last_guess_that_is_likely_enough_once_the_verifier_is_overtaken() -> None:
@@ -56,19 +61,26 @@ def test_hardly_wrong_guesses_bring_a_token_for_each_draft_step() -> None:
 
 def test_a_drafter_slower_than_the_target_brings_nothing() -> None:
     assert speedup(0.9, changed(FAST, draft_ms=40.0), 1.0) == 1.0
-    assert net_gain(0.9, changed(FAST, draft_ms=40.0), 8, 0.01) < 0
+    assert net_gain(0.9, changed(FAST, draft_ms=40.0), 8, 0.01, FREE) < 0
 
 
 def test_wrong_guesses_over_a_long_link_never_overtake_the_verifier() -> None:
     assert speedup(0.2, changed(FAST, rtt_ms=400.0), 10.0) == pytest.approx(1.0)
-    assert net_gain(0.2, changed(FAST, rtt_ms=400.0), 8, 0.01) < 0
+    assert net_gain(0.2, changed(FAST, rtt_ms=400.0), 8, 0.01, FREE) < 0
 
 
 def test_the_gain_falls_with_the_round_trip_and_the_price_and_rises_with_acceptance() -> None:
-    gains = [net_gain(0.8, changed(FAST, rtt_ms=rtt), 16, 0.01) for rtt in (10.0, 60.0, 120.0, 240.0)]
+    gains = [net_gain(0.8, changed(FAST, rtt_ms=rtt), 16, 0.01, FREE) for rtt in (10.0, 60.0, 120.0, 240.0)]
     assert gains == sorted(gains, reverse=True)
-    assert net_gain(0.8, FAST, 16, 0.05) < net_gain(0.8, FAST, 16, 0.01) < net_gain(0.9, FAST, 16, 0.01)
-    assert net_gain(0.8, FAST, 0, 0.01) == 0.0
+    assert (
+        net_gain(0.8, FAST, 16, 0.05, FREE) < net_gain(0.8, FAST, 16, 0.01, FREE) < net_gain(0.9, FAST, 16, 0.01, FREE)
+    )
+    assert net_gain(0.8, FAST, 0, 0.01, FREE) == 0.0
+
+
+def test_guesses_that_make_passes_longer_gain_less() -> None:
+    assert net_gain(0.8, FAST, 16, 0.01, COSTLY) < net_gain(0.8, FAST, 16, 0.01, FREE)
+    assert net_gain(0.8, changed(FAST, batch=32.0), 16, 0.01, COSTLY) < net_gain(0.8, FAST, 16, 0.01, COSTLY)
 
 
 def test_of_all_windows_target_only_has_one_token_a_pass_and_longer_ones_never_less() -> None:
@@ -82,6 +94,6 @@ def test_of_all_windows_target_only_has_one_token_a_pass_and_longer_ones_never_l
 @given(RATES, st.floats(0, 1e15), st.floats(0, 1e15), st.floats(0, 1e15), st.integers(0, MAX_WINDOW))
 def test_results_are_finite_for_any_times(rate: float, rtt: float, verify: float, draft: float, window: int) -> None:
     seen = changed(SEEN, rtt_ms=rtt, pass_ms=verify, draft_ms=draft)
-    assert math.isfinite(net_gain(rate, seen, window, 0.01))
+    assert math.isfinite(net_gain(rate, seen, window, 0.01, COSTLY))
     assert math.isfinite(guesses_in_flight(seen, num_bought(rate, seen, 1.0), 2))
     assert np.isfinite(sliding_tokens(rate, seen)).all()

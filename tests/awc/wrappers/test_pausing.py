@@ -34,7 +34,7 @@ class Recorder:
 
 
 def a_pair(settings: PauseSettings = SETTINGS) -> PausingPair:
-    return PausingPair(Recorder(), settings, 0.01)
+    return PausingPair(Recorder(), PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE), settings))
 
 
 def followed(pair: PausingPair, drafting: PairReport, num: int, paused_ms: float = 39.0) -> list[bool]:
@@ -97,6 +97,13 @@ def test_where_a_token_takes_nearly_a_pass_a_trial_decides_that_drafting_is_too_
     assert lengths(paused)[0] == SKIPPED + SETTINGS.first
 
 
+def test_after_a_pause_that_a_trial_began_a_few_reports_are_enough_for_the_next_trial() -> None:
+    paused = followed(a_pair(), DOUBTFUL, 80, paused_ms=36.0)
+    begin = paused.index(True) + lengths(paused)[0]
+    assert paused[begin : begin + SKIPPED].count(True) <= 1
+    assert all(paused[begin + SKIPPED : begin + SKIPPED + SETTINGS.first])
+
+
 def test_a_trial_that_makes_tokens_slower_ends_and_the_next_comes_later() -> None:
     paused = followed(a_pair(), DOUBTFUL, 150, paused_ms=45.0)
     assert lengths(paused)[:2] == [SKIPPED] * 2
@@ -122,7 +129,7 @@ def test_a_control_may_choose_window_0_by_itself_and_come_back() -> None:
             super().decide(seen)
             return PAUSED if self.num_seen < 100 else DEFAULT_CHOICE
 
-    pair = PausingPair(Idle(), SETTINGS, 0.01)
+    pair = PausingPair(Idle(), PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE), SETTINGS))
     choices = [pair.decide(GOOD) for _ in range(100)]
     assert [choice.window for choice in choices] == [0] * 99 + [DEFAULT_CHOICE.window]
 

@@ -26,7 +26,8 @@ FLAGS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-WAIT_MS = 20_000
+WAIT_MS = 60_000  # the machine may be busy
+PROBES = Path(__file__).parent / "probes.js"
 REFUSED = "Failed to load resource: the server responded with a status of"
 
 
@@ -93,10 +94,13 @@ def visiting(browser: Browser) -> Visiting:
     """Opens the console of a gateway in a profile of its own; checks at the end what it did."""
 
     @asynccontextmanager
-    async def visiting(gateway: str, *, hash: str = "", may_be_refused: bool = False, **options: Any) -> AsyncIterator[Visit]:
+    async def visiting(
+        gateway: str, *, view: str = "", may_be_refused: bool = False, **options: Any
+    ) -> AsyncIterator[Visit]:
         context = await browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
         context.set_default_timeout(WAIT_MS)
-        visit = Visit(await context.new_page(), f"{gateway}/console{hash}", may_be_refused=may_be_refused)
+        await context.add_init_script(path=PROBES)
+        visit = Visit(await context.new_page(), f"{gateway}/console{view}", may_be_refused=may_be_refused)
         visit.page.on("console", visit.hear)
         visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
         context.on("request", visit.see)

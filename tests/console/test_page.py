@@ -16,53 +16,6 @@ from tests.gateway.tiny import make_folder
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> & more"
-CONTRAST = """() => {
-    const channel = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-    const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-    const light = (colour) => {
-        canvas.clearRect(0, 0, 1, 1);
-        canvas.fillStyle = colour;
-        canvas.fillRect(0, 0, 1, 1);
-        const [r, g, b] = canvas.getImageData(0, 0, 1, 1).data;
-        return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-    };
-    const behind = (node) => {
-        for (let each = node; each; each = each.parentElement) {
-            const colour = getComputedStyle(each).backgroundColor;
-            if (colour !== "rgba(0, 0, 0, 0)") return colour;
-        }
-    };
-    const nodes = document.querySelectorAll(".token, a, button, p, li, label, th, td, h1, h1 span, input");
-    return [...nodes].filter((node) => node.checkVisibility() && !node.disabled && node.className !== "unseen").map((node) => {
-        const [a, b] = [light(getComputedStyle(node).color), light(behind(node))];
-        return [`${node.tagName} ${node.className} ${node.textContent.slice(0, 20)}`, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-    });
-}"""
-UNNAMED = """() => [...document.querySelectorAll("button, input, select, textarea, a, [role=region], [role=img]")]
-    .filter((node) => !(node.labels?.length || node.getAttribute("aria-label") || node.textContent.trim()))
-    .map((node) => node.outerHTML)"""
-BROKEN_RULES = """async () => {
-    const broken = [];
-    document.addEventListener("securitypolicyviolation", (event) => broken.push(event.effectiveDirective));
-    // In a task of its own: DevTools may evaluate what the page may not.
-    const later = (run) => () => new Promise((done, fail) => setTimeout(() => { try { done(run()); } catch (error) { fail(error); } }));
-    const tries = [
-        () => { const node = document.createElement("script"); node.text = "window.ran = 1"; document.head.append(node); },
-        () => { const node = document.createElement("style"); node.textContent = "p {}"; document.head.append(node); },
-        () => document.body.setAttribute("style", "color: red"),
-        () => { document.body.innerHTML = "<p>"; },
-        later(() => window.eval("window.ran = 2")),
-        () => { new Image().src = "http://elsewhere.invalid/a.png"; },
-        () => fetch("http://elsewhere.invalid/"),
-        () => { document.createElement("form").submit(); },
-    ];
-    const results = [];
-    for (const each of tries) {
-        try { await each(); results.push("ran"); } catch (error) { results.push(error.name); }
-    }
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    return { broken, results, ran: window.ran ?? 0 };
-}"""
 
 
 def address(world: World) -> str:
@@ -182,7 +135,7 @@ async def test_the_page_needs_no_key_and_asks_for_one(keyed: World, visiting: Vi
 async def test_where_the_inspector_is_off_the_page_has_none(visiting: Visiting, tmp_path: Path) -> None:
     async with a_world(make_folder(tmp_path / "target"), inspector=False) as world:
         await world.verifier()
-        async with visiting(address(world), hash="#requests") as visit:
+        async with visiting(address(world), view="#requests") as visit:
             assert not await visit.page.is_visible("#requests-link")
             await visit.ask("hello")
             assert "Timeline" not in await visit.text(".turn")
@@ -192,7 +145,7 @@ async def test_the_policy_is_in_force(world: World, visiting: Visiting) -> None:
     async with visiting(address(world)) as visit:
         finished: list[str] = []
         visit.page.on("requestfinished", lambda request: finished.append(request.url))
-        told = await visit.page.evaluate(BROKEN_RULES)
+        told = await visit.page.evaluate("probes.trespass()")
         assert told["ran"] == 0
         assert told["results"][0] == told["results"][3] == "TypeError", "no text becomes a script or markup"
         assert told["results"][4] == "EvalError"
@@ -264,9 +217,9 @@ async def test_all_text_can_be_read_and_all_controls_have_names(world: World, vi
             if link == "#requests":
                 await visit.page.click("#request-list tbody a")
                 await visit.page.wait_for_selector(".timeline")
-            unread = [each for each in await visit.page.evaluate(CONTRAST) if each[1] < 4.5]
+            unread = [each for each in await visit.page.evaluate("probes.contrast()") if each[1] < 4.5]
             assert unread == []
-            assert await visit.page.evaluate(UNNAMED) == []
+            assert await visit.page.evaluate("probes.unnamed()") == []
 
 
 async def test_it_fits_a_narrow_screen(world: World, visiting: Visiting) -> None:

@@ -30,9 +30,10 @@ async def show(visit: Visit, name: str, tmp_path: Path) -> None:
     """Takes a picture: for the documentation if that is asked for."""
     folder = Path(PICTURES) if PICTURES else tmp_path
     folder.mkdir(parents=True, exist_ok=True)
-    await visit.page.evaluate("scrollTo(0, 0)")
+    height = await visit.page.evaluate("document.documentElement.scrollHeight")
+    await visit.page.set_viewport_size({"width": 1100, "height": height})
     path = folder / f"console-{name}.png"
-    await visit.page.screenshot(path=path, full_page=True, animations="disabled", caret="hide")
+    await visit.page.screenshot(path=path, animations="disabled", caret="hide")
     assert path.stat().st_size > 10_000
 
 
@@ -41,7 +42,11 @@ async def test_an_answer_is_compared_with_the_target_alone_and_its_timeline_show
 ) -> None:
     async with visiting(system.system.plan.address, color_scheme="light") as visit:
         page = visit.page
-        await page.evaluate("document.getElementById('max-tokens').value = 96")
+        await page.click("#options summary")
+        await page.fill("#max-tokens", "96")
+        await page.wait_for_selector("#drafter option[value=drafter-0]", state="attached")
+        await page.select_option("#drafter", "drafter-0")
+        await page.click("#options summary")
         await visit.ask(PROMPT)
         text = await visit.text(".turn .text")
         assert len(text.split()) > 20

@@ -5,6 +5,8 @@ import { get } from "./gateway.js";
 import { picture } from "./picture.js";
 
 const EVERY_MS = 1000;
+const REST = 10; // times as long as the last look took, so that a large fleet keeps neither side busy
+const MAX_ROWS = 200; // of a table
 const GONE_MS = 10_000; // for which one that has gone stays in the picture
 
 const name = { name: "name", value: (each) => each.name, kind: "head" };
@@ -117,18 +119,20 @@ export function startFleet() {
     byId("fleet-summary").textContent = `${counts.join(", ")}. Gateway ${gateway.name}: ${load}.`;
     const whole = roll.update(fleet, performance.now());
     byId("picture").replaceChildren(picture(whole));
-    for (const { rows, view } of tables) view.update(rows(whole));
+    for (const { rows, view } of tables) view.update(rows(whole).slice(0, MAX_ROWS));
   }
 
   async function watch(signal) {
     while (!signal.aborted) {
+      const begun = performance.now();
       try {
         if (!document.hidden) await look(signal);
       } catch (error) {
         if (error.name === "AbortError") return;
         byId("fleet-summary").textContent = error.message;
       }
-      await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+      const rest = Math.max(EVERY_MS, REST * (performance.now() - begun));
+      await new Promise((resolve) => setTimeout(resolve, rest));
     }
   }
 

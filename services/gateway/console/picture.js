@@ -34,7 +34,7 @@ export function picture(fleet) {
     ...shown.verifiers.map((each) => box(each, spots.get(each.instance_id), "verifier", ofVerifier(each))),
     box(fleet.gateway, middle, "gateway", ofGateway(fleet.gateway)),
   ];
-  const title = "The fleet; the tables below have the same figures";
+  const title = "The fleet; the tables below have these figures and more";
   return svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": title }, ...parts);
 }
 

@@ -149,7 +149,10 @@ function marks(told, x) {
   const some = told.steps.filter((step) => NOTABLE.has(step.kind) || (step.kind === "open" && step.term > 1));
   return some.map((step) => {
     const text = `${step.kind} ${step.instance} ${step.detail}`.trim();
-    return svg("g", { class: "mark" }, svg("path", { d: `M${x(step.at_ms).toFixed(1)} 24V${HEIGHT - 4}` }), svg("title", {}, text));
+    const at = x(step.at_ms).toFixed(1);
+    const isLate = step.at_ms > told.total_ms / 2; // then the text is on the left of its line
+    const label = svg("text", { x: at, dx: isLate ? -4 : 4, y: HEIGHT - 8, "text-anchor": isLate ? "end" : "start" }, text);
+    return svg("g", { class: "mark" }, svg("path", { d: `M${at} 24V${HEIGHT - 4}` }), label);
   });
 }
 

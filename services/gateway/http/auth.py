@@ -1,6 +1,6 @@
 """The middleware that authenticates requests by their API key, where keys are configured.
 
-Invariant: every path needs a key, except those that are open. Handlers get the key's name and limits, never the key itself.
+Invariant: every path needs a key, except the open ones. Handlers get the key's name and limits, never the key itself.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ SAID: dict[type[Open | Speculate | Poll | Close], StepKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event that is no verdict. instance: to or from whom. at_ms: since the request. detail: the code of a failure."""
+    """An event that is no verdict. instance: to or from whom. at_ms: since the request. detail: code of a failure."""
 
     at_ms: float
     kind: StepKind
@@ -111,9 +111,6 @@ class Record:
 
 class Journal:
     """Of one session while it lives. asked_at: when its request came, in seconds of time.monotonic()."""
-
-    __slots__ = ("_asked_at", "_first_ms", "_last_ms", "_num_left_out", "_num_tokens", "_sent_ms", "_started_ms")
-    __slots__ += ("_steps", "_unix_at", "_verdicts")
 
     def __init__(self, asked_at: float, now: float) -> None:
         self._asked_at = asked_at

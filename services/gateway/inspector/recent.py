@@ -36,10 +36,12 @@ class RecentRequests:
 
     def of(self, owner: str) -> list[Record]:
         """The owner's records, the newest first."""
-        return list(reversed(self._records.get(owner, {}).values()))
+        records = self._records.get(owner)
+        return [] if records is None else list(reversed(records.values()))
 
     def find(self, owner: str, session_id: str) -> Record | None:
-        return self._records.get(owner, {}).get(session_id)
+        records = self._records.get(owner)
+        return None if records is None else records.get(session_id)
 
     def _drop_oldest(self, owner: str) -> None:
         _, record = self._records[owner].popitem(last=False)

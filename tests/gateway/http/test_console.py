@@ -36,7 +36,9 @@ async def test_the_address_with_a_slash_leads_to_the_one_without(world: World) -
     assert (await world.client.get("/console/")).url.path == "/console"
 
 
-@pytest.mark.parametrize("path", ["/console/index.html", "/console/..%2Fsettings.py", "/console/__init__.py", "/console/a/b"])
+@pytest.mark.parametrize(
+    "path", ["/console/index.html", "/console/..%2Fsettings.py", "/console/__init__.py", "/console/a/b"]
+)
 async def test_nothing_else_of_the_folder_or_above_is_served(world: World, path: str) -> None:
     assert (await world.client.get(path)).status == 404
 
@@ -73,5 +75,7 @@ def test_the_files_load_nothing_from_elsewhere_and_make_no_markup_from_text() ->
         text = (FOLDER / name).read_text(encoding="utf-8")
         addresses = set(re.findall(r"https?://[^\"'\s]+", text))
         assert addresses <= {"http://www.w3.org/2000/svg"}, name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            name
+        )
         assert not re.search(r"\sstyle=|\son[a-z]+=\"|<script>|<style", text), name

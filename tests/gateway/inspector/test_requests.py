@@ -172,7 +172,9 @@ async def test_of_a_long_answer_the_first_messages_are_kept_and_the_others_count
 
 def record(number: int, num_bytes: int = 0) -> Record:
     fields: dict[str, Any] = dict.fromkeys(each.name for each in dataclasses.fields(Record))
-    return Record(**fields | {"session_id": f"{number:032x}", "tally": Tally(), "steps": (), "packed": bytes(num_bytes)})
+    return Record(
+        **fields | {"session_id": f"{number:032x}", "tally": Tally(), "steps": (), "packed": bytes(num_bytes)}
+    )
 
 
 def test_the_last_hundred_of_each_owner_are_kept_the_newest_first() -> None:

@@ -63,7 +63,8 @@ class RequestStep(msgspec.Struct, frozen=True):
 
 class RequestVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict. num_accepted of its num_tokens new tokens are guesses, the others have the source `own`. The fates are
-    of the guesses that it judged. pass_tokens, batch, queue: of the pass. held_ms: how long before it its draft came."""
+    of the guesses that it judged. pass_tokens, batch, queue: of the pass. held_ms: how long before it its draft came.
+    """
 
     at_ms: float
     term: int

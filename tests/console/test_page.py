@@ -38,8 +38,8 @@ async def keyed(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def begins(visit: Visit) -> None:
-    """Returns once a token is shown."""
-    await visit.page.wait_for_selector(".turn .token")
+    """Returns once a token of the last answer is shown."""
+    await visit.page.wait_for_selector(".turn:last-child .token")
 
 
 async def test_an_answer_is_shown_by_source_and_as_text_whatever_it_says(world: World, visiting: Visiting) -> None:
@@ -89,7 +89,7 @@ async def test_errors_are_told_where_the_answer_would_be(world: World, visiting:
         verifier = await world.verifier(pass_s=0.02)
         await visit.page.fill("#prompt", "and now?")
         await visit.page.press("#prompt", "Enter")
-        await visit.page.wait_for_selector(".turn:last-child .token")
+        await begins(visit)
         await verifier.kill()
         await visit.idle()
         assert "no verifier" in await visit.text(".turn .error")

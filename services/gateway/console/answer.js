@@ -1,6 +1,6 @@
 // One streamed answer: its text coloured by source, its figures while it grows and at its end.
 
-import { NONE, acceptance, el, ms, number, percent, plural, seconds } from "./dom.js";
+import { NONE, acceptance, el, keepingEnd, ms, number, percent, plural, seconds } from "./dom.js";
 import { stream } from "./gateway.js";
 
 /** What a token came from (docs/api.md, "Sources"). */
@@ -74,14 +74,14 @@ export class Answer {
   _grow({ pieces, window }) {
     this._firstAt ??= performance.now();
     this._window = window;
-    const isAtEnd = document.documentElement.scrollHeight - scrollY - innerHeight < 80;
     for (const { text, source } of pieces) {
       this.text += text;
       this._counts[source] = (this._counts[source] ?? 0) + 1;
-      this._body.append(el("span", { class: `token ${source}` }, text));
     }
-    this._live.textContent = this._summary();
-    if (isAtEnd) scrollTo(0, document.documentElement.scrollHeight);
+    keepingEnd(() => {
+      this._body.append(...pieces.map(({ text, source }) => el("span", { class: `token ${source}` }, text)));
+      this._live.textContent = this._summary();
+    });
   }
 
   /** What is known before the end. Pieces are about as many as tokens. */

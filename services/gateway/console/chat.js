@@ -1,7 +1,7 @@
 // The chat: a conversation with the model, one answer at a time, each asked again without speculation on demand.
 
 import { Answer, SOURCES, comparison } from "./answer.js";
-import { announce, byId, el } from "./dom.js";
+import { announce, byId, el, keepingEnd } from "./dom.js";
 import { get } from "./gateway.js";
 
 /** One question and its answers: the first, and the one that it is compared with. */
@@ -28,8 +28,10 @@ class Turn {
     this._figures.replaceChildren();
     this._actions.replaceChildren();
     await answer.run(this._bodyFor(speculation), signal);
-    this._figures.replaceChildren(...[comparison(this.answers)].filter(Boolean));
-    this._showActions();
+    keepingEnd(() => {
+      this._figures.replaceChildren(...[comparison(this.answers)].filter(Boolean));
+      this._showActions();
+    });
     return answer;
   }
 

@@ -33,6 +33,14 @@ function cell({ value, kind = "number" }, row) {
   return el(kind === "head" ? "th" : "td", { scope: kind === "head" && "row", class: kind }, value(row));
 }
 
+/** Changes the page; if its end was in view, it is afterwards. */
+export function keepingEnd(change) {
+  const height = () => document.documentElement.scrollHeight;
+  const wasAtEnd = height() - scrollY - innerHeight < 80;
+  change();
+  if (wasAtEnd) scrollTo(0, height());
+}
+
 // --- figures ---------------------------------------------------------------------------------------------------------
 
 export const NONE = "–";

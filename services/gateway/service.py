@@ -21,8 +21,10 @@ from services.gateway.admission.slots import AdmissionSlots
 from services.gateway.fleet.peers import KNOWN, WORKERS, PeerFleet
 from services.gateway.formats.registry import AnswerFormats, choose_formats
 from services.gateway.http.auth import Authenticator
+from services.gateway.http.endpoints.console import CONSOLE_PATHS, ConsolePage
 from services.gateway.http.request_builder import RequestBuilder
 from services.gateway.http.routes import Routes, make_app
+from services.gateway.inspector.recent import RecentRequests
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import Sessions
 from services.gateway.session.placement import Placement
@@ -50,8 +52,7 @@ def run(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenize
 
 def prepare(settings: GatewaySettings, load_tokenizer: LoadTokenizer = load_tokenizer) -> tuple[Start, web.Application]:
     """What shared/service.py runs: the start of the gateway, and its HTTP application."""
-    routes = Routes(settings.client_timeout_s, ignores_unknown=settings.unknown_fields == "ignore")
-    authenticator = make_authenticator(settings)
+    routes, authenticator = make_routes(settings), make_authenticator(settings)
 
     async def start(context: Context) -> Gateway:
         tokenizer = await asyncio.to_thread(load_tokenizer, Path(settings.target))
@@ -66,9 +67,16 @@ def formats_of(settings: GatewaySettings, tokenizer: TargetTokenizer) -> AnswerF
     return choose_formats(settings.tool_parser, settings.reasoning_parser, tokenizer.template)
 
 
+def make_routes(settings: GatewaySettings) -> Routes:
+    """The endpoints, not open yet."""
+    console = ConsolePage(bool(settings.api_keys_file), settings.inspector) if settings.console else None
+    return Routes(settings.client_timeout_s, console, ignores_unknown=settings.unknown_fields == "ignore")
+
+
 def make_authenticator(settings: GatewaySettings) -> Authenticator:
     """Authenticates by the configured key file; lets everyone pass if there is none."""
-    return Authenticator(KeyFile(Path(settings.api_keys_file)) if settings.api_keys_file else None)
+    keys = KeyFile(Path(settings.api_keys_file)) if settings.api_keys_file else None
+    return Authenticator(keys, CONSOLE_PATHS if settings.console else frozenset())
 
 
 class Gateway:
@@ -95,7 +103,13 @@ class Gateway:
             random.Random(),
         )
         self.sessions = Sessions(
-            context.instance_id, context.bus, placement, settings.timing, settings.max_sessions, self._metrics
+            context.instance_id,
+            context.bus,
+            placement,
+            settings.timing,
+            settings.max_sessions,
+            self._metrics,
+            RecentRequests() if settings.inspector else None,
         )
         slots = AdmissionSlots(settings.max_sessions, settings.max_queue)
         self.gate = AdmissionGate(slots, settings.queue_timeout_s, settings.request_timeout_s, self._metrics)

@@ -50,6 +50,8 @@ class GatewaySettings(ServiceSettings):
     unknown_fields: Literal["refuse", "ignore"] = Field(
         "refuse", description="What becomes of unknown fields of a request; ignored ones are named in a header"
     )
+    console: bool = Field(True, description="Whether the page at /console is served (docs/console.md)")
+    inspector: bool = Field(True, description="Whether clients can ask what became of their last 100 requests")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes")
     client_timeout_s: float = Field(
         60.0, gt=0, description="Seconds after which a client that neither sends nor reads is dropped"

@@ -17,8 +17,8 @@ from aiohttp.test_utils import TestClient, TestServer, get_port_socket
 from prometheus_client import CollectorRegistry
 
 from services.gateway.admission import rate_limits as quotas
-from services.gateway.http.routes import Routes, make_app
-from services.gateway.service import Gateway, formats_of, make_authenticator
+from services.gateway.http.routes import make_app
+from services.gateway.service import Gateway, formats_of, make_authenticator, make_routes
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import load_tokenizer
 from shared.bus.memory_bus import MemoryNetwork
@@ -133,7 +133,7 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
     )
     network, registry = MemoryNetwork(), CollectorRegistry()
     health, authenticator = Health(registry), make_authenticator(settings)
-    routes = Routes(settings.client_timeout_s, ignores_unknown=settings.unknown_fields == "ignore")
+    routes = make_routes(settings)
     health.become("")
     context = Context(new_instance_id("gateway"), network.connect(), registry, health)
     tokenizer = load_tokenizer(folder)

@@ -45,6 +45,7 @@ class Client:
     def __init__(self, gateway: GatewayProcess, session: Session, request: schedule.Request, text: Text) -> None:
         self.gateway = gateway
         self.session = session
+        self.journal = None
         self.request = request
         self.text = text
         self.is_closing = False

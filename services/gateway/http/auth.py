@@ -1,6 +1,6 @@
 """The middleware that authenticates requests by their API key, where keys are configured.
 
-Invariant: every path needs a key, except OPEN_PATHS. Handlers get the key's name and limits, never the key itself.
+Invariant: every path needs a key, except the open ones. Handlers get the key's name and limits, never the key itself.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def current_key() -> ApiKey:
 
 
 class Authenticator:
-    """Checks keys against a file; `keys` None: every request passes."""
+    """Checks keys against a file; `keys` None: every request passes. more_open: paths that need no key either."""
 
-    def __init__(self, keys: KeyFile | None) -> None:
+    def __init__(self, keys: KeyFile | None, more_open: frozenset[str] = frozenset()) -> None:
         self._keys = keys
+        self._open_paths = OPEN_PATHS | more_open
         self._metrics: GatewayMetrics | None = None
 
     def open(self, metrics: GatewayMetrics) -> None:
@@ -42,7 +43,7 @@ class Authenticator:
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answers 401 to a request without a valid key; makes the key available to the handler of any other."""
-        if request.path in OPEN_PATHS:
+        if request.path in self._open_paths:
             return await handler(request)
         key = self._find(request)
         if key is None:

@@ -31,7 +31,8 @@ async def opened(
     """Sessions that verifiers have taken, alive as long as the block. Raises the first SessionFailed, or ApiError when
     the ticket's deadline passes first."""
     async with AsyncExitStack() as stack:
-        lives = [await stack.enter_async_context(sessions.live(generation)) for generation in generations]
+        asked_at = ticket.deadline.asked_at
+        lives = [await stack.enter_async_context(sessions.live(each, asked_at)) for each in generations]
         ticket.sessions.extend(live.session for live in lives)
         try:
             async with ticket.deadline.kept(), asyncio.TaskGroup() as opening:

@@ -52,11 +52,13 @@ class PeerStatus(msgspec.Struct, frozen=True):
 class DrafterStatus(PeerStatus, frozen=True):
     """One live drafter.
 
-    provider: the execution provider that computes most of its draft. The others are what became of its guesses in this
-    gateway's sessions lately, as verifiers tell it (fleet/guesses.py). in_time: of the right guesses, those accepted.
+    provider: the execution provider that computes most of its draft. rtt_ms: mean round trip to its verifiers; 0: not
+    measured yet. The others are what became of its guesses in this gateway's sessions lately, as verifiers tell it
+    (fleet/guesses.py). in_time: of the right guesses, those accepted.
     """
 
     provider: str
+    rtt_ms: float
     guesses_per_s: float
     acceptance: float | None
     in_time: float | None

@@ -18,6 +18,7 @@ from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.responses_body import ResponsesBody
 from services.gateway.bodies.token_bodies import DetokenizeBody, TokenizeBody
 from services.gateway.errors import ErrorReply
+from services.gateway.http.endpoints.requests import RequestList, RequestTimeline
 from services.gateway.http.endpoints.tokens import DetokenizeReply, TokenizeReply
 from services.gateway.http.fleet_api import FleetStatus, WindowList
 from services.gateway.http.response_models import (
@@ -56,12 +57,14 @@ REPLIES: dict[str, Any] = {
     "Version": Version,
     "FleetStatus": FleetStatus,
     "WindowList": WindowList,
+    "RequestList": RequestList,
+    "RequestTimeline": RequestTimeline,
     "ErrorReply": ErrorReply,
 }
 ERRORS = {
     "400": "A field is wrong, unknown, repeated or not supported, or there is a query parameter: `param` names it",
     "401": "The API key is missing or not valid",
-    "404": "The model is not served here",
+    "404": "The model is not served here, or the request is not kept",
     "408": "The body did not arrive in time",
     "413": "The body is too large",
     "417": "The request has an Expect header other than 100-continue",
@@ -104,7 +107,10 @@ def openapi_document() -> bytes:
 
 
 def _paths() -> Json:
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    name, request_id = (
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in ("name", "id")
+    )
     return {
         "/v1/chat/completions": {
             "post": _generating("Answers a conversation", ChatBody, "ChatCompletion", ("ChatChunk", "ChatLastChunk"))
@@ -124,6 +130,10 @@ def _paths() -> Json:
         "/version": {"get": _reading("The version of this gateway", "Version")},
         "/dsd/fleet": {"get": _reading("The live instances and their load", "FleetStatus")},
         "/v1/dsd/windows": {"get": _reading("The decided windows and their reasons", "WindowList")},
+        "/v1/dsd/requests": {"get": _reading("What became of the last requests of the key", "RequestList", "404")},
+        "/v1/dsd/requests/{id}": {
+            "get": _reading("The messages of one request", "RequestTimeline", "404") | {"parameters": [request_id]},
+        },
     }
 
 

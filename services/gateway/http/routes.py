@@ -27,6 +27,8 @@ from services.gateway.errors import ApiError, SessionFailed, answer_to, bad_requ
 from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.auth import Authenticator, current_key
 from services.gateway.http.choices import Choices, opened
+from services.gateway.http.endpoints.console import ConsolePage
+from services.gateway.http.endpoints.requests import request_list, request_timeline
 from services.gateway.http.endpoints.tokens import DetokenizeReply, TokenizeReply, detokenized, tokenized
 from services.gateway.http.endpoints.unsupported import unknown_path
 from services.gateway.http.fleet_api import WindowList, fleet_status, pair_windows
@@ -82,8 +84,11 @@ class Prepared:
 class Routes:
     """All handlers. They answer 503 before `open` and after `close`."""
 
-    def __init__(self, client_timeout_s: float, *, ignores_unknown: bool = False) -> None:
+    def __init__(
+        self, client_timeout_s: float, console: ConsolePage | None = None, *, ignores_unknown: bool = False
+    ) -> None:
         self._client_timeout_s = client_timeout_s
+        self._console = console
         self._ignores_unknown = ignores_unknown
         self._backend: Backend | None = None
         self._closed = "the gateway is starting"
@@ -115,7 +120,11 @@ class Routes:
         add_get("/version", self._version)
         add_get("/dsd/fleet", self._fleet)
         add_get("/v1/dsd/windows", self._windows)
+        add_get("/v1/dsd/requests", self._requests)
+        add_get("/v1/dsd/requests/{id}", self._timeline)
         add_get("/openapi.json", self._openapi)
+        if self._console is not None:
+            self._console.add_to(app)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -174,6 +183,13 @@ class Routes:
 
     async def _windows(self, request: web.Request) -> web.Response:
         return json_response(WindowList(pair_windows(self._open_backend().sessions, time.monotonic())))
+
+    async def _requests(self, request: web.Request) -> web.Response:
+        return json_response(request_list(self._open_backend().sessions.recent, current_key()))
+
+    async def _timeline(self, request: web.Request) -> web.Response:
+        recent = self._open_backend().sessions.recent
+        return json_response(request_timeline(recent, current_key(), request.match_info["id"]))
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=openapi_document(), content_type="application/json")

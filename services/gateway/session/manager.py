@@ -19,6 +19,8 @@ import structlog
 
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.fleet.windows import DecidedWindows
+from services.gateway.inspector.journal import Journal
+from services.gateway.inspector.recent import RecentRequests
 from services.gateway.metrics import GatewayMetrics, SessionCounts
 from services.gateway.session.generation import Generation
 from services.gateway.session.outbox import Send
@@ -51,8 +53,9 @@ _ABSENT_VERB = re.compile(ABSENT + r"-(?P<session>[0-9a-f]{32})-(?P<service>veri
 class LiveSession:
     """One session, the task that drives it, and what its owner awaits."""
 
-    def __init__(self, session: Session, sessions: Sessions) -> None:
+    def __init__(self, session: Session, sessions: Sessions, journal: Journal | None) -> None:
         self.session = session
+        self.journal = journal
         self._sessions = sessions
         self._changed = asyncio.Event()  # for the driver
         self._news = asyncio.Event()  # for the owner
@@ -75,7 +78,7 @@ class LiveSession:
     def close(self, num_tokens: int | None = None) -> None:
         """Ends the session everywhere. num_tokens: as in Session.close."""
         self.session.close(time.monotonic(), num_tokens)
-        self._sessions.forget(self.session)
+        self._sessions.forget(self.session, is_whole=num_tokens is not None)
         self._is_closed = True
         self._changed.set()
 
@@ -86,7 +89,7 @@ class LiveSession:
                 await asyncio.wait({self._driver})
             finally:
                 self._driver.cancel()  # matters only where the owner is cancelled meanwhile
-        await self._sessions.send(self.session)  # what a driver that failed has left
+        await self._sessions.send(self.session, self.journal)  # what a driver that failed has left
 
     async def opened(self) -> None:
         """Returns once a verifier has taken the session; raises SessionFailed when the session has failed."""
@@ -121,7 +124,7 @@ class LiveSession:
         try:
             while True:
                 is_closed = self._is_closed
-                await self._sessions.send(self.session)
+                await self._sessions.send(self.session, self.journal)
                 if is_closed:
                     return
                 await self._wait_for_change()
@@ -141,7 +144,7 @@ class LiveSession:
 
 
 class Sessions:
-    """All sessions of one gateway."""
+    """All sessions of one gateway. recent: where they leave what the request inspector shows; None: it is off."""
 
     def __init__(
         self,
@@ -151,8 +154,10 @@ class Sessions:
         timing: SessionTiming,
         max_sessions: int,
         metrics: GatewayMetrics,
+        recent: RecentRequests | None = None,
     ) -> None:
         self.instance_id = instance_id
+        self.recent = recent
         self.max_sessions = max_sessions
         self.placement = placement
         self.windows = DecidedWindows()
@@ -170,10 +175,13 @@ class Sessions:
         return self.placement.fleet
 
     @asynccontextmanager
-    async def live(self, generation: Generation) -> AsyncIterator[LiveSession]:
-        """A session, closed when its text is complete or the block ends. The caller holds a slot (gate.py)."""
-        session = Session.started(generation, self.placement, self._timing, time.monotonic())
-        live = self._live[session.session_id] = LiveSession(session, self)
+    async def live(self, generation: Generation, asked_at: float | None = None) -> AsyncIterator[LiveSession]:
+        """A session, closed when its text is complete or the block ends. The caller holds a slot (gate.py). asked_at:
+        when its request came, in seconds of time.monotonic()."""
+        now = time.monotonic()
+        session = Session.started(generation, self.placement, self._timing, now)
+        journal = None if self.recent is None else Journal(now if asked_at is None else asked_at, now)
+        live = self._live[session.session_id] = LiveSession(session, self, journal)
         self._metrics.sessions.set(len(self._live))
         try:
             yield live
@@ -186,10 +194,14 @@ class Sessions:
                     self._strays.append(send)
                     session.mark_sent()
 
-    def forget(self, session: Session) -> None:
-        """Counts a closed session, once."""
-        if self._live.pop(session.session_id, None) is None:
+    def forget(self, session: Session, *, is_whole: bool = False) -> None:
+        """Counts a closed session, once. is_whole: its text is complete."""
+        live = self._live.pop(session.session_id, None)
+        if live is None:
             return
+        if self.recent is not None and live.journal is not None:
+            record = live.journal.closed(session, time.monotonic(), is_whole=is_whole)
+            self.recent.add(session.generation.cache_scope or "", record)
         self._metrics.sessions.set(len(self._live))
         counts = SessionCounts(
             len(session.generation.prompt_ids),
@@ -230,11 +242,15 @@ class Sessions:
         if sender_id not in (session.verifier_id, session.drafter_id) or message.term != session.term:
             self._metrics.dropped.labels("foreign sender or stale term").inc()
             return
+        if live.journal is not None and not isinstance(message, Verdict):
+            live.journal.on_heard(message, sender_id, now)
         match message:
             case Opened():
                 session.on_opened(sender_id, message, now)
             case Verdict():
                 session.on_verdict(sender_id, message, now)
+                if live.journal is not None:
+                    live.journal.on_verdict(message, session, live.window, now)
             case Failure():
                 log.info("refused", session=session.session_id, by=sender_id, code=message.code, why=message.message)
                 session.on_failure(sender_id, message, now)
@@ -255,7 +271,10 @@ class Sessions:
             self._metrics.dropped.labels("unknown session").inc()
             return
         log.info("absent", session=named["session"], at=named["service"], term=named["term"])
-        live.session.on_absent(cast(Service, named["service"]), int(named["term"]), now)
+        session, service, term = live.session, cast(Service, named["service"]), int(named["term"])
+        if live.journal is not None and term == session.term:
+            live.journal.on_absent(service, session, now)
+        session.on_absent(service, term, now)
         live.wake()
 
     def on_heartbeat(self, subject: str, message: Message | Absent) -> None:
@@ -303,12 +322,16 @@ class Sessions:
         for live in self._live.values():
             for instance_id in (live.session.verifier_id, live.session.drafter_id):
                 if instance_id is not None and instance_id in gone:
+                    if live.journal is not None:
+                        live.journal.on_gone(instance_id, live.session, now)
                     live.session.on_gone(instance_id, now)
                     live.wake()
 
-    async def send(self, session: Session) -> None:
+    async def send(self, session: Session, journal: Journal | None = None) -> None:
         """Sends the session's messages. Its own timers repeat what gets lost."""
         while (send := session.next_send) is not None:
+            if journal is not None:
+                journal.on_said(send.message, send.instance_id, time.monotonic())
             if isinstance(send.message, Poll):
                 self._metrics.polls.inc()
             absent_to = None

@@ -11,7 +11,7 @@ from shared.protocol.subjects import new_instance_id
 from tests.gateway.conftest import World, until
 from tests.gateway.fakes import CONTEXT, MODEL
 
-BUSY = Load(3, 8, 100, 256, 2, 5000, 8000, 12.5, 0.25)
+BUSY = Load(3, 8, 100, 256, 2, 5000, 8000, 12.5, 0.25, 7.5)
 
 
 async def fleet(world: World) -> dict:
@@ -47,6 +47,7 @@ async def test_it_tells_what_the_newest_heartbeats_said(world: World) -> None:
     assert [each["name"] for each in (verifier, drafter, controller)] == ["verifier", "drafter", "controller"]
     assert [each["draining"] for each in (verifier, drafter, controller)] == [True, False, False]
     assert drafter["provider"] == "OpenVINO"
+    assert drafter["rtt_ms"] == 7.5
     assert 0 <= verifier.pop("heartbeat_age_ms") < 10_000
     assert verifier == {
         "name": "verifier",

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from services.gateway.inspector import recent
 from shared.protocol.messages import Close, Open
 from tests.gateway.conftest import World, a_world, until
 from tests.gateway.fakes import MODEL
@@ -388,7 +389,10 @@ async def test_no_deadline_is_one_and_a_longer_one_than_the_gateway_s_is_refused
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-async def test_rounds_of_all_kinds_of_trouble_leave_no_memory_behind(folder: Path) -> None:
+async def test_rounds_of_all_kinds_of_trouble_leave_no_memory_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "MAX_REQUESTS", 2)  # what the inspector keeps is complete from the first round on
     async with a_world(folder, max_sessions=2, max_queue=1, max_body_bytes=65536) as world:
         await world.verifier(pass_s=0.002)
         await world.drafter()

@@ -28,6 +28,7 @@ from benchmarks.peers.results import read_cell
 from benchmarks.peers.serving import has_distilled
 from benchmarks.peers.systems import Choice, DsdCores, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
+from services.local.engine import EngineRefused
 from shared.runtime.home import default_models_dir
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
@@ -98,7 +99,10 @@ def main(
         if not choice.has_distilled:
             notify("there is no distilled draft (`make draft`): its systems are left out")
         with TemporaryDirectory(prefix="dsd-peers-") as logs:
-            start = serving.starting(models, vllm_python, choice, Path(logs), notify)
+            try:
+                start = serving.starting(models, vllm_python, choice, Path(logs), notify)
+            except EngineRefused as error:
+                raise typer.BadParameter(f"{error}", param_hint="--vllm-python") from error
             asyncio.run(_measure(start, asked, todo, folder, seed, 60 * budget_min, may_be_busy=busy))
     notify(f"see {write_report(plan, folder)}")
 

@@ -90,20 +90,16 @@ def plan_table(plan: Sequence[Cell], systems: Sequence[System]) -> str:
     """The cells with their estimated times."""
     rows = [
         (
-            cell.name,
-            str(cell),
-            sum(map(cell.takes_part, systems)),
-            cell.num_rounds,
-            _minutes(estimated_s(cell, systems)),
+            each.name,
+            str(each),
+            str(sum(map(each.takes_part, systems))),
+            str(each.num_rounds),
+            estimated_s(each, systems),
         )
-        for cell in plan
+        for each in plan
     ]
     starts = num_starts(plan, systems)
-    rows.append(("starts", f"{starts} starts of systems", "", "", _minutes(starts * START_S)))
-    total = sum(estimated_s(cell, systems) for cell in plan) + starts * START_S
-    rows.append(("in all", "", "", "", _minutes(total)))
-    return markdown_table(("cell", "is", "systems", "rounds", "minutes"), rows)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f}"
+    rows.append(("starts", f"{starts} starts of systems", "", "", starts * START_S))
+    rows.append(("in all", "", "", "", sum(row[-1] for row in rows)))
+    lines = ((*row[:-1], f"{row[-1] / 60:.0f}") for row in rows)
+    return markdown_table(("cell", "is", "systems", "rounds", "minutes"), lines)

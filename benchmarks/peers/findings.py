@@ -109,12 +109,13 @@ class CellFigures:
     def same_texts(self, system: System) -> float | None:
         """Share of texts that are those of the plain system; None: it is plain, or texts are sampled without a seed."""
         is_seeded = self.cell.temperature == 0 or system.engine is not None
-        if system.plain not in self.figures[SPEED.name] or not is_seeded:
+        plain = system.plain
+        if plain is None or plain not in self.figures[SPEED.name] or not is_seeded:
             return None
         pairs = [
             pair
             for answers in self.result.rounds
-            for pair in zip(answers[system.name].texts, answers[system.plain].texts, strict=True)
+            for pair in zip(answers[system.name].texts, answers[plain].texts, strict=True)
         ]
         return sum(ours == plain for ours, plain in pairs) / len(pairs)
 

@@ -113,8 +113,7 @@ def _convert(scratch: Path, made: Path) -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
-        raise NoLlamaCpp(f"{' '.join(command[:4])} … failed: {done.stdout.strip()[-800:]}")
+        told = (done.stdout + done.stderr).strip()[-800:]
+        raise NoLlamaCpp(f"{' '.join(command[:4])} … failed: {told}")

@@ -1,7 +1,7 @@
 """The comparison as Markdown: the cells, where DSD is behind, what it must reach, then all figures.
 
-Invariant: each cell in which DSD is behind a peer has a line with its cause. Causes are text of `causes.toml` beside the
-cells: `"CELL" = "…"`, or `"CELL MEASURE" = "…"` for one measure.
+Invariant: each cell in which DSD is behind a peer has a line with its cause. Causes are text of `causes.toml` beside
+the cells: `"CELL" = "…"`, or `"CELL MEASURE" = "…"` for one measure.
 """
 
 from __future__ import annotations
@@ -22,15 +22,28 @@ from benchmarks.peers.systems import System
 CAUSES = "causes.toml"
 UNKNOWN = "**cause not known**"
 HOW = f"""
-One client program asks every system over HTTP with OpenAI's streaming API. Answers have {ANSWER_TOKENS} tokens. Each round asks all systems the
-same prompts, one from each client at once, in random order; a system is stopped (SIGSTOP) while others answer, and warmed up with answers
-of {WARM_UP_TOKENS} tokens before. No system finds a prompt in a cache. A round is void, and asked again, if anything else used more than {MAX_FOREIGN_SHARE:.0%} of a
-core. All systems compute the same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft.
+One client program asks every system over HTTP with OpenAI's streaming API. Answers have {ANSWER_TOKENS} tokens. In a round
+each system answers the same prompts, one from each client at once; their order is random. A system is stopped
+(SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TOKENS} tokens before. No system finds a prompt in a cache.
+A round is void, and asked again, if anything else used more than {MAX_FOREIGN_SHARE:.0%} of a core. All systems compute the same
+weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft.
 
-Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients together, from the
-requests to the last token. TTFT and TPOT: of each answer. Ratios are ours / theirs: above 1 is better for tokens/s, below 1 for times.
-*Best peer*: by the figure in question, of the peers that do not run DSD's draft.
+Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients
+together, from the requests to the last token. TTFT and TPOT: of each answer. Ratios are ours / theirs: above 1 is
+better for tokens/s, below 1 for times. *Best peer*: by the figure in question, of the peers that do not run DSD's
+draft. *To plain*: tokens/s / those of the same system without speculation.
 """.strip()
+COLUMNS = (
+    "system",
+    "tokens/s",
+    "to best peer",
+    "to plain",
+    "TTFT ms",
+    "to best peer",
+    "TPOT ms",
+    "same texts",
+    "acceptance",
+)
 
 
 def read_causes(folder: Path) -> dict[str, str]:
@@ -132,18 +145,7 @@ def _voids(result: CellResult) -> list[str]:
 
 
 def _figures(found: CellFigures) -> str:
-    names = (
-        "system",
-        "tokens/s",
-        "to best peer",
-        "to plain",
-        "TTFT ms",
-        "to best peer",
-        "TPOT ms",
-        "same texts",
-        "acceptance",
-    )
-    return markdown_table(names, [_row(found, system) for system in found.result.systems])
+    return markdown_table(COLUMNS, [_row(found, system) for system in found.result.systems])
 
 
 def _row(found: CellFigures, system: System) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ import itertools
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from benchmarks.harness.cell import RunningCell, running, wait_for_fleet
 from benchmarks.harness.cell_plan import VERIFIER, CellPlan
@@ -59,7 +60,7 @@ class Way:
     server: Server
     model: str
     keys: Iterator[str]
-    speculation: DsdOptions = DsdOptions()
+    speculation: DsdOptions = field(default_factory=DsdOptions)
     fleet: CellPlan | None = None
 
     async def become_usable(self) -> None:
@@ -106,7 +107,7 @@ async def peers(start: Starting, systems: Sequence[System]) -> AsyncIterator[dic
         yield found
 
 
-def _peer(start: Starting, system: System):  # type: ignore[no-untyped-def]
+def _peer(start: Starting, system: System) -> AbstractAsyncContextManager[Server]:
     if system.name in (LLAMA, LLAMA_DRAFT):
         return _llama(start, system)
     return _transformers(start, system) if system.name == TRANSFORMERS else _vllm(start, system)
@@ -136,10 +137,11 @@ async def _vllm(start: Starting, system: System) -> AsyncIterator[Server]:
     other, core = sorted(os.sched_getaffinity(0))[:2]
     lengths = ("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(MAX_SEQS))
     flags = (*lengths, "--dtype", "bfloat16", "--no-enable-prefix-caching")
-    speculation = {
+    speculations: dict[str, dict[str, Any]] = {
         VLLM_NGRAM: {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
         VLLM_DRAFT: {"method": "draft_model", "model": str(distilled_model(start.models))},
-    }.get(system.name, {})
+    }
+    speculation = speculations.get(system.name, {})
     if speculation:
         speculation |= {"num_speculative_tokens": NUM_GUESSES}
     cores = (other, core) if system.name == VLLM else (core,)

@@ -21,8 +21,8 @@ DsdCores = Literal["split", "both"]
 TWO_THREADS = "two threads for the model; its server and the client beside them"
 ASIDE = "one thread for the model on one core; its server, scheduler and the client on the other"
 DSD_CORES: dict[DsdCores, str] = {
-    "split": "verifier: one thread on one core; drafter (one thread), gateway, NATS, controller and client on the other",
-    "both": "verifier: two threads; drafter (one thread), gateway, NATS, controller and client beside them",
+    "split": "verifier: one thread on one core; drafter (one thread), gateway, NATS, controller, client on the other",
+    "both": "verifier: two threads; drafter (one thread), gateway, NATS, controller, client beside them",
 }
 
 

@@ -25,6 +25,8 @@ from benchmarks.peers.serving import Way
 from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 
+ASK_S = 300.0  # for one system's part of a round
+
 
 class RoundVoid(RuntimeError):
     """Why a round must be asked again."""
@@ -48,13 +50,14 @@ async def ask(way: Way, prompts: Sequence[str], cell: Cell) -> Answers:
     warm_up = read_prompts(DEFAULT_PROMPTS)[-len(prompts) :]
     with on_one_core(), way.server.resumed():
         try:
-            await way.become_usable()
+            async with asyncio.timeout(ASK_S):
+                await way.become_usable()
+                await _answers(way, warm_up, WARM_UP_TOKENS, cell.temperature)
+                before = processor_time.read(way.server.groups)
+                measured = await _answers(way, prompts, ANSWER_TOKENS, cell.temperature)
+                after = processor_time.read(way.server.groups)
         except TimeoutError as error:
-            raise RoundVoid(f"{way.system.name}: {error}") from error
-        await _answers(way, warm_up, WARM_UP_TOKENS, cell.temperature)
-        before = processor_time.read(way.server.groups)
-        measured = await _answers(way, prompts, ANSWER_TOKENS, cell.temperature)
-        after = processor_time.read(way.server.groups)
+            raise RoundVoid(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
     samples = [sample for sample, _ in measured]
     return Answers(
         seconds=max(each.total_s for each in samples),

@@ -89,14 +89,9 @@ def num_starts(plan: Sequence[Cell], systems: Sequence[System]) -> int:
 def plan_table(plan: Sequence[Cell], systems: Sequence[System]) -> str:
     """The cells with their estimated times."""
     rows = [
-        (
-            each.name,
-            str(each),
-            str(sum(map(each.takes_part, systems))),
-            str(each.num_rounds),
-            estimated_s(each, systems),
-        )
-        for each in plan
+        (cell.name, str(cell), f"{sum(map(cell.takes_part, systems))}", f"{cell.num_rounds}", seconds)
+        for cell in plan
+        for seconds in [estimated_s(cell, systems)]
     ]
     starts = num_starts(plan, systems)
     rows.append(("starts", f"{starts} starts of systems", "", "", starts * START_S))

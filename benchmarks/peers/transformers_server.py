@@ -79,8 +79,8 @@ class Generator:
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
         torch.set_num_threads(2)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), padding_side="left")
-        self._model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
-        self._model.eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
+        self._model = model.eval()
         self._loop = loop
         self._waiting: queue.Queue[Request] = queue.Queue()
         threading.Thread(target=self._run, daemon=True).start()

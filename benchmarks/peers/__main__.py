@@ -7,9 +7,9 @@ computed meanwhile. The same command continues where it was stopped. The report 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, cast, get_args
 
 import msgspec
@@ -29,7 +29,7 @@ from benchmarks.peers.serving import has_distilled
 from benchmarks.peers.systems import Choice, DsdCores, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import EngineRefused
-from shared.runtime.home import default_models_dir
+from shared.runtime.home import default_models_dir, home
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
 
@@ -45,6 +45,7 @@ def write_report(plan: Sequence[Cell], folder: Path) -> Path:
     """Beside the folder of the cells, under its name."""
     results = [found for cell in plan if (found := read_cell(cell, folder)) is not None]
     path = folder.with_name(f"{folder.name}.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(markdown(plan, results, read_causes(folder), folder.name), encoding="utf-8")
     return path
 
@@ -63,6 +64,14 @@ def among(all_systems: Sequence[System], names: Sequence[str]) -> list[System]:
         known = ", ".join(system.name for system in all_systems)
         raise typer.BadParameter(f"--system {unknown.pop()} is none; systems: {known}")
     return [system for system in all_systems if not names or system.name in names]
+
+
+def fresh_logs() -> Path:
+    """The folder for the logs of this run's processes, which the next run empties."""
+    folder = home() / "peers" / "logs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 @app.command()
@@ -98,12 +107,11 @@ def main(
     if not report_only:
         if not choice.has_distilled:
             notify("there is no distilled draft (`make draft`): its systems are left out")
-        with TemporaryDirectory(prefix="dsd-peers-") as logs:
-            try:
-                start = serving.starting(models, vllm_python, choice, Path(logs), notify)
-            except EngineRefused as error:
-                raise typer.BadParameter(f"{error}", param_hint="--vllm-python") from error
-            asyncio.run(_measure(start, asked, todo, folder, seed, 60 * budget_min, may_be_busy=busy))
+        try:
+            start = serving.starting(models, vllm_python, choice, fresh_logs(), notify)
+        except EngineRefused as error:
+            raise typer.BadParameter(f"{error}", param_hint="--vllm-python") from error
+        asyncio.run(_measure(start, asked, todo, folder, seed, 60 * budget_min, may_be_busy=busy))
     notify(f"see {write_report(plan, folder)}")
 
 

@@ -15,6 +15,7 @@ from benchmarks.peers.systems import LLAMA, VLLM, VLLM_ONE, System
 ANSWER_TOKENS = 128
 WARM_UP_TOKENS = 32  # of an answer before each measured one, to as many clients
 SHORT, MIDDLE, LONG = 50, 500, 2000  # tokens of a prompt, template included; SHORT is about that
+MAX_TEXT_TOKENS = 2304  # that systems have room for: prompt and answer, in blocks of 256
 MIN_ROUNDS = 3
 NEAR_PEERS = (LLAMA, VLLM, VLLM_ONE)  # that cells with a distance repeat: a round trip does not touch them
 # Roughly, for the plan. A budget decides by the clock.

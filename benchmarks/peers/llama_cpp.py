@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers.cells import ANSWER_TOKENS, LONG
+from benchmarks.peers.cells import MAX_TEXT_TOKENS
 from model_zoo.wheel import download_gguf, installed_gguf
 from services.local.supervisor import Program
 from shared.runtime.home import home
@@ -35,9 +35,8 @@ FLAGS = {
     "LLAMA_OPENSSL": "OFF",
 }
 READY_S = 120.0
-READY_LINE = "server is listening on"
+READY_LINE = "listening on http"
 NUM_SLOTS = 16
-SLOT_TOKENS = LONG + 2 * ANSWER_TOKENS  # room for a round's longest text
 
 
 class NoLlamaCpp(RuntimeError):
@@ -59,7 +58,7 @@ class Build:
             "--threads": 2,
             "--threads-batch": 2,
             "--parallel": NUM_SLOTS,
-            "--ctx-size": NUM_SLOTS * SLOT_TOKENS,
+            "--ctx-size": NUM_SLOTS * MAX_TEXT_TOKENS,
             "--cache-ram": 0,
         }
         if with_draft:

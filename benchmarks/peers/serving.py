@@ -14,7 +14,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from benchmarks.harness.cell import RunningCell, running, wait_for_fleet
@@ -23,7 +22,7 @@ from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.pinned import move
 from benchmarks.harness.requests import connected
 from benchmarks.peers import llama_cpp, transformers_server, vllm_server
-from benchmarks.peers.cells import ANSWER_TOKENS, LONG
+from benchmarks.peers.cells import MAX_TEXT_TOKENS
 from benchmarks.peers.server import Server, serving
 from benchmarks.peers.systems import (
     LLAMA,
@@ -45,7 +44,6 @@ from services.local.supervisor import Program
 
 NUM_KEYS = 401  # a key comes again when all caches have long been overwritten
 NUM_GUESSES = 4  # of vLLM's own speculation
-MAX_MODEL_LEN = LONG + 2 * ANSWER_TOKENS
 MAX_SEQS = 16
 TRANSFORMERS_READY_S = 120.0
 
@@ -79,8 +77,10 @@ class Starting:
     folder: Path  # for logs
     notify: Notify
 
-    def fresh(self) -> Path:
-        return Path(mkdtemp(dir=self.folder))
+    def fresh(self, name: str) -> Path:
+        path = self.folder / name.replace(" ", "-").replace(",", "")
+        path.mkdir()
+        return path
 
 
 def starting(models: Path, vllm_python: Path | None, choice: Choice, folder: Path, notify: Notify) -> Starting:
@@ -118,7 +118,7 @@ async def _llama(start: Starting, system: System) -> AsyncIterator[Server]:
     port, template = nats_server.free_port(), start.models / "target" / "chat_template.jinja"
     built = llama_cpp.build(start.notify)
     program = built.program(system.name, port, template, with_draft=system.name == LLAMA_DRAFT)
-    async with serving(program, port, llama_cpp.READY_S, start.fresh(), start.notify) as server:
+    async with serving(program, port, llama_cpp.READY_S, start.fresh(system.name), start.notify) as server:
         yield server
 
 
@@ -128,14 +128,14 @@ async def _transformers(start: Starting, system: System) -> AsyncIterator[Server
     module = "benchmarks.peers.transformers_server"
     argv = (sys.executable, "-m", module, str(start.models / "target"), "--port", str(port))
     program = Program(system.name, argv, {"OMP_NUM_THREADS": "2"}, ready_line=transformers_server.READY_LINE)
-    async with serving(program, port, TRANSFORMERS_READY_S, start.fresh(), start.notify) as server:
+    async with serving(program, port, TRANSFORMERS_READY_S, start.fresh(system.name), start.notify) as server:
         yield server
 
 
 @asynccontextmanager
 async def _vllm(start: Starting, system: System) -> AsyncIterator[Server]:
     other, core = sorted(os.sched_getaffinity(0))[:2]
-    lengths = ("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(MAX_SEQS))
+    lengths = ("--max-model-len", str(MAX_TEXT_TOKENS), "--max-num-seqs", str(MAX_SEQS))
     flags = (*lengths, "--dtype", "bfloat16", "--no-enable-prefix-caching")
     speculations: dict[str, dict[str, Any]] = {
         VLLM_NGRAM: {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
@@ -146,7 +146,7 @@ async def _vllm(start: Starting, system: System) -> AsyncIterator[Server]:
         speculation |= {"num_speculative_tokens": NUM_GUESSES}
     cores = (other, core) if system.name == VLLM else (core,)
     plan = ServerPlan(start.vllm.python, start.models / "target", system.name, cores, other, flags, speculation)
-    async with vllm_server.running(plan, start.fresh(), start.notify) as server:
+    async with vllm_server.running(plan, start.fresh(system.name), start.notify) as server:
         yield server
 
 
@@ -183,7 +183,7 @@ async def _dsd(
     start: Starting, engine: Engine, systems: Sequence[System], rtt_ms: int
 ) -> AsyncIterator[tuple[dict[str, Way], RunningCell]]:
     plan = dsd_plan(start, engine, [each.draft for each in systems if each.draft], rtt_ms)
-    async with running(plan, start.fresh(), start.notify) as cell:
+    async with running(plan, start.fresh(f"DSD-{engine}-{rtt_ms}"), start.notify) as cell:
         async with connected(cell.url, plan.api_keys[0]) as gateway:
             model = await gateway.first_model()
         if plan.is_pinned:
@@ -206,7 +206,7 @@ def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int
     env = {"DSD_DTYPE": "bfloat16"}
     if engine == "vllm":
         env |= {
-            "DSD_VLLM_ARGS": f"--max-model-len {MAX_MODEL_LEN}",
+            "DSD_VLLM_ARGS": f"--max-model-len {MAX_TEXT_TOKENS}",
             "VLLM_CPU_KVCACHE_SPACE": vllm_server.KV_GIB,
         }
     is_split = start.choice.dsd_cores == "split"

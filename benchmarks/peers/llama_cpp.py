@@ -68,10 +68,19 @@ class Build:
         return Program(name, (str(self.folder / SERVER), *argv, *switches), ready_line=READY_LINE)
 
 
+def place() -> Path:
+    """The folder of the build, made or not."""
+    return home() / "peers" / f"{PACKAGE}-{VERSION}"
+
+
+def is_built() -> bool:
+    return place().is_dir()
+
+
 def build(notify: Callable[[str], None]) -> Build:
     """The finished build, which the first call makes in about ten minutes. Raises NoLlamaCpp."""
-    folder = home() / "peers" / f"{PACKAGE}-{VERSION}"
-    if folder.is_dir():
+    folder = place()
+    if is_built():
         return Build(folder)
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise NoLlamaCpp(f"llama.cpp needs {', '.join(missing)} to be built: install them")

@@ -1,7 +1,7 @@
 """Asks one system, or in turn all systems of a cell, the same prompts.
 
-Invariant: only the asked system and this process compute meanwhile. A round in which something else computed, or a
-request failed, is void as a whole.
+Invariant: only the asked system and this process compute meanwhile. Answers during which something else computed, or of
+which one failed, are void: the system is asked again, and if that does not help, the round is void.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from benchmarks.harness.latency import OK, RequestSample
@@ -28,25 +28,42 @@ from model_zoo.prompt_file import read_prompts
 ASK_S = 300.0  # for one system's part of a round
 
 
-class RoundVoid(RuntimeError):
-    """Why a round must be asked again."""
+MAX_ATTEMPTS = 3  # for one system's part of a round
+
+
+class Void(RuntimeError):
+    """Why answers don't count."""
 
 
 async def ask_all(
-    ways: Mapping[str, Way], prompts: Sequence[str], cell: Cell, order: random.Random, *, may_be_busy: bool
-) -> dict[str, Answers]:
-    """A round, in random order. may_be_busy: other programs may compute. Raises RoundVoid."""
+    ways: Mapping[str, Way],
+    prompts: Sequence[str],
+    cell: Cell,
+    order: random.Random,
+    tell: Callable[[str], None],
+    *,
+    may_be_busy: bool,
+) -> dict[str, Answers] | None:
+    """A round, in random order; None if it is void. tell: of void answers. may_be_busy: other programs may compute."""
     found = {}
     for name in order.sample(list(ways), len(ways)):
-        answers = await ask(ways[name], prompts, cell)
-        if is_void(answers.foreign_share) and not may_be_busy:
-            raise RoundVoid(f"{name}: something else used {answers.foreign_share:.1%} of a core")
-        found[name] = answers
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                answers = await ask(ways[name], prompts, cell)
+                if is_void(answers.foreign_share, answers.seconds) and not may_be_busy:
+                    raise Void(f"{name}: something else used {answers.foreign_share:.1%} of a core")
+            except Void as error:
+                tell(str(error))
+            else:
+                found[name] = answers
+                break
+        if name not in found:
+            return None
     return {name: found[name] for name in ways}
 
 
 async def ask(way: Way, prompts: Sequence[str], cell: Cell) -> Answers:
-    """Resumes the system, warms it up with short answers, asks, and stops it again. Raises RoundVoid."""
+    """Resumes the system, warms it up with short answers, asks, and stops it again. Raises Void."""
     warm_up = read_prompts(DEFAULT_PROMPTS)[-len(prompts) :]
     with on_one_core(), way.server.resumed():
         try:
@@ -57,7 +74,7 @@ async def ask(way: Way, prompts: Sequence[str], cell: Cell) -> Answers:
                 measured = await _answers(way, prompts, ANSWER_TOKENS, cell.temperature)
                 after = processor_time.read(way.server.groups)
         except TimeoutError as error:
-            raise RoundVoid(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
+            raise Void(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
     samples = [sample for sample, _ in measured]
     return Answers(
         seconds=max(each.total_s for each in samples),
@@ -87,7 +104,7 @@ async def _answers(
     measured = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
     for sample, _ in measured:
         if sample.status != OK or sample.num_tokens != num_tokens or not sample.ttft_ms or not sample.tpot_ms:
-            raise RoundVoid(f"{way.system.name}: a request failed: {sample.status}, {sample.num_tokens} tokens")
+            raise Void(f"{way.system.name}: a request failed: {sample.status}, {sample.num_tokens} tokens")
     return measured
 
 

@@ -21,7 +21,7 @@ NEAR_PEERS = (LLAMA, VLLM, VLLM_ONE)  # that cells with a distance repeat: a rou
 # Roughly, for the plan. A budget decides by the clock.
 PREFILL_TOKENS_PER_S = 500.0
 TOKENS_PER_S = {1: 36.0, 4: 90.0, 8: 140.0, 16: 180.0}
-RESUME_S, START_S = 0.4, 75.0  # for each system: before an answer; once
+RESUME_S, START_S = 0.4, 40.0  # for each system: before an answer; once
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +58,20 @@ class Cell:
 def full_plan() -> list[Cell]:
     """In the order of measurement: by distance, since the drafters of each distance are processes of their own."""
     return [
-        Cell(1, SHORT, 12),
-        Cell(8, SHORT, 6),
-        Cell(1, MIDDLE, 8),
-        Cell(8, MIDDLE, 4),
-        Cell(1, LONG, 6),
+        Cell(1, SHORT, 10),
+        Cell(8, SHORT, 5),
+        Cell(1, MIDDLE, 6),
+        Cell(8, MIDDLE, MIN_ROUNDS),
+        Cell(1, LONG, 5),
         Cell(8, LONG, MIN_ROUNDS),
-        Cell(1, SHORT, 10, temperature=0.8),
-        Cell(8, SHORT, 5, temperature=0.8),
-        Cell(4, SHORT, 6),
-        Cell(16, SHORT, 5),
-        Cell(1, SHORT, 8, rtt_ms=30),
-        Cell(8, SHORT, 4, rtt_ms=30),
-        Cell(1, SHORT, 8, rtt_ms=100),
-        Cell(8, SHORT, 4, rtt_ms=100),
+        Cell(1, SHORT, 8, temperature=0.8),
+        Cell(8, SHORT, 4, temperature=0.8),
+        Cell(4, SHORT, 5),
+        Cell(16, SHORT, 4),
+        Cell(1, SHORT, 6, rtt_ms=30),
+        Cell(8, SHORT, MIN_ROUNDS, rtt_ms=30),
+        Cell(1, SHORT, 6, rtt_ms=100),
+        Cell(8, SHORT, MIN_ROUNDS, rtt_ms=100),
     ]
 
 

@@ -17,14 +17,14 @@ from benchmarks.harness.cell import RunningCell
 from benchmarks.harness.files import write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.peers import serving
-from benchmarks.peers.asking import RoundVoid, ask_all
+from benchmarks.peers.asking import ask_all
 from benchmarks.peers.cells import MIN_ROUNDS, START_S, Cell, estimated_s, num_starts
 from benchmarks.peers.prompts import prompts_of_round
 from benchmarks.peers.results import CellResult, path_of, read_cell
 from benchmarks.peers.serving import Starting, Way
 from benchmarks.peers.systems import System
 
-MAX_VOIDS = 6  # of a cell, more than it has rounds
+MAX_VOID_ROUNDS = 3  # of a cell: then something is always computing
 BUSY = "other programs were allowed to compute"
 
 Clock = Callable[[], float]
@@ -104,7 +104,13 @@ async def measure_cell(
     notify: Callable[[str], None],
 ) -> None:
     """Rounds until the time is used or the cell has them all, at least MIN_ROUNDS. Writes the cell's file."""
-    result, started, num_new = run.started(cell), time.monotonic(), 0
+    result, started = run.started(cell), time.monotonic()
+    num_new = num_void = 0
+
+    def void(why: str) -> None:
+        notify(f"{cell.name}: void: {why}")
+        result.voids.append(why)
+
     ways = {system.name: running[system.name] for system in result.systems}
     for each in watched:
         each.begin()
@@ -112,18 +118,14 @@ async def measure_cell(
         number = len(result.rounds)
         order = random.Random(f"{run.seed} {cell.name} {number} {len(result.voids)}")
         prompts = prompts_of_round(run.prompts[cell.prompt_tokens], cell, number, run.seed)
-        try:
-            answers = await ask_all(ways, prompts, cell, order, may_be_busy=run.may_be_busy)
-        except RoundVoid as error:
-            notify(f"{cell.name}: void: {error}")
-            result.voids.append(str(error))
-            if len(result.voids) > cell.num_rounds + MAX_VOIDS:
-                result.complaints.append(f"{len(result.voids)} void rounds")
-                break
-        else:
+        answers = await ask_all(ways, prompts, cell, order, void, may_be_busy=run.may_be_busy)
+        if answers is not None:
             result.rounds.append(answers)
             num_new += 1
             notify(f"{cell.name}: round {len(result.rounds)}")
+        elif (num_void := num_void + 1) > MAX_VOID_ROUNDS:
+            result.complaints.append(f"{num_void} void rounds: {result.voids[-1]}")
+            break
         write_result(path_of(cell, run.folder), result)
     result.complaints.extend(text for each in watched for text in each.complaints())
     result.complaints.extend([BUSY] if run.may_be_busy else [])

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.harness.cell import TICKS_PER_S
 
 MAX_FOREIGN_SHARE = 0.05  # of one core
+TICKS_S = 0.05  # that the kernel's ticks of 10 ms may be off in a short time
 IDLE, IOWAIT, NUM_FIELDS = 3, 4, 8  # in /proc/stat; further fields are parts of the first
 
 
@@ -34,8 +35,9 @@ def foreign_share(before: ProcessorTime, after: ProcessorTime) -> float:
     return max(foreign_s, 0.0) / (after.at - before.at)
 
 
-def is_void(share: float) -> bool:
-    return share > MAX_FOREIGN_SHARE
+def is_void(share: float, seconds: float) -> bool:
+    """Of a share measured over so many seconds."""
+    return share > MAX_FOREIGN_SHARE + TICKS_S / seconds
 
 
 def read(groups: Collection[int]) -> ProcessorTime:

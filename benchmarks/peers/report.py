@@ -14,7 +14,7 @@ from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.paired import Ratio
 from benchmarks.peers.cells import ANSWER_TOKENS, WARM_UP_TOKENS, Cell
 from benchmarks.peers.findings import SPEED, TPOT, TTFT, Behind, CellFigures, Measure
-from benchmarks.peers.processor_time import MAX_FOREIGN_SHARE
+from benchmarks.peers.processor_time import MAX_FOREIGN_SHARE, TICKS_S
 from benchmarks.peers.requirements import checks
 from benchmarks.peers.results import CellResult
 from benchmarks.peers.systems import System
@@ -25,8 +25,8 @@ HOW = f"""
 One client program asks every system over HTTP with OpenAI's streaming API. Answers have {ANSWER_TOKENS} tokens.
 In a round each system answers the same prompts, one from each client at once; their order is random. A system is
 stopped (SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TOKENS} tokens before. No system finds
-a prompt in a cache. A round is void, and asked again, if anything else used more than {MAX_FOREIGN_SHARE:.0%} of a
-core. All systems compute the same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its
+a prompt in a cache. Answers are void, and asked for again, if anything else used more than {MAX_FOREIGN_SHARE:.0%} of a
+core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks of 10 ms). All systems compute the same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its
 draft.
 
 Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients
@@ -95,7 +95,7 @@ def _cells(plan: Sequence[Cell], results: Sequence[CellResult], folder_name: str
         name = f"[{cell.name}]({folder_name}/{cell.name}.json)" if result else cell.name
         rounds = f"{len(result.rounds)} of {cell.num_rounds}" if result else f"0 of {cell.num_rounds}"
         rows.append((name, str(cell), rounds, len(result.voids) if result else 0, _state(result)))
-    return markdown_table(("cell", "is", "rounds", "void rounds", "counts"), rows)
+    return markdown_table(("cell", "is", "rounds", "asked again", "counts"), rows)
 
 
 def _state(result: CellResult | None) -> str:

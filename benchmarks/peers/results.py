@@ -30,7 +30,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """rounds: answers by system. voids: why rounds were asked again. complaints: why the cell is void, if it is."""
+    """rounds: answers by system. voids: why systems were asked again. complaints: why the cell is void, if it is."""
 
     cell: Cell
     systems: list[System]  # in the order of the report

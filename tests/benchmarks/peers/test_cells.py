@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from benchmarks.peers.cells import MIN_ROUNDS, Cell, estimated_s, full_plan, num_starts, plan_table
+from benchmarks.peers.cells import MIN_ROUNDS, START_S, Cell, estimated_s, full_plan, num_starts, plan_table
 from benchmarks.peers.measuring import Budget, is_enough
 from benchmarks.peers.prompts import prompts_of_round
 from benchmarks.peers.systems import LLAMA, TRANSFORMERS, VLLM, VLLM_DRAFT, Choice, systems
@@ -31,7 +31,7 @@ def test_names_of_cells_are_different_and_cells_of_one_distance_are_neighbours()
 
 
 def test_the_plan_takes_at_most_two_and_a_half_hours() -> None:
-    in_all = sum(estimated_s(each, SYSTEMS) for each in PLAN) + 75 * num_starts(PLAN, SYSTEMS)
+    in_all = sum(estimated_s(each, SYSTEMS) for each in PLAN) + START_S * num_starts(PLAN, SYSTEMS)
     assert in_all <= 2.5 * 3600
     assert f"{in_all / 60:.0f} |" in plan_table(PLAN, SYSTEMS).splitlines()[-1]
 
@@ -65,7 +65,7 @@ def test_the_budget_sets_later_starts_aside() -> None:
     assert alone == pytest.approx(1000)
     both = Budget(1000, [near, far], SYSTEMS, now=0)
     weights = [estimated_s(each, SYSTEMS) for each in (near, far)]
-    assert both.share_s(near, 0) == pytest.approx((1000 - 2 * 75) * weights[0] / sum(weights))
+    assert both.share_s(near, 0) == pytest.approx((1000 - 2 * START_S) * weights[0] / sum(weights))
 
 
 def test_a_cell_ends_with_all_its_rounds_or_when_no_other_fits_but_not_before_three() -> None:

@@ -21,9 +21,11 @@ def test_the_share_is_busy_time_that_is_not_the_systems_own_by_time_passed() -> 
     assert foreign_share(before, ProcessorTime(14, busy_s=106, own_s=57)) == 0  # ticks are sampled
 
 
-def test_more_than_a_twentieth_of_a_core_makes_it_void() -> None:
-    assert not is_void(0.05)
-    assert is_void(0.051)
+def test_more_than_a_twentieth_of_a_core_makes_it_void_and_ticks_are_allowed_for() -> None:
+    assert not is_void(0.05, 100)
+    assert is_void(0.052, 100)
+    assert not is_void(0.09, 1)
+    assert is_void(0.11, 1)
 
 
 def test_stolen_time_is_busy_and_waiting_is_not() -> None:

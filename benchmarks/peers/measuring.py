@@ -27,8 +27,6 @@ from benchmarks.peers.systems import System
 MAX_VOID_ROUNDS = 3  # of a cell: then something is always computing
 BUSY = "other programs were allowed to compute"
 
-Clock = Callable[[], float]
-
 
 @dataclass(frozen=True, slots=True)
 class Run:

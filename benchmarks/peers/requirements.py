@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from benchmarks.harness.paired import Ratio
 from benchmarks.peers.cells import LONG
 from benchmarks.peers.findings import SPEED, TTFT, CellFigures, Measure
-from benchmarks.peers.systems import ON_VLLM_PLAIN, VLLM_ONE
+from benchmarks.peers.systems import DSD_CORES, ON_VLLM_PLAIN, VLLM, VLLM_ONE
 
 LEAST_ALONE, LEAST_EIGHT = 1.0, 0.97  # of the best peer's speed
-MAX_TTFT, MAX_TTFT_TO_PLAIN = 1.15, 1.10  # of vLLM's on the verifier's core; of target-only's
+MAX_TTFT, MAX_TTFT_TO_PLAIN = 1.15, 1.10  # of vLLM's on the verifier's cores; of target-only's
 LEAST_SIXTEEN = 0.97  # target-only on vLLM to vLLM's own server
 
 
@@ -49,14 +49,22 @@ def checks(found: CellFigures) -> Iterator[Check]:
     fastest = found.best_of_ours()
     if cell.num_clients >= 4 and llama and fastest:
         yield _check(found, SPEED, fastest, llama, 1.0)
-    if cell.num_clients == 16 and found.named(lambda each: each.name == ON_VLLM_PLAIN) and _has(found, VLLM_ONE):
-        yield _check(found, SPEED, ON_VLLM_PLAIN, VLLM_ONE, LEAST_SIXTEEN)
-    if cell.rtt_ms == 0 and cell.temperature == 0 and ours and _has(found, VLLM_ONE):
-        yield _check(found, TTFT, ours, VLLM_ONE, MAX_TTFT)
+    plain = _vllm_on_the_same_cores(found)
+    if cell.num_clients == 16 and plain and _has(found, ON_VLLM_PLAIN):
+        yield _check(found, SPEED, ON_VLLM_PLAIN, plain, LEAST_SIXTEEN)
+    if cell.rtt_ms == 0 and cell.temperature == 0 and plain and ours:
+        yield _check(found, TTFT, ours, plain, MAX_TTFT)
     if cell.prompt_tokens == LONG:
         for system in found.result.systems:
             if system.draft and system.plain and _has(found, system.plain):
                 yield _check(found, TTFT, system.name, system.plain, MAX_TTFT_TO_PLAIN)
+
+
+def _vllm_on_the_same_cores(found: CellFigures) -> str | None:
+    """vLLM's own server, with as many threads as DSD's verifier; None: it was not asked."""
+    has_both = found.named(lambda each: each.engine is not None and each.cores == DSD_CORES["both"])
+    name = VLLM if has_both else VLLM_ONE
+    return name if _has(found, name) else None
 
 
 def _has(found: CellFigures, name: str) -> bool:

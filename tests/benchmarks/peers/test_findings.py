@@ -18,6 +18,8 @@ from benchmarks.peers.systems import (
     VLLM,
     VLLM_DRAFT,
     VLLM_ONE,
+    Choice,
+    systems,
 )
 from tests.benchmarks.peers.sample_cells import named, result
 
@@ -79,6 +81,12 @@ def test_a_requirement_is_open_where_only_the_interval_reaches_it() -> None:
     assert verdicts[f"TTFT: {ON_VLLM_INT8} / {VLLM_ONE}"] == "yes"
     near = CellFigures.of(result(CELL, USED, SPEEDS | {ON_VLLM_INT8: 189.0}, {}))
     assert {each.what: each.verdict for each in checks(near)}[f"tokens/s: {ON_VLLM_INT8} / {VLLM}"] == "**open**"
+
+
+def test_a_verifier_on_both_cores_is_compared_with_vllm_on_both() -> None:
+    used = [system for system in systems(Choice("both")) if system.name in SPEEDS]
+    found = CellFigures.of(result(CELL, used, SPEEDS, {}))
+    assert f"TTFT: {ON_VLLM_INT8} / {VLLM}" in {each.what for each in checks(found)}
 
 
 def test_speculation_must_not_delay_the_first_token_of_a_long_prompt() -> None:

@@ -16,7 +16,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long bits lint format docs bench bench-quick validate hostile histories chaos gpu-check clean
+.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,10 @@ bench: $(VENV)/dev ## compare serving modes on this machine, into docs/reports/b
 
 bench-quick: $(VENV)/dev ## the same with two cells (5 minutes)
 	$(BIN)/python -m benchmarks.policies --quick
+
+peers: $(VENV)/dev $(VENV_VLLM)/cpu ## compare DSD with llama.cpp, vLLM and transformers, into docs/reports/peers; resumes where it stopped (2.5 hours)
+	$(BIN)/python -m model_zoo prepare
+	$(BIN)/python -m benchmarks.peers
 
 validate: $(VENV)/dev ## compare the simulator's predictions with the services, into docs/reports/validation; resumes where it stopped (half an hour)
 	$(BIN)/python -m benchmarks.validation predict

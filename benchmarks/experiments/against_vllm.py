@@ -31,8 +31,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.experiments import vllm_server
-from benchmarks.experiments.vllm_server import ServerPlan, VllmServer
 from benchmarks.harness.cell import RunningCell, exit_on_sigterm, running
 from benchmarks.harness.cell_plan import VERIFIER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
@@ -43,6 +41,9 @@ from benchmarks.harness.paired import Ratio, compare
 from benchmarks.harness.pinned import move
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from benchmarks.peers import server as peer
+from benchmarks.peers import vllm_server
+from benchmarks.peers.vllm_server import ServerPlan
 from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
 from services.local.engine import EngineName, verifier_engine
@@ -76,7 +77,7 @@ class Server:
 
     url: str
     template: RequestTemplate
-    vllm: VllmServer | None = None
+    vllm: peer.Server | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +294,7 @@ async def run(
             ]
             complaints = [*failed, *(text for cell in cells for text in cell.complaints())]
     return VllmComparison(
-        await version_of(python),
+        await vllm_server.version_of(python),
         max_tokens,
         measured,
         between,
@@ -301,16 +302,6 @@ async def run(
         origin,
         drafts.of_dsd,
     )
-
-
-async def version_of(python: Path) -> str:
-    """The installed vLLM of another Python."""
-    code = "import vllm; print(vllm.__version__)"
-    process = await asyncio.create_subprocess_exec(
-        str(python), "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    told, _ = await process.communicate()
-    return f"vLLM {told.decode().splitlines()[-1]}"
 
 
 def table(found: VllmComparison) -> Table:

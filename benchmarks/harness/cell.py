@@ -127,7 +127,7 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
             await supervisor.wait_ready(child, max(READY_S, plan.engine.ready_s))
         url = f"http://127.0.0.1:{http_port}" if GATEWAY in plan.names else ""
         if url:
-            await _wait_for_fleet(url, plan)
+            await wait_for_fleet(url, plan)
         cell = RunningCell(url, nats_url, supervisor.children, run_dir / "logs")
         cell.begin()
         yield cell
@@ -143,7 +143,7 @@ def write_api_keys(folder: Path, keys: Iterable[str]) -> Path:
     return path
 
 
-async def _wait_for_fleet(url: str, plan: CellPlan) -> None:
+async def wait_for_fleet(url: str, plan: CellPlan) -> None:
     """Returns when the gateway knows every verifier and drafter."""
     try:
         async with asyncio.timeout(FLEET_S), connected(url, *plan.api_keys[:1]) as gateway:

@@ -66,6 +66,7 @@ class CellPlan:
     compute_logs: Path | None = None  # folder in which verifiers and drafters log their passes and steps
     conditions: Path | None = None  # JSON file of LinkConditions that the relay reads on SIGHUP; None: they stay
     engine: VerifierEngine = field(default_factory=VerifierEngine)
+    verifier_threads: int | None = None  # of each; None: one if pinned, else as `python -m services` has it
 
     def processes(self, kind: str) -> list[str]:
         """Process names of the verifiers or the drafters; empty if that kind does not run."""
@@ -111,7 +112,8 @@ class CellPlan:
     def _adapted(self, program: Program, relay_url: str) -> Program:
         kind, env = kind_of(program.name), program.env | self.env
         if kind == VERIFIER:
-            env |= {"DSD_NUM_THREADS": "1"} if self.is_pinned else {}
+            num_threads = self.verifier_threads or (1 if self.is_pinned else None)
+            env |= {"DSD_NUM_THREADS": str(num_threads)} if num_threads else {}
         if kind == DRAFTER:
             env |= {"DSD_NATS_URL": relay_url}
         if self.standin is not None:

@@ -75,6 +75,14 @@ async def measure_request(
     gateway: GatewayClient, template: RequestTemplate, scheduled: ScheduledRequest
 ) -> RequestSample:
     """Sends the request now and reads its answer to the end."""
+    sample, _ = await measure_text(gateway, template, scheduled)
+    return sample
+
+
+async def measure_text(
+    gateway: GatewayClient, template: RequestTemplate, scheduled: ScheduledRequest
+) -> tuple[RequestSample, str]:
+    """The same, and the text."""
     sent_at = time.monotonic()
     answer: StreamedAnswer | None = None
     first_at: float | None = None
@@ -92,7 +100,7 @@ async def measure_request(
         status = "broken off"
     except Unreachable:
         status = "unreachable"
-    return _sample(scheduled, sent_at, first_at, status, answer)
+    return _sample(scheduled, sent_at, first_at, status, answer), answer.text if answer else ""
 
 
 def _sample(

@@ -1,23 +1,23 @@
-"""vLLM's own OpenAI server, as the rival of a benchmark: `running` starts one on given cores.
+"""vLLM's own OpenAI server: `running` starts one on given cores.
 
-Its worker spins for a second after each request, on a core that others use in their turn. So a server is stopped
-(SIGSTOP) while it is not asked.
+Its worker spins for a second after each request, on a core that others use in their turn: one more reason to stop a
+server while it is not asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.pinned import move, pinned
+from benchmarks.peers.server import Server, serving
 from services.local import nats_server
-from services.local.supervisor import Program, Supervisor
+from services.local.supervisor import Child, Program
 
 READY_S = 900.0  # it compiles a new model first
 KV_GIB = "1"  # several servers fit this machine
@@ -54,22 +54,6 @@ class ServerPlan:
         return Program(self.name, argv, env, ready_line=READY_LINE)
 
 
-@dataclass(frozen=True, slots=True)
-class VllmServer:
-    """A server that is stopped except within `resumed`. pid: of its first process, which leads their group."""
-
-    url: str
-    pid: int
-
-    @contextmanager
-    def resumed(self) -> Iterator[None]:
-        os.killpg(self.pid, signal.SIGCONT)
-        try:
-            yield
-        finally:
-            os.killpg(self.pid, signal.SIGSTOP)
-
-
 def others_of(group: int) -> list[int]:
     """The processes of a server's group that don't compute the model."""
     found = []
@@ -81,23 +65,25 @@ def others_of(group: int) -> list[int]:
     return found
 
 
+async def version_of(python: Path) -> str:
+    """The installed vLLM of another Python."""
+    code = "import vllm; print(vllm.__version__)"
+    process = await asyncio.create_subprocess_exec(
+        str(python), "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    told, _ = await process.communicate()
+    return f"vLLM {told.decode().splitlines()[-1]}"
+
+
 @asynccontextmanager
-async def running(plan: ServerPlan, folder: Path, notify: Callable[[str], None]) -> AsyncIterator[VllmServer]:
+async def running(plan: ServerPlan, folder: Path, notify: Callable[[str], None]) -> AsyncIterator[Server]:
     """Starts a server, waits until it is ready and stops it. Raises RuntimeError if it ended."""
-    port = nats_server.free_port()
-    supervisor = Supervisor(folder / "logs", notify)
-    try:
-        child = supervisor.start(plan.program(port))
-        await supervisor.wait_ready(child, READY_S)
-        if child.pid is None:
-            raise RuntimeError(f"{plan.name} ended")
-        if len(plan.cores) == 1:
+
+    def adapt(child: Child) -> None:
+        if len(plan.cores) == 1 and child.pid is not None:
             for pid in others_of(child.pid):
                 move(pid, plan.other_core)
-        os.killpg(child.pid, signal.SIGSTOP)
-        try:
-            yield VllmServer(f"http://127.0.0.1:{port}", child.pid)
-        finally:
-            os.killpg(child.pid, signal.SIGCONT)
-    finally:
-        await supervisor.stop()
+
+    port = nats_server.free_port()
+    async with serving(plan.program(port), port, READY_S, folder, notify, adapt) as server:
+        yield server

@@ -1,0 +1,119 @@
+"""Asks one system, or in turn all systems of a cell, the same prompts.
+
+Invariant: only the asked system and this process compute meanwhile. Answers during which something else computed, or of
+which one failed, are void: the system is asked again, and if that does not help, the round is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from benchmarks.harness.latency import OK, RequestSample
+from benchmarks.harness.prompts import DEFAULT_PROMPTS
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_text
+from benchmarks.peers import processor_time
+from benchmarks.peers.cells import ANSWER_TOKENS, WARM_UP_TOKENS, Cell
+from benchmarks.peers.processor_time import foreign_share, is_void
+from benchmarks.peers.results import Answers
+from benchmarks.peers.serving import Way
+from client.wire import AnswerOptions
+from model_zoo.prompt_file import read_prompts
+
+ASK_S = 300.0  # for one system's part of a round
+
+
+MAX_ATTEMPTS = 3  # for one system's part of a round
+
+
+class Void(RuntimeError):
+    """Why answers don't count."""
+
+
+async def ask_all(
+    ways: Mapping[str, Way],
+    prompts: Sequence[str],
+    cell: Cell,
+    order: random.Random,
+    tell: Callable[[str], None],
+    *,
+    may_be_busy: bool,
+) -> dict[str, Answers] | None:
+    """A round, in random order; None if it is void. tell: of void answers. may_be_busy: other programs may compute."""
+    found = {}
+    for name in order.sample(list(ways), len(ways)):
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                answers = await ask(ways[name], prompts, cell)
+                if is_void(answers.foreign_share, answers.seconds) and not may_be_busy:
+                    raise Void(f"{name}: something else used {answers.foreign_share:.1%} of a core")
+            except Void as error:
+                tell(str(error))
+            else:
+                found[name] = answers
+                break
+        if name not in found:
+            return None
+    return {name: found[name] for name in ways}
+
+
+async def ask(way: Way, prompts: Sequence[str], cell: Cell) -> Answers:
+    """Resumes the system, warms it up with short answers, asks, and stops it again. Raises Void."""
+    warm_up = read_prompts(DEFAULT_PROMPTS)[-len(prompts) :]
+    with on_one_core(), way.server.resumed():
+        try:
+            async with asyncio.timeout(ASK_S):
+                await way.become_usable()
+                await _answers(way, warm_up, WARM_UP_TOKENS, cell.temperature)
+                before = processor_time.read(way.server.groups)
+                measured = await _answers(way, prompts, ANSWER_TOKENS, cell.temperature)
+                after = processor_time.read(way.server.groups)
+        except TimeoutError as error:
+            raise Void(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
+    samples = [sample for sample, _ in measured]
+    return Answers(
+        seconds=max(each.total_s for each in samples),
+        ttft_ms=[each.ttft_ms or 0.0 for each in samples],
+        tpot_ms=[each.tpot_ms or 0.0 for each in samples],
+        prompt_tokens=[each.num_prompt_tokens for each in samples],
+        texts=[hashlib.sha256(text.encode()).hexdigest()[:16] for _, text in measured],
+        foreign_share=foreign_share(before, after),
+        accepted=sum(each.accepted + each.late for each in samples),
+        rejected=sum(each.rejected for each in samples),
+    )
+
+
+async def _answers(
+    way: Way, prompts: Sequence[str], num_tokens: int, temperature: float
+) -> list[tuple[RequestSample, str]]:
+    """Of all prompts, asked at once."""
+    started = time.monotonic()
+
+    async def one(number: int, prompt: str) -> tuple[RequestSample, str]:
+        seed = number if way.system.engine else None  # vLLM refuses seeds on a CPU
+        options = AnswerOptions(num_tokens, temperature, seed=seed, speculation=way.speculation)
+        template = RequestTemplate(way.model, options, ignore_eos=True)
+        async with connected(way.server.url, next(way.keys)) as gateway:
+            return await measure_text(gateway, template, ScheduledRequest(number, prompt, started, started))
+
+    measured = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+    for sample, _ in measured:
+        if sample.status != OK or sample.num_tokens != num_tokens or not sample.ttft_ms or not sample.tpot_ms:
+            raise Void(f"{way.system.name}: a request failed: {sample.status}, {sample.num_tokens} tokens")
+    return measured
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """This thread, the client, computes on the first core meanwhile, where models of one thread are not."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)

@@ -1,0 +1,76 @@
+"""What DSD must reach against its peers, checked cell by cell. Pure.
+
+Invariant: a limit is met by the ratio's value; it is open if only the interval reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.harness.paired import Ratio
+from benchmarks.peers.cells import LONG
+from benchmarks.peers.findings import SPEED, TTFT, CellFigures, Measure
+from benchmarks.peers.systems import DSD_CORES, ON_VLLM_PLAIN, VLLM, VLLM_ONE
+
+LEAST_ALONE, LEAST_EIGHT = 1.0, 0.97  # of the best peer's speed
+MAX_TTFT, MAX_TTFT_TO_PLAIN = 1.15, 1.10  # of vLLM's on the verifier's cores; of target-only's
+LEAST_SIXTEEN = 0.97  # target-only on vLLM to vLLM's own server
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A requirement in a cell."""
+
+    what: str
+    cell: str
+    ratio: Ratio
+    limit: float
+    is_least: bool
+
+    @property
+    def verdict(self) -> str:
+        if self._holds(self.ratio.value):
+            return "yes"
+        return "**open**" if self._holds(self.ratio.high if self.is_least else self.ratio.low) else "**no**"
+
+    def _holds(self, value: float) -> bool:
+        return value >= self.limit if self.is_least else value <= self.limit
+
+
+def checks(found: CellFigures) -> Iterator[Check]:
+    cell = found.cell
+    drafts = found.named(lambda each: each.engine == "vllm" and each.draft is not None)
+    ours, peer = found.best(SPEED, drafts), found.best_peer(SPEED)
+    if cell.rtt_ms == 0 and ours and peer and cell.num_clients in (1, 8):
+        least = LEAST_ALONE if cell.num_clients == 1 else LEAST_EIGHT
+        yield _check(found, SPEED, ours, peer, least)
+    llama = found.best(SPEED, found.named(lambda each: each.name.startswith("llama.cpp")))
+    fastest = found.best_of_ours()
+    if cell.num_clients >= 4 and llama and fastest:
+        yield _check(found, SPEED, fastest, llama, 1.0)
+    plain = _vllm_on_the_same_cores(found)
+    if cell.num_clients == 16 and plain and _has(found, ON_VLLM_PLAIN):
+        yield _check(found, SPEED, ON_VLLM_PLAIN, plain, LEAST_SIXTEEN)
+    if cell.rtt_ms == 0 and cell.temperature == 0 and plain and ours:
+        yield _check(found, TTFT, ours, plain, MAX_TTFT)
+    if cell.prompt_tokens == LONG:
+        for system in found.result.systems:
+            if system.draft and system.plain and _has(found, system.plain):
+                yield _check(found, TTFT, system.name, system.plain, MAX_TTFT_TO_PLAIN)
+
+
+def _vllm_on_the_same_cores(found: CellFigures) -> str | None:
+    """vLLM's own server, with as many threads as DSD's verifier; None: it was not asked."""
+    has_both = found.named(lambda each: each.engine is not None and each.cores == DSD_CORES["both"])
+    name = VLLM if has_both else VLLM_ONE
+    return name if _has(found, name) else None
+
+
+def _has(found: CellFigures, name: str) -> bool:
+    return bool(found.named(lambda each: each.name == name))
+
+
+def _check(found: CellFigures, measure: Measure, ours: str, theirs: str, limit: float) -> Check:
+    ratio = found.ratio(measure, ours, theirs)
+    return Check(f"{measure.name}: {ours} / {theirs}", found.cell.name, ratio, limit, measure.is_better_high)

@@ -1,0 +1,70 @@
+"""A system under comparison, as its processes: each computes only while it is asked.
+
+Invariant: outside `resumed` all processes of a server are stopped (SIGSTOP), so that they take no time of the system
+that is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.local.supervisor import Child, Program, Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """groups: its process groups. Each is led by a child of a supervisor."""
+
+    url: str
+    groups: tuple[int, ...]
+
+    def stop(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        self.resume()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for group in self.groups:
+            os.killpg(group, number)
+
+
+@asynccontextmanager
+async def serving(
+    program: Program,
+    port: int,
+    ready_s: float,
+    folder: Path,
+    notify: Callable[[str], None],
+    adapt: Callable[[Child], None] = lambda child: None,
+) -> AsyncIterator[Server]:
+    """Starts a server of one program, waits until it is ready and stops it. adapt: what to do once it is ready. Raises
+    RuntimeError if it ended."""
+    supervisor = Supervisor(folder / "logs", notify)
+    try:
+        child = supervisor.start(program)
+        await supervisor.wait_ready(child, ready_s)
+        if child.pid is None:
+            raise RuntimeError(f"{program.name} ended")
+        adapt(child)
+        server = Server(f"http://127.0.0.1:{port}", (child.pid,))
+        server.stop()
+        try:
+            yield server
+        finally:
+            server.resume()
+    finally:
+        await supervisor.stop()

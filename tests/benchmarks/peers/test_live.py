@@ -1,0 +1,69 @@
+"""The comparison with real systems, and prompts of the real tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.prompts import encode_prompts
+from benchmarks.peers import llama_cpp
+from benchmarks.peers.cells import LONG, MIDDLE, SHORT, Cell
+from benchmarks.peers.findings import CellFigures
+from benchmarks.peers.measuring import BUSY, Run, measure_all
+from benchmarks.peers.prompts import prompts_of
+from benchmarks.peers.results import read_cell
+from benchmarks.peers.serving import Starting, dsd_plan
+from benchmarks.peers.systems import LLAMA, TORCH_INT8, TORCH_PLAIN, TRANSFORMERS, Choice
+from services.gateway.text.tokenizer import load_tokenizer
+from services.local.engine import VerifierEngine
+from tests.benchmarks.peers.sample_cells import ORIGIN, named
+
+
+def starting(models: Path, folder: Path) -> Starting:
+    return Starting(models, VerifierEngine(), Choice(), folder, print)
+
+
+@pytest.mark.parametrize("length", [MIDDLE, LONG])
+def test_a_prompt_has_its_length_and_the_same_seed_gives_it_again(default_models: Path, length: int) -> None:
+    tokenizer = load_tokenizer(default_models / "target")
+    prompts = prompts_of(length, tokenizer, seed=1)
+    assert all(length - 16 <= len(ids) <= length for ids in encode_prompts(tokenizer, prompts))
+    assert prompts == prompts_of(length, tokenizer, seed=1)
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_short_prompts_have_about_their_length(default_models: Path) -> None:
+    tokenizer = load_tokenizer(default_models / "target")
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts_of(SHORT, tokenizer, seed=1))]
+    assert 0.7 * SHORT < sum(lengths) / len(lengths) < 1.3 * SHORT
+
+
+def test_dsd_has_a_core_for_the_verifier_or_both(tmp_path: Path) -> None:
+    split = dsd_plan(starting(tmp_path, tmp_path), "torch", ["int8"], rtt_ms=30)
+    both = dsd_plan(Starting(tmp_path, VerifierEngine(), Choice("both"), tmp_path, print), "torch", ["int8"], rtt_ms=0)
+    assert (split.is_pinned, split.verifier_threads, split.link.delay_ms) == (True, 1, 15)
+    assert (both.is_pinned, both.verifier_threads, both.has_relay) == (False, 2, False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_real_systems_answer_the_same_prompts_in_turn(default_models: Path, tmp_path: Path) -> None:
+    names = [TRANSFORMERS, TORCH_PLAIN, TORCH_INT8, *([LLAMA] if llama_cpp.is_built() else [])]
+    cell, systems = Cell(2, SHORT, 2), named(*names)
+    prompts = {SHORT: prompts_of(SHORT, load_tokenizer(default_models / "target"), seed=1)}
+    run = Run(systems, prompts, {}, "digest", ORIGIN, tmp_path / "cells", seed=1, may_be_busy=True)
+    (tmp_path / "logs").mkdir()
+    affinity = os.sched_getaffinity(0)
+    await measure_all(run, starting(default_models, tmp_path / "logs"), [cell], budget_s=600)
+    result = read_cell(cell, run.folder)
+    assert result is not None
+    assert result.complaints == [BUSY]
+    assert len(result.rounds) == 2
+    figures = CellFigures.of(result)
+    assert len(set(figures.prompt_tokens().values())) == 1
+    (int8,) = named(TORCH_INT8)
+    assert figures.same_texts(int8) == 1
+    assert (figures.acceptance(int8) or 0) > 0.5
+    assert os.sched_getaffinity(0) == affinity

@@ -19,9 +19,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_span_id, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from shared.runtime import semconv
+from shared.runtime.metrics import TraceMetrics
 from shared.runtime.tracing import NONE, Attributes
 
 FLUSH_S = 2.0
@@ -77,7 +78,7 @@ class OtelTracing:
     """Tracing by a TracerProvider of this instance's own."""
 
     def __init__(self, service: str, instance_id: str) -> None:
-        self.spans = Counter("dsd_trace_spans", "Spans of traces, by how far they came", ["stage"], registry=None)
+        self.spans = TraceMetrics(None).spans
         exporter = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
         own = {
             "service.name": f"dsd-{service}",

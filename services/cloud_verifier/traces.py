@@ -10,7 +10,7 @@ import time
 
 from services.cloud_verifier.sessions import SessionSlot
 from shared.runtime import semconv
-from shared.runtime.tracing import NO_TRACING, Tracing, WorkTrace
+from shared.runtime.tracing import NO_TRACING, Tracing, Value, WorkTrace
 
 
 class VerifierTraces:
@@ -34,7 +34,7 @@ class VerifierTraces:
         if slot.trace is None:
             return
         state, tally = slot.state, slot.state.tally
-        attributes = {
+        attributes: dict[str, Value] = {
             semconv.SESSION_ID: state.session_id,
             semconv.GATEWAY: state.gateway_id,
             semconv.DRAFTER: state.drafter_id or "",

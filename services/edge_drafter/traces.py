@@ -10,7 +10,7 @@ import time
 
 from services.edge_drafter.sessions import SessionSlot
 from shared.runtime import semconv
-from shared.runtime.tracing import NO_TRACING, Tracing, WorkTrace
+from shared.runtime.tracing import NO_TRACING, Tracing, Value, WorkTrace
 
 
 class DrafterTraces:
@@ -29,7 +29,7 @@ class DrafterTraces:
         if slot.trace is None:
             return
         state, fates = slot.state, slot.state.fates
-        attributes: dict[str, str | int | float] = {
+        attributes: dict[str, Value] = {
             semconv.SESSION_ID: state.session_id,
             semconv.GATEWAY: slot.gateway_id,
             semconv.VERIFIER: slot.verifier_id,

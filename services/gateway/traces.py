@@ -23,7 +23,7 @@ from services.gateway.http.parsing import AnyBody
 from services.gateway.session.generation import Generation
 from services.gateway.session.session import Session
 from shared.runtime import semconv
-from shared.runtime.tracing import TraceSpan, Tracing
+from shared.runtime.tracing import TraceSpan, Tracing, Value
 
 BROKEN_OFF = "broken_off"  # a stream that ended early: its client left, or its deadline passed
 CANCELLED = "cancelled"  # the client left before the answer began
@@ -93,7 +93,7 @@ class _SampledTrace:
         self._ticket: AdmissionTicket | None = None
         self._spans: list[TraceSpan] = []  # of the sessions
         self._error = ""
-        self._attributes: dict[str, str | bool | int | float | Sequence[str]] = {
+        self._attributes: dict[str, Value] = {
             semconv.PROVIDER_NAME: semconv.PROVIDER,
             semconv.REQUEST_MODEL: model,
             semconv.METHOD: request.method,
@@ -107,7 +107,7 @@ class _SampledTrace:
 
     def tokenised(self, body: AnyBody, num_tokens: int) -> None:
         operation = semconv.CHAT if isinstance(body, ChatBody) else semconv.TEXT_COMPLETION
-        asked = {
+        asked: dict[str, Value | None] = {
             semconv.OPERATION_NAME: operation,
             semconv.REQUEST_CHOICES: body.num_choices,
             semconv.REQUEST_STREAM: bool(body.stream),
@@ -205,7 +205,7 @@ class _Story:
         if self.first_at is not None:
             span.record(semconv.DECODE, self.first_at, self.end, counts)
         self._write_changes(span)
-        about = {
+        about: dict[str, Value] = {
             semconv.VERIFIER: self.session.verifier_id or "",
             semconv.DRAFTER: self.session.drafter_id or "",
             semconv.SPECULATION: generation.speculation.mode if generation.speculation else "off",
@@ -220,7 +220,8 @@ class _Story:
         """Changes of the verifier are spans: from the last token before to the first one after. Others are events."""
         growth = self.session.stream.growth
         for old, new in pairwise(self.session.bindings):
-            peers = {semconv.TERM: new.term, semconv.VERIFIER: new.verifier_id, semconv.DRAFTER: new.drafter_id or ""}
+            peers: dict[str, Value] = {semconv.TERM: new.term, semconv.VERIFIER: new.verifier_id}
+            peers[semconv.DRAFTER] = new.drafter_id or ""
             if new.verifier_id == old.verifier_id:
                 span.event(semconv.REBOUND, new.at, peers)
                 continue

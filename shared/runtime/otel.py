@@ -79,7 +79,7 @@ class OtelTracing:
 
     def __init__(self, service: str, instance_id: str) -> None:
         self.spans = TraceMetrics(None).spans
-        exporter = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
+        exporter: Any = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
         own = {
             "service.name": f"dsd-{service}",
             "service.instance.id": instance_id,

@@ -25,7 +25,8 @@ SAMPLER, SAMPLER_ARG = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 RATIO_SAMPLERS = ("traceidratio", "parentbased_traceidratio")
 SAMPLERS = ("always_on", "always_off", "parentbased_always_on", "parentbased_always_off", *RATIO_SAMPLERS)
 
-Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]
+Value: TypeAlias = str | bool | int | float | Sequence[str]
+Attributes: TypeAlias = Mapping[str, Value]
 NONE: Attributes = MappingProxyType({})
 
 

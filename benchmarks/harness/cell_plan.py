@@ -134,10 +134,11 @@ class CellPlan:
         return (sys.executable, "-m", "benchmarks.standins", MODULES[kind]) if is_standin else program.argv
 
     def _profiled(self, argv: tuple[str, ...], name: str) -> tuple[str, ...]:
-        """The same command under Python's profiler, which writes its file when the process ends."""
+        """The same `python -m …` under Python's profiler, which writes its file when the process ends."""
         if self.profiles is None or kind_of(name) not in (GATEWAY, VERIFIER):
             return argv
-        return (argv[0], "-m", "cProfile", "-o", str(self.profiles / f"{name}.prof"), *argv[1:])
+        python, flag, *module = argv
+        return (python, flag, "benchmarks.tracing.profiled", str(self.profiles / f"{name}.prof"), *module)
 
     def _core(self, kind: str) -> int | None:
         """The core of a service that loads a model; None: any."""

@@ -1,7 +1,7 @@
 """What traces cost gateway and verifier: python -m benchmarks.tracing.
 
-Invariant: processor time of tracing alone, by profile (entries.py), around stand-ins for both models, plus that of the
-thread that sends spans (sending.py). Cost at a ratio r is (1 - r) of a request without spans and r of one with them.
+Invariant: processor time of tracing alone, by profile (profiled.py, entries.py), with stand-ins for both models, plus
+that of the thread that sends spans (sending.py). The cost at a ratio is the mean of requests with and without spans.
 """
 
 from __future__ import annotations

@@ -24,9 +24,14 @@ class Entries:
 
 
 def entries(path: Path) -> Entries:
-    """Reads a profile that cProfile has written. The start and the end of a process count for nothing."""
+    """Reads a profile that cProfile has written. The start and the end of a process count for nothing. Raises
+    ValueError for an incomplete file."""
     num_calls, seconds, num_spans = 0, 0.0, 0
-    for (file, _, name), (_, num, _, _, callers) in pstats.Stats(str(path)).stats.items():  # type: ignore[attr-defined]
+    try:
+        stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined]
+    except EOFError as error:
+        raise ValueError(f"{path.name} is empty: the process was killed before it had written it") from error
+    for (file, _, name), (_, num, _, _, callers) in stats.items():
         if not file.endswith(FILES) or name in ONCE:
             continue
         num_spans += num if (file.endswith(FILES[1]) and name == "end") else 0

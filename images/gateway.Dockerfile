@@ -7,7 +7,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 # Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
 RUN python -m venv --without-pip /opt/dsd \
-    && pip --python /opt/dsd/bin/python install --no-cache-dir './[gateway]'
+    && pip --python /opt/dsd/bin/python install --no-cache-dir './[gateway,otel]'
 
 FROM ${PYTHON_IMAGE}
 COPY --from=dependencies /opt/dsd /opt/dsd

@@ -5,11 +5,11 @@ ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 FROM ${VLLM_IMAGE}
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-# Our base dependencies only: the extra `cloud` asks for another transformers than vLLM. vLLM's image has no Ray, which
+# Our base dependencies and traces: the extra `cloud` asks for another transformers than vLLM. vLLM's image has no Ray, which
 # several nodes need. The packages that decide vLLM's results keep their versions, or the build fails.
 RUN uv pip freeze --system > /tmp/installed.txt \
     && grep -E '^(torch|triton|transformers|tokenizers|numba|llvmlite|numpy|pydantic|protobuf)==' /tmp/installed.txt > /tmp/kept.txt \
-    && uv pip install --system --no-cache --constraint /tmp/kept.txt . 'ray>=2.48' \
+    && uv pip install --system --no-cache --constraint /tmp/kept.txt '.[otel]' 'ray>=2.48' \
     && rm /tmp/installed.txt /tmp/kept.txt
 RUN python3 -c "from importlib.metadata import version; found = version('vllm'); assert found.split('+')[0] == '0.32.0', found"
 

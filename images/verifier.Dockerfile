@@ -9,7 +9,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 # Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
 RUN python -m venv --without-pip /opt/dsd \
-    && pip --python /opt/dsd/bin/python install --no-cache-dir './[cloud]'
+    && pip --python /opt/dsd/bin/python install --no-cache-dir './[cloud,otel]'
 RUN /opt/dsd/bin/python -c "from torch.version import cuda; assert not cuda, 'a CUDA build: give PIP_EXTRA_INDEX_URL'"
 
 FROM ${PYTHON_IMAGE}

@@ -26,9 +26,10 @@ from shared.bus.bus import Bus
 from shared.protocol import subjects
 from shared.protocol.messages import Service
 from shared.runtime import logs
-from shared.runtime.config import ServiceSettings
+from shared.runtime.config import BadSettings, ServiceSettings
 from shared.runtime.health import Health
 from shared.runtime.metrics import BusMetrics
+from shared.runtime.tracing import NO_TRACING, Tracing, tracing_of
 
 END_S = 5.0  # to close bus, HTTP and threads after work has ended
 HTTP_END_S = 2.0  # of that, for open HTTP requests
@@ -56,6 +57,7 @@ class Context:
     bus: Bus
     registry: CollectorRegistry
     health: Health
+    tracing: Tracing = NO_TRACING
 
 
 Start: TypeAlias = Callable[[Context], Coroutine[None, None, Work]]
@@ -69,7 +71,7 @@ def run_service(
     app: web.Application | None = None,
     on_hangup: Callable[[], None] | None = None,
 ) -> None:
-    """Runs a service to its end. Exits with status 1 after a crash.
+    """Runs a service to its end. Exits with status 1 after a crash, with 2 if OpenTelemetry can't be set up.
 
     start: makes the work, and may load a model in a thread. app: routes beside the health endpoints. on_hangup: called
     in the event loop on SIGHUP.
@@ -77,21 +79,35 @@ def run_service(
     instance_id = subjects.new_instance_id(settings.name)
     logs.set_up(settings, service, instance_id)
     try:
+        tracing = tracing_of(service, instance_id)
+    except BadSettings as error:
+        print(f"{service}: {error}", file=sys.stderr)
+        sys.exit(2)
+    life = _live_until_signalled(instance_id, settings, start, app or web.Application(), tracing, on_hangup)
+    try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_live_until_signalled(instance_id, settings, start, app or web.Application(), on_hangup))
+            runner.run(life)
             _exit_after(END_S, 0)
     except Exception as error:
         _exit_after(END_S, 1)
         log.error("service failed", exc_info=_sole(error))
         sys.exit(1)
+    finally:
+        tracing.close()
 
 
 async def live(
-    instance_id: str, settings: ServiceSettings, start: Start, stop: asyncio.Event, app: web.Application
+    instance_id: str,
+    settings: ServiceSettings,
+    start: Start,
+    stop: asyncio.Event,
+    app: web.Application,
+    tracing: Tracing = NO_TRACING,
 ) -> None:
     """Runs a service inside a running loop, until `stop` is set and its sessions are over. A crash raises."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    tracing.register(registry)
     health = Health(registry)
     health.add_routes(app)
     async with _serving_http(app, settings), asyncio.TaskGroup() as tasks:
@@ -101,7 +117,7 @@ async def live(
         bus = await _unless(stop, connect)
         if bus is not None:
             try:
-                await _work(Context(instance_id, bus, registry, health), bus, settings.drain_s, start, stop)
+                await _work(Context(instance_id, bus, registry, health, tracing), bus, settings.drain_s, start, stop)
             finally:
                 health.become("stopping")
                 await bus.close()
@@ -114,6 +130,7 @@ async def _live_until_signalled(
     settings: ServiceSettings,
     start: Start,
     app: web.Application,
+    tracing: Tracing,
     on_hangup: Callable[[], None] | None,
 ) -> None:
     stop = asyncio.Event()
@@ -130,7 +147,7 @@ async def _live_until_signalled(
         loop.add_signal_handler(number, on_signal)
     if on_hangup is not None:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    await live(instance_id, settings, start, stop, app)
+    await live(instance_id, settings, start, stop, app, tracing)
 
 
 async def _work(context: Context, bus: nats_bus.NatsBus, drain_s: float, start: Start, stop: asyncio.Event) -> None:

@@ -25,7 +25,7 @@ from services.window_controller.metrics import ControllerMetrics
 from services.window_controller.pairs import DropReason
 from shared.data import profiles
 from shared.protocol.messages import FailureCode
-from shared.runtime.metrics import BusMetrics, ProcessMetrics
+from shared.runtime.metrics import BusMetrics, ProcessMetrics, TraceMetrics
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = sorted(ROOT.glob("docs/*.md"))
@@ -241,7 +241,8 @@ def documented_metrics() -> list[MetricRow]:
 def registered_metrics() -> dict[str, MetricWrapperBase]:
     """What the four services register, by the names that they expose."""
     found = {}
-    for kind in (BusMetrics, ProcessMetrics, GatewayMetrics, DrafterMetrics, VerifierMetrics, ControllerMetrics):
+    of_all = (BusMetrics, ProcessMetrics, TraceMetrics)
+    for kind in (*of_all, GatewayMetrics, DrafterMetrics, VerifierMetrics, ControllerMetrics):
         for metric in vars(kind(CollectorRegistry())).values():
             if isinstance(metric, MetricWrapperBase):
                 family = next(iter(metric.describe()))

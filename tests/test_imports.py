@@ -43,6 +43,7 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "hostile": {"harness"},
     "formats": {"harness"},
     "paper": {"harness"},
+    "tracing": {"harness", "load", "policies", "experiments"},
 }
 OURS = tuple(BELOW)
 MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder

@@ -150,19 +150,18 @@ def test_a_service_loads_no_model_runtime_but_its_own(role: Role) -> None:
 
 @every_role
 def test_a_roles_extra_names_all_that_its_service_imports(role: Role) -> None:
-    more = {"cloud": ["vllm"], "gateway": ["harmony"]}.get(
-        role.extra, []
-    )  # one of two engines; a format of some models
-    assert imported_distributions(f"services.{role.service}") <= required("", role.extra, *more)
+    # One of two engines; a format of some models. With traces, which each service can do without:
+    more = {"cloud": ["vllm"], "gateway": ["harmony"]}.get(role.extra, [])
+    assert imported_distributions(f"services.{role.service}") <= required("", "otel", role.extra, *more)
 
 
 def test_the_engine_on_vllm_needs_nothing_but_vllm_and_its_torch() -> None:
-    assert imported_distributions(VLLM_ENGINE) <= required("", "vllm") | {"torch"}
+    assert imported_distributions(VLLM_ENGINE) <= required("", "otel", "vllm") | {"torch"}
 
 
 def test_the_extras_of_a_local_system_name_all_that_it_imports() -> None:
-    assert imported_distributions("services.local", "services.__main__") <= required("", "local")
-    assert imported_distributions("model_zoo") <= required("", "zoo")
+    assert imported_distributions("services.local", "services.__main__") <= required("", "otel", "local")
+    assert imported_distributions("model_zoo") <= required("", "otel", "zoo")
     assert imported_distributions("client") <= required("", "client")
 
 
@@ -185,7 +184,7 @@ def imported_distributions(*packages: str) -> set[str]:
             new = [path for path in module_files(name) if path not in seen]
             seen.update(new)
             waiting += new
-    known = packages_distributions() | {"vllm": ["vllm"]}
+    known = packages_distributions() | {"vllm": ["vllm"], "opentelemetry": ["opentelemetry-sdk"]}  # of several
     foreign = {name for name in names if name not in sys.stdlib_module_names and name not in INSTALLED}
     return {re.sub(r"[-_.]+", "-", known[name][0]).lower() for name in foreign}
 

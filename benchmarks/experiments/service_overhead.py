@@ -72,7 +72,7 @@ class StandinSystem:
         await self._controller.choose(stop_and_wait(1))
         found = []
         for number in range(repeats):
-            (sample,) = await self._answers(DsdOptions("adaptive"), 1, number)
+            (sample,) = await self.answers(DsdOptions("adaptive"), 1, number)
             assert sample.first_s is not None
             # Each round commits one token, or two with an accepted guess.
             num_rounds = sample.num_tokens - 1 - sample.accepted
@@ -83,14 +83,15 @@ class StandinSystem:
     async def gateway_ms(self, speculation: DsdOptions, repeats: int) -> float:
         """The gateway's processor time per token with NUM_STREAMS streams."""
         await self._controller.choose(SLIDING)
-        await self._answers(speculation, NUM_STREAMS, 0)
+        await self.answers(speculation, NUM_STREAMS, 0)
         before = self._cell.usage()[GATEWAY].cpu_s
         num_tokens = 0
         for number in range(repeats):
-            num_tokens += sum(each.num_tokens for each in await self._answers(speculation, NUM_STREAMS, number))
+            num_tokens += sum(each.num_tokens for each in await self.answers(speculation, NUM_STREAMS, number))
         return (self._cell.usage()[GATEWAY].cpu_s - before) * 1e3 / num_tokens
 
-    async def _answers(self, speculation: DsdOptions, num_streams: int, number: int) -> list[RequestSample]:
+    async def answers(self, speculation: DsdOptions, num_streams: int, number: int) -> list[RequestSample]:
+        """So many answers at once, to other prompts for each number."""
         options = AnswerOptions(NUM_TOKENS, temperature=0.0, speculation=speculation)
         template = RequestTemplate(await self._gateway.first_model(), options, ignore_eos=True)
         now, indices = time.monotonic(), [(number + stream) % len(self._prompts) for stream in range(num_streams)]

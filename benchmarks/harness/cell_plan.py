@@ -64,6 +64,7 @@ class CellPlan:
     drafts: tuple[str, ...] = ("int8",)  # one for each drafter
     num_verifiers: int = 1
     compute_logs: Path | None = None  # folder in which verifiers and drafters log their passes and steps
+    profiles: Path | None = None  # folder for profiles of the processor time of gateway and verifiers
     conditions: Path | None = None  # JSON file of LinkConditions that the relay reads on SIGHUP; None: they stay
     engine: VerifierEngine = field(default_factory=VerifierEngine)
     verifier_threads: int | None = None  # of each; None: one if pinned, else as `python -m services` has it
@@ -120,7 +121,7 @@ class CellPlan:
             env |= {"DSD_MODEL_NAME": MODEL_NAME}
             if kind in self.standin.names:
                 env |= standin_env(self.standin, program.name)
-        argv, core = self._argv(program, kind), self._core(kind)
+        argv, core = self._profiled(self._argv(program, kind), program.name), self._core(kind)
         return replace(program, argv=argv if core is None else pinned(core, argv), env=env)
 
     def _argv(self, program: Program, kind: str) -> tuple[str, ...]:
@@ -133,6 +134,13 @@ class CellPlan:
             timed = (program.argv[0], "-m", "benchmarks.standins.timed", log, MODULES[kind])
             return (*timed, f"--{STANDIN}") if is_standin else timed
         return (sys.executable, "-m", "benchmarks.standins", MODULES[kind]) if is_standin else program.argv
+
+    def _profiled(self, argv: tuple[str, ...], name: str) -> tuple[str, ...]:
+        """The same `python -m …` under Python's profiler, which writes its file when the process ends."""
+        if self.profiles is None or kind_of(name) not in (GATEWAY, VERIFIER):
+            return argv
+        python, flag, *module = argv
+        return (python, flag, "benchmarks.tracing.profiled", str(self.profiles / f"{name}.prof"), *module)
 
     def _core(self, kind: str) -> int | None:
         """The core of a service that loads a model; None: any."""

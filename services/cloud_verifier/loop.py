@@ -207,6 +207,9 @@ class VerifyLoop:
             forced=drawn.forced,
             scored=drawn.scored,
         )
+        if (trace := share.slot.trace) is not None:
+            elapsed_ms, fed_ids = info.compute_ms, share.row.fed_ids
+            trace.worked(now / 1e3, elapsed_ms, share.row.start, len(fed_ids), has_token=verdict is not None)
         if verdict is None:
             return 0
         if verdict.finish:

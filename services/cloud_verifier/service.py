@@ -19,6 +19,7 @@ from services.cloud_verifier.loop import VerifyLoop
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.traces import VerifierTraces
 from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
 from shared.grammar.compiling import CompileQueue
@@ -54,7 +55,8 @@ def run(settings: VerifierSettings, load_engine: LoadEngine) -> None:
         engine = await asyncio.to_thread(load_engine, settings)
         loaded.append(engine)
         metrics = VerifierMetrics(context.registry)
-        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics)
+        traces = VerifierTraces(context.tracing)
+        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics, traces)
         await verifier.loop.warm_up()
         return verifier
 
@@ -73,13 +75,20 @@ class Verifier:
     """Handlers change the table and return at once. The loop computes. The outbox publishes in order."""
 
     def __init__(
-        self, instance_id: str, settings: VerifierSettings, engine: Engine[Any], bus: Bus, metrics: VerifierMetrics
+        self,
+        instance_id: str,
+        settings: VerifierSettings,
+        engine: Engine[Any],
+        bus: Bus,
+        metrics: VerifierMetrics,
+        traces: VerifierTraces | None = None,
     ) -> None:
         self.instance_id = instance_id
         self._settings = settings
         self.engine = engine
         self._bus = bus
         self._metrics = metrics
+        self._traces = traces or VerifierTraces()
         self._cost = PassCost()
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
         lease_ms = settings.lease_s * 1e3
@@ -123,7 +132,7 @@ class Verifier:
             self.table, key=lambda slot: not slot.waits
         ):  # those that wait first, so that none gets room
             state = slot.state
-            self._forget(self.table.close(state.session_id, state.term, now_ms()))
+            self._forget(self.table.close(state.session_id, state.term, now_ms()), refusal.code)
             subject = subjects.to("gateway", state.gateway_id, Failure, self.instance_id)
             await self._bus.publish(subject, refusal.failure(state.session_id, state.term))
 
@@ -177,6 +186,7 @@ class Verifier:
             return
         if slot not in self.table:
             return  # refused: _on_refused sent the failure
+        self._traces.begin(slot)
         if request.term == slot.state.term:
             self._send_opened(slot)
         else:
@@ -222,6 +232,7 @@ class Verifier:
     def _send_opened(self, slot: SessionSlot) -> None:
         """Answers an Open. Called again when the session gets the KV cache that it waits for, or loses it."""
         state, has_room = slot.state, not slot.waits
+        self._traces.tell_room(slot, has_room=has_room)
         slot.told_to_wait = not has_room
         lease_s, fingerprint = self._settings.lease_s, self.engine.info.fingerprint
         opened = Opened(state.session_id, state.term, lease_s, self._load(), fingerprint, has_room)
@@ -246,7 +257,7 @@ class Verifier:
         state.drop_cache()  # its KV cache may be wrong: other sessions must not share it
         refusal = Refused("internal", "the target model failed on this session", retryable=True)
         self._send("gateway", state.gateway_id, refusal.failure(state.session_id, state.term))
-        self._forget(self.table.close(state.session_id, state.term, now_ms()))
+        self._forget(self.table.close(state.session_id, state.term, now_ms()), refusal.code)
 
     def _on_refused(self, slot: SessionSlot, refusal: Refused) -> None:
         """The table dropped a session, possibly long after its Open. Its gateway may open it at another verifier."""
@@ -255,11 +266,12 @@ class Verifier:
         self._send("gateway", state.gateway_id, refusal.failure(state.session_id, state.term))
         if refusal.code == "internal":
             self.loop.count_failure([state.session_id])
-        self._forget(slot)
+        self._forget(slot, refusal.code)
 
-    def _forget(self, slot: SessionSlot | None) -> None:
+    def _forget(self, slot: SessionSlot | None, error: str = "") -> None:
         if slot is not None:
             self._count(slot)
+            self._traces.end(slot, error)
             self._session_ended.set()
             self.loop.wake()
 
@@ -328,7 +340,7 @@ class Verifier:
         for slot in self.table.expire(now):
             log.warning("lease over, session closed", session=slot.state.session_id, finish=slot.state.finish)
             self._metrics.expired_sessions.inc()
-            self._forget(slot)
+            self._forget(slot, "lease_over")
         for slot in self.table:
             if slot.state.expire_drafter(now, self._settings.drafter_lease_s * 1e3):
                 self.loop.wake()

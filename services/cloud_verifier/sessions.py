@@ -18,6 +18,7 @@ from shared.policies.kv_cache import likely_kv_tokens
 from shared.protocol.messages import Open, Tally
 from shared.protocol.refusal import Refused, check_text
 from shared.protocol.verifier_session import VerifierSession
+from shared.runtime.tracing import WorkTrace
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +32,7 @@ class SessionSlot:
     context: Context | None = None
     counted: Tally = field(default_factory=Tally)  # the part of the session's tally that metrics include
     told_to_wait: bool = False  # its gateway knows that it waits
+    trace: WorkTrace | None = None  # no null object, whose calls would be on the token path
 
     @property
     def waits(self) -> bool:

@@ -138,6 +138,9 @@ class DraftLoop:
             has_copied = any(share.row.prefix for share in shares)
             self._observe(outcome.elapsed_ms, most_fed, len(shares), has_copied=has_copied)
         for share, guess in zip(shares, outcome.guesses, strict=True):
+            if (trace := share.slot.trace) is not None:
+                now, step = time.monotonic(), share.step
+                trace.worked(now, outcome.elapsed_ms, step.start, len(step.fed_ids), has_token=step.draws)
             self._commit_share(share, guess)
 
     def _commit_share(self, share: StepShare, guess: Guess | None) -> None:

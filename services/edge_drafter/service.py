@@ -21,6 +21,7 @@ from services.edge_drafter.pairs import PairTable
 from services.edge_drafter.sessions import DraftSessions, SessionSlot, steer
 from services.edge_drafter.settings import DrafterSettings
 from services.edge_drafter.steering import Steering
+from services.edge_drafter.traces import DrafterTraces
 from shared.bus.bus import Absent, Bus
 from shared.bus.outbox import Outbox
 from shared.grammar.compiling import CompileQueue
@@ -57,7 +58,8 @@ def run(settings: DrafterSettings, load_model: LoadModel = load_model) -> None:
 
     async def start(context: Context) -> Drafter:
         model = await asyncio.to_thread(load_model, settings)
-        drafter = Drafter(context.instance_id, settings, model, context.bus, DrafterMetrics(context.registry))
+        metrics, traces = DrafterMetrics(context.registry), DrafterTraces(context.tracing)
+        drafter = Drafter(context.instance_id, settings, model, context.bus, metrics, traces)
         await drafter.loop.warm_up()
         return drafter
 
@@ -72,13 +74,20 @@ class Drafter:
     """One drafter on one bus. Handlers change state and return, the loop drafts, the outbox publishes in order."""
 
     def __init__(
-        self, instance_id: str, settings: DrafterSettings, model: DraftModel, bus: Bus, metrics: DrafterMetrics
+        self,
+        instance_id: str,
+        settings: DrafterSettings,
+        model: DraftModel,
+        bus: Bus,
+        metrics: DrafterMetrics,
+        traces: DrafterTraces | None = None,
     ) -> None:
         self.instance_id = instance_id
         self._settings = settings
         self._model = model
         self._bus = bus
         self._metrics = metrics
+        self._traces = traces or DrafterTraces()
         metrics.show_nodes(model.num_nodes)
         grammars = Grammars(Path(settings.draft), model.vocab_size)
         self.table = DraftSessions(model, settings.max_sessions, settings.prefix_cache_tokens, grammars)
@@ -145,6 +154,7 @@ class Drafter:
         except Refused as refusal:
             self._refuse_speculate(sender, request, refusal)
             return
+        self._traces.begin(slot)
         self._advance(slot)
 
     def _refuse_speculate(self, sender: str, request: Speculate, refusal: Refused) -> None:
@@ -221,10 +231,11 @@ class Drafter:
     def _send_draft(self, slot: SessionSlot, draft: Draft) -> None:
         self._outbox.put(subjects.to("verifier", slot.verifier_id, Draft, self.instance_id), draft)
 
-    def _end(self, slot: SessionSlot) -> None:
+    def _end(self, slot: SessionSlot, error: str = "") -> None:
         if self.table.get(slot.state.session_id) is not slot:
             return  # over before; the id may belong to a new session
         self.table.drop(slot.state.session_id)
+        self._traces.end(slot, error)
         self._metrics.count_fates(self.pairs.absorb(slot), slot.state.fates)
         self.pairs.forget(slot)
         self._session_ended.set()
@@ -238,7 +249,7 @@ class Drafter:
         """Ends a session early and tells its gateway, which may choose another drafter."""
         refusal = Refused("internal", why, retryable=True)
         self._refuse(slot.gateway_id, refusal.failure(slot.state.session_id, slot.state.term))
-        self._end(slot)
+        self._end(slot, refusal.code)
 
     def _refuse(self, gateway_id: str, failure: Failure) -> None:
         self._outbox.put(subjects.to("gateway", gateway_id, Failure, self.instance_id), failure)

@@ -25,6 +25,7 @@ from shared.protocol.guesses import Fates
 from shared.protocol.messages import Speculate
 from shared.protocol.refusal import Refused, check_text
 from shared.protocol.running_adjustment import RunningAdjustment
+from shared.runtime.tracing import WorkTrace
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class SessionSlot:
     gateway_id: str
     running: RunningAdjustment | None  # of the text at the start of the newest step
     reported: ReportedCounts = field(init=False)
+    trace: WorkTrace | None = None  # no null object, whose calls would be on the token path
 
     def __post_init__(self) -> None:
         self.reported = ReportedCounts(self.verifier_id)

@@ -126,7 +126,7 @@ class Gateway:
         bus = self._context.bus
         await bus.subscribe(subjects.inbox("gateway", self._context.instance_id), self.sessions.on_message)
         self._authenticator.open(self._metrics)
-        self._routes.open(self.sessions, self._builder, self.gate, self._metrics)
+        self._routes.open(self.sessions, self._builder, self.gate, self._metrics, self._context.tracing)
         for service in KNOWN:
             await bus.subscribe(subjects.all_broadcasts(Heartbeat, service), self._on_heartbeat)
         await bus.subscribe(subjects.all_said("drafter", WindowDecision), self.sessions.on_decision)

@@ -56,6 +56,7 @@ PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # logs and terminals show these texts
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRINTABLE)]
 Grammar: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 CacheScope: TypeAlias = Annotated[str, Meta(max_length=64)]
+TraceParent: TypeAlias = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-01\Z")]  # W3C, sampled
 Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
 Service: TypeAlias = Literal["gateway", "drafter", "verifier", "controller"]
@@ -65,10 +66,8 @@ FailureCode: TypeAlias = Literal[
 
 
 class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all structs on the wire.
-
-    Fields are positional: a new one goes last and has a default. Older receivers refuse the longer message.
-    """
+    """Base of all structs on the wire. Fields are positional: a new one goes last and has a default. Older receivers
+    refuse the longer message."""
 
 
 class Bias(Wire, frozen=True):
@@ -153,7 +152,8 @@ class Open(Wire, frozen=True, tag="open"):
 
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
     verdicts carry; prompt_logprobs: polls may ask for the prompt's, from its second on. cache_scope: sessions of one
-    scope share the KV cache of common prefixes. grammar: that the answer obeys (llguidance). None turns each off.
+    scope share the KV cache of common prefixes. grammar: that the answer obeys (llguidance). traceparent: the span to
+    which the receiver's spans belong (docs/traces.md). None turns each off.
     """
 
     session_id: SessionId
@@ -170,6 +170,7 @@ class Open(Wire, frozen=True, tag="open"):
     cache_scope: CacheScope | None = None
     grammar: Grammar | None = None
     prompt_logprobs: bool = False
+    traceparent: TraceParent | None = None
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -201,6 +202,7 @@ class Speculate(Wire, frozen=True, tag="speculate"):
     min_tokens: Position = 0
     cache_scope: CacheScope | None = None
     grammar: Grammar | None = None
+    traceparent: TraceParent | None = None
 
 
 class Draft(Wire, frozen=True, tag="draft"):

@@ -49,3 +49,10 @@ class ProcessMetrics:
         self.loop_lag_seconds = Gauge(
             "dsd_event_loop_lag_seconds", "Lag of the event loop, last measurement", registry=registry
         )
+
+
+class TraceMetrics:
+    """Spans of traces, where these are on."""
+
+    def __init__(self, registry: CollectorRegistry | None) -> None:
+        self.spans = Counter("dsd_trace_spans", "Spans of traces, by how far they came", ["stage"], registry=registry)

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
+from services.edge_drafter.traces import DrafterTraces
 from shared.bus.bus import Bus
 from shared.protocol import subjects
 from shared.protocol.messages import (
@@ -32,6 +33,7 @@ from shared.protocol.messages import (
     Verdict,
     WindowDecision,
 )
+from shared.runtime.tracing import NO_TRACING, Tracing
 from tests.fakes import FakeDraft, answer
 from tests.peers import Peer
 from tests.plugins.networks import Network
@@ -83,6 +85,7 @@ class World:
         stop_ids: Sequence[int] = (),
         min_tokens: int = 0,
         cache_scope: str | None = None,
+        traceparent: str | None = None,
         verifier: Peer | None = None,
         sender: Peer | None = None,
     ) -> Speculate:
@@ -99,6 +102,7 @@ class World:
             speculation,
             min_tokens,
             cache_scope,
+            traceparent=traceparent,
         )
         await self.tell(sender or self.gateway, request)
         return request
@@ -195,12 +199,12 @@ Start = Callable[..., AbstractAsyncContextManager[World]]
 
 
 @asynccontextmanager
-async def running(network: Network, **settings: object) -> AsyncIterator[World]:
+async def running(network: Network, tracing: Tracing = NO_TRACING, **settings: object) -> AsyncIterator[World]:
     slow = {"name": "edge", "draft": "fake", "heartbeat_s": 20.0, "report_s": 60.0}
     chosen = DrafterSettings(**slow | settings)
     registry, model = CollectorRegistry(), FakeDraft()
     instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
-    drafter = Drafter(instance_id, chosen, model, bus, DrafterMetrics(registry))
+    drafter = Drafter(instance_id, chosen, model, bus, DrafterMetrics(registry), DrafterTraces(tracing))
     outside = await network.join(CollectorRegistry())  # one for all, so that they are heard in their order
     gateway, verifier = Peer(outside, "gateway", "gateway"), Peer(outside, "verifier", "cloud")
     controller = Peer(outside, "controller", "controller")

@@ -25,6 +25,7 @@ from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import TokenIds
 from shared.protocol.subjects import new_instance_id
 from shared.runtime.health import Health
+from shared.runtime.tracing import NO_TRACING, Tracing
 from shared.service import Context
 from tests.gateway.fakes import MODEL, FakeDrafter, FakeVerifier
 from tests.gateway.tiny import make_folder, make_tokenizer
@@ -125,7 +126,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
+async def a_world(folder: Path, tracing: Tracing = NO_TRACING, **changes: object) -> AsyncIterator[World]:
     settings = GatewaySettings(
         target=str(folder),
         model_name=MODEL,
@@ -135,7 +136,7 @@ async def a_world(folder: Path, **changes: object) -> AsyncIterator[World]:
     health, authenticator = Health(registry), make_authenticator(settings)
     routes = make_routes(settings)
     health.become("")
-    context = Context(new_instance_id("gateway"), network.connect(), registry, health)
+    context = Context(new_instance_id("gateway"), network.connect(), registry, health, tracing)
     tokenizer = load_tokenizer(folder)
     gateway = Gateway(settings, context, tokenizer, formats_of(settings, tokenizer), routes, authenticator)
     app = make_app(routes, authenticator, settings.max_body_bytes)

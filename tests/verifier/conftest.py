@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.service import Verifier
 from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.traces import VerifierTraces
 from shared.bus.bus import Bus
 from shared.protocol import subjects
 from shared.protocol.messages import (
@@ -28,6 +29,7 @@ from shared.protocol.messages import (
     TokenIds,
     Verdict,
 )
+from shared.runtime.tracing import NO_TRACING, Tracing
 from tests.fakes import FakeTarget, fake_engine
 from tests.peers import Peer
 from tests.plugins.networks import Network
@@ -71,6 +73,7 @@ class World:
         stop_ids: Sequence[int] = (),
         committed: Sequence[int] = (),
         logprobs: int | None = None,
+        traceparent: str | None = None,
     ) -> Open:
         """Opens a session and waits for Opened."""
         request = Open(
@@ -84,6 +87,7 @@ class World:
             max_tokens,
             free_run,
             logprobs=logprobs,
+            traceparent=traceparent,
         )
         await self.send(self.gateway, request)
         await self.gateway.find(Opened, lambda opened: (opened.session_id, opened.term) == (request.session_id, term))
@@ -139,11 +143,12 @@ Start = Callable[..., AbstractAsyncContextManager[World]]
 
 
 @asynccontextmanager
-async def running(network: Network, **settings: object) -> AsyncIterator[World]:
+async def running(network: Network, tracing: Tracing = NO_TRACING, **settings: object) -> AsyncIterator[World]:
     chosen = VerifierSettings(**{"name": "cloud", "target": "fake", "heartbeat_s": 20.0, **settings})
     registry, model = CollectorRegistry(), FakeTarget()
     instance_id, bus = subjects.new_instance_id(chosen.name), await network.join(registry)
-    verifier = Verifier(instance_id, chosen, fake_engine(model, chosen.kv_tokens), bus, VerifierMetrics(registry))
+    engine, metrics = fake_engine(model, chosen.kv_tokens), VerifierMetrics(registry)
+    verifier = Verifier(instance_id, chosen, engine, bus, metrics, VerifierTraces(tracing))
     outside = await network.join(CollectorRegistry())  # one for all peers keeps the order of their messages
     gateway, drafter = Peer(outside, "gateway", "gateway"), Peer(outside, "drafter", "edge")
     stranger = Peer(outside, "drafter", "stranger")

@@ -47,6 +47,8 @@ from services.gateway.http.streaming import (
 )
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.session.manager import LiveSession, Sessions
+from services.gateway.traces import RequestTrace, traced
+from shared.runtime.tracing import NO_TRACING, Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +70,7 @@ class Backend:
     builder: RequestBuilder
     gate: AdmissionGate
     metrics: GatewayMetrics
+    tracing: Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,16 @@ class Routes:
         self._closed = "the gateway is starting"
         self._started_at = int(time.time())
 
-    def open(self, sessions: Sessions, builder: RequestBuilder, gate: AdmissionGate, metrics: GatewayMetrics) -> None:
+    def open(
+        self,
+        sessions: Sessions,
+        builder: RequestBuilder,
+        gate: AdmissionGate,
+        metrics: GatewayMetrics,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
         """Starts to accept requests."""
-        self._backend = Backend(sessions, builder, gate, metrics)
+        self._backend = Backend(sessions, builder, gate, metrics, tracing)
         self._closed = ""
 
     def close(self, reason: str) -> None:
@@ -195,19 +205,30 @@ class Routes:
         return web.Response(body=openapi_document(), content_type="application/json")
 
     async def _generate(self, request: web.Request, kind: type[AskedBody]) -> web.StreamResponse:
-        asked_at = time.monotonic()
         backend = self._open_backend()
+        with traced(backend.tracing, request, backend.builder.model_name) as trace:
+            response = await self._answer(request, kind, backend, trace)
+            trace.answered(response.status)
+        return response
+
+    async def _answer(
+        self, request: web.Request, kind: type[AskedBody], backend: Backend, trace: RequestTrace
+    ) -> web.StreamResponse:
+        asked_at = time.monotonic()
         check_query(request.query)
         backend.gate.check_queue()  # before reading the body: a full queue costs no memory
         raw = await self._read(request)
+        trace.read()
         prepared = await asyncio.to_thread(_prepare, backend.builder, kind, raw, self._ignores_unknown)
         self._open_backend()
         body = prepared.body
+        trace.tokenised(body, sum(len(prompt.token_ids) for prompt in prepared.prompts))
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
         requests = backend.builder.choice_requests(body, prepared.prompts, key, time.monotonic())
+        generations = [each.generation for each in requests]
         async with (
             backend.gate.admitted(key, len(requests), body.num_choices, deadline) as ticket,
-            opened(ticket, backend.sessions, [each.generation for each in requests]) as lives,
+            opened(ticket, backend.sessions, trace.admitted(ticket, generations)) as lives,
         ):
             choices = _choices(backend, body, requests, lives, asked_at)
             writer = _writer(lives, prepared)

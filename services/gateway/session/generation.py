@@ -28,6 +28,7 @@ class Generation:
     grammar: str | None = None  # that the answer obeys
     drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all
     scores_prompt: bool = False  # whether the prompt's tokens have logprobs, too
+    traceparent: str | None = None  # of the session's span; None: the request is not traced
 
     @property
     def allowed_drafters(self) -> tuple[str, ...] | None:
@@ -66,6 +67,7 @@ class Generation:
             cache_scope=self.cache_scope,
             grammar=self.grammar,
             prompt_logprobs=self.scores_prompt,
+            traceparent=self.traceparent,
         )
 
     def speculate(self, term: int, verifier_id: str, committed_ids: TokenIds) -> Speculate:
@@ -85,4 +87,5 @@ class Generation:
             min_tokens=self.min_tokens,
             cache_scope=self.cache_scope,
             grammar=self.grammar,
+            traceparent=self.traceparent,
         )

@@ -18,6 +18,7 @@ from typing import Literal, Self
 
 from services.gateway.errors import SessionFailed
 from services.gateway.fleet.guesses import further
+from services.gateway.session.binding import Binding
 from services.gateway.session.drafter_binding import DrafterBinding
 from services.gateway.session.generation import Generation
 from services.gateway.session.load_accounting import LoadAccounting
@@ -52,13 +53,14 @@ class Session:
     num_failovers: int = 0  # changes of verifier after the first Opened
     num_drafter_changes: int = 0
     num_conflicts: int = 0  # verdicts that contradict tokens already sent on
+    bindings: list[Binding] = field(default_factory=list)  # by term
     phase: Phase = "opening"
     term: int = 0
     verifier_id: str | None = None
     was_opened: bool = False
     failure: SessionFailed | None = None
     _num_taken: int = 0  # tokens that the owner has taken
-    _num_shown: int | None = None  # tokens of a text that ended before its session
+    num_shown: int | None = None  # tokens of a text that ended before its session
     _fingerprint: str = ""  # of this term's verifier
     _worked: list[str] = field(default_factory=list)  # fingerprints whose tokens the answer has, in order
     _refusal: Failure | None = None  # the last one
@@ -104,7 +106,7 @@ class Session:
     @property
     def num_tokens(self) -> int:
         """Tokens of the answer so far, up to the end of its text."""
-        return self.stream.num_answered if self._num_shown is None else self._num_shown
+        return self.stream.num_answered if self.num_shown is None else self.num_shown
 
     @property
     def fingerprints(self) -> list[str]:
@@ -249,7 +251,7 @@ class Session:
         the text where that ends before the session's last token."""
         self.phase = "over"
         if num_tokens is not None:
-            self._num_shown = num_tokens
+            self.num_shown = num_tokens
         self._outbox.close(self.term)
         self._load.count_at(now)
 
@@ -297,6 +299,7 @@ class Session:
         self._load.kv_tokens = self.generation.kv_tokens(self.stream.num_answered)
         self._load.count_at(now, verifier_id, drafter_id)
         self.term += 1
+        self.bindings.append(Binding(self.term, verifier_id, drafter_id, now))
         self.stream.begin_term(self.term, now)
         self.phase, self._lacks_room = "opening", False
         self._num_opens = self._num_absents = 0

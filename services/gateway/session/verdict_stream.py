@@ -35,6 +35,15 @@ class Committed:
 
 
 @dataclass(slots=True)
+class Growth:
+    """Tokens that came without an interruption of the session: the term, and when the first and the newest came."""
+
+    term: int
+    first_at: float
+    newest_at: float
+
+
+@dataclass(slots=True)
 class VerdictStream:
     """The committed tokens of one session behind its prompt, as the gateway knows them. Those of its prompt that have
     logprobs come before them."""
@@ -50,6 +59,7 @@ class VerdictStream:
     finish: Finish | None = None
     histogram: list[int] = field(default_factory=list)  # verdicts that judged guesses, by the number they accepted
     num_polls: int = 0  # in all terms
+    growth: list[Growth] = field(default_factory=list)  # one for each term that brought tokens, or more
     _unanswered: int = 0
     _gap: bool = False  # a verdict began beyond `length`: tokens are missing
     _heard_at: float = 0.0
@@ -178,6 +188,9 @@ class VerdictStream:
         if self._grew_at is not None:
             gap = now - self._grew_at
             self._usual_gap_s = gap if self._usual_gap_s is None else 0.8 * self._usual_gap_s + 0.2 * gap
+            self.growth[-1].newest_at = now
+        else:
+            self.growth.append(Growth(self.term, now, now))
         self._grew_at = now
 
 

@@ -342,6 +342,26 @@ def test_the_longest_prompt_passes_and_a_longer_one_does_not() -> None:
         decode(encode(longer))
 
 
+@pytest.mark.parametrize(
+    ("traceparent", "is_one"),
+    [
+        (f"00-{SESSION}-{'1' * 16}-01", True),
+        (f"00-{SESSION}-{'1' * 16}-00", False),
+        (f"00-{SESSION}-{'1' * 16}-01\n", False),
+        (f"00-{SESSION.upper()}-{'1' * 16}-01", False),
+        ("", False),
+    ],
+)
+def test_a_trace_context_is_that_of_a_sampled_span(traceparent: str, is_one: bool) -> None:
+    opened = Open(SESSION, 1, None, NO_TOKENS, NO_TOKENS, Sampling(), NO_TOKENS, 1, traceparent=traceparent)
+    asked = Speculate(
+        SESSION, 1, VERIFIER, NO_TOKENS, NO_TOKENS, Sampling(), NO_TOKENS, 1, Speculation(), traceparent=traceparent
+    )
+    for message in (opened, asked):
+        with contextlib.nullcontext() if is_one else pytest.raises(MalformedMessage):
+            assert decode(encode(message)) == message
+
+
 def test_more_bytes_than_a_message_may_have_are_not_even_parsed() -> None:
     with pytest.raises(MalformedMessage, match="at most"):
         decode(bytes(MAX_MESSAGE_BYTES + 1))

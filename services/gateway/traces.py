@@ -142,8 +142,12 @@ class _SampledTrace:
             answer = answer_to(error)
             self._error = answer.code or str(answer.status)
             self._attributes[semconv.STATUS] = answer.status
+        elif isinstance(error, web.HTTPException):
+            self._error, self._attributes[semconv.STATUS] = str(error.status), error.status
+        elif isinstance(error, asyncio.CancelledError):
+            self._error = CANCELLED
         else:
-            self._error = CANCELLED if isinstance(error, asyncio.CancelledError) else type(error).__name__
+            self._error, self._attributes[semconv.STATUS] = type(error).__name__, 500
 
     # --- at its end -----------------------------------------------------------------------------------------------
 
@@ -160,6 +164,8 @@ class _SampledTrace:
             self._sum_up(texts)
             sent_from = max(text.end for text in texts)
             self._span.record(semconv.SEND, min(sent_from, now), now)
+        if self._error and self._attributes.get(semconv.STATUS, 0) in range(400, 500):  # the client's error, not ours
+            self._attributes[semconv.ERROR_TYPE], self._error = self._error, ""
         self._span.end(now, self._attributes, self._error)
 
     def _begin_stage(self, stage: str) -> None:

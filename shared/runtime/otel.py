@@ -79,7 +79,7 @@ class OtelTracing:
 
     def __init__(self, service: str, instance_id: str) -> None:
         self.spans = TraceMetrics(None).spans
-        exporter: Any = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
+        self._exporter: Any = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
         own = {
             "service.name": f"dsd-{service}",
             "service.instance.id": instance_id,
@@ -87,7 +87,7 @@ class OtelTracing:
         }
         resource = Resource.create(own).merge(OTELResourceDetector().detect())  # the environment's names win
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self.tracer = self._provider.get_tracer(SCOPE)
 
     def accept(self, headers: Mapping[str, str], name: str, at: float) -> OtelSpan | None:
@@ -107,6 +107,8 @@ class OtelTracing:
         ending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         ending.start()
         ending.join(FLUSH_S)
+        if ending.is_alive():
+            self._exporter.shutdown()  # it tries no more
 
     def _begin(self, context: Any, name: str, at: float) -> OtelSpan | None:
         epoch = time.time() - time.monotonic()

@@ -190,10 +190,20 @@ async def test_an_error_is_told_by_its_code(traced_world: World, receiver: Recei
     verifier.refuses, verifier.refuses_finally = "too_long", True
     await answered(traced_world)
     trace = await receiver.trace("gateway chat tiny")
-    assert trace.root.failed
     told = trace.root.attributes
     assert (told["error.type"], told["http.response.status_code"]) == ("too_long", 400)
     assert trace.one("session").attributes["error.type"] == "too_long"
+    assert not trace.root.failed, "a client's error is no failure of the server"
+
+
+async def test_a_session_that_fails_fails_its_request(traced_world: World, receiver: Receiver) -> None:
+    verifier = await traced_world.verifier()
+    verifier.refuses, verifier.refuses_finally = "internal", True
+    await answered(traced_world)
+    trace = await receiver.trace("gateway chat tiny")
+    told = trace.root.attributes
+    assert (told["error.type"], told["http.response.status_code"]) == ("internal", 500)
+    assert trace.root.failed
 
 
 async def test_a_body_that_is_refused_ends_the_trace_where_that_was_found(

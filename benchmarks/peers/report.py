@@ -26,8 +26,9 @@ HOW = f"""
 One client program asks every system over HTTP with OpenAI's streaming API. Answers have {ANSWER_TOKENS} tokens.
 In a round each system answers the same prompts, one from each client at once; their order is random. A system is
 stopped (SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TOKENS} tokens before. No system finds
-a prompt in a cache. Answers are void, and asked for again, if anything else used more than {MAX_FOREIGN_SHARE * 100:.0f} % of
-a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks of 10 ms). All systems compute the
+a prompt in a cache. Answers are void, and asked for again, if anything else used more than
+{MAX_FOREIGN_SHARE * 100:.0f} % of a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks
+of 10 ms). All systems compute the
 same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft.
 
 Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients

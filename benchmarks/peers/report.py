@@ -20,13 +20,15 @@ from benchmarks.peers.results import CellResult
 from benchmarks.peers.systems import System
 
 CAUSES = "causes.toml"
+NONE_COUNTS = "No cell is measured yet."
 UNKNOWN = "**cause not known**"
 HOW = f"""
 One client program asks every system over HTTP with OpenAI's streaming API. Answers have {ANSWER_TOKENS} tokens.
 In a round each system answers the same prompts, one from each client at once; their order is random. A system is
 stopped (SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TOKENS} tokens before. No system finds
-a prompt in a cache. Answers are void, and asked for again, if anything else used more than {MAX_FOREIGN_SHARE:.0%} of
-a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks of 10 ms). All systems compute the
+a prompt in a cache. Answers are void, and asked for again, if anything else used more than
+{MAX_FOREIGN_SHARE * 100:.0f} % of a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks
+of 10 ms). All systems compute the
 same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft.
 
 Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients
@@ -106,14 +108,14 @@ def _state(result: CellResult | None) -> str:
     return "yes" if result.is_finished else "not finished"
 
 
-def _behind(found: Iterable[CellFigures], causes: Mapping[str, str]) -> str:
+def _behind(found: Sequence[CellFigures], causes: Mapping[str, str]) -> str:
     rows = [
         (each.cell.name, each.measure.name, each.ours, each.theirs, each.ratio, _surely(each), cause_of(each, causes))
         for figures in found
         for each in figures.behind()
     ]
     if not rows:
-        return "In no measured cell: DSD's fastest way against the best peer."
+        return NONE_COUNTS if not found else "In no measured cell: DSD's fastest way against the best peer."
     note = "DSD's fastest way in the cell against the best peer. *Open*: the interval reaches 1."
     return f"{note}\n\n" + markdown_table(("cell", "figure", "DSD", "peer", "ratio", "behind", "cause"), rows)
 
@@ -129,7 +131,7 @@ def _checks(found: Iterable[CellFigures]) -> str:
         for figures in found
         for each in checks(figures)
     ]
-    return markdown_table(("cell", "what", "limit", "ratio", "holds"), rows) if rows else "No cell is measured yet."
+    return markdown_table(("cell", "what", "limit", "ratio", "holds"), rows) if rows else NONE_COUNTS
 
 
 def _systems(results: Sequence[CellResult]) -> str:

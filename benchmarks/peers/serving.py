@@ -21,13 +21,14 @@ from benchmarks.harness.cell_plan import VERIFIER, CellPlan
 from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.pinned import move
 from benchmarks.harness.requests import connected
-from benchmarks.peers import llama_cpp, transformers_server, vllm_server
+from benchmarks.peers import llama_cpp, vllm_server
 from benchmarks.peers.cells import MAX_TEXT_TOKENS
 from benchmarks.peers.server import Server, serving
 from benchmarks.peers.systems import (
     LLAMA,
     LLAMA_DRAFT,
     TRANSFORMERS,
+    TRANSFORMERS_READY_LINE,
     VLLM,
     VLLM_DRAFT,
     VLLM_NGRAM,
@@ -127,7 +128,7 @@ async def _transformers(start: Starting, system: System) -> AsyncIterator[Server
     port = nats_server.free_port()
     module = "benchmarks.peers.transformers_server"
     argv = (sys.executable, "-m", module, str(start.models / "target"), "--port", str(port))
-    program = Program(system.name, argv, {"OMP_NUM_THREADS": "2"}, ready_line=transformers_server.READY_LINE)
+    program = Program(system.name, argv, {"OMP_NUM_THREADS": "2"}, ready_line=TRANSFORMERS_READY_LINE)
     async with serving(program, port, TRANSFORMERS_READY_S, start.fresh(system.name), start.notify) as server:
         yield server
 

@@ -12,6 +12,7 @@ LLAMA, LLAMA_DRAFT = "llama.cpp", "llama.cpp, Q4_1 draft"
 VLLM, VLLM_ONE = "vLLM", "vLLM, one thread"
 VLLM_NGRAM, VLLM_DRAFT = "vLLM, n-gram", "vLLM, distilled draft"
 TRANSFORMERS = "transformers"
+TRANSFORMERS_READY_LINE = "transformers is listening"  # here, since its module loads torch
 TORCH_PLAIN, TORCH_INT8, TORCH_DISTILLED = (f"DSD, {way}" for way in ("target-only", "int8", "distilled"))
 ON_VLLM_PLAIN, ON_VLLM_INT8, ON_VLLM_DISTILLED = (f"DSD on vLLM, {way}" for way in ("target-only", "int8", "distilled"))
 

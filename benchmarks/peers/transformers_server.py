@@ -23,7 +23,8 @@ from aiohttp import web
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-READY_LINE = "transformers is listening"
+from benchmarks.peers.systems import TRANSFORMERS_READY_LINE
+
 GATHER_S = 0.02  # for requests that were sent together
 UNFINISHED = "�"  # at the end of a text that ends within a character
 
@@ -146,7 +147,7 @@ async def serve(folder: Path, port: int) -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    print(READY_LINE, flush=True)
+    print(TRANSFORMERS_READY_LINE, flush=True)
     await asyncio.Event().wait()
 
 

@@ -79,7 +79,8 @@ class OtelTracing:
 
     def __init__(self, service: str, instance_id: str) -> None:
         self.spans = TraceMetrics(None).spans
-        self._exporter: Any = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
+        exporter: Any = _CountingExporter(OTLPSpanExporter(), self.spans.labels("sent"))
+        self._exporter = exporter
         own = {
             "service.name": f"dsd-{service}",
             "service.instance.id": instance_id,
@@ -87,7 +88,7 @@ class OtelTracing:
         }
         resource = Resource.create(own).merge(OTELResourceDetector().detect())  # the environment's names win
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self.tracer = self._provider.get_tracer(SCOPE)
 
     def accept(self, headers: Mapping[str, str], name: str, at: float) -> OtelSpan | None:

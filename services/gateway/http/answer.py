@@ -160,6 +160,7 @@ class ChoiceAnswer:
             self._metrics.ttft_seconds.observe(ttft_ms / 1e3)
         if (tpot_ms := self._tpot_ms) is not None:
             self._metrics.tpot_seconds.observe(tpot_ms / 1e3)
+        self._metrics.e2e_seconds.observe(self._last_at - self._asked_at)
 
 
 def acceptance(histogram: Sequence[int], tally: Tally) -> SpeculativeDecodingMetrics | None:

@@ -16,7 +16,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
+.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long test-metrics bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ test-vllm: $(VENV)/local $(VENV_VLLM)/cpu ## run the tests of the engine on vLLM
 test-vllm-long: $(VENV)/local $(VENV_VLLM)/cpu ## run the long tests of the engine on vLLM
 	$(BIN)/python -m model_zoo prepare
 	$(BIN_VLLM)/python -m pytest tests/vllm -m long
+
+test-metrics: $(VENV)/dev ## a Prometheus scrapes a live system: every panel has data, what breaks fires its alert (3 minutes; needs Debian's package prometheus)
+	$(BIN)/python -m pytest tests/metrics
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
 	$(BIN)/python -m pytest tests/e2e/test_bits.py

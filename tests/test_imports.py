@@ -20,6 +20,7 @@ BELOW: dict[str, set[str]] = {  # the packages that each may import, besides its
     "awc_training": {"dsd_sim", "awc", "shared"},
     "model_zoo": {"services", "awc", "shared"},
     "benchmarks": {"model_zoo", "services", "dsd_sim", "awc", "shared", "client"},
+    "deploy": set(),
 }
 SHARED_BELOW: dict[str, set[str]] = {  # the same for the parts of `shared`
     "timing": set(),
@@ -44,6 +45,7 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "formats": {"harness"},
     "paper": {"harness"},
     "tracing": {"harness", "load", "policies", "experiments"},
+    "profiling": {"harness", "experiments", "policies"},
 }
 OURS = tuple(BELOW)
 MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder

@@ -13,7 +13,7 @@ from benchmarks.harness.cell import own_mib
 SETTLE_S = 90.0  # a session whose gateway was killed ends with its lease (30 s)
 GROWN_MIB = 64.0  # the most that a process may hold beyond what it held at the start, without a drafter's KV cache
 SESSIONS = {
-    "gateway": ("dsd_gateway_sessions", "dsd_gateway_queue"),
+    "gateway": ("dsd_gateway_sessions", "dsd_gateway_num_requests_waiting"),
     "verifier": ("dsd_verifier_sessions", "dsd_verifier_queue_tokens"),
     "drafter": ("dsd_drafter_sessions",),
 }

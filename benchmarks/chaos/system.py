@@ -142,7 +142,8 @@ class ChaosSystem:
     async def _peers(self, gateway: str) -> dict[str, float]:
         families = text_string_to_metric_families(await self._metrics_text(gateway))
         samples = [sample for family in families for sample in family.samples]
-        return {each.labels["service"]: each.value for each in samples if each.name == "dsd_gateway_peers"}
+        found = {each.labels["service"]: each.value for each in samples if each.name == "dsd_gateway_peers"}
+        return {service: number for service, number in found.items() if service != "controller"}
 
     async def _metrics_text(self, name: str) -> str:
         async with self.http.get(f"{self.children[name].urls[-1]}/metrics") as response:

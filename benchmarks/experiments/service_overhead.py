@@ -85,10 +85,13 @@ class StandinSystem:
         await self._controller.choose(SLIDING)
         await self.answers(speculation, NUM_STREAMS, 0)
         before = self._cell.usage()[GATEWAY].cpu_s
-        num_tokens = 0
-        for number in range(repeats):
-            num_tokens += sum(each.num_tokens for each in await self.answers(speculation, NUM_STREAMS, number))
+        num_tokens = await self.num_tokens(speculation, NUM_STREAMS, repeats)
         return (self._cell.usage()[GATEWAY].cpu_s - before) * 1e3 / num_tokens
+
+    async def num_tokens(self, speculation: DsdOptions, num_streams: int, repeats: int) -> int:
+        """Tokens of `repeats` answers of each stream."""
+        rounds = [await self.answers(speculation, num_streams, number) for number in range(repeats)]
+        return sum(sample.num_tokens for samples in rounds for sample in samples)
 
     async def answers(self, speculation: DsdOptions, num_streams: int, number: int) -> list[RequestSample]:
         """So many answers at once, to other prompts for each number."""

@@ -21,7 +21,7 @@ from shared.protocol import subjects
 from shared.protocol.messages import Message, Report, Verdict
 
 IDLE_S, CHECK_S = 10.0, 0.02
-GATEWAY_METRIC = re.compile(r"^dsd_gateway_(sessions|output_tokens_total|passes_total) (\S+)$", re.MULTILINE)
+GATEWAY_METRIC = re.compile(r"^dsd_gateway_(sessions|generation_tokens_total|passes_total) (\S+)$", re.MULTILINE)
 
 
 class PassKey(NamedTuple):

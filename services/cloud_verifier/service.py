@@ -320,7 +320,7 @@ class Verifier:
             step_ms=self.loop.pass_ms,
             prefill_ms=self._cost.prefill_ms,
         )
-        self._metrics.observe_load(load)
+        self._metrics.observe_load(load, self.table.occupancy)
         num_shared = self.engine.num_shared_tokens
         self._metrics.prefix_tokens.inc(num_shared - self._num_shared_counted)
         self._num_shared_counted = num_shared

@@ -53,6 +53,22 @@ class Tombstone:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How full a verifier is. capacity: sessions of the present size that it can compute at once. kv_usage: reserved KV
+    cache / all KV cache."""
+
+    num_running: int
+    num_waiting: int  # for KV cache
+    capacity: float
+    kv_usage: float
+
+    @property
+    def utilization(self) -> float:
+        """1 or more: a further session has to wait, or is refused."""
+        return (self.num_running + self.num_waiting) / self.capacity
+
+
 class SessionTable:
     """All sessions of one verifier, oldest first."""
 
@@ -96,6 +112,18 @@ class SessionTable:
     def free_kv_tokens(self) -> int:
         """KV cache that a new session gets at once, in tokens: none while others wait for theirs."""
         return 0 if any(slot.waits for slot in self) else self._engine.free_kv_tokens
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """While sessions wait, the others are all that fit. Else as many fit as places or KV cache allow, if further
+        sessions reserve as much as those that run."""
+        num_waiting = sum(slot.waits for slot in self)
+        num_running = self.num_active - num_waiting
+        kv_usage = 1 - self._engine.free_kv_tokens / self._engine.info.kv_tokens
+        capacity = float(num_running if num_waiting else self._max_sessions)
+        if num_running and kv_usage > 0:
+            capacity = min(capacity, num_running / kv_usage)
+        return Occupancy(num_running, num_waiting, max(1.0, capacity), kv_usage)
 
     def open(self, request: Open, gateway_id: str, now: float) -> SessionSlot:
         """Opens, re-opens (same term, no change) or rebinds (higher term) a session. Raises Refused.

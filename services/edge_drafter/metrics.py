@@ -29,18 +29,19 @@ class DrafterMetrics:
             registry=registry,
         )
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        self.drafted = counter("dsd_drafter_drafted", "Tokens guessed")
+        self.drafted = counter("dsd_drafter_drafted_tokens", "Tokens guessed")
         self.guesses = counter("dsd_drafter_guesses", "Guesses by fate", ["fate"])
-        self.dropped = counter("dsd_drafter_dropped", "Dropped messages by reason", ["reason"])
-        self.prefix_tokens = counter("dsd_drafter_prefix_tokens", "Tokens taken from a KV cache of another session")
-        self.unsure = counter("dsd_drafter_unsure", "Guesses that ended a window early")
+        self._guesses = {fate: self.guesses.labels(fate) for fate in FATES}
+        self.dropped = counter("dsd_drafter_dropped_messages", "Dropped messages by reason", ["reason"])
+        self.prefix_tokens = counter("dsd_drafter_prefix_cache_hits", "Tokens taken from a KV cache of another session")
+        self.unsure = counter("dsd_drafter_unsure_guesses", "Guesses that ended a window early")
         self.failed_steps = counter("dsd_drafter_failed_steps", "Draft steps that raised an error")
         self.graph_nodes = gauge("dsd_drafter_graph_nodes", "Nodes of the draft by execution provider", ["provider"])
         self.sessions = gauge("dsd_drafter_sessions", "Sessions drafted for")
         self.kv_bytes = gauge("dsd_drafter_kv_bytes", "Memory of the KV cache")
-        self.window = gauge("dsd_drafter_window", "Window towards a verifier", ["verifier"])
+        self.window = gauge("dsd_drafter_window_tokens", "Window towards a verifier", ["verifier"])
         self.min_confidence = gauge(
-            "dsd_drafter_min_confidence", "Confidence below which a guess ends a window", ["verifier"]
+            "dsd_drafter_min_confidence_ratio", "Confidence below which a guess ends a window", ["verifier"]
         )
         self.rtt_seconds = gauge("dsd_drafter_rtt_seconds", "Round trip to a verifier", ["verifier"])
         self._shown: dict[str, None] = {}  # names of verifiers, the newest last
@@ -52,8 +53,9 @@ class DrafterMetrics:
 
     def count_fates(self, before: Fates, after: Fates) -> None:
         """Adds the changes of a session's fates."""
-        for fate in FATES:
-            self.guesses.labels(fate).inc(getattr(after, fate) - getattr(before, fate))
+        for fate, counter in self._guesses.items():
+            if number := getattr(after, fate) - getattr(before, fate):
+                counter.inc(number)
 
     def show_pair(self, verifier: str, window: int, min_confidence: float, rtt_ms: float) -> None:
         """What holds towards a verifier. Where there are too many names, the one shown longest ago goes."""

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from shared.protocol.guesses import FATES
-from shared.protocol.messages import FailureCode, Tally
+from shared.protocol.messages import FailureCode, Service, Tally
+from shared.runtime.metrics import begin_at_zero
 
 TTFT_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+E2E_BUCKETS = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+REJECTIONS = (
+    "invalid_api_key",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_sessions",
+    "queue_full",
+    "queue_timeout",
+    "deadline_exceeded",
+)
 TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 
 
@@ -36,16 +49,21 @@ class GatewayMetrics:
         histogram = partial(Histogram, registry=registry)
         self.requests = counter("dsd_gateway_requests", "Answers given", ["endpoint", "status"])
         self.sessions = gauge("dsd_gateway_sessions", "Sessions in flight")
-        self.queue = gauge("dsd_gateway_queue", "Requests that wait for a slot")
-        self.queue_seconds = histogram("dsd_gateway_queue_seconds", "Wait for a slot", buckets=TTFT_BUCKETS)
-        self.refused = counter("dsd_gateway_refused", "Requests refused by a limit, by reason", ["reason"])
+        self.queue = gauge("dsd_gateway_num_requests_waiting", "Requests that wait for a slot")
+        self.queue_seconds = histogram(
+            "dsd_gateway_request_queue_time_seconds", "Wait for a slot", buckets=TTFT_BUCKETS
+        )
+        self.refused = counter("dsd_gateway_admission_rejections", "Requests refused by a limit, by reason", ["reason"])
+        begin_at_zero(self.refused, REJECTIONS)
         self.keys = gauge("dsd_gateway_keys", "Valid API keys")
         self.key_reloads = counter("dsd_gateway_key_reloads", "Changed key files, by outcome", ["outcome"])
         self.key_requests = counter("dsd_gateway_key_requests", "Admitted requests, by the key's name", ["key"])
         self.key_tokens = counter("dsd_gateway_key_tokens", "Tokens of prompts and answers, by the key's name", ["key"])
         self.peers = gauge("dsd_gateway_peers", "Known instances, until their heartbeats are stale", ["service"])
+        self.lost_peers = counter("dsd_gateway_lost_peers", "Instances that left without a drain", ["service"])
+        begin_at_zero(self.lost_peers, ("verifier", "drafter", "controller"))
         self.prompt_tokens = counter("dsd_gateway_prompt_tokens", "Tokens of prompts")
-        self.output_tokens = counter("dsd_gateway_output_tokens", "Tokens fixed for answers")
+        self.output_tokens = counter("dsd_gateway_generation_tokens", "Tokens fixed for answers")
         self.guesses = counter("dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"])
         self.passes = counter("dsd_gateway_passes", "Verify passes that fixed tokens of a session")
         self.failovers = counter("dsd_gateway_failovers", "Sessions moved to another verifier")
@@ -53,10 +71,18 @@ class GatewayMetrics:
         self.conflicts = counter("dsd_gateway_conflicts", "Verdicts that contradict tokens already sent on")
         self.polls = counter("dsd_gateway_polls", "Polls sent after silence or a gap")
         self.failed_sessions = counter("dsd_gateway_failed_sessions", "Failed sessions, by code", ["code"])
-        self.dropped = counter("dsd_gateway_dropped", "Dropped messages, by reason", ["reason"])
-        self.ttft_seconds = histogram("dsd_gateway_ttft_seconds", "Time to first token", buckets=TTFT_BUCKETS)
+        begin_at_zero(self.failed_sessions, get_args(FailureCode))
+        self.dropped = counter("dsd_gateway_dropped_messages", "Dropped messages, by reason", ["reason"])
+        self.ttft_seconds = histogram(
+            "dsd_gateway_time_to_first_token_seconds", "Time to first token", buckets=TTFT_BUCKETS
+        )
         self.tpot_seconds = histogram(
-            "dsd_gateway_tpot_seconds", "Time per output token after the first", buckets=TPOT_BUCKETS
+            "dsd_gateway_request_time_per_output_token_seconds",
+            "Time per output token after the first",
+            buckets=TPOT_BUCKETS,
+        )
+        self.e2e_seconds = histogram(
+            "dsd_gateway_e2e_request_latency_seconds", "Time of a whole answer", buckets=E2E_BUCKETS
         )
 
     def count_request(self, key_name: str, num_tokens: int) -> None:
@@ -64,6 +90,11 @@ class GatewayMetrics:
         if key_name:
             self.key_requests.labels(key_name).inc()
             self.key_tokens.labels(key_name).inc(num_tokens)
+
+    def count_lost(self, num_lost: Mapping[Service, int]) -> None:
+        """Adds instances that left without a drain, by service."""
+        for service, num in num_lost.items():
+            self.lost_peers.labels(service).inc(num)
 
     def forget_keys(self, names: set[str]) -> None:
         """Drops the labels of removed keys."""

@@ -18,7 +18,7 @@ from aiohttp import web
 from services.gateway.admission.api_keys import KeyFile
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.admission.slots import AdmissionSlots
-from services.gateway.fleet.peers import KNOWN, WORKERS, PeerFleet
+from services.gateway.fleet.peers import KNOWN, PeerFleet
 from services.gateway.formats.registry import AnswerFormats, choose_formats
 from services.gateway.http.auth import Authenticator
 from services.gateway.http.endpoints.console import CONSOLE_PATHS, ConsolePage
@@ -117,7 +117,7 @@ class Gateway:
         self._builder = RequestBuilder(
             settings.model_name, settings.default_max_tokens, tokenizer, grammars, placement, formats
         )
-        self._num_peers = dict.fromkeys(WORKERS, -1)
+        self._num_peers = dict.fromkeys(KNOWN, -1)
         self._is_ready = False
         self._draining = False
         self._update_readiness()
@@ -152,6 +152,7 @@ class Gateway:
             )
             self._update_readiness()
             self._count_peers()
+            self._metrics.count_lost(self.sessions.fleet.take_lost())
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _watch_keys(self) -> None:

@@ -11,8 +11,10 @@ class ControllerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         self.reports = counter("dsd_controller_reports", "Reports decided on")
-        self.dropped = counter("dsd_controller_dropped", "Reports, parts of reports and heartbeats dropped", ["reason"])
-        self.failed = counter("dsd_controller_failed", "Pairs on which the policy failed")
+        self.dropped = counter(
+            "dsd_controller_dropped_messages", "Reports, parts of reports and heartbeats dropped", ["reason"]
+        )
+        self.failed = counter("dsd_controller_failed_decisions", "Pairs on which the policy failed")
         self.window = Histogram(
             "dsd_controller_window_tokens",
             "Windows of the decisions announced",

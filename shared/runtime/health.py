@@ -41,6 +41,7 @@ class Health:
     def connected(self, is_connected: bool) -> None:
         """Takes note that the bus connected or disconnected."""
         self._is_connected = is_connected
+        self._metrics.connected.set(is_connected)
         self._metrics.ready.set(not self.reason)
 
     def lack(self, missing: str) -> None:

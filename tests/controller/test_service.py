@@ -149,7 +149,7 @@ async def test_a_pair_that_is_not_reported_any_more_is_forgotten() -> None:
         assert world.count("pairs") == 0
         await world.outside.report(report(0))
         assert (await world.outside.decision()).window == 8
-        assert world.count("dropped_total", reason="replayed") == 0
+        assert world.count("dropped_messages_total", reason="replayed") == 0
 
 
 async def test_a_report_in_another_drafters_name_is_dropped_and_counted() -> None:
@@ -158,7 +158,7 @@ async def test_a_report_in_another_drafters_name_is_dropped_and_counted() -> Non
         await world.outside.report(report(0), sender_id=new_instance_id("liar"))
         await world.settled()
         assert world.outside.decisions.empty()
-        assert world.count("dropped_total", reason="foreign") == 1
+        assert world.count("dropped_messages_total", reason="foreign") == 1
 
 
 async def test_a_heartbeat_in_another_verifiers_name_makes_nobody_alive() -> None:
@@ -167,8 +167,8 @@ async def test_a_heartbeat_in_another_verifiers_name_makes_nobody_alive() -> Non
         await world.outside.report(report(0))
         await world.settled()
         assert world.outside.decisions.empty()
-        assert world.count("dropped_total", reason="foreign") == 1
-        assert world.count("dropped_total", reason="unknown_verifier") == 1
+        assert world.count("dropped_messages_total", reason="foreign") == 1
+        assert world.count("dropped_messages_total", reason="unknown_verifier") == 1
 
 
 async def test_only_the_heartbeat_of_a_verifier_makes_a_verifier_alive() -> None:
@@ -178,8 +178,8 @@ async def test_only_the_heartbeat_of_a_verifier_makes_a_verifier_alive() -> None
             await world.outside.bus.publish(broadcast(Heartbeat, service, VERIFIER), heartbeat)
         await world.outside.report(report(0))
         await world.settled()
-        assert world.count("dropped_total", reason="unknown_verifier") == 1
-        assert world.count("dropped_total", reason="foreign") == 1, "of the other nothing is heard"
+        assert world.count("dropped_messages_total", reason="unknown_verifier") == 1
+        assert world.count("dropped_messages_total", reason="foreign") == 1, "of the other nothing is heard"
 
 
 async def test_a_message_of_another_kind_on_its_subjects_is_dropped_and_counted() -> None:
@@ -188,7 +188,7 @@ async def test_a_message_of_another_kind_on_its_subjects_is_dropped_and_counted(
         await world.outside.bus.publish(broadcast(Report, "drafter", DRAFTER), heartbeat)
         await world.outside.bus.publish(broadcast(Heartbeat, "verifier", DRAFTER), report(0))
         await world.settled()
-        assert world.count("dropped_total", reason="foreign") == 2
+        assert world.count("dropped_messages_total", reason="foreign") == 2
 
 
 async def test_a_repeated_report_is_counted_once() -> None:
@@ -197,7 +197,7 @@ async def test_a_repeated_report_is_counted_once() -> None:
         await world.outside.report(report(0))
         await world.outside.decision()
         await world.settled()
-        assert world.count("dropped_total", reason="replayed") >= 1
+        assert world.count("dropped_messages_total", reason="replayed") >= 1
 
 
 async def test_reports_that_come_faster_than_they_are_decided_on_are_dropped_and_counted() -> None:
@@ -206,7 +206,7 @@ async def test_reports_that_come_faster_than_they_are_decided_on_are_dropped_and
         for sequence in range(10):
             await world.outside.report(report(sequence))
         await world.outside.decision()
-        assert world.count("dropped_total", reason="overflow") > 0
+        assert world.count("dropped_messages_total", reason="overflow") > 0
 
 
 async def test_a_drafter_that_reports_all_the_time_leaves_room_for_the_others() -> None:
@@ -217,8 +217,8 @@ async def test_a_drafter_that_reports_all_the_time_leaves_room_for_the_others() 
             await world.outside.report(report(sequence, drafter_id=liar), sender_id=liar)
         await world.outside.report(report(0))
         await world.outside.decision()
-        assert world.count("dropped_total", reason="frequent") > 800
-        assert world.count("dropped_total", reason="overflow") == 0
+        assert world.count("dropped_messages_total", reason="frequent") > 800
+        assert world.count("dropped_messages_total", reason="overflow") == 0
 
 
 @pytest.mark.parametrize(("failing", "name"), [(StaticPolicy, "decide"), (PairController, "observe")])
@@ -237,7 +237,7 @@ async def test_what_fails_on_a_report_costs_that_report_only(
             patch.setattr(failing, name, fail)
             await world.outside.report(report(0))
             await asyncio.wait_for(failed.wait(), timeout=5)
-        assert world.count("failed_total") == 1
+        assert world.count("failed_decisions_total") == 1
         await world.outside.report(report(1))
         assert (await world.outside.decision()).window == 8
 

@@ -180,7 +180,7 @@ class World:
         return self.registry.get_sample_value(f"dsd_{name}_total", labels) or 0.0
 
     def dropped(self, reason: str) -> float:
-        return self.count("drafter_dropped", reason=reason)
+        return self.count("drafter_dropped_messages", reason=reason)
 
     def fates(self) -> dict[str, float]:
         """The fates of all guesses in the metrics."""
@@ -192,7 +192,7 @@ class World:
         for slot in self.drafter.table:
             assert slot.state.drafted == slot.state.fates.total + slot.state.num_guesses
         if not len(self.drafter.table):
-            assert self.count("drafter_drafted") == sum(self.fates().values())
+            assert self.count("drafter_drafted_tokens") == sum(self.fates().values())
 
 
 Start = Callable[..., AbstractAsyncContextManager[World]]

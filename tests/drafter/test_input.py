@@ -92,7 +92,7 @@ GARBAGE = {
 async def test_what_is_no_message_is_counted_and_dropped(siege: Siege, packet: bytes) -> None:
     await siege.inject(packet)
     await siege.world.settled()
-    assert siege.world.count("bus_dropped", reason="malformed") == 1
+    assert siege.world.count("bus_dropped_messages", reason="malformed") == 1
     await siege.goes_on(siege.attacked, TEXT)
 
 
@@ -161,7 +161,7 @@ async def test_a_verifier_that_takes_back_what_it_has_fixed_is_followed_no_furth
     await world.tell(world.verifier, world.verdict(siege.attacked, base, ids))
     await world.settled()
     assert world.drafter.table.get(siege.attacked.session_id) is None
-    assert world.count("bus_dropped", reason="handler failed") == 0
+    assert world.count("bus_dropped_messages", reason="handler failed") == 0
     assert world.fates()["accepted"] == 3
 
 
@@ -217,7 +217,7 @@ async def test_a_heartbeat_in_another_name_is_counted_and_dropped(siege: Siege) 
     await world.network.inject(subjects.broadcast(Heartbeat, "controller", world.controller.instance_id), b"\x00")
     await world.settled()
     assert world.dropped("foreign heartbeat") == 1
-    assert world.count("bus_dropped", reason="malformed") == 1
+    assert world.count("bus_dropped_messages", reason="malformed") == 1
 
 
 async def test_a_flood_of_decisions_by_changing_senders_is_bounded(siege: Siege) -> None:

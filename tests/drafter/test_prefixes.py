@@ -305,10 +305,10 @@ async def guesses_of_two_turns(world: World) -> list[list[int]]:
 async def test_a_drafter_guesses_the_same_with_and_without_taken_prefixes(start: Start) -> None:
     async with start(prefix_cache_tokens=0) as world:
         expected = await guesses_of_two_turns(world)
-        assert world.count("drafter_prefix_tokens") == 0
+        assert world.count("drafter_prefix_cache_hits") == 0
     async with start() as world:
         assert await guesses_of_two_turns(world) == expected
-        assert world.count("drafter_prefix_tokens") >= len(QUESTION)
+        assert world.count("drafter_prefix_cache_hits") >= len(QUESTION)
 
 
 async def test_a_step_that_fails_after_a_prefix_was_taken_costs_its_session_only(start: Start) -> None:

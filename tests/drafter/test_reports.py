@@ -80,9 +80,9 @@ async def test_the_metrics_of_a_verifier_are_labelled_by_its_name_and_never_by_w
         request = await world.speculate()
         await world.drafted(request, 0, WINDOW)
         await world.controller.find(Report)
-        assert world.registry.get_sample_value("dsd_drafter_window", {"verifier": "cloud"}) == WINDOW
-        assert world.registry.get_sample_value("dsd_drafter_min_confidence", {"verifier": "cloud"}) == 0
-        assert world.registry.get_sample_value("dsd_drafter_window", {"verifier": "made-up"}) is None
+        assert world.registry.get_sample_value("dsd_drafter_window_tokens", {"verifier": "cloud"}) == WINDOW
+        assert world.registry.get_sample_value("dsd_drafter_min_confidence_ratio", {"verifier": "cloud"}) == 0
+        assert world.registry.get_sample_value("dsd_drafter_window_tokens", {"verifier": "made-up"}) is None
 
 
 async def test_a_heartbeat_tells_what_it_drafts_for_and_how_busy_it_is(start: Start) -> None:
@@ -111,6 +111,6 @@ def test_the_verifiers_that_label_metrics_are_bounded_whoever_names_them(monkeyp
     shown = metrics.DrafterMetrics(registry)
     for number in (0, 1, 2, 0, 3, 4):
         shown.show_pair(f"cloud-{number}", 8, 0.5, 20.0)
-    for name in ("window", "min_confidence", "rtt_seconds"):
+    for name in ("window_tokens", "min_confidence_ratio", "rtt_seconds"):
         (family,) = [each for each in registry.collect() if each.name == f"dsd_drafter_{name}"]
         assert {sample.labels["verifier"] for sample in family.samples} == {"cloud-0", "cloud-3", "cloud-4"}

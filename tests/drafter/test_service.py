@@ -25,7 +25,7 @@ async def test_a_new_session_polls_at_once_then_sends_its_window_in_chunks_and_n
     first, *chunks = world.drafts(request)
     assert (first.base, first.token_ids, first.epoch) == (len(PROMPT), (), 0)
     assert [len(draft.token_ids) for draft in chunks] == [2, 2, 2, 2]
-    assert world.count("drafter_drafted") == WINDOW
+    assert world.count("drafter_drafted_tokens") == WINDOW
     assert world.verifier.senders == {world.drafter.instance_id}
 
 
@@ -109,7 +109,7 @@ async def test_when_the_verifier_ran_ahead_the_text_is_fed_in_chunks_and_draftin
         assert await world.drafted(request, 30, WINDOW) == TEXT[30 : 30 + WINDOW]
         assert [fed for ((_, fed),) in world.model.steps[:4]] == [8, 8, 7, 1]  # the 7th guess and what is behind it
         await world.settled()
-        assert world.count("drafter_drafted") == 2 * WINDOW  # feeding is not drafting
+        assert world.count("drafter_drafted_tokens") == 2 * WINDOW  # feeding is not drafting
 
 
 async def test_a_verdict_from_further_on_makes_one_poll_from_the_own_end(world: World) -> None:
@@ -127,7 +127,7 @@ async def test_no_guess_goes_behind_max_tokens(world: World) -> None:
     request = await world.speculate(max_tokens=3)
     assert await world.drafted(request, 0, 3) == TEXT[:3]
     await world.settled()
-    assert world.count("drafter_drafted") == 3
+    assert world.count("drafter_drafted_tokens") == 3
 
 
 async def test_a_session_whose_answer_goes_on_behind_the_context_lets_the_verifier_run_and_ends(world: World) -> None:
@@ -152,7 +152,7 @@ async def test_the_last_verdict_ends_the_session_and_every_guess_has_one_fate(wo
     await world.tell(world.verifier, world.verdict(request, 0, TEXT[:2], finish="stop"))
     await world.settled()
     assert len(world.drafter.table) == 0
-    assert sum(world.fates().values()) == world.count("drafter_drafted") >= WINDOW
+    assert sum(world.fates().values()) == world.count("drafter_drafted_tokens") >= WINDOW
 
 
 async def test_closing_discards_the_open_guesses_and_ends_the_session(world: World) -> None:
@@ -265,7 +265,7 @@ async def test_the_same_request_again_changes_nothing(world: World) -> None:
     await world.tell(world.gateway, request)
     await world.settled()
     assert len(world.drafts(request)) == 5
-    assert world.count("drafter_drafted") == WINDOW
+    assert world.count("drafter_drafted_tokens") == WINDOW
 
 
 async def test_a_session_begun_again_during_a_step_of_its_predecessor_lives(world: World) -> None:

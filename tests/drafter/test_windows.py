@@ -30,7 +30,7 @@ async def test_a_decision_changes_the_window_of_running_and_of_new_sessions(worl
     assert await world.drafted(later, 0, 12) == answer((9,), 12)
     await world.settled()
     assert [len(draft.token_ids) for draft in world.drafts(later)] == [0, 3, 3, 3, 3]
-    assert world.count("drafter_drafted") == 24
+    assert world.count("drafter_drafted_tokens") == 24
 
 
 async def test_a_decision_says_whether_the_verifier_may_run_free(world: World) -> None:
@@ -45,7 +45,7 @@ async def test_a_window_of_zero_stops_drafting(world: World) -> None:
     request = await world.speculate()
     await world.verifier.find(Draft)
     await world.settled()
-    assert world.count("drafter_drafted") == 0
+    assert world.count("drafter_drafted_tokens") == 0
     assert [(draft.token_ids, draft.free_run) for draft in world.drafts(request)] == [((), True)]
 
 
@@ -74,10 +74,10 @@ async def test_a_window_ends_early_behind_an_unsure_guess_until_that_one_has_a_v
     await world.tell(world.verifier, world.verdict(request, 0, TEXT[:2], accepted=2))
     await world.settled()
     assert [len(draft.token_ids) for draft in world.drafts(request)] == [0, 3]
-    assert world.count("drafter_unsure") == 1
+    assert world.count("drafter_unsure_guesses") == 1
     await world.tell(world.verifier, world.verdict(request, 2, TEXT[2:3], accepted=1))
     assert await world.drafted(request, 3, WINDOW) == TEXT[3 : 3 + WINDOW]
-    assert world.count("drafter_unsure") == 1
+    assert world.count("drafter_unsure_guesses") == 1
 
 
 async def test_a_lowered_threshold_lets_a_stopped_session_go_on(world: World) -> None:
@@ -94,7 +94,7 @@ async def test_a_request_with_a_window_of_its_own_is_not_steered(world: World) -
     await world.drafted(request, 0, 5)
     await world.decide(16, chunk=2, sequence=2)
     await world.settled()
-    assert world.count("drafter_drafted") == 5
+    assert world.count("drafter_drafted_tokens") == 5
 
 
 async def test_a_decision_for_somebody_else_or_an_older_one_is_dropped(world: World) -> None:

@@ -143,7 +143,7 @@ class Metrics:
 
     @property
     def drafted(self) -> int:
-        return int(self.total("dsd_drafter_drafted_total"))
+        return int(self.total("dsd_drafter_drafted_tokens_total"))
 
     @property
     def fates(self) -> dict[str, int]:

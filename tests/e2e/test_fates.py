@@ -105,13 +105,13 @@ async def test_every_guess_has_one_fate_at_the_drafter_and_at_the_verifier(pair:
     pair.draft_model.is_right = lambda position: position % wrong_every > 0
     answers = await pair.generate_all(pair.drafter.instance_id)
     of_drafter, of_verifier = pair.fates("drafter"), pair.fates("verifier")
-    drafted = pair.count("drafter_drafted")
+    drafted = pair.count("drafter_drafted_tokens")
     assert drafted == sum(of_drafter.values())
     assert drafted > NUM_SESSIONS
     heard = [
         (draft.session_id, draft.epoch, draft.base + i) for draft in pair.sent for i in range(len(draft.token_ids))
     ]
-    num_too_late = WINDOW * pair.count("verifier_dropped", reason="closed")  # at most: drafts behind a Close
+    num_too_late = WINDOW * pair.count("verifier_dropped_messages", reason="closed")  # at most: drafts behind a Close
     # What was sent twice may count twice.
     assert len(set(heard)) - num_too_late <= sum(of_verifier.values()) <= len(heard)
     assert of_drafter["accepted"] == of_verifier["accepted"]
@@ -125,15 +125,15 @@ async def test_every_guess_has_one_fate_at_the_drafter_and_at_the_verifier(pair:
 async def test_without_a_drafter_nothing_is_counted(pair: Pair) -> None:
     await pair.generate_all(None)
     assert pair.sent == []
-    assert sum(pair.fates("verifier").values()) == pair.count("drafter_drafted") == 0
+    assert sum(pair.fates("verifier").values()) == pair.count("drafter_drafted_tokens") == 0
 
 
 async def test_a_session_cut_off_in_the_middle_leaves_no_guess_without_a_fate(pair: Pair) -> None:
     pair.draft_model.is_right = lambda position: position % 4 > 0
     cut_off = asyncio.create_task(pair.generate(7, pair.drafter.instance_id))
-    await until(lambda: pair.count("drafter_drafted") > 8)
+    await until(lambda: pair.count("drafter_drafted_tokens") > 8)
     cut_off.cancel()
     await asyncio.gather(cut_off, return_exceptions=True)
     await until(lambda: not len(pair.drafter.table) and not len(pair.verifier.table))
-    assert pair.count("drafter_drafted") == sum(pair.fates("drafter").values())
+    assert pair.count("drafter_drafted_tokens") == sum(pair.fates("drafter").values())
     await pair.generate_all(pair.drafter.instance_id)

@@ -40,7 +40,7 @@ async def test_12_sessions_at_once_get_their_single_texts_and_every_process_carr
     questions = GREEDY + SAMPLED
     alone = [await fleet.ask(question, speculation="off") for question in questions]
     committed = await fleet.read("verifier", "dsd_verifier_committed_tokens_total")
-    drafted = await fleet.read("drafter", "dsd_drafter_drafted_total")
+    drafted = await fleet.read("drafter", "dsd_drafter_drafted_tokens_total")
     reports = (await fleet.metrics("controller")).total("dsd_controller_reports_total")
 
     together = await asyncio.gather(
@@ -51,7 +51,7 @@ async def test_12_sessions_at_once_get_their_single_texts_and_every_process_carr
     assert [answer.told for answer in together] == [answer.told for answer in alone]
     assert len({answer.fingerprint for answer in together}) == 1
     committed_now = await fleet.read("verifier", "dsd_verifier_committed_tokens_total")
-    drafted_now = await fleet.read("drafter", "dsd_drafter_drafted_total")
+    drafted_now = await fleet.read("drafter", "dsd_drafter_drafted_tokens_total")
     assert all(committed_now[name] > committed[name] for name in committed), (committed, committed_now)
     assert all(drafted_now[name] > drafted[name] for name in drafted), (drafted, drafted_now)
     assert (await fleet.metrics("controller")).total("dsd_controller_reports_total") > reports

@@ -132,7 +132,12 @@ BREAKS = [
     *_of(
         checks.metrics_that_are_named_exist,
         _in("ScaledObject verifier", f"{TRIGGER}/query", "dsd_verifier_queue", "no metric dsd_verifier_queue"),
-        _in("ScaledObject verifier", f"{TRIGGER}/query", "sum(dsd_gateway_queue)", "no metric dsd_gateway_queue"),
+        _in(
+            "ScaledObject verifier",
+            f"{TRIGGER}/query",
+            "sum(dsd_gateway_num_requests_waiting)",
+            "no metric dsd_gateway_num_requests_waiting",
+        ),
         _in(
             "HorizontalPodAutoscaler gateway",
             "spec/metrics/0",

@@ -33,12 +33,19 @@ def listed(items: object) -> dict[str, object]:
 POLICIES = listed(fields("type", "value", "periodSeconds", type=TEXT, value=NUMBER, periodSeconds=NUMBER))
 SCALE_DOWN = fields(stabilizationWindowSeconds=NUMBER, policies=POLICIES)
 QUERY = fields("serverAddress", "query", "threshold", serverAddress=TEXT, query=TEXT, threshold=TEXT)
+RELABELING = fields("targetLabel", sourceLabels=listed(TEXT), targetLabel=TEXT)
+LABELS = {"type": "object", "additionalProperties": TEXT}
+ALERT = fields("alert", "expr", **{"for": TEXT}, alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS)
+RECORD = fields("record", "expr", record=TEXT, expr=TEXT)
 CUSTOM = {  # what is used here of these custom resources' definitions
     "monitoring.coreos.com/v1 ServiceMonitor": fields(
         "selector",
         "endpoints",
         selector=fields(matchLabels={"type": "object", "additionalProperties": TEXT}),
-        endpoints=listed(fields(port=TEXT, path=TEXT, interval=TEXT)),
+        endpoints=listed(fields(port=TEXT, path=TEXT, interval=TEXT, relabelings=listed(RELABELING))),
+    ),
+    "monitoring.coreos.com/v1 PrometheusRule": fields(
+        "groups", groups=listed(fields("name", "rules", name=TEXT, rules=listed({"anyOf": [ALERT, RECORD]})))
     ),
     "leaderworkerset.x-k8s.io/v1 LeaderWorkerSet": fields(
         "leaderWorkerTemplate",

@@ -115,10 +115,13 @@ async def test_readiness_follows_the_bus(nats_server: NatsServer, launch: Launch
     await service.until("bus disconnected, trying to reconnect")
     assert await service.get("/readyz") == (503, "not ready: not connected to NATS\n")
     assert await service.get("/healthz") == (200, "ok\n")
+    assert "dsd_bus_connected 0.0" in (await service.get("/metrics"))[1]
     nats_server.start()
     await service.until("bus reconnected")
     assert await service.get("/readyz") == (200, "ready\n")
-    assert re.search(r"dsd_bus_reconnects_total 1\.0", (await service.get("/metrics"))[1])
+    metrics = (await service.get("/metrics"))[1]
+    assert "dsd_bus_reconnects_total 1.0" in metrics
+    assert "dsd_bus_connected 1.0" in metrics
 
 
 async def test_a_service_that_loads_is_not_ready_and_can_be_ended(nats_server: NatsServer, launch: Launch) -> None:

@@ -131,7 +131,7 @@ class World:
         return self.registry.get_sample_value(f"dsd_{name}_total", labels) or 0.0
 
     def dropped(self, reason: str) -> float:
-        return self.count("verifier_dropped", reason=reason)
+        return self.count("verifier_dropped_messages", reason=reason)
 
     def fates(self) -> dict[str, float]:
         """The fates of all guesses, by the metrics."""

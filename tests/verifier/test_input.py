@@ -114,14 +114,14 @@ GARBAGE = {
 async def test_what_is_no_message_is_counted_and_dropped(siege: Siege, packet: bytes) -> None:
     await siege.inject(packet)
     await siege.world.settled()
-    assert siege.world.count("bus_dropped", reason="malformed") == 1
+    assert siege.world.count("bus_dropped_messages", reason="malformed") == 1
     assert siege.world.drafter.heard == [v for v in siege.world.drafter.of(Verdict) if v.token_ids]
 
 
 async def test_the_largest_window_is_allowed(siege: Siege) -> None:
     await siege.inject(encode(siege.draft(token_ids=TokenIds([wrong(TEXT[2])] * MAX_WINDOW))))
     await siege.world.settled()
-    assert siege.world.count("bus_dropped", reason="malformed") == 0
+    assert siege.world.count("bus_dropped_messages", reason="malformed") == 0
     siege.world.model.gate.open()
     await siege.world.finish(siege.attacked)
     assert sum(siege.world.fates().values()) == MAX_WINDOW
@@ -315,7 +315,7 @@ async def test_a_forged_no_responders_status_is_counted_and_dropped(nats_network
             await nats_network.raw.publish(subject, b"", headers={"Status": "503"})
         await nats_network.raw.flush()
         await world.settled()
-        assert world.count("bus_dropped", reason="malformed") == 1
+        assert world.count("bus_dropped_messages", reason="malformed") == 1
         assert world.dropped("wrong verb") == 1
         await siege.both_texts_are_right()
 

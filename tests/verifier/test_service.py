@@ -414,7 +414,7 @@ async def test_a_session_that_loses_its_kv_cache_to_an_older_one_is_told_so_and_
         told = [(opened.session_id, opened.has_room) for opened in world.gateway.of(Opened)]
         has_room = [(old.session_id, True), (young.session_id, True)]
         assert told == [*has_room, (young.session_id, False), (young.session_id, True)]
-        await until(lambda: world.count("verifier_preemptions") == 1)
+        await until(lambda: world.count("verifier_num_preemptions") == 1)
         assert world.verifier.engine.free_kv_tokens == 2 * first_kv
 
 

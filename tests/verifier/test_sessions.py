@@ -158,6 +158,26 @@ def test_more_sessions_than_allowed_are_refused_for_now() -> None:
     table.opens(1, now=5.0)
 
 
+def test_utilisation_is_1_when_a_further_session_would_have_to_wait() -> None:
+    table = Table(num_caches=4, max_sessions=10)
+    assert (table.occupancy.utilization, table.occupancy.capacity) == (0, 10)
+    table.opens(1)
+    assert (table.occupancy.utilization, table.occupancy.capacity) == (1 / 4, 4)
+    for number in (2, 3, 4):
+        table.opens(number)
+    assert (table.occupancy.utilization, table.occupancy.kv_usage) == (1, 1)
+    table.opens(5)
+    full = table.occupancy
+    assert (full.num_running, full.num_waiting, full.capacity, full.utilization) == (4, 1, 4, 5 / 4)
+
+
+def test_utilisation_counts_places_where_they_are_fewer_than_the_kv_cache_holds() -> None:
+    table = Table(num_caches=8, max_sessions=2)
+    table.opens(1)
+    table.opens(2)
+    assert (table.occupancy.capacity, table.occupancy.utilization) == (2, 1)
+
+
 def test_opening_the_same_term_again_changes_nothing_but_the_lease() -> None:
     table = Table()
     slot = table.opens(1)

@@ -96,6 +96,7 @@ class PeerFleet:
         per_name = dict.fromkeys(WORKERS, instances_per_name) | {"controller": CONTROLLERS_PER_NAME}
         self._newest = {service: NewestInstances(per_name[service]) for service in KNOWN}
         self._gone: list[str] = []  # replaced since the last `expire`
+        self._lost: Counter[Service] = Counter()  # since the last `take_lost`
         self._own: Counter[str] = Counter()  # the gateway's sessions by name, those of replaced instances too
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
@@ -123,9 +124,14 @@ class PeerFleet:
         gone, self._gone = self._gone, []
         for peer in [peer for peer in self._peers.values() if now >= peer.stale_at]:
             self._newest[peer.heartbeat.service].leave(peer.heartbeat.instance_id)
-            self._remove(peer)
+            self._lose(peer)
             gone.append(peer.heartbeat.instance_id)
         return gone
+
+    def take_lost(self) -> Counter[Service]:
+        """The number of instances since the last call that left without saying that they drain, by service."""
+        lost, self._lost = self._lost, Counter()
+        return lost
 
     def count_sessions(self, instance_id: str, num: int, known_at: float | None, kv_tokens: int = 0) -> None:
         """Adds `num` sessions (negative: removes) and the KV cache that they reserve to an instance's load until its
@@ -215,7 +221,7 @@ class PeerFleet:
             return False
         replaced = newest.join(instance_id, now)
         if replaced is not None:
-            self._remove(self._peers[replaced])
+            self._lose(self._peers[replaced])
             self._gone.append(replaced)
         if len(self._peers) >= MAX_PEERS:
             newest.leave(instance_id)
@@ -227,6 +233,11 @@ class PeerFleet:
         self._nums[peer.heartbeat.service] += 1
         self._list(peer.heartbeat)
         return peer
+
+    def _lose(self, peer: Peer) -> None:
+        if not peer.heartbeat.draining:
+            self._lost[peer.heartbeat.service] += 1
+        self._remove(peer)
 
     def _remove(self, peer: Peer) -> None:
         del self._peers[peer.heartbeat.instance_id]

@@ -158,6 +158,7 @@ class ChoiceAnswer:
     def _observe(self) -> None:
         if (ttft_ms := self._ttft_ms) is not None:
             self._metrics.ttft_seconds.observe(ttft_ms / 1e3)
+            self._metrics.e2e_seconds.observe(self._last_at - self._asked_at)
         if (tpot_ms := self._tpot_ms) is not None:
             self._metrics.tpot_seconds.observe(tpot_ms / 1e3)
 

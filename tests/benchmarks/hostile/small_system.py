@@ -100,12 +100,15 @@ class SmallSystem:
 
     def dropped(self, name: str) -> float:
         """Messages that the bus of a service dropped, for whatever reason."""
-        families = [each for each in self.registries[name].collect() if each.name == "dsd_bus_dropped"]
+        families = [each for each in self.registries[name].collect() if each.name == "dsd_bus_dropped_messages"]
         return sum(sample.value for each in families for sample in each.samples if sample.name.endswith("_total"))
 
     def failed(self, name: str) -> float:
         """Messages on which a handler of a service raised."""
-        return self.registries[name].get_sample_value("dsd_bus_dropped_total", {"reason": "handler failed"}) or 0.0
+        return (
+            self.registries[name].get_sample_value("dsd_bus_dropped_messages_total", {"reason": "handler failed"})
+            or 0.0
+        )
 
 
 @asynccontextmanager

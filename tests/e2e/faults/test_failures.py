@@ -26,7 +26,7 @@ PROMPTS = (
 GREEDY = [Question(prompt, NUM_TOKENS) for prompt in PROMPTS]
 SAMPLED = [Question(prompt, NUM_TOKENS, temperature=0.8, top_p=0.95, seed=7 + i) for i, prompt in enumerate(PROMPTS)]
 QUESTIONS = GREEDY + SAMPLED
-COMMITTED, DRAFTED = "dsd_verifier_committed_tokens_total", "dsd_drafter_drafted_total"
+COMMITTED, DRAFTED = "dsd_verifier_committed_tokens_total", "dsd_drafter_drafted_tokens_total"
 STATIC: dict[str, Any] = {"speculation": "static", "window": 8}  # drafted for, where *adaptive* may pause the pair
 
 

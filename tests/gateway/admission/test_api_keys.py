@@ -191,7 +191,7 @@ async def test_without_a_valid_key_the_api_answers_401_and_does_nothing(keyed: W
             error = (await response.json())["error"]
             assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
     assert verifier.of(Open) == []
-    assert keyed.count("refused_total", reason="invalid_api_key") == 4 * len(refusals)
+    assert keyed.count("admission_rejections_total", reason="invalid_api_key") == 4 * len(refusals)
     for path in ("/healthz", "/readyz", "/health", "/metrics", "/openapi.json"):
         assert (await keyed.client.get(path)).status == 200
     assert (await keyed.client.get("/dsd/fleet", headers=bearer(KEYS["bob"], scheme="bearer"))).status == 200
@@ -305,7 +305,7 @@ async def test_the_openai_client_is_let_in_with_a_key_and_told_its_limits(
             assert (await client.chat.completions.create(**asked)).choices[0].message.content == world.answer
         async with openai_client(world, KEYS["bob"]) as client:
             assert (await client.chat.completions.create(**asked)).choices[0].message.content == world.answer
-        assert world.count("refused_total", reason="requests_per_minute") == 1
+        assert world.count("admission_rejections_total", reason="requests_per_minute") == 1
 
 
 @pytest.mark.parametrize("breaks_off", [True, False])
@@ -370,7 +370,7 @@ async def test_a_key_has_its_own_number_of_answers_under_way_or_waiting(folder: 
         await world.verifier(pass_s=0.02)
         url, alice = CHAT, bearer(KEYS["alice"])
         asking = [asyncio.create_task(world.client.post(url, json=ASKED, headers=alice)) for _ in range(2)]
-        await until(lambda: world.count("queue") == 1)
+        await until(lambda: world.count("num_requests_waiting") == 1)
         refused = await world.client.post(CHAT, json=ASKED, headers=alice)
         assert refused.status == 429
         assert "max_sessions" in (await refused.json())["error"]["message"]

@@ -60,6 +60,19 @@ def test_a_draining_instance_is_alive_but_no_choice() -> None:
     assert fleet.max_context(MODEL, 1.0) == 0
 
 
+def test_an_instance_that_leaves_without_a_drain_is_lost() -> None:
+    fleet = PeerFleet()
+    fleet.observe(beat("a.1"), 0.0)
+    fleet.observe(beat("b.1", service="drafter"), 0.0)
+    fleet.observe(beat("b.1", service="drafter", draining=True), 0.5)
+    fleet.expire(10.0)
+    assert fleet.take_lost() == {"verifier": 1}
+    fleet.observe(beat("a.2"), 11.0)
+    fleet.observe(beat("a.3"), 13.0)  # it has been restarted, faster than its heartbeat got stale
+    assert fleet.take_lost() == {"verifier": 1}
+    assert not fleet.take_lost()
+
+
 def test_other_models_services_and_shorter_contexts_are_no_choice() -> None:
     fleet = PeerFleet()
     fleet.observe(beat("a.1", models=["other"]), 0.0)

@@ -248,8 +248,8 @@ async def test_what_strangers_say_is_dropped(long_world: World) -> None:
         await stranger.publish(subjects.to("gateway", gateway, Failure, sender), failure)
     await stranger.publish(subjects.to("gateway", gateway, Open, subjects.new_instance_id("verifier")), order)
     assert await stream.read() == LONG
-    assert world.count("dropped_total", reason="foreign sender or stale term") >= 4
-    assert world.count("dropped_total", reason="not for a gateway") == 1
+    assert world.count("dropped_messages_total", reason="foreign sender or stale term") >= 4
+    assert world.count("dropped_messages_total", reason="not for a gateway") == 1
 
 
 async def test_a_verdict_under_the_verb_of_another_message_is_dropped(long_world: World) -> None:
@@ -265,7 +265,7 @@ async def test_a_verdict_under_the_verb_of_another_message_is_dropped(long_world
     subject = subjects.with_verb("gateway", gateway, subjects.VERBS[Failure], verifier.instance_id)
     await world.network.connect().publish(subject, lie)
     assert await stream.read() == LONG
-    assert world.count("dropped_total", reason="not for a gateway") == 1
+    assert world.count("dropped_messages_total", reason="not for a gateway") == 1
     assert stream.report["verifier"] == "verifier"
 
 

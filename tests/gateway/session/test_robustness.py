@@ -229,7 +229,7 @@ async def test_a_whole_answer_that_its_client_does_not_take_ends_with_the_deadli
         async with nothing_left(world), slow_reader(world, body):
             await until(lambda: bool(verifier.of(Close)) and has_unsent(world))
             await until(lambda: not world.client.server.runner.server.connections)
-        assert world.count("refused_total", reason="deadline_exceeded") == 1
+        assert world.count("admission_rejections_total", reason="deadline_exceeded") == 1
 
 
 async def test_a_client_that_leaves_the_queue_is_no_longer_in_it(folder: Path) -> None:
@@ -238,9 +238,9 @@ async def test_a_client_that_leaves_the_queue_is_no_longer_in_it(folder: Path) -
         async with nothing_left(world), a_client(world) as client, a_client(world) as impatient:
             first = await client.post(CHAT, json=chat(stream=True))
             waiting = asyncio.create_task(impatient.post(CHAT, json=chat()))
-            await until(lambda: world.count("queue") == 1)
+            await until(lambda: world.count("num_requests_waiting") == 1)
             waiting.cancel()
-            await until(lambda: world.count("queue") == 0)
+            await until(lambda: world.count("num_requests_waiting") == 0)
             assert world.gateway.gate.slots.num_waiting == 0
             assert not first.content.at_eof(), "the one under way goes on"
             assert len(verifier.of(Open)) == 1, "the one that left never reached a verifier"
@@ -257,14 +257,14 @@ async def test_requests_beyond_the_slots_wait_their_turn_and_those_beyond_the_qu
             asking = []
             for seed in range(5):
                 asking.append(asyncio.create_task(client.post(CHAT, json=chat(seed=seed))))
-                await until(lambda: len(world.gateway.sessions) + world.count("queue") == len(asking))
+                await until(lambda: len(world.gateway.sessions) + world.count("num_requests_waiting") == len(asking))
             refused = await client.post(CHAT, json=chat())
             assert await told(refused) == (503, "queue_full")
             assert int(refused.headers["Retry-After"]) >= 1
             assert [response.status for response in await asyncio.gather(*asking)] == [200] * 5
         assert [order.sampling.seed for order in verifier.of(Open) if isinstance(order, Open)] == list(range(5))
-        assert world.count("refused_total", reason="queue_full") == 1
-        assert world.count("queue_seconds_count") >= 5
+        assert world.count("admission_rejections_total", reason="queue_full") == 1
+        assert world.count("request_queue_time_seconds_count") >= 5
 
 
 async def test_no_body_is_awaited_that_could_not_even_wait(folder: Path) -> None:
@@ -280,7 +280,7 @@ async def test_no_body_is_awaited_that_could_not_even_wait(folder: Path) -> None
             assert b"\r\nRetry-After: 1\r\n" in told
             assert b'"code":"queue_full"' in told
             first.close()
-        assert world.count("refused_total", reason="queue_full") == 1
+        assert world.count("admission_rejections_total", reason="queue_full") == 1
 
 
 async def test_a_request_that_waits_too_long_is_told_so(folder: Path) -> None:
@@ -293,7 +293,7 @@ async def test_a_request_that_waits_too_long_is_told_so(folder: Path) -> None:
             assert await told(refused) == (503, "queue_timeout")
             assert int(refused.headers["Retry-After"]) >= 1
             first.close()
-        assert world.count("refused_total", reason="queue_timeout") == 1
+        assert world.count("admission_rejections_total", reason="queue_timeout") == 1
 
 
 async def test_choices_take_their_slots_together(folder: Path) -> None:
@@ -316,7 +316,7 @@ async def test_those_in_the_queue_are_served_before_the_gateway_ends(folder: Pat
         await world.verifier(pass_s=0.01)
         async with a_client(world) as client:
             asking = [asyncio.create_task(client.post(CHAT, json=chat())) for _ in range(3)]
-            await until(lambda: world.count("queue") == 2)
+            await until(lambda: world.count("num_requests_waiting") == 2)
             async with asyncio.timeout(20):
                 await world.gateway.drain()
             assert [response.status for response in await asyncio.gather(*asking)] == [200] * 3
@@ -329,7 +329,7 @@ async def test_those_in_the_queue_are_told_when_the_gateway_must_end(folder: Pat
         async with a_client(world) as client:
             first = await client.post(CHAT, json=chat(stream=True))
             waiting = asyncio.create_task(client.post(CHAT, json=chat()))
-            await until(lambda: world.count("queue") == 1)
+            await until(lambda: world.count("num_requests_waiting") == 1)
             world.running.cancel()
             assert await told(await waiting) == (503, "draining")
             assert (await last_event(first))["error"]["code"] == "draining"
@@ -355,7 +355,7 @@ async def test_a_deadline_ends_an_answer_with_what_it_has(folder: Path, stream: 
             else:
                 assert await told(response) == (504, "deadline_exceeded")
             await until(lambda: verifier.num_cut_short == 1)
-        assert world.count("refused_total", reason="deadline_exceeded") == 1
+        assert world.count("admission_rejections_total", reason="deadline_exceeded") == 1
 
 
 async def test_a_deadline_passes_in_the_queue_and_before_a_verifier_has_room_too(folder: Path) -> None:
@@ -402,7 +402,7 @@ async def test_rounds_of_all_kinds_of_trouble_leave_no_memory_behind(
             async with a_client(world) as client:
                 gone = [await client.post(CHAT, json=chat(stream=True)) for _ in range(2)]
                 waiting = asyncio.create_task(client.post(CHAT, json=chat()))
-                await until(lambda: world.count("queue") == 1)
+                await until(lambda: world.count("num_requests_waiting") == 1)
                 assert (await client.post(CHAT, json=chat())).status == 503
                 waiting.cancel()
                 for response in gone:

@@ -65,8 +65,8 @@ async def test_a_message_arrives_with_its_subject(connect: Connect) -> None:
     await drafter.bus.publish(DRAFTS, draft(3))
     await heard.wait_for(1)
     assert heard.all == [(DRAFTS, draft(3))]
-    assert drafter.count("published", message="Draft") == 1
-    assert verifier.count("received", message="Draft") == 1
+    assert drafter.count("published_messages", message="Draft") == 1
+    assert verifier.count("received_messages", message="Draft") == 1
 
 
 async def test_messages_keep_their_order_across_verbs(connect: Connect) -> None:
@@ -122,7 +122,7 @@ async def test_who_publishes_to_nobody_is_told(connect: Connect) -> None:
     assert await heard.wait_for(1) == [Absent()]
     assert heard.all == [(ABSENT_TO, Absent())]
     assert subjects.sender(heard.all[0][0]) == VERIFIER
-    assert gateway.count("received", message="Absent") == 1
+    assert gateway.count("received_messages", message="Absent") == 1
 
 
 async def test_a_long_prompt_to_nobody_is_told_once(connect: Connect) -> None:
@@ -179,17 +179,19 @@ async def test_a_handler_that_fails_costs_that_message_only(connect: Connect) ->
         for base in range(3):
             await drafter.bus.publish(DRAFTS, draft(base))
         assert await heard.wait_for(2) == [draft(1), draft(2)]
-    assert verifier.count("dropped", reason="handler failed") == 1
+    assert verifier.count("dropped_messages", reason="handler failed") == 1
     assert [line["event"] for line in lines] == ["handler failed"]
 
 
 def test_messages_that_never_become_whole_are_counted() -> None:
     registry, heard = CollectorRegistry(), Heard()
     receiver = Receiver(heard, BusMetrics(registry))
-    assert registry.get_sample_value("dsd_bus_dropped_total", {"reason": "incomplete"}) == 0, "before the first one"
+    assert registry.get_sample_value("dsd_bus_dropped_messages_total", {"reason": "incomplete"}) == 0, (
+        "before the first one"
+    )
     for _ in range(MAX_WAITING + 3):
         receiver.receive(DRAFTS, split(bytes(PART_BYTES + 1))[0])
-    assert registry.get_sample_value("dsd_bus_dropped_total", {"reason": "incomplete"}) == 3
+    assert registry.get_sample_value("dsd_bus_dropped_messages_total", {"reason": "incomplete"}) == 3
 
 
 async def test_after_unsubscribing_nothing_is_heard(connect: Connect) -> None:
@@ -217,8 +219,8 @@ async def test_publishing_after_closing_is_counted_and_harmless(connect: Connect
     drafter = await connect()
     await drafter.bus.close()
     await drafter.bus.publish(DRAFTS, draft(1))
-    assert drafter.count("dropped", reason="not connected") == 1
-    assert drafter.count("published", message="Draft") == 0
+    assert drafter.count("dropped_messages", reason="not connected") == 1
+    assert drafter.count("published_messages", message="Draft") == 0
     await drafter.bus.close()
 
 

@@ -142,7 +142,7 @@ async def test_after_a_server_restart_subscriptions_live_and_publishing_goes_on(
     await asyncio.gather(drafter.until(drafter.is_up), verifier.until(verifier.is_up))
     await drafter.bus.publish(DRAFTS, draft(2))
     assert await heard.wait_for(1) == [draft(2)]
-    assert drafter.count("dropped", reason="not connected") == 1
+    assert drafter.count("dropped_messages", reason="not connected") == 1
     assert drafter.count("reconnects") == verifier.count("reconnects") == 1
 
 
@@ -244,9 +244,9 @@ async def test_publishing_over_a_stuck_link_drops_and_never_waits(nats_server: N
         for _ in range(60):
             await gateway.bus.publish(OPENS, prompt(1 << 16))
     nats_server.resume()
-    sent = gateway.count("published", message="Open")
+    sent = gateway.count("published_messages", message="Open")
     assert sent * (1 << 18) > nats_bus.OUTBOUND_BYTES / 2
-    assert gateway.count("dropped", reason="outbound full") == 60 - sent > 0
+    assert gateway.count("dropped_messages", reason="outbound full") == 60 - sent > 0
 
 
 async def test_a_server_that_answers_after_a_flush_was_given_up_makes_nobody_deaf(
@@ -335,7 +335,7 @@ async def test_garbage_is_counted_and_the_next_message_arrives(nats_server: Nats
         say(nats_server, b"PUB " + DRAFTS.encode() + b" %d\r\n%b\r\n" % (len(payload), payload))
     await drafter.bus.publish(DRAFTS, draft(1))
     assert await heard.wait_for(1) == [draft(1)]
-    assert verifier.count("dropped", reason="malformed") == 6
+    assert verifier.count("dropped_messages", reason="malformed") == 6
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ async def test_a_message_that_the_client_can_not_read_does_not_make_it_deaf(
     say(nats_server, command)
     await drafter.bus.publish(DRAFTS, draft(1))
     assert await heard.wait_for(1) == [draft(1)]
-    assert verifier.count("dropped", reason="malformed") == 1
+    assert verifier.count("dropped_messages", reason="malformed") == 1
     assert verifier.count("reconnects") == 0
 
 
@@ -369,7 +369,7 @@ async def test_absence_that_a_peer_makes_up_on_another_verb_is_malformed(
     say(nats_server, b"HPUB " + DRAFTS.encode() + b" 16 16\r\nNATS/1.0 503\r\n\r\n\r\n")
     await drafter.bus.publish(DRAFTS, draft(1))
     assert await heard.wait_for(1) == [draft(1)]
-    assert verifier.count("dropped", reason="malformed") == 1
+    assert verifier.count("dropped_messages", reason="malformed") == 1
 
 
 async def test_absence_is_told_after_a_restart_too(nats_server: NatsServer, connect: Connect) -> None:

@@ -1,0 +1,121 @@
+"""What metrics cost a token in gateway and verifier: python -m benchmarks.profiling.
+
+Real services around replayed stand-ins run under cProfile, which counts their calls into metrics. Each kind of call is
+timed by itself, without the profiler. Cost = calls a token x time of a call.
+
+Invariant: a kind of call without a time ends the benchmark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.experiments.service_overhead import StandinSystem, write_standin
+from benchmarks.harness.cell import running
+from benchmarks.harness.cell_plan import GATEWAY, VERIFIER, WITHOUT_CONTROLLER
+from benchmarks.harness.files import REPORTS, write_result
+from benchmarks.harness.origin import Origin
+from benchmarks.harness.prompts import DEFAULT_PROMPTS
+from benchmarks.harness.requests import connected
+from benchmarks.harness.scripted_controller import scripted_controller
+from benchmarks.policies.plan import SLIDING
+from benchmarks.profiling.calls import calls_into_metrics
+from benchmarks.profiling.profiled_plan import ProfiledPlan
+from benchmarks.profiling.units import call_us
+from client.wire import DsdOptions
+from model_zoo.prompt_file import read_prompts
+from services.gateway.text.tokenizer import load_tokenizer
+from shared.runtime.home import default_models_dir
+
+SERVICES = (GATEWAY, VERIFIER)
+MODES = {"target-only": DsdOptions("off"), "sliding": DsdOptions("adaptive")}
+NUM_STREAMS = (1, 8)
+MAX_US = 2.0  # of a token, in each service
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsCost:
+    """Of one service in one mode. calls: of a token, by function."""
+
+    num_tokens: int
+    token_us: float
+    calls: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsCosts:
+    """costs: by mode, then by service. call_us: of each function."""
+
+    costs: dict[str, dict[str, MetricsCost]]
+    call_us: dict[str, float]
+    origin: Origin
+
+
+async def measure(
+    models: Path, speculation: DsdOptions, num_streams: int, repeats: int, seed: int, call_us: Mapping[str, float]
+) -> dict[str, MetricsCost]:
+    """What metrics cost in each service."""
+    prompts = read_prompts(DEFAULT_PROMPTS)[: 2 * max(NUM_STREAMS)]
+    with TemporaryDirectory(prefix="dsd-bench-") as name:
+        folder = Path(name)
+        standin = write_standin(load_tokenizer(models / "target"), prompts, folder, seed)
+        plan = ProfiledPlan(models, WITHOUT_CONTROLLER, is_pinned=False, standin=standin, profiles=folder)
+        async with (
+            running(plan, folder / "run", print) as cell,
+            scripted_controller(cell.nats_url) as controller,
+            connected(cell.url) as gateway,
+        ):
+            await controller.choose(SLIDING)
+            system = StandinSystem(cell, gateway, controller, prompts)
+            num_tokens = await system.num_tokens(speculation, num_streams, repeats)
+        return {name: _cost(plan.profile(name), num_tokens, call_us) for name in SERVICES}
+
+
+def _cost(profile: Path, num_tokens: int, call_us: Mapping[str, float]) -> MetricsCost:
+    found = calls_into_metrics(profile)
+    if unknown := found.keys() - call_us.keys():
+        raise ValueError(f"no time of {sorted(unknown)}: add it to benchmarks/profiling/units.py")
+    token_us = sum(number * call_us[name] for name, number in found.items()) / num_tokens
+    return MetricsCost(num_tokens, token_us, {name: number / num_tokens for name, number in found.most_common()})
+
+
+def table(found: MetricsCosts) -> Table:
+    shown = Table("mode", "service", "µs a token", "limit", "calls a token", title="Cost of metrics")
+    for mode, costs in found.costs.items():
+        for service, cost in costs.items():
+            most = ", ".join(f"{name} {number:.2f}" for name, number in list(cost.calls.items())[:4])
+            shown.add_row(mode, service, f"{cost.token_us:.2f}", f"≤ {MAX_US:g}", most)
+    return shown
+
+
+@app.command()
+def main(
+    repeats: Annotated[int, typer.Option(min=1, help="Answers of each stream.")] = 10,
+    folder: Annotated[Path, typer.Option(help="Folder for metrics_cost.json.")] = REPORTS,
+    seed: Annotated[int, typer.Option()] = 1,
+) -> None:
+    """Measures with the tokenizer of the default pair."""
+    models, costs, units = default_models_dir(), {}, call_us()
+    for mode, speculation in MODES.items():
+        for num in NUM_STREAMS:
+            measured = measure(models, speculation, num, repeats, seed, units)
+            costs[f"{mode}, streams: {num}"] = asyncio.run(measured)
+    found = MetricsCosts(costs, units, Origin.here("benchmarks.profiling"))
+    write_result(folder / "metrics_cost.json", found)
+    Console().print(table(found))
+    Console().print(", ".join(f"{name} {us:.2f} µs" for name, us in units.items()))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,38 @@
+"""Calls into metrics, by a profile.
+
+Invariant: a call counts once, where it comes from a service: what it calls in turn is part of it. `count_guesses` alone
+calls as often as fates have changed, so its calls count by themselves.
+"""
+
+from __future__ import annotations
+
+import pstats
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Function: TypeAlias = tuple[str, int, str]  # file, line, name
+METRICS = ("/prometheus_client/", "/metrics.py")
+OURS = ("/services/", "/shared/")
+NOT_CALLS = (
+    *("__init__", "<module>", "begin_at_zero", "by_kind", "<lambda>", "show_nodes"),  # at the start, once for a type
+    *("__enter__", "__exit__"),  # of what `time` and `track_inprogress` return
+)
+
+
+def calls_into_metrics(profile: Path) -> Counter[str]:
+    """The number of calls from services, by the name of the function."""
+    stats: dict[Function, Any] = pstats.Stats(str(profile)).stats  # type: ignore[attr-defined]  # not in the stubs
+    found: Counter[str] = Counter()
+    for function, (*_, callers) in stats.items():
+        if _is_in(function, METRICS) and function[2] not in NOT_CALLS:
+            found[function[2]] += sum(calls for caller, (_, calls, *_) in callers.items() if _counts(caller))
+    return +found
+
+
+def _counts(caller: Function) -> bool:
+    return caller[2] == "count_guesses" or (_is_in(caller, OURS) and not _is_in(caller, METRICS))
+
+
+def _is_in(function: Function, places: tuple[str, ...]) -> bool:
+    return any(place in function[0] for place in places)

@@ -1,0 +1,137 @@
+"""Draws a dashboard from queried data, for pictures in documents: Grafana's grid, without Grafana."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from deploy.grafana.panels import Dashboard, Panel
+
+COLUMNS, ROW_HEIGHT, STAT_HEIGHT, HEIGHT = 24, 1.2, 4.0, 8.0
+CELL_IN = 0.52  # inches of a column; a unit of height is 0.3
+GREEN, RED, GREY = "#3d8f46", "#c4302b", "#666666"
+MAX_LEGEND = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A series: seconds since the start, and values."""
+
+    label: str
+    times: list[float]
+    values: list[float]
+
+
+Drawn = list[list[Line]]  # by panel of a dashboard
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of a panel, or of a row's title, in columns and units of height from the top left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    shown: Panel | str
+
+
+def draw(board: Dashboard, lines: Drawn, path: Path) -> None:
+    """Writes a PNG."""
+    places = list(_places(board))
+    total = max(place.y + place.height for place in places)
+    width_in, height_in = COLUMNS * CELL_IN, total * 0.3
+    panels = iter(lines)
+    with mpl.rc_context({"font.size": 7, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure((width_in, height_in), dpi=90)
+        for place in places:
+            box = _box(place, total)
+            if isinstance(place.shown, str):
+                figure.text(box[0], box[1] + 0.4 * box[3], place.shown, fontsize=9, weight="bold")
+            elif place.shown.kind == "stat":
+                _draw_stat(figure.add_axes(box), place.shown, next(panels))
+            else:
+                _draw_lines(figure.add_axes(_inner(box, height_in, width_in)), place.shown, next(panels))
+        figure.savefig(path)
+
+
+def legend(template: str, labels: dict[str, str]) -> str:
+    """A query's legend with the labels of a series."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), template)
+
+
+def told(value: float, unit: str) -> str:
+    """A value with its unit, as Grafana tells it."""
+    if unit == "percentunit":
+        return f"{value:.0%}"
+    if unit == "s":
+        return f"{value:.2g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    if unit in ("reqps", "cps"):
+        return f"{value:.2g}/s"
+    number = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{number} {unit.removeprefix('suffix: ')}" if unit.startswith("suffix") else number
+
+
+def _places(board: Dashboard) -> Iterator[Place]:
+    y = 0.0
+    for row in board.rows:
+        yield Place(0, y, COLUMNS, ROW_HEIGHT, row.title)
+        y, x, height = y + ROW_HEIGHT, 0, 0.0
+        for panel in row.panels:
+            height = STAT_HEIGHT if panel.kind == "stat" else HEIGHT
+            if x + panel.width > COLUMNS:
+                x, y = 0, y + height
+            yield Place(x, y, panel.width, height, panel)
+            x += panel.width
+        y += height
+
+
+def _box(place: Place, total: float) -> tuple[float, float, float, float]:
+    """In parts of the figure: left, bottom, width, height."""
+    gap_x, gap_y = 0.15 / COLUMNS, 0.15 / total
+    left, bottom = place.x / COLUMNS + gap_x, 1 - (place.y + place.height) / total + gap_y
+    return left, bottom, place.width / COLUMNS - 2 * gap_x, place.height / total - 2 * gap_y
+
+
+def _inner(
+    box: tuple[float, float, float, float], height_in: float, width_in: float
+) -> tuple[float, float, float, float]:
+    """Room for title, labels and legend around the lines."""
+    left, below, above = 0.55 / width_in, 0.55 / height_in, 0.25 / height_in
+    return box[0] + left, box[1] + below, box[2] - left - 0.1 / width_in, box[3] - below - above
+
+
+def _draw_stat(axes: Axes, panel: Panel, lines: list[Line]) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    newest = [line.values[-1] for line in lines if line.values and math.isfinite(line.values[-1])]
+    value = newest[0] if newest else math.nan
+    colour = RED if panel.limit is not None and value >= panel.limit else GREEN
+    axes.text(
+        0.5, 0.45, told(value, panel.unit) if newest else "no data", color=colour, fontsize=15, ha="center", va="center"
+    )
+    axes.text(0.03, 0.95, panel.title, color=GREY, va="top")
+
+
+def _draw_lines(axes: Axes, panel: Panel, lines: list[Line]) -> None:
+    for line in lines:
+        axes.plot(line.times, line.values, linewidth=1, label=line.label)
+    if panel.limit is not None:
+        axes.axhline(panel.limit, color=RED, linewidth=0.7, linestyle="--")
+    axes.set_title(panel.title, loc="left", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", linewidth=0.3)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value, panel.unit)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
+    if 0 < len(lines) <= MAX_LEGEND:
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.12), ncol=3, frameon=False, fontsize=6, borderaxespad=0)

@@ -56,6 +56,7 @@ PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # logs and terminals show these texts
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRINTABLE)]
 Grammar: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 CacheScope: TypeAlias = Annotated[str, Meta(max_length=64)]
+Short: TypeAlias = Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
 Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
 Service: TypeAlias = Literal["gateway", "drafter", "verifier", "controller"]
@@ -65,10 +66,8 @@ FailureCode: TypeAlias = Literal[
 
 
 class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all structs on the wire.
-
-    Fields are positional: a new one goes last and has a default. Older receivers refuse the longer message.
-    """
+    """Base of all structs on the wire. Fields are positional: a new one goes last and has a default. Older receivers
+    refuse the longer message."""
 
 
 class Bias(Wire, frozen=True):
@@ -276,6 +275,7 @@ class PairReport(Wire, frozen=True):
     pass_ms: Millis = 0.0  # of a verify pass; 0: none seen yet
     batch: Mean = 0.0  # sessions in a pass
     pass_tokens: Mean = 0.0  # fed in a pass
+    shares_machine: bool = False  # drafter and verifier run on one; the controller writes it
 
 
 class Report(Wire, frozen=True, tag="report"):
@@ -284,6 +284,7 @@ class Report(Wire, frozen=True, tag="report"):
     drafter_id: InstanceId
     sequence: Count
     pairs: Annotated[list[PairReport], Meta(max_length=256)]
+    machine: Short = ""  # as in Heartbeat
 
 
 class Reason(Wire, frozen=True):
@@ -331,7 +332,8 @@ class Heartbeat(Wire, frozen=True, tag="heartbeat"):
     fingerprint: Annotated[str, Meta(max_length=256, pattern=PRINTABLE)]
     load: Load
     draining: bool
-    provider: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""  # computes most of a drafter's graph
+    provider: Short = ""  # computes most of a drafter's graph
+    machine: Short = ""  # a verifier's (shared/runtime/machine.py); "": unknown
 
 
 class Failure(Wire, frozen=True, tag="failure"):

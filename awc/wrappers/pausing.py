@@ -3,10 +3,10 @@
 1. A pair pauses when its predicted gain (estimators/sliding.py), less what longer passes and unused guesses cost, is
    within the margin. After the pause it drafts again to measure its acceptance; each further pause in a row is twice as
    long (the back-off of Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
-2. A prediction does not know what drafting costs a machine that drafter and verifier share. So where a token takes
-   nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the next trial
-   then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT: guesses may
-   overtake the verifier rarely, and then few fast reports make the gain.
+2. A prediction only estimates what drafting costs a machine that drafter and verifier share. So where they do, and a
+   token takes nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the
+   next trial then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT:
+   guesses may overtake the verifier rarely, and then few fast reports make the gain.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -178,9 +178,9 @@ class PausingPair:
         return net_gain(acceptance, seen, window, self._price, self._cost) > self._settings.margin
 
     def _is_doubtful(self, seen: PairReport) -> bool:
-        """Whether drafting has saved so little that a shared machine may cost more."""
+        """Whether the pair shares a machine, and drafting has saved so little that this may cost more."""
         is_known = len(self._speeds) >= self._settings.compared
-        return is_known and fmean(self._speeds) * self._settings.doubtful * seen.pass_ms < 1
+        return seen.shares_machine and is_known and fmean(self._speeds) * self._settings.doubtful * seen.pass_ms < 1
 
     def _pause(self, length: int) -> None:
         """`length` 0: until drafting can gain."""

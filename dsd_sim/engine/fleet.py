@@ -63,6 +63,7 @@ class SimFleet:
     colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
     changes: Sequence[FleetChange] = ()
     think: Callable[[], float] = lambda: 0.0
+    shares_machine: bool = False  # all drafters and verifiers run on one
     num_gateways: int = 1  # each knows only its own assignments since the last heartbeats
     max_sessions: int | None = None  # of all gateways; further requests wait, first come first served
     on_arrival: Callable[[World], None] = lambda world: None  # called when a request arrives for the first time
@@ -343,7 +344,7 @@ class SimFleet:
         """Decides on the reports of these pairs at once, as a controller does with those that arrive together."""
         seen = SeenPairs.of(self.world, devices, nodes)
         self.reported.add(seen)
-        reports = seen.reports([self._node_ids[node] for node in nodes.tolist()])
+        reports = seen.reports([self._node_ids[node] for node in nodes.tolist()], self.shares_machine)
         plausible = [number for number, report in enumerate(reports) if is_plausible(report)]
         if len(plausible) < len(reports):
             reports, devices, nodes = [reports[number] for number in plausible], devices[plausible], nodes[plausible]

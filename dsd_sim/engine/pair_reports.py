@@ -46,11 +46,12 @@ class SeenPairs:
         found: NDArray[np.int64] = np.where(num > 0, self.pairs["context"] // np.maximum(num, 1), 0)
         return found
 
-    def reports(self, verifier_ids: list[str]) -> list[PairReport]:
+    def reports(self, verifier_ids: list[str], shares_machine: bool) -> list[PairReport]:
         """The report of each pair."""
         taken = [name for name in PairReport.__struct_fields__ if name in FIELDS]
         columns: dict[str, list[Any]] = {name: self.pairs[name].tolist() for name in taken}
         columns |= {"verifier_id": verifier_ids, "draft_ms": self.draft_ms, "context": self.context.tolist()}
+        columns |= {"shares_machine": [shares_machine] * len(verifier_ids)}
         columns |= {"matched": self.matched.tolist(), "mismatched": self.pairs["rejected"].tolist()}
         return list(map(PairReport, *(columns[name] for name in PairReport.__struct_fields__)))
 

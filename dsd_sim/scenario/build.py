@@ -62,6 +62,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
         scenario.seed,
         groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
         colocated=scenario.policies.colocated,
+        shares_machine=scenario.machine is not None,
         changes=changes_of(scenario, folder, _stream(scenario, FAILING)),
         num_gateways=scenario.policies.num_gateways,
         max_sessions=scenario.policies.max_sessions,

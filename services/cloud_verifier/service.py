@@ -39,6 +39,7 @@ from shared.protocol.messages import (
     Verdict,
 )
 from shared.protocol.refusal import Refused
+from shared.runtime.machine import machine_id
 from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -305,6 +306,7 @@ class Verifier:
             fingerprint=self.engine.info.fingerprint,
             load=self._load(),
             draining=self.table.draining,
+            machine=machine_id(),
         )
         self._outbox.put(subjects.broadcast(Heartbeat, "verifier", self.instance_id), heartbeat)
 

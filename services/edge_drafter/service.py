@@ -40,6 +40,7 @@ from shared.protocol.messages import (
     WindowDecision,
 )
 from shared.protocol.refusal import Refused
+from shared.runtime.machine import machine_id
 from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -296,7 +297,7 @@ class Drafter:
             reports = self.pairs.take_reports(list(self.table), windows, self.loop.cost.guess_ms)
             if reports:
                 self._sequence += 1
-                report = Report(self.instance_id, self._sequence, reports)
+                report = Report(self.instance_id, self._sequence, reports, machine_id())
                 self._outbox.put(subjects.broadcast(Report, "drafter", self.instance_id), report)
                 for pair in reports:
                     name = subjects.instance_name(pair.verifier_id)

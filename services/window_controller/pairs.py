@@ -155,7 +155,7 @@ class PairController:
             if pair in updates:
                 self._on_drop("replayed")
             elif (state := self._state_of(pair, seen, now)) is not None:
-                corrected = self._verifiers.corrected(seen)
+                corrected = self._verifiers.corrected(seen, report.machine)
                 state.note(corrected, now)
                 updates[pair] = PairUpdate(pair, state, corrected)
         if updates:

@@ -23,14 +23,19 @@ class LiveVerifier:
     """A verifier, as its newest heartbeat describes it."""
 
     load: Load
+    machine: str  # "": unknown
     alive_until: float
 
-    def corrected(self, seen: PairReport) -> PairReport:
-        """The report with what no verifier with these limits can have shown brought within them: pairs of one verifier
-        share what is learned about it, so that a drafter that lies would shift the windows of the others.
+    def corrected(self, seen: PairReport, machine: str) -> PairReport:
+        """The report of a drafter on `machine`, with what no verifier with these limits can have shown brought within
+        them: pairs of one verifier share what is learned about it, so that a drafter that lies would shift the windows
+        of the others.
 
         A heartbeat without a figure limits nothing.
         """
+        shares_machine = bool(machine) and machine == self.machine
+        if seen.shares_machine != shares_machine:
+            seen = replace(seen, shares_machine=shares_machine)
         load = self.load
         if load.max_sessions:
             most = min(2 * load.num_sessions + SPARE_SESSIONS, load.max_sessions)
@@ -61,17 +66,17 @@ class LiveVerifiers:
             if len(self._live) >= self._max_verifiers:
                 self._newest.leave(instance_id)
                 return False
-        self._live[instance_id] = LiveVerifier(heartbeat.load, now + silence_s(heartbeat.interval_s))
+        self._live[instance_id] = LiveVerifier(heartbeat.load, heartbeat.machine, now + silence_s(heartbeat.interval_s))
         return True
 
     def is_live(self, verifier_id: str, now: float) -> bool:
         found = self._live.get(verifier_id)
         return found is not None and found.alive_until > now
 
-    def corrected(self, seen: PairReport) -> PairReport:
-        """The report, as far as its verifier's newest heartbeat allows it."""
+    def corrected(self, seen: PairReport, machine: str) -> PairReport:
+        """The report of a drafter on `machine`, as far as its verifier's newest heartbeat allows it."""
         found = self._live.get(seen.verifier_id)
-        return found.corrected(seen) if found else seen
+        return found.corrected(seen, machine) if found else replace(seen, shares_machine=False)
 
     def expire(self, now: float) -> None:
         """Removes silent verifiers."""

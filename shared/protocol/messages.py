@@ -1,9 +1,7 @@
 """All messages on the bus, and their strict codec.
 
 Invariant: `decode(encode(message)) == message`. For any bytes `decode` returns a well-formed, bounded message or raises
-`MalformedMessage`.
-
-Wire: one MessagePack array for each message, `[tag, field, ...]`. Token ids are one byte string of little-endian u32.
+`MalformedMessage`. Wire: one MessagePack array for each message, `[tag, field, ...]`. Token ids are one byte string of little-endian u32.
 Times are milliseconds. Positions are absolute: the prompt's first token is at 0.
 """
 
@@ -57,6 +55,7 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256, pattern=PRIN
 Grammar: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 CacheScope: TypeAlias = Annotated[str, Meta(max_length=64)]
 TraceParent: TypeAlias = Annotated[str, Meta(pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-01\Z")]  # W3C, sampled
+Short: TypeAlias = Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
 Logprob: TypeAlias = Annotated[float, Meta(le=1)]  # -inf is one, NaN is none; rounding may lift it above 0
 Finish: TypeAlias = Literal["stop", "length"]
 Service: TypeAlias = Literal["gateway", "drafter", "verifier", "controller"]
@@ -278,6 +277,7 @@ class PairReport(Wire, frozen=True):
     pass_ms: Millis = 0.0  # of a verify pass; 0: none seen yet
     batch: Mean = 0.0  # sessions in a pass
     pass_tokens: Mean = 0.0  # fed in a pass
+    shares_machine: bool = False  # drafter and verifier run on one; the controller writes it
 
 
 class Report(Wire, frozen=True, tag="report"):
@@ -286,13 +286,12 @@ class Report(Wire, frozen=True, tag="report"):
     drafter_id: InstanceId
     sequence: Count
     pairs: Annotated[list[PairReport], Meta(max_length=256)]
+    machine: Short = ""  # as in Heartbeat
 
 
 class Reason(Wire, frozen=True):
-    """What a decision was made from: the newest report of the pair, and the acceptance of its guesses so far.
-
-    acceptance weighs older guesses less; None: no guess has been judged yet.
-    """
+    """What a decision was made from: the newest report of the pair, and the acceptance of its guesses so far. Older
+    guesses weigh less; None: none has been judged yet."""
 
     num_sessions: Count
     acceptance: Share | None
@@ -333,7 +332,8 @@ class Heartbeat(Wire, frozen=True, tag="heartbeat"):
     fingerprint: Annotated[str, Meta(max_length=256, pattern=PRINTABLE)]
     load: Load
     draining: bool
-    provider: Annotated[str, Meta(max_length=64, pattern=PRINTABLE)] = ""  # computes most of a drafter's graph
+    provider: Short = ""  # computes most of a drafter's graph
+    machine: Short = ""  # a verifier's (shared/runtime/machine.py); "": unknown
 
 
 class Failure(Wire, frozen=True, tag="failure"):

@@ -20,7 +20,7 @@ DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
 VERIFIER, OTHER_VERIFIER = new_instance_id("cloud-1"), new_instance_id("cloud-2")
 
 
-def heartbeat(instance_id: str, interval_s: float = 1.0, load: Load | None = None) -> Heartbeat:
+def heartbeat(instance_id: str, interval_s: float = 1.0, load: Load | None = None, machine: str = "") -> Heartbeat:
     return Heartbeat(
         service="verifier",
         instance_id=instance_id,
@@ -31,6 +31,7 @@ def heartbeat(instance_id: str, interval_s: float = 1.0, load: Load | None = Non
         fingerprint="none",
         load=load or Load(),
         draining=False,
+        machine=machine,
     )
 
 
@@ -352,6 +353,38 @@ def test_what_a_drafter_reports_of_a_verifier_is_no_more_than_that_tells_itself(
 ) -> None:
     alone = honest_window(policy, {})
     assert alone / 2 <= honest_window(policy, lies) <= 2 * alone
+
+
+class Witness:
+    """A policy that notes whether its pairs share a machine."""
+
+    name = "witness"
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def for_pair(self) -> PairControl:
+        return self
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        self.seen.append(seen.shares_machine)
+        return DEFAULT_CHOICE
+
+
+@pytest.mark.parametrize("claimed", [False, True], ids=["", "claimed"])
+@pytest.mark.parametrize(
+    ("of_verifier", "of_drafter", "shares"), [("a", "a", True), ("a", "b", False), ("", "", False), ("a", "", False)]
+)
+def test_policies_learn_from_both_senders_whether_a_pair_shares_a_machine_and_not_from_its_report(
+    of_verifier: str, of_drafter: str, shares: bool, claimed: bool
+) -> None:
+    recorded = Recorded(policy := Witness())
+    recorded.verifiers.hear(heartbeat(VERIFIER, machine=of_verifier), now=0.0)
+    told = msgspec.structs.replace(seen(), shares_machine=claimed)
+    recorded.pairs.observe([Report(DRAFTER, 0, [told], of_drafter)], 0.0)
+    recorded.verifiers.expire(now=MAX_SILENCE_S)
+    recorded.pairs.observe([Report(DRAFTER, 1, [told], of_drafter)], MAX_SILENCE_S)
+    assert policy.seen == [shares, False], "and of a silent verifier nothing is known"
 
 
 def test_a_report_with_no_pairs_leaves_nothing_behind(static: Recorded) -> None:

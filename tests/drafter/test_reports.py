@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from awc.policy import DEFAULT_CHOICE
 from services.edge_drafter import metrics
 from shared.protocol.messages import Close, Draft, Heartbeat, Report, WindowDecision
+from shared.runtime.machine import machine_id
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
 from tests.peers import until
 
@@ -79,7 +80,7 @@ async def test_the_metrics_of_a_verifier_are_labelled_by_its_name_and_never_by_w
         )
         request = await world.speculate()
         await world.drafted(request, 0, WINDOW)
-        await world.controller.find(Report)
+        assert (await world.controller.find(Report)).machine == machine_id()
         assert world.registry.get_sample_value("dsd_drafter_window_tokens", {"verifier": "cloud"}) == WINDOW
         assert world.registry.get_sample_value("dsd_drafter_min_confidence_ratio", {"verifier": "cloud"}) == 0
         assert world.registry.get_sample_value("dsd_drafter_window_tokens", {"verifier": "made-up"}) is None

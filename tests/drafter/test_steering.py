@@ -82,7 +82,7 @@ FULL = 1 << 48
 EXTREMES: list[dict[str, object]] = [
     *({"models": models} for models in ([], ["m"] * 64)),
     *({field: value} for field in ("max_context", "vocab_size") for value in (0, FULL)),
-    *({field: value} for field in ("fingerprint", "provider") for value in ("", "x" * 64)),
+    *({field: value} for field in ("fingerprint", "provider", "machine") for value in ("", "x" * 64)),
     *({"load": Load(**{field: FULL})} for field in Load.__struct_fields__),
 ]
 

@@ -25,6 +25,7 @@ from shared.protocol.messages import (
     Verdict,
 )
 from shared.protocol.subjects import new_session_id
+from shared.runtime.machine import machine_id
 from tests.fakes import FakeCache, answer, wrong
 from tests.peers import until
 from tests.plugins.networks import Network
@@ -251,7 +252,7 @@ EXTREMES: list[dict[str, object]] = [
     *({"interval_s": interval_s} for interval_s in (1e-9, 3600.0)),
     *({"models": models} for models in ([], ["other"])),
     *({field: value} for field in ("max_context", "vocab_size") for value in (0, FULL)),
-    *({field: value} for field in ("fingerprint", "provider") for value in ("", "x" * 64)),
+    *({field: value} for field in ("fingerprint", "provider", "machine") for value in ("", "x" * 64)),
     {"draining": True},
     *({"load": Load(**{field: FULL})} for field in Load.__struct_fields__),
 ]
@@ -435,6 +436,7 @@ async def test_a_heartbeat_carries_the_model_and_the_load(start: Start) -> None:
         assert (first.service, first.instance_id) == ("verifier", world.verifier.instance_id)
         assert (first.models, first.fingerprint) == (["tiny"], "fake-numerics")
         assert (first.max_context, first.vocab_size, first.interval_s) == (1024, 97, 0.05)
+        assert first.machine == machine_id()
         assert (first.load.kv_tokens, first.load.free_kv_tokens, first.draining) == (2048, 2048, False)
         world.model.gate.shut()
         await world.open(prompt=range(1, 30))

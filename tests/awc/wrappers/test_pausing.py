@@ -18,7 +18,7 @@ SKIPPED = SETTINGS.settling + SETTINGS.compared  # reports of a whole trial, and
 GOOD = changed(SEEN, matched=18, mismatched=2, draft_ms=6.0, pass_ms=40.0, rtt_ms=10.0, tpot_ms=15.0)
 WRONG = changed(GOOD, matched=2, mismatched=18, rtt_ms=100.0, draft_ms=10.0, tpot_ms=35.0)  # a good draft would gain
 OUTPACED = changed(GOOD, draft_ms=50.0, tpot_ms=35.0)
-DOUBTFUL = changed(GOOD, tpot_ms=39.0)  # nearly a pass for each token
+DOUBTFUL = changed(GOOD, tpot_ms=39.0, shares_machine=True)  # nearly a pass for each token
 NOTHING = {"window": 0, "matched": 0, "mismatched": 0, "drafted": 0}
 
 
@@ -97,6 +97,10 @@ def test_where_a_token_takes_nearly_a_pass_a_trial_decides_that_drafting_is_too_
     assert lengths(paused)[0] == SKIPPED + SETTINGS.first
 
 
+def test_a_pair_with_machines_of_its_own_is_not_tried() -> None:
+    assert not any(followed(a_pair(), changed(DOUBTFUL, shares_machine=False), 300, paused_ms=10.0))
+
+
 def test_after_a_pause_that_a_trial_began_a_few_reports_are_enough_for_the_next_trial() -> None:
     paused = followed(a_pair(), DOUBTFUL, 80, paused_ms=36.0)
     begin = paused.index(True) + lengths(paused)[0]
@@ -112,7 +116,7 @@ def test_a_trial_that_makes_tokens_slower_ends_and_the_next_comes_later() -> Non
 
 
 def test_a_trial_is_not_needed_where_tokens_take_much_less_than_a_pass() -> None:
-    assert not any(followed(a_pair(), changed(GOOD, tpot_ms=30.0), 300, paused_ms=10.0))
+    assert not any(followed(a_pair(), changed(DOUBTFUL, tpot_ms=30.0), 300, paused_ms=10.0))
 
 
 def test_reports_before_the_pause_reached_the_drafter_are_not_compared() -> None:

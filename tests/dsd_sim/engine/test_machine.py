@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice
 from dsd_sim.engine.world import PASS, STEP, World
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.report import report_of
+from shared.protocol.messages import PairReport
 from tests.dsd_sim.builders import a_fleet, a_world, check_fates, stop_and_wait, tpot_ms
 
 PASS_MS, STEP_MS = 20.0, 8.0
@@ -125,3 +127,28 @@ def test_a_pass_of_a_size_with_an_extra_time_takes_longer() -> None:
     world.nodes["extra_ms"][0, 0] = 3.0
     a_fleet(world).run()
     assert tpot_ms(world)[0] == pytest.approx(23.0)
+
+
+class Witness:
+    """A policy that notes whether pairs share a machine."""
+
+    name = "witness"
+
+    def __init__(self) -> None:
+        self.seen: set[bool] = set()
+
+    def for_pair(self) -> PairControl:
+        return self
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        self.seen.add(seen.shares_machine)
+        return DEFAULT_CHOICE
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_policies_learn_whether_the_scenario_has_one_machine(is_given: bool, tmp_path: Path) -> None:
+    made = scenario(0.9).model_copy(update={} if is_given else {"machine": None})
+    fleet = make_fleet(made, tmp_path)
+    fleet.policy = policy = Witness()
+    fleet.run()
+    assert policy.seen == {is_given}

@@ -23,7 +23,7 @@ EXTREMES: dict[str, tuple[object, ...]] = {
     "max_context": (0, LARGEST),
     "vocab_size": (0, LARGEST),
     "fingerprint": ("", "x" * 256),
-    "provider": ("", "x" * 64),
+    **dict.fromkeys(("provider", "machine"), ("", "x" * 64)),
     "interval_s": (1e-9, 3600.0),
     "draining": (True,),
     "load": (Load(), Load(LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, LARGEST, 1e15, 1e15, 1e15)),
@@ -32,8 +32,11 @@ EXTREMES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("step_ms", "prefill_ms", "rtt_ms"), (0.0, 1e15)),
 }
 UNUSED: dict[Service, tuple[str, ...]] = {  # docs/trust.md
-    "verifier": ("provider", "max_sessions", "token_budget", "prefill_ms"),
-    "drafter": ("vocab_size", "fingerprint", "provider", "max_sessions", "token_budget", "free_kv_tokens", "kv_tokens"),
+    "verifier": ("provider", "machine", "max_sessions", "token_budget", "prefill_ms"),
+    "drafter": (
+        *("vocab_size", "fingerprint", "provider", "machine"),
+        *("max_sessions", "token_budget", "free_kv_tokens", "kv_tokens"),
+    ),
     "controller": tuple(EXTREMES),
     "gateway": tuple(EXTREMES),
 }

@@ -54,6 +54,7 @@ shares = st.floats(0, 1)
 flags = st.booleans()
 printable = st.characters(codec="utf-8", exclude_categories=["Cc"])
 names = st.text(printable, min_size=1, max_size=64)
+short = st.text(printable, max_size=64)
 cache_scopes = st.none() | st.text(max_size=64)
 session_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 instance_ids = st.from_regex(r"[a-z0-9-]{1,64}\.[0-9a-f]{12}", fullmatch=True)
@@ -70,7 +71,17 @@ samplings = st.builds(
 loads = st.builds(Load, *[counts] * 7, millis, millis)
 tallies = st.builds(Tally, *[counts] * 5)
 pair_reports = st.builds(
-    PairReport, instance_ids, counts, windows, *[counts] * 5, millis, millis, shares, millis, counts
+    PairReport,
+    instance_ids,
+    counts,
+    windows,
+    *[counts] * 5,
+    *[millis] * 2,
+    shares,
+    millis,
+    counts,
+    *[millis] * 3,
+    flags,
 )
 max_tokens = st.integers(1, MAX_TOKENS)
 MESSAGES: dict[type, st.SearchStrategy[Message]] = {
@@ -122,7 +133,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
     ),
     Poll: st.builds(Poll, session_ids, counts, positions),
     Close: st.builds(Close, session_ids, counts),
-    Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4)),
+    Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4), short),
     WindowDecision: st.builds(
         WindowDecision,
         instance_ids,
@@ -143,10 +154,11 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
         st.lists(names, max_size=4),
         counts,
         counts,
-        st.text(printable, max_size=64),
+        short,
         loads,
         flags,
-        st.text(printable, max_size=64),
+        short,
+        short,
     ),
     Failure: st.builds(
         Failure,
@@ -305,12 +317,13 @@ def test_a_logprob_that_no_token_can_have_is_malformed(logprobs: list[object]) -
 def test_a_text_with_control_characters_or_without_end_is_malformed(text: str) -> None:
     """Logs, terminals and answers show these texts."""
     heartbeat = Heartbeat("drafter", DRAFTER, 1.0, ["m"], 1, 1, "cpu", Load(), False)
-    for changed in ({"models": [text]}, {"fingerprint": text}, {"provider": text}):
+    for changed in ({"models": [text]}, {"fingerprint": text}, {"provider": text}, {"machine": text}):
         with pytest.raises(MalformedMessage):
             decode(encode(replace(heartbeat, **changed)))
     for message in (
         Failure(SESSION, 1, "internal", text, True),
         Opened(SESSION, 1, 1.0, Load(), text),
+        Report(DRAFTER, 1, [], text),
         WindowDecision(DRAFTER, VERIFIER, 8, 2, True, text, 1),
     ):
         with pytest.raises(MalformedMessage):

@@ -1,8 +1,8 @@
 """All messages on the bus, and their strict codec.
 
 Invariant: `decode(encode(message)) == message`. For any bytes `decode` returns a well-formed, bounded message or raises
-`MalformedMessage`. Wire: one MessagePack array for each message, `[tag, field, ...]`. Token ids are one byte string of little-endian u32.
-Times are milliseconds. Positions are absolute: the prompt's first token is at 0.
+`MalformedMessage`. Wire: one MessagePack array for each message, `[tag, field, ...]`. Token ids are one byte string of
+little-endian u32. Times are milliseconds. Positions are absolute: the prompt's first token is at 0.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class Span:
     attributes: dict[str, Any]
     events: list[Event]
     failed: bool
+    state: str  # tracestate
 
     @property
     def ns(self) -> int:
@@ -161,6 +162,7 @@ def spans_of(request: ExportTraceServiceRequest) -> list[Span]:
                         values(span.attributes),
                         events,
                         span.status.code == Status.STATUS_CODE_ERROR,
+                        span.trace_state,
                     )
                 )
     return found

@@ -92,7 +92,8 @@ class OtelTracing:
         self.tracer = self._provider.get_tracer(SCOPE)
 
     def accept(self, headers: Mapping[str, str], name: str, at: float) -> OtelSpan | None:
-        return self._begin(_W3C.extract(headers), name, at)
+        known = {"traceparent": headers.get("traceparent", "")}  # a tracestate is text that a client words
+        return self._begin(_W3C.extract(known), name, at)
 
     def follow(self, traceparent: str | None, name: str, at: float) -> OtelSpan | None:
         if traceparent is None:

@@ -132,6 +132,31 @@ async def test_the_page_needs_no_key_and_asks_for_one(keyed: World, visiting: Vi
         await page.wait_for_selector("text=No request is over yet.")
 
 
+async def test_under_another_key_nothing_of_the_old_one_s_is_shown_or_sent(keyed: World, visiting: Visiting) -> None:
+    async with visiting(address(keyed), may_be_refused=True) as visit:
+        page = visit.page
+        for key, num_turns in ((KEYS["alice"], 0), (KEYS["bob"], 1)):
+            assert await page.locator(".turn").count() == num_turns
+            if num_turns:
+                await page.click("#key-button")
+            await page.fill("#key", key)
+            await page.press("#key", "Enter")
+            await page.wait_for_selector("#key-form", state="hidden")
+            await page.wait_for_function("document.querySelectorAll('.turn').length === 0")
+            await visit.ask("hello")
+
+
+async def test_a_key_that_could_not_be_checked_is_not_called_valid(keyed: World, visiting: Visiting) -> None:
+    async with visiting(address(keyed), may_be_refused=True) as visit:
+        page = visit.page
+        await page.wait_for_selector("#key:focus")
+        await page.fill("#key", "schlüssel\u20ac")
+        await page.press("#key", "Enter")
+        await page.wait_for_selector("#trouble:has-text('reached')")
+        assert await page.is_visible("#key-form")
+        assert "The key is valid" not in await page.content()
+
+
 async def test_where_the_inspector_is_off_the_page_has_none(visiting: Visiting, tmp_path: Path) -> None:
     async with a_world(make_folder(tmp_path / "target"), inspector=False) as world:
         await world.verifier()

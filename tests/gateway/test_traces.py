@@ -253,7 +253,8 @@ async def test_no_span_holds_text_of_prompts_or_answers(traced_world: World, rec
     await world.drafter()
     secret, user = "a secret of mine", "someone@example.org"
     await answered(world, messages=[{"role": "user", "content": secret}], user=user, stop=["lazy"])
-    await answered(world, COMPLETIONS, model="tiny", prompt=secret, echo=True)
+    parent = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "dsd=secret"}
+    await answered(world, COMPLETIONS, parent, model="tiny", prompt=secret, echo=True)
     await answered(world, COMPLETIONS, model=secret, prompt=secret, max_tokens=-7)
     await receiver.until(lambda: len(receiver.traces) == 3)
     shown = repr(receiver.spans)

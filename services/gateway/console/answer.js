@@ -73,6 +73,7 @@ export class Answer {
 
   _grow({ pieces, window }) {
     this._firstAt ??= performance.now();
+    this._numFirst ??= pieces.length; // they came at once
     this._window = window;
     for (const { text, source } of pieces) {
       this.text += text;
@@ -90,7 +91,7 @@ export class Answer {
     const tokens = Object.values(this._counts).reduce((sum, count) => sum + count, 0);
     const elapsed = performance.now() - this._firstAt;
     const parts = [plural(tokens, "token")];
-    if (tokens > 1) parts.push(`${number((1000 * (tokens - 1)) / elapsed, 1)} tokens/s`);
+    if (tokens > this._numFirst) parts.push(`${number((1000 * (tokens - this._numFirst)) / elapsed, 1)} tokens/s`);
     if (tokens) parts.push(`TTFT ${ms(this._firstAt - this._askedAt)}`);
     if (accepted + recovered) parts.push(`acceptance ${percent(accepted / (accepted + recovered))}`);
     if (this._window != null) parts.push(`window ${this._window}`);

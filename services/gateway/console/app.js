@@ -45,8 +45,10 @@ byId("key-button").addEventListener("click", () => openKeyForm(byId("key-form").
 
 byId("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
+  const before = key.get();
   key.set(byId("key").value.trim());
   byId("key").value = "";
+  if (before && before !== key.get()) return location.reload(); // nothing that one key asked is sent or shown under another
   if (await begin()) {
     openKeyForm(false);
     announce("The key is valid");
@@ -72,9 +74,10 @@ async function begin() {
   try {
     const { data } = await get("v1/models");
     byId("model").textContent = data[0].id;
+    byId("trouble").textContent = "";
   } catch (error) {
-    if (error.status === 401) return false;
-    byId("trouble").textContent = `${error.message}. Load the page again later.`;
+    if (error.status !== 401) byId("trouble").textContent = `${error.message}. Load the page again later.`;
+    return false;
   }
   show();
   return true;

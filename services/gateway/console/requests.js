@@ -28,27 +28,37 @@ export function startRequests() {
   const list = table("Requests, the newest first", COLUMNS, []);
   byId("request-list").append(list.node);
 
+  let looking = new AbortController(); // the look-up whose answer is shown
+
   async function refresh() {
-    const { requests } = await get("v1/dsd/requests");
+    const { requests } = await get("v1/dsd/requests", looking.signal);
     list.update(requests);
     if (!requests.length) byId("timeline").replaceChildren(el("p", {}, "No request is over yet."));
   }
 
   async function open(id) {
-    const told = await get(`v1/dsd/requests/${encodeURIComponent(id)}`);
+    const told = await get(`v1/dsd/requests/${encodeURIComponent(id)}`, looking.signal);
     byId("timeline").replaceChildren(timeline(told));
     byId("timeline").querySelector("h3").focus();
   }
 
-  const tell = (error) => byId("timeline").replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+  function tell(error) {
+    if (error.name !== "AbortError") byId("timeline").replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+  }
 
   byId("refresh").addEventListener("click", () => refresh().catch(tell));
   return {
     async show(id) {
+      looking.abort();
+      looking = new AbortController();
       byId("timeline").replaceChildren();
-      await refresh().catch(tell);
-      if (id) await open(id).catch(tell);
+      try {
+        await refresh();
+        if (id) await open(id);
+      } catch (error) {
+        tell(error);
+      }
     },
-    hide() {},
+    hide: () => looking.abort(),
   };
 }

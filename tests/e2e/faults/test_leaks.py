@@ -23,6 +23,7 @@ from services.cloud_verifier.settings import VerifierSettings
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from services.cloud_verifier.torch_engine.kv import KvCache
 from services.cloud_verifier.torch_engine.model import Row, TargetModel, load_target
+from services.gateway.inspector import recent
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
 from shared.protocol.subjects import new_instance_id, new_session_id
 from shared.protocol.verifier_session import VerifierSession
@@ -198,7 +199,10 @@ async def fall_silent(cloud: Cloud) -> None:
     await cloud.opened(1)
 
 
-async def test_after_rounds_of_all_kinds_of_trouble_a_verifier_holds_nothing(tmp_path: Path) -> None:
+async def test_after_rounds_of_all_kinds_of_trouble_a_verifier_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "MAX_REQUESTS", 2)  # what the inspector keeps is complete from the first round on
     of_other_tests = num_sessions_in_memory()
     async with a_cloud(tmp_path) as cloud:
 

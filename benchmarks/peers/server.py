@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class Server:
 
     def _signal(self, number: signal.Signals) -> None:
         for group in self.groups:
-            os.killpg(group, number)
+            with suppress(ProcessLookupError):  # it ended; whoever asks it finds out
+                os.killpg(group, number)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from vllm.v1 import metrics as vllm_metrics
 
 FOLDER = Path(__file__).parents[2] / "services" / "cloud_verifier" / "vllm_engine"
 INTERNAL_USERS = {"core.py", "scheduler.py", "worker.py"}
@@ -132,3 +134,11 @@ def test_the_installed_vllm_is_in_the_supported_range() -> None:
         installed = version("vllm")
     (supported,) = [each for line in requires("dsd-serving") or () if (each := Requirement(line)).name == "vllm"]
     assert supported.specifier.contains(Version(installed).base_version)
+
+
+def test_vllm_has_the_metrics_that_the_documentation_names_beside_ours() -> None:
+    page = (FOLDER.parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `vllm:(\w+)` \|", page, re.MULTILINE)
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(vllm_metrics.__file__).parents[1].glob("*/*.py"))
+    assert len(named) > 10
+    assert {name for name in named if f'"vllm:{name.removesuffix("_total")}"' not in text} == set()

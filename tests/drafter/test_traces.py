@@ -43,7 +43,7 @@ async def test_a_session_is_queued_then_prefill_then_decode_with_its_counts(trac
     told = draft.attributes
     fates = {fate: told[f"dsd.guesses.{fate}"] for fate in ("accepted", "rejected", "late", "discarded")}
     assert fates == traced.fates()
-    assert told["dsd.guesses.drafted"] == sum(fates.values()) == traced.count("drafter_drafted")
+    assert told["dsd.guesses.drafted"] == sum(fates.values()) == traced.count("drafter_drafted_tokens")
     assert told["dsd.guesses.accepted"] == 2
     assert told["dsd.model.fed_tokens"] >= len(PROMPT)
     assert told["dsd.verifier"] == traced.verifier.instance_id

@@ -17,6 +17,7 @@ OF_PROCESSES = (
     "faults/test_restarts.py",
     "test_clients.py",
     "test_fleet.py",
+    "traces/test_traces.py",
 )
 SECURE = ("faults/test_stolen_key.py",)  # it has users and TLS of its own
 OF_COMMANDS = ("test_own_pair.py", "test_readme.py")  # they run `python -m services`

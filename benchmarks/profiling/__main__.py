@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.experiments.service_overhead import StandinSystem, write_standin
 from benchmarks.harness.cell import running
-from benchmarks.harness.cell_plan import GATEWAY, VERIFIER, WITHOUT_CONTROLLER
+from benchmarks.harness.cell_plan import GATEWAY, VERIFIER, WITHOUT_CONTROLLER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
@@ -29,7 +29,6 @@ from benchmarks.harness.requests import connected
 from benchmarks.harness.scripted_controller import scripted_controller
 from benchmarks.policies.plan import SLIDING
 from benchmarks.profiling.calls import calls_into_metrics
-from benchmarks.profiling.profiled_plan import ProfiledPlan
 from benchmarks.profiling.units import call_us
 from client.wire import DsdOptions
 from model_zoo.prompt_file import read_prompts
@@ -70,7 +69,7 @@ async def measure(
     with TemporaryDirectory(prefix="dsd-bench-") as name:
         folder = Path(name)
         standin = write_standin(load_tokenizer(models / "target"), prompts, folder, seed)
-        plan = ProfiledPlan(models, WITHOUT_CONTROLLER, is_pinned=False, standin=standin, profiles=folder)
+        plan = CellPlan(models, WITHOUT_CONTROLLER, is_pinned=False, standin=standin, profiles=folder)
         async with (
             running(plan, folder / "run", print) as cell,
             scripted_controller(cell.nats_url) as controller,
@@ -79,7 +78,7 @@ async def measure(
             await controller.choose(SLIDING)
             system = StandinSystem(cell, gateway, controller, prompts)
             num_tokens = await system.num_tokens(speculation, num_streams, repeats)
-        return {name: _cost(plan.profile(name), num_tokens, call_us) for name in SERVICES}
+        return {name: _cost(folder / f"{name}.prof", num_tokens, call_us) for name in SERVICES}
 
 
 def _cost(profile: Path, num_tokens: int, call_us: Mapping[str, float]) -> MetricsCost:

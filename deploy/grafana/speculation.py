@@ -17,7 +17,7 @@ WORTH = Row(
     (
         stat(
             "Gain",
-            "Mean pass time / mean TPOT: alone, the target takes a pass for each token. Below 1, speculation loses.",
+            "Mean pass time / mean TPOT. The target alone stays just below 1; near 1, speculation gains nothing.",
             "none",
             GAIN,
         ),

@@ -18,7 +18,7 @@ from deploy.grafana.panels import Dashboard, Panel
 COLUMNS, ROW_HEIGHT, STAT_HEIGHT, HEIGHT = 24, 1.2, 4.0, 8.0
 CELL_IN = 0.52  # inches of a column; a unit of height is 0.3
 GREEN, RED, GREY = "#3d8f46", "#c4302b", "#666666"
-MAX_LEGEND = 6
+MAX_LEGEND, LONG = 8, 14  # series; characters of a label
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _inner(
     box: tuple[float, float, float, float], height_in: float, width_in: float
 ) -> tuple[float, float, float, float]:
     """Room for title, labels and legend around the lines."""
-    left, below, above = 0.55 / width_in, 0.55 / height_in, 0.25 / height_in
+    left, below, above = 0.75 / width_in, 0.55 / height_in, 0.25 / height_in
     return box[0] + left, box[1] + below, box[2] - left - 0.1 / width_in, box[3] - below - above
 
 
@@ -129,9 +129,12 @@ def _draw_lines(axes: Axes, panel: Panel, lines: list[Line]) -> None:
     if panel.limit is not None:
         axes.axhline(panel.limit, color=RED, linewidth=0.7, linestyle="--")
     axes.set_title(panel.title, loc="left", fontsize=8)
-    axes.set_ylim(bottom=0)
+    values = [value for line in lines for value in line.values if math.isfinite(value)]
+    axes.set_ylim(0, 1.1 * max([*values, panel.limit or 0.0]) or 1.0)
     axes.grid(axis="y", linewidth=0.3)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value, panel.unit)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
     if 0 < len(lines) <= MAX_LEGEND:
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.12), ncol=3, frameon=False, fontsize=6, borderaxespad=0)
+        columns = 2 if any(len(line.label) > LONG for line in lines) else 4
+        place = {"loc": "upper left", "bbox_to_anchor": (-0.08, -0.12), "borderaxespad": 0}
+        axes.legend(ncol=columns, frameon=False, fontsize=6, columnspacing=1.2, **place)

@@ -36,6 +36,7 @@ TIMES = Profile(name="slow", origin="made up", verifier=PassTimes(base_ms=40.0),
 NUM_TOKENS = 128
 LEASE_S, SCRAPE_S, HEARTBEAT_S = 30 / SPEED, 15 / SPEED, 0.2
 READY_S, LOOK_S = 120.0, 0.1
+SCRAPED_TWICE = "sum_over_time(up[1m]) >= 2"  # so that the first event after it is an increase
 SETTINGS: dict[str, dict[str, str]] = {  # by kind of process; all verifiers together take 6 sessions
     "gateway": {"DSD_MAX_SESSIONS": "8", "DSD_MAX_QUEUE": "2"},
     "verifier-0": {"DSD_MAX_SESSIONS": "3", "DSD_LEASE_S": str(LEASE_S)},
@@ -169,7 +170,11 @@ async def prometheus(system: LiveSystem, folder: Path, scrape_s: float = SCRAPE_
     with _running(folder, url):
         async with aiohttp.ClientSession() as http:
             await until_answers(http, f"http://{url}/-/ready")
-            yield Prometheus(f"http://{url}", http)
+            scraping = Prometheus(f"http://{url}", http)
+            async with asyncio.timeout(READY_S):
+                while len(await scraping.query(SCRAPED_TWICE)) < len(system.ports):  # noqa: ASYNC110
+                    await asyncio.sleep(LOOK_S)
+            yield scraping
 
 
 def _write_configuration(system: LiveSystem, folder: Path, scrape_s: float) -> None:

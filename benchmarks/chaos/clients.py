@@ -1,7 +1,7 @@
 """Clients of a chaos run: they ask, note what comes when, and take another gateway when theirs refuses or breaks off.
 
 Invariant: every attempt is written down with its gateway and how it ended. A request is asked again until it is
-answered or GIVE_UP_S have passed.
+answered or GIVE_UP_S have passed. The gateway that answered is asked when the sessions of the answer moved.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.chaos.moves import ids_of_request, moves
 from benchmarks.chaos.questions import Asking
-from benchmarks.chaos.records import Attempt, RequestRecord
+from benchmarks.chaos.records import Attempt, Move, RequestRecord
 from benchmarks.harness.latency import OK
 
 CONNECT_S, SILENCE_S, GIVE_UP_S = 5.0, 120.0, 300.0
@@ -57,46 +58,69 @@ class Clients:
         while True:
             attempt = Attempt(name, self.now())
             record.attempts.append(attempt)
-            await self._try(http, asking, attempt)
+            session_id = await self._try(http, asking, attempt)
             attempt.ended_s = self.now()
+            if attempt.status == OK and session_id is not None:
+                await self._look(http, asking, attempt, session_id)
             if attempt.status == OK or self.now() > given_up_s:
                 break
             await asyncio.sleep(PAUSE_S)
             name = names[(names.index(name) + 1) % len(names)]
         self.records.append(record)
 
-    async def _try(self, http: aiohttp.ClientSession, asking: Asking, attempt: Attempt) -> None:
-        url, headers = f"{self.gateways[attempt.gateway]}/v1/completions", {"Authorization": f"Bearer {asking.key}"}
+    async def _try(self, http: aiohttp.ClientSession, asking: Asking, attempt: Attempt) -> str | None:
+        """Returns the id of the session of one choice."""
+        url = f"{self.gateways[attempt.gateway]}/v1/completions"
         try:
-            async with http.post(url, json=asking.body(self.model), headers=headers) as response:
+            async with http.post(url, json=asking.body(self.model), headers=_headers(asking)) as response:
                 if response.status != 200:
                     attempt.status = str(response.status)
                 elif asking.is_streamed:
-                    await self._read_events(response, attempt, asking.question.num_choices)
+                    return await self._read_events(response, attempt, asking.question.num_choices)
                 else:
-                    _take_whole(await response.json(), attempt)
+                    return _take_whole(await response.json(), attempt)
         except aiohttp.ClientConnectorError:
             attempt.status = REFUSED
         except TimeoutError:
             attempt.status = SILENT
         except (aiohttp.ClientError, OSError, ValueError):
-            attempt.status = BROKEN if attempt.texts else RESET
+            if attempt.status != OK:  # else its gateway ended behind the whole answer
+                attempt.status = BROKEN if attempt.texts else RESET
+        return None
 
-    async def _read_events(self, response: aiohttp.ClientResponse, attempt: Attempt, num_choices: int) -> None:
+    async def _look(self, http: aiohttp.ClientSession, asking: Asking, attempt: Attempt, session_id: str) -> None:
+        """Asks the gateway when the answer's sessions moved. It may have ended since."""
+        url = f"{self.gateways[attempt.gateway]}/v1/dsd/requests"
+        try:
+            async with http.get(url, headers=_headers(asking), raise_for_status=True) as response:
+                ids = ids_of_request((await response.json())["requests"], session_id)
+            found: list[Move] = []
+            for each in ids:
+                async with http.get(f"{url}/{each}", headers=_headers(asking), raise_for_status=True) as response:
+                    found += moves(await response.json(), attempt.gateway, attempt.sent_s)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+            return
+        attempt.moves = found if len(ids) == asking.question.num_choices else None
+
+    async def _read_events(self, response: aiohttp.ClientResponse, attempt: Attempt, num_choices: int) -> str | None:
+        """Reads to the end of the response: then its sessions are over too."""
         attempt.texts, attempt.finishes = [""] * num_choices, [""] * num_choices
         attempt.arrivals_s = [[] for _ in range(num_choices)]
         attempt.status = BROKEN  # until its end has come
+        session_id = None
         async for line in response.content:
             if not line.startswith(b"data: "):
                 continue
             if line.startswith(b"data: [DONE]"):
                 attempt.status = OK if all(attempt.finishes) else BROKEN
-                return
+                continue
             event = json.loads(line[6:])
             if "error" in event:
                 attempt.status = f"error {event['error']['code']}"
-                return
+                return None
+            session_id = _session_id(event)
             self._take(event, attempt)
+        return session_id
 
     def _take(self, event: dict[str, Any], attempt: Attempt) -> None:
         for choice in event["choices"]:
@@ -108,12 +132,21 @@ class Clients:
         _take_usage(event.get("usage"), attempt)
 
 
-def _take_whole(answer: dict[str, Any], attempt: Attempt) -> None:
+def _headers(asking: Asking) -> dict[str, str]:
+    return {"Authorization": f"Bearer {asking.key}"}
+
+
+def _session_id(answer: Mapping[str, Any]) -> str:
+    return str(answer["id"]).rpartition("-")[2]
+
+
+def _take_whole(answer: dict[str, Any], attempt: Attempt) -> str:
     choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
     attempt.texts = [choice["text"] for choice in choices]
     attempt.finishes = [choice["finish_reason"] for choice in choices]
     _take_usage(answer["usage"], attempt)
     attempt.status = OK
+    return _session_id(answer)
 
 
 def _take_usage(usage: dict[str, Any] | None, attempt: Attempt) -> None:

@@ -23,6 +23,17 @@ class Fault:
         return self.begun_s < end_s and (self.ended_s is None or self.ended_s > begin_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A session goes to another verifier: the last word of the one that it leaves, Opened by the next one, and that
+    one's first token, which takes the prefill of all that the session has."""
+
+    gateway: str
+    begun_s: float
+    opened_s: float
+    ended_s: float
+
+
 @dataclass(slots=True)
 class Attempt:
     """One request to one gateway, as its client saw it."""
@@ -36,6 +47,7 @@ class Attempt:
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     arrivals_s: list[list[float]] = field(default_factory=list)  # of each choice's pieces; empty: not streamed
+    moves: list[Move] | None = None  # of all choices; None: its gateway was not there any more to tell
 
 
 @dataclass(slots=True)
@@ -90,6 +102,17 @@ class Leftovers:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveFigures:
+    """Sessions that went to another verifier under faults."""
+
+    num_moves: int
+    longest_opening_s: float  # from the last word of one verifier to Opened of the next
+    longest_prefill_s: float  # from there to the first token
+    num_late: int  # opened later than the faults allow
+    num_untold: int  # answers whose gateway could not be asked
+
+
+@dataclass(frozen=True, slots=True)
 class RollingFigures:
     """The restart of every service in turn."""
 
@@ -114,6 +137,7 @@ class ChaosResult:
     undisturbed_pause_s: float  # longest one without faults
     undisturbed_ttft_s: float  # longest one without faults
     causes: list[CauseFigures]
+    moves: MoveFigures
     faults: list[Fault]
     not_run: dict[str, str]  # kinds of faults, with the reason
     leftovers: Leftovers

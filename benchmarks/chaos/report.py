@@ -30,7 +30,7 @@ def _head(result: ChaosResult) -> str:
 
 
 def _totals(result: ChaosResult) -> str:
-    texts, left, rolling = result.texts, result.leftovers, result.rolling
+    texts, left, rolling, moves = result.texts, result.leftovers, result.rolling, result.moves
     grown = max(left.grown_mib, key=lambda name: left.grown_mib[name])
     rows: list[tuple[str, object]] = [
         ("requests, choices, tokens", f"{texts.num_requests}, {texts.num_choices}, {texts.num_tokens}"),
@@ -38,6 +38,14 @@ def _totals(result: ChaosResult) -> str:
         ("failed requests, by cause", _listed(result.failed)),
         ("refused by a gateway, then asked at the other", _listed(result.retried)),
         ("longest time between two pieces without faults", f"{result.undisturbed_pause_s:.2f} s"),
+        (
+            "sessions that moved, opened too late, untold answers",
+            f"{moves.num_moves}, {moves.num_late}, {moves.num_untold}",
+        ),
+        (
+            "longest until opened elsewhere, then until the first token",
+            f"{_seconds(moves.longest_opening_s)}, {_seconds(moves.longest_prefill_s)}",
+        ),
         ("sessions, KV tokens, subscriptions left", f"{left.sessions:g}, {left.kv_tokens:g}, {left.subscriptions}"),
         (f"most memory beyond the start (at most {GROWN_MIB:.0f} MiB)", f"{left.grown_mib[grown]:.0f} MiB ({grown})"),
     ]
@@ -59,6 +67,10 @@ def _row(cause: CauseFigures) -> tuple[object, ...]:
     allowed = "" if cause.allowed_s is None else f"{cause.allowed_s:g}"
     longest = [f"{seconds:.2f}" if seconds else "" for seconds in (cause.longest_s, cause.longest_alone_s)]
     return cause.kind, cause.num_faults, cause.num_pauses, *longest, allowed, cause.num_too_long if allowed else ""
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s"
 
 
 def _listed(counts: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.chaos import judging, leftovers
+from benchmarks.chaos import judging, leftovers, pauses
 from benchmarks.chaos.clients import Clients
 from benchmarks.chaos.faults import SIGNALS, FaultPlan, Injector, not_runnable, restart
 from benchmarks.chaos.questions import KEYS, TIMES_ASKED, Asking, Lengths, asked, make_questions, undisturbed
@@ -138,10 +138,11 @@ async def _measured(
     rolled, restarts = await run.ask_while_rolling(askings) if load.has_rolling else ([], [])
     left = await leftovers.settled(system, before)
 
-    usual_s = judging.longest_gap_s(expected.values())
+    usual_s = pauses.longest_gap_s(expected.values())
     texts, differences = judging.compare([*records, *rolled], expected)
     failed_by, retried, unexcused = judging.failures(records, faults)
-    causes, too_long = judging.by_cause(faults, judging.pauses(records, expected), usual_s)
+    moves, late = pauses.by_move(records, faults, usual_s)
+    causes, too_long = pauses.by_cause(faults, pauses.pauses(records, usual_s), pauses.moves_of(records), usual_s)
     rolling, rolling_complaints = rolling_figures(rolled, restarts) if rolled else (None, [])
     attempts = [attempt for record in records for attempt in record.attempts]
     result = ChaosResult(
@@ -154,8 +155,9 @@ async def _measured(
         failed=failed_by,
         retried=retried,
         undisturbed_pause_s=usual_s,
-        undisturbed_ttft_s=max(judging.first_piece_s(attempt) for attempt in expected.values()),
+        undisturbed_ttft_s=max(pauses.first_piece_s(attempt) for attempt in expected.values()),
         causes=causes,
+        moves=moves,
         faults=faults,
         not_run={kind: reason for kind, reason in not_run.items() if kind in load.faults.kinds},
         leftovers=left,
@@ -163,6 +165,7 @@ async def _measured(
         violations=[
             *differences,
             *unexcused,
+            *late,
             *too_long,
             *rolling_complaints,
             *leftovers.complaints(left),
@@ -175,7 +178,7 @@ async def _measured(
 
 def rolling_figures(records: Sequence[RequestRecord], restarts: Sequence[Fault]) -> tuple[RollingFigures, list[str]]:
     failed, _, unexcused = judging.failures(records, ())
-    longest_s = judging.longest_gap_s(attempt for record in records for attempt in record.attempts)
+    longest_s = pauses.longest_gap_s(attempt for record in records for attempt in record.attempts)
     return RollingFigures(len(restarts), len(records), failed, longest_s), [f"rolling: {each}" for each in unexcused]
 
 

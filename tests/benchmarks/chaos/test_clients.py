@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from benchmarks.chaos.clients import Clients
@@ -21,7 +22,7 @@ QUESTION = Question(0, (1, 2, 3), 8, 2, 0.0, 7)
 
 
 def event(index: int, text: str, finish: str | None = None) -> dict[str, Any]:
-    return {"choices": [{"index": index, "text": text, "finish_reason": finish}]}
+    return {"id": f"cmpl-{index}b", "choices": [{"index": index, "text": text, "finish_reason": finish}]}
 
 
 EVENTS = [event(1, "three"), event(0, "one"), event(0, " two"), event(1, "", "stop"), event(0, "", "length")]
@@ -40,9 +41,23 @@ async def answers(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     assert (body["n"], request.headers["Authorization"]) == (2, "Bearer key")
     if body["stream"]:
-        return await stream(request, [*EVENTS, {"choices": [], "usage": USAGE}], b"data: [DONE]\n\n")
+        return await stream(request, [*EVENTS, {"id": "cmpl-0b", "choices": [], "usage": USAGE}], b"data: [DONE]\n\n")
     choices = [{"index": i, "text": text, "finish_reason": "stop"} for i, text in enumerate(("one two", "three"))]
-    return web.json_response({"choices": choices[::-1], "usage": USAGE})
+    return web.json_response({"id": "cmpl-0b", "choices": choices[::-1], "usage": USAGE})
+
+
+async def sessions(request: web.Request) -> web.StreamResponse:
+    """Two choices; the second one moved."""
+    assert request.headers["Authorization"] == "Bearer key"
+    if (name := request.match_info.get("id")) is None:
+        return web.json_response({"requests": [{"id": each, "asked_at": 7.5} for each in ("0b", "1b")]})
+    terms = ((1, "verifier-0"), (2, "verifier-1" if name == "1b" else "verifier-0"))
+    steps = [
+        {"at_ms": 100.0 * term, "kind": kind, "instance": verifier, "term": term}
+        for term, verifier in terms
+        for kind in ("open", "opened")
+    ]
+    return web.json_response({"steps": steps, "verdicts": [], "total_ms": 400.0})
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:
@@ -63,6 +78,9 @@ async def gateways(*handlers: Handler) -> AsyncIterator[dict[str, str]]:
     for number, handler in enumerate(handlers):
         app = web.Application()
         app.router.add_post("/v1/completions", handler)
+        if handler is answers:
+            app.router.add_get("/v1/dsd/requests", sessions)
+            app.router.add_get("/v1/dsd/requests/{id}", sessions)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -89,6 +107,22 @@ async def test_a_stream_is_written_down_by_choice_with_the_times_of_its_pieces()
     assert (answer.status, answer.texts, answer.finishes) == ("ok", ["one two", "three"], ["length", "stop"])
     assert (answer.num_tokens, answer.num_prompt_tokens) == (5, 3)
     assert [len(arrivals) for arrivals in answer.arrivals_s] == [2, 1]
+
+
+async def test_the_gateway_that_answered_tells_which_sessions_of_the_answer_moved() -> None:
+    for is_streamed in (True, False):
+        async with gateways(answers) as urls:
+            for record in await asked(urls, is_streamed):
+                (moved,) = record.answer.moves or []
+                assert moved.opened_s - moved.begun_s == pytest.approx(0.1)
+
+
+async def test_an_answer_is_right_if_its_gateway_ends_behind_it_but_its_moves_are_untold() -> None:
+    async def tells_nothing(request: web.Request) -> web.StreamResponse:
+        return await answers(request)
+
+    async with gateways(tells_nothing) as urls:
+        assert {(each.answer.status, each.answer.moves is None) for each in await asked(urls)} == {("ok", True)}
 
 
 async def test_a_whole_answer_has_its_choices_by_index() -> None:

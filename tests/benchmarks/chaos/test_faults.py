@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.chaos import faults
 from benchmarks.chaos.faults import KINDS, FaultPlan, Injector, fault_list, not_runnable
+from benchmarks.chaos.records import Fault
 from benchmarks.chaos.system import ChaosSystem
 from benchmarks.harness.link import LinkConditions
 
@@ -54,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "MEMORY_MIB", 1)
 
 
-async def injected(system: FakeSystem, kinds: Iterable[str], number: int) -> list[faults.Fault]:
+async def injected(system: FakeSystem, kinds: Iterable[str], number: int) -> list[Fault]:
     over = asyncio.Event()
     injector = Injector(system, FaultPlan(tuple(kinds), 1, period_s=0.01), lambda: 0.0, lambda text: None)
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:

@@ -1,19 +1,10 @@
-"""Texts, failed requests and pauses of a chaos run are judged as its report says."""
+"""Texts and failed requests of a chaos run are judged as its report says."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.chaos.judging import (
-    ALLOWED_S,
-    Pause,
-    by_cause,
-    compare,
-    difference,
-    failures,
-    longest_gap_s,
-    pauses,
-)
+from benchmarks.chaos.judging import compare, difference, failures
 from benchmarks.chaos.records import Attempt, Fault, RequestRecord
 
 EXPECTED = {
@@ -82,37 +73,3 @@ def test_a_refused_request_is_no_failed_one_if_the_other_gateway_answers() -> No
     refused, answer = attempt([], "503"), attempt(["one two", "three"])
     assert failures([record(refused, answer)], []) == ({}, {"503": 1}, [])
     assert len(failures([record(refused)], [])[2]) == 1, "it has no answer"
-
-
-def test_a_pause_is_longer_than_the_longest_time_between_pieces_without_faults() -> None:
-    assert longest_gap_s(EXPECTED.values()) == 0.5
-    slow = attempt(["one two", "three"])
-    slow.arrivals_s = [[11.0, 11.4, 12.0], [13.0]]
-    assert pauses([record(slow)], EXPECTED) == [Pause("gateway-0", 11.4, 12.0, prefill_s=2.0)]
-
-
-def test_a_pause_is_put_down_to_the_fault_that_allows_most_and_is_too_long_above_all_of_them() -> None:
-    drafter, verifier = Fault("kill-drafter", "drafter-0", 1.0, 3.0), Fault("kill-verifier", "verifier-0", 2.0, None)
-    short, long = Pause("gateway-0", 2.5, 4.0, 0.5), Pause("gateway-0", 2.5, 5.8, 0.5)
-    both = Pause("gateway-0", 2.5, 5.6, 0.5)
-    figures, complaints = by_cause([drafter, verifier], [short, both, long], usual_s=0.5)
-    assert {each.kind: each.num_pauses for each in figures} == {"kill-drafter": 0, "kill-verifier": 3}
-    assert [each.num_too_long for each in figures] == [0, 1], "2 and 0.2 s, 0.5 s of prefill and 0.5 s of the load"
-    assert len(complaints) == 1
-    assert {each.longest_alone_s for each in figures} == {0.0}
-
-
-def test_a_pause_without_a_fault_and_a_fault_of_another_gateway() -> None:
-    hung = Fault("hang-gateway", "gateway-1", 1.0, 4.0)
-    figures, complaints = by_cause([hung], [Pause("gateway-0", 1.5, 3.5, 0.0)], usual_s=0.5)
-    assert {each.kind: (each.num_pauses, each.longest_alone_s) for each in figures} == {
-        "hang-gateway": (0, 0.0),
-        "none": (1, 2.0),
-    }
-    assert complaints == []
-
-
-def test_every_limit_is_of_a_kind_of_fault() -> None:
-    from benchmarks.chaos.faults import KINDS
-
-    assert set(ALLOWED_S) < set(KINDS)

@@ -13,6 +13,7 @@ from benchmarks.chaos.records import (
     ChaosResult,
     Fault,
     Leftovers,
+    MoveFigures,
     RequestRecord,
     TextFigures,
 )
@@ -43,6 +44,7 @@ def a_result() -> ChaosResult:
             CauseFigures("kill-verifier", 4, 5, 2.25, 1.5, 2.0, 1),
             CauseFigures("memory", 2, 0, 0.0, 0.0, None, 0),
         ],
+        moves=MoveFigures(7, 1.75, 3.5, num_late=1, num_untold=2),
         faults=[Fault("memory", "", 1.0, 5.0)],
         not_run={"clock": "faketime is not installed"},
         leftovers=LEFT,
@@ -58,6 +60,8 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_report_names_figures_what_did_not_run_and_violations() -> None:
     report = as_markdown(a_result())
+    assert "| sessions that moved, opened too late, untold answers | 7, 1, 2 |" in report
+    assert "| 1.75 s, 3.50 s |" in report
     for line in (
         "| requests, choices, tokens | 12, 20, 300 |",
         "| failed requests, by cause | its gateway was killed: 2 |",

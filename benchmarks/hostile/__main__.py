@@ -40,6 +40,7 @@ GROWTH_MIB = 8.0  # of a process's own memory, from the middle third of an attac
 MAX_SLOWDOWN = 1.1
 MAX_SHOWN = 20  # violations on the terminal
 NUM_CLIENTS, NUM_CONNECTIONS = 16, 64
+NUM_PARTS = 6  # of bodies and connections in turn, so that all thirds of the attack have the same of both
 ALLOWED_S = 4 * TIMEOUT_S + 20  # for the gateway to give up a slow connection on a busy machine
 WARM_UP = 0.25  # share of more packets, sent first, after which memory counts
 HTTP_WARM_UP = (
@@ -81,9 +82,11 @@ class Attack:
             await send_all(url, all_bodies(model, seed + 1, int(num * HTTP_WARM_UP)), NUM_CLIENTS, first)
             await attack_all(url, all_connections(model, repeats), NUM_CONNECTIONS, ALLOWED_S, first)
         num_sockets = self._system.num_gateway_sockets()
+        bodies, connections = list(all_bodies(model, seed, num)), list(all_connections(model, repeats))
         async with self._system.watching(), self._honest.asking(2):
-            await send_all(url, all_bodies(model, seed, num), NUM_CLIENTS, flood)
-            await attack_all(url, all_connections(model, repeats), NUM_CONNECTIONS, ALLOWED_S, sockets)
+            for part in range(NUM_PARTS):
+                await send_all(url, bodies[part::NUM_PARTS], NUM_CLIENTS, flood)
+                await attack_all(url, connections[part::NUM_PARTS], NUM_CONNECTIONS, ALLOWED_S, sockets)
         self._found.requests, self._found.connections = dict(flood.counts), dict(sockets.counts)
         self._found.num_equal = self._honest.num_equal
         self._found.faults += [str(each) for each in [*first.violations, *flood.violations, *sockets.violations]]

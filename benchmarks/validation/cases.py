@@ -156,7 +156,7 @@ LONG = RequestLoad(1, 1, lengths=(256,))
 
 # --- cases ------------------------------------------------------------------------------------------------------------
 
-ONE, SIX, EIGHT, SIXTEEN = RequestLoad(20, 1), RequestLoad(48, 6), RequestLoad(64, 8), RequestLoad(128, 16)
+ONE, SIX, EIGHT, SIXTEEN = RequestLoad(40, 1), RequestLoad(48, 6), RequestLoad(64, 8), RequestLoad(128, 16)
 ANSWERS_OF_500 = RequestLoad(3, 1, lengths=(500,))
 MIXED = RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160))
 

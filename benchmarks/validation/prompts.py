@@ -19,7 +19,7 @@ from shared.data.recording import Recorded, Recording, read_recording
 Kind = TypeVar("Kind")
 
 CALIBRATING = DEFAULT_PROMPTS
-OTHERS = Path(__file__).parent / "prompts.jsonl"  # two of the same kind for each
+OTHERS = Path(__file__).parent / "prompts.jsonl"  # one of the same kind for each, then a second one for each
 
 
 def recorded_prompts() -> list[str]:
@@ -27,14 +27,16 @@ def recorded_prompts() -> list[str]:
 
 
 def developing_prompts() -> list[str]:
-    return read_prompts(OTHERS)[1::2]
+    found = read_prompts(OTHERS)
+    return found[len(found) // 2 :]
 
 
 def prompts_of(system: ValidationSystem, *, is_development: bool) -> list[str]:
     """Of the cases of a system."""
     if system.is_replayed:
         return read_prompts(CALIBRATING)
-    return developing_prompts() if is_development else read_prompts(OTHERS)[::2]
+    found = read_prompts(OTHERS)
+    return developing_prompts() if is_development else found[: len(found) // 2]
 
 
 def recording_of(system: ValidationSystem, draft: str, profiles: Path) -> Path:

@@ -122,7 +122,7 @@ def public_key(seed: str) -> str:
 
 
 def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
-    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with all rights and the public keys.
+    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with rights and public keys.
 
     One file has both, so that a server never reads users without their rights. also: an earlier users.conf, whose keys
     of these users stay valid while services change to the new ones.

@@ -76,8 +76,11 @@ class Machine:
     def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None, site: str = SITE) -> NatsServer:
         """`site`: what an operator has put in place of the manifests' own."""
         folder = self.write(name, number, changed)
+        words = [here(word, folder) for word in nats_container(self._built(name), "nats")["args"]]
+        assert words[0] == f"--config={folder}/nats.conf"
+        flags = [word.replace("8222", str(free_port())) for word in words[1:]]
         env = self.env(name, number, site)
-        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text(), env))
+        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text(), env, flags))
         self.servers[-1].start()
         return self.servers[-1]
 
@@ -89,7 +92,6 @@ class Machine:
 
     def watch(self, name: str, server: NatsServer) -> None:
         """Starts what the pod's other container runs, which looks more often here."""
-        (server.folder / "nats.pid").write_text(str(server.pid))
         container = nats_container(self._built(name), "reloader")
         script = here("\n".join(container["args"]), server.folder).replace("sleep 5", "sleep 0.1")
         env = os.environ | {"PATH": f"{find_binary().parent}{os.pathsep}{os.environ['PATH']}"}

@@ -1,4 +1,4 @@
-"""Real nats-servers of the overlays take new users, rights, keys and certificates while they run, by what runs in the pod.
+"""Real nats-servers of the overlays take new users, rights, keys and certificates while they run.
 
 Invariant: whoever is not concerned keeps its connection.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -46,9 +46,13 @@ class User:
         self.client = Client()
         self.num_losses = 0
 
-    async def connect(self, server: NatsServer, seed: Path) -> None:
+    async def connect(self, server: NatsServer, seed: Path | None) -> None:
         await self.client.connect(
-            server.url, nkeys_seed=str(seed), allow_reconnect=False, connect_timeout=20, closed_cb=self._lose
+            server.url,
+            nkeys_seed=str(seed) if seed else None,
+            allow_reconnect=False,
+            connect_timeout=20,
+            closed_cb=self._lose,
         )
 
     async def _lose(self) -> None:
@@ -58,9 +62,23 @@ class User:
         await self.client.flush(20)
         return self.client.is_connected and self.num_losses == 0
 
+    async def until_heard_by(self, other: User, subject: str) -> None:
+        """Speaks again and again until the other hears it: interest takes its time from server to server."""
+        heard = asyncio.Event()
+
+        async def hear(_: object) -> None:
+            heard.set()
+
+        subscription = await other.client.subscribe(subject, cb=hear)
+        async with asyncio.timeout(20):
+            while not heard.is_set():
+                await self.client.publish(subject, b"")
+                await asyncio.sleep(0.05)
+        await subscription.unsubscribe()
+
 
 @asynccontextmanager
-async def connected(server: NatsServer, seed: Path) -> AsyncIterator[User]:
+async def connected(server: NatsServer, seed: Path | None) -> AsyncIterator[User]:
     user = User()
     await user.connect(server, seed)
     try:
@@ -170,36 +188,43 @@ class Sites:
         self._machine.watch("edge", server)
         return server
 
+    async def reaches(self, server: NatsServer, site: str) -> None:
+        """Returns when a gateway of the cloud is heard by a drafter at the site, whose server asks nobody for a key."""
+        async with connected(self.hub, self._keys / "gateways/gateway") as gateway, connected(server, None) as drafter:
+            await gateway.until_heard_by(drafter, f"dsd.v1.drafter.{site}-drafter-0.x.close.gateway.x")
 
-def num_joined(server: NatsServer) -> int:
-    return logged(server, "Leafnode connection created") - logged(server, "Leafnode connection closed")
+
+def num_ended(server: NatsServer) -> int:
+    return logged(server, "Leafnode connection closed")
 
 
 async def test_a_site_joins_a_running_cloud_and_the_others_stay(machine: Machine, tmp_path: Path) -> None:
     """Users and rights come in one file, so no server ever has one without the other."""
     cloud = Sites(machine, tmp_path, [SITE])
     first = cloud.join(SITE, 0)
-    await until(lambda: num_joined(cloud.hub) == 1)
+    await cloud.reaches(first, SITE)
     replace(cloud.hub, cloud.users([SITE, "site-b"]))
-    cloud.join("site-b", 1)
-    await until(lambda: num_joined(cloud.hub) == 2)
-    assert logged(first, "Leafnode connection closed") == 0
+    await cloud.reaches(cloud.join("site-b", 1), "site-b")
+    await cloud.reaches(first, SITE)
+    assert num_ended(first) == 0
 
 
 async def test_a_site_s_key_changes_without_a_restart_of_either_server(machine: Machine, tmp_path: Path) -> None:
     cloud = Sites(machine, tmp_path, [SITE])
     site = cloud.join(SITE, 0)
-    await until(lambda: num_joined(cloud.hub) == 1)
+    await cloud.reaches(site, SITE)
     old = tmp_path / "old.conf"
     old.write_text(cloud.users([SITE])["users.conf"])
     cloud.key(SITE).write_text(new_seed())
     replace(cloud.hub, cloud.users([SITE], also=old))
     await until(lambda: logged(cloud.hub, "Reloaded: authorization nkey users") == 1)
     replace(site, cloud.leaf_key(SITE))
-    await until(lambda: logged(site, "Leafnode connection created") == 2)
+    await until(lambda: num_ended(site) == 1)
+    await cloud.reaches(site, SITE)
     replace(cloud.hub, cloud.users([SITE]))
     await until(lambda: logged(cloud.hub, "Reloaded: authorization nkey users") == 2)
-    assert num_joined(cloud.hub) == num_joined(site) == 1
+    await cloud.reaches(site, SITE)
+    assert num_ended(site) == 1
 
 
 async def test_a_renewed_certificate_is_shown_to_newcomers_and_those_that_are_joined_stay(
@@ -207,16 +232,30 @@ async def test_a_renewed_certificate_is_shown_to_newcomers_and_those_that_are_jo
 ) -> None:
     cloud = Sites(machine, tmp_path, [SITE, "site-b"])
     site = cloud.join(SITE, 0)
-    await until(lambda: num_joined(cloud.hub) == 1)
+    await cloud.reaches(site, SITE)
     before, renewed = await shown(cloud.hub), certificate(cloud.ca)
     replace(cloud.hub, renewed)
     async with asyncio.timeout(20):
-        while (now := await shown(cloud.hub)) == before:
+        while (now := await shown(cloud.hub)) == before:  # noqa: ASYNC110  the server tells nobody
             await asyncio.sleep(0.05)
     assert now == ssl.PEM_cert_to_DER_cert(renewed["tls.crt"])
-    cloud.join("site-b", 1)
-    await until(lambda: num_joined(cloud.hub) == 2)
-    assert logged(site, "Leafnode connection closed") == 0
+    await cloud.reaches(cloud.join("site-b", 1), "site-b")
+    await cloud.reaches(site, SITE)
+    assert num_ended(site) == 0
+
+
+async def test_a_site_takes_the_certificate_of_another_ca_without_a_restart(machine: Machine, tmp_path: Path) -> None:
+    cloud, other = Sites(machine, tmp_path, [SITE]), trustme.CA()
+    site = cloud.join(SITE, 0)
+    await cloud.reaches(site, SITE)
+    num_reloads = logged(site, "Reloaded server configuration")
+    replace(site, {"ca.crt": other.cert_pem.bytes().decode()})
+    await until(lambda: logged(site, "Reloaded server configuration") > num_reloads)
+    assert num_ended(site) == 0
+    replace(cloud.hub, certificate(other))
+    cloud.hub.stop(kill=True)
+    cloud.hub.start()
+    await cloud.reaches(site, SITE)
 
 
 async def shown(hub: NatsServer) -> bytes:
@@ -236,36 +275,39 @@ async def test_the_password_of_the_routes_changes_and_clients_stay(
     machine: Machine, tmp_path: Path, documented: dict[str, Secrets]
 ) -> None:
     servers = [machine.start("cloud", number) for number in range(3)]
-    seed = tmp_path / "gateway.seed"
-    seed.write_text(documented["cloud"]["nkeys-gateways"]["gateway"])
+    gateway, verifier = tmp_path / "gateway", tmp_path / "verifier-0"
+    gateway.write_text(documented["cloud"]["nkeys-gateways"]["gateway"])
+    verifier.write_text(documented["cloud"]["nkeys-verifiers"]["verifier-0"])
     old = (servers[0].folder / "routes.conf").read_text()
-    password = routes_file([]).partition('password: "')[2].partition('"')[0]
-    new = old.replace(old.partition('password: "')[2].partition('"')[0], password)
-    async with connected(servers[0], seed) as speaker, connected(servers[2], seed) as hearer:
-        heard = asyncio.Event()
-
-        async def hear(_: object) -> None:
-            heard.set()
-
-        await hearer.client.subscribe("dsd.v1.heartbeat.verifier.>", cb=hear)
+    new = old.replace(password_in(old), password_in(routes_file([])))
+    async with connected(servers[0], verifier) as speaker, connected(servers[1], gateway) as hearer:
         for server in servers:
             replace(server, {"routes.conf": new})
             machine.watch("cloud", server)
-        await until(lambda: all(logged(server, "Reloaded: cluster") for server in servers))
+        await until(lambda: all(logged(server, "Reloaded server configuration") for server in servers))
+        servers[2].stop(kill=True)
+        servers[2].start()  # it knows the new password alone
+        async with connected(servers[2], gateway) as newcomer:
+            await speaker.until_heard_by(newcomer, "dsd.v1.heartbeat.verifier.verifier-0.x")
+        await speaker.until_heard_by(hearer, "dsd.v1.heartbeat.verifier.verifier-0.x")
         assert await speaker.is_let_in()
         assert await hearer.is_let_in()
 
 
+def password_in(routes: str) -> str:
+    return routes.partition('password: "')[2].partition('"')[0]
+
+
 # Runs what is to run in a pod on this machine: arguments are … exec POD -c nats -- COMMAND.
 KUBECTL = """\
-import json, os, pathlib, subprocess, sys
+import json, os, subprocess, sys
 pods = json.loads(os.environ["PODS"])  # name: folder
 if "get" in sys.argv:
     print(*pods, sep="\\n")
 elif "exec" in sys.argv:
     folder = pods[sys.argv[sys.argv.index("exec") + 1]]
-    pathlib.Path(folder, "asked").touch()
-    command = [word.replace("/etc/nats", folder).replace("/run/nats", folder) for word in sys.argv[sys.argv.index("--") + 1 :]]
+    words = sys.argv[sys.argv.index("--") + 1 :]
+    command = [word.replace("/etc/nats", folder).replace("/run/nats", folder) for word in words]
     sys.exit(subprocess.run(command).returncode)
 else:
     assert "annotate" in sys.argv, sys.argv
@@ -278,13 +320,15 @@ async def test_an_operator_s_command_returns_when_all_servers_were_told_to_read_
     keys, old = tmp_path / "keys", tmp_path / "old"
     keys.mkdir()
     server = machine.start("dev", changed=keys_of("dev", keys))  # and nobody watches
-    (server.folder / "nats.pid").write_text(str(server.pid))
-    async with connected(server, keys / CHANGED["dev"]) as shut_out, connected(server, keys / UNCHANGED["dev"]) as other:
+    async with (
+        connected(server, keys / CHANGED["dev"]) as shut_out,
+        connected(server, keys / UNCHANGED["dev"]) as other,
+    ):
         (keys / CHANGED["dev"]).rename(old)
         changed = keys_of("dev", keys)
         process = await reload_nats(keys / "users.conf", {"pod/nats-0": server.folder}, tmp_path)
-        await until((server.folder / "asked").exists)
-        assert process.returncode is None, "the kubelet has not brought the file yet"
+        await until((tmp_path / "bin/sleep.called").exists)  # the kubelet has not brought the file yet
+        assert logged(server, "Reloaded server configuration") == 0
         replace(server, changed)
         assert await asyncio.wait_for(process.wait(), 20) == 0
         await until(lambda: shut_out.num_losses == 1)
@@ -296,7 +340,10 @@ async def reload_nats(file: Path, pods: Mapping[str, Path], folder: Path) -> asy
     kubectl = folder / "bin" / "kubectl"
     kubectl.parent.mkdir()
     kubectl.write_text(f"#!{sys.executable}\n{KUBECTL}")
-    kubectl.chmod(0o755)
+    sleep = folder / "bin" / "sleep"
+    sleep.write_text("#!/bin/sh\ntouch $0.called\nexec /bin/sleep 0.05\n")
+    for program in (kubectl, sleep):
+        program.chmod(0o755)
     path = os.pathsep.join([str(kubectl.parent), str(find_binary().parent), os.environ["PATH"]])
     env = os.environ | {"PATH": path, "PODS": json.dumps({name: str(place) for name, place in pods.items()})}
     return await asyncio.create_subprocess_exec(K8S / "reload-nats.sh", file, env=env)

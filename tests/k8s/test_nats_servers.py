@@ -24,7 +24,7 @@ from shared.protocol.messages import Close, Draft, Heartbeat, Message, Service, 
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.k8s.joined import HUB, with_keys
-from tests.k8s.machine import SITE, Built, Machine, nats_container
+from tests.k8s.machine import SITE, Built, Machine, here, nats_container
 from tests.k8s.manifests import K8S, Secrets
 from tests.peers import until
 from tests.plugins.nats import NatsServer
@@ -228,7 +228,7 @@ async def test_two_sites_stay_joined_beside_each_other(machine: Machine, join: J
 
 
 async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
-    machine: Machine, join: Join, built: Built, documented: dict[str, Secrets], tmp_path: Path
+    machine: Machine, join: Join, built: Built, documented: dict[str, Secrets]
 ) -> None:
     """The pod's preStop: lame duck, with a shorter grace."""
     shorter = {"limits.conf": LIMITS.replace('lame_duck_grace_period: "10s"', 'lame_duck_grace_period: "1s"')}
@@ -239,9 +239,8 @@ async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
         verifier = await join(front, "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
         gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
         await until_heard(verifier, lambda: gateway.say(verifier, Close(SESSION, 1)))
-        (tmp_path / "nats.pid").write_text(str(hubs[0].pid))
         assert before_it_stops[0] == "nats-server"
-        command = [str(find_binary()), *(word.replace("/run/nats", str(tmp_path)) for word in before_it_stops[1:])]
+        command = [str(find_binary()), *(here(word, hubs[0].folder) for word in before_it_stops[1:])]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=20)
         assert await asyncio.to_thread(hubs[0].wait) == 0
         async with asyncio.timeout(20):

@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 PIP = $(@D)/bin/python -m pip --disable-pip-version-check
 VENV_VLLM := .venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
+VENV_CHECKOV := .venv-checkov
 VLLM_PYTHON ?= $(BIN)/python
 TO_RUN := $(VENV)/local $(if $(filter vllm,$(ENGINE)),$(VENV_VLLM)/cpu)
 export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long test-metrics bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
+.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long test-metrics test-policies bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,6 +56,9 @@ test-vllm-long: $(VENV)/local $(VENV_VLLM)/cpu ## run the long tests of the engi
 
 test-metrics: $(VENV)/dev ## a Prometheus scrapes a live system: every panel has data, what breaks fires its alert (3 minutes; needs Debian's package prometheus)
 	$(BIN)/python -m pytest tests/metrics
+
+test-policies: $(VENV)/dev $(VENV_CHECKOV)/checkov ## checkov's policies for the manifests (a minute; makes .venv-checkov)
+	$(BIN)/python -m pytest tests/k8s/policies
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
 	$(BIN)/python -m pytest tests/e2e/test_bits.py
@@ -99,9 +103,9 @@ gpu-check: $(VENV)/dev ## the bit check, pass times and the demo on a GPU, and o
 	$(VLLM_PYTHON) -m tests.vllm.gpu_check
 
 clean: ## remove the virtual environments and caches of tools (prepared models stay)
-	rm -rf $(VENV) $(VENV_VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_CHECKOV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
-$(VENV)/bin/python $(VENV_VLLM)/bin/python: %/bin/python:
+$(VENV)/bin/python $(VENV_VLLM)/bin/python $(VENV_CHECKOV)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $*
 
@@ -115,6 +119,11 @@ $(VENV)/dev: $(BIN)/python pyproject.toml
 
 $(VENV)/docs: $(BIN)/python pyproject.toml
 	$(PIP) install --upgrade --editable '.[docs]'
+	@touch $@
+
+# One version, since every release may have other policies.
+$(VENV_CHECKOV)/checkov: $(VENV_CHECKOV)/bin/python
+	$(PIP) install checkov==3.3.30
 	@touch $@
 
 # torchaudio and torchcodec come with vLLM. Their wheels are CUDA builds, which break `import vllm` where CUDA is missing.

@@ -15,6 +15,7 @@ GONE = object()  # in place of a new value: the field is taken away
 
 POD = "spec/template/spec"
 VERIFIER = f"{POD}/containers/0"
+SECURITY = f"{VERIFIER}/securityContext"
 TRIGGER = "spec/triggers/0/metadata"
 GROUP = "spec/leaderWorkerTemplate"
 LEADER, WORKER = (f"{GROUP}/{role}Template/spec" for role in ("leader", "worker"))
@@ -71,12 +72,33 @@ BREAKS = [
     ),
     *_of(
         checks.pods_are_restricted,
-        _in("StatefulSet nats", f"{POD}/securityContext/runAsNonRoot", GONE, "may run as root"),
-        _in("StatefulSet nats", f"{POD}/securityContext/runAsUser", 0, "may run as root"),
-        _in("StatefulSet nats", f"{POD}/securityContext/seccompProfile", GONE, "no seccomp profile"),
+        _in("StatefulSet nats", f"{POD}/securityContext/runAsNonRoot", GONE, "nats may run as root"),
+        _in("StatefulSet nats", f"{POD}/securityContext/runAsUser", 0, "the pod has root as its user"),
+        _in("StatefulSet nats", f"{POD}/securityContext/seccompProfile", GONE, "nats has no seccomp profile"),
+        _in("StatefulSet nats", f"{POD}/securityContext/sysctls", [{"name": "kernel.msgmax"}], "sysctl kernel.msgmax"),
+        _in("StatefulSet nats", f"{POD}/hostPID", True, "hostPID is on"),
+        _in("StatefulSet nats", f"{POD}/volumes/1", {"name": "run", "hostPath": {"path": "/"}}, "run is a hostPath"),
+        _in("StatefulSet verifier", f"{VERIFIER}/securityContext", GONE, "verifier keeps capabilities"),
+        _in("StatefulSet verifier", f"{SECURITY}/runAsNonRoot", False, "verifier has root as its user"),
+        _in("StatefulSet verifier", f"{SECURITY}/seccompProfile", {"type": "Unconfined"}, "profile that allows all"),
+        _in("StatefulSet verifier", f"{SECURITY}/appArmorProfile", {"type": "Unconfined"}, "AppArmor profile that"),
+        _in("StatefulSet verifier", f"{SECURITY}/seLinuxOptions", {"type": "spc_t"}, "SELinux options of its own"),
+        _in("StatefulSet verifier", f"{SECURITY}/windowsOptions", {"hostProcess": True}, "verifier has hostProcess"),
+        _in("StatefulSet verifier", f"{SECURITY}/capabilities/add", ["NET_RAW"], "verifier keeps capabilities"),
+        _in("StatefulSet verifier", f"{SECURITY}/privileged", True, "verifier is privileged"),
+        _in("StatefulSet verifier", f"{SECURITY}/procMount", "Unmasked", "another view of /proc"),
+        _in("StatefulSet verifier", f"{SECURITY}/allowPrivilegeEscalation", True, "verifier may gain privileges"),
+        _in("StatefulSet verifier", f"{VERIFIER}/ports/0/hostPort", 8080, "verifier takes a port of its node"),
+        _in("StatefulSet verifier", f"{VERIFIER}/livenessProbe/httpGet/host", "10.0.0.1", "asks another host"),
+        _in("StatefulSet drafter", f"{POD}/initContainers/0/securityContext", GONE, "models may gain", "dev"),
+        _in("LeaderWorkerSet verifier", f"{WORKER}/securityContext", GONE, "worker may run as root", "many nodes"),
+    ),
+    *_of(
+        checks.pods_get_no_more_than_they_need,
+        _in("StatefulSet nats", f"{POD}/securityContext/runAsUser", GONE, "leaves its user to the image"),
         _in("StatefulSet nats", f"{POD}/automountServiceAccountToken", GONE, "service account's token"),
         _in("StatefulSet verifier", f"{VERIFIER}/securityContext", GONE, "verifier may do more than it needs"),
-        _in("LeaderWorkerSet verifier", f"{WORKER}/securityContext", GONE, "-1-1 may run as root", "many nodes"),
+        _in("StatefulSet verifier", f"{SECURITY}/readOnlyRootFilesystem", False, "verifier may do more than it needs"),
     ),
     *_of(
         checks.probes_ask_what_is_served,

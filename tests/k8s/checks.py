@@ -23,6 +23,7 @@ from tests.k8s.manifests import (
     walk,
     workloads,
 )
+from tests.k8s.policies.pod_security import pods_are_restricted
 from tests.k8s.services import SETTINGS, metrics_of, served_paths
 
 Check = Callable[[list[Manifest], Secrets], Iterator[str]]
@@ -44,15 +45,12 @@ def containers_have_requests_and_limits(manifests: list[Manifest], secrets: Secr
                     yield f"{title(workload)}: {container['name']} has no {part} of {missing}"
 
 
-def pods_are_restricted(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    """As Pod Security's level `restricted` demands, with a read-only root and no service account besides."""
+def pods_get_no_more_than_they_need(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
+    """Beyond Pod Security: a read-only root, a user that the manifest names, and no service account."""
     for workload in workloads(manifests):
         pod = pod_of(workload)
-        security = pod.get("securityContext", {})
-        if not (security.get("runAsNonRoot") and security.get("runAsUser", 0) > 0):
-            yield f"{title(workload)} may run as root"
-        if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
-            yield f"{title(workload)} has no seccomp profile"
+        if not pod.get("securityContext", {}).get("runAsUser"):
+            yield f"{title(workload)} leaves its user to the image"
         if pod.get("automountServiceAccountToken", True):
             yield f"{title(workload)} has a service account's token"
         for container in containers_of(workload):
@@ -66,10 +64,10 @@ def pods_are_restricted(manifests: list[Manifest], secrets: Secrets) -> Iterator
 
 def probes_ask_what_is_served(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
     for workload in workloads(manifests):
-        if is_helper(workload):
-            continue  # it serves nothing
         served = served_paths() if service_of(workload) else {"/healthz"}
         for container in pod_of(workload)["containers"]:
+            if "ports" not in container:
+                continue  # it serves nothing
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 asked = container.get(probe, {}).get("httpGet", {})
                 if asked.get("path") not in served:
@@ -243,6 +241,7 @@ CHECKS: tuple[Check, ...] = (
     images_have_a_version,
     containers_have_requests_and_limits,
     pods_are_restricted,
+    pods_get_no_more_than_they_need,
     probes_ask_what_is_served,
     pods_have_time_to_end,
     what_is_referred_to_exists,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -23,8 +24,8 @@ from shared.protocol.messages import Close, Draft, Heartbeat, Message, Service, 
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.k8s.joined import HUB, with_keys
-from tests.k8s.machine import SITE, Built, Machine
-from tests.k8s.manifests import K8S, Secrets, pod_of, the
+from tests.k8s.machine import SITE, Built, Machine, here, nats_container
+from tests.k8s.manifests import K8S, Secrets
 from tests.peers import until
 from tests.plugins.nats import NatsServer
 from tests.shared.bus.bus_helpers import Heard
@@ -131,7 +132,9 @@ def draft(base: int) -> Draft:
 @pytest.mark.parametrize("name", ["dev", "cloud", "edge"])
 def test_the_configuration_is_one_that_nats_takes(machine: Machine, name: str) -> None:
     folder = machine.write(name)
-    done = subprocess.run([find_binary(), "-t", "-c", folder / "nats.conf"], capture_output=True, text=True, timeout=20)
+    command = [find_binary(), "-t", "-c", folder / "nats.conf"]
+    env = os.environ | machine.env(name)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=env)
     assert done.returncode == 0, done.stderr
 
 
@@ -225,21 +228,19 @@ async def test_two_sites_stay_joined_beside_each_other(machine: Machine, join: J
 
 
 async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
-    machine: Machine, join: Join, built: Built, documented: dict[str, Secrets], tmp_path: Path
+    machine: Machine, join: Join, built: Built, documented: dict[str, Secrets]
 ) -> None:
     """The pod's preStop: lame duck, with a shorter grace."""
     shorter = {"limits.conf": LIMITS.replace('lame_duck_grace_period: "10s"', 'lame_duck_grace_period: "1s"')}
     hubs = [machine.start("cloud", number, shorter) for number in range(3)]
     cloud = documented["cloud"]
-    (container,) = pod_of(the(built("cloud"), "StatefulSet", "nats"))["containers"]
-    before_it_stops = container["lifecycle"]["preStop"]["exec"]["command"]
+    before_it_stops = nats_container(built("cloud"), "nats")["lifecycle"]["preStop"]["exec"]["command"]
     async with front_of(hubs) as front:
         verifier = await join(front, "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
         gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])
         await until_heard(verifier, lambda: gateway.say(verifier, Close(SESSION, 1)))
-        (tmp_path / "nats.pid").write_text(str(hubs[0].pid))
         assert before_it_stops[0] == "nats-server"
-        command = [str(find_binary()), *(word.replace("/run/nats", str(tmp_path)) for word in before_it_stops[1:])]
+        command = [str(find_binary()), *(here(word, hubs[0].folder) for word in before_it_stops[1:])]
         await asyncio.to_thread(subprocess.run, command, check=True, timeout=20)
         assert await asyncio.to_thread(hubs[0].wait) == 0
         async with asyncio.timeout(20):

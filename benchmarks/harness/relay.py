@@ -1,4 +1,4 @@
-"""A loopback TCP relay that emulates a distant NATS link: python -m benchmarks.harness.relay --help.
+"""A TCP relay that emulates a distant NATS link: python -m benchmarks.harness.relay --help.
 
 Invariant: every byte arrives once, in order, at the time that link.py gives. When one side closes, the bytes that it
 sent still arrive, and then the relay closes the other side.
@@ -60,10 +60,13 @@ class RelaySegment:
 
 
 class Relay:
-    """Forwards connections from a loopback port to `target`. An async context manager."""
+    """Forwards connections from a port to `target`. An async context manager."""
 
-    def __init__(self, target: Address, conditions: LinkConditions, seed: int = 1, port: int = 0) -> None:
+    def __init__(
+        self, target: Address, conditions: LinkConditions, seed: int = 1, port: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         self.port = port  # 0: the relay sets it to a free port when it starts
+        self._host = host
         self.links: list[EmulatedLink] = []  # two for each connection: to the target and back
         self._target = target
         self._conditions = conditions
@@ -72,7 +75,7 @@ class Relay:
         self._connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Relay:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self._host, self.port)
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self
 

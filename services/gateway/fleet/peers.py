@@ -19,7 +19,7 @@ from services.gateway.fleet.names import id_range
 from shared.policies.routing import RoutingCandidate
 from shared.protocol.instances import PAUSE_S, NewestInstances
 from shared.protocol.messages import Heartbeat, Service
-from shared.protocol.subjects import instance_name
+from shared.protocol.subjects import OWNED, instance_name, is_owned
 from shared.timing import silence_s
 
 MAX_PEERS = 4096  # further instances are ignored
@@ -269,12 +269,19 @@ class PeerFleet:
     def _named(self, service: Service, model: str, names: Sequence[str] | None) -> Sequence[str]:
         """Ids of the instances for `model` that have these names. Stale and draining ones are among them."""
         ids = self._serving.get((service, model), [])
+        owned = _span(ids, f"{OWNED}*")
         if names is None:
-            return ids
-        spans = [(bisect_left(ids, first), bisect_left(ids, end)) for first, end in map(id_range, names)]
-        return list(dict.fromkeys(instance_id for first, end in spans for instance_id in ids[first:end]))
+            return [*ids[: owned.start], *ids[owned.stop :]] if owned else ids
+        spans = [(_span(ids, name), () if is_owned(name) else owned) for name in names]
+        return list(dict.fromkeys(ids[place] for span, hidden in spans for place in span if place not in hidden))
 
     def _suited(self, ids: Iterable[str], now: float, suits: Callable[[Heartbeat], bool]) -> list[RoutingCandidate]:
         peers = (self._peers[instance_id] for instance_id in ids)
         found = (self._candidate(peer) for peer in peers if peer.may_serve(now) and suits(peer.heartbeat))
         return list(islice(found, MAX_CHOICES))
+
+
+def _span(ids: Sequence[str], name: str) -> range:
+    """The places of the ids that an entry of a list of names stands for."""
+    first, end = id_range(name)
+    return range(bisect_left(ids, first), bisect_left(ids, end))

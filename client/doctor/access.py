@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from client.doctor.findings import Finding
+from client.doctor.findings import Finding, Level
 from client.drafting.drafter import DRAFTER_KEY_VARIABLE, CannotDraft, check_installed, environment, settings_of
 from client.gateway import ClientError, GatewayClient, RequestRefused
 from client.wire import DrafterJoin, FleetStatus
@@ -57,7 +57,8 @@ async def look(gateway: GatewayClient, fleet: FleetStatus | None, draft: Path | 
         check_installed()
         settings = settings_of(join, None)
     except CannotDraft as error:
-        return [Finding("note", "drafter", f"not looked at: {error}")]
+        level: Level = "wrong" if os.environ.get(DRAFTER_KEY_VARIABLE) else "note"
+        return [Finding(level, "drafter", "NATS is not looked at", str(error))]
     joiner = Joiner(settings["DSD_NAME"], join, draft)
     access = await _asked(settings | ({"DSD_DRAFT": str(draft)} if draft else {}))
     if access is None:

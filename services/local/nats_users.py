@@ -121,7 +121,7 @@ def owned_file(drafters: Mapping[str, str], api_keys: str) -> str:
     Raises ValueError for an invalid name."""
     rights = rights_file("drafter", list(drafters), connections="STANDARD, WEBSOCKET")
     title = f"# Drafters of API keys. Made by: python -m services.local.nats_users owned {Path(api_keys).name}"
-    keys = [f"public-key-{name}: {key}" for name, key in drafters.items()]
+    keys = [f"# public key of {name}: {key}" for name, key in drafters.items()]
     return "\n".join([title, rights.partition("\n")[2], *keys, ""])
 
 
@@ -174,7 +174,7 @@ def _user_line(name: str, rights: Path, folder: Path) -> str:
     """Of rights written by hand the file may say nothing about connections: then all kinds are allowed."""
     text = rights.read_text()
     connections = f", allowed_connection_types: $connections-{name}" if f"connections-{name}:" in text else ""
-    known = re.search(rf"^public-key-{re.escape(name)}: ({PUBLIC_KEY})$", text, re.MULTILINE)
+    known = re.search(rf"^# public key of {re.escape(name)}: ({PUBLIC_KEY})$", text, re.MULTILINE)
     nkey = known[1] if known else public_key(_seed_in(folder / name))
     return f"    {{nkey: {nkey}, permissions: $rights-{name}{connections}}}"
 

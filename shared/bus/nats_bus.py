@@ -57,6 +57,10 @@ class _WebTransport(WebSocketTransport):
         where = uri if isinstance(uri, str) else uri._replace(scheme="https")
         await super().connect_tls(where, *args, **options)
 
+    async def abandon(self) -> None:
+        """Closes it without a word to the server."""
+        await self._client.close()
+
 
 class BusClient(Client):
     """nats-py's client with five changes.
@@ -96,14 +100,14 @@ class BusClient(Client):
     async def _connect_to_server(self, server: Any) -> None:
         if server.uri.scheme not in WEB_SCHEMES:
             return await super()._connect_to_server(server)
-        if self._transport:  # it failed after it was connected
-            await self._transport._client.close()
-        self._transport = _WebTransport()
+        if isinstance(self._transport, _WebTransport) and self._transport:  # it failed after it was connected
+            await self._transport.abandon()
+        self._transport = transport = _WebTransport()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await super()._connect_to_server(server)
         except BaseException:
-            await self._transport._client.close()
+            await transport.abandon()
             self._transport = None
             raise
 

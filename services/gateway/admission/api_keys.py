@@ -170,6 +170,8 @@ def _look(path: Path) -> bytes | str:
 def _message(error: ValidationError) -> str:
     """The first error. An invalid name is not repeated: someone may have put the key there."""
     first = error.errors(include_url=False, include_input=False)[0]
+    if "own_drafters" in first["loc"] and "[key]" in first["loc"]:
+        return f"a name in own_drafters must begin with {OWNED}, and have at most 64 characters of a-z, 0-9 and '-'"
     if "[key]" in first["loc"]:
         return f"a key's name must match {NAME_PATTERN}"
     return f"{'.'.join(str(step) for step in first['loc'])}: {first['msg']}"

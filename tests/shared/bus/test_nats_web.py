@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,12 +11,10 @@ import pytest
 import trustme
 
 from services.local.nats_server import free_port
-from shared.protocol import subjects
-from shared.protocol.messages import Heartbeat
 from shared.runtime.config import ServiceSettings
 from shared.runtime.nats_keys import new_seed, public_key
 from tests.plugins.nats import NatsServer, StartNatsServer
-from tests.shared.bus.bus_helpers import DRAFTER, DRAFTS, INBOX, Heard, draft
+from tests.shared.bus.bus_helpers import DRAFTS, INBOX, Heard, draft
 from tests.shared.bus.test_nats_bus import NatsMember
 
 pytestmark = [
@@ -24,6 +22,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of connects that a test cancels
 ]
+
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Web:
@@ -106,21 +107,43 @@ async def test_another_ca_s_server_and_an_unknown_key_are_no_use(
     assert told in said[0]
 
 
+@asynccontextmanager
+async def serving(handle: Handle) -> AsyncIterator[int]:
+    """The port of a server; its connections are closed at the end."""
+    tasks: set[asyncio.Task[None] | None] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        try:
+            await handle(reader, writer)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        running = [task for task in tasks if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
 async def test_a_connection_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.bus.nats_bus.CONNECT_TIMEOUT_S", 0.2)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(-1)
-        writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    member = NatsMember(ServiceSettings(nats_url=f"ws://127.0.0.1:{port}"))
-    connecting = asyncio.create_task(member.connect())
-    await member.until_count(1, "errors", kind="connection")
-    connecting.cancel()
-    await asyncio.gather(connecting, return_exceptions=True)
-    server.close()
+    async with serving(silent) as port:
+        member = NatsMember(ServiceSettings(nats_url=f"ws://127.0.0.1:{port}"))
+        connecting = asyncio.create_task(member.connect())
+        await member.until_count(1, "errors", kind="connection")
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
 
 
 async def test_it_goes_through_the_proxy_that_the_environment_names(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,17 +152,18 @@ async def test_it_goes_through_the_proxy_that_the_environment_names(web: Web, mo
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readuntil(b"\r\n\r\n"))
         there, back = await asyncio.open_connection("127.0.0.1", web.port)
-        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(pump(reader, back), pump(there, writer))
+        try:
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+        finally:
+            back.close()
 
-    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    member = web.member()
-    async with connected(member):
-        await member.bus.publish(subjects.broadcast(Heartbeat, "drafter", DRAFTER), draft(0))
-    server.close()
+    async with serving(proxy) as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        async with connected(web.member()):
+            pass
     assert asked[0].startswith(f"CONNECT 127.0.0.1:{web.port} ".encode())
 
 

@@ -68,7 +68,7 @@ class Relay:
         self.port = port  # 0: the relay sets it to a free port when it starts
         self._host = host
         self.links: list[EmulatedLink] = []  # two for each connection: to the target and back
-        self._target = target
+        self.target = target
         self._conditions = conditions
         self._seed = seed
         self._server: asyncio.Server | None = None
@@ -103,14 +103,14 @@ class Relay:
         self._connections.add(task)
         try:
             async with asyncio.timeout(CONNECT_S):
-                far_reader, far_writer = await asyncio.open_connection(self._target.host, self._target.port)
+                far_reader, far_writer = await asyncio.open_connection(self.target.host, self.target.port)
             try:
                 there, back = self._new_link(), self._new_link()
                 await _first_of(_carry(reader, far_writer, there), _carry(far_reader, writer, back))
             finally:
                 far_writer.close()
         except (OSError, TimeoutError) as error:
-            print(f"cannot reach {self._target}: {error!r}", flush=True)
+            print(f"cannot reach {self.target}: {error!r}", flush=True)
         except asyncio.CancelledError:
             pass  # the relay stops; asyncio would log a raised error
         finally:

@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 def check_installed() -> None:
     """Raises CannotDraft where the drafter's extra is not installed."""
     if not all(importlib.util.find_spec(each) for each in ("services", "onnxruntime", "llguidance")):
-        raise CannotDraft("the drafter is not installed: pip install 'dsd-serving[draft]'")
+        raise CannotDraft("the drafter is not installed: install the extra draft of dsd-serving")
 
 
 def own_name(join: DrafterJoin, key: str) -> str:

@@ -70,8 +70,10 @@ async def examine(settings: AccessSettings) -> Access:
         async with asyncio.timeout(CONNECT_S):
             await client.connect(**access_options(settings), allow_reconnect=False, error_cb=complain)
             await _try_rights(client, new_instance_id(settings.name), complaints, found)
+    except TimeoutError:
+        found.error = complaints[-1] if complaints else f"no answer in {CONNECT_S} s"
     except Exception as error:  # whatever the library raises, it is a finding
-        found.error = str(error) or (complaints[-1] if complaints else repr(error))
+        found.error = complaints[-1] if complaints else str(error) or repr(error)
     finally:
         await client.close()
     return found

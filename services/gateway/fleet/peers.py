@@ -271,9 +271,9 @@ class PeerFleet:
         ids = self._serving.get((service, model), [])
         owned = _span(ids, f"{OWNED}*")
         if names is None:
-            return [*ids[: owned.start], *ids[owned.stop :]] if owned else ids
-        spans = [(_span(ids, name), () if is_owned(name) else owned) for name in names]
-        return list(dict.fromkeys(ids[place] for span, hidden in spans for place in span if place not in hidden))
+            return ids if not owned else [*ids[: owned.start], *ids[owned.stop :]]
+        spans = [part for name in names for part in _apart(_span(ids, name), range(0) if is_owned(name) else owned)]
+        return list(dict.fromkeys(instance_id for span in spans for instance_id in ids[span.start : span.stop]))
 
     def _suited(self, ids: Iterable[str], now: float, suits: Callable[[Heartbeat], bool]) -> list[RoutingCandidate]:
         peers = (self._peers[instance_id] for instance_id in ids)
@@ -285,3 +285,8 @@ def _span(ids: Sequence[str], name: str) -> range:
     """The places of the ids that an entry of a list of names stands for."""
     first, end = id_range(name)
     return range(bisect_left(ids, first), bisect_left(ids, end))
+
+
+def _apart(span: range, hidden: range) -> tuple[range, range]:
+    """What of a span lies before and behind another one."""
+    return range(span.start, min(span.stop, hidden.start)), range(max(span.start, hidden.stop), span.stop)

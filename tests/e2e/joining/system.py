@@ -94,7 +94,8 @@ class Keyed:
             yield
             process.terminate()
             async with asyncio.timeout(END_S):
-                assert await process.wait() == 0
+                status = await process.wait()
+            assert status == 0, await asyncio.to_thread(log.read_text)
         finally:
             if process.returncode is None:
                 process.kill()

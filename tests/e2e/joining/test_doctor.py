@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from benchmarks.harness.relay import Address
 from client.doctor.examination import clock, live
 from client.wire import DrafterStatus, FleetStatus, GatewayStatus, PeerStatus
 from tests.e2e.joining.meddler import meddling
@@ -97,14 +98,12 @@ async def test_a_draft_of_another_vocabulary_is_named(keyed: Keyed, tmp_path: Pa
 
 @on_the_system
 async def test_a_nats_server_that_is_away_or_does_not_know_the_drafter_is_named(keyed: Keyed) -> None:
-    keyed.relays["nats"]._target, target = (
-        type(keyed.relays["nats"]._target)("127.0.0.1", 1),
-        keyed.relays["nats"]._target,
-    )
+    relay = keyed.relays["nats"]
+    target, relay.target = relay.target, Address("127.0.0.1", 1)
     try:
         status, found = await examined(keyed)
     finally:
-        keyed.relays["nats"]._target = target
+        relay.target = target
     assert (status, wrong(found)) == (1, ["NATS"])
     assert "firewall" in found["wrong", "NATS"]
     with changed(keyed, "users.conf", r" *\{nkey: U\w+, permissions: \$rights-key-alice,.*\n", ""):

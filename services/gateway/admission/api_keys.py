@@ -74,7 +74,7 @@ class ApiKey:
     limits: KeyLimits
     cache_scope: str  # sessions of one scope share the KV cache of a common prefix
     drafters: tuple[str, ...] | None = None  # as Generation.drafters
-    own_drafters: Mapping[str, str] = field(default_factory=dict)  # their public keys by name
+    own_drafters: Mapping[str, str] = field(default_factory=dict, hash=False)  # their public keys by name
 
 
 ANYBODY = ApiKey("", KeyLimits(), OPEN_SCOPE)  # every request to a gateway without keys

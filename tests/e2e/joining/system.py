@@ -96,6 +96,7 @@ class Keyed:
             async with asyncio.timeout(END_S):
                 status = await process.wait()
             assert status == 0, await asyncio.to_thread(log.read_text)
+            await self.until_gone(f"key-{owner}")
         finally:
             if process.returncode is None:
                 process.kill()
@@ -112,6 +113,12 @@ class Keyed:
         async with asyncio.timeout(WAIT_S):
             while name not in await self.drafters():
                 assert process.returncode is None, "it has ended: its log tells why"
+                await asyncio.sleep(0.1)
+
+    async def until_gone(self, name: str) -> None:
+        """Else the next process of that name would be taken for live."""
+        async with asyncio.timeout(WAIT_S):
+            while name in await self.drafters():  # noqa: ASYNC110  what other processes do sets no event here
                 await asyncio.sleep(0.1)
 
     async def drafters(self) -> list[str]:

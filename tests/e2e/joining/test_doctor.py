@@ -194,6 +194,7 @@ async def a_drafter_of(keyed: Keyed, owner: str, model: str, draft: Path) -> Asy
     finally:
         process.terminate()
         await process.wait()
+        await keyed.until_gone(f"key-{owner}")
 
 
 def test_clocks_may_differ_by_what_the_header_does_not_tell() -> None:

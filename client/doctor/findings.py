@@ -19,4 +19,4 @@ class Finding:
 
     def __str__(self) -> str:
         todo = f" -> {self.todo}" if self.todo else ""
-        return f"{self.level:<5} {self.check:<11} {self.text}{todo}"
+        return f"{self.level:<5} {self.check:<12} {self.text}{todo}"

@@ -68,7 +68,9 @@ async def examine(settings: AccessSettings) -> Access:
 
     try:
         async with asyncio.timeout(CONNECT_S):
-            await client.connect(**access_options(settings), allow_reconnect=False, error_cb=complain)
+            await client.connect(
+                **access_options(settings), allow_reconnect=False, max_reconnect_attempts=1, error_cb=complain
+            )
             await _try_rights(client, new_instance_id(settings.name), complaints, found)
     except TimeoutError:
         found.error = complaints[-1] if complaints else f"no answer in {CONNECT_S} s"

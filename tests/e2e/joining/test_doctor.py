@@ -159,7 +159,7 @@ async def test_a_clock_that_is_wrong_and_a_text_that_speculation_changes_are_nam
     async with meddling(keyed.gateway_url, skew_s=-3600.0) as address:
         status, found = await examined(keyed, DSD_URL=address)
     assert (status, wrong(found)) == (1, ["clock"])
-    assert "3600 s ahead of the gateway" in found["wrong", "clock"]
+    assert re.search(r"36\d\d s ahead of the gateway", found["wrong", "clock"])
     async with meddling(keyed.gateway_url, changes_text=True) as address:
         status, found = await examined(keyed, DSD_URL=address)
     assert (status, wrong(found)) == (1, ["lossless"])

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from client import ask as asking
 from client import statistics
 from client import status as fleet_status
 from client.gateway import KEY_VARIABLE, ClientError, GatewayClient, Unreachable, connected
+from client.sources import printable
 from client.wire import AnswerOptions, DsdOptions, is_utf8
 
 REFUSED, UNREACHABLE, INTERRUPTED = 1, 3, 130
@@ -47,7 +49,7 @@ def _utf8(text: str | None) -> str | None:
     return text
 
 
-Url = Annotated[str, typer.Option(envvar="DSD_URL", help="Address of the gateway.")]
+Url = Annotated[str, typer.Option("--url", "--gateway", envvar="DSD_URL", help="Address of the gateway.")]
 Model = Annotated[
     str | None, typer.Option(help="Model to use; default: the first one served.", show_default=False, callback=_utf8)
 ]
@@ -159,6 +161,50 @@ def status(
             console.print(fleet_status.view(await gateway.fleet()))
 
     _run(url, work)
+
+
+@app.command()
+def draft(
+    url: Url = LOCAL,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--draft", help="Folder of the draft model; default: the gateway's.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the drafter, where the gateway needs no keys.", show_default=False)
+    ] = None,
+) -> None:
+    """Joins with a drafter on this machine, which serves your API key alone. DSD_DRAFTER_KEY holds its key."""
+    from client.drafting import drafter as drafting
+
+    async def work(gateway: GatewayClient) -> None:
+        plans.append(await drafting.plan(gateway, folder, name))
+
+    plans: list[drafting.DrafterPlan] = []
+    _run(url, work)
+    join = plans[0].join
+    print(f"{plans[0].name} drafts for {join.model}, over {join.nats_url}", file=sys.stderr, flush=True)
+    raise typer.Exit(drafting.run(plans[0]))
+
+
+@app.command()
+def doctor(
+    url: Url = LOCAL,
+    folder: Annotated[
+        Path | None, typer.Option("--draft", help="Folder of a draft to check, too.", show_default=False)
+    ] = None,
+) -> None:
+    """Checks a deployment from this machine: one line for each finding. Exits with 1 if anything is wrong."""
+    from client.doctor.examination import examined
+
+    async def work(gateway: GatewayClient) -> None:
+        async for finding in examined(gateway, folder):
+            print(printable(str(finding)), flush=True)
+            levels.add(finding.level)
+
+    levels: set[str] = set()
+    _run(url, work)
+    raise typer.Exit(REFUSED if "wrong" in levels else 0)
 
 
 def main() -> None:

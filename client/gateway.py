@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import aiohttp
@@ -20,6 +22,7 @@ from client.wire import (
     NULL,
     ChatRequest,
     Chunk,
+    DrafterJoin,
     DsdPieces,
     DsdReport,
     ErrorDetail,
@@ -64,6 +67,16 @@ class RequestRefused(ClientError):
 
 class BrokenOff(ClientError):
     """The answer is incomplete, or not an answer of this API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An answer with any status, and the time that it took. date: the server's clock, in Unix seconds, if it told."""
+
+    status: int
+    body: bytes
+    date: float | None
+    seconds: float
 
 
 class StreamedAnswer:
@@ -197,6 +210,19 @@ class GatewayClient:
         except UNREADABLE as error:
             raise BrokenOff(f"{self.address} is not a DSD gateway: its /dsd/fleet is not JSON") from error
 
+    async def probe(self, path: str, *, key: str | None = None) -> Probe:
+        """key: another API key than that of the client. Raises Unreachable or BrokenOff."""
+        began = time.monotonic()
+        patience = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=CONNECT_S)
+        more = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with self._answered("GET", path, patience, more=more) as response:
+            body, date = await response.read(), response.headers.get("Date")
+            told = parsedate_to_datetime(date).timestamp() if date else None
+            return Probe(response.status, body, told, time.monotonic() - began)
+
+    async def drafter_join(self) -> DrafterJoin:
+        return _read(await self._fetch("/v1/dsd/drafter"), DrafterJoin)
+
     async def first_model(self) -> str:
         """The first served model, used when the user names none."""
         models = await self.models()
@@ -225,7 +251,22 @@ class GatewayClient:
         self, method: str, path: str, patience: aiohttp.ClientTimeout, data: bytes | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A successful response, closed after the block. Raises RequestRefused, Unreachable or BrokenOff."""
-        url, headers = self.address + path, {"Content-Type": "application/json"} if data else None
+        async with self._answered(method, path, patience, data) as response:
+            if response.status != 200:
+                raise await _refusal(response)
+            yield response
+
+    @asynccontextmanager
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        patience: aiohttp.ClientTimeout,
+        data: bytes | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A response with any status, closed after the block. more: headers. Raises Unreachable or BrokenOff."""
+        url, headers = self.address + path, {**({"Content-Type": "application/json"} if data else {}), **(more or {})}
         try:
             response = await self._http.request(method, url, data=data, headers=headers, timeout=patience)
         except aiohttp.InvalidURL as error:
@@ -235,8 +276,6 @@ class GatewayClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"Can't connect to {self.address}: {_reason(error)}") from error
         async with response:
-            if response.status != 200:
-                raise await _refusal(response)
             yield response
 
 
@@ -248,7 +287,10 @@ async def connected(address: str) -> AsyncIterator[GatewayClient]:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
     # No keep-alive: the server may have closed an idle connection, which shows only when a request is lost on it.
     connector = aiohttp.TCPConnector(force_close=True)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
+    through_proxy = address.startswith("https://")  # that the environment names
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=headers, trust_env=through_proxy
+    ) as http:
         yield GatewayClient(address, http)
 
 

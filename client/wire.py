@@ -207,6 +207,7 @@ class DrafterStatus(PeerStatus, frozen=True):
     """A drafter. provider: computes most of its draft. The others: of its guesses in the gateway's sessions lately."""
 
     provider: str = ""
+    rtt_ms: float = 0.0
     guesses_per_s: float = 0.0
     acceptance: float | None = None
     in_time: float | None = None
@@ -228,3 +229,14 @@ class FleetStatus(msgspec.Struct, frozen=True):
     drafters: list[DrafterStatus]
     controllers: list[PeerStatus]
     windows: list[PairWindow]
+
+
+class DrafterJoin(msgspec.Struct, frozen=True):
+    """What a drafter of the API key must know to join. own_drafters None: no keys are needed."""
+
+    model: str
+    vocabulary: str
+    nats_url: str
+    nats_ca: str
+    own_drafters: dict[str, str] | None
+    draft_url: str

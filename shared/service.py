@@ -134,7 +134,6 @@ async def _live_until_signalled(
     on_hangup: Callable[[], None] | None,
 ) -> None:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         if stop.is_set():
@@ -144,10 +143,19 @@ async def _live_until_signalled(
         _exit_after(settings.drain_s + END_S, 0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    if on_hangup is not None:
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        _handle(number, on_signal)
+    if on_hangup is not None and hasattr(signal, "SIGHUP"):
+        _handle(signal.SIGHUP, on_hangup)
     await live(instance_id, settings, start, stop, app, tracing)
+
+
+def _handle(number: signal.Signals, handler: Callable[[], None]) -> None:
+    """Calls the handler in the running loop on each such signal. Loops on Windows leave signals to Python."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(number, handler)
+    except NotImplementedError:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
 
 
 async def _work(context: Context, bus: nats_bus.NatsBus, drain_s: float, start: Start, stop: asyncio.Event) -> None:

@@ -234,6 +234,17 @@ def test_the_client_installs_alone_as_dsd(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+def test_a_user_s_drafter_installs_as_one_extra(tmp_path: Path) -> None:
+    python = install("draft", tmp_path)
+    assert installed(python) & MODEL_RUNTIMES == {"onnxruntime"}
+    check_help(python, Role("edge", "edge_drafter"))
+    command = [str(python.executable.with_name("dsd")), "draft", "--gateway", "http://127.0.0.1:1"]
+    done = subprocess.run(command, cwd=python.folder, env=environment(), capture_output=True, text=True, timeout=END_S)
+    assert (done.returncode, done.stderr) == (3, "dsd: Can't connect to http://127.0.0.1:1: Connection refused\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_simulator_installs_alone_and_runs_a_scenario(tmp_path: Path) -> None:
     python = install("sim", tmp_path)
     assert not installed(python) & MODEL_RUNTIMES

@@ -1,4 +1,4 @@
-"""A loopback TCP relay that emulates a distant NATS link: python -m benchmarks.harness.relay --help.
+"""A TCP relay that emulates a distant NATS link: python -m benchmarks.harness.relay --help.
 
 Invariant: every byte arrives once, in order, at the time that link.py gives. When one side closes, the bytes that it
 sent still arrive, and then the relay closes the other side.
@@ -60,19 +60,22 @@ class RelaySegment:
 
 
 class Relay:
-    """Forwards connections from a loopback port to `target`. An async context manager."""
+    """Forwards connections from a port to `target`. An async context manager."""
 
-    def __init__(self, target: Address, conditions: LinkConditions, seed: int = 1, port: int = 0) -> None:
+    def __init__(
+        self, target: Address, conditions: LinkConditions, seed: int = 1, port: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         self.port = port  # 0: the relay sets it to a free port when it starts
+        self._host = host
         self.links: list[EmulatedLink] = []  # two for each connection: to the target and back
-        self._target = target
+        self.target = target
         self._conditions = conditions
         self._seed = seed
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Relay:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self._host, self.port)
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self
 
@@ -100,14 +103,14 @@ class Relay:
         self._connections.add(task)
         try:
             async with asyncio.timeout(CONNECT_S):
-                far_reader, far_writer = await asyncio.open_connection(self._target.host, self._target.port)
+                far_reader, far_writer = await asyncio.open_connection(self.target.host, self.target.port)
             try:
                 there, back = self._new_link(), self._new_link()
                 await _first_of(_carry(reader, far_writer, there), _carry(far_reader, writer, back))
             finally:
                 far_writer.close()
         except (OSError, TimeoutError) as error:
-            print(f"cannot reach {self._target}: {error!r}", flush=True)
+            print(f"cannot reach {self.target}: {error!r}", flush=True)
         except asyncio.CancelledError:
             pass  # the relay stops; asyncio would log a raised error
         finally:

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmarks.harness.files import write_result
 from benchmarks.hostile.bad_bodies import MODEL, BadBody, bad_bodies
+from services.gateway.http.endpoints.joining import Joining
 from services.gateway.http.routes import Routes, make_app
 from services.gateway.service import Gateway, formats_of, make_authenticator
 from services.gateway.settings import GatewaySettings
@@ -78,7 +79,8 @@ class LoopWatch:
 async def serving(target: Path) -> AsyncIterator[int]:
     """A gateway with the longest possible context; gives its port."""
     settings = GatewaySettings(target=str(target), model_name=MODEL, session_timeout_s=0.5)
-    network, registry, routes = MemoryNetwork(), CollectorRegistry(), Routes(settings.client_timeout_s)
+    network, registry = MemoryNetwork(), CollectorRegistry()
+    routes = Routes(settings.client_timeout_s, Joining(settings))
     authenticator, tokenizer = make_authenticator(settings), load_tokenizer(target)
     context = Context(new_instance_id("gateway"), network.connect(), registry, Health(registry))
     gateway = Gateway(settings, context, tokenizer, formats_of(settings, tokenizer), routes, authenticator)

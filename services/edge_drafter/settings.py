@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, ValidationInfo, field_validator
+from pathlib import Path
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from services.edge_drafter.graphs.providers import KNOWN, Providers
 from shared.runtime.config import ServiceSettings
 from shared.runtime.home import DEFAULT_MODEL
+from shared.runtime.vocabulary import vocabulary_digest
 from shared.timing import DECISION_TTL_S, REPORT_S
 
 
@@ -16,6 +19,9 @@ class DrafterSettings(ServiceSettings):
     name: str = Field("drafter", description="Name of this instance, used in subjects and permissions")
     draft: str = Field(..., description="Folder of the draft model (ONNX, with genai_config.json or draft_config.json)")
     model_name: str = Field(DEFAULT_MODEL, description="Name of the target model to draft for")
+    vocabulary: str = Field(
+        "", description="Digest of the target's vocabulary; a draft with another one is refused. Empty: not checked"
+    )
     num_threads: int = Field(1, ge=1, description="CPU threads of the draft model")
     draft_providers: str = Field(
         "CPU",
@@ -49,6 +55,12 @@ class DrafterSettings(ServiceSettings):
         if names := info.data.get("draft_providers"):  # absent if refused
             Providers.parse(names, options)
         return options
+
+    @model_validator(mode="after")
+    def _speaks_the_target_s_vocabulary(self) -> DrafterSettings:
+        if self.vocabulary and vocabulary_digest(Path(self.draft)) != self.vocabulary:
+            raise ValueError(f"{self.draft} is no draft for {self.model_name}: its vocabulary is another one (--draft)")
+        return self
 
     @property
     def providers(self) -> Providers:

@@ -22,6 +22,7 @@ from services.gateway.fleet.peers import KNOWN, PeerFleet
 from services.gateway.formats.registry import AnswerFormats, choose_formats
 from services.gateway.http.auth import Authenticator
 from services.gateway.http.endpoints.console import CONSOLE_PATHS, ConsolePage
+from services.gateway.http.endpoints.joining import Joining
 from services.gateway.http.request_builder import RequestBuilder
 from services.gateway.http.routes import Routes, make_app
 from services.gateway.inspector.recent import RecentRequests
@@ -70,7 +71,8 @@ def formats_of(settings: GatewaySettings, tokenizer: TargetTokenizer) -> AnswerF
 def make_routes(settings: GatewaySettings) -> Routes:
     """The endpoints, not open yet."""
     console = ConsolePage(bool(settings.api_keys_file), settings.inspector) if settings.console else None
-    return Routes(settings.client_timeout_s, console, ignores_unknown=settings.unknown_fields == "ignore")
+    ignores_unknown = settings.unknown_fields == "ignore"
+    return Routes(settings.client_timeout_s, Joining(settings), console, ignores_unknown=ignores_unknown)
 
 
 def make_authenticator(settings: GatewaySettings) -> Authenticator:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -11,7 +13,7 @@ from services.gateway.admission.api_keys import KeyFile
 from services.gateway.formats.registry import ReasoningParserName, ToolParserName
 from services.gateway.session.timeouts import PollTiming, SessionTiming
 from shared.policies.routing import ROUTERS
-from shared.runtime.config import ServiceSettings
+from shared.runtime.config import ServiceSettings, check_nats_addresses, is_pem
 from shared.runtime.home import DEFAULT_MODEL
 
 RouterName = Literal[*ROUTERS]  # type: ignore[valid-type]
@@ -52,6 +54,13 @@ class GatewaySettings(ServiceSettings):
     )
     console: bool = Field(True, description="Whether the page at /console is served (docs/console.md)")
     inspector: bool = Field(True, description="Whether clients can ask what became of their last 100 requests")
+    drafter_nats_url: str = Field(
+        "", description="NATS address for users' own drafters (docs/drafters.md): tls:// or wss://; empty: none join"
+    )
+    drafter_nats_ca: str = Field(
+        "", description="File with the CA certificate that has signed that server's; empty: the users' system CAs"
+    )
+    draft_url: str = Field("", description="Archive of a draft for them: https://…#sha256=<64 hexadecimal digits>")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body in bytes")
     client_timeout_s: float = Field(
         60.0, gt=0, description="Seconds after which a client that neither sends nor reads is dropped"
@@ -71,6 +80,32 @@ class GatewaySettings(ServiceSettings):
             raise ValueError("the folder must contain a tokenizer.json")
         return target
 
+    @field_validator("drafter_nats_url")
+    @classmethod
+    def _is_encrypted(cls, drafter_nats_url: str) -> str:
+        if drafter_nats_url:
+            check_nats_addresses(drafter_nats_url)
+            if not all(_is_safe(url.strip()) for url in drafter_nats_url.split(",")):
+                raise ValueError("prompts would travel in clear: each address must be tls://, wss:// or a loopback one")
+        return drafter_nats_url
+
+    @field_validator("drafter_nats_ca")
+    @classmethod
+    def _is_a_certificate(cls, drafter_nats_ca: str) -> str:
+        try:
+            if drafter_nats_ca and not is_pem(Path(drafter_nats_ca).read_text(encoding="utf-8")):
+                raise ValueError("the file holds no certificate")
+        except OSError as error:
+            raise ValueError(f"can't be read: {error.strerror}") from error
+        return drafter_nats_ca
+
+    @field_validator("draft_url")
+    @classmethod
+    def _names_its_digest(cls, draft_url: str) -> str:
+        if draft_url and not re.fullmatch(r"https?://[^#\s]+#sha256=[0-9a-f]{64}", draft_url):
+            raise ValueError("must look like https://host/draft.tar.gz#sha256=<64 hexadecimal digits>")
+        return draft_url
+
     @field_validator("api_keys_file")
     @classmethod
     def _holds_keys(cls, api_keys_file: str) -> str:
@@ -82,3 +117,9 @@ class GatewaySettings(ServiceSettings):
     def timing(self) -> SessionTiming:
         poll = PollTiming(min_silence_s=self.poll_after_s, max_silence_s=max(5.0, self.poll_after_s))
         return SessionTiming(poll, open_timeout_s=self.open_timeout_s, session_timeout_s=self.session_timeout_s)
+
+
+def _is_safe(url: str) -> bool:
+    """Whether a NATS address is encrypted, or on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme in ("tls", "wss") or parts.hostname in ("127.0.0.1", "::1", "localhost")

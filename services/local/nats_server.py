@@ -1,8 +1,8 @@
 """The nats-server of a local system: the wheel's, or one on PATH; without users, or with users and TLS.
 
 Invariant: it listens on loopback only. With users it has the configuration of k8s/base/nats: the same limits, and for
-each process a user with its own key and the rights of docs/protocol.md. Its certificate comes from a new CA, whose key
-is not kept.
+each process a user with its own key and the rights of docs/protocol.md, and so for each drafter of an API key. Its
+certificate comes from a new CA, whose key is not kept.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import trustme
 
-from services.local.nats_users import rights_file, write_keys
+from services.local.nats_users import own_drafters, owned_file, rights_file, write_keys
 from services.local.supervisor import Program
 
 HOST = "127.0.0.1"
+HOSTS = (HOST, "localhost")
 SERVER_PORTS = range(10_000, 32_768)
 LIMITS = """\
 # Settings of every NATS server of DSD. Limits of a connection: the bus sends parts of 64 KB, a service has up to 5
@@ -41,7 +42,8 @@ lame_duck_grace_period: "10s"
 lame_duck_duration: "30s"
 """
 CONFIG = 'host: "{host}"\nport: {port}\ninclude "limits.conf"\n'
-SECURED = 'include "users.conf"\ntls {{cert_file: "{cert}", key_file: "{key}"}}\n'
+SECURED = 'include "users.conf"\n{tls}\nwebsocket {{host: "{host}", port: {web_port}, {tls}}}\n'
+TLS = 'tls {{cert_file: "{cert}", key_file: "{key}"}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,15 @@ def free_port() -> int:
 def write_open(folder: Path, port: int) -> Access:
     """Writes nats.conf of a server without users: every client may publish and subscribe everything."""
     _write(folder, port, "")
-    return Access(f"nats://{HOST}:{port}")
+    url = f"nats://{HOST}:{port}"
+    return Access(url, {"gateway": {"DSD_DRAFTER_NATS_URL": url}})
 
 
-def write_secured(folder: Path, port: int, names: Mapping[str, Sequence[str]]) -> Access:
+def write_secured(
+    folder: Path, port: int, names: Mapping[str, Sequence[str]], api_keys: str = "", hosts: Sequence[str] = HOSTS
+) -> Access:
     """Writes nats.conf of a server with TLS and a user for each process. names: of the processes of each kind.
+    api_keys: the gateways' key file, whose drafters are users, too. hosts: what the certificate is for.
 
     Removes keys and certificates of an earlier server in the folder.
     """
@@ -96,16 +102,22 @@ def write_secured(folder: Path, port: int, names: Mapping[str, Sequence[str]]) -
     rights = [folder / f"{kind}s.conf" for kind in names]
     for path, (kind, members) in zip(rights, names.items(), strict=True):
         path.write_text(rights_file(kind, list(members)), encoding="utf-8")
+    if api_keys and (owned := own_drafters(Path(api_keys))):
+        rights.append(folder / "owned-drafters.conf")
+        rights[-1].write_text(owned_file(owned, api_keys), encoding="utf-8")
     write_keys(rights, folder, also=None)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.crt")
-    certificate = ca.issue_cert(HOST, "localhost")
+    certificate = ca.issue_cert(*hosts)
     certificate.private_key_pem.write_to_path(folder / "tls.key")
     certificate.cert_chain_pems[0].write_to_path(folder / "tls.crt")
-    _write(folder, port, SECURED.format(cert=folder / "tls.crt", key=folder / "tls.key"))
+    web_port, tls = free_port(), TLS.format(cert=folder / "tls.crt", key=folder / "tls.key")
+    _write(folder, port, SECURED.format(tls=tls, host=HOST, web_port=web_port))
     seeds = {name: folder / f"{kind}s" / name for kind, members in names.items() for name in members}
     ca_file = str(folder / "ca.crt")
     settings = {name: {"DSD_NATS_NKEY_SEED": str(seed), "DSD_NATS_CA": ca_file} for name, seed in seeds.items()}
+    for name in names.get("gateway", ()):
+        settings[name] |= {"DSD_DRAFTER_NATS_URL": f"wss://{HOST}:{web_port}", "DSD_DRAFTER_NATS_CA": ca_file}
     return Access(f"tls://{HOST}:{port}", settings)
 
 

@@ -3,30 +3,31 @@
     python -m services.local.nats_users rights verifier verifier-0 verifier-1 > verifiers.conf
     python -m services.local.nats_users keys gateways.conf verifiers.conf --out FOLDER
     python -m services.local.nats_users routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
+    python -m services.local.nats_users owned keys.toml > owned-drafters.conf
 
 Invariant: a user's rights follow from its kind and name (table in docs/protocol.md). No user has a wildcard in place of
 a sender's name, or a shared inbox. The user of a leaf node may not connect as a client, nor the others as a leaf node.
-Every name is a valid and unique instance name. A seed is written only to a file of its owner.
+Every name is a valid and unique instance name. A seed is written only to a file of its owner; that of a drafter that
+belongs to an API key is its user's alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import binascii
 import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.protocol.subjects import PREFIX, new_instance_id
+from shared.protocol.subjects import OWNED, PREFIX, is_owned, new_instance_id
+from shared.runtime.nats_keys import new_seed, public_key
 
-SEED_PREFIX, USER_PREFIX = 18 << 3, 20 << 3  # the first letters of an NKey: S for a seed, U for a user
-SEED_BYTES = 32
 PASSWORD_BYTES = 32
+PUBLIC_KEY = "U[A-Z2-7]{55}"
 
 _RIGHTS_OF = re.compile(r"^\s*rights-(.*?)\s*[:=]?\s*\{", re.MULTILINE)  # any name that nats-server would accept
 _USER_LINE = re.compile(r"^ *\{nkey: .+ permissions: \$rights-(?P<name>[\w-]+).*\}$", re.MULTILINE)
@@ -85,8 +86,9 @@ KINDS = {
 }
 
 
-def rights_file(kind: str, names: list[str], together: str = "") -> str:
-    """A file for nats.conf to include: the rights of each name, or of all names for the one user `together`.
+def rights_file(kind: str, names: list[str], together: str = "", connections: str = "STANDARD") -> str:
+    """A file for nats.conf to include: the rights of each name, or of all names for the one user `together`, which is
+    a leaf node's. connections: the kinds that the others may make.
 
     Raises ValueError for an invalid or repeated name.
     """
@@ -95,10 +97,32 @@ def rights_file(kind: str, names: list[str], together: str = "") -> str:
         if names.count(name) > 1:
             raise ValueError(f"the name {name} appears twice")
     users = {together: names} if together else {name: [name] for name in names}
-    merged, connections = (f" --together {together}", "LEAFNODE") if together else ("", "STANDARD")
+    merged, connections = (f" --together {together}", "LEAFNODE") if together else ("", connections)
     command = f"python -m services.local.nats_users rights {kind} {' '.join(names)}{merged}"
     blocks = [_rights_block(user, KINDS[kind], members, connections) for user, members in users.items()]
     return "\n".join([f"# What a {kind} may publish and subscribe (docs/protocol.md). Made by: {command}", *blocks])
+
+
+def own_drafters(api_keys: Path) -> dict[str, str]:
+    """The drafters that belong to the API keys of a file, with their public keys. Raises ValueError, OSError."""
+    try:
+        entries = tomllib.loads(api_keys.read_text(encoding="utf-8"))
+        found = {name: key for entry in entries.values() for name, key in entry.get("own_drafters", {}).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{api_keys} is no file of API keys: {error}") from error
+    for name, key in found.items():
+        if not is_owned(name) or not re.fullmatch(PUBLIC_KEY, str(key)):
+            raise ValueError(f"{api_keys}: own_drafters must name drafters {OWNED}…, with the public NKey of each")
+    return found
+
+
+def owned_file(drafters: Mapping[str, str], api_keys: str) -> str:
+    """A file for nats.conf to include: the rights of the drafters that belong to API keys, and their public keys.
+    Raises ValueError for an invalid name."""
+    rights = rights_file("drafter", list(drafters), connections="STANDARD, WEBSOCKET")
+    title = f"# Drafters of API keys. Made by: python -m services.local.nats_users owned {Path(api_keys).name}"
+    keys = [f"# public key of {name}: {key}" for name, key in drafters.items()]
+    return "\n".join([title, rights.partition("\n")[2], *keys, ""])
 
 
 def _rights_block(user: str, rights: Rights, names: list[str], connections: str) -> str:
@@ -109,20 +133,9 @@ def _rights_block(user: str, rights: Rights, names: list[str], connections: str)
     return "\n".join([*lines, "}", f"connections-{user}: [{connections}]", ""])
 
 
-def new_seed() -> str:
-    """A new NKey seed of a user: prefix, 32 random bytes and their CRC16, in base32."""
-    raw = bytes([SEED_PREFIX | USER_PREFIX >> 5, (USER_PREFIX & 31) << 3]) + secrets.token_bytes(SEED_BYTES)
-    return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
-
-
-def public_key(seed: str) -> str:
-    import nkeys  # loads libsodium
-
-    return str(nkeys.from_seed(bytearray(seed.encode())).public_key.decode())
-
-
 def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
-    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with rights and public keys.
+    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with rights and public keys. Users
+    whose public key the file of rights tells have their seed already.
 
     One file has both, so that a server never reads users without their rights. also: an earlier users.conf, whose keys
     of these users stay valid while services change to the new ones.
@@ -161,9 +174,11 @@ def users_in(rights: Iterable[Path]) -> dict[str, Path]:
 
 def _user_line(name: str, rights: Path, folder: Path) -> str:
     """Of rights written by hand the file may say nothing about connections: then all kinds are allowed."""
-    told = f"connections-{name}:" in rights.read_text()
-    connections = f", allowed_connection_types: $connections-{name}" if told else ""
-    return f"    {{nkey: {public_key(_seed_in(folder / name))}, permissions: $rights-{name}{connections}}}"
+    text = rights.read_text()
+    connections = f", allowed_connection_types: $connections-{name}" if f"connections-{name}:" in text else ""
+    known = re.search(rf"^# public key of {re.escape(name)}: ({PUBLIC_KEY})$", text, re.MULTILINE)
+    nkey = known[1] if known else public_key(_seed_in(folder / name))
+    return f"    {{nkey: {nkey}, permissions: $rights-{name}{connections}}}"
 
 
 def _seed_in(path: Path) -> str:
@@ -197,6 +212,8 @@ def main(argv: list[str]) -> None:
     keys.add_argument("rights", nargs="+", type=Path, metavar="FILE")
     keys.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     keys.add_argument("--also", type=Path, metavar="FILE", help="earlier users.conf, whose keys stay valid")
+    owned = commands.add_parser("owned", help="print the rights of the drafters that belong to API keys")
+    owned.add_argument("api_keys", type=Path, metavar="FILE", help="of API keys (docs/api.md)")
     routes = commands.add_parser("routes", help="print routes.conf with a new password")
     routes.add_argument("addresses", nargs="+", metavar="HOST:PORT")
     asked = parser.parse_args(argv)
@@ -210,6 +227,11 @@ def _run(asked: argparse.Namespace) -> None:
     """Runs the command. Raises ValueError or OSError for unusable arguments."""
     if asked.command == "rights":
         sys.stdout.write(rights_file(asked.kind, asked.names, asked.together))
+    elif asked.command == "owned":
+        drafters = own_drafters(asked.api_keys)
+        if not drafters:
+            raise ValueError(f"{asked.api_keys} holds no own_drafters")
+        sys.stdout.write(owned_file(drafters, str(asked.api_keys)))
     elif asked.command == "keys":
         for path in asked.rights:
             if not users_in([path]):

@@ -165,9 +165,10 @@ def _peers(metrics: str) -> dict[str, int]:
 
 async def _start_nats(plan: SystemPlan, supervisor: Supervisor, folder: Path) -> Access:
     port = nats_server.free_port()
-    access = (
-        nats_server.write_secured(folder, port, plan.names) if plan.secure else nats_server.write_open(folder, port)
-    )
+    if plan.secure:
+        access = nats_server.write_secured(folder, port, plan.names, os.environ.get("DSD_API_KEYS_FILE", ""))
+    else:
+        access = nats_server.write_open(folder, port)
     await supervisor.wait_ready(supervisor.start(nats_server.program(folder)), NATS_S)
     return access
 

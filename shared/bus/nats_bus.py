@@ -18,12 +18,13 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription as NatsSubscription
+from nats.aio.transport import WebSocketTransport
 
 from shared.bus.bus import ABSENT, Handler, Receiver, Subscription
 from shared.bus.parts import PART_BYTES, split
 from shared.protocol.messages import Message, encode
 from shared.protocol.subjects import verb
-from shared.runtime.config import ServiceSettings
+from shared.runtime.config import ServiceSettings, is_pem
 from shared.runtime.metrics import BusMetrics
 
 PING_INTERVAL_S = 5  # with MAX_PINGS, a half-open link is detected in 15 s
@@ -32,6 +33,7 @@ CONNECT_TIMEOUT_S = 5
 FLUSH_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 5
 OUTBOUND_BYTES = 8 << 20  # unsent bytes above which publish drops, so that it never waits for a slow link
+WEB_SCHEMES = ("ws", "wss")
 LOG_INTERVAL_S = 5.0  # between two log lines of one kind
 CLOSED = (OSError, RuntimeError)  # of a write to a connection that has ended: by asyncio, and by uvloop
 
@@ -44,12 +46,30 @@ class BusLost(ConnectionError):
     """The server closed the connection for good: the client does not reconnect."""
 
 
-class _Client(Client):
-    """nats-py's client with four changes.
+class _WebTransport(WebSocketTransport):
+    """nats-py's, through the proxy that the environment names for https://."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._client._trust_env = True
+
+    async def connect_tls(self, uri: Any, *args: Any, **options: Any) -> None:
+        where = uri if isinstance(uri, str) else uri._replace(scheme="https")
+        await super().connect_tls(where, *args, **options)
+
+    async def abandon(self) -> None:
+        """Closes it without a word to the server."""
+        await self._client.close()
+
+
+class BusClient(Client):
+    """nats-py's client with five changes.
 
     Neither a message that it can't parse nor the answer to a ping that was given up ends its reading loop. If TLS is
     required and the server offers none, it disconnects before it sends credentials. Messages go to their receivers
-    as they are read, without a queue and a task for each subscription.
+    as they are read, without a queue and a task for each subscription. Over a WebSocket it gives up a connection that
+    is not made in time, goes through the proxy that the environment names, and stays with the addresses it was given:
+    nats-py takes those that a server tells for TCP ones.
     """
 
     def __init__(self, metrics: BusMetrics) -> None:
@@ -70,10 +90,26 @@ class _Client(Client):
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """Checks the server's greeting, which comes in clear: a man in the middle could drop TLS from it."""
         scheme = self._current_server.uri.scheme if self._current_server else ""
+        if scheme in WEB_SCHEMES:
+            info.pop("connect_urls", None)
         wants_tls = scheme == "tls" or (self.needs_tls and scheme == "nats")
         if initial_connection and wants_tls and not info.get("tls_required"):
             raise nats.errors.Error("the server offers no TLS, which the settings require")
         await super()._process_info(info, initial_connection=initial_connection)
+
+    async def _connect_to_server(self, server: Any) -> None:
+        if server.uri.scheme not in WEB_SCHEMES:
+            return await super()._connect_to_server(server)
+        if isinstance(self._transport, _WebTransport) and self._transport:  # it failed after it was connected
+            await self._transport.abandon()
+        self._transport = transport = _WebTransport()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await super()._connect_to_server(server)
+        except BaseException:
+            await transport.abandon()
+            self._transport = None
+            raise
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         receiver = self._receivers.get(sid)
@@ -112,7 +148,7 @@ class NatsBus:
     """The Bus over one NATS connection."""
 
     def __init__(self, metrics: BusMetrics, on_state: Callable[[bool], None]) -> None:
-        self._client = _Client(metrics)
+        self._client = BusClient(metrics)
         self._metrics = metrics
         self._on_state = on_state
         self._subscriptions: set[NatsSubscription] = set()
@@ -126,12 +162,8 @@ class NatsBus:
         """Retries until connected; each failure is counted and logged."""
         self._client.needs_tls = bool(settings.nats_ca)
         await self._client.connect(
-            servers=[url.strip() for url in settings.nats_url.split(",")],
+            **access_options(settings),
             name=instance_id,
-            user=settings.nats_user or None,
-            password=settings.nats_password.get_secret_value() or None,
-            nkeys_seed=settings.nats_nkey_seed or None,
-            tls=ssl.create_default_context(cafile=settings.nats_ca) if settings.nats_ca else None,
             max_reconnect_attempts=-1,
             reconnect_time_wait=self._reconnect_wait_s,  # type: ignore[arg-type]  # it takes floats too
             connect_timeout=CONNECT_TIMEOUT_S,
@@ -248,6 +280,25 @@ class NatsBus:
         if now - self._logged_at.get(event, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
             self._logged_at[event] = now
             log.warning(event, **about)
+
+
+def access_options(settings: ServiceSettings) -> dict[str, Any]:
+    """Options of nats-py's connect: where the server is, who the user is, whom to trust."""
+    return {
+        "servers": [url.strip() for url in settings.nats_url.split(",")],
+        "user": settings.nats_user or None,
+        "password": settings.nats_password.get_secret_value() or None,
+        "nkeys_seed": settings.nats_nkey_seed or None,
+        "nkeys_seed_str": settings.nats_key.get_secret_value() or None,
+        "tls": _tls(settings.nats_ca),
+    }
+
+
+def _tls(ca: str) -> ssl.SSLContext | None:
+    """None: nats-py's own, with the system's CAs."""
+    if not ca:
+        return None
+    return ssl.create_default_context(cadata=ca) if is_pem(ca) else ssl.create_default_context(cafile=ca)
 
 
 async def connect(

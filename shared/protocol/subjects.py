@@ -7,7 +7,8 @@ broadcast's sender; the message body doesn't.
     dsd.v1.<verb>.<sender's service>.<sender id>         to everybody who listens (heartbeat, report)
 
 An instance id has two tokens, `<name>.<nonce>`. The name is configured and carries permissions. The nonce is drawn at
-boot, so a restarted process never receives its predecessor's messages.
+boot, so a restarted process never receives its predecessor's messages. A drafter whose name begins with `key-` belongs
+to an API key, and gets the sessions of that key alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import secrets
 from shared.protocol.messages import KINDS, Heartbeat, Message, Report, Service
 
 PREFIX = "dsd.v1"
+OWNED = "key-"
 VERBS: dict[type[Message], str] = {kind: tag for tag, kind in KINDS.items()}  # the verb of each message type
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _ID = r"[a-z0-9-]{1,64}\.[0-9a-f]{12}"
@@ -34,6 +36,11 @@ def new_instance_id(name: str) -> str:
 def instance_name(instance_id: str) -> str:
     """The configured name in an instance id. As a label it has few values; the id changes with every boot."""
     return instance_id.partition(".")[0]
+
+
+def is_owned(name: str) -> bool:
+    """Whether a drafter of that name belongs to an API key."""
+    return name.startswith(OWNED)
 
 
 def new_session_id() -> str:

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from shared.protocol.subjects import new_instance_id
+from shared.runtime.nats_keys import public_key
 from shared.timing import DRAIN_S, HEARTBEAT_S, MAX_SILENCE_S, STALE_HEARTBEATS
 
 ENV_PREFIX = "DSD_"
@@ -63,9 +64,13 @@ class ServiceSettings(BaseSettings):
     nats_nkey_seed: str = Field(
         "", description="File with the NKey seed of the NATS user, replaces user and password (docs/deploy.md)"
     )
+    nats_key: SecretStr = Field(
+        SecretStr(""), description="The NKey seed itself, in place of a file; set the variable, since others see flags"
+    )
     nats_ca: str = Field(
         "",
-        description="File with the CA certificate that must have signed the NATS server's; empty: system CAs",
+        description="CA certificate that must have signed the NATS server's: its file, or its text (PEM); "
+        "empty: system CAs",
     )
     heartbeat_s: float = Field(
         HEARTBEAT_S, gt=0, le=MAX_SILENCE_S / STALE_HEARTBEATS, description="Seconds between two heartbeats"
@@ -90,8 +95,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("nats_url")
     @classmethod
     def _is_an_address(cls, nats_url: str) -> str:
-        if not all(_is_nats_address(url.strip()) for url in nats_url.split(",")):
-            raise ValueError(f"each address must look like nats://host:port; schemes: {', '.join(NATS_SCHEMES)}")
+        check_nats_addresses(nats_url)
         return nats_url
 
     @field_validator("nats_nkey_seed")
@@ -101,10 +105,17 @@ class ServiceSettings(BaseSettings):
             _check_seed(Path(nats_nkey_seed))
         return nats_nkey_seed
 
+    @field_validator("nats_key")
+    @classmethod
+    def _is_a_seed(cls, nats_key: SecretStr) -> SecretStr:
+        if nats_key.get_secret_value():
+            public_key(nats_key.get_secret_value())
+        return nats_key
+
     @field_validator("nats_ca")
     @classmethod
-    def _is_a_file(cls, nats_ca: str) -> str:
-        if nats_ca and not Path(nats_ca).is_file():
+    def _is_a_certificate(cls, nats_ca: str) -> str:
+        if nats_ca and not is_pem(nats_ca) and not Path(nats_ca).is_file():
             raise ValueError("no such file")
         return nats_ca
 
@@ -154,6 +165,17 @@ def read(kind: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     raise BadSettings(" ".join(reason.split()))
 
 
+def is_pem(certificate: str) -> bool:
+    """Whether this is a certificate, and no file's name."""
+    return certificate.lstrip().startswith("-----BEGIN")
+
+
+def check_nats_addresses(addresses: str) -> None:
+    """Raises ValueError unless all addresses, separated by commas, are those of NATS servers."""
+    if not all(_is_nats_address(url.strip()) for url in addresses.split(",")):
+        raise ValueError(f"each address must look like nats://host:port; schemes: {', '.join(NATS_SCHEMES)}")
+
+
 def masked(addresses: str) -> str:
     """Addresses, separated by commas, with *** in place of the credentials before an @."""
     return _BEFORE_AT.sub(r"\1\2***@", addresses)
@@ -186,15 +208,9 @@ def _described(kind: type[BaseSettings], error: ErrorDetails) -> str:
 
 def _check_seed(path: Path) -> None:
     """Raises ValueError for a file that holds no NKey seed of a NATS user."""
-    import nkeys  # loads libsodium, so only if keys are used
-
     try:
-        seed = path.read_bytes().strip()
+        public_key(path.read_text(encoding="ascii").strip())
     except OSError as error:
         raise ValueError(f"can't be read: {error.strerror}") from error
-    if not seed.startswith(b"SU"):
-        raise ValueError("the file holds no NKey seed of a user")
-    try:
-        nkeys.from_seed(bytearray(seed))
-    except (nkeys.NkeysError, ValueError):
-        raise ValueError("the file holds no NKey seed of a user") from None  # the error may quote the seed
+    except ValueError:  # the error may quote the seed
+        raise ValueError("the file holds no NKey seed of a user") from None

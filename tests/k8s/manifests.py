@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 DOCUMENT = ROOT / "docs" / "deploy.md"
 LARGE_MODELS = ROOT / "docs" / "large-models.md"
-BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "many GPUs", "many nodes", "own pair")
+BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "many GPUs", "many nodes", "own pair", "own drafters")
 OVERLAYS = BUILDS[1:]
 
 GROUPS = "leaderworkerset.sigs.k8s.io"
@@ -32,6 +32,7 @@ SERVICES = {  # the name that labels a pod: the package of the service in it
 }
 ON_TOP = {  # builds that add a component to an overlay
     "monitored edge": "resources: [../k8s/overlays/edge]\ncomponents: [../k8s/components/service-monitor]\n",
+    "own drafters": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/websocket]\n",
     "many GPUs": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/many-gpus]\n",
 }
 SHOWN = {"many nodes": LARGE_MODELS, "own pair": DOCUMENT}  # builds that a document shows

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from services.local.nats_server import write_secured
-from services.local.nats_users import KINDS, Rights, main, new_seed, public_key, rights_file
+from services.local.nats_users import KINDS, Rights, main, rights_file
 from shared.protocol import subjects
+from shared.runtime.nats_keys import new_seed, public_key
 from tests.k8s.commands import run_commands
 from tests.k8s.machine import Built, files_of
 from tests.k8s.manifests import K8S, ROOT, Secrets, pod_names, secrets_for, service_of, workloads

@@ -11,11 +11,15 @@ import hashlib
 import hmac
 import secrets
 import tomllib
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from shared.protocol.subjects import OWNED, is_owned
 
 PREFIX = "dsd-"
 KEY_BYTES = 32
@@ -23,10 +27,13 @@ READ_TIMEOUT_S = 5.0  # the file may be on a network
 OPEN_SCOPE = "open"  # the cache scope of a gateway without keys
 
 NAME_PATTERN = "[a-z0-9][a-z0-9_-]{0,63}"
+OWN_PATTERN = rf"\A{OWNED}[a-z0-9-]{{1,{64 - len(OWNED)}}}\z"
 
 KeyName: TypeAlias = Annotated[str, Field(pattern=rf"\A{NAME_PATTERN}\z")]
 
 DrafterName: TypeAlias = Annotated[str, Field(pattern=r"\A[a-z0-9-]{0,64}\*?\z", min_length=1)]
+OwnName: TypeAlias = Annotated[str, Field(pattern=OWN_PATTERN)]
+PublicKey: TypeAlias = Annotated[str, Field(pattern=r"\AU[A-Z2-7]{55}\z")]  # an NKey of a user
 
 
 class BadKeyFile(ValueError):
@@ -44,10 +51,19 @@ class KeyLimits(BaseModel):
 
 
 class KeyEntry(KeyLimits):
-    """A key's table in the file. drafters: names, or prefixes that end in `*`, that may see its prompts; None: all."""
+    """A key's table in the file. drafters: names, or prefixes that end in `*`, of shared drafters that may see its
+    prompts; None: all. own_drafters: those that serve this key alone, with the public keys of their NATS users."""
 
     sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
     drafters: list[DrafterName] | None = None
+    own_drafters: dict[OwnName, PublicKey] = {}
+
+    @field_validator("drafters")
+    @classmethod
+    def _are_shared(cls, names: list[str] | None) -> list[str] | None:
+        if owned := next(filter(is_owned, names or ()), None):
+            raise ValueError(f"{owned} is no shared drafter: names that begin with {OWNED} stand in own_drafters")
+        return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,7 @@ class ApiKey:
     limits: KeyLimits
     cache_scope: str  # sessions of one scope share the KV cache of a common prefix
     drafters: tuple[str, ...] | None = None  # as Generation.drafters
+    own_drafters: Mapping[str, str] = field(default_factory=dict, hash=False)  # their public keys by name
 
 
 ANYBODY = ApiKey("", KeyLimits(), OPEN_SCOPE)  # every request to a gateway without keys
@@ -136,6 +153,9 @@ def parse(seen: bytes | str) -> KeyRing:
         if entry.sha256 in names:
             raise BadKeyFile(f"{names[entry.sha256]} and {name} have the same sha256")
         names[entry.sha256] = name
+    owned = Counter(drafter for entry in entries.values() for drafter in entry.own_drafters)
+    if shared := next((drafter for drafter, num in owned.items() if num > 1), None):
+        raise BadKeyFile(f"the drafter {shared} belongs to two keys")
     return KeyRing(entries)
 
 
@@ -150,6 +170,8 @@ def _look(path: Path) -> bytes | str:
 def _message(error: ValidationError) -> str:
     """The first error. An invalid name is not repeated: someone may have put the key there."""
     first = error.errors(include_url=False, include_input=False)[0]
+    if "own_drafters" in first["loc"] and "[key]" in first["loc"]:
+        return f"a name in own_drafters must begin with {OWNED}, and have at most 64 characters of a-z, 0-9 and '-'"
     if "[key]" in first["loc"]:
         return f"a key's name must match {NAME_PATTERN}"
     return f"{'.'.join(str(step) for step in first['loc'])}: {first['msg']}"
@@ -159,5 +181,6 @@ def _key(name: str, entry: KeyEntry) -> ApiKey:
     """The cache scope depends on the key's hash alone, so it is the same at every gateway and after every restart. It
     reveals neither the key nor its hash."""
     scope = hmac.new(bytes.fromhex(entry.sha256), b"dsd cache scope", hashlib.sha256).hexdigest()
-    limits = KeyLimits(**entry.model_dump(exclude={"sha256", "drafters"}))
-    return ApiKey(name, limits, scope, None if entry.drafters is None else tuple(entry.drafters))
+    limits = KeyLimits(**entry.model_dump(exclude={"sha256", "drafters", "own_drafters"}))
+    drafters = None if entry.drafters is None else tuple(entry.drafters)
+    return ApiKey(name, limits, scope, drafters, entry.own_drafters)

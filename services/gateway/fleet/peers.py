@@ -19,7 +19,7 @@ from services.gateway.fleet.names import id_range
 from shared.policies.routing import RoutingCandidate
 from shared.protocol.instances import PAUSE_S, NewestInstances
 from shared.protocol.messages import Heartbeat, Service
-from shared.protocol.subjects import instance_name
+from shared.protocol.subjects import OWNED, instance_name, is_owned
 from shared.timing import silence_s
 
 MAX_PEERS = 4096  # further instances are ignored
@@ -269,12 +269,24 @@ class PeerFleet:
     def _named(self, service: Service, model: str, names: Sequence[str] | None) -> Sequence[str]:
         """Ids of the instances for `model` that have these names. Stale and draining ones are among them."""
         ids = self._serving.get((service, model), [])
+        owned = _span(ids, f"{OWNED}*")
         if names is None:
-            return ids
-        spans = [(bisect_left(ids, first), bisect_left(ids, end)) for first, end in map(id_range, names)]
-        return list(dict.fromkeys(instance_id for first, end in spans for instance_id in ids[first:end]))
+            return ids if not owned else [*ids[: owned.start], *ids[owned.stop :]]
+        spans = [part for name in names for part in _apart(_span(ids, name), range(0) if is_owned(name) else owned)]
+        return list(dict.fromkeys(instance_id for span in spans for instance_id in ids[span.start : span.stop]))
 
     def _suited(self, ids: Iterable[str], now: float, suits: Callable[[Heartbeat], bool]) -> list[RoutingCandidate]:
         peers = (self._peers[instance_id] for instance_id in ids)
         found = (self._candidate(peer) for peer in peers if peer.may_serve(now) and suits(peer.heartbeat))
         return list(islice(found, MAX_CHOICES))
+
+
+def _span(ids: Sequence[str], name: str) -> range:
+    """The places of the ids that an entry of a list of names stands for."""
+    first, end = id_range(name)
+    return range(bisect_left(ids, first), bisect_left(ids, end))
+
+
+def _apart(span: range, hidden: range) -> tuple[range, range]:
+    """What of a span lies before and behind another one."""
+    return range(span.start, min(span.stop, hidden.start)), range(max(span.start, hidden.stop), span.stop)

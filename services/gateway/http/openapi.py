@@ -18,6 +18,7 @@ from services.gateway.bodies.completion_body import CompletionBody
 from services.gateway.bodies.responses_body import ResponsesBody
 from services.gateway.bodies.token_bodies import DetokenizeBody, TokenizeBody
 from services.gateway.errors import ErrorReply
+from services.gateway.http.endpoints.joining import DrafterJoin
 from services.gateway.http.endpoints.requests import RequestList, RequestTimeline
 from services.gateway.http.endpoints.tokens import DetokenizeReply, TokenizeReply
 from services.gateway.http.fleet_api import FleetStatus, WindowList
@@ -57,6 +58,7 @@ REPLIES: dict[str, Any] = {
     "Version": Version,
     "FleetStatus": FleetStatus,
     "WindowList": WindowList,
+    "DrafterJoin": DrafterJoin,
     "RequestList": RequestList,
     "RequestTimeline": RequestTimeline,
     "ErrorReply": ErrorReply,
@@ -64,7 +66,7 @@ REPLIES: dict[str, Any] = {
 ERRORS = {
     "400": "A field is wrong, unknown, repeated or not supported, or there is a query parameter: `param` names it",
     "401": "The API key is missing or not valid",
-    "404": "The model is not served here, or the request is not kept",
+    "404": "The model is not served here, the request is not kept, or the key has no drafters",
     "408": "The body did not arrive in time",
     "413": "The body is too large",
     "417": "The request has an Expect header other than 100-continue",
@@ -130,6 +132,7 @@ def _paths() -> Json:
         "/version": {"get": _reading("The version of this gateway", "Version")},
         "/dsd/fleet": {"get": _reading("The live instances and their load", "FleetStatus")},
         "/v1/dsd/windows": {"get": _reading("The decided windows and their reasons", "WindowList")},
+        "/v1/dsd/drafter": {"get": _reading("What a drafter of the key must know to join", "DrafterJoin", "404")},
         "/v1/dsd/requests": {"get": _reading("What became of the last requests of the key", "RequestList", "404")},
         "/v1/dsd/requests/{id}": {
             "get": _reading("The messages of one request", "RequestTimeline", "404") | {"parameters": [request_id]},

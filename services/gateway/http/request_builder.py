@@ -179,6 +179,7 @@ class RequestBuilder:
             cache_scope=key.cache_scope,
             vocab_size=1 + max(chain(prompt_ids, stop_ids, biased_ids)),
             drafters=key.drafters,
+            own_drafters=tuple(key.own_drafters),
             grammar=prompt.grammar,
             scores_prompt=body.scores_prompt,
         )
@@ -195,7 +196,7 @@ class RequestBuilder:
 
     def _check_drafter(self, body: AnyBody, key: ApiKey, now: float) -> None:
         name = body.drafter
-        if name is not None and not is_listed(name, key.drafters):
+        if name is not None and name not in key.own_drafters and not is_listed(name, key.drafters):
             raise bad_request(f"The API key allows no drafter named {name!r}", "dsd.drafter", "unknown_drafter")
         if name is not None and not self.placement.fleet.serves("drafter", name, self.model_name, now):
             message = f"No live drafter named {name!r} serves {self.model_name!r}"

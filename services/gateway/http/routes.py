@@ -28,6 +28,7 @@ from services.gateway.http.answer import ChoiceAnswer
 from services.gateway.http.auth import Authenticator, current_key
 from services.gateway.http.choices import Choices, opened
 from services.gateway.http.endpoints.console import ConsolePage
+from services.gateway.http.endpoints.joining import Joining
 from services.gateway.http.endpoints.requests import request_list, request_timeline
 from services.gateway.http.endpoints.tokens import DetokenizeReply, TokenizeReply, detokenized, tokenized
 from services.gateway.http.endpoints.unsupported import unknown_path
@@ -88,9 +89,15 @@ class Routes:
     """All handlers. They answer 503 before `open` and after `close`."""
 
     def __init__(
-        self, client_timeout_s: float, console: ConsolePage | None = None, *, ignores_unknown: bool = False
+        self,
+        client_timeout_s: float,
+        joining: Joining,
+        console: ConsolePage | None = None,
+        *,
+        ignores_unknown: bool = False,
     ) -> None:
         self._client_timeout_s = client_timeout_s
+        self._joining = joining
         self._console = console
         self._ignores_unknown = ignores_unknown
         self._backend: Backend | None = None
@@ -130,6 +137,7 @@ class Routes:
         add_get("/version", self._version)
         add_get("/dsd/fleet", self._fleet)
         add_get("/v1/dsd/windows", self._windows)
+        add_get("/v1/dsd/drafter", self._drafter)
         add_get("/v1/dsd/requests", self._requests)
         add_get("/v1/dsd/requests/{id}", self._timeline)
         add_get("/openapi.json", self._openapi)
@@ -193,6 +201,10 @@ class Routes:
 
     async def _windows(self, request: web.Request) -> web.Response:
         return json_response(WindowList(pair_windows(self._open_backend().sessions, time.monotonic())))
+
+    async def _drafter(self, request: web.Request) -> web.Response:
+        self._open_backend()
+        return json_response(await self._joining.answer(current_key()))
 
     async def _requests(self, request: web.Request) -> web.Response:
         return json_response(request_list(self._open_backend().sessions.recent, current_key()))

@@ -26,16 +26,18 @@ class Generation:
     cache_scope: str | None = None  # sessions of one scope share the KV cache of a common prefix; None: no sharing
     vocab_size: int = 0  # the verifier must know all token ids below
     grammar: str | None = None  # that the answer obeys
-    drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all
+    drafters: tuple[str, ...] | None = None  # names, or prefixes that end in "*", that may draft; None: all shared ones
+    own_drafters: tuple[str, ...] = ()  # names of those of the API key
     scores_prompt: bool = False  # whether the prompt's tokens have logprobs, too
     traceparent: str | None = None  # of the session's span; None: the request is not traced
 
     @property
-    def allowed_drafters(self) -> tuple[str, ...] | None:
-        """Names, or prefixes that end in "*", of the drafters that may see the prompt; None: all."""
-        if self.drafter_name is None:
-            return self.drafters
-        return (self.drafter_name,) if is_listed(self.drafter_name, self.drafters) else ()
+    def drafter_lists(self) -> list[tuple[str, ...] | None]:
+        """Lists of names (fleet/names.py) of drafters that may see the prompt: of the key's own, then of the others."""
+        lists = [self.own_drafters, self.drafters]
+        if self.drafter_name is not None:
+            lists = [(self.drafter_name,)] if any(is_listed(self.drafter_name, names) for names in lists) else []
+        return [names for names in lists if names != ()]
 
     @property
     def scored_ids(self) -> TokenIds:

@@ -74,8 +74,9 @@ class Placement:
     def drafter(
         self, generation: Generation, verifier_id: str, num_left: int, now: float, avoid: Collection[str] = ()
     ) -> str | None:
-        """A drafter for the session that is not in `avoid`. None: speculation is off, no drafter has room for one more
-        token of the text, or every prefill would outlast the `num_left` tokens still to be generated."""
+        """A drafter for the session that is not in `avoid`, one of the API key's own if possible. None: speculation is
+        off, no drafter has room for one more token of the text, or every prefill would outlast the `num_left` tokens
+        still to be generated."""
         if generation.speculation is None:
             return None
         length = generation.context - num_left
@@ -89,10 +90,11 @@ class Placement:
                 and (not left_ms or drafter.load.prefill_ms * length < left_ms)
             )
 
-        choices = self.fleet.some_choices(
-            "drafter", generation.model, now, self.rng, suits, generation.allowed_drafters
-        )
-        return self._choose(self.drafter_router, within_share(choices))
+        for names in generation.drafter_lists:
+            choices = self.fleet.some_choices("drafter", generation.model, now, self.rng, suits, names)
+            if choices:
+                return self._choose(self.drafter_router, within_share(choices))
+        return None
 
     def _choose(self, router: Router, choices: Sequence[RoutingCandidate]) -> str | None:
         chosen = router.choose(choices, self.rng)

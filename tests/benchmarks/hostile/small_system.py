@@ -25,6 +25,7 @@ from services.edge_drafter.metrics import DrafterMetrics
 from services.edge_drafter.model import DraftModel, DraftRow
 from services.edge_drafter.service import Drafter
 from services.edge_drafter.settings import DrafterSettings
+from services.gateway.http.endpoints.joining import Joining
 from services.gateway.http.routes import Routes, make_app
 from services.gateway.service import Gateway, formats_of, make_authenticator
 from services.gateway.settings import GatewaySettings
@@ -158,7 +159,7 @@ async def _start_gateway(system: SmallSystem) -> TestServer:
     settings = GatewaySettings(
         target=str(make_folder(system.folder / "target")), model_name=MODEL, default_max_tokens=4, **FAST
     )
-    routes, authenticator = Routes(settings.client_timeout_s), make_authenticator(settings)
+    routes, authenticator = Routes(settings.client_timeout_s, Joining(settings)), make_authenticator(settings)
     context, tokenizer = await system.context("gateway"), load_tokenizer(Path(settings.target))
     gateway = Gateway(settings, context, tokenizer, formats_of(settings, tokenizer), routes, authenticator)
     system.start("gateway", gateway.run())

@@ -86,7 +86,7 @@ def examine(operation: schemathesis.APIOperation, mode: GenerationMode, address:
 
 
 async def test_no_request_made_from_the_document_gets_an_answer_that_is_not_in_it(folder: Path) -> None:
-    async with a_world(folder) as world:
+    async with a_world(folder, drafter_nats_url="nats://127.0.0.1:4222") as world:
         world.answer = "ok"
         await world.verifier(pass_s=0.0)
         document = await (await world.client.get("/openapi.json")).json()

@@ -32,7 +32,18 @@ def listed(items: object) -> dict[str, object]:
 
 POLICIES = listed(fields("type", "value", "periodSeconds", type=TEXT, value=NUMBER, periodSeconds=NUMBER))
 SCALE_DOWN = fields(stabilizationWindowSeconds=NUMBER, policies=POLICIES)
-QUERY = fields("serverAddress", "query", "threshold", serverAddress=TEXT, query=TEXT, threshold=TEXT)
+BEHAVIOR = fields(scaleDown=SCALE_DOWN)
+QUERY = fields(
+    "serverAddress", "query", "threshold", serverAddress=TEXT, query=TEXT, threshold=TEXT, ignoreNullValues=TEXT
+)
+METRIC_TYPE = {"enum": ["AverageValue", "Value"]}
+PROMETHEUS = fields(
+    "type", "metricType", "metadata", type={"const": "prometheus"}, metricType=METRIC_TYPE, metadata=QUERY
+)
+CPU = fields(
+    "type", "metricType", "metadata", type={"const": "cpu"}, metricType=METRIC_TYPE, metadata=fields(value=TEXT)
+)
+FALLBACK = fields("failureThreshold", "replicas", failureThreshold=NUMBER, replicas=NUMBER, behavior=TEXT)
 RELABELING = fields("targetLabel", sourceLabels=listed(TEXT), targetLabel=TEXT)
 LABELS = {"type": "object", "additionalProperties": TEXT}
 ALERT = fields("alert", "expr", **{"for": TEXT}, alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS)
@@ -66,8 +77,9 @@ CUSTOM = {  # what is used here of these custom resources' definitions
         minReplicaCount=NUMBER,
         maxReplicaCount=NUMBER,
         pollingInterval=NUMBER,
-        advanced=fields(horizontalPodAutoscalerConfig=fields(behavior=fields(scaleDown=SCALE_DOWN))),
-        triggers=listed(fields("type", "metadata", type={"const": "prometheus"}, metadata=QUERY)),
+        fallback=FALLBACK,
+        advanced=fields(horizontalPodAutoscalerConfig=fields(name=TEXT, behavior=BEHAVIOR)),
+        triggers=listed({"anyOf": [PROMETHEUS, CPU]}),
     ),
 }
 

@@ -51,13 +51,14 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a service gets at its start."""
+    """What a service gets at its start. num_connections: counts the open HTTP connections."""
 
     instance_id: str
     bus: Bus
     registry: CollectorRegistry
     health: Health
     tracing: Tracing = NO_TRACING
+    num_connections: Callable[[], int] = lambda: 0
 
 
 Start: TypeAlias = Callable[[Context], Coroutine[None, None, Work]]
@@ -110,14 +111,15 @@ async def live(
     tracing.register(registry)
     health = Health(registry)
     health.add_routes(app)
-    async with _serving_http(app, settings), asyncio.TaskGroup() as tasks:
+    async with _serving_http(app, settings) as num_connections, asyncio.TaskGroup() as tasks:
         watch = tasks.create_task(health.watch_loop(), name="loop-lag")
         health.become("connecting to NATS")
         connect = nats_bus.connect(settings, instance_id, BusMetrics(registry), health.connected)
         bus = await _unless(stop, connect)
         if bus is not None:
             try:
-                await _work(Context(instance_id, bus, registry, health, tracing), bus, settings.drain_s, start, stop)
+                context = Context(instance_id, bus, registry, health, tracing, num_connections)
+                await _work(context, bus, settings.drain_s, start, stop)
             finally:
                 health.become("stopping")
                 await bus.close()
@@ -198,7 +200,8 @@ async def _unless(stop: asyncio.Event, step: Coroutine[None, None, Outcome]) -> 
 
 
 @asynccontextmanager
-async def _serving_http(app: web.Application, settings: ServiceSettings) -> AsyncIterator[None]:
+async def _serving_http(app: web.Application, settings: ServiceSettings) -> AsyncIterator[Callable[[], int]]:
+    """Serves during the block, which gets the count of open connections."""
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -213,7 +216,7 @@ async def _serving_http(app: web.Application, settings: ServiceSettings) -> Asyn
         host, port = runner.addresses[0][:2]
         named = f"[{host}]" if ":" in host else host  # IPv6
         log.info("http endpoints up", url=f"http://{named}:{port}")
-        yield
+        yield lambda: len(runner.server.connections) if runner.server is not None else 0
     finally:
         await runner.cleanup()
 

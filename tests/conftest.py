@@ -13,7 +13,7 @@ from shared.runtime.home import default_models_dir
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts: its threads must not spin on shared cores
 
-pytest_plugins = ["tests.plugins.nats", "tests.plugins.networks"]
+pytest_plugins = ["tests.plugins.nats", "tests.plugins.networks", "tests.plugins.prometheus"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ RIGHT = 'dsd_drafter_guesses_total{fate=~"accepted|late"}'
 IN_TIME = 'dsd_drafter_guesses_total{fate="accepted"}'
 OF_SERVICES = "and on (instance) dsd_ready"
 UTILIZATION = (
-    "(sum(dsd_gateway_sessions) + sum(dsd_gateway_num_requests_waiting)) / sum(dsd_verifier_capacity_sessions)"
+    "(sum(dsd_gateway_sessions) + sum(dsd_gateway_num_requests_waiting)) / (sum(dsd_verifier_capacity_sessions) > 0)"
 )
 
 NOW = Row(

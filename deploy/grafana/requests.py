@@ -76,7 +76,15 @@ LOAD = Row(
             rate("dsd_gateway_requests_total", "endpoint, status"),
             "{{endpoint}} {{status}}",
         ),
-        panel("Sessions", "In flight.", "none", "dsd_gateway_sessions"),
+        Panel(
+            "Sessions",
+            "In flight, and open connections.",
+            "none",
+            (
+                Query("dsd_gateway_sessions", "{{instance}}"),
+                Query("dsd_gateway_connections", "{{instance}} connections"),
+            ),
+        ),
         Panel(
             "Tokens",
             "Of ended sessions.",

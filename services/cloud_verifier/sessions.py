@@ -55,8 +55,8 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How full a verifier is. capacity: sessions of the present size that it can compute at once. kv_usage: reserved KV
-    cache / all KV cache."""
+    """How full a verifier is. capacity: sessions of the present size that it can compute at once; 0 while it drains.
+    kv_usage: reserved KV cache / all KV cache."""
 
     num_running: int
     num_waiting: int  # for KV cache
@@ -66,7 +66,7 @@ class Occupancy:
     @property
     def utilization(self) -> float:
         """1 or more: a further session has to wait, or is refused."""
-        return (self.num_running + self.num_waiting) / self.capacity
+        return (self.num_running + self.num_waiting) / self.capacity if self.capacity else 1.0
 
 
 class SessionTable:
@@ -123,7 +123,7 @@ class SessionTable:
         capacity = float(num_running if num_waiting else self._max_sessions)
         if num_running and kv_usage > 0:
             capacity = min(capacity, num_running / kv_usage)
-        return Occupancy(num_running, num_waiting, max(1.0, capacity), kv_usage)
+        return Occupancy(num_running, num_waiting, 0.0 if self.draining else max(1.0, capacity), kv_usage)
 
     def open(self, request: Open, gateway_id: str, now: float) -> SessionSlot:
         """Opens, re-opens (same term, no change) or rebinds (higher term) a session. Raises Refused.

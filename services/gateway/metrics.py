@@ -48,6 +48,7 @@ class GatewayMetrics:
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
         self.requests = counter("dsd_gateway_requests", "Answers given", ["endpoint", "status"])
+        self.connections = gauge("dsd_gateway_connections", "Open HTTP connections")
         self.sessions = gauge("dsd_gateway_sessions", "Sessions in flight")
         self.queue = gauge("dsd_gateway_num_requests_waiting", "Requests that wait for a slot")
         self.queue_seconds = histogram(

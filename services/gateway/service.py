@@ -98,6 +98,7 @@ class Gateway:
         self._routes = routes
         self._authenticator = authenticator
         self._metrics = GatewayMetrics(context.registry)
+        self._metrics.connections.set_function(context.num_connections)
         placement = Placement(
             PeerFleet(settings.instances_per_name),
             ROUTERS[settings.verifier_routing](),

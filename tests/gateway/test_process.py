@@ -97,6 +97,22 @@ async def test_a_client_that_leaves_closes_its_session(running: Running, stream:
     assert running.verifier.num_cut_short == 1
 
 
+async def test_every_open_connection_counts_until_its_client_leaves(running: Running) -> None:
+    async def connections() -> float:
+        text = await (await running.client.get("/metrics")).text()
+        (line,) = [line for line in text.splitlines() if line.startswith("dsd_gateway_connections ")]
+        return float(line.split()[1])
+
+    alone = await connections()
+    streams = [await running.client.post("/v1/chat/completions", json=CHAT) for _ in range(2)]
+    assert await connections() == alone + 2
+    for stream in streams:
+        stream.close()
+    async with asyncio.timeout(10):
+        while await connections() > alone:
+            await asyncio.sleep(0.05)
+
+
 async def answered(client: aiohttp.ClientSession) -> aiohttp.ClientResponse:
     """Asks again as long as no verifier is there: it may be back later than the gateway."""
     async with asyncio.timeout(30):

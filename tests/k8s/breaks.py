@@ -17,6 +17,7 @@ POD = "spec/template/spec"
 VERIFIER = f"{POD}/containers/0"
 SECURITY = f"{VERIFIER}/securityContext"
 TRIGGER = "spec/triggers/0/metadata"
+DOWN = "spec/advanced/horizontalPodAutoscalerConfig/behavior/scaleDown/policies/0"
 GROUP = "spec/leaderWorkerTemplate"
 LEADER, WORKER = (f"{GROUP}/{role}Template/spec" for role in ("leader", "worker"))
 
@@ -157,15 +158,27 @@ BREAKS = [
         _in(
             "ScaledObject verifier",
             f"{TRIGGER}/query",
-            "sum(dsd_gateway_num_requests_waiting)",
-            "no metric dsd_gateway_num_requests_waiting",
+            "sum(dsd_gateway_queue)",
+            "no metric dsd_gateway_queue",
         ),
         _in(
             "HorizontalPodAutoscaler gateway",
             "spec/metrics/0",
             {"type": "Pods", "pods": {"metric": {"name": "dsd_gateway_session"}}},
             "no metric dsd_gateway_session",
+            "cloud",
         ),
         _in("ServiceMonitor dsd", "spec/endpoints/0/path", "/metric", "scrapes /metric"),
+    ),
+    *_of(
+        checks.scalers_keep_what_runs_without_metrics,
+        _in("ScaledObject gateway", "spec/fallback", GONE, "gateway has no fallback"),
+        _in("ScaledObject verifier", f"{TRIGGER}/ignoreNullValues", GONE, "verifier takes missing metrics for 0"),
+        _in("ScaledObject verifier", f"{TRIGGER}/threshold", "0.8", "threshold 0.8 is no integer"),
+    ),
+    *_of(
+        checks.one_pod_of_a_set_drains_at_a_time,
+        _in("ScaledObject verifier", f"{DOWN}/periodSeconds", 60, "before the last one's 75 s are over"),
+        _in("ScaledObject site-a-drafter", f"{DOWN}/value", 2, "before the last one's 30 s are over", "monitored edge"),
     ),
 ]

@@ -215,11 +215,9 @@ def _by_kind_and_name(manifests: list[Manifest]) -> dict[tuple[str, str], Manife
 
 
 def metrics_that_are_named_exist(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    """In what the scaled service exposes, or any service where it is scraped."""
-    known = _by_kind_and_name(manifests)
+    """In what the services expose."""
+    have = set().union(*(metrics_of(service) for service in SETTINGS))
     for scaler in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject"):
-        workload = known.get(target_of(scaler))
-        have = metrics_of(service_of(workload)) if workload else set()
         for name in _metric_names(scaler):
             if name not in have:
                 yield f"{title(scaler)}: there is no metric {name}"
@@ -237,6 +235,35 @@ def _metric_names(scaler: Manifest) -> Iterator[str]:
             yield found["metric"]["name"]
 
 
+def scalers_keep_what_runs_without_metrics(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
+    """KEDA falls back only with AverageValue, only where a missing value is an error, and to whole thresholds."""
+    for scaler in of_kind(manifests, "ScaledObject"):
+        for trigger in scaler["spec"]["triggers"]:
+            metadata = trigger["metadata"]
+            if trigger["type"] != "prometheus" or trigger["metricType"] == "Value":
+                continue
+            if scaler["spec"].get("fallback", {}).get("behavior") != "currentReplicasIfHigher":
+                yield f"{title(scaler)} has no fallback that keeps what runs"
+            if metadata.get("ignoreNullValues") != "false":
+                yield f"{title(scaler)} takes missing metrics for 0"
+            if not metadata["threshold"].isdecimal():
+                yield f"{title(scaler)}: threshold {metadata['threshold']} is no integer"
+
+
+def one_pod_of_a_set_drains_at_a_time(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
+    """A StatefulSet that scales down waits for no pod: the next one may begin only when the last is gone."""
+    known = _by_kind_and_name(manifests)
+    for scaler in of_kind(manifests, "ScaledObject"):
+        workload = known.get(target_of(scaler))
+        if workload is None or workload["kind"] != "StatefulSet":
+            continue
+        down = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+        grace_s = pod_of(workload)["terminationGracePeriodSeconds"]
+        for policy in down["policies"]:
+            if policy["type"] != "Pods" or policy["value"] != 1 or policy["periodSeconds"] < grace_s:
+                yield f"{title(scaler)} stops a pod before the last one's {grace_s} s are over"
+
+
 CHECKS: tuple[Check, ...] = (
     images_have_a_version,
     containers_have_requests_and_limits,
@@ -249,4 +276,6 @@ CHECKS: tuple[Check, ...] = (
     ports_that_are_named_exist,
     autoscaled_workloads_name_no_number,
     metrics_that_are_named_exist,
+    scalers_keep_what_runs_without_metrics,
+    one_pod_of_a_set_drains_at_a_time,
 )

@@ -31,7 +31,8 @@ SERVICES = {  # the name that labels a pod: the package of the service in it
     "drafter": "edge_drafter",
 }
 ON_TOP = {  # builds that add a component to an overlay
-    "monitored edge": "resources: [../k8s/overlays/edge]\ncomponents: [../k8s/components/service-monitor]\n",
+    "monitored edge": "resources: [../k8s/overlays/edge]\n"
+    "components: [../k8s/components/service-monitor, ../k8s/components/keda-drafters]\n",
     "own drafters": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/websocket]\n",
     "many GPUs": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/many-gpus]\n",
 }

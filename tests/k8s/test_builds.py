@@ -14,9 +14,13 @@ from tests.k8s.manifests import BUILDS, DOCUMENT, K8S, OVERLAYS, ROOT, Manifest,
 from tests.k8s.schemas.validation import VERSIONS, complaints
 
 KUSTOMIZATIONS = sorted(K8S.rglob("kustomization.yaml"))
-# What KEDA's schema leaves to its scaler for Prometheus.
-QUERY = {"serverAddress", "query", "threshold"}
-MORE_OF_A_QUERY = {"activationThreshold", "ignoreNullValues", "namespace", "timeout", "unsafeSsl"}
+TRIGGERS = {  # what KEDA's schema leaves to its scalers: the fields that must be, and others
+    "prometheus": (
+        {"serverAddress", "query", "threshold"},
+        {"activationThreshold", "ignoreNullValues", "namespace", "timeout", "unsafeSsl"},
+    ),
+    "cpu": ({"value"}, {"containerName"}),
+}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -64,12 +68,12 @@ def test_resources_of_cert_manager_have_a_schema(kind: str, spec: Manifest) -> N
     assert complaints(good | {"spec": spec | {"sepc": 1}}, VERSIONS[0])
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_a_query_of_prometheus_has_what_keda_s_scaler_reads(built: Built, name: str) -> None:
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_trigger_has_what_keda_s_scaler_reads(built: Built, name: str) -> None:
     for scaler in of_kind(built(name), "ScaledObject"):
         for trigger in scaler["spec"]["triggers"]:
-            assert trigger["type"] == "prometheus"
-            assert QUERY <= set(trigger["metadata"]) <= QUERY | MORE_OF_A_QUERY
+            required, more = TRIGGERS[trigger["type"]]
+            assert required <= set(trigger["metadata"]) <= required | more
 
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: str(path.parent.relative_to(K8S)))

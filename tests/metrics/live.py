@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from tests.metrics.reading import ALERTS, SPEED, faster
 TIMES = Profile(name="slow", origin="made up", verifier=PassTimes(base_ms=40.0), drafter=StepTimes(step_ms=10.0))
 NUM_TOKENS = 128
 LEASE_S, SCRAPE_S, HEARTBEAT_S = 30 / SPEED, 15 / SPEED, 0.2
-READY_S, LOOK_S = 120.0, 0.1
+READY_S, LOOK_S = 300.0, 0.1
 SCRAPED_TWICE = "sum_over_time(up[1m]) >= 2"  # so that the first event after it is an increase
 SETTINGS: dict[str, dict[str, str]] = {  # by kind of process; all verifiers together take 6 sessions
     "gateway": {"DSD_MAX_SESSIONS": "8", "DSD_MAX_QUEUE": "2"},
@@ -45,12 +46,16 @@ SETTINGS: dict[str, dict[str, str]] = {  # by kind of process; all verifiers tog
 
 @dataclass(slots=True)
 class LiveSystem:
-    """Its processes and their HTTP ports, by name."""
+    """Its processes and their HTTP ports, by name. spare: programs that do not run yet, whose ports are chosen.
+    answers: those that clients got or were refused, by status."""
 
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    spare: dict[str, Program] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
     model: str = MODEL_NAME
+    num_tokens: int = NUM_TOKENS
 
     def start(self, program: Program, port: int | None = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,13 +84,14 @@ class LiveSystem:
     async def load(self, num_clients: int, speculation: DsdOptions | None = None) -> AsyncIterator[None]:
         """Clients that ask again and again during the block, each at once after its answer."""
         prompts = read_prompts(DEFAULT_PROMPTS)[:16]
-        options = AnswerOptions(NUM_TOKENS, temperature=0.0, speculation=speculation or DsdOptions("adaptive"))
+        options = AnswerOptions(self.num_tokens, temperature=0.0, speculation=speculation or DsdOptions("adaptive"))
         template = RequestTemplate(self.model, options, ignore_eos=True)
 
         async def client(first: int) -> None:
             for number in itertools.count(first):
                 prompt, now = prompts[number % len(prompts)], time.monotonic()
                 sample = await measure_request(gateway, template, ScheduledRequest(number, prompt, now, now))
+                self.answers[sample.status] += 1
                 if not sample.num_tokens:  # refused: as a client does that tries again
                     await asyncio.sleep(LOOK_S)
 
@@ -107,8 +113,13 @@ class Prometheus:
 
     async def query(self, expr: str) -> list[float]:
         """The newest value of each series."""
-        found = await self._get("query", {"query": expr})
-        return [float(series["value"][1]) for series in found["result"]]
+        return [float(series["value"][1]) for series in await self.series(expr)]
+
+    async def series(self, expr: str, at: float | None = None) -> list[dict[str, Any]]:
+        """What the API tells of an expression, now or at a time in seconds."""
+        asked = {"query": expr} if at is None else {"query": expr, "time": f"{at:.3f}"}
+        found: list[dict[str, Any]] = (await self._get("query", asked))["result"]
+        return found
 
     async def over(self, expr: str, start: float, end: float, step_s: float) -> list[dict[str, Any]]:
         """The values of each series from `start` to `end`, in seconds of time.time()."""
@@ -134,18 +145,27 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def live_system(plan: CellPlan, folder: Path) -> AsyncIterator[LiveSystem]:
-    """Starts what a plan names, with the settings above, and waits until all of it is ready."""
+async def live_system(
+    plan: CellPlan,
+    folder: Path,
+    settings: Mapping[str, Mapping[str, str]] = SETTINGS,
+    spare: Collection[str] = (),
+) -> AsyncIterator[LiveSystem]:
+    """Starts what a plan names, but the programs in `spare`, and waits until all of it is ready."""
     system = LiveSystem(folder)
     try:
         nats = nats_server.write_open(folder / "nats", nats_server.free_port()).url
         system.start(nats_server.program(folder / "nats"))
         for program in plan.programs(nats, nats, port := nats_server.free_port()):
             own = port if program.name == "gateway" else nats_server.free_port()
-            env = program.env | SETTINGS.get(kind_of(program.name), {}) | {"DSD_HEARTBEAT_S": str(HEARTBEAT_S)}
-            system.start(replace(program, env=env), own)
+            env = program.env | settings.get(kind_of(program.name), {}) | {"DSD_HEARTBEAT_S": str(HEARTBEAT_S)}
+            if program.name in spare:
+                system.ports[program.name] = own
+                system.spare[program.name] = replace(program, env=env)
+            else:
+                system.start(replace(program, env=env), own)
         async with aiohttp.ClientSession() as http:
-            for name in system.ports:
+            for name in system.ports.keys() - system.spare.keys():
                 await until_answers(http, f"{system.url(name)}/readyz")
         yield system
     finally:
@@ -167,12 +187,13 @@ async def prometheus(system: LiveSystem, folder: Path, scrape_s: float = SCRAPE_
     """Scrapes every service; rules are SPEED times faster than committed. The instance is the name of the process."""
     _write_configuration(system, folder, scrape_s)
     url = f"127.0.0.1:{nats_server.free_port()}"
-    with _running(folder, url):
+    with serving(folder, url):
         async with aiohttp.ClientSession() as http:
             await until_answers(http, f"http://{url}/-/ready")
             scraping = Prometheus(f"http://{url}", http)
             async with asyncio.timeout(READY_S):
-                while len(await scraping.query(SCRAPED_TWICE)) < len(system.ports):  # noqa: ASYNC110
+                running = system.ports.keys() - system.spare.keys()
+                while len(await scraping.query(SCRAPED_TWICE)) < len(running):  # noqa: ASYNC110
                     await asyncio.sleep(LOOK_S)
             yield scraping
 
@@ -180,7 +201,7 @@ async def prometheus(system: LiveSystem, folder: Path, scrape_s: float = SCRAPE_
 def _write_configuration(system: LiveSystem, folder: Path, scrape_s: float) -> None:
     every = f"{scrape_s * 1e3:.0f}ms"
     targets = "\n".join(
-        f'      - {{targets: ["127.0.0.1:{port}"], labels: {{instance: {name}}}}}'
+        f'      - {{targets: ["127.0.0.1:{port}"], labels: {{namespace: dsd, instance: {name}}}}}'
         for name, port in system.ports.items()
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,8 +220,9 @@ scrape_configs:
 
 
 @contextmanager
-def _running(folder: Path, address: str) -> Iterator[None]:
-    command = ("prometheus", "--config.file=prometheus.yaml", "--storage.tsdb.path=data", "--log.level=warn")
+def serving(folder: Path, address: str, *flags: str) -> Iterator[None]:
+    """A Prometheus with the configuration and the data of a folder."""
+    command = ("prometheus", "--config.file=prometheus.yaml", "--storage.tsdb.path=data", "--log.level=warn", *flags)
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             (*command, f"--web.listen-address={address}"), cwd=folder, stdout=log, stderr=subprocess.STDOUT

@@ -381,6 +381,13 @@ def test_closing_during_a_pass_voids_it_and_discards_every_guess() -> None:
     assert table.engine.free_kv_tokens == table.engine.info.kv_tokens
 
 
+def test_a_draining_table_has_no_capacity_and_is_full() -> None:
+    table = Table(max_sessions=4)
+    table.opens(1)
+    table.draining = True
+    assert (table.occupancy.num_running, table.occupancy.capacity, table.occupancy.utilization) == (1, 0, 1)
+
+
 def test_a_draining_table_takes_no_new_session_but_serves_its_own() -> None:
     table = Table()
     slot = table.opens(1)

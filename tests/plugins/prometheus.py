@@ -1,4 +1,4 @@
-"""Prometheus and promtool of Debian's package `prometheus`; tests that need them are skipped where they are missing."""
+"""Fixture `promtool`: skips what needs Prometheus where Debian's package `prometheus` is missing."""
 
 from __future__ import annotations
 

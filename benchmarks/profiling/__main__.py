@@ -1,6 +1,6 @@
-"""What metrics cost a token in gateway and verifier: python -m benchmarks.profiling.
+"""What metrics, and the journal of the request inspector, cost a token: python -m benchmarks.profiling.
 
-Real services around replayed stand-ins run under cProfile, which counts their calls into metrics. Each kind of call is
+Real services around replayed stand-ins run under cProfile, which counts their calls into both. Each kind of call is
 timed by itself, without the profiler. Cost = calls a token x time of a call.
 
 Invariant: a kind of call without a time ends the benchmark.
@@ -28,7 +28,7 @@ from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import connected
 from benchmarks.harness.scripted_controller import scripted_controller
 from benchmarks.policies.plan import SLIDING
-from benchmarks.profiling.calls import calls_into_metrics
+from benchmarks.profiling.calls import INSPECTOR, METRICS, calls_into
 from benchmarks.profiling.units import call_us
 from client.wire import DsdOptions
 from model_zoo.prompt_file import read_prompts
@@ -38,17 +38,19 @@ from shared.runtime.home import default_models_dir
 SERVICES = (GATEWAY, VERIFIER)
 MODES = {"target-only": DsdOptions("off"), "sliding": DsdOptions("adaptive")}
 NUM_STREAMS = (1, 8)
-MAX_US = 2.0  # of a token, in each service
+MAX_US = 2.0  # of metrics for a token, in each service
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsCost:
-    """Of one service in one mode. calls: of a token, by function."""
+    """Of one service in one mode. token_us: of metrics. journal_us: of the inspector, for a token, too. calls: of a
+    token, by function."""
 
     num_tokens: int
     token_us: float
+    journal_us: float
     calls: dict[str, float]
 
 
@@ -82,19 +84,24 @@ async def measure(
 
 
 def _cost(profile: Path, num_tokens: int, call_us: Mapping[str, float]) -> MetricsCost:
-    found = calls_into_metrics(profile)
-    if unknown := found.keys() - call_us.keys():
+    metrics, journal = calls_into(METRICS, profile), calls_into(INSPECTOR, profile)
+    if unknown := (metrics + journal).keys() - call_us.keys():
         raise ValueError(f"no time of {sorted(unknown)}: add it to benchmarks/profiling/units.py")
-    token_us = sum(number * call_us[name] for name, number in found.items()) / num_tokens
-    return MetricsCost(num_tokens, token_us, {name: number / num_tokens for name, number in found.most_common()})
+    token_us, journal_us = (
+        sum(number * call_us[name] for name, number in calls.items()) / num_tokens for calls in (metrics, journal)
+    )
+    calls = {name: number / num_tokens for name, number in (metrics + journal).most_common()}
+    return MetricsCost(num_tokens, token_us, journal_us, calls)
 
 
 def table(found: MetricsCosts) -> Table:
-    shown = Table("mode", "service", "µs a token", "limit", "calls a token", title="Cost of metrics")
+    columns = ("mode", "service", "metrics, µs a token", "limit", "inspector, µs a token", "calls a token")
+    shown = Table(*columns, title="Cost of metrics and of the inspector")
     for mode, costs in found.costs.items():
         for service, cost in costs.items():
             most = ", ".join(f"{name} {number:.2f}" for name, number in list(cost.calls.items())[:4])
-            shown.add_row(mode, service, f"{cost.token_us:.2f}", f"≤ {MAX_US:g}", most)
+            figures = f"{cost.token_us:.2f}", f"≤ {MAX_US:g}", f"{cost.journal_us:.2f}"
+            shown.add_row(mode, service, *figures, most)
     return shown
 
 

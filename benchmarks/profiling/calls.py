@@ -1,4 +1,4 @@
-"""Calls into metrics, by a profile.
+"""Calls into metrics and into the journal of the request inspector, by a profile.
 
 Invariant: a call counts once, where it comes from a service: what it calls in turn is part of it. `count_guesses` alone
 calls as often as fates have changed, so its calls count by themselves.
@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 Function: TypeAlias = tuple[str, int, str]  # file, line, name
 METRICS = ("/prometheus_client/", "/metrics.py")
+INSPECTOR = ("/gateway/inspector/",)
 OURS = ("/services/", "/shared/")
 NOT_CALLS = (
     *("__init__", "<module>", "begin_at_zero", "by_kind", "<lambda>", "show_nodes"),  # at the start, once for a type
@@ -20,18 +21,19 @@ NOT_CALLS = (
 )
 
 
-def calls_into_metrics(profile: Path) -> Counter[str]:
-    """The number of calls from services, by the name of the function."""
+def calls_into(places: tuple[str, ...], profile: Path) -> Counter[str]:
+    """The number of calls from services into files of these places, by the name of the function."""
     stats: dict[Function, Any] = pstats.Stats(str(profile)).stats  # type: ignore[attr-defined]  # not in the stubs
     found: Counter[str] = Counter()
     for function, (*_, callers) in stats.items():
-        if _is_in(function, METRICS) and function[2] not in NOT_CALLS:
-            found[function[2]] += sum(calls for caller, (_, calls, *_) in callers.items() if _counts(caller))
+        if _is_in(function, places) and function[2] not in NOT_CALLS:
+            counted = (calls for caller, (_, calls, *_) in callers.items() if _counts(caller, places))
+            found[function[2]] += sum(counted)
     return +found
 
 
-def _counts(caller: Function) -> bool:
-    return caller[2] == "count_guesses" or (_is_in(caller, OURS) and not _is_in(caller, METRICS))
+def _counts(caller: Function, places: tuple[str, ...]) -> bool:
+    return caller[2] == "count_guesses" or (_is_in(caller, OURS) and not _is_in(caller, places))
 
 
 def _is_in(function: Function, places: tuple[str, ...]) -> bool:

@@ -6,7 +6,7 @@ from deploy.grafana.panels import TOKENS_PER_S, Dashboard, Panel, Query, Row, pa
 
 JUDGED = 'dsd_drafter_guesses_total{fate=~"accepted|late|rejected"}'
 RIGHT = 'dsd_drafter_guesses_total{fate=~"accepted|late"}'
-IN_TIME = 'dsd_drafter_guesses_total{fate="accepted"}'
+ACCEPTED = 'dsd_drafter_guesses_total{fate="accepted"}'
 OF_SERVICES = "and on (instance) dsd_ready"
 UTILIZATION = (
     "(sum(dsd_gateway_sessions) + sum(dsd_gateway_num_requests_waiting)) / (sum(dsd_verifier_capacity_sessions) > 0)"
@@ -87,10 +87,10 @@ DRAFTERS = Row(
             share(RIGHT, JUDGED, "instance"),
         ),
         panel(
-            "In time",
-            "Accepted / right guesses. Low: the drafter or its link is slow.",
+            "Used",
+            "Accepted / drafted guesses. Low where acceptance is high: the drafter or its link is slow.",
             "percentunit",
-            share(IN_TIME, RIGHT, "instance"),
+            share(ACCEPTED, "dsd_drafter_guesses_total", "instance"),
         ),
         panel("Sessions", "Drafted for.", "none", "dsd_drafter_sessions"),
     ),

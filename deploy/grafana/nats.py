@@ -1,4 +1,5 @@
-"""NATS, as the services see it: connections, messages, losses. The server's own figures need its exporter."""
+"""NATS, as the services see it: connections, messages, losses. Figures of the server itself are not here
+(docs/monitoring.md)."""
 
 from __future__ import annotations
 
@@ -62,4 +63,9 @@ MESSAGES = Row(
         ),
     ),
 )
-NATS = Dashboard("nats", "DSD: NATS", "Connections, messages and losses on the bus.", (NOW, CONNECTIONS, MESSAGES))
+NATS = Dashboard(
+    "nats",
+    "DSD: NATS",
+    "Connections, messages and losses on the bus, as the services see them.",
+    (NOW, CONNECTIONS, MESSAGES),
+)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.gateway.fleet.missing import LostPeer
 from shared.protocol.guesses import FATES
-from shared.protocol.messages import FailureCode, Service, Tally
+from shared.protocol.messages import FailureCode, Tally
 from shared.runtime.metrics import begin_at_zero
 
 TTFT_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -25,6 +26,7 @@ REJECTIONS = (
     "queue_timeout",
     "deadline_exceeded",
 )
+PEER = ("service", "peer")
 TPOT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 
 
@@ -63,6 +65,10 @@ class GatewayMetrics:
         self.peers = gauge("dsd_gateway_peers", "Known instances, until their heartbeats are stale", ["service"])
         self.lost_peers = counter("dsd_gateway_lost_peers", "Instances that left without a drain", ["service"])
         begin_at_zero(self.lost_peers, ("verifier", "drafter", "controller"))
+        self.missing_peers = gauge(
+            "dsd_gateway_missing_peers", "1 for each name that left without a drain and has not come back", PEER
+        )
+        self._missing: frozenset[LostPeer] = frozenset()
         self.prompt_tokens = counter("dsd_gateway_prompt_tokens", "Tokens of prompts")
         self.output_tokens = counter("dsd_gateway_generation_tokens", "Tokens fixed for answers")
         self.guesses = counter("dsd_gateway_guesses", "Guesses that reached a verifier, by their fate", ["fate"])
@@ -92,10 +98,18 @@ class GatewayMetrics:
             self.key_requests.labels(key_name).inc()
             self.key_tokens.labels(key_name).inc(num_tokens)
 
-    def count_lost(self, num_lost: Mapping[Service, int]) -> None:
-        """Adds instances that left without a drain, by service."""
-        for service, num in num_lost.items():
-            self.lost_peers.labels(service).inc(num)
+    def count_lost(self, lost: Iterable[LostPeer]) -> None:
+        """Adds instances that left without a drain."""
+        for peer in lost:
+            self.lost_peers.labels(peer.service).inc()
+
+    def show_missing(self, missing: frozenset[LostPeer]) -> None:
+        """Those that have not come back; the others' labels go."""
+        for peer in self._missing - missing:
+            self.missing_peers.remove(peer.service, peer.name)
+        for peer in missing - self._missing:
+            self.missing_peers.labels(peer.service, peer.name).set(1)
+        self._missing = missing
 
     def forget_keys(self, names: set[str]) -> None:
         """Drops the labels of removed keys."""

@@ -18,6 +18,7 @@ from aiohttp import web
 from services.gateway.admission.api_keys import KeyFile
 from services.gateway.admission.gate import AdmissionGate
 from services.gateway.admission.slots import AdmissionSlots
+from services.gateway.fleet.missing import MissingPeers
 from services.gateway.fleet.peers import KNOWN, PeerFleet
 from services.gateway.formats.registry import AnswerFormats, choose_formats
 from services.gateway.http.auth import Authenticator
@@ -121,6 +122,7 @@ class Gateway:
             settings.model_name, settings.default_max_tokens, tokenizer, grammars, placement, formats
         )
         self._num_peers = dict.fromkeys(KNOWN, -1)
+        self._missing = MissingPeers()
         self._is_ready = False
         self._draining = False
         self._update_readiness()
@@ -155,7 +157,7 @@ class Gateway:
             )
             self._update_readiness()
             self._count_peers()
-            self._metrics.count_lost(self.sessions.fleet.take_lost())
+            self._count_lost()
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _watch_keys(self) -> None:
@@ -186,6 +188,12 @@ class Gateway:
         fleet, name = self.sessions.fleet, self._settings.model_name
         self._is_ready = fleet.max_context(name, time.monotonic()) > 0
         self._context.health.lack("" if self._is_ready else f"no verifier serves {name}")
+
+    def _count_lost(self) -> None:
+        fleet = self.sessions.fleet
+        lost = fleet.take_lost()
+        self._metrics.count_lost(lost)
+        self._metrics.show_missing(self._missing.update(lost, fleet.knows, time.monotonic()))
 
     def _count_peers(self) -> None:
         for service, num in self._num_peers.items():

@@ -62,6 +62,12 @@ class Visit:
         """The text of the last such element."""
         return await self.page.locator(selector).last.inner_text()
 
+    async def check_text(self) -> None:
+        """All text can be read, and all controls have names."""
+        found = await self.page.evaluate("probes.contrast()")
+        assert [each for each in found if each[1] < 4.5] == []
+        assert await self.page.evaluate("probes.unnamed()") == []
+
     def check(self) -> None:
         """Nothing went wrong, and nothing went anywhere but to the gateway."""
         assert self.problems == []

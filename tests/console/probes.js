@@ -1,29 +1,54 @@
 // What the tests ask inside the page.
 
 window.probes = {
-  /** All text that is shown, with its contrast to what is behind it. */
+  /** All text that is shown, with its contrast to what is behind it; in pictures at its ends, too. */
   contrast() {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const channel = (value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-    const luminance = (colour) => {
+    const luminance = (layers) => {
       canvas.clearRect(0, 0, 1, 1);
-      canvas.fillStyle = colour;
-      canvas.fillRect(0, 0, 1, 1);
+      for (const [colour, opacity] of layers) {
+        canvas.globalAlpha = opacity;
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+      }
       const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => channel(value / 255));
       return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
-    const behind = (node) => {
-      for (let each = node; each; each = each.parentElement) {
-        const colour = getComputedStyle(each).backgroundColor;
-        if (colour !== "rgba(0, 0, 0, 0)") return colour;
-      }
+    const above = (node) => (node ? [node, ...above(node.parentElement)] : []);
+    const style = (node, part) => getComputedStyle(node, part);
+    const opacity = (node) => above(node).reduce((product, each) => product * Number(style(each).opacity), 1);
+    const ground = (node) => {
+      const colours = above(node).map((each) => style(each).backgroundColor);
+      return colours.find((colour) => colour !== "rgba(0, 0, 0, 0)");
     };
-    const nodes = document.querySelectorAll(".token, a, button, p, li, label, th, td, h1, h1 span, input");
-    const shown = [...nodes].filter((node) => node.checkVisibility() && !node.disabled && node.className !== "unseen");
-    return shown.map((node) => {
-      const [dark, light] = [getComputedStyle(node).color, behind(node)].map(luminance).sort((a, b) => a - b);
-      return [`${node.tagName} ${node.className} ${node.textContent.slice(0, 20)}`, (light + 0.05) / (dark + 0.05)];
-    });
+    const shapes = (text, x, y) => {
+      const isUnder = (each) => each.matches("rect, path") && style(each).fill !== "none" && each.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING;
+      const under = document.elementsFromPoint(x, y).filter((each) => each.ownerSVGElement && isUnder(each));
+      return under.reverse().map((each) => [style(each).fill, opacity(each)]);
+    };
+    const behind = (node) => {
+      const page = [ground(node), 1];
+      if (!node.ownerSVGElement) return [[page]];
+      node.scrollIntoView({ block: "center", inline: "center" });
+      const { x, y, width, height } = node.getBoundingClientRect();
+      return [1, width / 2, width - 1].map((dx) => [page, ...shapes(node, x + dx, y + height / 2)]);
+    };
+    const colour = (node) => {
+      if (node.ownerSVGElement) return style(node).fill;
+      return style(node, node.placeholder && !node.value ? "::placeholder" : null).color;
+    };
+    const isText = (child) => child.nodeType === Node.TEXT_NODE && child.data.trim();
+    const hasText = (node) => [...node.childNodes].some(isText) || node.matches("input, textarea, select");
+    const isShown = (node) => node.checkVisibility() && !node.disabled && !node.closest(".unseen, option, script, noscript");
+    const nodes = [...document.querySelectorAll("body *")].filter((node) => hasText(node) && isShown(node));
+    return nodes.flatMap((node) =>
+      behind(node).map((layers) => {
+        const pair = [luminance(layers), luminance([...layers, [colour(node), opacity(node)]])];
+        const [dark, light] = pair.sort((a, b) => a - b);
+        return [`${node.tagName} ${node.getAttribute("class")} ${node.textContent.slice(0, 20)}`, (light + 0.05) / (dark + 0.05)];
+      }),
+    );
   },
 
   /** Controls, pictures and regions without a name. */

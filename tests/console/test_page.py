@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from shared.protocol.messages import Reason, WindowDecision
 from tests.console.conftest import Visit, Visiting
 from tests.gateway.admission.test_api_keys import KEYS, entry, write
 from tests.gateway.conftest import World, a_world
+from tests.gateway.fakes import FakeDrafter, FakeVerifier
 from tests.gateway.tiny import make_folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -224,27 +227,56 @@ async def test_everything_is_done_with_the_keyboard_alone(world: World, visiting
         assert await page.evaluate("document.activeElement.matches('.scroll')"), "news of the fleet take no focus"
 
 
+def decide(world: World, drafter: FakeDrafter, verifier: FakeVerifier, window: int) -> None:
+    """As if a controller had said it."""
+    reason = Reason(1, 0.9, 10.0, 20.0, 40.0, 25.0, 0.1, 1.0)
+    ids = drafter.instance_id, verifier.instance_id
+    decision = WindowDecision(*ids, window, 2, free_run=True, policy="adaptive", sequence=1, reason=reason)
+    world.gateway.sessions.windows.observe(decision, "controller.0123456789ab", time.monotonic())
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_all_text_can_be_read_and_all_controls_have_names(world: World, visiting: Visiting, scheme: str) -> None:
-    world.answer = "hello world, the quick brown fox"
-    await world.verifier()
-    drafter = await world.drafter()
+    world.answer = "hello world, the quick brown fox " * 20
+    verifier = await world.verifier(pass_s=0.02)
+    drafter, lost = await world.drafter(), await world.drafter("lost", promised_s=0.3)
+    for each, window in ((drafter, 8), (lost, 0)):
+        decide(world, each, verifier, window)
     async with visiting(address(world), color_scheme=scheme) as visit:
-        await visit.ask("hello")
-        drafter.script = lambda prompt_ids: [1]
-        await visit.page.click("#options summary")
-        await visit.ask("hello again")
-        await visit.page.click(".turn:last-child button")
+        page = visit.page
+        await page.click("#options summary")
+        await page.wait_for_selector("#drafter option[value=lost]", state="attached")
+        await page.select_option("#drafter", "lost")
+        await page.click("nav a[href='#fleet']")
+        await page.wait_for_selector("#picture .link.paused")
+        await visit.check_text()
+        await page.click("nav a[href='#chat']")
+        await page.fill("#prompt", "hello")
+        await page.press("#prompt", "Enter")
+        await begins(visit)
+        await lost.kill()
         await visit.idle()
-        for link in ("#chat", "#fleet", "#requests"):
-            await visit.page.click(f"nav a[href='{link}']")
-            await visit.page.wait_for_selector(f"{link}-view:visible")
-            if link == "#requests":
-                await visit.page.click("#request-list tbody a")
-                await visit.page.wait_for_selector(".timeline")
-            unread = [each for each in await visit.page.evaluate("probes.contrast()") if each[1] < 4.5]
-            assert unread == []
-            assert await visit.page.evaluate("probes.unnamed()") == []
+        await page.select_option("#drafter", "")
+        drafter.script = lambda prompt_ids: [1]
+        await visit.ask("hello again")
+        await page.click(".turn:last-child button")
+        await visit.idle()
+        await visit.check_text()
+        await page.click("nav a[href='#fleet']")
+        await page.wait_for_selector("#fleet-tables tbody tr")
+        await visit.check_text()
+        await page.click("nav a[href='#requests']")
+        await page.click("#request-list tbody tr:last-child a")
+        await page.wait_for_selector(".timeline .mark text")
+        await visit.check_text()
+
+
+async def test_settings_that_do_not_come_are_told(world: World, visiting: Visiting) -> None:
+    async with visiting(address(world), may_be_refused=True) as visit:
+        await visit.page.route("**/settings.json", lambda route: route.fulfill(status=503))
+        await visit.page.reload()
+        await visit.page.wait_for_selector("#trouble:has-text('Status 503. Load the page again later.')")
+        assert visit.problems == []
 
 
 async def test_it_fits_a_narrow_screen(world: World, visiting: Visiting) -> None:

@@ -64,6 +64,7 @@ async def test_an_answer_is_compared_with_the_target_alone_and_its_timeline_show
         told = await visit.text(".timeline")
         assert "Decoding took" in told
         assert "prefill" in told
+        await visit.check_text()
         await show(visit, "requests", tmp_path)
 
 
@@ -82,6 +83,7 @@ async def test_the_fleet_is_shown_live_and_tells_when_a_drafter_goes_and_comes_b
         await page.wait_for_selector("#picture .link")
         rows = await page.locator("#fleet-tables tbody tr").all_inner_texts()
         assert {row.split("\t")[0] for row in rows} >= {*system.names("drafter"), "verifier-0", "controller"}
+        await visit.check_text()
         await show(visit, "fleet", tmp_path)
 
         num_starts = system.child("drafter-1").num_starts

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
 
 from deploy.grafana.panels import Dashboard, Panel
 
@@ -46,21 +48,34 @@ class Place:
 
 def draw(board: Dashboard, lines: Drawn, path: Path) -> None:
     """Writes a PNG."""
+    figure_of(board, lines).savefig(path)
+
+
+def figure_of(board: Dashboard, lines: Drawn) -> Figure:
     places = list(_places(board))
     total = max(place.y + place.height for place in places)
-    width_in, height_in = COLUMNS * CELL_IN, total * 0.3
     panels = iter(lines)
     with mpl.rc_context({"font.size": 7, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure((width_in, height_in), dpi=90)
+        figure = Figure((COLUMNS * CELL_IN, total * 0.3), dpi=90)
+        canvas = FigureCanvasAgg(figure)
         for place in places:
             box = _box(place, total)
             if isinstance(place.shown, str):
-                figure.text(box[0], box[1] + 0.4 * box[3], place.shown, fontsize=9, weight="bold")
+                figure.text(box.x0, box.y0 + 0.4 * box.height, place.shown, fontsize=9, weight="bold")
             elif place.shown.kind == "stat":
-                _draw_stat(figure.add_axes(box), place.shown, next(panels))
+                _draw_stat(figure.add_axes(box.bounds), place.shown, next(panels))
             else:
-                _draw_lines(figure.add_axes(_inner(box, height_in, width_in)), place.shown, next(panels))
-        figure.savefig(path)
+                axes = figure.add_axes(box.bounds)
+                _draw_lines(axes, place.shown, next(panels))
+                _fit(axes, box, canvas)
+    return figure
+
+
+def extent(axes: Axes, canvas: FigureCanvasAgg) -> Bbox:
+    """Of the axes with title, labels and legend, in parts of the figure."""
+    found = axes.get_tightbbox(canvas.get_renderer())
+    assert found is not None
+    return found.transformed(canvas.figure.transFigure.inverted())
 
 
 def legend(template: str, labels: dict[str, str]) -> str:
@@ -96,19 +111,18 @@ def _places(board: Dashboard) -> Iterator[Place]:
         y += height
 
 
-def _box(place: Place, total: float) -> tuple[float, float, float, float]:
-    """In parts of the figure: left, bottom, width, height."""
+def _box(place: Place, total: float) -> Bbox:
+    """In parts of the figure."""
     gap_x, gap_y = 0.15 / COLUMNS, 0.15 / total
     left, bottom = place.x / COLUMNS + gap_x, 1 - (place.y + place.height) / total + gap_y
-    return left, bottom, place.width / COLUMNS - 2 * gap_x, place.height / total - 2 * gap_y
+    return Bbox.from_bounds(left, bottom, place.width / COLUMNS - 2 * gap_x, place.height / total - 2 * gap_y)
 
 
-def _inner(
-    box: tuple[float, float, float, float], height_in: float, width_in: float
-) -> tuple[float, float, float, float]:
-    """Room for title, labels and legend around the lines."""
-    left, below, above = 0.75 / width_in, 0.55 / height_in, 0.25 / height_in
-    return box[0] + left, box[1] + below, box[2] - left - 0.1 / width_in, box[3] - below - above
+def _fit(axes: Axes, box: Bbox, canvas: FigureCanvasAgg) -> None:
+    """Shrinks the axes until their labels lie in the box."""
+    around = extent(axes, canvas)
+    (left, bottom), (right, top) = box.min - around.min, around.max - box.max
+    axes.set_position((box.x0 + left, box.y0 + bottom, box.width - left - right, box.height - bottom - top))
 
 
 def _draw_stat(axes: Axes, panel: Panel, lines: list[Line]) -> None:
@@ -130,11 +144,12 @@ def _draw_lines(axes: Axes, panel: Panel, lines: list[Line]) -> None:
         axes.axhline(panel.limit, color=RED, linewidth=0.7, linestyle="--")
     axes.set_title(panel.title, loc="left", fontsize=8)
     values = [value for line in lines for value in line.values if math.isfinite(value)]
-    axes.set_ylim(0, 1.1 * max([*values, panel.limit or 0.0]) or 1.0)
+    highest = 1.1 * max([*values, panel.limit or 0.0]) or 1.0
+    axes.set_ylim(-0.02 * highest, highest)  # a line at 0 shows
     axes.grid(axis="y", linewidth=0.3)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value, panel.unit)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
     if 0 < len(lines) <= MAX_LEGEND:
         columns = 2 if any(len(line.label) > LONG for line in lines) else 4
-        place = {"loc": "upper left", "bbox_to_anchor": (-0.08, -0.12), "borderaxespad": 0}
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "borderaxespad": 0}
         axes.legend(ncol=columns, frameon=False, fontsize=6, columnspacing=1.2, **place)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import yaml
 
 from benchmarks.experiments.service_overhead import write_standin
 from benchmarks.harness.cell_plan import CellPlan, StandinPlan, kind_of
@@ -31,12 +32,14 @@ from services.gateway.text.tokenizer import load_tokenizer
 from services.local import nats_server
 from services.local.supervisor import Program
 from shared.data.profiles import PassTimes, Profile, StepTimes
-from tests.metrics.reading import ALERTS, SPEED, faster
+from tests.metrics.reading import ALERTS, ROOT, SPEED, faster
 
 TIMES = Profile(name="slow", origin="made up", verifier=PassTimes(base_ms=40.0), drafter=StepTimes(step_ms=10.0))
 NUM_TOKENS = 128
 LEASE_S, SCRAPE_S, HEARTBEAT_S = 30 / SPEED, 15 / SPEED, 0.2
 READY_S, LOOK_S = 300.0, 0.1
+MONITOR = ROOT / "k8s" / "components" / "service-monitor" / "service-monitor.yaml"
+OF_OPERATOR = "namespace: dsd, service: dsd, endpoint: http"  # labels that the Prometheus operator gives each target
 SCRAPED_TWICE = "sum_over_time(up[1m]) >= 2"  # so that the first event after it is an increase
 SETTINGS: dict[str, dict[str, str]] = {  # by kind of process; all verifiers together take 6 sessions
     "gateway": {"DSD_MAX_SESSIONS": "8", "DSD_MAX_QUEUE": "2"},
@@ -113,7 +116,11 @@ class Prometheus:
 
     async def query(self, expr: str) -> list[float]:
         """The newest value of each series."""
-        return [float(series["value"][1]) for series in await self.series(expr)]
+        return [value for _, value in await self.labelled(expr)]
+
+    async def labelled(self, expr: str) -> list[tuple[dict[str, str], float]]:
+        """The labels and the newest value of each series."""
+        return [(series["metric"], float(series["value"][1])) for series in await self.series(expr)]
 
     async def series(self, expr: str, at: float | None = None) -> list[dict[str, Any]]:
         """What the API tells of an expression, now or at a time in seconds."""
@@ -128,12 +135,12 @@ class Prometheus:
         return series
 
     async def firing(self) -> dict[str, set[str]]:
-        """The instances, or services, of the alerts that fire."""
+        """Whom the alerts that fire name."""
         found: dict[str, set[str]] = {}
         for each in (await self._get("alerts", {}))["alerts"]:
             if each["state"] == "firing":
                 labels = each["labels"]
-                found.setdefault(labels["alertname"], set()).add(labels.get("instance") or labels.get("service", ""))
+                found.setdefault(labels["alertname"], set()).add(labels.get("peer") or labels.get("instance", ""))
         return found
 
     async def _get(self, what: str, params: Mapping[str, str]) -> dict[str, Any]:
@@ -150,26 +157,45 @@ async def live_system(
     folder: Path,
     settings: Mapping[str, Mapping[str, str]] = SETTINGS,
     spare: Collection[str] = (),
+    far: Collection[str] = (),
 ) -> AsyncIterator[LiveSystem]:
-    """Starts what a plan names, but the programs in `spare`, and waits until all of it is ready."""
+    """Starts what a plan names, but the programs in `spare`, and waits until all of it is ready. settings: by kind or
+    name of a process. far: names of those that reach NATS over the plan's link."""
     system = LiveSystem(folder)
     try:
         nats = nats_server.write_open(folder / "nats", nats_server.free_port()).url
         system.start(nats_server.program(folder / "nats"))
+        relay_port = nats_server.free_port()
+        if far:
+            system.start(plan.relay(nats, relay_port))
+            await until_listens(relay_port)
         for program in plan.programs(nats, nats, port := nats_server.free_port()):
-            own = port if program.name == "gateway" else nats_server.free_port()
-            env = program.env | settings.get(kind_of(program.name), {}) | {"DSD_HEARTBEAT_S": str(HEARTBEAT_S)}
-            if program.name in spare:
-                system.ports[program.name] = own
-                system.spare[program.name] = replace(program, env=env)
+            own, name = port if program.name == "gateway" else nats_server.free_port(), program.name
+            env = {**program.env, **settings.get(kind_of(name), {}), **settings.get(name, {})}
+            if name in far:
+                env["DSD_NATS_URL"] = f"nats://127.0.0.1:{relay_port}"
+            chosen = replace(program, env=env | {"DSD_HEARTBEAT_S": str(HEARTBEAT_S)})
+            if name in spare:
+                system.ports[name], system.spare[name] = own, chosen
             else:
-                system.start(replace(program, env=env), own)
+                system.start(chosen, own)
         async with aiohttp.ClientSession() as http:
             for name in system.ports.keys() - system.spare.keys():
                 await until_answers(http, f"{system.url(name)}/readyz")
         yield system
     finally:
         system.stop()
+
+
+async def until_listens(port: int) -> None:
+    """Returns when something takes connections at a port of this machine."""
+    async with asyncio.timeout(READY_S):
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            await asyncio.sleep(LOOK_S)
 
 
 def standin_plan(models: Path, folder: Path, num_verifiers: int = 2) -> CellPlan:
@@ -199,9 +225,10 @@ async def prometheus(system: LiveSystem, folder: Path, scrape_s: float = SCRAPE_
 
 
 def _write_configuration(system: LiveSystem, folder: Path, scrape_s: float) -> None:
-    every = f"{scrape_s * 1e3:.0f}ms"
+    every, monitor = f"{scrape_s * 1e3:.0f}ms", yaml.safe_load(MONITOR.read_text(encoding="utf-8"))
+    (endpoint,) = monitor["spec"]["endpoints"]
     targets = "\n".join(
-        f'      - {{targets: ["127.0.0.1:{port}"], labels: {{namespace: dsd, instance: {name}}}}}'
+        f'      - {{targets: ["127.0.0.1:{port}"], labels: {{instance: {name}, {OF_OPERATOR}}}}}'
         for name, port in system.ports.items()
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,6 +239,7 @@ global: {{scrape_interval: {every}, scrape_timeout: {every}, evaluation_interval
 rule_files: [alerts.yaml]
 scrape_configs:
   - job_name: dsd
+    honor_labels: {str(endpoint["honorLabels"]).lower()}
     static_configs:
 {targets}
 """,

@@ -20,15 +20,15 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 @dataclass(frozen=True, slots=True)
 class Alert:
     name: str
-    expr: str
     severity: str
     within_s: float  # as docs/runbooks.md states it
+    for_s: float  # that its condition must hold
 
 
 def alerts() -> list[Alert]:
     stated = {name: (severity, 60 * int(minutes)) for name, severity, minutes in _rows()}
     return [
-        Alert(rule["alert"], rule["expr"], rule["labels"]["severity"], stated[rule["alert"]][1])
+        Alert(rule["alert"], rule["labels"]["severity"], stated[rule["alert"]][1], _seconds(rule.get("for", "0s")))
         for rule in rules()
         if "alert" in rule
     ]
@@ -47,7 +47,11 @@ def _rows() -> list[tuple[str, str, str]]:
 
 def faster(text: str) -> str:
     """Rules with every duration divided by SPEED."""
-    return _DURATION.sub(lambda found: f"{int(found[0][:-1]) * _UNITS[found[0][-1]] // SPEED}s", text)
+    return _DURATION.sub(lambda found: f"{_seconds(found[0]) // SPEED}s", text)
+
+
+def _seconds(duration: str) -> int:
+    return int(duration[:-1]) * _UNITS[duration[-1]]
 
 
 def metrics_in(expr: str) -> set[str]:

@@ -15,7 +15,7 @@ from tests.metrics.reading import ROOT, RUNBOOKS, alerts, metrics_in, rules
 from tests.test_docs import registered_metrics
 
 EVERY = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.name)
-OF_PROCESSES = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
+OF_PROCESSES = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
 
 
 @EVERY

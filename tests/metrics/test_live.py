@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from benchmarks.harness.cell_plan import standin_name
 from deploy.grafana.every import DASHBOARDS
 from tests.metrics.live import LEASE_S, LOOK_S, LiveSystem, Prometheus, live_system, prometheus, standin_plan
 from tests.metrics.reading import SPEED, alerts
@@ -98,7 +99,7 @@ async def test_a_saturated_verifier_and_a_full_queue_fire_their_alerts(watched: 
 
 async def test_a_killed_drafter_fires_its_alert(watched: Watched) -> None:
     watched.system.kill("drafter-1")
-    await watched.fires("DsdDrafterLost", "drafter", since=time.monotonic())
+    await watched.fires("DsdDrafterLost", standin_name("drafter-1"), since=time.monotonic())
     assert "DsdVerifierLost" not in await watched.prometheus.firing()
 
 

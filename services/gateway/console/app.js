@@ -7,10 +7,17 @@ import { get, key } from "./gateway.js";
 import { startRequests } from "./requests.js";
 
 const VIEWS = ["chat", "fleet", "requests"];
-const settings = await get("console/settings.json");
+const settings = await get("console/settings.json").catch((error) => {
+  trouble(error);
+  return new Promise(() => {}); // nothing of the page works
+});
 const views = { chat: startChat(settings), fleet: startFleet(), requests: startRequests() };
 byId("requests-link").hidden = !settings.has_inspector;
 byId("key-button").hidden = !settings.needs_key;
+
+function trouble(error) {
+  byId("trouble").textContent = `${error.message}. Load the page again later.`;
+}
 
 // --- views: #chat, #fleet, #requests, #requests/ID -------------------------------------------------------------------
 
@@ -76,7 +83,7 @@ async function begin() {
     byId("model").textContent = data[0].id;
     byId("trouble").textContent = "";
   } catch (error) {
-    if (error.status !== 401) byId("trouble").textContent = `${error.message}. Load the page again later.`;
+    if (error.status !== 401) trouble(error);
     return false;
   }
   show();

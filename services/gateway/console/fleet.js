@@ -56,9 +56,10 @@ const TABLES = [
       { name: "chunk", value: (pair) => number(pair.chunk) },
       { name: "round trip", value: (pair) => ms(pair.reason?.rtt_ms) },
       { name: "acceptance", value: (pair) => share(pair.reason?.acceptance) },
-      { name: "TPOT", value: (pair) => ms(pair.reason?.tpot_ms) },
-      { name: "draft step", value: (pair) => ms(pair.reason?.draft_ms) },
       { name: "pass", value: (pair) => ms(pair.reason?.pass_ms) },
+      { name: "TPOT", value: (pair) => ms(pair.reason?.tpot_ms) },
+      { name: "gain", value: gain },
+      { name: "draft step", value: (pair) => ms(pair.reason?.draft_ms) },
       { name: "policy", value: (pair) => pair.policy, kind: "text" },
       { name: "decided", value: (pair) => `${seconds(pair.age_ms)} ago` },
     ],
@@ -67,6 +68,11 @@ const TABLES = [
 ];
 
 export const short = (instanceId) => instanceId.split(".")[0];
+
+/** Pass time / TPOT: the target alone takes about a pass for a token. */
+function gain({ reason }) {
+  return reason?.tpot_ms && reason.pass_ms ? `× ${number(reason.pass_ms / reason.tpot_ms, 2)}` : NONE;
+}
 
 function stateOf(each) {
   if (each.goneAt) return "gone";

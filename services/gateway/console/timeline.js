@@ -77,6 +77,7 @@ function decoding(told) {
     `computing them ${percent(Math.min(1, computing / span))} of that time, the rest waiting for guesses, for other sessions or on the way`,
     `${number(mean("batch"), 1)} sessions in a pass`,
   ];
+  if (told.speculation !== "off") parts.push(`${plural(told.accepted, "guess", "guesses")} accepted, ${number(told.late)} right but late`);
   if (told.num_failovers) parts.push(plural(told.num_failovers, "failover"));
   if (told.num_drafter_changes) parts.push(plural(told.num_drafter_changes, "change of drafter", "changes of drafter"));
   return `${parts.join("; ")}.`;

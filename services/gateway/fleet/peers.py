@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from services.gateway.fleet.missing import LostPeer
 from services.gateway.fleet.names import id_range
 from shared.policies.routing import RoutingCandidate
 from shared.protocol.instances import PAUSE_S, NewestInstances
@@ -96,7 +97,7 @@ class PeerFleet:
         per_name = dict.fromkeys(WORKERS, instances_per_name) | {"controller": CONTROLLERS_PER_NAME}
         self._newest = {service: NewestInstances(per_name[service]) for service in KNOWN}
         self._gone: list[str] = []  # replaced since the last `expire`
-        self._lost: Counter[Service] = Counter()  # since the last `take_lost`
+        self._lost: list[LostPeer] = []  # since the last `take_lost`
         self._own: Counter[str] = Counter()  # the gateway's sessions by name, those of replaced instances too
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
@@ -128,10 +129,14 @@ class PeerFleet:
             gone.append(peer.heartbeat.instance_id)
         return gone
 
-    def take_lost(self) -> Counter[Service]:
-        """The number of instances since the last call that left without saying that they drain, by service."""
-        lost, self._lost = self._lost, Counter()
+    def take_lost(self) -> list[LostPeer]:
+        """The instances that left since the last call without saying that they drain."""
+        lost, self._lost = self._lost, []
         return lost
+
+    def knows(self, peer: LostPeer) -> bool:
+        """Whether an instance of that name is known."""
+        return bool(self._newest[peer.service].ids_of(peer.name))
 
     def count_sessions(self, instance_id: str, num: int, known_at: float | None, kv_tokens: int = 0) -> None:
         """Adds `num` sessions (negative: removes) and the KV cache that they reserve to an instance's load until its
@@ -236,7 +241,7 @@ class PeerFleet:
 
     def _lose(self, peer: Peer) -> None:
         if not peer.heartbeat.draining:
-            self._lost[peer.heartbeat.service] += 1
+            self._lost.append(LostPeer(peer.heartbeat.service, instance_name(peer.heartbeat.instance_id)))
         self._remove(peer)
 
     def _remove(self, peer: Peer) -> None:

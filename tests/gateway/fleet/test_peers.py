@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from services.gateway.fleet.missing import LostPeer
 from services.gateway.fleet.peers import CONTROLLERS_PER_NAME, KNOWN, MAX_PEERS, PeerFleet
 from services.gateway.session.generation import Generation
 from services.gateway.session.load_accounting import LoadAccounting
@@ -66,10 +67,12 @@ def test_an_instance_that_leaves_without_a_drain_is_lost() -> None:
     fleet.observe(beat("b.1", service="drafter"), 0.0)
     fleet.observe(beat("b.1", service="drafter", draining=True), 0.5)
     fleet.expire(10.0)
-    assert fleet.take_lost() == {"verifier": 1}
+    assert fleet.take_lost() == [LostPeer("verifier", "a")]
+    assert not fleet.knows(LostPeer("verifier", "a"))
     fleet.observe(beat("a.2"), 11.0)
     fleet.observe(beat("a.3"), 13.0)  # it has been restarted, faster than its heartbeat got stale
-    assert fleet.take_lost() == {"verifier": 1}
+    assert fleet.take_lost() == [LostPeer("verifier", "a")]
+    assert fleet.knows(LostPeer("verifier", "a"))
     assert not fleet.take_lost()
 
 

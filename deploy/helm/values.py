@@ -72,10 +72,8 @@ def _workload(node: dict[str, Any]) -> dict[str, Any]:
     pod = dict(spec["template"]["spec"])
     if role in SCALED and "replicas" in spec:
         spec["replicas"] = _each(spec["replicas"], lambda value: Override(f"{role}.replicas", value))
-    containers = {
-        key: container | {"resources": Override(f"{role}.resources", container["resources"])}
-        for key, container in pod["containers"].by_key.items()
-    }
+    containers = dict(pod["containers"].by_key)
+    containers[role] |= {"resources": Override(f"{role}.resources", containers[role]["resources"])}
     pod |= {"containers": Items(containers)}
     pod |= {key: Override(f"{role}.{key}", pod.get(key, GONE)) for key in POD_FIELDS}
     return node | {"spec": spec | {"template": spec["template"] | {"spec": pod}}}

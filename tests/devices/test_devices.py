@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
 from services.local.nats_server import find_binary
+from services.local.nats_users import new_seed, write_keys
 from shared.runtime.config import read
-from tests.k8s.manifests import DOCUMENT, ROOT, Secrets
+from shared.service import END_S
+from tests.k8s.manifests import DOCUMENT, ROOT
 from tests.k8s.services import SETTINGS
 
 DEVICES = ROOT / "deploy" / "devices"
@@ -76,9 +79,7 @@ def test_an_image_has_the_version_of_the_manifests_and_a_dockerfile(path: Path, 
 
 
 @pytest.mark.parametrize(("path", "name"), every_service())
-def test_the_service_takes_its_settings(
-    path: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, documented: dict[str, Secrets]
-) -> None:
+def test_the_service_takes_its_settings(path: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     service = services(path)[name]
     if name in ("nats", "models"):
         assert "environment" not in service
@@ -86,45 +87,40 @@ def test_the_service_takes_its_settings(
     for variable, value in service["environment"].items():
         monkeypatch.setenv(variable, value)
     if "DSD_NATS_NKEY_SEED" in service["environment"]:
-        seed = tmp_path / "seed"
-        seed.write_text(documented["edge"]["nkeys-drafters"][service["environment"]["DSD_NAME"]])
-        monkeypatch.setenv("DSD_NATS_NKEY_SEED", str(seed))
+        (tmp_path / "seed").write_text(new_seed())
+        monkeypatch.setenv("DSD_NATS_NKEY_SEED", str(tmp_path / "seed"))
     if name == "gateway":
         (tmp_path / "tokenizer.json").touch()
         monkeypatch.setenv("DSD_TARGET", str(tmp_path))
     settings = read(SETTINGS[KINDS.get(name, name)], [], name)
     known = {f"DSD_{field.upper()}" for field in type(settings).model_fields}
     assert set(service["environment"]) <= known
-    assert settings.drain_s + 5 < int(service["stop_grace_period"].removesuffix("s"))
+    assert settings.drain_s + END_S < int(service["stop_grace_period"].removesuffix("s"))
 
 
-def site_folder(folder: Path, secrets: Secrets) -> Path:
-    """What the document's commands put into /etc/nats of a device."""
+def site_folder(folder: Path) -> Path:
+    """What the document's commands put into /etc/nats of a device, with keys as in a site of a cluster."""
     (block,) = re.findall(r"^```\n(mkdir [^`]*?leaf-key\.conf[^`]*?)^```", DOCUMENT.read_text(), re.MULTILINE)
-    home = folder / "home"
-    for name, files in (("site-a", {"users.conf", "leaf-key.conf"}), ("cloud", {"ca.crt"})):
-        (home / "dsd-keys" / name).mkdir(parents=True)
-        for file in files:
-            (home / "dsd-keys" / name / file).write_text(secrets["nats-auth"][file])
-    drafters = home / "dsd-keys" / "site-a" / "drafters"
-    drafters.mkdir()
-    for drafter, seed in secrets["nkeys-drafters"].items():
-        (drafters / drafter).write_text(seed)
+    cloud, site = (folder / "home" / "dsd-keys" / name for name in ("cloud", "site-a"))
+    for each in (cloud, site):
+        each.mkdir(parents=True)
+    write_keys([ROOT / "k8s/overlays/edge/drafters.conf"], site, also=None)
+    (site / "leaf-key.conf").write_text(f"nkey: {new_seed()}")
+    trustme.CA().cert_pem.write_to_path(str(cloud / "ca.crt"))
     (folder / "k8s").symlink_to(ROOT / "k8s")
     commands = "\n".join(line for line in block.splitlines() if "chown" not in line)
-    subprocess.run(
-        ["bash", "-euc", commands], cwd=folder, env=os.environ | {"HOME": str(home)}, check=True, timeout=20
-    )
+    environment = os.environ | {"HOME": str(folder / "home")}
+    subprocess.run(["bash", "-euc", commands], cwd=folder, env=environment, check=True, timeout=20)
     return folder / "site"
 
 
-def test_the_site_s_folder_is_a_configuration_that_nats_takes(tmp_path: Path, documented: dict[str, Secrets]) -> None:
-    folder = site_folder(tmp_path, documented["edge"])
+def test_the_site_s_folder_is_a_configuration_that_nats_takes(tmp_path: Path) -> None:
+    folder = site_folder(tmp_path)
+    drafter = services(DEVICES / "drafter.compose.yaml")["drafter"]["environment"]["DSD_NAME"]
+    assert (folder / drafter).is_file()
     for file in folder.glob("*.conf"):
         file.write_text(file.read_text().replace("/etc/nats", str(folder)))
     run(find_binary(), "-t", "-c", folder / "nats.conf")
-    seeds = services(DEVICES / "drafter.compose.yaml")["drafter"]["environment"]["DSD_NAME"]
-    assert (folder / seeds).is_file()
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
@@ -151,7 +147,7 @@ def test_the_unit_s_settings_are_those_of_a_drafter(monkeypatch: pytest.MonkeyPa
     unit = (DEVICES / "dsd-drafter.service").read_text()
     stop = re.search(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)
     assert stop
-    assert int(stop[1]) > settings.drain_s + 5
+    assert int(stop[1]) > settings.drain_s + END_S
 
 
 @pytest.mark.parametrize("path", [*COMPOSE, *UNITS, DEVICES / "drafter.env"], ids=lambda path: path.name)

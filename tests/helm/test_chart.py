@@ -14,6 +14,7 @@ from deploy.helm.builds import OVERLAYS, components_of, kustomized
 from deploy.helm.chart import CHART, generated
 from deploy.helm.values import VERSION
 from tests.helm.rendering import by_name, chart, rendered
+from tests.k8s.manifests import DOCUMENT
 from tests.k8s.test_builds import VERSIONS, complain_about, holds_a_seed
 
 pytestmark = pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed")
@@ -78,7 +79,7 @@ def test_values_reach_the_pods(overlay: str) -> None:
         if manifest["kind"] in ("Deployment", "StatefulSet"):
             role, spec = manifest["metadata"]["labels"]["app.kubernetes.io/name"], manifest["spec"]
             pod = spec["template"]["spec"]
-            (container,) = pod["containers"]
+            (container,) = [each for each in pod["containers"] if each["name"] == role]
             assert container["resources"] == RESOURCES, name
             assert {key: pod[key] for key in POD if key in pod} == {key: POD[key] for key in POD if key in pod}
             assert set(pod) >= {"nodeSelector", "tolerations", "priorityClassName", "runtimeClassName"}
@@ -134,6 +135,15 @@ def test_a_misspelt_value_is_refused(values: dict[str, object], told: str) -> No
 def test_components_that_want_different_things_are_refused_together(components: tuple[str, ...]) -> None:
     with pytest.raises(Exception, match="exclude each other"):
         rendered({"components": list(components)})
+
+
+def test_the_values_that_the_document_shows_are_taken() -> None:
+    (text,) = re.findall(r"^```\n(overlay: .+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    values = yaml.safe_load(text)
+    chart().validate_schema(values)
+    shown = str(rendered(values))
+    for part in ("api.our.example", "registry.our.example/dsd-gateway:", "/var/lib/dsd/our-model", "H100"):
+        assert part in shown
 
 
 def test_alerts_keep_their_own_braces() -> None:

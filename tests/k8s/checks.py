@@ -112,7 +112,7 @@ def _lame_duck_s(manifests: list[Manifest]) -> float:
 
 
 def what_is_referred_to_exists(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    """Secrets are those of the build, those that the document's commands make, and those that other programs make."""
+    """Secrets are those of the build, and those that the document's commands or cert-manager make."""
     maps = {each["metadata"]["name"]: set(each["data"]) for each in of_kind(manifests, "ConfigMap")}
     known = {name: set(data) for name, data in secrets.items()}
     known |= {each["metadata"]["name"]: set(each["data"]) for each in of_kind(manifests, "Secret")}

@@ -94,9 +94,9 @@ def secrets_for(name: str, documented: dict[str, Secrets]) -> Secrets:
     """What docs/deploy.md makes for a build's cluster; the overlay for trying out brings its own."""
     if name == "dev":
         return {}
-    if name == "guarded edge":
-        return documented["edge"] | {"nats-tls": dict.fromkeys(("ca.crt", "tls.crt", "tls.key"), "")}
-    return documented["edge" if name in ("edge", "monitored edge", "draft from an image") else "cloud"]
+    at_site = name in ("edge", "monitored edge", "guarded edge", "draft from an image")
+    added = {"nats-tls": dict.fromkeys(("ca.crt", "tls.crt", "tls.key"), "")} if name.startswith("guarded") else {}
+    return documented["edge" if at_site else "cloud"] | added
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:

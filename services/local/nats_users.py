@@ -29,7 +29,7 @@ SEED_BYTES = 32
 PASSWORD_BYTES = 32
 
 _RIGHTS_OF = re.compile(r"^\s*rights-(.*?)\s*[:=]?\s*\{", re.MULTILINE)  # any name that nats-server would accept
-_USER_LINE = re.compile(r"^ *\{nkey: .+\}$", re.MULTILINE)
+_USER_LINE = re.compile(r"^ *\{nkey: .+ permissions: \$rights-(?P<name>[\w-]+).*\}$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +122,18 @@ def public_key(seed: str) -> str:
 
 
 def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
-    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with the public keys.
+    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with all rights and the public keys.
 
-    also: an earlier users.conf, whose keys stay valid while services change to the new ones.
+    One file has both, so that a server never reads users without their rights. also: an earlier users.conf, whose keys
+    of these users stay valid while services change to the new ones.
     Raises ValueError as `users_in` does, before anything is written.
     """
-    lines = [_user_line(name, path, out / path.stem) for name, path in users_in(rights).items()]
-    lines += _USER_LINE.findall(also.read_text()) if also else []
+    found = users_in(rights)
+    lines = [_user_line(name, path, out / path.stem) for name, path in found.items()]
+    lines += [each[0] for each in _USER_LINE.finditer(also.read_text()) if each["name"] in found] if also else []
     users = [
-        "# The users of a DSD and their public keys. Made by services/local/nats_users.py.",
-        *(f'include "{path.name}"' for path in rights),
+        "# The users of a DSD: their rights and their public keys. Made by services/local/nats_users.py.",
+        *(path.read_text() for path in rights),
         "authorization {",
         "  users: [",
         *dict.fromkeys(lines),
@@ -191,7 +193,7 @@ def main(argv: list[str]) -> None:
     rights.add_argument(
         "--together", default="", metavar="USER", help="one user for all names, as for the leaf node of a site"
     )
-    keys = commands.add_parser("keys", help="make keys for all users in files of rights, and users.conf")
+    keys = commands.add_parser("keys", help="make keys for all users in files of rights, and users.conf with both")
     keys.add_argument("rights", nargs="+", type=Path, metavar="FILE")
     keys.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     keys.add_argument("--also", type=Path, metavar="FILE", help="earlier users.conf, whose keys stay valid")

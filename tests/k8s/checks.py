@@ -68,10 +68,10 @@ def pods_are_restricted(manifests: list[Manifest], secrets: Secrets) -> Iterator
 
 def probes_ask_what_is_served(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
     for workload in workloads(manifests):
-        if is_helper(workload):
-            continue  # it serves nothing
         served = served_paths() if service_of(workload) else {"/healthz"}
         for container in pod_of(workload)["containers"]:
+            if "ports" not in container:
+                continue  # it serves nothing
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 asked = container.get(probe, {}).get("httpGet", {})
                 if asked.get("path") not in served:

@@ -44,7 +44,7 @@ if arguments[:2] == ["create", "secret"]:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             data[key or file.name] = file.read_text()
     pathlib.Path(os.environ["KUBECTL_KEEPS"], name).write_text(json.dumps(data))
-elif arguments[0] not in ("apply", "delete", "label", "rollout"):
+elif arguments[0] not in ("annotate", "apply", "delete", "get", "label", "rollout"):
     sys.exit(f"unexpected: {arguments}")
 """
 

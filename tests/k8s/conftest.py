@@ -35,5 +35,4 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Secrets]:
 def machine(tmp_path: Path, built: Built, documented: dict[str, Secrets]) -> Iterator[Machine]:
     found = Machine(tmp_path, built, documented)
     yield found
-    for server in found.servers:
-        server.stop(kill=True)
+    found.stop()

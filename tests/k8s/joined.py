@@ -49,15 +49,14 @@ def joined(folder: Path, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[A
             settings[name] = {"DSD_NATS_NKEY_SEED": str(edge / "drafters" / name), "DSD_NATS_URL": site.url}
         yield Access(hub.url, settings), machine.servers
     finally:
-        for server in machine.servers:
-            server.stop(kill=True)
+        machine.stop()
 
 
 def with_keys(rights: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Files of rights, and the users.conf that goes with them; keys go into the folder."""
+    """The users.conf for files of rights; keys go into the folder."""
     folder.mkdir(parents=True)
     paths = [folder / f"{stem}.conf" for stem in rights]
     for path, content in zip(paths, rights.values(), strict=True):
         path.write_text(content)
     write_keys(paths, folder, also=None)
-    return {path.name: path.read_text() for path in [*paths, folder / "users.conf"]}
+    return {"users.conf": (folder / "users.conf").read_text()}

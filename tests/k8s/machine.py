@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from services.local.nats_server import free_port
+from services.local.nats_server import find_binary, free_port
 from tests.k8s.commands import CLOUD_NAME
-from tests.k8s.manifests import Manifest, Secrets, of_kind, pod_of, the
+from tests.k8s.manifests import Manifest, Secrets, of_kind, pod_of, settings_of, the
 from tests.plugins.nats import NatsServer
 
 Built = Callable[[str], list[Manifest]]
@@ -29,6 +31,19 @@ def files_of(manifests: list[Manifest], secrets: Secrets) -> dict[str, str]:
     return found
 
 
+def nats_container(manifests: list[Manifest], name: str) -> Manifest:
+    """A container of the pods of NATS."""
+    (found,) = [each for each in pod_of(the(manifests, "StatefulSet", "nats"))["containers"] if each["name"] == name]
+    return dict(found)
+
+
+def here(text: str, folder: Path) -> str:
+    """A text that names a pod's files, with the folder of this machine in which all of them are."""
+    for place in ("/etc/nats-tls", "/etc/nats", "/run/nats"):
+        text = text.replace(place, str(folder))
+    return text
+
+
 class Machine:
     """Servers with the builds' configuration, on loopback: only addresses and folders are replaced."""
 
@@ -39,6 +54,7 @@ class Machine:
         self._route_ports = [free_port() for _ in range(3)]
         self._leaf_port = free_port()
         self.servers: list[NatsServer] = []
+        self._reloaders: list[subprocess.Popen[bytes]] = []
 
     def write(self, name: str, number: int = 0, changed: dict[str, str] | None = None) -> Path:
         """The files of one server; its folder."""
@@ -53,18 +69,35 @@ class Machine:
         replaced |= {"port: 6222": f'listen: "127.0.0.1:{self._route_ports[number]}"'}
         replaced |= {"port: 7422": f'listen: "127.0.0.1:{self._leaf_port if number == 1 else -1}"'}
         replaced |= {f"{CLOUD_NAME}:7422": f"localhost:{self._leaf_port}"}
-        replaced |= {"/etc/nats-tls": str(folder), "/etc/nats": str(folder)}
         for text, other in replaced.items():
             content = content.replace(text, other)
-        return content
+        return here(content, folder)
 
     def start(self, name: str, number: int = 0, changed: dict[str, str] | None = None, site: str = SITE) -> NatsServer:
         """`site`: what an operator has put in place of the manifests' own."""
         folder = self.write(name, number, changed)
-        (container,) = pod_of(the(self._built(name), "StatefulSet", "nats"))["containers"]
-        (given,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--name=")]
-        pod_name = f"nats-{number if name == 'cloud' else 0}"
-        server_name = given.replace("$(POD_NAME)", pod_name).replace(SITE, site)
-        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text(), server_name))
+        env = self.env(name, number, site)
+        self.servers.append(NatsServer(folder, (folder / "nats.conf").read_text(), env))
         self.servers[-1].start()
         return self.servers[-1]
+
+    def env(self, name: str, number: int = 0, site: str = SITE) -> dict[str, str]:
+        """The variables of the server's container."""
+        pod_name = f"nats-{number if name == 'cloud' else 0}"
+        given = settings_of(nats_container(self._built(name), "nats"), [])["SERVER_NAME"]
+        return {"SERVER_NAME": given.replace("$(POD_NAME)", pod_name).replace(SITE, site)}
+
+    def watch(self, name: str, server: NatsServer) -> None:
+        """Starts what the pod's other container runs, which looks more often here."""
+        (server.folder / "nats.pid").write_text(str(server.pid))
+        container = nats_container(self._built(name), "reloader")
+        script = here("\n".join(container["args"]), server.folder).replace("sleep 5", "sleep 0.1")
+        env = os.environ | {"PATH": f"{find_binary().parent}{os.pathsep}{os.environ['PATH']}"}
+        self._reloaders.append(subprocess.Popen([*container["command"], script], env=env))
+
+    def stop(self) -> None:
+        for reloader in self._reloaders:
+            reloader.kill()
+            reloader.wait()
+        for server in self.servers:
+            server.stop(kill=True)

@@ -15,8 +15,8 @@ from services.local.supervisor import Child, Program, Supervisor
 from shared.runtime.home import default_models_dir
 from tests.e2e.processes import Metrics, until
 from tests.k8s.containers import inside, mount, program_of
-from tests.k8s.machine import Built, Machine
-from tests.k8s.manifests import ROOT, Manifest, pod_names, pod_of, service_of, the, workloads
+from tests.k8s.machine import Built, Machine, here, nats_container
+from tests.k8s.manifests import ROOT, Manifest, pod_names, pod_of, service_of, workloads
 from tests.k8s.services import metrics_in, metrics_of
 
 READY_S = 120.0
@@ -45,15 +45,12 @@ def make_models(pod: Manifest, name: str, manifests: list[Manifest], root: Path)
 
 def nats_program(manifests: list[Manifest], machine: Machine, port: int) -> Program:
     """The overlay has one server."""
-    (container,) = pod_of(the(manifests, "StatefulSet", "nats"))["containers"]
+    container = nats_container(manifests, "nats")
     folder = machine.write("dev")
-    there = {"/etc/nats": str(folder), "/run/nats": str(folder), "$(POD_NAME)": "nats-0", "8222": str(free_port())}
-    words = list(container["args"])
-    for text, other in there.items():
-        words = [word.replace(text, other) for word in words]
+    words = [here(word, folder).replace("8222", str(free_port())) for word in container["args"]]
     assert container["command"] == ["nats-server"]
     argv = (str(find_binary()), *words, "--addr=127.0.0.1", f"--port={port}")
-    return Program("nats", argv, ready_line="Server is ready")
+    return Program("nats", argv, machine.env("dev"), ready_line="Server is ready")
 
 
 @pytest.mark.timeout(300)

@@ -103,8 +103,8 @@ def of_a_site(folder: Path, machine: Machine, documented: dict[str, Secrets]) ->
 
 def of_a_leaf(folder: Path, machine: Machine, documented: dict[str, Secrets]) -> Guarded:
     """A server of the cloud, to who has the key of a site's leaf and might be a client with it."""
-    rights = (K8S / "overlays/cloud/sites.conf").read_text()
-    changed = {"sites.conf": rights.replace("[LEAFNODE]", "[STANDARD]")}
+    users = documented["cloud"]["nats-auth"]["users.conf"]
+    changed = {"users.conf": users.replace("[LEAFNODE]", "[STANDARD]")}
     seed = documented["edge"]["nats-auth"]["leaf-key.conf"].partition("nkey: ")[2].strip()
     (folder / "site-a").write_text(seed)
     return Guarded(machine.start("cloud", changed=changed).url, {"site-a": folder / "site-a"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -23,8 +24,8 @@ from shared.protocol.messages import Close, Draft, Heartbeat, Message, Service, 
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.k8s.joined import HUB, with_keys
-from tests.k8s.machine import SITE, Built, Machine
-from tests.k8s.manifests import K8S, Secrets, pod_of, the
+from tests.k8s.machine import SITE, Built, Machine, nats_container
+from tests.k8s.manifests import K8S, Secrets
 from tests.peers import until
 from tests.plugins.nats import NatsServer
 from tests.shared.bus.bus_helpers import Heard
@@ -131,7 +132,9 @@ def draft(base: int) -> Draft:
 @pytest.mark.parametrize("name", ["dev", "cloud", "edge"])
 def test_the_configuration_is_one_that_nats_takes(machine: Machine, name: str) -> None:
     folder = machine.write(name)
-    done = subprocess.run([find_binary(), "-t", "-c", folder / "nats.conf"], capture_output=True, text=True, timeout=20)
+    command = [find_binary(), "-t", "-c", folder / "nats.conf"]
+    env = os.environ | machine.env(name)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=env)
     assert done.returncode == 0, done.stderr
 
 
@@ -231,8 +234,7 @@ async def test_clients_of_a_server_that_is_about_to_end_go_to_the_others(
     shorter = {"limits.conf": LIMITS.replace('lame_duck_grace_period: "10s"', 'lame_duck_grace_period: "1s"')}
     hubs = [machine.start("cloud", number, shorter) for number in range(3)]
     cloud = documented["cloud"]
-    (container,) = pod_of(the(built("cloud"), "StatefulSet", "nats"))["containers"]
-    before_it_stops = container["lifecycle"]["preStop"]["exec"]["command"]
+    before_it_stops = nats_container(built("cloud"), "nats")["lifecycle"]["preStop"]["exec"]["command"]
     async with front_of(hubs) as front:
         verifier = await join(front, "verifier", "verifier-0", cloud["nkeys-verifiers"]["verifier-0"])
         gateway = await join(hubs[2], "gateway", "gateway", cloud["nkeys-gateways"]["gateway"])

@@ -14,8 +14,8 @@ from services.local.nats_server import write_secured
 from services.local.nats_users import KINDS, Rights, main, new_seed, public_key, rights_file
 from shared.protocol import subjects
 from tests.k8s.commands import run_commands
-from tests.k8s.machine import Built
-from tests.k8s.manifests import K8S, ROOT, Manifest, Secrets, of_kind, pod_names, service_of, workloads
+from tests.k8s.machine import Built, files_of
+from tests.k8s.manifests import K8S, ROOT, Secrets, pod_names, secrets_for, service_of, workloads
 
 RIGHTS_FILES = [path for path in sorted(K8S.rglob("*.conf")) if "rights-" in path.read_text().splitlines()[1]]
 
@@ -77,23 +77,46 @@ def test_the_files_of_rights_are_looked_at() -> None:
     ]
 
 
-def configuration(manifests: list[Manifest]) -> dict[str, str]:
-    (found,) = [each["data"] for each in of_kind(manifests, "ConfigMap") if "nats.conf" in each["data"]]
-    return dict(found)
-
-
 @pytest.mark.parametrize("name", ["dev", "cloud", "edge", "many nodes", "own pair"])
-def test_every_pod_that_there_may_be_has_a_user(built: Built, name: str) -> None:
-    rights = "".join(configuration(built(name)).values())
+def test_every_pod_that_there_may_be_has_a_user(built: Built, documented: dict[str, Secrets], name: str) -> None:
+    rights = files_of(built(name), secrets_for(name, documented))["users.conf"]
     for workload in workloads(built(name)):
         for pod_name in pod_names(workload, built(name)) if service_of(workload) else []:
             assert f"rights-{pod_name}: {{" in rights
 
 
-def test_a_site_s_leaf_may_what_its_drafters_may(built: Built) -> None:
+def test_a_site_s_leaf_may_what_its_drafters_may() -> None:
     """The cloud grants the leaf all that the site grants its drafters, and no more."""
-    leaf = granted_subjects(configuration(built("cloud"))["sites.conf"])
-    assert leaf == granted_subjects(configuration(built("edge"))["drafters.conf"])
+    leaf, drafters = (K8S / "overlays" / file for file in ("cloud/sites.conf", "edge/drafters.conf"))
+    assert granted_subjects(leaf.read_text()) == granted_subjects(drafters.read_text())
+
+
+def test_the_overlay_for_trying_out_has_the_rights_of_the_base() -> None:
+    users = (K8S / "overlays/dev/example-keys/users.conf").read_text()
+    for kind in ("gateways", "controllers", "verifiers", "drafters"):
+        assert (K8S / f"base/nats/{kind}.conf").read_text() in users
+
+
+def test_one_file_has_the_users_and_their_rights(tmp_path: Path) -> None:
+    """Else a server that restarts or reloads between two files would name users without rights, and not start."""
+    rights = [K8S / "base/nats/verifiers.conf", K8S / "overlays/cloud/sites.conf"]
+    main(["keys", *map(str, rights), "--out", str(tmp_path)])
+    users = (tmp_path / "users.conf").read_text()
+    assert "include" not in users
+    assert all(path.read_text() in users for path in rights)
+
+
+def test_keys_that_stay_valid_are_those_of_users_that_there_still_are(tmp_path: Path) -> None:
+    """The old key of a site that left would name rights that nobody has: NATS would refuse the file."""
+    (both, one) = (tmp_path / "both.conf", tmp_path / "one.conf")
+    both.write_text(rights_file("drafter", ["stays", "leaves"]))
+    one.write_text(rights_file("drafter", ["stays"]))
+    main(["keys", str(both), "--out", str(tmp_path)])
+    (tmp_path / "both/stays").rename(tmp_path / "was")
+    main(["keys", str(one), "--out", str(tmp_path), "--also", str(tmp_path / "users.conf")])
+    users = (tmp_path / "users.conf").read_text()
+    assert users.count("$rights-stays") == 2
+    assert "leaves" not in users
 
 
 def granted_subjects(conf: str) -> set[tuple[str, str]]:

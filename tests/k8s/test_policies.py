@@ -9,7 +9,7 @@ import pytest
 
 from tests.k8s.breaks import BREAKS, Break
 from tests.k8s.checks import CHECKS, Check
-from tests.k8s.machine import Built
+from tests.k8s.machine import Built, nats_container
 from tests.k8s.manifests import (
     GROUPS,
     OVERLAYS,
@@ -179,7 +179,7 @@ def test_nats_is_a_cluster_of_three_in_the_cloud_and_alone_elsewhere(built: Buil
 
 
 def test_nats_sends_its_clients_away_before_it_ends(built: Built) -> None:
-    nats = container(built("cloud"), "StatefulSet", "nats")
+    nats = nats_container(built("cloud"), "nats")
     assert nats["lifecycle"]["preStop"]["exec"]["command"] == ["nats-server", "--signal", "ldm=/run/nats/nats.pid"]
     assert "--pid=/run/nats/nats.pid" in nats["args"]
 
@@ -187,7 +187,7 @@ def test_nats_sends_its_clients_away_before_it_ends(built: Built) -> None:
 @pytest.mark.parametrize("name", ["dev", "edge"])
 def test_a_nats_server_without_others_ends_at_once(built: Built, name: str) -> None:
     """Lame duck would only make the pause longer until the next one runs."""
-    assert "lifecycle" not in container(built(name), "StatefulSet", "nats")
+    assert "lifecycle" not in nats_container(built(name), "nats")
 
 
 def test_edge_drafters_run_on_labelled_nodes_alone(built: Built) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -23,11 +23,12 @@ StartNatsServer = Callable[..., "NatsServer"]
 class NatsServer:
     """One nats-server process. `start` after `stop` uses the same port, as a restart does."""
 
-    def __init__(self, folder: Path, configuration: str = "", name: str = "") -> None:
-        """`name`: of the server, among those that it joins; "": one by chance."""
+    def __init__(self, folder: Path, configuration: str = "", env: Mapping[str, str] | None = None) -> None:
+        """`env`: variables that the configuration names."""
+        self.folder = folder
         self._configuration = folder / "nats.conf"
         self._configuration.write_text(configuration)
-        self._name = ("--name", name) if name else ()
+        self._env = os.environ | (env or {})
         self._port = -1
         self._process: subprocess.Popen[str] | None = None
         self.log: list[str] = []
@@ -43,8 +44,8 @@ class NatsServer:
 
     def start(self) -> None:
         """Returns once clients can connect."""
-        command = [_binary(), "-a", "127.0.0.1", "-p", str(self._port), "-c", str(self._configuration), *self._name]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        command = [_binary(), "-a", "127.0.0.1", "-p", str(self._port), "-c", str(self._configuration)]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self._env)
         ready = threading.Event()
         reader = threading.Thread(target=self._read_log, args=(self._process.stderr, ready), daemon=True)
         reader.start()

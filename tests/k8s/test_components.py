@@ -93,17 +93,15 @@ def test_routes_with_tls_are_those_without_it_and_tls() -> None:
 
 
 def started(machine: Machine, name: str, number: int, authority: trustme.CA, secrets: dict[str, str]) -> NatsServer:
-    """A server of a build with the component, with a certificate for the names that cert-manager's has."""
+    """A server of a build with the component, with a certificate for this machine."""
     folder = machine.write(name, number, secrets)
-    certificates = Path(f"{folder}-own-tls")
-    certificates.mkdir()
     certificate = authority.issue_cert("localhost", "127.0.0.1")
-    (certificates / "tls.crt").write_bytes(b"".join(each.bytes() for each in certificate.cert_chain_pems))
-    certificate.private_key_pem.write_to_path(str(certificates / "tls.key"))
-    authority.cert_pem.write_to_path(str(certificates / "ca.crt"))
+    (folder / "own.crt").write_bytes(b"".join(each.bytes() for each in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(str(folder / "own.key"))
+    authority.cert_pem.write_to_path(str(folder / "own-ca.crt"))
     (folder / "of-the-overlay.conf").write_text((folder / "nats.conf").read_text())
     configuration = (folder / "with-tls.conf").read_text().replace('"nats.conf"', '"of-the-overlay.conf"')
-    machine.servers.append(NatsServer(folder, configuration, f"nats-{number}"))
+    machine.servers.append(NatsServer(folder, configuration, machine.env(name, number)))
     machine.servers[-1].start()
     return machine.servers[-1]
 
@@ -176,6 +174,19 @@ def test_external_secrets_make_the_secrets_that_the_document_s_commands_make(
     """Except the certificate, which cert-manager makes."""
     made = {each["spec"]["target"]["name"] for each in of_kind(built("guarded cloud"), "ExternalSecret")}
     assert made == set(documented["cloud"]) - {"nats-leaf-tls"}
+
+
+@pytest.mark.parametrize("name", ["guarded cloud", "guarded edge"])
+def test_a_server_finds_its_certificate_beside_its_configuration(built: Built, name: str) -> None:
+    """There the pod's other container sees when it is renewed."""
+    manifests = built(name), built(name.removeprefix("guarded "))
+    volumes = [pod_of(the(each, "StatefulSet", "nats"))["volumes"] for each in manifests]
+    having, lacking = (next(each for each in found if each["name"] == "config")["projected"] for found in volumes)
+    *others, added = having["sources"]
+    assert [set(each) for each in others] == [set(each) for each in lacking["sources"]]
+    assert {item["key"] for item in added["secret"]["items"]} == {"ca.crt", "tls.crt", "tls.key"}
+    told = "".join(path.read_text() for path in (K8S / "components/nats-tls").glob("*.conf"))
+    assert set(re.findall(r'"/etc/nats/(.+)"', told)) == {item["path"] for item in added["secret"]["items"]}
 
 
 @pytest.mark.parametrize(("name", "roles"), [("target from the hub", 2), ("draft from an image", 1)])

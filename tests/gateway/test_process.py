@@ -109,7 +109,7 @@ async def test_every_open_connection_counts_until_its_client_leaves(running: Run
     for stream in streams:
         stream.close()
     async with asyncio.timeout(10):
-        while await connections() > alone:
+        while await connections() > alone:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

@@ -101,7 +101,7 @@ def started(machine: Machine, name: str, number: int, authority: trustme.CA, sec
     authority.cert_pem.write_to_path(str(folder / "own-ca.crt"))
     (folder / "of-the-overlay.conf").write_text((folder / "nats.conf").read_text())
     configuration = (folder / "with-tls.conf").read_text().replace('"nats.conf"', '"of-the-overlay.conf"')
-    machine.servers.append(NatsServer(folder, configuration, machine.env(name, number)))
+    machine.servers.append(NatsServer(folder, configuration, {"SERVER_NAME": f"nats-{number}"}))
     machine.servers[-1].start()
     return machine.servers[-1]
 

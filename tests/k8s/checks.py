@@ -25,6 +25,8 @@ from tests.k8s.manifests import (
 )
 from tests.k8s.services import SETTINGS, metrics_of, served_paths
 
+CERTIFICATE = {"ca.crt", "tls.crt", "tls.key"}  # what cert-manager writes into a Secret
+
 Check = Callable[[list[Manifest], Secrets], Iterator[str]]
 
 
@@ -110,10 +112,11 @@ def _lame_duck_s(manifests: list[Manifest]) -> float:
 
 
 def what_is_referred_to_exists(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    """Secrets are those of the build, and those that the document's commands make."""
+    """Secrets are those of the build, and those that the document's commands or cert-manager make."""
     maps = {each["metadata"]["name"]: set(each["data"]) for each in of_kind(manifests, "ConfigMap")}
     known = {name: set(data) for name, data in secrets.items()}
     known |= {each["metadata"]["name"]: set(each["data"]) for each in of_kind(manifests, "Secret")}
+    known |= {each["spec"]["secretName"]: CERTIFICATE for each in of_kind(manifests, "Certificate")}
     for workload in workloads(manifests):
         for found in walk(workload["spec"]["template"]["spec"]):
             for kind, have in (("configMap", maps), ("configMapRef", maps), ("secret", known), ("secretRef", known)):

@@ -18,7 +18,20 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 DOCUMENT = ROOT / "docs" / "deploy.md"
 LARGE_MODELS = ROOT / "docs" / "large-models.md"
-BUILDS = ("base", "dev", "cloud", "edge", "monitored edge", "many GPUs", "many nodes", "own pair")
+BUILDS = (
+    "base",
+    "dev",
+    "cloud",
+    "edge",
+    "monitored edge",
+    "many GPUs",
+    "many nodes",
+    "own pair",
+    "guarded cloud",
+    "guarded edge",
+    "target from the hub",
+    "draft from an image",
+)
 OVERLAYS = BUILDS[1:]
 
 GROUPS = "leaderworkerset.sigs.k8s.io"
@@ -30,9 +43,21 @@ SERVICES = {  # the name that labels a pod: the package of the service in it
     "verifier": "cloud_verifier",
     "drafter": "edge_drafter",
 }
+
+
+def _on_top(overlay: str, components: str) -> str:
+    """The kustomization of an overlay with components."""
+    folders = [f"../k8s/components/{name}" for name in components.split()]
+    return f"resources: [../k8s/overlays/{overlay}]\ncomponents: [{', '.join(folders)}]\n"
+
+
 ON_TOP = {  # builds that add a component to an overlay
     "monitored edge": "resources: [../k8s/overlays/edge]\ncomponents: [../k8s/components/service-monitor]\n",
     "many GPUs": "resources: [../k8s/overlays/cloud]\ncomponents: [../k8s/components/many-gpus]\n",
+    "guarded cloud": _on_top("cloud", "ingress http-route nats-tls cert-manager external-secrets gpu-nodes priorities"),
+    "guarded edge": _on_top("edge", "nats-tls priorities models-from-claim"),
+    "target from the hub": _on_top("cloud", "models-from-hub"),
+    "draft from an image": _on_top("edge", "models-from-image"),
 }
 SHOWN = {"many nodes": LARGE_MODELS, "own pair": DOCUMENT}  # builds that a document shows
 
@@ -67,7 +92,11 @@ def kustomized(folder: Path) -> list[Manifest]:
 
 def secrets_for(name: str, documented: dict[str, Secrets]) -> Secrets:
     """What docs/deploy.md makes for a build's cluster; the overlay for trying out brings its own."""
-    return {"dev": {}, "edge": documented["edge"], "monitored edge": documented["edge"]}.get(name, documented["cloud"])
+    if name == "dev":
+        return {}
+    at_site = name in ("edge", "monitored edge", "guarded edge", "draft from an image")
+    added = {"nats-tls": dict.fromkeys(("ca.crt", "tls.crt", "tls.key"), "")} if name.startswith("guarded") else {}
+    return documented["edge" if at_site else "cloud"] | added
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:

@@ -37,6 +37,13 @@ RELABELING = fields("targetLabel", sourceLabels=listed(TEXT), targetLabel=TEXT)
 LABELS = {"type": "object", "additionalProperties": TEXT}
 ALERT = fields("alert", "expr", **{"for": TEXT}, alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS)
 RECORD = fields("record", "expr", record=TEXT, expr=TEXT)
+ISSUER = fields(
+    "name", "kind", name=TEXT, kind={"enum": ["Issuer", "ClusterIssuer"]}, group={"const": "cert-manager.io"}
+)
+DURATION = {"type": "string", "pattern": r"^\d+h$"}
+TIMEOUT = {"type": "string", "pattern": r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+BACKEND = fields("name", "port", name=TEXT, port=NUMBER)
+PATH = fields("type", "value", type={"enum": ["PathPrefix", "Exact"]}, value=TEXT)
 CUSTOM = {  # what is used here of these custom resources' definitions
     "monitoring.coreos.com/v1 ServiceMonitor": fields(
         "selector",
@@ -57,6 +64,40 @@ CUSTOM = {  # what is used here of these custom resources' definitions
             restartPolicy={"enum": ["RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]},
             leaderTemplate={"type": "object"},
             workerTemplate={"type": "object"},
+        ),
+    ),
+    "cert-manager.io/v1 Issuer": fields(selfSigned=fields(), ca=fields("secretName", secretName=TEXT)),
+    "cert-manager.io/v1 Certificate": fields(
+        "secretName",
+        "issuerRef",
+        secretName=TEXT,
+        issuerRef=ISSUER,
+        isCA={"type": "boolean"},
+        commonName=TEXT,
+        dnsNames=listed(TEXT),
+        usages=listed({"enum": ["digital signature", "server auth", "client auth"]}),
+        duration=DURATION,
+        renewBefore=DURATION,
+        privateKey=fields(
+            algorithm={"const": "ECDSA"}, size={"const": 256}, rotationPolicy={"enum": ["Always", "Never"]}
+        ),
+    ),
+    "external-secrets.io/v1 ExternalSecret": fields(
+        "secretStoreRef",
+        refreshInterval=DURATION,
+        secretStoreRef=fields("name", name=TEXT, kind={"enum": ["SecretStore", "ClusterSecretStore"]}),
+        target=fields(name=TEXT),
+        dataFrom=listed(fields("extract", extract=fields("key", key=TEXT))),
+    ),
+    "gateway.networking.k8s.io/v1 HTTPRoute": fields(
+        parentRefs=listed(fields("name", name=TEXT, namespace=TEXT)),
+        hostnames=listed(TEXT),
+        rules=listed(
+            fields(
+                matches=listed(fields(path=PATH)),
+                timeouts=fields(request=TIMEOUT, backendRequest=TIMEOUT),
+                backendRefs=listed(BACKEND),
+            )
         ),
     ),
     "keda.sh/v1alpha1 ScaledObject": fields(
@@ -134,8 +175,9 @@ def test_every_file_is_part_of_a_kustomization() -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_everything_is_in_the_namespace_dsd(built: Built, name: str) -> None:
     for manifest in built(name):
-        place = manifest["metadata"].get("namespace", manifest["metadata"]["name"])
-        assert place == "dsd", title(manifest)
+        if manifest["kind"] != "PriorityClass":  # of the whole cluster
+            place = manifest["metadata"].get("namespace", manifest["metadata"]["name"])
+            assert place == "dsd", title(manifest)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDS if name != "dev"])

@@ -87,6 +87,6 @@ def test_our_images_have_the_version_of_the_package_and_a_dockerfile(built: Buil
     for workload in workloads(built(name)):
         for container in containers_of(workload):
             image, _, tag = container["image"].rpartition("/")[2].partition(":")
-            if image != "nats":
+            if image not in ("nats", "our-models"):
                 assert tag == version, container["image"]
                 assert (ROOT / "images" / f"{image.removeprefix('dsd-')}.Dockerfile").is_file(), image

@@ -27,9 +27,9 @@ cluster.conf: |
     no_advertise: true
     include "routes.conf"
     tls {
-      cert_file: "/etc/nats-own-tls/tls.crt"
-      key_file: "/etc/nats-own-tls/tls.key"
-      ca_file: "/etc/nats-own-tls/ca.crt"
+      cert_file: "/etc/nats/own.crt"
+      key_file: "/etc/nats/own.key"
+      ca_file: "/etc/nats/own-ca.crt"
       verify: true
     }
   }
@@ -43,70 +43,8 @@ cluster.conf: |
     include "routes.conf"
   }
 {{- end }}
-controllers.conf: |
-  # What a controller may publish and subscribe (docs/protocol.md). Made by: python -m services.local.nats_users rights controller controller
-  rights-controller: {
-    publish: [
-      "dsd.v1.drafter.*.*.window.controller.*"
-      "dsd.v1.heartbeat.controller.controller.*"
-    ]
-    subscribe: [
-      "dsd.v1.report.drafter.>"
-      "dsd.v1.heartbeat.verifier.>"
-    ]
-  }
-  connections-controller: [STANDARD]
-drafters.conf: |
-  # What a drafter may publish and subscribe (docs/protocol.md). Made by: python -m services.local.nats_users rights drafter drafter-0 drafter-1
-  rights-drafter-0: {
-    publish: [
-      "dsd.v1.verifier.*.*.draft.drafter-0.*"
-      "dsd.v1.gateway.*.*.failure.drafter-0.*"
-      "dsd.v1.heartbeat.drafter.drafter-0.*"
-      "dsd.v1.report.drafter.drafter-0.*"
-    ]
-    subscribe: [
-      "dsd.v1.drafter.drafter-0.*.>"
-      "dsd.v1.heartbeat.controller.>"
-    ]
-  }
-  connections-drafter-0: [STANDARD]
-
-  rights-drafter-1: {
-    publish: [
-      "dsd.v1.verifier.*.*.draft.drafter-1.*"
-      "dsd.v1.gateway.*.*.failure.drafter-1.*"
-      "dsd.v1.heartbeat.drafter.drafter-1.*"
-      "dsd.v1.report.drafter.drafter-1.*"
-    ]
-    subscribe: [
-      "dsd.v1.drafter.drafter-1.*.>"
-      "dsd.v1.heartbeat.controller.>"
-    ]
-  }
-  connections-drafter-1: [STANDARD]
-gateways.conf: |
-  # What a gateway may publish and subscribe (docs/protocol.md). Made by: python -m services.local.nats_users rights gateway gateway
-  rights-gateway: {
-    publish: [
-      "dsd.v1.verifier.*.*.open.gateway.*"
-      "dsd.v1.verifier.*.*.poll.gateway.*"
-      "dsd.v1.verifier.*.*.close.gateway.*"
-      "dsd.v1.drafter.*.*.speculate.gateway.*"
-      "dsd.v1.drafter.*.*.close.gateway.*"
-      "dsd.v1.heartbeat.gateway.gateway.*"
-    ]
-    subscribe: [
-      "dsd.v1.gateway.gateway.*.>"
-      "dsd.v1.heartbeat.verifier.>"
-      "dsd.v1.heartbeat.drafter.>"
-      "dsd.v1.heartbeat.controller.>"
-      "dsd.v1.drafter.*.*.window.>"
-    ]
-  }
-  connections-gateway: [STANDARD]
 leafnodes.conf: |
-  # Entry for the leaf nodes of edge sites. Each is one user with its site's rights (sites.conf).
+  # Entry for the leaf nodes of edge sites. Each is one user with its site's rights (sites.conf, in users.conf).
   leafnodes {
     port: 7422
     no_advertise: true
@@ -134,102 +72,18 @@ limits.conf: |
   lame_duck_duration: "30s"
 nats.conf: |
   # One of three servers that edge sites join. The Secret nats-auth has users.conf and routes.conf (docs/deploy.md).
+  server_name: $SERVER_NAME
   include "limits.conf"
   include "cluster.conf"
   include "leafnodes.conf"
   include "users.conf"
-sites.conf: |
-  # What a drafter may publish and subscribe (docs/protocol.md). Made by: python -m services.local.nats_users rights drafter site-a-drafter-0 site-a-drafter-1 --together site-a
-  rights-site-a: {
-    publish: [
-      "dsd.v1.verifier.*.*.draft.site-a-drafter-0.*"
-      "dsd.v1.gateway.*.*.failure.site-a-drafter-0.*"
-      "dsd.v1.heartbeat.drafter.site-a-drafter-0.*"
-      "dsd.v1.report.drafter.site-a-drafter-0.*"
-      "dsd.v1.verifier.*.*.draft.site-a-drafter-1.*"
-      "dsd.v1.gateway.*.*.failure.site-a-drafter-1.*"
-      "dsd.v1.heartbeat.drafter.site-a-drafter-1.*"
-      "dsd.v1.report.drafter.site-a-drafter-1.*"
-    ]
-    subscribe: [
-      "dsd.v1.drafter.site-a-drafter-0.*.>"
-      "dsd.v1.heartbeat.controller.>"
-      "dsd.v1.drafter.site-a-drafter-1.*.>"
-    ]
-  }
-  connections-site-a: [LEAFNODE]
-verifiers.conf: |
-  # What a verifier may publish and subscribe (docs/protocol.md). Made by: python -m services.local.nats_users rights verifier verifier-0 verifier-1 verifier-2 verifier-3
-  rights-verifier-0: {
-    publish: [
-      "dsd.v1.gateway.*.*.opened.verifier-0.*"
-      "dsd.v1.gateway.*.*.verdict.verifier-0.*"
-      "dsd.v1.gateway.*.*.failure.verifier-0.*"
-      "dsd.v1.drafter.*.*.verdict.verifier-0.*"
-      "dsd.v1.drafter.*.*.failure.verifier-0.*"
-      "dsd.v1.heartbeat.verifier.verifier-0.*"
-    ]
-    subscribe: [
-      "dsd.v1.verifier.verifier-0.*.>"
-      "dsd.v1.heartbeat.gateway.>"
-    ]
-  }
-  connections-verifier-0: [STANDARD]
-
-  rights-verifier-1: {
-    publish: [
-      "dsd.v1.gateway.*.*.opened.verifier-1.*"
-      "dsd.v1.gateway.*.*.verdict.verifier-1.*"
-      "dsd.v1.gateway.*.*.failure.verifier-1.*"
-      "dsd.v1.drafter.*.*.verdict.verifier-1.*"
-      "dsd.v1.drafter.*.*.failure.verifier-1.*"
-      "dsd.v1.heartbeat.verifier.verifier-1.*"
-    ]
-    subscribe: [
-      "dsd.v1.verifier.verifier-1.*.>"
-      "dsd.v1.heartbeat.gateway.>"
-    ]
-  }
-  connections-verifier-1: [STANDARD]
-
-  rights-verifier-2: {
-    publish: [
-      "dsd.v1.gateway.*.*.opened.verifier-2.*"
-      "dsd.v1.gateway.*.*.verdict.verifier-2.*"
-      "dsd.v1.gateway.*.*.failure.verifier-2.*"
-      "dsd.v1.drafter.*.*.verdict.verifier-2.*"
-      "dsd.v1.drafter.*.*.failure.verifier-2.*"
-      "dsd.v1.heartbeat.verifier.verifier-2.*"
-    ]
-    subscribe: [
-      "dsd.v1.verifier.verifier-2.*.>"
-      "dsd.v1.heartbeat.gateway.>"
-    ]
-  }
-  connections-verifier-2: [STANDARD]
-
-  rights-verifier-3: {
-    publish: [
-      "dsd.v1.gateway.*.*.opened.verifier-3.*"
-      "dsd.v1.gateway.*.*.verdict.verifier-3.*"
-      "dsd.v1.gateway.*.*.failure.verifier-3.*"
-      "dsd.v1.drafter.*.*.verdict.verifier-3.*"
-      "dsd.v1.drafter.*.*.failure.verifier-3.*"
-      "dsd.v1.heartbeat.verifier.verifier-3.*"
-    ]
-    subscribe: [
-      "dsd.v1.verifier.verifier-3.*.>"
-      "dsd.v1.heartbeat.gateway.>"
-    ]
-  }
-  connections-verifier-3: [STANDARD]
 {{- if has "nats-tls" $.Values.components }}
 with-tls.conf: |
   # The overlay's configuration, with TLS for clients. The Secret nats-tls has the files.
   include "nats.conf"
   tls {
-    cert_file: "/etc/nats-own-tls/tls.crt"
-    key_file: "/etc/nats-own-tls/tls.key"
+    cert_file: "/etc/nats/own.crt"
+    key_file: "/etc/nats/own.key"
   }
 {{- end }}
 {{ end }}

@@ -116,11 +116,11 @@ async def test_a_nats_server_that_is_away_or_does_not_know_the_drafter_is_named(
 
 @on_the_system
 async def test_rights_that_lack_or_grant_too_much_are_named(keyed: Keyed) -> None:
-    with changed(keyed, "owned-drafters.conf", r'.*"dsd\.v1\.verifier\.\*\.\*\.draft\.key-alice\.\*"\n', ""):
+    with changed(keyed, "users.conf", r'.*"dsd\.v1\.verifier\.\*\.\*\.draft\.key-alice\.\*"\n', ""):
         status, found = await examined(keyed)
     assert (status, wrong(found)) == (1, ["NATS rights"])
     assert "key-alice may not use dsd.v1.verifier." in found["wrong", "NATS rights"]
-    with changed(keyed, "owned-drafters.conf", r"dsd\.v1\.drafter\.key-alice\.\*\.>", "dsd.v1.drafter.>"):
+    with changed(keyed, "users.conf", r"dsd\.v1\.drafter\.key-alice\.\*\.>", "dsd.v1.drafter.>"):
         status, found = await examined(keyed)
     assert (status, wrong(found)) == (1, ["NATS rights"])
     assert "which is not its own" in found["wrong", "NATS rights"]

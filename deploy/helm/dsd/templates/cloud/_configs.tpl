@@ -15,6 +15,9 @@ DSD_DRAIN_S: '600'
 DSD_MODEL_NAME: smollm2-135m
 DSD_SESSION_TIMEOUT_S: '180'
 DSD_TARGET: /var/lib/dsd/models/smollm2-135m/target
+{{- if has "websocket" $.Values.components }}
+DSD_DRAFTER_NATS_URL: "wss://{{ $.Values.natsHost }}"
+{{- end }}
 {{ end }}
 
 {{- define "cloud.nats-config" }}
@@ -70,6 +73,16 @@ limits.conf: |
   # the other servers.
   lame_duck_grace_period: "10s"
   lame_duck_duration: "30s"
+{{- if has "websocket" $.Values.components }}
+nats.conf: |
+  # One of three servers that edge sites join. The Secret nats-auth has users.conf and routes.conf (docs/deploy.md).
+  server_name: $SERVER_NAME
+  include "limits.conf"
+  include "cluster.conf"
+  include "leafnodes.conf"
+  include "websocket.conf"
+  include "users.conf"
+{{- else }}
 nats.conf: |
   # One of three servers that edge sites join. The Secret nats-auth has users.conf and routes.conf (docs/deploy.md).
   server_name: $SERVER_NAME
@@ -77,6 +90,7 @@ nats.conf: |
   include "cluster.conf"
   include "leafnodes.conf"
   include "users.conf"
+{{- end }}
 {{- if has "nats-tls" $.Values.components }}
 with-tls.conf: |
   # The overlay's configuration, with TLS for clients. The Secret nats-tls has the files.
@@ -84,6 +98,14 @@ with-tls.conf: |
   tls {
     cert_file: "/etc/nats/own.crt"
     key_file: "/etc/nats/own.key"
+  }
+{{- end }}
+{{- if has "websocket" $.Values.components }}
+websocket.conf: |
+  # Entry for users' own drafters. The Ingress ends TLS; every other user is refused here (allowed_connection_types).
+  websocket {
+    port: 8080
+    no_tls: true
   }
 {{- end }}
 {{ end }}

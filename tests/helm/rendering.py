@@ -14,7 +14,7 @@ import yaml
 from deploy.helm.chart import CHART
 
 Manifest = dict[str, Any]
-WITHOUT_ORDER = ("env", "volumeMounts", "volumes")  # of a pod: known by their names alone
+WITHOUT_ORDER = ("env", "ports", "volumeMounts", "volumes")  # of a pod: known by their names alone
 
 
 @functools.cache

@@ -155,7 +155,7 @@ def test_alerts_keep_their_own_braces() -> None:
 def test_the_chart_has_the_package_s_version_and_no_keys() -> None:
     metadata = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert metadata["version"] == metadata["appVersion"] == VERSION
-    assert metadata["kubeVersion"] == f">={VERSIONS[0]}.0-0"
+    assert metadata["kubeVersion"] == f">={VERSIONS[0]}-0"
     assert not any(holds_a_seed(path) for path in CHART.rglob("*") if path.is_file())
     assert not any(each["kind"] == "Secret" for overlay in OVERLAYS for each in rendered({"overlay": overlay}))
 

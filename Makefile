@@ -17,7 +17,7 @@ export ASKED = $(value PROMPT)
 export NEEDS_CPU_TORCH = If pip found no torch: vLLM's CPU build needs torch's. Set PIP_EXTRA_INDEX_URL to torch's CPU index.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long test-metrics test-policies bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
+.PHONY: help demo up down draft vllm test test-long test-console test-vllm test-vllm-long test-metrics test-images test-policies bits lint format docs bench bench-quick peers validate hostile histories chaos gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -38,7 +38,7 @@ draft: $(VENV)/local ## distil a small draft for the default target, for DRAFT=d
 vllm: $(VENV_VLLM)/cpu ## make .venv-vllm with the CPU build of vLLM, for ENGINE=vllm (some minutes, 4 GB)
 
 test: $(VENV)/dev ## run the tests (not the long ones), two files at a time
-	$(BIN)/python -m pytest -m "not long and not browser" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not long and not browser and not containers" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/dev ## run the long tests, which `make test` leaves out
 	$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -59,6 +59,9 @@ test-metrics: $(VENV)/dev ## a Prometheus scrapes a live system: every panel has
 
 test-policies: $(VENV)/dev $(VENV_CHECKOV)/checkov ## checkov's policies for the manifests (a minute; makes .venv-checkov)
 	$(BIN)/python -m pytest tests/k8s/policies
+
+test-images: $(VENV)/dev ## build the images and run the dev overlay with podman, as root; measurements go to build/images.md (half an hour; needs Debian's podman, runc, catatonit, mmdebstrap, kustomize)
+	$(BIN)/python -m pytest -m containers tests/images
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it
 	$(BIN)/python -m pytest tests/e2e/test_bits.py

@@ -4,10 +4,15 @@ ARG PYTHON_IMAGE=python:3.11-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS dependencies
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
-# Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
-RUN python -m venv --without-pip /opt/dsd \
-    && pip --python /opt/dsd/bin/python install --no-cache-dir './[controller]'
+COPY images/locks/build.txt images/locks/controller.txt pyproject.toml README.md LICENSE ./
+# The lock names every file by its hash, so pip chooses nothing. Our code is not copied yet: this layer stays cached while only
+# code changes. The last wheel is our package's version without its code.
+RUN pip install --no-cache-dir --require-hashes --requirement build.txt \
+    && pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes --wheel-dir wheels --requirement controller.txt \
+    && pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
+    && python -m venv --without-pip /opt/dsd \
+    && pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --no-index wheels/*.whl \
+    && find /opt/dsd -depth -type d -name tests -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE}
 COPY --from=dependencies /opt/dsd /opt/dsd

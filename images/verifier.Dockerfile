@@ -3,14 +3,22 @@
 ARG PYTHON_IMAGE=python:3.11-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS dependencies
-# A package index with torch's CPU builds. From PyPI alone pip installs the CUDA build, which is gigabytes larger.
+# The index with torch's CPU build. No CUDA build's version ends in +cpu, so pip cannot take one. Add --hash=sha256:… of your
+# index's file, and pip checks that too.
 ARG PIP_EXTRA_INDEX_URL
+ARG TORCH=torch==2.13.0+cpu
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
-# Our code is not copied yet, so this layer holds only the role's dependencies and stays cached while only code changes.
-RUN python -m venv --without-pip /opt/dsd \
-    && pip --python /opt/dsd/bin/python install --no-cache-dir './[cloud,otel]'
-RUN /opt/dsd/bin/python -c "from torch.version import cuda; assert not cuda, 'a CUDA build: give PIP_EXTRA_INDEX_URL'"
+COPY images/locks/build.txt images/locks/verifier.txt pyproject.toml README.md LICENSE ./
+# The lock names every file by its hash, so pip chooses nothing. Our code is not copied yet: this layer stays cached while only
+# code changes. The last wheel is our package's version without its code.
+RUN pip install --no-cache-dir --require-hashes --requirement build.txt \
+    && pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes --wheel-dir wheels --requirement verifier.txt \
+    && echo "${TORCH}" > torch.txt \
+    && pip wheel --no-cache-dir --no-deps --wheel-dir wheels --requirement torch.txt \
+    && pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
+    && python -m venv --without-pip /opt/dsd \
+    && pip --python /opt/dsd/bin/python install --no-cache-dir --no-deps --no-index wheels/*.whl \
+    && find /opt/dsd -depth -type d -name tests -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE}
 COPY --from=dependencies /opt/dsd /opt/dsd

@@ -64,6 +64,18 @@ def convert(gguf_file: Path, folder: Path) -> None:
     tensors = dict(_tensors(reader, config))
     _check_complete(tensors, config["num_hidden_layers"])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_all_but_weights(reader, config, folder)
+
+
+def convert_all_but_weights(gguf_file: Path, folder: Path) -> None:
+    """Writes what a gateway reads: the same files without model.safetensors. It needs no torch."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf_file)
+    _write_all_but_weights(reader, _read_config(reader), folder)
+
+
+def _write_all_but_weights(reader: GGUFReader, config: dict[str, Any], folder: Path) -> None:
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {role: config[role] for role in _TOKEN_ROLES})
     _write_tokenizer(reader, config, folder)

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from model_zoo.wheel import PACKAGE, VERSIONS
 from services.cloud_verifier.settings import VerifierSettings
 from services.edge_drafter.settings import DrafterSettings
 from services.gateway.settings import GatewaySettings
@@ -29,7 +28,8 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "verifier-vllm": VerifierSettings,
     "controller": ControllerSettings,
 }
-NAMES = [*SETTINGS, "models"]
+COPIED = "tokenizer"  # the one image that runs no Python
+NAMES = [*SETTINGS, "models", COPIED]
 ON_VLLM = "verifier-vllm"  # the one image on another base
 READ_BY_OTHERS = {
     "PATH": "the entrypoint",
@@ -48,6 +48,7 @@ READ_BY_OTHERS = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 every_image = pytest.mark.parametrize("name", NAMES)
+every_program = pytest.mark.parametrize("name", [*SETTINGS, "models"])
 every_service = pytest.mark.parametrize("name", SETTINGS)
 
 
@@ -68,7 +69,7 @@ def command_of(name: str) -> str:
 
 
 def test_each_dockerfile_is_of_an_image_that_is_tested() -> None:
-    assert {path.name.removesuffix(".Dockerfile") for path in IMAGES.iterdir()} == set(NAMES)
+    assert {path.name.removesuffix(".Dockerfile") for path in IMAGES.iterdir() if path.is_file()} == set(NAMES)
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -92,7 +93,7 @@ def test_it_runs_as_a_numbered_user_that_is_not_root(name: str) -> None:
     assert [step.text for step in image_of(name).of("USER")] == ["65532:65532"]
 
 
-@every_image
+@every_program
 def test_its_command_is_in_exec_form_so_that_signals_reach_it(name: str) -> None:
     assert command_of(name) in MODULES
     commands = [step.argv for step in image_of(name).of("CMD")]
@@ -107,7 +108,7 @@ def test_what_it_copies_exists_and_is_not_ignored(name: str) -> None:
         assert context.files(ROOT, source, IGNORED), f"COPY {source} brings nothing"
 
 
-@every_image
+@every_program
 def test_it_holds_every_module_that_its_command_imports_and_no_package_beyond_them(name: str) -> None:
     own = in_package(command_of(name))
     needed = {module for each in own for module in {each, *all_imports(each)} if module in MODULES}
@@ -158,8 +159,12 @@ def test_the_models_that_it_serves_are_where_the_models_image_prepares_them(name
     assert env.get("DSD_TARGET", env.get("DSD_DRAFT")) == expected
 
 
-def test_the_models_image_holds_the_source_of_the_default_pair() -> None:
-    assert f"'{PACKAGE}{VERSIONS}'" in " ".join(step.text for step in dockerfile(path_of("models")).of("RUN"))
+def test_the_tokenizer_image_copies_what_its_first_stage_makes_to_where_the_gateway_reads_it() -> None:
+    first, image = dockerfile(path_of(COPIED)).stages
+    [entrypoint], making = image.of("ENTRYPOINT"), first.of("RUN")[-1].words
+    assert making[:3] == ["python", "-m", "model_zoo.tokenizer"]
+    assert entrypoint.argv == ["cp", "--recursive", "/opt/dsd/models", "/var/lib/dsd"]
+    assert making[3].replace("/opt/dsd", "/var/lib/dsd") == image_of("gateway").env["DSD_TARGET"]
 
 
 def test_the_vllm_verifier_is_on_the_version_of_vllm_that_it_checks_and_the_document_names() -> None:

@@ -35,6 +35,8 @@ def make_models(pod: Manifest, name: str, manifests: list[Manifest], root: Path)
     home.parent.mkdir(parents=True)
     home.symlink_to(default_models_dir().parents[1], target_is_directory=True)
     for container in pod["initContainers"]:
+        if container["image"].startswith("dsd-tokenizer:"):
+            continue  # it copies what is there
         program = program_of(name, container, manifests, root, {})
         command = [*program.argv]
         done = subprocess.run(

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from model_zoo.exporting.gguf_llama import UnsupportedGguf, convert
+from model_zoo.exporting.gguf_llama import UnsupportedGguf, convert, convert_all_but_weights
 
 TOKENS = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "it", "12"]
 MERGES = ["i t", "1 2"]
@@ -109,6 +109,16 @@ def converted(tmp_path: Path, model: LlamaForCausalLM) -> Path:
     write_gguf(tmp_path / "tiny.gguf", model)
     convert(tmp_path / "tiny.gguf", folder)
     return folder
+
+
+def test_what_a_gateway_reads_is_byte_for_byte_the_target_without_its_weights(
+    tmp_path: Path, llama: LlamaForCausalLM
+) -> None:
+    target, small = converted(tmp_path, llama), tmp_path / "small"
+    small.mkdir()
+    convert_all_but_weights(tmp_path / "tiny.gguf", small)
+    assert {path.name for path in target.iterdir()} - {path.name for path in small.iterdir()} == {"model.safetensors"}
+    assert all(path.read_bytes() == (target / path.name).read_bytes() for path in small.iterdir())
 
 
 def test_weights_and_hyperparameters_come_back_number_for_number(tmp_path: Path, llama: LlamaForCausalLM) -> None:

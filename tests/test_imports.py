@@ -40,12 +40,13 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "policies": {"harness"},
     "validation": {"harness", "standins", "load"},
     "peers": {"harness"},
-    "experiments": {"harness", "load", "peers", "policies"},
+    "experiments": {"harness", "load", "peers", "policies", "standins"},
     "hostile": {"harness"},
     "formats": {"harness"},
     "paper": {"harness"},
     "tracing": {"harness", "load", "policies", "experiments"},
     "profiling": {"harness", "experiments", "policies"},
+    "scale": {"harness", "load", "peers", "standins", "validation"},
 }
 OURS = tuple(BELOW)
 MAX_FILES, MAX_TEST_FILES = 16, 20  # of Python in one folder

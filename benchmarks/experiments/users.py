@@ -35,9 +35,10 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, connected, measure_request
 from benchmarks.load.arrivals import closed_loop
+from benchmarks.standins.stretched import stretched
 from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
-from shared.data.profiles import PassTimes, Profile, StepTimes, read_profile
+from shared.data.profiles import read_profile
 from shared.runtime.home import default_models_dir
 
 WAYS = {"cloud-only": "off", "DSD": "adaptive"}
@@ -83,35 +84,6 @@ async def most_users(holds: Callable[[int], Awaitable[bool]], limit: int) -> int
         else:
             bad = tried
     return good
-
-
-def stretched(verifier: Path, drafter: Path, slower: float) -> Profile:
-    """The times of both profiles, each `slower` times as long."""
-    target, draft = read_profile(verifier), read_profile(drafter)
-    passes, steps = target.pass_times, draft.step_times
-
-    def times(values: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(slower * value for value in values)
-
-    base_ms, session_ms, token_ms, *above_ms, cached_ms = times(passes.weights)
-    return Profile(
-        name="users",
-        origin=f"{slower:g} times {target.name} and {draft.name}",
-        verifier=PassTimes(
-            base_ms=base_ms,
-            session_ms=session_ms,
-            token_ms=token_ms,
-            above_ms=(above_ms[0], above_ms[1], above_ms[2]),
-            cached_ms=cached_ms,
-            extra_ms=times(passes.extra_ms),
-        ),
-        drafter=StepTimes(
-            step_ms=slower * steps.step_ms,
-            step_ms_per_1000=slower * steps.step_ms_per_1000,
-            fed_ms=slower * steps.fed_ms,
-            session_ms=None if steps.session_ms is None else slower * steps.session_ms,
-        ),
-    )
 
 
 async def load(cell: RunningCell, speculation: str, num_users: int, seconds: float) -> Load:
@@ -164,7 +136,8 @@ class Search:
 
     def _plan(self, folder: Path) -> CellPlan:
         profile = folder / "profile.json"
-        profile.write_text(stretched(self.verifier, self.drafter, self.slower).model_dump_json(), encoding="utf-8")
+        times = stretched("users", self.verifier, self.drafter, self.slower)
+        profile.write_text(times.model_dump_json(), encoding="utf-8")
         recording = ROOT / "recordings" / f"smollm2-135m-{self.recording}.jsonl"
         num_drafters = -(-self.limit // self.users_per_drafter)
         return CellPlan(

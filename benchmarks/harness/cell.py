@@ -116,7 +116,7 @@ async def running(plan: CellPlan, run_dir: Path, notify: Callable[[str], None]) 
         plan = replace(plan, env=plan.env | {"DSD_API_KEYS_FILE": str(write_api_keys(run_dir, plan.api_keys))})
     try:
         nats_url = relay_url = nats_server.write_open(run_dir / "nats", nats_server.free_port()).url
-        await supervisor.wait_ready(supervisor.start(nats_server.program(run_dir / "nats")), READY_S)
+        await supervisor.wait_ready(supervisor.start(plan.nats(run_dir / "nats")), READY_S)
         if plan.has_relay:
             port = nats_server.free_port()
             await supervisor.wait_ready(supervisor.start(plan.relay(nats_url, port)), READY_S)

@@ -14,6 +14,7 @@ from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.pinned import pinned
 from benchmarks.harness.relay import READY_LINE
 from benchmarks.harness.standin import MODEL_NAME, STANDIN, StandinKind
+from services.local import nats_server
 from services.local.engine import VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import default_pair
@@ -87,6 +88,10 @@ class CellPlan:
             SystemPlan(pair, self.num_verifiers, port=http_port, engine=self.engine), Access(nats_url)
         )
         return [self._adapted(program, relay_url) for program in made if kind_of(program.name) in self.names]
+
+    def nats(self, folder: Path) -> Program:
+        """The NATS server whose configuration is in `folder`."""
+        return nats_server.program(folder)
 
     @property
     def has_relay(self) -> bool:

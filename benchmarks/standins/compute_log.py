@@ -19,6 +19,7 @@ class ComputeRecord(msgspec.Struct, frozen=True, array_like=True):
     num_sessions: int
     num_tokens: int  # fed
     num_cached: int  # in the KV caches before
+    cpu_s: float = 0.0  # processor time of the thread that computed
 
     @property
     def elapsed_ms(self) -> float:
@@ -26,7 +27,7 @@ class ComputeRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ComputeLog:
-    """A log file, for one thread. A context manager."""
+    """A log file. A line is one write, so threads may share it. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
@@ -37,9 +38,9 @@ class ComputeLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, start_s: float, num_sessions: int, num_tokens: int, num_cached: int) -> None:
+    def add(self, start_s: float, num_sessions: int, num_tokens: int, num_cached: int, cpu_s: float) -> None:
         """Adds what ran from `start_s` until now."""
-        record = ComputeRecord(start_s, time.monotonic(), num_sessions, num_tokens, num_cached)
+        record = ComputeRecord(start_s, time.monotonic(), num_sessions, num_tokens, num_cached, cpu_s)
         self._file.write(msgspec.json.encode(record) + b"\n")
 
 

@@ -12,10 +12,14 @@ POLL_S = 0.0002  # the polled end of a wait; a sleep may overrun by this much
 
 
 class Pacer:
-    """Waits for the end of timed work. For one thread, which must not be the event loop's."""
+    """Waits for the end of timed work. For one thread, which must not be the event loop's.
 
-    def __init__(self) -> None:
+    poll_s: 0 lets several threads share a pacer and spares the processor; waits then end as late as sleeps do.
+    """
+
+    def __init__(self, poll_s: float = POLL_S) -> None:
         self.num_overruns = 0
+        self._poll_s = poll_s
 
     def wait(self, started: float, needed_ms: float) -> bool:
         """Returns True `needed_ms` after `started` (time.perf_counter), or False at once if that time has passed."""
@@ -24,8 +28,8 @@ class Pacer:
         if left < 0:
             self.num_overruns += 1
             return False
-        if left > POLL_S:
-            time.sleep(left - POLL_S)
+        if left > self._poll_s:
+            time.sleep(left - self._poll_s)
         while time.perf_counter() < due:
             time.sleep(0)  # lets the event loop's thread run
         return True

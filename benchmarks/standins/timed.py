@@ -1,65 +1,29 @@
 """Services that log when their models compute: python -m benchmarks.standins.timed LOG SERVICE [--stand-in].
 
 Invariant: service and model, real or stand-in, behave as without a log. Each finished pass or draft step adds one line
-to LOG. Seconds are of the machine's monotonic clock, which all its processes share.
+to LOG (compute_log.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.harness.standin import STANDIN
 from benchmarks.standins.compute_log import ComputeLog
 from benchmarks.standins.settings import StandinDrafterSettings, StandinVerifierSettings
+from benchmarks.standins.timed_models import TimedDraft, TimedEngine
 from services.cloud_verifier.settings import VerifierSettings, with_vllm_args
 from services.edge_drafter.settings import DrafterSettings
 from shared.runtime.config import load
 
 if TYPE_CHECKING:  # a timed drafter must not load torch
-    import numpy as np
-
-    from services.cloud_verifier.engine import Computed, Engine, StepRow
+    from services.cloud_verifier.engine import Engine
     from services.cloud_verifier.service import LoadEngine
-    from services.edge_drafter.model import DraftModel, DraftRow
+    from services.edge_drafter.model import DraftModel
 
 PROG = "python -m benchmarks.standins.timed"
-
-
-class Timed:
-    """An engine or a draft model with a log of what it computes."""
-
-    def __init__(self, timed: Engine[Any] | DraftModel, log: ComputeLog) -> None:
-        self._timed: Any = timed
-        self._log = log
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._timed, name)
-
-
-class TimedEngine(Timed):
-    """An Engine that logs its steps, which are passes."""
-
-    def step(self, rows: Sequence[StepRow[Any]]) -> list[Computed]:
-        started = time.monotonic()
-        computed: list[Computed] = self._timed.step(rows)
-        num_tokens, num_cached = sum(each.num_tokens for each in computed), sum(row.start for row in rows)
-        self._log.add(started, len(rows), num_tokens, num_cached)
-        return computed
-
-
-class TimedDraft(Timed):
-    """A DraftModel that logs its steps."""
-
-    def step(self, rows: Sequence[DraftRow]) -> list[np.ndarray]:
-        started = time.monotonic()
-        logits: list[np.ndarray] = self._timed.step(rows)
-        num_tokens, num_cached = sum(len(row.token_ids) for row in rows), sum(row.start for row in rows)
-        self._log.add(started, len(rows), num_tokens, num_cached)
-        return logits
 
 
 def run_verifier(log: ComputeLog, *, is_standin: bool) -> None:

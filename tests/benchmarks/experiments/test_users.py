@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from benchmarks.experiments.users import STEP, most_users, stretched
+from benchmarks.experiments.users import STEP, most_users
 from benchmarks.harness.files import ROOT
+from benchmarks.standins.stretched import stretched
 
 LIMIT = 256
 
@@ -36,7 +37,7 @@ async def test_none_or_all_may_hold(carries: int, most: int) -> None:
 def test_all_times_of_the_models_are_stretched_alike() -> None:
     profiles = ROOT / "profiles"
     target, draft = profiles / "roofline-a100x2-llama-2-70b.json", profiles / "roofline-a40-llama-2-7b.json"
-    once, four = stretched(target, draft, 1), stretched(target, draft, 4)
+    once, four = (stretched("test", target, draft, slower) for slower in (1, 4))
     for load in ((1, 1, 100), (40, 200, 9000), (128, 300, 30_000)):
         assert four.pass_times.pass_ms(*load) == pytest.approx(4 * once.pass_times.pass_ms(*load))
     assert four.step_times.feed_ms(3, 200, 2) == pytest.approx(4 * once.step_times.feed_ms(3, 200, 2))

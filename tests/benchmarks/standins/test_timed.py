@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from benchmarks.standins.compute_log import ComputeLog, read_compute_log
-from benchmarks.standins.timed import TimedDraft, TimedEngine
+from benchmarks.standins.timed_models import TimedDraft, TimedEngine
 
 
 def test_timed_models_log_what_they_compute_and_behave_as_before(tmp_path: Path) -> None:

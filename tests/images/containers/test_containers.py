@@ -24,6 +24,7 @@ QUESTION = {
     "model": "smollm2-135m",
     "messages": [{"role": "user", "content": "Explain how rain is made, in many words."}],
     "temperature": 0,
+    "ignore_eos": True,
     "stream": True,
     "stream_options": {"include_usage": True},
     "dsd": {"speculation": "adaptive"},
@@ -63,7 +64,8 @@ def test_torch_is_the_build_for_cpus(podman: Podman, images: Images, name: str) 
 
 
 def test_a_memory_limit_that_is_too_small_is_found(podman: Podman, images: Images) -> None:
-    done = podman.run("run", "--rm", "--network=host", "--memory=256m", "--memory-swap=256m", images.tags["models"])
+    limits = ("--memory=256m", "--memory-swap=256m", "--env=DSD_HOME=/tmp")
+    done = podman.run("run", "--rm", "--network=host", *limits, images.tags["models"])
     assert done.returncode == KILLED, done.stderr
 
 

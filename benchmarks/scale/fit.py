@@ -17,8 +17,7 @@ from benchmarks.scale.cells import CENTRE, Cell
 from benchmarks.scale.results import CellResult, Slice
 
 LEAST_SHARE = 0.05  # of the largest value: smaller ones count no more than that in a fit
-STEEPER = 1.25  # last slope of an axis / slope before it, from which growth counts as faster than linear
-NOTABLE = 0.1  # and the share of the last value above the line
+NOTABLE = 0.1  # share of an axis's last value above the line, from which growth counts as faster than linear
 AXES = ("sessions", "drafters", "verifiers")
 
 
@@ -145,9 +144,7 @@ class Growth:
     @property
     def is_faster(self) -> bool:
         """Whether it grows faster than linearly."""
-        (x1, y1), (x2, y2), (x3, y3) = self.points[-3:]
-        before, last = max(y2 - y1, 0.0) / (x2 - x1), (y3 - y2) / (x3 - x2)
-        return last > STEEPER * before and self.above_line > max(NOTABLE * y3, self.slack)
+        return self.above_line > max(NOTABLE * self.points[-1][1], self.slack)
 
 
 def growths_of(results: Sequence[CellResult], figure: Figure, per_token: float) -> list[Growth]:

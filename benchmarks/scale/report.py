@@ -15,7 +15,6 @@ from benchmarks.scale.fit import (
     AXES,
     NAMES,
     NOTABLE,
-    STEEPER,
     Curve,
     Figure,
     Growth,
@@ -156,9 +155,9 @@ def _growth(good: Sequence[CellResult], costs: Costs) -> str:
         if each.is_faster
     ]
     rule = (
-        f"Along an axis, the other numbers as in {CENTRE.name}: a figure grows faster than linearly if its last slope\n"
-        f"is more than {STEEPER} times the one before it, and its last value more than {NOTABLE:.0%} and two standard\n"
-        f"errors above the line. {len(found)} pairs of a figure and an axis were checked."
+        f"Along an axis, the other numbers as in {CENTRE.name}: a figure grows faster than linearly if its last value\n"
+        f"is more than {NOTABLE:.0%} and two standard errors above the line through the two before it.\n"
+        f"{len(found)} pairs of a figure and an axis were checked."
     )
     if missing:
         rule += f" Too few cells for: {', '.join(missing)}."
@@ -211,9 +210,14 @@ def capacity_table(answer: Needed, assumed: Assumptions) -> str:
          f"({answer.users_per_verifier} users each) and {answer.verifiers_by_cpu} by the service's processor time "
          f"({answer.verifier_share:.0%} of a core each)"),
         ("drafters", answer.drafters, f"one for {assumed.users_per_drafter} users: assumed"),
-        ("active controllers", 1, f"{answer.controller_share:.0%} of a core"),
+        ("active controllers", 1, f"{answer.controller_share:.0%} of a core{_too_much(answer, assumed)}"),
     ]  # fmt: skip
     return markdown_table(("part", "number", "each uses"), rows)
+
+
+def _too_much(answer: Needed, assumed: Assumptions) -> str:
+    """A controller decides for all pairs, so a second one does not help."""
+    return "" if answer.controller_share <= assumed.target_share else ": **more than it may use**"
 
 
 def assumptions_table(assumed: Assumptions) -> str:

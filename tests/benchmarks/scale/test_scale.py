@@ -196,6 +196,7 @@ def test_the_report_has_costs_answer_growth_and_errors_of_the_simulator() -> Non
     text = markdown(full_plan(), results, costs, Assumptions(), answer)
     assert "something else used 9.0% of a core" in text
     assert f"| gateways | {answer.gateways} |" in text
+    assert "more than it may use" in text  # the made-up controller takes as long for a token as a gateway
     assert "11 of 11 cells, at worst 5.0%" in text
     assert "None does." in text
     assert f"| {VERIFIER} | 100 |" in text  # µs a token

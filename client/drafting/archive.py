@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import shutil
 import tarfile
 import tempfile
@@ -29,6 +30,8 @@ async def fetched(url: str, cache: Path) -> Path:
     if not url:
         raise NoDraft("the gateway names no draft to fetch: name a folder with --draft (docs/models.md)")
     address, _, digest = url.partition("#sha256=")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise NoDraft(f"the gateway names a draft without its digest: {url}")
     folder = cache / digest
     if not _is_there(folder):
         with tempfile.TemporaryDirectory(dir=cache) as place:

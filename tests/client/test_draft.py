@@ -127,3 +127,10 @@ async def test_an_archive_that_is_no_draft_or_writes_elsewhere_is_refused(
 async def test_an_address_that_nobody_serves_is_named(tmp_path: Path) -> None:
     with pytest.raises(NoDraft, match=r"can't fetch http://127\.0\.0\.1:1/"):
         await fetched(f"http://127.0.0.1:1/draft.tar.gz#sha256={'0' * 64}", tmp_path)
+
+
+@pytest.mark.parametrize("end", ["", "#sha256=", "#sha256=../..", f"#sha256={'0' * 63}"])
+async def test_an_archive_without_a_digest_is_not_looked_for(tmp_path: Path, end: str) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(NoDraft, match="without its digest"):
+        await fetched(f"http://127.0.0.1:1/draft.tar.gz{end}", tmp_path / "a" / "b")

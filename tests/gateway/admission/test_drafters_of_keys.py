@@ -80,7 +80,11 @@ def test_their_nats_users_have_the_rights_of_a_drafter_and_the_public_key_of_the
     assert not (tmp_path / "owned-drafters").exists(), "nobody but its user has the seed"
 
 
-@pytest.mark.parametrize("more", ["", 'own_drafters = {alice = "U"}', f'own_drafters = {{alice = "{PUBLIC}"}}'])
+@pytest.mark.parametrize(
+    "more",
+    ["", 'own_drafters = {alice = "U"}', f'own_drafters = {{alice = "{PUBLIC}"}}'],
+    ids=["none", "no key", "no such name"],
+)
 def test_no_nats_user_follows_from_a_drafter_that_others_would_share(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str
 ) -> None:

@@ -24,7 +24,7 @@ from tests.k8s.manifests import K8S, Manifest, kustomized, service_of, workloads
 NAMES = ("tokenizer", "controller", "gateway", "drafter", "verifier", "models")
 VERSION = "0.1.0"
 REPORT = ROOT / "build" / "images.md"
-NATS_STEPS = "FROM scratch\nCOPY nats-server /usr/local/bin/\n"
+NATS_STEPS = "FROM {base}\nCOPY nats-server /usr/local/bin/\n"  # the reloader needs a shell
 
 
 @dataclass
@@ -93,14 +93,14 @@ def images(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 
 @pytest.fixture(scope="session")
-def nats_image(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
+def nats_image(podman: Podman, images: Images, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The one of the manifests where a registry gives it, else the nats-server of the tests alone."""
     (wanted,) = [image for image in images_of(kustomized(K8S / "overlays" / "dev")) if image.startswith("nats:")]
     if podman.run("pull", "--quiet", f"docker.io/library/{wanted}").returncode == 0:
         return f"docker.io/library/{wanted}"
     folder = tmp_path_factory.mktemp("nats")
     shutil.copy(find_binary(), folder / "nats-server")
-    (folder / "Containerfile").write_text(NATS_STEPS)
+    (folder / "Containerfile").write_text(NATS_STEPS.format(base=images.base))
     podman.build("localhost/dsd-nats", folder / "Containerfile", folder, {}, [])
     return "localhost/dsd-nats"
 

@@ -81,14 +81,17 @@ def adapt(
     container |= {"image": images[container["image"]], "imagePullPolicy": "Never"}
     settings = settings_of(container, manifests) | addresses.of(pod_name)
     container.pop("envFrom", None)  # with podman it goes before env
-    container["env"] = [variable(name, value) for name, value in settings.items()]
+    container["env"] = [variable(name, value, pod_name) for name, value in settings.items()]
     if container.get("command") == ["nats-server"]:
         words = [word.replace("8222", str(addresses.monitor)) for word in container["args"]]
         container["args"] = [*words, "--addr=127.0.0.1", f"--port={addresses.nats}"]
 
 
-def variable(name: str, value: str | Manifest) -> Manifest:
-    return {"name": name, "value" if isinstance(value, str) else "valueFrom": value}
+def variable(name: str, value: str | Manifest, pod_name: str) -> Manifest:
+    """podman does not put other variables into a value, as Kubernetes does."""
+    if isinstance(value, str):
+        return {"name": name, "value": value.replace("$(POD_NAME)", pod_name)}
+    return {"name": name, "valueFrom": value}
 
 
 def images_of(manifests: list[Manifest]) -> set[str]:

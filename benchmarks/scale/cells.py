@@ -48,9 +48,10 @@ class Timing:
     num_slices: int = 6
 
     def cell_s(self, cell: Cell) -> float:
-        """Estimated seconds. Clients begin with answers of different lengths, so the warm-up takes one answer."""
+        """Estimated seconds. A verifier's own warm-up takes about as long as most of an answer; then clients begin over
+        the time of an answer, and each has a first one."""
         start_s = START_S + cell.verifiers * VERIFIER_S + cell.drafters * DRAFTER_S
-        return start_s + self.idle_s + 1.2 * cell.answer_s + self.num_slices * self.slice_s + STOP_S + PREDICTION_S
+        return start_s + self.idle_s + 2.8 * cell.answer_s + self.num_slices * self.slice_s + STOP_S + PREDICTION_S
 
 
 CENTRE = Cell(256, 100, 2)

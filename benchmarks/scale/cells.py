@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from benchmarks.harness.markdown import markdown_table
 
 # Roughly, for the plan.
-START_S, VERIFIER_S, DRAFTER_S = 20.0, 5.0, 0.02  # until the system is ready; for each verifier and drafter
+START_S, VERIFIER_S, DRAFTER_S = 20.0, 5.0, 0.04  # until the system is ready; for each verifier and drafter
 STOP_S, PREDICTION_S = 8.0, 15.0
 
 
@@ -24,8 +24,8 @@ class Cell:
     sessions: int
     drafters: int
     verifiers: int
-    tokens_per_s: float = 800.0
-    answer_tokens: int = 48
+    tokens_per_s: float = 400.0
+    answer_tokens: int = 32
 
     @property
     def name(self) -> str:
@@ -48,9 +48,10 @@ class Timing:
     num_slices: int = 6
 
     def cell_s(self, cell: Cell) -> float:
-        """Estimated seconds. Clients begin with answers of different lengths, so the warm-up takes one answer."""
+        """Estimated seconds. A verifier's own warm-up takes about as long as most of an answer; then clients begin over
+        the time of an answer, and each has a first one."""
         start_s = START_S + cell.verifiers * VERIFIER_S + cell.drafters * DRAFTER_S
-        return start_s + self.idle_s + 1.2 * cell.answer_s + self.num_slices * self.slice_s + STOP_S + PREDICTION_S
+        return start_s + self.idle_s + 2.8 * cell.answer_s + self.num_slices * self.slice_s + STOP_S + PREDICTION_S
 
 
 CENTRE = Cell(256, 100, 2)
@@ -65,8 +66,8 @@ def full_plan() -> list[Cell]:
         replace(CENTRE, drafters=1000),
         replace(CENTRE, verifiers=8),
         replace(CENTRE, sessions=1024),
-        replace(CENTRE, tokens_per_s=400.0),
-        replace(CENTRE, answer_tokens=16),
+        replace(CENTRE, tokens_per_s=200.0),
+        replace(CENTRE, answer_tokens=12),
         replace(CENTRE, verifiers=1),
         replace(CENTRE, verifiers=4),
         Cell(64, 10, 1),

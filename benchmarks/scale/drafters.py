@@ -33,7 +33,7 @@ from shared.runtime.metrics import BusMetrics
 from shared.service import Context, run_service
 
 PROG = "python -m benchmarks.scale.drafters"
-TOGETHER = 64  # drafters that connect at once
+TOGETHER = 256  # drafters that connect at once
 
 
 class Drafters:

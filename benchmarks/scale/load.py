@@ -1,7 +1,7 @@
 """The clients of a cell: each asks again as soon as it has its answer.
 
-Invariant: first answers have different lengths, so that later ones neither begin nor end at the same time. They count
-in no figure.
+Invariant: clients begin one after the other over the time of an answer, so that no pass has all prompts, and answers
+neither begin nor end at the same time. First answers count in no figure.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class Load:
         return [each for each in self.samples if each.due_s + each.total_s >= at - self._started_at]
 
     async def _client(self, number: int) -> None:
-        longest = self.cell.answer_tokens
-        await self._ask(1 + number * longest // self.cell.sessions)
+        await asyncio.sleep(number / self.cell.sessions * self.cell.answer_s)
+        await self._ask()
         self._num_steady += 1
         if self._num_steady == self.cell.sessions:
             self._all_steady.set()
         while True:
-            self.samples.append(await self._ask(longest))
+            self.samples.append(await self._ask())
 
-    async def _ask(self, max_tokens: int) -> RequestSample:
-        options = AnswerOptions(max_tokens, temperature=0.0, speculation=DsdOptions("adaptive"))
+    async def _ask(self) -> RequestSample:
+        options = AnswerOptions(self.cell.answer_tokens, temperature=0.0, speculation=DsdOptions("adaptive"))
         index, now = next(self._numbers) % len(self.prompts), time.monotonic()
-        scheduled = ScheduledRequest(index, self.prompts[index], now, self._started_at, max_tokens)
+        scheduled = ScheduledRequest(index, self.prompts[index], now, self._started_at)
         template = RequestTemplate(self.model, options, ignore_eos=True)
         sample = await measure_request(self.gateway, template, scheduled)
         if sample.status != OK:

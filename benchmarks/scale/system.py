@@ -26,9 +26,10 @@ from services.local.supervisor import Program
 from shared.data.profiles import Profile
 from shared.data.recording import Recorded, Recording, read_recording
 
-# A 70B target and its 1B draft. The draft is so fast that a few drafters can serve many sessions.
+# A draft step is a fair part of a pass: a much faster draft would fill windows of which most is discarded, and with it
+# the process of the drafters.
 TARGET = ROOT / "profiles" / "roofline-h100x4-llama-3.1-70b.json"
-DRAFT = ROOT / "profiles" / "roofline-h100x4-llama-3.2-1b.json"
+DRAFT = ROOT / "profiles" / "roofline-orin-qwen2.5-0.5b.json"
 GUESSES = ROOT / "recordings" / "smollm2-135m-int4.jsonl"  # where a draft was right
 DRAFTERS = "drafters"  # the process
 POLL_AFTER_S = float(GatewaySettings.model_fields["poll_after_s"].default)

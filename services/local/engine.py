@@ -21,7 +21,6 @@ EVERY_ROLE = (  # pyproject.toml's dependencies of every role, without the optio
     "msgspec",
     "nats",
     "nkeys",
-    "numpy",
     "prometheus_client",
     "pydantic",
     "pydantic_settings",
@@ -37,7 +36,10 @@ class EngineName(StrEnum):
     VLLM = "vllm"
 
 
-NEEDS = {EngineName.TORCH: ("llvmlite", "numba", "torch", "transformers"), EngineName.VLLM: ("vllm",)}
+NEEDS = {
+    EngineName.TORCH: ("llvmlite", "numba", "numpy", "torch", "transformers"),
+    EngineName.VLLM: ("numpy", "vllm"),
+}
 READY_S = {EngineName.TORCH: 180.0, EngineName.VLLM: 900.0}  # vLLM compiles a new model first
 
 

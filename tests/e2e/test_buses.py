@@ -19,7 +19,11 @@ OF_PROCESSES = (
     "test_fleet.py",
     "traces/test_traces.py",
 )
-SECURE = ("faults/test_stolen_key.py",)  # it has users and TLS of its own
+SECURE = (  # they have users and TLS of their own
+    "faults/test_stolen_key.py",
+    "joining/test_doctor.py",
+    "joining/test_own_drafters.py",
+)
 OF_COMMANDS = ("test_own_pair.py", "test_readme.py")  # they run `python -m services`
 
 

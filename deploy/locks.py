@@ -42,7 +42,8 @@ OF_WEIGHTS = ("llm", "llama-cpp-python")
 
 @dataclass(frozen=True)
 class Lock:
-    """extras: of our package. more: requirements beside them. never_imported: what packages ask for in vain."""
+    """extras: those of our package. more: other packages. never_imported: dependencies that the image leaves out, since
+    nothing in it imports them."""
 
     extras: tuple[str, ...] = ()
     more: tuple[str, ...] = ()

@@ -48,10 +48,15 @@ def run(*command: str | Path, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
+def missing(program: str) -> None:
+    reason = f"{program} is not installed (Debian: apt-get install docker-compose systemd)"
+    pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+
+
 @pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
 def test_compose_takes_the_file(path: Path) -> None:
     if shutil.which("docker-compose") is None:
-        pytest.skip("docker-compose is not installed (Debian: apt-get install docker-compose)")
+        missing("docker-compose")
     assert run("docker-compose", "--file", path, "config", "--quiet") == ""
 
 
@@ -127,7 +132,7 @@ def test_the_site_s_folder_is_a_configuration_that_nats_takes(tmp_path: Path) ->
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_systemd_takes_the_unit_and_finds_it_confined(path: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd is not installed")
+        missing("systemd-analyze")
     for unit in UNITS:
         here = re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", unit.read_text(), flags=re.MULTILINE)
         (tmp_path / unit.name).write_text(here)

@@ -35,6 +35,11 @@ pytestmark = pytest.mark.timeout(60)
 SESSION = "0123456789abcdef" * 2
 
 
+@pytest.mark.parametrize("path", sorted(K8S.rglob("nats.conf")), ids=lambda path: str(path.parent.relative_to(K8S)))
+def test_a_server_is_named_in_its_configuration_since_one_named_in_its_arguments_can_not_reload(path: Path) -> None:
+    assert "server_name: $SERVER_NAME\n" in path.read_text()
+
+
 class Member:
     """One named instance on a server, with its key."""
 

@@ -44,7 +44,13 @@ from benchmarks.validation.cases import (
     target_only,
 )
 from benchmarks.validation.prediction import predictions_of
-from benchmarks.validation.prompts import CALIBRATING, prompts_of, recorded_prompts, shipped_recording
+from benchmarks.validation.prompts import (
+    CALIBRATING,
+    developing_prompts,
+    prompts_of,
+    recorded_prompts,
+    shipped_recording,
+)
 from benchmarks.validation.requests import CaseRequest, requests_of, send_in_turn
 from benchmarks.validation.results import drift_of
 from benchmarks.validation.scenario import scenario_of, simulate
@@ -89,6 +95,10 @@ def test_cases_of_real_models_ask_prompts_that_the_simulator_does_not_know() -> 
     assert len(asked) == len(read_prompts(CALIBRATING)) == 40
     assert len(set(recorded_prompts())) == 80
     assert not asked & set(recorded_prompts())
+    pairs = zip(prompts_of(SYSTEMS["torch"], is_development=False), developing_prompts(), strict=True)
+    assert sum(one.split()[0] != other.split()[0] for one, other in pairs) <= 1, (
+        "one of each kind, not two of half of them"
+    )
     assert all(shipped_recording(draft).is_file() for draft in REPLAYED.drafts)
 
 

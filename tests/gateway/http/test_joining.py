@@ -1,4 +1,4 @@
-"""GET /v1/dsd/drafter: who is told how to join, and of whose drafters."""
+"""GET /v1/dsd/drafter tells an API key how its own drafters join, and nothing of the drafters of others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """GET /v1/dsd/drafter: what a user's own drafter must know to join the fleet (docs/drafters.md).
 
-Invariant: an API key is told of its own drafters alone, and of no secret. Their NATS keys are with their user only: the
-API key alone, if stolen, lets nobody read the prompts of its owner.
+Invariant: an API key is told of its own drafters alone, and never a secret. Only the user has the drafters' NATS keys.
+So whoever steals the API key cannot read its owner's prompts.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class NatsServer:
         self._port = -1
         self._process: subprocess.Popen[str] | None = None
         self.log: list[str] = []
+        self._reloaded = threading.Event()
 
     @property
     def url(self) -> str:
@@ -69,10 +70,13 @@ class NatsServer:
         return self._process.wait(READY_TIMEOUT_S)
 
     def reload(self, configuration: str) -> None:
-        """Makes the running server read another configuration."""
+        """Makes the running server read another configuration. Returns once it has taken or refused it."""
         assert self._process is not None
         self._configuration.write_text(configuration)
+        self._reloaded.clear()
         self._process.send_signal(signal.SIGHUP)
+        if not self._reloaded.wait(READY_TIMEOUT_S):
+            pytest.fail("nats-server did not read its configuration again:\n" + "\n".join(self.log))
 
     def pause(self) -> None:
         """Stops the server, which keeps its connections: half-open links."""
@@ -91,6 +95,8 @@ class NatsServer:
                     self._port = int(found[1])
                 if "Server is ready" in line:
                     ready.set()
+                if re.search("Reloaded server configuration|Failed to reload", line):
+                    self._reloaded.set()
         ready.set()  # it ended: waiting has no use
 
 

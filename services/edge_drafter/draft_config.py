@@ -68,7 +68,7 @@ def read_config(folder: Path) -> GenaiConfig | ExportedConfig:
 def _read_vocabulary(path: Path, vocab_size: int) -> tuple[int, ...]:
     try:
         token_ids = msgspec.json.decode(path.read_bytes(), type=tuple[int, ...])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a list of token ids: {error}") from error
     if not token_ids or token_ids[0] < 0 or token_ids[-1] >= vocab_size or list(token_ids) != sorted(set(token_ids)):
         raise ValueError(f"{path} must list token ids below {vocab_size} in ascending order, each once")
@@ -78,7 +78,7 @@ def _read_vocabulary(path: Path, vocab_size: int) -> tuple[int, ...]:
 def _read_exported(path: Path) -> ExportedConfig:
     try:
         return msgspec.json.decode(path.read_bytes(), type=ExportedConfig)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not the configuration of an exported draft: {error}") from error
 
 

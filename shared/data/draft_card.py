@@ -57,5 +57,5 @@ def read_card(path: Path) -> Card:
     """Raises ValueError naming the file, OSError."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Card)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not the card of a draft: {error}") from error

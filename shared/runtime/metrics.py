@@ -5,6 +5,7 @@ Invariant: names start with dsd_ and end in their unit. Labels come from small c
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -89,6 +90,16 @@ class ProcessMetrics:
         self.loop_lag_seconds = Gauge(
             "dsd_event_loop_lag_seconds", "Lag of the event loop, last measurement", registry=registry
         )
+        self.tasks = Gauge("dsd_asyncio_tasks", "Unfinished tasks of the event loop that answers", registry=registry)
+        self.tasks.set_function(_num_tasks)
+
+
+def _num_tasks() -> int:
+    """Counted at each scrape, so that tasks cost nothing more. 0 outside of an event loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 class TraceMetrics:

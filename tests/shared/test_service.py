@@ -103,6 +103,9 @@ async def test_health_answers_before_the_bus_is_there(launch: Launch) -> None:
     assert status == 200
     assert "dsd_ready 0.0" in metrics
     assert "process_resident_memory_bytes" in metrics
+    tasks = re.search(r"^dsd_asyncio_tasks (\d+)", metrics, re.MULTILINE)
+    assert tasks is not None
+    assert int(tasks[1]) > 3, "its life, the watch of the loop, the bus that connects, this request"
     service.process.terminate()
     assert await service.end() == 0
 

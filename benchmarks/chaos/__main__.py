@@ -1,8 +1,8 @@
 """Faults under load: python -m benchmarks.chaos --help.
 
 A system of processes of its own serves requests while one fault after another hits it. The run fails if a text differs
-from the one of an undisturbed run, if a request fails whose gateway was not killed, if an answer pauses for too long,
-or if anything is left at the end.
+from the one of an undisturbed run, if a request fails whose gateway was not killed, if an answer waits too
+long although one fault hits at a time, or if anything is left.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.chaos.faults import KINDS, FaultPlan, find_faketime
+from benchmarks.chaos.load import Load
 from benchmarks.chaos.questions import Lengths
 from benchmarks.chaos.records import ChaosResult
 from benchmarks.chaos.report import as_markdown
-from benchmarks.chaos.run import Load, run
+from benchmarks.chaos.run import run
 from benchmarks.chaos.system import ChaosPlan
 from benchmarks.harness.cell import exit_on_sigterm
 from benchmarks.harness.files import ROOT, read_result, write_result
@@ -53,6 +54,7 @@ def main(
         Path | None,
         typer.Option(envvar="DSD_VERIFIER_PYTHON", help="Python of the verifiers; default: one with the engine."),
     ] = None,
+    single: Annotated[bool, typer.Option(help="One fault at a time, too.")] = True,
     rolling: Annotated[bool, typer.Option(help="Restart every service in turn at the end.")] = True,
     folder: Annotated[Path, typer.Option(help="Folder for the results.")] = FOLDER,
     logs: Annotated[Path | None, typer.Option(help="New folder for a copy of all logs.")] = None,
@@ -81,6 +83,7 @@ def main(
         seed,
         lengths,
         FaultPlan(kinds, seed, period_s, max_faults or math.inf),
+        has_single=single,
         has_rolling=rolling,
     )
     result, records = asyncio.run(run(plan, load, _tell, logs))

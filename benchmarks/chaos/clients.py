@@ -74,7 +74,7 @@ class Clients:
         try:
             async with http.post(url, json=asking.body(self.model), headers=_headers(asking)) as response:
                 if response.status != 200:
-                    attempt.status = str(response.status)
+                    attempt.status = await _refusal(response)
                 elif asking.is_streamed:
                     return await self._read_events(response, attempt, asking.question.num_choices)
                 else:
@@ -130,6 +130,14 @@ class Clients:
                 attempt.arrivals_s[index].append(self.now())
             attempt.finishes[index] = choice["finish_reason"] or attempt.finishes[index]
         _take_usage(event.get("usage"), attempt)
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    """The status, and the code in the body."""
+    try:
+        return f"{response.status} {(await response.json())['error']['code']}"
+    except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
+        return str(response.status)
 
 
 def _headers(asking: Asking) -> dict[str, str]:

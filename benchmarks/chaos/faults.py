@@ -25,17 +25,21 @@ from benchmarks.harness.link import LinkConditions
 HANG_S, CUT_S, LOSS_S, FULL_S, STEP_S, MEMORY_S = 3.0, 4.0, 4.0, 4.0, 4.0, 4.0
 LOSS = LinkConditions(stall_rate=0.2)
 CLOCK_STEPS_S = (3600, -3600)
-MEMORY_MIB = 1024
+MEMORY_LEFT_MIB = 4096  # for all others, when another process takes memory
+REST_S = 2.0  # between the end of a fault and the next one, one at a time
 WITH_CLOCK = ("gateway", "verifier", "drafter", "controller")
 KEPT = ("gateway", "verifier", "nats")  # one of each stays ready
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 OF_PROCESSES = tuple(f"{verb}-{service}" for verb in ("kill", "hang", "term") for service in SERVICES)
 OF_MACHINE = ("partition", "loss", "full-disk", "memory", "clock")
 KINDS = (*OF_PROCESSES, *OF_MACHINE)
-# Takes memory in pieces, holds it, and ends.
+# Takes all memory but MEMORY_LEFT_MIB, holds it, and ends; if the kernel runs out of it, this process is the first.
 TAKE_MEMORY = """
-import sys, time
-held = [bytes([1]) * (1 << 20) for _ in range(int(sys.argv[1]))]
+import mmap, pathlib, sys, time
+pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+fields = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+taken = int(fields["MemAvailable"].split()[0]) * 1024 - int(sys.argv[1]) * 1024 * 1024
+held = mmap.mmap(-1, max(taken, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
 time.sleep(float(sys.argv[2]))
 """
 FAKETIME = ("/usr/lib", "/usr/local/lib")  # where to look for its library
@@ -106,6 +110,14 @@ class Injector:
                 due = begun + period_s * (1 + int((time.monotonic() - begun) / period_s))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), due - time.monotonic())
+
+    async def one_by_one(self, number: int) -> None:
+        """Puts `number` faults of the list into effect; each begins when nothing is left of the last one."""
+        while len(self.faults) < number and (fault := await self._next()) is not None:
+            await self._put(fault)
+            await self._system.whole()
+            fault.ended_s = self._now()
+            await asyncio.sleep(REST_S)
 
     async def _next(self) -> Fault | None:
         """The next fault of the list that can hit something now."""
@@ -189,5 +201,7 @@ async def _fill(path: Path) -> None:
 
 
 async def _take_memory() -> None:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", TAKE_MEMORY, str(MEMORY_MIB), str(MEMORY_S))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", TAKE_MEMORY, str(MEMORY_LEFT_MIB), str(MEMORY_S)
+    )
     await process.wait()

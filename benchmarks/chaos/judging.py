@@ -12,6 +12,7 @@ from benchmarks.harness.latency import OK
 Difference: TypeAlias = Literal["", "wrong", "lost", "doubled"]
 
 REFUSALS = ("connection refused", "503")
+KILLED_S = 0.2  # from the beginning of the fault until the process has ended
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -87,27 +88,36 @@ def _difference_of(attempt: Attempt, choice: int, text: str, right: Attempt) -> 
 def failures(
     records: Iterable[RequestRecord], faults: Sequence[Fault]
 ) -> tuple[dict[str, int], dict[str, int], list[str]]:
-    """Broken attempts by cause, refused ones by reason, and those that had no right to break: their gateway was not
-    killed."""
+    """Broken attempts by cause, refused ones by reason, and those that had no right to: an answer may break off when
+    its gateway is killed, a gateway may refuse while a fault of its own lasts."""
     failed: Counter[str] = Counter()
     retried: Counter[str] = Counter()
     unexcused = []
     for record in records:
         for attempt in record.attempts:
-            if attempt.status in REFUSALS:
+            if attempt.status == OK:
+                continue
+            if is_refusal := attempt.status.startswith(REFUSALS):
                 retried[attempt.status] += 1
-            elif attempt.status != OK:
-                is_excused = any(
-                    fault.kind == "kill-gateway"
-                    and fault.target == attempt.gateway
-                    and attempt.sent_s <= fault.begun_s <= attempt.ended_s
-                    for fault in faults
-                )
+                is_excused = any(_refuses(fault, attempt) for fault in faults)
+            else:
+                is_excused = any(_breaks(fault, attempt) for fault in faults)
                 failed["its gateway was killed" if is_excused else attempt.status] += 1
-                if not is_excused:
-                    unexcused.append(
-                        f"request {record.number} at {attempt.gateway}, {attempt.sent_s:.1f} s: {attempt.status}"
-                    )
+            if not is_excused:
+                what = "refused without a cause, " if is_refusal else ""
+                unexcused.append(
+                    f"request {record.number} at {attempt.gateway}, {attempt.sent_s:.1f} s: {what}{attempt.status}"
+                )
         if record.answer.status != OK:
             unexcused.append(f"request {record.number} has no answer: {record.answer.status}")
     return dict(failed), dict(retried), unexcused
+
+
+def _breaks(fault: Fault, attempt: Attempt) -> bool:
+    is_its_own = fault.kind == "kill-gateway" and fault.target == attempt.gateway
+    return is_its_own and attempt.sent_s <= fault.begun_s + KILLED_S and fault.begun_s <= attempt.ended_s
+
+
+def _refuses(fault: Fault, attempt: Attempt) -> bool:
+    is_its_own = fault.kind.endswith("-gateway") and fault.target == attempt.gateway
+    return is_its_own and fault.overlaps(attempt.sent_s, attempt.ended_s)

@@ -1,7 +1,8 @@
 """When the sessions of a request moved to another verifier, from what the gateway's inspector tells of them. Pure.
 
-Invariant: a move begins with the last word of the verifier that is left, so it is never told shorter than it was. A
-session that waits for KV cache moves for want of room, which is no move here.
+Invariant: a move begins with the last message of the verifier that is left and ends with Opened of the next one, so it
+is never shorter here than it was. A session that leaves a verifier where it waits for KV cache moves for want of room,
+which is no move here; a wait at the next one is part of the move.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 
 from benchmarks.chaos.records import Move
 
-TAKEN = ("opened", "waiting")
+OPENED, WAITING = "opened", "waiting"
+TAKEN = (OPENED, WAITING)
 SAME_S = 0.003  # the choices of a request note its time one after the other
 ENDED = ("failure", "absent", "gone")  # of a verifier: its session is lost, even if the same one takes it again
 
@@ -30,15 +32,19 @@ def moves(timeline: Mapping[str, Any], gateway: str, sent_s: float) -> Iterator[
     takings = [step for step in steps if step["kind"] in TAKEN and verifiers.get(step["term"]) == step["instance"]]
     for before, after in itertools.pairwise(takings):
         same = before["instance"] == after["instance"]
-        if after["term"] == before["term"] or before["kind"] == "waiting":
+        if after["term"] == before["term"] or before["kind"] == WAITING:
             continue
         if same and not _is_lost(steps, before["instance"], before["at_ms"], after["at_ms"]):
             continue  # another drafter
-        words = [each["at_ms"] for each in verdicts if each["term"] < after["term"] and each["at_ms"] < after["at_ms"]]
-        told = [each["at_ms"] for each in verdicts if each["term"] >= after["term"] and each["num_tokens"]]
-        begun_ms = max([before["at_ms"], *words])
-        ended_ms = min(told, default=timeline["total_ms"])
-        yield Move(gateway, *(sent_s + each / 1e3 for each in (begun_ms, after["at_ms"], ended_ms)))
+        earlier = [
+            each["at_ms"] for each in verdicts if each["term"] < after["term"] and each["at_ms"] < after["at_ms"]
+        ]
+        opened = [step["at_ms"] for step in takings if step["kind"] == OPENED and step["at_ms"] >= after["at_ms"]]
+        opened_ms = min(opened, default=timeline["total_ms"])
+        first = [each["at_ms"] for each in verdicts if each["at_ms"] >= opened_ms and each["num_tokens"]]
+        ended_ms = min([*first, *(at_ms for at_ms in opened if at_ms > opened_ms)], default=timeline["total_ms"])
+        begun_ms = max([before["at_ms"], *earlier])
+        yield Move(gateway, *(sent_s + each / 1e3 for each in (begun_ms, opened_ms, ended_ms)))
 
 
 def _is_lost(steps: Sequence[Mapping[str, Any]], verifier: str, begin_ms: float, end_ms: float) -> bool:

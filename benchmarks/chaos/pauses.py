@@ -1,53 +1,48 @@
-"""How long faults made answers wait: pauses and moves of a chaos run, judged by cause. Pure.
+"""How long answers waited in a chaos run, by cause. Pure.
 
-A move is late if Opened comes later after the last word of the old verifier than the overlapping faults allow together,
-since one may follow the other, and the longest time between two pieces without faults.
+Under load, with a fault every two seconds, times are told, not judged: processes that start again take the cores of
+those that answer. With one fault at a time they are judged. Between two pieces of a choice, and before its first one,
+may lie
 
-A pause is the time between two pieces of one choice, if it is longer than the longest such time without faults. It is
-put down to the overlapping kind of fault that allows most. It is too long if it exceeds what the overlapping kinds
-allow together by more than the load itself makes: that longest time, and the time in which moved sessions were computed
-again, since they share the verifiers with all others.
+    usual + allowed + prefill
+
+usual: the longest such time without faults. allowed: ALLOWED_S of the fault, if it began no longer ago than that, else
+OTHERWISE_S. prefill: from Opened at another verifier to the first token there.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.chaos.faults import HANG_S
-from benchmarks.chaos.records import Attempt, CauseFigures, Fault, Move, MoveFigures, RequestRecord
+from benchmarks.chaos.records import Attempt, CauseFigures, Fault, Move, MoveFigures, RequestRecord, SingleFigures
 from benchmarks.harness.latency import OK
 from shared.timing import HEARTBEAT_S, silence_s
 
-DRAFTER_S = 0.2  # a session that runs free does not wait for its drafter
+OTHERWISE_S = 0.2  # a session that runs free does not wait for its drafter, and for nobody else
 REOPENED_S = 2.0  # a dead verifier's session works elsewhere
-ALLOWED_S: Mapping[str, float] = {  # beyond the load's own pauses
+SILENT_S = max(HANG_S, silence_s(HEARTBEAT_S) + REOPENED_S)
+ALLOWED_S: Mapping[str, float] = {
     "kill-verifier": REOPENED_S,
-    "hang-verifier": max(HANG_S, silence_s(HEARTBEAT_S) + REOPENED_S),
-    "term-verifier": DRAFTER_S,
-    "kill-drafter": DRAFTER_S,
-    "hang-drafter": DRAFTER_S,
-    "term-drafter": DRAFTER_S,
-    "kill-controller": DRAFTER_S,
-    "hang-controller": DRAFTER_S,
-    "term-controller": DRAFTER_S,
+    "hang-verifier": SILENT_S,
     "hang-gateway": HANG_S,
-    "term-gateway": DRAFTER_S,
-    "partition": DRAFTER_S,
-    "loss": DRAFTER_S,
-    "full-disk": DRAFTER_S,
-    "clock": DRAFTER_S,
+    "kill-nats": REOPENED_S,
+    "hang-nats": SILENT_S,
 }
+NO_FAULT = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Wait:
+    """Of a choice: between two pieces, or before its first one. usual_s: longest such time without faults."""
+
     gateway: str
     begin_s: float
     end_s: float
+    usual_s: float
 
     @property
     def seconds(self) -> float:
@@ -69,98 +64,117 @@ def longest_gap_s(attempts: Iterable[Attempt]) -> float:
     return max((end - begin for attempt in attempts for begin, end in gaps(attempt)), default=0.0)
 
 
-def pauses(records: Iterable[RequestRecord], usual_s: float) -> list[Pause]:
-    """All times between pieces that are longer than usual_s, the longest without faults."""
-    return [
-        Pause(attempt.gateway, begin, end)
-        for record in records
-        for attempt in record.attempts
-        for begin, end in gaps(attempt)
-        if end - begin > usual_s
-    ]
+def attempts_of(records: Iterable[RequestRecord]) -> list[Attempt]:
+    return [attempt for record in records for attempt in record.attempts]
 
 
-def moves_of(records: Iterable[RequestRecord]) -> list[Move]:
-    return [move for record in records for attempt in record.attempts for move in attempt.moves or ()]
+# --- under load -------------------------------------------------------------------------------------------------------
 
 
-def by_move(records: Sequence[RequestRecord], faults: Sequence[Fault], usual_s: float) -> tuple[MoveFigures, list[str]]:
-    """Figures of all moves, and those that are late."""
-    found = moves_of(records)
-    complaints = []
-    for move in found:
-        limit = usual_s + sum(_limits(faults, Pause(move.gateway, move.begun_s, move.opened_s)).values())
-        seconds = move.opened_s - move.begun_s
-        if seconds > limit:
-            complaints.append(
-                f"a session was opened elsewhere after {seconds:.2f} s at {move.begun_s:.1f} s, {limit:.2f} s allowed"
-            )
-    figures = MoveFigures(
+def by_move(records: Sequence[RequestRecord]) -> MoveFigures:
+    found = [move for attempt in attempts_of(records) for move in attempt.moves or ()]
+    return MoveFigures(
         num_moves=len(found),
         longest_opening_s=max((move.opened_s - move.begun_s for move in found), default=0.0),
         longest_prefill_s=max((move.ended_s - move.opened_s for move in found), default=0.0),
-        num_late=len(complaints),
-        num_untold=sum(record.answer.status == OK and record.answer.moves is None for record in records),
+        num_unknown=sum(record.answer.status == OK and record.answer.moves is None for record in records),
     )
-    return figures, complaints
 
 
-def by_cause(
-    faults: Sequence[Fault], found: Sequence[Pause], moved: Sequence[Move], usual_s: float
-) -> tuple[list[CauseFigures], list[str]]:
-    """Figures of each kind of fault, and the pauses that are too long. "none": no fault overlaps."""
-    blamed: dict[str, list[Pause]] = {}
-    alone: dict[str, float] = {}
+def by_cause(faults: Sequence[Fault], records: Iterable[RequestRecord], usual_s: float) -> list[CauseFigures]:
+    """Of each kind of fault, the pauses that it overlaps. A pause is longer than usual_s."""
+    found = [
+        Wait(attempt.gateway, begin, end, usual_s)
+        for attempt in attempts_of(records)
+        for begin, end in gaps(attempt)
+        if end - begin > usual_s
+    ]
+    seconds: dict[str, list[float]] = {fault.kind: [] for fault in faults}
+    for wait in found:
+        kinds = {fault.kind for fault in faults if _concerns(fault, wait)} or {NO_FAULT}
+        for kind in kinds:
+            seconds.setdefault(kind, []).append(wait.seconds)
+    numbers = Counter(fault.kind for fault in faults)
+    return [
+        CauseFigures(kind, numbers[kind], len(each), max(each, default=0.0)) for kind, each in sorted(seconds.items())
+    ]
+
+
+def _concerns(fault: Fault, wait: Wait) -> bool:
+    """A gateway's fault concerns its own answers alone."""
+    is_other_gateway = fault.kind.endswith("-gateway") and fault.target != wait.gateway
+    return fault.overlaps(wait.begin_s, wait.end_s) and not is_other_gateway
+
+
+# --- one fault at a time ----------------------------------------------------------------------------------------------
+
+
+def by_single(
+    faults: Sequence[Fault], records: Sequence[RequestRecord], usual_gap_s: float, usual_ttft_s: float
+) -> tuple[list[SingleFigures], list[str]]:
+    """Figures of each kind of fault, and what took too long. No two faults overlap."""
+    longest: dict[str, float] = {fault.kind: 0.0 for fault in faults}
+    openings: dict[str, list[float]] = {}
     too_long: Counter[str] = Counter()
     complaints = []
-    prefills = _union((move.opened_s, move.ended_s) for move in moved)
-    for pause in found:
-        limits = _limits(faults, pause)
-        kind = max(sorted(limits), key=limits.__getitem__, default="none")
-        blamed.setdefault(kind, []).append(pause)
-        if len(limits) < 2:
-            alone[kind] = max(alone.get(kind, 0.0), pause.seconds)
-        prefill_s = sum(max(0.0, min(end, pause.end_s) - max(begin, pause.begin_s)) for begin, end in prefills)
-        limit = usual_s + prefill_s + sum(limits.values())
-        if limits and pause.seconds > limit:
-            too_long[kind] += 1
-            complaints.append(
-                f"{kind}: a pause of {pause.seconds:.2f} s at {pause.begin_s:.1f} s, {limit:.2f} s allowed"
-            )
+    for attempt in attempts_of(records):
+        moved = attempt.moves or []
+        for wait in _waits(attempt, usual_gap_s, usual_ttft_s):
+            kind, limit = _limit(faults, wait)
+            seconds = wait.seconds - sum(_overlap(wait, move) for move in _apart(moved))
+            longest[kind] = max(longest.get(kind, 0.0), seconds)
+            if seconds > limit:
+                too_long[kind] += 1
+                complaints.append(
+                    f"{kind}: a wait of {seconds:.2f} s at {wait.begin_s:.1f} s in an answer of {attempt.gateway}, "
+                    f"{limit:.2f} s allowed"
+                )
+        for move in moved:
+            wait = Wait(attempt.gateway, move.begun_s, move.opened_s, usual_gap_s)
+            openings.setdefault(_limit(faults, wait)[0], []).append(wait.seconds)
     numbers = Counter(fault.kind for fault in faults)
     figures = [
-        CauseFigures(
+        SingleFigures(
             kind=kind,
             num_faults=numbers[kind],
-            num_pauses=len(blamed.get(kind, [])),
-            longest_s=max((pause.seconds for pause in blamed.get(kind, [])), default=0.0),
-            longest_alone_s=alone.get(kind, 0.0),
-            allowed_s=ALLOWED_S.get(kind),
+            num_moves=len(openings.get(kind, ())),
+            longest_s=seconds,
+            longest_opening_s=max(openings.get(kind, ()), default=0.0),
+            allowed_s=ALLOWED_S.get(kind, OTHERWISE_S),
             num_too_long=too_long[kind],
         )
-        for kind in sorted({*numbers, *blamed})
+        for kind, seconds in sorted(longest.items())
     ]
     return figures, complaints
 
 
-def _limits(faults: Sequence[Fault], pause: Pause) -> dict[str, float]:
-    """The longest pause, beyond the load's own, that each overlapping kind of fault may make."""
-    kinds = {fault.kind for fault in faults if _concerns(fault, pause)}
-    return {kind: ALLOWED_S.get(kind, math.inf) for kind in kinds}
+def _waits(attempt: Attempt, usual_gap_s: float, usual_ttft_s: float) -> Iterator[Wait]:
+    for arrivals in attempt.arrivals_s:
+        if arrivals:
+            yield Wait(attempt.gateway, attempt.sent_s, arrivals[0], usual_ttft_s)
+    for begin, end in gaps(attempt):
+        yield Wait(attempt.gateway, begin, end, usual_gap_s)
 
 
-def _concerns(fault: Fault, pause: Pause) -> bool:
-    """A gateway's fault concerns its own answers alone."""
-    is_other_gateway = fault.kind.endswith("-gateway") and fault.target != pause.gateway
-    return fault.overlaps(pause.begin_s, pause.end_s) and not is_other_gateway
+def _limit(faults: Sequence[Fault], wait: Wait) -> tuple[str, float]:
+    """The kind of the fault that overlaps, and the longest time that is allowed."""
+    overlapping = [fault for fault in faults if _concerns(fault, wait)]
+    if not overlapping:
+        return NO_FAULT, wait.usual_s + OTHERWISE_S
+    limits = [(ALLOWED_S.get(fault.kind, OTHERWISE_S), fault) for fault in overlapping]
+    allowed = [limit for limit, fault in limits if wait.begin_s <= fault.begun_s + limit]
+    return overlapping[-1].kind, wait.usual_s + max([OTHERWISE_S, *allowed])
 
 
-def _union(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Spans that cover the same times and do not overlap."""
-    joined: list[tuple[float, float]] = []
-    for begin, end in sorted(spans):
-        if joined and begin <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((begin, end))
-    return joined
+def _overlap(wait: Wait, move: Move) -> float:
+    return max(0.0, min(move.ended_s, wait.end_s) - max(move.opened_s, wait.begin_s))
+
+
+def _apart(moves: Iterable[Move]) -> Iterator[Move]:
+    """Prefills that do not overlap: choices of one answer move together."""
+    end = float("-inf")
+    for move in sorted(moves, key=lambda each: each.opened_s):
+        begin = max(move.opened_s, end)
+        if move.ended_s > begin:
+            yield Move(move.gateway, move.begun_s, begin, move.ended_s)
+            end = move.ended_s

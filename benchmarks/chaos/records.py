@@ -25,7 +25,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A session goes to another verifier: the last word of the one that it leaves, Opened by the next one, and that
+    """A session goes to another verifier: the last message of the one that it leaves, Opened by the next one, and that
     one's first token, which takes the prefill of all that the session has."""
 
     gateway: str
@@ -41,7 +41,7 @@ class Attempt:
     gateway: str
     sent_s: float
     ended_s: float = 0.0
-    status: str = ""  # ok, refused (connection), an HTTP status, or how it broke off
+    status: str = ""  # ok, refused (connection), an HTTP status with its code, or how it broke off
     texts: list[str] = field(default_factory=list)  # of the choices
     finishes: list[str] = field(default_factory=list)
     num_tokens: int = 0
@@ -67,15 +67,41 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class CauseFigures:
-    """Faults of one kind. Times in seconds."""
+    """Faults of one kind under load, and the pauses that they overlap, of any cause."""
 
     kind: str
     num_faults: int
-    num_pauses: int  # that at least one fault of this kind overlapped, and no other allows longer ones
-    longest_s: float  # of these
-    longest_alone_s: float  # of those that no fault of another kind overlapped
-    allowed_s: float | None  # beyond the prefill; None: no limit
+    num_pauses: int
+    longest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SingleFigures:
+    """Faults of one kind, one at a time; "none": what none of them overlaps. Times in seconds.
+
+    longest_s: between two pieces of a choice, without the prefill behind a move. longest_opening_s: of the moves.
+    """
+
+    kind: str
+    num_faults: int
+    num_moves: int
+    longest_s: float
+    longest_opening_s: float
+    allowed_s: float  # beyond the longest time between two pieces without faults
     num_too_long: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinglePart:
+    """The part of a run with one fault at a time. usual: longest without faults, under the same load."""
+
+    usual_gap_s: float
+    usual_ttft_s: float
+    texts: TextFigures
+    failed: dict[str, int]
+    retried: dict[str, int]
+    kinds: list[SingleFigures]
+    faults: list[Fault]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +123,7 @@ class Leftovers:
     sessions: float
     kv_tokens: float  # that are missing from the verifiers' free KV cache
     subscriptions: int  # at all NATS servers, beyond those at the start
+    tasks: dict[str, int]  # of asyncio, of each process, beyond those at the start
     grown_mib: dict[str, float]  # memory of each process beyond that at the start, without a drafter's KV cache
     waited_s: float  # until sessions and KV cache were free
 
@@ -106,10 +133,9 @@ class MoveFigures:
     """Sessions that went to another verifier under faults."""
 
     num_moves: int
-    longest_opening_s: float  # from the last word of one verifier to Opened of the next
+    longest_opening_s: float  # from the last message of one verifier to Opened of the next, the wait for KV cache in it
     longest_prefill_s: float  # from there to the first token
-    num_late: int  # opened later than the faults allow
-    num_untold: int  # answers whose gateway could not be asked
+    num_unknown: int  # answers whose gateway could not be asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +145,7 @@ class RollingFigures:
     num_restarts: int
     num_requests: int
     failed: dict[str, int]
+    retried: dict[str, int]
     longest_pause_s: float
 
 
@@ -140,6 +167,8 @@ class ChaosResult:
     moves: MoveFigures
     faults: list[Fault]
     not_run: dict[str, str]  # kinds of faults, with the reason
-    leftovers: Leftovers
+    leftovers: Leftovers  # behind the faults under load
+    single: SinglePart | None
     rolling: RollingFigures | None
+    last_leftovers: Leftovers  # at the very end
     violations: list[str]

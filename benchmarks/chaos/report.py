@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.chaos.leftovers import GROWN_MIB
-from benchmarks.chaos.records import CauseFigures, ChaosResult
+from benchmarks.chaos.records import ChaosResult, Leftovers, SinglePart
 from benchmarks.harness.markdown import markdown_table
 
 NONE = "none"
@@ -13,6 +13,8 @@ NONE = "none"
 
 def as_markdown(result: ChaosResult) -> str:
     parts = [_head(result), _totals(result), _causes(result)]
+    if result.single is not None:
+        parts.append(_single(result.single))
     if result.not_run:
         parts.append(f"Not run: {_listed(result.not_run)}.")
     if result.violations:
@@ -30,43 +32,75 @@ def _head(result: ChaosResult) -> str:
 
 
 def _totals(result: ChaosResult) -> str:
-    texts, left, rolling, moves = result.texts, result.leftovers, result.rolling, result.moves
-    grown = max(left.grown_mib, key=lambda name: left.grown_mib[name])
+    texts, rolling, moves = result.texts, result.rolling, result.moves
     rows: list[tuple[str, object]] = [
         ("requests, choices, tokens", f"{texts.num_requests}, {texts.num_choices}, {texts.num_tokens}"),
         ("texts wrong, with lost, with doubled tokens", f"{texts.wrong}, {texts.lost}, {texts.doubled}"),
         ("failed requests, by cause", _listed(result.failed)),
         ("refused by a gateway, then asked at the other", _listed(result.retried)),
-        ("longest time between two pieces without faults", f"{result.undisturbed_pause_s:.2f} s"),
         (
-            "sessions that moved, opened too late, untold answers",
-            f"{moves.num_moves}, {moves.num_late}, {moves.num_untold}",
+            "longest without faults: between two pieces, to the first one",
+            f"{_seconds(result.undisturbed_pause_s)}, {_seconds(result.undisturbed_ttft_s)}",
         ),
+        ("sessions that moved; answers whose gateway could not be asked", f"{moves.num_moves}; {moves.num_unknown}"),
         (
             "longest until opened elsewhere, then until the first token",
             f"{_seconds(moves.longest_opening_s)}, {_seconds(moves.longest_prefill_s)}",
         ),
-        ("sessions, KV tokens, subscriptions left", f"{left.sessions:g}, {left.kv_tokens:g}, {left.subscriptions}"),
-        (f"most memory beyond the start (at most {GROWN_MIB:.0f} MiB)", f"{left.grown_mib[grown]:.0f} MiB ({grown})"),
+        *_left("behind the faults under load", result.leftovers),
     ]
     if rolling is not None:
         rows += [
             ("rolling restart: processes, requests", f"{rolling.num_restarts}, {rolling.num_requests}"),
             ("rolling restart: failed requests", _listed(rolling.failed)),
+            ("rolling restart: refused, then asked at the other", _listed(rolling.retried)),
             ("rolling restart: longest time between two pieces", f"{rolling.longest_pause_s:.2f} s"),
         ]
+    if result.last_leftovers != result.leftovers:
+        rows += _left("at the end", result.last_leftovers)
     return markdown_table(("what", "figure"), [*rows, ("violations", len(result.violations))])
 
 
+def _left(when: str, left: Leftovers) -> list[tuple[str, object]]:
+    grown = max(left.grown_mib, key=lambda name: left.grown_mib[name])
+    tasks = max(0, *left.tasks.values())
+    found = f"{left.sessions:g}, {left.kv_tokens:g}, {left.subscriptions}, {tasks}"
+    return [
+        (f"left {when}: sessions, KV tokens, subscriptions, tasks", found),
+        (f"most memory {when} (at most {GROWN_MIB:.0f} MiB more)", f"{left.grown_mib[grown]:.0f} MiB ({grown})"),
+    ]
+
+
 def _causes(result: ChaosResult) -> str:
-    names = ("fault", "faults", "pauses", "longest, s", "longest alone, s", "allowed, s", "too long")
-    return markdown_table(names, [_row(cause) for cause in result.causes])
+    rows = [(each.kind, each.num_faults, each.num_pauses, _figure(each.longest_s)) for each in result.causes]
+    return markdown_table(("fault under load", "faults", "pauses", "longest, s"), rows)
 
 
-def _row(cause: CauseFigures) -> tuple[object, ...]:
-    allowed = "" if cause.allowed_s is None else f"{cause.allowed_s:g}"
-    longest = [f"{seconds:.2f}" if seconds else "" for seconds in (cause.longest_s, cause.longest_alone_s)]
-    return cause.kind, cause.num_faults, cause.num_pauses, *longest, allowed, cause.num_too_long if allowed else ""
+def _single(part: SinglePart) -> str:
+    head = (
+        f"One fault at a time: {part.texts.num_requests} requests, {part.texts.num_tokens} tokens; texts wrong, with "
+        f"lost, with doubled tokens: {part.texts.wrong}, {part.texts.lost}, {part.texts.doubled}. Failed: "
+        f"{_listed(part.failed)}. Refused: {_listed(part.retried)}. Longest without faults: {part.usual_gap_s:.2f} s "
+        f"between two pieces, {part.usual_ttft_s:.2f} s to the first one."
+    )
+    names = ("fault", "faults", "longest wait, s", "allowed beyond, s", "moves", "longest opening, s", "too long")
+    rows = [
+        (
+            each.kind,
+            each.num_faults,
+            _figure(each.longest_s),
+            f"{each.allowed_s:g}",
+            each.num_moves,
+            _figure(each.longest_opening_s),
+            each.num_too_long,
+        )
+        for each in part.kinds
+    ]
+    return f"{head}\n\n{markdown_table(names, rows)}"
+
+
+def _figure(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds else ""
 
 
 def _seconds(seconds: float) -> str:

@@ -134,7 +134,7 @@ async def test_a_whole_answer_has_its_choices_by_index() -> None:
 async def test_a_request_goes_to_the_other_gateway_and_what_broke_off_is_kept() -> None:
     for handler, status, told in (
         (breaks_off, "broken off", ["one", "three"]),
-        (drains, "503", []),
+        (drains, "503 draining", []),
         (tells_an_error, "error overloaded", ["", "three"]),
     ):
         async with gateways(handler, answers) as urls:

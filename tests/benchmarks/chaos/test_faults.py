@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +34,10 @@ class FakeSystem(ChaosSystem):
         self.signals: list[tuple[str, signal.Signals]] = []
         self.links: list[LinkConditions] = []
         self.clocks: list[int] = []
+        self.num_wholes = 0
+
+    async def whole(self) -> None:
+        self.num_wholes += 1
 
     async def is_ready(self, name: str) -> bool:
         return name not in self.unready | self.stopped
@@ -52,7 +58,8 @@ class FakeSystem(ChaosSystem):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HANG_S", "CUT_S", "LOSS_S", "FULL_S", "STEP_S", "MEMORY_S"):
         monkeypatch.setattr(faults, name, 0.01)
-    monkeypatch.setattr(faults, "MEMORY_MIB", 1)
+    monkeypatch.setattr(faults, "MEMORY_LEFT_MIB", 1 << 30)  # more than there is: it takes a page
+    monkeypatch.setattr(faults, "REST_S", 0.01)
 
 
 async def injected(system: FakeSystem, kinds: Iterable[str], number: int) -> list[Fault]:
@@ -98,6 +105,29 @@ async def test_every_fault_has_ended_at_the_end(tmp_path: Path) -> None:
     assert system.clocks[-1] == 0
     held = [name for name, number in system.signals if number == signal.SIGSTOP]
     assert sorted(held) == sorted(name for name, number in system.signals if number == signal.SIGCONT)
+
+
+async def test_one_by_one_a_fault_begins_when_all_is_well_again(tmp_path: Path) -> None:
+    system, clock = FakeSystem(tmp_path), itertools.count()
+    injector = Injector(system, FaultPlan(("kill-drafter", "loss"), 1), lambda: next(clock), lambda text: None)
+    await injector.one_by_one(4)
+    assert sorted(fault.kind for fault in injector.faults) == ["kill-drafter", "kill-drafter", "loss", "loss"]
+    assert system.num_wholes == 4
+    for before, after in itertools.pairwise(injector.faults):
+        assert before.ended_s is not None
+        assert before.ended_s < after.begun_s
+
+
+def test_memory_is_taken_until_little_is_left() -> None:
+    script = faults.TAKE_MEMORY.replace("time.sleep", "print(len(held) >> 20) or time.sleep")
+    available = next(
+        int(line.split()[1]) >> 10
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("MemAvailable")
+    )
+    argv = (sys.executable, "-c", script, str(available - 1024), "0")
+    taken = subprocess.run(argv, capture_output=True, check=True).stdout
+    assert 0 < int(taken) < 2048, "about 1024 of what was available when it looked"
 
 
 def test_what_the_machine_lacks_is_named_with_its_reason(tmp_path: Path) -> None:

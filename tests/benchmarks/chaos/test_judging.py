@@ -59,7 +59,9 @@ def test_equal_texts_of_another_number_of_tokens_are_wrong() -> None:
 def test_only_the_requests_of_a_killed_gateway_may_break_off() -> None:
     broken, answer = attempt(["one", ""], "broken off"), attempt(["one two", "three"], gateway="gateway-1")
     killed = Fault("kill-gateway", "gateway-0", 15.0, 18.0)
-    assert failures([record(broken, answer)], [killed]) == ({"its gateway was killed": 1}, {}, [])
+    just_now = Fault("kill-gateway", "gateway-0", 9.9, 18.0)
+    for fault in (killed, just_now):
+        assert failures([record(broken, answer)], [fault]) == ({"its gateway was killed": 1}, {}, [])
     for other in (
         Fault("kill-gateway", "gateway-1", 15.0, 18.0),
         Fault("kill-gateway", "gateway-0", 9.0, 18.0),
@@ -69,7 +71,19 @@ def test_only_the_requests_of_a_killed_gateway_may_break_off() -> None:
         assert (failed, len(unexcused)) == ({"broken off": 1}, 1)
 
 
-def test_a_refused_request_is_no_failed_one_if_the_other_gateway_answers() -> None:
-    refused, answer = attempt([], "503"), attempt(["one two", "three"])
-    assert failures([record(refused, answer)], []) == ({}, {"503": 1}, [])
-    assert len(failures([record(refused)], [])[2]) == 1, "it has no answer"
+@pytest.mark.parametrize("status", ["503 draining", "connection refused"])
+def test_a_gateway_may_refuse_while_a_fault_of_its_own_lasts_if_the_other_one_answers(status: str) -> None:
+    refused, answer = attempt([], status), attempt(["one two", "three"], gateway="gateway-1")
+    ended = Fault("term-gateway", "gateway-0", 9.0, 11.0)
+    assert failures([record(refused, answer)], [ended]) == ({}, {status: 1}, [])
+    for other in (
+        Fault("term-gateway", "gateway-1", 9.0, 11.0),
+        Fault("term-gateway", "gateway-0", 8.0, 9.0),
+        Fault("kill-verifier", "verifier-0", 9.0, 11.0),
+    ):
+        _, retried, unexcused = failures([record(refused, answer)], [other])
+        assert (retried, unexcused) == (
+            {status: 1},
+            [f"request 7 at gateway-0, 10.0 s: refused without a cause, {status}"],
+        )
+    assert len(failures([record(refused)], [ended])[2]) == 1, "it has no answer"

@@ -23,7 +23,7 @@ def of(steps: list[dict[str, Any]], *verdicts: dict[str, Any]) -> list[Move]:
 OPEN = [step(0, "open", "verifier-0", 1), step(50, "opened", "verifier-0", 1)]
 
 
-def test_a_move_is_from_the_last_word_of_a_verifier_to_opened_of_the_next_to_its_first_token() -> None:
+def test_a_move_is_from_the_last_message_of_a_verifier_to_opened_of_the_next_to_its_first_token() -> None:
     steps = [*OPEN, step(900, "open", "verifier-1", 2), step(1500, "opened", "verifier-1", 2)]
     words = [verdict(200, 1), verdict(400, 1), verdict(1600, 2, num_tokens=0), verdict(2000, 2)]
     assert of(steps, *words) == [Move("gateway-0", 100.4, 101.5, 102.0)]
@@ -40,6 +40,21 @@ def test_a_change_of_drafter_is_no_move_unless_the_verifier_lost_the_session() -
 def test_a_session_that_waits_for_kv_cache_does_not_move_by_a_fault() -> None:
     steps = [OPEN[0], step(50, "waiting", "verifier-0", 1)]
     assert of([*steps, step(900, "open", "verifier-1", 2), step(1500, "opened", "verifier-1", 2)]) == []
+
+
+def test_a_wait_for_kv_cache_at_the_next_verifier_is_part_of_the_move() -> None:
+    steps = [*OPEN, step(900, "open", "verifier-1", 2), step(950, "waiting", "verifier-1", 2)]
+    opened = step(2500, "opened", "verifier-1", 2)
+    words = [verdict(400, 1), verdict(3000, 2)]
+    assert of([*steps, opened], *words) == [Move("gateway-0", 100.4, 102.5, 103.0)]
+    assert of(steps, verdict(400, 1)) == [Move("gateway-0", 100.4, 109.0, 109.0)], "it never opened"
+
+
+def test_the_prefill_of_a_session_that_moves_on_ends_where_the_next_verifier_opens_it() -> None:
+    steps = [*OPEN, step(900, "open", "verifier-1", 2), step(1500, "opened", "verifier-1", 2)]
+    again = [step(2000, "open", "verifier-0", 3), step(3500, "opened", "verifier-0", 3)]
+    found = of([*steps, *again], verdict(400, 1), verdict(4000, 3))
+    assert found == [Move("gateway-0", 100.4, 101.5, 103.5), Move("gateway-0", 101.5, 103.5, 104.0)]
 
 
 def test_the_choices_of_a_request_were_asked_for_at_one_time() -> None:

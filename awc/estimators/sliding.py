@@ -126,9 +126,7 @@ def guesses_of_run(acceptance: float, seen: PairReport, window: int) -> float:
 def net_gain(acceptance: float, seen: PairReport, window: int, price: float, cost: VerifierCostLine) -> float:
     """ln(speed-up) of a window over target-only, less the price of its unused guesses, in tokens per token.
 
-    A pass with guesses takes longer than one without by `cost`; the verifier buys no more than pay (`num_bought`). On a
-    shared machine a guess takes time from passes wherever it is computed: each one made counts as a fed token, as
-    TurboSpec counts (arXiv 2406.14066).
+    A pass with guesses takes longer than one without by `cost`; the verifier buys no more than pay (`num_bought`).
     """
     if window < 1:
         return 0.0
@@ -136,8 +134,7 @@ def net_gain(acceptance: float, seen: PairReport, window: int, price: float, cos
     found, share = speedup(acceptance, seen, in_run), share_of_runs(acceptance, seen, in_run)
     fed_ms = cost.per_token_ms * max(seen.batch, 1.0)
     bought = share * min(in_run, num_bought(acceptance, seen, cost.per_token_ms))
-    fed = made if seen.shares_machine else bought
-    longer = fed_ms * fed / max(cost.base_ms + fed_ms, LEAST_MS)
+    longer = fed_ms * bought / max(cost.base_ms + fed_ms, LEAST_MS)
     return math.log(found) - math.log1p(longer) - price * max(0.0, made - (found - 1)) / found
 
 

@@ -3,10 +3,10 @@
 1. A pair pauses when its predicted gain (estimators/sliding.py), less what longer passes and unused guesses cost, is
    within the margin. After the pause it drafts again to measure its acceptance; each further pause in a row is twice as
    long (the back-off of Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
-2. A prediction only estimates what drafting costs a machine that drafter and verifier share. So where they do, and a
-   token takes nearly as long as a pass, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the
-   next trial then comes after four times the time. Otherwise the trial becomes a pause. Speeds are means of 1 / TPOT:
-   guesses may overtake the verifier rarely, and then few fast reports make the gain.
+2. No prediction knows what drafting costs a machine that drafter and verifier share. So where they do, and the
+   predicted gain is no larger than that cost may be, the pair pauses on trial. Drafting resumes if the trial made
+   tokens slower; the next trial then comes after four times the time. Otherwise the trial becomes a pause. Speeds are
+   means of 1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -41,7 +41,7 @@ class PauseSettings:
     longest: int = 640  # upper bound of both
     compared: int = 8  # reports whose speed a trial compares; a third as many are skipped before
     margin: float = 0.03  # relative gain that drafting must promise, and relative loss of speed that ends a trial
-    doubtful: float = 0.9  # TPOT / pass time above which a trial may begin
+    doubtful: float = 0.2  # predicted gain below which a pair that shares a machine is tried
 
     def __post_init__(self) -> None:
         rules = {
@@ -151,7 +151,8 @@ class PausingPair:
         if not (is_measured(seen) and choice.window):
             return choice
         is_probing, self._probing = self._probing > 0, max(0, self._probing - 1)
-        gains = self._gains(self._rate, seen, choice.window)
+        gain = self._gain(self._rate, seen, choice.window)
+        gains = gain > self._settings.margin
         can_gain = gains or self._can_gain(seen)
         self._num_worthless = 0 if gains or (is_probing and can_gain) else self._num_worthless + 1
         if self._num_worthless >= PATIENCE:
@@ -160,7 +161,8 @@ class PausingPair:
         if seen.window and has_written:
             self._speeds.append(1 / seen.tpot_ms)
         self._trusted = max(0, self._trusted - 1)
-        if not self._trusted and self._is_doubtful(seen):
+        is_known = len(self._speeds) >= self._settings.compared
+        if seen.shares_machine and not self._trusted and is_known and gain < self._settings.doubtful:
             self._begin_trial()
             return PAUSED
         return choice
@@ -171,16 +173,11 @@ class PausingPair:
 
     def _can_gain(self, seen: PairReport) -> bool:
         """Whether a good draft would gain."""
-        return self._gains(max(self._rate, PRIOR_RATE), seen, MAX_WINDOW)
+        return self._gain(max(self._rate, PRIOR_RATE), seen, MAX_WINDOW) > self._settings.margin
 
-    def _gains(self, acceptance: float, seen: PairReport, window: int) -> bool:
+    def _gain(self, acceptance: float, seen: PairReport, window: int) -> float:
         assert self._cost is not None  # made with the first report
-        return net_gain(acceptance, seen, window, self._price, self._cost) > self._settings.margin
-
-    def _is_doubtful(self, seen: PairReport) -> bool:
-        """Whether the pair shares a machine, and drafting has saved so little that this may cost more."""
-        is_known = len(self._speeds) >= self._settings.compared
-        return seen.shares_machine and is_known and fmean(self._speeds) * self._settings.doubtful * seen.pass_ms < 1
+        return net_gain(acceptance, seen, window, self._price, self._cost)
 
     def _pause(self, length: int) -> None:
         """`length` 0: until drafting can gain."""

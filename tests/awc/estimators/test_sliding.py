@@ -83,16 +83,6 @@ def test_guesses_that_make_passes_longer_gain_less() -> None:
     assert net_gain(0.8, changed(FAST, batch=32.0), 16, 0.01, COSTLY) < net_gain(0.8, FAST, 16, 0.01, COSTLY)
 
 
-def test_on_a_shared_machine_guesses_count_that_the_verifier_does_not_buy() -> None:
-    slow, fast = (changed(FAST, draft_ms=draft_ms, shares_machine=True) for draft_ms in (20.0, 2.0))
-    lost = [
-        net_gain(0.3, changed(seen, shares_machine=False), 64, 0.0, COSTLY) - net_gain(0.3, seen, 64, 0.0, COSTLY)
-        for seen in (slow, fast)
-    ]
-    assert 0 < lost[0] < lost[1]
-    assert net_gain(0.8, changed(FAST, shares_machine=True), 16, 0.01, FREE) == net_gain(0.8, FAST, 16, 0.01, FREE)
-
-
 def test_of_all_windows_target_only_has_one_token_a_pass_and_longer_ones_never_less() -> None:
     tokens = sliding_tokens(0.8, FAST)
     assert tokens[0] == 1.0

@@ -62,5 +62,17 @@ def test_every_alert_has_a_runbook_and_a_stated_time() -> None:
             assert f"| [{rule['alert']}](#{rule['alert'].lower()}) | {rule['labels']['severity']} |" in text
 
 
+def test_the_runbooks_say_for_each_alert_how_far_it_looks_back() -> None:
+    rows = re.findall(
+        r"^\| (Dsd[\w, ]+) \| (none|\d+ (?:min|h)) \| .+ \|$", RUNBOOKS.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    stated = [(name, window) for names, window in rows for name in names.split(", ")]
+    assert sorted(name for name, _ in stated) == sorted(alert.name for alert in alerts())
+    windows = {rule["alert"]: set(re.findall(r"\[(\d+[mh])\]", rule["expr"])) for rule in rules() if "alert" in rule}
+    assert {name: windows[name] or {"none"} for name, _ in stated} == {
+        name: {window.replace(" min", "m").replace(" h", "h")} for name, window in stated
+    }
+
+
 def test_the_operator_gets_the_same_rules() -> None:
     assert RULE_FILE.read_text(encoding="utf-8") == as_prometheus_rule(), "run python -m deploy.grafana"

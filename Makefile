@@ -54,7 +54,7 @@ test-vllm-long: $(VENV)/local $(VENV_VLLM)/cpu ## run the long tests of the engi
 	$(BIN)/python -m model_zoo prepare
 	$(BIN_VLLM)/python -m pytest tests/vllm -m long
 
-test-metrics: $(VENV)/dev ## a Prometheus scrapes a live system: every panel has data, what breaks fires its alert (some minutes; needs Debian's package prometheus)
+test-metrics: $(VENV)/dev ## a Prometheus scrapes a live system: every panel has data, what breaks fires its alert (5 minutes; needs Debian's packages prometheus and chromium)
 	$(BIN)/python -m pytest tests/metrics
 
 test-policies: $(VENV)/dev $(VENV_CHECKOV)/checkov ## checkov's policies for the manifests (a minute; makes .venv-checkov)

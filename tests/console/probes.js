@@ -58,6 +58,51 @@ window.probes = {
     return [...nodes].filter((node) => !isNamed(node)).map((node) => node.outerHTML);
   },
 
+  /** Keeps a copy of what comes from this path; `kept` returns the texts when they are whole. */
+  keep(path) {
+    const copies = [];
+    const { fetch } = window;
+    window.fetch = async (url, ...rest) => {
+      const response = await fetch(url, ...rest);
+      if (String(url).endsWith(path)) copies.push(response.clone().text());
+      return response;
+    };
+    this.kept = () => Promise.all(copies);
+  },
+
+  /** The rows of the table with this caption, shown or folded: texts by the name of their column, and the row's link. */
+  table(caption) {
+    const found = this._table(caption);
+    const names = [...found.tHead.rows[0].cells].map((cell) => cell.textContent);
+    const texts = (row) => [...row.cells].map((cell, i) => [names[i], cell.textContent]);
+    const link = (row) => row.querySelector("a")?.hash ?? "";
+    return [...found.tBodies[0].rows].map((row) => ({ ...Object.fromEntries(texts(row)), link: link(row) }));
+  },
+
+  /** Takes the rows of the table with this caption away, until the page writes them again. */
+  empty(caption) {
+    this._table(caption).tBodies[0].replaceChildren();
+  },
+
+  _table: (caption) => [...document.querySelectorAll("table")].find((each) => each.caption?.textContent === caption),
+
+  /** What the list of a timeline's phases says. */
+  phases() {
+    return [...document.querySelectorAll(".phases li")].map((item) => item.textContent);
+  },
+
+  /** The widths of the bars of a timeline's phases, by phase. */
+  bars() {
+    const kinds = ["before", "opening", "prefill", "decode", "end"];
+    return Object.fromEntries(kinds.map((kind) => [kind, document.querySelector(`.timeline svg > path.${kind}`).getBBox().width]));
+  },
+
+  /** The number of squares in a timeline, by what they are. */
+  squares() {
+    const paths = [...document.querySelectorAll(".timeline path.square")];
+    return Object.fromEntries(paths.map((path) => [path.classList[1], path.getAttribute("d").split("M").length - 1]));
+  },
+
   /** Tries what the policy forbids. Tells the directives that were broken, how each try ended, and what ran. */
   async trespass() {
     const broken = [];

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from shared.protocol.messages import Reason, WindowDecision
-from tests.console.conftest import Visit, Visiting
+from tests.console.browser import Visit, Visiting
 from tests.gateway.admission.test_api_keys import KEYS, entry, write
 from tests.gateway.conftest import World, a_world
 from tests.gateway.fakes import FakeDrafter, FakeVerifier
@@ -109,6 +109,27 @@ async def test_a_gateway_that_is_gone_is_told_too(visiting: Visiting, tmp_path: 
             visit.problems.clear()  # Chromium tells of the connection itself
 
 
+async def test_a_gain_is_the_mean_of_what_decisions_tell(world: World, visiting: Visiting) -> None:
+    verifier, drafter = await world.verifier(), await world.drafter()
+
+    async def shows(gain: str) -> None:
+        cell = "#fleet-tables tr:has-text('adaptive') td"
+        await visit.page.wait_for_selector(f"{cell}:has-text('{gain}')")
+        (pair,) = await visit.table("Pairs and their windows")
+        assert pair["gain (1 min)"] == gain
+
+    decide(world, drafter, verifier, 8, pass_ms=40.0, tpot_ms=20.0)
+    async with visiting(address(world), view="#fleet") as visit:
+        await shows("× 2.00")
+        decide(world, drafter, verifier, 8, pass_ms=40.0, tpot_ms=10.0)
+        await shows("× 3.00")
+        decide(world, drafter, verifier, 8, pass_ms=40.0, tpot_ms=10.0)  # repeated: it tells nothing new
+        for _ in range(2):  # the first may have been under way
+            await visit.page.wait_for_event("response")
+        decide(world, drafter, verifier, 0, pass_ms=45.0, tpot_ms=50.0)
+        await shows("× 2.30")
+
+
 async def test_the_page_needs_no_key_and_asks_for_one(keyed: World, visiting: Visiting) -> None:
     async with visiting(address(keyed), may_be_refused=True) as visit:
         page = visit.page
@@ -145,7 +166,7 @@ async def test_under_another_key_nothing_of_the_old_one_s_is_shown_or_sent(keyed
             await page.fill("#key", key)
             await page.press("#key", "Enter")
             await page.wait_for_selector("#key-form", state="hidden")
-            await page.wait_for_function("document.querySelectorAll('.turn').length === 0")
+            await page.wait_for_function("() => document.querySelectorAll('.turn').length === 0")
             await visit.ask("hello")
 
 
@@ -227,9 +248,16 @@ async def test_everything_is_done_with_the_keyboard_alone(world: World, visiting
         assert await page.evaluate("document.activeElement.matches('.scroll')"), "news of the fleet take no focus"
 
 
-def decide(world: World, drafter: FakeDrafter, verifier: FakeVerifier, window: int) -> None:
+def decide(
+    world: World,
+    drafter: FakeDrafter,
+    verifier: FakeVerifier,
+    window: int,
+    pass_ms: float = 40.0,
+    tpot_ms: float = 25.0,
+) -> None:
     """As if a controller had said it."""
-    reason = Reason(1, 0.9, 10.0, 20.0, 40.0, 25.0, 0.1, 1.0)
+    reason = Reason(1, 0.9, 10.0, 20.0, pass_ms, tpot_ms, 0.1, 1.0)
     ids = drafter.instance_id, verifier.instance_id
     decision = WindowDecision(*ids, window, 2, free_run=True, policy="adaptive", sequence=1, reason=reason)
     world.gateway.sessions.windows.observe(decision, "controller.0123456789ab", time.monotonic())

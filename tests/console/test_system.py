@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
-from tests.console.conftest import Visit, Visiting
-from tests.e2e.processes import Processes, processes
+from tests.console import expected
+from tests.console.browser import Visit, Visiting
+from tests.e2e.processes import Processes, Question, processes
+
+if TYPE_CHECKING:
+    from playwright.async_api import Route
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -24,6 +32,25 @@ PROMPT = "Explain in a few sentences how rain is made."
 async def system(default_models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Processes]:
     async with processes(default_models, tmp_path_factory.mktemp("console"), ("int8", "int4"), 1) as system:
         yield system
+
+
+@dataclass
+class Answers:
+    """What the page got from one address. stays: it gets the last answer again, so that its cells can be compared."""
+
+    told: list[dict[str, Any]] = field(default_factory=list)
+    stays: bool = False
+
+    async def __call__(self, route: Route) -> None:
+        if not self.stays or not self.told:
+            response = await route.fetch()
+            self.told.append(await response.json())
+        await route.fulfill(json=self.told[-1])
+
+
+async def get(system: Processes, path: str) -> Any:
+    async with system.http.get(f"{system.system.plan.address}/{path}") as response:
+        return await response.json()
 
 
 async def show(visit: Visit, name: str, tmp_path: Path) -> None:
@@ -42,6 +69,7 @@ async def test_an_answer_is_compared_with_the_target_alone_and_its_timeline_show
 ) -> None:
     async with visiting(system.system.plan.address, color_scheme="light") as visit:
         page = visit.page
+        await page.evaluate("probes.keep('/v1/chat/completions')")
         await page.click("#options summary")
         await page.fill("#max-tokens", "96")
         await page.wait_for_selector("#drafter option[value=drafter-0]", state="attached")
@@ -56,16 +84,60 @@ async def test_an_answer_is_compared_with_the_target_alone_and_its_timeline_show
         texts = await page.locator(".turn .text").all_inner_texts()
         assert texts == [text, text]
         assert await page.locator(".answer:nth-child(2) .token:not(.target)").count() == 0
-        gain = await page.locator(".comparison tr:has-text('TPOT') td").last.inner_text()
-        assert gain.startswith("×"), gain
+        reports = [expected.report(stream) for stream in await page.evaluate("probes.kept()")]
+        assert [report["speculation"] for report in reports] == ["adaptive", "off"]
+        expected.check(await visit.table("Both answers have the same text"), expected.comparison(*reports))
         await show(visit, "chat", tmp_path)
         await page.click("text=Timeline (adaptive window)")
         await page.wait_for_selector(".timeline .square.accepted")
         told = await visit.text(".timeline")
         assert "Decoding took" in told
         assert "prefill" in told
+        await compare_requests(system, visit)
         await visit.check_text()
         await show(visit, "requests", tmp_path)
+
+
+async def compare_requests(system: Processes, visit: Visit) -> None:
+    """The list, and the open timeline of its second row, against the API."""
+    listed = (await get(system, "v1/dsd/requests"))["requests"]
+    expected.check(await visit.table("Requests, the newest first"), expected.requests(listed))
+    told = await get(system, f"v1/dsd/requests/{listed[1]['id']}")
+    shown, phases = await visit.phases(), expected.phases(told)
+    assert shown.keys() == phases.keys()
+    assert all(shown[name].is_about(phases[name]) for name in phases), (shown, phases)
+    bars = await visit.page.evaluate("probes.bars()")
+    a_ms = bars["decode"] / phases["decode"]
+    assert bars == {name: pytest.approx(max(1.0, a_ms * each), abs=0.2) for name, each in phases.items()}
+    assert await visit.page.evaluate("probes.squares()") == expected.squares(told)
+    sentence = await visit.text(".timeline p:has-text('Decoding took')")
+    found = [float(each) for each in re.findall(r"\d+(?:\.\d+)?", sentence)]
+    assert found == pytest.approx(expected.decoding(told), abs=0.51), sentence
+    assert found[1] == pytest.approx(expected.decoding(told)[1], abs=0.0051), sentence
+    expected.check(await visit.table("Verdicts"), expected.verdicts(told))
+
+
+async def test_every_figure_of_the_fleet_is_what_the_api_tells(system: Processes, visiting: Visiting) -> None:
+    """While two drafters are at work."""
+    async with visiting(system.system.plan.address) as visit, asyncio.TaskGroup() as tasks:
+        looks = Answers()
+        await visit.page.route("**/dsd/fleet", looks)
+        questions = [Question(PROMPT, max_tokens=128) for _ in system.names("drafter")]
+        names = system.names("drafter")
+        asked = [tasks.create_task(system.ask(each, drafter=name)) for each, name in zip(questions, names, strict=True)]
+        await visit.page.click("nav a[href='#fleet']")
+        await asyncio.wait(asked)
+        while not all(expected.gain(looks.told, pair) for pair in looks.told[-1]["windows"]):
+            await visit.page.wait_for_event("response")
+        looks.stays = True
+        for _ in range(2):  # the first may have been under way
+            await visit.page.wait_for_event("response", lambda response: response.url.endswith("dsd/fleet"))
+        fleet = looks.told[-1]
+        expected.check(await visit.table("Drafters"), expected.drafters(fleet))
+        expected.check(await visit.table("Verifiers"), expected.verifiers(fleet))
+        pairs = expected.pairs(looks.told)
+        assert len(pairs) >= 2
+        expected.check(await visit.table("Pairs and their windows"), pairs)
 
 
 async def test_the_fleet_is_shown_live_and_tells_when_a_drafter_goes_and_comes_back(

@@ -8,6 +8,7 @@ const EVERY_MS = 1000;
 const REST = 10; // times as long as the last look took, so that a large fleet keeps neither side busy
 const MAX_ROWS = 200; // of a table
 const GONE_MS = 10_000; // for which one that has gone stays in the picture
+const GAIN_MS = 60_000; // that a gain is the mean of
 
 const name = { name: "name", value: (each) => each.name, kind: "head" };
 const sessions = { name: "sessions", value: (each) => `${each.num_sessions} / ${each.max_sessions}` };
@@ -58,7 +59,7 @@ const TABLES = [
       { name: "acceptance", value: (pair) => share(pair.reason?.acceptance) },
       { name: "pass", value: (pair) => ms(pair.reason?.pass_ms) },
       { name: "TPOT", value: (pair) => ms(pair.reason?.tpot_ms) },
-      { name: "gain", value: gain },
+      { name: "gain (1 min)", value: (pair) => (pair.gain ? `× ${number(pair.gain, 2)}` : NONE) },
       { name: "draft step", value: (pair) => ms(pair.reason?.draft_ms) },
       { name: "policy", value: (pair) => pair.policy, kind: "text" },
       { name: "decided", value: (pair) => `${seconds(pair.age_ms)} ago` },
@@ -69,10 +70,30 @@ const TABLES = [
 
 export const short = (instanceId) => instanceId.split(".")[0];
 
-/** Pass time / TPOT: the target alone takes about a pass for a token. */
-function gain({ reason }) {
-  return reason?.tpot_ms && reason.pass_ms ? `× ${number(reason.pass_ms / reason.tpot_ms, 2)}` : NONE;
+/** Pass time / TPOT of pairs: the target alone takes about a pass for a token. One decision tells of the last ten
+ * verdicts or so, which scatter: a gain is the mean over the decisions of GAIN_MS, as far as the page was shown. */
+class Gains {
+  constructor() {
+    this._told = new Map(); // {at, tpot, gain} of decisions, the oldest first, by pair
+  }
+
+  /** The pairs with their gains; null before there is one. */
+  update(pairs, now) {
+    const idOf = (pair) => `${pair.drafter_id} ${pair.verifier_id}`;
+    const further = (pair) => this._further(this._told.get(idOf(pair)) ?? [], pair.reason, now);
+    this._told = new Map(pairs.map((pair) => [idOf(pair), further(pair)]));
+    return pairs.map((pair) => ({ ...pair, gain: mean(this._told.get(idOf(pair)).map((each) => each.gain)) }));
+  }
+
+  _further(before, reason, now) {
+    const { pass_ms: pass, tpot_ms: tpot } = reason ?? {};
+    const isNew = pass && tpot && before.at(-1)?.tpot !== tpot; // a decision that is repeated tells nothing new
+    const all = isNew ? [...before, { at: now, tpot, gain: pass / tpot }] : before;
+    return all.filter((each) => each === all.at(-1) || now - each.at < GAIN_MS);
+  }
 }
+
+const mean = (values) => (values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : null);
 
 function stateOf(each) {
   if (each.goneAt) return "gone";
@@ -113,6 +134,7 @@ class Roll {
 
 export function startFleet() {
   const roll = new Roll();
+  const gains = new Gains();
   const tables = TABLES.map(([caption, rows, columns]) => ({ rows, view: table(caption, columns, []) }));
   byId("fleet-tables").append(...tables.map(({ view }) => view.node));
   let watching = null; // the AbortController of the loop
@@ -123,7 +145,8 @@ export function startFleet() {
     const counts = [plural(fleet.drafters.length, "drafter"), plural(fleet.verifiers.length, "verifier")];
     const load = `${gateway.num_sessions} of ${gateway.max_sessions} sessions, ${gateway.num_waiting} waiting`;
     byId("fleet-summary").textContent = `${counts.join(", ")}. Gateway ${gateway.name}: ${load}.`;
-    const whole = roll.update(fleet, performance.now());
+    const now = performance.now();
+    const whole = { ...roll.update(fleet, now), windows: gains.update(fleet.windows, now) };
     byId("picture").replaceChildren(picture(whole));
     for (const { rows, view } of tables) view.update(rows(whole).slice(0, MAX_ROWS));
   }

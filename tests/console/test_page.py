@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.console.browser import Visit, Visiting
 from tests.gateway.admission.test_api_keys import KEYS, entry, write
 from tests.gateway.conftest import World, a_world
 from tests.gateway.fakes import FakeDrafter, FakeVerifier
+from tests.gateway.http.test_http import CHAT, chat
 from tests.gateway.tiny import make_folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -107,6 +109,49 @@ async def test_a_gateway_that_is_gone_is_told_too(visiting: Visiting, tmp_path: 
             await visit.ask("hello?")
             assert await visit.text(".turn .error") == "The gateway can't be reached"
             visit.problems.clear()  # Chromium tells of the connection itself
+
+
+async def test_a_stream_that_ends_without_a_report_is_an_answer_all_the_same(world: World, visiting: Visiting) -> None:
+    """A proxy may drop what it does not know."""
+    await world.verifier()
+    async with visiting(address(world)) as visit:
+        event = {
+            "id": "chatcmpl-1",
+            "choices": [],
+            "dsd": {"pieces": [{"text": "hi", "source": "target"}], "window": 0},
+        }
+        body = f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n"
+        await visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
+        await visit.ask("hello")
+        await visit.page.wait_for_selector("#news:text-is('The answer is complete')", state="attached")
+        assert await visit.text(".turn .text") == "hi"
+        await visit.page.unroute("**/v1/chat/completions")
+        await visit.ask("and now?")
+        assert await visit.page.locator(".comparison").count() == 1, "of the second answer"
+
+
+async def test_what_is_said_of_the_list_of_requests_holds_until_the_next_look(world: World, visiting: Visiting) -> None:
+    await world.verifier()
+    async with visiting(address(world), view="#requests", may_be_refused=True) as visit:
+        page, said = visit.page, "#requests-said"
+        await page.wait_for_selector(f"{said}:has-text('No request is over yet.')")
+        async with world.client.post(CHAT, json=chat()) as response:
+            assert response.status == 200
+        await page.click("#refresh")
+        await page.wait_for_selector("#request-list tbody tr")
+        await page.wait_for_selector(f"{said}:empty", state="attached")
+        await page.click("#request-list a")
+        await page.wait_for_selector(".timeline svg")
+        await page.route("**/v1/dsd/requests", lambda route: route.fulfill(status=503))
+        await page.click("#refresh")
+        await page.wait_for_selector(f"{said}.error:has-text('Status 503')")
+        assert await page.is_visible(".timeline svg"), "what was open stays"
+        await page.unroute("**/v1/dsd/requests")
+        await page.click("#refresh")
+        await page.wait_for_selector(f"{said}:empty", state="attached")
+        await visit.open("requests/0123", f"{said}.error:has-text('No such request')")
+        await page.click("#refresh")
+        await page.wait_for_selector(f"{said}:empty", state="attached")
 
 
 async def test_a_gain_is_the_mean_of_what_decisions_tell(world: World, visiting: Visiting) -> None:

@@ -37,7 +37,7 @@ export class Answer {
     try {
       for await (const event of stream("v1/chat/completions", body, signal)) this._take(event);
       this.state = "done";
-      this._live.textContent = this.report ? `${plural(this.usage.completion_tokens, "token")}` : "";
+      this._live.textContent = this.usage ? plural(this.usage.completion_tokens, "token") : "";
     } catch (error) {
       this.state = error.name === "AbortError" ? "stopped" : "failed";
       this._live.textContent = this.state === "stopped" ? `stopped after ${this._summary()}` : "";
@@ -50,8 +50,14 @@ export class Answer {
   get outcome() {
     if (this.state === "failed") return `The answer failed: ${this._error.textContent}`;
     if (this.state === "stopped") return "The answer was stopped";
-    const told = this.report.accepted + this.report.rejected ? `, acceptance ${percent(acceptance(this.report))}` : "";
-    return `The answer is complete: ${this.figures.tokens} tokens, ${number(this.figures.rate, 1)} per second${told}`;
+    const { tokens, rate } = this.figures;
+    const right = this.report && acceptance(this.report); // a proxy may have cut off the report
+    const told = [
+      tokens != null && plural(tokens, "token"),
+      rate != null && `${number(rate, 1)} per second`,
+      right != null && `acceptance ${percent(right)}`,
+    ].filter(Boolean);
+    return ["The answer is complete", told.join(", ")].filter(Boolean).join(": ");
   }
 
   get figures() {

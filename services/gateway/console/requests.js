@@ -33,7 +33,7 @@ export function startRequests() {
   async function refresh() {
     const { requests } = await get("v1/dsd/requests", looking.signal);
     list.update(requests);
-    if (!requests.length) byId("timeline").replaceChildren(el("p", {}, "No request is over yet."));
+    say(requests.length ? "" : "No request is over yet.");
   }
 
   async function open(id) {
@@ -42,8 +42,14 @@ export function startRequests() {
     byId("timeline").querySelector("h3").focus();
   }
 
+  /** Stands above the list until the next look, and leaves an open timeline alone. */
+  function say(text, kind = "note") {
+    byId("requests-said").className = kind;
+    byId("requests-said").textContent = text;
+  }
+
   function tell(error) {
-    if (error.name !== "AbortError") byId("timeline").replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+    if (error.name !== "AbortError") say(error.message, "error");
   }
 
   byId("refresh").addEventListener("click", () => refresh().catch(tell));
@@ -52,6 +58,7 @@ export function startRequests() {
       looking.abort();
       looking = new AbortController();
       byId("timeline").replaceChildren();
+      say("");
       try {
         await refresh();
         if (id) await open(id);

@@ -21,6 +21,7 @@ COLUMNS, ROW_HEIGHT, STAT_HEIGHT, HEIGHT = 24, 1.2, 4.0, 8.0
 CELL_IN = 0.52  # inches of a column; a unit of height is 0.3
 GREEN, RED, GREY = "#3d8f46", "#c4302b", "#666666"
 MAX_LEGEND, LONG = 8, 14  # series; characters of a label
+TITLES = "Titles"  # key of a picture's text, which has those of its rows and panels line by line
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,12 @@ class Place:
 
 def draw(board: Dashboard, lines: Drawn, path: Path) -> None:
     """Writes a PNG."""
-    figure_of(board, lines).savefig(path)
+    figure_of(board, lines).savefig(path, metadata={TITLES: "\n".join(titles(board))})
+
+
+def titles(board: Dashboard) -> list[str]:
+    """Of rows and panels, as they follow each other in its picture."""
+    return [place.shown if isinstance(place.shown, str) else place.shown.title for place in _places(board)]
 
 
 def figure_of(board: Dashboard, lines: Drawn) -> Figure:

@@ -11,6 +11,7 @@ import pytest
 from deploy.grafana.every import DASHBOARDS
 from deploy.grafana.kubernetes import RULE_FILE, as_prometheus_rule
 from deploy.grafana.panels import Dashboard
+from tests.metrics.drawing import TITLES, titles
 from tests.metrics.reading import ROOT, RUNBOOKS, alerts, metrics_in, rules
 from tests.test_docs import registered_metrics
 
@@ -72,6 +73,14 @@ def test_the_runbooks_say_for_each_alert_how_far_it_looks_back() -> None:
     assert {name: windows[name] or {"none"} for name, _ in stated} == {
         name: {window.replace(" min", "m").replace(" h", "h")} for name, window in stated
     }
+
+
+@EVERY
+def test_the_picture_of_a_dashboard_shows_its_rows_and_panels(dashboard: Dashboard) -> None:
+    pictures = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    with pictures.open(ROOT / "docs" / "pictures" / f"{dashboard.name}.png") as picture:
+        drawn = picture.text.get(TITLES, "").splitlines()
+    assert drawn == titles(dashboard), "run python -m tests.metrics.pictures"
 
 
 def test_the_operator_gets_the_same_rules() -> None:

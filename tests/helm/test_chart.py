@@ -31,7 +31,10 @@ TOGETHER = [  # as much as goes together
         ),
     ),
     ("cloud", ("many-nodes", "models-from-claim", "nats-tls", "priorities")),
-    ("edge", tuple(name for name in components_of("edge") if name not in ("models-from-claim", "models-from-image"))),
+    (
+        "edge",
+        tuple(name for name in components_of("edge") if name not in ("models-from-claim", "models-from-hub-edge")),
+    ),
 ]
 
 RESOURCES = {"requests": {"cpu": "3", "memory": "3Gi"}, "limits": {"cpu": "3", "memory": "3Gi"}}
@@ -127,15 +130,19 @@ def test_a_misspelt_value_is_refused(values: dict[str, object], told: str) -> No
 
 
 @pytest.mark.parametrize(
-    "components",
+    ("overlay", "components"),
     [
-        ("many-gpus", "many-nodes"),
-        *itertools.combinations(("models-from-claim", "models-from-hub", "models-from-image"), 2),
+        ("cloud", ("many-gpus", "many-nodes")),
+        *(
+            (overlay, pair)
+            for overlay in OVERLAYS
+            for pair in itertools.combinations((each for each in components_of(overlay) if "models-" in each), 2)
+        ),
     ],
 )
-def test_components_that_want_different_things_are_refused_together(components: tuple[str, ...]) -> None:
+def test_components_that_want_different_things_are_refused_together(overlay: str, components: tuple[str, ...]) -> None:
     with pytest.raises(Exception, match="exclude each other"):
-        rendered({"components": list(components)})
+        rendered({"overlay": overlay, "components": list(components)})
 
 
 def test_the_values_that_the_document_shows_are_taken() -> None:

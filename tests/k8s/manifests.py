@@ -31,6 +31,7 @@ BUILDS = (
     "guarded cloud",
     "guarded edge",
     "target from the hub",
+    "draft from the hub",
     "draft from an image",
 )
 OVERLAYS = BUILDS[1:]
@@ -59,6 +60,7 @@ ON_TOP = {  # builds that add a component to an overlay
     "guarded cloud": _on_top("cloud", "ingress http-route nats-tls cert-manager external-secrets gpu-nodes priorities"),
     "guarded edge": _on_top("edge", "nats-tls priorities models-from-claim"),
     "target from the hub": _on_top("cloud", "models-from-hub"),
+    "draft from the hub": _on_top("edge", "models-from-hub-edge"),
     "draft from an image": _on_top("edge", "models-from-image"),
 }
 SHOWN = {"many nodes": LARGE_MODELS, "own pair": DOCUMENT}  # builds that a document shows
@@ -96,7 +98,7 @@ def secrets_for(name: str, documented: dict[str, Secrets]) -> Secrets:
     """What docs/deploy.md makes for a build's cluster; the overlay for trying out brings its own."""
     if name == "dev":
         return {}
-    at_site = name in ("edge", "monitored edge", "guarded edge", "draft from an image")
+    at_site = name in ("edge", "monitored edge", "guarded edge") or name.startswith("draft from")
     added = {"nats-tls": dict.fromkeys(("ca.crt", "tls.crt", "tls.key"), "")} if name.startswith("guarded") else {}
     return documented["edge" if at_site else "cloud"] | added
 
@@ -163,9 +165,11 @@ def is_helper(workload: Manifest) -> bool:
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a selector of matchLabels alone takes these labels."""
-    assert set(selector) <= {"matchLabels"}, selector
-    return bool(selector.get("matchLabels", {}).items() <= labels.items())
+    """Whether a selector takes these labels."""
+    expressions = selector.get("matchExpressions", [])
+    assert all(each["operator"] == "In" for each in expressions), selector
+    listed = all(labels.get(each["key"]) in each["values"] for each in expressions)
+    return listed and bool(selector.get("matchLabels", {}).items() <= labels.items())
 
 
 def settings_of(container: Manifest, manifests: list[Manifest]) -> dict[str, Any]:

@@ -188,7 +188,9 @@ def test_a_server_finds_its_certificate_beside_its_configuration(built: Built, n
     assert set(re.findall(r'"/etc/nats/(.+)"', told)) == {item["path"] for item in added["secret"]["items"]}
 
 
-@pytest.mark.parametrize(("name", "roles"), [("target from the hub", 2), ("draft from an image", 1)])
+@pytest.mark.parametrize(
+    ("name", "roles"), [("target from the hub", 2), ("draft from the hub", 1), ("draft from an image", 1)]
+)
 def test_models_come_to_the_folder_that_the_service_reads(built: Built, name: str, roles: int) -> None:
     making = [each for each in workloads(built(name)) if "initContainers" in pod_of(each)]
     assert len(making) == roles
@@ -196,7 +198,7 @@ def test_models_come_to_the_folder_that_the_service_reads(built: Built, name: st
         first, running = containers_of(workload)
         settings = settings_of(running, built(name))
         variable = FOLDERS[labels_of(workload)["app.kubernetes.io/name"]]
-        if name == "target from the hub":
+        if name.endswith("the hub"):
             given = settings_of(first, built(name))
             assert given[variable] == settings[variable]  # $(DSD_TARGET) in the command
             assert f"$({variable})" in first["command"]
@@ -207,18 +209,29 @@ def test_models_come_to_the_folder_that_the_service_reads(built: Built, name: st
         assert mount | {"readOnly": True} in running["volumeMounts"]
 
 
-def test_only_pods_with_a_model_from_the_hub_may_leave_the_cluster_and_none_inside_it(built: Built) -> None:
-    policy = the(built("target from the hub"), "NetworkPolicy", "hub")["spec"]
-    (rule,) = policy["egress"]
-    (peer,) = rule["to"]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 443}]
-    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} == set(peer["ipBlock"]["except"])
-    (chosen,) = policy["podSelector"]["matchExpressions"]
-    assert set(chosen["values"]) == set(FOLDERS)
-
-
-def test_the_image_of_models_has_the_program_that_downloads() -> None:
+@pytest.mark.parametrize(("name", "roles"), [("target from the hub", 2), ("draft from the hub", 1)])
+def test_what_downloads_has_the_program_and_a_place_to_write(built: Built, name: str, roles: int) -> None:
+    """Its root file system is read-only."""
+    found = [(pod_of(each), first) for each in workloads(built(name)) for first in pod_of(each).get("initContainers", [])]
+    downloading = [(pod, first) for pod, first in found if first.get("command", [""])[0] == "hf"]
+    assert len(downloading) == roles
     assert "\nhuggingface-hub==" in (ROOT / "images/locks/models.txt").read_text()
+    for pod, first in downloading:
+        assert re.fullmatch(r"registry\.example/dsd-models:[\d.]+", first["image"])
+        writable = {each["mountPath"]: each["name"] for each in first["volumeMounts"] if not each.get("readOnly")}
+        volume = writable[settings_of(first, built(name))["HF_HOME"]]
+        assert "emptyDir" in next(each for each in pod["volumes"] if each["name"] == volume)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [("target from the hub", "hub"), ("draft from the hub", "hub-drafters")]
+)
+def test_pods_that_download_may_connect_to_no_address_inside_the_cluster(
+    built: Built, name: str, policy: str
+) -> None:
+    (rule,) = the(built(name), "NetworkPolicy", policy)["spec"]["egress"]
+    (peer,) = rule["to"]
+    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} == set(peer["ipBlock"]["except"])
 
 
 def test_what_answers_need_outranks_what_makes_them_faster(built: Built) -> None:

@@ -142,8 +142,6 @@ DSD_VLLM_ARGS: --tensor-parallel-size 4
 {{ end }}
 
 {{- define "cloud.hub-models" }}
-DRAFT: our-organization/our-draft
-DRAFT_REVISION: main
 TARGET: our-organization/our-target
 TARGET_REVISION: main
 {{ end }}

@@ -92,9 +92,7 @@ DSD_DRAFT: /var/lib/dsd/models/smollm2-135m/draft-int8
 DSD_MODEL_NAME: smollm2-135m
 {{ end }}
 
-{{- define "edge.hub-models" }}
+{{- define "edge.hub-draft" }}
 DRAFT: our-organization/our-draft
 DRAFT_REVISION: main
-TARGET: our-organization/our-target
-TARGET_REVISION: main
 {{ end }}

@@ -9,7 +9,7 @@ from tests.k8s.manifests import Manifest, containers_of, labels_of, of_kind, sel
 
 Connection = tuple[str, str, str]  # who, to whom, at which port (its name, number outside, or any)
 
-ANYBODY, MONITORING, DNS, CLOUD = "anybody", "monitoring", "dns", "cloud"
+ANYBODY, MONITORING, DNS, CLOUD, INTERNET = "anybody", "monitoring", "dns", "cloud", "internet"
 OUTSIDE = {  # peers outside the namespace, as policies name them
     "{'namespaceSelector': {'matchLabels': {'kubernetes.io/metadata.name': 'monitoring'}}}": MONITORING,
     "{'namespaceSelector': {'matchLabels': {'kubernetes.io/metadata.name': 'kube-system'}}, "
@@ -18,6 +18,8 @@ OUTSIDE = {  # peers outside the namespace, as policies name them
     "'podSelector': {'matchLabels': {'k8s-app': 'node-local-dns'}}}": DNS,
     "{'ipBlock': {'cidr': '169.254.20.10/32'}}": DNS,
     "{'ipBlock': {'cidr': '203.0.113.10/32'}}": CLOUD,
+    "{'ipBlock': {'cidr': '0.0.0.0/0', "
+    "'except': ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', '169.254.0.0/16']}}": INTERNET,
 }
 
 
@@ -92,23 +94,28 @@ def expected(services: set[str], routes: bool, leaf: set[Connection]) -> set[Con
 ALL = {"gateway", "controller", "verifier", "drafter"}
 GROUP = ("verifier", "verifier-worker")
 WITHIN_A_GROUP = {(one, other, "any") for one in GROUP for other in GROUP} | {("verifier-worker", DNS, "53")}
+OF_CLOUD = expected(ALL - {"drafter"}, True, {(ANYBODY, "nats", "leaf")})
+OF_EDGE = expected({"drafter"}, False, {("nats", CLOUD, "7422")})
+NEEDED = {
+    "base": expected(ALL, True, set()),
+    "dev": expected(ALL, False, set()),
+    "cloud": OF_CLOUD,
+    "edge": OF_EDGE,
+    "many nodes": OF_CLOUD | WITHIN_A_GROUP,
+    "own drafters": OF_CLOUD | {(ANYBODY, "nats", "web")},
+    "guarded cloud": OF_CLOUD,
+    "guarded edge": OF_EDGE,
+    "target from the hub": OF_CLOUD | {(role, INTERNET, "443") for role in ("gateway", "verifier")},
+    "draft from the hub": OF_EDGE | {("drafter", INTERNET, "443")},
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "needed"),
-    [
-        ("base", expected(ALL, True, set())),
-        ("dev", expected(ALL, False, set())),
-        ("cloud", expected(ALL - {"drafter"}, True, {(ANYBODY, "nats", "leaf")})),
-        ("edge", expected({"drafter"}, False, {("nats", CLOUD, "7422")})),
-        ("many nodes", expected(ALL - {"drafter"}, True, {(ANYBODY, "nats", "leaf"), *WITHIN_A_GROUP})),
-    ],
-)
-def test_exactly_the_connections_that_are_needed_are_allowed(built: Built, name: str, needed: set[Connection]) -> None:
-    assert connections(built(name)) == needed
+@pytest.mark.parametrize("name", NEEDED)
+def test_exactly_the_connections_that_are_needed_are_allowed(built: Built, name: str) -> None:
+    assert connections(built(name)) == NEEDED[name]
 
 
-@pytest.mark.parametrize("name", ["base", "dev", "cloud", "edge", "many nodes"])
+@pytest.mark.parametrize("name", NEEDED)
 def test_what_no_policy_allows_is_denied(built: Built, name: str) -> None:
     denials = [
         policy
@@ -118,7 +125,7 @@ def test_what_no_policy_allows_is_denied(built: Built, name: str) -> None:
     assert len(denials) == 1
 
 
-@pytest.mark.parametrize("name", ["base", "dev", "cloud", "edge", "many nodes"])
+@pytest.mark.parametrize("name", NEEDED)
 def test_a_policy_says_which_ways_it_is_about(built: Built, name: str) -> None:
     """Without policyTypes a policy for outgoing connections would deny incoming ones too."""
     for policy in of_kind(built(name), "NetworkPolicy"):

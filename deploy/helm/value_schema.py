@@ -26,7 +26,7 @@ def schema(configs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     settings = {"type": "object", "additionalProperties": {"type": "string"}}
     config_names = sorted({name for names in configs.values() for name in names})
     images = {"registry": TEXT, "tag": {"type": "string"}, "verifier": TEXT, "nats": TEXT}
-    addresses = ("host", "ingressClass", "gatewayName", "gatewayNamespace", "natsHost", "natsAddress")
+    addresses = ("host", "ingressClass", "gatewayName", "gatewayNamespace", "draftersHost", "natsHost", "natsAddress")
     properties = {
         "overlay": {"enum": list(configs)},
         "components": {"type": "array", "uniqueItems": True},

@@ -113,6 +113,23 @@ def test_a_site_has_its_own_name_everywhere() -> None:
     assert "203.0.113.10" not in text
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_value_s_comment_names_the_overlay_or_the_components_that_read_it(overlay: str) -> None:
+    """Only of addresses and names: each stands alone on its line."""
+    lines = re.findall(r"^(\w+): (\S+) # (.+)$", (CHART / "values.yaml").read_text(), re.MULTILINE)
+    marked = {name: "192.0.2.7/32" if "/32" in value else f"marked-{name}".lower() for name, value, _ in lines}
+    told = {name: set(re.findall(r"[a-z-]+", comment)) for name, _, comment in lines}
+    assert len(lines) > 8
+    everywhere = str(rendered(marked | {"overlay": overlay}))
+    for component in components_of(overlay):
+        objects = str(rendered(marked | {"overlay": overlay, "components": [component]}))
+        for name, mark in marked.items():
+            if mark in everywhere:
+                assert {"overlay", overlay} <= told[name], name
+            elif mark in objects:
+                assert component in told[name], f"{component} reads {name}"
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

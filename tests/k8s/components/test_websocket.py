@@ -10,9 +10,10 @@ from nats.aio.client import Client
 from services.local.nats_server import free_port
 from services.local.nats_users import owned_file, rights_file
 from shared.runtime.nats_keys import new_seed, public_key
+from tests.k8s.commands import CLOUD_NAME
 from tests.k8s.joined import with_keys
-from tests.k8s.machine import Machine
-from tests.k8s.manifests import K8S, Secrets
+from tests.k8s.machine import Built, Machine
+from tests.k8s.manifests import K8S, Secrets, of_kind, the
 
 pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")
 
@@ -20,6 +21,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationW
 def test_it_changes_the_cloud_s_configuration_by_one_line() -> None:
     own, cloud = ((K8S / folder / "nats.conf").read_text() for folder in ("components/websocket", "overlays/cloud"))
     assert own.replace('include "websocket.conf"\n', "") == cloud
+
+
+def test_drafters_come_by_a_name_of_their_own_through_the_ingress_of_clients(built: Built) -> None:
+    """The name of sites leads to another load balancer."""
+    manifests = built("own drafters")
+    ingress = the(manifests, "Ingress", "nats-web")["spec"]
+    (rule,), (tls,) = ingress["rules"], ingress["tls"]
+    (settings,) = [each["data"] for each in of_kind(manifests, "ConfigMap") if "DSD_DRAFTER_NATS_URL" in each["data"]]
+    assert settings["DSD_DRAFTER_NATS_URL"] == f"wss://{rule['host']}"
+    assert tls["hosts"] == [rule["host"]] != [CLOUD_NAME]
+    of_clients = the(built("guarded cloud"), "Ingress", "gateway")["spec"]
+    assert ingress["ingressClassName"] == of_clients["ingressClassName"]
+    assert rule["host"] != of_clients["rules"][0]["host"]
 
 
 async def test_a_user_s_drafter_gets_in_over_the_websocket_and_no_other_user_does(

@@ -16,7 +16,7 @@ DSD_MODEL_NAME: smollm2-135m
 DSD_SESSION_TIMEOUT_S: '180'
 DSD_TARGET: /var/lib/dsd/models/smollm2-135m/target
 {{- if has "websocket" $.Values.components }}
-DSD_DRAFTER_NATS_URL: "wss://{{ $.Values.natsHost }}"
+DSD_DRAFTER_NATS_URL: "wss://{{ $.Values.draftersHost }}"
 {{- end }}
 {{ end }}
 

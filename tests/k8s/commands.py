@@ -44,7 +44,9 @@ if arguments[:2] == ["create", "secret"]:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             data[key or file.name] = file.read_text()
     pathlib.Path(os.environ["KUBECTL_KEEPS"], name).write_text(json.dumps(data))
-elif arguments[0] not in ("annotate", "apply", "delete", "get", "label", "rollout"):
+elif arguments[0] == "get":
+    print("pod/nats-0")
+elif arguments[0] not in ("annotate", "apply", "delete", "exec", "label", "rollout"):
     sys.exit(f"unexpected: {arguments}")
 """
 

@@ -298,52 +298,108 @@ def password_in(routes: str) -> str:
     return routes.partition('password: "')[2].partition('"')[0]
 
 
-# Runs what is to run in a pod on this machine: arguments are … exec POD -c nats -- COMMAND.
+# Runs what is to run in a pod on this machine: arguments are … exec POD -c nats -- COMMAND. `logs` waits for the file.
 KUBECTL = """\
-import json, os, subprocess, sys
-pods = json.loads(os.environ["PODS"])  # name: folder
+import json, os, pathlib, subprocess, sys, time
+pods = json.loads(os.environ["PODS"])  # name: folder and port of the monitor, or null where nobody answers
 if "get" in sys.argv:
     print(*pods, sep="\\n")
 elif "exec" in sys.argv:
-    folder = pods[sys.argv[sys.argv.index("exec") + 1]]
+    folder, port = pods[sys.argv[sys.argv.index("exec") + 1]] or sys.exit("no answer")
     words = sys.argv[sys.argv.index("--") + 1 :]
-    command = [word.replace("/etc/nats", folder).replace("/run/nats", folder) for word in words]
-    sys.exit(subprocess.run(command).returncode)
+    for place, here in (("/etc/nats", folder), ("/run/nats", folder), (":8222", f":{port}")):
+        words = [word.replace(place, here) for word in words]
+    sys.exit(subprocess.run(words).returncode)
+elif "logs" in sys.argv:
+    folder, _ = pods[sys.argv[sys.argv.index("logs") + 1]] or sys.exit("no answer")
+    while not (log := pathlib.Path(folder, "log")).exists():
+        time.sleep(0.05)
+    print(log.read_text())
 else:
     assert "annotate" in sys.argv, sys.argv
 """
 
 
-async def test_an_operator_s_command_returns_when_all_servers_were_told_to_read_the_new_file(
+class Operator:
+    """Keys of the dev overlay, and who changes them, with a server that nobody watches."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self._folder = folder
+        self.keys, self.old = folder / "keys", folder / "old"
+        self.keys.mkdir()
+        self.server = machine.start("dev", changed=keys_of("dev", self.keys))
+
+    def change_a_key(self) -> dict[str, str]:
+        (self.keys / CHANGED["dev"]).rename(self.old)
+        return keys_of("dev", self.keys)
+
+    async def reload(self, *others: str) -> asyncio.subprocess.Process:
+        """Starts the script. others: pods that do not answer."""
+        (listening,) = [line for line in self.server.log if "Starting http monitor on" in line]
+        pods = dict.fromkeys(others) | {"pod/nats-0": (str(self.server.folder), listening.rpartition(":")[2])}
+        kubectl = self._folder / "bin" / "kubectl"
+        kubectl.parent.mkdir()
+        kubectl.write_text(f"#!{sys.executable}\n{KUBECTL}")
+        sleep = kubectl.with_name("sleep")
+        sleep.write_text("#!/bin/sh\ntouch $0.called\nexec /bin/sleep 0.05\n")
+        for program in (kubectl, sleep):
+            program.chmod(0o755)
+        path = os.pathsep.join([str(kubectl.parent), str(find_binary().parent), os.environ["PATH"]])
+        return await asyncio.create_subprocess_exec(
+            K8S / "reload-nats.sh",
+            self.keys / "users.conf",
+            env=os.environ | {"PATH": path, "PODS": json.dumps(pods)},
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
+    """The status, and what it told."""
+    async with asyncio.timeout(30):
+        _, told = await process.communicate()
+    return process.returncode, told.decode()
+
+
+async def test_an_operator_s_command_returns_when_all_servers_have_read_the_new_file(
     machine: Machine, tmp_path: Path
 ) -> None:
-    keys, old = tmp_path / "keys", tmp_path / "old"
-    keys.mkdir()
-    server = machine.start("dev", changed=keys_of("dev", keys))  # and nobody watches
+    operator = Operator(machine, tmp_path)
+    server = operator.server
     async with (
-        connected(server, keys / CHANGED["dev"]) as shut_out,
-        connected(server, keys / UNCHANGED["dev"]) as other,
+        connected(server, operator.keys / CHANGED["dev"]) as shut_out,
+        connected(server, operator.keys / UNCHANGED["dev"]) as other,
     ):
-        (keys / CHANGED["dev"]).rename(old)
-        changed = keys_of("dev", keys)
-        process = await reload_nats(keys / "users.conf", {"pod/nats-0": server.folder}, tmp_path)
+        changed = operator.change_a_key()
+        process = await operator.reload()
         await until((tmp_path / "bin/sleep.called").exists)  # the kubelet has not brought the file yet
         assert logged(server, "Reloaded server configuration") == 0
         replace(server, changed)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await ended(process) == (0, "")
+        await refused(server, operator.old)
         await until(lambda: shut_out.num_losses == 1)
-        await refused(server, old)
         assert await other.is_let_in()
 
 
-async def reload_nats(file: Path, pods: Mapping[str, Path], folder: Path) -> asyncio.subprocess.Process:
-    kubectl = folder / "bin" / "kubectl"
-    kubectl.parent.mkdir()
-    kubectl.write_text(f"#!{sys.executable}\n{KUBECTL}")
-    sleep = folder / "bin" / "sleep"
-    sleep.write_text("#!/bin/sh\ntouch $0.called\nexec /bin/sleep 0.05\n")
-    for program in (kubectl, sleep):
-        program.chmod(0o755)
-    path = os.pathsep.join([str(kubectl.parent), str(find_binary().parent), os.environ["PATH"]])
-    env = os.environ | {"PATH": path, "PODS": json.dumps({name: str(place) for name, place in pods.items()})}
-    return await asyncio.create_subprocess_exec(K8S / "reload-nats.sh", file, env=env)
+async def test_it_fails_with_the_server_s_reason_where_one_refuses_the_file(machine: Machine, tmp_path: Path) -> None:
+    operator = Operator(machine, tmp_path)
+    users = operator.keys / "users.conf"
+    users.write_text(users.read_text().replace("$rights-gateway,", "$rights-nobody,"))
+    replace(operator.server, {"users.conf": users.read_text()})
+    process = await operator.reload()
+    await until(lambda: logged(operator.server, "Failed to reload server configuration") == 1)
+    replace(operator.server, {"log": "\n".join(operator.server.log)})
+    status, told = await ended(process)
+    assert status == 1
+    assert "pod/nats-0 has not read /etc/nats/users.conf" in told
+    assert "rights-nobody" in told
+
+
+async def test_a_server_that_does_not_answer_keeps_no_other_from_reading(machine: Machine, tmp_path: Path) -> None:
+    operator = Operator(machine, tmp_path)
+    async with connected(operator.server, operator.keys / CHANGED["dev"]) as shut_out:
+        replace(operator.server, operator.change_a_key())
+        status, told = await ended(await operator.reload("pod/nats-9"))
+        await until(lambda: shut_out.num_losses == 1)
+    assert status == 1
+    assert "pod/nats-9 has not read" in told
+    assert "pod/nats-0" not in told

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trustme
 
-from services.local.nats_users import own_drafters, owned_file, rights_file, write_keys
+from services.local.nats_users import rights_file, write_keys
 from services.local.supervisor import Program
 
 HOST = "127.0.0.1"
@@ -102,10 +102,7 @@ def write_secured(
     rights = [folder / f"{kind}s.conf" for kind in names]
     for path, (kind, members) in zip(rights, names.items(), strict=True):
         path.write_text(rights_file(kind, list(members)), encoding="utf-8")
-    if api_keys and (owned := own_drafters(Path(api_keys))):
-        rights.append(folder / "owned-drafters.conf")
-        rights[-1].write_text(owned_file(owned, api_keys), encoding="utf-8")
-    write_keys(rights, folder, also=None)
+    write_keys(rights, folder, also=None, api_keys=Path(api_keys) if api_keys else None)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.crt")
     certificate = ca.issue_cert(*hosts)

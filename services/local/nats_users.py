@@ -3,12 +3,11 @@
     python -m services.local.nats_users rights verifier verifier-0 verifier-1 > verifiers.conf
     python -m services.local.nats_users keys gateways.conf verifiers.conf --out FOLDER
     python -m services.local.nats_users routes nats-0.nats-pods:6222 nats-1.nats-pods:6222 > routes.conf
-    python -m services.local.nats_users owned keys.toml > owned-drafters.conf
 
 Invariant: a user's rights follow from its kind and name (table in docs/protocol.md). No user has a wildcard in place of
 a sender's name, or a shared inbox. The user of a leaf node may not connect as a client, nor the others as a leaf node.
-Every name is a valid and unique instance name. A seed is written only to a file of its owner; that of a drafter that
-belongs to an API key is its user's alone.
+Every name is a valid and unique instance name. A seed is written only to a file of its owner. Drafters that belong to
+the API keys of FOLDER/keys.toml are users too, whenever keys are made; their seeds are their users' alone.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import re
 import secrets
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,8 @@ PASSWORD_BYTES = 32
 PUBLIC_KEY = "U[A-Z2-7]{55}"
 
 _RIGHTS_OF = re.compile(r"^\s*rights-(.*?)\s*[:=]?\s*\{", re.MULTILINE)  # any name that nats-server would accept
+API_KEYS = "keys.toml"  # the gateways' key file, beside the keys of NATS
+
 _USER_LINE = re.compile(r"^ *\{nkey: .+ permissions: \$rights-(?P<name>[\w-]+).*\}$", re.MULTILINE)
 
 
@@ -116,15 +117,6 @@ def own_drafters(api_keys: Path) -> dict[str, str]:
     return found
 
 
-def owned_file(drafters: Mapping[str, str], api_keys: str) -> str:
-    """A file for nats.conf to include: the rights of the drafters that belong to API keys, and their public keys.
-    Raises ValueError for an invalid name."""
-    rights = rights_file("drafter", list(drafters), connections="STANDARD, WEBSOCKET")
-    title = f"# Drafters of API keys. Made by: python -m services.local.nats_users owned {Path(api_keys).name}"
-    keys = [f"# public key of {name}: {key}" for name, key in drafters.items()]
-    return "\n".join([title, rights.partition("\n")[2], *keys, ""])
-
-
 def _rights_block(user: str, rights: Rights, names: list[str], connections: str) -> str:
     lines = [f"rights-{user}: {{"]
     for verb, subjects in (("publish", rights.publish), ("subscribe", rights.subscribe)):
@@ -133,20 +125,28 @@ def _rights_block(user: str, rights: Rights, names: list[str], connections: str)
     return "\n".join([*lines, "}", f"connections-{user}: [{connections}]", ""])
 
 
-def write_keys(rights: list[Path], out: Path, also: Path | None) -> None:
-    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with rights and public keys. Users
-    whose public key the file of rights tells have their seed already.
+def write_keys(rights: list[Path], out: Path, also: Path | None, api_keys: Path | None = None) -> None:
+    """Makes missing keys: the seeds out/<file of rights>/<name>, and out/users.conf with rights and public keys.
 
     One file has both, so that a server never reads users without their rights. also: an earlier users.conf, whose keys
-    of these users stay valid while services change to the new ones.
-    Raises ValueError as `users_in` does, before anything is written.
+    of these users stay valid while services change to the new ones. api_keys: the gateways' key file, whose drafters
+    are users too.
+    Raises ValueError as `users_in` and `own_drafters` do, before anything is written.
     """
-    found = users_in(rights)
-    lines = [_user_line(name, path, out / path.stem) for name, path in found.items()]
+    found, owned = users_in(rights), own_drafters(api_keys) if api_keys else {}
+    if both := next(filter(found.__contains__, owned), None):
+        raise ValueError(f"the name {both} appears twice: in {found[both]} and in {api_keys}")
+    texts = {path: path.read_text() for path in rights}
+    lines = [
+        _user_line(name, public_key(_seed_in(out / path.stem / name)), texts[path]) for name, path in found.items()
+    ]
+    of_owned = rights_file("drafter", list(owned), connections="STANDARD, WEBSOCKET").partition("\n")[2]
+    lines += [_user_line(name, key, of_owned) for name, key in owned.items()]
     lines += [each[0] for each in _USER_LINE.finditer(also.read_text()) if each["name"] in found] if also else []
     users = [
         "# The users of a DSD: their rights and their public keys. Made by services/local/nats_users.py.",
-        *(path.read_text() for path in rights),
+        *texts.values(),
+        *([f"# Drafters of API keys, in the gateways' {API_KEYS}.\n{of_owned}"] if owned else []),
         "authorization {",
         "  users: [",
         *dict.fromkeys(lines),
@@ -172,12 +172,9 @@ def users_in(rights: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _user_line(name: str, rights: Path, folder: Path) -> str:
-    """Of rights written by hand the file may say nothing about connections: then all kinds are allowed."""
-    text = rights.read_text()
-    connections = f", allowed_connection_types: $connections-{name}" if f"connections-{name}:" in text else ""
-    known = re.search(rf"^# public key of {re.escape(name)}: ({PUBLIC_KEY})$", text, re.MULTILINE)
-    nkey = known[1] if known else public_key(_seed_in(folder / name))
+def _user_line(name: str, nkey: str, rights: str) -> str:
+    """Rights written by hand may say nothing about connections: then all kinds are allowed."""
+    connections = f", allowed_connection_types: $connections-{name}" if f"connections-{name}:" in rights else ""
     return f"    {{nkey: {nkey}, permissions: $rights-{name}{connections}}}"
 
 
@@ -208,12 +205,11 @@ def main(argv: list[str]) -> None:
     rights.add_argument(
         "--together", default="", metavar="USER", help="one user for all names, as for the leaf node of a site"
     )
-    keys = commands.add_parser("keys", help="make keys for all users in files of rights, and users.conf with both")
+    told = f"make keys for all users in files of rights; users.conf has them, and the drafters of FOLDER/{API_KEYS}"
+    keys = commands.add_parser("keys", help=told)
     keys.add_argument("rights", nargs="+", type=Path, metavar="FILE")
     keys.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     keys.add_argument("--also", type=Path, metavar="FILE", help="earlier users.conf, whose keys stay valid")
-    owned = commands.add_parser("owned", help="print the rights of the drafters that belong to API keys")
-    owned.add_argument("api_keys", type=Path, metavar="FILE", help="of API keys (docs/api.md)")
     routes = commands.add_parser("routes", help="print routes.conf with a new password")
     routes.add_argument("addresses", nargs="+", metavar="HOST:PORT")
     asked = parser.parse_args(argv)
@@ -227,16 +223,12 @@ def _run(asked: argparse.Namespace) -> None:
     """Runs the command. Raises ValueError or OSError for unusable arguments."""
     if asked.command == "rights":
         sys.stdout.write(rights_file(asked.kind, asked.names, asked.together))
-    elif asked.command == "owned":
-        drafters = own_drafters(asked.api_keys)
-        if not drafters:
-            raise ValueError(f"{asked.api_keys} holds no own_drafters")
-        sys.stdout.write(owned_file(drafters, str(asked.api_keys)))
     elif asked.command == "keys":
         for path in asked.rights:
             if not users_in([path]):
                 raise ValueError(f"{path} holds no rights of any user")
-        write_keys(asked.rights, asked.out, asked.also)
+        api_keys = asked.out / API_KEYS
+        write_keys(asked.rights, asked.out, asked.also, api_keys if api_keys.exists() else None)
     else:
         sys.stdout.write(routes_file(asked.addresses))
 

@@ -1,6 +1,6 @@
-"""Runs the commands of docs/deploy.md that make keys and Secrets, with a `kubectl` that only keeps what it is given.
+"""Runs the commands of docs/deploy.md and docs/drafters.md that make keys and Secrets, with a `kubectl` that only keeps what it is given.
 
-Invariant: the commands are the document's own, unchanged but for the cloud's name, which must be one of this machine.
+Invariant: the commands are the documents' own, unchanged but for the cloud's name, which must be one of this machine.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.k8s.manifests import DOCUMENT, ROOT, Secrets
 
 CLOUD_NAME = "nats.dsd.example"
+DRAFTERS = ROOT / "docs" / "drafters.md"
+BLOCK = r"^```bash\n(.+?)^```"
 CLOUDS = (
     "cloud",
     "joined",
@@ -25,6 +28,7 @@ CLOUDS = (
     "rotated",
     "shut-out",
 )  # what each block of commands is for, in the document's order
+OWN_DRAFTER = "own drafter"  # of the block in docs/drafters.md
 
 # Keeps `create secret` as JSON in $KUBECTL_KEEPS, a file for each Secret; a pipe into `apply` has kept it already.
 KUBECTL = """\
@@ -55,19 +59,21 @@ def run_commands(folder: Path, clouds: Sequence[str] = CLOUDS) -> dict[str, Secr
     """The Secrets of each cluster after the document's commands have run in an operator's home. `clouds`: which blocks,
     in which order."""
     folder.mkdir(exist_ok=True)
-    (folder / "k8s").symlink_to(ROOT / "k8s")
-    (folder / "bin").mkdir()
+    if not (folder / "k8s").exists():
+        (folder / "k8s").symlink_to(ROOT / "k8s")
+        (folder / "bin").mkdir()
     kubectl = folder / "bin" / "kubectl"
     kubectl.write_text(f"#!{sys.executable}\n{KUBECTL}")
     kubectl.chmod(0o755)
-    found = re.findall(r"^```bash\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    blocks = dict(zip(CLOUDS, found, strict=True))
-    return {cloud: _run(blocks[cloud], folder, f"{number} {cloud}") for number, cloud in enumerate(clouds)}
+    found = [
+        text for page in (DOCUMENT, DRAFTERS) for text in re.findall(BLOCK, page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    blocks = dict(zip((*CLOUDS, OWN_DRAFTER), found, strict=True))
+    return {cloud: _run(blocks[cloud], folder) for cloud in clouds}
 
 
-def _run(block: str, folder: Path, keeps_in: str) -> Secrets:
-    keeps = folder / keeps_in
-    keeps.mkdir()
+def _run(block: str, folder: Path) -> Secrets:
+    keeps = Path(tempfile.mkdtemp(dir=folder))
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"HOME": str(folder), "PATH": path, "PYTHONPATH": str(ROOT), "KUBECTL_KEEPS": str(keeps)}
     command = ["bash", "-euo", "pipefail", "-c", block.replace(CLOUD_NAME, "localhost")]

@@ -14,9 +14,9 @@ from services.local.nats_server import write_secured
 from services.local.nats_users import KINDS, Rights, main, rights_file
 from shared.protocol import subjects
 from shared.runtime.nats_keys import new_seed, public_key
-from tests.k8s.commands import run_commands
+from tests.k8s.commands import OWN_DRAFTER, run_commands
 from tests.k8s.machine import Built, files_of
-from tests.k8s.manifests import K8S, ROOT, Secrets, pod_names, secrets_for, service_of, workloads
+from tests.k8s.manifests import DOCUMENT, K8S, ROOT, Secrets, pod_names, secrets_for, service_of, the, workloads
 
 RIGHTS_FILES = [path for path in sorted(K8S.rglob("*.conf")) if "rights-" in path.read_text().splitlines()[1]]
 
@@ -248,16 +248,43 @@ def test_while_keys_change_both_are_good_and_afterwards_the_new_ones_alone(docum
 
 def test_one_that_is_shut_out_gets_another_key_and_nobody_else_does(documented: dict[str, Secrets]) -> None:
     before, after = users_of(documented, "rotated"), users_of(documented, "shut-out")
-    assert {name for name in before if before[name] != after[name]} == {"verifier-2"}
-    assert not before["verifier-2"] & after["verifier-2"]
+    assert {name for name in before if before[name] != after[name]} == {"verifier-1"}
+    assert not before["verifier-1"] & after["verifier-1"]
     seeds = documented["shut-out"]["nkeys-verifiers"]
-    assert {public_key(seeds["verifier-2"])} == after["verifier-2"]
+    assert {public_key(seeds["verifier-1"])} == after["verifier-1"]
 
 
 def test_one_is_shut_out_where_keys_never_changed_before(tmp_path: Path) -> None:
     found = run_commands(tmp_path, ("cloud", "shut-out"))
     before, after = users_of(found, "cloud"), users_of(found, "shut-out")
-    assert {name for name in before if before[name] != after[name]} == {"verifier-2"}
+    assert {name for name in before if before[name] != after[name]} == {"verifier-1"}
+
+
+def test_a_site_that_joins_and_keys_that_change_shut_out_no_drafter_of_an_api_key(tmp_path: Path) -> None:
+    before = users_of(run_commands(tmp_path, ("cloud", OWN_DRAFTER)), OWN_DRAFTER)["key-alice-laptop"]
+    assert len(before) == 1
+    for when, found in run_commands(tmp_path, ("joined", "rotating", "rotated", "shut-out")).items():
+        assert users_of({when: found}, when)["key-alice-laptop"] == before, when
+
+
+def test_the_commands_that_add_a_drafter_replace_its_key_and_take_away_what_is_no_longer_listed(tmp_path: Path) -> None:
+    first, again = (run_commands(tmp_path, clouds)[OWN_DRAFTER] for clouds in (("cloud", OWN_DRAFTER), (OWN_DRAFTER,)))
+    for found in (first, again):
+        (key,) = users_of({"": found}, "")["key-alice-laptop"]
+        assert f'\nkey-alice-laptop = "{key}"\n' in found["gateway-keys"]["keys.toml"]
+    old, new = (users_of({"": found}, "") for found in (first, again))
+    assert {name for name in old if old[name] != new[name]} == {"key-alice-laptop"}
+    assert old["key-alice-laptop"].isdisjoint(new["key-alice-laptop"])
+    file = tmp_path / "dsd-keys/cloud/keys.toml"
+    file.write_text(re.sub("key-alice-laptop = .*\n", "", file.read_text()))
+    users = users_of(run_commands(tmp_path, ("joined",)), "joined")
+    assert users == {name: keys for name, keys in new.items() if name != "key-alice-laptop"}
+
+
+def test_the_pod_of_a_compromised_key_is_one_that_runs(built: Built) -> None:
+    (name,) = re.findall(r"delete pod ([\w-]+)", DOCUMENT.read_text())
+    verifier = the(built("cloud"), "StatefulSet", "verifier")
+    assert name in [f"verifier-{number}" for number in range(verifier["spec"]["replicas"])]
 
 
 def test_after_keys_changed_a_site_joins_and_keys_change_again(tmp_path: Path) -> None:

@@ -212,7 +212,9 @@ def test_models_come_to_the_folder_that_the_service_reads(built: Built, name: st
 @pytest.mark.parametrize(("name", "roles"), [("target from the hub", 2), ("draft from the hub", 1)])
 def test_what_downloads_has_the_program_and_a_place_to_write(built: Built, name: str, roles: int) -> None:
     """Its root file system is read-only."""
-    found = [(pod_of(each), first) for each in workloads(built(name)) for first in pod_of(each).get("initContainers", [])]
+    found = [
+        (pod_of(each), first) for each in workloads(built(name)) for first in pod_of(each).get("initContainers", [])
+    ]
     downloading = [(pod, first) for pod, first in found if first.get("command", [""])[0] == "hf"]
     assert len(downloading) == roles
     assert "\nhuggingface-hub==" in (ROOT / "images/locks/models.txt").read_text()
@@ -223,12 +225,8 @@ def test_what_downloads_has_the_program_and_a_place_to_write(built: Built, name:
         assert "emptyDir" in next(each for each in pod["volumes"] if each["name"] == volume)
 
 
-@pytest.mark.parametrize(
-    ("name", "policy"), [("target from the hub", "hub"), ("draft from the hub", "hub-drafters")]
-)
-def test_pods_that_download_may_connect_to_no_address_inside_the_cluster(
-    built: Built, name: str, policy: str
-) -> None:
+@pytest.mark.parametrize(("name", "policy"), [("target from the hub", "hub"), ("draft from the hub", "hub-drafters")])
+def test_pods_that_download_may_connect_to_no_address_inside_the_cluster(built: Built, name: str, policy: str) -> None:
     (rule,) = the(built(name), "NetworkPolicy", policy)["spec"]["egress"]
     (peer,) = rule["to"]
     assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} == set(peer["ipBlock"]["except"])

@@ -8,10 +8,9 @@ import pytest
 from nats.aio.client import Client
 
 from services.local.nats_server import free_port
-from services.local.nats_users import owned_file, rights_file
+from services.local.nats_users import write_keys
 from shared.runtime.nats_keys import new_seed, public_key
 from tests.k8s.commands import CLOUD_NAME
-from tests.k8s.joined import with_keys
 from tests.k8s.machine import Built, Machine
 from tests.k8s.manifests import K8S, Secrets, of_kind, the
 
@@ -39,13 +38,15 @@ def test_drafters_come_by_a_name_of_their_own_through_the_ingress_of_clients(bui
 async def test_a_user_s_drafter_gets_in_over_the_websocket_and_no_other_user_does(
     tmp_path: Path, machine: Machine, documented: dict[str, Secrets]
 ) -> None:
-    seed, port, rights = new_seed(), free_port(), {"gateways": rights_file("gateway", ["gateway"])}
-    rights["owned-drafters"] = owned_file({"key-alice": public_key(seed)}, "keys.toml")
+    seed, port, keys = new_seed(), free_port(), tmp_path / "keys"
+    keys.mkdir()
+    (keys / "keys.toml").write_text(f'[alice.own_drafters]\nkey-alice = "{public_key(seed)}"\n')
+    write_keys([K8S / "base/nats/gateways.conf"], keys, also=None, api_keys=keys / "keys.toml")
     web = (K8S / "components/websocket/websocket.conf").read_text().replace("port: 8080", f"port: {port}")
     secrets = documented["cloud"]["nats-auth"] | documented["cloud"]["nats-leaf-tls"]
-    changed = {**secrets, **with_keys(rights, tmp_path / "keys"), "websocket.conf": web}
+    changed = {**secrets, "users.conf": (keys / "users.conf").read_text(), "websocket.conf": web}
     server = machine.start("own drafters", changed=changed)
-    seeds = {"drafter": seed, "gateway": (tmp_path / "keys/gateways/gateway").read_text()}
+    seeds = {"drafter": seed, "gateway": (keys / "gateways/gateway").read_text()}
     for url, who, gets_in in (
         (f"ws://127.0.0.1:{port}", "drafter", True),
         (server.url, "drafter", True),

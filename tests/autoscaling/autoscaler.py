@@ -2,7 +2,7 @@
 
 Invariant: no clock. It follows the published algorithm for external metrics (autoscaling/v2): a tolerance of 10 %,
 scaling up at once by 4 pods or 100 % in 15 s, scaling down to the highest recommendation of the stabilization window,
-within the policies. KEDA hands the query's value on as it is.
+within the policies. KEDA hands the query's value on as it is; one that is missing is 0 or an error, as the rule says.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class ScalingRule:
     query: str
     threshold: float
     is_average: bool  # AverageValue: the value is divided by the replicas; else Value
+    is_zero_without: bool  # a query that finds nothing counts as 0; else as an error, so the number stays
     min_replicas: int
     max_replicas: int
     window_s: float  # of stabilization, downwards
@@ -47,6 +48,7 @@ def read_rule(path: Path) -> ScalingRule:
         query=trigger["metadata"]["query"],
         threshold=float(trigger["metadata"]["threshold"]),
         is_average=trigger["metricType"] == "AverageValue",
+        is_zero_without=trigger["metadata"].get("ignoreNullValues", "true") == "true",
         min_replicas=spec["minReplicaCount"],
         max_replicas=spec["maxReplicaCount"],
         window_s=float(down.get("stabilizationWindowSeconds", DEFAULT_WINDOW_S)),
@@ -65,10 +67,10 @@ class Autoscaler:
     _changes: list[tuple[float, int]] = field(default_factory=list)  # when replicas changed, and by how many
 
     def decide(self, now: float, value: float | None) -> int:
-        """The number of replicas from now on. value: the query's; None: it failed, so the number stays."""
-        if value is None:
+        """The number of replicas from now on. value: the query's; None: it found nothing."""
+        if value is None and not self.rule.is_zero_without:
             return self.replicas
-        wanted = self._stabilized(now, self._wanted(value))
+        wanted = self._stabilized(now, self._wanted(value or 0.0))
         wanted = min(max(self._limited(now, wanted), self.rule.min_replicas), self.rule.max_replicas)
         if wanted != self.replicas:
             self._changes.append((now, wanted - self.replicas))

@@ -11,7 +11,7 @@ from deploy.grafana.fleet import UTILIZATION
 from tests.autoscaling.autoscaler import COMPONENTS, SYNC_S, Autoscaler, ScalingRule, read_rule
 from tests.metrics.reading import rules
 
-RULE = ScalingRule("", 80.0, True, 1, 10, window_s=60.0, down_pods=1, down_period_s=45.0)
+RULE = ScalingRule("", 80.0, True, False, 1, 10, window_s=60.0, down_pods=1, down_period_s=45.0)
 
 
 def decided(rule: ScalingRule, replicas: int, values: list[float | None]) -> list[int]:
@@ -46,15 +46,18 @@ def test_it_shrinks_after_the_window_by_one_in_each_period() -> None:
     assert decided(RULE, 3, values) == [3, 3, 3, 3, 2, 2, 2, 1, 1]
 
 
-def test_a_failed_query_changes_nothing() -> None:
-    assert decided(RULE, 3, [None] * 40) == [3] * 40
+def test_a_query_that_finds_nothing_is_an_error_or_0_as_the_rule_says() -> None:
+    values: list[float | None] = [None] * 40
+    assert decided(RULE, 3, values) == [3] * 40
+    assert decided(replace(RULE, is_zero_without=True), 3, values)[-1] == 1
 
 
 @pytest.mark.parametrize("name", ["keda/verifier", "keda/gateway", "keda-drafters/drafter"])
-def test_the_manifests_have_rules(name: str) -> None:
+def test_the_manifests_have_rules_that_keep_what_runs_without_metrics(name: str) -> None:
     rule = read_rule(COMPONENTS / f"{name}.yaml")
     assert rule.query
     assert 1 <= rule.min_replicas < rule.max_replicas
+    assert decided(rule, rule.max_replicas, [None] * 100) == [rule.max_replicas] * 100
 
 
 def test_autoscaler_dashboard_and_alert_have_one_figure_of_utilisation() -> None:

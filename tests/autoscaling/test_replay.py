@@ -132,10 +132,13 @@ async def test_a_drafter_is_added_while_guesses_come_too_late(scaled: Replay) ->
     assert before.value <= (1 + TOLERANCE) * DRAFTERS.threshold < added.value
 
 
-async def test_a_drafter_that_guesses_nothing_is_no_reason_to_add_one(saturated: Replay) -> None:
-    assert await saturated.value(DRAFTERS.query, asked_s(saturated, 24) - 15) is None
+async def test_a_drafter_that_guesses_nothing_is_a_reason_to_take_one_away(saturated: Replay) -> None:
+    at_s = asked_s(saturated, 24) - 15
+    assert await saturated.value(DRAFTERS.query, at_s) == 0
+    decided = await saturated.decisions(replace(DRAFTERS, window_s=0.0), 2)
+    assert [each.replicas for each in decided if each.at_s <= at_s][-1] == 1
 
 
-@pytest.mark.parametrize("rule", [VERIFIERS, GATEWAYS])
+@pytest.mark.parametrize("rule", [VERIFIERS, GATEWAYS, DRAFTERS])
 async def test_without_metrics_there_is_no_value(scaled: Replay, rule: ScalingRule) -> None:
     assert await scaled.value(rule.query, -3600.0) is None

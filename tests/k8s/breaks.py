@@ -175,6 +175,7 @@ BREAKS = [
         _in("ScaledObject gateway", "spec/fallback", GONE, "gateway has no fallback"),
         _in("ScaledObject verifier", f"{TRIGGER}/ignoreNullValues", GONE, "verifier takes missing metrics for 0"),
         _in("ScaledObject verifier", f"{TRIGGER}/threshold", "0.8", "threshold 0.8 is no integer"),
+        _in("ScaledObject site-a-drafter", f"{TRIGGER}/ignoreNullValues", GONE, "metrics for 0", "monitored edge"),
     ),
     *_of(
         checks.one_pod_of_a_set_drains_at_a_time,

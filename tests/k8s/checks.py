@@ -239,16 +239,19 @@ def _metric_names(scaler: Manifest) -> Iterator[str]:
 
 
 def scalers_keep_what_runs_without_metrics(manifests: list[Manifest], secrets: Secrets) -> Iterator[str]:
-    """KEDA falls back only with AverageValue, only where a missing value is an error, and to whole thresholds."""
+    """A missing value must be an error, else it counts as 0. KEDA falls back only with AverageValue, and only to whole
+    thresholds; without a fallback Kubernetes keeps what runs."""
     for scaler in of_kind(manifests, "ScaledObject"):
         for trigger in scaler["spec"]["triggers"]:
             metadata = trigger["metadata"]
-            if trigger["type"] != "prometheus" or trigger["metricType"] == "Value":
+            if trigger["type"] != "prometheus":
+                continue
+            if metadata.get("ignoreNullValues") != "false":
+                yield f"{title(scaler)} takes missing metrics for 0"
+            if trigger["metricType"] == "Value":
                 continue
             if scaler["spec"].get("fallback", {}).get("behavior") != "currentReplicasIfHigher":
                 yield f"{title(scaler)} has no fallback that keeps what runs"
-            if metadata.get("ignoreNullValues") != "false":
-                yield f"{title(scaler)} takes missing metrics for 0"
             if not metadata["threshold"].isdecimal():
                 yield f"{title(scaler)}: threshold {metadata['threshold']} is no integer"
 

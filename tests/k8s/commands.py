@@ -1,4 +1,5 @@
-"""Runs the commands of docs/deploy.md and docs/drafters.md that make keys and Secrets, with a `kubectl` that only keeps what it is given.
+"""Runs the commands of docs/deploy.md and docs/drafters.md that make keys and Secrets, with a `kubectl` that only keeps
+what it is given.
 
 Invariant: the commands are the documents' own, unchanged but for the cloud's name, which must be one of this machine.
 """

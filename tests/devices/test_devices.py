@@ -129,6 +129,32 @@ def test_the_site_s_folder_is_a_configuration_that_nats_takes(tmp_path: Path) ->
         run(find_binary(), "-t", "-c", folder / "nats.conf", SERVER_NAME=name.replace("${SITE:-site-a}", "site-a"))
 
 
+def test_after_new_keys_nats_reads_its_files_again_and_the_drafter_restarts() -> None:
+    text = DOCUMENT.read_text()
+    compose = set(re.findall(r"docker compose -f drafter\.compose\.yaml ([\w -]+)", text))
+    assert compose == {"kill -s HUP nats", "restart drafter"}
+    assert {command.split()[-1] for command in compose} == set(services(DEVICES / "drafter.compose.yaml"))
+    units = dict(re.findall(r"systemctl (reload|restart) ([\w-]+)", text))
+    assert units == {"reload": "dsd-nats", "restart": "dsd-drafter"}
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in (DEVICES / f"{units['reload']}.service").read_text()
+
+
+def test_commands_for_the_whole_name_the_index_with_which_its_images_are_built() -> None:
+    path = DEVICES / "whole.compose.yaml"
+    builds = [each["build"] for each in services(path).values() if "build" in each]
+    assert any("PIP_EXTRA_INDEX_URL" in build.get("args", []) for build in builds)
+    for text in (path.read_text(), DOCUMENT.read_text()):
+        (before,) = re.findall(r"(.*?)docker compose -f deploy/devices/whole\.compose\.yaml up --build", text)
+        assert before.endswith("PIP_EXTRA_INDEX_URL=$TORCH_INDEX ")
+
+
+def test_the_folder_of_models_belongs_to_the_user_of_the_image_before_that_writes() -> None:
+    ((owner, group),) = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "images/models.Dockerfile").read_text(), re.MULTILINE)
+    before, made, _ = DOCUMENT.read_text().partition("\ndocker run --rm -v /var/lib/dsd:/var/lib/dsd dsd-models:")
+    assert made
+    assert before.endswith(f"install -d -o {owner} -g {group} /var/lib/dsd")
+
+
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
 def test_systemd_takes_the_unit_and_finds_it_confined(path: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:

@@ -24,6 +24,7 @@ CLOUDS = (
     "cloud",
     "joined",
     "edge",
+    "nats-tls",
     "rotating",
     "site rotating",
     "rotated",

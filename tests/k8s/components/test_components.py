@@ -10,6 +10,8 @@ import nats
 import nats.errors
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from prometheus_client import CollectorRegistry
 
 from services.gateway.settings import GatewaySettings
@@ -19,6 +21,7 @@ from shared.protocol import subjects
 from shared.protocol.messages import Close, Service
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
+from tests.k8s.commands import run_commands
 from tests.k8s.machine import Built, Machine
 from tests.k8s.manifests import (
     K8S,
@@ -94,15 +97,19 @@ def test_routes_with_tls_are_those_without_it_and_tls() -> None:
 def started(machine: Machine, name: str, number: int, authority: trustme.CA, secrets: dict[str, str]) -> NatsServer:
     """A server of a build with the component, with a certificate for this machine."""
     folder = machine.write(name, number, secrets)
-    certificate = authority.issue_cert("localhost", "127.0.0.1")
-    (folder / "own.crt").write_bytes(b"".join(each.bytes() for each in certificate.cert_chain_pems))
-    certificate.private_key_pem.write_to_path(str(folder / "own.key"))
-    authority.cert_pem.write_to_path(str(folder / "own-ca.crt"))
+    write_certificate(folder, authority)
     (folder / "of-the-overlay.conf").write_text((folder / "nats.conf").read_text())
     configuration = (folder / "with-tls.conf").read_text().replace('"nats.conf"', '"of-the-overlay.conf"')
     machine.servers.append(NatsServer(folder, configuration, {"SERVER_NAME": f"nats-{number}"}))
     machine.servers[-1].start()
     return machine.servers[-1]
+
+
+def write_certificate(folder: Path, authority: trustme.CA) -> None:
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    (folder / "own.crt").write_bytes(b"".join(each.bytes() for each in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(str(folder / "own.key"))
+    authority.cert_pem.write_to_path(str(folder / "own-ca.crt"))
 
 
 def secrets_of(cloud: Secrets) -> dict[str, str]:
@@ -165,6 +172,26 @@ def test_the_certificates_that_cert_manager_makes_have_the_names_that_are_asked_
     assert f"*.{service}" in names["nats-tls"]  # of the routes: nats-0.nats-pods
     assert names["nats-leaf-tls"] == ["nats.dsd.example"]
     assert "client auth" in the(manifests, "Certificate", "nats-tls")["spec"]["usages"]
+
+
+def test_the_document_s_commands_make_the_certificate_that_cert_manager_would_make(
+    built: Built, documented: dict[str, Secrets]
+) -> None:
+    secret = documented["nats-tls"]["nats-tls"]
+    certificate, authority = (x509.load_pem_x509_certificate(secret[key].encode()) for key in ("tls.crt", "ca.crt"))
+    certificate.verify_directly_issued_by(authority)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    spec = the(built("guarded cloud"), "Certificate", "nats-tls")["spec"]
+    assert names.get_values_for_type(x509.DNSName) == spec["dnsNames"]
+    usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usages) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_they_renew_it_with_the_same_ca(tmp_path: Path) -> None:
+    first, again = (run_commands(tmp_path, ("nats-tls",))["nats-tls"]["nats-tls"] for _ in range(2))
+    assert first["ca.crt"] == again["ca.crt"]
+    assert first["tls.crt"] != again["tls.crt"]
 
 
 def test_external_secrets_make_the_secrets_that_the_document_s_commands_make(

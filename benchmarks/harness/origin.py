@@ -1,4 +1,4 @@
-"""Where figures come from: command, machine, date, and a digest of code and models.
+"""Where figures come from: command, machine, date, commit, and a digest of code and models.
 
 Invariant: results are stored with their origin. A stored result is reused only while the digest is the same.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from benchmarks.harness.files import ROOT
 from shared.runtime.machine import describe_machine
 
+GIT_S = 10.0
 PACKAGES = ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared")
 
 
@@ -45,14 +47,26 @@ def _portable(argument: str) -> str:
     return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
 
 
+def commit_of(folder: Path = ROOT) -> str:
+    """The commit of a working tree, with "-dirty" if files differ from it; empty where there is none."""
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_S).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """As reports and JSON files hold it."""
+    """As reports and JSON files hold it. commit: empty in older files."""
 
     command: str
     machine: str
     date: str
     python: str
+    commit: str = ""
 
     @classmethod
     def here(cls, module: str) -> Origin:
@@ -62,4 +76,5 @@ class Origin:
             machine=describe_machine(),
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             python=platform.python_version(),
+            commit=commit_of(),
         )

@@ -1,12 +1,14 @@
-"""An origin holds the command in a form that works on any machine."""
+"""An origin holds the command in a form that works on any machine, and the commit."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.origin import Origin
+from benchmarks.harness.origin import Origin, commit_of
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,19 @@ def test_a_command_holds_no_path_of_this_machine(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["__main__.py", *arguments])
     assert Origin.here("benchmarks.policies").command == f"python -m benchmarks.policies {expected}"
+
+
+def test_the_commit_is_that_of_the_working_tree_and_tells_of_changes(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) == ""
+
+    def git(*arguments: str) -> str:
+        named = ["-c", "user.name=a", "-c", "user.email=a@example.com", *arguments]
+        return subprocess.run(["git", "-C", str(tmp_path), *named], check=True, capture_output=True, text=True).stdout
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "one")
+    assert git("rev-parse", "HEAD").startswith(commit_of(tmp_path))
+    (tmp_path / "a").write_text("2")
+    assert commit_of(tmp_path).endswith("-dirty")

@@ -102,6 +102,7 @@ BREAKS = (
     Break(S, "_on_refusal", 'or failure.code == "closed"', ""),
     Break(S, "_bind", "self.term += 1", "pass"),
     Break(S, "_hear_verifier", "self._unanswered_since, self._num_absents = None, 0", "pass"),
+    Break(B, "choose", "return self.placement.drafter(", "return self.drafter_id or self.placement.drafter("),
     Break(S, "close", "self._outbox.close(self.term)", "pass"),
     Break(S, "close", "self._load.count_at(now)", "pass"),
     Break(

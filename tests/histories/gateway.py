@@ -268,12 +268,27 @@ class GatewayProcess(Process):
             raise Violation(f"a timer of {client.name} is late")
         died_ms = self.world.deaths.get(session.verifier_id or "")
         if died_ms is not None and session.phase != "waiting":
-            peer = self.sessions.fleet._peers.get(session.verifier_id or "")
-            heard_ms = peer.heard_at * 1e3 + self.began_ms if peer else 0.0
-            if self.now_ms - max(died_ms, heard_ms, client.heard_ms, self.resumed_ms) > GONE_MS:
+            heard_ms = max(self._heard_ms(session.verifier_id), client.heard_ms)
+            if self.now_ms - max(died_ms, heard_ms, self.resumed_ms) > GONE_MS:
                 raise Violation(
                     f"{client.name} stays at {session.verifier_id}, dead for {self.now_ms - died_ms:.0f} ms"
                 )
+
+        self._check_drafter(client)
+
+    def _check_drafter(self, client: Client) -> None:
+        """A dead drafter stays bound to no session that runs."""
+        drafter_id = client.session.drafter_id
+        died_ms = self.world.deaths.get(drafter_id or "")
+        if died_ms is None or client.session.phase != "running":
+            return
+        if self.now_ms - max(died_ms, self._heard_ms(drafter_id), self.resumed_ms) > GONE_MS:
+            raise Violation(f"{client.name} keeps {drafter_id}, dead for {self.now_ms - died_ms:.0f} ms")
+
+    def _heard_ms(self, instance_id: str | None) -> float:
+        """When the newest heartbeat of an instance came that the gateway still counts."""
+        peer = self.sessions.fleet._peers.get(instance_id or "")
+        return peer.heard_at * 1e3 + self.began_ms if peer else 0.0
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

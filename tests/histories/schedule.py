@@ -29,6 +29,8 @@ FaultKind = Literal[
     "errors",  # a share of the rows or draft steps raises an error
 ]
 LINK_FAULTS = ("loss", "duplication", "overtaking", "delay", "partition", "outage")
+HARMLESS = ("duplication", "steer")  # faults that keep nobody from being heard
+WITH_DRAFTERS = ("speculate", "draft")  # verbs that pass no message between a gateway and a verifier
 VERBS = ("open", "opened", "speculate", "draft", "verdict", "poll", "close", "heartbeat", "failure")
 START_MS, CALM_MS = 150.0, 6000.0  # requests and faults come between the two; every fault is over then
 
@@ -106,6 +108,13 @@ class Fault:
     def until_ms(self) -> float:
         return self.at_ms + self.for_ms
 
+    @property
+    def disconnects(self) -> bool:
+        """Whether gateways and verifiers may not hear each other during it, or one of them ends or fails."""
+        if self.kind in HARMLESS or (self.kind in ("delay", "overtaking") and not self.ms):
+            return False
+        return self.share > 0 and self.verb not in WITH_DRAFTERS
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -125,9 +134,9 @@ class Schedule:
     spared: frozenset[int] = frozenset()
 
     def trouble_until(self, name: str, now_ms: float) -> float:
-        """When the last fault ends that has begun by now and concerns a process or all."""
-        ends = [fault.until_ms for fault in self.faults if fault.name in ("", name) and fault.at_ms <= now_ms]
-        return max(ends, default=0.0)
+        """When the last fault ends that has begun by now and may disconnect this gateway or verifier."""
+        concerned = [fault for fault in self.faults if fault.name in ("", name) and fault.disconnects]
+        return max((fault.until_ms for fault in concerned if fault.at_ms <= now_ms), default=0.0)
 
     @property
     def longest_stall_ms(self) -> float:

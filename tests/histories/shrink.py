@@ -17,7 +17,7 @@ Part = TypeVar("Part")
 
 
 def shrink(schedule: Schedule) -> Schedule:
-    """The smallest schedule found that still breaks a rule. It breaks one before, too."""
+    """The smallest schedule found that still breaks a rule. The one that is given must break one."""
     while True:
         smaller = next((each for each in smaller_ones(schedule) if play(each).violation), None)
         if smaller is None:

@@ -9,6 +9,8 @@ from tests.histories.schedule import make
 
 NUM_PORTIONS, PORTION = 6, 50
 
+pytestmark = pytest.mark.timeout(120)  # a portion takes a second: a history that hardly goes on fails soon
+
 
 @pytest.mark.parametrize("portion", range(NUM_PORTIONS))
 def test_in_every_history_answers_are_the_target_s_own_and_nothing_is_left(portion: int) -> None:

@@ -20,6 +20,9 @@ TOO_MANY = "The body has too many values"  # neither was this one
 DONE = b"data: [DONE]\n\n"
 LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 MAX_SHOWN_BYTES = 2000
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+CHOICES = ("n", "best_of")
+LONG_WORK = 1000  # bytes of the body and tokens of all its answers; less is answered within any client's patience
 _ROW = re.compile(r"^\| (\d{3}) \| (\w+) \| (.+?) \| .+ \|$", re.MULTILINE)
 _NULL = re.compile(r"\bnull\b")
 
@@ -97,11 +100,26 @@ def fault_of_error(status: int, error: dict[str, Any]) -> str | None:
     return None
 
 
+def is_long_work(body: HostileBody) -> bool:
+    """Whether a client that gets no answer in time asked for much: a long prompt, many tokens or choices."""
+    content = _content_of(body.raw)
+    length, num_choices = (_highest(content, names) for names in (LENGTHS, CHOICES))
+    prompts = content.get("prompt")
+    num_prompts = len(prompts) if isinstance(prompts, list) else 1
+    return bool(content) and len(body.raw) + length * num_choices * num_prompts > LONG_WORK
+
+
+def _highest(content: dict[str, Any], names: tuple[str, ...]) -> float:
+    """The highest number that a body gives to any of these fields; 1 if it gives none."""
+    given = [content.get(name) for name in names]
+    return max((value for value in given if isinstance(value, int | float) and value > 1), default=1)
+
+
 def violation(what: str, body: HostileBody, answer: Answer | None) -> Violation:
     """A violation with the request as a Python literal."""
     request = f"POST {body.path} [{body.name}] {body.raw[:MAX_SHOWN_BYTES]!r}"
-    told = "none" if answer is None else f"{answer.status} {answer.body[:MAX_SHOWN_BYTES]!r}"
-    return Violation(what, request, told)
+    shown = "none" if answer is None else f"{answer.status} {answer.body[:MAX_SHOWN_BYTES]!r}"
+    return Violation(what, request, shown)
 
 
 def _fault_of_stream(path: str, answer: Answer) -> str | None:
@@ -138,8 +156,13 @@ def _fault_of_param(body: HostileBody, error: dict[str, Any]) -> str | None:
 
 def _keys_of(raw: bytes) -> set[str]:
     """The keys of the outermost object."""
+    return set(_content_of(raw))
+
+
+def _content_of(raw: bytes) -> dict[str, Any]:
+    """The outermost object; empty if there is none."""
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):
-        return set()
-    return set(content) if isinstance(content, dict) else set()
+        return {}
+    return content if isinstance(content, dict) else {}

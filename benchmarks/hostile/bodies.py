@@ -1,7 +1,7 @@
 """Hostile request bodies: every field wrong in every way, and valid bodies with random mutations.
 
 Invariant: a body follows from seed and number alone, so one that finds a fault can be made again. `field` is the field
-at fault where it is known; then a refusal must name it.
+at fault where it is known; then a refusal must name it. After random changes any field of the body may be at fault.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Hostile HTTP clients beside honest ones: every answer is looked at, and the honest texts and times are compared.
 
-Invariant: a run ends. A hostile client that gets no whole answer within its patience leaves, as clients do.
+Invariant: a run ends. A hostile client that gets no whole answer within its patience leaves, as clients do. That is a
+violation unless it asked for long work.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from dataclasses import dataclass, field
 import aiohttp
 import numpy as np
 
-from benchmarks.harness.paired import Ratio, compare
-from benchmarks.hostile.answers import MAX_SHOWN_BYTES, Answer, Violation, class_of, fault_of, violation
+from benchmarks.harness.paired import compare
+from benchmarks.hostile.answers import (
+    MAX_SHOWN_BYTES,
+    Answer,
+    Violation,
+    class_of,
+    fault_of,
+    is_long_work,
+    violation,
+)
 from benchmarks.hostile.bodies import HostileBody, mutated, systematic
 from benchmarks.hostile.honest import HonestClients
+from benchmarks.hostile.records import Slowdown
 from benchmarks.hostile.sockets import HostileConnection, attack, connections
 
 PATIENCE_S = 20.0
@@ -30,12 +40,13 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass(slots=True)
 class Flood:
-    """What hostile clients got. counts: answers by their class."""
+    """What hostile clients got. counts: answers by their class. longest_silence_s: of a connection."""
 
     num_requests: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     refused: list[HostileBody] = field(default_factory=list)  # that got a 4xx
+    longest_silence_s: float = 0.0
 
     def note(self, kind: str, found: Violation | None) -> None:
         self.num_requests += 1
@@ -44,23 +55,17 @@ class Flood:
             self.violations.append(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Slowdown:
-    """TPOT of honest clients beside hostile requests / TPOT without them. rate: hostile requests answered a second."""
-
-    ratio: Ratio
-    rate: float
-    quiet_ms: float  # median
-    num_rounds: int
-
-
-def all_bodies(model: str, seed: int, num: int) -> Iterator[HostileBody]:
-    """`num` bodies: the systematic ones in random order, as many as may be two thirds, then mutations."""
+def systematic_bodies(model: str, seed: int, num: int) -> list[HostileBody]:
+    """Of `num` bodies those with one fault: all in random order, as far as they are no more than two thirds."""
     fixed = list(systematic(model))
     random.Random(seed).shuffle(fixed)
-    fixed = fixed[: 2 * num // 3]
-    yield from fixed
-    yield from (mutated(model, seed, number) for number in range(num - len(fixed)))
+    return fixed[: 2 * num // 3]
+
+
+def all_bodies(model: str, seed: int, num: int) -> list[HostileBody]:
+    """`num` bodies: the systematic ones, then random changes."""
+    fixed = systematic_bodies(model, seed, num)
+    return [*fixed, *(mutated(model, seed, number) for number in range(num - len(fixed)))]
 
 
 @asynccontextmanager
@@ -77,7 +82,8 @@ async def send(http: aiohttp.ClientSession, url: str, body: HostileBody, flood: 
         async with http.post(url + body.path, data=body.raw, headers=JSON) as response:
             answer = Answer(response.status, response.headers.get("Content-Type", ""), await response.read())
     except TimeoutError:
-        flood.note(LEFT, None)
+        is_right = is_long_work(body)
+        flood.note(LEFT, None if is_right else violation(f"no answer within {PATIENCE_S:g} s", body, None))
         return
     except aiohttp.ClientError as error:
         flood.note("no answer", violation(f"no answer: {error!r}", body, None))
@@ -102,14 +108,15 @@ async def send_all(url: str, bodies: Iterable[HostileBody], num_clients: int, fl
 
 
 async def attack_all(
-    url: str, wanted: Iterable[HostileConnection], num_at_once: int, allowed_s: float, flood: Flood
+    url: str, wanted: Iterable[HostileConnection], num_at_once: int, timeout_s: float, flood: Flood
 ) -> None:
-    """Opens hostile connections, so many at once."""
+    """Opens hostile connections, so many at once. timeout_s: the gateway's."""
     waiting = iter(wanted)
 
     async def client() -> None:
         for connection in waiting:
-            outcome = await attack(url, connection, allowed_s)
+            outcome = await attack(url, connection, timeout_s)
+            flood.longest_silence_s = max(flood.longest_silence_s, outcome.silence_s)
             found = None
             if outcome.fault is not None:
                 shown = f"{connection.name}: {connection.raw[:MAX_SHOWN_BYTES]!r}"

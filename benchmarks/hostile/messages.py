@@ -36,6 +36,7 @@ PART = struct.Struct("<BQHH")  # the header of a part (shared/bus/parts.py)
 MARK = 0xC1
 MAX_IDS, LOTS_OF_IDS = 16, 40_000  # token ids of most lists, and of one that needs several parts
 SMALL = (2, 8, 100)  # integers up to here are likely: terms, epochs and lengths of living sessions
+NUM_NEWEST = 3  # sessions in use that are named as often as all known ones together
 CLAIMED = 1 << 17  # context and vocabulary of a heartbeat that wants sessions
 
 
@@ -115,7 +116,7 @@ def _value(kind: Any, known: Known, rng: random.Random) -> Any:
 
 def _text(kind: inspect.StrType, known: Known, rng: random.Random) -> str:
     if kind.pattern == SESSION:
-        in_use = list(known.session_ids)
+        in_use = list(known.session_ids)[-rng.choice((NUM_NEWEST, len(known.session_ids))) :]
         return rng.choice(in_use) if in_use and rng.random() < 0.7 else f"{rng.getrandbits(128):032x}"
     if kind.pattern == INSTANCE:
         everybody = [each for ids in known.instance_ids.values() for each in ids]

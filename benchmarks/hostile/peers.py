@@ -7,6 +7,7 @@ the key does not allow is tried by tests/k8s/test_nats_rights.py.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import ssl
 from collections import Counter, deque
@@ -17,12 +18,25 @@ from dataclasses import dataclass, field
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from benchmarks.hostile.messages import Known, packets
+from benchmarks.hostile.messages import CLAIMED, Known, packets
 from services.local.nats_server import Access
 from services.local.nats_users import KINDS as RIGHTS
 from shared.bus.parts import PART_BYTES
-from shared.protocol.messages import KINDS, MalformedMessage, Open, decode
-from shared.protocol.subjects import PREFIX
+from shared.protocol.messages import (
+    KINDS,
+    Heartbeat,
+    Load,
+    MalformedMessage,
+    Open,
+    Opened,
+    Sampling,
+    Service,
+    Speculate,
+    TokenIds,
+    decode,
+    encode,
+)
+from shared.protocol.subjects import PREFIX, broadcast, to
 
 CONNECT_S = 5.0
 FLUSH_S = 30.0
@@ -31,11 +45,20 @@ NUM_HEARD = 200
 PENDING_BYTES = 64 << 20
 STRANGE_NONCES = ("x", "0123456789AB", "0123456789abc", "é")
 NO_RESPONDERS = {"Status": "503"}  # the header of the server's notice that nobody listens
+# What tells a role of a session within its reach.
+GIVEN_WITH: dict[str, type[Open | Opened | Speculate]] = {"verifier": Open, "drafter": Speculate, "gateway": Opened}
+# What is made up hardly ever opens a session. So a gateway opens a valid one in each cycle of batches. A verifier or
+# drafter announces itself as idle at the beginning of each cycle, under a new nonce, since a gateway hears no more of
+# an instance that was replaced. After three intervals without announcements it is lost, and others get sessions.
+ANNOUNCED: tuple[Service, ...] = ("verifier", "drafter")
+CYCLE, NUM_ANNOUNCED, ANNOUNCED_S = 40, 10, 0.3
+PROMPT, NUM_TOKENS = TokenIds((1, 2, 3)), 16  # of a session that a gateway opens
 
 
 @dataclass(slots=True)
 class HostilePeer:
-    """One connection. given: sessions that gateways opened at it as a verifier: it may answer them with anything."""
+    """One connection. given: sessions that gateways opened at it as a verifier: it may answer them with anything.
+    sessions: all that were placed with it, or opened for it as a gateway."""
 
     role: str
     name: str
@@ -44,9 +67,11 @@ class HostilePeer:
     rng: random.Random
     client: Client = field(default_factory=Client)
     num_sent: int = 0
+    sessions: set[str] = field(default_factory=set)
     types: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     _heard: deque[bytes] = field(default_factory=lambda: deque(maxlen=NUM_HEARD))
+    _newest_nonce: str = "0" * 12
 
     async def connect(self, access: Access) -> None:
         settings = access.settings[self.name]
@@ -66,13 +91,44 @@ class HostilePeer:
         """Sends so many packets, at most `rate` a second."""
         loop = asyncio.get_running_loop()
         began, num_before = loop.time(), self.num_sent
-        while (num_done := self.num_sent - num_before) < num:
+        for batch in itertools.count():
+            if (num_done := self.num_sent - num_before) >= num:
+                break
             for _ in range(AT_ONCE):
                 await self._send_one()
+            await self._ask_for_sessions(batch % CYCLE)
             await asyncio.sleep(max(0.0, began + num_done / rate - loop.time()))
             if self.client.pending_data_size > PENDING_BYTES // 4:
                 await self.client.flush(timeout=int(FLUSH_S))
         await self.client.flush(timeout=int(FLUSH_S))
+
+    async def _ask_for_sessions(self, number: int) -> None:
+        """At the end of a batch, so that it holds until the next one. number: of the batch in its cycle."""
+        if number == 0 and self.role == "gateway":
+            await self._open()
+        for service in ANNOUNCED:
+            if service == self.role and number < NUM_ANNOUNCED:
+                await self._announce(service, is_new=number == 0)
+
+    async def _open(self) -> None:
+        """Opens a session at a living verifier."""
+        verifier_id = self.rng.choice(self.known.instance_ids["verifier"])
+        session_id = f"{self.rng.getrandbits(128):032x}"
+        self.known.session_ids.append(session_id)
+        request = Open(session_id, 1, None, PROMPT, TokenIds(), Sampling(), TokenIds(), NUM_TOKENS)
+        await self.client.publish(to("verifier", verifier_id, Open, self._own_id), encode(request))
+
+    async def _announce(self, service: Service, *, is_new: bool) -> None:
+        """Tells gateways of an idle instance for every model and text."""
+        if is_new:
+            self._newest_nonce = f"{self.rng.getrandbits(48):012x}"
+        models = list(self.known.models)
+        heartbeat = Heartbeat(service, self._own_id, ANNOUNCED_S, models, CLAIMED, CLAIMED, "", Load(), False)
+        await self.client.publish(broadcast(Heartbeat, service, self._own_id), encode(heartbeat))
+
+    @property
+    def _own_id(self) -> str:
+        return f"{self.name}.{self._newest_nonce}"
 
     async def _send_one(self) -> None:
         verb, subject = self._subject()
@@ -110,12 +166,15 @@ class HostilePeer:
             return self.rng.choice(STRANGE_NONCES)
         if living and way < 0.5:
             return living[0].partition(".")[2]
-        return "0" * 12 if way < 0.95 else f"{self.rng.getrandbits(48):012x}"
+        return self._newest_nonce if way < 0.995 else f"{self.rng.getrandbits(48):012x}"
 
     async def _hear(self, message: Msg) -> None:
         self._heard.append(message.data)
         with suppress(MalformedMessage):
-            if self.role == "verifier" and isinstance(heard := decode(message.data), Open):
+            heard = decode(message.data)
+            if isinstance(heard, Open | Opened | Speculate) and type(heard) is GIVEN_WITH.get(self.role):
+                self.sessions.add(heard.session_id)
+            if self.role == "verifier" and isinstance(heard, Open):
                 self.given.add(heard.session_id)
                 self.known.session_ids.append(heard.session_id)
 

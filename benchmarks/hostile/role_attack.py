@@ -1,4 +1,5 @@
-"""Hostile peers on the bus beside honest clients: after each role all services live, and the honest texts are the same.
+"""The holder of one role's NATS key attacks, beside honest clients: after it all services live, and the honest texts
+are the same.
 
 Invariant: the honest clients ask from before the first hostile message until after the last.
 """
@@ -6,27 +7,13 @@ Invariant: the honest clients ask from before the first hostile message until af
 from __future__ import annotations
 
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from benchmarks.hostile.honest import HonestClients
 from benchmarks.hostile.messages import Known
-from benchmarks.hostile.peers import hostile_peer
+from benchmarks.hostile.peers import GIVEN_WITH, hostile_peer
+from benchmarks.hostile.records import RoleFigures
 from services.local.nats_server import Access
-
-
-@dataclass(frozen=True, slots=True)
-class Siege:
-    """The messages of one role, and the honest answers meanwhile. num_left_out: of sessions placed with the role."""
-
-    role: str
-    num_packets: int
-    seconds: float
-    types: Counter[str]
-    denied: int
-    num_equal: int
-    num_left_out: int
-    disturbed: list[str]
 
 
 async def known_of(url: str, model: str, honest: HonestClients) -> Known:
@@ -39,21 +26,31 @@ async def known_of(url: str, model: str, honest: HonestClients) -> Known:
     return Known(ids, honest.session_ids, [model], own_id="")
 
 
-async def besiege(
+async def attack_as(
     access: Access, role: str, name: str, known: Known, honest: HonestClients, num: int, rate: float, seed: int
-) -> Siege:
+) -> RoleFigures:
     """One role sends `num` packets at `rate` a second while one honest client asks."""
     began, num_equal, num_left_out = time.monotonic(), honest.num_equal, honest.num_left_out
     disturbed = len(honest.disturbed)
     async with hostile_peer(access, role, name, replace(known), honest.not_ours, seed) as peer, honest.asking():
         await peer.attack(num, rate)
-    return Siege(
+    return RoleFigures(
         role,
         peer.num_sent,
         time.monotonic() - began,
-        peer.types,
+        dict(peer.types),
         sum(number for error, number in peer.errors.items() if "violation" in error.lower()),
+        len(peer.sessions),
         honest.num_equal - num_equal,
         honest.num_left_out - num_left_out,
         honest.disturbed[disturbed:],
     )
+
+
+def violations_of(figures: RoleFigures, *, is_warm_up: bool = False) -> list[str]:
+    """What the attack of a role must not show: a refused packet, or that no session was within its reach, for which a
+    warm-up may be too short."""
+    found = [f"{figures.denied} packets were denied that the key allows"] if figures.denied else []
+    if figures.role in GIVEN_WITH and not figures.num_sessions and not is_warm_up:
+        found.append("it had no session, so its attack says nothing")
+    return [f"{figures.role}: {each}" for each in found]

@@ -1,7 +1,7 @@
 """Hostile connections: requests that no HTTP library sends, as bytes over plain sockets.
 
-Invariant: every connection ends within `PATIENCE_S`, by the gateway or by this client; a fault is what the gateway
-answers, or that it keeps a connection longer than its timeouts allow.
+Invariant: every connection ends: by the gateway, or by this client when nothing has come for longer than the gateway's
+timeouts allow. A fault is what the gateway answers, that it does not answer, or that it keeps the connection.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,8 @@ from urllib.parse import urlsplit
 from benchmarks.hostile.answers import error_of, fault_of_error
 from benchmarks.hostile.bodies import CHAT
 
-PATIENCE_S = 30.0
+LINGER_S = 10.0  # for which aiohttp reads on after it has refused half a body
+BUSY_S = 5.0  # by which a busy machine may be late
 DRIP_S = 0.1  # between two bytes of a slow client
 NUM_PIPELINED = 100
 BOMB_BYTES = 32 << 20  # of a body that is sent compressed: eight times what a gateway reads
@@ -40,31 +42,33 @@ PLAIN = ("/healthz", "/readyz", "/health", "/metrics")  # endpoints of the runti
 @dataclass(frozen=True, slots=True)
 class HostileConnection:
     """What one connection sends, and how. drip: byte by byte. half: the client ends its side and reads on. reset: the
-    client breaks the connection off. least: answers that must come. waits: the
-    gateway waits for the rest of a body, and then for aiohttp's lingering time."""
+    client breaks the connection off. least: answers that must come; 0 where nobody can tell what is asked. waits: the
+    gateway waits for the rest of a body, and then lingers."""
 
     name: str
     raw: bytes
     drip: bool = False
     half: bool = False
     reset: bool = False
-    least: int = 0
+    least: int = 1
     waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back. end: "closed" by the gateway, "left" by this client after its patience."""
+    """What came back. end: "closed" by the gateway, "left" by this client after its patience. silence_s: the longest
+    time in which nothing came."""
 
     statuses: tuple[int, ...]
     end: str
+    silence_s: float = 0.0
     fault: str | None = None
 
     @property
     def kind(self) -> str:
         """For counts."""
-        told = sorted({str(status) for status in self.statuses}) or ["no answer"]
-        return f"{', '.join(told)}, {self.end}"
+        statuses = sorted({str(status) for status in self.statuses}) or ["no answer"]
+        return f"{', '.join(statuses)}, {self.end}"
 
 
 def connections(model: str) -> Iterator[HostileConnection]:
@@ -85,19 +89,20 @@ def connections(model: str) -> Iterator[HostileConnection]:
         "half a body": whole[:-8],
         "a request": whole,
     }.items():
-        yield HostileConnection(f"{name}, and a half-closed socket", raw, half=True)
-        yield HostileConnection(f"{name}, and a reset", raw, reset=True)
-    yield HostileConnection("a connection that says nothing", b"")
+        # A client that has ended its side counts as gone: its request is given up.
+        yield HostileConnection(f"{name}, and a half-closed socket", raw, half=True, least=0)
+        yield HostileConnection(f"{name}, and a reset", raw, reset=True, least=0)
+    yield HostileConnection("a connection that says nothing", b"", least=0)
     yield HostileConnection(
-        "a head byte by byte", request("GET", "/v1/models", headers=(("X-A", "a" * 4000),)), drip=True
+        "a head byte by byte", request("GET", "/v1/models", headers=(("X-A", "a" * 4000),)), drip=True, least=0
     )
     yield HostileConnection("a body byte by byte", request("POST", CHAT, body + b" " * 4000), drip=True, waits=True)
-    yield HostileConnection("half a head and silence", models[:-8])
+    yield HostileConnection("half a head and silence", models[:-8], least=0)
     yield HostileConnection("half a body and silence", whole[:-8], waits=True)
     yield HostileConnection("pipelined reads", models * NUM_PIPELINED, least=NUM_PIPELINED)
     yield HostileConnection("pipelined wrong bodies", request("POST", CHAT, b"{") * NUM_PIPELINED, least=NUM_PIPELINED)
     yield HostileConnection("pipelined requests", whole * 8, least=8)
-    yield HostileConnection("a request and garbage behind it", whole + b"\x00\xff" * 500, least=1)
+    yield HostileConnection("a request and garbage behind it", whole + b"\x00\xff" * 500)
 
 
 def request(
@@ -128,7 +133,6 @@ def _bad_heads(whole: bytes) -> Iterator[HostileConnection]:
         "no host": b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n",
         "two hosts": get(("Host", "other")),
         "bare line feeds": b"GET /v1/models HTTP/1.1\nHost: a\n\n",
-        "HTTP/0.9": b"GET /v1/models\r\n\r\n",
         "HTTP/9.9": b"GET /v1/models HTTP/9.9\r\n\r\n",
         "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 100,
         "TLS": bytes.fromhex("1603010200010001fc0303") + b"\xaa" * 500,
@@ -144,6 +148,7 @@ def _bad_heads(whole: bytes) -> Iterator[HostileConnection]:
         "bytes alone": bytes(range(256)) * 40,
     }.items():
         yield HostileConnection(name, raw)
+    yield HostileConnection("HTTP/0.9", b"GET /v1/models\r\n\r\n", least=0)  # it is closed: answers have no head there
 
 
 def _bad_lengths(body: bytes) -> Iterator[HostileConnection]:
@@ -200,22 +205,33 @@ def _bad_encodings(body: bytes) -> Iterator[HostileConnection]:
 # --- sending ---------------------------------------------------------------------------------------------------------
 
 
-async def attack(url: str, connection: HostileConnection, allowed_s: float) -> Outcome:
-    """Sends one, and reads what comes. allowed_s: longest time that the gateway may keep a silent or slow client."""
+def allowed_s(connection: HostileConnection, timeout_s: float) -> float:
+    """How long nothing may come. timeout_s: the gateway's, for idle connections and for bodies."""
+    return timeout_s + BUSY_S + (LINGER_S if connection.waits else 0.0)
+
+
+async def attack(url: str, connection: HostileConnection, timeout_s: float) -> Outcome:
+    """Sends one, and reads what comes until the gateway ends the connection, or is silent for too long."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     if connection.reset:
         on_close = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: a reset instead of an orderly end
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, on_close)
     sending = asyncio.create_task(_send(writer, connection))
-    received, end = bytearray(), "closed"
+    received, end, silences, now = bytearray(), "closed", [0.0], time.monotonic
     try:
-        if not connection.reset:
-            async with asyncio.timeout(allowed_s):
-                while piece := await reader.read(1 << 16):
-                    received += piece
-        else:
+        if connection.reset:
             await sending
+        while not connection.reset:
+            began = now()
+            try:
+                async with asyncio.timeout(allowed_s(connection, timeout_s)):
+                    piece = await reader.read(1 << 16)
+            finally:
+                silences.append(now() - began)
+            if not piece:
+                break
+            received += piece
     except TimeoutError:
         end = "left"
     except (ConnectionError, OSError):
@@ -225,7 +241,8 @@ async def attack(url: str, connection: HostileConnection, allowed_s: float) -> O
         writer.transport.abort()
         await asyncio.wait({sending})
     answers = list(answers_in(bytes(received)))
-    return Outcome(tuple(status for status, _ in answers), end, _fault_of(connection, answers, end))
+    statuses = tuple(status for status, _ in answers)
+    return Outcome(statuses, end, max(silences), _fault_of(connection, answers, end))
 
 
 async def _send(writer: asyncio.StreamWriter, connection: HostileConnection) -> None:
@@ -245,10 +262,10 @@ async def _send(writer: asyncio.StreamWriter, connection: HostileConnection) -> 
 
 
 def _fault_of(connection: HostileConnection, answers: list[tuple[int, bytes]], end: str) -> str | None:
-    if len(answers) < connection.least:
-        return f"{len(answers)} answers to {connection.least} requests"
     if end == "left":
         return "the gateway keeps the connection"
+    if len(answers) < connection.least:
+        return f"{len(answers)} answers to {connection.least} requests"
     for status, body in answers:
         error = error_of(body)
         if status >= 500 and status not in (503, 504):

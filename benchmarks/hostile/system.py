@@ -25,8 +25,9 @@ from services.local.supervisor import Child, Supervisor
 from services.local.system import SystemPlan, service_programs
 
 # Who attacks with whose key. A gateway and a verifier have names of their own, since they may do what they want to
-# their own sessions; a drafter and a controller have those of running processes.
-HOSTILE = {"drafter": "drafter-1", "gateway": "gateway-1", "verifier": "verifier-1", "controller": "controller"}
+# their own sessions; a drafter and a controller have those of running processes. Of two idle verifiers a gateway takes
+# the one whose name comes first: the hostile one.
+HOSTILE = {"drafter": "drafter-1", "gateway": "gateway-1", "verifier": "another-verifier", "controller": "controller"}
 DRAFTS = ("int8", "int4")
 HEARTBEAT_S, TIMEOUT_S = 0.5, 5.0
 ENV = {
@@ -38,6 +39,7 @@ ENV = {
     "DSD_LEASE_S": "10",  # of sessions that hostile gateways leave behind
     "DSD_NUM_THREADS": "1",
     "DSD_KV_TOKENS": "2048",  # soon full: what is kept of earlier texts is no growth
+    "DSD_PREFIX_CACHE_TOKENS": "256",  # the same of drafters
     "DSD_DRAIN_S": "1",
     "DSD_API_KEYS_FILE": "",
 }

@@ -166,7 +166,8 @@ async def _start_gateway(system: SmallSystem) -> TestServer:
     server = TestServer(make_app(routes, authenticator, settings.max_body_bytes))
     await server.start_server()
     system.url = str(server.make_url("")).rstrip("/")
+    fleet = gateway.sessions.fleet
     async with asyncio.timeout(30):
-        while gateway.sessions.fleet.count("drafter") < 2:  # noqa: ASYNC110  it sets no event
+        while (fleet.count("verifier"), fleet.count("drafter")) < (1, 2):  # noqa: ASYNC110  it sets no event
             await asyncio.sleep(0.05)
     return server

@@ -18,7 +18,7 @@ from benchmarks.hostile.bodies import KINDS as BODIES
 from benchmarks.hostile.flood import Flood, all_bodies, attack_all, send_all
 from benchmarks.hostile.honest import HonestClients
 from benchmarks.hostile.messages import Known, packets
-from benchmarks.hostile.siege import besiege, known_of
+from benchmarks.hostile.role_attack import attack_as, known_of, violations_of
 from benchmarks.hostile.sockets import answers_in, connections
 from benchmarks.hostile.system import HOSTILE
 from services.gateway.errors import ApiError
@@ -29,8 +29,8 @@ from tests.gateway.fakes import MODEL
 from tests.gateway.tiny import make_folder
 
 SEED = 20
-NUM_BODIES, NUM_PACKETS, RATE = 800, 800, 1500.0
-TIMEOUT_S, ALLOWED_S = 1.0, 25.0
+NUM_BODIES, NUM_PACKETS, RATE = 800, 800, 400.0
+TIMEOUT_S = 5.0  # longer than a busy machine needs to read what has come
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -53,7 +53,7 @@ async def test_hostile_requests_are_answered_as_documented_and_change_no_text(
         await honest.learn()
         async with honest.asking():
             await send_all(url, all_bodies(MODEL, SEED, NUM_BODIES), 8, bodies)
-            await attack_all(url, quick, 64, ALLOWED_S, sockets)
+            await attack_all(url, quick, 64, TIMEOUT_S, sockets)
         await world.no_session_is_left()
     assert [str(each) for each in [*bodies.violations, *sockets.violations]] == []
     assert honest.disturbed == []
@@ -70,11 +70,11 @@ async def test_hostile_peers_with_the_key_of_any_role_end_no_service_and_change_
         await honest.learn()
         known = await known_of(system.url, MODEL, honest)
         for role, name in HOSTILE.items():
-            siege = await besiege(system.access, role, name, replace(known), honest, NUM_PACKETS, RATE, SEED)
-            assert siege.num_packets >= NUM_PACKETS
-            assert set(siege.types) == set(KINDS)
-            assert siege.denied == 0, "it sends what its key allows"
-            assert siege.disturbed == []
+            figures = await attack_as(system.access, role, name, replace(known), honest, NUM_PACKETS, RATE, SEED)
+            assert figures.num_packets >= NUM_PACKETS
+            assert set(figures.types) == set(KINDS)
+            assert violations_of(figures) == [], "it sends what its key allows, and has sessions"
+            assert figures.disturbed == []
             assert not [task for task in system.tasks.values() if task.done()], f"a {role} ended a service"
             for prompt in honest.prompts[:2]:
                 await honest.compare(prompt)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.processes import until
 from tests.images.containers.conftest import NAMES, Images, Overlay
-from tests.images.containers.kube import requested_memory
+from tests.images.containers.memory import requested_memory
 from tests.images.containers.podman import Podman
 from tests.k8s.manifests import pod_of, workloads
 
@@ -83,7 +83,7 @@ async def test_the_overlay_answers_with_guesses_through_the_gateway(overlay: Ove
     async with aiohttp.ClientSession() as http:
 
         async def all_are_ready() -> bool:
-            for pod in overlay.addresses.http:
+            for pod in overlay.build.ports:
                 try:
                     async with http.get(f"{overlay.url(pod)}/readyz") as response:
                         if response.status != 200:
@@ -111,7 +111,9 @@ def test_containers_that_run_first_have_ended_well(overlay: Overlay) -> None:
             assert overlay.podman.status(f"{pod}-{container['name']}") == 0
 
 
-async def test_a_rolling_stop_breaks_no_answer_and_every_service_ends_with_status_0(overlay: Overlay) -> None:
+async def test_a_gateway_that_stops_finishes_its_answer_and_every_container_ends_with_status_0(
+    overlay: Overlay,
+) -> None:
     async with aiohttp.ClientSession(read_bufsize=2**24) as http:
         answer = chunks(http, overlay.url("gateway"), 384)
         found = [await anext(answer), await anext(answer)]

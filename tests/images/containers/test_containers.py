@@ -38,12 +38,8 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status").read().sp
 assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, status
 assert int(status["NoNewPrivs"]) == 1 and int(status["Seccomp"]) == 2, status
 for place in ("/", "/app", "/opt/dsd", "/var/lib/dsd"):
-    try:
-        open(os.path.join(place, "written"), "w")
-    except OSError:
-        continue
-    if os.path.isdir(place):
-        raise SystemExit(f"{place} can be written")
+    if os.path.isdir(place) and not os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise SystemExit(f"{place} is not read-only")
 open("/tmp/written", "w")
 """
 
@@ -103,6 +99,14 @@ async def test_the_overlay_answers_with_guesses_through_the_gateway(overlay: Ove
 @pytest.mark.parametrize("container", SERVICES)
 def test_a_service_runs_as_nobody_without_rights_on_a_read_only_root(overlay: Overlay, container: str) -> None:
     overlay.podman("exec", container, "python", "-c", CONFINED)
+
+
+@pytest.mark.parametrize(("flag", "told"), [("--read-only", ""), ("--read-only=false", "/ is not read-only")])
+def test_a_root_that_is_not_read_only_is_found(podman: Podman, images: Images, flag: str, told: str) -> None:
+    confined = ("--cap-drop=all", "--security-opt=no-new-privileges", "--network=host", "--entrypoint=python", flag)
+    done = podman.run("run", "--rm", *confined, images.tags["gateway"], "-c", CONFINED)
+    assert done.returncode == (1 if told else 0), done.stderr
+    assert told in done.stderr
 
 
 def test_containers_that_run_first_have_ended_well(overlay: Overlay) -> None:

@@ -101,9 +101,14 @@ async def test_a_drafter_joins_from_another_network_namespace_and_gets_a_new_key
     old = overlay.folder / "k8s/overlays/dev/example-keys/drafters" / NAME
     expected, _ = await ask(overlay, speculation="off")
     async with drafting(overlay, "draft"):
-        text, told = await ask(overlay, speculation="adaptive", drafter=NAME)
-        assert (text, told["drafter"]) == (expected, NAME)
-        assert int(str(told["accepted"])) > 0
+
+        async def it_guesses() -> bool:
+            """On a busy machine its first guesses may come too late."""
+            text, told = await ask(overlay, speculation="adaptive", drafter=NAME)
+            assert (text, told["drafter"]) == (expected, NAME)
+            return int(str(told["accepted"])) > 0
+
+        await until(it_guesses, WAIT_S, "no guess is accepted")
         assert await refusal(overlay, old) == ""
         await asyncio.to_thread(overlay.run, "replace the key")
         await until(lambda: is_gone(overlay), WAIT_S, "the old key still serves")

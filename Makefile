@@ -60,7 +60,7 @@ test-metrics: $(VENV)/dev ## a Prometheus scrapes a live system: every panel has
 test-policies: $(VENV)/dev $(VENV_CHECKOV)/checkov ## checkov's policies for the manifests (a minute; makes .venv-checkov)
 	$(BIN)/python -m pytest tests/k8s/policies
 
-test-images: $(VENV)/dev ## build the images and run the dev overlay with podman, as root; measurements go to build/images.md (half an hour; needs Debian's podman, runc, catatonit, mmdebstrap, kustomize)
+test-images: $(VENV)/dev ## build the images and run the dev overlay with podman, as root; measurements go to build/images.md (half an hour; needs Debian's podman, runc, catatonit, mmdebstrap, iproute2, kustomize)
 	$(BIN)/python -m pytest -m containers tests/images
 
 bits: $(VENV)/dev ## the whole bit check: texts with speculation equal those without it

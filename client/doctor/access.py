@@ -40,64 +40,79 @@ class Joiner:
 
     name: str
     join: DrafterJoin
-    draft: Path | None
 
 
 async def look(gateway: GatewayClient, fleet: FleetStatus | None, draft: Path | None) -> list[Finding]:
     """What concerns the key's own drafters. draft: the folder of a draft, to compare its vocabulary."""
     try:
         join = await gateway.drafter_join()
-    except RequestRefused as refusal:
-        if refusal.code == "no_drafters":
-            return [Finding("note", "drafter", "you can't add a drafter of your own", str(refusal))]
-        return [Finding("wrong", "drafter", str(refusal), "update the gateway: it can't say how drafters join")]
-    except ClientError as error:
-        return [Finding("wrong", "drafter", str(error))]
-    try:
         check_installed()
+    except ClientError as error:
+        unseen = Finding("note", "vocabulary", f"that of {draft} is not looked at: {error}")
+        return [_unlooked(error), *([unseen] if draft else [])]
+    of_draft = {"DSD_DRAFT": str(draft)} if draft else {}
+    try:
         settings = settings_of(join, None)
     except CannotDraft as error:
         level: Level = "wrong" if os.environ.get(DRAFTER_KEY_VARIABLE) else "note"
-        return [Finding(level, "drafter", "NATS is not looked at", str(error))]
-    joiner = Joiner(settings["DSD_NAME"], join, draft)
-    access = await _asked(settings | ({"DSD_DRAFT": str(draft)} if draft else {}))
-    if access is None:
-        return [Finding("wrong", "drafter", "its NATS server could not be asked", f"run python -m {MODULE}")]
-    return [*_vocabulary(joiner, access), *_nats(joiner, access), *_life(joiner, fleet)]
+        found = [Finding(level, "drafter", "NATS is not looked at", str(error))]
+        return [*found, *_vocabulary(join, await _asked(of_draft | {"DSD_JOINS": "false"}))] if draft else found
+    access = await _asked(settings | of_draft)
+    joiner = Joiner(settings["DSD_NAME"], join)
+    return [*(_vocabulary(join, access) if draft else ()), *_nats(joiner, access), *_life(joiner, fleet)]
 
 
-async def _asked(settings: dict[str, str]) -> Access | None:
+def _unlooked(error: ClientError) -> Finding:
+    """Why nothing can be said of the key's drafters."""
+    if isinstance(error, CannotDraft):
+        return Finding("note", "drafter", "NATS is not looked at", str(error))
+    if not isinstance(error, RequestRefused):
+        return Finding("wrong", "drafter", str(error))
+    if error.code == "no_drafters":
+        return Finding("note", "drafter", "you can't add a drafter of your own", str(error))
+    is_old = error.status == 404
+    todo = "update the gateway: it can't say how drafters join" if is_old else "ask again, or read the gateway's log"
+    return Finding("wrong", "drafter", str(error), todo)
+
+
+async def _asked(settings: dict[str, str]) -> Access | str:
+    """What MODULE finds, or why it has no answer."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", MODULE, env={**environment(), **settings}, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", MODULE, env={**environment(), **settings}, stdout=pipe, stderr=pipe
     )
     try:
         async with asyncio.timeout(LIMIT_S):
-            out, _ = await process.communicate()
+            out, errors = await process.communicate()
         return msgspec.json.decode(out.splitlines()[-1], type=Access)
-    except (TimeoutError, IndexError, msgspec.DecodeError):
-        return None
+    except TimeoutError:
+        return f"no answer in {LIMIT_S:g} s"
+    except (IndexError, msgspec.DecodeError):
+        lines = errors.decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), f"it ended with status {process.returncode}")
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-def _vocabulary(joiner: Joiner, access: Access) -> Iterator[Finding]:
-    if joiner.draft is None:
-        return
-    if access.draft_error:
+def _vocabulary(join: DrafterJoin, access: Access | str) -> Iterator[Finding]:
+    if isinstance(access, str):
+        yield Finding("wrong", "vocabulary", f"the draft could not be looked at: {access}")
+    elif access.draft_error:
         yield Finding("wrong", "vocabulary", access.draft_error, "name the folder of a draft with its tokenizer.json")
-    elif access.vocabulary != joiner.join.vocabulary:
-        text = f"the draft's is {access.vocabulary[:12]}, that of {joiner.join.model} {joiner.join.vocabulary[:12]}"
-        yield Finding(
-            "wrong", "vocabulary", text, "take a draft of that model (docs/models.md): this one guesses noise"
-        )
+    elif access.vocabulary != join.vocabulary:
+        text = f"the draft's is {access.vocabulary[:12]}, that of {join.model} {join.vocabulary[:12]}"
+        todo = "take a draft of that model (docs/models.md): this one guesses noise"
+        yield Finding("wrong", "vocabulary", text, todo)
     else:
-        yield Finding("ok", "vocabulary", f"the draft has that of {joiner.join.model} ({access.vocabulary[:12]})")
+        yield Finding("ok", "vocabulary", f"the draft has that of {join.model} ({access.vocabulary[:12]})")
 
 
-def _nats(joiner: Joiner, access: Access) -> Iterator[Finding]:
+def _nats(joiner: Joiner, access: Access | str) -> Iterator[Finding]:
+    if isinstance(access, str):
+        yield Finding("wrong", "NATS", f"it could not be asked: {access}")
+        return
     address, lowered = joiner.join.nats_url, access.error.lower()
     if access.error:
         if "authorization" in lowered:
@@ -111,13 +126,13 @@ def _nats(joiner: Joiner, access: Access) -> Iterator[Finding]:
     yield Finding("ok", "NATS", f"{joiner.name} gets in at {address}, round trip {access.rtt_ms:.1f} ms")
     if access.denied:
         text = f"{joiner.name} may not use {', '.join(access.denied)}"
-        yield Finding("wrong", "NATS rights", text, "write them again: python -m services.local.nats_users owned")
+        yield Finding("wrong", "NATS rights", text, "write them again: python -m services.local.nats_users keys")
     if access.granted and joiner.join.own_drafters is None:
         text = "the server has no users: whoever reaches it reads all prompts"
         yield Finding("note", "NATS rights", text, "use it on one machine only, or start with --secure")
     elif access.granted:
         text = f"{joiner.name} may use {', '.join(access.granted)}, which is not its own"
-        yield Finding("wrong", "NATS rights", text, "write them again: python -m services.local.nats_users owned")
+        yield Finding("wrong", "NATS rights", text, "write them again: python -m services.local.nats_users keys")
     elif not access.denied:
         yield Finding("ok", "NATS rights", "it may say and hear what is its own, and nothing else")
 

@@ -20,13 +20,21 @@ from client.wire import AnswerOptions, DsdOptions, FleetStatus
 NUM_ROUNDS = 5
 MAX_SKEW_S = 5.0  # above the Date header's resolution of a second, and below what certificates forgive
 MIN_ACCEPTANCE = 0.05  # of a drafter whose draft speaks the target's vocabulary at all
+OF_A_PROXY = (502, 503, 504)
 PROMPT, NUM_TOKENS = "Write one sentence about the sea.", 32
 
 
 async def examined(gateway: GatewayClient, draft: Path | None) -> AsyncIterator[Finding]:
     """Findings as they are made. Raises Unreachable if there is no gateway, which leaves nothing to look at."""
     probe = await gateway.probe("/v1/models")
-    if probe.status not in (200, 401, 503) or b"{" not in probe.body:
+    is_json = probe.body.lstrip().startswith(b"{")
+    if probe.status in OF_A_PROXY and not is_json:
+        text = f"a proxy answers at {gateway.address} with status {probe.status}: no gateway behind it is ready"
+        yield Finding(
+            "wrong", "gateway", text, "let the operator look at the gateways' /readyz, and at the proxy's log"
+        )
+        return
+    if probe.status not in (200, 401, 503) or not is_json:
         text = f"{gateway.address} answers with status {probe.status}"
         yield Finding("wrong", "gateway", text, "give the address of a DSD gateway: --gateway, or DSD_URL")
         return
@@ -122,10 +130,10 @@ async def lossless(gateway: GatewayClient) -> list[Finding]:
                 )
             ]
         return [Finding("wrong", "lossless", text, "on a GPU near-ties may swap (docs/sampling.md); else report it")]
-    found = [Finding("ok", "lossless", f"{len(alone.text)} characters are the same with and without speculation")]
     if (report := sped.report) is None or report.drafter is None:
-        text = "no drafter took part"
-        return [*found, Finding("note", "speculation", text, "see the drafters above, and `drafters` of the API key")]
+        text = "not looked at: no drafter took part"
+        return [Finding("note", "lossless", text, "see the drafters above, and `drafters` of the API key")]
+    found = [Finding("ok", "lossless", f"{len(alone.text)} characters are the same with and without speculation")]
     times = [f"{answer.tpot_ms:.1f} ms" if answer.tpot_ms else "?" for answer in (alone, sped)]
     share = "" if report.acceptance is None else f", {report.acceptance:.0%} of its guesses right"
     return [*found, Finding("ok", "speculation", f"{report.drafter}: {times[1]} a token, {times[0]} without{share}")]

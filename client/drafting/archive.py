@@ -6,11 +6,13 @@ Invariant: a folder of the cache holds a whole archive with the digest that is t
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
+import platform
 import re
-import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import aiohttp
@@ -33,21 +35,28 @@ async def fetched(url: str, cache: Path) -> Path:
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise NoDraft(f"the gateway names a draft without its digest: {url}")
     folder = cache / digest
-    if not _is_there(folder):
-        with tempfile.TemporaryDirectory(dir=cache) as place:
-            archive = Path(place) / "archive"
-            await _download(address, archive, digest)
-            await asyncio.to_thread(_unpack, archive, Path(place) / "draft", folder)
+    if not folder.is_dir():
+        await _fetch(address, digest, folder)
     found = next(folder.rglob(MARK), None)
     if found is None:
         raise NoDraft(f"the archive {address} holds no draft: it has no {MARK}")
     return found.parent
 
 
-def _is_there(folder: Path) -> bool:
-    """Whether the archive is unpacked already. The cache's folder is there afterwards."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder.is_dir()
+async def _fetch(address: str, digest: str, folder: Path) -> None:
+    """Makes the folder. Raises NoDraft."""
+    if not hasattr(tarfile, "data_filter"):
+        todo = f"take 3.11.4 or newer, or unpack {address} yourself and name its folder with --draft"
+        raise NoDraft(f"Python {platform.python_version()} can't unpack an archive safely: {todo}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            archive = Path(place) / "archive"
+            await _download(address, archive, digest)
+            await asyncio.to_thread(_unpack, archive, Path(place) / "draft", folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise NoDraft(f"can't keep the draft in {folder}: {reason} (DSD_HOME names another place)") from error
 
 
 async def _download(address: str, file: Path, digest: str) -> None:
@@ -62,19 +71,21 @@ async def _download(address: str, file: Path, digest: str) -> None:
                 async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                     seen.update(chunk)
                     out.write(chunk)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         raise NoDraft(f"can't fetch {address}: {error}") from error
     if seen.hexdigest() != digest:
         raise NoDraft(f"{address} is not the archive that the gateway names: its SHA-256 is {seen.hexdigest()}")
 
 
 def _unpack(archive: Path, place: Path, folder: Path) -> None:
+    """Raises NoDraft, and OSError where the disk is at fault."""
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(place, filter="data")
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise NoDraft(f"the archive of the draft can't be unpacked: {error}") from error
     try:
         place.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(place)
+    except OSError:
+        if not folder.is_dir():  # else another process was first
+            raise

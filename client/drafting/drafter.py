@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from client.drafting.archive import fetched
 from client.gateway import KEY_VARIABLE, ClientError, GatewayClient
@@ -21,6 +22,8 @@ from client.wire import DrafterJoin
 
 DRAFTER_KEY_VARIABLE = "DSD_DRAFTER_KEY"
 MODULE = "services.edge_drafter"
+IS_CONSOLE_SHARED = sys.platform == "win32"  # it tells all its processes of Ctrl-C, whatever their group
+PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class CannotDraft(ClientError):
@@ -103,12 +106,27 @@ def cache() -> Path:
 
 
 def run(drafter: DrafterPlan) -> int:
-    """Runs the drafter to its end; returns its exit status. Its other settings are DSD_ variables, as always."""
-    with subprocess.Popen([sys.executable, "-m", MODULE], env={**environment(), **drafter.settings}) as process:
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        while True:
-            try:
-                status = process.wait()
-                return status if status >= 0 else 128 - status
-            except KeyboardInterrupt:
-                continue  # the terminal has told the drafter too, and it drains
+    """Runs the drafter to its end; returns its exit status. Its other settings are DSD_ variables, as always.
+
+    Signals go on to it, also those that come before it runs. It has a process group of its own, so that a terminal's
+    Ctrl-C does not reach it twice: the second signal would end it at once.
+    """
+    early: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+        elif not IS_CONSOLE_SHARED:
+            process.send_signal(number)
+
+    for each in PASSED_ON:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(each, pass_on)
+    env = {**environment(), **drafter.settings}
+    with subprocess.Popen([sys.executable, "-m", MODULE], env=env, process_group=0) as started:
+        process = started
+        if early:
+            process.terminate()
+        status = process.wait()
+        return status if status >= 0 else 128 - status

@@ -39,6 +39,7 @@ class AccessSettings(ServiceSettings):
     """Those of a drafter, as far as they say who it is and where it joins."""
 
     draft: str = Field("", description="Folder of the draft; empty: none is looked at")
+    joins: bool = Field(True, description="Whether the NATS server is asked, too")
 
 
 class Access(msgspec.Struct, kw_only=True):
@@ -54,12 +55,19 @@ class Access(msgspec.Struct, kw_only=True):
 
 
 async def examine(settings: AccessSettings) -> Access:
-    found, complaints = Access(), list[str]()
+    found = Access()
     if settings.draft:
         try:
             found.vocabulary = vocabulary_digest(Path(settings.draft))
         except ValueError as error:
             found.draft_error = str(error)
+    if settings.joins:
+        await _join(settings, found)
+    return found
+
+
+async def _join(settings: AccessSettings, found: Access) -> None:
+    complaints: list[str] = []
     client = BusClient(BusMetrics(CollectorRegistry()))
     client.needs_tls = bool(settings.nats_ca)
 
@@ -78,7 +86,6 @@ async def examine(settings: AccessSettings) -> Access:
         found.error = complaints[-1] if complaints else str(error) or repr(error)
     finally:
         await client.close()
-    return found
 
 
 async def _try_rights(client: BusClient, own_id: str, complaints: list[str], found: Access) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -127,6 +128,33 @@ async def test_an_archive_that_is_no_draft_or_writes_elsewhere_is_refused(
 async def test_an_address_that_nobody_serves_is_named(tmp_path: Path) -> None:
     with pytest.raises(NoDraft, match=r"can't fetch http://127\.0\.0\.1:1/"):
         await fetched(f"http://127.0.0.1:1/draft.tar.gz#sha256={'0' * 64}", tmp_path)
+
+
+async def test_a_python_that_can_not_unpack_safely_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    async with archive(("tokenizer.json", b"{}")) as (url, digest, asked):
+        with pytest.raises(NoDraft, match=r"take 3\.11\.4 or newer, or unpack http\S+ yourself"):
+            await fetched(f"{url}#sha256={digest}", tmp_path)
+    assert asked == []
+
+
+async def test_a_place_that_can_not_keep_a_draft_is_named(tmp_path: Path) -> None:
+    (tmp_path / "drafts").touch()
+    async with archive(("tokenizer.json", b"{}")) as (url, digest, _):
+        with pytest.raises(NoDraft, match=f"can't keep the draft in {tmp_path / 'drafts' / digest}: File exists"):
+            await fetched(f"{url}#sha256={digest}", tmp_path / "drafts")
+        (tmp_path / digest).touch()
+        with pytest.raises(NoDraft, match=f"can't keep the draft in {tmp_path / digest}: Not a directory"):
+            await fetched(f"{url}#sha256={digest}", tmp_path)
+
+
+async def test_two_processes_that_fetch_a_draft_at_once_both_have_it(tmp_path: Path) -> None:
+    async with archive(("tokenizer.json", b"{}")) as (url, digest, asked):
+        found = await asyncio.gather(*(fetched(f"{url}#sha256={digest}", tmp_path) for _ in range(2)))
+        assert found == [tmp_path / digest] * 2
+        assert len(asked) == 2
 
 
 @pytest.mark.parametrize("end", ["", "#sha256=", "#sha256=../..", f"#sha256={'0' * 63}"])

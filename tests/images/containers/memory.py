@@ -10,6 +10,9 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
+from deploy.podman import pod_name
+from tests.k8s.manifests import Manifest, containers_of, workloads
+
 CONTROL = Path("/sys/fs/cgroup")
 IS_UNIFIED = (CONTROL / "cgroup.controllers").exists()
 GROUPS = CONTROL if IS_UNIFIED else CONTROL / "memory"
@@ -50,3 +53,17 @@ def working_set(group: Path) -> int:
     except OSError:
         return 0
     return max(0, usage - int(stat[INACTIVE]))
+
+
+def requested_memory(manifests: list[Manifest]) -> dict[str, int]:
+    """Bytes, by podman's name of the container."""
+    return {
+        f"{pod_name(workload)}-{container['name']}": in_bytes(container["resources"]["requests"]["memory"])
+        for workload in workloads(manifests)
+        for container in containers_of(workload)
+    }
+
+
+def in_bytes(quantity: str) -> int:
+    units = {"Mi": 2**20, "Gi": 2**30}
+    return int(quantity[:-2]) * units[quantity[-2:]]

@@ -30,7 +30,7 @@ class Podman:
         configuration = folder / "containers.conf"
         runtime = '[engine]\nruntime = "runc"\n' if shutil.which("runc") else ""
         configuration.write_text(f"[containers]\ndefault_ulimits = {ULIMITS}\n{runtime}".replace("'", '"'))
-        self._env = os.environ | {"CONTAINERS_CONF": str(configuration), "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
+        self.environment = os.environ | {"CONTAINERS_CONF": str(configuration), "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
 
     def __call__(self, *argv: str, given: str | None = None) -> str:
         """What a command prints; it must succeed."""
@@ -41,7 +41,7 @@ class Podman:
     def run(self, *argv: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         command = ["podman", *argv]
         return subprocess.run(
-            command, cwd=ROOT, env=self._env, input=given, capture_output=True, text=True, timeout=SECONDS
+            command, cwd=ROOT, env=self.environment, input=given, capture_output=True, text=True, timeout=SECONDS
         )
 
     def has_image(self, name: str) -> bool:

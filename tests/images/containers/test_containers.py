@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.processes import until
 from tests.images.containers.conftest import NAMES, Images, Overlay
-from tests.images.containers.kube import requested_memory
+from tests.images.containers.memory import requested_memory
 from tests.images.containers.podman import Podman
 from tests.k8s.manifests import pod_of, workloads
 
@@ -38,12 +38,8 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status").read().sp
 assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, status
 assert int(status["NoNewPrivs"]) == 1 and int(status["Seccomp"]) == 2, status
 for place in ("/", "/app", "/opt/dsd", "/var/lib/dsd"):
-    try:
-        open(os.path.join(place, "written"), "w")
-    except OSError:
-        continue
-    if os.path.isdir(place):
-        raise SystemExit(f"{place} can be written")
+    if os.path.isdir(place) and not os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise SystemExit(f"{place} is not read-only")
 open("/tmp/written", "w")
 """
 
@@ -83,7 +79,7 @@ async def test_the_overlay_answers_with_guesses_through_the_gateway(overlay: Ove
     async with aiohttp.ClientSession() as http:
 
         async def all_are_ready() -> bool:
-            for pod in overlay.addresses.http:
+            for pod in overlay.build.ports:
                 try:
                     async with http.get(f"{overlay.url(pod)}/readyz") as response:
                         if response.status != 200:
@@ -105,13 +101,23 @@ def test_a_service_runs_as_nobody_without_rights_on_a_read_only_root(overlay: Ov
     overlay.podman("exec", container, "python", "-c", CONFINED)
 
 
+@pytest.mark.parametrize(("flag", "told"), [("--read-only", ""), ("--read-only=false", "/ is not read-only")])
+def test_a_root_that_is_not_read_only_is_found(podman: Podman, images: Images, flag: str, told: str) -> None:
+    confined = ("--cap-drop=all", "--security-opt=no-new-privileges", "--network=host", "--entrypoint=python", flag)
+    done = podman.run("run", "--rm", *confined, images.tags["gateway"], "-c", CONFINED)
+    assert done.returncode == (1 if told else 0), done.stderr
+    assert told in done.stderr
+
+
 def test_containers_that_run_first_have_ended_well(overlay: Overlay) -> None:
     for pod, workload in zip(overlay.pods, workloads(overlay.manifests), strict=True):
         for container in pod_of(workload).get("initContainers", []):
             assert overlay.podman.status(f"{pod}-{container['name']}") == 0
 
 
-async def test_a_rolling_stop_breaks_no_answer_and_every_service_ends_with_status_0(overlay: Overlay) -> None:
+async def test_a_gateway_that_stops_finishes_its_answer_and_every_container_ends_with_status_0(
+    overlay: Overlay,
+) -> None:
     async with aiohttp.ClientSession(read_bufsize=2**24) as http:
         answer = chunks(http, overlay.url("gateway"), 384)
         found = [await anext(answer), await anext(answer)]

@@ -25,7 +25,6 @@ from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
-LEAST_COMPARED = 3  # reports of a mean
 PATIENCE = 6  # reports in a row without a gain before a pause
 HALF_LIFE = 192.0  # judged guesses after which a guess weighs half
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses; also that of a good draft
@@ -39,14 +38,14 @@ class PauseSettings:
 
     first: int = 40  # length of the first pause, and half of that of drafting before the first trial
     longest: int = 640  # upper bound of both
-    compared: int = 8  # reports whose speed a trial compares; a third as many are skipped before
+    compared: int = 8  # reports whose mean speed a trial compares; a third as many are skipped before
     margin: float = 0.03  # relative gain that drafting must promise, and relative loss of speed that ends a trial
     doubtful: float = 0.2  # predicted gain below which a pair that shares a machine is tried
 
     def __post_init__(self) -> None:
         rules = {
             "1 <= first <= longest": 1 <= self.first <= self.longest,
-            f"compared >= {LEAST_COMPARED}": self.compared >= LEAST_COMPARED,
+            "compared >= 1": self.compared >= 1,
             "margin and doubtful >= 0": min(self.margin, self.doubtful) >= 0,
         }
         for rule, holds in rules.items():
@@ -193,14 +192,13 @@ class PausingPair:
     def _judge(self, trial: PauseTrial, seen: PairReport) -> None:
         """Ends a trial that has failed or is over."""
         trial.observe(seen)
-        num, compared = len(trial.speeds), self._settings.compared
-        if num < LEAST_COMPARED:
+        if len(trial.speeds) < self._settings.compared:
             return
-        if fmean(trial.speeds) * (1 + self._settings.margin * compared / num) < trial.before:
+        if fmean(trial.speeds) * (1 + self._settings.margin) < trial.before:
             self._length = self._settings.first
             self._resume(self._trust)
             self._trust = min(4 * self._trust, self._settings.longest)
-        elif num >= compared:
+        else:
             self._trust = self._settings.untried
             self._pause(self._length)
 

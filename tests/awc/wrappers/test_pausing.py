@@ -116,6 +116,16 @@ def test_a_trial_that_makes_tokens_slower_ends_and_the_next_comes_later() -> Non
     assert starts[2] - starts[1] > starts[1] - starts[0]
 
 
+def test_a_few_slow_reports_do_not_end_a_trial() -> None:
+    pair = a_pair(PauseSettings(first=6, longest=24, compared=8))
+    while pair.decide(changed(DOUBTFUL, tpot_ms=39.0 + pair.active.num_seen % 2)) != PAUSED:  # type: ignore[attr-defined]
+        pass
+    prompts_are_computed = [90.0] * 6  # the first 3 are skipped
+    for tpot_ms in [*prompts_are_computed, *[25.0] * 5]:
+        assert pair.decide(changed(DOUBTFUL, tpot_ms=tpot_ms, **NOTHING)) == PAUSED
+    assert pair.decide(changed(DOUBTFUL, tpot_ms=39.0, **NOTHING)) == PAUSED, "the trial became a pause"
+
+
 def test_a_trial_is_not_needed_where_drafting_gains_more_than_a_shared_machine_may_cost() -> None:
     assert not any(followed(a_pair(), changed(GOOD, tpot_ms=39.0, shares_machine=True), 300, paused_ms=10.0))
 
@@ -169,7 +179,7 @@ def test_policies_that_do_not_stop_by_themselves_pause(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [({"first": 0}, "first"), ({"longest": 3}, "longest"), ({"compared": 2}, "compared"), ({"margin": -1.0}, "margin")],
+    [({"first": 0}, "first"), ({"longest": 3}, "longest"), ({"compared": 0}, "compared"), ({"margin": -1.0}, "margin")],
 )
 def test_settings_that_cannot_work_are_refused(given: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):

@@ -53,7 +53,7 @@ class Run:
         return time.monotonic() - self.started_at
 
     async def ask(self, askings: Iterable[Asking], num_clients: int, number: int = 0) -> list[RequestRecord]:
-        """number: of the requests, where progress is told."""
+        """Asks until the askings end. number: how many there are; 0 prints no progress."""
         records: list[RequestRecord] = []
         clients = Clients(self.system.gateways, DEFAULT_MODEL, self.now, self.load.seed, records)
         await clients.ask_all(askings, num_clients, lambda: self._progress(records, number))

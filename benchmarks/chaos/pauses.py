@@ -1,13 +1,12 @@
 """How long answers waited in a chaos run, by cause. Pure.
 
-Under load, with a fault every two seconds, times are told, not judged: processes that start again take the cores of
-those that answer. With one fault at a time they are judged. Between two pieces of a choice, and before its first one,
-may lie
+Under load, with a fault every two seconds, times have no limit: processes that restart take the cores of those that
+answer. With one fault at a time a wait, between two pieces of a choice or before its first one, may last
 
     usual + allowed + prefill
 
-usual: the longest such time without faults. allowed: ALLOWED_S of the fault, if it began no longer ago than that, else
-OTHERWISE_S. prefill: from Opened at another verifier to the first token there.
+usual: the longest such wait without faults. allowed: ALLOWED_S of a fault, for waits that begin within that time of it;
+OTHERWISE_S for all others. prefill: from Opened at another verifier to the first token there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Waits of a chaos run are told under load, and judged with one fault at a time."""
+"""Waits in a chaos run: reported under load, limited with one fault at a time."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def own_drafters(file: Path, owner: str = "alice") -> dict[str, str]:
     return dict(found.own_drafters)
 
 
-def told(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The public keys of the drafters whose seeds alone are told."""
+def printed_keys(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Checks that only seeds are printed, and returns the public key of each drafter."""
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert re.fullmatch(r"(key-[a-z-]+: SU[A-Z2-7]{56}\n)+", done.stderr)
     return {name: public_key(seed) for name, seed in (line.split(": ") for line in done.stderr.splitlines())}
@@ -51,8 +51,8 @@ def test_drafters_of_a_key_that_is_there_are_added_one_after_the_other_and_keep_
     file = tmp_path / "keys.toml"
     file.write_text(f"# ours\n{entry('alice', KEYS['alice'])}\n{entry('bob', KEYS['bob'])}drafters = []\n")
     before = file.read_text()
-    laptop = told(made("alice", "--drafter", "key-alice-laptop", "--into", str(file)))
-    desk = told(made("alice", "--drafter", "key-alice-desk", "--into", str(file)))
+    laptop = printed_keys(made("alice", "--drafter", "key-alice-laptop", "--into", str(file)))
+    desk = printed_keys(made("alice", "--drafter", "key-alice-desk", "--into", str(file)))
     assert own_drafters(file) == laptop | desk
     assert own_drafters(file, "bob") == {}
     assert file.read_text().startswith(before)
@@ -67,7 +67,7 @@ def test_a_drafter_that_is_there_gets_a_new_key_and_the_others_keep_theirs(tmp_p
         + entry("bob", KEYS["bob"])
     )
     file.chmod(0o640)
-    new = told(made("alice", "--drafter", "key-alice", "--into", str(file)))
+    new = printed_keys(made("alice", "--drafter", "key-alice", "--into", str(file)))
     assert own_drafters(file) == {"key-alice-desk": PUBLIC} | new
     assert new["key-alice"] != PUBLIC
     assert file.stat().st_mode & 0o777 == 0o640

@@ -1,6 +1,6 @@
 """GET /v1/dsd/drafter: what a user's own drafter must know to join the fleet (docs/drafters.md).
 
-Invariant: an API key is told of its own drafters alone, and never a secret. Only the user has the drafters' NATS keys.
+Invariant: an API key sees only its own drafters, and no secret. Only the user has the drafters' NATS keys.
 So whoever steals the API key cannot read its owner's prompts.
 """
 

@@ -4,7 +4,7 @@
    within the margin. After the pause it drafts again to measure its acceptance; each further pause in a row is twice as
    long (the back-off of Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
 2. No prediction knows what drafting costs a machine that drafter and verifier share. So where they do, and the
-   predicted gain is no larger than that cost may be, the pair pauses on trial. Drafting resumes if the trial made
+   predicted gain is below `doubtful`, the pair pauses on trial. Drafting resumes if the trial made
    tokens slower; the next trial then comes after four times the time. Otherwise the trial becomes a pause. Speeds are
    means of 1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
 
@@ -39,7 +39,9 @@ class PauseSettings:
     first: int = 40  # length of the first pause, and half of that of drafting before the first trial
     longest: int = 640  # upper bound of both
     compared: int = 8  # reports whose mean speed a trial compares; a third as many are skipped before
-    margin: float = 0.03  # relative gain that drafting must promise, and relative loss of speed that ends a trial
+    margin: float = (
+        0.03  # relative gain that drafting must promise, and loss of speed in a trial after which it resumes
+    )
     doubtful: float = 0.2  # predicted gain below which a pair that shares a machine is tried
 
     def __post_init__(self) -> None:
@@ -190,7 +192,7 @@ class PausingPair:
         self._trial = PauseTrial(fmean(self._speeds), self._settings.settling)
 
     def _judge(self, trial: PauseTrial, seen: PairReport) -> None:
-        """Ends a trial that has failed or is over."""
+        """Ends a trial that is over."""
         trial.observe(seen)
         if len(trial.speeds) < self._settings.compared:
             return

@@ -79,7 +79,8 @@ class CauseFigures:
 class SingleFigures:
     """Faults of one kind, one at a time; "none": what none of them overlaps. Times in seconds.
 
-    longest_s: between two pieces of a choice, without the prefill behind a move. longest_opening_s: of the moves.
+    longest_s: of the waits, between two pieces of a choice or for its first one, without the prefill behind a move.
+    longest_opening_s: of the moves.
     """
 
     kind: str
@@ -87,7 +88,7 @@ class SingleFigures:
     num_moves: int
     longest_s: float
     longest_opening_s: float
-    allowed_s: float  # beyond the longest time between two pieces without faults
+    allowed_s: float  # beyond the longest such wait without faults
     num_too_long: int
 
 

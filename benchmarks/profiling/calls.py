@@ -16,8 +16,7 @@ METRICS = ("/prometheus_client/", "/metrics.py")
 INSPECTOR = ("/gateway/inspector/",)
 OURS = ("/services/", "/shared/")
 NOT_CALLS = (
-    *("__init__", "<module>", "begin_at_zero", "by_kind", "<lambda>"),  # at the start, once for a type
-    *("set_function", "show_nodes"),
+    *("__init__", "<module>", "begin_at_zero", "by_kind", "<lambda>", "set_function", "show_nodes"),  # at the start
     *("__enter__", "__exit__"),  # of what `time` and `track_inprogress` return
 )
 

@@ -8,7 +8,7 @@ import sys
 import yaml
 
 from tests.images.replay import ROOT
-from tests.k8s.manifests import K8S, Manifest, containers_of, kustomized, workloads
+from tests.k8s.manifests import K8S, Manifest, containers_of, kustomized, pod_of, workloads
 
 
 def converted(manifests: list[Manifest], *argv: str) -> subprocess.CompletedProcess[str]:
@@ -26,6 +26,12 @@ def test_containers_keep_their_limits_and_listen_on_one_address_each_with_a_port
     assert [[each.get(field) for field in kept] for each in made] == [
         [each.get(field) for field in kept] for workload in workloads(manifests) for each in containers_of(workload)
     ]
+    originals = [each for workload in workloads(manifests) for each in containers_of(workload)]
+    assert [pod["securityContext"] for pod in pods] == [
+        pod_of(each)["securityContext"] for each in workloads(manifests)
+    ]
+    for each, original in zip(made, originals, strict=True):
+        assert each.get("args", [])[: len(original.get("args", []))] == original.get("args", [])
     settings = [{each["name"]: each.get("value") for each in pod["containers"][0]["env"]} for pod in pods]
     ours = [each for each in settings if "DSD_HTTP_PORT" in each]
     assert {each["DSD_HTTP_HOST"] for each in ours} == {"192.0.2.1"}

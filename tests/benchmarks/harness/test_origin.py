@@ -41,6 +41,8 @@ def test_the_commit_is_that_of_the_working_tree_and_tells_of_changes(tmp_path: P
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-m", "one")
-    assert git("rev-parse", "HEAD").startswith(commit_of(tmp_path))
+    commit = commit_of(tmp_path)
+    assert commit
+    assert git("rev-parse", "HEAD").startswith(commit)
     (tmp_path / "a").write_text("2")
     assert commit_of(tmp_path).endswith("-dirty")

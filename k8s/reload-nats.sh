@@ -24,9 +24,12 @@ pods=$(kubectl -n "$NAMESPACE" get pods -l $of_nats -o name)
 [ -n "$pods" ] || { echo "no NATS pods in the namespace $NAMESPACE" >&2; exit 1; }
 status=0
 for pod in $pods; do
-    kubectl -n "$NAMESPACE" exec "$pod" -c nats -- sh -c "$in_pod" && continue
+    found=0
+    kubectl -n "$NAMESPACE" exec "$pod" -c nats -- sh -c "$in_pod" || found=$?
+    [ $found -eq 0 ] && continue
     status=1
     echo "$pod has not read $file" >&2
+    [ $found -eq 3 ] && echo "Kubernetes has not brought it within 180 s" >&2 && continue
     kubectl -n "$NAMESPACE" logs "$pod" -c nats --since=5m | grep 'Failed to reload' | tail -n 1 >&2 || true
 done
 exit $status

@@ -89,7 +89,7 @@ class HostileRun:
     async def _flood(self) -> Flood:
         """The attack that counts."""
         url, model, num, seed = self._system.url, self._system.model, self._plan.num_requests, self._plan.seed
-        flood, sockets = Flood(), Flood()
+        flood, sockets, num_equal = Flood(), Flood(), self._honest.num_equal
         bodies, connections = all_bodies(model, seed, num), list(all_connections(model, self._num_repeats))
         async with self._system.watching(), self._honest.asking(2):
             for part in range(NUM_PARTS):
@@ -102,7 +102,7 @@ class HostileRun:
             dict(flood.counts),
             dict(sockets.counts),
             sockets.longest_silence_s,
-            self._honest.num_equal,
+            self._honest.num_equal - num_equal,
         )
         return flood
 

@@ -218,7 +218,7 @@ async def attack(url: str, connection: HostileConnection, timeout_s: float) -> O
         on_close = struct.pack("ii", 1, 0)  # SO_LINGER with 0 s: a reset instead of an orderly end
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, on_close)
     sending = asyncio.create_task(_send(writer, connection))
-    received, end, silences, now = bytearray(), "closed", [0.0], time.monotonic
+    received, end, silence_s, now = bytearray(), "closed", 0.0, time.monotonic
     try:
         if connection.reset:
             await sending
@@ -228,7 +228,7 @@ async def attack(url: str, connection: HostileConnection, timeout_s: float) -> O
                 async with asyncio.timeout(allowed_s(connection, timeout_s)):
                     piece = await reader.read(1 << 16)
             finally:
-                silences.append(now() - began)
+                silence_s = max(silence_s, now() - began)
             if not piece:
                 break
             received += piece
@@ -242,7 +242,7 @@ async def attack(url: str, connection: HostileConnection, timeout_s: float) -> O
         await asyncio.wait({sending})
     answers = list(answers_in(bytes(received)))
     statuses = tuple(status for status, _ in answers)
-    return Outcome(statuses, end, max(silences), _fault_of(connection, answers, end))
+    return Outcome(statuses, end, silence_s, _fault_of(connection, answers, end))
 
 
 async def _send(writer: asyncio.StreamWriter, connection: HostileConnection) -> None:

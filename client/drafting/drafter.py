@@ -108,17 +108,18 @@ def cache() -> Path:
 def run(drafter: DrafterPlan) -> int:
     """Runs the drafter to its end; returns its exit status. Its other settings are DSD_ variables, as always.
 
-    Signals go on to it, also those that come before it runs. It has a process group of its own, so that a terminal's
-    Ctrl-C does not reach it twice: the second signal would end it at once.
+    Signals go on to it, also those that come before it runs: SIGINT as it is, others as SIGTERM. It has a process group
+    of its own, so that a terminal's Ctrl-C does not reach it twice: the second signal would end it at once.
     """
-    early: list[int] = []
+    is_ended = False  # before it ran
     process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal is_ended
         if process is None:
-            early.append(number)
+            is_ended = True
         elif not IS_CONSOLE_SHARED:
-            process.send_signal(number)
+            process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
     for each in PASSED_ON:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup wants it
@@ -126,7 +127,7 @@ def run(drafter: DrafterPlan) -> int:
     env = {**environment(), **drafter.settings}
     with subprocess.Popen([sys.executable, "-m", MODULE], env=env, process_group=0) as started:
         process = started
-        if early:
+        if is_ended:
             process.terminate()
         status = process.wait()
         return status if status >= 0 else 128 - status

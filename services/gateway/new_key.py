@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
 def _make(name: str, drafters: list[str], into: Path | None) -> list[str]:
     """Writes or prints the entry; the secrets to show. Raises ValueError for a file that gateways would not take."""
     text = into.read_text(encoding="utf-8") if into and into.exists() else ""
+    if text and not text.endswith("\n"):
+        text += "\n"
     secrets, seeds = [], {drafter: new_seed() for drafter in drafters}
     if name not in tomllib.loads(text):
         key = new_key()

@@ -91,6 +91,14 @@ def test_a_file_that_gateways_would_not_take_is_not_written(tmp_path: Path, argv
     assert file.read_text() == before
 
 
+def test_an_entry_begins_on_a_line_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(entry("alice", KEYS["alice"]) + "drafters = []")
+    printed_keys(made("alice", "--drafter", "key-alice", "--into", str(file)))
+    assert made("bob", "--into", str(file)).returncode == 0
+    assert len(own_drafters(file)) == 1
+
+
 def test_a_key_file_is_made_with_its_first_entry(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     done = made("alice", "--into", str(file))

@@ -6,7 +6,8 @@ answer. With one fault at a time a wait, between two pieces of a choice or befor
     usual + allowed + prefill
 
 usual: the longest such wait without faults. allowed: ALLOWED_S of a fault, for waits that begin within that time of it;
-OTHERWISE_S for all others. prefill: from Opened at another verifier to the first token there.
+STARTING_S for later ones, while the process that it ended starts again; OTHERWISE_S for all others. prefill: from
+Opened at another verifier to the first token there.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.chaos.faults import HANG_S
+from benchmarks.chaos.faults import HANG_S, SIGNALS
 from benchmarks.chaos.records import Attempt, CauseFigures, Fault, Move, MoveFigures, RequestRecord, SingleFigures
 from benchmarks.harness.latency import OK
 from shared.timing import HEARTBEAT_S, silence_s
 
 OTHERWISE_S = 0.2  # a session that runs free does not wait for its drafter, and for nobody else
+STARTING_S = 0.5  # nobody waits for a process that starts, but it takes one of few cores for seconds
 REOPENED_S = 2.0  # a dead verifier's session works elsewhere
 SILENT_S = max(HANG_S, silence_s(HEARTBEAT_S) + REOPENED_S)
 ALLOWED_S: Mapping[str, float] = {
@@ -160,9 +162,14 @@ def _limit(faults: Sequence[Fault], wait: Wait) -> tuple[str, float]:
     overlapping = [fault for fault in faults if _concerns(fault, wait)]
     if not overlapping:
         return NO_FAULT, wait.usual_s + OTHERWISE_S
-    limits = [(ALLOWED_S.get(fault.kind, OTHERWISE_S), fault) for fault in overlapping]
-    allowed = [limit for limit, fault in limits if wait.begin_s <= fault.begun_s + limit]
-    return overlapping[-1].kind, wait.usual_s + max([OTHERWISE_S, *allowed])
+    return overlapping[-1].kind, wait.usual_s + max(_allowed_s(fault, wait) for fault in overlapping)
+
+
+def _allowed_s(fault: Fault, wait: Wait) -> float:
+    at_once = ALLOWED_S.get(fault.kind, OTHERWISE_S)
+    if wait.begin_s <= fault.begun_s + at_once:
+        return at_once
+    return STARTING_S if fault.kind.partition("-")[0] in SIGNALS else OTHERWISE_S
 
 
 def _overlap(wait: Wait, move: Move) -> float:

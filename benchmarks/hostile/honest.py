@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from shared.policies.kv_cache import KV_STEP
+
 PROMPTS = (
     "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
     "Tell me how to bake bread, step by step.",
     "Describe a day in the life of a beaver.",
     "Write a long letter from a sailor to his family.",
 )
+FILLER = 1000  # a token id
 NUM_KNOWN = 64  # newest session ids that hostile peers may name
 ANSWER_S = 120.0
 
@@ -110,6 +113,14 @@ class HonestClients:
             if response.status != 200:
                 raise Disturbed(f"{response.status} {(await response.text())[:500]}")
             return await self._read(response)
+
+    async def fill_cache(self, kv_tokens: int) -> None:
+        """Asks for one token behind a text that takes the whole KV cache. The verifier drops what it kept of earlier
+        texts for it, so its memory is comparable afterwards. Raises Disturbed."""
+        body = {"model": self.model, "prompt": [FILLER] * (kv_tokens - KV_STEP), "max_tokens": 1}
+        async with asyncio.timeout(ANSWER_S), self.http.post(f"{self.url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                raise Disturbed(f"{response.status} {(await response.text())[:500]}")
 
     async def _read(self, response: aiohttp.ClientResponse) -> HonestAnswer:
         text, session_id, first_at, last_at, num_tokens, is_whole = "", "", 0.0, 0.0, 0, False

@@ -28,12 +28,12 @@ from benchmarks.hostile.flood import (
 from benchmarks.hostile.honest import HonestClients
 from benchmarks.hostile.records import HostileResult, HttpFigures
 from benchmarks.hostile.role_attack import attack_as, known_of, violations_of
-from benchmarks.hostile.system import HOSTILE, TIMEOUT_S, SystemUnderAttack, running
+from benchmarks.hostile.system import HOSTILE, KV_TOKENS, TIMEOUT_S, SystemUnderAttack, running
 
 GROWTH_MIB = 8.0  # of a process's own memory, from the middle third of an attack to the last
 MAX_SLOWDOWN = 1.1
 NUM_CLIENTS, NUM_CONNECTIONS = 16, 64
-NUM_PARTS = 6  # of bodies and connections in turn, so that all thirds of the attack have the same of both
+NUM_PARTS = 6  # of bodies and connections in turn, each with the same of both; memory is read behind each
 WARM_UP = 0.25  # share of more packets, sent first, after which memory counts
 HTTP_WARM_UP = 1.5  # the same of bodies: until the verifier's caches (kernels, grammars, KV) are full
 BODIES_PER_ROUND = 20_000  # for each of which all kinds of connections are opened once
@@ -91,10 +91,13 @@ class HostileRun:
         url, model, num, seed = self._system.url, self._system.model, self._plan.num_requests, self._plan.seed
         flood, sockets, num_equal = Flood(), Flood(), self._honest.num_equal
         bodies, connections = all_bodies(model, seed, num), list(all_connections(model, self._num_repeats))
-        async with self._system.watching(), self._honest.asking(2):
-            for part in range(NUM_PARTS):
+        self._system.memory.clear()
+        for part in range(NUM_PARTS):
+            async with self._honest.asking(2):
                 await send_all(url, bodies[part::NUM_PARTS], NUM_CLIENTS, flood)
                 await attack_all(url, connections[part::NUM_PARTS], NUM_CONNECTIONS, TIMEOUT_S, sockets)
+            await self._honest.fill_cache(KV_TOKENS)
+            self._system.read_memory()
         self._note([*flood.violations, *sockets.violations])
         self._result.http = HttpFigures(
             len(systematic_bodies(model, seed, num)),

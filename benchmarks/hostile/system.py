@@ -30,6 +30,7 @@ from services.local.system import SystemPlan, service_programs
 HOSTILE = {"drafter": "drafter-1", "gateway": "gateway-1", "verifier": "another-verifier", "controller": "controller"}
 DRAFTS = ("int8", "int4")
 HEARTBEAT_S, TIMEOUT_S = 0.5, 5.0
+KV_TOKENS = 2048  # of a verifier
 ENV = {
     "DSD_HEARTBEAT_S": str(HEARTBEAT_S),
     "DSD_DEFAULT_MAX_TOKENS": "4",  # so that mutated bodies are cheap
@@ -38,7 +39,7 @@ ENV = {
     "DSD_REQUEST_TIMEOUT_S": "120",
     "DSD_LEASE_S": "10",  # of sessions that hostile gateways leave behind
     "DSD_NUM_THREADS": "1",
-    "DSD_KV_TOKENS": "2048",  # soon full: what is kept of earlier texts is no growth
+    "DSD_KV_TOKENS": str(KV_TOKENS),  # soon full: what is kept of earlier texts is no growth
     "DSD_PREFIX_CACHE_TOKENS": "256",  # the same of drafters
     "DSD_DRAIN_S": "1",
     "DSD_API_KEYS_FILE": "",
@@ -57,7 +58,7 @@ class SystemUnderAttack:
     access: Access
     children: dict[str, Child]
     log_dir: Path
-    memory: dict[str, list[float]] = field(default_factory=dict)  # readings since `watching` began, MiB
+    memory: dict[str, list[float]] = field(default_factory=dict)  # readings during an attack, MiB
 
     def pids(self) -> dict[str, int]:
         return {name: child.pid for name, child in self.children.items() if child.pid is not None}
@@ -93,9 +94,13 @@ class SystemUnderAttack:
 
     async def _read_memory(self) -> None:
         while True:
-            for name, pid in self.pids().items():
-                self.memory.setdefault(name, []).append(own_mib(pid))
+            self.read_memory()
             await asyncio.sleep(SAMPLE_S)
+
+    def read_memory(self) -> None:
+        """Adds a reading of each process."""
+        for name, pid in self.pids().items():
+            self.memory.setdefault(name, []).append(own_mib(pid))
 
     def growth(self) -> dict[str, float]:
         """By process, MiB: the median of the last third of the readings, less that of the middle third."""

@@ -28,6 +28,7 @@ CONTROLLERS_PER_NAME = 16  # they share one
 MAX_CHOICES = 64  # instances that a router compares at once
 MAX_LOOKS = 256  # instances that a search looks at if none of the first ones suits
 LAG_S = 0.02  # heartbeat propagation allowance beyond the round trip, seconds
+BACK_S = 5.0  # a verifier that fell silent is expected back so long: NATS may hang, or its server may restart
 MAX_TRAVEL_S = 2.0  # of a heartbeat, whatever round trip it tells
 WORKERS: tuple[Service, ...] = ("verifier", "drafter")  # services that take sessions
 KNOWN: tuple[Service, ...] = (*WORKERS, "controller")  # controllers are only listed
@@ -98,6 +99,7 @@ class PeerFleet:
         self._newest = {service: NewestInstances(per_name[service]) for service in KNOWN}
         self._gone: list[str] = []  # replaced since the last `expire`
         self._lost: list[LostPeer] = []  # since the last `take_lost`
+        self._left_at: dict[str, float] = {}  # when a verifier of a model was lost, of the last BACK_S
         self._own: Counter[str] = Counter()  # the gateway's sessions by name, those of replaced instances too
 
     def observe(self, heartbeat: Heartbeat, now: float) -> bool:
@@ -123,9 +125,12 @@ class PeerFleet:
     def expire(self, now: float) -> list[str]:
         """Removes the instances whose heartbeat is stale or that newer ones have replaced, and returns their ids."""
         gone, self._gone = self._gone, []
+        self._left_at = {model: at for model, at in self._left_at.items() if now - at < BACK_S}
         for peer in [peer for peer in self._peers.values() if now >= peer.stale_at]:
             self._newest[peer.heartbeat.service].leave(peer.heartbeat.instance_id)
             self._lose(peer)
+            if peer.heartbeat.service == "verifier" and not peer.heartbeat.draining:
+                self._left_at |= dict.fromkeys(peer.heartbeat.models, now)
             gone.append(peer.heartbeat.instance_id)
         return gone
 
@@ -201,6 +206,15 @@ class PeerFleet:
     def max_context(self, model: str, now: float) -> int:
         """The longest context in tokens that a live verifier of the model offers; 0 if there is none."""
         return max((peer.heartbeat.max_context for peer in self._able("verifier", model, now)), default=0)
+
+    def has_just_lost(self, model: str, now: float) -> bool:
+        """Whether there is no verifier of the model, and one was lost less than BACK_S ago: most likely the bus hangs,
+        and its next heartbeat is on its way."""
+        peers = [self._peers[instance_id] for instance_id in self._serving.get(("verifier", model), ())]
+        if any(peer.may_serve(now) for peer in peers):
+            return False
+        is_stale = any(peer.stale_at <= now < peer.stale_at + BACK_S and not peer.heartbeat.draining for peer in peers)
+        return is_stale or now - self._left_at.get(model, -math.inf) < BACK_S
 
     def vocab_size(self, model: str, now: float) -> int:
         """The most token ids that a live verifier of the model knows; 0 if there is none."""

@@ -236,6 +236,8 @@ class Routes:
         body = prepared.body
         trace.tokenised(body, sum(len(prompt.token_ids) for prompt in prepared.prompts))
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
+        async with deadline.kept():
+            await backend.builder.wait_for_verifier()
         requests = backend.builder.choice_requests(body, prepared.prompts, key, time.monotonic())
         generations = [each.generation for each in requests]
         async with (

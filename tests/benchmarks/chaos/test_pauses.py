@@ -90,5 +90,14 @@ def test_a_fault_of_another_gateway_excuses_nothing() -> None:
     assert (figures["hang-gateway"].longest_s, figures[NO_FAULT].num_too_long, len(complaints)) == (0.0, 1, 1)
 
 
+@pytest.mark.parametrize(("kind", "allowed_s"), [("kill-drafter", 0.5), ("term-controller", 0.5), ("clock", 0.2)])
+def test_a_process_that_starts_again_may_slow_the_others_down(kind: str, allowed_s: float) -> None:
+    fault = Fault(kind, "drafter-0", 10.9, 40.0)
+    for begin, allowed in ((11.0, 0.2), (11.2, allowed_s)):
+        usual = begin + 0.5 + allowed
+        assert single([fault], record([begin, usual - 0.01]))[1] == []
+        assert len(single([fault], record([begin, usual + 0.01]))[1]) == 1
+
+
 def test_every_limit_is_of_a_kind_of_fault() -> None:
     assert set(ALLOWED_S) < set(KINDS)

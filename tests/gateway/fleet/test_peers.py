@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from services.gateway.fleet.missing import LostPeer
-from services.gateway.fleet.peers import CONTROLLERS_PER_NAME, KNOWN, MAX_PEERS, PeerFleet
+from services.gateway.fleet.peers import BACK_S, CONTROLLERS_PER_NAME, KNOWN, MAX_PEERS, PeerFleet
 from services.gateway.session.generation import Generation
 from services.gateway.session.load_accounting import LoadAccounting
 from services.gateway.session.placement import Placement
@@ -50,6 +50,23 @@ def test_an_instance_is_a_choice_while_it_beats() -> None:
     assert fleet.choices("verifier", MODEL, stale_at) == []
     assert fleet.expire(stale_at) == ["a.1"]
     assert fleet.observe(beat("a.1"), 20.0), "it has come back"
+
+
+def test_a_model_has_just_lost_its_verifiers_for_a_while_if_none_of_them_said_so() -> None:
+    fleet = PeerFleet()
+    assert not fleet.has_just_lost(MODEL, 0.0)
+    for instance_id in ("a.1", "b.1"):
+        fleet.observe(beat(instance_id), 0.0)
+    stale_at = STALE_HEARTBEATS * 1.0
+    assert [fleet.has_just_lost(MODEL, now) for now in (0.0, stale_at - 0.1, stale_at)] == [False, False, True]
+    fleet.expire(stale_at + 1.0)
+    lost = [fleet.has_just_lost(model, stale_at + BACK_S) for model in (MODEL, "other")]
+    assert lost == [True, False]
+    fleet.observe(beat("c.1"), stale_at + 2.0)
+    assert not fleet.has_just_lost(MODEL, stale_at + 2.0), "there is one"
+    fleet.observe(beat("c.1", draining=True), stale_at + 3.0)
+    fleet.expire(stale_at + 3.0 + BACK_S)
+    assert not fleet.has_just_lost(MODEL, stale_at + 3.0 + BACK_S), "it said that it drains"
 
 
 def test_a_draining_instance_is_alive_but_no_choice() -> None:

@@ -191,6 +191,25 @@ async def test_without_a_verifier_the_answer_is_503_with_retry_after(world: Worl
     assert (await response.json())["error"]["type"] == "server_error"
 
 
+async def test_a_request_waits_for_a_verifier_that_fell_silent_moments_ago(world: World) -> None:
+    verifier = await world.verifier()
+    await verifier.kill()
+    await until(lambda: not world.knows(verifier))
+    async with asyncio.TaskGroup() as tasks:
+        response = tasks.create_task(world.client.post(CHAT, json=chat()))
+        await asyncio.sleep(0.1)
+        assert not response.done()
+        await world.verifier("another")
+    assert response.result().status == 200
+
+
+async def test_a_request_that_waits_for_a_verifier_has_its_deadline(world: World) -> None:
+    verifier = await world.verifier()
+    await verifier.kill()
+    await until(lambda: not world.knows(verifier))
+    assert (await world.client.post(CHAT, json=chat(dsd={"timeout_s": 0.05}))).status == 504
+
+
 async def test_a_failing_verifier_is_500_and_a_final_refusal_400(world: World) -> None:
     verifier = await world.verifier()
     verifier.refuses = "internal"

@@ -6,8 +6,8 @@ answer. With one fault at a time a wait, between two pieces of a choice or befor
     usual + allowed + prefill
 
 usual: the longest such wait without faults. allowed: ALLOWED_S of a fault, for waits that begin within that time of it;
-STARTING_S for later ones, while the process that it ended starts again; OTHERWISE_S for all others. prefill: from
-Opened at another verifier to the first token there.
+STARTING_S for later ones, and for those before a first piece, while the process that it ended starts again;
+OTHERWISE_S for all others. prefill: from Opened at another verifier to the first token there.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Wait:
     begin_s: float
     end_s: float
     usual_s: float
+    is_first: bool = False
 
     @property
     def seconds(self) -> float:
@@ -152,7 +153,7 @@ def by_single(
 def _waits(attempt: Attempt, usual_gap_s: float, usual_ttft_s: float) -> Iterator[Wait]:
     for arrivals in attempt.arrivals_s:
         if arrivals:
-            yield Wait(attempt.gateway, attempt.sent_s, arrivals[0], usual_ttft_s)
+            yield Wait(attempt.gateway, attempt.sent_s, arrivals[0], usual_ttft_s, is_first=True)
     for begin, end in gaps(attempt):
         yield Wait(attempt.gateway, begin, end, usual_gap_s)
 
@@ -167,9 +168,9 @@ def _limit(faults: Sequence[Fault], wait: Wait) -> tuple[str, float]:
 
 def _allowed_s(fault: Fault, wait: Wait) -> float:
     at_once = ALLOWED_S.get(fault.kind, OTHERWISE_S)
-    if wait.begin_s <= fault.begun_s + at_once:
-        return at_once
-    return STARTING_S if fault.kind.partition("-")[0] in SIGNALS else OTHERWISE_S
+    is_early, starts = wait.begin_s <= fault.begun_s + at_once, fault.kind.partition("-")[0] in SIGNALS
+    slowed = STARTING_S if starts and (wait.is_first or not is_early) else OTHERWISE_S
+    return max(slowed, at_once) if is_early else slowed
 
 
 def _overlap(wait: Wait, move: Move) -> float:

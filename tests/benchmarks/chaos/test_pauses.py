@@ -99,5 +99,13 @@ def test_a_process_that_starts_again_may_slow_the_others_down(kind: str, allowed
         assert len(single([fault], record([begin, usual + 0.01]))[1]) == 1
 
 
+def test_a_first_piece_may_come_later_while_a_process_starts_again() -> None:
+    fault = Fault("kill-drafter", "drafter-0", 9.9, 40.0)
+    in_time = 10.0 + USUAL_TTFT_S + 0.5
+    assert single([fault], record([in_time - 0.01]))[1] == []
+    assert len(single([fault], record([in_time + 0.01]))[1]) == 1
+    assert len(single([Fault("clock", "drafter-0", 9.9, 40.0)], record([in_time - 0.01]))[1]) == 1
+
+
 def test_every_limit_is_of_a_kind_of_fault() -> None:
     assert set(ALLOWED_S) < set(KINDS)

@@ -72,8 +72,21 @@ async def test_a_request_without_an_answer_is_a_violation_unless_it_asked_for_lo
     flood = Flood()
     async with a_server() as url:
         await send_all(url, [a_body(**fields)], 1, flood)
-    assert flood.counts == {LEFT: 1}
+    assert flood.counts == {LEFT: 1 + is_violation}, "it is sent again alone"
     assert [each.what for each in flood.violations] == ["no answer within 0.2 s"] * is_violation
+
+
+async def test_a_request_that_is_answered_when_it_is_sent_alone_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bool] = []
+
+    async def send(http: object, url: str, body: object, flood: Flood, late: list[object] | None = None) -> None:
+        sent.append(late is None)
+        if late is not None:
+            late.append(body)
+
+    monkeypatch.setattr(flooding, "send", send)
+    await send_all("", [a_body(), a_body()], 2, Flood())
+    assert sent == [False, False, True, True]
 
 
 def test_long_work_is_a_long_prompt_many_tokens_or_many_choices_of_a_body_that_can_be_read() -> None:

@@ -168,9 +168,10 @@ def _limit(faults: Sequence[Fault], wait: Wait) -> tuple[str, float]:
 
 def _allowed_s(fault: Fault, wait: Wait) -> float:
     at_once = ALLOWED_S.get(fault.kind, OTHERWISE_S)
-    is_early, starts = wait.begin_s <= fault.begun_s + at_once, fault.kind.partition("-")[0] in SIGNALS
-    slowed = STARTING_S if starts and (wait.is_first or not is_early) else OTHERWISE_S
-    return max(slowed, at_once) if is_early else slowed
+    later = STARTING_S if fault.kind.partition("-")[0] in SIGNALS else OTHERWISE_S
+    if wait.begin_s > fault.begun_s + at_once:
+        return later
+    return max(at_once, later) if wait.is_first else at_once
 
 
 def _overlap(wait: Wait, move: Move) -> float:

@@ -84,10 +84,13 @@ async def send(
         async with http.post(url + body.path, data=body.raw, headers=JSON) as response:
             answer = Answer(response.status, response.headers.get("Content-Type", ""), await response.read())
     except TimeoutError:
-        is_right = is_long_work(body) or late is not None
-        flood.note(LEFT, None if is_right else violation(f"no answer within {PATIENCE_S:g} s", body, None))
-        if late is not None and not is_long_work(body):
-            late.append(body)
+        found = None
+        if not is_long_work(body):
+            if late is None:
+                found = violation(f"no answer within {PATIENCE_S:g} s", body, None)
+            else:
+                late.append(body)
+        flood.note(LEFT, found)
         return
     except aiohttp.ClientError as error:
         flood.note("no answer", violation(f"no answer: {error!r}", body, None))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +30,6 @@ from shared.protocol.messages import MAX_TOKENS, NO_TOKENS, Sampling, TokenIds
 from shared.protocol.subjects import new_session_id
 
 MAX_SEED = (1 << 53) - 1  # of those drawn here: every JSON reader keeps such a number exactly
-LOOK_S = 0.05  # between two looks for a verifier
 MAX_REASON_CHARACTERS = 1000  # of a chat template's own message
 
 
@@ -93,11 +90,6 @@ class RequestBuilder:
         end = self.tokenizer.end_of(generation.prompt_ids) if self.formats.reasoning else ""
         parser, markers = self.formats.parser(body.tool_use, end), self.formats.markers(body.tool_use)
         return self.tokenizer.answer(generation, body.stop or (), parser, markers)
-
-    async def wait_for_verifier(self) -> None:
-        """Waits while the last verifier of the model was lost moments ago."""
-        while self.placement.fleet.has_just_lost(self.model_name, time.monotonic()):  # noqa: ASYNC110  it ends by time
-            await asyncio.sleep(LOOK_S)
 
     def choice_requests(
         self, body: AnyBody, prompts: list[EncodedPrompt], key: ApiKey, now: float

@@ -237,7 +237,7 @@ class Routes:
         trace.tokenised(body, sum(len(prompt.token_ids) for prompt in prepared.prompts))
         key, deadline = current_key(), backend.gate.deadline(asked_at, body.timeout_s)
         async with deadline.kept():
-            await backend.builder.wait_for_verifier()
+            await backend.sessions.wait_for_verifier(backend.builder.model_name)
         requests = backend.builder.choice_requests(body, prepared.prompts, key, time.monotonic())
         generations = [each.generation for each in requests]
         async with (

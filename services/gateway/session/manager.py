@@ -12,7 +12,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import structlog
@@ -46,6 +46,7 @@ from shared.protocol.messages import (
 log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
+LOOK_S = 0.5  # for a verifier that is expected back
 MAX_LOGGED = 8  # ids in one line
 _ABSENT_VERB = re.compile(ABSENT + r"-(?P<session>[0-9a-f]{32})-(?P<service>verifier|drafter)-(?P<term>[0-9]+)")
 
@@ -166,6 +167,7 @@ class Sessions:
         self._metrics = metrics
         self._live: dict[str, LiveSession] = {}
         self._strays: list[Send] = []  # Closes for sessions that are over here, but not at a verifier
+        self._joined = asyncio.Event()  # set, and replaced, when an instance joins
 
     def __len__(self) -> int:
         return len(self._live)
@@ -173,6 +175,13 @@ class Sessions:
     @property
     def fleet(self) -> PeerFleet:
         return self.placement.fleet
+
+    async def wait_for_verifier(self, model: str) -> None:
+        """Waits while the last verifier of the model was lost moments ago and none has joined."""
+        while self.fleet.has_just_lost(model, time.monotonic()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._joined.wait()
 
     @asynccontextmanager
     async def live(self, generation: Generation, asked_at: float | None = None) -> AsyncIterator[LiveSession]:
@@ -283,6 +292,8 @@ class Sessions:
             self._metrics.dropped.labels("foreign heartbeat").inc()
         elif self.fleet.observe(message, now := time.monotonic()):
             log.info("joined", peer=message.instance_id, peer_service=message.service, models=message.models)
+            self._joined.set()
+            self._joined = asyncio.Event()
             for live in self._live.values():
                 if live.session.on_joined(message.instance_id, now):
                     live.wake()

@@ -6,11 +6,12 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from benchmarks.harness.origin import Origin
@@ -22,12 +23,13 @@ from benchmarks.hostile.__main__ import main
 from benchmarks.hostile.answers import Violation, is_long_work
 from benchmarks.hostile.bodies import CHAT, HostileBody, systematic
 from benchmarks.hostile.flood import LEFT, Flood, send_all, systematic_bodies
-from benchmarks.hostile.honest import HonestClients
+from benchmarks.hostile.honest import Disturbed, HonestClients
 from benchmarks.hostile.records import HostileResult, HttpFigures, RoleFigures, Slowdown
 from benchmarks.hostile.role_attack import violations_of
 from benchmarks.hostile.run import HostilePlan, HostileRun
 from benchmarks.hostile.sockets import HostileConnection, attack, connections, request
-from benchmarks.hostile.system import SystemUnderAttack
+from benchmarks.hostile.system import KV_TOKENS, SystemUnderAttack
+from services.local.nats_server import Access
 
 MODEL = "m"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -87,6 +89,20 @@ async def test_a_request_that_is_answered_when_it_is_sent_alone_is_none(monkeypa
     monkeypatch.setattr(flooding, "send", send)
     await send_all("", [a_body(), a_body()], 2, Flood())
     assert sent == [False, False, True, True]
+
+
+async def test_the_kv_cache_is_filled_by_one_answer_or_the_run_ends() -> None:
+    for status, is_disturbed in (("200 OK", False), ("503 Service Unavailable", True)):
+        answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+        async with a_server(answer) as url, aiohttp.ClientSession() as http:
+            with pytest.raises(Disturbed, match="503") if is_disturbed else nullcontext():
+                await HonestClients(url, MODEL, http).fill_cache(KV_TOKENS)
+
+
+def test_growth_is_the_median_of_the_last_third_less_that_of_the_middle_one(tmp_path: Path) -> None:
+    system = SystemUnderAttack("", MODEL, cast(Access, None), {}, tmp_path)
+    system.memory = {"leaks": [50, 9, 9, 10, 12, 14], "calm": [1, 2, 3, 3, 3, 3], "short": [1, 2, 3]}
+    assert system.growth() == {"leaks": 3.5, "calm": 0.0}
 
 
 def test_long_work_is_a_long_prompt_many_tokens_or_many_choices_of_a_body_that_can_be_read() -> None:

@@ -99,8 +99,8 @@ class HonestClients:
             self.disturbed.append(f"{prompt!r}: {answer.text!r}, expected {self.expected[prompt]!r}")
         return answer
 
-    async def ask(self, prompt: str) -> HonestAnswer:
-        """One streamed answer. Raises Disturbed."""
+    async def ask(self, prompt: str, drafter: str = "") -> HonestAnswer:
+        """One streamed answer, drafted for by any drafter or this one. Raises Disturbed."""
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -108,6 +108,7 @@ class HonestClients:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            "dsd": {"drafter": drafter} if drafter else {},
         }
         async with asyncio.timeout(ANSWER_S), self.http.post(f"{self.url}/v1/chat/completions", json=body) as response:
             if response.status != 200:

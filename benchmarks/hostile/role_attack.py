@@ -7,6 +7,8 @@ Invariant: the honest clients ask from before the first hostile message until af
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.hostile.honest import HonestClients
@@ -44,6 +46,21 @@ async def attack_as(
         honest.num_equal - num_equal,
         honest.num_left_out - num_left_out,
         honest.disturbed[disturbed:],
+    )
+
+
+def together(parts: Sequence[RoleFigures]) -> RoleFigures:
+    """The parts of an attack of one role as one."""
+    return RoleFigures(
+        parts[0].role,
+        sum(part.num_packets for part in parts),
+        sum(part.seconds for part in parts),
+        dict(sum((Counter(part.types) for part in parts), Counter())),
+        sum(part.denied for part in parts),
+        sum(part.num_sessions for part in parts),
+        sum(part.num_equal for part in parts),
+        sum(part.num_left_out for part in parts),
+        [each for part in parts for each in part.disturbed],
     )
 
 

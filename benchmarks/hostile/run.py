@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,13 +28,13 @@ from benchmarks.hostile.flood import (
 )
 from benchmarks.hostile.honest import HonestClients
 from benchmarks.hostile.records import HostileResult, HttpFigures
-from benchmarks.hostile.role_attack import attack_as, known_of, violations_of
+from benchmarks.hostile.role_attack import attack_as, known_of, together, violations_of
 from benchmarks.hostile.system import HOSTILE, KV_TOKENS, TIMEOUT_S, SystemUnderAttack, running
 
 GROWTH_MIB = 8.0  # of a process's own memory, from the middle third of an attack to the last
 MAX_SLOWDOWN = 1.1
 NUM_CLIENTS, NUM_CONNECTIONS = 16, 64
-NUM_PARTS = 6  # of bodies and connections in turn, each with the same of both; memory is read behind each
+NUM_PARTS = 6  # of an attack, each with the same mix; memory is read behind each
 WARM_UP = 0.25  # share of more packets, sent first, after which memory counts
 HTTP_WARM_UP = 1.5  # the same of bodies: until the verifier's caches (kernels, grammars, KV) are full
 BODIES_PER_ROUND = 20_000  # for each of which all kinds of connections are opened once
@@ -96,8 +97,7 @@ class HostileRun:
             async with self._honest.asking(2):
                 await send_all(url, bodies[part::NUM_PARTS], NUM_CLIENTS, flood)
                 await attack_all(url, connections[part::NUM_PARTS], NUM_CONNECTIONS, TIMEOUT_S, sockets)
-            await self._honest.fill_cache(KV_TOKENS)
-            self._system.read_memory()
+            await self._read_memory()
         self._note([*flood.violations, *sockets.violations])
         self._result.http = HttpFigures(
             len(systematic_bodies(model, seed, num)),
@@ -126,14 +126,25 @@ class HostileRun:
         known, num = await known_of(system.url, system.model, honest), plan.num_packets // len(HOSTILE)
         for role in plan.roles:
             notify(f"a hostile {role}")
-            name, rate = HOSTILE[role], plan.packet_rate
-            num_first = int(num * WARM_UP)
-            first = await attack_as(system.access, role, name, known, honest, num_first, rate, plan.seed + 1)
-            async with system.watching():
-                figures = await attack_as(system.access, role, name, known, honest, num, rate, plan.seed)
-            self._result.roles.append(figures)
+            attack = partial(attack_as, system.access, role, HOSTILE[role], known, honest, rate=plan.packet_rate)
+            first = await attack(int(num * WARM_UP), seed=plan.seed + NUM_PARTS)
+            system.memory.clear()
+            parts = []
+            for part in range(NUM_PARTS):
+                parts.append(await attack(-(-num // NUM_PARTS), seed=plan.seed + part))
+                await self._read_memory()
+            self._result.roles.append(figures := together(parts))
             self._result.violations += [*violations_of(first, is_warm_up=True), *violations_of(figures)]
             await self._check(role)
+
+    async def _read_memory(self) -> None:
+        """Behind answers that renew what verifiers and drafters keep of earlier texts, when no session is left."""
+        await self._system.idle(self._honest.http)
+        await self._honest.fill_cache(KV_TOKENS)
+        for drafter in self._system.drafters():
+            await self._honest.ask(self._honest.prompts[0], drafter)
+        await self._system.idle(self._honest.http)
+        self._system.read_memory()
 
     async def _check(self, attack: str) -> None:
         """What must hold after every attack."""

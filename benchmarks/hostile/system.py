@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.cell import complaint_of, own_mib
 from client.gateway import ClientError, GatewayClient
@@ -40,13 +41,15 @@ ENV = {
     "DSD_LEASE_S": "10",  # of sessions that hostile gateways leave behind
     "DSD_NUM_THREADS": "1",
     "DSD_KV_TOKENS": str(KV_TOKENS),  # soon full: what is kept of earlier texts is no growth
-    "DSD_PREFIX_CACHE_TOKENS": "256",  # the same of drafters
+    "DSD_PREFIX_CACHE_TOKENS": "0",  # of drafters: without ended sessions, the next one begins a new KV cache
     "DSD_DRAIN_S": "1",
     "DSD_API_KEYS_FILE": "",
 }
 READY_S, FLEET_S, CHECK_S = 180.0, 30.0, 0.1
 HEALTHY_S = 20 * HEARTBEAT_S
-SAMPLE_S, MIN_READINGS = 0.5, 6  # between two readings of memory, and their least number
+MIN_READINGS = 6  # of memory
+SESSIONS = ("dsd_gateway_sessions", "dsd_verifier_sessions", "dsd_drafter_sessions")
+IDLE_S = 60.0  # the most until no session is left: those of hostile gateways end with their lease
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class SystemUnderAttack:
     access: Access
     children: dict[str, Child]
     log_dir: Path
+    peers: set[str]  # ids of its verifiers and drafters
     memory: dict[str, list[float]] = field(default_factory=dict)  # readings during an attack, MiB
 
     def pids(self) -> dict[str, int]:
@@ -81,21 +85,16 @@ class SystemUnderAttack:
         links = Path(f"/proc/{self.children['gateway'].pid}/fd")
         return sum("socket" in os.path.realpath(path) for path in links.iterdir())  # some close meanwhile
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Reads the memory of all processes during the block."""
-        self.memory = {}
-        reading = asyncio.create_task(self._read_memory(), name="read memory")
-        try:
-            yield
-        finally:
-            reading.cancel()
-            await asyncio.wait({reading})
+    async def idle(self, http: aiohttp.ClientSession) -> None:
+        """Returns when no process has a session, and gateways know nobody but the system's own. Raises TimeoutError."""
+        urls = [child.urls[-1] for child in self.children.values() if child.urls]
+        async with asyncio.timeout(IDLE_S):
+            while any([await _num_sessions(http, url) for url in urls]) or await _peers(self.url, http) != self.peers:  # noqa: ASYNC110  what other processes do sets no event here
+                await asyncio.sleep(HEARTBEAT_S)
 
-    async def _read_memory(self) -> None:
-        while True:
-            self.read_memory()
-            await asyncio.sleep(SAMPLE_S)
+    def drafters(self) -> list[str]:
+        """Their names."""
+        return [name for name in self.children if name.startswith("drafter")]
 
     def read_memory(self) -> None:
         """Adds a reading of each process."""
@@ -140,18 +139,29 @@ async def running(models: Path, run_dir: Path, notify: Callable[[str], None]) ->
         programs = [replace(each, env=each.env | ENV) for each in service_programs(plan, access)]
         for child in [supervisor.start(program) for program in programs]:
             await supervisor.wait_ready(child, READY_S)
-        await _wait_for_fleet(plan.address)
-        yield SystemUnderAttack(plan.address, plan.pair.model_name, access, supervisor.children, run_dir / "logs")
+        peers = await _wait_for_fleet(plan.address)
+        children, logs = supervisor.children, run_dir / "logs"
+        yield SystemUnderAttack(plan.address, plan.pair.model_name, access, children, logs, peers)
     finally:
         await supervisor.stop()
 
 
-async def _wait_for_fleet(url: str) -> None:
-    """Returns when the gateway knows the verifier and the drafters."""
+async def _wait_for_fleet(url: str) -> set[str]:
+    """Returns the ids of the verifier and the drafters when the gateway knows them."""
     async with asyncio.timeout(FLEET_S), aiohttp.ClientSession() as http:
         while True:
             with suppress(ClientError):
-                fleet = await GatewayClient(url, http).fleet()
-                if (len(fleet.verifiers), len(fleet.drafters)) == (1, len(DRAFTS)):
-                    return
+                if len(peers := await _peers(url, http)) == 1 + len(DRAFTS):
+                    return peers
             await asyncio.sleep(CHECK_S)
+
+
+async def _peers(url: str, http: aiohttp.ClientSession) -> set[str]:
+    fleet = await GatewayClient(url, http).fleet()
+    return {each.instance_id for each in (*fleet.verifiers, *fleet.drafters)}
+
+
+async def _num_sessions(http: aiohttp.ClientSession, url: str) -> float:
+    async with http.get(f"{url}/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+    return sum(each.value for family in families for each in family.samples if each.name in SESSIONS)

@@ -25,7 +25,7 @@ from benchmarks.hostile.bodies import CHAT, HostileBody, systematic
 from benchmarks.hostile.flood import LEFT, Flood, send_all, systematic_bodies
 from benchmarks.hostile.honest import Disturbed, HonestClients
 from benchmarks.hostile.records import HostileResult, HttpFigures, RoleFigures, Slowdown
-from benchmarks.hostile.role_attack import violations_of
+from benchmarks.hostile.role_attack import together, violations_of
 from benchmarks.hostile.run import HostilePlan, HostileRun
 from benchmarks.hostile.sockets import HostileConnection, attack, connections, request
 from benchmarks.hostile.system import KV_TOKENS, SystemUnderAttack
@@ -100,7 +100,7 @@ async def test_the_kv_cache_is_filled_by_one_answer_or_the_run_ends() -> None:
 
 
 def test_growth_is_the_median_of_the_last_third_less_that_of_the_middle_one(tmp_path: Path) -> None:
-    system = SystemUnderAttack("", MODEL, cast(Access, None), {}, tmp_path)
+    system = SystemUnderAttack("", MODEL, cast(Access, None), {}, tmp_path, set())
     system.memory = {"leaks": [50, 9, 9, 10, 12, 14], "calm": [1, 2, 3, 3, 3, 3], "short": [1, 2, 3]}
     assert system.growth() == {"leaks": 3.5, "calm": 0.0}
 
@@ -115,6 +115,14 @@ def test_long_work_is_a_long_prompt_many_tokens_or_many_choices_of_a_body_that_c
     assert not is_long_work(a_body(max_tokens="many", n=None))
 
 
+def test_the_parts_of_an_attack_count_together() -> None:
+    first = RoleFigures("drafter", 10, 1.0, {"Load": 3}, 1, 0, 5, 0, ["a text"])
+    second = RoleFigures("drafter", 20, 2.5, {"Load": 4, "Open": 1}, 0, 2, 7, 1, ["another"])
+    assert together([first, second]) == RoleFigures(
+        "drafter", 30, 3.5, {"Load": 7, "Open": 1}, 1, 2, 12, 1, ["a text", "another"]
+    )
+
+
 async def test_violations_beside_the_measurement_of_tpot_count(monkeypatch: pytest.MonkeyPatch) -> None:
     async def measured(url: str, honest: object, bodies: object, rate: float, num: int, flood: Flood, seed: int) -> Any:
         flood.note("500", Violation("status 500", "a request", "an answer"))
@@ -123,7 +131,7 @@ async def test_violations_beside_the_measurement_of_tpot_count(monkeypatch: pyte
     monkeypatch.setattr(running, "measure_slowdown", measured)
     result = HostileResult(Origin("a command", "a machine", "a date", "3"), 1)
     result.http = HttpFigures(1, 1, {}, {}, 0.0, 1)
-    system = SystemUnderAttack("http://nowhere", MODEL, cast(Any, None), {}, Path())
+    system = SystemUnderAttack("http://nowhere", MODEL, cast(Any, None), {}, Path(), set())
     attacking = HostileRun(system, cast(HonestClients, None), HostilePlan("http", 10, 10, 20.0, 500.0, 4, 1), result)
     await attacking._measure_slowdown(Flood())
     assert len(result.violations) == 1

@@ -69,10 +69,13 @@ class Contestant:
         changed = dict(self.options) | ({"start": self.start} if self.start != START else {})
         return ", ".join((self.name, *(f"{key} {value}" for key, value in changed.items())))
 
+    def policy(self) -> WindowPolicy:
+        return MAKERS[self.name](self.transport.choice(self.start), **self.options)
+
     def cell(self, scenario: Scenario, folder: Path = FOLDER) -> Cell:
         """`folder`: of the scenario's files."""
         start = self.transport.choice(self.start)
-        return cell(scenario, self.transport, MAKERS[self.name](start, **self.options), start, folder)
+        return cell(scenario, self.transport, self.policy(), start, folder)
 
 
 def _variants(name: str, *options: Options, start: int = START) -> tuple[Contestant, ...]:

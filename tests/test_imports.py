@@ -19,7 +19,7 @@ BELOW: dict[str, set[str]] = {  # the packages that each may import, besides its
     "services": {"awc", "shared"},
     "awc_training": {"dsd_sim", "awc", "shared"},
     "model_zoo": {"services", "awc", "shared"},
-    "benchmarks": {"model_zoo", "services", "dsd_sim", "awc", "shared", "client"},
+    "benchmarks": {"model_zoo", "services", "awc_training", "dsd_sim", "awc", "shared", "client"},
     "deploy": set(),
 }
 SHARED_BELOW: dict[str, set[str]] = {  # the same for the parts of `shared`

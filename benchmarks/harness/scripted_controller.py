@@ -1,25 +1,32 @@
 """A window controller that the benchmark scripts: it changes window or policy of every drafter between prompts.
 
 Invariant: when `choose` returns, the NATS server has passed the choice on to every pair, so a session opened later
-starts with it. Decisions are repeated before they expire. No other controller may run.
+starts with it. Decisions are repeated before they expire. Policies see reports as those of the window controller do. No
+other controller may run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy
 from awc.registry import POLICIES
 from benchmarks.harness.bus import bus_at
+from services.window_controller.verifiers import LiveVerifiers
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
 from shared.protocol.messages import Heartbeat, Message, PairReport, Report, WindowDecision
 
+REGISTERED: Mapping[str, Callable[[], WindowPolicy]] = {
+    name: partial(kind, DEFAULT_CHOICE) for name, kind in POLICIES.items()
+}
 REPEAT_S = 2.0
 WAIT_S = 30.0
 
@@ -56,15 +63,23 @@ class PolicyState:
 
 
 class ScriptedController:
-    """Controls all pairs of `num_drafters` and `num_verifiers` on a bus."""
+    """Controls all pairs of `num_drafters` and `num_verifiers` on a bus. policies: what makes each, by name."""
 
-    def __init__(self, bus: Bus, num_drafters: int = 1, num_verifiers: int = 1) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        num_drafters: int = 1,
+        num_verifiers: int = 1,
+        policies: Mapping[str, Callable[[], WindowPolicy]] = REGISTERED,
+    ) -> None:
         self._bus = bus
         self._instance_id = subjects.new_instance_id("bench")
         self._num_drafters = num_drafters
         self._num_verifiers = num_verifiers
         self._drafters: dict[str, str] = {}  # newest instance ids by configured name
         self._verifiers: dict[str, str] = {}
+        self._live = LiveVerifiers(num_verifiers)
+        self._policies = policies
         self._is_complete = asyncio.Event()  # all drafters and verifiers are known
         self._fixed: WindowChoice | None = DEFAULT_CHOICE  # None: the policy decides
         self._policy = PolicyState(StaticPolicy(DEFAULT_CHOICE))
@@ -88,7 +103,7 @@ class ScriptedController:
         """Applies a fixed choice to every pair, or the policy with this name, which resumes from its last state."""
         if isinstance(control, str):
             if control not in self._known:
-                self._known[control] = PolicyState(POLICIES[control](DEFAULT_CHOICE))
+                self._known[control] = PolicyState(self._policies[control]())
             self._fixed, self._policy = None, self._known[control]
         else:
             self._fixed = control
@@ -105,6 +120,7 @@ class ScriptedController:
                 self._drafters[subjects.instance_name(name)] = name
             case Heartbeat(service="verifier", instance_id=name):
                 self._verifiers[subjects.instance_name(name)] = name
+                self._live.hear(message, time.monotonic())
             case Report(drafter_id=name) if name in self._drafters.values():
                 self.draft_ms = next((report.draft_ms for report in message.pairs), self.draft_ms)
                 self._reports.put_nowait(message)
@@ -125,7 +141,7 @@ class ScriptedController:
             report = await self._reports.get()
             for pair_report in report.pairs if self._fixed is None else ():
                 pair = PairKey(report.drafter_id, pair_report.verifier_id)
-                if self._policy.decide(pair, pair_report):
+                if self._policy.decide(pair, self._live.corrected(pair_report, report.machine)):
                     await self._send(pair)
 
     async def _repeat(self) -> NoReturn:
@@ -158,11 +174,14 @@ class ScriptedController:
 
 @asynccontextmanager
 async def scripted_controller(
-    nats_url: str, num_drafters: int = 1, num_verifiers: int = 1
+    nats_url: str,
+    num_drafters: int = 1,
+    num_verifiers: int = 1,
+    policies: Mapping[str, Callable[[], WindowPolicy]] = REGISTERED,
 ) -> AsyncIterator[ScriptedController]:
     """A running controller, connected to a NATS server."""
     async with bus_at(nats_url) as bus:
-        controller = ScriptedController(bus, num_drafters, num_verifiers)
+        controller = ScriptedController(bus, num_drafters, num_verifiers, policies)
         work = asyncio.create_task(controller.run(), name="scripted controller")
         try:
             yield controller

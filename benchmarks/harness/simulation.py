@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from awc.policy import WindowPolicy
 from benchmarks.harness.latency import RequestSample
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
@@ -32,12 +33,17 @@ def closed_loop_workload(
     }
 
 
-def simulate_seeds(scenario: Scenario, folder: Path, num_seeds: int) -> list[SimReport]:
-    """Reports of seeds 1 to `num_seeds`. The scenario's files are relative to `folder`."""
+def simulate_seeds(
+    scenario: Scenario, folder: Path, num_seeds: int, make_policy: Callable[[], WindowPolicy] | None = None
+) -> list[SimReport]:
+    """Reports of seeds 1 to `num_seeds`. The scenario's files are relative to `folder`. make_policy: in place of the
+    policy that the scenario names."""
     reports = []
     for seed in range(1, num_seeds + 1):
         seeded = scenario.model_copy(update={"seed": seed})
         fleet = make_fleet(seeded, folder)
+        if make_policy is not None:
+            fleet.policy, fleet.is_watched = make_policy(), True
         fleet.run()
         reports.append(report_of(seeded, fleet))
     return reports

@@ -6,7 +6,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ from benchmarks.harness.latency import OK, RequestSample, acceptance_of, guesses
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Figures, Ratio, compare
 from benchmarks.policies.measure import CellResult
-from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait_mode
+from benchmarks.policies.plan import ADAPTIVE, LIVE_POLICIES, SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait_mode
 
 SampleFigure: TypeAlias = Callable[[RequestSample], float | None]
 STOP_AND_WAIT_PREFIX = stop_and_wait_mode(1).name.rstrip("1")
@@ -40,7 +40,8 @@ class ModeFinding:
 class CellFinding:
     """One cell; without modes if requests failed.
 
-    `against_best` and `in_steps` are of sliding with free running, if it was measured.
+    `against_best` and `in_steps` are of sliding with free running, if it was measured. `best_rival` is the fastest
+    mode but *adaptive*, target-only included, if policies were compared.
     """
 
     draft: str
@@ -55,6 +56,8 @@ class CellFinding:
     best_stop_and_wait: str | None
     against_best: Ratio | None  # speed against the best stop-and-wait window
     in_steps: Ratio | None  # TPOT / draft step time
+    best_rival: str | None = None
+    against_rival: Ratio | None = None  # speed of adaptive against it
 
     @property
     def name(self) -> str:
@@ -95,7 +98,16 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
         steps = np.array([each.draft_ms[SLIDING_FREE.name] for each in result.rounds])
         in_steps = compare(sliding, np.broadcast_to(steps[:, None], sliding.shape), seed=seed)
         against_best = compare(tpot[best.mode], sliding, seed=seed) if best else None
-    return CellFinding(*place, modes, best.mode if best else None, against_best, in_steps)
+    rival = _best_rival(modes)
+    against_rival = compare(tpot[rival], tpot[ADAPTIVE.name], seed=seed) if rival else None
+    return CellFinding(*place, modes, best.mode if best else None, against_best, in_steps, rival, against_rival)
+
+
+def _best_rival(modes: Sequence[ModeFinding]) -> str | None:
+    """None where other policies than the default were not measured."""
+    if not {ADAPTIVE.name, *LIVE_POLICIES} <= {each.mode for each in modes}:
+        return None
+    return max((each for each in modes if each.mode != ADAPTIVE.name), key=lambda each: each.speed.value).mode
 
 
 def is_whole(result: CellResult) -> bool:

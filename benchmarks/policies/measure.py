@@ -24,7 +24,7 @@ from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller
-from benchmarks.policies.plan import CellSpec, ServingMode
+from benchmarks.policies.plan import LIVE_POLICIES, CellSpec, ServingMode
 from client.gateway import GatewayClient
 from client.wire import AnswerOptions, DsdOptions
 from services.gateway.admission.api_keys import new_key
@@ -91,7 +91,7 @@ async def run_cell(spec: CellSpec, settings: RunSettings, origin: Origin, notify
         plan = plan_of(spec, settings, tuple(keys.values()))
         async with (
             running(plan, Path(run_dir), notify) as cell,
-            scripted_controller(cell.nats_url, spec.num_drafters) as controller,
+            scripted_controller(cell.nats_url, spec.num_drafters, policies=LIVE_POLICIES) as controller,
             AsyncExitStack() as stack,
         ):
             gateways = {name: await stack.enter_async_context(connected(cell.url, key)) for name, key in keys.items()}

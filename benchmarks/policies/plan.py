@@ -5,10 +5,13 @@ Invariant: every cell has the mode target-only, in the same processes. It is the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from awc.policy import WindowChoice
+from awc.policies.static import StaticPolicy
+from awc.policy import WindowChoice, WindowPolicy
+from awc_training.rivals import PAPER, contestants
 from benchmarks.harness.scripted_controller import stop_and_wait
 
 STOP_AND_WAIT = (1, 2, 4, 6, 8, 12)  # windows
@@ -38,11 +41,14 @@ SLIDING_FREE = ServingMode("sliding, free running", control=SLIDING)
 ADAPTIVE = ServingMode("adaptive")
 ALL_MODES = (TARGET_ONLY, *map(stop_and_wait_mode, STOP_AND_WAIT), SLIDING_WAITING, SLIDING_FREE, ADAPTIVE)
 FEW_MODES = (TARGET_ONLY, stop_and_wait_mode(4), SLIDING_FREE, ADAPTIVE)
-LIVE_POLICIES = ("pipeline", "ladder", "confidence", "closed-form", "goodput", "nightjar", "delay-ucb")
+# adaptive and its rivals in the variants that were tuned, by the names that reports give them
+LIVE_POLICIES: dict[str, Callable[[], WindowPolicy]] = {
+    each.label: each.policy for each in contestants() if each.name != StaticPolicy.name and each not in PAPER
+}
 POLICY_MODES = (
     TARGET_ONLY,
     *(ServingMode(f"window {window}", control=WindowChoice(window, 2, free_run=True)) for window in (2, 4, 8, 16, 32)),
-    *(ServingMode(name, control=name) for name in LIVE_POLICIES),
+    *(ServingMode(name, control=name) for name in LIVE_POLICIES if name != DEFAULT_POLICY),
     ADAPTIVE,
 )
 

@@ -2,9 +2,9 @@
 
 Run `python -m benchmarks.policies --policies` first, then `python -m benchmarks.policies.policy_order`.
 
-Invariant: the simulator gets the load, the link, the TPOT of target-only and the draft step time of a live cell, and no
-speed of a policy. Two modes rank alike if the one that is faster live by more than APART is faster in the simulation by
-more than EQUAL.
+Invariant: the simulator gets the load and the link of a live cell, and the calibrated profile of its pair and machine;
+no speed of a policy. Two modes rank alike if the one that is faster live by more than APART is faster in the simulation
+by more than EQUAL.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -27,15 +26,14 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.simulation import closed_loop_workload, simulate_seeds
 from benchmarks.policies.findings import find
 from benchmarks.policies.measure import CellResult
-from benchmarks.policies.plan import POLICY_MODES, TARGET_ONLY, ServingMode
+from benchmarks.policies.plan import LIVE_POLICIES, POLICY_MODES, TARGET_ONLY, ServingMode
 from dsd_sim.scenario.scenario import Scenario
-from shared.data.profiles import PassTimes, StepTimes, read_profile
+from shared.data.profiles import Profile, read_profile
 
 RECORDINGS = ROOT / "recordings"
-TARGET, DRAFT = (ROOT / "profiles" / f"xeon-smollm2-135m-{name}.json" for name in ("target", "draft-int8"))
+PROFILE = ROOT / "docs" / "reports" / "validation" / "profiles" / "torch-int8.json"
 APART = 0.03  # least relative difference of live speeds that are compared
 EQUAL = 0.001  # largest relative difference of simulated speeds that count as equal
-LOCAL_RTT_MS = 2.0  # between services on one machine, as drafters measure it
 NUM_SEEDS = 5
 NUM_ROUNDS = 20  # answers per session
 
@@ -63,20 +61,15 @@ class PolicyOrder:
         return [(a, b) for a, b in self.apart if self.simulated[a] > (1 + EQUAL) * self.simulated[b]]
 
 
-def order_of(result: CellResult, passes: PassTimes, steps: StepTimes, num_seeds: int = NUM_SEEDS) -> PolicyOrder:
-    """Simulates a live cell with `passes` and `steps`, scaled to its own times. Raises ValueError for a void cell."""
+def order_of(result: CellResult, profile: Profile, num_seeds: int = NUM_SEEDS) -> PolicyOrder:
+    """Simulates a live cell of the profile's pair and machine. Raises ValueError for a void cell."""
     finding, named = find(result), {mode.name: mode for mode in POLICY_MODES}
     cell = f"cell {result.draft}, RTT {result.rtt_ms} ms, {result.num_sessions} at once"
     if result.complaints or not finding.modes:
         raise ValueError(f"{cell}: void: {(*result.complaints, 'failed answers')[0]}")
     if strange := set(result.modes) - set(named):
         raise ValueError(f"{cell}: not measured with --policies: it has the mode {', '.join(sorted(strange))}")
-    if not any(ms for each in result.rounds for ms in each.draft_ms.values()):
-        raise ValueError(f"{cell}: has no draft step time")
-    times = {
-        name: _tpot_ms(scenario_of(result, named[name], passes, steps), num_seeds)
-        for name in (found.mode for found in finding.modes)
-    }
+    times = {found.mode: _tpot_ms(result, named[found.mode], profile, num_seeds) for found in finding.modes}
     return PolicyOrder(
         result.rtt_ms,
         result.num_sessions,
@@ -86,18 +79,12 @@ def order_of(result: CellResult, passes: PassTimes, steps: StepTimes, num_seeds:
     )
 
 
-def scenario_of(result: CellResult, mode: ServingMode, passes: PassTimes, steps: StepTimes) -> Scenario:
-    """One client for each session, and the times of the machine that measured the cell."""
+def scenario_of(result: CellResult, mode: ServingMode, profile: Profile) -> Scenario:
+    """One client for each session. A policy by name must replace the scenario's own."""
     samples = [sample for each in result.rounds for sample in each.samples[TARGET_ONLY.name]]
-    prompt = fmean(sample.num_prompt_tokens for sample in samples)
-    num, context = result.num_sessions, round(prompt + result.max_tokens / 2)
-    tpot_ms = median(sample.tpot_ms for sample in samples if sample.tpot_ms)
-    draft_ms = median(ms for each in result.rounds for ms in each.draft_ms.values() if ms)
+    num, control = result.num_sessions, mode.control
     policies: dict[str, Any] = {"drafting": mode.speculation != "off"}
-    if isinstance(mode.control, str):
-        policies |= {"windows": mode.control}
-    else:
-        control = mode.control
+    if not isinstance(control, str):
         policies |= {"window": control.window, "chunk": control.chunk, "free_run": control.free_run}
     content = {
         "name": "policy-order",
@@ -106,27 +93,23 @@ def scenario_of(result: CellResult, mode: ServingMode, passes: PassTimes, steps:
             {
                 "name": "edge",
                 "count": result.num_drafters,
-                "times": _scaled(steps, draft_ms / steps.guess_ms(ceil(num / result.num_drafters), context)),
-                "link": {"rtt_ms": result.rtt_ms + LOCAL_RTT_MS},
+                "times": profile.step_times.model_dump(),
+                "link": {"rtt_ms": result.rtt_ms},
                 "guesses": {"kind": "recorded", "file": str(RECORDINGS / f"smollm2-135m-{result.draft}.jsonl")},
             }
         ],
-        "cloud": [{"count": 1, "times": _scaled(passes, tpot_ms / passes.pass_ms(num, num, num * context))}],
+        "cloud": [{"count": 1, "times": profile.pass_times.model_dump()}],
+        "machine": {"times": profile.machine_times.model_dump()},
         "policies": policies,
     }
     return Scenario.model_validate_json(json.dumps(content))  # lists become tuples there
 
 
-def _scaled(times: PassTimes | StepTimes, scale: float) -> dict[str, Any]:
-    return {
-        name: [scale * each for each in value] if isinstance(value, tuple) else scale * value
-        for name, value in times.model_dump(exclude_none=True).items()
-    }
-
-
-def _tpot_ms(scenario: Scenario, num_seeds: int) -> float:
+def _tpot_ms(result: CellResult, mode: ServingMode, profile: Profile, num_seeds: int) -> float:
     """Mean over answers and seeds."""
-    return fmean(report.tpot_ms.mean for report in simulate_seeds(scenario, ROOT, num_seeds))
+    make_policy = LIVE_POLICIES[mode.control] if isinstance(mode.control, str) else None
+    reports = simulate_seeds(scenario_of(result, mode, profile), ROOT, num_seeds, make_policy)
+    return fmean(report.tpot_ms.mean for report in reports)
 
 
 def markdown(orders: Sequence[PolicyOrder], origin: Origin) -> str:
@@ -150,8 +133,9 @@ def markdown(orders: Sequence[PolicyOrder], origin: Origin) -> str:
 def main(
     folder: Annotated[Path, typer.Option(help="Folder with cells of benchmarks.policies --policies.")] = REPORTS
     / "policies",
-    target: Annotated[Path, typer.Option(help="Profile: how passes scale with tokens.")] = TARGET,
-    draft: Annotated[Path, typer.Option(help="Profile: how draft steps scale with tokens.")] = DRAFT,
+    profile: Annotated[
+        Path, typer.Option(help="Calibrated profile of the cells' pair and machine (benchmarks.validation calibrate).")
+    ] = PROFILE,
 ) -> None:
     """Simulates the measured cells and writes order.md beside them."""
     paths = list(folder.glob("int?-rtt*.json"))
@@ -160,8 +144,8 @@ def main(
     try:
         results = [read_result(path, CellResult) for path in paths]
         results.sort(key=lambda result: (result.num_drafters, result.num_sessions, result.rtt_ms))
-        passes, steps = read_profile(target).pass_times, read_profile(draft).step_times
-        orders = [order_of(result, passes, steps) for result in results]
+        times = read_profile(profile)
+        orders = [order_of(result, times) for result in results]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     place = folder / "order.md"

@@ -19,6 +19,7 @@ mpl.use("agg")  # draw to files
 from matplotlib import pyplot
 
 NEVER_SLOWER, TTFT_LIMIT = 0.97, 1.1
+TO_RIVAL, TO_RIVAL_LOW = 0.97, 0.93  # least ratio of adaptive to the best rival, and least lower end
 SLIDING_GAIN, SLIDING_LOW = 1.2, 1.1  # least ratio to the best stop-and-wait window, and least lower end
 STANDIN_GAIN, STANDIN_LOW = 1.3, 1.0  # the same for stand-ins of large models
 ABOUT = (
@@ -102,6 +103,11 @@ def _requirements(findings: Sequence[CellFinding]) -> str:
                 rows.append((f"{name}: never slower than target-only", where, speed, ANSWERS[is_fast]))
                 is_prompt = _is_met(ttft.value <= TTFT_LIMIT, ttft.low <= TTFT_LIMIT)
                 rows.append((f"{name}: TTFT ≤ {TTFT_LIMIT}×", where, ttft, ANSWERS[is_prompt]))
+        if finding.against_rival is not None:
+            what = f"{ADAPTIVE.name}: ≥ {TO_RIVAL} of {finding.best_rival}, lower end ≥ {TO_RIVAL_LOW}"
+            rival = finding.against_rival
+            is_near = rival.value >= TO_RIVAL and rival.low >= TO_RIVAL_LOW
+            rows.append((what, where, rival, ANSWERS[_is_met(is_near, rival.high >= TO_RIVAL)]))
         gain = finding.against_best
         if gain is not None and finding.num_sessions == 1 and finding.rtt_ms == 30:
             least, low = (STANDIN_GAIN, STANDIN_LOW) if finding.standin else (SLIDING_GAIN, SLIDING_LOW)

@@ -96,5 +96,5 @@ async def counts_when_idle(url: str) -> GatewayCounts:
             async with http.get(f"{url}/metrics") as response:
                 found = {name: float(value) for name, value in GATEWAY_METRIC.findall(await response.text())}
             if found["sessions"] == 0:
-                return GatewayCounts(found["output_tokens_total"], found["passes_total"])
+                return GatewayCounts(found["generation_tokens_total"], found["passes_total"])
             await asyncio.sleep(CHECK_S)

@@ -46,13 +46,12 @@ def scenario_of(
     if not isinstance(choice, str):
         windows = {"windows": "static", "window": choice.window, "chunk": choice.chunk, "free_run": choice.free_run}
     names = [f"drafter-{number}" for number, draft in enumerate(system.drafts) if draft == case.draft]
-    assert profile.machine is not None
     content = {
         "name": case.name,
         "workload": workload,
         "edge": [_edge(name, case, profile, recording) for name in names],
         "cloud": [{"count": system.num_verifiers, "times": profile.pass_times.model_dump()}],
-        "machine": {"times": profile.machine.model_dump()},
+        "machine": {"times": profile.machine_times.model_dump()},
         "policies": {"routing": "jsq", "drafting": bool(names), **windows},  # jsq: the gateway's default
         "failure": _failures(case),
     }

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from awc.policies.ladder import LadderPolicy
-from awc.policy import DEFAULT_CHOICE, WindowChoice
+from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
 from benchmarks.harness.scripted_controller import ScriptedController
 from services.cloud_verifier.torch_engine.model import TargetModel
 from services.edge_drafter.model import DraftModel
@@ -95,6 +96,44 @@ async def test_a_named_policy_decides_on_reports_from_its_own_time(
         assert newest.window >= later.window
         numbers = [decision.sequence for decision in drafter.of(WindowDecision)]
         assert numbers == sorted(set(numbers))
+
+
+class Watching:
+    """A policy that keeps the reports that it gets."""
+
+    name = "watching"
+
+    def __init__(self) -> None:
+        self.seen: list[PairReport] = []
+
+    def for_pair(self) -> Watching:
+        return self
+
+    def decide(self, seen: PairReport) -> WindowChoice:
+        self.seen.append(seen)
+        return DEFAULT_CHOICE
+
+
+async def test_a_policy_sees_reports_as_the_window_controller_does(network: Network) -> None:
+    drafter = Peer(await network.join(CollectorRegistry()), "drafter", "d")
+    verifier = Peer(await network.join(CollectorRegistry()), "verifier", "v")
+    bus, policy = await network.join(CollectorRegistry()), Watching()
+    controller = ScriptedController(bus, policies={policy.name: lambda: cast(WindowPolicy, policy)})
+    work = asyncio.create_task(controller.run())
+    try:
+        choosing = asyncio.create_task(controller.choose(policy.name))
+        while not choosing.done():
+            await drafter.send_heartbeat()
+            await verifier.send_heartbeat(machine="here")
+            await asyncio.wait({choosing}, timeout=0.05)
+        for number, machine in enumerate(("here", "elsewhere")):
+            subject, content = report(drafter, verifier, number)
+            await bus.publish(subject, replace(content, machine=machine))
+        await until(lambda: len(policy.seen) == 2)
+        assert [each.shares_machine for each in policy.seen] == [True, False]
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
 
 
 async def test_every_pair_gets_the_choice_before_it_is_in_force(network: Network) -> None:

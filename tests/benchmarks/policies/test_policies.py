@@ -36,6 +36,7 @@ from benchmarks.policies.plan import (
     ALL_MODES,
     FEW_MODES,
     NUM_SHARED,
+    POLICY_MODES,
     RTTS_MS,
     SLIDING_FREE,
     TARGET_ONLY,
@@ -146,6 +147,17 @@ def test_ratios_are_of_the_same_prompts_and_above_one_is_faster() -> None:
     sliding = finding.of(SLIDING_FREE.name)
     assert sliding is not None
     assert sliding.speed.low == pytest.approx(sliding.speed.high), "the difficulty of prompts must not matter"
+
+
+def test_adaptive_is_compared_with_the_fastest_of_all_others_where_policies_are() -> None:
+    times = {mode: 30.0 + number for number, mode in enumerate(POLICY_MODES)}
+    for fastest in (TARGET_ONLY, POLICY_MODES[7]):
+        found = find(result(times | {fastest: 20.0, ADAPTIVE: 20.5}))
+        assert found.best_rival == fastest.name
+        assert found.against_rival is not None
+        assert found.against_rival.value == pytest.approx(20 / 20.5)
+        assert f"adaptive: ≥ 0.97 of {fastest.name}, lower end ≥ 0.93" in markdown([found], [])
+    assert find(result(FAST)).best_rival is None, "a cell of other modes"
 
 
 def test_sliding_is_measured_in_draft_steps_per_token() -> None:

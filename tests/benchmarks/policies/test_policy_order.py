@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from awc.policies.static import StaticPolicy
+from awc.policy import WindowChoice
 from benchmarks.harness.files import write_result
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
 from benchmarks.policies.measure import BenchRound, CellResult
-from benchmarks.policies.plan import ADAPTIVE, POLICY_MODES, TARGET_ONLY, ServingMode
+from benchmarks.policies.plan import ADAPTIVE, LIVE_POLICIES, POLICY_MODES, TARGET_ONLY, ServingMode
 from benchmarks.policies.policy_order import PolicyOrder, app, markdown, order_of, scenario_of
-from shared.data.profiles import PassTimes, StepTimes
+from shared.data.profiles import MachineTimes, PassTimes, Profile, StepTimes
 
-PASSES, STEPS = PassTimes(base_ms=80.0, token_ms=0.1, above_ms=(0.2, 0.0, 0.0)), StepTimes(step_ms=5.0, fed_ms=0.5)
+PROFILE = Profile(
+    name="pair",
+    origin="a test",
+    verifier=PassTimes(base_ms=40.0, token_ms=0.1, above_ms=(0.2, 0.0, 0.0)),
+    drafter=StepTimes(step_ms=5.0, fed_ms=0.5),
+    machine=MachineTimes(message_ms=0.5, pass_slowdown=1.1),
+)
 ORIGIN = Origin("python -m benchmarks.policies.policy_order", "a machine", "2026-11-25", "3.11")
 
 
@@ -50,28 +58,23 @@ def test_modes_that_are_equal_in_the_simulation_have_no_order(simulated: float) 
     assert order({"a": 1.0, "b": 1.5}, {"a": 1.0, "b": simulated}).alike == []
 
 
-def test_the_simulator_gets_the_times_of_the_machine_and_no_speed_of_a_policy() -> None:
-    live = cell({"target-only": 40.0, "window 8": 30.0, "adaptive": 20.0})
-    scenario = scenario_of(live, mode("window 8"), PASSES, STEPS)
-    assert scenario.cloud[0].times is not None
-    assert scenario.cloud[0].times.pass_ms(1, 1, 48) == pytest.approx(40.0)
-    assert scenario.cloud[0].times.above_ms == pytest.approx((0.1, 0.0, 0.0), rel=0.01)
-    assert scenario.edge[0].times is not None
-    assert scenario.edge[0].times.feed_ms(1, 48) == pytest.approx(10.0)
-    slower = cell({"target-only": 40.0, "window 8": 60.0, "adaptive": 70.0})
-    assert scenario_of(slower, mode("window 8"), PASSES, STEPS) == scenario
+def test_the_simulator_gets_the_profile_and_no_speed_of_the_cell() -> None:
+    scenario = scenario_of(cell({"target-only": 40.0, "window 8": 30.0}), mode("window 8"), PROFILE)
+    assert (scenario.cloud[0].times, scenario.edge[0].times) == (PROFILE.verifier, PROFILE.drafter)
+    assert scenario.machine is not None
+    assert scenario.machine.times == PROFILE.machine
+    slower = cell({"target-only": 90.0, "window 8": 20.0})
+    assert scenario_of(slower, mode("window 8"), PROFILE) == scenario
 
 
 def test_a_mode_becomes_the_policies_of_its_scenario() -> None:
     live = cell({"target-only": 40.0})
-    assert not scenario_of(live, TARGET_ONLY, PASSES, STEPS).policies.drafting
-    assert scenario_of(live, mode("window 2"), PASSES, STEPS).policies.choice.window == 2
-    assert scenario_of(live, mode("ladder"), PASSES, STEPS).policies.windows == "ladder"
-    assert scenario_of(live, ADAPTIVE, PASSES, STEPS).policies.windows == "adaptive"
+    assert not scenario_of(live, TARGET_ONLY, PROFILE).policies.drafting
+    assert scenario_of(live, mode("window 2"), PROFILE).policies.choice.window == 2
 
 
 def test_with_a_fast_drafter_long_windows_are_faster_in_the_simulation_too() -> None:
-    found = order_of(cell({"target-only": 40.0, "window 2": 25.0, "window 8": 15.0}), PASSES, STEPS, num_seeds=1)
+    found = order_of(cell({"target-only": 40.0, "window 2": 25.0, "window 8": 15.0}), PROFILE, num_seeds=1)
     assert found.live == pytest.approx({"target-only": 1.0, "window 2": 1.6, "window 8": 40 / 15})
     assert found.simulated["target-only"] == 1.0
     assert found.alike == found.apart
@@ -82,14 +85,20 @@ def test_with_a_fast_drafter_long_windows_are_faster_in_the_simulation_too() -> 
 
 def test_a_void_cell_is_refused() -> None:
     with pytest.raises(ValueError, match="RTT 0 ms, 1 at once: void: it failed"):
-        order_of(cell({"target-only": 40.0}, complaints=("it failed",)), PASSES, STEPS)
+        order_of(cell({"target-only": 40.0}, complaints=("it failed",)), PROFILE)
 
 
-def test_a_cell_of_another_plan_and_one_without_a_draft_step_are_refused() -> None:
+def test_policies_by_name_decide_in_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIVE_POLICIES, "pipeline", lambda: StaticPolicy(WindowChoice(0, 1, free_run=True)))
+    live = cell({"target-only": 40.0, "pipeline": 20.0, ADAPTIVE.name: 20.0})
+    simulated = order_of(live, PROFILE, num_seeds=1).simulated
+    assert simulated["pipeline"] == pytest.approx(1.0, abs=0.1), "it drafts until the first decision"
+    assert simulated[ADAPTIVE.name] > 1.5
+
+
+def test_a_cell_of_another_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="not measured with --policies: it has the mode stand-still"):
-        order_of(cell({"target-only": 40.0, "stand-still": 40.0}), PASSES, STEPS)
-    with pytest.raises(ValueError, match="has no draft step time"):
-        order_of(cell({"target-only": 40.0}, draft_ms=0.0), PASSES, STEPS)
+        order_of(cell({"target-only": 40.0, "stand-still": 40.0}), PROFILE)
 
 
 def test_the_command_writes_the_order_beside_the_cells(tmp_path: Path) -> None:
@@ -100,7 +109,7 @@ def test_the_command_writes_the_order_beside_the_cells(tmp_path: Path) -> None:
 
 def test_a_missing_profile_is_named(tmp_path: Path) -> None:
     write_result(tmp_path / "int8-rtt0-1.json", cell({"target-only": 40.0}))
-    found = CliRunner().invoke(app, ["--folder", str(tmp_path), "--target", "nowhere.json"])
+    found = CliRunner().invoke(app, ["--folder", str(tmp_path), "--profile", "nowhere.json"])
     assert found.exit_code == 2
     assert "nowhere.json" in found.output
 

@@ -45,16 +45,19 @@ class RunningCell:
     children: dict[str, Child]
     log_dir: Path
     _read_from: dict[str, int] = field(default_factory=dict)
+    _starts_before: dict[str, int] = field(default_factory=dict)
     _cpu_before: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Starts the count of complaints and processor time. Call it after the warm-up."""
         self._read_from = {path.name: path.stat().st_size for path in self.log_dir.glob("*.log")}
+        self._starts_before = {name: child.num_starts for name, child in self.children.items()}
         self._cpu_before = {name: usage_of(pid).cpu_s for name, pid in self.pids().items()}
 
     def complaints(self) -> list[str]:
         """Why the figures since `begin` are void; empty if they count."""
-        restarted = [f"{name} restarted" for name, child in self.children.items() if child.num_starts > 1]
+        before = self._starts_before
+        restarted = [f"{name} restarted" for name, child in self.children.items() if child.num_starts > before.get(name, 1)]
         found = [line for path in sorted(self.log_dir.glob("*.log")) for line in self._complaints_in(path)]
         return restarted + found
 

@@ -19,7 +19,7 @@ from benchmarks.harness.files import ROOT
 from shared.runtime.machine import describe_machine
 
 GIT_S = 10.0
-PACKAGES = ("awc", "benchmarks", "dsd_sim", "model_zoo", "services", "shared")
+PACKAGES = ("awc", "benchmarks", "client", "dsd_sim", "model_zoo", "services", "shared")
 
 
 def digest_of(models: Path, *more: bytes, packages: Sequence[str] = PACKAGES) -> str:
@@ -34,6 +34,16 @@ def digest_of(models: Path, *more: bytes, packages: Sequence[str] = PACKAGES) ->
     for content in more:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
+
+
+def digest_of_folder(folder: Path) -> bytes:
+    """Digest of all files in a folder, with their names; of an absent one that of nothing."""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.digest()
 
 
 def portable_arguments(arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 def pinned(core: int, argv: Sequence[str]) -> tuple[str, ...]:
@@ -16,7 +17,8 @@ def pinned(core: int, argv: Sequence[str]) -> tuple[str, ...]:
 def move(pid: int, core: int) -> None:
     """Moves all threads of a running process, not its children, to one core."""
     for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), {core})
+        with suppress(ProcessLookupError):  # it just ended
+            os.sched_setaffinity(int(thread), {core})
 
 
 def main() -> None:

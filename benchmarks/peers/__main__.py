@@ -18,8 +18,8 @@ from rich.console import Console
 
 from benchmarks.harness.cell import exit_on_sigterm
 from benchmarks.harness.files import ROOT
-from benchmarks.harness.origin import Origin, digest_of
-from benchmarks.peers import serving
+from benchmarks.harness.origin import Origin, digest_of, digest_of_folder
+from benchmarks.peers import llama_cpp, serving
 from benchmarks.peers.cells import LONG, MIDDLE, SHORT, Cell, full_plan, plan_table
 from benchmarks.peers.measuring import Run, measure_all
 from benchmarks.peers.prompts import prompts_of
@@ -30,6 +30,7 @@ from benchmarks.peers.systems import Choice, DsdCores, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import EngineRefused
 from shared.runtime.home import default_models_dir, home
+from shared.runtime.machine import describe_machine
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
 
@@ -111,8 +112,11 @@ def main(
             start = serving.starting(models, vllm_python, choice, fresh_logs(), notify)
         except EngineRefused as error:
             raise typer.BadParameter(f"{error}", param_hint="--vllm-python") from error
-        asyncio.run(_measure(start, asked, todo, folder, seed, 60 * budget_min, may_be_busy=busy))
-    notify(f"see {write_report(plan, folder)}")
+    try:
+        if not report_only:
+            asyncio.run(_measure(start, asked, todo, folder, seed, 60 * budget_min, may_be_busy=busy))
+    finally:
+        notify(f"see {write_report(plan, folder)}")
 
 
 async def _measure(
@@ -128,7 +132,9 @@ async def _measure(
     tokenizer = load_tokenizer(start.models / "target")
     prompts = {length: prompts_of(length, tokenizer, seed) for length in (SHORT, MIDDLE, LONG)}
     versions = await serving.versions(start)
-    inputs = digest_of(start.models, msgspec.json.encode((sorted(prompts.items()), versions, start.choice, seed)))
+    more = (sorted(prompts.items()), versions, start.choice, seed, describe_machine())
+    made = (start.models / "draft-distilled", llama_cpp.place())  # here, so no commit tells of them
+    inputs = digest_of(start.models, msgspec.json.encode(more), *map(digest_of_folder, made))
     origin = Origin.here("benchmarks.peers")
     run = Run(asked, prompts, versions, inputs, origin, folder, seed, may_be_busy)
     todo = run.unfinished(plan)

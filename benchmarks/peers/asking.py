@@ -1,7 +1,8 @@
 """Asks one system, or in turn all systems of a cell, the same prompts.
 
 Invariant: only the asked system and this process compute meanwhile. Answers during which something else computed, or of
-which one failed, are void: the system is asked again, and if that does not help, the round is void.
+which one failed, are void: the system is asked again. If that does not help, the round is void, or, of a system that
+fails, its part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from benchmarks.harness.latency import OK, RequestSample
-from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_text
 from benchmarks.peers import processor_time
 from benchmarks.peers.cells import ANSWER_TOKENS, WARM_UP_TOKENS, Cell
@@ -23,7 +23,6 @@ from benchmarks.peers.processor_time import foreign_share, is_void
 from benchmarks.peers.results import Answers
 from benchmarks.peers.serving import Way
 from client.wire import AnswerOptions
-from model_zoo.prompt_file import read_prompts
 
 ASK_S = 300.0  # for one system's part of a round
 
@@ -32,39 +31,48 @@ MAX_ATTEMPTS = 3  # for one system's part of a round
 
 
 class Void(RuntimeError):
-    """Why answers don't count."""
+    """Why answers don't count: something else computed meanwhile."""
+
+
+class Failed(Void):
+    """The system itself gave no answers."""
 
 
 async def ask_all(
     ways: Mapping[str, Way],
     prompts: Sequence[str],
+    warm_up: Sequence[str],
     cell: Cell,
     order: random.Random,
     tell: Callable[[str], None],
+    stop_all: Callable[[], None],
     *,
     may_be_busy: bool,
 ) -> dict[str, Answers] | None:
-    """A round, in random order; None if it is void. tell: of void answers. may_be_busy: other programs may compute."""
-    found = {}
+    """A round, in random order, without the systems that failed; None if it is void. warm_up: prompts of the answers
+    before. tell: of void answers. stop_all: stops all servers, those that started again too. may_be_busy: other programs may compute."""
+    found: dict[str, Answers] = {}
     for name in order.sample(list(ways), len(ways)):
+        failure: Void | None = None
         for _ in range(MAX_ATTEMPTS):
+            stop_all()
             try:
-                answers = await ask(ways[name], prompts, cell)
+                answers = await ask(ways[name], prompts, warm_up, cell)
                 if is_void(answers.foreign_share, answers.seconds) and not may_be_busy:
                     raise Void(f"{name}: something else used {answers.foreign_share:.1%} of a core")
             except Void as error:
                 tell(str(error))
+                failure = error
             else:
                 found[name] = answers
                 break
-        if name not in found:
+        if name not in found and not isinstance(failure, Failed):
             return None
-    return {name: found[name] for name in ways}
+    return {name: found[name] for name in ways if name in found}
 
 
-async def ask(way: Way, prompts: Sequence[str], cell: Cell) -> Answers:
-    """Resumes the system, warms it up with short answers, asks, and stops it again. Raises Void."""
-    warm_up = read_prompts(DEFAULT_PROMPTS)[-len(prompts) :]
+async def ask(way: Way, prompts: Sequence[str], warm_up: Sequence[str], cell: Cell) -> Answers:
+    """Resumes the system, warms it up with short answers, asks, and stops it again. Raises Void or Failed."""
     with on_one_core(), way.server.resumed():
         try:
             async with asyncio.timeout(ASK_S):
@@ -74,7 +82,7 @@ async def ask(way: Way, prompts: Sequence[str], cell: Cell) -> Answers:
                 measured = await _answers(way, prompts, ANSWER_TOKENS, cell.temperature)
                 after = processor_time.read(way.server.groups)
         except TimeoutError as error:
-            raise Void(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
+            raise Failed(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
     samples = [sample for sample, _ in measured]
     return Answers(
         seconds=max(each.total_s for each in samples),
@@ -104,7 +112,7 @@ async def _answers(
     measured = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
     for sample, _ in measured:
         if sample.status != OK or sample.num_tokens != num_tokens or not sample.ttft_ms or not sample.tpot_ms:
-            raise Void(f"{way.system.name}: a request failed: {sample.status}, {sample.num_tokens} tokens")
+            raise Failed(f"{way.system.name}: a request failed: {sample.status}, {sample.num_tokens} tokens")
     return measured
 
 

@@ -60,6 +60,9 @@ class Build:
             "--parallel": NUM_SLOTS,
             "--ctx-size": NUM_SLOTS * MAX_TEXT_TOKENS,
             "--cache-ram": 0,
+            "--top-k": 0,  # all tokens, as the others
+            "--top-p": 1,
+            "--min-p": 0,
         }
         if with_draft:
             flags |= {"--spec-type": "draft-simple", "--spec-draft-model": self.folder / DRAFT}

@@ -1,7 +1,8 @@
 """Measures cells in the order of the plan, within a budget of time.
 
 Invariant: after each round the cell's file holds all rounds so far, so a run that is stopped goes on with the next
-round. Rounds of other code, models, prompts or choices are dropped.
+round. Rounds of other code, machines, models, prompts or choices are dropped. A system that fails in a cell is in none
+of the cells behind it, and each says so.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from benchmarks.harness.cell import RunningCell
 from benchmarks.harness.files import write_result
 from benchmarks.harness.origin import Origin
+from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.peers import serving
 from benchmarks.peers.asking import ask_all
 from benchmarks.peers.cells import MIN_ROUNDS, START_S, Cell, estimated_s, num_starts
@@ -23,8 +25,10 @@ from benchmarks.peers.prompts import prompts_of_round
 from benchmarks.peers.results import CellResult, path_of, read_cell
 from benchmarks.peers.serving import Starting, Way
 from benchmarks.peers.systems import System
+from model_zoo.prompt_file import read_prompts
 
-MAX_VOID_ROUNDS = 3  # of a cell: then something is always computing
+MAX_VOID_ROUNDS = 3  # in a row: then something is always computing, and the cell waits for the next run
+WARM_UP_ROUND = 1000  # number of the round whose prompts warm up a cell's first one
 BUSY = "other programs were allowed to compute"
 
 
@@ -40,16 +44,19 @@ class Run:
     folder: Path
     seed: int
     may_be_busy: bool = False
+    failed: dict[str, str] = field(default_factory=dict)  # in this run: systems, and why
 
     def started(self, cell: Cell) -> CellResult:
         """The rounds that the folder has of a cell, or none."""
-        systems = [system for system in self.systems if cell.takes_part(system)]
-        empty = CellResult(cell, systems, self.versions, self.inputs, self.origin)
-        found = read_cell(cell, self.folder)
-        is_same = found is not None and (found.cell, found.systems, found.inputs) == (cell, systems, self.inputs)
-        if found is None or not is_same or found.complaints:
-            return empty
-        return replace(found, origin=self.origin)
+        asked = [system for system in self.systems if cell.takes_part(system)]
+        found, names = read_cell(cell, self.folder), {system.name for system in asked}
+        if found is not None and (found.cell, found.inputs) == (cell, self.inputs) and not found.complaints:
+            if names == {*found.failed, *(system.name for system in found.systems)}:
+                return found
+        empty = CellResult(cell, asked, self.versions, self.inputs, self.origin)
+        for name in names & self.failed.keys():
+            empty = empty.without(name, self.failed[name])
+        return empty
 
     def unfinished(self, plan: Sequence[Cell]) -> list[Cell]:
         return [cell for cell in plan if not self.started(cell).counts]
@@ -104,26 +111,38 @@ async def measure_cell(
     """Rounds until the time is used or the cell has them all, at least MIN_ROUNDS. Writes the cell's file."""
     result, started = run.started(cell), time.monotonic()
     num_new = num_void = 0
+    voids = result.voids
 
     def void(why: str) -> None:
         notify(f"{cell.name}: void: {why}")
-        result.voids.append(why)
+        voids.append(why)
 
-    ways = {system.name: running[system.name] for system in result.systems}
+    def stop_all() -> None:
+        for way in running.values():
+            way.server.stop()
+
     for each in watched:
         each.begin()
-    while not is_enough(len(result.rounds), num_new, time.monotonic() - started, seconds, cell):
+    while not is_enough(
+        len(result.rounds), num_new, time.monotonic() - started, seconds, cell, len(result.systems)
+    ):
         number = len(result.rounds)
-        order = random.Random(f"{run.seed} {cell.name} {number} {len(result.voids)}")
+        order = random.Random(f"{run.seed} {cell.name} {number} {len(voids)}")
         prompts = prompts_of_round(run.prompts[cell.prompt_tokens], cell, number, run.seed)
-        answers = await ask_all(ways, prompts, cell, order, void, may_be_busy=run.may_be_busy)
+        warm_up = warm_up_of(run, cell, is_first=num_new == 0)
+        ways = {system.name: running[system.name] for system in result.systems}
+        answers = await ask_all(ways, prompts, warm_up, cell, order, void, stop_all, may_be_busy=run.may_be_busy)
         if answers is not None:
+            for name in ways.keys() - answers.keys():
+                run.failed[name] = next(why for why in reversed(voids) if why.startswith(f"{name}:"))
+                result = result.without(name, run.failed[name])
+                notify(f"{cell.name}: goes on without {run.failed[name]}")
             result.rounds.append(answers)
-            num_new += 1
+            num_new, num_void = num_new + 1, 0
             notify(f"{cell.name}: round {len(result.rounds)}")
         elif (num_void := num_void + 1) > MAX_VOID_ROUNDS:
-            result.complaints.append(f"{num_void} void rounds: {result.voids[-1]}")
-            break
+            notify(f"{cell.name}: {num_void} void rounds in a row, the same command tries again")
+            return
         write_result(path_of(cell, run.folder), result)
     result.complaints.extend(text for each in watched for text in each.complaints())
     result.complaints.extend([BUSY] if run.may_be_busy else [])
@@ -132,9 +151,16 @@ async def measure_cell(
     write_result(path_of(cell, run.folder), replace(result, is_finished=True))
 
 
-def is_enough(num_rounds: int, num_new: int, passed_s: float, seconds: float, cell: Cell) -> bool:
+def warm_up_of(run: Run, cell: Cell, *, is_first: bool) -> list[str]:
+    """Prompts of the answers before a round: short ones, and once in a cell those of its own length."""
+    if is_first:
+        return prompts_of_round(run.prompts[cell.prompt_tokens], cell, WARM_UP_ROUND, run.seed)
+    return read_prompts(DEFAULT_PROMPTS)[-cell.num_clients :]
+
+
+def is_enough(num_rounds: int, num_new: int, passed_s: float, seconds: float, cell: Cell, num_systems: int) -> bool:
     """Whether the cell has all its rounds, or no time for another one like those so far. Pure."""
     if num_rounds >= cell.num_rounds:
         return True
-    mean_s = passed_s / num_new if num_new else cell.round_s(1)
+    mean_s = passed_s / num_new if num_new else cell.round_s(num_systems)
     return num_rounds >= min(MIN_ROUNDS, cell.num_rounds) and passed_s + mean_s > seconds

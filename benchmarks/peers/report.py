@@ -72,12 +72,23 @@ def markdown(plan: Sequence[Cell], results: Sequence[CellResult], causes: Mappin
     """Of the plan's cells and of those that were measured."""
     found = [CellFigures.of(each) for each in results if len(each.rounds) > 1]
     valid = [each for each in found if each.result.counts]
-    parts = ["# Against peers", *_origins(results), HOW, "## Cells", _cells(plan, results, folder_name)]
-    parts += ["## Where DSD is behind", _behind(valid, causes), "## What must hold", _checks(valid)]
-    parts += ["## Systems", _systems(results)]
+    unjudged = [cell.name for cell in plan if cell.name not in {each.cell.name for each in valid}]
+    parts = ["# Against peers", *_mixed(results), "## Where DSD is behind", _behind(valid, causes)]
+    parts += ["## What must hold", _checks(valid), *_unjudged(unjudged), "## How", *_origins(results), HOW]
+    parts += ["## Cells", _cells(plan, results, folder_name), "## Systems", _systems(results)]
     for each in found:
-        parts += [f"## {each.cell}", *_voids(each.result), _figures(each), *_lengths(each)]
+        parts += [f"## {each.cell}", *_voids(each.result), *_failed(each.result), _figures(each), *_lengths(each)]
     return "\n\n".join(parts) + "\n"
+
+
+def _mixed(results: Sequence[CellResult]) -> list[str]:
+    if len({each.inputs for each in results}) < 2:
+        return []
+    return ["**The cells come from different code, machines or models: they are no one comparison.**"]
+
+
+def _unjudged(names: Sequence[str]) -> list[str]:
+    return [f"Not judged, since not measured or void: {', '.join(names)}."] if names else []
 
 
 def _origins(results: Sequence[CellResult]) -> list[str]:
@@ -85,7 +96,7 @@ def _origins(results: Sequence[CellResult]) -> list[str]:
     lines = []
     for origin, versions in origins:
         told = ", ".join(f"{name} {version}" for name, version in versions)
-        lines.append(f"* `{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}; {told}")
+        lines.append(f"* `{origin.command}`, commit {origin.commit}, {origin.date}, {origin.machine}, Python {origin.python}; {told}")
     return ["\n".join(lines)] if lines else []
 
 
@@ -127,11 +138,15 @@ def _surely(behind: Behind) -> str:
 
 def _checks(found: Iterable[CellFigures]) -> str:
     rows = [
-        (each.cell, each.what, f"{'≥' if each.is_least else '≤'} {each.limit:g}", each.ratio, each.verdict)
+        (each.cell, each.what, f"{'≥' if each.is_least else '≤'} {each.limit:g}", _aim(each.aim), each.ratio, each.verdict)
         for figures in found
         for each in checks(figures)
     ]
-    return markdown_table(("cell", "what", "limit", "ratio", "holds"), rows) if rows else NONE_COUNTS
+    return markdown_table(("cell", "what", "limit", "aim", "ratio", "holds"), rows) if rows else NONE_COUNTS
+
+
+def _aim(aim: float | None) -> str:
+    return "" if aim is None else f"{aim:g}"
 
 
 def _systems(results: Sequence[CellResult]) -> str:
@@ -145,6 +160,10 @@ def _name(system: System) -> str:
 
 def _voids(result: CellResult) -> list[str]:
     return [f"**Void**: {'; '.join(result.complaints[:3])}"] if result.complaints else []
+
+
+def _failed(result: CellResult) -> list[str]:
+    return [f"**Left out**, since it failed: {why}" for why in result.failed.values()]
 
 
 def _figures(found: CellFigures) -> str:

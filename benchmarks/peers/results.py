@@ -1,11 +1,12 @@
 """What the comparison stores for each cell.
 
-Invariant: a round holds the answers of all systems of its cell to the same prompts, or it is not stored.
+Invariant: a round holds the answers of all systems of its cell to the same prompts, or it is not stored. A system that
+fails leaves the cell with all its answers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.harness.files import read_result
@@ -30,7 +31,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """rounds: answers by system. voids: why systems were asked again. complaints: why the cell is void, if it is."""
+    """rounds: answers by system. failed: systems that left the cell, and why. voids: why systems were asked again. complaints: why the cell is void, if it is."""
 
     cell: Cell
     systems: list[System]  # in the order of the report
@@ -38,9 +39,16 @@ class CellResult:
     inputs: str  # digest of code, models and prompts
     origin: Origin
     rounds: list[dict[str, Answers]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
     voids: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     is_finished: bool = False  # all its rounds, or all for which it had time
+
+    def without(self, name: str, why: str) -> CellResult:
+        """Without a system that failed."""
+        systems = [system for system in self.systems if system.name != name]
+        rounds = [{key: answers for key, answers in each.items() if key != name} for each in self.rounds]
+        return replace(self, systems=systems, rounds=rounds, failed=self.failed | {name: why})
 
     @property
     def counts(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,14 @@ from services.local.supervisor import Child, Program, Supervisor
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """groups: its process groups. Each is led by a child of a supervisor."""
+    """pids: of the children of supervisors that run now, each of which leads a process group."""
 
     url: str
-    groups: tuple[int, ...]
+    pids: Callable[[], Sequence[int]]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return tuple(self.pids())
 
     def stop(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -61,7 +65,7 @@ async def serving(
         if child.pid is None:
             raise RuntimeError(f"{program.name} ended")
         adapt(child)
-        server = Server(f"http://127.0.0.1:{port}", (child.pid,))
+        server = Server(f"http://127.0.0.1:{port}", lambda: [] if child.pid is None else [child.pid])
         server.stop()
         try:
             yield server

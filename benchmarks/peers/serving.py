@@ -190,7 +190,7 @@ async def _dsd(
         if plan.is_pinned:
             for pid in (pid for name, pid in cell.pids().items() if name != VERIFIER):
                 move(pid, min(os.sched_getaffinity(0)))
-        server = Server(cell.url, tuple(cell.pids().values()))
+        server = Server(cell.url, lambda: list(cell.pids().values()))
         keys = itertools.cycle(plan.api_keys[1:])
         ways = {
             system.name: Way(system, server, model, keys, speculation_of(system, plan.drafts), plan)
@@ -204,7 +204,7 @@ async def _dsd(
 
 
 def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int) -> CellPlan:
-    env = {"DSD_DTYPE": "bfloat16"}
+    env = {"DSD_DTYPE": "bfloat16", "DSD_MAX_SESSIONS": "64"}  # those of a warm-up may end late
     if engine == "vllm":
         env |= {
             "DSD_VLLM_ARGS": f"--max-model-len {MAX_TEXT_TOKENS}",

@@ -1,4 +1,4 @@
-"""Rounds: void answers are asked for again, and a system that stays void voids the round."""
+"""Rounds: void answers are asked for again. What stays void voids the round, and a system that fails leaves it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.peers import asking
-from benchmarks.peers.asking import MAX_ATTEMPTS, Void, ask_all
+from benchmarks.peers.asking import MAX_ATTEMPTS, Failed, ask_all
 from benchmarks.peers.cells import Cell
 from benchmarks.peers.results import Answers
 from benchmarks.peers.serving import Way
@@ -23,14 +23,14 @@ BUSY = replace(GOOD, foreign_share=0.5)
 class Script:
     """Plays answers of each system in turn, the last one again and again."""
 
-    def __init__(self, **plays: list[Answers | Void]) -> None:
+    def __init__(self, **plays: list[Answers | Failed]) -> None:
         self.plays = plays
         self.asked: list[str] = []
 
-    async def ask(self, way: str, prompts: Sequence[str], cell: Cell) -> Answers:
+    async def ask(self, way: str, prompts: Sequence[str], warm_up: Sequence[str], cell: Cell) -> Answers:
         self.asked.append(way)
         played = self.plays[way].pop(0) if len(self.plays[way]) > 1 else self.plays[way][0]
-        if isinstance(played, Void):
+        if isinstance(played, Failed):
             raise played
         return played
 
@@ -41,7 +41,8 @@ async def play(
     monkeypatch.setattr(asking, "ask", script.ask)
     voids: list[str] = []
     ways: dict[str, Way] = {name: name for name in script.plays}  # type: ignore[misc]
-    found = await ask_all(ways, ["a"], CELL, random.Random(1), voids.append, may_be_busy=may_be_busy)
+    rng = random.Random(1)
+    found = await ask_all(ways, ["a"], ["b"], CELL, rng, voids.append, lambda: None, may_be_busy=may_be_busy)
     return found, voids
 
 
@@ -54,13 +55,19 @@ async def test_all_systems_are_asked_in_random_order(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_system_is_asked_again_after_a_disturbance_or_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script(a=[BUSY, Void("a: a request failed"), GOOD], b=[GOOD])
+    script = Script(a=[BUSY, Failed("a: a request failed"), GOOD], b=[GOOD])
     found, voids = await play(script, monkeypatch)
     assert found == {"a": GOOD, "b": GOOD}
     assert voids == ["a: something else used 50.0% of a core", "a: a request failed"]
 
 
-async def test_a_round_without_a_system_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_system_that_fails_again_and_again_leaves_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(a=[Failed("a: gone")], b=[GOOD])
+    found, voids = await play(script, monkeypatch)
+    assert (found, voids) == ({"b": GOOD}, ["a: gone"] * MAX_ATTEMPTS)
+
+
+async def test_a_round_in_which_something_else_computes_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(a=[BUSY], b=[GOOD])
     found, voids = await play(script, monkeypatch)
     assert found is None

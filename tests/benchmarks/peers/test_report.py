@@ -25,10 +25,27 @@ AHEAD = result(CELLS[1], USED, SPEEDS | {ON_VLLM_INT8: 180.0}, {LLAMA: 200.0})
 
 def test_losses_come_before_requirements_and_figures() -> None:
     text = markdown(CELLS, [BEHIND, AHEAD], {}, "peers")
-    parts = ["## Cells", "## Where DSD is behind", "## What must hold", "## Systems", "## 1 client"]
+    parts = ["# Against peers", "## Where DSD is behind", "## What must hold", "## How", "## Cells", "## 1 client"]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
     assert "| c4-p50-t0 | 4 clients, prompts of 50, T = 0 | 0 of 4 | 0 | not measured |" in text
     assert "[c1-p50-t0](peers/c1-p50-t0.json)" in text
+
+
+def test_cells_of_different_inputs_and_those_that_are_not_judged_are_told() -> None:
+    text = markdown(CELLS, [BEHIND, replace(AHEAD, inputs="other")], {}, "peers")
+    assert "no one comparison" in text
+    assert "Not judged, since not measured or void: c4-p50-t0." in text
+    assert "no one comparison" not in markdown(CELLS, [BEHIND, AHEAD], {}, "peers")
+
+
+def test_a_system_that_failed_is_left_out_and_told(tmp_path: Path) -> None:
+    without = BEHIND.without(LLAMA, "llama.cpp: no answer")
+    assert "**Left out**, since it failed: llama.cpp: no answer" in markdown(CELLS, [without], {}, "peers")
+    write_result(path_of(CELLS[0], tmp_path), without)
+    run = Run(USED, {}, {}, "digest", ORIGIN, tmp_path, seed=1)
+    assert run.started(CELLS[0]) == without, "the cell needs no other run for it"
+    run.failed[VLLM_DRAFT] = "it ended"
+    assert VLLM_DRAFT not in [system.name for system in run.started(CELLS[1]).systems]
 
 
 def test_each_loss_has_its_cause_or_says_that_it_is_not_known() -> None:

@@ -78,6 +78,7 @@ async def measure_all(run: Run, todo: Sequence[Cell], folder: Path) -> None:
         notify(f"{cell.name} ({number} of {len(todo)}), times × {slower:g}")
         result = await _measured(run, cell, slower)
         if result is not None:
+            write_result(path_of(cell, folder), result)
             write_result(path_of(cell, folder), replace(result, predicted=predict(result)))
             notify(f"{result.tokens_per_s:.0f} tokens/s, {'; '.join(result.complaints) or 'counts'}")
 

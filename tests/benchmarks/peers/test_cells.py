@@ -70,11 +70,11 @@ def test_the_budget_sets_later_starts_aside() -> None:
 
 def test_a_cell_ends_with_all_its_rounds_or_when_no_other_fits_but_not_before_three() -> None:
     cell = Cell(1, 50, 5)
-    assert is_enough(5, 5, 1, 100, cell)
-    assert not is_enough(MIN_ROUNDS - 1, 2, 500, 100, cell)
-    assert is_enough(3, 3, 90, 100, cell)
-    assert not is_enough(3, 3, 60, 100, cell)
-    assert is_enough(3, 0, 0, 0, cell)  # it continues a cell, and has no time
+    assert is_enough(5, 5, 1, 100, cell, 1)
+    assert not is_enough(MIN_ROUNDS - 1, 2, 500, 100, cell, 1)
+    assert is_enough(3, 3, 90, 100, cell, 1)
+    assert not is_enough(3, 3, 60, 100, cell, 1)
+    assert is_enough(3, 0, 0, 0, cell, 1)  # it continues a cell, and has no time
 
 
 def test_rounds_of_a_cell_ask_all_prompts_before_they_repeat_one() -> None:

@@ -22,7 +22,7 @@ from benchmarks.chaos.records import ChaosResult
 from benchmarks.chaos.report import as_markdown
 from benchmarks.chaos.run import run
 from benchmarks.chaos.system import ChaosPlan
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import ROOT, read_result, write_result
 from services.local.engine import EngineName, EngineRefused, verifier_engine
 from shared.runtime.home import default_models_dir
@@ -68,7 +68,7 @@ def main(
     kinds = [kind.strip() for kind in faults.split(",")]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--faults")
-    exit_on_sigterm()
+    exit_on_signals()
     try:
         plan = ChaosPlan(
             default_models_dir(), engine=verifier_engine(engine, verifier_python), fake_clock=find_faketime()

@@ -31,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.cell import RunningCell, exit_on_sigterm, running
+from benchmarks.harness.cell import RunningCell, exit_on_signals, running
 from benchmarks.harness.cell_plan import VERIFIER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.latency import OK
@@ -344,7 +344,7 @@ def main(
     ] = DEFAULT_PROMPTS,
 ) -> None:
     """Compares DSD on vLLM with vLLM's own server on this machine."""
-    exit_on_sigterm()
+    exit_on_signals()
     if unknown := set(ways or ()) - set(WAYS):
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]

@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness.cell import RunningCell, exit_on_sigterm, running
+from benchmarks.harness.cell import RunningCell, exit_on_signals, running
 from benchmarks.harness.cell_plan import CellPlan, StandinPlan
 from benchmarks.harness.files import REPORTS, ROOT, write_result
 from benchmarks.harness.latency import LatencyObjective, RunSummary, summarise
@@ -184,7 +184,7 @@ def main(
     output: Annotated[Path, typer.Option(help="File for the result.")] = REPORTS / "users.json",
 ) -> None:
     """Searches for the most users within the objective, cloud-only and with DSD."""
-    exit_on_sigterm()
+    exit_on_signals()
     search = Search(verifier, drafter, recording, tpot_ms, rtt_ms, slower, limit, users_per_drafter, seconds)
     found = asyncio.run(search.run())
     write_result(output, found)

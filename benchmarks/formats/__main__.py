@@ -21,7 +21,7 @@ from aiohttp import ClientSession
 from rich.console import Console
 
 from benchmarks.formats.guesses import acceptance_with_and_without
-from benchmarks.harness.cell import exit_on_sigterm, running
+from benchmarks.harness.cell import exit_on_signals, running
 from benchmarks.harness.cell_plan import CellPlan
 from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
@@ -164,7 +164,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
     """Compares requests with and without a JSON Schema, and speculation with one, on the built-in engine."""
-    exit_on_sigterm()
+    exit_on_signals()
     found = asyncio.run(measure(rounds, draft, seed))
     write_result(folder / "formats.json", found)
     out = Console()

@@ -57,7 +57,8 @@ class RunningCell:
     def complaints(self) -> list[str]:
         """Why the figures since `begin` are void; empty if they count."""
         before = self._starts_before
-        restarted = [f"{name} restarted" for name, child in self.children.items() if child.num_starts > before.get(name, 1)]
+        numbers = {name: child.num_starts for name, child in self.children.items()}
+        restarted = [f"{name} restarted" for name, number in numbers.items() if number > before.get(name, 1)]
         found = [line for path in sorted(self.log_dir.glob("*.log")) for line in self._complaints_in(path)]
         return restarted + found
 
@@ -106,9 +107,10 @@ def own_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))) / 1024
 
 
-def exit_on_sigterm() -> None:
-    """Makes SIGTERM raise SystemExit, so that `running` stops the processes that it started."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def exit_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP raise SystemExit, so that `running` stops the processes that it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import ROOT, read_result, write_result
 from benchmarks.hostile.records import HostileResult
 from benchmarks.hostile.report import as_markdown
@@ -45,7 +45,7 @@ def main(
     """
     if context.invoked_subcommand is not None:
         return
-    exit_on_sigterm()
+    exit_on_signals()
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     _tell(f"seed {seed}")
     plan = HostilePlan(only, requests, messages, rate, message_rate, rounds, seed)

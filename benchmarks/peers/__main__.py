@@ -16,7 +16,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import ROOT
 from benchmarks.harness.origin import Origin, digest_of, digest_of_folder
 from benchmarks.peers import llama_cpp, serving
@@ -93,7 +93,7 @@ def main(
     busy: Annotated[bool, typer.Option("--busy", help="Try it while other programs compute: cells are void.")] = False,
 ) -> None:
     """Compares DSD with its peers cell by cell. Finished cells are kept."""
-    exit_on_sigterm()
+    exit_on_signals()
     if dsd_cores not in get_args(DsdCores):
         raise typer.BadParameter(f"--dsd-cores must be {' or '.join(get_args(DsdCores))}")
     if (system or busy) and folder == FOLDER:

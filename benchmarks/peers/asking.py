@@ -25,9 +25,7 @@ from benchmarks.peers.serving import Way
 from client.wire import AnswerOptions
 
 ASK_S = 300.0  # for one system's part of a round
-
-
-MAX_ATTEMPTS = 3  # for one system's part of a round
+MAX_ATTEMPTS = 3  # at it
 
 
 class Void(RuntimeError):
@@ -49,8 +47,11 @@ async def ask_all(
     *,
     may_be_busy: bool,
 ) -> dict[str, Answers] | None:
-    """A round, in random order, without the systems that failed; None if it is void. warm_up: prompts of the answers
-    before. tell: of void answers. stop_all: stops all servers, those that started again too. may_be_busy: other programs may compute."""
+    """A round, in random order, without the systems that failed; None if it is void.
+
+    warm_up: prompts of the answers before. tell: of void answers. stop_all: stops all servers, those that started again
+    too. may_be_busy: other programs may compute.
+    """
     found: dict[str, Answers] = {}
     for name in order.sample(list(ways), len(ways)):
         failure: Void | None = None

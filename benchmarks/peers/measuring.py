@@ -50,9 +50,9 @@ class Run:
         """The rounds that the folder has of a cell, or none."""
         asked = [system for system in self.systems if cell.takes_part(system)]
         found, names = read_cell(cell, self.folder), {system.name for system in asked}
-        if found is not None and (found.cell, found.inputs) == (cell, self.inputs) and not found.complaints:
-            if names == {*found.failed, *(system.name for system in found.systems)}:
-                return found
+        is_of_this_run = found is not None and (found.cell, found.inputs) == (cell, self.inputs)
+        if found and is_of_this_run and not found.complaints and names == found.all_names:
+            return found
         empty = CellResult(cell, asked, self.versions, self.inputs, self.origin)
         for name in names & self.failed.keys():
             empty = empty.without(name, self.failed[name])
@@ -123,9 +123,7 @@ async def measure_cell(
 
     for each in watched:
         each.begin()
-    while not is_enough(
-        len(result.rounds), num_new, time.monotonic() - started, seconds, cell, len(result.systems)
-    ):
+    while not is_enough(len(result.rounds), num_new, time.monotonic() - started, seconds, cell, len(result.systems)):
         number = len(result.rounds)
         order = random.Random(f"{run.seed} {cell.name} {number} {len(voids)}")
         prompts = prompts_of_round(run.prompts[cell.prompt_tokens], cell, number, run.seed)

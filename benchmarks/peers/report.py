@@ -15,7 +15,7 @@ from benchmarks.harness.paired import Ratio
 from benchmarks.peers.cells import ANSWER_TOKENS, WARM_UP_TOKENS, Cell
 from benchmarks.peers.findings import SPEED, TPOT, TTFT, Behind, CellFigures, Measure
 from benchmarks.peers.processor_time import MAX_FOREIGN_SHARE, TICKS_S
-from benchmarks.peers.requirements import checks
+from benchmarks.peers.requirements import Check, checks
 from benchmarks.peers.results import CellResult
 from benchmarks.peers.systems import System
 
@@ -29,7 +29,8 @@ stopped (SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TO
 a prompt in a cache. Answers are void, and asked for again, if anything else used more than
 {MAX_FOREIGN_SHARE * 100:.0f} % of a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks
 of 10 ms). All systems compute the
-same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft.
+same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft. vLLM runs as its
+package comes, alone and under DSD: without another allocator or OpenMP library.
 
 Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients
 together, from the requests to the last token. TTFT and TPOT: of each answer. Ratios are ours / theirs: above 1 is
@@ -96,7 +97,8 @@ def _origins(results: Sequence[CellResult]) -> list[str]:
     lines = []
     for origin, versions in origins:
         told = ", ".join(f"{name} {version}" for name, version in versions)
-        lines.append(f"* `{origin.command}`, commit {origin.commit}, {origin.date}, {origin.machine}, Python {origin.python}; {told}")
+        where = f"commit {origin.commit}, {origin.date}, {origin.machine}, Python {origin.python}"
+        lines.append(f"* `{origin.command}`, {where}; {told}")
     return ["\n".join(lines)] if lines else []
 
 
@@ -138,15 +140,15 @@ def _surely(behind: Behind) -> str:
 
 def _checks(found: Iterable[CellFigures]) -> str:
     rows = [
-        (each.cell, each.what, f"{'≥' if each.is_least else '≤'} {each.limit:g}", _aim(each.aim), each.ratio, each.verdict)
+        (each.cell, each.what, _limit(each), "" if each.aim is None else f"{each.aim:g}", each.ratio, each.verdict)
         for figures in found
         for each in checks(figures)
     ]
     return markdown_table(("cell", "what", "limit", "aim", "ratio", "holds"), rows) if rows else NONE_COUNTS
 
 
-def _aim(aim: float | None) -> str:
-    return "" if aim is None else f"{aim:g}"
+def _limit(check: Check) -> str:
+    return f"{'≥' if check.is_least else '≤'} {check.limit:g}"
 
 
 def _systems(results: Sequence[CellResult]) -> str:

@@ -31,7 +31,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """rounds: answers by system. failed: systems that left the cell, and why. voids: why systems were asked again. complaints: why the cell is void, if it is."""
+    """rounds: answers by system. failed: systems that left the cell, and why. voids: why systems were asked again.
+    complaints: why the cell is void, if it is."""
 
     cell: Cell
     systems: list[System]  # in the order of the report
@@ -49,6 +50,11 @@ class CellResult:
         systems = [system for system in self.systems if system.name != name]
         rounds = [{key: answers for key, answers in each.items() if key != name} for each in self.rounds]
         return replace(self, systems=systems, rounds=rounds, failed=self.failed | {name: why})
+
+    @property
+    def all_names(self) -> set[str]:
+        """Of its systems, those that left it too."""
+        return {*self.failed, *(system.name for system in self.systems)}
 
     @property
     def counts(self) -> bool:

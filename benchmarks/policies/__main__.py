@@ -16,7 +16,7 @@ from typing import Annotated, cast, get_args
 import typer
 from rich.console import Console
 
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.cell_plan import StandinPlan
 from benchmarks.harness.files import REPORTS, read_result, write_result
 from benchmarks.harness.origin import Origin
@@ -135,7 +135,7 @@ def main(
     report_only: Annotated[bool, typer.Option("--report", help="Only write the report of finished cells.")] = False,
 ) -> None:
     """Compares serving modes cell by cell. Finished cells are kept."""
-    exit_on_sigterm()
+    exit_on_signals()
     if quick + policies + (small is not None) > 1:
         raise typer.BadParameter("use one of --quick, --policies and --small")
     if drafters > 1 and not policies:

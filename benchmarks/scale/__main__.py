@@ -16,7 +16,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import ROOT, write_result
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.scale.capacity import Assumptions, Costs, Needed, costs_of, needed, users_of_a_verifier
@@ -112,7 +112,7 @@ def main(
     busy: Annotated[bool, typer.Option("--busy", help="Try it while other programs compute: cells are void.")] = False,
 ) -> None:
     """Measures cell by cell what a token costs each service. Finished cells are kept."""
-    exit_on_sigterm()
+    exit_on_signals()
     plan, timing = full_plan(), Timing(idle_s, slice_s, slices)
     todo = chosen(plan, only or [])
     if show_plan:

@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import REPORTS, ROOT, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.validation.calibration import CalibrationPhase, profiles_of
@@ -219,7 +219,7 @@ def calibrate(
     refit: Annotated[bool, typer.Option("--refit", help="Only fit the kept measurements again.")] = False,
 ) -> None:
     """Measures passes, draft steps, messages and requests of each system, and writes profiles for DSD-Sim."""
-    exit_on_sigterm()
+    exit_on_signals()
     systems, python = usable(system, verifier_python, default_models_dir())
     if not refit:
         prepare(systems, folder or FOLDER)
@@ -245,7 +245,7 @@ def predict(
     Systems without a profile are calibrated before their cases and after them. Exits with status 1 if a case has no
     valid result or an error exceeds its limit.
     """
-    exit_on_sigterm()
+    exit_on_signals()
     models, place = default_models_dir(), folder or FOLDER
     code = digest_of(models, packages=LIVE_PACKAGES)
     known = DEVELOPMENT if development else CASES

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 BENCHMARK = """
 import asyncio
-from benchmarks.harness.cell import exit_on_sigterm
+from benchmarks.harness.cell import exit_on_signals
 
 async def run():
     try:
@@ -19,7 +19,7 @@ async def run():
     finally:
         print("cleaned up", flush=True)
 
-exit_on_sigterm()
+exit_on_signals()
 asyncio.run(run())
 """
 

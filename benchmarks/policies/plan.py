@@ -90,12 +90,13 @@ def full_plan() -> list[CellSpec]:
 
 
 def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
-    """Window policies against static windows, with one session and with several, at least one per drafter."""
-    nums = [num for num in (1, 4, 16) if num >= num_drafters]
+    """Window policies against static windows, with one session and with several, at least one per drafter. Rounds of
+    many sessions take longer."""
     return [
-        CellSpec("int8", rtt_ms, num, POLICY_MODES, num_drafters=num_drafters)
-        for num in nums
+        CellSpec("int8", rtt_ms, num, POLICY_MODES, weight, num_drafters)
+        for num, weight in ((1, 0.6), (4, 1.0), (16, 1.6))
         for rtt_ms in SHARED_RTTS_MS
+        if num >= num_drafters
     ]
 
 

@@ -146,7 +146,7 @@ def _percents(ratio: Ratio) -> str:
 
 
 def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %".replace("-", MINUS)
+    return f"{100 * (ratio - 1):+z.1f} %".replace("-", MINUS)
 
 
 def spread_of(findings: Sequence[ComparisonFinding]) -> str:

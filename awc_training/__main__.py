@@ -16,16 +16,26 @@ from awc_training.cases import run_cases
 from awc_training.changes import follow
 from awc_training.dataset import NUM_SCENARIOS, make_dataset, read_dataset, write_dataset
 from awc_training.development import development
-from awc_training.evaluate import results_of, standings
-from awc_training.rivals import contestants, frontier, tune, write_tuned
-from awc_training.sealed import NUM_SEALED, NotSealed, open_set, sealed_scenarios, seed_of
+from awc_training.evaluate import frontier_table, results_of, standings
+from awc_training.rivals import TARGET_ONLY, contestants, other_prices, tune, write_tuned
+from awc_training.sealed import NUM_SEALED, NotSealed, describe, open_set, openings, sealed_scenarios, seed_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OUT = Path("results/awc")
 DOCS = Path("docs/reports/awc")
 NUM_DEVELOPMENT = 48
-FOLLOWING = ("ladder", "closed-form", "goodput", "nightjar", "adaptive")
+FOLLOWING = (
+    "adaptive",
+    "static",
+    "pipeline",
+    "ladder",
+    "confidence",
+    "closed-form",
+    "goodput",
+    "nightjar",
+    "delay-ucb",
+)
 Out: TypeAlias = Annotated[Path, typer.Option(help="Folder for results; its runs are reused.")]
 Workers: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")]
 
@@ -76,9 +86,12 @@ def develop(
     workers: Workers = None,
     num: Annotated[int, typer.Option(min=2, help="Development scenarios.")] = NUM_DEVELOPMENT,
 ) -> None:
-    """Compares policies on development scenarios, and adaptive at several prices. Decides nothing."""
-    ours, *others = results_of([*contestants(), *frontier()], development(num), out / "runs", workers)
-    _write("develop", f"{num} development scenarios", standings(ours, others))
+    """Compares policies on development scenarios, adaptive at several prices, and shows the frontier of guesses against
+    speed. Decides nothing."""
+    found = results_of([*contestants(), *other_prices()], development(num), out / "runs", workers)
+    alone = next(each for each in found if each.label == TARGET_ONLY)
+    lines = ["## The frontier", "", *frontier_table(found, alone), "## Adaptive against each", ""]
+    _write("develop", f"{num} development scenarios", [*lines, *standings(found[0], found[1:])])
 
 
 @app.command()
@@ -108,7 +121,7 @@ def sealed(
     scenarios = list(sealed_scenarios(seed, opening.num_scenarios, folder))
     ours, *others = results_of(contestants(), scenarios, out / "runs", workers, folder)
     title = f"Sealed set of {opening.candidate}, commit {opening.commit}, opened {opening.date}"
-    _write("sealed", title, standings(ours, others))
+    _write("sealed", title, [describe(opening, openings()), "", *standings(ours, others)])
 
 
 def _write(name: str, title: str, lines: Iterable[str]) -> None:

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 
 from awc.registry import POLICIES
 from awc_training.evaluate import table
-from awc_training.intervals import Interval, ratio
+from awc_training.intervals import Interval, mean, median, ratio
 from awc_training.runs import SLIDING, cell, run, static_cell
 from awc_training.scenarios import CHANGE_S, FOLDER, Changing, changing
 from dsd_sim.engine.world import STEER, World
@@ -40,7 +39,7 @@ class ChangeRun(NamedTuple):
     settled_s: float  # until 9 of 10 pairs have settled
     changes_per_min: float  # changes of a pair's window
     changes_settled: float  # window changes of all pairs once settled
-    against_oracle: float  # soft goodput / that of the best static window of each phase
+    against_oracle: float  # priced goodput / that of the best static window of each phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,17 @@ class ChangeResult:
 
     scenario: str
     policy: str
-    settled_s: float
+    settled_s: Interval
     longest_s: float
-    changes_per_min: float
-    changes_settled: float
+    changes_per_min: Interval
+    changes_settled: Interval
     against_oracle: Interval
 
     @property
     def row(self) -> str:
         return (
-            f"{self.scenario} | {self.policy} | {self.settled_s:.1f} | {self.longest_s:.1f} | "
-            f"{self.changes_per_min:.1f} | {self.changes_settled:.1f} | {self.against_oracle}"
+            f"{self.scenario} | {self.policy} | {self.settled_s.shown(1)} | {self.longest_s:.1f} | "
+            f"{self.changes_per_min.shown(1)} | {self.changes_settled.shown(1)} | {self.against_oracle}"
         )
 
 
@@ -73,9 +72,13 @@ def follow(names: Sequence[str], folder: Path, workers: int | None) -> Iterator[
             for name in names:
                 once = _followed(each, name, oracles[each.scenario.name])
                 found.setdefault((each.scenario.name, name), []).append(once)
+    yield f"After {CHANGE_S:g} s a scenario with N drafters changes: `rtt-N` from a round trip of 10 to 80 ms, `load-N`"
+    yield "to three times the clients, `acceptance-N` from 0.9 to 0.5. Policies are as registered, from window 8."
+    yield ""
     yield f"{len(SEEDS)} seeds. *Settled*, *longest*: median and maximum of the seconds until nine in ten pairs stay"
     yield "near their last window. Means: *changes* of a pair's window a minute, changes of all pairs *once settled*,"
-    yield "*score to oracle* (soft goodput)."
+    yield "*score to oracle*: priced goodput to that of the best static windows before and after the change, of"
+    yield f"{', '.join(map(str, WINDOWS))}. Parentheses: 95 % bootstrap intervals over seeds, too narrow with so few."
     yield ""
     rows = (of_all(*key, runs).row for key, runs in found.items())
     yield from table("scenario | policy | settled | longest | changes | once settled | score to oracle", rows)
@@ -83,13 +86,13 @@ def follow(names: Sequence[str], folder: Path, workers: int | None) -> Iterator[
 
 def of_all(scenario: str, policy: str, runs: Sequence[ChangeRun]) -> ChangeResult:
     settled, per_min, once_settled, to_oracle = zip(*runs, strict=True)
-    median = float(np.median(settled))
     found = ratio(to_oracle, [1.0] * len(runs))
-    return ChangeResult(scenario, policy, median, max(settled), fmean(per_min), fmean(once_settled), found)
+    changes = mean(per_min), mean(once_settled)
+    return ChangeResult(scenario, policy, median(settled), max(settled), *changes, found)
 
 
 def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> dict[str, tuple[float, ...]]:
-    """Soft goodput of the best static window in each phase, by scenario."""
+    """Priced goodput of the best static window in each phase, by scenario."""
     cells = {
         each.scenario.name: [
             [static_cell(phase, SLIDING, SLIDING.choice(window)) for window in WINDOWS] for phase in each.phases
@@ -98,7 +101,7 @@ def _oracles(worlds: Sequence[Changing], folder: Path, workers: int | None) -> d
     }
     reports = run((cell for phases in cells.values() for row in phases for cell in row), folder, workers)
     return {
-        name: tuple(max(reports[cell.key].soft_goodput for cell in row) for row in phases)
+        name: tuple(max(reports[cell.key].priced_goodput for cell in row) for row in phases)
         for name, phases in cells.items()
     }
 
@@ -118,7 +121,7 @@ def _followed(changed: Changing, name: str, oracle: tuple[float, ...]) -> Change
     num = sum(map(len, moves.values()))
     minutes = 2 * CHANGE_S / 60 * max(len(moves), 1)
     as_good = float(np.average(oracle, weights=(CHANGE_S, report.virtual_s - CHANGE_S)))
-    return ChangeRun(slowest, num / minutes, late, report.soft_goodput / as_good)
+    return ChangeRun(slowest, num / minutes, late, report.priced_goodput / as_good)
 
 
 def changed_s(world: World) -> Mapping[int, float]:

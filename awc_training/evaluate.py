@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awc_training.intervals import Interval, geometric_mean, ratio
+from awc.estimators.sliding import PRICE
+from awc_training.intervals import Interval, geometric_mean, mean, ratio, ratio_of_means
 from awc_training.rivals import Contestant
 from awc_training.runs import run
 from awc_training.scenarios import FOLDER
@@ -33,9 +34,9 @@ class Results:
         return [1 / max(report.tpot_ms.mean, LEAST_MS) for report in self.reports]
 
     @property
-    def guesses(self) -> float:
-        """Guesses per token, mean over scenarios."""
-        return sum(report.guesses_per_token for report in self.reports) / len(self.reports)
+    def guesses(self) -> list[float]:
+        """Guesses per token of an answer."""
+        return [report.guesses_per_token for report in self.reports]
 
     def priced(self, price: float) -> list[float]:
         return [priced(each.soft_goodput, each.fates, each.num_tokens, price) for each in self.reports]
@@ -57,13 +58,36 @@ def best_of(rivals: Sequence[Results]) -> Results:
 
 def standings(ours: Results, others: Sequence[Results]) -> Iterator[str]:
     """A table: ours against each of the others."""
+    yield f"Ratios are {ours.label} / this policy: above 1, {ours.label} is better, except for guesses."
+    yield "*Speed*: 1 / mean TPOT. *Price*: priced goodput at that price of an unused guess."
+    yield "Parentheses: 95 % bootstrap intervals over scenarios."
+    yield ""
     shown = " | ".join(f"price {price:g}" for price in SHOWN_PRICES)
-    rows = [f"{ours.label} | {ours.guesses:.2f} | | {' | '.join('' for _ in SHOWN_PRICES)}"]
+    rows = [f"{ours.label} | {mean(ours.guesses).shown(2)} | | | {' | '.join('' for _ in SHOWN_PRICES)}"]
     for other in others:
+        drafted = mean(other.guesses)
+        fewer = ratio_of_means(ours.guesses, other.guesses).shown(2) if drafted.mean else ""
         found = [ratio(ours.speeds, other.speeds)]
         found += [ratio(ours.priced(price), other.priced(price)) for price in SHOWN_PRICES]
-        rows.append(f"{other.label} | {other.guesses:.2f} | {' | '.join(map(str, found))}")
-    yield from table(f"policy | guesses per token | speed | {shown}", rows)
+        rows.append(f"{other.label} | {drafted.shown(2)} | {fewer} | {' | '.join(map(str, found))}")
+    yield from table(f"policy | guesses per token | guesses, ratio | speed, ratio | {shown}", rows)
+
+
+def frontier_table(found: Sequence[Results], target_only: Results) -> Iterator[str]:
+    """Guesses per token against speed. A policy is on the frontier if no other is as fast with as few guesses."""
+    points = [(each, mean(each.guesses), ratio(each.speeds, target_only.speeds)) for each in found]
+    yield "Guesses per token against speed. A policy is on the frontier if no other is as fast with as few guesses."
+    yield f"*adaptive* without a price has {PRICE:g}. Parentheses: 95 % bootstrap intervals over scenarios."
+    yield ""
+    rows = []
+    for each, drafted, speed in sorted(points, key=lambda point: point[1].mean):
+        here = (drafted.mean, -speed.mean)
+        is_beaten = any(
+            other.mean <= drafted.mean and faster.mean >= speed.mean and (other.mean, -faster.mean) != here
+            for _, other, faster in points
+        )
+        rows.append(f"{each.label} | {drafted.shown(2)} | {speed} | {'' if is_beaten else 'yes'}")
+    yield from table("policy | guesses per token | speed to target-only | on the frontier", rows)
 
 
 def standing(ours: Results, others: Sequence[Results]) -> tuple[Results, Interval]:

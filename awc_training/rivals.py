@@ -44,6 +44,7 @@ WINDOWS = (0, 2, 4, 8, 12, 16, 24, 32)  # static
 OURS = AdaptivePolicy.name
 PRICES = (0.0, 0.003, 0.03, 0.1)  # of the frontier, beside the registered one
 PAUSING = "pipeline, pausing"
+TARGET_ONLY = "static 0"  # a label
 WIDE = (0, 4, 8, 16, 32)  # arms of a bandit for our transport
 
 MAKERS: dict[str, Callable[..., WindowPolicy]] = {
@@ -137,6 +138,6 @@ def contestants() -> Sequence[Contestant]:
     return [Contestant(OURS), *rivals, *statics, *PAPER]
 
 
-def frontier() -> Sequence[Contestant]:
-    """Ours at other prices."""
+def other_prices() -> Sequence[Contestant]:
+    """Ours at other prices, for the frontier."""
     return [Contestant(OURS, options={"price": price}) for price in PRICES]

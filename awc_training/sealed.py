@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ def openings(record: Path = RECORD) -> list[Opening]:
     if not record.exists():
         return []
     return [msgspec.json.decode(line, type=Opening) for line in record.read_bytes().splitlines()]
+
+
+def describe(opening: Opening, found: Sequence[Opening]) -> str:
+    """Which opening of the record this is. Intervals say nothing of a candidate that was chosen after some of them."""
+    number = found.index(opening) + 1
+    return (
+        f"Opening {number} of {len(found)} in the [record](sealed.jsonl), of {opening.num_scenarios} scenarios. "
+        "Intervals are not corrected for the number of openings."
+    )
 
 
 def _git(*arguments: str) -> str:

@@ -14,6 +14,7 @@ from benchmarks.harness.files import REPORTS, ROOT
 from benchmarks.harness.origin import Origin
 from benchmarks.paper.assumptions import GRID, cells_of, outcome_of
 from benchmarks.paper.tables import (
+    SeededFindings,
     alone_table,
     cells_table,
     claims_table,
@@ -41,9 +42,9 @@ def main(
     """Runs the paper's cells, its routers and the sweep of assumptions, and writes the tables of the report."""
     tables: dict[str, str] = {}
     comparison = read_comparison(SCENARIOS / "compare.toml")
-    findings = findings_of(comparison, reports_of(comparison.cells, folder, workers))
-    tables["cells"] = cells_table(comparison, findings)
-    tables["steps"] = steps_table(comparison, findings)
+    reports = reports_of(comparison.cells, folder, workers)
+    found = SeededFindings(comparison, findings_of(comparison, reports), reports)
+    tables["cells"], tables["steps"] = cells_table(found), steps_table(found)
     routing = read_plan(SCENARIOS / "routing" / "routing.toml")
     routed = outcomes_of(routing, reports_of((point.cell for point in routing.points), folder, workers))
     tables["routing"] = routing_table(routed)
@@ -51,10 +52,11 @@ def main(
     reports = reports_of((cell for cells in assumed.values() for cell in cells), folder, workers)
     outcomes = [outcome_of(each, cells, reports) for each, cells in assumed.items()]
     tables |= {"met": met_table(outcomes), "alone": alone_table(outcomes), "closest": closest_table(outcomes)}
-    tables["claims"] = claims_table(findings, routed, outcomes)
+    tables["claims"] = claims_table(found, routed, outcomes)
     origin = Origin.here("benchmarks.paper")
-    spread = f"Requests per second of a variant in a cell differ by up to {spread_of(findings)} between seeds."
-    tables["origin"] = f"`{origin.command}`, {origin.date}, {origin.machine}. Means over three seeds. {spread}"
+    ranges = "Means over three seeds; ratios with 95 % bootstrap intervals over these, which three seeds make wide."
+    spread = f"Requests per second of a variant in a cell differ by up to {spread_of(found.findings)} between seeds."
+    tables["origin"] = f"`{origin.command}`, {origin.date}, {origin.machine}. {ranges} {spread}"
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         text = placed(text, name, table)

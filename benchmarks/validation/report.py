@@ -6,10 +6,11 @@ with what the live run did otherwise than the profile says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from benchmarks.harness.markdown import markdown_table
@@ -28,15 +29,35 @@ TITLES = {
 DIGITS = {"tokens_per_s": 1, "ttft_ms": 0, "tpot_ms": 1, "speed_up": 2, "acceptance_length": 2, "queue": 4}
 
 
+NUM_RESAMPLES, SEED = 4000, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A median or mean over cases with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(values: Sequence[float], statistic: Callable[..., Any]) -> Estimate:
+    """`statistic`: numpy's; resampled over the values."""
+    found = np.asarray(values, float)
+    drawn = found[np.random.default_rng(SEED).integers(len(found), size=(NUM_RESAMPLES, len(found)))]
+    low, high = np.quantile(statistic(drawn, axis=1), (0.025, 0.975))
+    return Estimate(float(statistic(found)), float(low), float(high))
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
     """Errors of one figure over all cases that count. Without a limit it always holds. bias: the mean signed error."""
 
     figure: str
-    median: float
+    median: Estimate
     worst: float
     worst_case: str
-    bias: float
+    bias: Estimate
     limit: ErrorLimit | None
 
     @property
@@ -44,7 +65,7 @@ class ErrorSummary:
         limit = self.limit
         if limit is None:
             return True
-        pairs = ((self.median, limit.median), (self.worst, limit.worst), (abs(self.bias), limit.bias))
+        pairs = ((self.median.value, limit.median), (self.worst, limit.worst), (abs(self.bias.value), limit.bias))
         return all(most is None or error <= most for error, most in pairs)
 
 
@@ -57,7 +78,7 @@ def summaries(found: Sequence[Prediction]) -> list[ErrorSummary]:
         if errors:
             sizes = {name: abs(error) for name, error in errors.items()}
             worst = max(sizes, key=sizes.__getitem__)
-            middle, bias = median(sizes.values()), fmean(errors.values())
+            middle, bias = estimate(list(sizes.values()), np.median), estimate(list(errors.values()), np.mean)
             made.append(ErrorSummary(figure, middle, sizes[worst], worst, bias, LIMITS.get(figure)))
     return made
 
@@ -109,8 +130,11 @@ def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin
 def _about(origin: Origin) -> str:
     return (
         f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the services "
-        "as processes and was simulated from the profile of its pair, which was measured once, with other loads, "
-        "windows and prompts, and with nothing added to the link; figures are live → simulated (error). The throughput "
+        "as processes and was simulated from the profile of its pair. The profile was measured before the cases and "
+        "again after them, in the same processes, with other loads, windows and prompts, and with nothing added to the "
+        "link. So the errors say nothing of processes that start later. Parentheses after medians and biases: 95 % "
+        "bootstrap intervals over cases; cases share a machine and profiles. Figures are live → simulated (error). The "
+        "error of the calibration's own loads is not computed. The throughput "
         "of an open loop equals its arrival rate and does not count. The models of `fleet` are stand-ins: they show "
         "the behaviour of services and simulator, not the speed of a device."
     )
@@ -120,14 +144,17 @@ def _limits_table(found: Sequence[Prediction]) -> str:
     rows = []
     for each in summaries(found):
         limit = each.limit
-        values = (each.median, each.worst, each.bias)
         limits = (limit.median, limit.worst, limit.bias) if limit else (None, None, None)
-        cells = [f"{value:{'+' if index == 2 else ''}.1%}" for index, value in enumerate(values)]
+        cells = [_interval(each.median), f"{each.worst:.1%}", _interval(each.bias, "+")]
         asked = ["" if most is None else f"{'±' if index == 2 else ''}{most:.0%}" for index, most in enumerate(limits)]
         holds = "" if limit is None else "yes" if each.holds else "**no**"
         pairs = [part for pair in zip(cells, asked, strict=True) for part in pair]
         rows.append((TITLES[each.figure], *pairs, each.worst_case, holds))
     return markdown_table(("figure", "median", "limit", "worst", "limit", "bias", "limit", "worst case", "met"), rows)
+
+
+def _interval(found: Estimate, sign: str = "") -> str:
+    return f"{found.value:{sign}.1%} ({found.low:{sign}.1%} to {found.high:{sign}.1%})"
 
 
 def _error_table(found: Sequence[Prediction]) -> str:
@@ -175,4 +202,5 @@ def _cell(summary: ErrorSummary | None, name: str) -> str:
     if summary is None:
         return ""
     limit = getattr(summary.limit, name) if summary.limit else None
-    return f"{getattr(summary, name):.1%}" + (f" (≤ {limit:.0%})" if limit is not None else "")
+    value = {"median": summary.median.value, "worst": summary.worst, "bias": summary.bias.value}[name]
+    return f"{value:.1%}" + (f" (≤ {limit:.0%})" if limit is not None else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from awc_training.changes import changed_s, settled_s
+from awc_training.changes import ChangeRun, changed_s, of_all, settled_s
 from awc_training.scenarios import CHANGE_S
 from tests.dsd_sim.builders import a_world
 
@@ -31,3 +31,9 @@ def test_other_guesses_reach_a_device_with_its_next_answer() -> None:
     world.requests["arrival_ms"] = 1000 * np.array([CHANGE_S - 1, CHANGE_S + 1, CHANGE_S + 4])
     world.requests["device"] = 0, 1, 0
     assert changed_s(world) == {0: CHANGE_S + 4, 1: CHANGE_S + 1}
+
+
+def test_every_figure_over_seeds_has_an_interval() -> None:
+    runs = [ChangeRun(settled, 3.0, 1.0, 0.9) for settled in (1.0, 2.0, 9.0)]
+    row = of_all("rtt-2", "adaptive", runs).row
+    assert row == "rtt-2 | adaptive | 2.0 (1.0–9.0) | 9.0 | 3.0 (3.0–3.0) | 1.0 (1.0–1.0) | 0.900 (0.900–0.900)"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace as changed
 
-from awc_training.evaluate import Results, best_of, standing, standings
-from awc_training.intervals import geometric_mean, ratio
+from awc_training.evaluate import Results, best_of, frontier_table, standing, standings
+from awc_training.intervals import geometric_mean, mean, median, ratio, ratio_of_means
 from dsd_sim.studies.report import GuessFates, TimeStats, priced
 from tests.awc_training.results import report
 
@@ -37,8 +37,34 @@ def test_the_best_rival_is_the_fastest_on_average() -> None:
     assert found.mean == pytest.approx(1.0)
 
 
+def test_means_and_medians_lie_within_their_intervals() -> None:
+    values = [1.0, 2.0, 9.0]
+    for found, middle in ((mean(values), 4.0), (median(values), 2.0), (ratio_of_means(values, [2.0, 2.0, 4.0]), 1.5)):
+        assert found.mean == pytest.approx(middle)
+        assert found.low < middle < found.high
+    assert mean([2.0, 2.0]).shown(1) == "2.0 (2.0–2.0)"
+
+
 def test_a_table_has_a_row_for_everybody() -> None:
     lines = list(standings(results("ours", 10, 10, drafted=0), [results("one", 20, 20), results("two", 10, 20)]))
-    assert lines[2].startswith("| ours | 0.00 |")
-    assert lines[3].startswith("| one | 1.00 | 2.000 (2.000–2.000) | 1.000 (1.000–1.000) | 1.010 (")
-    assert lines[4].startswith("| two | 1.00 | 1.414 (")
+    ours, one, two = (line for line in lines if line.startswith(("| ours", "| one", "| two")))
+    assert lines[0].startswith("Ratios are ours / this policy")
+    assert ours.startswith("| ours | 0.00 (0.00–0.00) | | |")
+    assert one.startswith(
+        "| one | 1.00 (1.00–1.00) | 0.00 (0.00–0.00) | 2.000 (2.000–2.000) | 1.000 (1.000–1.000) | 1.010 ("
+    )
+    assert "| 1.414 (" in two
+
+
+def test_a_policy_that_another_beats_with_fewer_guesses_is_not_on_the_frontier() -> None:
+    alone, short = results("alone", 20, 20, drafted=0), results("short", 10, 10, drafted=10)
+    slow, long = results("slow", 16, 16, drafted=20), results("long", 8, 8, drafted=30)
+    lines = [
+        line for line in frontier_table([long, slow, short, alone], alone) if " (" in line and line.startswith("|")
+    ]
+    assert lines == [
+        "| alone | 0.00 (0.00–0.00) | 1.000 (1.000–1.000) | yes |",
+        "| short | 1.00 (1.00–1.00) | 2.000 (2.000–2.000) | yes |",
+        "| slow | 2.00 (2.00–2.00) | 1.250 (1.250–1.250) |  |",
+        "| long | 3.00 (3.00–3.00) | 2.500 (2.500–2.500) | yes |",
+    ]

@@ -10,7 +10,7 @@ import pytest
 from awc.registry import POLICIES
 from awc_training import rivals
 from awc_training.development import development
-from awc_training.rivals import OURS, PAPER, RIVALS, WINDOWS, contestants, frontier, tune
+from awc_training.rivals import OURS, PAPER, RIVALS, WINDOWS, contestants, other_prices, tune
 from awc_training.scenarios import FOLDER
 from dsd_sim.studies.cells import Cell
 from dsd_sim.studies.report import SimReport
@@ -32,7 +32,7 @@ def test_every_registered_policy_is_a_contestant() -> None:
     assert names >= set(POLICIES)
     assert contestants()[0].name == OURS
     assert {each.start for each in contestants() if each.label.startswith("static")} == {*WINDOWS, PAPER[0].start}
-    assert len({each.label for each in (*contestants(), *frontier())}) == len(contestants()) + len(frontier())
+    assert len({each.label for each in (*contestants(), *other_prices())}) == len(contestants()) + len(other_prices())
 
 
 def test_a_rival_gets_the_variant_with_the_most_priced_goodput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,5 +47,5 @@ def test_a_rival_gets_the_variant_with_the_most_priced_goodput(tmp_path: Path, m
 
 def test_a_contestant_s_run_depends_on_its_parameters_and_transport() -> None:
     scenario = development(1)[0]
-    keys = [each.cell(scenario, FOLDER).key for each in (*contestants(), *frontier())]
+    keys = [each.cell(scenario, FOLDER).key for each in (*contestants(), *other_prices())]
     assert len(set(keys)) == len(keys)

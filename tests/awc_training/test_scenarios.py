@@ -15,7 +15,7 @@ from awc_training.cases import cases
 from awc_training.development import development
 from awc_training.request_trace import CONVERSATION, write_trace
 from awc_training.scenarios import FOLDER, TRAINING, changing, drawn
-from awc_training.sealed import NotSealed, open_set, openings, sealed_scenarios, seed_of
+from awc_training.sealed import NotSealed, Opening, describe, open_set, openings, sealed_scenarios, seed_of
 from dsd_sim.scenario.build import make_fleet
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import key_of
@@ -109,6 +109,11 @@ def test_every_opening_is_recorded_once_for_a_commit(repository: Path) -> None:
     assert first == again
     assert openings(record) == [first]
     assert (first.candidate, len(first.commit)) == ("release 1", 12)
+
+
+def test_a_page_says_which_opening_of_the_record_it_is() -> None:
+    found = [Opening("2026-11-29", commit, "release", 60) for commit in ("a", "b", "c")]
+    assert describe(found[1], found).startswith("Opening 2 of 3 in the [record](sealed.jsonl), of 60 scenarios.")
 
 
 def test_a_set_is_not_opened_with_local_changes(repository: Path) -> None:

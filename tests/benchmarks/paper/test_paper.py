@@ -6,9 +6,20 @@ import pytest
 
 from benchmarks.paper.__main__ import CELL, PAGE, SCENARIOS
 from benchmarks.paper.assumptions import GRID, Assumption, Outcome, alone, cells_of, outcome_of
-from benchmarks.paper.tables import STEPS, claims_table, closest_table, met_table, placed
-from dsd_sim.studies.compare import ComparisonFinding, SeedSpread, read_comparison
-from dsd_sim.studies.report import TimeStats
+from benchmarks.paper.tables import (
+    BASE,
+    PER_S,
+    STEPS,
+    SeededFindings,
+    cells_table,
+    claims_table,
+    closest_table,
+    met_table,
+    placed,
+    steps_table,
+)
+from dsd_sim.studies.compare import findings_of, read_comparison
+from dsd_sim.studies.report import SimReport, TimeStats
 from dsd_sim.studies.sweep import SweepOutcome
 from tests.dsd_sim.reports import a_report
 
@@ -80,35 +91,55 @@ def test_figures_that_are_the_papers_are_met_and_closest() -> None:
     assert "never" in closest_table([far, PAPER])
 
 
-def a_finding(scenario: str, variant: str, per_s: float, tpot_ms: float) -> ComparisonFinding:
-    """Ratios are to 20 requests per second and times of 50 ms."""
-    figures = {"requests_per_s": per_s, "tpot_ms.mean": tpot_ms, "ttft_ms.mean": 50.0}
-    spreads = {name: SeedSpread(value, value, value) for name, value in figures.items()}
-    ratios: dict[str, float | None] = {name: value / 50 for name, value in figures.items()}
-    ratios["requests_per_s"] = per_s / 20
-    return ComparisonFinding(scenario, variant, {}, (1,), spreads, ratios, {}, ())
-
-
 def routed(num_clients: int, routing: str, per_s: float) -> SweepOutcome:
     settings = {"workload.num_clients": num_clients, "policies.routing": routing, "policies.stop_and_wait": True}
     return SweepOutcome(settings, "", True, a_report(requests_per_s=per_s))
 
 
+def seeded(*changed: tuple[str, str, float, float]) -> SeededFindings:
+    """All cells and variants with 20 requests per second and times of 50 ms, but for those given by cell, variant,
+    requests per second and TPOT. With the last seed everything else than static 4 has 1 % more requests."""
+    plan = read_comparison(SCENARIOS / "compare.toml")
+    figures = {(cell, variant): (per_s, tpot_ms) for cell, variant, per_s, tpot_ms in changed}
+    reports: dict[str, SimReport] = {}
+    for choice in plan.choices:
+        per_s, tpot_ms = figures.get((choice.scenario, choice.variant.name), (20.0, 50.0))
+        for number, cell in enumerate(choice.cells):
+            more = 1.01 if number == 2 and choice.variant.name != BASE else 1.0
+            times = [TimeStats(ms, ms, ms, ms) for ms in (tpot_ms, 50.0)]
+            reports.setdefault(cell.key, a_report(requests_per_s=per_s * more, tpot_ms=times[0], ttft_ms=times[1]))
+    return SeededFindings(plan, findings_of(plan, reports), reports)
+
+
 def test_the_papers_figures_stand_beside_ours() -> None:
-    findings = [
-        a_finding("gsm8k-600-10", "static 4", 20.0, 50.0),
-        a_finding("gsm8k-600-10", "wc-dnn, LAB", 21.0, 48.0),
-        a_finding("cnndm-600-10", "wc-dnn, LAB", 20.0, 51.0),
-    ]
+    found = seeded(
+        ("gsm8k-600-10", "wc-dnn, LAB", 21.0, 48.0),
+        ("cnndm-600-10", "wc-dnn, LAB", 20.0, 51.0),
+    )
     routes = [
-        routed(num, name, per_s) for num in (50, 150, 250, 500) for name, per_s in (("jsq", 12.0), ("random", 10.0))
+        routed(num, name, per_s)
+        for num in (50, 150, 250, 500)
+        for name, per_s in (("jsq", 12.0), ("random", 10.0))
+        for _ in range(3)  # seeds
     ]
-    table = claims_table(findings, routes, [PAPER])
-    assert "| 25.1 → 28.1 | 20.0 → 21.0 |" in table
-    assert "| +9.7 % | +5.0 % |" in table
-    assert "| −10.7 % to −6 % | -4.0 % to +2.0 % |" in table
+    table = claims_table(found, routes, [PAPER])
+    assert "| 25.1 → 28.1 | 20.0 → 21.1 |" in table
+    assert "| +9.7 % | +5.3 % (" in table
+    assert "| \N{MINUS SIGN}10.7 % to \N{MINUS SIGN}6 % | \N{MINUS SIGN}4.0 % to +2.0 % |" in table
     assert "| 50 to 60 ms | 55 ms |" in table
-    assert table.count("+20.0 %") == 4
+    assert table.count("+20.0 % (+20.0 % to +20.0 %)") == 4
+    assert "200 drafters | not given |" in table
+
+
+def test_cells_and_steps_have_intervals_over_seeds() -> None:
+    found = seeded(*((cell, "dynamic", 22.0, 50.0) for cell in read_comparison(SCENARIOS / "compare.toml").scenarios))
+    ratio = found.ratio("gsm8k-600-10", "dynamic", BASE, PER_S)
+    assert ratio.low < 1.10 < ratio.value < 1.111 < ratio.high, "wider than three seeds"
+    shown = f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    assert f"| gsm8k-600-10 | 20.0/s, 50.0 ms | 1.00 (0.99–1.02) | {shown} |" in cells_table(found)
+    dynamic = next(line for line in steps_table(found).splitlines() if "threshold" in line)
+    assert "| +10.4 % (" in dynamic
+    assert ") | +10.4 % to +10.4 % |" in dynamic
 
 
 def test_one_assumption_at_a_time_differs_from_ours() -> None:

@@ -29,9 +29,10 @@ def test_medians_the_worst_and_the_bias_are_of_the_cases_that_count() -> None:
     found = [prediction(replace(CASE, name=name), tpot_ms=factor) for name, factor in zip(names, factors, strict=True)]
     found[3] = replace(found[3], result=result(complaints=["pass failed"]))
     tpot = next(each for each in summaries(found) if each.figure == "tpot_ms")
-    assert (tpot.median, tpot.worst) == pytest.approx((0.04, 0.11))
+    assert (tpot.median.value, tpot.worst) == pytest.approx((0.04, 0.11))
+    assert (tpot.median.low, tpot.median.high) == pytest.approx((0.02, 0.11))
     assert tpot.worst_case == "b"
-    assert tpot.bias == pytest.approx((0.02 - 0.11 + 0.04) / 3)
+    assert tpot.bias.value == pytest.approx((0.02 - 0.11 + 0.04) / 3)
     assert tpot.holds
     assert summaries(found[3:]) == []
 
@@ -47,7 +48,10 @@ def test_an_error_above_its_limit_is_listed_with_the_differences_of_its_run() ->
     text = markdown(found, ["lost"], ORIGIN)
     assert "Without a result: lost." in text
     assert "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes +4.0%; draft steps -1.0%" in text
-    assert "| TPOT, ms | 20.0% | 5% | 20.0% | 12% | +20.0% |  | test | **no** |" in text
+    assert (
+        "| TPOT, ms | 20.0% (20.0% to 20.0%) | 5% | 20.0% | 12% | +20.0% (+20.0% to +20.0%) |  | test | **no** |"
+        in text
+    )
     assert "round trip 1.5 ms beyond the link" in differences(found[0])
     assert ORIGIN.command in text
 

@@ -4,8 +4,8 @@ Invariant: all servers hold the same target in bfloat16, compiled, and answer th
 number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What does not
 compute it, HTTP servers, vLLM's own scheduler, bus, drafter and this client, is on the other core.
 
-Each round asks every way the same prompts, one for each client at once, in random order. The default prompts are
-shorter than a block of the prefix cache, so nobody reuses any.
+Each round asks every way the same prompts, in random order: one for each client at once, or steadily
+(benchmarks/load/steady.py). The default prompts are shorter than a block of the prefix cache, so nobody reuses any.
 
 The time between passes is that of a whole round, from the requests to the last token, in which DSD's verifier computes
 no pass.
@@ -17,12 +17,12 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import typer
@@ -34,13 +34,14 @@ from rich.table import Table
 from benchmarks.harness.cell import RunningCell, exit_on_signals, running
 from benchmarks.harness.cell_plan import VERIFIER, CellPlan
 from benchmarks.harness.files import REPORTS, write_result
-from benchmarks.harness.latency import OK
+from benchmarks.harness.latency import OK, RequestSample
 from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
 from benchmarks.harness.pinned import move
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
+from benchmarks.load.steady import AnswerFailed, SteadyTimes, steady_load
 from benchmarks.peers import server as peer
 from benchmarks.peers import vllm_server
 from benchmarks.peers.vllm_server import ServerPlan
@@ -82,7 +83,8 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class ClientsCell:
-    """Seconds of each round by way, and tokens/s / those of plain vLLM."""
+    """Seconds of each round by way, and tokens/s / those of plain vLLM. is_steady: seconds are those of as many tokens
+    as a round without steady load has."""
 
     num_clients: int
     seconds: dict[str, list[float]]
@@ -91,6 +93,7 @@ class ClientsCell:
     to_plain: dict[str, Ratio]
     to_alone: dict[str, Ratio]
     voided: list[str]  # why a round was asked again for all ways
+    is_steady: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +189,9 @@ async def servers(
         yield found, cells
 
 
-async def ask(server: Server, prompts: Sequence[str]) -> tuple[float, list[float]]:
-    """Seconds to answer all prompts, asked at once, and the times to their first tokens in ms."""
+async def ask(server: Server, prompts: Sequence[str], num_clients: int, round_number: int) -> tuple[float, list[float]]:
+    """Seconds to answer a prompt for each client, asked at once, and the times to their first tokens in ms."""
+    texts = [prompts[(round_number * num_clients + each) % len(prompts)] for each in range(num_clients)]
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         if server.vllm is not None:
@@ -196,19 +200,47 @@ async def ask(server: Server, prompts: Sequence[str]) -> tuple[float, list[float
         samples = await asyncio.gather(
             *(
                 measure_request(gateway, server.template, ScheduledRequest(number, prompt, started, started))
-                for number, prompt in enumerate(prompts)
+                for number, prompt in enumerate(texts)
             )
         )
-    wrong = [each for each in samples if each.status != OK or each.num_tokens != server.template.options.max_tokens]
-    if wrong:
-        raise RuntimeError(
-            f"{server.template.model}: a request failed: {wrong[0].status}, {wrong[0].num_tokens} tokens"
-        )
+    for each in samples:
+        if each.status != OK or each.num_tokens != server.template.options.max_tokens:
+            raise RuntimeError(f"{server.template.model}: a request failed: {each.status}, {each.num_tokens} tokens")
     return time.monotonic() - started, [each.ttft_ms or 0.0 for each in samples]
 
 
+async def ask_steadily(
+    server: Server, prompts: Sequence[str], num_clients: int, round_number: int
+) -> tuple[float, list[float]]:
+    """As `ask`: seconds for as many tokens as it takes. Prompts are the same for each way."""
+    async with AsyncExitStack() as stack:
+        if server.vllm is not None:
+            stack.enter_context(server.vllm.resumed())
+        gateway = await stack.enter_async_context(connected(server.url))
+
+        async def one(client: int, number: int) -> RequestSample:
+            place, now = (7 * round_number + number) * num_clients + client, time.monotonic()
+            scheduled = ScheduledRequest(number, prompts[place % len(prompts)], now, now)
+            return await measure_request(gateway, server.template, scheduled)
+
+        try:
+            load = await steady_load(one, num_clients, SteadyTimes())
+        except* AnswerFailed as failed:
+            raise RuntimeError(f"{server.template.model}: {failed.exceptions[0]}") from failed
+    return num_clients * (server.template.options.max_tokens or 0) / load.tokens_per_s, load.ttft_ms
+
+
+Asking: TypeAlias = Callable[[Server, Sequence[str], int, int], Awaitable[tuple[float, list[float]]]]
+
+
 async def measure(
-    found: dict[str, Server], prompts: Sequence[str], num_clients: int, num_rounds: int, num_tokens: int, seed: int
+    found: dict[str, Server],
+    prompts: Sequence[str],
+    num_clients: int,
+    num_rounds: int,
+    num_tokens: int,
+    seed: int,
+    asking: Asking,
 ) -> ClientsCell:
     """Rounds of all ways; the first warms up. A round with a failed request is asked again."""
     order = random.Random(seed)
@@ -217,9 +249,9 @@ async def measure(
     voided: list[str] = []
     number = 0
     while len(seconds[PLAIN]) < num_rounds:
-        texts = [prompts[(number * num_clients + each) % len(prompts)] for each in range(num_clients)]
         try:
-            asked = {name: await ask(found[name], texts) for name in order.sample(list(found), len(found))}
+            names = order.sample(list(found), len(found))
+            asked = {name: await asking(found[name], prompts, num_clients, number) for name in names}
         except RuntimeError as error:
             voided.append(str(error))
             console.print(f"void: {error}")
@@ -242,14 +274,16 @@ async def measure(
     total = num_clients * num_tokens * num_rounds
     speeds = {name: total / sum(took) for name, took in seconds.items()}
     medians = {name: float(np.median(each)) for name, each in ttft.items()}
-    return ClientsCell(num_clients, seconds, medians, speeds, ratios(PLAIN), ratios(ALONE), voided)
+    return ClientsCell(
+        num_clients, seconds, medians, speeds, ratios(PLAIN), ratios(ALONE), voided, asking is ask_steadily
+    )
 
 
 async def measure_between_passes(
     cell: RunningCell, server: Server, prompts: Sequence[str], num_sessions: int
 ) -> BetweenPasses:
     before = await _passes(cell)
-    took_s, _ = await ask(server, prompts[:num_sessions])
+    took_s, _ = await ask(server, prompts, num_sessions, 0)
     num_passes, computing_s = (new - old for new, old in zip(await _passes(cell), before, strict=True))
     return BetweenPasses(num_sessions, computing_s / num_passes * 1e3, (took_s - computing_s) / num_passes * 1e3)
 
@@ -271,6 +305,7 @@ async def run(
     max_tokens: int,
     clients: Sequence[int],
     seed: int,
+    asking: Asking,
 ) -> VllmComparison:
     other = min(os.sched_getaffinity(0))
     origin = Origin.here("benchmarks.experiments.against_vllm")  # before this process gives up a core
@@ -284,7 +319,7 @@ async def run(
             measured, failed = [], []
             for num_clients in clients:
                 try:
-                    measured.append(await measure(found, prompts, num_clients, num_rounds, max_tokens, seed))
+                    measured.append(await measure(found, prompts, num_clients, num_rounds, max_tokens, seed, asking))
                 except RuntimeError as error:
                     failed.append(f"{num_clients} clients: {error}")
             between = [
@@ -342,24 +377,18 @@ def main(
     prompts: Annotated[
         Path, typer.Option(help="JSONL file with prompts.", show_default="tests/data/prompts.jsonl")
     ] = DEFAULT_PROMPTS,
+    steady: Annotated[
+        bool,
+        typer.Option("--steady", help="Clients ask again as soon as they have their answers; 24 s a way and round."),
+    ] = False,
 ) -> None:
     """Compares DSD on vLLM with vLLM's own server on this machine."""
     exit_on_signals()
     if unknown := set(ways or ()) - set(WAYS):
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
-    found = asyncio.run(
-        run(
-            python,
-            Drafts(draft, draft_model),
-            read_prompts(prompts),
-            chosen,
-            rounds,
-            max_tokens,
-            clients or list(CLIENTS),
-            seed,
-        )
-    )
+    drafts, numbers, asking = Drafts(draft, draft_model), clients or list(CLIENTS), ask_steadily if steady else ask
+    found = asyncio.run(run(python, drafts, read_prompts(prompts), chosen, rounds, max_tokens, numbers, seed, asking))
     write_result(folder / "against_vllm.json", found)
     Console().print(table(found))
 

@@ -63,7 +63,7 @@ def ratio_of_means(values: Sequence[float], others: Sequence[float]) -> Interval
 
 
 def _resamples(num: int) -> NDArray[np.intp]:
-    """Numbers of the drawn values.  # [resample, value]"""
+    """Numbers of the drawn values, [resamples, values]."""
     return np.random.default_rng(SEED).choice(num, (NUM_RESAMPLES, num))
 
 

@@ -4,8 +4,9 @@ Invariant: all servers hold the same target in bfloat16, compiled, and answer th
 number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What does not
 compute it, HTTP servers, vLLM's own scheduler, bus, drafter and this client, is on the other core.
 
-Each round asks every way the same prompts, in random order: one for each client at once, or steadily
-(benchmarks/load/steady.py). The default prompts are shorter than a block of the prefix cache, so nobody reuses any.
+Each round asks every way the same prompts, in random order: one for each client at once, or from the same one on with
+steady load (benchmarks/load/steady.py), where a faster way gets further. The default prompts are shorter than a block
+of the prefix cache, so nobody reuses any; of longer ones that come again, every way does.
 
 The time between passes is that of a whole round, from the requests to the last token, in which DSD's verifier computes
 no pass.
@@ -58,6 +59,7 @@ BETWEEN_PASSES = (1, 16)  # sessions
 MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
 NUM_GUESSES = 4  # of vLLM's own ways
+STRIDE = 7  # requests of a client from which the next round's begin, with steady load
 # Ours, theirs, number of clients, and the least ratio of speeds: it holds if the interval's lower end reaches it
 LIMITS = (
     (DSD, PLAIN, 1, 1.6),
@@ -212,22 +214,25 @@ async def ask(server: Server, prompts: Sequence[str], num_clients: int, round_nu
 async def ask_steadily(
     server: Server, prompts: Sequence[str], num_clients: int, round_number: int
 ) -> tuple[float, list[float]]:
-    """As `ask`: seconds for as many tokens as it takes. Prompts are the same for each way."""
+    """As `ask`, with steady load: the seconds that as many tokens take."""
+    num_tokens = server.template.options.max_tokens or 0
     async with AsyncExitStack() as stack:
         if server.vllm is not None:
             stack.enter_context(server.vllm.resumed())
         gateway = await stack.enter_async_context(connected(server.url))
 
         async def one(client: int, number: int) -> RequestSample:
-            place, now = (7 * round_number + number) * num_clients + client, time.monotonic()
+            place, now = (STRIDE * round_number + number) * num_clients + client, time.monotonic()
             scheduled = ScheduledRequest(number, prompts[place % len(prompts)], now, now)
             return await measure_request(gateway, server.template, scheduled)
 
         try:
-            load = await steady_load(one, num_clients, SteadyTimes())
-        except* AnswerFailed as failed:
-            raise RuntimeError(f"{server.template.model}: {failed.exceptions[0]}") from failed
-    return num_clients * (server.template.options.max_tokens or 0) / load.tokens_per_s, load.ttft_ms
+            load = await steady_load(one, num_clients, num_tokens, SteadyTimes())
+        except ExceptionGroup as failures:
+            if (failed := failures.subgroup(AnswerFailed)) is None:
+                raise
+            raise RuntimeError(f"{server.template.model}: {failed.exceptions[0]}") from failures
+    return num_clients * num_tokens / load.tokens_per_s, load.ttft_ms
 
 
 Asking: TypeAlias = Callable[[Server, Sequence[str], int, int], Awaitable[tuple[float, list[float]]]]
@@ -328,15 +333,8 @@ async def run(
                 if cells
             ]
             complaints = [*failed, *(text for cell in cells for text in cell.complaints())]
-    return VllmComparison(
-        await vllm_server.version_of(python),
-        max_tokens,
-        measured,
-        between,
-        complaints,
-        origin,
-        drafts.of_dsd,
-    )
+    version = await vllm_server.version_of(python)
+    return VllmComparison(version, max_tokens, measured, between, complaints, origin, drafts.of_dsd)
 
 
 def table(found: VllmComparison) -> Table:
@@ -344,7 +342,7 @@ def table(found: VllmComparison) -> Table:
     for cell in found.cells:
         for name, speed in cell.speeds.items():
             row = (str(cell.to_plain[name]), str(cell.to_alone.get(name, "")), f"{cell.ttft_ms[name]:.0f}")
-            shown.add_row(str(cell.num_clients), name, f"{speed:.1f}", *row)
+            shown.add_row(f"{cell.num_clients}{', steady' if cell.is_steady else ''}", name, f"{speed:.1f}", *row)
         for ours, theirs, num_clients, least in LIMITS:
             if num_clients == cell.num_clients and {ours, theirs} <= cell.seconds.keys():
                 ratio = compare(np.array(cell.seconds[theirs])[:, None], np.array(cell.seconds[ours])[:, None])
@@ -389,7 +387,7 @@ def main(
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
     drafts, numbers, asking = Drafts(draft, draft_model), clients or list(CLIENTS), ask_steadily if steady else ask
     found = asyncio.run(run(python, drafts, read_prompts(prompts), chosen, rounds, max_tokens, numbers, seed, asking))
-    write_result(folder / "against_vllm.json", found)
+    write_result(folder / f"against_vllm{'_steady' if steady else ''}.json", found)
     Console().print(table(found))
 
 

@@ -45,20 +45,16 @@ class RunningCell:
     children: dict[str, Child]
     log_dir: Path
     _read_from: dict[str, int] = field(default_factory=dict)
-    _starts_before: dict[str, int] = field(default_factory=dict)
     _cpu_before: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Starts the count of complaints and processor time. Call it after the warm-up."""
         self._read_from = {path.name: path.stat().st_size for path in self.log_dir.glob("*.log")}
-        self._starts_before = {name: child.num_starts for name, child in self.children.items()}
         self._cpu_before = {name: usage_of(pid).cpu_s for name, pid in self.pids().items()}
 
     def complaints(self) -> list[str]:
         """Why the figures since `begin` are void; empty if they count."""
-        before = self._starts_before
-        numbers = {name: child.num_starts for name, child in self.children.items()}
-        restarted = [f"{name} restarted" for name, number in numbers.items() if number > before.get(name, 1)]
+        restarted = [f"{name} restarted" for name, child in self.children.items() if child.num_starts > 1]
         found = [line for path in sorted(self.log_dir.glob("*.log")) for line in self._complaints_in(path)]
         return restarted + found
 
@@ -108,9 +104,11 @@ def own_mib(pid: int) -> float:
 
 
 def exit_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP raise SystemExit, so that `running` stops the processes that it started."""
+    """Makes SIGTERM, and SIGHUP unless it is ignored, raise SystemExit, so that `running` stops the processes that it
+    started."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 @asynccontextmanager

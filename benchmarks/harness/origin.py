@@ -19,15 +19,15 @@ from benchmarks.harness.files import ROOT
 from shared.runtime.machine import describe_machine
 
 GIT_S = 10.0
-PACKAGES = ("awc", "benchmarks", "client", "dsd_sim", "model_zoo", "services", "shared")
+PACKAGES = ("awc", "awc_training", "benchmarks", "client", "dsd_sim", "model_zoo", "services", "shared")
 
 
 def digest_of(models: Path, *more: bytes, packages: Sequence[str] = PACKAGES) -> str:
     """Digest of the code, the models and `more`: everything that determines a figure."""
     digest = hashlib.sha256()
     for package in packages:
-        for path in sorted((ROOT / package).rglob("*.py*")):
-            if path.suffix in (".py", ".jsonl"):
+        for path in sorted((ROOT / package).rglob("*")):
+            if path.suffix in (".py", ".json", ".jsonl", ".npz"):
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     manifest = models / "manifest.json"
     digest.update(manifest.read_bytes() if manifest.is_file() else b"")

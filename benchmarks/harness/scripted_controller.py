@@ -1,8 +1,8 @@
 """A window controller that the benchmark scripts: it changes window or policy of every drafter between prompts.
 
 Invariant: when `choose` returns, the NATS server has passed the choice on to every pair, so a session opened later
-starts with it. Decisions are repeated before they expire. Policies see reports as those of the window controller do. No
-other controller may run.
+starts with it. Decisions are repeated before they expire. Reports are corrected as the window controller corrects them.
+No other controller may run.
 """
 
 from __future__ import annotations

@@ -26,15 +26,16 @@ from benchmarks.hostile.flood import (
     send_all,
     systematic_bodies,
 )
-from benchmarks.hostile.honest import HonestClients
+from benchmarks.hostile.honest import Disturbed, HonestClients
 from benchmarks.hostile.records import HostileResult, HttpFigures
 from benchmarks.hostile.role_attack import attack_as, known_of, together, violations_of
-from benchmarks.hostile.system import HOSTILE, KV_TOKENS, TIMEOUT_S, SystemUnderAttack, running
+from benchmarks.hostile.system import HOSTILE, KV_TOKENS, MIN_READINGS, TIMEOUT_S, SystemUnderAttack, running
+from client.gateway import ClientError
 
 GROWTH_MIB = 8.0  # of a process's own memory, from the middle third of an attack to the last
 MAX_SLOWDOWN = 1.1
 NUM_CLIENTS, NUM_CONNECTIONS = 16, 64
-NUM_PARTS = 6  # of an attack, each with the same mix; memory is read behind each
+NUM_PARTS = MIN_READINGS  # of an attack, each with the same mix; memory is read behind each
 WARM_UP = 0.25  # share of more packets, sent first, after which memory counts
 HTTP_WARM_UP = 1.5  # the same of bodies: until the verifier's caches (kernels, grammars, KV) are full
 BODIES_PER_ROUND = 20_000  # for each of which all kinds of connections are opened once
@@ -139,11 +140,15 @@ class HostileRun:
 
     async def _read_memory(self) -> None:
         """Behind answers that renew what verifiers and drafters keep of earlier texts, when no session is left."""
-        await self._system.idle(self._honest.http)
-        await self._honest.fill_cache(KV_TOKENS)
-        for drafter in self._system.drafters():
-            await self._honest.ask(self._honest.prompts[0], drafter)
-        await self._system.idle(self._honest.http)
+        try:
+            await self._system.idle(self._honest.http)
+            await self._honest.fill_cache(KV_TOKENS)
+            for drafter in self._system.drafters():
+                await self._honest.ask(self._honest.prompts[0], drafter)
+            await self._system.idle(self._honest.http)
+        except (TimeoutError, aiohttp.ClientError, ClientError, Disturbed) as error:  # such as of a process that ended
+            self._result.violations.append(f"memory was not read, since the system is not as before: {error!r}")
+            return
         self._system.read_memory()
 
     async def _check(self, attack: str) -> None:

@@ -87,10 +87,13 @@ class SystemUnderAttack:
 
     async def idle(self, http: aiohttp.ClientSession) -> None:
         """Returns when no process has a session, and gateways know nobody but the system's own. Raises TimeoutError."""
-        urls = [child.urls[-1] for child in self.children.values() if child.urls]
         async with asyncio.timeout(IDLE_S):
-            while any([await _num_sessions(http, url) for url in urls]) or await _peers(self.url, http) != self.peers:  # noqa: ASYNC110  what other processes do sets no event here
+            while not await self._is_idle(http):  # noqa: ASYNC110  what other processes do sets no event here
                 await asyncio.sleep(HEARTBEAT_S)
+
+    async def _is_idle(self, http: aiohttp.ClientSession) -> bool:
+        urls = [child.urls[-1] for child in self.children.values() if child.urls]
+        return not any([await _num_sessions(http, url) for url in urls]) and await _peers(self.url, http) == self.peers
 
     def drafters(self) -> list[str]:
         """Their names."""

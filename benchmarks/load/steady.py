@@ -1,8 +1,8 @@
 """Steady load: each client asks again as soon as it has its answer, and the tokens of a stretch of time are counted in
 which all are busy.
 
-With one answer for each client at once, the total time is that of the slowest answer, at whose end the others rest;
-with the times of single answers, the last ones run in small batches. Neither is what users get who come and go.
+Answers that all begin at once end at different times where guesses help some more than others. Then the last ones run
+in small batches: their total time says too little of speculation, and their time per token too much.
 
 Invariant: clients begin one after the other over `ramp_s`, so answers don't begin or end together.
 """
@@ -34,14 +34,15 @@ class SteadyTimes:
 
 @dataclass(frozen=True, slots=True)
 class SteadyLoad:
-    """tokens_per_s: of all clients together, in the counted time. ttft_ms: of all answers."""
+    """tokens_per_s: of all clients together, in the counted time. ttft_ms: of the requests sent in it."""
 
     tokens_per_s: float
     ttft_ms: list[float]
 
 
-async def steady_load(ask: Ask, num_clients: int, times: SteadyTimes) -> SteadyLoad:
-    """Returns when the answers that began in the counted time have ended. Raises AnswerFailed."""
+async def steady_load(ask: Ask, num_clients: int, num_tokens: int, times: SteadyTimes) -> SteadyLoad:
+    """Answers of `num_tokens` tokens. Returns when those that began in the counted time have ended. Raises an
+    ExceptionGroup with AnswerFailed."""
     begin = time.monotonic() + times.ramp_s
     end = begin + times.counted_s
     sent: list[tuple[float, RequestSample]] = []
@@ -51,7 +52,7 @@ async def steady_load(ask: Ask, num_clients: int, times: SteadyTimes) -> SteadyL
         request = 0
         while (now := time.monotonic()) < end:
             sample = await ask(number, request)
-            if sample.status != OK or not sample.num_tokens:
+            if sample.status != OK or sample.num_tokens != num_tokens:
                 raise AnswerFailed(f"a request failed: {sample.status}, {sample.num_tokens} tokens")
             sent.append((now, sample))
             request += 1
@@ -60,7 +61,7 @@ async def steady_load(ask: Ask, num_clients: int, times: SteadyTimes) -> SteadyL
         for number in range(num_clients):
             tasks.create_task(client(number), name=f"client {number}")
     counted = tokens_between(sent, begin, end)
-    return SteadyLoad(counted / times.counted_s, [sample.ttft_ms or 0.0 for _, sample in sent])
+    return SteadyLoad(counted / times.counted_s, [sample.ttft_ms or 0.0 for at, sample in sent if at >= begin])
 
 
 def tokens_between(sent: Sequence[tuple[float, RequestSample]], begin: float, end: float) -> float:

@@ -54,7 +54,7 @@ async def ask_all(
     """
     found: dict[str, Answers] = {}
     for name in order.sample(list(ways), len(ways)):
-        failure: Void | None = None
+        failures: list[Void] = []
         for _ in range(MAX_ATTEMPTS):
             stop_all()
             try:
@@ -63,13 +63,13 @@ async def ask_all(
                     raise Void(f"{name}: something else used {answers.foreign_share:.1%} of a core")
             except Void as error:
                 tell(str(error))
-                failure = error
+                failures.append(error)
             else:
                 found[name] = answers
                 break
-        if name not in found and not isinstance(failure, Failed):
+        if name not in found and not all(isinstance(each, Failed) for each in failures):
             return None
-    return {name: found[name] for name in ways if name in found}
+    return {name: found[name] for name in ways if name in found} or None
 
 
 async def ask(way: Way, prompts: Sequence[str], warm_up: Sequence[str], cell: Cell) -> Answers:

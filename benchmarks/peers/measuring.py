@@ -51,12 +51,12 @@ class Run:
         asked = [system for system in self.systems if cell.takes_part(system)]
         found, names = read_cell(cell, self.folder), {system.name for system in asked}
         is_of_this_run = found is not None and (found.cell, found.inputs) == (cell, self.inputs)
-        if found and is_of_this_run and not found.complaints and names == found.all_names:
-            return found
-        empty = CellResult(cell, asked, self.versions, self.inputs, self.origin)
-        for name in names & self.failed.keys():
-            empty = empty.without(name, self.failed[name])
-        return empty
+        goes_on = found and is_of_this_run and not found.complaints and names == found.all_names
+        begun = found if found and goes_on else CellResult(cell, asked, self.versions, self.inputs, self.origin)
+        if not begun.is_finished:
+            for name in (self.failed.keys() & names) - begun.failed.keys():
+                begun = begun.without(name, self.failed[name])
+        return begun
 
     def unfinished(self, plan: Sequence[Cell]) -> list[Cell]:
         return [cell for cell in plan if not self.started(cell).counts]
@@ -140,6 +140,7 @@ async def measure_cell(
             notify(f"{cell.name}: round {len(result.rounds)}")
         elif (num_void := num_void + 1) > MAX_VOID_ROUNDS:
             notify(f"{cell.name}: {num_void} void rounds in a row, the same command tries again")
+            write_result(path_of(cell, run.folder), result)
             return
         write_result(path_of(cell, run.folder), result)
     result.complaints.extend(text for each in watched for text in each.complaints())

@@ -1,6 +1,7 @@
 """What DSD must reach against its peers, checked cell by cell. Pure.
 
-Invariant: a limit is met by the interval's unfavourable end; it is open if only its other end or the value reaches it.
+Invariant: a limit is met if the interval's unfavourable end reaches it. If only the value does, that is said; if only
+the other end does, it is open.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class CellResult:
     cell: Cell
     systems: list[System]  # in the order of the report
     versions: dict[str, str]
-    inputs: str  # digest of code, models and prompts
+    inputs: str  # digest of code, models, prompts, machine, versions and choices
     origin: Origin
     rounds: list[dict[str, Answers]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)

@@ -68,7 +68,9 @@ def order_of(result: CellResult, profile: Profile, num_seeds: int = NUM_SEEDS) -
     if result.complaints or not finding.modes:
         raise ValueError(f"{cell}: void: {(*result.complaints, 'failed answers')[0]}")
     if strange := set(result.modes) - set(named):
-        raise ValueError(f"{cell}: not measured with --policies: it has the mode {', '.join(sorted(strange))}")
+        raise ValueError(
+            f"{cell}: not measured with --policies as it is now: it has the mode {', '.join(sorted(strange))}"
+        )
     times = {found.mode: _tpot_ms(result, named[found.mode], profile, num_seeds) for found in finding.modes}
     return PolicyOrder(
         result.rtt_ms,

@@ -129,7 +129,11 @@ def main(
         models = default_models_dir()
         inputs = digest_of(models, msgspec.json.encode(timing))
         run = Run(models, timing, inputs, Origin.here("benchmarks.scale"), busy)
-        kept = {each.cell for each in results_in(folder, plan) if each.counts and each.inputs == inputs}
+        results = [each for each in results_in(folder, plan) if each.counts and each.inputs == inputs]
+        for each in results:
+            if each.predicted is None:  # the last run ended first
+                write_result(path_of(each.cell, folder), replace(each, predicted=predict(each)))
+        kept = {each.cell for each in results}
         asyncio.run(measure_all(run, [cell for cell in todo if cell not in kept], folder))
     notify(f"see {write_report(plan, folder, assumed)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -25,26 +26,34 @@ def test_tokens_behind_the_first_count_by_the_share_of_their_time() -> None:
     assert tokens_between([(5.0, answer(0.2, 0.2, 1))], 5.0, 6.0) == 1
 
 
-async def test_clients_ask_again_until_the_counted_time_is_over() -> None:
-    asked: list[tuple[int, int]] = []
+async def test_clients_join_one_after_the_other_and_ask_again_until_the_counted_time_is_over() -> None:
+    began, joined, num_late = time.monotonic(), {}, 0
 
     async def ask(client: int, number: int) -> RequestSample:
-        asked.append((client, number))
+        nonlocal num_late
+        sent = time.monotonic()
+        joined.setdefault(client, sent - began)
+        num_late += sent - began >= TIMES.ramp_s
         await asyncio.sleep(0.1)
-        return answer(0.05, 0.1, 11)
+        took = time.monotonic() - sent
+        return answer(took / 1e6, took, 101)
 
-    found = await steady_load(ask, 3, TIMES)
-    assert {client for client, _ in asked} == {0, 1, 2}
-    assert asked[0] == (0, 0)
-    assert max(number for _, number in asked) > 0
-    assert 0 < found.tokens_per_s < 340, "3 clients, at most 11 tokens in 0.1 s each"
-    assert len(found.ttft_ms) == len(asked)
+    found = await steady_load(ask, 3, 101, TIMES)
+    assert [joined[client] >= client * TIMES.ramp_s / 3 for client in range(3)] == [True] * 3
+    assert list(joined) == [0, 1, 2]
+    assert found.tokens_per_s <= 3 * 1000 * 1.05, "100 tokens behind the first in at least 0.1 s"
+    assert found.tokens_per_s > 0
+    assert len(found.ttft_ms) == num_late
 
 
 async def test_a_request_that_fails_ends_the_load() -> None:
     async def ask(client: int, number: int) -> RequestSample:
         return RequestSample(0, 0.0, 0.0, None, 0.1, status="503")
 
-    with pytest.raises(ExceptionGroup) as found:
-        await steady_load(ask, 1, TIMES)
-    assert found.group_contains(AnswerFailed, match="503")
+    async def ask_less(client: int, number: int) -> RequestSample:
+        return answer(0.1, 0.2, 10)
+
+    for asked, told in ((ask, "503"), (ask_less, "10 tokens")):
+        with pytest.raises(ExceptionGroup) as found:
+            await steady_load(asked, 1, 11, TIMES)
+        assert found.group_contains(AnswerFailed, match=told)

@@ -97,7 +97,7 @@ def test_policies_by_name_decide_in_the_simulation(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_cell_of_another_plan_is_refused() -> None:
-    with pytest.raises(ValueError, match="not measured with --policies: it has the mode stand-still"):
+    with pytest.raises(ValueError, match="not measured with --policies as it is now: it has the mode stand-still"):
         order_of(cell({"target-only": 40.0, "stand-still": 40.0}), PROFILE)
 
 

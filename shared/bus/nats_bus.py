@@ -224,7 +224,7 @@ class NatsBus:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._client.close()
-        except (*CLOSED, TimeoutError) as error:
+        except (*CLOSED, TimeoutError, TypeError) as error:  # TypeError: Python 3.13's transport, where it has ended
             log.warning("bus connection not closed cleanly", error=repr(error))
 
     async def lost(self) -> NoReturn:

@@ -25,6 +25,7 @@ for home, names in {
     for name in names:
         if hasattr(home, name):
             delattr(home, name)
+os.process_cpu_count = os.cpu_count  # Python 3.13 has it everywhere; elsewhere it calls what was deleted
 def no_signals(*_):
     raise NotImplementedError
 asyncio.unix_events._UnixSelectorEventLoop.add_signal_handler = no_signals

@@ -66,7 +66,7 @@ def standings(ours: Results, others: Sequence[Results]) -> Iterator[str]:
     rows = [f"{ours.label} | {mean(ours.guesses).shown(2)} | | | {' | '.join('' for _ in SHOWN_PRICES)}"]
     for other in others:
         drafted = mean(other.guesses)
-        fewer = ratio_of_means(ours.guesses, other.guesses).shown(2) if drafted.mean else ""
+        fewer = ratio_of_means(ours.guesses, other.guesses).shown(2) if drafted.value else ""
         found = [ratio(ours.speeds, other.speeds)]
         found += [ratio(ours.priced(price), other.priced(price)) for price in SHOWN_PRICES]
         rows.append(f"{other.label} | {drafted.shown(2)} | {fewer} | {' | '.join(map(str, found))}")
@@ -80,10 +80,10 @@ def frontier_table(found: Sequence[Results], target_only: Results) -> Iterator[s
     yield f"*adaptive* without a price has {PRICE:g}. Parentheses: 95 % bootstrap intervals over scenarios."
     yield ""
     rows = []
-    for each, drafted, speed in sorted(points, key=lambda point: point[1].mean):
-        here = (drafted.mean, -speed.mean)
+    for each, drafted, speed in sorted(points, key=lambda point: point[1].value):
+        here = (drafted.value, -speed.value)
         is_beaten = any(
-            other.mean <= drafted.mean and faster.mean >= speed.mean and (other.mean, -faster.mean) != here
+            other.value <= drafted.value and faster.value >= speed.value and (other.value, -faster.value) != here
             for _, other, faster in points
         )
         rows.append(f"{each.label} | {drafted.shown(2)} | {speed} | {'' if is_beaten else 'yes'}")

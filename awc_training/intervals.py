@@ -22,7 +22,7 @@ LEAST = 1e-9  # lower bound of a value whose logarithm is taken
 class Interval(Struct, frozen=True):
     """A mean or median with its 95 % interval."""
 
-    mean: float
+    value: float
     low: float
     high: float
 
@@ -30,7 +30,7 @@ class Interval(Struct, frozen=True):
         return self.shown(3)
 
     def shown(self, digits: int) -> str:
-        return f"{self.mean:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -6,13 +6,12 @@ with what the live run did otherwise than the profile says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from rich.table import Table
 
+from awc_training.intervals import Interval, mean, median
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
 from benchmarks.validation.cases import LIMITS, ErrorLimit
@@ -29,35 +28,15 @@ TITLES = {
 DIGITS = {"tokens_per_s": 1, "ttft_ms": 0, "tpot_ms": 1, "speed_up": 2, "acceptance_length": 2, "queue": 4}
 
 
-NUM_RESAMPLES, SEED = 4000, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A median or mean over cases with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def estimate(values: Sequence[float], statistic: Callable[..., Any]) -> Estimate:
-    """`statistic`: numpy's; resampled over the values."""
-    found = np.asarray(values, float)
-    drawn = found[np.random.default_rng(SEED).integers(len(found), size=(NUM_RESAMPLES, len(found)))]
-    low, high = np.quantile(statistic(drawn, axis=1), (0.025, 0.975))
-    return Estimate(float(statistic(found)), float(low), float(high))
-
-
 @dataclass(frozen=True, slots=True)
 class ErrorSummary:
     """Errors of one figure over all cases that count. Without a limit it always holds. bias: the mean signed error."""
 
     figure: str
-    median: Estimate
+    median: Interval
     worst: float
     worst_case: str
-    bias: Estimate
+    bias: Interval
     limit: ErrorLimit | None
 
     @property
@@ -78,7 +57,7 @@ def summaries(found: Sequence[Prediction]) -> list[ErrorSummary]:
         if errors:
             sizes = {name: abs(error) for name, error in errors.items()}
             worst = max(sizes, key=sizes.__getitem__)
-            middle, bias = estimate(list(sizes.values()), np.median), estimate(list(errors.values()), np.mean)
+            middle, bias = median(list(sizes.values())), mean(list(errors.values()))
             made.append(ErrorSummary(figure, middle, sizes[worst], worst, bias, LIMITS.get(figure)))
     return made
 
@@ -153,7 +132,7 @@ def _limits_table(found: Sequence[Prediction]) -> str:
     return markdown_table(("figure", "median", "limit", "worst", "limit", "bias", "limit", "worst case", "met"), rows)
 
 
-def _interval(found: Estimate, sign: str = "") -> str:
+def _interval(found: Interval, sign: str = "") -> str:
     return f"{found.value:{sign}.1%} ({found.low:{sign}.1%} to {found.high:{sign}.1%})"
 
 

@@ -115,6 +115,19 @@ def test_long_work_is_a_long_prompt_many_tokens_or_many_choices_of_a_body_that_c
     assert not is_long_work(a_body(max_tokens="many", n=None))
 
 
+async def test_memory_that_is_not_read_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def idle(system: SystemUnderAttack, http: object) -> None:
+        raise TimeoutError("sessions are left")
+
+    monkeypatch.setattr(SystemUnderAttack, "idle", idle)
+    system = SystemUnderAttack("", MODEL, cast(Any, None), {}, Path(), set())
+    result = HostileResult(Origin("a command", "a machine", "a date", "3"), 1)
+    plan = HostilePlan("nats", 10, 100, 1.0, 1.0, 0, 1)
+    await HostileRun(system, HonestClients("", MODEL, cast(Any, None)), plan, result)._read_memory()
+    assert ["sessions are left" in each for each in result.violations] == [True]
+    assert system.memory == {}
+
+
 def test_the_parts_of_an_attack_count_together() -> None:
     first = RoleFigures("drafter", 10, 1.0, {"Load": 3}, 1, 0, 5, 0, ["a text"])
     second = RoleFigures("drafter", 20, 2.5, {"Load": 4, "Open": 1}, 0, 2, 7, 1, ["another"])

@@ -120,6 +120,7 @@ async def test_memory_that_is_not_read_is_a_violation(monkeypatch: pytest.Monkey
         raise TimeoutError("sessions are left")
 
     monkeypatch.setattr(SystemUnderAttack, "idle", idle)
+    monkeypatch.setattr(SystemUnderAttack, "read_memory", lambda system: system.memory.update(read=[1.0]))
     system = SystemUnderAttack("", MODEL, cast(Any, None), {}, Path(), set())
     result = HostileResult(Origin("a command", "a machine", "a date", "3"), 1)
     plan = HostilePlan("nats", 10, 100, 1.0, 1.0, 0, 1)

@@ -77,3 +77,19 @@ async def test_a_round_in_which_something_else_computes_is_void(monkeypatch: pyt
 async def test_a_trial_counts_although_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     found, voids = await play(Script(a=[BUSY]), monkeypatch, may_be_busy=True)
     assert (found, voids) == ({"a": BUSY}, [])
+
+
+GONE = Failed("a: gone")
+
+
+@pytest.mark.parametrize("plays", [[BUSY, BUSY, GONE], [GONE, GONE, BUSY]], ids=["the last", "the first"])
+async def test_a_system_stays_if_only_some_attempts_failed(
+    plays: list[Answers | Failed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = await play(Script(a=plays, b=[GOOD]), monkeypatch)
+    assert found is None, "the round is asked again"
+
+
+async def test_a_round_without_any_answer_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = await play(Script(a=[Failed("a: gone")]), monkeypatch)
+    assert found is None

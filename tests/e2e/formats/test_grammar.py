@@ -50,7 +50,8 @@ async def test_speculation_changes_no_answer_and_every_answer_that_ends_is_valid
         await cell.client.decide(cell.drafter_id(), cell.verifier_id(), window, min(2, window), free_run)
         helped = await gather(*(ask(cell, each, name, tokenizer, drafter_id=cell.drafter_id()) for each in prompts[:3]))
         assert [each.token_ids for each in helped] == [each.token_ids for each in alone]
-        assert sum(each.tally.accepted for each in helped), "no guess was right"
+        # Running free, the verifier may be done before the first guess.
+        assert free_run or sum(each.tally.accepted for each in helped), "no guess was right"
     for each in alone:
         assert each.finish == "stop"
         jsonschema_rs.validate(CITY, json.loads(tokenizer.decode(each.token_ids)))

@@ -1,8 +1,9 @@
 """Measures one cell: every mode answers the same prompts in turn, in one running system.
 
 Invariant: a round is one prompt per session in all modes, in random order, so a hard prompt or a slow minute affects
-all modes alike; only whole rounds count. All modes give the same texts, so their lengths agree; a difference voids the
-cell. Each mode has its own API key, so the verifier copies no KV cache from one mode to another and all modes prefill.
+all modes alike; only whole rounds count. In a race, modes that can't be the fastest leave. All modes give the same
+texts, so their lengths agree; a difference voids the cell. Each mode has its own API key, so the verifier copies no KV
+cache from one mode to another and all modes prefill.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller
 from benchmarks.policies.plan import LIVE_POLICIES, CellSpec, ServingMode
+from benchmarks.policies.rounds import BenchRound, contenders
 from client.gateway import GatewayClient
 from client.wire import AnswerOptions, DsdOptions
 from services.gateway.admission.api_keys import new_key
@@ -56,14 +58,6 @@ class RunSettings:
         files = (self.standin.profile, self.standin.recording) if self.standin else ()
         contents = (path.read_bytes() for path in files if path is not None)
         return digest_of(self.models, repr((list(self.prompts), self.seed)).encode(), *contents)
-
-
-@dataclass(frozen=True, slots=True)
-class BenchRound:
-    """By mode: a sample for each session, and the draft step time when they ended (0: none reported)."""
-
-    samples: dict[str, list[RequestSample]]
-    draft_ms: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +146,16 @@ class CellRunner:
         order = random.Random(self.settings.seed)
         ends_at = time.monotonic() + self.settings.seconds
         made: list[BenchRound] = []
+        racing = {mode.name: mode for mode in self.spec.modes}
         while len(made) < MIN_ROUNDS or time.monotonic() < ends_at:
-            modes = order.sample(self.spec.modes, len(self.spec.modes))
             current = BenchRound({}, {})
-            for mode in modes:
+            for mode in order.sample(list(racing.values()), len(racing)):
                 current.samples[mode.name] = await self._answers(mode, len(made) + 1, self.settings.max_tokens)
                 current.draft_ms[mode.name] = self.controller.draft_ms
             made.append(current)
-            notify(f"{self.spec}: round {len(made)}")
+            notify(f"{self.spec}: round {len(made)}, {len(racing)} modes")
+            if self.spec.is_race:
+                racing = {name: racing[name] for name in contenders(made, list(racing))}
         return made
 
     async def _answers(self, mode: ServingMode, number: int, max_tokens: int) -> list[RequestSample]:

@@ -68,6 +68,7 @@ class CellSpec:
     modes: tuple[ServingMode, ...]
     weight: float = 1.0  # relative share of the time budget
     num_drafters: int = 1
+    is_race: bool = False  # modes that can't be the fastest leave (rounds.py)
 
     @property
     def name(self) -> str:
@@ -93,7 +94,7 @@ def policy_plan(num_drafters: int = 1) -> list[CellSpec]:
     """Window policies against static windows, with one session and with several, at least one per drafter. Rounds of
     many sessions take longer."""
     return [
-        CellSpec("int8", rtt_ms, num, POLICY_MODES, weight, num_drafters)
+        CellSpec("int8", rtt_ms, num, POLICY_MODES, weight, num_drafters, is_race=True)
         for num, weight in ((1, 0.6), (4, 1.0), (16, 1.6))
         for rtt_ms in SHARED_RTTS_MS
         if num >= num_drafters

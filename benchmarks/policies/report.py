@@ -75,7 +75,7 @@ def _table(finding: CellFinding) -> str:
     times = ("TPOT ms", "speed to target-only", "TTFT ms", "TTFT to target-only")
     steps = "" if finding.in_steps is None else f" Sliding takes {finding.in_steps} draft steps per token."
     table = markdown_table(
-        ("mode", *times, "tokens/s in all", "acceptance", "guesses per token"), map(_row, finding.modes)
+        ("mode", *times, "tokens/s in all", "acceptance", "guesses per token", "rounds"), map(_row, finding.modes)
     )
     return f"{table}\n\n{finding.num_rounds} rounds.{steps}"
 
@@ -85,7 +85,8 @@ def _row(mode: ModeFinding) -> tuple[str, ...]:
     is_base = mode.mode == TARGET_ONLY.name
     speed, ttft = ("", "") if is_base else (str(mode.speed), str(mode.ttft))
     tpot_ms, ttft_ms, tokens_per_s = f"{mode.tpot_ms:.1f}", f"{mode.ttft_ms:.0f}", f"{mode.tokens_per_s:.1f}"
-    return mode.mode, tpot_ms, speed, ttft_ms, ttft, tokens_per_s, acceptance, f"{mode.guesses_per_token:.2f}"
+    guesses, rounds = f"{mode.guesses_per_token:.2f}", str(mode.num_rounds)
+    return mode.mode, tpot_ms, speed, ttft_ms, ttft, tokens_per_s, acceptance, guesses, rounds
 
 
 def _requirements(findings: Sequence[CellFinding]) -> str:

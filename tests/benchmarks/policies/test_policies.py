@@ -20,11 +20,11 @@ from benchmarks.harness.origin import Origin
 from benchmarks.harness.requests import connected
 from benchmarks.harness.scripted_controller import ScriptedController
 from benchmarks.policies import __main__ as command
+from benchmarks.policies import measure
 from benchmarks.policies.__main__ import app, read_findings, selected, unfinished, with_modes, write_report
 from benchmarks.policies.findings import find
 from benchmarks.policies.measure import (
     MIN_ROUNDS,
-    BenchRound,
     CellResult,
     CellRunner,
     RunSettings,
@@ -48,6 +48,7 @@ from benchmarks.policies.plan import (
     stop_and_wait_mode,
 )
 from benchmarks.policies.report import markdown
+from benchmarks.policies.rounds import BenchRound
 from shared.data.profiles import PassTimes
 from tests.benchmarks.fake_gateway import serving
 from tests.benchmarks.sample_recordings import QUICK, profile_json
@@ -158,6 +159,21 @@ def test_adaptive_is_compared_with_the_fastest_of_all_others_where_policies_are(
         assert found.against_rival.value == pytest.approx(20 / 20.5)
         assert f"adaptive: ≥ 0.97 of {fastest.name}, lower end ≥ 0.93" in markdown([found], [])
     assert find(result(FAST)).best_rival is None, "a cell of other modes"
+
+
+def test_a_mode_that_left_the_race_is_no_rival_and_its_figures_are_of_its_own_rounds() -> None:
+    times = {mode: 30.0 + number for number, mode in enumerate(POLICY_MODES)}
+    left, second = POLICY_MODES[7], POLICY_MODES[6]
+    measured = result(times | {left: 20.0, second: 21.0})
+    for each in measured.rounds[3:]:  # the machine slows down: later rounds would show
+        del each.samples[left.name]
+    found = find(measured)
+    assert found.best_rival == second.name
+    mode = found.of(left.name)
+    assert mode is not None
+    assert (mode.num_rounds, found.num_rounds) == (3, 6)
+    assert mode.speed.value == pytest.approx(30 / 20)
+    assert mode.tpot_ms == pytest.approx(20 * math.exp(1 / 3))
 
 
 def test_sliding_is_measured_in_draft_steps_per_token() -> None:
@@ -371,3 +387,21 @@ async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> No
     assert {tuple(sorted(order, key=by_text)) for order in orders} == {
         tuple(sorted((mode.control for mode in FEW_MODES), key=by_text))
     }
+
+
+async def test_a_mode_that_left_the_race_is_in_no_later_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_one(rounds: list[BenchRound], modes: list[str]) -> list[str]:
+        return [mode for mode in modes if mode != SLIDING_FREE.name]
+
+    monkeypatch.setattr(measure, "contenders", without_one)
+    settings = RunSettings(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
+    taking_part = {}
+    async with serving() as fake, connected(fake.url) as gateway:
+        for is_race in (True, False):
+            spec = CellSpec("int8", 0, 2, FEW_MODES, is_race=is_race)
+            gateways = dict.fromkeys((mode.name for mode in FEW_MODES), gateway)
+            runner = CellRunner(spec, settings, gateways, cast(ScriptedController, FakeController()), "fake")
+            taking_part[is_race] = [set(each.samples) for each in await runner.rounds(lambda _: None)]
+    everyone = {mode.name for mode in FEW_MODES}
+    assert taking_part[True] == [everyone, *[everyone - {SLIDING_FREE.name}] * (MIN_ROUNDS - 1)]
+    assert taking_part[False] == [everyone] * MIN_ROUNDS

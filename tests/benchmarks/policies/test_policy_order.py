@@ -12,9 +12,10 @@ from awc.policy import WindowChoice
 from benchmarks.harness.files import write_result
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.origin import Origin
-from benchmarks.policies.measure import BenchRound, CellResult
+from benchmarks.policies.measure import CellResult
 from benchmarks.policies.plan import ADAPTIVE, LIVE_POLICIES, POLICY_MODES, TARGET_ONLY, ServingMode
 from benchmarks.policies.policy_order import PolicyOrder, app, markdown, order_of, scenario_of
+from benchmarks.policies.rounds import BenchRound
 from shared.data.profiles import MachineTimes, PassTimes, Profile, StepTimes
 
 PROFILE = Profile(

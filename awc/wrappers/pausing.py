@@ -36,7 +36,7 @@ class PauseSettings:
     """When and how long to pause. Lengths are in reports of a pair that has sessions and receives tokens, about four a
     second. Raises ValueError for bad parameters."""
 
-    first: int = 40  # length of the first pause, and half of that of drafting before the first trial
+    first: int = 40  # length of the first pause, and half of that of drafting after the first failed trial
     longest: int = 640  # upper bound of both
     compared: int = 8  # reports whose mean speed a trial compares; a third as many are skipped before
     margin: float = (
@@ -56,7 +56,12 @@ class PauseSettings:
 
     @property
     def untried(self) -> int:
-        """Reports of drafting before the first trial, whose mean speed a trial is compared with."""
+        """Reports of drafting before the first trial."""
+        return 3 * self.compared
+
+    @property
+    def failed(self) -> int:
+        """Reports of drafting after the first failed trial. A trial is compared with the mean speed of as many."""
         return 2 * self.first
 
     @property
@@ -120,11 +125,11 @@ class PausingPair:
         self._acceptance = CusumAcceptance(HALF_LIFE)
         self._is_paused = False
         self._left = 0  # reports of the pause
-        self._length, self._trust = settings.first, settings.untried  # of the next pause; after the next failed trial
+        self._length, self._trust = settings.first, settings.failed  # of the next pause; after the next failed trial
         self._trusted = settings.untried  # reports until a trial may begin
         self._probing = 0  # reports until the gain counts again
         self._num_worthless = 0  # reports in a row without a gain
-        self._speeds: deque[float] = deque(maxlen=settings.untried)  # while drafting, tokens per millisecond
+        self._speeds: deque[float] = deque(maxlen=settings.failed)  # while drafting, tokens per millisecond
         self._tpot_ms = 0.0  # of the report before
         self._trial: PauseTrial | None = None
 
@@ -201,7 +206,7 @@ class PausingPair:
             self._resume(self._trust)
             self._trust = min(4 * self._trust, self._settings.longest)
         else:
-            self._trust = self._settings.untried
+            self._trust = self._settings.failed
             self._pause(self._length)
 
     def _resume(self, trusted: int) -> None:

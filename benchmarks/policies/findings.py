@@ -7,7 +7,7 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from benchmarks.harness.latency import acceptance_of, guesses_per_token
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.paired import Ratio, compare
 from benchmarks.policies.measure import CellResult
-from benchmarks.policies.plan import ADAPTIVE, LIVE_POLICIES, SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait_mode
+from benchmarks.policies.plan import ADAPTIVE, SLIDING_FREE, TARGET_ONLY, cell_name, stop_and_wait_mode
 from benchmarks.policies.rounds import BenchRound, figures, is_whole, of_modes, ratio, time_per_token, ttft_ms
 
 STOP_AND_WAIT_PREFIX = stop_and_wait_mode(1).name.rstrip("1")
@@ -38,10 +38,10 @@ class ModeFinding:
 
 @dataclass(frozen=True, slots=True)
 class CellFinding:
-    """One cell; without modes if requests failed.
+    """One cell; without modes if requests failed. Modes are compared in its `num_rounds` first rounds.
 
     `against_best` and `in_steps` are of sliding with free running, if it was measured. `best_rival` is the fastest
-    mode but *adaptive*, target-only included, if policies were compared.
+    mode of a race but *adaptive*, target-only included; `num_final` further rounds compare the two.
     """
 
     draft: str
@@ -58,6 +58,7 @@ class CellFinding:
     in_steps: Ratio | None  # TPOT / draft step time
     best_rival: str | None = None
     against_rival: Ratio | None = None  # speed of adaptive against it
+    num_final: int = 0
 
     @property
     def name(self) -> str:
@@ -71,9 +72,9 @@ class CellFinding:
 def find(result: CellResult, seed: int = 1) -> CellFinding:
     """Computes all ratios of a cell."""
     load = (result.rtt_ms, result.num_sessions, result.num_drafters)
-    place = (result.draft, result.standin, *load, len(result.rounds), result.complaints, result.origin)
-    rounds, base = result.rounds, TARGET_ONLY.name
-    if not is_whole(rounds):
+    rounds, base = result.rounds[: result.num_race], TARGET_ONLY.name
+    place = (result.draft, result.standin, *load, len(rounds), result.complaints, result.origin)
+    if not is_whole(result.rounds):
         return CellFinding(*place, modes=[], best_stop_and_wait=None, against_best=None, in_steps=None)
     modes = [_mode_finding(of_modes(rounds, mode), mode, base, seed) for mode in result.modes]
     waiting = [finding for finding in modes if finding.mode.startswith(STOP_AND_WAIT_PREFIX)]
@@ -84,9 +85,13 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
         steps = np.array([each.draft_ms[SLIDING_FREE.name] for each in rounds])
         in_steps = compare(sliding, np.broadcast_to(steps[:, None], sliding.shape), seed=seed)
         against_best = ratio(rounds, best.mode, SLIDING_FREE.name, seed=seed) if best else None
-    rival = _best_rival(modes, len(rounds))
-    against_rival = ratio(rounds, rival, ADAPTIVE.name, seed=seed) if rival else None
-    return CellFinding(*place, modes, best.mode if best else None, against_best, in_steps, rival, against_rival)
+    found = CellFinding(*place, modes, best.mode if best else None, against_best, in_steps)
+    if result.num_race is None:
+        return found
+    final = result.rounds[result.num_race :]
+    (rival,) = set(final[0].samples) - {ADAPTIVE.name}
+    against_rival = ratio(final, rival, ADAPTIVE.name, seed=seed)
+    return replace(found, best_rival=rival, against_rival=against_rival, num_final=len(final))
 
 
 def _mode_finding(rounds: Sequence[BenchRound], mode: str, base: str, seed: int) -> ModeFinding:
@@ -103,14 +108,6 @@ def _mode_finding(rounds: Sequence[BenchRound], mode: str, base: str, seed: int)
         guesses_per_token=guesses_per_token(samples),
         num_rounds=len(rounds),
     )
-
-
-def _best_rival(modes: Sequence[ModeFinding], num_rounds: int) -> str | None:
-    """The fastest of those that were in all rounds. None where other policies than the default were not measured."""
-    if not {ADAPTIVE.name, *LIVE_POLICIES} <= {each.mode for each in modes}:
-        return None
-    rivals = [each for each in modes if each.mode != ADAPTIVE.name and each.num_rounds == num_rounds]
-    return max(rivals, key=lambda each: each.speed.value).mode
 
 
 def throughput(rounds: Sequence[BenchRound], mode: str) -> float:

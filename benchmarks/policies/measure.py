@@ -1,9 +1,9 @@
 """Measures one cell: every mode answers the same prompts in turn, in one running system.
 
 Invariant: a round is one prompt per session in all modes, in random order, so a hard prompt or a slow minute affects
-all modes alike; only whole rounds count. In a race, modes that can't be the fastest leave. All modes give the same
-texts, so their lengths agree; a difference voids the cell. Each mode has its own API key, so the verifier copies no KV
-cache from one mode to another and all modes prefill.
+all modes alike; only whole rounds count. In a race, modes that can't be the fastest leave, and half of the time is for
+*adaptive* and its best rival. All modes give the same texts, so their lengths agree; a difference voids the cell. Each
+mode has its own API key, so the verifier copies no KV cache from one mode to another and all modes prefill.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.harness.scripted_controller import ScriptedController, scripted_controller
-from benchmarks.policies.plan import LIVE_POLICIES, CellSpec, ServingMode
-from benchmarks.policies.rounds import BenchRound, contenders
+from benchmarks.policies.plan import ADAPTIVE, LIVE_POLICIES, CellSpec, ServingMode
+from benchmarks.policies.rounds import BenchRound, best_rival, contenders, is_whole
 from client.gateway import GatewayClient
 from client.wire import AnswerOptions, DsdOptions
 from services.gateway.admission.api_keys import new_key
@@ -76,6 +76,7 @@ class CellResult:
     standin: str = ""  # RunSettings.kind_of_models
     num_drafters: int = 1
     inputs: str = ""  # RunSettings.inputs
+    num_race: int | None = None  # rounds of the race, before those of adaptive and its best rival; None: there was none
 
 
 async def run_cell(spec: CellSpec, settings: RunSettings, origin: Origin, notify: Callable[[str], None]) -> CellResult:
@@ -93,7 +94,7 @@ async def run_cell(spec: CellSpec, settings: RunSettings, origin: Origin, notify
             runner = CellRunner(spec, settings, gateways, controller, model)
             await runner.warm_up()
             cell.begin()
-            rounds = await runner.rounds(notify)
+            rounds, num_race = await runner.rounds(notify)
             usage, complaints = cell.usage(), cell.complaints() + complaints_about(rounds)
     return CellResult(
         draft=spec.draft,
@@ -108,6 +109,7 @@ async def run_cell(spec: CellSpec, settings: RunSettings, origin: Origin, notify
         standin=settings.kind_of_models,
         num_drafters=spec.num_drafters,
         inputs=settings.inputs,
+        num_race=num_race,
     )
 
 
@@ -141,22 +143,31 @@ class CellRunner:
             for _ in range(NUM_LEARNING if is_learning else 1):
                 await self._answers(mode, 0, self.settings.max_tokens if is_learning else WARM_UP_TOKENS)
 
-    async def rounds(self, notify: Callable[[str], None]) -> list[BenchRound]:
-        """As many rounds as the time allows, from the prompt after that of the warm-up."""
-        order = random.Random(self.settings.seed)
-        ends_at = time.monotonic() + self.settings.seconds
+    async def rounds(self, notify: Callable[[str], None]) -> tuple[list[BenchRound], int | None]:
+        """As many rounds as the time allows, from the prompt after that of the warm-up; how many of them are a race."""
+        order, begin = random.Random(self.settings.seed), time.monotonic()
+        known = {mode.name: mode for mode in self.spec.modes}
         made: list[BenchRound] = []
-        racing = {mode.name: mode for mode in self.spec.modes}
-        while len(made) < MIN_ROUNDS or time.monotonic() < ends_at:
-            current = BenchRound({}, {})
-            for mode in order.sample(list(racing.values()), len(racing)):
-                current.samples[mode.name] = await self._answers(mode, len(made) + 1, self.settings.max_tokens)
-                current.draft_ms[mode.name] = self.controller.draft_ms
-            made.append(current)
+        racing, is_race = list(known), self.spec.is_race
+        while len(made) < MIN_ROUNDS or time.monotonic() < begin + self.settings.seconds / (1 + is_race):
+            made.append(await self._round(len(made) + 1, order.sample([known[name] for name in racing], len(racing))))
             notify(f"{self.spec}: round {len(made)}, {len(racing)} modes")
-            if self.spec.is_race:
-                racing = {name: racing[name] for name in contenders(made, list(racing))}
-        return made
+            if is_race:
+                racing = contenders(made, racing)
+        if not is_race or not is_whole(made):
+            return made, None
+        num_race, finalists = len(made), [best_rival(made, racing), ADAPTIVE.name]
+        while len(made) < num_race + MIN_ROUNDS or time.monotonic() < begin + self.settings.seconds:
+            made.append(await self._round(len(made) + 1, order.sample([known[name] for name in finalists], 2)))
+            notify(f"{self.spec}: round {len(made)}, {' and '.join(finalists)}")
+        return made, num_race
+
+    async def _round(self, number: int, modes: Sequence[ServingMode]) -> BenchRound:
+        current = BenchRound({}, {})
+        for mode in modes:
+            current.samples[mode.name] = await self._answers(mode, number, self.settings.max_tokens)
+            current.draft_ms[mode.name] = self.controller.draft_ms
+        return current
 
     async def _answers(self, mode: ServingMode, number: int, max_tokens: int) -> list[RequestSample]:
         """One answer for each session, all at once."""

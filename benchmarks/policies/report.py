@@ -77,7 +77,8 @@ def _table(finding: CellFinding) -> str:
     table = markdown_table(
         ("mode", *times, "tokens/s in all", "acceptance", "guesses per token", "rounds"), map(_row, finding.modes)
     )
-    return f"{table}\n\n{finding.num_rounds} rounds.{steps}"
+    final = f" {finding.num_final} more of {ADAPTIVE.name} and {finding.best_rival} alone." if finding.num_final else ""
+    return f"{table}\n\n{finding.num_rounds} rounds.{final}{steps}"
 
 
 def _row(mode: ModeFinding) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 Invariant: a ratio of two modes uses only the rounds that both have. Pure.
 
 Modes race: one that is surely slower than the fastest makes no more rounds, so those that may be the best get more of
-the time (Maron and Moore, Hoeffding Races, NIPS 1993; here with the intervals of paired.py).
+the time (Maron and Moore, Hoeffding Races, NIPS 1993; here with the intervals of paired.py). Then *adaptive* meets the
+fastest of the others in rounds of their own: the best of many figures is better than its mode by chance, and those
+rounds had no part in its choice.
 """
 
 from __future__ import annotations
@@ -77,10 +79,19 @@ def contenders(rounds: Sequence[BenchRound], modes: Sequence[str]) -> list[str]:
     """Those of `modes`, which took part in every round, that take part in the next; all of them if an answer failed."""
     if len(rounds) < LEAST_ROUNDS or not is_whole(rounds):
         return list(modes)
-    times = {mode: float(np.log(figures(rounds, mode, time_per_token)).mean()) for mode in modes}
-    fastest = min(times, key=times.__getitem__)
+    fastest = _fastest(rounds, modes)
 
     def may_win(mode: str) -> bool:
         return ratio(rounds, fastest, mode, num_resamples=RACE_RESAMPLES).high >= BEHIND
 
     return [mode for mode in modes if mode in ALWAYS or mode == fastest or may_win(mode)]
+
+
+def best_rival(rounds: Sequence[BenchRound], modes: Sequence[str]) -> str:
+    """The fastest of `modes`, which took part in every round, but for *adaptive*."""
+    return _fastest(rounds, [mode for mode in modes if mode != ADAPTIVE.name])
+
+
+def _fastest(rounds: Sequence[BenchRound], modes: Sequence[str]) -> str:
+    times = {mode: float(np.log(figures(rounds, mode, time_per_token)).mean()) for mode in modes}
+    return min(times, key=times.__getitem__)

@@ -17,21 +17,21 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from awc.policies.static import StaticPolicy
-from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice, WindowPolicy, decide_all, is_plausible
+from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
 from dsd_sim.engine import cloud, edge, events, kernel, kv_cache, outages
 from dsd_sim.engine.acceptance import AcceptanceModel
 from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import ReportSums, SeenPairs
 from dsd_sim.engine.records import FATES
 from dsd_sim.engine.world import NOBODY, TooLarge, World, with_more_room, with_more_slots
+from dsd_sim.steering.controller import EXPIRY_MS, NEVER_MS, SimController
 from shared.policies.kv_cache import likely_kv_tokens
 from shared.policies.routing import Router, RoutingCandidate, with_room
 from shared.protocol.messages import Load
-from shared.timing import DECISION_TTL_S, HEARTBEAT_S, PAIR_EXPIRY_S, REPORT_S, STALE_HEARTBEATS
+from shared.timing import DECISION_TTL_S, HEARTBEAT_S, REPORT_S, STALE_HEARTBEATS
 
 HEARTBEAT_MS, REPORT_MS = 1e3 * HEARTBEAT_S, 1e3 * REPORT_S  # intervals
 DECISION_MS = 1e3 * DECISION_TTL_S  # how long a decision holds after the controller's last sign of life
-EXPIRY_MS = 1e3 * PAIR_EXPIRY_S  # a pair without reports is forgotten after this time
 REPORTS, HEARTBEATS = 0, 1  # kinds of ticks
 LONGEST_MS = 90 * 86_400_000.0  # of a run
 SPECULATE_BYTES = 310  # of a Speculate without tokens, with NATS subject and TCP/IP headers
@@ -71,9 +71,8 @@ class SimFleet:
     is_watched: bool = False  # makes reports even if the policy never changes a window
     reported: ReportSums = field(default_factory=ReportSums)
     _candidates: list[dict[int, RoutingCandidate]] = field(init=False)  # of each gateway: nodes that are not gone
-    _controls: dict[tuple[int, int], PairControl] = field(default_factory=dict)  # by device and node
+    _controller: SimController = field(init=False)
     _choices: dict[tuple[int, int], WindowChoice] = field(default_factory=dict)  # newest decision of each pair
-    _heard: dict[tuple[int, int], float] = field(default_factory=dict)  # time of each pair's newest report
     _in_flight: dict[int, deque[WindowChoice]] = field(default_factory=dict)  # decisions, by pair index
 
     def __post_init__(self) -> None:
@@ -96,6 +95,8 @@ class SimFleet:
 
     def run(self) -> None:
         """Serves all requests. May be called once. Raises TooLarge."""
+        num_devices = len(self.world.devices)
+        self._controller = SimController(self.policy, num_devices, self._node_ids, self.shares_machine)
         self._schedule()
         self._take_heartbeats()
         for number, change in enumerate(self.changes):
@@ -186,11 +187,10 @@ class SimFleet:
 
     def _reset_if_expired(self, device: int, node: int) -> None:
         """Resets a pair to the start window if both its state at the controller and its last decision have expired."""
-        heard = self._heard.get((device, node))
-        if heard is not None and self.now - heard > EXPIRY_MS + DECISION_MS:
-            del self._heard[device, node]
+        heard_ms = self._controller.heard_ms(device, node)
+        if heard_ms > NEVER_MS and self.now - heard_ms > EXPIRY_MS + DECISION_MS:
+            self._controller.forget(device, node)
             self._choices.pop((device, node), None)
-            self._controls.pop((device, node), None)
             self._write(device * len(self.world.nodes) + node, self._start)
 
     def _route(self, index: int, num_begun: int = 0, *, needs_room: bool = False) -> int | None:
@@ -322,7 +322,7 @@ class SimFleet:
         if self.now >= self._outage_ends_ms:
             self._decisions_expire_ms = self.now + DECISION_MS
         self._outage_ends_ms = max(self._outage_ends_ms, until_ms)
-        self._controls.clear()
+        self._controller.restart()
 
     # --- reports and decisions -------------------------------------------------------------------------------------
 
@@ -341,36 +341,24 @@ class SimFleet:
             pairs[fate] = 0
 
     def _decide(self, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> None:
-        """Decides on the reports of these pairs at once, as a controller does with those that arrive together."""
+        """Decides on the reports of these pairs at once."""
         seen = SeenPairs.of(self.world, devices, nodes)
         self.reported.add(seen)
-        reports = seen.reports([self._node_ids[node] for node in nodes.tolist()], self.shares_machine)
-        plausible = [number for number, report in enumerate(reports) if is_plausible(report)]
-        if len(plausible) < len(reports):
-            reports, devices, nodes = [reports[number] for number in plausible], devices[plausible], nodes[plausible]
-        keys = list(zip(devices.tolist(), nodes.tolist(), strict=True))
-        choices = decide_all(self.policy, [self._control(key) for key in keys], reports)
-        for key, choice in zip(keys, choices, strict=True):
-            if self._choices.get(key) is not choice:
-                self._announce(*key, choice)
-
-    def _control(self, pair: tuple[int, int]) -> PairControl:
-        """The controller's state of a pair that is reported now; new if the pair had expired."""
-        control, now = self._controls.get(pair), self.now
-        if control is None or now - self._heard.get(pair, now) > EXPIRY_MS:
-            control = self._controls[pair] = self.policy.for_pair()
-        self._heard[pair] = now
-        return control
+        for device, node, choice in self._controller.decide(seen, devices, nodes, self.now):
+            self._announce(device, node, choice)
 
     def _expire_decisions(self) -> None:
         """Returns all pairs to the default window, as their decisions have expired."""
         self._decisions_expire_ms = math.inf
+        self._controller.doubt_told()
         for device, node in list(self._choices):
             self._announce(device, node, DEFAULT_CHOICE)
 
     def _announce(self, device: int, node: int, choice: WindowChoice) -> None:
-        """Sends a decision; it reaches the drafter after a round trip, the report up and the decision down."""
-        if self._choices.get((device, node)) == choice:
+        """Sends a decision that is new; it reaches the drafter after a round trip, the report up and the decision
+        down."""
+        known = self._choices.get((device, node))
+        if known is choice or known == choice:
             return
         self._choices[device, node] = choice
         index, link = device * len(self.world.nodes) + node, self.world.devices[device]

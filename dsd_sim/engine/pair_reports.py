@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from numba import vectorize
 from numpy.typing import NDArray
 
 from dsd_sim.engine.world import PAIR, World
-from shared.policies.stepping import guess_ms
+from dsd_sim.steering.records import SEEN
+from shared.policies import stepping
 from shared.protocol.messages import PairReport
 
 AVERAGED = ("window", "num_sessions", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
 FIELDS = set(PAIR.names or ())  # that a report may take over as they are
+
+guess_ms = vectorize(["float64(int64, int64, float64, float64)"], cache=True)(stepping.guess_ms)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +29,13 @@ class SeenPairs:
     """PAIR records that are reported at the same time."""
 
     pairs: NDArray[Any]
-    draft_ms: list[float]  # between two guesses of a session of each, without context, if the pair drafts
+    draft_ms: NDArray[np.float64]  # between two guesses of a session of each, without context, if the pair drafts
 
     @classmethod
     def of(cls, world: World, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> SeenPairs:
         pairs, found = world.pairs[devices, nodes], world.devices[devices]
         alone, further = (found[name] * found["slowdown"] for name in ("step_ms", "session_ms"))
-        columns = (pairs["num_sharing"], found["max_rows"], alone, further)
-        return cls(pairs, list(map(guess_ms, *(column.tolist() for column in columns))))
+        return cls(pairs, guess_ms(pairs["num_sharing"], found["max_rows"], alone, further))
 
     @property
     def matched(self) -> NDArray[np.int64]:
@@ -50,10 +53,19 @@ class SeenPairs:
         """The report of each pair."""
         taken = [name for name in PairReport.__struct_fields__ if name in FIELDS]
         columns: dict[str, list[Any]] = {name: self.pairs[name].tolist() for name in taken}
-        columns |= {"verifier_id": verifier_ids, "draft_ms": self.draft_ms, "context": self.context.tolist()}
+        columns |= {"verifier_id": verifier_ids, "draft_ms": self.draft_ms.tolist(), "context": self.context.tolist()}
         columns |= {"shares_machine": [shares_machine] * len(verifier_ids)}
         columns |= {"matched": self.matched.tolist(), "mismatched": self.pairs["rejected"].tolist()}
         return list(map(PairReport, *(columns[name] for name in PairReport.__struct_fields__)))
+
+    def records(self, shares_machine: bool) -> NDArray[Any]:
+        """The report of each pair, for a compiled policy."""
+        found = np.empty(len(self.pairs), SEEN)
+        for name in FIELDS & set(SEEN.names or ()):
+            found[name] = self.pairs[name]
+        found["draft_ms"], found["context"], found["shares_machine"] = self.draft_ms, self.context, shares_machine
+        found["matched"], found["mismatched"] = self.matched, self.pairs["rejected"]
+        return found
 
 
 class MeanReport(Struct, frozen=True):
@@ -91,7 +103,7 @@ class ReportSums:
         for name in AVERAGED:
             self.totals[name] += float(seen.pairs[name][counts].sum())
         self.totals["context"] += float(seen.context[counts].sum())
-        self.totals["draft_ms"] += float(np.asarray(seen.draft_ms)[counts].sum())
+        self.totals["draft_ms"] += float(seen.draft_ms[counts].sum())
 
     def means(self) -> MeanReport | None:
         """None if there was no report."""

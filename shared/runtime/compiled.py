@@ -14,7 +14,13 @@ import numba
 
 from shared.runtime.home import home
 
-FOLDERS = ("dsd_sim/engine", "shared/policies", "services/cloud_verifier")  # a role's installation has some of them
+FOLDERS = (
+    "dsd_sim/engine",
+    "dsd_sim/steering",
+    "awc",
+    "shared/policies",
+    "services/cloud_verifier",
+)  # a role's installation has some of them
 
 
 def keep_compiled() -> bool:

@@ -150,30 +150,40 @@ def test_ratios_are_of_the_same_prompts_and_above_one_is_faster() -> None:
     assert sliding.speed.low == pytest.approx(sliding.speed.high), "the difficulty of prompts must not matter"
 
 
-def test_adaptive_is_compared_with_the_fastest_of_all_others_where_policies_are() -> None:
-    times = {mode: 30.0 + number for number, mode in enumerate(POLICY_MODES)}
-    for fastest in (TARGET_ONLY, POLICY_MODES[7]):
-        found = find(result(times | {fastest: 20.0, ADAPTIVE: 20.5}))
-        assert found.best_rival == fastest.name
-        assert found.against_rival is not None
-        assert found.against_rival.value == pytest.approx(20 / 20.5)
-        assert f"adaptive: ≥ 0.97 of {fastest.name}, lower end ≥ 0.93" in markdown([found], [])
-    assert find(result(FAST)).best_rival is None, "a cell of other modes"
+def with_final(measured: CellResult, tpot_ms: dict[ServingMode, float], num_rounds: int = 5) -> CellResult:
+    """The same, as a race, with rounds of two modes behind it."""
+    final = [BenchRound({mode.name: [sample(ms)] for mode, ms in tpot_ms.items()}, {})] * num_rounds
+    return replace(measured, rounds=[*measured.rounds, *final], num_race=len(measured.rounds))
 
 
-def test_a_mode_that_left_the_race_is_no_rival_and_its_figures_are_of_its_own_rounds() -> None:
+@pytest.mark.parametrize("fastest", [TARGET_ONLY, POLICY_MODES[7]], ids=lambda mode: mode.name)
+def test_adaptive_is_compared_with_its_rival_in_rounds_of_their_own(fastest: ServingMode) -> None:
     times = {mode: 30.0 + number for number, mode in enumerate(POLICY_MODES)}
-    left, second = POLICY_MODES[7], POLICY_MODES[6]
-    measured = result(times | {left: 20.0, second: 21.0})
-    for each in measured.rounds[3:]:  # the machine slows down: later rounds would show
-        del each.samples[left.name]
-    found = find(measured)
-    assert found.best_rival == second.name
-    mode = found.of(left.name)
+    found = find(with_final(result(times | {fastest: 20.0}), {fastest: 20.0, ADAPTIVE: 20.5}))
+    assert (found.best_rival, found.num_rounds, found.num_final) == (fastest.name, 6, 5)
+    assert found.against_rival is not None
+    assert found.against_rival.value == pytest.approx(20 / 20.5)
+    mode = found.of(fastest.name)
     assert mode is not None
-    assert (mode.num_rounds, found.num_rounds) == (3, 6)
-    assert mode.speed.value == pytest.approx(30 / 20)
-    assert mode.tpot_ms == pytest.approx(20 * math.exp(1 / 3))
+    assert mode.num_rounds == found.num_rounds
+    text = markdown([found], [])
+    assert f"adaptive: ≥ 0.97 of {fastest.name}, lower end ≥ 0.93" in text
+    assert f"6 rounds. 5 more of adaptive and {fastest.name} alone." in text
+
+
+def test_a_cell_without_a_race_has_no_rival() -> None:
+    assert find(result(FAST)).best_rival is None
+
+
+def test_figures_of_a_mode_that_left_the_race_are_of_its_own_rounds() -> None:
+    left = result({TARGET_ONLY: 40.0, stop_and_wait_mode(4): 20.0})
+    for each in left.rounds[3:]:  # the machine slows down: later rounds would show
+        del each.samples["stop-and-wait 4"]
+    finding = find(left).of("stop-and-wait 4")
+    assert finding is not None
+    assert finding.num_rounds == 3
+    assert finding.speed.value == pytest.approx(2.0)
+    assert finding.tpot_ms == pytest.approx(20 * math.exp(1 / 3))
 
 
 def test_sliding_is_measured_in_draft_steps_per_token() -> None:
@@ -368,7 +378,7 @@ async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> No
     async with serving() as fake, connected(fake.url) as gateway:
         gateways = dict.fromkeys((mode.name for mode in FEW_MODES), gateway)
         runner = CellRunner(spec, settings, gateways, cast(ScriptedController, controller), "fake")
-        rounds = await runner.rounds(notices.append)
+        rounds, _ = await runner.rounds(notices.append)
     assert len(rounds) == len(notices) == MIN_ROUNDS
     per_round = len(FEW_MODES) * spec.num_sessions
     for number, each in enumerate(rounds):
@@ -389,19 +399,33 @@ async def test_a_round_is_every_mode_on_the_same_prompts_in_random_order() -> No
     }
 
 
-async def test_a_mode_that_left_the_race_is_in_no_later_round(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_race_ends_with_rounds_of_adaptive_and_its_best_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_one(rounds: list[BenchRound], modes: list[str]) -> list[str]:
         return [mode for mode in modes if mode != SLIDING_FREE.name]
 
     monkeypatch.setattr(measure, "contenders", without_one)
+    monkeypatch.setattr(measure, "best_rival", lambda rounds, modes: TARGET_ONLY.name)
     settings = RunSettings(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
-    taking_part = {}
+    found = {}
     async with serving() as fake, connected(fake.url) as gateway:
         for is_race in (True, False):
             spec = CellSpec("int8", 0, 2, FEW_MODES, is_race=is_race)
             gateways = dict.fromkeys((mode.name for mode in FEW_MODES), gateway)
             runner = CellRunner(spec, settings, gateways, cast(ScriptedController, FakeController()), "fake")
-            taking_part[is_race] = [set(each.samples) for each in await runner.rounds(lambda _: None)]
-    everyone = {mode.name for mode in FEW_MODES}
-    assert taking_part[True] == [everyone, *[everyone - {SLIDING_FREE.name}] * (MIN_ROUNDS - 1)]
-    assert taking_part[False] == [everyone] * MIN_ROUNDS
+            rounds, num_race = await runner.rounds(lambda _: None)
+            found[is_race] = [set(each.samples) for each in rounds], num_race
+    everyone, finalists = {mode.name for mode in FEW_MODES}, {TARGET_ONLY.name, ADAPTIVE.name}
+    race = [everyone, *[everyone - {SLIDING_FREE.name}] * (MIN_ROUNDS - 1)]
+    assert found[True] == ([*race, *[finalists] * MIN_ROUNDS], MIN_ROUNDS)
+    assert found[False] == ([everyone] * MIN_ROUNDS, None)
+
+
+async def test_a_race_in_which_an_answer_failed_has_no_final_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "is_whole", lambda rounds: False)
+    settings = RunSettings(Path("m"), ["prompt"], MAX_TOKENS, seconds=0.0, seed=1)
+    async with serving() as fake, connected(fake.url) as gateway:
+        gateways = dict.fromkeys((mode.name for mode in FEW_MODES), gateway)
+        spec = CellSpec("int8", 0, 2, FEW_MODES, is_race=True)
+        runner = CellRunner(spec, settings, gateways, cast(ScriptedController, FakeController()), "fake")
+        rounds, num_race = await runner.rounds(lambda _: None)
+    assert (len(rounds), num_race) == (MIN_ROUNDS, None)

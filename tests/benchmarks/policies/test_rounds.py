@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.harness.latency import RequestSample
 from benchmarks.policies.plan import ADAPTIVE, TARGET_ONLY
-from benchmarks.policies.rounds import LEAST_ROUNDS, BenchRound, contenders, ratio
+from benchmarks.policies.rounds import LEAST_ROUNDS, BenchRound, best_rival, contenders, ratio
 
 NUM_TOKENS = 11
 TPOT_MS = {TARGET_ONLY.name: 40.0, "fastest": 20.0, "near": 20.4, "behind": 24.0, ADAPTIVE.name: 30.0}
@@ -57,3 +57,11 @@ def test_a_ratio_uses_only_rounds_that_both_modes_have() -> None:
         del each.samples["behind"]
     made[9].samples["fastest"] = [sample(500.0)]
     assert ratio(made, "behind", "fastest").value == pytest.approx(24 / 20)
+
+
+def test_the_best_rival_is_the_fastest_but_for_adaptive() -> None:
+    made = rounds(10)
+    assert best_rival(made, list(TPOT_MS)) == "fastest"
+    for each in made:
+        each.samples[ADAPTIVE.name] = [sample(1.0)]
+    assert best_rival(made, list(TPOT_MS)) == "fastest"

@@ -108,7 +108,7 @@ def test_a_report_tells_the_time_between_guesses_of_the_sessions_that_there_are(
     here = np.zeros(1, np.intp)
     for max_rows, num_sharing, expected in ((1, 0, 10), (1, 3, 30), (16, 1, 10), (16, 8, 24)):
         world.devices["max_rows"], world.pairs["num_sharing"] = max_rows, num_sharing
-        assert SeenPairs.of(world, here, here).draft_ms == pytest.approx([1.5 * expected])
+        assert SeenPairs.of(world, here, here).draft_ms.tolist() == pytest.approx([1.5 * expected])
 
 
 def test_a_pair_counts_its_sessions_and_those_of_others_that_draft() -> None:

@@ -4,9 +4,9 @@
    within the margin. After the pause it drafts again to measure its acceptance; each further pause in a row is twice as
    long (the back-off of Nightjar, arXiv 2512.22420). While even a good draft could not gain, the pause goes on.
 2. No prediction knows what drafting costs a machine that drafter and verifier share. So where they do, and the
-   predicted gain is below `doubtful`, the pair pauses on trial. Drafting resumes if the trial made
-   tokens slower; the next trial then comes after four times the time. Otherwise the trial becomes a pause. Speeds are
-   means of 1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
+   predicted gain is below `doubtful`, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the
+   next trial comes later each time, at last after `longest`. Otherwise the trial becomes a pause. Speeds are means of
+   1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -55,13 +55,14 @@ class PauseSettings:
                 raise ValueError(f"{rule} must hold, got {self}")
 
     @property
-    def untried(self) -> int:
+    def before_trial(self) -> int:
         """Reports of drafting before the first trial."""
         return 3 * self.compared
 
     @property
-    def failed(self) -> int:
-        """Reports of drafting after the first failed trial. A trial is compared with the mean speed of as many."""
+    def after_failed(self) -> int:
+        """Reports of drafting after the first failed trial. A trial is compared with the mean speed of at most as
+        many."""
         return 2 * self.first
 
     @property
@@ -125,11 +126,12 @@ class PausingPair:
         self._acceptance = CusumAcceptance(HALF_LIFE)
         self._is_paused = False
         self._left = 0  # reports of the pause
-        self._length, self._trust = settings.first, settings.failed  # of the next pause; after the next failed trial
-        self._trusted = settings.untried  # reports until a trial may begin
+        self._length = settings.first  # of the next pause
+        self._trust = settings.after_failed  # reports of drafting after the next failed trial
+        self._trusted = settings.before_trial  # reports until a trial may begin
         self._probing = 0  # reports until the gain counts again
         self._num_worthless = 0  # reports in a row without a gain
-        self._speeds: deque[float] = deque(maxlen=settings.failed)  # while drafting, tokens per millisecond
+        self._speeds: deque[float] = deque(maxlen=settings.after_failed)  # while drafting, tokens per millisecond
         self._tpot_ms = 0.0  # of the report before
         self._trial: PauseTrial | None = None
 
@@ -206,7 +208,7 @@ class PausingPair:
             self._resume(self._trust)
             self._trust = min(4 * self._trust, self._settings.longest)
         else:
-            self._trust = self._settings.failed
+            self._trust = self._settings.after_failed
             self._pause(self._length)
 
     def _resume(self, trusted: int) -> None:

@@ -65,11 +65,12 @@ def selected(plan: Sequence[CellSpec], parts: Sequence[str]) -> set[str]:
 
 
 def with_modes(spec: CellSpec, names: Sequence[str]) -> CellSpec:
-    """The cell with target-only and the named modes."""
+    """The cell with target-only and the named modes, without a race."""
     known = {mode.name: mode for mode in spec.modes}
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(f"--mode {unknown[0]} is not in {spec.name}; modes: {', '.join(known)}")
-    return replace(spec, modes=tuple(each for each in spec.modes if each == TARGET_ONLY or each.name in names))
+    modes = tuple(each for each in spec.modes if each == TARGET_ONLY or each.name in names)
+    return replace(spec, modes=modes, is_race=False)
 
 
 async def run_all(specs: Sequence[CellSpec], settings: RunSettings, folder: Path, budget_s: float) -> None:
@@ -159,6 +160,7 @@ def main(
     settings = RunSettings(
         default_models_dir(), read_prompts(prompts), max_tokens, seconds=0.0, seed=seed, standin=standin
     )
+    read_findings(place)  # before anything is measured: the report is made from them too
     todo = [] if report_only else unfinished(asked, place, settings)
     console.print(f"{len(todo)} of {len(asked)} cells to measure", highlight=False)
     asyncio.run(run_all(todo, settings, place, 60 * (budget_min or (4.5 if quick else 80))))

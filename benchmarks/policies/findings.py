@@ -32,8 +32,8 @@ class ModeFinding:
     speed: Ratio  # time per token: target-only / this mode
     ttft: Ratio  # this mode / target-only
     acceptance: float | None
-    guesses_per_token: float
-    num_rounds: int = 0  # fewer than the cell's: it left the race
+    guesses_per_token: float | None = None  # None: of a run that did not count them
+    num_rounds: int | None = None  # fewer than the cell's: it left the race; None: all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,9 @@ def find(result: CellResult, seed: int = 1) -> CellFinding:
     best = max(waiting, key=lambda finding: finding.speed.value, default=None)
     against_best, in_steps = None, None
     if SLIDING_FREE.name in result.modes:
-        sliding = figures(rounds, SLIDING_FREE.name, time_per_token)
-        steps = np.array([each.draft_ms[SLIDING_FREE.name] for each in rounds])
+        own = of_modes(rounds, SLIDING_FREE.name)
+        sliding = figures(own, SLIDING_FREE.name, time_per_token)
+        steps = np.array([each.draft_ms[SLIDING_FREE.name] for each in own])
         in_steps = compare(sliding, np.broadcast_to(steps[:, None], sliding.shape), seed=seed)
         against_best = ratio(rounds, best.mode, SLIDING_FREE.name, seed=seed) if best else None
     found = CellFinding(*place, modes, best.mode if best else None, against_best, in_steps)

@@ -1,8 +1,8 @@
 """Measures one cell: every mode answers the same prompts in turn, in one running system.
 
-Invariant: a round is one prompt per session in all modes, in random order, so a hard prompt or a slow minute affects
-all modes alike; only whole rounds count. In a race, modes that can't be the fastest leave, and half of the time is for
-*adaptive* and its best rival. All modes give the same texts, so their lengths agree; a difference voids the cell. Each
+Invariant: a round is one prompt per session in all modes that take part, in random order, so a hard prompt or a slow
+minute affects them alike; only whole rounds count. In a race slow modes leave, and half of the time is for *adaptive*
+and its best rival. All modes give the same texts, so their lengths agree; a difference voids the cell. Each
 mode has its own API key, so the verifier copies no KV cache from one mode to another and all modes prefill.
 """
 
@@ -43,7 +43,7 @@ class RunSettings:
     models: Path
     prompts: Sequence[str]
     max_tokens: int
-    seconds: float  # for the rounds of a cell; MIN_ROUNDS are made in any case
+    seconds: float  # for the rounds of a cell; MIN_ROUNDS are made in any case, also of the two that end a race
     seed: int
     standin: StandinPlan | None = None
 
@@ -76,7 +76,7 @@ class CellResult:
     standin: str = ""  # RunSettings.kind_of_models
     num_drafters: int = 1
     inputs: str = ""  # RunSettings.inputs
-    num_race: int | None = None  # rounds of the race, before those of adaptive and its best rival; None: there was none
+    num_race: int | None = None  # rounds before those of adaptive and its rival; None: no race, or an answer failed
 
 
 async def run_cell(spec: CellSpec, settings: RunSettings, origin: Origin, notify: Callable[[str], None]) -> CellResult:

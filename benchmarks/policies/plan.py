@@ -68,7 +68,7 @@ class CellSpec:
     modes: tuple[ServingMode, ...]
     weight: float = 1.0  # relative share of the time budget
     num_drafters: int = 1
-    is_race: bool = False  # modes that can't be the fastest leave (rounds.py)
+    is_race: bool = False  # slow modes leave; adaptive and the fastest other one end it (rounds.py)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ Run `python -m benchmarks.policies --policies` first, then `python -m benchmarks
 
 Invariant: the simulator gets the load and the link of a live cell, and the calibrated profile of its pair and machine;
 no speed of a policy. Two modes rank alike if the one that is faster live by more than APART is faster in the simulation
-by more than EQUAL.
+by more than EQUAL. Live, two modes are compared in the rounds of a race that both have.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.harness.simulation import closed_loop_workload, simulate_seeds
 from benchmarks.policies.findings import find
 from benchmarks.policies.measure import CellResult
 from benchmarks.policies.plan import LIVE_POLICIES, POLICY_MODES, TARGET_ONLY, ServingMode
+from benchmarks.policies.rounds import of_modes, speed_ratio
 from dsd_sim.scenario.scenario import Scenario
 from shared.data.profiles import Profile, read_profile
 
@@ -49,11 +50,7 @@ class PolicyOrder:
     num_drafters: int
     live: dict[str, float]
     simulated: dict[str, float]
-
-    @property
-    def apart(self) -> list[tuple[str, str]]:
-        """Pairs of modes that differ live, the faster one first."""
-        return [(a, b) for a, b in itertools.permutations(self.live, 2) if self.live[a] > (1 + APART) * self.live[b]]
+    apart: list[tuple[str, str]]  # pairs of modes that differ live, the faster one first
 
     @property
     def alike(self) -> list[tuple[str, str]]:
@@ -71,6 +68,7 @@ def order_of(result: CellResult, profile: Profile, num_seeds: int = NUM_SEEDS) -
         raise ValueError(
             f"{cell}: not measured with --policies as it is now: it has the mode {', '.join(sorted(strange))}"
         )
+    race = result.rounds[: result.num_race]
     times = {found.mode: _tpot_ms(result, named[found.mode], profile, num_seeds) for found in finding.modes}
     return PolicyOrder(
         result.rtt_ms,
@@ -78,12 +76,14 @@ def order_of(result: CellResult, profile: Profile, num_seeds: int = NUM_SEEDS) -
         result.num_drafters,
         live={found.mode: found.speed.value for found in finding.modes},
         simulated={name: times[TARGET_ONLY.name] / tpot_ms for name, tpot_ms in times.items()},
+        apart=[(a, b) for a, b in itertools.permutations(times, 2) if speed_ratio(race, a, b) > 1 + APART],
     )
 
 
 def scenario_of(result: CellResult, mode: ServingMode, profile: Profile) -> Scenario:
     """One client for each session. A policy by name must replace the scenario's own."""
-    samples = [sample for each in result.rounds for sample in each.samples[TARGET_ONLY.name]]
+    rounds = of_modes(result.rounds, TARGET_ONLY.name)
+    samples = [sample for each in rounds for sample in each.samples[TARGET_ONLY.name]]
     num, control = result.num_sessions, mode.control
     policies: dict[str, Any] = {"drafting": mode.speculation != "off"}
     if not isinstance(control, str):

@@ -75,18 +75,20 @@ def _table(finding: CellFinding) -> str:
     times = ("TPOT ms", "speed to target-only", "TTFT ms", "TTFT to target-only")
     steps = "" if finding.in_steps is None else f" Sliding takes {finding.in_steps} draft steps per token."
     table = markdown_table(
-        ("mode", *times, "tokens/s in all", "acceptance", "guesses per token", "rounds"), map(_row, finding.modes)
+        ("mode", *times, "tokens/s in all", "acceptance", "guesses per token", "rounds"),
+        [_row(mode, finding.num_rounds) for mode in finding.modes],
     )
     final = f" {finding.num_final} more of {ADAPTIVE.name} and {finding.best_rival} alone." if finding.num_final else ""
     return f"{table}\n\n{finding.num_rounds} rounds.{final}{steps}"
 
 
-def _row(mode: ModeFinding) -> tuple[str, ...]:
+def _row(mode: ModeFinding, num_rounds: int) -> tuple[str, ...]:
     acceptance = "" if mode.acceptance is None else f"{mode.acceptance:.3f}"
     is_base = mode.mode == TARGET_ONLY.name
     speed, ttft = ("", "") if is_base else (str(mode.speed), str(mode.ttft))
     tpot_ms, ttft_ms, tokens_per_s = f"{mode.tpot_ms:.1f}", f"{mode.ttft_ms:.0f}", f"{mode.tokens_per_s:.1f}"
-    guesses, rounds = f"{mode.guesses_per_token:.2f}", str(mode.num_rounds)
+    guesses = "" if mode.guesses_per_token is None else f"{mode.guesses_per_token:.2f}"
+    rounds = str(mode.num_rounds or num_rounds)
     return mode.mode, tpot_ms, speed, ttft_ms, ttft, tokens_per_s, acceptance, guesses, rounds
 
 

@@ -1,7 +1,8 @@
 """A simulated fleet: Python places requests and runs policies; the compiled event loop does everything else.
 
-Invariant: routers and window policies are the services' own objects. They are called when a service would call them,
-and see only what a service sees: loads of the last heartbeat, and reports of drafters.
+Invariant: routers and window policies are the services' own objects, but for the default policy, which is compiled.
+They are called when a service would call them, and see only what a service sees: loads of the last heartbeat, and
+reports of drafters.
 """
 
 from __future__ import annotations
@@ -350,7 +351,6 @@ class SimFleet:
     def _expire_decisions(self) -> None:
         """Returns all pairs to the default window, as their decisions have expired."""
         self._decisions_expire_ms = math.inf
-        self._controller.doubt_told()
         for device, node in list(self._choices):
             self._announce(device, node, DEFAULT_CHOICE)
 

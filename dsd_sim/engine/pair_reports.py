@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from numba import vectorize
+from numba import njit
 from numpy.typing import NDArray
 
 from dsd_sim.engine.world import PAIR, World
@@ -21,7 +21,7 @@ from shared.protocol.messages import PairReport
 AVERAGED = ("window", "num_sessions", "rtt_ms", "queue", "tpot_ms", "pass_ms", "batch", "pass_tokens")
 FIELDS = set(PAIR.names or ())  # that a report may take over as they are
 
-guess_ms = vectorize(["float64(int64, int64, float64, float64)"], cache=True)(stepping.guess_ms)  # type: ignore[no-untyped-call]
+guess_ms = njit(cache=True)(stepping.guess_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class SeenPairs:
     def of(cls, world: World, devices: NDArray[np.intp], nodes: NDArray[np.intp]) -> SeenPairs:
         pairs, found = world.pairs[devices, nodes], world.devices[devices]
         alone, further = (found[name] * found["slowdown"] for name in ("step_ms", "session_ms"))
-        return cls(pairs, guess_ms(pairs["num_sharing"], found["max_rows"], alone, further))
+        return cls(pairs, _guesses_ms(pairs["num_sharing"], found["max_rows"], alone, further))
 
     @property
     def matched(self) -> NDArray[np.int64]:
@@ -66,6 +66,16 @@ class SeenPairs:
         found["draft_ms"], found["context"], found["shares_machine"] = self.draft_ms, self.context, shares_machine
         found["matched"], found["mismatched"] = self.matched, self.pairs["rejected"]
         return found
+
+
+@njit(cache=True)
+def _guesses_ms(
+    nums: NDArray[np.int32], max_rows: NDArray[np.int32], alone_ms: NDArray[np.float64], further_ms: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    found = np.empty(len(nums))
+    for i in range(len(nums)):
+        found[i] = guess_ms(nums[i], max_rows[i], alone_ms[i], further_ms[i])
+    return found
 
 
 class MeanReport(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The default policy, compiled: awc.policies.adaptive with the pauses of awc.wrappers.pausing, for many reports.
 
-Invariant: it decides what these decide (tests/dsd_sim/steering/test_steering.py).
+Invariant: it decides what these decide, up to the rounding of sums (tests/dsd_sim/steering/test_steering.py).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def renew(settings, rows, numbers):
         p.window, p.told = START, UNTOLD
         p.is_paused = p.is_trial = False
         p.left = p.probing = p.num_worthless = p.num_speeds = 0
-        p.length, p.trust, p.trusted = settings.first, settings.failed, settings.untried
+        p.length, p.trust, p.trusted = settings.first, settings.after_failed, settings.before_trial
         p.tpot_ms = 0.0
         for known in (rows.of_windows, rows.of_pauses):
             known.average[row].matched = known.average[row].judged = 0.0
@@ -217,5 +217,5 @@ def _judge(settings, p, seen):
         _resume(p, p.trust)
         p.trust = min(4 * p.trust, settings.longest)
     else:
-        p.trust = settings.failed
+        p.trust = settings.after_failed
         _pause(settings, p, p.length)

@@ -67,14 +67,9 @@ class SimController:
         """It loses its state of pairs."""
         self._controls.clear()
         if self._compiled is not None:
-            self._compiled.forget()
+            self._compiled.restart()
 
     def forget(self, device: int, node: int) -> None:
         """The pair begins anew."""
         self._heard_ms[device, node] = NEVER_MS
         self._controls.pop((device, node), None)
-
-    def doubt_told(self) -> None:
-        """Decisions in force may differ from the newest ones."""
-        if self._compiled is not None:
-            self._compiled.doubt_told()

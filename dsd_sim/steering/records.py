@@ -48,7 +48,7 @@ PAIR_STATE = np.dtype(
         ("settling", np.int64),
         ("num_compared", np.int64),  # reports of the trial
         ("sum_compared", np.float64),  # of their speeds
-        ("told", np.int64),  # the decision before; UNTOLD: there may be another in force
+        ("told", np.int64),  # the decision before; UNTOLD: there was none
     ],
     align=True,
 )
@@ -67,14 +67,14 @@ class Settings(NamedTuple):
     compared: int
     margin: float
     doubtful: float
-    untried: int
-    failed: int
+    before_trial: int
+    after_failed: int
     settling: int
 
     @classmethod
     def of(cls, start_window: int, chunk: int, least: float, price: float, pauses: PauseSettings) -> Settings:
         numbers = (pauses.first, pauses.longest, pauses.compared, pauses.margin, pauses.doubtful)
-        derived = (pauses.untried, pauses.failed, pauses.settling)
+        derived = (pauses.before_trial, pauses.after_failed, pauses.settling)
         return cls(start_window, chunk, least, price, *numbers, *derived)
 
 
@@ -90,7 +90,7 @@ class Rows(NamedTuple):
     """What is kept of each pair, one row each, and of each verifier."""
 
     pairs: NDArray[Any]
-    speeds: NDArray[np.float64]  # [rows, settings.failed] a ring
+    speeds: NDArray[np.float64]  # [rows, settings.after_failed] a ring
     of_windows: Acceptances  # of the windows: only reports between pauses
     of_pauses: Acceptances
     window_costs: NDArray[Any]  # [verifiers]

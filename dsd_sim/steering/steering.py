@@ -1,6 +1,6 @@
 """The default policy for all pairs of a simulated fleet, without Python for each report.
 
-Invariant: it decides what the policy's own objects decide, in the same order.
+Invariant: it decides what the policy's own objects decide, in the same order, up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from awc.policy import WindowChoice, WindowPolicy
 from awc.wrappers import pausing
 from awc.wrappers.pausing import PausingPolicy
 from dsd_sim.steering import adaptive
-from dsd_sim.steering.records import PAUSED, START, UNTOLD, Settings, make_rows, with_more
+from dsd_sim.steering.records import PAUSED, START, Settings, make_rows, with_more
 
 NO_ROW = -1
 FIRST_ROWS = 256
@@ -30,7 +30,7 @@ class CompiledSteering:
         self._chunk = max(active.start.chunk, 1)
         least = active.price / (active.price + VALUE)
         self._settings = Settings.of(active.start.window, self._chunk, least, policy.price, policy.settings)
-        speeds = policy.settings.failed
+        speeds = policy.settings.after_failed
         self._rows = make_rows(FIRST_ROWS, num_nodes, speeds, active.half_life, pausing.HALF_LIFE)
         self._numbers = np.full((num_devices, num_nodes), NO_ROW, np.int64)
         self._num_rows = 0
@@ -64,14 +64,10 @@ class CompiledSteering:
         changed = np.flatnonzero(found != told).tolist()
         return [(number, self._choice(int(found[number]))) for number in changed]
 
-    def forget(self) -> None:
+    def restart(self) -> None:
         """All pairs begin anew. What is known of verifiers stays."""
         self._numbers[:] = NO_ROW
         self._num_rows = 0
-
-    def doubt_told(self) -> None:
-        """Other decisions may be in force than the newest ones."""
-        self._rows.pairs["told"] = UNTOLD
 
     def _choice(self, decision: int) -> WindowChoice:
         if decision == START:

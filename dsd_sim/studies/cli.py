@@ -39,7 +39,7 @@ SMALLEST = {  # a scenario that calls what every run calls
         },
     ),
     "cloud": ({"count": 1, "times": {"base_ms": 40.0}},),
-    "policies": {"windows": "ladder"},
+    "policies": {"windows": "adaptive"},
 }
 
 

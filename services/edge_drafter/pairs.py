@@ -74,21 +74,26 @@ class PairTable:
         return before
 
     def observe(self, slot: SessionSlot, verdict: Verdict, num_new: int, now: float) -> None:
-        """Learns times from a verdict that committed `num_new` tokens."""
+        """Learns times from a verdict that committed `num_new` tokens.
+
+        Without new tokens it tells of no pass, or of one that is counted already: it answers a Poll or a late Draft.
+        """
         pair = self._pair(slot.verifier_id)
-        pair.queue = moving(pair.queue, verdict.queue)
-        pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
-        pair.batch = moving(pair.batch, verdict.batch)
-        pair.pass_tokens = moving(pair.pass_tokens, verdict.pass_tokens)
         if slot.state.round_trip.mean_ms is not None:
             pair.rtt_ms = slot.state.round_trip.mean_ms
             self.rtt_ms = moving(self.rtt_ms, pair.rtt_ms)
-        if num_new:
-            last = pair.last_verdict.get(verdict.session_id)
-            if last is not None:
-                pair.gap_ms = moving(pair.gap_ms, now - last)
-                pair.gap_tokens = moving(pair.gap_tokens, num_new)
-            pair.last_verdict[verdict.session_id] = now
+        if not num_new:
+            return
+        if verdict.batch:
+            pair.queue = moving(pair.queue, verdict.queue)
+            pair.pass_ms = moving(pair.pass_ms, verdict.compute_ms)
+            pair.batch = moving(pair.batch, verdict.batch)
+            pair.pass_tokens = moving(pair.pass_tokens, verdict.pass_tokens)
+        last = pair.last_verdict.get(verdict.session_id)
+        if last is not None:
+            pair.gap_ms = moving(pair.gap_ms, now - last)
+            pair.gap_tokens = moving(pair.gap_tokens, num_new)
+        pair.last_verdict[verdict.session_id] = now
 
     def forget(self, slot: SessionSlot) -> None:
         """Forgets a session that is over."""

@@ -1,7 +1,7 @@
 """The cache folder of numba.
 
 numba checks the age of a compiled function's own file, not of the functions that it calls in other files. So the cache
-folder is named after a hash of all folders that hold compiled functions, and of no others.
+folder is named after a hash of all folders with lines and constants that are compiled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDERS = (
     "dsd_sim/engine",
     "dsd_sim/steering",
     "awc",
-    "shared/policies",
+    "shared",
     "services/cloud_verifier",
 )  # a role's installation has some of them
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from awc.policy import WindowChoice
 from services.edge_drafter import pairs as module
@@ -123,6 +124,17 @@ def test_a_pair_with_sessions_is_reported_though_nothing_was_drafted(pairs: Pair
     for _ in range(2):
         report = pairs.report()[VERIFIER]
         assert (report.num_sessions, report.drafted, report.queue) == (1, 0, 0.5)
+
+
+def test_times_of_a_pass_come_once_from_the_verdict_of_its_tokens(pairs: Pairs) -> None:
+    slot = pairs.start()
+    first = verdict(slot, queue=0.5)
+    before_any_pass = structs.replace(first, compute_ms=0.0, batch=0, queue=0.0)
+    again = structs.replace(first, compute_ms=9.0, batch=3)
+    for each, num_new in ((before_any_pass, 0), (before_any_pass, 2), (first, 1), (again, 0)):
+        pairs.pairs.observe(slot, each, num_new, now=0.0)
+    report = pairs.report()[VERIFIER]
+    assert (report.pass_ms, report.batch, report.queue) == (1.0, 1.0, 0.5)
 
 
 def test_time_per_token_is_the_time_since_the_sessions_last_tokens_shared_by_the_new_ones(pairs: Pairs) -> None:

@@ -94,7 +94,7 @@ def test_one_report_without_a_gain_is_no_reason_to_pause() -> None:
 
 def test_where_drafting_gains_little_on_a_shared_machine_a_trial_decides_that_it_is_too_slow() -> None:
     paused = followed(a_pair(), DOUBTFUL, 80, paused_ms=36.0)
-    assert paused.index(True) == SETTINGS.untried - 1
+    assert paused.index(True) == SETTINGS.before_trial - 1
     assert lengths(paused)[0] == SKIPPED + SETTINGS.first
 
 

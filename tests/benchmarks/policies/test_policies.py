@@ -353,6 +353,14 @@ def test_partial_cells_never_replace_whole_ones() -> None:
     assert "--mode needs --folder" in done.output
     (spec,) = [each for each in full_plan() if each.name == "int4-rtt200-1"]
     assert with_modes(spec, ["adaptive"]).modes == (TARGET_ONLY, ADAPTIVE)
+    assert not with_modes(policy_plan()[0], ["pipeline"]).is_race, "adaptive may be missing"
+
+
+def test_findings_of_an_old_format_are_named_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "findings.json").write_text('[{"name": "old"}]')
+    done = CliRunner().invoke(app, ["--quick", "--folder", str(tmp_path)], env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert "findings.json" in done.output
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ ORIGIN = Origin("python -m benchmarks.policies.policy_order", "a machine", "2026
 
 
 def order(live: dict[str, float], simulated: dict[str, float]) -> PolicyOrder:
-    return PolicyOrder(30, 1, 1, live, simulated)
+    apart = [(a, b) for a in live for b in live if live[a] > 1.03 * live[b]]
+    return PolicyOrder(30, 1, 1, live, simulated, apart)
 
 
 def cell(tpot_ms: dict[str, float], draft_ms: float = 10.0, complaints: tuple[str, ...] = ()) -> CellResult:
@@ -48,10 +50,23 @@ def mode(name: str) -> ServingMode:
     return next(mode for mode in POLICY_MODES if mode.name == name)
 
 
-def test_only_modes_with_clearly_different_live_speeds_are_compared() -> None:
+def test_pairs_that_are_in_another_order_in_the_simulation_do_not_count() -> None:
     found = order({"a": 1.0, "b": 1.02, "c": 1.5}, {"a": 1.0, "b": 0.5, "c": 0.8})
-    assert found.apart == [("c", "a"), ("c", "b")]
     assert found.alike == [("c", "b")], "c is slower than a in the simulation"
+
+
+def test_only_modes_with_clearly_different_live_speeds_are_compared() -> None:
+    found = order_of(cell({"target-only": 40.0, "window 4": 20.0, "window 8": 19.6}), PROFILE, num_seeds=1)
+    assert found.apart == [("window 4", "target-only"), ("window 8", "target-only")]
+
+
+def test_modes_of_a_race_are_compared_in_the_rounds_that_both_have() -> None:
+    first = cell({"target-only": 40.0, "window 2": 20.0, "window 8": 19.6, ADAPTIVE.name: 19.6})
+    slower = cell({"target-only": 80.0, "window 8": 30.0, ADAPTIVE.name: 30.0})
+    final = cell({"window 8": 1.0, ADAPTIVE.name: 30.0})
+    raced = replace(first, rounds=[*first.rounds, *slower.rounds, *final.rounds], num_race=4)
+    found = order_of(raced, PROFILE, num_seeds=1)
+    assert found.apart == [(name, "target-only") for name in ("window 2", "window 8", ADAPTIVE.name)]
 
 
 @pytest.mark.parametrize("simulated", [1.0, 1.0005])

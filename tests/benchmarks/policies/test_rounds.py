@@ -45,7 +45,7 @@ def test_a_mode_that_is_slower_in_half_of_its_rounds_stays() -> None:
     assert contenders(made, list(TPOT_MS)) == list(TPOT_MS)
 
 
-def test_a_failed_answer_which_voids_the_cell_ends_the_race() -> None:
+def test_with_a_failed_answer_which_voids_the_cell_all_modes_stay() -> None:
     made = rounds(10)
     made[2].samples["near"] = [sample(20.0, status="503")]
     assert contenders(made, list(TPOT_MS)) == list(TPOT_MS)

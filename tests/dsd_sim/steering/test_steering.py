@@ -93,7 +93,7 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
     controls = {pair: expected_of.for_pair() for pair in every}
     regimes = {pair: drawn(random_) for pair in every}
     told: dict[tuple[int, int], WindowChoice] = {}
-    num_paused = num_windows = 0
+    num_changes, trials = 0, {"begun": 0, "failed": 0, "became pauses": 0}
     for number in range(1500):
         for pair in every:
             if random_.random() < 0.004:
@@ -108,14 +108,19 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
             for pair in chosen
         ]
         devices, nodes = (np.array(column) for column in zip(*chosen, strict=True))
+        on_trial = {pair for pair in chosen if controls[pair]._trial is not None}
         for at, choice in compiled.decide(devices, nodes, is_new, records(reports)):
             told[chosen[at]] = choice
+            num_changes += 1
         expected = expected_of.decide_all([controls[pair] for pair in chosen], reports)
         assert [told[pair] for pair in chosen] == expected, f"report {number}"
-        num_paused += sum(each == PAUSED for each in expected)
-        num_windows += len({each.window for each in expected})
-    assert num_windows > 1500, "all pairs had one window all the time"
-    assert 0 < num_paused < 1500 * len(every) or start == PAUSED
+        for pair in chosen:
+            is_tried, was_tried = controls[pair]._trial is not None, pair in on_trial
+            trials["begun"] += is_tried and not was_tried
+            trials["failed"] += was_tried and not is_tried and not controls[pair]._is_paused
+            trials["became pauses"] += was_tried and not is_tried and controls[pair]._is_paused
+    assert num_changes > 100
+    assert min(trials.values()) > 0 if shares_machine else sum(trials.values()) == 0, trials
 
 
 def test_only_the_default_policy_is_compiled() -> None:
@@ -123,7 +128,7 @@ def test_only_the_default_policy_is_compiled() -> None:
         assert CompiledSteering.of(policy, 1, 1) is None
 
 
-def test_a_choice_is_told_once_until_it_changes_or_is_in_doubt() -> None:
+def test_a_choice_is_told_once_until_it_changes() -> None:
     compiled = CompiledSteering.of(PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE)), 1, 1)
     assert compiled is not None
     here, old = np.array([0]), np.array([False])
@@ -131,23 +136,27 @@ def test_a_choice_is_told_once_until_it_changes_or_is_in_doubt() -> None:
     seen["num_sessions"], seen["tpot_ms"] = 1, 20.0
     assert len(compiled.decide(here, here, old, seen)) == 1
     assert compiled.decide(here, here, old, seen) == []
-    compiled.doubt_told()
-    assert len(compiled.decide(here, here, old, seen)) == 1
     assert len(compiled.decide(here, here, ~old, seen)) == 1, "a new pair"
+    compiled.restart()
+    assert len(compiled.decide(here, here, old, seen)) == 1, "a new controller"
 
 
-def test_more_pairs_than_there_were_rows_for_at_first() -> None:
-    num = 3 * FIRST_ROWS
-    compiled = CompiledSteering.of(PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE)), num, 1)
+def test_more_pairs_than_there_were_rows_for_at_first_do_not_change_the_first_ones() -> None:
+    num, policy = 3 * FIRST_ROWS, PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE), SOON)
+    compiled, random_ = CompiledSteering.of(policy, num, num), random.Random(1)
     assert compiled is not None
-    seen = records([report(random.Random(1), Regime(0.9, 10.0, 30.0, 40.0, 40.0, 20.0), 0, 8, False)] * num)
-    seen["num_sessions"], seen["tpot_ms"] = 1, 20.0
-    devices, nodes, old = np.arange(num), np.zeros(num, np.int64), np.zeros(num, np.bool_)
-    half = num // 4
-    first = compiled.decide(devices[:half], nodes[:half], old[:half], seen[:half])
-    every = compiled.decide(devices, nodes, old, seen)
-    assert [number for number, _ in first] == list(range(half))
-    assert [number for number, _ in every if number >= half] == list(range(half, num))
+    alone, regime = policy.for_pair(), Regime(0.4, 10.0, 30.0, 40.0, 36.0, 40.0)
+    window, seen_windows = DEFAULT_CHOICE.window, set()
+    for number in range(200):
+        seen = report(random_, regime, 0, window, shares_machine=True)
+        some = num // 4 if number < 50 else num  # each with a verifier of its own
+        pairs = np.arange(some)
+        found = dict(compiled.decide(pairs, pairs, np.zeros(some, np.bool_), records([seen] * some)))
+        window = found[0].window if 0 in found else window
+        assert window == alone.decide(seen).window, f"report {number}"
+        assert len(found) in (0, num // 4, num - num // 4, num)
+        seen_windows.add((number >= 50, window))
+    assert len(seen_windows) > 3
 
 
 def test_a_whole_simulation_with_failures_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,8 +173,9 @@ def main(
     folder: Annotated[Path, typer.Option(help="Folder for sim_speed.json.")] = REPORTS,
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
-    """Measures both engines on one core. DSD-Sim's first run compiles and does not count."""
-    of_dsd_sim(1000)
+    """Measures both engines on one core. DSD-Sim's first run of each kind compiles and does not count."""
+    for policies in (WAITING, {"windows": AdaptivePolicy.name}):
+        of_dsd_sim(1000, policies=policies)
     engines = [of_dsd_sim(8000), of_simpy(20.0, seed)]
     by_policy = [of_dsd_sim(requests // 8, name, {"windows": name}) for name in ("static", AdaptivePolicy.name)]
     by_size = [of_dsd_sim(num) for num in (requests // 16, requests // 4, requests)]

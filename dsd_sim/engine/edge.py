@@ -286,25 +286,24 @@ def verdict_comes(w, index):
     free_message(w, index)
 
 
-@njit(cache=True)
+@inlined
 def _observe_verdict(w, slot, m, pair):
     """Updates the moving averages of the pair, as the drafter's PairTable does."""
     d, s, now = w.drafters[slot], w.slots[slot], w.clock[0].now
     num_new = m.base + m.num - d.committed
     if d.rtt_ms >= 0:
         pair.rtt_ms = d.rtt_ms
-    if num_new <= 0:
-        return
-    if m.batch > 0:
+    if num_new > 0 and m.batch > 0:
         pair.queue = _ewma(pair.queue, m.queue)
         pair.pass_ms = _ewma(pair.pass_ms, m.compute_ms)
         pair.batch = _ewma(pair.batch, m.batch)
         pair.pass_tokens = _ewma(pair.pass_tokens, m.pass_tokens)
-    if s.has_verdict:
-        pair.gap_ms = _ewma(pair.gap_ms, now - s.verdict_ms)
-        pair.gap_tokens = _ewma(pair.gap_tokens, num_new)
-        pair.tpot_ms = pair.gap_ms / pair.gap_tokens
-    s.has_verdict, s.verdict_ms = True, now
+    if num_new > 0:
+        if s.has_verdict:
+            pair.gap_ms = _ewma(pair.gap_ms, now - s.verdict_ms)
+            pair.gap_tokens = _ewma(pair.gap_tokens, num_new)
+            pair.tpot_ms = pair.gap_ms / pair.gap_tokens
+        s.has_verdict, s.verdict_ms = True, now
 
 
 @njit(cache=True)

@@ -133,3 +133,11 @@ def test_a_device_with_one_session_gives_the_same_result_whether_its_steps_could
         a_fleet(world, rate=0.8).run()
         results.append(world.requests.tobytes())
     assert results[0] == results[1]
+
+
+def test_answers_to_polls_before_an_answers_first_pass_do_not_change_the_time_of_passes() -> None:
+    world = a_world(2, tokens=3, rtt_ms=4, step_ms=3, weights=(900.0, 0, 0, 0, 0, 0, 0))
+    world.requests["arrival_ms"] = 0.0, 20_000.0
+    a_fleet(world, rate=0.6).run()
+    pair = world.pairs[0, 0]
+    assert (pair["pass_ms"], pair["batch"]) == (pytest.approx(900.0), pytest.approx(1.0))

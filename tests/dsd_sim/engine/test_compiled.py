@@ -1,11 +1,13 @@
-"""Compiled code is reused only while no source file changes."""
+"""Compiled code is reused only while no source file changes, and one process compiles at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -37,3 +39,31 @@ def test_a_changed_file_invalidates_all_compiled_code(tmp_path: Path) -> None:
     second, reserved = compiled_by(code, tmp_path / "home")
     assert second != first
     assert reserved == 700
+
+
+COMPILE = """
+import sys
+from pathlib import Path
+import dsd_sim, numba
+print(numba.config.CACHE_DIR, flush=True)
+sys.stdin.readline()
+numba.njit(lambda number: number + 1)(1)
+print(Path(sys.argv[1]).exists())
+"""
+
+
+def test_a_process_compiles_only_when_no_other_one_does(tmp_path: Path) -> None:
+    over = tmp_path / "over"
+    env = os.environ | {"DSD_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-c", COMPILE, str(over)]
+    with subprocess.Popen(run, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        with (folder / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            time.sleep(3)
+            over.touch()
+        assert process.stdout.read().strip() == "True"

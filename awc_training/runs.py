@@ -15,6 +15,7 @@ from awc.policy import WindowChoice, WindowPolicy
 from awc_training.scenarios import FOLDER
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.studies.cells import Cell, key_of
+from dsd_sim.studies.cli import compile_now
 from dsd_sim.studies.report import SimReport
 from dsd_sim.studies.runner import num_cores, run_cells, show_progress
 
@@ -59,6 +60,7 @@ def cell(
 
 def run(cells: Iterable[Cell], folder: Path, workers: int | None) -> Reports:
     """Reports by the keys of their cells. Resumes after a stop."""
+    compile_now()
     with show_progress() as on_progress:
         return run_cells(cells, folder, workers or num_cores(), on_progress)
 

@@ -1,4 +1,4 @@
-"""Trains both networks: python -m awc_training train. L1 loss, AdamW, 100 epochs (arXiv 2511.21669).
+"""Trains the paper's network: python -m awc_training train. L1 loss, AdamW, 100 epochs (arXiv 2511.21669).
 
 Invariant: the same dataset and seed give the same weights on the same machine. Errors are those on validation
 scenarios, which training does not see.

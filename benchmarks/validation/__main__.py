@@ -154,9 +154,12 @@ def write_profiles(system: ValidationSystem, phases: Sequence[CalibrationPhase],
 def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | None, folder: Path, code: str) -> None:
     """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again.
 
-    A system without profiles is calibrated before the cases and once more after them, as machines drift.
+    A system without profiles, or without a result of this code, is calibrated before the cases and once more after
+    them, as machines drift.
     """
-    is_new = any(not profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
+    of_system = [case for case in (*cases, *CASES, *DEVELOPMENT) if case.system == system.name]
+    has_profiles = all(profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
+    is_new = not has_profiles or not results_of(of_system, folder, code)
     loads = calibration_of(system) if is_new else []
     prompts = prompts_of(system, is_development=cases[0] in DEVELOPMENT)
 
@@ -192,7 +195,7 @@ def _keep(case: Case, phase: Phase, folder: Path, code: str) -> None:
     result = CaseResult(
         case=case,
         code=code,
-        live=figures_of(phase),
+        live=figures_of(phase, drafts=case.draft is not None),
         samples=phase.samples,
         drafters=phase.drafters,
         drift=drift_of(phase, profile, 2 * case.link.delay_ms),
@@ -242,8 +245,8 @@ def predict(
 ) -> None:
     """Runs the cases live, predicts them from the profiles, and reports the errors. Finished cases are kept.
 
-    Systems without a profile are calibrated before their cases and after them. Exits with status 1 if a case has no
-    valid result or an error exceeds its limit.
+    Systems without a profile, or without a result of this code, are calibrated before their cases and after them.
+    Exits with status 1 if a case has no valid result or an error exceeds its limit.
     """
     exit_on_signals()
     models, place = default_models_dir(), folder or FOLDER

@@ -1,4 +1,4 @@
-"""Observes a running cell: queue utilisation and round trips on the bus, counts in the gateway's metrics.
+"""Observes a running cell: queue utilisation, round trips and guesses on the bus, counts in the gateway's metrics.
 
 Invariant: a pass counts once, whatever its number of verdicts. Only messages since `begin` count.
 """
@@ -33,10 +33,11 @@ class PassKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BusObservations:
-    """Means over passes and over drafter reports; None: no message."""
+    """Means over passes and over drafter reports (None: no message), and the guesses that reports count."""
 
     queue: float | None
     rtt_ms: float | None
+    num_guesses: int = 0
 
 
 class BusMonitor:
@@ -46,6 +47,7 @@ class BusMonitor:
         self._bus = bus
         self._queues: dict[PassKey, float] = {}
         self._rtts_ms: list[float] = []
+        self._num_guesses = 0
 
     async def start(self) -> None:
         await self._bus.subscribe(subjects.all_said("gateway", Verdict), self._receive)
@@ -53,12 +55,12 @@ class BusMonitor:
 
     def begin(self) -> None:
         """Discards what was observed before."""
-        self._queues, self._rtts_ms = {}, []
+        self._queues, self._rtts_ms, self._num_guesses = {}, [], 0
 
     def observed(self) -> BusObservations:
         """Means since `begin`."""
         queue = fmean(self._queues.values()) if self._queues else None
-        return BusObservations(queue, fmean(self._rtts_ms) if self._rtts_ms else None)
+        return BusObservations(queue, fmean(self._rtts_ms) if self._rtts_ms else None, self._num_guesses)
 
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
@@ -66,6 +68,7 @@ class BusMonitor:
                 self._queues[PassKey(subjects.sender(subject), message.compute_ms)] = message.queue
             case Report():
                 self._rtts_ms += [pair.rtt_ms for pair in message.pairs if pair.num_sessions and pair.rtt_ms]
+                self._num_guesses += sum(pair.drafted for pair in message.pairs)
 
 
 @asynccontextmanager

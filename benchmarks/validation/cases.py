@@ -1,7 +1,8 @@
 """The systems that the validation runs, the loads that calibrate each, the cases that are predicted, and their limits.
 
-Invariant: no case is a load of the calibration. Cases that decide and cases of development have other arrivals and,
-where the models are real, other prompts.
+Invariant: no case repeats a phase of the calibration. Some target-only cases have a load of it, with other arrivals and
+prompts; their errors are reported apart. Cases that decide and cases of development have other arrivals and, where the
+models are real, other prompts.
 """
 
 from __future__ import annotations
@@ -199,6 +200,17 @@ DEVELOPMENT = (  # to develop the simulator with
     Case("dev-fleet-8", "replayed", RequestLoad(32, 8)),
     Case("dev-fleet-8-slide8-rtt20", "replayed", RequestLoad(32, 8), INT4, sliding(8), rtt(20)),
 )
+
+
+def is_calibrated(case: Case) -> bool:
+    """Whether the calibration has this load with these windows: as many clients or requests per second, and lengths."""
+
+    def kind(each: Case) -> tuple[object, ...]:
+        load = each.load
+        control = each.control if each.draft else None
+        return each.draft, control, load.num_clients, load.rate_per_s, set(load.lengths), each.link, each.outage
+
+    return any(kind(case) == kind(load) for load in calibration_of(SYSTEMS[case.system]))
 
 
 def target_only(case: Case, cases: tuple[Case, ...]) -> Case | None:

@@ -37,9 +37,11 @@ from benchmarks.validation.requests import CaseRequest, RequestSender, requests_
 from services.gateway.admission.api_keys import new_key
 from services.local.engine import EngineName, VerifierEngine
 from shared.runtime.home import default_models_dir
+from shared.timing import REPORT_S
 
 STANDIN_TOKENS = 128  # most of an answer
 WARM_UP = RequestLoad(2, 1, lengths=(16,))
+LAST_REPORT_S = 2 * REPORT_S  # after the end of a session: by then a report tells of all its guesses
 VLLM_ENV = {"DSD_VLLM_ARGS": "--max-model-len 2048", "DSD_DTYPE": "bfloat16", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
@@ -88,6 +90,7 @@ class LiveSystem:
             if case.draft is not None:
                 await each.choose(case.control)
             requests = requests_of(prompts, load, list(drafters.values()), seed)
+            await asyncio.sleep(LAST_REPORT_S)
             self.cell.begin()
             before = await counts_when_idle(self.sender.url)
             self.monitor.begin()
@@ -95,6 +98,7 @@ class LiveSystem:
             samples = await self._send(load, requests, seed, case.outage)
             after = await counts_when_idle(self.sender.url)
             end_s = time.monotonic()
+            await asyncio.sleep(LAST_REPORT_S)
         passes, steps = self._compute(begin_s, end_s)
         names = {instance: process for process, instance in drafters.items()}
         return Phase(

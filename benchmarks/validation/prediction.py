@@ -30,12 +30,13 @@ class Prediction:
             return None if live is None or simulated is None else (live, simulated)
         if name == "tokens_per_s" and not self.result.case.load.num_clients:
             return None
-        return getattr(self.result.live, name), getattr(self.simulated, name)
+        live, simulated = getattr(self.result.live, name), getattr(self.simulated, name)
+        return None if live is None or simulated is None else (live, simulated)
 
     def error(self, name: str) -> float | None:
-        """simulated / live - 1."""
+        """simulated / live - 1; None: not known, or the live figure is 0."""
         known = self.figures(name)
-        return None if known is None else known[1] / known[0] - 1
+        return known[1] / known[0] - 1 if known is not None and known[0] else None
 
 
 def predictions_of(

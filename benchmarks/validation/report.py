@@ -1,7 +1,7 @@
 """Errors of predictions, as tables for documents and terminals. Pure.
 
-Invariant: error = simulated / live - 1. Void cases are shown but do not count. Each error above its limit is listed
-with what the live run did otherwise than the profile says.
+Invariant: error = simulated / live - 1. Void cases are shown but do not count, and cases with a load of the calibration
+count apart. Each error above its limit is listed with what the live run did otherwise than the profile says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.table import Table
 from awc_training.intervals import Interval, mean, median
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
-from benchmarks.validation.cases import LIMITS, ErrorLimit
+from benchmarks.validation.cases import LIMITS, ErrorLimit, is_calibrated
 from benchmarks.validation.prediction import Prediction
 
 TITLES = {
@@ -23,9 +23,10 @@ TITLES = {
     "ttft_ms": "TTFT, ms",
     "speed_up": "speed-up over target-only",
     "acceptance_length": "acceptance length",
+    "guesses": "guesses per token",
     "queue": "queue utilisation",
 }
-DIGITS = {"tokens_per_s": 1, "ttft_ms": 0, "tpot_ms": 1, "speed_up": 2, "acceptance_length": 2, "queue": 4}
+DIGITS = {"tokens_per_s": 1, "ttft_ms": 0, "tpot_ms": 1, "queue": 4}  # others: 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,13 @@ class ErrorSummary:
         return all(most is None or error <= most for error, most in pairs)
 
 
-def summaries(found: Sequence[Prediction]) -> list[ErrorSummary]:
-    """A summary of every figure; empty without cases that count."""
+def summaries(found: Sequence[Prediction], *, calibrated: bool = False) -> list[ErrorSummary]:
+    """A summary of every figure, over cases whose load the calibration has or has not; empty if none of them counts."""
     made = []
     for figure in TITLES:
-        counting = [each for each in found if not each.result.complaints]
+        counting = [
+            each for each in found if not each.result.complaints and is_calibrated(each.result.case) == calibrated
+        ]
         errors = {each.result.case.name: error for each in counting if (error := each.error(figure)) is not None}
         if errors:
             sizes = {name: abs(error) for name, error in errors.items()}
@@ -67,7 +70,7 @@ def describe(each: Prediction, figure: str) -> str:
     known, error = each.figures(figure), each.error(figure)
     if known is None or error is None:
         return ""
-    digits = DIGITS[figure]
+    digits = DIGITS.get(figure, 2)
     return f"{known[0]:.{digits}f} → {known[1]:.{digits}f} ({error:+.1%})"
 
 
@@ -92,7 +95,7 @@ def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin
     over = [
         f"* `{each.result.case.name}`, {TITLES[figure]}: {describe(each, figure)}; {'; '.join(differences(each))}"
         for each in found
-        if not each.result.complaints
+        if not each.result.complaints and not is_calibrated(each.result.case)
         for figure, limit in LIMITS.items()
         if limit.worst is not None and abs(each.error(figure) or 0.0) > limit.worst
     ]
@@ -101,6 +104,7 @@ def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin
     if missing:
         parts.append(f"Without a result: {', '.join(missing)}.")
     parts += ["Errors above the limit of a single case:", "\n".join(over)] if over else []
+    parts += ["## Error in loads of the calibration", _calibrated_table(found)]
     parts += ["## Cases", _case_table(found), "## Errors", _error_table(found)]
     parts += ["## Live runs against their profiles", _difference_table(found)]
     return "\n\n".join(parts) + "\n"
@@ -111,11 +115,11 @@ def _about(origin: Origin) -> str:
         f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the services "
         "as processes and was simulated from the profile of its pair. The profile was measured before the cases and "
         "again after them, in the same processes, with other loads, windows and prompts, and with nothing added to the "
-        "link. So the errors say nothing of processes that start later. Parentheses after medians and biases: 95 % "
-        "bootstrap intervals over cases; cases share a machine and profiles. Figures are live → simulated (error). The "
-        "error of the calibration's own loads is not computed. The throughput "
-        "of an open loop equals its arrival rate and does not count. The models of `fleet` are stand-ins: they show "
-        "the behaviour of services and simulator, not the speed of a device."
+        "link. So the errors say nothing of processes that start later. Cases whose load the calibration has too, with "
+        "other prompts, count apart. Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases "
+        "share a machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals its "
+        "arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
+        "simulator, not the speed of a device."
     )
 
 
@@ -130,6 +134,20 @@ def _limits_table(found: Sequence[Prediction]) -> str:
         pairs = [part for pair in zip(cells, asked, strict=True) for part in pair]
         rows.append((TITLES[each.figure], *pairs, each.worst_case, holds))
     return markdown_table(("figure", "median", "limit", "worst", "limit", "bias", "limit", "worst case", "met"), rows)
+
+
+def _calibrated_table(found: Sequence[Prediction]) -> str:
+    rows = [
+        (
+            TITLES[each.figure],
+            f"{each.median.value:.1%}",
+            f"{each.worst:.1%}",
+            f"{each.bias.value:+.1%}",
+            each.worst_case,
+        )
+        for each in summaries(found, calibrated=True)
+    ]
+    return markdown_table(("figure", "median", "worst", "bias", "worst case"), rows)
 
 
 def _interval(found: Interval, sign: str = "") -> str:

@@ -14,7 +14,7 @@ from shared.data.profiles import Profile
 
 @dataclass(frozen=True, slots=True)
 class CaseFigures:
-    """The compared figures: means over answers or passes. `acceptance` is shown only; None: no drafters."""
+    """The compared figures: means over answers or passes. `acceptance` is shown only. None: no drafters."""
 
     tokens_per_s: float
     ttft_ms: float
@@ -22,6 +22,7 @@ class CaseFigures:
     acceptance_length: float
     queue: float  # utilisation at the end of passes
     acceptance: float | None
+    guesses: float | None = None  # that drafters made, for each token of the answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class CaseResult:
     origin: Origin
 
 
-def figures_of(phase: Phase) -> CaseFigures:
-    """Raises PhaseFailed if nothing was measured."""
+def figures_of(phase: Phase, *, drafts: bool) -> CaseFigures:
+    """drafts: whether drafters may draft. Raises PhaseFailed if nothing was measured."""
     summary = summarise(phase.samples, LatencyObjective())
     if summary.ttft_ms is None or summary.tpot_ms is None or phase.observed.queue is None:
         raise PhaseFailed("no answer is long enough to measure")
@@ -61,6 +62,7 @@ def figures_of(phase: Phase) -> CaseFigures:
         acceptance_length=phase.acceptance_length,
         queue=phase.observed.queue,
         acceptance=summary.acceptance,
+        guesses=phase.observed.num_guesses / sum(each.num_tokens for each in phase.samples) if drafts else None,
     )
 
 

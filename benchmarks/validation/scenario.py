@@ -126,4 +126,5 @@ def simulate(scenario: Scenario, folder: Path, num_seeds: int = NUM_SEEDS) -> Ca
         acceptance_length=fmean(report.acceptance_length for report in reports),
         queue=fmean(report.queue for report in reports),
         acceptance=fmean(report.acceptance for report in reports) if scenario.policies.drafting else None,
+        guesses=fmean(report.guesses_per_token for report in reports) if scenario.policies.drafting else None,
     )

@@ -17,7 +17,7 @@ from benchmarks.validation.results import CaseFigures, CaseResult, TimingDrift
 from shared.data.profiles import MachineTimes, PassTimes, Profile, StepTimes
 
 ORIGIN = Origin("python -m benchmarks.validation", "a machine", "a date", "3")
-LIVE = CaseFigures(50.0, 100.0, 20.0, 3.0, 0.02, 0.8)
+LIVE = CaseFigures(50.0, 100.0, 20.0, 3.0, 0.02, 0.8, 2.0)
 PROFILE = Profile(
     name="torch-int8",
     origin="a test",

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness.files import read_result, write_result
 from benchmarks.validation.__main__ import path_of, results_of, unfinished
-from benchmarks.validation.cases import INT4
+from benchmarks.validation.cases import CASES, INT4, is_calibrated
 from benchmarks.validation.report import describe, differences, markdown, summaries, table
 from benchmarks.validation.results import CaseResult
 from tests.benchmarks.validation.sample_case import BASE, CASE, CODE, ORIGIN, prediction, result
@@ -35,6 +35,17 @@ def test_medians_the_worst_and_the_bias_are_of_the_cases_that_count() -> None:
     assert tpot.bias.value == pytest.approx((0.02 - 0.11 + 0.04) / 3)
     assert tpot.holds
     assert summaries(found[3:]) == []
+
+
+def test_cases_with_a_load_of_the_calibration_count_apart() -> None:
+    known = next(case for case in CASES if is_calibrated(case))
+    found = [prediction(tpot_ms=1.01), prediction(known, tpot_ms=1.5)]
+    by_part = (summaries(found), summaries(found, calibrated=True))
+    worst = [next(each for each in part if each.figure == "tpot_ms").worst for part in by_part]
+    assert worst == pytest.approx([0.01, 0.5])
+    text = markdown(found, [], ORIGIN)
+    assert f"| TPOT, ms | 50.0% | 50.0% | +50.0% | {known.name} |" in text
+    assert "Errors above the limit" not in text
 
 
 def test_a_bias_beyond_its_limit_fails_although_each_error_is_small() -> None:

@@ -39,6 +39,7 @@ from benchmarks.validation.cases import (
     Outage,
     RequestLoad,
     calibration_of,
+    is_calibrated,
     rtt,
     sliding,
     target_only,
@@ -79,8 +80,9 @@ def test_the_cases_are_what_the_calibration_was_not() -> None:
     assert any(case.control == "adaptive" for case in drafting)
     assert any(case.load.rate_per_s for case in drafting)
     assert any(500 in case.load.lengths for case in drafting)
+    assert [case.name for case in CASES if is_calibrated(case)] == ["torch-1", "vllm-1", "vllm-8", "fleet-16"]
     calibrating = {case.load for system in SYSTEMS.values() for case in calibration_of(system)}
-    assert not {case.load for case in CASES} & calibrating
+    assert not {case.load for case in CASES} & calibrating, "even these have other arrivals"
     assert all(target_only(case, CASES) for case in drafting), "each has a speed-up"
 
 
@@ -194,6 +196,9 @@ async def test_a_pass_counts_once_whatever_its_number_of_verdicts() -> None:
     await speaker.publish(subjects.broadcast(Report, "drafter", drafter), Report(drafter, 1, [seen, idle]))
     await until(lambda: monitor.observed().rtt_ms == 31.0)
     await until(lambda: monitor.observed().queue == pytest.approx(0.25))
+    assert monitor.observed().num_guesses == 40
+    monitor.begin()
+    assert monitor.observed().num_guesses == 0
 
 
 class FakeSender:
@@ -278,6 +283,7 @@ def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_req
     assert figures.acceptance_length == pytest.approx(1.0)
     assert figures.tokens_per_s == pytest.approx(1000 / 20, rel=0.02)
     assert figures.acceptance is None
+    assert figures.guesses is None
 
 
 # --- a whole system ---------------------------------------------------------------------------------------------------
@@ -304,7 +310,8 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_and_predicted(
     assert 0 < machine.request_ms < 200
     found = predictions_of(results_of(cases, tmp_path, CODE), cases, profiles, tmp_path)
     assert [each.result.complaints for each in found] == [[], []]
+    assert [each.error("guesses") is None for each in found] == [True, False]
     assert found[1].live_speed_up is not None
     for each in found:
-        for figure in ("tokens_per_s", "tpot_ms", "acceptance_length"):
+        for figure in ("tokens_per_s", "tpot_ms", "acceptance_length", "guesses"):
             assert abs(each.error(figure) or 0.0) < 0.4, (figure, each)

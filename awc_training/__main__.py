@@ -16,7 +16,7 @@ from awc_training.cases import run_cases
 from awc_training.changes import follow
 from awc_training.dataset import NUM_SCENARIOS, make_dataset, read_dataset, write_dataset
 from awc_training.development import development
-from awc_training.evaluate import frontier_table, results_of, standings
+from awc_training.evaluate import frontier_table, requirements, results_of, standings
 from awc_training.rivals import TARGET_ONLY, contestants, other_prices, tune, write_tuned
 from awc_training.sealed import NUM_SEALED, NotSealed, describe, open_set, openings, sealed_scenarios, seed_of
 
@@ -121,7 +121,15 @@ def sealed(
     scenarios = list(sealed_scenarios(seed, opening.num_scenarios, folder))
     ours, *others = results_of(contestants(), scenarios, out / "runs", workers, folder)
     title = f"Sealed set of {opening.candidate}, commit {opening.commit}, opened {opening.date}"
-    _write("sealed", title, [describe(opening, openings()), "", *standings(ours, others)])
+    lines = [
+        "## What must hold",
+        "",
+        *requirements(ours, others),
+        "## Adaptive against each",
+        "",
+        *standings(ours, others),
+    ]
+    _write("sealed", title, [describe(opening, openings()), "", *lines])
 
 
 def _write(name: str, title: str, lines: Iterable[str]) -> None:

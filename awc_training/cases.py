@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from awc_training.evaluate import Results, results_of, standing, table
+from awc_training.evaluate import Results, met, results_of, standing, table
 from awc_training.intervals import mean, ratio
 from awc_training.rivals import TARGET_ONLY, contestants
 from awc_training.scenarios import FOLDER
@@ -16,6 +16,7 @@ from dsd_sim.scenario.scenario import Scenario, read_scenario
 
 CASES = FOLDER / "window-control"
 SEEDS = (1, 2, 3, 4, 5)
+LEAST_SPEED = 0.97  # of the best rival
 
 
 def cases() -> dict[str, Scenario]:
@@ -30,9 +31,10 @@ def run_cases(out: Path, workers: int | None, seeds: Sequence[int] = SEEDS) -> I
         seeded = [scenario.model_copy(update={"seed": seed}) for seed in seeds]
         ours, *others = results_of(contestants(), seeded, out, workers, CASES)
         rows.append(_row(name, ours, others))
-    heading = "case | best rival | speed to it | speed to target-only | guesses per token | of the rival"
+    heading = "case | best rival | speed to it | met | speed to target-only | guesses per token | of the rival"
     yield f"{len(seeds)} seeds. Speed: 1 / mean TPOT. *Speed to it*: adaptive / the best rival, the fastest in these"
     yield "runs; above 1, adaptive is faster. Parentheses: 95 % bootstrap intervals over seeds, too narrow with so few."
+    yield f"*Met*: the lower end of *speed to it* is at least {LEAST_SPEED:g}."
     yield ""
     yield from table(heading, rows)
 
@@ -42,4 +44,4 @@ def _row(name: str, ours: Results, others: Sequence[Results]) -> str:
     alone = next(each for each in others if each.label == TARGET_ONLY)
     to_alone = ratio(ours.speeds, alone.speeds)
     drafted, of_best = mean(ours.guesses).shown(2), mean(best.guesses).shown(2)
-    return f"{name} | {best.label} | {to_best} | {to_alone} | {drafted} | {of_best}"
+    return f"{name} | {best.label} | {to_best} | {met(to_best, LEAST_SPEED)} | {to_alone} | {drafted} | {of_best}"

@@ -19,6 +19,9 @@ from dsd_sim.studies.report import SimReport, priced
 
 SHOWN_PRICES = (0.0, 0.01, 0.03, 0.05)
 LEAST_MS = 1e-6
+GREEDIEST = "static 32"  # a label
+LEAST_GOODPUT = 0.995  # of each rival's, priced
+LEAST_SPEED, MOST_GUESSES = 0.99, 0.6  # of those of GREEDIEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,30 @@ def standings(ours: Results, others: Sequence[Results]) -> Iterator[str]:
         found += [ratio(ours.priced(price), other.priced(price)) for price in SHOWN_PRICES]
         rows.append(f"{other.label} | {drafted.shown(2)} | {fewer} | {' | '.join(map(str, found))}")
     yield from table(f"policy | guesses per token | guesses, ratio | speed, ratio | {shown}", rows)
+
+
+def requirements(ours: Results, others: Sequence[Results]) -> Iterator[str]:
+    """A table: what the default policy must reach on the sealed set."""
+    yield f"Price of a guess: {PRICE:g}. Met: the interval's unfavourable end meets it."
+    yield ""
+    greediest = next(each for each in others if each.label == GREEDIEST)
+    found = [(f"goodput to {each.label}", ratio(ours.priced(PRICE), each.priced(PRICE))) for each in others]
+    rows = [(what, each, LEAST_GOODPUT) for what, each in sorted(found, key=lambda row: row[1].low)]
+    rows.append((f"speed to {GREEDIEST}", ratio(ours.speeds, greediest.speeds), LEAST_SPEED))
+    lines = [f"{what} | {each} | at least {least:g} | {met(each, least)}" for what, each, least in rows]
+    guesses = ratio_of_means(ours.guesses, greediest.guesses)
+    is_met = met(guesses, MOST_GUESSES, is_most=True)
+    lines.append(f"guesses per token to {GREEDIEST} | {guesses} | at most {MOST_GUESSES:g} | {is_met}")
+    yield from table("what | figure | wanted | met", lines)
+
+
+def met(found: Interval, limit: float, *, is_most: bool = False) -> str:
+    """Whether the unfavourable end of an interval meets a limit, or else its value does."""
+    if is_most:
+        found, limit = Interval(-found.value, -found.high, -found.low), -limit
+    if found.low >= limit:
+        return "yes"
+    return "by its value only" if found.value >= limit else "**no**"
 
 
 def frontier_table(found: Sequence[Results], target_only: Results) -> Iterator[str]:

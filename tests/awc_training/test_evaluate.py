@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace as changed
 
-from awc_training.evaluate import Results, best_of, frontier_table, standing, standings
-from awc_training.intervals import geometric_mean, mean, median, ratio, ratio_of_means
+from awc_training.evaluate import Results, best_of, frontier_table, met, requirements, standing, standings
+from awc_training.intervals import Interval, geometric_mean, mean, median, ratio, ratio_of_means
 from dsd_sim.studies.report import GuessFates, TimeStats, priced
 from tests.awc_training.results import report
 
@@ -67,4 +67,25 @@ def test_a_policy_that_another_beats_with_fewer_guesses_is_not_on_the_frontier()
         "| short | 1.00 (1.00–1.00) | 2.000 (2.000–2.000) | yes |",
         "| slow | 2.00 (2.00–2.00) | 1.250 (1.250–1.250) |  |",
         "| long | 3.00 (3.00–3.00) | 2.500 (2.500–2.500) | yes |",
+    ]
+
+
+def test_a_limit_is_met_by_the_unfavourable_end_of_the_interval() -> None:
+    assert met(Interval(1.0, 0.98, 1.02), 0.97) == "yes"
+    assert met(Interval(1.0, 0.96, 1.04), 0.97) == "by its value only"
+    assert met(Interval(0.96, 0.9, 1.04), 0.97) == "**no**"
+    assert met(Interval(0.5, 0.4, 0.6), 0.6, is_most=True) == "yes"
+    assert met(Interval(0.5, 0.4, 0.61), 0.6, is_most=True) == "by its value only"
+    assert met(Interval(0.61, 0.5, 0.7), 0.6, is_most=True) == "**no**"
+
+
+def test_requirements_begin_with_the_rival_that_leads_most() -> None:
+    ours, thrifty = results("ours", 10, 10, drafted=50), results("thrifty", 20, 20, drafted=0)
+    widest = results("static 32", 9, 9, drafted=100)
+    rows = [line.split(" | ") for line in requirements(ours, [widest, thrifty]) if " to " in line]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("| goodput to thrifty", "**no** |"),
+        ("| goodput to static 32", "yes |"),
+        ("| speed to static 32", "**no** |"),
+        ("| guesses per token to static 32", "yes |"),
     ]

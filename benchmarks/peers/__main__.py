@@ -26,7 +26,7 @@ from benchmarks.peers.prompts import prompts_of
 from benchmarks.peers.report import markdown, read_causes
 from benchmarks.peers.results import read_cell
 from benchmarks.peers.serving import has_distilled
-from benchmarks.peers.systems import Choice, DsdCores, System, systems
+from benchmarks.peers.systems import LLAMA, LLAMA_DRAFT, Choice, DsdCores, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import EngineRefused
 from shared.runtime.home import default_models_dir, home
@@ -106,6 +106,8 @@ def main(
         print(plan_table(todo, asked))
         return
     if not report_only:
+        if any(each.name in (LLAMA, LLAMA_DRAFT) for each in asked) and todo:
+            _build_llama()
         if not choice.has_distilled:
             notify("there is no distilled draft (`make draft`): its systems are left out")
         try:
@@ -117,6 +119,15 @@ def main(
             asyncio.run(_measure(start, asked, todo, folder, seed, 60 * budget_min, may_be_busy=busy))
     finally:
         notify(f"see {write_report(plan, folder)}")
+
+
+def _build_llama() -> None:
+    """Before the digest of its folder, and outside the budget."""
+    try:
+        llama_cpp.build(notify)
+    except llama_cpp.NoLlamaCpp as error:
+        notify(str(error))
+        raise typer.Exit(1) from error
 
 
 async def _measure(

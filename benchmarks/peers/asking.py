@@ -24,7 +24,9 @@ from benchmarks.peers.results import Answers
 from benchmarks.peers.serving import Way
 from client.wire import AnswerOptions
 
-ASK_S = 300.0  # for one system's part of a round
+ASK_S = 300.0  # for one system's part of a round, and more for long prompts
+LEAST_PREFILL = 50.0  # tokens/s of all clients together
+SETTLE_S = 0.2  # before a system is stopped: its drafters learn that the answers have ended
 MAX_ATTEMPTS = 3  # at it
 
 
@@ -74,16 +76,18 @@ async def ask_all(
 
 async def ask(way: Way, prompts: Sequence[str], warm_up: Sequence[str], cell: Cell) -> Answers:
     """Resumes the system, warms it up with short answers, asks, and stops it again. Raises Void or Failed."""
+    most_s = ASK_S + cell.num_clients * cell.prompt_tokens / LEAST_PREFILL
     with on_one_core(), way.server.resumed():
         try:
-            async with asyncio.timeout(ASK_S):
+            async with asyncio.timeout(most_s):
                 await way.become_usable()
                 await _answers(way, warm_up, WARM_UP_TOKENS, cell.temperature)
                 before = processor_time.read(way.server.groups)
                 measured = await _answers(way, prompts, ANSWER_TOKENS, cell.temperature)
                 after = processor_time.read(way.server.groups)
+                await asyncio.sleep(SETTLE_S)
         except TimeoutError as error:
-            raise Failed(f"{way.system.name}: {str(error) or f'no answer within {ASK_S:.0f} s'}") from error
+            raise Failed(f"{way.system.name}: {str(error) or f'no answer within {most_s:.0f} s'}") from error
     samples = [sample for sample, _ in measured]
     return Answers(
         seconds=max(each.total_s for each in samples),

@@ -86,7 +86,8 @@ class Budget:
 async def measure_all(run: Run, start: Starting, todo: Sequence[Cell], budget_s: float) -> None:
     """Starts what the unfinished cells need, and measures them."""
     budget = Budget(budget_s, todo, run.systems, time.monotonic())
-    async with serving.peers(start, run.systems) as peers:
+    async with serving.peers(start, run.systems) as (peers, failed):
+        run.failed.update(failed)
         for rtt_ms, cells in groupby(todo, key=lambda cell: cell.rtt_ms):
             if budget.is_over(time.monotonic()):
                 return
@@ -151,10 +152,9 @@ async def measure_cell(
 
 
 def warm_up_of(run: Run, cell: Cell, *, is_first: bool) -> list[str]:
-    """Prompts of the answers before a round: short ones, and once in a cell those of its own length."""
-    if is_first:
-        return prompts_of_round(run.prompts[cell.prompt_tokens], cell, WARM_UP_ROUND, run.seed)
-    return read_prompts(DEFAULT_PROMPTS)[-cell.num_clients :]
+    """Prompts of the answers before a round: short ones, and once in a cell one of its own length."""
+    own = prompts_of_round(run.prompts[cell.prompt_tokens], cell, WARM_UP_ROUND, run.seed)[:1] if is_first else []
+    return own + read_prompts(DEFAULT_PROMPTS)[-cell.num_clients :][len(own) :]
 
 
 def is_enough(num_rounds: int, num_new: int, passed_s: float, seconds: float, cell: Cell, num_systems: int) -> bool:

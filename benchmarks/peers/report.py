@@ -26,7 +26,8 @@ HOW = f"""
 One client program asks every system over HTTP with OpenAI's streaming API. Answers have {ANSWER_TOKENS} tokens.
 In a round each system answers the same prompts, one from each client at once; their order is random. A system is
 stopped (SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TOKENS} tokens before. No system finds
-a prompt in a cache. Answers are void, and asked for again, if anything else used more than
+a prompt in a cache. DSD's controller keeps what it knows of a pair while it is stopped. Answers are void, and asked
+for again, if anything else used more than
 {MAX_FOREIGN_SHARE * 100:.0f} % of a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks
 of 10 ms). All systems compute the
 same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft. vLLM runs as its
@@ -75,7 +76,15 @@ def markdown(plan: Sequence[Cell], results: Sequence[CellResult], causes: Mappin
     valid = [each for each in found if each.result.counts]
     unjudged = [cell.name for cell in plan if cell.name not in {each.cell.name for each in valid}]
     parts = ["# Against peers", *_mixed(results), "## Where DSD is behind", _behind(valid, causes)]
-    parts += ["## What must hold", _checks(valid), *_unjudged(unjudged), "## How", *_origins(results), HOW]
+    parts += [
+        "## What must hold",
+        _checks(valid),
+        *_unjudged(unjudged),
+        *_uncompared(valid),
+        "## How",
+        *_origins(results),
+        HOW,
+    ]
     parts += ["## Cells", _cells(plan, results, folder_name), "## Systems", _systems(results)]
     for each in found:
         parts += [f"## {each.cell}", *_voids(each.result), *_failed(each.result), _figures(each), *_lengths(each)]
@@ -90,6 +99,11 @@ def _mixed(results: Sequence[CellResult]) -> list[str]:
 
 def _unjudged(names: Sequence[str]) -> list[str]:
     return [f"Not judged, since not measured or void: {', '.join(names)}."] if names else []
+
+
+def _uncompared(found: Sequence[CellFigures]) -> list[str]:
+    missing = [f"{each.cell.name} has no {', no '.join(each.result.failed)}" for each in found if each.result.failed]
+    return [f"Judged without systems that failed: {'; '.join(missing)}."] if missing else []
 
 
 def _origins(results: Sequence[CellResult]) -> list[str]:
@@ -140,7 +154,7 @@ def _surely(behind: Behind) -> str:
 
 def _checks(found: Iterable[CellFigures]) -> str:
     rows = [
-        (each.cell, each.what, _limit(each), "" if each.aim is None else f"{each.aim:g}", each.ratio, each.verdict)
+        (each.cell, each.what, _limit(each), each.aim, each.ratio, each.verdict)
         for figures in found
         for each in checks(figures)
     ]

@@ -15,7 +15,7 @@ from benchmarks.peers.findings import SPEED, TTFT, CellFigures, Measure
 from benchmarks.peers.systems import DSD_CORES, ON_VLLM_PLAIN, VLLM, VLLM_ONE
 
 LEAST_ALONE, LEAST_EIGHT = 1.0, 0.97  # of the best peer's speed
-AIM_ALONE, AIM_EIGHT = 1.2, 1.25
+AIM_ALONE, AIM_EIGHT = "1.2, then 1.6", "1.25"
 MAX_TTFT, MAX_TTFT_TO_PLAIN = 1.15, 1.10  # of vLLM's on the verifier's cores; of target-only's
 LEAST_SIXTEEN = 0.97  # target-only on vLLM to vLLM's own server
 
@@ -29,7 +29,7 @@ class Check:
     ratio: Ratio
     limit: float
     is_least: bool
-    aim: float | None = None
+    aim: str = ""
 
     @property
     def verdict(self) -> str:
@@ -78,8 +78,6 @@ def _has(found: CellFigures, name: str) -> bool:
     return bool(found.named(lambda each: each.name == name))
 
 
-def _check(
-    found: CellFigures, measure: Measure, ours: str, theirs: str, limit: float, aim: float | None = None
-) -> Check:
+def _check(found: CellFigures, measure: Measure, ours: str, theirs: str, limit: float, aim: str = "") -> Check:
     ratio = found.ratio(measure, ours, theirs)
     return Check(f"{measure.name}: {ours} / {theirs}", found.cell.name, ratio, limit, measure.is_better_high, aim)

@@ -96,16 +96,22 @@ async def versions(start: Starting) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def peers(start: Starting, systems: Sequence[System]) -> AsyncIterator[dict[str, Way]]:
-    """The peers among `systems`, one after the other: each compiles or loads with both cores."""
+async def peers(start: Starting, systems: Sequence[System]) -> AsyncIterator[tuple[dict[str, Way], dict[str, str]]]:
+    """The peers among `systems`, one after the other: each compiles or loads with both cores. And why others did not
+    start."""
     async with AsyncExitStack() as stack:
         found: dict[str, Way] = {}
-        for system in systems:
-            if system.engine is None:
+        failed: dict[str, str] = {}
+        for system in (each for each in systems if each.engine is None):
+            try:
                 server = await stack.enter_async_context(_peer(start, system))
-                found[system.name] = Way(system, server, system.name, itertools.repeat(""))
-                start.notify(f"{system.name} is ready")
-        yield found
+            except (RuntimeError, TimeoutError, OSError) as error:
+                failed[system.name] = f"{system.name}: did not start: {error}"
+                start.notify(failed[system.name])
+                continue
+            found[system.name] = Way(system, server, system.name, itertools.repeat(""))
+            start.notify(f"{system.name} is ready")
+        yield found, failed
 
 
 def _peer(start: Starting, system: System) -> AbstractAsyncContextManager[Server]:
@@ -205,6 +211,7 @@ async def _dsd(
 
 def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int) -> CellPlan:
     env = {"DSD_DTYPE": "bfloat16", "DSD_MAX_SESSIONS": "64"}  # those of a warm-up may end late
+    env |= {"DSD_PAIR_EXPIRY_S": "86400"}  # a stop is no reason to forget a pair: traffic would have gone on
     if engine == "vllm":
         env |= {
             "DSD_VLLM_ARGS": f"--max-model-len {MAX_TEXT_TOKENS}",

@@ -27,7 +27,9 @@ def test_the_plan_has_the_cells_that_the_report_promises() -> None:
 def test_names_of_cells_are_different_and_cells_of_one_distance_are_neighbours() -> None:
     assert len({each.name for each in PLAN}) == len(PLAN)
     distances = [rtt_ms for rtt_ms, _ in itertools.groupby(PLAN, key=lambda each: each.rtt_ms)]
-    assert distances == [0, 30, 100]
+    assert distances == [0, 30, 100, 0], "the longest cell is the last"
+    assert PLAN[-1] == max(PLAN, key=lambda each: each.round_s(len(SYSTEMS)))
+    assert num_starts(PLAN, SYSTEMS) == 7 + 2 * 4
 
 
 def test_the_plan_takes_at_most_two_and_a_half_hours() -> None:

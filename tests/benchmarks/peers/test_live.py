@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness.prompts import encode_prompts
-from benchmarks.peers import llama_cpp
+from benchmarks.peers import llama_cpp, serving
 from benchmarks.peers.cells import LONG, MIDDLE, SHORT, Cell
 from benchmarks.peers.findings import CellFigures
 from benchmarks.peers.measuring import BUSY, Run, measure_all
 from benchmarks.peers.prompts import prompts_of
 from benchmarks.peers.results import read_cell
+from benchmarks.peers.server import Server
 from benchmarks.peers.serving import Starting, dsd_plan
-from benchmarks.peers.systems import LLAMA, TORCH_INT8, TORCH_PLAIN, TRANSFORMERS, Choice
+from benchmarks.peers.systems import LLAMA, TORCH_INT8, TORCH_PLAIN, TRANSFORMERS, Choice, System
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import VerifierEngine
 from tests.benchmarks.peers.sample_cells import ORIGIN, named
@@ -45,6 +48,21 @@ def test_dsd_has_a_core_for_the_verifier_or_both(tmp_path: Path) -> None:
     both = dsd_plan(Starting(tmp_path, VerifierEngine(), Choice("both"), tmp_path, print), "torch", ["int8"], rtt_ms=0)
     assert (split.is_pinned, split.verifier_threads, split.link.delay_ms) == (True, 1, 15)
     assert (both.is_pinned, both.verifier_threads, both.has_relay) == (False, 2, False)
+
+
+async def test_a_peer_that_does_not_start_is_told_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def peer(start: Starting, system: System) -> AsyncIterator[Server]:
+        if system.name == LLAMA:
+            raise RuntimeError("it ended")
+        yield Server("http://127.0.0.1:1", lambda: [])
+
+    monkeypatch.setattr(serving, "_peer", peer)
+    async with serving.peers(starting(tmp_path, tmp_path), named(LLAMA, TRANSFORMERS)) as (found, failed):
+        assert list(found) == [TRANSFORMERS]
+        assert failed == {LLAMA: "llama.cpp: did not start: it ended"}
 
 
 @pytest.mark.long

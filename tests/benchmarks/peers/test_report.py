@@ -40,7 +40,9 @@ def test_cells_of_different_inputs_and_those_that_are_not_judged_are_told() -> N
 
 def test_a_system_that_failed_is_left_out_and_told(tmp_path: Path) -> None:
     without = BEHIND.without(LLAMA, "llama.cpp: no answer")
-    assert "**Left out**, since it failed: llama.cpp: no answer" in markdown(CELLS, [without], {}, "peers")
+    text = markdown(CELLS, [without], {}, "peers")
+    assert "**Left out**, since it failed: llama.cpp: no answer" in text
+    assert "Judged without systems that failed: c1-p50-t0 has no llama.cpp." in text
     write_result(path_of(CELLS[0], tmp_path), without)
     run = Run(USED, {}, {}, "digest", ORIGIN, tmp_path, seed=1)
     assert run.started(CELLS[0]) == without, "the cell needs no other run for it"

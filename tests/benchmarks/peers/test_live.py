@@ -57,7 +57,7 @@ async def test_a_peer_that_does_not_start_is_told_and_the_others_are_measured(
     async def peer(start: Starting, system: System) -> AsyncIterator[Server]:
         if system.name == LLAMA:
             raise RuntimeError("it ended")
-        yield Server("http://127.0.0.1:1", lambda: [])
+        yield Server("http://127.0.0.1:1", list)
 
     monkeypatch.setattr(serving, "_peer", peer)
     async with serving.peers(starting(tmp_path, tmp_path), named(LLAMA, TRANSFORMERS)) as (found, failed):

@@ -266,6 +266,7 @@ OPEN = "**open**: too few rounds"
         ("never slower", sample(41.0), sample(41.0), "yes"),
         ("never slower", sample(42.0), sample(42.0), "**no**"),
         ("never slower", sample(36.0), sample(50.0), OPEN),
+        ("never slower", sample(36.0), sample(45.0), OPEN),  # the value would do, the lower end does not
         ("TTFT", sample(50.0, ttft_ms=54.0), sample(50.0, ttft_ms=54.0), "yes"),
         ("TTFT", sample(50.0, ttft_ms=60.0), sample(50.0, ttft_ms=60.0), "**no**"),
         ("TTFT", sample(50.0, ttft_ms=40.0), sample(50.0, ttft_ms=80.0), OPEN),

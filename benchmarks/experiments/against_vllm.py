@@ -61,14 +61,15 @@ MAX_MODEL_LEN = 2048
 NUM_GUESSES = 4  # of vLLM's own ways
 STRIDE = 7  # requests of a client from which the next round's begin, with steady load
 # Ours, theirs, number of clients, and the least ratio of speeds: it holds if the interval's lower end reaches it
-LIMITS = (
-    (DSD, PLAIN, 1, 1.6),
-    (DSD, BOTH, 1, 1.1),
-    (ALONE, PLAIN, 1, 0.95),
-    (ALONE, PLAIN, 8, 0.95),
-    (DSD, ALONE, 8, 0.95),
-    (DSD_30, ALONE, 8, 0.95),
-)
+Limit: TypeAlias = tuple[str, str, int, float]
+LIMITS: tuple[Limit, ...] = ((ALONE, PLAIN, 1, 0.95), (ALONE, PLAIN, 8, 0.95))
+LIMITS_OF_DRAFTS: dict[str, tuple[Limit, ...]] = {
+    "int8": (
+        *((DSD, PLAIN, 1, 1.6), (DSD, BOTH, 1, 1.1), (DSD, ALONE, 1, 1.6), (DSD, ALONE, 4, 0.95)),
+        *((DSD, ALONE, 8, 0.95), (DSD_30, ALONE, 4, 0.95), (DSD_30, ALONE, 8, 0.95)),
+    ),
+    "distilled": ((DSD, ALONE, 1, 1.3), (DSD, ALONE, 8, 1.2)),
+}
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -343,7 +344,7 @@ def table(found: VllmComparison) -> Table:
         for name, speed in cell.speeds.items():
             row = (str(cell.to_plain[name]), str(cell.to_alone.get(name, "")), f"{cell.ttft_ms[name]:.0f}")
             shown.add_row(f"{cell.num_clients}{', steady' if cell.is_steady else ''}", name, f"{speed:.1f}", *row)
-        for ours, theirs, num_clients, least in LIMITS:
+        for ours, theirs, num_clients, least in (*LIMITS, *LIMITS_OF_DRAFTS.get(found.draft, ())):
             if num_clients == cell.num_clients and {ours, theirs} <= cell.seconds.keys():
                 ratio = compare(np.array(cell.seconds[theirs])[:, None], np.array(cell.seconds[ours])[:, None])
                 held = "holds" if ratio.low >= least else "open" if ratio.high >= least else "fails"

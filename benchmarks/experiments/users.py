@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.harness.cell import RunningCell, exit_on_signals, running
 from benchmarks.harness.cell_plan import CellPlan, StandinPlan
 from benchmarks.harness.files import REPORTS, ROOT, write_result
-from benchmarks.harness.latency import LatencyObjective, RunSummary, summarise
+from benchmarks.harness.latency import OK, LatencyObjective, RunSummary, summarise
 from benchmarks.harness.link import LinkConditions
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
@@ -60,12 +60,16 @@ class Load:
     tpot_p90_ms: float
     summary: RunSummary
 
+    def is_within(self, tpot_ms: float) -> bool:
+        return self.summary.statuses.keys() == {OK} and self.tpot_p90_ms <= tpot_ms
+
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """most: users within the objective, 0 if not even STEP of them are."""
+    """most: users within the objective and without a failed request, 0 if not even STEP of them are."""
 
     most: dict[str, int]
+    limit: int  # more were not tried
     loads: dict[str, list[Load]]
     standins: str
     objective_ms: float  # not stretched
@@ -95,9 +99,8 @@ async def load(cell: RunningCell, speculation: str, num_users: int, seconds: flo
     counted = [sample for sample in samples if sample.due_s >= WARM_UP_S] or samples
     summary = summarise(counted, LatencyObjective())
     found = Load(num_users, summary.tpot_ms.p90 if summary.tpot_ms else math.inf, summary)
-    console.print(
-        f"{speculation}: {num_users} users, p90 of TPOT {found.tpot_p90_ms:.1f} ms, {summary.tokens_per_s:.0f} tokens/s"
-    )
+    told = f"p90 of TPOT {found.tpot_p90_ms:.1f} ms, {summary.tokens_per_s:.0f} tokens/s, {summary.statuses}"
+    console.print(f"{speculation}: {num_users} users, {told}")
     return found
 
 
@@ -127,12 +130,12 @@ class Search:
                     async def holds(num_users: int, name: str = name, speculation: str = speculation) -> bool:
                         found = await load(cell, speculation, num_users, self.seconds)
                         loads[name].append(found)
-                        return found.tpot_p90_ms <= self.slower * self.objective_ms
+                        return found.is_within(self.slower * self.objective_ms)
 
                     most[name] = await most_users(holds, self.limit)
                 complaints = cell.complaints()
             standins = f"{plan.standin}: {read_profile(Path(folder) / 'profile.json').origin}"
-        return Users(most, loads, standins, self.objective_ms, self.slower, complaints, origin)
+        return Users(most, self.limit, loads, standins, self.objective_ms, self.slower, complaints, origin)
 
     def _plan(self, folder: Path) -> CellPlan:
         profile = folder / "profile.json"
@@ -160,7 +163,8 @@ def table(found: Users) -> Table:
         if there is not None:
             tokens_per_s = there.summary.tokens_per_s * found.slower
             speeds = (f"{there.tpot_p90_ms / found.slower:.1f}", f"{tokens_per_s:.0f}")
-        shown.add_row(name, str(most), f"{most / base:.2f}" if base else "", *speeds)
+        users = f"{most} or more" if most == found.limit else str(most)
+        shown.add_row(name, users, f"{most / base:.2f}" if base else "", *speeds)
     for complaint in found.complaints[:5]:
         shown.add_row("void", "", "", complaint)
     return shown

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from benchmarks.experiments.users import STEP, most_users
+from benchmarks.experiments.users import STEP, Load, Users, most_users, table
 from benchmarks.harness.files import ROOT
+from benchmarks.harness.latency import LatencyObjective, RequestSample, summarise
+from benchmarks.harness.origin import Origin
 from benchmarks.standins.stretched import stretched
 
 LIMIT = 256
@@ -42,3 +45,15 @@ def test_all_times_of_the_models_are_stretched_alike() -> None:
         assert four.pass_times.pass_ms(*load) == pytest.approx(4 * once.pass_times.pass_ms(*load))
     assert four.step_times.feed_ms(3, 200, 2) == pytest.approx(4 * once.step_times.feed_ms(3, 200, 2))
     assert "4 times" in four.origin
+
+
+def test_a_failed_request_is_a_missed_objective_and_the_limit_is_told() -> None:
+    answer = RequestSample(0, 0.0, 0.0, 0.1, 0.6, num_tokens=64)
+    good, bad = (summarise(each, LatencyObjective()) for each in ([answer], [answer, replace(answer, status="503")]))
+    assert Load(8, 40.0, good).is_within(50.0)
+    assert not Load(8, 60.0, good).is_within(50.0)
+    assert not Load(8, 40.0, bad).is_within(50.0)
+    origin = Origin("a test", "a machine", "a date", "3")
+    loads = {"cloud-only": [Load(8, 40.0, good)], "DSD": [Load(16, 40.0, good)]}
+    shown = table(Users({"cloud-only": 8, "DSD": 16}, 16, loads, "stand-ins", 50.0, 4.0, [], origin))
+    assert list(shown.columns[1].cells) == ["8", "16 or more"]

@@ -21,7 +21,7 @@ from benchmarks.harness.files import ROOT, write_result
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.scale.capacity import Assumptions, Costs, Needed, costs_of, needed, users_of_a_verifier
 from benchmarks.scale.cells import Cell, Timing, full_plan, plan_table
-from benchmarks.scale.measuring import Run, TooShort, measure
+from benchmarks.scale.measuring import Run, measure
 from benchmarks.scale.prediction import factor_of, predict
 from benchmarks.scale.report import LEAST_CELLS, NOT_RUN, assumptions_table, capacity_notes, capacity_table, markdown
 from benchmarks.scale.results import CellResult, path_of, read_cell
@@ -58,6 +58,7 @@ def fitted(results: Sequence[CellResult]) -> Costs | None:
 
 
 def answer_of(costs: Costs | None, assumed: Assumptions) -> Needed | None:
+    """None without costs. Raises ValueError if no number of gateways is enough."""
     return needed(costs, assumed, users_of_a_verifier(assumed, costs.gap)) if costs else None
 
 
@@ -65,9 +66,14 @@ def write_report(plan: Sequence[Cell], folder: Path, assumed: Assumptions) -> Pa
     """Beside the folder of the cells, under its name."""
     results = results_in(folder, plan)
     costs = fitted(results)
+    try:
+        answer = answer_of(costs, assumed)
+    except ValueError as error:
+        notify(f"no answer for {assumed.users:,} users: {error}")
+        answer = None
     path = folder.with_name(f"{folder.name}.md")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(plan, results, costs, assumed, answer_of(costs, assumed)), encoding="utf-8")
+    path.write_text(markdown(plan, results, costs, assumed, answer), encoding="utf-8")
     return path
 
 
@@ -87,7 +93,7 @@ async def _measured(run: Run, cell: Cell, slower: float) -> CellResult | None:
     """None if the cell failed: the next one may go well."""
     try:
         return await measure(run, cell, slower, notify)
-    except (TooShort, OSError, ExceptionGroup) as error:
+    except (OSError, RuntimeError, ExceptionGroup) as error:
         reasons = error.exceptions if isinstance(error, ExceptionGroup) else [error]
         notify(f"{cell.name} failed: {reasons[0]}")
         return None
@@ -120,7 +126,11 @@ def main(
         return
     assumed = Assumptions(users, tpot_ms, answer_tokens, users_per_drafter)
     if capacity:
-        _print_capacity(answer_of(fitted(results_in(folder, plan)), assumed), assumed)
+        try:
+            answer = answer_of(fitted(results_in(folder, plan)), assumed)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        _print_capacity(answer, assumed)
         return
     if busy and folder == FOLDER:
         raise typer.BadParameter("--busy needs --folder, so that trials do not replace the report")
@@ -134,8 +144,11 @@ def main(
             if each.predicted is None:  # the last run ended first
                 write_result(path_of(each.cell, folder), replace(each, predicted=predict(each)))
         kept = {each.cell for each in results}
-        asyncio.run(measure_all(run, [cell for cell in todo if cell not in kept], folder))
-    notify(f"see {write_report(plan, folder, assumed)}")
+    try:
+        if not report_only:
+            asyncio.run(measure_all(run, [cell for cell in todo if cell not in kept], folder))
+    finally:
+        notify(f"see {write_report(plan, folder, assumed)}")
 
 
 def _print_capacity(answer: Needed | None, assumed: Assumptions) -> None:

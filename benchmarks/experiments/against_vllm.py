@@ -1,8 +1,8 @@
 """Compares DSD on vLLM with vLLM's own server: python -m benchmarks.experiments.against_vllm.
 
-Invariant: all servers hold the same target in bfloat16, compiled, and answer the same prompts greedily with the same
-number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What does not
-compute it, HTTP servers, vLLM's own scheduler, bus, drafter and this client, is on the other core.
+Invariant: all servers hold the same target in the same dtype, compiled, and answer the same prompts greedily with the
+same number of tokens, in turn in one run. Each model has one thread on one core, except that of "both cores". What does
+not compute it, HTTP servers, vLLM's own scheduler, bus, drafter and this client, is on the other core.
 
 Each round asks every way the same prompts, in random order: one for each client at once, or from the same one on with
 steady load (benchmarks/load/steady.py), where a faster way gets further. The default prompts are shorter than a block
@@ -119,39 +119,41 @@ class VllmComparison:
     complaints: list[str]
     origin: Origin
     draft: str = "int8"  # of DSD
+    dtype: str = "bfloat16"
 
 
-def plans(python: Path, target: Path, draft_model: Path | None) -> list[ServerPlan]:
+@dataclass(frozen=True, slots=True)
+class Models:
+    """draft: of DSD, int8, int4, distilled or a folder. draft_of_vllm: folder of a model; None: the way is left out."""
+
+    draft: str
+    draft_of_vllm: Path | None
+    dtype: str  # of the target
+
+
+def plans(python: Path, target: Path, models: Models) -> list[ServerPlan]:
     """vLLM's own servers."""
     other, core = sorted(os.sched_getaffinity(0))[:2]
-    flags = ("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "64", "--dtype", "bfloat16")
+    flags = ("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "64", "--dtype", models.dtype)
 
     def plan(name: str, cores: tuple[int, ...], **speculation: object) -> ServerPlan:
         return ServerPlan(python, target, name, cores, other, flags, speculation)
 
     ngram = {"prompt_lookup_max": 4, "prompt_lookup_min": 2, "num_speculative_tokens": NUM_GUESSES}
     found = [plan(PLAIN, (core,)), plan(BOTH, (other, core)), plan(NGRAM, (core,), method="ngram", **ngram)]
-    if draft_model is not None:
-        small = {"model": str(draft_model), "num_speculative_tokens": NUM_GUESSES}
+    if models.draft_of_vllm is not None:
+        small = {"model": str(models.draft_of_vllm), "num_speculative_tokens": NUM_GUESSES}
         found.append(plan(DRAFT_MODEL, (core,), method="draft_model", **small))
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Drafts:
-    """of_dsd: int8, int4, distilled or a folder. of_vllm: folder of a model; None: the way is left out."""
-
-    of_dsd: str
-    of_vllm: Path | None
-
-
 @asynccontextmanager
 async def servers(
-    python: Path, models: Path, drafts: Drafts, ways: Sequence[str], max_tokens: int, folder: Path
+    python: Path, place: Path, models: Models, ways: Sequence[str], max_tokens: int, folder: Path
 ) -> AsyncIterator[tuple[dict[str, Server], list[RunningCell]]]:
     """The chosen ways, and the cells of DSD. They start one after the other: each compiles."""
     engine = verifier_engine(EngineName.VLLM, python)
-    env = {"DSD_VLLM_ARGS": f"--max-model-len {MAX_MODEL_LEN}", "DSD_DTYPE": "bfloat16"}
+    env = {"DSD_VLLM_ARGS": f"--max-model-len {MAX_MODEL_LEN}", "DSD_DTYPE": models.dtype}
     env |= {"VLLM_CPU_KVCACHE_SPACE": vllm_server.KV_GIB}
     found: dict[str, Server] = {}
     cells: list[RunningCell] = []
@@ -163,7 +165,7 @@ async def servers(
         return RequestTemplate(model, options, ignore_eos=True)
 
     async with AsyncExitStack() as stack:
-        for plan in plans(python, models / "target", drafts.of_vllm):
+        for plan in plans(python, place / "target", models):
             if plan.name not in ways:
                 continue
             path = folder / str(len(found))
@@ -177,11 +179,8 @@ async def servers(
             path = folder / name.replace(" ", "-")
             path.mkdir()
             link = LinkConditions(delay_ms=rtt_ms / 2)
-            cell = await stack.enter_async_context(
-                running(
-                    CellPlan(models, link=link, drafts=(drafts.of_dsd,), engine=engine, env=env), path, console.print
-                )
-            )
+            cell_plan = CellPlan(place, link=link, drafts=(models.draft,), engine=engine, env=env)
+            cell = await stack.enter_async_context(running(cell_plan, path, console.print))
             cells.append(cell)
             async with connected(cell.url) as gateway:
                 model = await gateway.first_model()
@@ -304,7 +303,7 @@ async def _passes(cell: RunningCell) -> tuple[float, float]:
 
 async def run(
     python: Path,
-    drafts: Drafts,
+    models: Models,
     prompts: Sequence[str],
     ways: Sequence[str],
     num_rounds: int,
@@ -316,7 +315,7 @@ async def run(
     other = min(os.sched_getaffinity(0))
     origin = Origin.here("benchmarks.experiments.against_vllm")  # before this process gives up a core
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
-        async with servers(python, default_models_dir(), drafts, ways, max_tokens, Path(folder)) as (found, cells):
+        async with servers(python, default_models_dir(), models, ways, max_tokens, Path(folder)) as (found, cells):
             for pid in (pid for cell in cells for name, pid in cell.pids().items() if name != VERIFIER):
                 move(pid, other)
             move(os.getpid(), other)
@@ -335,7 +334,7 @@ async def run(
             ]
             complaints = [*failed, *(text for cell in cells for text in cell.complaints())]
     version = await vllm_server.version_of(python)
-    return VllmComparison(version, max_tokens, measured, between, complaints, origin, drafts.of_dsd)
+    return VllmComparison(version, max_tokens, measured, between, complaints, origin, models.draft, models.dtype)
 
 
 def table(found: VllmComparison) -> Table:
@@ -368,6 +367,7 @@ def main(
         list[str] | None,
         typer.Option(help="Servers, of vLLM (always), both, n-gram, draft, DSD, DSD30; repeat it. Default: all."),
     ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the target: float32 where a CPU lacks bfloat16.")] = "bfloat16",
     rounds: Annotated[int, typer.Option(min=3, help="Rounds of each cell.")] = 12,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
     clients: Annotated[list[int] | None, typer.Option(help="Numbers of clients; repeat it.")] = None,
@@ -386,8 +386,9 @@ def main(
     if unknown := set(ways or ()) - set(WAYS):
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
-    drafts, numbers, asking = Drafts(draft, draft_model), clients or list(CLIENTS), ask_steadily if steady else ask
-    found = asyncio.run(run(python, drafts, read_prompts(prompts), chosen, rounds, max_tokens, numbers, seed, asking))
+    models, numbers = Models(draft, draft_model, dtype), clients or list(CLIENTS)
+    asking = ask_steadily if steady else ask
+    found = asyncio.run(run(python, models, read_prompts(prompts), chosen, rounds, max_tokens, numbers, seed, asking))
     write_result(folder / f"against_vllm{'_steady' if steady else ''}.json", found)
     Console().print(table(found))
 

@@ -58,12 +58,18 @@ def _portable(argument: str) -> str:
 
 
 def commit_of(folder: Path = ROOT) -> str:
-    """The commit of a working tree, with "-dirty" if files differ from it; empty where there is none."""
+    """The commit of a working tree, with "-dirty" if files differ from it, but for the reports, which a benchmark writes
+    itself; empty where there is none."""
     if not (folder / ".git").exists():
         return ""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_S).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/reports")
+        return git("rev-parse", "--short=8", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 

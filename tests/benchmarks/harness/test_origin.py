@@ -38,11 +38,16 @@ def test_the_commit_is_that_of_the_working_tree_and_tells_of_changes(tmp_path: P
         return subprocess.run(["git", "-C", str(tmp_path), *named], check=True, capture_output=True, text=True).stdout
 
     git("init")
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
+    (tmp_path / "docs" / "reports").mkdir(parents=True)
+    report = tmp_path / "docs" / "reports" / "report.md"
+    for path in (tmp_path / "a", report):
+        path.write_text("1")
+    git("add", "a", "docs")
     git("commit", "-m", "one")
     commit = commit_of(tmp_path)
     assert commit
     assert git("rev-parse", "HEAD").startswith(commit)
+    report.write_text("a benchmark writes it")
+    assert commit_of(tmp_path) == commit
     (tmp_path / "a").write_text("2")
     assert commit_of(tmp_path).endswith("-dirty")

@@ -58,8 +58,10 @@ def _portable(argument: str) -> str:
 
 
 def commit_of(folder: Path = ROOT) -> str:
-    """The commit of a working tree, with "-dirty" if files differ from it, but for reports, which benchmarks write; empty
-    where there is none."""
+    """The commit of a working tree, with "-dirty" if files differ from it, but for reports, which benchmarks write.
+
+    Empty where there is none.
+    """
     if not (folder / ".git").exists():
         return ""
 

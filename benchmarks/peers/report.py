@@ -29,8 +29,9 @@ stopped (SIGSTOP) while others answer, and warmed up with answers of {WARM_UP_TO
 a prompt in a cache. DSD's controller keeps what it knows of a pair while it is stopped. Answers are void, and asked
 for again, if anything else used more than
 {MAX_FOREIGN_SHARE * 100:.0f} % of a core meanwhile (beside {TICKS_S * 1e3:.0f} ms, since the kernel counts in ticks
-of 10 ms). All systems compute the
-same weights in bfloat16; llama.cpp's are made from the same Q4_1 file, which is also its draft. vLLM runs as its
+of 10 ms). All systems compute
+with the same weights, in the dtype named above; llama.cpp's are bfloat16, made from the same Q4_1 file, which is also
+its draft. vLLM runs as its
 package comes, alone and under DSD: without another allocator or OpenMP library.
 
 Figures are geometric means over answers with 95 % bootstrap intervals over prompts, paired. tokens/s: of all clients

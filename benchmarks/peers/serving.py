@@ -90,7 +90,7 @@ def starting(models: Path, vllm_python: Path | None, choice: Choice, folder: Pat
 
 
 async def versions(start: Starting) -> dict[str, str]:
-    found = {"llama.cpp": f"{llama_cpp.PACKAGE} {llama_cpp.VERSION}"}
+    found = {"dtype": start.choice.dtype, "llama.cpp": f"{llama_cpp.PACKAGE} {llama_cpp.VERSION}"}
     found["vLLM"] = (await vllm_server.version_of(start.vllm.python)).removeprefix("vLLM ")
     return found | {name: version(name) for name in ("transformers", "torch", "onnxruntime")}
 
@@ -134,6 +134,7 @@ async def _transformers(start: Starting, system: System) -> AsyncIterator[Server
     port = nats_server.free_port()
     module = "benchmarks.peers.transformers_server"
     argv = (sys.executable, "-m", module, str(start.models / "target"), "--port", str(port))
+    argv += ("--dtype", start.choice.dtype)
     program = Program(system.name, argv, {"OMP_NUM_THREADS": "2"}, ready_line=TRANSFORMERS_READY_LINE)
     async with serving(program, port, TRANSFORMERS_READY_S, start.fresh(system.name), start.notify) as server:
         yield server
@@ -143,7 +144,7 @@ async def _transformers(start: Starting, system: System) -> AsyncIterator[Server
 async def _vllm(start: Starting, system: System) -> AsyncIterator[Server]:
     other, core = sorted(os.sched_getaffinity(0))[:2]
     lengths = ("--max-model-len", str(MAX_TEXT_TOKENS), "--max-num-seqs", str(MAX_SEQS))
-    flags = (*lengths, "--dtype", "bfloat16", "--no-enable-prefix-caching")
+    flags = (*lengths, "--dtype", start.choice.dtype, "--no-enable-prefix-caching")
     speculations: dict[str, dict[str, Any]] = {
         VLLM_NGRAM: {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
         VLLM_DRAFT: {"method": "draft_model", "model": str(distilled_model(start.models))},
@@ -210,7 +211,7 @@ async def _dsd(
 
 
 def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int) -> CellPlan:
-    env = {"DSD_DTYPE": "bfloat16", "DSD_MAX_SESSIONS": "64"}  # those of a warm-up may end late
+    env = {"DSD_DTYPE": start.choice.dtype, "DSD_MAX_SESSIONS": "64"}  # those of a warm-up may end late
     env |= {"DSD_PAIR_EXPIRY_S": "86400"}  # a stop is no reason to forget a pair: traffic would have gone on
     if engine == "vllm":
         env |= {

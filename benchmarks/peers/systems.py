@@ -1,6 +1,7 @@
 """The systems of the comparison, and how each uses the two cores.
 
-Invariant: all serve the default target in bfloat16, greedily or sampled, on the same two cores.
+Invariant: all serve the default target in the same dtype, llama.cpp in bfloat16, greedily or sampled, on the same two
+cores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ON_VLLM_PLAIN, ON_VLLM_INT8, ON_VLLM_DISTILLED = (f"DSD on vLLM, {way}" for way 
 
 Engine = Literal["torch", "vllm"]
 DsdCores = Literal["split", "both"]
+Dtype = Literal["bfloat16", "float32"]
 
 TWO_THREADS = "two threads for the model; its server and the client beside them"
 ASIDE = "one thread for the model on one core; its server, scheduler and the client on the other"
@@ -59,6 +61,7 @@ class Choice:
 
     dsd_cores: DsdCores = "split"
     has_distilled: bool = True  # the distilled draft was made on this machine
+    dtype: Dtype = "bfloat16"  # in which frameworks compute
 
 
 def systems(choice: Choice) -> list[System]:

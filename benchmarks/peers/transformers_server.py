@@ -77,10 +77,10 @@ class BatchStreamer(BaseStreamer):
 class Generator:
     """The model and its thread."""
 
-    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, loop: asyncio.AbstractEventLoop) -> None:
         torch.set_num_threads(2)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
         self._model = model.eval()
         self._loop = loop
         self._waiting: queue.Queue[Request] = queue.Queue()
@@ -140,9 +140,9 @@ async def answer(http: web.Request) -> web.StreamResponse:
 GENERATOR = web.AppKey("generator", Generator)
 
 
-async def serve(folder: Path, port: int) -> None:
+async def serve(folder: Path, dtype: torch.dtype, port: int) -> None:
     app = web.Application()
-    app[GENERATOR] = Generator(folder, asyncio.get_running_loop())
+    app[GENERATOR] = Generator(folder, dtype, asyncio.get_running_loop())
     app.router.add_post("/v1/chat/completions", answer)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -155,8 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.peers.transformers_server", description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.model, arguments.port))
+    asyncio.run(serve(arguments.model, getattr(torch, arguments.dtype), arguments.port))
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ async def _llama(start: Starting, system: System) -> AsyncIterator[Server]:
 async def _transformers(start: Starting, system: System) -> AsyncIterator[Server]:
     port = nats_server.free_port()
     module = "benchmarks.peers.transformers_server"
-    argv = (sys.executable, "-m", module, str(start.models / "target"), "--port", str(port))
-    argv += ("--dtype", start.choice.dtype)
+    target, dtype = str(start.models / "target"), start.choice.dtype
+    argv = (sys.executable, "-m", module, target, "--port", str(port), "--dtype", dtype)
     program = Program(system.name, argv, {"OMP_NUM_THREADS": "2"}, ready_line=TRANSFORMERS_READY_LINE)
     async with serving(program, port, TRANSFORMERS_READY_S, start.fresh(system.name), start.notify) as server:
         yield server

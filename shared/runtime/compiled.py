@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -63,13 +64,15 @@ class _FolderLock(event.Listener):
         self._thread.acquire()
         self._depth += 1
         if self._depth == 1:
-            self._file = self._path.open("ab")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            with suppress(OSError):  # the folder was removed: nothing is kept there
+                self._file = self._path.open("ab")
+                fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def on_end(self, event: event.Event) -> None:
         self._depth -= 1
         if self._depth == 0 and self._file is not None:
             self._file.close()
+            self._file = None
         self._thread.release()
 
 

@@ -55,6 +55,7 @@ PLAIN, BOTH, NGRAM, DRAFT_MODEL = "vLLM", "vLLM, both cores", "vLLM, n-gram", "v
 ALONE, DSD, DSD_30 = "DSD, target only", "DSD", "DSD, RTT 30 ms"
 WAYS = {"both": BOTH, "n-gram": NGRAM, "draft": DRAFT_MODEL, "DSD": DSD, "DSD30": DSD_30}
 CLIENTS = (1, 4, 8)
+DTYPES = ("bfloat16", "float32")
 BETWEEN_PASSES = (1, 16)  # sessions
 MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
@@ -385,6 +386,8 @@ def main(
     exit_on_signals()
     if unknown := set(ways or ()) - set(WAYS):
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"{dtype} is none of {', '.join(DTYPES)}", param_hint="--dtype")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
     models, numbers = Models(draft, draft_model, dtype), clients or list(CLIENTS)
     asking = ask_steadily if steady else ask

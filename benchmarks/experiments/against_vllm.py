@@ -50,12 +50,12 @@ from client.wire import AnswerOptions, DsdOptions
 from model_zoo.prompt_file import read_prompts
 from services.local.engine import EngineName, verifier_engine
 from shared.runtime.home import default_models_dir
+from shared.runtime.machine import fast_dtype
 
 PLAIN, BOTH, NGRAM, DRAFT_MODEL = "vLLM", "vLLM, both cores", "vLLM, n-gram", "vLLM, draft model"
 ALONE, DSD, DSD_30 = "DSD, target only", "DSD", "DSD, RTT 30 ms"
 WAYS = {"both": BOTH, "n-gram": NGRAM, "draft": DRAFT_MODEL, "DSD": DSD, "DSD30": DSD_30}
 CLIENTS = (1, 4, 8)
-DTYPES = ("bfloat16", "float32")
 BETWEEN_PASSES = (1, 16)  # sessions
 MAX_VOIDED = 5  # rounds of a cell
 MAX_MODEL_LEN = 2048
@@ -368,7 +368,6 @@ def main(
         list[str] | None,
         typer.Option(help="Servers, of vLLM (always), both, n-gram, draft, DSD, DSD30; repeat it. Default: all."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the target: float32 where a CPU lacks bfloat16.")] = "bfloat16",
     rounds: Annotated[int, typer.Option(min=3, help="Rounds of each cell.")] = 12,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
     clients: Annotated[list[int] | None, typer.Option(help="Numbers of clients; repeat it.")] = None,
@@ -386,10 +385,8 @@ def main(
     exit_on_signals()
     if unknown := set(ways or ()) - set(WAYS):
         raise typer.BadParameter(f"{unknown.pop()} is none of {', '.join(WAYS)}", param_hint="--ways")
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"{dtype} is none of {', '.join(DTYPES)}", param_hint="--dtype")
     chosen = [PLAIN, *(WAYS[way] for way in ways or WAYS)]
-    models, numbers = Models(draft, draft_model, dtype), clients or list(CLIENTS)
+    models, numbers = Models(draft, draft_model, fast_dtype()), clients or list(CLIENTS)
     asking = ask_steadily if steady else ask
     found = asyncio.run(run(python, models, read_prompts(prompts), chosen, rounds, max_tokens, numbers, seed, asking))
     write_result(folder / f"against_vllm{'_steady' if steady else ''}.json", found)

@@ -26,11 +26,11 @@ from benchmarks.peers.prompts import prompts_of
 from benchmarks.peers.report import markdown, read_causes
 from benchmarks.peers.results import read_cell
 from benchmarks.peers.serving import has_distilled
-from benchmarks.peers.systems import LLAMA, LLAMA_DRAFT, Choice, DsdCores, Dtype, System, systems
+from benchmarks.peers.systems import LLAMA, LLAMA_DRAFT, Choice, DsdCores, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import EngineRefused
 from shared.runtime.home import default_models_dir, home
-from shared.runtime.machine import describe_machine
+from shared.runtime.machine import describe_machine, fast_dtype
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
 
@@ -85,9 +85,6 @@ def main(
     dsd_cores: Annotated[
         str, typer.Option(help="How DSD uses the cores: split (verifier and drafter have one each) or both.")
     ] = "split",
-    dtype: Annotated[
-        str, typer.Option(help="In which frameworks compute: bfloat16, or float32 where a CPU lacks it.")
-    ] = "bfloat16",
     vllm_python: Annotated[
         Path | None, typer.Option(help="Python that has vLLM.", show_default=".venv-vllm/bin/python")
     ] = None,
@@ -101,10 +98,8 @@ def main(
         raise typer.BadParameter(f"--dsd-cores must be {' or '.join(get_args(DsdCores))}")
     if (system or busy) and folder == FOLDER:
         raise typer.BadParameter("--system and --busy need --folder, so that trials do not replace the report")
-    if dtype not in get_args(Dtype):
-        raise typer.BadParameter(f"--dtype must be {' or '.join(get_args(Dtype))}")
     models = default_models_dir()
-    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), cast(Dtype, dtype))
+    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), fast_dtype())
     asked, plan = among(systems(choice), system or []), full_plan()
     todo = chosen(plan, only or [])
     if show_plan:

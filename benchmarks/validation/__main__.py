@@ -26,17 +26,26 @@ from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import REPORTS, ROOT, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of
 from benchmarks.validation.calibration import CalibrationPhase, profiles_of
-from benchmarks.validation.cases import CASES, DEVELOPMENT, SYSTEMS, Case, ValidationSystem, calibration_of
+from benchmarks.validation.cases import (
+    CASES,
+    DEVELOPMENT,
+    SYSTEMS,
+    Case,
+    ValidationSystem,
+    calibration_of,
+    target_only_beside,
+)
 from benchmarks.validation.live import LiveSystem, Phase, num_keys, started
 from benchmarks.validation.prediction import predictions_of
 from benchmarks.validation.prompts import CALIBRATING, prompts_of, recording_of
 from benchmarks.validation.report import markdown, summaries, table
-from benchmarks.validation.results import CaseResult, drift_of, figures_of
+from benchmarks.validation.results import CaseResult, TargetOnlyRun, drift_of, figures_of
 from model_zoo.prompt_file import read_prompts
 from services.local.engine import EngineName, EngineRefused, verifier_engine
 from services.local.pair import DISTILLED
 from shared.data.profiles import Profile, read_profile
 from shared.runtime.home import default_models_dir
+from shared.runtime.machine import fast_dtype
 
 FOLDER = REPORTS.parent / "validation"
 PROFILES = "profiles"  # the folder of profiles and recordings, in the folder of results
@@ -144,7 +153,8 @@ def calibrate_system(system: ValidationSystem, python: Path | None, folder: Path
 
 
 def write_profiles(system: ValidationSystem, phases: Sequence[CalibrationPhase], folder: Path) -> None:
-    origin = f"{ORIGIN.command}, {ORIGIN.date}, {ORIGIN.machine}"
+    dtype = f", {fast_dtype()}" if system.engine is EngineName.VLLM else ""
+    origin = f"{ORIGIN.command}, {ORIGIN.date}, {ORIGIN.machine}{dtype}"
     for draft, profile in profiles_of(system.name, phases, origin).items():
         path = profile_path(system.name, draft, folder)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,19 +174,23 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
     prompts = prompts_of(system, is_development=cases[0] in DEVELOPMENT)
 
     async def all_of(place: Path) -> None:
-        num = num_keys([case.load for case in (*loads, *cases, *loads)])
+        beside = [target_only_beside(case) for case in cases]
+        num = num_keys([case.load for case in (*loads, *beside, *cases, *beside, *loads)])
         async with started(system, python, num, place, _notify) as live:
             phases = await _calibrate(live, loads)
             if is_new:
                 write_profiles(system, phases, folder)
             for case in cases:
+                alone = target_only_beside(case)
                 try:
+                    before = await live.run(alone, prompts, JUDGED)
                     phase = await live.run(case, prompts, JUDGED)
+                    after = await live.run(alone, prompts, JUDGED)
                 except Exception:  # other cases can still run
                     console.print(f"{case.name} failed:", style="red", highlight=False)
                     console.print_exception()
                     continue
-                _keep(case, phase, folder, code)
+                _keep(case, phase, (before, after), folder, code)
             if is_new:
                 phases += await _calibrate(live, loads)
                 write_result(WORK / f"calibration-{system.name}.json", phases)
@@ -186,21 +200,23 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
         asyncio.run(all_of(Path(place)))
 
 
-def _keep(case: Case, phase: Phase, folder: Path, code: str) -> None:
-    """Writes the result of a case, and its logs."""
-    for complaint in phase.complaints[:5]:
+def _keep(case: Case, phase: Phase, beside: Sequence[Phase], folder: Path, code: str) -> None:
+    """Writes the result of a case, and its logs. beside: the target-only phases before it and after it."""
+    complaints = [complaint for each in (phase, *beside) for complaint in each.complaints]
+    for complaint in complaints[:5]:
         _notify(f"void: {complaint}")
     write_result(WORK / f"case-{case.name}.json", phase)
-    profile = read_profiles(folder)[f"{case.system}-{case.draft or SYSTEMS[case.system].drafts[0]}"]
+    profile = read_profiles(folder)[f"{case.system}-{case.draft}"]
     result = CaseResult(
         case=case,
         code=code,
-        live=figures_of(phase, drafts=case.draft is not None),
+        live=figures_of(phase, drafts=True),
         samples=phase.samples,
         drafters=phase.drafters,
+        beside=[TargetOnlyRun(figures_of(each, drafts=False), each.samples) for each in beside],
         drift=drift_of(phase, profile, 2 * case.link.delay_ms),
         took_s=phase.took_s,
-        complaints=phase.complaints,
+        complaints=complaints,
         origin=ORIGIN,
     )
     write_result(path_of(case, folder), result)
@@ -258,7 +274,7 @@ def predict(
         raise typer.BadParameter(f"matches no case; cases: {names}", param_hint="--only")
     if not report_only:
         _run_unfinished(cases, system, verifier_python, place, code)
-    found = predictions_of(results_of(known, place, code), known, read_profiles(place), place / PROFILES)
+    found = predictions_of(results_of(known, place, code), read_profiles(place), place / PROFILES)
     if not found:
         console.print("no case has a result", style="red")
         raise typer.Exit(1)

@@ -1,13 +1,13 @@
 """The systems that the validation runs, the loads that calibrate each, the cases that are predicted, and their limits.
 
-Invariant: no case repeats a phase of the calibration. Some target-only cases have a load of it, with other arrivals and
-prompts; their errors are reported apart. Cases that decide and cases of development have other arrivals and, where the
-models are real, other prompts.
+Invariant: no case has a load and windows of the calibration. Cases that decide and cases of development have other
+arrivals and, where the models are real, other prompts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from awc.policy import WindowChoice
 from benchmarks.harness.cell_plan import NEAR
@@ -162,7 +162,6 @@ ANSWERS_OF_500 = RequestLoad(3, 1, lengths=(500,))
 MIXED = RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160))
 
 CASES = (
-    Case("torch-1", "torch", ONE),
     Case("torch-1-int8-slide16-rtt30", "torch", ONE, INT8, sliding(16), rtt(30)),
     Case("torch-1-int8-wait8-rtt60", "torch", ONE, INT8, stop_and_wait(8), rtt(60)),
     Case("torch-1-int8-adaptive-rtt80-jitter", "torch", ONE, INT8, ADAPTIVE, rtt(80, 20)),
@@ -170,56 +169,37 @@ CASES = (
     Case("torch-1-int8-slide8-outages", "torch", ONE, INT8, sliding(8), rtt(20), Outage(2, 2, num=4, every_s=5)),
     Case("torch-1-distilled-slide8-rtt10", "torch", ONE, DISTILLED, sliding(8), rtt(10)),
     Case("torch-1-distilled-adaptive", "torch", ONE, DISTILLED),
-    Case("torch-6", "torch", SIX),
     Case("torch-6-int8-slide4-rtt20", "torch", SIX, INT8, sliding(4), rtt(20)),
     Case("torch-6-distilled-adaptive-rtt40", "torch", SIX, DISTILLED, ADAPTIVE, rtt(40)),
-    Case("torch-500", "torch", ANSWERS_OF_500),
     Case("torch-500-int8-slide16-rtt30", "torch", ANSWERS_OF_500, INT8, sliding(16), rtt(30)),
-    Case("torch-mixed", "torch", MIXED),
     Case("torch-mixed-int8-slide8-rtt30", "torch", MIXED, INT8, sliding(8), rtt(30)),
-    Case("vllm-1", "vllm", ONE),
     Case("vllm-1-int8-slide16-rtt30", "vllm", ONE, INT8, sliding(16), rtt(30)),
     Case("vllm-1-int8-wait4-rtt10", "vllm", ONE, INT8, stop_and_wait(4), rtt(10)),
     Case("vllm-1-distilled-adaptive-rtt50-jitter", "vllm", ONE, DISTILLED, ADAPTIVE, rtt(50, 20)),
     Case("vllm-1-distilled-adaptive", "vllm", ONE, DISTILLED),
-    Case("vllm-8", "vllm", EIGHT),
     Case("vllm-8-int8-slide4-rtt10", "vllm", EIGHT, INT8, sliding(4), rtt(10)),
     Case("vllm-8-distilled-adaptive", "vllm", EIGHT, DISTILLED),
     Case("vllm-8-distilled-adaptive-rtt20", "vllm", EIGHT, DISTILLED, ADAPTIVE, rtt(20)),
-    Case("fleet-16", "replayed", SIXTEEN),
     Case("fleet-16-adaptive-rtt40-jitter", "replayed", SIXTEEN, INT4, ADAPTIVE, rtt(40, 20)),
     Case("fleet-16-wait4-stalls", "replayed", SIXTEEN, INT4, stop_and_wait(4), rtt(60, 10, 0.02)),
 )
 DEVELOPMENT = (  # to develop the simulator with
-    Case("dev-torch-1", "torch", RequestLoad(12, 1)),
     Case("dev-torch-1-int8-slide8-rtt50", "torch", RequestLoad(12, 1), INT8, sliding(8), rtt(50, 10)),
     Case("dev-torch-1-distilled-wait2", "torch", RequestLoad(12, 1), DISTILLED, stop_and_wait(2)),
-    Case("dev-torch-4", "torch", RequestLoad(24, 4)),
     Case("dev-torch-4-int8-adaptive", "torch", RequestLoad(24, 4), INT8, ADAPTIVE, rtt(10)),
-    Case("dev-vllm-4", "vllm", RequestLoad(24, 4)),
     Case("dev-vllm-4-int8-slide16-rtt20", "vllm", RequestLoad(24, 4), INT8, sliding(16), rtt(20)),
-    Case("dev-vllm-1", "vllm", RequestLoad(8, 1)),
     Case("dev-vllm-1-distilled-slide8", "vllm", RequestLoad(8, 1), DISTILLED, sliding(8)),
-    Case("dev-fleet-8", "replayed", RequestLoad(32, 8)),
     Case("dev-fleet-8-slide8-rtt20", "replayed", RequestLoad(32, 8), INT4, sliding(8), rtt(20)),
 )
 
 
-def is_calibrated(case: Case) -> bool:
-    """Whether the calibration has this load with these windows: as many clients or requests per second, and lengths."""
-
-    def kind(each: Case) -> tuple[object, ...]:
-        load = each.load
-        control = each.control if each.draft else None
-        return each.draft, control, load.num_clients, load.rate_per_s, set(load.lengths), each.link, each.outage
-
-    return any(kind(case) == kind(load) for load in calibration_of(SYSTEMS[case.system]))
-
-
-def target_only(case: Case, cases: tuple[Case, ...]) -> Case | None:
-    """The case without drafts of the same load, which it is a speed-up over."""
-    alike = (each for each in cases if (each.system, each.load, each.draft) == (case.system, case.load, None))
-    return next(alike, None) if case.draft is not None else None
+def target_only_beside(case: Case) -> Case:
+    """What is asked without drafts before the case and after it, to have its speed-up: a quarter of its requests, as
+    many for each client and of each length."""
+    load = case.load
+    unit = math.lcm(load.num_clients or 1, len(load.lengths))
+    num_requests = max(1, load.num_requests // 4 // unit) * unit
+    return replace(case, load=replace(load, num_requests=num_requests), draft=None, control=ADAPTIVE, outage=None)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------

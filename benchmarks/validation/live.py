@@ -37,12 +37,13 @@ from benchmarks.validation.requests import CaseRequest, RequestSender, requests_
 from services.gateway.admission.api_keys import new_key
 from services.local.engine import EngineName, VerifierEngine
 from shared.runtime.home import default_models_dir
+from shared.runtime.machine import fast_dtype
 from shared.timing import REPORT_S
 
 STANDIN_TOKENS = 128  # most of an answer
 WARM_UP = RequestLoad(2, 1, lengths=(16,))
 LAST_REPORT_S = 2 * REPORT_S  # after the end of a session: by then a report tells of all its guesses
-VLLM_ENV = {"DSD_VLLM_ARGS": "--max-model-len 2048", "DSD_DTYPE": "bfloat16", "VLLM_CPU_KVCACHE_SPACE": "1"}
+VLLM_ENV = {"DSD_VLLM_ARGS": "--max-model-len 2048", "DSD_DTYPE": fast_dtype(), "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 class PhaseFailed(RuntimeError):

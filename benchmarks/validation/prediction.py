@@ -1,13 +1,15 @@
-"""Predicts live runs: simulates each from its pair's profile, and relates it to the target-only run of its load."""
+"""Predicts live runs: simulates each from its pair's profile, and relates it to the target-only answers beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from benchmarks.validation.cases import SYSTEMS, Case, target_only
+from benchmarks.harness.latency import RequestSample
+from benchmarks.validation.cases import SYSTEMS, Case, target_only_beside
 from benchmarks.validation.prompts import recording_of
 from benchmarks.validation.results import CaseFigures, CaseResult
 from benchmarks.validation.scenario import scenario_of, simulate
@@ -16,51 +18,62 @@ from shared.data.profiles import Profile
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A live run and its simulation, each with its speed-up over target-only (TPOT / TPOT); None: not known."""
+    """A live run and its simulation, and the simulations of the target-only answers beside it."""
 
     result: CaseResult
     simulated: CaseFigures
-    live_speed_up: float | None = None
-    simulated_speed_up: float | None = None
+    beside: list[CaseFigures]
 
     def figures(self, name: str) -> tuple[float, float] | None:
-        """Live and simulated; None: not known, or not to be predicted, as the throughput of an open loop."""
-        if name == "speed_up":
-            live, simulated = self.live_speed_up, self.simulated_speed_up
-            return None if live is None or simulated is None else (live, simulated)
-        if name == "tokens_per_s" and not self.result.case.load.num_clients:
-            return None
-        live, simulated = getattr(self.result.live, name), getattr(self.simulated, name)
-        return None if live is None or simulated is None else (live, simulated)
+        """Live and simulated; None: not known, or not to be predicted, as the throughput of an open loop.
 
-    def error(self, name: str) -> float | None:
-        """simulated / live - 1; None: not known, or the live figure is 0."""
-        known = self.figures(name)
-        return known[1] / known[0] - 1 if known is not None and known[0] else None
+        The speed-up is that over the target-only answers beside the case (TPOT / TPOT).
+        """
+        if name == "speed_up":
+            over = self.beside_figures("tpot_ms")
+            return over and (over[0] / self.result.live.tpot_ms, over[1] / self.simulated.tpot_ms)
+        return self._known(name, [self.result.live], [self.simulated])
+
+    def beside_figures(self, name: str) -> tuple[float, float] | None:
+        """Live and simulated, of the target-only answers beside the case; None as in `figures`."""
+        return self._known(name, [each.live for each in self.result.beside], self.beside)
+
+    def _known(self, name: str, live: list[CaseFigures], simulated: list[CaseFigures]) -> tuple[float, float] | None:
+        if name == "speed_up" or (name == "tokens_per_s" and not self.result.case.load.num_clients):
+            return None
+        known = [getattr(each, name) for each in (*live, *simulated)]
+        return None if None in known else (fmean(known[: len(live)]), fmean(known[len(live) :]))
+
+
+def error_of(known: tuple[float, float] | None) -> float | None:
+    """simulated / live - 1; None: not known, or the live figure is 0."""
+    return known[1] / known[0] - 1 if known is not None and known[0] else None
 
 
 def predictions_of(
-    results: Sequence[CaseResult], cases: Sequence[Case], profiles: Mapping[str, Profile], recordings: Path
+    results: Sequence[CaseResult], profiles: Mapping[str, Profile], recordings: Path
 ) -> list[Prediction]:
     """In the order of the results. profiles: by system and draft; recordings: the folder of those of real drafts."""
-    simulated = {each.case.name: _simulated(each, profiles, recordings) for each in results}
-    live = {each.case.name: each.live for each in results}
-    found = []
-    for result in results:
-        name, base = result.case.name, target_only(result.case, tuple(cases))
-        if base is None or base.name not in live:
-            found.append(Prediction(result, simulated[name]))
-            continue
-        speed_ups = (known[base.name].tpot_ms / known[name].tpot_ms for known in (live, simulated))
-        found.append(Prediction(result, simulated[name], *speed_ups))
-    return found
+    return [_predicted(each, profiles[f"{each.case.system}-{each.case.draft}"], recordings) for each in results]
 
 
-def _simulated(result: CaseResult, profiles: Mapping[str, Profile], recordings: Path) -> CaseFigures:
+def _predicted(result: CaseResult, profile: Profile, recordings: Path) -> Prediction:
     case = result.case
-    recording = recording_of(SYSTEMS[case.system], case.draft, recordings) if case.draft else None
-    profile = profiles[f"{case.system}-{case.draft or SYSTEMS[case.system].drafts[0]}"]
+    assert case.draft is not None
+    recording = recording_of(SYSTEMS[case.system], case.draft, recordings)
+    simulated = _simulated(case, profile, recording, result.drafters, result.samples)
+    alone = target_only_beside(case)
+    beside = [_simulated(alone, profile, None, [None] * len(each.samples), each.samples) for each in result.beside]
+    return Prediction(result, simulated, beside)
+
+
+def _simulated(
+    case: Case,
+    profile: Profile,
+    recording: Path | None,
+    drafters: Sequence[str | None],
+    samples: Sequence[RequestSample],
+) -> CaseFigures:
     with TemporaryDirectory(prefix="dsd-predict-") as place:
         folder = Path(place)
-        scenario = scenario_of(case, profile, recording, result.drafters, result.samples, folder)
-        return simulate(scenario, folder)
+        return simulate(scenario_of(case, profile, recording, drafters, samples, folder), folder)

@@ -1,7 +1,7 @@
 """Errors of predictions, as tables for documents and terminals. Pure.
 
-Invariant: error = simulated / live - 1. Void cases are shown but do not count, and cases with a load of the calibration
-count apart. Each error above its limit is listed with what the live run did otherwise than the profile says.
+Invariant: error = simulated / live - 1. Void cases are shown but do not count. Each error above its limit is listed
+with what the live run did otherwise than the profile says.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rich.table import Table
 from awc_training.intervals import Interval, mean, median
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
-from benchmarks.validation.cases import LIMITS, ErrorLimit, is_calibrated
-from benchmarks.validation.prediction import Prediction
+from benchmarks.validation.cases import LIMITS, ErrorLimit
+from benchmarks.validation.prediction import Prediction, error_of
 
 TITLES = {
     "tpot_ms": "TPOT, ms",
@@ -49,14 +49,13 @@ class ErrorSummary:
         return all(most is None or error <= most for error, most in pairs)
 
 
-def summaries(found: Sequence[Prediction], *, calibrated: bool = False) -> list[ErrorSummary]:
-    """A summary of every figure, over cases whose load the calibration has or has not; empty if none of them counts."""
+def summaries(found: Sequence[Prediction], *, beside: bool = False) -> list[ErrorSummary]:
+    """A summary of every figure, of the cases or of the target-only answers beside them; empty if no case counts."""
     made = []
     for figure in TITLES:
-        counting = [
-            each for each in found if not each.result.complaints and is_calibrated(each.result.case) == calibrated
-        ]
-        errors = {each.result.case.name: error for each in counting if (error := each.error(figure)) is not None}
+        counting = [each for each in found if not each.result.complaints]
+        known = {each.result.case.name: _known(each, figure, beside=beside) for each in counting}
+        errors = {name: error for name, each in known.items() if (error := error_of(each)) is not None}
         if errors:
             sizes = {name: abs(error) for name, error in errors.items()}
             worst = max(sizes, key=sizes.__getitem__)
@@ -65,9 +64,14 @@ def summaries(found: Sequence[Prediction], *, calibrated: bool = False) -> list[
     return made
 
 
-def describe(each: Prediction, figure: str) -> str:
+def _known(each: Prediction, figure: str, *, beside: bool) -> tuple[float, float] | None:
+    return each.beside_figures(figure) if beside else each.figures(figure)
+
+
+def describe(each: Prediction, figure: str, *, beside: bool = False) -> str:
     """Live and simulated value, and the error; empty if the figure is not predicted."""
-    known, error = each.figures(figure), each.error(figure)
+    known = _known(each, figure, beside=beside)
+    error = error_of(known)
     if known is None or error is None:
         return ""
     digits = DIGITS.get(figure, 2)
@@ -78,6 +82,9 @@ def differences(each: Prediction) -> list[str]:
     """How the live run differed from its profile."""
     drift, live, simulated = each.result.drift, each.result.live, each.simulated
     found = [f"passes {drift.passes:+.1%}"]
+    alone = each.beside_figures("tpot_ms")
+    if alone is not None:
+        found.append(f"TPOT of the target-only answers beside it {alone[0] / alone[1] - 1:+.1%}")
     if drift.steps is not None:
         found.append(f"draft steps {drift.steps:+.1%}")
     if drift.trip_ms is not None:
@@ -95,17 +102,18 @@ def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin
     over = [
         f"* `{each.result.case.name}`, {TITLES[figure]}: {describe(each, figure)}; {'; '.join(differences(each))}"
         for each in found
-        if not each.result.complaints and not is_calibrated(each.result.case)
+        if not each.result.complaints
         for figure, limit in LIMITS.items()
-        if limit.worst is not None and abs(each.error(figure) or 0.0) > limit.worst
+        if limit.worst is not None and abs(error_of(each.figures(figure)) or 0.0) > limit.worst
     ]
     parts = ["# DSD-Sim against the services", _about(origin)]
     parts += ["## Prediction error", _limits_table(found)]
     if missing:
         parts.append(f"Without a result: {', '.join(missing)}.")
     parts += ["Errors above the limit of a single case:", "\n".join(over)] if over else []
-    parts += ["## Error in loads of the calibration", _calibrated_table(found)]
+    parts += ["## Error of the target-only answers beside the cases", _beside_summary(found)]
     parts += ["## Cases", _case_table(found), "## Errors", _error_table(found)]
+    parts += ["## Target-only answers beside each case", _beside_table(found)]
     parts += ["## Live runs against their profiles", _difference_table(found)]
     return "\n\n".join(parts) + "\n"
 
@@ -115,8 +123,9 @@ def _about(origin: Origin) -> str:
         f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the services "
         "as processes and was simulated from the profile of its pair. The profile was measured before the cases and "
         "again after them, in the same processes, with other loads, windows and prompts, and with nothing added to the "
-        "link. So the errors say nothing of processes that start later. Cases whose load the calibration has too, with "
-        "other prompts, count apart. Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases "
+        "link. So the errors say nothing of processes that start later. Just before and just after each case its load "
+        "was asked without drafts, a quarter of the requests each; speed-ups are over these answers. Parentheses "
+        "after medians and biases: 95 % bootstrap intervals over cases; cases "
         "share a machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals its "
         "arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
         "simulator, not the speed of a device."
@@ -136,7 +145,7 @@ def _limits_table(found: Sequence[Prediction]) -> str:
     return markdown_table(("figure", "median", "limit", "worst", "limit", "bias", "limit", "worst case", "met"), rows)
 
 
-def _calibrated_table(found: Sequence[Prediction]) -> str:
+def _beside_summary(found: Sequence[Prediction]) -> str:
     rows = [
         (
             TITLES[each.figure],
@@ -145,7 +154,8 @@ def _calibrated_table(found: Sequence[Prediction]) -> str:
             f"{each.bias.value:+.1%}",
             each.worst_case,
         )
-        for each in summaries(found, calibrated=True)
+        for each in summaries(found, beside=True)
+        if each.limit
     ]
     return markdown_table(("figure", "median", "worst", "bias", "worst case"), rows)
 
@@ -161,6 +171,15 @@ def _error_table(found: Sequence[Prediction]) -> str:
         void = f" **void**: {'; '.join(complaints[:3])}" if complaints else ""
         rows.append((f"{each.result.case.name}{void}", *(describe(each, figure) for figure in TITLES)))
     return markdown_table(("case", *TITLES.values()), rows)
+
+
+def _beside_table(found: Sequence[Prediction]) -> str:
+    figures = ("tpot_ms", "tokens_per_s", "ttft_ms")
+    rows = []
+    for each in found:
+        tpot = " and ".join(f"{run.live.tpot_ms:.{DIGITS['tpot_ms']}f}" for run in each.result.beside)
+        rows.append((each.result.case.name, *(describe(each, figure, beside=True) for figure in figures), tpot))
+    return markdown_table(("case", *(TITLES[figure] for figure in figures), "TPOT before and after, ms"), rows)
 
 
 def _case_table(found: Sequence[Prediction]) -> str:

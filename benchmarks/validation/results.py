@@ -26,6 +26,14 @@ class CaseFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetOnlyRun:
+    """The answers without drafts before a case or after it."""
+
+    live: CaseFigures
+    samples: list[RequestSample]
+
+
+@dataclass(frozen=True, slots=True)
 class TimingDrift:
     """Relative excess of a live run's passes and steps over the profile, given what ran beside them; its round trip
     beyond the link. None: no data."""
@@ -44,6 +52,7 @@ class CaseResult:
     live: CaseFigures
     samples: list[RequestSample]
     drafters: list[str | None]
+    beside: list[TargetOnlyRun]
     drift: TimingDrift
     took_s: float
     complaints: list[str]  # why the figures are void; empty: they count

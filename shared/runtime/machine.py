@@ -13,9 +13,11 @@ import socket
 import uuid
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 ID_DIGITS = 16  # hexadecimal
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def describe_machine() -> str:
@@ -23,6 +25,11 @@ def describe_machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{cores} cores of {_processor()}, {memory_gib:.0f} GiB, {platform.system()}"
+
+
+def fast_dtype() -> Literal["bfloat16", "float32"]:
+    """In which the processor multiplies matrices faster: bfloat16 if it has instructions for it."""
+    return "bfloat16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _cpu_info()) else "float32"
 
 
 @cache
@@ -35,9 +42,14 @@ def machine_id() -> str:
     return hashlib.sha256(known.encode()).hexdigest()[:ID_DIGITS]
 
 
-def _processor() -> str:
+def _cpu_info() -> str:
+    """Empty where the system has none."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return CPU_INFO.read_text()
     except OSError:
-        found = None
+        return ""
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -69,7 +69,7 @@ async def test_a_peer_that_does_not_start_is_told_and_the_others_are_measured(
 @pytest.mark.timeout(900)
 async def test_real_systems_answer_the_same_prompts_in_turn(default_models: Path, tmp_path: Path) -> None:
     names = [TRANSFORMERS, TORCH_PLAIN, TORCH_INT8, *([LLAMA] if llama_cpp.is_built() else [])]
-    cell, systems = Cell(2, SHORT, 2), named(*names)
+    cell, systems = Cell(4, SHORT, 2), named(*names)
     prompts = {SHORT: prompts_of(SHORT, load_tokenizer(default_models / "target"), seed=1)}
     run = Run(systems, prompts, {}, "digest", ORIGIN, tmp_path / "cells", seed=1, may_be_busy=True)
     (tmp_path / "logs").mkdir()

@@ -13,7 +13,7 @@ from benchmarks.validation.bus_monitor import BusObservations
 from benchmarks.validation.cases import INT8, Case, RequestLoad, rtt
 from benchmarks.validation.live import Phase
 from benchmarks.validation.prediction import Prediction
-from benchmarks.validation.results import CaseFigures, CaseResult, TimingDrift
+from benchmarks.validation.results import CaseFigures, CaseResult, TargetOnlyRun, TimingDrift
 from shared.data.profiles import MachineTimes, PassTimes, Profile, StepTimes
 
 ORIGIN = Origin("python -m benchmarks.validation", "a machine", "a date", "3")
@@ -27,7 +27,8 @@ PROFILE = Profile(
 )
 CODE = "0123456789abcdef"
 CASE = Case("test", "torch", RequestLoad(4, 2), INT8, stop_and_wait(4), rtt(10))
-BASE = Case("base", "torch", RequestLoad(4, 2))
+OTHER = replace(CASE, name="other")
+ALONE = CaseFigures(25.0, 90.0, 40.0, 1.0, 0.02, None)
 
 
 def sample(due_s: float, first_s: float, num_prompt_tokens: int = 40, num_tokens: int = 64) -> RequestSample:
@@ -47,10 +48,11 @@ def phase(
 
 def result(case: Case = CASE, complaints: Sequence[str] = ()) -> CaseResult:
     drift = TimingDrift(passes=0.04, steps=-0.01, trip_ms=1.5)
-    return CaseResult(case, CODE, LIVE, [sample(0.0, 0.1)], [None], drift, 30.0, list(complaints), ORIGIN)
+    beside = [TargetOnlyRun(replace(ALONE, tpot_ms=tpot_ms), []) for tpot_ms in (38.0, 42.0)]
+    return CaseResult(case, CODE, LIVE, [sample(0.0, 0.1)], [None], beside, drift, 30.0, list(complaints), ORIGIN)
 
 
 def prediction(case: Case = CASE, complaints: Sequence[str] = (), **factors: float) -> Prediction:
     """A prediction of the live figures times `factors`."""
     simulated = replace(LIVE, **{name: getattr(LIVE, name) * factor for name, factor in factors.items()})
-    return Prediction(result(case, complaints), simulated)
+    return Prediction(result(case, complaints), simulated, [ALONE, ALONE])

@@ -9,19 +9,28 @@ import pytest
 
 from benchmarks.harness.files import read_result, write_result
 from benchmarks.validation.__main__ import path_of, results_of, unfinished
-from benchmarks.validation.cases import CASES, INT4, is_calibrated
+from benchmarks.validation.cases import INT4
+from benchmarks.validation.prediction import error_of
 from benchmarks.validation.report import describe, differences, markdown, summaries, table
 from benchmarks.validation.results import CaseResult
-from tests.benchmarks.validation.sample_case import BASE, CASE, CODE, ORIGIN, prediction, result
+from tests.benchmarks.validation.sample_case import ALONE, CASE, CODE, ORIGIN, OTHER, prediction, result
 
 
 def test_an_error_is_relative_to_the_live_figure() -> None:
     found = prediction(tpot_ms=1.1, ttft_ms=0.8)
-    assert found.error("tpot_ms") == pytest.approx(0.1)
-    assert found.error("ttft_ms") == pytest.approx(-0.2)
-    assert found.error("queue") == 0
-    assert found.error("speed_up") is None
-    assert replace(found, live_speed_up=2.0, simulated_speed_up=1.9).error("speed_up") == pytest.approx(-0.05)
+    assert error_of(found.figures("tpot_ms")) == pytest.approx(0.1)
+    assert error_of(found.figures("ttft_ms")) == pytest.approx(-0.2)
+    assert error_of(found.figures("queue")) == 0
+
+
+def test_the_speed_up_is_over_the_mean_of_the_target_only_answers_before_and_after_the_case() -> None:
+    found = prediction(tpot_ms=1.1)
+    assert found.figures("speed_up") == pytest.approx((40.0 / 20.0, 40.0 / 22.0))
+    assert found.beside_figures("tpot_ms") == (40.0, 40.0)
+    assert found.beside_figures("guesses") is None
+    slower = replace(found, beside=[replace(ALONE, tpot_ms=44.0), ALONE])
+    assert error_of(slower.beside_figures("tpot_ms")) == pytest.approx(0.05)
+    assert error_of(slower.figures("speed_up")) == pytest.approx(1.05 / 1.1 - 1)
 
 
 def test_medians_the_worst_and_the_bias_are_of_the_cases_that_count() -> None:
@@ -37,19 +46,20 @@ def test_medians_the_worst_and_the_bias_are_of_the_cases_that_count() -> None:
     assert summaries(found[3:]) == []
 
 
-def test_cases_with_a_load_of_the_calibration_count_apart() -> None:
-    known = next(case for case in CASES if is_calibrated(case))
-    found = [prediction(tpot_ms=1.01), prediction(known, tpot_ms=1.5)]
-    by_part = (summaries(found), summaries(found, calibrated=True))
+def test_target_only_answers_beside_the_cases_count_apart() -> None:
+    known = prediction(tpot_ms=1.01)
+    found = [known, replace(prediction(OTHER), beside=[replace(ALONE, tpot_ms=60.0)] * 2)]
+    by_part = (summaries(found), summaries(found, beside=True))
     worst = [next(each for each in part if each.figure == "tpot_ms").worst for part in by_part]
     assert worst == pytest.approx([0.01, 0.5])
     text = markdown(found, [], ORIGIN)
-    assert f"| TPOT, ms | 50.0% | 50.0% | +50.0% | {known.name} |" in text
+    assert f"| TPOT, ms | 25.0% | 50.0% | +25.0% | {OTHER.name} |" in text
+    assert "| other | 40.0 → 60.0 (+50.0%) | 25.0 → 25.0 (+0.0%) | 90 → 90 (+0.0%) | 38.0 and 42.0 |" in text
     assert "Errors above the limit" not in text
 
 
 def test_a_bias_beyond_its_limit_fails_although_each_error_is_small() -> None:
-    found = [replace(prediction(), live_speed_up=1.0, simulated_speed_up=1.04) for _ in range(3)]
+    found = [replace(prediction(), beside=[replace(ALONE, tpot_ms=41.6)] * 2) for _ in range(3)]
     assert not next(each for each in summaries(found) if each.figure == "speed_up").holds
 
 
@@ -58,7 +68,8 @@ def test_an_error_above_its_limit_is_listed_with_the_differences_of_its_run() ->
     assert not next(each for each in summaries(found) if each.figure == "tpot_ms").holds
     text = markdown(found, ["lost"], ORIGIN)
     assert "Without a result: lost." in text
-    assert "* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); passes +4.0%; draft steps -1.0%" in text
+    because = "passes +4.0%; TPOT of the target-only answers beside it +0.0%; draft steps -1.0%"
+    assert f"* `test`, TPOT, ms: 20.0 → 24.0 (+20.0%); {because}" in text
     assert (
         "| TPOT, ms | 20.0% (20.0% to 20.0%) | 5% | 20.0% | 12% | +20.0% (+20.0% to +20.0%) |  | test | **no** |"
         in text
@@ -90,7 +101,7 @@ def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
     assert results_of([CASE], tmp_path, "of other services") == []
     write_result(path_of(CASE, tmp_path), result(complaints=["pass failed"]))
     assert unfinished([CASE], tmp_path, CODE) == [CASE], "void figures are measured again"
-    assert len(results_of([CASE, BASE], tmp_path, CODE)) == 1
+    assert len(results_of([CASE, OTHER], tmp_path, CODE)) == 1
 
 
 def test_a_result_of_other_code_is_measured_again_even_where_it_has_another_form(tmp_path: Path) -> None:

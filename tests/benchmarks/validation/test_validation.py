@@ -39,12 +39,11 @@ from benchmarks.validation.cases import (
     Outage,
     RequestLoad,
     calibration_of,
-    is_calibrated,
     rtt,
     sliding,
-    target_only,
+    target_only_beside,
 )
-from benchmarks.validation.prediction import predictions_of
+from benchmarks.validation.prediction import error_of, predictions_of
 from benchmarks.validation.prompts import (
     CALIBRATING,
     developing_prompts,
@@ -82,10 +81,23 @@ def test_the_cases_are_what_the_calibration_was_not() -> None:
     assert any(case.control == "adaptive" for case in drafting)
     assert any(case.load.rate_per_s for case in drafting)
     assert any(500 in case.load.lengths for case in drafting)
-    assert [case.name for case in CASES if is_calibrated(case)] == ["torch-1", "vllm-1", "vllm-8", "fleet-16"]
-    calibrating = {case.load for system in SYSTEMS.values() for case in calibration_of(system)}
-    assert not {case.load for case in CASES} & calibrating, "even these have other arrivals"
-    assert all(target_only(case, CASES) for case in drafting), "each has a speed-up"
+    calibrating = [case for system in SYSTEMS.values() for case in calibration_of(system)]
+    assert not {_kind(case) for case in CASES} & {_kind(case) for case in calibrating}
+
+
+def _kind(case: Case) -> tuple[object, ...]:
+    load = case.load
+    return case.system, case.draft, case.control, load.num_clients, load.rate_per_s, load.lengths, case.link
+
+
+def test_before_and_after_a_case_its_load_is_asked_without_drafts() -> None:
+    loads = [(RequestLoad(40, 1), 10), (RequestLoad(48, 6), 12), (RequestLoad(3, 1, lengths=(500,)), 1)]
+    loads += [(RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160)), 6)]
+    for load, num_requests in loads:
+        case = Case("case", "torch", load, INT8, sliding(4), rtt(30), Outage(2, 2, 1, 5))
+        alone = target_only_beside(case)
+        assert alone.load == replace(load, num_requests=num_requests)
+        assert (alone.draft, alone.outage, alone.link) == (None, None, case.link)
 
 
 def test_a_contradictory_load_is_refused() -> None:
@@ -300,7 +312,7 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_and_predicted(
     load = RequestLoad(4, 2, lengths=(24,))
     loads = [Case("c", "replayed", replace(load, num_clients=num)) for num in (1, 2)]
     loads += [replace(each, draft=INT4, control=UNLIMITED) for each in loads]
-    cases = [Case("base", "replayed", load), Case("far", "replayed", load, INT4, sliding(4, free_run=False), rtt(20))]
+    cases = [Case("far", "replayed", load, INT4, sliding(4, free_run=False), rtt(20))]
     monkeypatch.setitem(SYSTEMS, "replayed", system)
     for name, value in (("calibration_of", lambda system: loads), ("WORK", tmp_path / "work")):
         monkeypatch.setattr(f"benchmarks.validation.__main__.{name}", value)
@@ -310,10 +322,11 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_and_predicted(
     assert 0 < machine.message_ms < 20
     assert 0 < machine.step_gap_ms < 20
     assert 0 < machine.request_ms < 200
-    found = predictions_of(results_of(cases, tmp_path, CODE), cases, profiles, tmp_path)
-    assert [each.result.complaints for each in found] == [[], []]
-    assert [each.error("guesses") is None for each in found] == [True, False]
-    assert found[1].live_speed_up is not None
-    for each in found:
-        for figure in ("tokens_per_s", "tpot_ms", "acceptance_length", "guesses"):
-            assert abs(each.error(figure) or 0.0) < 0.4, (figure, each)
+    (found,) = predictions_of(results_of(cases, tmp_path, CODE), profiles, tmp_path)
+    assert found.result.complaints == []
+    for figure in ("tokens_per_s", "tpot_ms", "acceptance_length", "guesses", "speed_up"):
+        error = error_of(found.figures(figure))
+        assert error is not None
+        assert abs(error) < 0.4, (figure, found)
+    assert [len(each.samples) for each in found.result.beside] == [2, 2]
+    assert abs(error_of(found.beside_figures("tpot_ms")) or 0.0) < 0.4

@@ -1,4 +1,4 @@
-"""The id of a machine: one for all processes of a machine, and nothing else can be read from it."""
+"""A machine's id, one for all its processes, from which nothing else can be read; and the dtype that suits it."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.runtime import machine
-from shared.runtime.machine import ID_DIGITS, machine_id
+from shared.runtime.machine import ID_DIGITS, fast_dtype, machine_id
 
 
 def without_cache() -> str:
@@ -38,3 +38,22 @@ def test_without_a_boot_id_host_name_and_network_address_make_the_id(
     assert first == without_cache()
     monkeypatch.setattr(machine.socket, "gethostname", lambda: "another")
     assert without_cache() != first
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fma avx2", "float32"),
+        ("avx512f avx512_bf16", "bfloat16"),
+        ("amx_tile amx_bf16", "bfloat16"),
+        (None, "float32"),
+    ],
+)
+def test_bfloat16_is_fast_where_the_processor_multiplies_it(
+    flags: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags:
+        info.write_text(f"model name\t: A processor\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPU_INFO", info)
+    assert fast_dtype() == expected

@@ -33,6 +33,7 @@ from shared.runtime.home import default_models_dir, home
 from shared.runtime.machine import describe_machine, fast_dtype
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
+CODE = ("awc", "benchmarks/harness", "benchmarks/peers", "client", "services", "shared")  # that figures depend on
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -145,7 +146,7 @@ async def _measure(
     versions = await serving.versions(start)
     more = (sorted(prompts.items()), versions, start.choice, seed, describe_machine())
     made = (start.models / "draft-distilled", llama_cpp.place())  # here, so no commit tells of them
-    inputs = digest_of(start.models, msgspec.json.encode(more), *map(digest_of_folder, made))
+    inputs = digest_of(start.models, msgspec.json.encode(more), *map(digest_of_folder, made), packages=CODE)
     origin = Origin.here("benchmarks.peers")
     run = Run(asked, prompts, versions, inputs, origin, folder, seed, may_be_busy)
     todo = run.unfinished(plan)

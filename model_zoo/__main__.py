@@ -106,7 +106,7 @@ def make_a_small_draft_for_a_target(
         str | None, typer.Option(help="Folder or hub id of the target; default: the prepared one.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the draft; must not exist; default: draft-distilled beside the pair.")
+        Path | None, typer.Option(help="Folder of the draft; default: draft-distilled beside the pair.")
     ] = None,
     prompts: Annotated[
         list[Path] | None,

@@ -25,8 +25,8 @@ from benchmarks.peers.measuring import Run, measure_all
 from benchmarks.peers.prompts import prompts_of
 from benchmarks.peers.report import markdown, read_causes
 from benchmarks.peers.results import read_cell
-from benchmarks.peers.serving import has_distilled
-from benchmarks.peers.systems import LLAMA, LLAMA_DRAFT, Choice, DsdCores, System, systems
+from benchmarks.peers.serving import has_distilled, has_room
+from benchmarks.peers.systems import ALL_GIB, LLAMA, LLAMA_DRAFT, Choice, DsdCores, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import EngineRefused
 from shared.runtime.home import default_models_dir, home
@@ -100,7 +100,7 @@ def main(
     if (system or busy) and folder == FOLDER:
         raise typer.BadParameter("--system and --busy need --folder, so that trials do not replace the report")
     models = default_models_dir()
-    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), fast_dtype())
+    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), has_room(), fast_dtype())
     asked, plan = among(systems(choice), system or []), full_plan()
     todo = chosen(plan, only or [])
     if show_plan:
@@ -109,6 +109,8 @@ def main(
     if not report_only:
         if any(each.name in (LLAMA, LLAMA_DRAFT) for each in asked) and todo:
             _build_llama()
+        if not choice.has_room:
+            notify(f"the memory is less than {ALL_GIB} GiB: the system that is not counted is left out")
         if not choice.has_distilled:
             notify("there is no distilled draft (`make draft`): its systems are left out")
         try:

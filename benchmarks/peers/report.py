@@ -17,7 +17,7 @@ from benchmarks.peers.findings import SPEED, TPOT, TTFT, Behind, CellFigures, Me
 from benchmarks.peers.processor_time import MAX_FOREIGN_SHARE, TICKS_S
 from benchmarks.peers.requirements import Check, checks
 from benchmarks.peers.results import CellResult
-from benchmarks.peers.systems import System
+from benchmarks.peers.systems import ALL_GIB, Choice, System, systems
 
 CAUSES = "causes.toml"
 NONE_COUNTS = "No cell is measured yet."
@@ -167,8 +167,12 @@ def _limit(check: Check) -> str:
 
 
 def _systems(results: Sequence[CellResult]) -> str:
-    systems = dict.fromkeys(system for each in results for system in each.systems)
-    return markdown_table(("system", "its use of the two cores"), [(_name(each), each.cores) for each in systems])
+    found = dict.fromkeys(system for each in results for system in each.systems)
+    table = markdown_table(("system", "its use of the two cores"), [(_name(each), each.cores) for each in found])
+    names = {each.name for each in found}
+    absent = [each.name for each in systems(Choice()) if each.name not in names]
+    why = f"the distilled draft must have been made, and all systems together need {ALL_GIB} GiB of memory"
+    return f"{table}\n\nNot compared: {'; '.join(absent)} ({why})." if absent else table
 
 
 def _name(system: System) -> str:

@@ -25,6 +25,7 @@ from benchmarks.peers import llama_cpp, vllm_server
 from benchmarks.peers.cells import MAX_TEXT_TOKENS
 from benchmarks.peers.server import Server, serving
 from benchmarks.peers.systems import (
+    ALL_GIB,
     LLAMA,
     LLAMA_DRAFT,
     TRANSFORMERS,
@@ -165,6 +166,11 @@ def distilled_model(models: Path) -> Path:
 
 def has_distilled(models: Path) -> bool:
     return distilled_model(models).is_dir() and (models / "draft-distilled").is_dir()
+
+
+def has_room() -> bool:
+    """Whether this machine's memory holds all systems, which stay loaded while others answer."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 >= ALL_GIB
 
 
 @asynccontextmanager

@@ -21,6 +21,8 @@ Engine = Literal["torch", "vllm"]
 DsdCores = Literal["split", "both"]
 Dtype = Literal["bfloat16", "float32"]
 
+ALL_GIB = 26  # of memory that all systems need at once, in float32; five of them are servers of vLLM
+
 TWO_THREADS = "two threads for the model; its server and the client beside them"
 ASIDE = "one thread for the model on one core; its server, scheduler and the client on the other"
 DSD_CORES: dict[DsdCores, str] = {
@@ -61,6 +63,7 @@ class Choice:
 
     dsd_cores: DsdCores = "split"
     has_distilled: bool = True  # the distilled draft was made on this machine
+    has_room: bool = True  # the memory holds all systems at once
     dtype: Dtype = "bfloat16"  # in which frameworks compute
 
 
@@ -82,4 +85,5 @@ def systems(choice: Choice) -> list[System]:
         System(ON_VLLM_INT8, ours, ON_VLLM_PLAIN),
         System(ON_VLLM_DISTILLED, ours, ON_VLLM_PLAIN),
     ]
-    return [each for each in found if choice.has_distilled or "distilled" not in each.name]
+    found = [each for each in found if choice.has_distilled or "distilled" not in each.name]
+    return [each for each in found if choice.has_room or each.is_counted]

@@ -34,7 +34,7 @@ from model_zoo.source import Source, open_source
 from services.cloud_verifier.torch_engine.model import name_of
 from services.edge_drafter.draft_config import VOCABULARY
 from services.edge_drafter.model import load_draft
-from shared.data.draft_card import CARD, Card, Progress
+from shared.data.draft_card import CARD, Card, Progress, read_card
 from shared.runtime.machine import describe_machine
 
 HELD_OUT = 20  # one prompt in so many judges
@@ -78,12 +78,16 @@ class Plan:
 
 
 def distill(plan: Plan, tell: Notify) -> Card:
-    """Raises UnusableModel, ExportError, ValueError for a prompt file or the work folder, OSError."""
-    if plan.out.exists():
-        raise ValueError(f"{plan.out} exists already: choose another folder or remove it")
+    """A draft that was made before with the same settings is left as it is.
+
+    Raises UnusableModel, ExportError, ValueError for a prompt file or a folder, OSError.
+    """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     source = open_source(plan.target)
-    settings = _claim(plan, source)
+    settings = _settings(plan, source)
+    if plan.out.exists():
+        return _finished(plan, settings, tell)
+    _claim(plan, settings)
     target = _load_target(source)
     depth = len(layers_of(target)[1])
     if not 1 <= plan.num_layers < depth:
@@ -108,12 +112,11 @@ def distill(plan: Plan, tell: Notify) -> Card:
 # --- the target and its answers ---------------------------------------------------------------------------------------
 
 
-def _claim(plan: Plan, source: Source) -> Settings:
-    """Takes the work folder. Raises ValueError if it belongs to other settings."""
+def _settings(plan: Plan, source: Source) -> Settings:
     weights = hashlib.sha256("".join(sha256_of(path) for path in sorted(source.folder.glob("*.safetensors"))).encode())
     if len({path.name for path in plan.prompts}) < len(plan.prompts):
         raise ValueError("two files of prompts have the same name")
-    settings = Settings(
+    return Settings(
         weights.hexdigest(),
         {path.name: sha256_of(path) for path in plan.prompts},
         plan.num_layers,
@@ -121,6 +124,21 @@ def _claim(plan: Plan, source: Source) -> Settings:
         plan.hours,
         plan.seed,
     )
+
+
+def _finished(plan: Plan, settings: Settings, tell: Notify) -> Card:
+    """The card of the draft that is there. Raises ValueError unless it has these settings and this precision."""
+    work, card = plan.work / SETTINGS, plan.out / CARD
+    if work.is_file() and card.is_file() and msgspec.json.decode(work.read_bytes(), type=Settings) == settings:
+        found = read_card(card)
+        if found.precision == plan.precision:
+            tell(f"{plan.out} was made before")
+            return found
+    raise ValueError(f"{plan.out} exists already: choose another folder or remove it")
+
+
+def _claim(plan: Plan, settings: Settings) -> None:
+    """Takes the work folder. Raises ValueError if it belongs to other settings."""
     path = plan.work / SETTINGS
     if not path.is_file():
         plan.work.mkdir(parents=True, exist_ok=True)
@@ -130,7 +148,6 @@ def _claim(plan: Plan, source: Source) -> Settings:
         raise ValueError(
             f"{plan.work} holds a distillation with other {', '.join(differing)}: finish it with those, or remove it"
         )
-    return settings
 
 
 def _load_target(source: Source) -> PreTrainedModel:

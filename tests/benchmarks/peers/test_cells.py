@@ -51,6 +51,10 @@ def test_without_a_distilled_draft_no_system_needs_one() -> None:
     assert not any("distilled" in name for name in names)
 
 
+def test_a_small_memory_leaves_out_the_system_that_is_not_counted() -> None:
+    assert set(SYSTEMS) - set(systems(Choice(has_room=False))) == {each for each in SYSTEMS if not each.is_counted}
+
+
 def test_the_budget_is_divided_by_estimates_and_what_is_left_goes_to_the_others() -> None:
     budget = Budget(1000, SHORTER[:3], SYSTEMS, now=0)
     weights = [estimated_s(each, SYSTEMS) for each in SHORTER[:3]]

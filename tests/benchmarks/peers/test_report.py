@@ -106,3 +106,9 @@ def test_a_stopped_cell_goes_on_and_one_of_other_code_begins_anew(tmp_path: Path
     assert run.unfinished(CELLS[:1]) == []
     write_result(path_of(CELLS[0], tmp_path), replace(BEHIND, complaints=["an error"]))
     assert run.started(CELLS[0]).rounds == []
+
+
+def test_systems_that_were_not_compared_are_named() -> None:
+    text = markdown(CELLS, [BEHIND], {}, "peers")
+    assert "Not compared: " in text
+    assert "DSD, target-only; " in text.partition("Not compared: ")[2].partition("\n")[0]

@@ -127,6 +127,19 @@ def test_what_can_not_be_distilled_is_refused(
     assert reason in refused.stderr
 
 
+def test_a_finished_distillation_is_told_and_left_as_it_is(made: Made) -> None:
+    command = ("distill", "--target", str(made.target), "--out", str(made.draft))
+    before = (made.draft / CARD).read_bytes()
+    again = model_zoo(*command, *OPTIONS)
+    assert again.returncode == 0, again.stderr
+    assert "was made before" in again.stderr
+    assert (made.draft / CARD).read_bytes() == before
+    for other in (("--seed", "1"), ("--quantize", "int4")):
+        refused = model_zoo(*command, *OPTIONS, *other)
+        assert refused.returncode == 1, other
+        assert "exists already" in refused.stderr
+
+
 def test_a_draft_that_is_there_is_not_replaced(target: Path, tmp_path: Path) -> None:
     refused = model_zoo("distill", "--target", str(target), "--out", str(tmp_path), "--layers", "2")
     assert refused.returncode == 1

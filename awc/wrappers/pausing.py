@@ -7,6 +7,8 @@
    predicted gain is below `doubtful`, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the
    next trial comes later each time, at last after `longest`. Otherwise the trial becomes a pause. Speeds are means of
    1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
+3. A pause ends at once when its reason has gone, as when 16 sessions became one: the predicted gain is higher by
+   `doubtful` than when the pair paused.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -25,7 +27,7 @@ from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
-PATIENCE = 6  # reports in a row without a gain before a pause
+PATIENCE = 6  # reports in a row without a gain before a pause, or with a much higher one before it ends
 HALF_LIFE = 192.0  # judged guesses after which a guess weighs half
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses; also that of a good draft
 PAUSED = WindowChoice(window=0, chunk=1, free_run=True)
@@ -42,7 +44,7 @@ class PauseSettings:
     margin: float = (
         0.03  # relative gain that drafting must promise, and loss of speed in a trial after which it resumes
     )
-    doubtful: float = 0.2  # predicted gain below which a pair that shares a machine is tried
+    doubtful: float = 0.2  # predicted gain below which a pair that shares a machine is tried; a rise that ends a pause
 
     def __post_init__(self) -> None:
         rules = {
@@ -127,6 +129,8 @@ class PausingPair:
         self._is_paused = False
         self._left = 0  # reports of the pause
         self._length = settings.first  # of the next pause
+        self._reason = 0.0  # predicted gain when the pair paused, at least 0
+        self._num_better = 0  # reports in a row with a much higher one
         self._trust = settings.after_failed  # reports of drafting after the next failed trial
         self._trusted = settings.before_trial  # reports until a trial may begin
         self._probing = 0  # reports until the gain counts again
@@ -148,10 +152,19 @@ class PausingPair:
         self._left -= 1
         if self._trial is not None:
             self._judge(self._trial, seen)
-        if self._is_paused and self._left <= 0 and self._can_gain(seen):
+        if self._is_paused and (self._has_lost_its_reason(seen) or (self._left <= 0 and self._can_gain(seen))):
             self._resume(self._settings.settling + self._settings.compared)
             self._probing = self._trusted
         return self._is_paused
+
+    def _has_lost_its_reason(self, seen: PairReport) -> bool:
+        """Whether the pause was decided in another situation. The next one is then short again."""
+        is_better = self._gain(self._rate, seen, MAX_WINDOW) > self._reason + self._settings.doubtful
+        self._num_better = self._num_better + 1 if is_better else 0
+        if self._num_better < PATIENCE:
+            return False
+        self._length = self._settings.first
+        return True
 
     def check(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """The wrapped control's choice, or PAUSED when a pause begins."""
@@ -164,6 +177,7 @@ class PausingPair:
         can_gain = gains or self._can_gain(seen)
         self._num_worthless = 0 if gains or (is_probing and can_gain) else self._num_worthless + 1
         if self._num_worthless >= PATIENCE:
+            self._note(gain)
             self._pause(self._length if can_gain else 0)
             return PAUSED
         if seen.window and has_written:
@@ -171,9 +185,14 @@ class PausingPair:
         self._trusted = max(0, self._trusted - 1)
         is_known = len(self._speeds) >= self._settings.compared
         if seen.shares_machine and not self._trusted and is_known and gain < self._settings.doubtful:
+            self._note(gain)
             self._begin_trial()
             return PAUSED
         return choice
+
+    def _note(self, gain: float) -> None:
+        """The reason of a pause that begins."""
+        self._reason, self._num_better = max(0.0, gain), 0
 
     @property
     def _rate(self) -> float:

@@ -66,7 +66,8 @@ def renew(settings, rows, numbers):
         p = rows.pairs[row]
         p.window, p.told = START, UNTOLD
         p.is_paused = p.is_trial = False
-        p.left = p.probing = p.num_worthless = p.num_speeds = 0
+        p.left = p.probing = p.num_worthless = p.num_speeds = p.num_better = 0
+        p.reason = 0.0
         p.length, p.trust, p.trusted = settings.first, settings.after_failed, settings.before_trial
         p.tpot_ms = 0.0
         for known in (rows.of_windows, rows.of_pauses):
@@ -142,10 +143,24 @@ def _stays_paused(settings, rows, row, node, seen):
     p.left -= 1
     if p.is_trial:
         _judge(settings, p, seen)
-    if p.is_paused and p.left <= 0 and _can_gain(settings, rows, row, cost, seen):
-        _resume(p, settings.settling + settings.compared)
-        p.probing = p.trusted
+    if p.is_paused:
+        has_lost_its_reason = _has_lost_its_reason(settings, rows, row, cost, seen)
+        if has_lost_its_reason or (p.left <= 0 and _can_gain(settings, rows, row, cost, seen)):
+            _resume(p, settings.settling + settings.compared)
+            p.probing = p.trusted
     return p.is_paused
+
+
+@njit
+def _has_lost_its_reason(settings, rows, row, cost, seen):
+    p = rows.pairs[row]
+    rate = _rate(rows.of_pauses, row, PAUSE_PRIOR_RATE, PAUSE_PRIOR_NUM)
+    is_better = net_gain(rate, seen, MAX_WINDOW, settings.price, cost) > p.reason + settings.doubtful
+    p.num_better = p.num_better + 1 if is_better else 0
+    if p.num_better < PATIENCE:
+        return False
+    p.length = settings.first
+    return True
 
 
 @njit
@@ -165,6 +180,7 @@ def _checked(settings, rows, row, node, seen, decision):
     can_gain = gains or _can_gain(settings, rows, row, cost, seen)
     p.num_worthless = 0 if gains or (is_probing and can_gain) else p.num_worthless + 1
     if p.num_worthless >= PATIENCE:
+        p.reason, p.num_better = max(0.0, gain), 0
         _pause(settings, p, p.length if can_gain else 0)
         return PAUSED
     speeds = rows.speeds[row]
@@ -175,6 +191,7 @@ def _checked(settings, rows, row, node, seen, decision):
     num = min(p.num_speeds, len(speeds))
     if seen.shares_machine and p.trusted == 0 and num >= settings.compared and gain < settings.doubtful:
         p.is_paused = p.is_trial = True
+        p.reason, p.num_better = max(0.0, gain), 0
         p.left = settings.settling + settings.compared + settings.first
         p.before = speeds[:num].sum() / num
         p.settling, p.num_compared, p.sum_compared = settings.settling, 0, 0.0

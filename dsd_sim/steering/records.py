@@ -37,6 +37,8 @@ PAIR_STATE = np.dtype(
         ("is_paused", np.bool_),
         ("left", np.int64),
         ("length", np.int64),
+        ("reason", np.float64),
+        ("num_better", np.int64),
         ("trust", np.int64),
         ("trusted", np.int64),
         ("probing", np.int64),

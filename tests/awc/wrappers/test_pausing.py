@@ -79,6 +79,41 @@ def test_a_pair_whose_guesses_became_right_drafts_on_after_its_pause() -> None:
     assert not any(followed(pair, GOOD, 200)[SETTINGS.longest + 1 :])
 
 
+RIGHT = {"matched": 14, "mismatched": 6}
+ALONE = changed(GOOD, batch=1.0, pass_tokens=1.0, draft_ms=10.0, pass_ms=50.0, tpot_ms=30.0, **RIGHT)
+CROWDED = changed(
+    GOOD, num_sessions=16, batch=16.0, pass_tokens=16.0, draft_ms=62.0, pass_ms=80.0, tpot_ms=80.0, **RIGHT
+)
+CROWDED_TOO = changed(CROWDED, draft_ms=50.0, shares_machine=True)
+
+
+@pytest.mark.parametrize("crowded", [CROWDED, CROWDED_TOO], ids=["own machine", "shared machine"])
+def test_a_pause_ends_early_when_the_load_that_it_was_decided_under_has_gone(crowded: PairReport) -> None:
+    pair, alone = a_pair(PauseSettings(first=500, longest=640)), changed(ALONE, shares_machine=crowded.shares_machine)
+    assert followed(pair, crowded, 100, paused_ms=80.0)[-1]
+    paused = [pair.decide(changed(alone, **NOTHING)) == PAUSED for _ in range(PATIENCE)]
+    assert paused == [True] * (PATIENCE - 1) + [False]
+    assert not any(followed(pair, alone, 100))
+
+
+def test_a_pause_goes_on_while_little_has_changed() -> None:
+    pair = a_pair(PauseSettings(first=500, longest=640))
+    assert followed(pair, CROWDED, 100, paused_ms=80.0)[-1]
+    better = changed(CROWDED, draft_ms=50.0, **NOTHING)
+    assert all(pair.decide(better) == PAUSED for _ in range(80))
+    assert all(pair.decide(seen) == PAUSED for seen in [better, changed(ALONE, **NOTHING)] * 7), "one says little"
+
+
+def test_after_a_pause_that_ended_early_the_next_is_short_again() -> None:
+    pair = a_pair(PauseSettings(first=6, longest=640))
+    assert lengths(followed(pair, CROWDED, 200, paused_ms=80.0))[-1] > 12
+    while pair.decide(changed(CROWDED, tpot_ms=80.0)) != PAUSED:
+        pass
+    assert pair.decide(changed(CROWDED, **NOTHING)) == PAUSED
+    assert lengths(followed(pair, ALONE, 12)) == [PATIENCE - 1]
+    assert lengths(followed(pair, WRONG, 60))[0] == 6
+
+
 def test_an_outpaced_pair_pauses_until_its_drafter_is_fast_enough() -> None:
     pair = a_pair()
     assert all(followed(pair, OUTPACED, 500)[PATIENCE - 1 :])

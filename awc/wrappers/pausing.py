@@ -7,8 +7,9 @@
    predicted gain is below `doubtful`, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the
    next trial comes later each time, at last after `longest`. Otherwise the trial becomes a pause. Speeds are means of
    1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
-3. A pause ends at once when its reason has gone, as when 16 sessions became one: the predicted gain is higher by
-   `doubtful` than when the pair paused.
+3. A pause ends early when its reason has gone, as when 16 sessions became one: in PATIENCE reports in a row the
+   predicted gain of the longest window is higher by `doubtful` than when the pair paused, or than 0 if it was below.
+   If the pair then pauses again soon, that pause has its full length.
 
 Invariant: between pauses the wrapped control sees every report and its choices stand. Its own choices of window 0 are
 never counted against it.
@@ -129,8 +130,9 @@ class PausingPair:
         self._is_paused = False
         self._left = 0  # reports of the pause
         self._length = settings.first  # of the next pause
-        self._reason = 0.0  # predicted gain when the pair paused, at least 0
+        self._reason = 0.0  # predicted gain of the longest window when the pair paused, at least 0
         self._num_better = 0  # reports in a row with a much higher one
+        self._unproven = 0  # reports of drafting until a pause may end early again
         self._trust = settings.after_failed  # reports of drafting after the next failed trial
         self._trusted = settings.before_trial  # reports until a trial may begin
         self._probing = 0  # reports until the gain counts again
@@ -152,19 +154,19 @@ class PausingPair:
         self._left -= 1
         if self._trial is not None:
             self._judge(self._trial, seen)
-        if self._is_paused and (self._has_lost_its_reason(seen) or (self._left <= 0 and self._can_gain(seen))):
-            self._resume(self._settings.settling + self._settings.compared)
-            self._probing = self._trusted
+        if self._is_paused:
+            is_over = self._left <= 0 and self._can_gain(seen)
+            if is_over or self._has_lost_its_reason(seen):
+                self._resume(self._settings.settling + self._settings.compared)
+                self._probing = self._trusted
+                self._unproven = 0 if is_over else self._settings.first
         return self._is_paused
 
     def _has_lost_its_reason(self, seen: PairReport) -> bool:
-        """Whether the pause was decided in another situation. The next one is then short again."""
+        """Whether the pause was decided in another situation."""
         is_better = self._gain(self._rate, seen, MAX_WINDOW) > self._reason + self._settings.doubtful
         self._num_better = self._num_better + 1 if is_better else 0
-        if self._num_better < PATIENCE:
-            return False
-        self._length = self._settings.first
-        return True
+        return self._num_better >= PATIENCE and not self._unproven
 
     def check(self, seen: PairReport, choice: WindowChoice) -> WindowChoice:
         """The wrapped control's choice, or PAUSED when a pause begins."""
@@ -172,12 +174,13 @@ class PausingPair:
         if not (is_measured(seen) and choice.window):
             return choice
         is_probing, self._probing = self._probing > 0, max(0, self._probing - 1)
+        self._unproven = max(0, self._unproven - 1)
         gain = self._gain(self._rate, seen, choice.window)
         gains = gain > self._settings.margin
         can_gain = gains or self._can_gain(seen)
         self._num_worthless = 0 if gains or (is_probing and can_gain) else self._num_worthless + 1
         if self._num_worthless >= PATIENCE:
-            self._note(gain)
+            self._note(seen)
             self._pause(self._length if can_gain else 0)
             return PAUSED
         if seen.window and has_written:
@@ -185,14 +188,14 @@ class PausingPair:
         self._trusted = max(0, self._trusted - 1)
         is_known = len(self._speeds) >= self._settings.compared
         if seen.shares_machine and not self._trusted and is_known and gain < self._settings.doubtful:
-            self._note(gain)
+            self._note(seen)
             self._begin_trial()
             return PAUSED
         return choice
 
-    def _note(self, gain: float) -> None:
+    def _note(self, seen: PairReport) -> None:
         """The reason of a pause that begins."""
-        self._reason, self._num_better = max(0.0, gain), 0
+        self._reason, self._num_better = max(0.0, self._gain(self._rate, seen, MAX_WINDOW)), 0
 
     @property
     def _rate(self) -> float:

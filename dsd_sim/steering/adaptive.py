@@ -66,7 +66,7 @@ def renew(settings, rows, numbers):
         p = rows.pairs[row]
         p.window, p.told = START, UNTOLD
         p.is_paused = p.is_trial = False
-        p.left = p.probing = p.num_worthless = p.num_speeds = p.num_better = 0
+        p.left = p.probing = p.num_worthless = p.num_speeds = p.num_better = p.unproven = 0
         p.reason = 0.0
         p.length, p.trust, p.trusted = settings.first, settings.after_failed, settings.before_trial
         p.tpot_ms = 0.0
@@ -144,23 +144,27 @@ def _stays_paused(settings, rows, row, node, seen):
     if p.is_trial:
         _judge(settings, p, seen)
     if p.is_paused:
-        has_lost_its_reason = _has_lost_its_reason(settings, rows, row, cost, seen)
-        if has_lost_its_reason or (p.left <= 0 and _can_gain(settings, rows, row, cost, seen)):
+        is_over = p.left <= 0 and _can_gain(settings, rows, row, cost, seen)
+        if is_over or _has_lost_its_reason(settings, rows, row, cost, seen):
             _resume(p, settings.settling + settings.compared)
             p.probing = p.trusted
+            p.unproven = 0 if is_over else settings.first
     return p.is_paused
 
 
 @njit
 def _has_lost_its_reason(settings, rows, row, cost, seen):
     p = rows.pairs[row]
-    rate = _rate(rows.of_pauses, row, PAUSE_PRIOR_RATE, PAUSE_PRIOR_NUM)
-    is_better = net_gain(rate, seen, MAX_WINDOW, settings.price, cost) > p.reason + settings.doubtful
+    is_better = _longest_gain(settings, rows, row, cost, seen) > p.reason + settings.doubtful
     p.num_better = p.num_better + 1 if is_better else 0
-    if p.num_better < PATIENCE:
-        return False
-    p.length = settings.first
-    return True
+    return p.num_better >= PATIENCE and p.unproven == 0
+
+
+@njit
+def _longest_gain(settings, rows, row, cost, seen):
+    """Of the longest window."""
+    rate = _rate(rows.of_pauses, row, PAUSE_PRIOR_RATE, PAUSE_PRIOR_NUM)
+    return net_gain(rate, seen, MAX_WINDOW, settings.price, cost)
 
 
 @njit
@@ -174,13 +178,14 @@ def _checked(settings, rows, row, node, seen, decision):
         return decision
     is_probing = p.probing > 0
     p.probing = max(0, p.probing - 1)
+    p.unproven = max(0, p.unproven - 1)
     rate = _rate(rows.of_pauses, row, PAUSE_PRIOR_RATE, PAUSE_PRIOR_NUM)
     gain = net_gain(rate, seen, window, settings.price, cost)
     gains = gain > settings.margin
     can_gain = gains or _can_gain(settings, rows, row, cost, seen)
     p.num_worthless = 0 if gains or (is_probing and can_gain) else p.num_worthless + 1
     if p.num_worthless >= PATIENCE:
-        p.reason, p.num_better = max(0.0, gain), 0
+        p.reason, p.num_better = max(0.0, _longest_gain(settings, rows, row, cost, seen)), 0
         _pause(settings, p, p.length if can_gain else 0)
         return PAUSED
     speeds = rows.speeds[row]
@@ -191,7 +196,7 @@ def _checked(settings, rows, row, node, seen, decision):
     num = min(p.num_speeds, len(speeds))
     if seen.shares_machine and p.trusted == 0 and num >= settings.compared and gain < settings.doubtful:
         p.is_paused = p.is_trial = True
-        p.reason, p.num_better = max(0.0, gain), 0
+        p.reason, p.num_better = max(0.0, _longest_gain(settings, rows, row, cost, seen)), 0
         p.left = settings.settling + settings.compared + settings.first
         p.before = speeds[:num].sum() / num
         p.settling, p.num_compared, p.sum_compared = settings.settling, 0, 0.0

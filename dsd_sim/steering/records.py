@@ -39,6 +39,7 @@ PAIR_STATE = np.dtype(
         ("length", np.int64),
         ("reason", np.float64),
         ("num_better", np.int64),
+        ("unproven", np.int64),
         ("trust", np.int64),
         ("trusted", np.int64),
         ("probing", np.int64),

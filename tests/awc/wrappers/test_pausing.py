@@ -28,10 +28,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.num_seen = 0
+        self.choice = DEFAULT_CHOICE
 
     def decide(self, seen: PairReport) -> WindowChoice:
         self.num_seen += 1
-        return DEFAULT_CHOICE
+        return self.choice
 
 
 def a_pair(settings: PauseSettings = SETTINGS) -> PausingPair:
@@ -104,14 +105,21 @@ def test_a_pause_goes_on_while_little_has_changed() -> None:
     assert all(pair.decide(seen) == PAUSED for seen in [better, changed(ALONE, **NOTHING)] * 7), "one says little"
 
 
-def test_after_a_pause_that_ended_early_the_next_is_short_again() -> None:
-    pair = a_pair(PauseSettings(first=6, longest=640))
-    assert lengths(followed(pair, CROWDED, 200, paused_ms=80.0))[-1] > 12
-    while pair.decide(changed(CROWDED, tpot_ms=80.0)) != PAUSED:
-        pass
-    assert pair.decide(changed(CROWDED, **NOTHING)) == PAUSED
-    assert lengths(followed(pair, ALONE, 12)) == [PATIENCE - 1]
-    assert lengths(followed(pair, WRONG, 60))[0] == 6
+def test_a_pause_soon_after_one_that_ended_early_has_its_full_length() -> None:
+    """The drafter is idle whenever the pair pauses, as where all its pairs pause together."""
+    pair, paused = a_pair(PauseSettings(first=30, longest=60)), [False]
+    for _ in range(300):
+        seen = changed(CROWDED, draft_ms=15.0, **NOTHING) if paused[-1] else CROWDED
+        paused.append(pair.decide(changed(seen, tpot_ms=seen.tpot_ms + 1e-6 * len(paused))) == PAUSED)
+    assert lengths(paused) == [PATIENCE, 60] * 3
+
+
+def test_a_short_window_is_no_reason_to_end_a_pause() -> None:
+    """Its gain is compared with that of the longest window at the pause's beginning, not with its own."""
+    pair = a_pair(PauseSettings(first=100, longest=100))
+    pair.active.choice = WindowChoice(4, 2, free_run=True)  # type: ignore[attr-defined]
+    far = changed(GOOD, matched=16, mismatched=4, rtt_ms=120.0, draft_ms=4.0)
+    assert lengths(followed(pair, far, 300))[0] == 100
 
 
 def test_an_outpaced_pair_pauses_until_its_drafter_is_fast_enough() -> None:

@@ -93,10 +93,10 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
     controls = {pair: expected_of.for_pair() for pair in every}
     regimes = {pair: drawn(random_) for pair in every}
     told: dict[tuple[int, int], WindowChoice] = {}
-    num_changes, trials = 0, {"begun": 0, "failed": 0, "became pauses": 0}
+    num_changes, num_early, trials = 0, 0, {"begun": 0, "failed": 0, "became pauses": 0}
     for number in range(1500):
         for pair in every:
-            if random_.random() < 0.004:
+            if random_.random() < 0.01:
                 regimes[pair] = drawn(random_)
         chosen = random_.sample(every, random_.randrange(1, len(every) + 1))
         is_new = np.array([random_.random() < 0.001 for _ in chosen])
@@ -109,17 +109,20 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
         ]
         devices, nodes = (np.array(column) for column in zip(*chosen, strict=True))
         on_trial = {pair for pair in chosen if controls[pair]._trial is not None}
+        on_pause = {pair for pair in chosen if controls[pair]._is_paused} - on_trial
         for at, choice in compiled.decide(devices, nodes, is_new, records(reports)):
             told[chosen[at]] = choice
             num_changes += 1
         expected = expected_of.decide_all([controls[pair] for pair in chosen], reports)
         assert [told[pair] for pair in chosen] == expected, f"report {number}"
         for pair in chosen:
+            num_early += pair in on_pause and not controls[pair]._is_paused and controls[pair]._left > 0
             is_tried, was_tried = controls[pair]._trial is not None, pair in on_trial
             trials["begun"] += is_tried and not was_tried
             trials["failed"] += was_tried and not is_tried and not controls[pair]._is_paused
             trials["became pauses"] += was_tried and not is_tried and controls[pair]._is_paused
     assert num_changes > 100
+    assert num_early > 0 or pauses is SOON, "no pause ended early"
     assert min(trials.values()) > 0 if shares_machine else sum(trials.values()) == 0, trials
 
 

@@ -100,7 +100,7 @@ def main(
     if (system or busy) and folder == FOLDER:
         raise typer.BadParameter("--system and --busy need --folder, so that trials do not replace the report")
     models = default_models_dir()
-    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), has_room(), fast_dtype())
+    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), bool(system) or has_room(), fast_dtype())
     asked, plan = among(systems(choice), system or []), full_plan()
     todo = chosen(plan, only or [])
     if show_plan:

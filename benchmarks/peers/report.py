@@ -170,9 +170,11 @@ def _systems(results: Sequence[CellResult]) -> str:
     found = dict.fromkeys(system for each in results for system in each.systems)
     table = markdown_table(("system", "its use of the two cores"), [(_name(each), each.cores) for each in found])
     names = {each.name for each in found}
-    absent = [each.name for each in systems(Choice()) if each.name not in names]
-    why = f"the distilled draft must have been made, and all systems together need {ALL_GIB} GiB of memory"
-    return f"{table}\n\nNot compared: {'; '.join(absent)} ({why})." if absent else table
+    absent = [each for each in systems(Choice()) if names and each.name not in names]
+    if not absent:
+        return table
+    told = [each.name if each.is_counted else f"{each.name} (it needs {ALL_GIB} GiB of memory)" for each in absent]
+    return f"{table}\n\nNot compared: {'; '.join(told)}."
 
 
 def _name(system: System) -> str:

@@ -194,8 +194,8 @@ DEVELOPMENT = (  # to develop the simulator with
 
 
 def target_only_beside(case: Case) -> Case:
-    """What is asked without drafts before the case and after it, to have its speed-up: a quarter of its requests, as
-    many for each client and of each length."""
+    """What is asked without drafts before the case and after it, to have its speed-up: about a quarter of its requests,
+    as many for each client and of each length."""
     load = case.load
     unit = math.lcm(load.num_clients or 1, len(load.lengths))
     num_requests = max(1, load.num_requests // 4 // unit) * unit

@@ -82,10 +82,13 @@ def distill(plan: Plan, tell: Notify) -> Card:
 
     Raises UnusableModel, ExportError, ValueError for a prompt file or a folder, OSError.
     """
+    is_made = plan.out.exists()
+    if is_made and not ((plan.work / SETTINGS).is_file() and (plan.out / CARD).is_file()):
+        raise _exists(plan)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     source = open_source(plan.target)
     settings = _settings(plan, source)
-    if plan.out.exists():
+    if is_made:
         return _finished(plan, settings, tell)
     _claim(plan, settings)
     target = _load_target(source)
@@ -128,13 +131,23 @@ def _settings(plan: Plan, source: Source) -> Settings:
 
 def _finished(plan: Plan, settings: Settings, tell: Notify) -> Card:
     """The card of the draft that is there. Raises ValueError unless it has these settings and this precision."""
-    work, card = plan.work / SETTINGS, plan.out / CARD
-    if work.is_file() and card.is_file() and msgspec.json.decode(work.read_bytes(), type=Settings) == settings:
-        found = read_card(card)
-        if found.precision == plan.precision:
-            tell(f"{plan.out} was made before")
-            return found
-    raise ValueError(f"{plan.out} exists already: choose another folder or remove it")
+    found = read_card(plan.out / CARD)
+    if _read_settings(plan.work / SETTINGS) != settings or found.precision != plan.precision:
+        raise _exists(plan)
+    tell(f"{plan.out} was made before")
+    return found
+
+
+def _exists(plan: Plan) -> ValueError:
+    return ValueError(f"{plan.out} exists already: choose another folder or remove it")
+
+
+def _read_settings(path: Path) -> Settings:
+    """Raises ValueError naming the file."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Settings)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} does not hold the settings of a distillation: {error}") from error
 
 
 def _claim(plan: Plan, settings: Settings) -> None:
@@ -143,7 +156,7 @@ def _claim(plan: Plan, settings: Settings) -> None:
     if not path.is_file():
         plan.work.mkdir(parents=True, exist_ok=True)
         write_whole(path, msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
-    elif (earlier := msgspec.json.decode(path.read_bytes(), type=Settings)) != settings:
+    elif (earlier := _read_settings(path)) != settings:
         differing = [name for name in Settings.__struct_fields__ if getattr(earlier, name) != getattr(settings, name)]
         raise ValueError(
             f"{plan.work} holds a distillation with other {', '.join(differing)}: finish it with those, or remove it"

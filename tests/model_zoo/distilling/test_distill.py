@@ -106,6 +106,10 @@ def test_a_work_folder_serves_the_settings_that_began_it(target: Path, tmp_path:
     refused = model_zoo("distill", "--target", str(target), "--out", str(tmp_path / "draft"), *OPTIONS)
     assert refused.returncode == 1
     assert "with other target_sha256" in refused.stderr
+    (work / SETTINGS).write_text("{")
+    refused = model_zoo("distill", "--target", str(target), "--out", str(tmp_path / "draft"), *OPTIONS)
+    assert refused.returncode == 1
+    assert "does not hold the settings of a distillation" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,16 @@ class Results:
         return [1 / max(report.tpot_ms.mean, LEAST_MS) for report in self.reports]
 
     @property
+    def throughputs(self) -> list[float]:
+        """Tokens per second of all answers."""
+        return [report.tokens_per_s for report in self.reports]
+
+    @property
+    def ttfts(self) -> list[float]:
+        """Mean milliseconds to the first token."""
+        return [report.ttft_ms.mean for report in self.reports]
+
+    @property
     def guesses(self) -> list[float]:
         """Guesses per token of an answer."""
         return [report.guesses_per_token for report in self.reports]

@@ -39,7 +39,7 @@ from benchmarks.validation.live import LiveSystem, Phase, num_keys, started
 from benchmarks.validation.prediction import predictions_of
 from benchmarks.validation.prompts import CALIBRATING, prompts_of, recording_of
 from benchmarks.validation.report import markdown, summaries, table
-from benchmarks.validation.results import CaseResult, TargetOnlyRun, drift_of, figures_of
+from benchmarks.validation.results import CaseResult, TargetOnlyRun, drift_of, figures_of, unsteady
 from model_zoo.prompt_file import read_prompts
 from services.local.engine import EngineName, EngineRefused, verifier_engine
 from services.local.pair import DISTILLED
@@ -52,6 +52,7 @@ PROFILES = "profiles"  # the folder of profiles and recordings, in the folder of
 WORK = ROOT / "build" / "validation"  # logs
 LIVE_PACKAGES = ("awc", "services", "shared")  # that decide what a live run measures
 CALIBRATION, JUDGED = 1, 2  # seeds of arrivals
+ATTEMPTS = 3  # most runs of a case
 ORIGIN = Origin.here("benchmarks.validation")
 
 console = Console(stderr=True)
@@ -165,7 +166,7 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
     """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again.
 
     A system without profiles, or without a result of this code, is calibrated before the cases and once more after
-    them, as machines drift.
+    them, as machines drift. A case in which the machine changed runs again, up to ATTEMPTS times in all.
     """
     of_system = [case for case in (*cases, *CASES, *DEVELOPMENT) if case.system == system.name]
     has_profiles = all(profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
@@ -175,22 +176,18 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
 
     async def all_of(place: Path) -> None:
         beside = [target_only_beside(case) for case in cases]
-        num = num_keys([case.load for case in (*loads, *beside, *cases, *beside, *loads)])
+        attempts = ATTEMPTS * (*beside, *cases, *beside)
+        num = num_keys([case.load for case in (*loads, *attempts, *loads)])
         async with started(system, python, num, place, _notify) as live:
             phases = await _calibrate(live, loads)
             if is_new:
                 write_profiles(system, phases, folder)
             for case in cases:
-                alone = target_only_beside(case)
                 try:
-                    before = await live.run(alone, prompts, JUDGED)
-                    phase = await live.run(case, prompts, JUDGED)
-                    after = await live.run(alone, prompts, JUDGED)
+                    await run_case(live, case, prompts, folder, code)
                 except Exception:  # other cases can still run
                     console.print(f"{case.name} failed:", style="red", highlight=False)
                     console.print_exception()
-                    continue
-                _keep(case, phase, (before, after), folder, code)
             if is_new:
                 phases += await _calibrate(live, loads)
                 write_result(WORK / f"calibration-{system.name}.json", phases)
@@ -200,9 +197,25 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
         asyncio.run(all_of(Path(place)))
 
 
-def _keep(case: Case, phase: Phase, beside: Sequence[Phase], folder: Path, code: str) -> None:
-    """Writes the result of a case, and its logs. beside: the target-only phases before it and after it."""
+async def run_case(live: LiveSystem, case: Case, prompts: Sequence[str], folder: Path, code: str) -> None:
+    """Runs a case between answers without drafts, until these show a steady machine."""
+    alone = target_only_beside(case)
+    for num_unsteady in range(ATTEMPTS):
+        before = await live.run(alone, prompts, JUDGED)
+        phase = await live.run(case, prompts, JUDGED)
+        after = await live.run(alone, prompts, JUDGED)
+        if _keep(case, phase, (before, after), num_unsteady, folder, code):
+            break
+
+
+def _keep(case: Case, phase: Phase, beside: Sequence[Phase], num_unsteady: int, folder: Path, code: str) -> bool:
+    """Writes the result of a case, and its logs. beside: the target-only phases before it and after it. Returns whether
+    the machine was steady."""
+    before, after = (TargetOnlyRun(figures_of(each, drafts=False), each.samples) for each in beside)
     complaints = [complaint for each in (phase, *beside) for complaint in each.complaints]
+    change = unsteady(before.live, after.live)
+    if change is not None:
+        complaints.append(change)
     for complaint in complaints[:5]:
         _notify(f"void: {complaint}")
     write_result(WORK / f"case-{case.name}.json", phase)
@@ -213,14 +226,16 @@ def _keep(case: Case, phase: Phase, beside: Sequence[Phase], folder: Path, code:
         live=figures_of(phase, drafts=True),
         samples=phase.samples,
         drafters=phase.drafters,
-        beside=[TargetOnlyRun(figures_of(each, drafts=False), each.samples) for each in beside],
+        beside=[before, after],
         drift=drift_of(phase, profile, 2 * case.link.delay_ms),
         took_s=phase.took_s,
         complaints=complaints,
         origin=ORIGIN,
+        num_unsteady=num_unsteady,
     )
     write_result(path_of(case, folder), result)
     _notify(f"{case.name}: {phase.took_s:.0f} s")
+    return change is None
 
 
 def _notify(line: str) -> None:

@@ -16,6 +16,7 @@ from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
 from benchmarks.validation.cases import LIMITS, ErrorLimit
 from benchmarks.validation.prediction import Prediction, error_of
+from benchmarks.validation.results import MOST_CHANGE
 
 TITLES = {
     "tpot_ms": "TPOT, ms",
@@ -125,7 +126,8 @@ def _about(origin: Origin) -> str:
         "again after them, in the same processes, with other loads, windows and prompts, and with nothing added to the "
         "link. So the errors say nothing of processes that start later. Just before and just after each case its load "
         "was asked without drafts, about a quarter of the requests each; speed-ups are over these answers, of which an "
-        "open loop has fewer at once than its case. Parentheses "
+        "open loop has fewer at once than its case. A case runs again, up to twice, if a token without drafts took "
+        f"{MOST_CHANGE:.0%} more or less after it than before it. Parentheses "
         "after medians and biases: 95 % bootstrap intervals over cases; cases "
         "share a machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals its "
         "arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
@@ -188,9 +190,19 @@ def _case_table(found: Sequence[Prediction]) -> str:
     for each in found:
         case, took_s = each.result.case, f"{each.result.took_s:.0f}"
         rows.append(
-            (case.name, case.draft or "", case.windows, case.network, case.load, len(each.result.samples), took_s)
+            (
+                case.name,
+                case.draft or "",
+                case.windows,
+                case.network,
+                case.load,
+                len(each.result.samples),
+                took_s,
+                each.result.num_unsteady or "",
+            )
         )
-    return markdown_table(("case", "draft", "windows", "link", "load", "answers", "took, s"), rows)
+    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "unsteady runs before")
+    return markdown_table(heading, rows)
 
 
 def _difference_table(found: Sequence[Prediction]) -> str:

@@ -11,6 +11,8 @@ from benchmarks.validation.cases import Case
 from benchmarks.validation.live import Phase, PhaseFailed
 from shared.data.profiles import Profile
 
+MOST_CHANGE = 0.2  # of the time per token without drafts between before and after a case that counts
+
 
 @dataclass(frozen=True, slots=True)
 class CaseFigures:
@@ -57,6 +59,15 @@ class CaseResult:
     took_s: float
     complaints: list[str]  # why the figures are void; empty: they count
     origin: Origin
+    num_unsteady: int = 0  # runs of the case before this one in which the machine changed
+
+
+def unsteady(before: CaseFigures, after: CaseFigures) -> str | None:
+    """How the machine changed during a case, by the answers without drafts around it; None: hardly."""
+    fast, slow = sorted((before.tpot_ms, after.tpot_ms))
+    if slow <= (1 + MOST_CHANGE) * fast:
+        return None
+    return f"a token without drafts took {before.tpot_ms:.1f} ms before the case and {after.tpot_ms:.1f} ms after it"
 
 
 def figures_of(phase: Phase, *, drafts: bool) -> CaseFigures:

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
+from scipy.optimize import nnls
 
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftModel, DraftRow
@@ -35,6 +36,7 @@ FED = (1, 2, 4, 8, 16, 32, 64)
 MOST_TOKENS = 256  # of a pass
 MOST_DRAWS = 17
 TIMES = 5  # of each kind
+TOKEN_FEATURES = slice(2, 6)  # of `pass_features`: tokens, and those above each hinge
 REFITS = 4  # until errors are relative to the fitted times
 
 
@@ -125,15 +127,20 @@ def _draft_caches(model: DraftModel, context: int, num: int, rng: random.Random)
 
 
 def fit_passes(points: Sequence[PassPoint]) -> tuple[PassTimes, RelativeError]:
-    """Least squares of the errors relative to the fitted times, with weights of at least 0.
+    """Least squares of the errors relative to the fitted times, with times of at least 0, also of one more token: it
+    may take less in a larger pass, as on vLLM, or more.
 
     Relative to the measured times, slow outliers would count too little.
     """
     features = np.array([pass_features(p.num_sessions, p.num_tokens, p.num_cached) for p in points])
+    features[:, TOKEN_FEATURES][:, :-1] -= features[:, TOKEN_FEATURES][:, 1:]  # the tokens between two hinges
     weights, error = _fit(features, np.array([p.elapsed_ms for p in points]))
-    base, session, token, *above, cached = weights
+    base, session, *slopes, cached = weights
+    num_seen = int(features[:, TOKEN_FEATURES].any(axis=0).sum())
+    slopes[num_seen:] = slopes[num_seen - 1 : num_seen] * (len(slopes) - num_seen)  # as below the last hinge reached
+    above = [round(after - before, 6) for before, after in pairwise(slopes)]
     return PassTimes(
-        base_ms=base, session_ms=session, token_ms=token, above_ms=(above[0], above[1], above[2]), cached_ms=cached
+        base_ms=base, session_ms=session, token_ms=slopes[0], above_ms=(above[0], above[1], above[2]), cached_ms=cached
     ), error
 
 
@@ -160,7 +167,7 @@ def peak_mib() -> float:
 def _fit(features: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], RelativeError]:
     fitted = times
     for _ in range(REFITS):
-        weights = lsq_linear(features / fitted[:, None], times / fitted, bounds=(0, np.inf)).x
+        weights = nnls(features / fitted[:, None], times / fitted)[0]
         fitted = np.maximum(features @ weights, LEAST_MS)
     errors = np.abs(features @ weights / times - 1)
     return [round(float(weight), 6) for weight in weights], RelativeError(float(np.median(errors)), float(errors.max()))

@@ -1,18 +1,20 @@
 """Profiles: the times of a target's verify passes and of a draft's steps on given hardware, for DSD-Sim and stand-ins.
 
-Invariant: times are finite and not negative. A profile is a JSON file for one device and one model, or for one pair of
-each; `origin` says where its times come from.
+Invariant: times are finite and not negative, also that of one more token. A profile is a JSON file for one device and
+one model, or for one pair of each; `origin` says where its times come from.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.policies import batching, stepping
 
+LEAST_STEP = 1e-5  # of times in files, which are rounded
 MAX_EXTRAS = 16  # sizes of passes that may have an extra time
 PROFILE_NAME = r"[a-z0-9.-]{1,40}"  # a regular expression
 
@@ -33,11 +35,17 @@ class PassTimes(Times):
     base_ms: Millis
     session_ms: Millis = 0.0
     token_ms: Millis = 0.0
-    above_ms: tuple[Millis, Millis, Millis] = (0.0, 0.0, 0.0)  # further time of each token above 8, 32 and 128
+    above_ms: tuple[Signed, Signed, Signed] = (0.0, 0.0, 0.0)  # further time of each token above 8, 32 and 128
     cached_ms: Millis = 0.0  # of each thousand cached tokens read
     extra_ms: tuple[Signed, ...] = Field(  # of a pass of 1, 2, … tokens: what the sum misses
         (), max_length=MAX_EXTRAS, exclude_if=lambda extra_ms: not extra_ms
     )
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        if any(token_ms < -LEAST_STEP for token_ms in accumulate((self.token_ms, *self.above_ms))):
+            raise ValueError("token_ms and above_ms must add up to 0 or more at each number of tokens")
+        return self
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace as changed
 
+from awc_training.cases import case_row
 from awc_training.evaluate import Results, best_of, frontier_table, met, requirements, standing, standings
 from awc_training.intervals import Interval, geometric_mean, mean, median, ratio, ratio_of_means
 from dsd_sim.studies.report import GuessFates, TimeStats, priced
@@ -35,6 +36,20 @@ def test_the_best_rival_is_the_fastest_on_average() -> None:
     best, found = standing(results("ours", 20, 20), [slow, even])
     assert best.label == "even"
     assert found.value == pytest.approx(1.0)
+
+
+def test_a_case_shows_what_the_fastest_rival_pays_for_its_speed() -> None:
+    ours, lab, alone = (
+        Results(each.label, [changed(one, tokens_per_s=rate, ttft_ms=TimeStats(ttft, 0, 0, 0)) for one in each.reports])
+        for each, rate, ttft in (
+            (results("ours", 20, 20), 200.0, 40.0),
+            (results("lab", 10, 10), 100.0, 80.0),
+            (results("static 0", 40, 40), 100.0, 20.0),
+        )
+    )
+    half, twice = (f"{each:.3f} ({each:.3f}–{each:.3f})" for each in (0.5, 2.0))
+    row = case_row("crowd", ours, [alone, lab]).split(" | ")
+    assert row[:7] == ["crowd", "lab", half, "**no**", twice, half, twice]
 
 
 def test_means_and_medians_lie_within_their_intervals() -> None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from benchmarks.harness.files import read_result, write_result
-from benchmarks.validation.__main__ import path_of, results_of, unfinished
-from benchmarks.validation.cases import INT4
+from benchmarks.standins.compute_log import ComputeRecord
+from benchmarks.validation.__main__ import path_of, profile_path, results_of, run_case, unfinished
+from benchmarks.validation.cases import INT4, Case
+from benchmarks.validation.live import LiveSystem, Phase
 from benchmarks.validation.prediction import error_of
 from benchmarks.validation.report import describe, differences, markdown, summaries, table
 from benchmarks.validation.results import CaseResult
-from tests.benchmarks.validation.sample_case import ALONE, CASE, CODE, ORIGIN, OTHER, prediction, result
+from tests.benchmarks.validation.sample_case import (
+    ALONE,
+    CASE,
+    CODE,
+    ORIGIN,
+    OTHER,
+    PROFILE,
+    phase,
+    prediction,
+    result,
+    sample,
+)
 
 
 def test_an_error_is_relative_to_the_live_figure() -> None:
@@ -90,6 +105,45 @@ def test_void_cases_are_marked() -> None:
     found = [prediction(complaints=["verifier-0: pass failed"])]
     assert "| test **void**: verifier-0: pass failed |" in markdown(found, [], ORIGIN)
     assert next(iter(table(found).columns[0].cells)) == "test (void)"
+
+
+class Machine:
+    """Answers whose tokens without drafts take these times, in milliseconds, in turn."""
+
+    def __init__(self, *alone_ms: float) -> None:
+        self.alone_ms = iter(alone_ms)
+
+    async def run(self, case: Case, prompts: Sequence[str], seed: int) -> Phase:
+        tpot_ms = next(self.alone_ms) if case.draft is None else 20.0
+        answer = replace(sample(0.0, 0.1), total_s=0.1 + 63 * tpot_ms / 1e3)
+        return phase([ComputeRecord(0.0, 0.02, 1, 1, 0)], [ComputeRecord(0.0, 0.008, 1, 1, 0)], [answer], rtt_ms=10.0)
+
+
+@pytest.mark.parametrize(
+    ("alone_ms", "num_unsteady", "told"),
+    [
+        pytest.param((40, 47), 0, [], id="steady"),
+        pytest.param((40, 50, 80, 40, 40, 41), 2, [], id="steady in the third run"),
+        pytest.param(
+            (40, 50, 80, 40, 40, 60),
+            2,
+            ["a token without drafts took 40.0 ms before the case and 60.0 ms after it"],
+            id="never steady",
+        ),
+    ],
+)
+async def test_a_case_runs_again_if_the_machine_changed_and_is_void_if_it_always_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_ms: tuple[float, ...], num_unsteady: int, told: list[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.validation.__main__.WORK", tmp_path / "work")
+    path = profile_path(CASE.system, str(CASE.draft), tmp_path)
+    path.parent.mkdir()
+    path.write_text(PROFILE.model_dump_json())
+    machine = Machine(*alone_ms)
+    await run_case(cast(LiveSystem, machine), CASE, [], tmp_path, CODE)
+    (found,) = results_of([CASE], tmp_path, CODE)
+    assert (found.num_unsteady, found.complaints) == (num_unsteady, told)
+    assert list(machine.alone_ms) == []
 
 
 def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:

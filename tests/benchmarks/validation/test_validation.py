@@ -316,6 +316,7 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_and_predicted(
     monkeypatch.setitem(SYSTEMS, "replayed", system)
     for name, value in (("calibration_of", lambda system: loads), ("WORK", tmp_path / "work")):
         monkeypatch.setattr(f"benchmarks.validation.__main__.{name}", value)
+    monkeypatch.setattr("benchmarks.validation.results.MOST_CHANGE", 4.0)  # other work may run beside this test
     run_cases(system, cases, None, tmp_path, CODE)
     profiles = read_profiles(tmp_path)
     machine = profiles["replayed-int4"].machine_times

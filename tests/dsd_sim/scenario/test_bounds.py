@@ -34,6 +34,7 @@ HUGE = 10_000_000
         ("count = 1", "count = 10_000_000", "edge.count: 4 drafters, 10,000,000 verifiers"),
         ("base_ms = 15.0, token_ms = 0.5", "base_ms = 0", "cloud.0.times: a pass of one token must take at least 0.00"),
         ("base_ms = 15.0, token_ms = 0.5", "base_ms = 1e-300", "cloud.0.times: a pass of one token must take at least"),
+        ("token_ms = 0.5", "token_ms = 0.5, above_ms = [-0.4, -0.2, 0]", "cloud.0.times: token_ms and above_ms must"),
         (CLOSED, CLOSED + "\nthink_s = 1e9", "workload.think_s: the last request arrives after 57,870 days, at most"),
         (CLOSED, POISSON + "1e-300", "workload.rate_per_s: Input should be greater than or equal to 0.000001"),
         (CLOSED, POISSON + "1e-6", "days, at most 30 are simulated"),

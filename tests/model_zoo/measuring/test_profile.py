@@ -40,6 +40,20 @@ def test_a_fit_finds_the_times_that_made_the_points() -> None:
     assert error.worst < 1e-4
 
 
+def test_a_further_token_of_a_large_pass_may_take_less_time() -> None:
+    true = PassTimes(base_ms=43.0, token_ms=5.0, above_ms=(-1.0, -1.5, 0.5))
+    sizes = [(num, num * tokens, 0) for num in (1, 4) for tokens in (1, 2, 4, 8, 16, 32, 48, 64)]
+    passes, error = fit_passes([PassPoint(*size, true.pass_ms(*size)) for size in sizes])
+    assert passes.weights == pytest.approx(true.weights, rel=1e-3, abs=1e-3)
+    assert error.worst < 1e-3
+
+
+def test_beyond_the_largest_measured_pass_a_token_takes_what_it_took_there() -> None:
+    true = PassTimes(base_ms=40.0, token_ms=5.0, above_ms=(-2.0, 0.0, 0.0))
+    passes, _ = fit_passes([PassPoint(1, num, 0, true.pass_ms(1, num, 0)) for num in range(1, 31)])
+    assert passes.pass_ms(1, 250, 0) == pytest.approx(true.pass_ms(1, 250, 0), rel=1e-3)
+
+
 def test_passes_that_take_longer_now_and_then_are_fitted_to_their_mean() -> None:
     rng = random.Random(2)
     small = [PassPoint(1, 1 + i % 5, 200, 40.0 * rng.uniform(0.98, 1.02)) for i in range(200)]

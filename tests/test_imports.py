@@ -39,7 +39,7 @@ BENCHMARKS_BELOW: dict[str, set[str]] = {  # and for those of `benchmarks`
     "chaos": {"harness"},
     "policies": {"harness"},
     "validation": {"harness", "standins", "load"},
-    "peers": {"harness"},
+    "peers": {"harness", "load"},
     "experiments": {"harness", "load", "peers", "policies", "standins"},
     "hostile": {"harness"},
     "formats": {"harness"},

@@ -33,7 +33,15 @@ from shared.runtime.home import default_models_dir, home
 from shared.runtime.machine import describe_machine, fast_dtype
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
-CODE = ("awc", "benchmarks/harness", "benchmarks/peers", "client", "services", "shared")  # that figures depend on
+CODE = (
+    "awc",
+    "benchmarks/harness",
+    "benchmarks/load",
+    "benchmarks/peers",
+    "client",
+    "services",
+    "shared",
+)  # of figures
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

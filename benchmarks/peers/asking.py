@@ -17,9 +17,9 @@ from contextlib import contextmanager
 
 from benchmarks.harness.latency import OK, RequestSample
 from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_text
-from benchmarks.peers import processor_time
+from benchmarks.load import processor_time
+from benchmarks.load.processor_time import foreign_share, is_void
 from benchmarks.peers.cells import ANSWER_TOKENS, WARM_UP_TOKENS, Cell
-from benchmarks.peers.processor_time import foreign_share, is_void
 from benchmarks.peers.results import Answers
 from benchmarks.peers.serving import Way
 from client.wire import AnswerOptions

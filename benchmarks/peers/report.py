@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.paired import Ratio
+from benchmarks.load.processor_time import MAX_FOREIGN_SHARE, TICKS_S
 from benchmarks.peers.cells import ANSWER_TOKENS, WARM_UP_TOKENS, Cell
 from benchmarks.peers.findings import SPEED, TPOT, TTFT, Behind, CellFigures, Measure
-from benchmarks.peers.processor_time import MAX_FOREIGN_SHARE, TICKS_S
 from benchmarks.peers.requirements import Check, checks
 from benchmarks.peers.results import CellResult
 from benchmarks.peers.systems import ALL_GIB, Choice, System, systems

@@ -20,8 +20,8 @@ from benchmarks.harness.latency import Distribution, RequestSample, acceptance_o
 from benchmarks.harness.origin import Origin
 from benchmarks.harness.requests import connected
 from benchmarks.harness.standin import OVERRUN
-from benchmarks.peers import processor_time
-from benchmarks.peers.processor_time import MAX_FOREIGN_SHARE
+from benchmarks.load import processor_time
+from benchmarks.load.processor_time import MAX_FOREIGN_SHARE
 from benchmarks.scale.cells import Cell, Timing
 from benchmarks.scale.load import Load
 from benchmarks.scale.readings import Reader, Reading, between, read_logs, service_of, slice_of

@@ -17,8 +17,8 @@ import aiohttp
 import msgspec
 
 from benchmarks.harness.cell import RunningCell, own_mib, usage_of
-from benchmarks.peers import processor_time
-from benchmarks.peers.processor_time import ProcessorTime
+from benchmarks.load import processor_time
+from benchmarks.load.processor_time import ProcessorTime
 from benchmarks.scale.results import CLIENT, CONTROLLER, DRAFTER, GATEWAY, NATS, SERVICES, VERIFIER, BusCounts, Slice
 from benchmarks.scale.system import DRAFTERS
 from benchmarks.standins.compute_log import ComputeRecord, read_compute_log

@@ -131,7 +131,11 @@ def prepare(systems: Sequence[ValidationSystem], folder: Path) -> None:
 async def _calibrate(live: LiveSystem, loads: Sequence[Case]) -> list[CalibrationPhase]:
     found = []
     for load in loads:
-        phase = await live.run(load, read_prompts(CALIBRATING), CALIBRATION)
+        for _ in range(ATTEMPTS):
+            phase = await live.run(load, read_prompts(CALIBRATING), CALIBRATION)
+            if not phase.complaints:
+                break
+            _notify(f"void: {'; '.join(phase.complaints[:5])}")
         found.append(CalibrationPhase(load, phase))
         _notify(f"{live.system.name}: {load.draft or 'target-only'}, {load.windows}, {load.load}: {phase.took_s:.0f} s")
     return found
@@ -143,7 +147,7 @@ def calibrate_system(system: ValidationSystem, python: Path | None, folder: Path
     loads = calibration_of(system)
 
     async def measured(place: Path) -> list[CalibrationPhase]:
-        num = num_keys([case.load for case in loads])
+        num = num_keys([case.load for case in ATTEMPTS * loads])
         async with started(system, python, num, place, _notify) as live:
             return await _calibrate(live, loads)
 
@@ -166,7 +170,7 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
     """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again.
 
     A system without profiles, or without a result of this code, is calibrated before the cases and once more after
-    them, as machines drift. A case in which the machine changed runs again, up to ATTEMPTS times in all.
+    them, as machines drift. Void figures, and those in which the machine changed, are measured up to ATTEMPTS times.
     """
     of_system = [case for case in (*cases, *CASES, *DEVELOPMENT) if case.system == system.name]
     has_profiles = all(profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
@@ -176,8 +180,8 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
 
     async def all_of(place: Path) -> None:
         beside = [target_only_beside(case) for case in cases]
-        attempts = ATTEMPTS * (*beside, *cases, *beside)
-        num = num_keys([case.load for case in (*loads, *attempts, *loads)])
+        attempts = ATTEMPTS * [*beside, *cases, *beside]
+        num = num_keys([case.load for case in (*attempts, *(2 * ATTEMPTS * loads))])
         async with started(system, python, num, place, _notify) as live:
             phases = await _calibrate(live, loads)
             if is_new:
@@ -198,19 +202,19 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
 
 
 async def run_case(live: LiveSystem, case: Case, prompts: Sequence[str], folder: Path, code: str) -> None:
-    """Runs a case between answers without drafts, until these show a steady machine."""
+    """Runs a case between answers without drafts, until the figures count."""
     alone = target_only_beside(case)
-    for num_unsteady in range(ATTEMPTS):
+    for num_void in range(ATTEMPTS):
         before = await live.run(alone, prompts, JUDGED)
         phase = await live.run(case, prompts, JUDGED)
         after = await live.run(alone, prompts, JUDGED)
-        if _keep(case, phase, (before, after), num_unsteady, folder, code):
+        if _keep(case, phase, (before, after), num_void, folder, code):
             break
 
 
-def _keep(case: Case, phase: Phase, beside: Sequence[Phase], num_unsteady: int, folder: Path, code: str) -> bool:
+def _keep(case: Case, phase: Phase, beside: Sequence[Phase], num_void: int, folder: Path, code: str) -> bool:
     """Writes the result of a case, and its logs. beside: the target-only phases before it and after it. Returns whether
-    the machine was steady."""
+    the figures count."""
     before, after = (TargetOnlyRun(figures_of(each, drafts=False), each.samples) for each in beside)
     complaints = [complaint for each in (phase, *beside) for complaint in each.complaints]
     change = unsteady(before.live, after.live)
@@ -231,11 +235,11 @@ def _keep(case: Case, phase: Phase, beside: Sequence[Phase], num_unsteady: int, 
         took_s=phase.took_s,
         complaints=complaints,
         origin=ORIGIN,
-        num_unsteady=num_unsteady,
+        num_void=num_void,
     )
     write_result(path_of(case, folder), result)
     _notify(f"{case.name}: {phase.took_s:.0f} s")
-    return change is None
+    return not complaints
 
 
 def _notify(line: str) -> None:

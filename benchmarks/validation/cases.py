@@ -55,6 +55,7 @@ class RequestLoad:
     num_clients: int = 0
     rate_per_s: float = 0.0
     lengths: tuple[int, ...] = (64,)  # tokens of the answers, in turn
+    num_joined: int = 1  # prompts of the set that a request joins to one; the simulator knows of no more
 
     def __post_init__(self) -> None:
         if (self.num_clients > 0) == (self.rate_per_s > 0):
@@ -63,7 +64,8 @@ class RequestLoad:
     def __str__(self) -> str:
         clients = f"{self.num_clients} client{'s' * (self.num_clients > 1)}"
         answers = " and ".join(map(str, dict.fromkeys(self.lengths)))
-        return f"{clients if self.num_clients else f'{self.rate_per_s:g} requests/s'}, {answers} tokens"
+        behind = f" behind {self.num_joined} prompts" if self.num_joined > 1 else ""
+        return f"{clients if self.num_clients else f'{self.rate_per_s:g} requests/s'}, {answers} tokens{behind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +145,18 @@ def calibration_of(system: ValidationSystem) -> list[Case]:
             load(RequestLoad(16, 8), INT4, stop_and_wait(4)),
             load(RequestLoad(32, 16), INT4),
         ]
-    found = [load(each) for each in (*ALONE_OR_TOGETHER, LONG)]
+    found = [load(each) for each in (*ALONE_OR_TOGETHER, LONG, DEEP)]
     for draft in dict.fromkeys(system.drafts):
         found += [load(RequestLoad(4, 1), draft, choice) for choice in (UNLIMITED, sliding(8))]
         found += [load(RequestLoad(4, 1), draft, stop_and_wait(window)) for window in (4, 16)]
         found += [load(each, draft) for each in ALONE_OR_TOGETHER[1:]]
-        found += [load(LONG, draft, sliding(16))]
+        found += [load(each, draft, sliding(16)) for each in (LONG, DEEP)]
     return found
 
 
 ALONE_OR_TOGETHER = (RequestLoad(6, 1), RequestLoad(8, 4), RequestLoad(16, 8))
 LONG = RequestLoad(1, 1, lengths=(256,))
+DEEP = RequestLoad(1, 1, num_joined=40)  # a context of about 600 tokens
 
 # --- cases ------------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from benchmarks.harness.latency import OK, RequestSample
 from benchmarks.harness.requests import connected
 from benchmarks.harness.scripted_controller import scripted_controller
 from benchmarks.harness.standin import OVERRUN
+from benchmarks.load import processor_time
 from benchmarks.load.arrivals import poisson_times
+from benchmarks.load.processor_time import foreign_share, is_void
 from benchmarks.standins.compute_log import ComputeRecord, read_compute_log
 from benchmarks.validation.bus_monitor import BusMonitor, BusObservations, counts_when_idle, monitoring
 from benchmarks.validation.cases import (
@@ -95,10 +97,13 @@ class LiveSystem:
             self.cell.begin()
             before = await counts_when_idle(self.sender.url)
             self.monitor.begin()
+            groups = set(self.cell.pids().values())
+            before_s = processor_time.read(groups)
             begin_s = time.monotonic()
             samples = await self._send(load, requests, seed, case.outage)
             after = await counts_when_idle(self.sender.url)
             end_s = time.monotonic()
+            share = foreign_share(before_s, processor_time.read(groups))
             await asyncio.sleep(LAST_REPORT_S)
         passes, steps = self._compute(begin_s, end_s)
         names = {instance: process for process, instance in drafters.items()}
@@ -111,7 +116,10 @@ class LiveSystem:
             acceptance_length=after.acceptance_length_since(before),
             passes=passes,
             steps=steps,
-            complaints=list(self._complaints(samples, requests)),
+            complaints=[
+                *self._complaints(samples, requests),
+                *([f"something else used {share:.1%} of a core"] if is_void(share, end_s - begin_s) else []),
+            ],
         )
 
     def _drafters(self, draft: str | None) -> dict[str, str]:

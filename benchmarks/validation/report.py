@@ -14,6 +14,7 @@ from rich.table import Table
 from awc_training.intervals import Interval, mean, median
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
+from benchmarks.load.processor_time import MAX_FOREIGN_SHARE
 from benchmarks.validation.cases import LIMITS, ErrorLimit
 from benchmarks.validation.prediction import Prediction, error_of
 from benchmarks.validation.results import MOST_CHANGE
@@ -126,11 +127,11 @@ def _about(origin: Origin) -> str:
         "again after them, in the same processes, with other loads, windows and prompts, and with nothing added to the "
         "link. So the errors say nothing of processes that start later. Just before and just after each case its load "
         "was asked without drafts, about a quarter of the requests each; speed-ups are over these answers, of which an "
-        "open loop has fewer at once than its case. A case runs again, up to twice, if a token without drafts took "
-        f"{MOST_CHANGE:.0%} more or less after it than before it. Parentheses "
-        "after medians and biases: 95 % bootstrap intervals over cases; cases "
-        "share a machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals its "
-        "arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
+        "open loop has fewer at once than its case. A case is void, and runs again up to twice, if something else used "
+        f"more than {MAX_FOREIGN_SHARE:.0%} of a core, or if a token without drafts took {MOST_CHANGE:.0%} more or "
+        "less after it than before it. Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases"
+        " share a machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals "
+        "its arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
         "simulator, not the speed of a device."
     )
 
@@ -198,10 +199,10 @@ def _case_table(found: Sequence[Prediction]) -> str:
                 case.load,
                 len(each.result.samples),
                 took_s,
-                each.result.num_unsteady or "",
+                each.result.num_void or "",
             )
         )
-    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "unsteady runs before")
+    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "void runs before")
     return markdown_table(heading, rows)
 
 

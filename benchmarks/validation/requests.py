@@ -61,7 +61,8 @@ def requests_of(prompts: Sequence[str], load: RequestLoad, drafters: Sequence[st
             owner = drafters[int((number % load.num_clients + 0.5) / load.num_clients * len(drafters))]
         elif drafters:
             owner = generator.choice(drafters)
-        found.append(CaseRequest(index, prompts[index], owner, load.lengths[number % len(load.lengths)]))
+        prompt = " ".join(prompts[(index + more) % len(prompts)] for more in range(load.num_joined))
+        found.append(CaseRequest(index, prompt, owner, load.lengths[number % len(load.lengths)]))
     return found
 
 

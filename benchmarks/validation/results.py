@@ -59,7 +59,7 @@ class CaseResult:
     took_s: float
     complaints: list[str]  # why the figures are void; empty: they count
     origin: Origin
-    num_unsteady: int = 0  # runs of the case before this one in which the machine changed
+    num_void: int = 0  # void runs of the case before this one
 
 
 def unsteady(before: CaseFigures, after: CaseFigures) -> str | None:

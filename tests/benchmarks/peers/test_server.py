@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import processor_time
+from benchmarks.load import processor_time
 from benchmarks.peers.server import Server, serving
 from services.local.supervisor import Program
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.files import write_result
-from benchmarks.peers.processor_time import ProcessorTime
+from benchmarks.load.processor_time import ProcessorTime
 from benchmarks.scale.__main__ import chosen, fitted, write_report
 from benchmarks.scale.capacity import STEP, Assumptions, costs_of, most_users, needed
 from benchmarks.scale.cells import CENTRE, Cell, Timing, full_plan, plan_table

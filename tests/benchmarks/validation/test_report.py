@@ -120,7 +120,7 @@ class Machine:
 
 
 @pytest.mark.parametrize(
-    ("alone_ms", "num_unsteady", "told"),
+    ("alone_ms", "num_void", "told"),
     [
         pytest.param((40, 47), 0, [], id="steady"),
         pytest.param((40, 50, 80, 40, 40, 41), 2, [], id="steady in the third run"),
@@ -133,7 +133,7 @@ class Machine:
     ],
 )
 async def test_a_case_runs_again_if_the_machine_changed_and_is_void_if_it_always_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_ms: tuple[float, ...], num_unsteady: int, told: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_ms: tuple[float, ...], num_void: int, told: list[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.validation.__main__.WORK", tmp_path / "work")
     path = profile_path(CASE.system, str(CASE.draft), tmp_path)
@@ -142,7 +142,7 @@ async def test_a_case_runs_again_if_the_machine_changed_and_is_void_if_it_always
     machine = Machine(*alone_ms)
     await run_case(cast(LiveSystem, machine), CASE, [], tmp_path, CODE)
     (found,) = results_of([CASE], tmp_path, CODE)
-    assert (found.num_unsteady, found.complaints) == (num_unsteady, told)
+    assert (found.num_void, found.complaints) == (num_void, told)
     assert list(machine.alone_ms) == []
 
 

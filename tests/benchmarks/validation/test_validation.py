@@ -83,6 +83,7 @@ def test_the_cases_are_what_the_calibration_was_not() -> None:
     assert any(500 in case.load.lengths for case in drafting)
     calibrating = [case for system in SYSTEMS.values() for case in calibration_of(system)]
     assert not {_kind(case) for case in CASES} & {_kind(case) for case in calibrating}
+    assert {case.load.num_joined for case in CASES} == {1}
 
 
 def _kind(case: Case) -> tuple[object, ...]:
@@ -227,6 +228,12 @@ class FakeSender:
         return sample(0.0, 0.1, 40)
 
 
+def test_a_request_may_join_prompts_to_a_long_one() -> None:
+    (request,) = requests_of(["a", "b", "c"], RequestLoad(1, 1, num_joined=5), [], 1)
+    assert request.prompt == "a b c a b"
+    assert str(RequestLoad(1, 1, num_joined=5)) == "1 client, 64 tokens behind 5 prompts"
+
+
 async def test_in_a_closed_loop_a_free_client_sends_the_next_request_with_its_own_drafter() -> None:
     requests = requests_of([str(number) for number in range(8)], RequestLoad(8, 2), ["slow", "quick"], seed=1)
     fake = FakeSender()
@@ -317,6 +324,7 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_and_predicted(
     for name, value in (("calibration_of", lambda system: loads), ("WORK", tmp_path / "work")):
         monkeypatch.setattr(f"benchmarks.validation.__main__.{name}", value)
     monkeypatch.setattr("benchmarks.validation.results.MOST_CHANGE", 4.0)  # other work may run beside this test
+    monkeypatch.setattr("benchmarks.validation.live.is_void", lambda share, seconds: False)
     run_cases(system, cases, None, tmp_path, CODE)
     profiles = read_profiles(tmp_path)
     machine = profiles["replayed-int4"].machine_times

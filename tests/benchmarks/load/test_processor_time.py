@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from benchmarks.peers import processor_time
-from benchmarks.peers.processor_time import ProcessorTime, busy_s, foreign_share, is_void
+from benchmarks.load import processor_time
+from benchmarks.load.processor_time import ProcessorTime, busy_s, foreign_share, is_void
 
 BUSY = "import time\nend = time.monotonic() + 0.4\nwhile time.monotonic() < end: pass"
 

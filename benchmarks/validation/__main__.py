@@ -52,7 +52,7 @@ PROFILES = "profiles"  # the folder of profiles and recordings, in the folder of
 WORK = ROOT / "build" / "validation"  # logs
 LIVE_PACKAGES = ("awc", "services", "shared")  # that decide what a live run measures
 CALIBRATION, JUDGED = 1, 2  # seeds of arrivals
-ATTEMPTS = 3  # most runs of a case
+ATTEMPTS, NUM_CALIBRATIONS = 3, 3  # most runs of a case; runs of the calibration of a system
 ORIGIN = Origin.here("benchmarks.validation")
 
 console = Console(stderr=True)
@@ -169,8 +169,8 @@ def write_profiles(system: ValidationSystem, phases: Sequence[CalibrationPhase],
 def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | None, folder: Path, code: str) -> None:
     """Runs the cases of a system in one running system. A failed case leaves no result; the next call runs it again.
 
-    A system without profiles, or without a result of this code, is calibrated before the cases and once more after
-    them, as machines drift. Void figures, and those in which the machine changed, are measured up to ATTEMPTS times.
+    A system without profiles, or without a result of this code, is calibrated before the cases, half way through and
+    after them, as machines drift. Void figures are measured again, up to ATTEMPTS times in all.
     """
     of_system = [case for case in (*cases, *CASES, *DEVELOPMENT) if case.system == system.name]
     has_profiles = all(profile_path(system.name, draft, folder).is_file() for draft in system.drafts)
@@ -181,12 +181,14 @@ def run_cases(system: ValidationSystem, cases: Sequence[Case], python: Path | No
     async def all_of(place: Path) -> None:
         beside = [target_only_beside(case) for case in cases]
         attempts = ATTEMPTS * [*beside, *cases, *beside]
-        num = num_keys([case.load for case in (*attempts, *(2 * ATTEMPTS * loads))])
+        num = num_keys([case.load for case in (*attempts, *(NUM_CALIBRATIONS * ATTEMPTS * loads))])
         async with started(system, python, num, place, _notify) as live:
             phases = await _calibrate(live, loads)
             if is_new:
                 write_profiles(system, phases, folder)
-            for case in cases:
+            for number, case in enumerate(cases):
+                if is_new and number == len(cases) // 2:
+                    phases += await _calibrate(live, loads)
                 try:
                     await run_case(live, case, prompts, folder, code)
                 except Exception:  # other cases can still run
@@ -280,7 +282,7 @@ def predict(
 ) -> None:
     """Runs the cases live, predicts them from the profiles, and reports the errors. Finished cases are kept.
 
-    Systems without a profile, or without a result of this code, are calibrated before their cases and after them.
+    Systems without a profile, or without a result of this code, are calibrated before, between and after their cases.
     Exits with status 1 if a case has no valid result or an error exceeds its limit.
     """
     exit_on_signals()

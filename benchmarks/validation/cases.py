@@ -7,6 +7,7 @@ arrivals and, where the models are real, other prompts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from awc.policy import WindowChoice
@@ -145,16 +146,22 @@ def calibration_of(system: ValidationSystem) -> list[Case]:
             load(RequestLoad(16, 8), INT4, stop_and_wait(4)),
             load(RequestLoad(32, 16), INT4),
         ]
-    found = [load(each) for each in (*ALONE_OR_TOGETHER, LONG, DEEP)]
+    drafting = []
     for draft in dict.fromkeys(system.drafts):
-        found += [load(RequestLoad(4, 1), draft, choice) for choice in (UNLIMITED, sliding(8))]
-        found += [load(RequestLoad(4, 1), draft, stop_and_wait(window)) for window in (4, 16)]
-        found += [load(each, draft) for each in ALONE_OR_TOGETHER[1:]]
-        found += [load(each, draft, sliding(16)) for each in (LONG, DEEP)]
-    return found
+        drafting += [load(RequestLoad(4, 1), draft, choice) for choice in (UNLIMITED, sliding(8))]
+        drafting += [load(RequestLoad(4, 1), draft, stop_and_wait(window)) for window in (4, 16)]
+        drafting += [load(each, draft) for each in TOGETHER]
+        drafting += [load(each, draft, sliding(16)) for each in (LONG, DEEP)]
+    return spread([load(each) for each in (ALONE, TOGETHER[0], ALONE, TOGETHER[1], LONG, ALONE, DEEP)], drafting)
 
 
-ALONE_OR_TOGETHER = (RequestLoad(6, 1), RequestLoad(8, 4), RequestLoad(16, 8))
+def spread(few: Sequence[Case], many: Sequence[Case]) -> list[Case]:
+    """All in order, the few evenly among the many: what the machine does meanwhile affects both alike."""
+    placed = [((number + 0.5) / len(part), each) for part in (few, many) for number, each in enumerate(part)]
+    return [each for _, each in sorted(placed, key=lambda pair: pair[0])]
+
+
+ALONE, TOGETHER = RequestLoad(2, 1), (RequestLoad(8, 4), RequestLoad(16, 8))
 LONG = RequestLoad(1, 1, lengths=(256,))
 DEEP = RequestLoad(1, 1, num_joined=40)  # a context of about 600 tokens
 

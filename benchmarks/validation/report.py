@@ -123,16 +123,16 @@ def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin
 def _about(origin: Origin) -> str:
     return (
         f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the services "
-        "as processes and was simulated from the profile of its pair. The profile was measured before the cases and "
-        "again after them, in the same processes, with other loads, windows and prompts, and with nothing added to the "
-        "link. So the errors say nothing of processes that start later. Just before and just after each case its load "
-        "was asked without drafts, about a quarter of the requests each; speed-ups are over these answers, of which an "
-        "open loop has fewer at once than its case. A case is void, and runs again up to twice, if something else used "
-        f"more than {MAX_FOREIGN_SHARE:.0%} of a core, or if a token without drafts took {MOST_CHANGE:.0%} more or "
-        "less after it than before it. Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases"
-        " share a machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals "
-        "its arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
-        "simulator, not the speed of a device."
+        "as processes and was simulated from the profile of its pair. The profile was measured before the cases, half "
+        "way through and after them, in the same processes, with other loads, windows and prompts, and with nothing "
+        "added to the link. So the errors say nothing of processes that start later. Just before and just after each "
+        "case its load was asked without drafts, about a quarter of the requests each; speed-ups are over these "
+        "answers, of which an open loop has fewer at once than its case. A case is void, and runs again up to twice, "
+        f"if something else used more than {MAX_FOREIGN_SHARE:.0%} of a core, or if a token without drafts took "
+        f"{MOST_CHANGE:.0%} more or less after it than before it. Parentheses after medians and biases: 95 % bootstrap "
+        "intervals over cases; cases share a machine and profiles. Figures are live → simulated (error). The "
+        "throughput of an open loop equals its arrival rate and does not count. The models of `fleet` are stand-ins: "
+        "they show the behaviour of services and simulator, not the speed of a device."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,6 +85,14 @@ def test_the_cases_are_what_the_calibration_was_not() -> None:
     calibrating = [case for system in SYSTEMS.values() for case in calibration_of(system)]
     assert not {_kind(case) for case in CASES} & {_kind(case) for case in calibrating}
     assert {case.load.num_joined for case in CASES} == {1}
+
+
+def test_a_calibration_measures_the_target_alone_between_the_loads_with_drafts() -> None:
+    drafts = [case.draft for case in calibration_of(SYSTEMS["torch"])]
+    alone = [number for number, draft in enumerate(drafts) if draft is None]
+    gaps = [after - before for before, after in itertools.pairwise((-1, *alone, len(drafts)))]
+    assert len(alone) == 7
+    assert 2 <= min(gaps) <= max(gaps) <= 4
 
 
 def _kind(case: Case) -> tuple[object, ...]:

@@ -94,7 +94,7 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
     regimes = {pair: drawn(random_) for pair in every}
     told: dict[tuple[int, int], WindowChoice] = {}
     num_changes, num_early, trials = 0, 0, {"begun": 0, "failed": 0, "became pauses": 0}
-    for number in range(1500):
+    for number in range(2500):
         for pair in every:
             if random_.random() < 0.01:
                 regimes[pair] = drawn(random_)

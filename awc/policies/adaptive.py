@@ -23,7 +23,7 @@ from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import WindowChoice
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
-VALUE = 1 / 15  # of a used guess, in tokens: the time that it saves / the time of a token
+VALUE = 1 / 9  # of a used guess, in tokens: the time that it saves / the time of a token
 LEAST = 2  # shortest window
 NEAR = 0.15  # relative difference of two windows that is not worth a change
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses

@@ -33,15 +33,8 @@ from shared.runtime.home import default_models_dir, home
 from shared.runtime.machine import describe_machine, fast_dtype
 
 FOLDER = ROOT / "docs" / "reports" / "peers"
-CODE = (
-    "awc",
-    "benchmarks/harness",
-    "benchmarks/load",
-    "benchmarks/peers",
-    "client",
-    "services",
-    "shared",
-)  # of figures
+BENCHMARKS = tuple(f"benchmarks/{name}" for name in ("harness", "load", "peers"))
+CODE = ("awc", *BENCHMARKS, "client", "services", "shared")  # that figures depend on
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

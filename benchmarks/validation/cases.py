@@ -56,7 +56,7 @@ class RequestLoad:
     num_clients: int = 0
     rate_per_s: float = 0.0
     lengths: tuple[int, ...] = (64,)  # tokens of the answers, in turn
-    num_joined: int = 1  # prompts of the set that a request joins to one; the simulator knows of no more
+    num_joined: int = 1  # prompts of the set that a request joins to one; in a case that is simulated, 1
 
     def __post_init__(self) -> None:
         if (self.num_clients > 0) == (self.rate_per_s > 0):

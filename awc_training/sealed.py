@@ -27,7 +27,7 @@ from dsd_sim.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "docs" / "reports" / "awc" / "sealed.jsonl"
-NUM_SEALED = 60
+NUM_SEALED = 240
 REQUESTS = (30, 240)
 RECORDINGS = [str(FOLDER.parent / "recordings" / f"smollm2-135m-{kind}.jsonl") for kind in ("int8", "int4")]
 TIERS = {"phone": (16.0, 45.0), "laptop": (7.0, 16.0), "desktop": (2.5, 7.0)}  # draft step, ms

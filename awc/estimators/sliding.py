@@ -134,7 +134,8 @@ def net_gain(acceptance: float, seen: PairReport, window: int, price: float, cos
     found, share = speedup(acceptance, seen, in_run), share_of_runs(acceptance, seen, in_run)
     fed_ms = cost.per_token_ms * max(seen.batch, 1.0)
     bought = share * min(in_run, num_bought(acceptance, seen, cost.per_token_ms))
-    longer = fed_ms * bought / max(cost.base_ms + fed_ms, LEAST_MS)
+    without_ms = max(cost.base_ms + fed_ms, seen.pass_ms - fed_ms * bought, LEAST_MS)  # more while prompts fill passes
+    longer = fed_ms * bought / without_ms
     return math.log(found) - math.log1p(longer) - price * max(0.0, made - (found - 1)) / found
 
 

@@ -9,7 +9,7 @@
 
 A session has free run. Own work; the pipeline is the bandwidth-delay product of TCP.
 
-Invariant: the window is 2 to MAX_WINDOW once a pair is measured, and changes only by more than NEAR.
+Invariant: the window is LEAST to MAX_WINDOW once a pair is measured, and changes only by more than NEAR.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import WindowChoice
 from shared.protocol.messages import MAX_WINDOW, PairReport
 
-VALUE = 1 / 9  # of a used guess, in tokens: the time that it saves / the time of a token
-LEAST = 2  # shortest window
+VALUE = 1 / 15  # of a used guess, in tokens: the time that it saves / the time of a token
+LEAST = 3  # shortest window
 NEAR = 0.15  # relative difference of two windows that is not worth a change
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses
 

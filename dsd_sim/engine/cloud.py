@@ -82,10 +82,7 @@ def collect(w, index):
         drafted_ms = _draft_beside(w, node, batch, num_ready)
     if node.batching == LAB:
         _shortest_first(w, batch, num_ready)
-    cached = 0
-    for i in range(min(num_ready, node.token_budget)):
-        cached += w.verifiers[batch[i]].computed
-    num_batch, fed = _share_out(w, node, batch, num_ready, cached)
+    num_batch, fed = _share_out(w, node, batch, num_ready)
     cached = 0
     for i in range(num_batch):
         cached += w.verifiers[batch[i]].row_start
@@ -146,21 +143,25 @@ def _num_waiting(v):
 
 
 @njit(cache=True)
-def _share_out(w, node, batch, num_ready, cached):
-    """Freezes the rows of the pass; returns the number of sessions in it, and of tokens fed."""
-    todo = np.empty(num_ready, np.int64)
-    guesses = np.empty(num_ready, np.int64)
-    probability = np.empty(num_ready)
+def _share_out(w, node, batch, num_ready):
+    """Freezes the rows of the pass, whose sessions come first in `batch`; returns their number, and of tokens fed."""
+    todo, guesses, cached = np.empty(num_ready, np.int64), np.empty(num_ready, np.int64), np.empty(num_ready, np.int64)
+    probability, waited = np.empty(num_ready), np.empty(num_ready)
     for i in range(num_ready):
         v = w.verifiers[batch[i]]
-        todo[i], guesses[i], probability[i] = v.length - v.computed, v.pending, verify_session.survival(v)
-    fed = 0
+        todo[i], guesses[i], cached[i] = v.length - v.computed, v.pending, v.computed
+        probability[i], waited[i] = verify_session.survival(v), w.clock[0].now - v.opened_at
+    num = fed = 0
     if node.batching >= TETRIS:
         weights = node.weights if node.batching == WORTH else CONSTANT_COST
-        rows, bought = form_pass(todo, guesses, probability, cached, node.token_budget, node.prefill_chunk, weights)
-        for i in range(len(rows)):
-            fed += verify_session.begin_pass(w.verifiers[batch[i]], rows[i] + bought[i], bought[i])
-        return len(rows), fed
+        budget, chunk = node.token_budget, node.prefill_chunk
+        rows, bought = form_pass(todo, guesses, probability, cached, waited, budget, chunk, weights)
+        for i in range(num_ready):
+            if rows[i] > 0:
+                batch[num] = batch[i]
+                fed += verify_session.begin_pass(w.verifiers[batch[num]], rows[i] + bought[i], bought[i])
+                num += 1
+        return num, fed
     left = node.token_budget
     for i in range(num_ready):
         most = min(left, node.prefill_chunk if todo[i] > 1 else guesses[i] + 1)

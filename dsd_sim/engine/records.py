@@ -75,6 +75,7 @@ VERIFIER = np.dtype(
         ("bonus", np.int32),
         ("matches", np.float64),  # of shared.protocol.guesses.Survival
         ("comparisons", np.float64),
+        ("opened_at", np.float64),
         ("waits_since", np.float64),  # below 0: not waiting for guesses
         ("waited_ms", np.float64),
         ("most_waited_ms", np.float64),

@@ -33,6 +33,7 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     v.free_run, v.has_drafter = free_run, has_drafter
     v.accepted = v.rejected = v.late = v.discarded = 0
     v.matches = v.comparisons = 0.0
+    v.opened_at = now
     v.waits_since, v.waited_ms, v.most_waited_ms, v.sent_ms = -1.0, 0.0, np.inf, -1.0
     v.info_ms, v.info_queue, v.info_batch, v.info_tokens = 0.0, 0.0, 0, 0
 

@@ -130,13 +130,14 @@ class VerifyLoop:
 
     def _collect(self) -> list[PassShare]:
         self._table.prepare_pass()
-        slots = self._table.ready()
+        slots, now = self._table.ready(), time.monotonic() * 1e3
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,
                 num_guesses=min(len(slot.state.guesses.pending), self._engine.info.max_guesses),
                 probability=slot.state.guesses.survival.probability,
                 cached_tokens=slot.state.computed,
+                waited_ms=now - slot.state.opened_at,
             )
             for slot in slots
         ]

@@ -1,8 +1,10 @@
 """Which guesses a verify pass buys: pure policy objects, shared by the verifier and DSD-Sim.
 
-Invariant: every ready session gets its first row, oldest first, before any guess is bought. Guesses are bought in the
-order of their survival probability, and as many as maximise the expected tokens per millisecond of the pass (after the
-goodput of TurboSpec, arXiv 2406.14066, and the selection of TETRIS, arXiv 2502.15197; docs/architecture.md).
+Invariant: no prompt and no guess delays the token of a session that decodes. Prompts share at least half of what is
+left, by the highest response ratio next (Brinch Hansen 1971): the time that a session has waited / the tokens that it
+waits for. Guesses are bought in the order of their survival probability, and as many as maximise the expected tokens
+per millisecond of the pass (after the goodput of TurboSpec, arXiv 2406.14066, and the selection of TETRIS, arXiv
+2502.15197; docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 HINGES = (8, 32, 128)  # fed tokens above which the cost of one more may change
 LEAST_MS = 0.01  # lower bound of a predicted pass
+LIKELY = 0.5  # survival probability above which a guess goes before prompts
 
 
 def pass_ms(weights: Any, num_sessions: int, num_tokens: Any, cached_tokens: int) -> Any:
@@ -84,6 +87,7 @@ class BatchCandidate:
     num_guesses: int
     probability: float  # that a guess is accepted if all before it are
     cached_tokens: int
+    waited_ms: float  # since the session was opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,48 +104,43 @@ def form_pass(
     num_todo: NDArray[np.int64],
     num_guesses: NDArray[np.int64],
     probability: NDArray[np.float64],
-    cached_tokens: int,
+    cached_tokens: NDArray[np.int64],
+    waited_ms: NDArray[np.float64],
     token_budget: int,
     prefill_chunk: int,
     weights: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of the first row and number of bought guesses of each candidate that fits into a pass, oldest first.
+    """Tokens of each candidate's first row, and number of guesses bought for it; with a row of 0 it has no part.
 
-    Arrays [candidates] hold the fields of `BatchCandidate`; cached_tokens: the sum over all candidates; weights: as
-    `pass_ms` takes them. Only arrays and numbers, so that DSD-Sim can compile these very lines.
+    Arrays [candidates] hold the fields of `BatchCandidate`, oldest session first; weights: as `pass_ms` takes them.
+    Only arrays and numbers, so that DSD-Sim can compile these very lines.
     """
-    left = token_budget
-    rows = np.minimum(num_todo[:token_budget], prefill_chunk)
-    bought = np.zeros_like(rows)
-    num_offers = num_draws = 0
-    for i in range(len(rows)):
-        reserved = min(left - 1, len(num_todo) - i - 1)  # one token for each candidate that follows
-        rows[i] = min(rows[i], left - reserved)
+    rows = np.zeros_like(num_todo)
+    rows[np.flatnonzero(num_todo == 1)[:token_budget]] = 1
+    owners = np.repeat(np.arange(len(rows)), num_guesses)
+    first = np.cumsum(num_guesses) - num_guesses
+    gains = probability[owners] ** (np.arange(len(owners)) - first[owners] + 1)
+    left = token_budget - rows.sum()
+    kept = min((gains[rows[owners] == 1] > LIKELY).sum(), left // 2)
+    waiting = np.flatnonzero(num_todo > 1)
+    for k in np.argsort(-waited_ms[waiting] / num_todo[waiting], kind="mergesort"):  # stable: oldest first in a tie
+        i = waiting[k]
+        rows[i] = min(num_todo[i], prefill_chunk, left - kept)
         left -= rows[i]
-        if rows[i] == num_todo[i]:
-            num_draws += 1
-            num_offers += num_guesses[i]
-    if num_offers == 0 or left == 0:
-        return rows, bought
-    gains = np.empty(num_offers)
-    owners = np.empty(num_offers, np.int64)
-    end = 0
-    for i in range(len(rows)):
-        if rows[i] == num_todo[i]:
-            start, end = end, end + num_guesses[i]
-            gains[start:end] = probability[i] ** np.arange(1, num_guesses[i] + 1)
-            owners[start:end] = i
-    order = np.argsort(-gains, kind="mergesort")[:left]  # stable: the oldest session wins a tie
+    draws = rows == num_todo
+    gains, owners = gains[draws[owners]], owners[draws[owners]]
+    order = np.argsort(-gains, kind="mergesort")[:left]
     expected = np.empty(len(order) + 1)
-    expected[0] = num_draws
-    expected[1:] = num_draws + np.cumsum(gains[order])
+    expected[0] = draws.sum()
+    expected[1:] = expected[0] + np.cumsum(gains[order])
     num_tokens = np.arange(len(order) + 1) + rows.sum()
-    times = pass_ms(weights, len(rows), num_tokens, cached_tokens)
+    times = pass_ms(weights, (rows > 0).sum(), num_tokens, cached_tokens[rows > 0].sum())
     times[0] = max(times[0], LEAST_MS)
     for k in range(1, len(times)):
         times[k] = max(times[k], times[k - 1])
-    for k in range(np.argmax(expected / times)):
-        bought[owners[order[k]]] += 1
+    bought = np.zeros_like(rows)
+    for k in order[: np.argmax(expected / times)]:
+        bought[owners[k]] += 1
     return rows, bought
 
 
@@ -163,9 +162,11 @@ class Batcher:
             np.array([c.num_todo for c in candidates], np.int64),
             np.array([c.num_guesses for c in candidates], np.int64),
             np.array([c.probability for c in candidates], np.float64),
-            sum(c.cached_tokens for c in candidates[: self.token_budget]),
+            np.array([c.cached_tokens for c in candidates], np.int64),
+            np.array([c.waited_ms for c in candidates], np.float64),
             self.token_budget,
             self._prefill_chunk,
             self._cost.weights,
         )
-        return [Share(i, row + n, n) for i, (row, n) in enumerate(zip(rows.tolist(), bought.tolist(), strict=True))]
+        shares = zip(rows.tolist(), bought.tolist(), strict=True)
+        return [Share(i, row + n, n) for i, (row, n) in enumerate(shares) if row]

@@ -71,6 +71,7 @@ class VerifierSession:
 
     session_id: str
     gateway_id: str
+    opened_at: float
     term: int = -1
     drafter_id: str | None = None
     tokens: list[int] = field(default_factory=list)  # prompt and committed tokens
@@ -93,7 +94,7 @@ class VerifierSession:
     @classmethod
     def opened(cls, request: Open, gateway_id: str, now: float) -> VerifierSession:
         """A new session for an Open."""
-        session = cls(request.session_id, gateway_id)
+        session = cls(request.session_id, gateway_id, now)
         session.rebind(request, now)
         return session
 

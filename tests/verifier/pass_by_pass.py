@@ -55,6 +55,7 @@ class PassByPass(SessionTable):
                 len(slot.state.guesses.pending),
                 slot.state.guesses.survival.probability,
                 slot.state.computed,
+                0.0,
             )
             for slot in slots
         ]

@@ -54,7 +54,7 @@ class Driver(SessionTable):
         """Computes one pass over what is ready. Returns the number of sessions that got tokens."""
         slots = self.ready()
         candidates = [
-            BatchCandidate(slot.state.num_todo, len(slot.state.guesses.pending), 0.9, slot.state.computed)
+            BatchCandidate(slot.state.num_todo, len(slot.state.guesses.pending), 0.9, slot.state.computed, 0.0)
             for slot in slots
         ]
         shares = self.batcher.form(candidates)

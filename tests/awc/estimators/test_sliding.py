@@ -97,3 +97,11 @@ def test_results_are_finite_for_any_times(rate: float, rtt: float, verify: float
     assert math.isfinite(net_gain(rate, seen, window, 0.01, COSTLY))
     assert math.isfinite(guesses_in_flight(seen, num_bought(rate, seen, 1.0), 2))
     assert np.isfinite(sliding_tokens(rate, seen)).all()
+
+
+def test_guesses_lengthen_passes_by_a_smaller_share_while_prompts_fill_them() -> None:
+    def lengthened(pass_ms: float) -> float:
+        seen = changed(FAST, pass_ms=pass_ms)
+        return net_gain(0.8, seen, 16, 0.01, FREE) - net_gain(0.8, seen, 16, 0.01, COSTLY)
+
+    assert 0 < lengthened(400.0) < lengthened(40.0) / 2

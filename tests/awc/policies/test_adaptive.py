@@ -90,7 +90,7 @@ def test_before_the_first_tokens_and_without_sessions_the_start_holds() -> None:
 def test_the_chunk_is_that_of_the_start_and_fits_the_window() -> None:
     pair = AdaptivePolicy(WindowChoice(8, 4, free_run=False)).for_pair()
     assert settled(pair, RIGHT).chunk == 4
-    assert settled(pair, changed(SEEN, matched=1, mismatched=30)) == WindowChoice(LEAST, 2, free_run=True)
+    assert settled(pair, changed(SEEN, matched=1, mismatched=30)) == WindowChoice(LEAST, LEAST, free_run=True)
 
 
 def test_the_default_does_not_draft_with_wrong_guesses_on_a_slow_drafter() -> None:

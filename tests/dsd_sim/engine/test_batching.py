@@ -35,9 +35,21 @@ def test_a_long_prompt_delays_short_ones_in_fifo_but_not_in_length_aware_batchin
     assert lab["first_ms"][0] > fifo["first_ms"][0]  # nothing is free
 
 
-def test_the_services_rule_gives_every_session_a_token_in_each_pass() -> None:
-    assert with_a_long_prompt(cloud.WORTH, short=1).requests["first_ms"][1:].tolist() == [20, 20, 20]
-    assert with_a_long_prompt(cloud.WORTH, short=8).requests["first_ms"][1:].tolist() == [90, 90, 90]
+def test_with_the_services_rule_short_prompts_overtake_a_long_one_that_goes_on_beside_their_answers() -> None:
+    worth, lab = with_a_long_prompt(cloud.WORTH).requests, with_a_long_prompt(cloud.LAB).requests
+    assert worth["first_ms"].tolist() == [110, 20, 20, 20]
+    assert worth["first_ms"][0] <= lab["first_ms"][0]
+
+
+def test_with_the_services_rule_a_long_prompt_overtakes_short_ones_that_come_later_and_later() -> None:
+    """A prompt of 400 tokens, and for ever one of 50 in every pass of 50."""
+    world = a_world(61, tokens=1, weights=(10, 0, 0, 0, 0, 0, 0), batching=cloud.WORTH)
+    world.requests["device"] = -1
+    world.requests["prompt"] = [400, *[50] * 60]
+    world.requests["arrival_ms"] = [0, *range(1, 600, 10)]
+    world.nodes["token_budget"] = world.nodes["prefill_chunk"] = 50
+    a_fleet(world).run()
+    assert world.requests["first_ms"][0] < 400  # alone 80; the last of the short ones comes at 591
 
 
 def passes(batching: int, token_ms: float) -> float:

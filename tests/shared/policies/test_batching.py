@@ -24,15 +24,45 @@ def learnt(curve=flat_then_linear, sessions: int = 1) -> PassCost:
 
 
 def decoding(num_guesses: int = 0, probability: float = 0.8) -> BatchCandidate:
-    return BatchCandidate(num_todo=1, num_guesses=num_guesses, probability=probability, cached_tokens=200)
+    return BatchCandidate(1, num_guesses, probability, cached_tokens=200, waited_ms=5000.0)
 
 
-def test_every_ready_session_gets_its_first_row_even_when_a_long_prompt_is_first() -> None:
-    batcher = Batcher(token_budget=32, prefill_chunk=64, cost=PassCost())
-    shares = batcher.form([BatchCandidate(500, 0, 0.5, 0), *[decoding(8) for _ in range(7)]])
-    assert [share.index for share in shares] == list(range(8))
-    assert shares[0].max_tokens == 25
-    assert sum(share.max_tokens for share in shares) <= 32
+def prompt(num_todo: int, waited_ms: float = 0.0) -> BatchCandidate:
+    return BatchCandidate(num_todo, num_guesses=0, probability=0.7, cached_tokens=0, waited_ms=waited_ms)
+
+
+def tokens_of(candidates: list[BatchCandidate], budget: int) -> dict[int, int]:
+    """Fed tokens by the number of the candidate, of those that are in the pass."""
+    return {share.index: share.max_tokens for share in Batcher(budget, 64, PassCost()).form(candidates)}
+
+
+def test_no_prompt_delays_a_session_that_decodes() -> None:
+    assert tokens_of([prompt(500), prompt(500), *[decoding() for _ in range(7)]], budget=7) == dict.fromkeys(
+        range(2, 9), 1
+    )
+
+
+def test_a_prompt_without_room_is_not_in_the_pass() -> None:
+    assert tokens_of([prompt(64), prompt(64), prompt(64)], budget=100) == {0: 64, 1: 36}
+
+
+def test_a_short_prompt_goes_before_a_long_one_until_that_has_waited_long_enough() -> None:
+    short = prompt(40, waited_ms=200.0)  # 5 ms for each token
+    assert tokens_of([prompt(500, waited_ms=1000.0), short], budget=60) == {0: 20, 1: 40}
+    assert tokens_of([prompt(500, waited_ms=3000.0), short], budget=60) == {0: 60}
+
+
+def test_guesses_that_are_likelier_right_than_wrong_go_before_prompts_up_to_half_of_the_room() -> None:
+    def bought(num_sessions: int, probability: float) -> tuple[int, int]:
+        """Guesses, and tokens of the prompt."""
+        candidates = [prompt(500), *[decoding(8, probability) for _ in range(num_sessions)]]
+        shares = Batcher(64, 64, PassCost()).form(candidates)
+        assert sum(share.max_tokens for share in shares) == 64
+        return sum(share.max_guesses for share in shares), shares[0].max_tokens
+
+    assert bought(4, 0.75) == (8, 52)  # 0.75, 0.56 and 0.42
+    assert bought(4, 0.4) == (0, 60)
+    assert bought(8, 0.95) == (28, 28)
 
 
 def test_when_the_budget_is_smaller_than_the_sessions_the_oldest_are_served() -> None:

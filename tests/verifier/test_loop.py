@@ -124,6 +124,17 @@ async def test_the_next_batch_is_what_arrived_during_the_last_pass() -> None:
         assert max(verdict.batch for verdict in bench.verdicts[first.state.session_id]) == 8
 
 
+async def test_a_short_prompt_gets_its_token_before_a_long_one_that_was_opened_just_before_it() -> None:
+    async with running(token_budget=16, prefill_chunk=16) as bench:
+        bench.model.gate.shut()
+        long, short = bench.open(0, prompt=tuple(range(1, 61))), bench.open(1)
+        bench.model.gate.let(1)
+        await bench.model.gate.held()
+        assert (len(text_of(short)), long.state.computed) == (1, 13)
+        bench.model.gate.open()
+        await bench.finished(long, short)
+
+
 async def test_a_guess_that_arrives_during_a_pass_is_in_the_next_one() -> None:
     async with running() as bench:
         bench.model.gate.shut()

@@ -30,7 +30,7 @@ from model_zoo.measuring.profile import PassPoint, StepPoint, fit_passes, fit_st
 from services.cloud_verifier.settings import VerifierSettings
 from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, StepTimes
 
-PREFILL_CHUNK = int(VerifierSettings.model_fields["prefill_chunk"].default)
+TOKEN_BUDGET = int(VerifierSettings.model_fields["token_budget"].default)
 NUM_ROUNDS = 12  # of fitting times of steps and their slowdown in turn
 ALONE = 0.02  # most of a time beside others that counts as none
 BESIDE = 0.5  # least share of its time beside steps of a phase that tells their slowdown; the median phase counts
@@ -257,7 +257,7 @@ def overhead_ms(sample: RequestSample, phase: Phase) -> float:
     """Time to the first token of a lone request, minus the passes over its prompt."""
     if sample.first_s is None:
         raise NotCalibrated(f"a request failed: {sample.status}")
-    due_s, num = phase.begin_s + sample.due_s, math.ceil(sample.num_prompt_tokens / PREFILL_CHUNK)
+    due_s, num = phase.begin_s + sample.due_s, math.ceil(sample.num_prompt_tokens / TOKEN_BUDGET)
     own = [each for each in busy_times(phase.passes) if each.start_s >= due_s][:num]
     if len(own) < num:
         raise NotCalibrated("a request was answered without a pass")

@@ -32,7 +32,7 @@ class VerifierSettings(ServiceSettings):
     )
     num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0: torch's default")
     token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")
-    prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in one pass")
+    prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in a pass with decoding ones")
     kv_tokens: int = Field(32768, ge=64, description="KV cache to reserve for sessions, in tokens")
     max_sessions: int = Field(64, ge=1, description="Most open sessions")
     lease_s: float = Field(30.0, gt=0, description="A session is closed after its gateway was silent for this time")

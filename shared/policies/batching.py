@@ -123,9 +123,10 @@ def form_pass(
     left = token_budget - rows.sum()
     kept = min((gains[rows[owners] == 1] > LIKELY).sum(), left // 2)
     waiting = np.flatnonzero(num_todo > 1)
+    most = prefill_chunk if len(waiting) < len(rows) else token_budget
     for k in np.argsort(-waited_ms[waiting] / num_todo[waiting], kind="mergesort"):  # stable: oldest first in a tie
         i = waiting[k]
-        rows[i] = min(num_todo[i], prefill_chunk, left - kept)
+        rows[i] = min(num_todo[i], most, left - kept)
         left -= rows[i]
     draws = rows == num_todo
     gains, owners = gains[draws[owners]], owners[draws[owners]]
@@ -145,7 +146,7 @@ def form_pass(
 
 
 class Batcher:
-    """Forms passes within a token budget. Prompts are computed in chunks of at most `prefill_chunk` tokens."""
+    """Forms passes within a token budget. Beside sessions that decode, a prompt gets at most `prefill_chunk` tokens."""
 
     def __init__(self, token_budget: int, prefill_chunk: int, cost: PassCost) -> None:
         if token_budget < 1 or prefill_chunk < 1:

@@ -26,6 +26,7 @@ class PassByPass(SessionTable):
         self.told: list[tuple[int, bool]] = []  # number of a session, and whether it has KV cache
         self.refused: list[tuple[int, Refused]] = []
         self.num_fed = 0
+        self.now = 0.0  # milliseconds
         self._batcher = batcher or Batcher(4096, 256, PassCost())
         super().__init__(engine, 100, 1e9, self._on_refused, self._on_change)
 
@@ -34,7 +35,7 @@ class PassByPass(SessionTable):
     ) -> SessionSlot:
         given: dict[str, Any] = {"committed_ids": NO_TOKENS, "sampling": Sampling(), "stop_ids": NO_TOKENS} | fields
         request = Open(f"{number:032x}", term, DRAFTER, TokenIds(prompt), max_tokens=max_tokens, **given)
-        slot = self.open(request, GATEWAY, 0.0)
+        slot = self.open(request, GATEWAY, self.now)
         slot.told_to_wait = slot.waits
         return slot
 
@@ -55,7 +56,7 @@ class PassByPass(SessionTable):
                 len(slot.state.guesses.pending),
                 slot.state.guesses.survival.probability,
                 slot.state.computed,
-                0.0,
+                self.now - slot.state.opened_at,
             )
             for slot in slots
         ]

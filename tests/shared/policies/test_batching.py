@@ -42,6 +42,11 @@ def test_no_prompt_delays_a_session_that_decodes() -> None:
     )
 
 
+def test_a_prompt_comes_in_chunks_only_beside_sessions_that_decode() -> None:
+    assert tokens_of([prompt(500)], budget=200) == {0: 200}
+    assert tokens_of([prompt(500), decoding()], budget=200) == {0: 64, 1: 1}
+
+
 def test_a_prompt_without_room_is_not_in_the_pass() -> None:
     assert tokens_of([prompt(64), prompt(64), prompt(64)], budget=100) == {0: 64, 1: 36}
 

@@ -26,7 +26,7 @@ def opening(number: int, prompt: Sequence[int], max_tokens: int = 24, term: int 
 
 
 class Driver(SessionTable):
-    """Runs passes when the test says so."""
+    """Runs passes when the test says so. All sessions have waited equally long."""
 
     def __init__(self, engine: VllmEngine, token_budget: int = 256, prefill_chunk: int = 64) -> None:
         super().__init__(engine, 64, 1e9, self._refused)
@@ -54,7 +54,7 @@ class Driver(SessionTable):
         """Computes one pass over what is ready. Returns the number of sessions that got tokens."""
         slots = self.ready()
         candidates = [
-            BatchCandidate(slot.state.num_todo, len(slot.state.guesses.pending), 0.9, slot.state.computed, 0.0)
+            BatchCandidate(slot.state.num_todo, len(slot.state.guesses.pending), 0.9, slot.state.computed, 1.0)
             for slot in slots
         ]
         shares = self.batcher.form(candidates)

@@ -31,7 +31,7 @@ from shared.timing import DRAFTER_LEASE_S
 
 FIFO = 0  # sessions with all their guesses, oldest first, while they fit
 LAB = 1  # the same, shortest rows first (length-aware batching)
-TETRIS = 2  # all first rows, then the guesses that are likeliest to survive, while they fit
+TETRIS = 2  # first rows by the services' rule, then the guesses that are likeliest to survive, while they fit
 WORTH = 3  # the same, while they pay: the services' rule
 CONSTANT_COST = np.array([1.0, 0, 0, 0, 0, 0, 0])  # weights of a pass that takes the same time with every guess
 DRAFTER_LEASE_MS = 1e3 * DRAFTER_LEASE_S

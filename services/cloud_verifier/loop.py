@@ -1,7 +1,7 @@
 """The verify loop: collect -> forward -> commit -> answer, repeated without phases or a timer.
 
-Invariant: one pass runs at a time. The next pass takes what arrived meanwhile. A failed pass fails only the sessions
-that cause the error. If the engine can't compute any more, the loop ends with an error.
+Invariant: one pass runs at a time. The next pass takes what arrived meanwhile, as far as it has room. A failed pass
+fails only the sessions that cause the error. If the engine can't compute any more, the loop ends with an error.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ class PassCost:
 
 @dataclass(frozen=True, slots=True)
 class BatchCandidate:
-    """A ready session as the batcher sees it. num_todo: committed tokens not computed yet, 1 while it decodes."""
+    """A ready session as the batcher sees it. num_todo: committed tokens not computed yet: 1 while it
+    decodes, more for a prompt and behind tokens that a grammar forced, which count as one."""
 
     num_todo: int
     num_guesses: int

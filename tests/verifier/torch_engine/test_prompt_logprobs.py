@@ -26,13 +26,14 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return load_target(str(save_model(SERVED[request.param](), folder)), "cpu", "float32")
 
 
-def a_table(target: TargetModel, chunk: int, kv_tokens: int = 4096) -> PassByPass:
-    return PassByPass(TorchEngine(target, kv_tokens), Batcher(256, chunk, PassCost()))
+def a_table(target: TargetModel, num_tokens: int) -> PassByPass:
+    """num_tokens: most of a pass."""
+    return PassByPass(TorchEngine(target, 4096), Batcher(num_tokens, num_tokens, PassCost()))
 
 
-@pytest.mark.parametrize("chunk", [7, 64])
-def test_tokens_of_a_prompt_have_the_logprobs_of_their_generation(target: TargetModel, chunk: int) -> None:
-    table = a_table(target, chunk)
+@pytest.mark.parametrize("num_tokens", [7, 64])
+def test_tokens_of_a_prompt_have_the_logprobs_of_their_generation(target: TargetModel, num_tokens: int) -> None:
+    table = a_table(target, num_tokens)
     drawn = table.opens(1, 20, PROMPT, sampling=SAMPLED, logprobs=NUM_TOP, cache_scope="a")
     table.finish(drawn)
     text = drawn.state.tokens
@@ -51,6 +52,7 @@ def test_a_scored_session_that_loses_its_cache_scores_its_text_once(target: Targ
     table = a_table(target, 7)
     slot = table.opens(1, 1, PROMPT, logprobs=0, prompt_logprobs=True)
     table.run_pass()
+    assert slot.state.finish is None
     table._preempt(slot)
     table.admit()
     table.finish(slot)

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -179,21 +180,22 @@ async def test_what_is_not_granted_is_denied(
         assert user.denied("subscription") == denied("subscribe", name, subscribed()), name
 
 
+async def refuses(url: str, **options: Any) -> None:
+    """The server lets nobody in with these options."""
+    client = Client()
+    with pytest.raises(Exception, match=r"(?i)authorization"):
+        await client.connect(url, allow_reconnect=False, connect_timeout=5, **options)
+    await client.close()
+
+
 async def test_the_key_of_a_leaf_opens_no_client_s_port(
     tmp_path: Path, machine: Machine, documented: dict[str, Secrets]
 ) -> None:
     seed = tmp_path / "site-a"
     seed.write_text(documented["edge"]["nats-auth"]["leaf-key.conf"].partition("nkey: ")[2].strip())
-    client = Client()
-    with pytest.raises(Exception, match=r"(?i)authorization"):
-        await client.connect(machine.start("cloud").url, nkeys_seed=str(seed), allow_reconnect=False, connect_timeout=5)
-    await client.close()
+    await refuses(machine.start("cloud").url, nkeys_seed=str(seed))
 
 
 async def test_nobody_gets_in_without_a_key(tmp_path: Path, machine: Machine, documented: dict[str, Secrets]) -> None:
     server = of_a_local_system(tmp_path, machine, documented)
-    stranger = Client()
-    with pytest.raises(Exception, match=r"(?i)authorization"):
-        await stranger.connect(
-            server.url, tls=ssl.create_default_context(cafile=server.ca), allow_reconnect=False, connect_timeout=5
-        )
+    await refuses(server.url, tls=ssl.create_default_context(cafile=server.ca))

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from benchmarks.harness.cell import RunningCell, running, wait_for_fleet
@@ -80,9 +81,8 @@ class Starting:
     notify: Notify
 
     def fresh(self, name: str) -> Path:
-        path = self.folder / name.replace(" ", "-").replace(",", "")
-        path.mkdir()
-        return path
+        """An empty folder; the plan may come back to a system."""
+        return Path(mkdtemp(prefix=name.replace(" ", "-").replace(",", "") + "-", dir=self.folder))
 
 
 def starting(models: Path, vllm_python: Path | None, choice: Choice, folder: Path, notify: Notify) -> Starting:

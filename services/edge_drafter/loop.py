@@ -173,22 +173,28 @@ class StepCost:
     """Milliseconds of a step that feeds a session one or two tokens, by its number of sessions.
 
     A line through the steps that falls nowhere, fitted by least squares; old steps fade. Where all steps are alike, a
-    further session adds FURTHER of a step with one.
+    further session adds as much of a step with one as it ever did: numbers of sessions that have become rare are not
+    forgotten. FURTHER of it while only one number is known.
     """
 
     FURTHER = 0.2
+    MOST_FURTHER = 1.0
+    REMEMBERED = 20  # steps in the mean of a number of sessions
     PRIOR_WEIGHT = 1e-4
     FORGETTING = 0.95
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
         self._squares, self._products = np.zeros((2, 2)), np.zeros(2)
+        self._mean_ms, self._weights = np.zeros(max_rows), np.zeros(max_rows)  # by sessions, less one
         self._has_seen = False
 
     def observe(self, elapsed_ms: float, num_rows: int) -> None:
         x = np.array([1.0, num_rows - 1])
         self._squares = self.FORGETTING * self._squares + np.outer(x, x)
         self._products = self.FORGETTING * self._products + x * elapsed_ms
+        weight = self._weights[num_rows - 1] = min(self._weights[num_rows - 1] + 1, self.REMEMBERED)
+        self._mean_ms[num_rows - 1] += (elapsed_ms - self._mean_ms[num_rows - 1]) / weight
         self._has_seen = True
 
     def guess_ms(self, num_sessions: int) -> float:
@@ -199,7 +205,7 @@ class StepCost:
 
     def _line(self) -> tuple[float, float]:
         """Milliseconds of a step with one session, and of each further one."""
-        prior = np.array([-self.FURTHER, 1.0])
+        prior = np.array([-self._further(), 1.0])
         weight = self.PRIOR_WEIGHT * np.trace(self._squares)
         alone_ms, further_ms = np.linalg.solve(self._squares + weight * np.outer(prior, prior), self._products)
         if further_ms < 0:
@@ -207,3 +213,11 @@ class StepCost:
         if alone_ms < 0:
             return 0.0, float(self._products[1] / self._squares[1, 1])
         return float(alone_ms), float(further_ms)
+
+    def _further(self) -> float:
+        """What a further session adds to a step, in steps with one, by all numbers of sessions that ever were."""
+        (known,) = self._weights.nonzero()
+        if len(known) < 2:
+            return self.FURTHER
+        further_ms, alone_ms = np.polyfit(known, self._mean_ms[known], 1, w=np.sqrt(self._weights[known]))
+        return min(max(float(further_ms), 0.0) / max(float(alone_ms), 1e-3), self.MOST_FURTHER)

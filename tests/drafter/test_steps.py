@@ -135,7 +135,15 @@ def test_the_time_between_guesses_is_that_of_the_steps_that_there_are_on_machine
     assert cost.guess_ms(num_rows) == pytest.approx(alone_ms + further_ms * (num_rows - 1), rel=0.02)
     for other in (1, 16):
         true_ms = alone_ms + further_ms * (other - 1)
-        assert true_ms / 4.1 < cost.guess_ms(other) < 4.1 * true_ms
+        assert cost.guess_ms(other) == pytest.approx(true_ms, rel=0.1), "what a step with one takes is not forgotten"
+
+
+def test_where_all_steps_are_slower_a_step_of_another_number_is_taken_to_be_slower_too() -> None:
+    cost = StepCost(max_rows=16)
+    for rows in (1, 1, 1, 1, *[8] * 400):
+        cost.observe((13.0 + 5.0 * (rows - 1)) * (1.4 if rows == 8 else 1), rows)
+    assert cost.guess_ms(8) == pytest.approx(1.4 * 48.0, rel=0.02)
+    assert 13.0 < cost.guess_ms(1) < 1.4 * 13.0
 
 
 def test_noise_makes_no_step_of_more_sessions_shorter() -> None:

@@ -50,6 +50,11 @@ def test_dsd_has_a_core_for_the_verifier_or_both(tmp_path: Path) -> None:
     assert (both.is_pinned, both.verifier_threads, both.has_relay) == (False, 2, False)
 
 
+def test_a_system_that_starts_again_gets_another_folder(tmp_path: Path) -> None:
+    start = starting(tmp_path, tmp_path)
+    assert start.fresh("DSD-torch-0") != start.fresh("DSD-torch-0")
+
+
 async def test_a_peer_that_does_not_start_is_told_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

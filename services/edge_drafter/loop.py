@@ -178,7 +178,7 @@ class StepCost:
     """
 
     FURTHER = 0.2
-    MOST_FURTHER = 1.0
+    MOST_FURTHER = 1.0  # more is noise: sessions could take turns
     REMEMBERED = 20  # steps in the mean of a number of sessions
     PRIOR_WEIGHT = 1e-4
     FORGETTING = 0.95

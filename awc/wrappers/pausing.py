@@ -6,7 +6,9 @@
 2. No prediction knows what drafting costs a machine that drafter and verifier share. So where they do, and the
    predicted gain is below `doubtful`, the pair pauses on trial. Drafting resumes if the trial made tokens slower; the
    next trial comes later each time, at last after `longest`. Otherwise the trial becomes a pause. Speeds are means of
-   1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain.
+   1 / TPOT: guesses may overtake the verifier rarely, and then few fast reports make the gain. They are compared in
+   the same situation: with as many sessions, and while prompts fill the passes or while none do (Nightjar, too, learns
+   for each batch size).
 3. A pause ends early when its reason has gone, as when 16 sessions became one: in PATIENCE reports in a row the
    predicted gain of the longest window is higher by `doubtful` than when the pair paused, or than 0 if it was below.
    If the pair then pauses again soon, that pause has its full length.
@@ -31,6 +33,7 @@ from shared.protocol.messages import MAX_WINDOW, PairReport
 PATIENCE = 6  # reports in a row without a gain before a pause, or with a much higher one before it ends
 HALF_LIFE = 192.0  # judged guesses after which a guess weighs half
 PRIOR_RATE, PRIOR_NUM = 0.9, 4.0  # a-priori acceptance, and its weight in guesses; also that of a good draft
+PROMPTS_FILL = 4.0  # tokens in a pass for each of its sessions, above which prompts make up most of it
 PAUSED = WindowChoice(window=0, chunk=1, free_run=True)
 
 
@@ -105,17 +108,22 @@ class PausingPolicy:
 class PauseTrial:
     """A pause that is judged by speed: 1 / TPOT, tokens per millisecond."""
 
-    before: float  # speed while drafting
     settling: int  # reports still to skip
-    speeds: list[float] = field(default_factory=list)  # of each compared report
+    ratios: list[float] = field(default_factory=list)  # speed / speed while drafting, of each compared report
 
-    def observe(self, seen: PairReport) -> None:
+    def observe(self, seen: PairReport, before: float | None) -> None:
+        """before: speed while drafting in the situation of the report; None: not known, so it is not compared."""
         if seen.window:  # the decision has not reached the drafter yet
             return
         if self.settling:
             self.settling -= 1
-        else:
-            self.speeds.append(1 / seen.tpot_ms)
+        elif before is not None:
+            self.ratios.append(1 / seen.tpot_ms / before)
+
+
+def situation(seen: PairReport) -> int:
+    """The same number for reports whose speeds can be compared."""
+    return 2 * seen.num_sessions + (seen.pass_tokens > PROMPTS_FILL * seen.batch)
 
 
 class PausingPair:
@@ -137,7 +145,7 @@ class PausingPair:
         self._trusted = settings.before_trial  # reports until a trial may begin
         self._probing = 0  # reports until the gain counts again
         self._num_worthless = 0  # reports in a row without a gain
-        self._speeds: deque[float] = deque(maxlen=settings.after_failed)  # while drafting, tokens per millisecond
+        self._speeds: deque[tuple[int, float]] = deque(maxlen=settings.after_failed)  # while drafting: situation, 1/ms
         self._tpot_ms = 0.0  # of the report before
         self._trial: PauseTrial | None = None
 
@@ -184,14 +192,18 @@ class PausingPair:
             self._pause(self._length if can_gain else 0)
             return PAUSED
         if seen.window and has_written:
-            self._speeds.append(1 / seen.tpot_ms)
+            self._speeds.append((situation(seen), 1 / seen.tpot_ms))
         self._trusted = max(0, self._trusted - 1)
-        is_known = len(self._speeds) >= self._settings.compared
-        if seen.shares_machine and not self._trusted and is_known and gain < self._settings.doubtful:
+        if seen.shares_machine and not self._trusted and gain < self._settings.doubtful and self._speed(seen):
             self._note(seen)
             self._begin_trial()
             return PAUSED
         return choice
+
+    def _speed(self, seen: PairReport) -> float | None:
+        """Mean while drafting in the situation of the report; None if too few reports had it."""
+        alike = [speed for found, speed in self._speeds if found == situation(seen)]
+        return fmean(alike) if len(alike) >= self._settings.compared else None
 
     def _note(self, seen: PairReport) -> None:
         """The reason of a pause that begins."""
@@ -218,14 +230,15 @@ class PausingPair:
     def _begin_trial(self) -> None:
         self._is_paused = True
         self._left = self._settings.settling + self._settings.compared + self._settings.first
-        self._trial = PauseTrial(fmean(self._speeds), self._settings.settling)
+        self._trial = PauseTrial(self._settings.settling)
 
     def _judge(self, trial: PauseTrial, seen: PairReport) -> None:
-        """Ends a trial that is over."""
-        trial.observe(seen)
-        if len(trial.speeds) < self._settings.compared:
-            return
-        if fmean(trial.speeds) * (1 + self._settings.margin) < trial.before:
+        """Ends a trial that is over, or that has come to no end in a whole pause."""
+        trial.observe(seen, self._speed(seen))
+        if len(trial.ratios) < self._settings.compared:
+            if self._left <= 0:
+                self._resume(self._trust)
+        elif fmean(trial.ratios) * (1 + self._settings.margin) < 1:
             self._length = self._settings.first
             self._resume(self._trust)
             self._trust = min(4 * self._trust, self._settings.longest)

@@ -26,7 +26,7 @@ from dsd_sim.steering.formulas import (
 from dsd_sim.steering.records import PAUSED, START, UNTOLD
 from shared.protocol.messages import MAX_WINDOW
 
-PATIENCE = pausing.PATIENCE
+PATIENCE, PROMPTS_FILL = pausing.PATIENCE, pausing.PROMPTS_FILL
 PAUSE_PRIOR_RATE, PAUSE_PRIOR_NUM = pausing.PRIOR_RATE, pausing.PRIOR_NUM
 
 
@@ -142,7 +142,7 @@ def _stays_paused(settings, rows, row, node, seen):
         return p.is_paused
     p.left -= 1
     if p.is_trial:
-        _judge(settings, p, seen)
+        _judge(settings, rows, row, seen)
     if p.is_paused:
         is_over = p.left <= 0 and _can_gain(settings, rows, row, cost, seen)
         if is_over or _has_lost_its_reason(settings, rows, row, cost, seen):
@@ -188,20 +188,36 @@ def _checked(settings, rows, row, node, seen, decision):
         p.reason, p.num_better = max(0.0, _longest_gain(settings, rows, row, cost, seen)), 0
         _pause(settings, p, p.length if can_gain else 0)
         return PAUSED
-    speeds = rows.speeds[row]
     if seen.window > 0 and has_written:
-        speeds[p.num_speeds % len(speeds)] = 1 / seen.tpot_ms
+        place = p.num_speeds % rows.speeds.shape[1]
+        rows.speeds[row, place], rows.situations[row, place] = 1 / seen.tpot_ms, _situation(seen)
         p.num_speeds += 1
     p.trusted = max(0, p.trusted - 1)
-    num = min(p.num_speeds, len(speeds))
-    if seen.shares_machine and p.trusted == 0 and num >= settings.compared and gain < settings.doubtful:
+    may_try = seen.shares_machine and p.trusted == 0 and gain < settings.doubtful
+    if may_try and _speed(settings, rows, row, seen) > 0:
         p.is_paused = p.is_trial = True
         p.reason, p.num_better = max(0.0, _longest_gain(settings, rows, row, cost, seen)), 0
         p.left = settings.settling + settings.compared + settings.first
-        p.before = speeds[:num].sum() / num
         p.settling, p.num_compared, p.sum_compared = settings.settling, 0, 0.0
         return PAUSED
     return decision
+
+
+@njit
+def _situation(seen):
+    """pausing.situation"""
+    return 2 * seen.num_sessions + (1 if seen.pass_tokens > PROMPTS_FILL * seen.batch else 0)
+
+
+@njit
+def _speed(settings, rows, row, seen):
+    """PausingPair._speed; 0 for None"""
+    wanted, num, total = _situation(seen), 0, 0.0
+    for i in range(min(rows.pairs[row].num_speeds, rows.speeds.shape[1])):
+        if rows.situations[row, i] == wanted:
+            num += 1
+            total += rows.speeds[row, i]
+    return total / num if num >= settings.compared else 0.0
 
 
 @njit
@@ -224,17 +240,21 @@ def _resume(p, trusted):
 
 
 @njit
-def _judge(settings, p, seen):
+def _judge(settings, rows, row, seen):
     """PauseTrial.observe, PausingPair._judge"""
+    p = rows.pairs[row]
     if seen.window == 0:
         if p.settling:
             p.settling -= 1
         else:
-            p.num_compared += 1
-            p.sum_compared += 1 / seen.tpot_ms
+            before = _speed(settings, rows, row, seen)
+            if before > 0:
+                p.num_compared += 1
+                p.sum_compared += 1 / seen.tpot_ms / before
     if p.num_compared < settings.compared:
-        return
-    if p.sum_compared / p.num_compared * (1 + settings.margin) < p.before:
+        if p.left <= 0:
+            _resume(p, p.trust)
+    elif p.sum_compared / p.num_compared * (1 + settings.margin) < 1:
         p.length = settings.first
         _resume(p, p.trust)
         p.trust = min(4 * p.trust, settings.longest)

@@ -47,10 +47,9 @@ PAIR_STATE = np.dtype(
         ("num_speeds", np.int64),  # ever written to the ring of the pair
         ("tpot_ms", np.float64),
         ("is_trial", np.bool_),
-        ("before", np.float64),
         ("settling", np.int64),
         ("num_compared", np.int64),  # reports of the trial
-        ("sum_compared", np.float64),  # of their speeds
+        ("sum_compared", np.float64),  # of their speeds / those while drafting
         ("told", np.int64),  # the decision before; UNTOLD: there was none
     ],
     align=True,
@@ -94,6 +93,7 @@ class Rows(NamedTuple):
 
     pairs: NDArray[Any]
     speeds: NDArray[np.float64]  # [rows, settings.after_failed] a ring
+    situations: NDArray[np.int64]  # [rows, settings.after_failed] of the speeds
     of_windows: Acceptances  # of the windows: only reports between pauses
     of_pauses: Acceptances
     window_costs: NDArray[Any]  # [verifiers]
@@ -111,7 +111,8 @@ def make_rows(num: int, num_nodes: int, num_speeds: int, half_life: float, pause
         return Acceptances(average, np.zeros(num, TEST), np.zeros(num, TEST))
 
     of_windows, of_pauses = acceptances(half_life), acceptances(pause_half_life)
-    return Rows(np.zeros(num, PAIR_STATE), np.zeros((num, num_speeds)), of_windows, of_pauses, costs, costs.copy())
+    speeds, situations = np.zeros((num, num_speeds)), np.zeros((num, num_speeds), np.int64)
+    return Rows(np.zeros(num, PAIR_STATE), speeds, situations, of_windows, of_pauses, costs, costs.copy())
 
 
 def with_more(rows: Rows) -> Rows:
@@ -123,6 +124,7 @@ def with_more(rows: Rows) -> Rows:
     return rows._replace(
         pairs=twice(rows.pairs),
         speeds=twice(rows.speeds),
+        situations=twice(rows.situations),
         of_windows=Acceptances(*map(twice, rows.of_windows)),
         of_pauses=Acceptances(*map(twice, rows.of_pauses)),
     )

@@ -169,6 +169,47 @@ def test_a_few_slow_reports_do_not_end_a_trial() -> None:
     assert pair.decide(changed(DOUBTFUL, tpot_ms=39.0, **NOTHING)) == PAUSED, "the trial became a pause"
 
 
+def on_trial(sessions: int, tpot_ms: float, pass_tokens: float = 8.0) -> PausingPair:
+    """A pair whose trial begins after drafting with so many sessions at this TPOT."""
+    pair = a_pair()
+    drafting = changed(DOUBTFUL, num_sessions=sessions, batch=4.0, pass_tokens=pass_tokens, tpot_ms=tpot_ms)
+    for number in range(100):
+        if pair.decide(changed(drafting, tpot_ms=tpot_ms + 1e-6 * (number % 2))) == PAUSED:
+            return pair
+    raise AssertionError("no trial began")
+
+
+def after(pair: PausingPair, num: int, **seen: float) -> bool:
+    """Whether the pair is paused after so many reports of a pause."""
+    report = changed(DOUBTFUL, **NOTHING | {"batch": 4.0, "pass_tokens": 8.0} | seen)
+    return [pair.decide(report) == PAUSED for _ in range(num)][-1]
+
+
+def test_a_trial_does_not_take_few_sessions_for_a_gain() -> None:
+    pair = on_trial(sessions=8, tpot_ms=60.0)
+    assert after(pair, 2 * SETTINGS.compared, num_sessions=2, tpot_ms=30.0), "nothing to compare with yet"
+    assert not after(pair, SETTINGS.compared, num_sessions=8, tpot_ms=66.0), "a tenth slower"
+
+
+def test_a_trial_does_not_take_prompts_for_a_loss() -> None:
+    pair = on_trial(sessions=8, tpot_ms=60.0)
+    assert after(pair, SKIPPED, num_sessions=8, tpot_ms=300.0, pass_tokens=250.0), "prompts fill the passes"
+    assert after(pair, SETTINGS.compared + SETTINGS.first - 1, num_sessions=8, tpot_ms=55.0), "the trial became a pause"
+
+
+def test_a_trial_that_finds_nothing_to_compare_ends_after_a_whole_pause() -> None:
+    whole = SKIPPED + SETTINGS.first
+    pair = on_trial(sessions=8, tpot_ms=60.0)
+    assert after(pair, whole - 1, num_sessions=2, tpot_ms=30.0)
+    assert not after(pair, 1, num_sessions=2, tpot_ms=30.0)
+
+
+def test_no_trial_begins_in_a_situation_that_is_new() -> None:
+    pair = a_pair()
+    choices = [pair.decide(changed(DOUBTFUL, num_sessions=1 + number, tpot_ms=39.0 + number)) for number in range(60)]
+    assert PAUSED not in choices
+
+
 def test_a_trial_is_not_needed_where_drafting_gains_more_than_a_shared_machine_may_cost() -> None:
     assert not any(followed(a_pair(), changed(GOOD, tpot_ms=39.0, shares_machine=True), 300, paused_ms=10.0))
 

@@ -27,6 +27,7 @@ SOON = PauseSettings(first=6, longest=24, compared=3)  # much happens in few rep
 class Regime:
     """How a pair fares for some reports."""
 
+    num_sessions: int
     right: float
     draft_ms: float
     rtt_ms: float
@@ -38,6 +39,7 @@ class Regime:
 def drawn(random_: random.Random) -> Regime:
     pass_ms = random_.choice([20.0, 40.0, 60.0])
     return Regime(
+        random_.choice([1, 1, 4]),
         random_.choice([0.0, 0.3, 0.6, 0.9, 1.0]),
         pass_ms * random_.choice([0.1, 0.4, 0.8, 1.3]),
         random_.choice([0.0, 30.0, 250.0]),
@@ -53,7 +55,7 @@ def report(random_: random.Random, regime: Regime, node: int, window: int, share
     tpot_ms = (regime.drafting_ms if window else regime.paused_ms) * random_.choice([0.0, 0.9, 1.0, 1.0, 1.1])
     return PairReport(
         verifier_id=f"v.{node:012d}",
-        num_sessions=random_.choice([0, 1, 1, 4]),
+        num_sessions=random_.choice([0, *[regime.num_sessions] * 3]),
         window=window,
         drafted=judged,
         matched=matched,
@@ -93,7 +95,7 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
     controls = {pair: expected_of.for_pair() for pair in every}
     regimes = {pair: drawn(random_) for pair in every}
     told: dict[tuple[int, int], WindowChoice] = {}
-    num_changes, num_early, trials = 0, 0, {"begun": 0, "failed": 0, "became pauses": 0}
+    num_changes, num_early, trials = 0, 0, {"begun": 0, "failed": 0, "undecided": 0, "became pauses": 0}
     for number in range(2500):
         for pair in every:
             if random_.random() < 0.01:
@@ -119,7 +121,9 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
             num_early += pair in on_pause and not controls[pair]._is_paused and controls[pair]._left > 0
             is_tried, was_tried = controls[pair]._trial is not None, pair in on_trial
             trials["begun"] += is_tried and not was_tried
-            trials["failed"] += was_tried and not is_tried and not controls[pair]._is_paused
+            has_resumed = was_tried and not is_tried and not controls[pair]._is_paused
+            trials["failed"] += has_resumed and controls[pair]._left > 0
+            trials["undecided"] += has_resumed and controls[pair]._left == 0
             trials["became pauses"] += was_tried and not is_tried and controls[pair]._is_paused
     assert num_changes > 100
     assert num_early > 0 or pauses is SOON, "no pause ended early"
@@ -135,7 +139,7 @@ def test_a_choice_is_told_once_until_it_changes() -> None:
     compiled = CompiledSteering.of(PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE)), 1, 1)
     assert compiled is not None
     here, old = np.array([0]), np.array([False])
-    seen = records([report(random.Random(1), Regime(0.9, 10.0, 30.0, 40.0, 40.0, 20.0), 0, 8, False)])
+    seen = records([report(random.Random(1), Regime(1, 0.9, 10.0, 30.0, 40.0, 40.0, 20.0), 0, 8, False)])
     seen["num_sessions"], seen["tpot_ms"] = 1, 20.0
     assert len(compiled.decide(here, here, old, seen)) == 1
     assert compiled.decide(here, here, old, seen) == []
@@ -148,7 +152,7 @@ def test_more_pairs_than_there_were_rows_for_at_first_do_not_change_the_first_on
     num, policy = 3 * FIRST_ROWS, PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE), SOON)
     compiled, random_ = CompiledSteering.of(policy, num, num), random.Random(1)
     assert compiled is not None
-    alone, regime = policy.for_pair(), Regime(0.4, 10.0, 30.0, 40.0, 36.0, 40.0)
+    alone, regime = policy.for_pair(), Regime(1, 0.4, 10.0, 30.0, 40.0, 36.0, 40.0)
     window, seen_windows = DEFAULT_CHOICE.window, set()
     for number in range(200):
         seen = report(random_, regime, 0, window, shares_machine=True)

@@ -233,7 +233,7 @@ class PausingPair:
         self._trial = PauseTrial(self._settings.settling)
 
     def _judge(self, trial: PauseTrial, seen: PairReport) -> None:
-        """Ends a trial that is over, or that has come to no end in a whole pause."""
+        """Ends a trial that has compared enough reports, or too few in a whole pause."""
         trial.observe(seen, self._speed(seen))
         if len(trial.ratios) < self._settings.compared:
             if self._left <= 0:

@@ -169,10 +169,10 @@ def test_a_few_slow_reports_do_not_end_a_trial() -> None:
     assert pair.decide(changed(DOUBTFUL, tpot_ms=39.0, **NOTHING)) == PAUSED, "the trial became a pause"
 
 
-def on_trial(sessions: int, tpot_ms: float, pass_tokens: float = 8.0) -> PausingPair:
+def on_trial(sessions: int, tpot_ms: float) -> PausingPair:
     """A pair whose trial begins after drafting with so many sessions at this TPOT."""
     pair = a_pair()
-    drafting = changed(DOUBTFUL, num_sessions=sessions, batch=4.0, pass_tokens=pass_tokens, tpot_ms=tpot_ms)
+    drafting = changed(DOUBTFUL, num_sessions=sessions, batch=4.0, pass_tokens=8.0, tpot_ms=tpot_ms)
     for number in range(100):
         if pair.decide(changed(drafting, tpot_ms=tpot_ms + 1e-6 * (number % 2))) == PAUSED:
             return pair

@@ -202,8 +202,9 @@ def test_a_trial_that_finds_nothing_to_compare_ends_after_a_whole_pause() -> Non
     pair = on_trial(sessions=8, tpot_ms=60.0)
     assert after(pair, whole - 1, num_sessions=2, tpot_ms=30.0)
     assert not after(pair, 1, num_sessions=2, tpot_ms=30.0)
-    drafting = [changed(DOUBTFUL, tpot_ms=60.0 + number) for number in range(SETTINGS.after_failed - 1)]
-    assert PAUSED not in map(pair.decide, drafting), "the next trial is not sooner than after a failed one"
+    drafting = changed(DOUBTFUL, num_sessions=8, batch=4.0, pass_tokens=8.0)
+    reports = [changed(drafting, tpot_ms=60.0 + number) for number in range(SETTINGS.after_failed - 2)]
+    assert PAUSED not in map(pair.decide, reports), "the next trial is not sooner than after a failed one"
 
 
 def test_no_trial_begins_in_a_situation_that_is_new() -> None:

@@ -7,6 +7,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -155,6 +157,43 @@ async def test_a_changed_file_is_taken_and_a_bad_one_told_once(file: Path) -> No
     write(file, entry("carol", "x"))
     assert await known.reload()
     assert known.ring.names == {"carol"}
+
+
+async def test_a_file_that_cannot_be_read_in_time_is_told_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, ends = KeyFile(file), threading.Event()
+    monkeypatch.setattr(keys, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(keys, "_look", lambda path: ends.wait())
+    try:
+        with pytest.raises(BadKeyFile, match=r"could not be read within 0\.2 s"):
+            await known.reload()
+        assert not await known.reload(), "told before"
+        assert known.ring.names == set(KEYS)
+    finally:
+        ends.set()
+
+
+async def test_a_process_that_was_suspended_while_it_read_refuses_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its loop nor its thread ran meanwhile, but the clock did."""
+    known, goes_on = KeyFile(file), threading.Event()
+
+    def suspended() -> None:
+        time.sleep(1.1 * keys.READ_TIMEOUT_S)
+        goes_on.set()
+
+    def look(path: Path) -> bytes:
+        goes_on.wait()
+        return path.read_bytes()
+
+    monkeypatch.setattr(keys, "READ_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(keys, "_look", look)
+    reload = asyncio.ensure_future(known.reload())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(suspended)
+    assert not await reload
+    write(file, entry("carol", "x"))
+    assert await known.reload()
 
 
 def test_the_command_makes_a_key_that_its_entry_lets_in(tmp_path: Path) -> None:

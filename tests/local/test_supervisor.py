@@ -154,6 +154,24 @@ async def test_children_of_a_stage_end_side_by_side_and_stages_one_after_the_oth
     assert notices == []
 
 
+def test_a_child_has_ended_before_a_program_that_a_signal_ends(tmp_path: Path) -> None:
+    """The signal's SystemExit leaves the loop, which then cancels every task, before `stop` would."""
+    order = tmp_path / "order"
+
+    async def main() -> None:
+        whole = Supervisor(tmp_path / "logs", str)
+        try:
+            await whole.wait_ready(whole.start(shell("child", ending(order, "child", "sleep 0.3;"))), AT_MOST_S)
+            asyncio.get_running_loop().call_soon(sys.exit, 128 + signal.SIGTERM)
+            await asyncio.Event().wait()
+        finally:
+            await whole.stop()
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert order.read_text().splitlines() == ["child ends", "child ended"]
+
+
 @pytest.mark.parametrize(("drain_s", "is_killed"), [("20", False), ("0", True)])
 async def test_a_child_is_killed_only_when_its_drain_is_over(
     whole: Supervisor, notices: list[str], monkeypatch: pytest.MonkeyPatch, drain_s: str, is_killed: bool

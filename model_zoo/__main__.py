@@ -150,10 +150,11 @@ def check_that_a_pair_fits(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Check that each token id means the same to a draft and a target; exit with status 1 if not."""
-    from model_zoo.vocabulary import compare, read_draft, read_model  # loads transformers
+    from model_zoo.vocabulary import compare, made_for, read_draft, read_model  # loads transformers
 
     with _errors_exit("check", UnusableModel, OSError):
         comparison = compare(read_draft(draft), read_model(target))
+        comparison = msgspec.structs.replace(comparison, made_for_target=made_for(draft, target))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(comparison)).decode())
     else:
@@ -161,6 +162,9 @@ def check_that_a_pair_fits(
         for name in ("vocab_sizes", "max_contexts", "eos_token_ids"):
             ours, theirs = getattr(comparison, name)
             print(f"  {name.replace('_', ' ')}: {ours} in the draft, {theirs} in the target")
+        if comparison.made_for_target is not None:
+            which = "these weights" if comparison.made_for_target else "other weights, so its card does not hold here"
+            print(f"  the draft was made for {which}")
     raise typer.Exit(0 if comparison.agrees else 1)
 
 

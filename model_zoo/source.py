@@ -5,6 +5,7 @@ Invariant: only files of the model are read; none of its code is run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from model_zoo.errors import UnusableModel
+from model_zoo.manifest import sha256_of
 
 TEXT_FILES = ("*.json", "*.jinja")
 ALL_FILES = (*TEXT_FILES, "*.safetensors")
@@ -69,6 +71,11 @@ def open_source(model: str) -> Source:
     if not (folder / "tokenizer.json").is_file():
         raise UnusableModel(f"{folder / 'tokenizer.json'} is missing: the draft's vocabulary can't be checked")
     return Source(model, folder, config)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of all files of weights, in the order of their names."""
+    return hashlib.sha256("".join(map(sha256_of, sorted(folder.glob("*.safetensors")))).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

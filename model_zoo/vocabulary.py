@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 from model_zoo.errors import UnusableModel
-from model_zoo.source import TEXT_FILES, locate, read_json
+from model_zoo.source import TEXT_FILES, locate, read_json, weights_sha256
 from services.edge_drafter.draft_config import EXPORTED_CONFIG, GENAI_CONFIG, read_config
+from shared.data.draft_card import CARD, read_card
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class VocabularyComparison(msgspec.Struct, frozen=True):
     vocab_sizes: tuple[int, int]  # (draft, target), also below
     max_contexts: tuple[int, int]
     eos_token_ids: tuple[tuple[int, ...], tuple[int, ...]]
+    made_for_target: bool | None = None  # whether the draft's card names the target's weights; None: not known
 
 
 def read_draft(model: str) -> Vocabulary:
@@ -67,6 +69,18 @@ def read_model(model: str) -> Vocabulary:
     eos = text.eos_token_id if eos is None else eos
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return Vocabulary(_tokens_of(folder), vocab_size, max_context, tuple(ids))
+
+
+def made_for(draft: str, target: str) -> bool | None:
+    """Whether the draft's card (shared/data/draft_card.py) was written for the target's weights; None if one of the two
+    is not in its folder. Raises UnusableModel."""
+    card, weights = Path(draft) / CARD, Path(target)
+    if not card.is_file() or not any(weights.glob("*.safetensors")):
+        return None
+    try:
+        return read_card(card).target_sha256 == weights_sha256(weights)
+    except ValueError as error:
+        raise UnusableModel(str(error)) from error
 
 
 def compare(draft: Vocabulary, target: Vocabulary) -> VocabularyComparison:

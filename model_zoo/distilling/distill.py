@@ -8,7 +8,6 @@ Invariant: the draft's folder appears when all is done. Prompts that judge are n
 from __future__ import annotations
 
 import gc
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from model_zoo.exporting.export import TEXT_FILES, export_model
 from model_zoo.exporting.onnx_export import Exporter, Precision
 from model_zoo.manifest import sha256_of
 from model_zoo.prepare import Notify
-from model_zoo.source import Source, open_source
+from model_zoo.source import Source, open_source, weights_sha256
 from services.cloud_verifier.torch_engine.model import name_of
 from services.edge_drafter.draft_config import VOCABULARY
 from services.edge_drafter.model import load_draft
@@ -116,11 +115,10 @@ def distill(plan: Plan, tell: Notify) -> Card:
 
 
 def _settings(plan: Plan, source: Source) -> Settings:
-    weights = hashlib.sha256("".join(sha256_of(path) for path in sorted(source.folder.glob("*.safetensors"))).encode())
     if len({path.name for path in plan.prompts}) < len(plan.prompts):
         raise ValueError("two files of prompts have the same name")
     return Settings(
-        weights.hexdigest(),
+        weights_sha256(source.folder),
         {path.name: sha256_of(path) for path in plan.prompts},
         plan.num_layers,
         plan.vocab_size,

@@ -18,7 +18,7 @@ from benchmarks.peers.prompts import prompts_of
 from benchmarks.peers.results import read_cell
 from benchmarks.peers.server import Server
 from benchmarks.peers.serving import Starting, dsd_plan
-from benchmarks.peers.systems import LLAMA, TORCH_INT8, TORCH_PLAIN, TRANSFORMERS, Choice, System
+from benchmarks.peers.systems import ALL_GIB, LLAMA, TORCH_INT8, TORCH_PLAIN, TRANSFORMERS, Choice, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import VerifierEngine
 from tests.benchmarks.peers.sample_cells import ORIGIN, named
@@ -48,6 +48,16 @@ def test_dsd_has_a_core_for_the_verifier_or_both(tmp_path: Path) -> None:
     both = dsd_plan(Starting(tmp_path, VerifierEngine(), Choice("both"), tmp_path, print), "torch", ["int8"], rtt_ms=0)
     assert (split.is_pinned, split.verifier_threads, split.link.delay_ms) == (True, 1, 15)
     assert (both.is_pinned, both.verifier_threads, both.has_relay) == (False, 2, False)
+
+
+@pytest.mark.parametrize("is_enough", [True, False])
+def test_a_system_that_is_not_counted_runs_only_where_all_fit_into_the_memory(
+    monkeypatch: pytest.MonkeyPatch, is_enough: bool
+) -> None:
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": int(ALL_GIB * 2**18) - (not is_enough)}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert serving.has_room() == is_enough
+    assert all(each.is_counted for each in systems(Choice(has_room=serving.has_room()))) == (not is_enough)
 
 
 def test_a_system_that_starts_again_gets_another_folder(tmp_path: Path) -> None:

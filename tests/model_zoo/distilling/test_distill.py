@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model_zoo.distilling import training
 from model_zoo.distilling.answers import answer, read_answers
@@ -88,6 +89,7 @@ def test_a_killed_distillation_goes_on_where_it_was(made: Made) -> None:
 def test_the_draft_fits_its_target_and_guesses_its_tokens(made: Made) -> None:
     checked = model_zoo("check", "--draft", str(made.draft), "--target", str(made.target))
     assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.splitlines()[-1] == "  the draft was made for these weights"
     card, config = card_of(made.draft), read_config(made.draft)
     assert card.vocab_size == len(config.token_ids or ()) == 256
     assert 2 in (config.token_ids or ()), "it must be able to guess the end"
@@ -96,6 +98,16 @@ def test_the_draft_fits_its_target_and_guesses_its_tokens(made: Made) -> None:
     assert card.trials[card.choice] == max(card.trials.values())
     assert card.acceptance.greedy == pytest.approx(card.half_hours[-1].acceptance, abs=0.1), "the trained weights"
     assert (made.draft / PLOT).read_text().startswith("<?xml")
+
+
+def test_a_draft_of_weights_that_have_changed_since_is_told(made: Made, tmp_path: Path) -> None:
+    trained = shutil.copytree(made.target, tmp_path / "target")
+    (weights,) = trained.glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, weights)
+    checked = model_zoo("check", "--draft", str(made.draft), "--target", str(trained))
+    assert checked.returncode == 0, "the tokens are the same"
+    assert checked.stdout.splitlines()[-1] == "  the draft was made for other weights, so its card does not hold here"
 
 
 def test_a_work_folder_serves_the_settings_that_began_it(target: Path, tmp_path: Path) -> None:

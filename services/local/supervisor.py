@@ -222,6 +222,6 @@ class Supervisor:
         for _, members in groupby(reversed(self._tasks), key=lambda child: child.program.stage or child.program.name):
             tasks = [self._tasks[child] for child in members]
             for task in tasks:
-                if not task.cancelling():  # a loop that ends on a signal cancels all tasks; twice would leave the child
+                if not task.cancelling():  # as when a signal ends the loop; again, it would not wait for its child
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

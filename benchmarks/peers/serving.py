@@ -49,6 +49,7 @@ NUM_KEYS = 401  # a key comes again when all caches have long been overwritten
 NUM_GUESSES = 4  # of vLLM's own speculation
 MAX_SEQS = 16
 TRANSFORMERS_READY_S = 120.0
+PREFILL_CHUNK = "256"  # as much as fits a pass, as vLLM's own server has it
 
 Notify = Callable[[str], None]
 
@@ -223,6 +224,7 @@ def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int
         env |= {
             "DSD_VLLM_ARGS": f"--max-model-len {MAX_TEXT_TOKENS}",
             "VLLM_CPU_KVCACHE_SPACE": vllm_server.KV_GIB,
+            "DSD_PREFILL_CHUNK": PREFILL_CHUNK,
         }
     is_split = start.choice.dsd_cores == "split"
     return CellPlan(
@@ -230,6 +232,7 @@ def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int
         link=LinkConditions.of_round_trip(rtt_ms),
         is_pinned=is_split,
         verifier_threads=1 if is_split else 2,
+        prefill_threads=2 if is_split and engine == "vllm" else 0,
         env=env,
         api_keys=tuple(new_key() for _ in range(NUM_KEYS)),
         drafts=tuple(drafts),

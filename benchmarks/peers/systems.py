@@ -25,9 +25,13 @@ ALL_GIB = 26  # of memory that all systems need at once, in float32; five of the
 
 TWO_THREADS = "two threads for the model; its server and the client beside them"
 ASIDE = "one thread for the model on one core; its server, scheduler and the client on the other"
-DSD_CORES: dict[DsdCores, str] = {
-    "split": "verifier: one thread on one core; drafter (one thread), gateway, NATS, controller, client on the other",
-    "both": "verifier: two threads; drafter (one thread), gateway, NATS, controller, client beside them",
+SPLIT = "verifier: one thread on one core; drafter (one thread), gateway, NATS, controller, client on the other"
+WIDE = "passes of 64 tokens or more have two threads; prompts take what is left of a pass (prefill_chunk 256)"
+DSD_CORES: dict[DsdCores, dict[Engine, str]] = {
+    "split": {"torch": SPLIT, "vllm": f"{SPLIT}; {WIDE}"},
+    "both": dict.fromkeys(
+        ("torch", "vllm"), "verifier: two threads; drafter (one thread), gateway, NATS, controller, client beside them"
+    ),
 }
 
 
@@ -78,12 +82,12 @@ def systems(choice: Choice) -> list[System]:
         System(VLLM_NGRAM, ASIDE, VLLM_ONE),
         System(VLLM_DRAFT, ASIDE, VLLM_ONE, is_counted=False),
         System(TRANSFORMERS),
-        System(TORCH_PLAIN, ours),
-        System(TORCH_INT8, ours, TORCH_PLAIN),
-        System(TORCH_DISTILLED, ours, TORCH_PLAIN),
-        System(ON_VLLM_PLAIN, ours),
-        System(ON_VLLM_INT8, ours, ON_VLLM_PLAIN),
-        System(ON_VLLM_DISTILLED, ours, ON_VLLM_PLAIN),
+        System(TORCH_PLAIN, ours["torch"]),
+        System(TORCH_INT8, ours["torch"], TORCH_PLAIN),
+        System(TORCH_DISTILLED, ours["torch"], TORCH_PLAIN),
+        System(ON_VLLM_PLAIN, ours["vllm"]),
+        System(ON_VLLM_INT8, ours["vllm"], ON_VLLM_PLAIN),
+        System(ON_VLLM_DISTILLED, ours["vllm"], ON_VLLM_PLAIN),
     ]
     found = [each for each in found if choice.has_distilled or "distilled" not in each.name]
     return [each for each in found if choice.has_room or each.is_counted]

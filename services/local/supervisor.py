@@ -12,6 +12,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +24,7 @@ STEADY_S = 30.0  # a child that ran for so long restarts after the shortest paus
 AFTER_DRAIN_S = 10.0  # between the end of a drain and SIGKILL
 MIN_END_S = DRAIN_S + AFTER_DRAIN_S  # between SIGTERM and SIGKILL
 MAX_LOG_BYTES = 32 << 20
+LOWEST_PRIORITY = 19  # nice value
 BAD_SETTINGS = 2  # exit status of a service that refuses its settings
 
 
@@ -35,7 +37,7 @@ class Program:
     """A program to run.
 
     ready_line: part of the line that it prints when it is ready. stage: consecutive programs of one stage are stopped
-    together.
+    together. gives_way: it computes when nothing else wants the core.
     """
 
     name: str
@@ -43,10 +45,19 @@ class Program:
     env: dict[str, str] = field(default_factory=dict)
     ready_line: str = '"event": "ready"'
     stage: str = ""
+    gives_way: bool = False
 
     @property
     def whole_env(self) -> dict[str, str]:
         return os.environ | self.env
+
+
+def give_way(pid: int) -> None:
+    """Gives a process that leads a session the lowest priority. Where Linux weighs sessions, that of its session too:
+    among them the nice value of a process counts nothing (sched(7), autogroup)."""
+    with suppress(OSError):  # it ended, or the system has no such groups
+        os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
+        Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST_PRIORITY))
 
 
 def end_s(environment: Mapping[str, str]) -> float:
@@ -115,7 +126,7 @@ class Child:
 
     async def _start(self) -> asyncio.subprocess.Process:
         self.num_starts += 1
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *self.program.argv,
             env=self.program.whole_env,
             stdin=asyncio.subprocess.DEVNULL,
@@ -124,6 +135,9 @@ class Child:
             start_new_session=True,
             limit=1 << 20,
         )
+        if self.program.gives_way:
+            give_way(process.pid)
+        return process
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
         """Returns the exit status of the process. If cancelled, ends the process."""

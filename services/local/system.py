@@ -28,6 +28,7 @@ FLEET_S, FLEET_CHECK_S = 30.0, 0.1  # for the gateway to see all peers, and betw
 FLEET = "fleet"  # the stage of all services but the gateway: after its end no session needs them
 NUM_STAGES = 3  # gateway, fleet, NATS
 STOP_SPARE_S = 10.0  # beyond the stages' own limits
+BRIEF_SPIN = "100000"  # turns, some 0.1 ms: from one product of a pass to the next, and not beyond the pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,17 @@ class SystemPlan:
     @property
     def verifier_threads(self) -> int:
         """Threads of each verifier: the cores left by the drafters, divided among the verifiers."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, (cores - len(self.pair.drafts)) // self.num_verifiers)
+        return max(1, (num_cores() - len(self.pair.drafts)) // self.num_verifiers)
+
+    @property
+    def prefill_threads(self) -> int:
+        """Threads of a verifier's passes of many tokens, as those of prompts: all cores."""
+        return max(self.verifier_threads, num_cores() // self.num_verifiers)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stop_s() -> float:
@@ -92,6 +102,9 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
         target |= {"DSD_DTYPE": os.environ.get("DSD_DTYPE", "float32")}  # so small a model has many ties in bfloat16
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
     threads |= {"OMP_WAIT_POLICY": "passive"}  # spinning threads of torch would take the drafters' cores
+    if plan.engine.name is EngineName.VLLM:
+        threads |= {"DSD_PREFILL_THREADS": os.environ.get("DSD_PREFILL_THREADS", str(plan.prefill_threads))}
+        threads |= {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", BRIEF_SPIN)}
     drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]
     kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and the settings of each process
         "controller": ("window_controller", [{}]),
@@ -109,7 +122,10 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
 
 def _service(python: str, module: str, name: str, env: dict[str, str]) -> Program:
     stage = "" if module == "gateway" else FLEET
-    return Program(name, (python, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage)
+    gives_way = module == "edge_drafter"  # no guess is worth a delay of the pass that it is for
+    return Program(
+        name, (python, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage, gives_way=gives_way
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ import pytest
 from aiohttp import web
 
 from services.local.cli import address_lines
+from services.local.engine import EngineName, VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import ModelPair
-from services.local.system import NUM_STAGES, SystemPlan, check_address, service_programs
+from services.local.system import NUM_STAGES, SystemPlan, check_address, num_cores, service_programs
 
 PAIR = ModelPair("pair", Path("target"), (Path("draft"), Path("draft")))
 
@@ -68,3 +69,20 @@ def test_the_gateway_ends_first_and_then_all_other_services_side_by_side() -> No
     ]
     assert [stage for stage, _ in itertools.groupby(stages)] == ["fleet", "gateway"]
     assert len({"nats-server", *stages}) == NUM_STAGES
+
+
+def test_drafters_and_nothing_else_give_way() -> None:
+    made = service_programs(SystemPlan(PAIR), Access("nats://there"))
+    assert [program.name for program in made if program.gives_way] == ["drafter-0", "drafter-1"]
+
+
+@pytest.mark.parametrize("engine", EngineName)
+def test_prompts_have_all_cores_on_vllm(engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSD_PREFILL_THREADS", raising=False)
+    made = {
+        program.name: program.env
+        for program in service_programs(SystemPlan(PAIR, engine=VerifierEngine(engine)), Access("nats://there"))
+    }
+    wanted = {EngineName.VLLM: str(num_cores()), EngineName.TORCH: None}  # the built-in engine refuses the setting
+    assert made["verifier-0"].get("DSD_PREFILL_THREADS") == wanted[engine]
+    assert "DSD_PREFILL_THREADS" not in made["gateway"] | made["drafter-0"]

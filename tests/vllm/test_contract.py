@@ -30,6 +30,7 @@ ATTRIBUTES = [
     "vllm.v1.executor:Executor.get_class",
     "vllm.v1.request:Request.num_tokens",
     "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
+    "vllm.v1.worker.cpu_worker:CPUWorker.execute_model",
     "vllm.v1.worker.gpu_worker:Worker.init_device",
     "vllm.v1.worker.gpu_worker:Worker.take_draft_token_ids",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample",
@@ -82,7 +83,7 @@ FIELDS = {
         "data_parallel_rank"
     ),
     "vllm.v1.engine:EngineCoreOutput": "request_id new_token_ids new_logprobs prefill_stats",
-    "vllm.v1.core.sched.output:SchedulerOutput": "num_scheduled_tokens",
+    "vllm.v1.core.sched.output:SchedulerOutput": "num_scheduled_tokens total_num_scheduled_tokens",
     "vllm.v1.metrics.stats:PrefillStats": "num_cached_tokens",
     "vllm.v1.worker.utils:AttentionGroup": "backend",
     "vllm.v1.worker.gpu_input_batch:CachedRequestState": "sampling_params",

@@ -70,8 +70,13 @@ class Stepped:
 class Core:
     """The engine behind `VllmEngine`."""
 
-    def __init__(self, args: EngineArgs) -> None:
-        """Loads the model. Raises whatever vLLM raises, with its words."""
+    def __init__(self, args: EngineArgs, prefill_threads: int = 0) -> None:
+        """Loads the model. Raises whatever vLLM raises, with its words.
+
+        prefill_threads: of passes with many prompt tokens; 0: as of the others. Raises ValueError if there is a GPU.
+        """
+        if prefill_threads and not is_on_cpu():
+            raise ValueError("prefill_threads is for CPUs, and vLLM computes on a GPU here")
         config = replace(
             args,
             async_scheduling=False,
@@ -87,6 +92,8 @@ class Core:
         ).create_engine_config(UsageContext.ENGINE_CONTEXT)
         self.config = config
         self._core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        if prefill_threads:
+            self._core.collective_rpc("use_prefill_threads", args=(prefill_threads,))
         self._scheduler = cast(PlannedScheduler, self._core.scheduler)
 
     @property

@@ -38,6 +38,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as StockWorker
 
 RULE_KEY = "dsd"  # of a request's extra_args
+MANY_TOKENS = 64  # of a pass that prompts are in: it is compute-bound, and more threads pay
 NOTHING = -1  # fills the rows of draws, as vLLM expects
 
 
@@ -80,7 +81,9 @@ class NoProposer:
 
 
 class Worker(StockWorker):  # type: ignore[misc]
-    """One rank of the model."""
+    """One rank of the model. Its passes of many tokens may have CPU threads of their own number."""
+
+    _threads: tuple[int, int] | None = None  # of passes of few and of many tokens; None: as torch has it
 
     def init_device(self) -> None:
         super().init_device()
@@ -89,6 +92,17 @@ class Worker(StockWorker):  # type: ignore[misc]
         vocab_size = model.get_vocab_size()
         runner._sample = CoupledSampler(runner, load_grammars(model.model, vocab_size), vocab_size)
         runner.effective_drafter_max_model_len = sys.maxsize  # else near the longest text zeros come back as guesses
+
+    def use_prefill_threads(self, num: int) -> None:
+        """From now on passes of MANY_TOKENS or more have this number of threads. By nothing but the number of tokens,
+        for oneDNN keeps a product's threads with its shape."""
+        self._threads = torch.get_num_threads(), num
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        if self._threads:
+            has_many = scheduler_output.total_num_scheduled_tokens >= MANY_TOKENS
+            torch._C.set_num_threads(self._threads[has_many])  # vLLM has replaced torch.set_num_threads
+        return super().execute_model(scheduler_output)
 
     def take_draft_token_ids(self) -> None:
         """The scheduler gets guesses from the engine alone."""

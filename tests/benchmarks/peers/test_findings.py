@@ -18,8 +18,6 @@ from benchmarks.peers.systems import (
     VLLM,
     VLLM_DRAFT,
     VLLM_ONE,
-    Choice,
-    systems,
 )
 from tests.benchmarks.peers.sample_cells import named, result
 
@@ -83,10 +81,13 @@ def test_a_requirement_is_open_where_only_the_interval_reaches_it() -> None:
     assert {each.what: each.verdict for each in checks(near)}[f"tokens/s: {ON_VLLM_INT8} / {VLLM}"] == "**open**"
 
 
-def test_a_verifier_on_both_cores_is_compared_with_vllm_on_both() -> None:
-    used = [system for system in systems(Choice("both")) if system.name in SPEEDS]
-    found = CellFigures.of(result(CELL, used, SPEEDS, {}))
-    assert f"TTFT: {ON_VLLM_INT8} / {VLLM}" in {each.what for each in checks(found)}
+@pytest.mark.parametrize(("faster", "slower"), [(VLLM, VLLM_ONE), (VLLM_ONE, VLLM)])
+def test_dsd_is_held_to_vllms_own_server_in_the_better_of_its_two_uses_of_the_cores(faster: str, slower: str) -> None:
+    cell = replace(CELL, num_clients=16)
+    found = CellFigures.of(result(cell, USED, SPEEDS | {faster: 200.0, slower: 100.0}, {faster: 90.0, slower: 110.0}))
+    told = {each.what for each in checks(found)}
+    assert {f"TTFT: {ON_VLLM_PLAIN} / {faster}", f"tokens/s: {ON_VLLM_PLAIN} / {faster}"} <= told
+    assert not any(what.endswith(f"/ {slower}") for what in told)
 
 
 def test_speculation_must_not_delay_the_first_token_of_a_long_prompt() -> None:

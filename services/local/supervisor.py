@@ -37,7 +37,7 @@ class Program:
     """A program to run.
 
     ready_line: part of the line that it prints when it is ready. stage: consecutive programs of one stage are stopped
-    together. gives_way: it computes when nothing else wants the core.
+    together. gives_way: once it is ready it computes when nothing else wants the core.
     """
 
     name: str
@@ -53,10 +53,13 @@ class Program:
 
 
 def give_way(pid: int) -> None:
-    """Gives a process that leads a session the lowest priority. Where Linux weighs sessions, that of its session too:
-    among them the nice value of a process counts nothing (sched(7), autogroup)."""
+    """Gives all threads of a process that leads a session the lowest priority. Where Linux weighs sessions, that of its
+    session too: among them the nice values of threads count nothing (sched(7), autogroup)."""
+    tasks = Path(f"/proc/{pid}/task")
+    for thread in [int(path.name) for path in tasks.iterdir()] if tasks.is_dir() else [pid]:
+        with suppress(OSError):  # it ended
+            os.setpriority(os.PRIO_PROCESS, thread, LOWEST_PRIORITY)
     with suppress(OSError):  # it ended, or the system has no such groups
-        os.setpriority(os.PRIO_PROCESS, pid, LOWEST_PRIORITY)
         Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST_PRIORITY))
 
 
@@ -126,7 +129,7 @@ class Child:
 
     async def _start(self) -> asyncio.subprocess.Process:
         self.num_starts += 1
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *self.program.argv,
             env=self.program.whole_env,
             stdin=asyncio.subprocess.DEVNULL,
@@ -135,9 +138,6 @@ class Child:
             start_new_session=True,
             limit=1 << 20,
         )
-        if self.program.gives_way:
-            give_way(process.pid)
-        return process
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
         """Returns the exit status of the process. If cancelled, ends the process."""
@@ -189,6 +189,8 @@ class Child:
         """Reads from a log line whether the program is ready, where it listens, and errors for the user."""
         if self.program.ready_line in line:
             self.ready.set()
+            if self.program.gives_way and self.pid is not None:
+                give_way(self.pid)
         if not line.startswith("{"):
             return
         try:

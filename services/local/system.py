@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -113,19 +113,19 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
         "gateway": ("gateway", [target | {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}]),
     }
     pythons = {"verifier": str(plan.engine.python)}
-    return [
+    made = [
         _service(pythons.get(kind, sys.executable), module, name, common | own | nats.settings.get(name, {}))
         for kind, (module, settings) in kinds.items()
         for name, own in zip(plan.names[kind], settings, strict=True)
     ]
+    # else a drafter on one of a pass's cores makes it slower than on the others alone
+    give_way = plan.engine.name is EngineName.VLLM
+    return [replace(each, gives_way=give_way and each.name in plan.names["drafter"]) for each in made]
 
 
 def _service(python: str, module: str, name: str, env: dict[str, str]) -> Program:
     stage = "" if module == "gateway" else FLEET
-    gives_way = module == "edge_drafter"  # no guess is worth a delay of the pass that it is for
-    return Program(
-        name, (python, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage, gives_way=gives_way
-    )
+    return Program(name, (python, "-m", f"services.{module}"), env | {"DSD_NAME": name}, stage=stage)
 
 
 @dataclass(frozen=True, slots=True)

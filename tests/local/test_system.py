@@ -71,9 +71,10 @@ def test_the_gateway_ends_first_and_then_all_other_services_side_by_side() -> No
     assert len({"nats-server", *stages}) == NUM_STAGES
 
 
-def test_drafters_and_nothing_else_give_way() -> None:
-    made = service_programs(SystemPlan(PAIR), Access("nats://there"))
-    assert [program.name for program in made if program.gives_way] == ["drafter-0", "drafter-1"]
+@pytest.mark.parametrize(("engine", "names"), [(EngineName.VLLM, ["drafter-0", "drafter-1"]), (EngineName.TORCH, [])])
+def test_drafters_give_way_where_passes_take_their_cores(engine: EngineName, names: list[str]) -> None:
+    made = service_programs(SystemPlan(PAIR, engine=VerifierEngine(engine)), Access("nats://there"))
+    assert [program.name for program in made if program.gives_way] == names
 
 
 @pytest.mark.parametrize("engine", EngineName)

@@ -32,7 +32,9 @@ class VerifierSettings(ServiceSettings):
     )
     num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0: torch's default")
     prefill_threads: int = Field(
-        0, ge=0, description="CPU threads of passes of 64 tokens or more; 0: num_threads; engine vllm only"
+        0,
+        ge=0,
+        description="CPU threads of passes of 64 tokens or more, without a GPU; 0: num_threads; engine vllm only",
     )
     token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")
     prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in a pass with decoding ones")

@@ -73,10 +73,8 @@ class Core:
     def __init__(self, args: EngineArgs, prefill_threads: int = 0) -> None:
         """Loads the model. Raises whatever vLLM raises, with its words.
 
-        prefill_threads: of passes with many prompt tokens; 0: as of the others. Raises ValueError if there is a GPU.
+        prefill_threads: of passes of many tokens on CPUs; 0: as of the others.
         """
-        if prefill_threads and not is_on_cpu():
-            raise ValueError("prefill_threads is for CPUs, and vLLM computes on a GPU here")
         config = replace(
             args,
             async_scheduling=False,
@@ -92,7 +90,7 @@ class Core:
         ).create_engine_config(UsageContext.ENGINE_CONTEXT)
         self.config = config
         self._core = EngineCore(config, Executor.get_class(config), log_stats=False)
-        if prefill_threads:
+        if prefill_threads and is_on_cpu():
             self._core.collective_rpc("use_prefill_threads", args=(prefill_threads,))
         self._scheduler = cast(PlannedScheduler, self._core.scheduler)
 

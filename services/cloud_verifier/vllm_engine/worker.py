@@ -38,7 +38,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as StockWorker
 
 RULE_KEY = "dsd"  # of a request's extra_args
-MANY_TOKENS = 64  # of a pass that prompts are in: it is compute-bound, and more threads pay
+MANY_TOKENS = 64  # in a pass: it is compute-bound, and more threads pay
 NOTHING = -1  # fills the rows of draws, as vLLM expects
 
 

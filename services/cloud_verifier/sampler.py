@@ -1,18 +1,21 @@
-"""The coupled draw of shared/protocol/sampling.py in torch, on the model's device, for all rows of a session.
+"""The coupled draw of shared/protocol/sampling.py for all rows of a session: by that on the CPU, in torch elsewhere.
 
 Invariant: a row's draw depends on its logits, sampling parameters, position and preceding text (for penalties) alone,
-not on the other rows. It equals `shared.protocol.sampling.draw` unless two scores differ by a few ulp of float64.
-Reductions over the vocabulary are sequential (cumsum) or exact (max), so their bits do not depend on the thread count
-or the batch shape.
+not on the other rows. In torch it equals `shared.protocol.sampling.draw` unless two scores differ by a few ulp of
+float64. Reductions over the vocabulary are sequential (cumsum) or exact (max), so their bits do not depend on the
+thread count or the batch shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.protocol import sampling as reference
 from shared.protocol.messages import Sampling, TokenIds, TokenLogprobs
 from shared.protocol.running_adjustment import RunningAdjustment
 from shared.protocol.sampling import (
@@ -25,7 +28,6 @@ from shared.protocol.sampling import (
     stream_key,
 )
 
-ROWS_AT_ONCE = 1  # on the CPU: the temporaries of one row fit its caches, which is twice as fast
 NO_DRAW = -1  # the draw from logits whose highest value is not finite
 
 
@@ -34,11 +36,23 @@ def draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
 
     logits: [n, vocab] float32, or adjusted scores [n, vocab] float64.
     """
+    if is_greedy(sampling) or logits.device.type != "cpu":
+        return draw_on_device(logits, sampling, position)
+    ids = [_draw_row(row, sampling, position + i) for i, row in enumerate(logits.numpy())]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def draw_on_device(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
+    """The same in torch, all rows at once."""
     if not len(logits):  # a prefill chunk without draws
         return torch.empty(0, dtype=torch.int64, device=logits.device)
-    at_once = len(logits) if is_greedy(sampling) or logits.device.type != "cpu" else ROWS_AT_ONCE
-    starts = range(0, len(logits), at_once)
-    return torch.cat([_draw(logits[i : i + at_once], sampling, position + i) for i in starts])
+    peak, best = greatest(logits)
+    token_ids = best if is_greedy(sampling) else _sample(logits, peak, sampling, position)
+    return token_ids.where(peak.isfinite(), NO_DRAW).squeeze(-1)
+
+
+def _draw_row(scores: NDArray[np.floating], sampling: Sampling, position: int) -> int:
+    return reference.draw(scores, sampling, position) if np.isfinite(scores.max()) else NO_DRAW
 
 
 def adjust(logits: Tensor, running: RunningAdjustment | None, guesses: Sequence[int]) -> Tensor:
@@ -80,12 +94,6 @@ def _logprobs(logits: Tensor, token_id: int, num_top: int) -> TokenLogprobs:
 def uniform(seed: int, position: int, token_ids: Tensor) -> Tensor:
     """u in (0, 1), float64 [n, ids], of token_ids [n or 1, ids] at positions position .. position + n - 1."""
     return _uniform(_keys(seed, position, token_ids.shape[0], token_ids.device), token_ids)
-
-
-def _draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
-    peak, best = greatest(logits)
-    token_ids = best if is_greedy(sampling) else _sample(logits, peak, sampling, position)
-    return token_ids.where(peak.isfinite(), NO_DRAW).squeeze(-1)
 
 
 def greatest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment; below, the multipliers of 
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 NUCLEUS_SLACK = 1 - 1e-9  # lowers the cut: rounding must not drop a token of the nucleus
+RARE_U, RARE_NOISE = 0.98, 3.91  # noise above RARE_NOISE takes a u of RARE_U or more: -ln(-ln 0.98) = 3.902
 
 _MASK = (1 << 64) - 1
 
@@ -149,10 +150,19 @@ def draw(logits: NDArray[np.floating], sampling: Sampling, position: int, histor
     with np.errstate(over="ignore"):  # a temperature near zero gives -inf, which is right
         scaled = (scores.astype(np.float64) - peak) / sampling.temperature
     if not is_filtered(sampling):
-        return int(np.argmax(scaled + gumbel(sampling.seed, position, np.arange(len(scaled)))))
+        return _noisiest(scaled, best, sampling.seed, position)
     token_ids = kept_ids(scaled, sampling)
     noisy = scaled[token_ids] + gumbel(sampling.seed, position, token_ids)
     return int(token_ids[np.argmax(noisy)])
+
+
+def _noisiest(scores: NDArray[np.float64], best: int, seed: int, position: int) -> int:
+    """argmax of scores [vocab] plus noise. Logarithms are taken only where the noisy score of `best` can be reached:
+    with rare noise, or with a score close enough."""
+    u = uniform(seed, position, np.arange(len(scores)))
+    reached = scores[best] - np.log(-np.log(u[best]))
+    token_ids = np.flatnonzero((u >= RARE_U) | (scores >= reached - RARE_NOISE))
+    return int(token_ids[np.argmax(scores[token_ids] - np.log(-np.log(u[token_ids])))])
 
 
 def confidence_of(token_id: int, scores: NDArray[np.floating]) -> float:

@@ -1,9 +1,9 @@
-"""The torch sampler draws the same tokens as numpy's, for any batch."""
+"""The verifier draws the same tokens as `shared.protocol.sampling`, for any batch, on the CPU and in torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,10 @@ SAMPLINGS = [
     Sampling(40.0, top_p=0.99, seed=11),
     Sampling(5e-324, top_p=0.5, seed=12),
 ]
+
+
+Draw = Callable[[torch.Tensor, Sampling, int], torch.Tensor]
+DRAWS = pytest.mark.parametrize("draw", [sampler.draw, sampler.draw_on_device])
 
 
 @pytest.fixture(autouse=True)
@@ -61,26 +65,24 @@ def test_uniform_noise_of_a_whole_vocabulary_has_the_bits_of_numpys() -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("tied", [False, True])
-def test_draws_equal_numpys(sampling: Sampling, tied: bool) -> None:
+@DRAWS
+def test_draws_equal_numpys(draw: Draw, tied: bool, sampling: Sampling) -> None:
     for case, vocab_size in enumerate([2, 97, 1000, 5003]):
         logits = logits_of(12, vocab_size, case, tied=tied)
         expected = [reference.draw(row.numpy(), sampling, 30 + i) for i, row in enumerate(logits)]
-        assert sampler.draw(logits, sampling, 30).tolist() == expected
+        assert draw(logits, sampling, 30).tolist() == expected
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-@pytest.mark.parametrize("at_once", [1, 100])
-def test_a_rows_draw_does_not_depend_on_the_rows_beside_it_or_the_threads(
-    sampling: Sampling, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampler, "ROWS_AT_ONCE", at_once)
+@DRAWS
+def test_a_rows_draw_does_not_depend_on_the_rows_beside_it_or_the_threads(draw: Draw, sampling: Sampling) -> None:
     logits = logits_of(9, 20_011, 1, tied=False)
     logits[4] *= 0.01  # a nearly flat row, with many more candidates than the others
-    alone = [int(sampler.draw(row[None], sampling, 5 + i)) for i, row in enumerate(logits)]
+    alone = [int(draw(row[None], sampling, 5 + i)) for i, row in enumerate(logits)]
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
-        assert sampler.draw(logits, sampling, 5).tolist() == alone
-        assert sampler.draw(logits[3:6], sampling, 8).tolist() == alone[3:6]
+        assert draw(logits, sampling, 5).tolist() == alone
+        assert draw(logits[3:6], sampling, 8).tolist() == alone[3:6]
 
 
 @pytest.mark.parametrize("num_rows", [1, 5])
@@ -100,29 +102,28 @@ def test_gumbel_noise_agrees_with_numpys_within_a_few_ulp() -> None:
     assert np.allclose(ours, reference.gumbel(1, 2, ids.numpy()), rtol=4 * 2.0**-52, atol=4 * 2.0**-52)
 
 
-def test_draws_follow_the_softmax_on_a_small_vocabulary() -> None:
+@DRAWS
+def test_draws_follow_the_softmax_on_a_small_vocabulary(draw: Draw) -> None:
     logits = torch.tensor([1.5, -0.3, 0.7, 2.1, 0.0, -2.0])
-    token_ids = sampler.draw(logits.expand(8_000, -1), Sampling(1.1, seed=2), 0)
+    token_ids = draw(logits.expand(8_000, -1), Sampling(1.1, seed=2), 0)
     expected = (logits.double() / 1.1).softmax(-1).numpy() * 8_000
     assert chisquare(np.bincount(token_ids.numpy(), minlength=6), expected).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-@pytest.mark.parametrize("at_once", [1, 100])
-def test_rows_without_a_finite_best_are_marked_and_the_others_drawn(
-    sampling: Sampling, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampler, "ROWS_AT_ONCE", at_once)
+@DRAWS
+def test_rows_without_a_finite_best_are_marked_and_the_others_drawn(draw: Draw, sampling: Sampling) -> None:
     logits = logits_of(4, 50, 2, tied=False)
-    expected = sampler.draw(logits, sampling, 0).tolist()
+    expected = draw(logits, sampling, 0).tolist()
     logits[1, 7], logits[3] = torch.nan, -torch.inf
-    assert sampler.draw(logits, sampling, 0).tolist() == [expected[0], sampler.NO_DRAW, expected[2], sampler.NO_DRAW]
-    assert sampler.draw(logits[1:2], sampling, 1).tolist() == [sampler.NO_DRAW]
+    assert draw(logits, sampling, 0).tolist() == [expected[0], sampler.NO_DRAW, expected[2], sampler.NO_DRAW]
+    assert draw(logits[1:2], sampling, 1).tolist() == [sampler.NO_DRAW]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_no_rows_give_no_draws(sampling: Sampling) -> None:
-    assert sampler.draw(torch.empty(0, 50), sampling, 0).tolist() == []
+@DRAWS
+def test_no_rows_give_no_draws(draw: Draw, sampling: Sampling) -> None:
+    assert draw(torch.empty(0, 50), sampling, 0).tolist() == []
 
 
 ADJUSTED = [

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.forward_context import get_forward_context
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from services.cloud_verifier import sampler
 from services.cloud_verifier.loop import step_row
+from services.cloud_verifier.vllm_engine.core import LEAST_ROWS
 from services.cloud_verifier.vllm_engine.engine import VllmEngine
-from services.cloud_verifier.vllm_engine.worker import MANY_TOKENS, StockWorker
+from services.cloud_verifier.vllm_engine.worker import MANY_TOKENS, StockWorker, Worker
 from shared.protocol.messages import Sampling, TokenIds
 from tests.vllm import tiny
 from tests.vllm.conftest import loaded
@@ -257,3 +260,29 @@ def test_passes_of_many_tokens_have_threads_of_their_own_number(
         slots = [driver.opens(opening(number, prompt, max_tokens=3)) for number, prompt in enumerate(prompts[:3])]
         driver.finish(*slots)
     assert set(used) == {(True, many), (False, few)}
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_short_passes_are_padded_where_that_is_faster(
+    tmp_path: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, *, is_faster: bool
+) -> None:
+    rows: set[tuple[int, int]] = set()  # of each pass of few tokens: tokens, and rows that the model had
+    stock = CPUModelRunner._model_forward
+
+    def noted(self: CPUModelRunner, **inputs: Any) -> Any:
+        attention = next(iter(get_forward_context().attn_metadata.values()))
+        rows.add((attention.num_actual_tokens, len(inputs["input_ids"])))
+        return stock(self, **inputs)
+
+    seconds = [1.0, 0.9 if is_faster else 0.97]
+    monkeypatch.setattr(Worker, "pass_seconds", lambda self, numbers: seconds)
+    with loaded(tiny.save(tiny.llama(), tmp_path), vllm_args=tiny.FLAGS) as engine:
+        monkeypatch.setattr(CPUModelRunner, "_model_forward", noted)
+        driver = Driver(engine)
+        alone = driver.answers(*(opening(number, prompt) for number, prompt in enumerate(prompts[:3])))
+        slots = [driver.opens(opening(10 + number, prompt)) for number, prompt in enumerate(prompts[:3])]
+        driver.finish(*slots, right=alone, num_guesses=2)
+    assert [answer_of(slot) for slot in slots] == alone
+    few = {(tokens, padded) for tokens, padded in rows if tokens < 12}
+    assert {tokens for tokens, _ in few} >= {3, 9}
+    assert few == {(tokens, max(tokens, LEAST_ROWS) if is_faster else tokens) for tokens, _ in few}

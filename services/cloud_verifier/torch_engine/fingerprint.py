@@ -11,11 +11,12 @@ from hashlib import sha256
 
 import llguidance
 import numba
+import numpy as np
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-NUMERICS = 5
+NUMERICS = 6
 _SAMPLES = 64  # per tensor; a training step changes some of them
 # Without effect, or hashed separately.
 _IGNORED_KEYS = {"_name_or_path", "transformers_version", "dtype", "architectures"}
@@ -26,7 +27,7 @@ def fingerprint_of(model: PreTrainedModel, name: str, *, packed: bool) -> str:
     device = model.device
     is_cpu = device.type == "cpu"
     machine = torch.backends.cpu.get_cpu_capability() if is_cpu else torch.cuda.get_device_name(device)
-    versions = [torch.__version__, transformers.__version__, numba.__version__, llguidance.__version__]
+    versions = [each.__version__ for each in (torch, transformers, numba, np, llguidance)]
     facts = [name, str(model.dtype), *versions, device.type, machine]
     facts += ["packed" if packed else "plain", str(NUMERICS), _config(model.config), _weights(model)]
     return "dsd-" + sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ One of three files that use vLLM's internal interfaces (tests/vllm/test_contract
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
@@ -39,6 +41,7 @@ else:
 
 RULE_KEY = "dsd"  # of a request's extra_args
 MANY_TOKENS = 64  # in a pass: it is compute-bound, and more threads pay
+TRIALS = 5  # of a pass that is timed, the first without its time
 NOTHING = -1  # fills the rows of draws, as vLLM expects
 
 
@@ -81,7 +84,7 @@ class NoProposer:
 
 
 class Worker(StockWorker):  # type: ignore[misc]
-    """One rank of the model. Its passes of many tokens may have CPU threads of their own number."""
+    """One rank of the model. On CPUs, long passes may have threads of their own number, and short ones be padded."""
 
     _threads: tuple[int, int] | None = None  # of passes of few and of many tokens; None: as torch has it
 
@@ -103,6 +106,32 @@ class Worker(StockWorker):  # type: ignore[misc]
             has_many = scheduler_output.total_num_scheduled_tokens >= MANY_TOKENS
             torch._C.set_num_threads(self._threads[has_many])  # vLLM has replaced torch.set_num_threads
         return super().execute_model(scheduler_output)
+
+    @torch.inference_mode()
+    def pass_seconds(self, numbers: Sequence[int]) -> list[float]:
+        """Of a pass of each number of tokens, without attention: the least of some in turn."""
+        runner, seconds = self.model_runner, np.empty((TRIALS, len(numbers)))
+        for trial in seconds:
+            for i, number in enumerate(numbers):
+                started = time.perf_counter()
+                _, hidden = runner._dummy_run(number)
+                runner.model.compute_logits(hidden)
+                trial[i] = time.perf_counter() - started
+        return [float(each) for each in seconds[1:].min(axis=0)]
+
+    def pad_passes(self, least: int) -> None:
+        """From now on a pass has at least so many rows, and its logits too. All ranks must do it."""
+        runner = self.model_runner
+        dispatch, compute_logits = runner.cudagraph_dispatcher.dispatch, runner.model.compute_logits
+
+        def padded_dispatch(num_tokens: int, **choices: Any) -> Any:
+            return dispatch(num_tokens=max(num_tokens, least), **choices)
+
+        def padded_logits(hidden: Tensor) -> Any:
+            logits = compute_logits(pad(hidden, (0, 0, 0, max(0, least - len(hidden)))))
+            return None if logits is None else logits[: len(hidden)]
+
+        runner.cudagraph_dispatcher.dispatch, runner.model.compute_logits = padded_dispatch, padded_logits
 
     def take_draft_token_ids(self) -> None:
         """The scheduler gets guesses from the engine alone."""

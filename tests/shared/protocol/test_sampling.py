@@ -100,6 +100,17 @@ def test_the_distribution_test_rejects_a_known_wrong_noise() -> None:
     assert p_value(token_ids, expected_shares(Sampling(1.0))) < 1e-6
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.8, 1.0, 3.0, 50.0])
+def test_a_draw_without_filters_is_the_argmax_of_all_noisy_scores(temperature: float) -> None:
+    generator = np.random.default_rng(4)
+    for position in range(200):
+        logits = (generator.normal(size=3000) * generator.choice([0.01, 1, 4])).astype(np.float32)
+        logits[generator.integers(3000, size=9)] = -np.inf
+        scores = (logits.astype(np.float64) - float(logits.max())) / temperature
+        expected = int(np.argmax(scores + gumbel(5, position, np.arange(3000))))
+        assert draw(logits, Sampling(temperature, seed=5), position) == expected
+
+
 def test_greedy_is_top_k_1_is_argmax_also_among_equal_logits() -> None:
     rng = np.random.default_rng(0)
     for position in range(200):

@@ -23,6 +23,7 @@ FACTS = {
     "kv_cache_dtype": "auto",
     "tensor_parallel_size": "1",
     "compilation": "3",
+    "numpy": "2.4.1",
     "llguidance": "1.9.1",
 }
 

@@ -73,7 +73,7 @@ def label_of(settings: Mapping[str, Any]) -> str:
     others = {
         key: value
         for key, value in settings.items()
-        if (key.rpartition(".")[2], value) not in WORDS or not isinstance(value, bool)
+        if not isinstance(value, bool) or (key.rpartition(".")[2], value) not in WORDS  # others may have no hash
     }
     return ", ".join(filter(None, (*words, brief(others))))
 

@@ -20,7 +20,7 @@ from dsd_sim.scenario.scenario import read_toml
 from dsd_sim.scenario.table import BadScenario
 from dsd_sim.studies import cells
 from dsd_sim.studies.cells import cell_of
-from dsd_sim.studies.plots import plot_sweep
+from dsd_sim.studies.plots import label_of, plot_sweep
 from dsd_sim.studies.report import FIGURES, TimeStats
 from dsd_sim.studies.runner import run_cells
 from dsd_sim.studies.sweep import SweepOutcome, capacities_of, crossings_of, groups_of, outcomes_of, read_plan
@@ -87,6 +87,12 @@ def test_its_csv_has_the_varied_keys_and_all_figures(swept: Swept) -> None:
     for row, outcome in zip(rows, swept.found["outcomes"], strict=True):
         assert float(row["ttft_ms.p90"]) == outcome["report"]["ttft_ms"]["p90"]
         assert int(row["seed"]) == outcome["report"]["seed"] == outcome["settings"]["seed"]
+
+
+def test_a_legend_names_settings_that_are_tables() -> None:
+    label = label_of({"edge.0.guesses": {"kind": "independent", "rate": 0.5}, "policies.chunk": 2})
+    assert label.startswith("sliding")
+    assert "independent" in label
 
 
 def test_its_table_and_plots_show_means_over_seeds(swept: Swept) -> None:

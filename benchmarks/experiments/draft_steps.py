@@ -73,6 +73,7 @@ class DraftStepClient:
         self._verifier_id = subjects.new_instance_id("bench")
         self._gateway_id = subjects.new_instance_id("bench")
         self._drafts: asyncio.Queue[Draft] = asyncio.Queue()
+        self._next: dict[str, int] = {}  # position of each session's next guess
         self.is_alive = asyncio.Event()  # the drafter has sent a heartbeat
 
     async def listen(self) -> None:
@@ -82,7 +83,9 @@ class DraftStepClient:
     def _receive(self, subject: str, message: Message | Absent) -> None:
         match message:
             case Draft() if message.token_ids:
-                self._drafts.put_nowait(message)
+                if message.base >= self._next.get(message.session_id, 0):  # else it was sent before: no verdict comes
+                    self._next[message.session_id] = message.base + len(message.token_ids)
+                    self._drafts.put_nowait(message)
             case Heartbeat() if message.instance_id == self._drafter_id:
                 self.is_alive.set()
 

@@ -1,4 +1,4 @@
-"""The coupled draw of shared/protocol/sampling.py for all rows of a session: by that on the CPU, in torch elsewhere.
+"""The coupled draw of shared/protocol/sampling.py for all rows of a session: in numpy on the CPU, in torch elsewhere.
 
 Invariant: a row's draw depends on its logits, sampling parameters, position and preceding text (for penalties) alone,
 not on the other rows. In torch it equals `shared.protocol.sampling.draw` unless two scores differ by a few ulp of

@@ -32,8 +32,8 @@ from services.cloud_verifier.vllm_engine.scheduler import Planned, PlannedSchedu
 from services.cloud_verifier.vllm_engine.worker import RULE_KEY, DrawRule
 
 MAX_GUESSES = 16  # of one request in one step; a longer window takes several steps
-LEAST_ROWS = 6  # of a pass on a CPU whose kernels take longer for one row
-SHORTER = 0.95  # of a pass's time is worth it
+LEAST_ROWS = 6  # of a padded pass
+SHORTER = 0.95  # share of a single token's time that a padded pass must stay below
 MAX_EMPTY_STEPS = 16  # that vLLM may need to forget ended requests
 HERE = "services.cloud_verifier.vllm_engine"
 INSTRUCTION_SETS = ("amx_tile", "avx512_bf16")  # by which vLLM chooses kernels, besides torch's own choice
@@ -196,7 +196,7 @@ class Core:
         self._core.shutdown()
 
     def _pad_short_passes(self) -> None:
-        """Gives passes of fewer tokens LEAST_ROWS rows if they take less time so."""
+        """Pads passes of fewer than LEAST_ROWS tokens if a padded pass is faster than one of a single token."""
         least = min(LEAST_ROWS, self.config.scheduler_config.max_num_batched_tokens)
         alone, padded = self._core.collective_rpc("pass_seconds", args=((1, least),))[0]
         if padded < SHORTER * alone:

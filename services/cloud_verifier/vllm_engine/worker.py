@@ -41,7 +41,7 @@ else:
 
 RULE_KEY = "dsd"  # of a request's extra_args
 MANY_TOKENS = 64  # in a pass: it is compute-bound, and more threads pay
-TRIALS = 5  # of a pass that is timed, the first without its time
+TRIALS = 5  # passes of each number of tokens; the first only warms up
 NOTHING = -1  # fills the rows of draws, as vLLM expects
 
 
@@ -109,7 +109,7 @@ class Worker(StockWorker):  # type: ignore[misc]
 
     @torch.inference_mode()
     def pass_seconds(self, numbers: Sequence[int]) -> list[float]:
-        """Of a pass of each number of tokens, without attention: the least of some in turn."""
+        """Seconds of a pass of each number of tokens, without attention: the shortest trial. The numbers take turns."""
         runner, seconds = self.model_runner, np.empty((TRIALS, len(numbers)))
         for trial in seconds:
             for i, number in enumerate(numbers):
@@ -120,7 +120,7 @@ class Worker(StockWorker):  # type: ignore[misc]
         return [float(each) for each in seconds[1:].min(axis=0)]
 
     def pad_passes(self, least: int) -> None:
-        """From now on a pass has at least so many rows, and its logits too. All ranks must do it."""
+        """Pads all later passes, and the rows of their logits, to at least `least` rows. All ranks must do it."""
         runner = self.model_runner
         dispatch, compute_logits = runner.cudagraph_dispatcher.dispatch, runner.model.compute_logits
 

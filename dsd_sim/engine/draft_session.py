@@ -10,15 +10,18 @@ import numpy as np
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
+from shared.policies import reading
 from shared.protocol.drafter_session import MAX_SILENT_TRIES, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS
 from shared.protocol.messages import MAX_WINDOW
+
+num_left_out = njit(cache=True)(reading.num_left_out)
 
 
 @njit(cache=True)
 def start_drafter(d, prompt, stop, limit, window, chunk, free_run, now):
     """Starts a session behind a prompt of `prompt` tokens."""
     d.length = d.committed = d.sent = prompt
-    d.computed = d.epoch = d.tries = d.valid = 0
+    d.computed = d.left_out = d.epoch = d.tries = d.valid = 0
     d.wrong, d.stop, d.limit = NEVER, stop, limit
     d.in_step, d.closed = False, prompt >= limit
     d.poll_due, d.polled_at = True, -1
@@ -51,6 +54,14 @@ def can_draft(d):
 def num_todo(d):
     """Tokens to feed for the next guess."""
     return d.length - min(d.computed, d.length - 1)
+
+
+@njit(cache=True)
+def leave_out(d, token_ms):
+    """Leaves out, once, a part of the tokens to read."""
+    if d.left_out == 0:
+        d.left_out = num_left_out(num_todo(d), token_ms)
+        d.computed += d.left_out
 
 
 @njit(cache=True)

@@ -76,6 +76,7 @@ def draft(w, index):
         d = w.drafters[slot]
         if d.in_step or not draft_session.can_draft(d):
             continue
+        draft_session.leave_out(d, _step_ms(device, 0, device.feed_tokens, 1) / device.feed_tokens)
         if device.max_rows > 1 and device.num_sessions > 1:
             _begin_common_step(w, index, place, now)
             device.num_more = 0
@@ -98,7 +99,7 @@ def _begin_step(w, index, slot, now):
     device, d = w.devices[index], w.drafters[slot]
     fed = draft_session.begin_step(d, device.feed_tokens)
     w.device_rows[index, 0] = slot
-    _run(w, index, 1, d.step_start, fed, now)
+    _run(w, index, 1, d.step_start - d.left_out, fed, now)
 
 
 @njit(cache=True)
@@ -121,7 +122,7 @@ def _begin_common_step(w, index, first, now):
         is_ready = place >= first and not d.in_step and draft_session.can_draft(d)
         if is_ready and fed[number] > 0:
             sum_fed += draft_session.begin_step(d, fed[number])
-            context += d.step_start
+            context += d.step_start - d.left_out
             rows[num_rows] = slot
             num_rows += 1
         else:

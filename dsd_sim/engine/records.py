@@ -17,7 +17,8 @@ DRAFTER = np.dtype(
         ("length", np.int32),  # of prompt, committed tokens and guesses
         ("wrong", np.int32),  # position of the first wrong guess
         ("committed", np.int32),
-        ("computed", np.int32),  # KV entries
+        ("computed", np.int32),  # KV entries, and tokens left out
+        ("left_out", np.int32),  # tokens of a long text that the draft does not read
         ("sent", np.int32),
         ("stop", np.int32),  # length at which the target's text ends
         ("limit", np.int32),  # length at which max_tokens is reached

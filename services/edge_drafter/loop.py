@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 WARM_UP_STEPS, WARM_UP_ROWS = 4, 4
 STEP_WEIGHT = 0.1  # of the newest step in moving averages
+PREFILL_WEIGHT = 0.2  # of the newest chunk of a prompt
+RETURN_WEIGHT = 0.05  # of the prefill time at the start, with each heartbeat since which nothing was read
+LONGEST = 8.0  # times the average: what exceeds it is not the model's time; the machine slept, say
 NO_GUESS = Guess(0)  # of a share without a guess
 
 
@@ -62,6 +65,8 @@ class DraftLoop:
         self.step_ms = 0.0  # of a step that feeds a session one or two tokens
         self.cost = StepCost(model.max_rows)
         self.prefill_ms = 0.0  # per token
+        self._first_prefill_ms = 0.0
+        self._has_read = False  # a prompt since the last heartbeat
 
     def wake(self) -> None:
         """Call it when a session may need a step."""
@@ -79,7 +84,7 @@ class DraftLoop:
 
     async def draft(self) -> bool:
         """One step; False if no session wants one."""
-        shares = self._table.begin_step(self._feed_tokens)
+        shares = self._table.begin_step(self._feed_tokens, self.prefill_ms)
         if shares:
             self._commit(shares, await self._forward(shares))
         return bool(shares)
@@ -87,6 +92,14 @@ class DraftLoop:
     async def warm_up(self) -> None:
         """Times each kind of step, so that the first heartbeat has its speed."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._measure)
+        self._first_prefill_ms = self.prefill_ms
+
+    def on_heartbeat(self) -> None:
+        """Gateways pass over a drafter that reads slowly, so while it reads nothing its prefill time returns to that of
+        its start: they try it again."""
+        if not self._has_read and self.prefill_ms > self._first_prefill_ms:
+            self.prefill_ms = moving(self.prefill_ms, self._first_prefill_ms, RETURN_WEIGHT)
+        self._has_read = False
 
     def _measure(self) -> None:
         """In the model's thread."""
@@ -162,11 +175,18 @@ class DraftLoop:
         self._metrics.step_sessions.observe(num_rows)
         if has_copied:
             return
-        if most_fed >= self._feed_tokens:
-            self.prefill_ms = moving(self.prefill_ms, elapsed_ms / most_fed, 0.2)
+        if 2 * most_fed >= self._feed_tokens:
+            self._has_read = True
+            self.prefill_ms = moving(self.prefill_ms, likely(elapsed_ms / most_fed, self.prefill_ms), PREFILL_WEIGHT)
         elif most_fed <= 2:
+            elapsed_ms = likely(elapsed_ms, self.step_ms)
             self.step_ms = moving(self.step_ms, elapsed_ms, STEP_WEIGHT)
             self.cost.observe(elapsed_ms, num_rows)
+
+
+def likely(elapsed_ms: float, average_ms: float) -> float:
+    """What a time adds to its average; all if there is none yet."""
+    return min(elapsed_ms, LONGEST * average_ms) if average_ms else elapsed_ms
 
 
 class StepCost:

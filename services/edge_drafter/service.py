@@ -310,6 +310,7 @@ class Drafter:
             await asyncio.sleep(self._settings.heartbeat_s)
 
     def _send_heartbeat(self) -> None:
+        self.loop.on_heartbeat()
         load = Load(
             num_sessions=len(self.table),
             max_sessions=self._settings.max_sessions,

@@ -19,6 +19,7 @@ from services.edge_drafter.model import DraftModel, DraftRow
 from services.edge_drafter.prefixes import MIN_TOKENS, HeldText, PrefixCache
 from shared.grammar.grammars import Grammars
 from shared.grammar.running_grammar import rule_of
+from shared.policies.reading import FIRST_READ, num_left_out
 from shared.policies.stepping import form_step
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import Fates
@@ -37,9 +38,17 @@ class ReportedCounts:
     fates: Fates = field(default_factory=Fates)
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Positions of a text from `start` to before `end`, which its draft does not read."""
+
+    start: int
+    end: int
+
+
 @dataclass(slots=True, eq=False)
 class SessionSlot:
-    """A session with its cache and its gateway."""
+    """A session with its cache and its gateway. The cache holds the computed tokens without those of the gap."""
 
     state: DrafterSession
     cache: DraftCache
@@ -47,6 +56,7 @@ class SessionSlot:
     running: RunningAdjustment | None  # of the text at the start of the newest step
     reported: ReportedCounts = field(init=False)
     trace: WorkTrace | None = None  # no null object, whose calls would be on the token path
+    gap: Gap | None = None
 
     def __post_init__(self) -> None:
         self.reported = ReportedCounts(self.verifier_id)
@@ -61,14 +71,37 @@ class SessionSlot:
 
     @property
     def held(self) -> HeldText | None:
-        """What other sessions may take over of its text; None: nothing. Not during its step."""
+        """What other sessions may take over of what it has read; None: nothing. Not during its step."""
         scope = self.state.request.cache_scope
-        return None if scope is None else HeldText(scope, self.state.tokens[: self.state.computed], self.cache)
+        if scope is None:
+            return None
+        token_ids = self.state.tokens[: self.state.computed]
+        if self.gap:
+            del token_ids[self.gap.start : self.gap.end]
+        return HeldText(scope, token_ids, self.cache)
+
+    def leave_out(self, token_ms: float) -> None:
+        """Leaves out, once, a part of the tokens that it has to read, at `token_ms` each."""
+        if self.gap is None and (num := num_left_out(self.state.num_todo, token_ms)):
+            start = max(self.state.computed, FIRST_READ)
+            self.gap = Gap(start, start + num)
+        if self.gap and self.gap.start <= self.state.computed < self.gap.end:
+            self.state.take_over(self.gap.end)
+
+    def fill_gap(self) -> None:
+        """After a change of its text, which may end in the gap: nothing is left out of what it reads anew."""
+        if self.gap and self.state.computed < self.gap.end:
+            self.state.drop_cache(self.gap.start)
+            self.gap = None
 
     def begin_step(self, max_tokens: int, prefix: Prefix | None = None) -> StepShare:
         """The session's share of the next step, with at most `max_tokens` tokens behind the prefix."""
+        gap = self.gap
+        if gap and self.state.computed < gap.start:
+            max_tokens = min(max_tokens, gap.start - self.state.computed)
         step = self.state.begin_step(max_tokens)
-        row = DraftRow(self.cache, step.start, step.fed_ids, prefix)
+        start = step.start - (gap.end - gap.start) if gap and step.start >= gap.end else step.start
+        row = DraftRow(self.cache, start, step.fed_ids, prefix)
         return StepShare(self, step, row, self._guess_inputs(step))
 
     def _guess_inputs(self, step: DraftStep) -> GuessInputs | None:
@@ -128,6 +161,7 @@ class DraftSessions:
             if slot.state.limit > slot.cache.capacity:  # a larger cache; the text is fed again
                 slot.cache = self._model.new_cache(slot.state.limit)
                 slot.state.drop_cache()
+            slot.fill_gap()
             steer(slot, choice)
         return slot
 
@@ -142,12 +176,16 @@ class DraftSessions:
             self._prefixes.keep(held)
         return slot
 
-    def begin_step(self, feed_tokens: int) -> list[StepShare]:
-        """Begins the next step. Its sessions move to the end of the queue. Nothing if no session wants a step."""
+    def begin_step(self, feed_tokens: int, token_ms: float = 0.0) -> list[StepShare]:
+        """Begins the next step. Its sessions move to the end of the queue. Nothing if no session wants a step.
+
+        token_ms: of a token of a prompt. Of a text that would take too long to read, a part is left out.
+        """
         ready = [slot for slot in self if slot.state.wants_step]
         if not ready:
             return []
         prefix = self._take_prefix(ready[0])  # it is in the step
+        ready[0].leave_out(token_ms)
         num_todo = np.array([slot.state.num_todo for slot in ready])
         fed = form_step(num_todo, self._model.max_rows, feed_tokens).tolist()
         prefixes = [prefix, *[None] * (len(ready) - 1)]
@@ -167,7 +205,7 @@ class DraftSessions:
             longest = max(len(each.state.tokens) for each in self)
             max_kept = self._model.num_caches(len(self), longest) - len(self)
         scope, prefix = state.request.cache_scope, None
-        if scope is not None and prefixes.max_tokens and state.num_todo > MIN_TOKENS:
+        if scope is not None and prefixes.max_tokens and state.num_todo > MIN_TOKENS and slot.gap is None:
             others = [each for each in self if each is not slot and each.state.request.cache_scope == scope]
             live = [held for other in others if (held := other.held) is not None]
             prefix = prefixes.take(scope, state.tokens, state.computed, live, max_kept)

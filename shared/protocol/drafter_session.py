@@ -274,9 +274,9 @@ class DrafterSession:
         """Takes note that the KV cache gets `tokens[:num_tokens]` from elsewhere before the next step."""
         self.computed = max(self.computed, num_tokens)
 
-    def drop_cache(self) -> None:
-        """Takes note that the KV cache is lost: the whole text is fed again."""
-        self._roll_back(0)
+    def drop_cache(self, length: int = 0) -> None:
+        """Takes note that the KV cache is lost from `length` on: the text behind is fed again."""
+        self._roll_back(length)
 
     def _hear(self, verdict: Verdict, now: float) -> None:
         self.was_heard = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -104,6 +106,31 @@ async def test_warming_up_measures_the_speed_of_drafting_and_of_prefill(world: W
     assert world.drafter.loop.step_ms > 0
     assert world.drafter.loop.prefill_ms > 0
     assert [[fed for _, fed in step] for step in world.model.steps] == [[64]] * 2 + [[1]] * 4 + [[1] * 4] * 4
+
+
+async def test_a_machine_that_slept_during_a_step_does_not_pass_for_slow(world: World) -> None:
+    loop = world.drafter.loop
+    await loop.warm_up()
+    before_ms = loop.prefill_ms
+    for prompt, num_steps in ((range(1, 65), 1), (range(1, 2), 1)):
+        world.model.gate.shut()
+        request = await world.speculate(prompt)
+        await world.settled()
+        await asyncio.sleep(0.5)
+        world.model.gate.open()
+        await world.drafted(request, 0, num_steps)
+    assert loop.prefill_ms <= 2.5 * before_ms, "a chunk of 500 ms"
+    assert loop.step_ms < 25, "a step of 500 ms that counts a tenth adds 50"
+
+
+async def test_a_drafter_that_read_slowly_and_then_nothing_is_soon_as_fast_as_at_its_start(world: World) -> None:
+    loop = world.drafter.loop
+    await loop.warm_up()
+    first_ms = loop.prefill_ms
+    loop.prefill_ms = 100 * first_ms
+    for _ in range(120):
+        loop.on_heartbeat()
+    assert first_ms < loop.prefill_ms < 2 * first_ms
 
 
 def test_the_verifiers_that_label_metrics_are_bounded_whoever_names_them(monkeypatch: pytest.MonkeyPatch) -> None:

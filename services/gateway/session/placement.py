@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from services.gateway.fleet.guesses import DrafterGuesses
 from services.gateway.fleet.peers import PeerFleet
 from services.gateway.session.generation import Generation
+from shared.policies.reading import reading_ms
 from shared.policies.routing import Router, RoutingCandidate, with_room, within_share
 from shared.protocol.messages import Heartbeat
 
@@ -87,7 +88,7 @@ class Placement:
             return (
                 drafter.max_context > length
                 and drafter.instance_id not in avoid
-                and (not left_ms or drafter.load.prefill_ms * length < left_ms)
+                and (not left_ms or reading_ms(length, drafter.load.prefill_ms) < left_ms)
             )
 
         for names in generation.drafter_lists:

@@ -31,15 +31,16 @@ def test_the_compiled_rule_forms_the_steps_of_the_drafters_rule() -> None:
 
 @pytest.mark.parametrize("max_rows", [1, 3, 16])
 def test_a_device_gives_its_sessions_the_steps_that_a_drafter_gives_them(max_rows: int) -> None:
-    """Steps are cut short by rollbacks, so that sessions have various numbers of tokens to feed."""
+    """Steps are cut short by rollbacks, so that sessions have various numbers of tokens to feed. A part of the longest
+    prompts is left out."""
     rng, num = random.Random(max_rows), 6
     table = DraftSessions(FakeDraft(max_rows=max_rows), num)  # type: ignore[arg-type]
     world = a_world(num, tokens=500)
     device = world.devices[0]
-    device["max_rows"], device["feed_tokens"], device["session_ms"] = max_rows, FEED, 1.0
+    device["max_rows"], device["feed_tokens"], device["session_ms"], device["fed_ms"] = max_rows, FEED, 1.0, 5.0
     choice = WindowChoice(MAX_WINDOW, 2, free_run=True)
     for number in range(num):
-        prompt = rng.choice([1, 2, 5, 40])
+        prompt = rng.choice([1, 2, 5, 40, 900])
         asked = Speculate(
             str(number), 1, "cloud.0123456789ab", TokenIds([7] * prompt), NO_TOKENS, Sampling(), NO_TOKENS, 400,
             Speculation(),
@@ -52,14 +53,15 @@ def test_a_device_gives_its_sessions_the_steps_that_a_drafter_gives_them(max_row
     device["num_sessions"] = num
     world.devices["num_failures"] = 0
     edge.draft(world, 0)
+    token_ms = (device["step_ms"] + (FEED - 1) * device["fed_ms"]) / FEED
     for _ in range(60):
-        shares = table.begin_step(FEED)
+        shares = table.begin_step(FEED, token_ms)
         slots = world.device_rows[0, : device["num_rows"]].tolist()
         fed = [(slot, int(world.drafters[slot]["step_fed"])) for slot in slots]
         assert fed == [(int(share.slot.state.session_id), len(share.step.fed_ids)) for share in shares]
         for share in shares:
             state = share.slot.state
-            if rng.random() < 0.2:
+            if rng.random() < 0.2 and share.slot.gap is None:
                 length = max(1, state.computed - rng.randrange(6))
                 state._roll_back(length)
                 record = world.drafters[int(state.session_id)]

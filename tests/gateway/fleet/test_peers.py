@@ -328,6 +328,15 @@ def test_no_drafter_is_asked_whose_prefill_would_outlast_the_answer(prefill_ms: 
     assert chooser.drafter(generation(num_prompt=100, max_tokens=50), "v.1", 50, 0.1) == expected
 
 
+@pytest.mark.parametrize(("num_tokens", "expected"), [(400, None), (600, "d.1")])
+def test_of_a_long_prompt_the_part_that_a_slow_drafter_reads_is_what_counts(
+    num_tokens: int, expected: str | None
+) -> None:
+    slow = beat("d.1", "drafter", load=Load(prefill_ms=10.0), max_context=4000)
+    chooser = placement(beat("v.1", load=Load(step_ms=10.0)), slow)
+    assert chooser.drafter(generation(num_prompt=3000, max_tokens=num_tokens), "v.1", num_tokens, 0.1) == expected
+
+
 def test_a_drafter_is_asked_while_its_context_has_room_for_one_more_token() -> None:
     chooser = placement(beat("v.1"), beat("d.1", service="drafter", max_context=60))
     order = generation(num_prompt=10, max_tokens=500)

@@ -31,6 +31,7 @@ from model_zoo.smollm2 import PairPart, recipes
 from model_zoo.wheel import DownloadError
 from shared.data.profiles import PROFILE_NAME, Profile
 from shared.data.recording import Header, Recorded, Recording
+from shared.policies.reading import FIRST_READ
 from shared.protocol.messages import Sampling
 from shared.runtime.home import DEFAULT_MODEL, default_models_dir
 from shared.runtime.machine import describe_machine
@@ -176,6 +177,12 @@ def record_what_a_pair_says(
     draft: Annotated[Path | None, typer.Option(help="Folder of the draft; default: the prepared int8 one.")] = None,
     field: Annotated[str | None, typer.Option(help="Field of the prompt in a line; default: detected.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    most_read: Annotated[
+        int | None,
+        typer.Option(
+            min=FIRST_READ + 1, help=f"Tokens of a prompt that the draft reads: {FIRST_READ} first, the others last."
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -194,10 +201,12 @@ def record_what_a_pair_says(
             models = load_target(str(folders[0]), num_threads=threads), load_draft(str(folders[1]), threads)
             sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
             found: list[Recorded] = []
-            for each in record(*models, prompt_ids(folders[0], texts), stop_ids(folders[0]), sampling, max_tokens):
+            ids, stops = prompt_ids(folders[0], texts), stop_ids(folders[0])
+            for each in record(*models, ids, stops, sampling, max_tokens, most_read):
                 found.append(each)
                 notify(f"prompt {len(found)} of {len(texts)}")
         how = f"{max_tokens} tokens, temperature {temperature:g}, top_p {top_p:g}, seed {seed}"
+        how += f", {most_read} of a prompt read" if most_read else ""
         origin = f"model_zoo record, {prompts.name}, {how}, {platform.machine()}, {date.today()}"
         header = Header(
             target=models[0].name,

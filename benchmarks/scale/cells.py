@@ -71,7 +71,7 @@ def full_plan() -> list[Cell]:
         replace(CENTRE, verifiers=1),
         replace(CENTRE, verifiers=4),
         Cell(64, 10, 1),
-        Cell(1024, 1000, 8),
+        Cell(512, 1000, 8),
     ]
 
 

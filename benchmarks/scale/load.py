@@ -1,7 +1,8 @@
 """The clients of a cell: each asks again as soon as it has its answer.
 
 Invariant: clients begin one after the other over the time of an answer, so that no pass has all prompts, and answers
-neither begin nor end at the same time. First answers count in no figure.
+neither begin nor end at the same time. First answers count in no figure. Each client has an API key of its own, so no
+session takes over what another has computed, of the chat template either.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class RequestFailed(RuntimeError):
 
 @dataclass(slots=True)
 class Load:
-    """The clients, and the requests that have ended."""
+    """The clients, each with its gateway client, and the requests that have ended."""
 
     cell: Cell
-    gateway: GatewayClient
+    gateways: Sequence[GatewayClient]
     prompts: Sequence[str]
     model: str
     samples: list[RequestSample] = field(default_factory=list)  # without the first of each client
@@ -54,19 +55,20 @@ class Load:
 
     async def _client(self, number: int) -> None:
         await asyncio.sleep(number / self.cell.sessions * self.cell.answer_s)
-        await self._ask()
+        gateway = self.gateways[number]
+        await self._ask(gateway)
         self._num_steady += 1
         if self._num_steady == self.cell.sessions:
             self._all_steady.set()
         while True:
-            self.samples.append(await self._ask())
+            self.samples.append(await self._ask(gateway))
 
-    async def _ask(self) -> RequestSample:
+    async def _ask(self, gateway: GatewayClient) -> RequestSample:
         options = AnswerOptions(self.cell.answer_tokens, temperature=0.0, speculation=DsdOptions("adaptive"))
         index, now = next(self._numbers) % len(self.prompts), time.monotonic()
         scheduled = ScheduledRequest(index, self.prompts[index], now, self._started_at)
         template = RequestTemplate(self.model, options, ignore_eos=True)
-        sample = await measure_request(self.gateway, template, scheduled)
+        sample = await measure_request(gateway, template, scheduled)
         if sample.status != OK:
             raise RequestFailed(f"a request failed: {sample.status}")
         self.num_ended += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,12 +78,14 @@ async def measure(run: Run, cell: Cell, slower: float, notify: Callable[[str], N
 async def _observe(
     cell: Cell, plan: ScalePlan, system: RunningCell, prompts: Sequence[str], timing: Timing
 ) -> Observed:
-    async with connected(system.url) as gateway, aiohttp.ClientSession() as http:
+    async with AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(connected(system.url, key)) for key in plan.api_keys]
+        http = await stack.enter_async_context(aiohttp.ClientSession())
         reader = Reader(system, f"http://127.0.0.1:{plan.monitor_port}", http)
         before = await reader.read()
         await asyncio.sleep(timing.idle_s)
         idle, idle_mib = (before, await reader.read()), reader.memory_mib()
-        load = Load(cell, gateway, prompts, await gateway.first_model())
+        load = Load(cell, gateways, prompts, await gateways[0].first_model())
         async with asyncio.TaskGroup() as tasks:
             clients = tasks.create_task(load.run(), name="clients")
             await load.wait_until_steady()

@@ -19,6 +19,7 @@ from benchmarks.harness.standin import MODEL_NAME
 from benchmarks.scale.cells import Cell
 from benchmarks.standins.stretched import stretched
 from model_zoo.prompt_file import read_prompts
+from services.gateway.admission.api_keys import new_key
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.tokenizer import TargetTokenizer
 from services.local import nats_server
@@ -124,6 +125,7 @@ def plan_of(cell: Cell, inputs: Inputs, slower: float, models: Path, folder: Pat
         standin=StandinPlan("replayed", inputs.profile, inputs.recording),
         env=ENV | {"DSD_POLL_AFTER_S": f"{max(1.0, slower) * POLL_AFTER_S:g}"},
         num_verifiers=cell.verifiers,
+        api_keys=tuple(new_key() for _ in range(cell.sessions)),
         compute_logs=logs,
         num_drafters=cell.drafters,
         monitor_port=nats_server.free_port(),

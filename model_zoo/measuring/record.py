@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from services.cloud_verifier.torch_engine.model import Row, TargetModel
 from services.edge_drafter.model import DraftModel
 from shared.data.recording import Recorded
+from shared.policies.reading import FIRST_READ
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import confidence_of, draw
 
@@ -42,12 +43,16 @@ def record(
     stops: Collection[int],
     sampling: Sampling,
     max_tokens: int,
+    most_read: int | None = None,
 ) -> Iterator[Recorded]:
-    """Yields a record for each prompt. Raises ValueError for a prompt that leaves no room for an answer."""
+    """Yields a record for each prompt. Raises ValueError for a prompt that leaves no room for an answer.
+
+    most_read: tokens of a prompt that the draft reads, more than FIRST_READ; None: all.
+    """
     room = min(target.max_context, draft.max_context)
     texts = answers(target, prompts, stops, sampling, max_tokens, room)
     for prompt, answer in zip(prompts, texts, strict=True):
-        yield _judged(draft, prompt, answer, sampling)
+        yield _judged(draft, prompt, answer, sampling, most_read or len(prompt))
 
 
 def answers(
@@ -88,14 +93,17 @@ def _together(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def _judged(draft: DraftModel, prompt: Sequence[int], answer: Sequence[int], sampling: Sampling) -> Recorded:
+def _judged(
+    draft: DraftModel, prompt: Sequence[int], answer: Sequence[int], sampling: Sampling, most_read: int
+) -> Recorded:
     cache = draft.new_cache(len(prompt) + len(answer))
     right: list[bool] = []
     confidence: list[float] = []
     fed = list(prompt)
-    for token_id in answer:
+    del fed[FIRST_READ : FIRST_READ + max(0, len(prompt) - most_read)]
+    for position, token_id in enumerate(answer, start=len(prompt)):
         logits = draft.feed(cache, fed, cache.length)
-        guess = draw(logits, sampling, cache.length)
+        guess = draw(logits, sampling, position)
         right.append(guess == token_id)
         confidence.append(round(max(confidence_of(guess, logits), 1e-6), 6))
         fed = [token_id]

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model_zoo.measuring.record import prompt_ids, record, stop_ids
 from services.cloud_verifier.torch_engine.model import TargetModel, load_target
+from services.edge_drafter.graphs.graph import DraftCache
 from services.edge_drafter.model import DraftModel, load_draft
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.recording import Recorded, read_recording
+from shared.policies.reading import FIRST_READ
 from shared.protocol.messages import Sampling
 from shared.protocol.sampling import confidence_of, draw
 from tests.e2e.harness import running
@@ -49,6 +53,23 @@ async def test_a_recording_holds_the_served_texts_and_the_drafts_guesses(
     assert 0 < sum(sum(recorded.draft_right) for recorded in found) < num_tokens
     # The draft rounds a whole text fed at once otherwise than one fed token by token: near ties may flip.
     assert sum(num_alike(draft, recorded, sampling) for recorded in found) >= 0.9 * num_tokens
+
+
+def test_a_draft_that_reads_a_part_of_a_prompt_has_its_start_and_its_end(
+    pair: tuple[TargetModel, DraftModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, draft = pair
+    prompt, feed, fed = list(range(100, 260)), DraftModel.feed, []
+
+    def seen(self: DraftModel, cache: DraftCache, token_ids: Sequence[int], start: int) -> np.ndarray:
+        fed.append((list(token_ids), start))
+        return feed(self, cache, token_ids, start)
+
+    monkeypatch.setattr(DraftModel, "feed", seen)
+    (found,) = record(target, draft, [prompt], frozenset(), Sampling(), 3, most_read=FIRST_READ + 20)
+    assert fed[0] == ([*prompt[:FIRST_READ], *prompt[-20:]], 0)
+    assert fed[1:] == [([found.target_ids[number]], FIRST_READ + 20 + number) for number in range(2)]
+    assert found.prompt_ids == tuple(prompt)
 
 
 def num_alike(draft: DraftModel, recorded: Recorded, sampling: Sampling) -> int:

@@ -51,7 +51,15 @@ class Timing:
         """Estimated seconds. A verifier's own warm-up takes about as long as most of an answer; then clients begin over
         the time of an answer, and each has a first one."""
         start_s = START_S + cell.verifiers * VERIFIER_S + cell.drafters * DRAFTER_S
-        return start_s + self.idle_s + 2.8 * cell.answer_s + self.num_slices * self.slice_s + STOP_S + PREDICTION_S
+        return start_s + self.idle_s + self.load_s(cell) + STOP_S + PREDICTION_S
+
+    def load_s(self, cell: Cell) -> float:
+        """Of these, with requests."""
+        return 2.8 * cell.answer_s + self.num_slices * self.slice_s
+
+    def num_requests(self, cell: Cell) -> int:
+        """Estimated requests, at least one of each client."""
+        return cell.sessions + round(self.load_s(cell) * cell.tokens_per_s / cell.answer_tokens)
 
 
 CENTRE = Cell(256, 100, 2)

@@ -1,7 +1,7 @@
 """The clients of a cell: each asks again as soon as it has its answer.
 
 Invariant: clients begin one after the other over the time of an answer, so that no pass has all prompts, and answers
-neither begin nor end at the same time. First answers count in no figure. Each client has an API key of its own, so no
+neither begin nor end at the same time. First answers count in no figure. Each request has an API key of its own, so no
 session takes over what another has computed, of the chat template either.
 """
 
@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.harness.latency import OK, RequestSample
-from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, measure_request
+from benchmarks.harness.requests import RequestTemplate, ScheduledRequest, connected, measure_request
 from benchmarks.scale.cells import Cell
-from client.gateway import GatewayClient
 from client.wire import AnswerOptions, DsdOptions
 
 
@@ -26,10 +25,11 @@ class RequestFailed(RuntimeError):
 
 @dataclass(slots=True)
 class Load:
-    """The clients, each with its gateway client, and the requests that have ended."""
+    """The clients, and the requests that have ended. api_keys: of the requests, in their order."""
 
     cell: Cell
-    gateways: Sequence[GatewayClient]
+    url: str
+    api_keys: Sequence[str]
     prompts: Sequence[str]
     model: str
     samples: list[RequestSample] = field(default_factory=list)  # without the first of each client
@@ -55,20 +55,21 @@ class Load:
 
     async def _client(self, number: int) -> None:
         await asyncio.sleep(number / self.cell.sessions * self.cell.answer_s)
-        gateway = self.gateways[number]
-        await self._ask(gateway)
+        await self._ask()
         self._num_steady += 1
         if self._num_steady == self.cell.sessions:
             self._all_steady.set()
         while True:
-            self.samples.append(await self._ask(gateway))
+            self.samples.append(await self._ask())
 
-    async def _ask(self, gateway: GatewayClient) -> RequestSample:
+    async def _ask(self) -> RequestSample:
         options = AnswerOptions(self.cell.answer_tokens, temperature=0.0, speculation=DsdOptions("adaptive"))
-        index, now = next(self._numbers) % len(self.prompts), time.monotonic()
+        number, now = next(self._numbers), time.monotonic()
+        index = number % len(self.prompts)
         scheduled = ScheduledRequest(index, self.prompts[index], now, self._started_at)
         template = RequestTemplate(self.model, options, ignore_eos=True)
-        sample = await measure_request(gateway, template, scheduled)
+        async with connected(self.url, self.api_keys[number % len(self.api_keys)]) as gateway:
+            sample = await measure_request(gateway, template, scheduled)
         if sample.status != OK:
             raise RequestFailed(f"a request failed: {sample.status}")
         self.num_ended += 1

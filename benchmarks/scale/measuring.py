@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,7 +67,7 @@ async def measure(run: Run, cell: Cell, slower: float, notify: Callable[[str], N
     with TemporaryDirectory(prefix="dsd-scale-") as place:
         folder = Path(place)
         inputs = write_inputs(cell, slower, load_tokenizer(run.models / "target"), folder)
-        plan = plan_of(cell, inputs, slower, run.models, folder)
+        plan = plan_of(cell, inputs, slower, run.models, run.timing, folder)
         async with running(plan, folder / "run", notify) as system:
             observed = await _observe(cell, plan, system, inputs.prompts, run.timing)
         assert plan.compute_logs is not None
@@ -78,14 +77,12 @@ async def measure(run: Run, cell: Cell, slower: float, notify: Callable[[str], N
 async def _observe(
     cell: Cell, plan: ScalePlan, system: RunningCell, prompts: Sequence[str], timing: Timing
 ) -> Observed:
-    async with AsyncExitStack() as stack:
-        gateways = [await stack.enter_async_context(connected(system.url, key)) for key in plan.api_keys]
-        http = await stack.enter_async_context(aiohttp.ClientSession())
+    async with connected(system.url, plan.api_keys[0]) as gateway, aiohttp.ClientSession() as http:
         reader = Reader(system, f"http://127.0.0.1:{plan.monitor_port}", http)
         before = await reader.read()
         await asyncio.sleep(timing.idle_s)
         idle, idle_mib = (before, await reader.read()), reader.memory_mib()
-        load = Load(cell, gateways, prompts, await gateways[0].first_model())
+        load = Load(cell, system.url, plan.api_keys, prompts, await gateway.first_model())
         async with asyncio.TaskGroup() as tasks:
             clients = tasks.create_task(load.run(), name="clients")
             await load.wait_until_steady()

@@ -16,7 +16,7 @@ from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER,
 from benchmarks.harness.files import ROOT
 from benchmarks.harness.prompts import DEFAULT_PROMPTS, encode_prompts
 from benchmarks.harness.standin import MODEL_NAME
-from benchmarks.scale.cells import Cell
+from benchmarks.scale.cells import Cell, Timing
 from benchmarks.standins.stretched import stretched
 from model_zoo.prompt_file import read_prompts
 from services.gateway.admission.api_keys import new_key
@@ -114,7 +114,7 @@ def answered(prompt_ids: Sequence[int], recorded: Recorded, cell: Cell) -> Recor
     return Recorded(tuple(prompt_ids), recorded.target_ids[:end], recorded.draft_right[:end], recorded.confidence[:end])
 
 
-def plan_of(cell: Cell, inputs: Inputs, slower: float, models: Path, folder: Path) -> ScalePlan:
+def plan_of(cell: Cell, inputs: Inputs, slower: float, models: Path, timing: Timing, folder: Path) -> ScalePlan:
     """A first pass takes longer too, so the gateway's patience grows with the times of the models."""
     logs = folder / "compute"
     logs.mkdir()
@@ -125,7 +125,7 @@ def plan_of(cell: Cell, inputs: Inputs, slower: float, models: Path, folder: Pat
         standin=StandinPlan("replayed", inputs.profile, inputs.recording),
         env=ENV | {"DSD_POLL_AFTER_S": f"{max(1.0, slower) * POLL_AFTER_S:g}"},
         num_verifiers=cell.verifiers,
-        api_keys=tuple(new_key() for _ in range(cell.sessions)),
+        api_keys=tuple(new_key() for _ in range(2 * timing.num_requests(cell))),  # it may be quicker
         compute_logs=logs,
         num_drafters=cell.drafters,
         monitor_port=nats_server.free_port(),

@@ -16,7 +16,7 @@ from awc.policy import WindowChoice
 from services.edge_drafter.graphs.graph import DraftCache, Prefix
 from services.edge_drafter.guess import GuessInputs
 from services.edge_drafter.model import DraftModel, DraftRow
-from services.edge_drafter.prefixes import MIN_TOKENS, HeldText, PrefixCache
+from services.edge_drafter.prefixes import MIN_TOKENS, Gap, HeldText, PrefixCache
 from shared.grammar.grammars import Grammars
 from shared.grammar.running_grammar import rule_of
 from shared.policies.reading import FIRST_READ, num_left_out
@@ -36,14 +36,6 @@ class ReportedCounts:
     verifier_id: str
     drafted: int = 0
     fates: Fates = field(default_factory=Fates)
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Positions of a text from `start` to before `end`, which its draft does not read."""
-
-    start: int
-    end: int
 
 
 @dataclass(slots=True, eq=False)
@@ -75,10 +67,8 @@ class SessionSlot:
         scope = self.state.request.cache_scope
         if scope is None:
             return None
-        token_ids = self.state.tokens[: self.state.computed]
-        if self.gap:
-            del token_ids[self.gap.start : self.gap.end]
-        return HeldText(scope, token_ids, self.cache)
+        gap = self.gap if self.gap and self.state.computed >= self.gap.end else None
+        return HeldText(scope, self.state.tokens[: self.state.computed], self.cache, gap)
 
     def leave_out(self, token_ms: float) -> None:
         """Leaves out, once, a part of the tokens that it has to read, at `token_ms` each."""
@@ -100,7 +90,7 @@ class SessionSlot:
         if gap and self.state.computed < gap.start:
             max_tokens = min(max_tokens, gap.start - self.state.computed)
         step = self.state.begin_step(max_tokens)
-        start = step.start - (gap.end - gap.start) if gap and step.start >= gap.end else step.start
+        start = step.start - gap.length if gap and step.start >= gap.end else step.start
         row = DraftRow(self.cache, start, step.fed_ids, prefix)
         return StepShare(self, step, row, self._guess_inputs(step))
 
@@ -208,10 +198,11 @@ class DraftSessions:
         if scope is not None and prefixes.max_tokens and state.num_todo > MIN_TOKENS and slot.gap is None:
             others = [each for each in self if each is not slot and each.state.request.cache_scope == scope]
             live = [held for other in others if (held := other.held) is not None]
-            prefix = prefixes.take(scope, state.tokens, state.computed, live, max_kept)
+            found = prefixes.take(scope, state.tokens, state.computed, live, max_kept)
+            if found is not None:
+                prefix, slot.gap = found
+                state.take_over(prefix.length + (slot.gap.length if slot.gap else 0))
         prefixes.shrink(max_kept)
-        if prefix is not None:
-            state.take_over(prefix.length)
         return prefix
 
     def _fitted(self, request: Speculate) -> Speculate:

@@ -115,15 +115,26 @@ def test_a_text_that_changes_within_the_gap_is_read_anew_from_there() -> None:
     assert guesses(slot) == answer([*other[:FIRST_READ], *other[-MOST:]], WINDOW)
 
 
-def test_the_next_turn_of_a_chat_takes_over_what_was_read_alike_and_no_more() -> None:
+def test_the_next_turn_of_a_chat_takes_over_the_gap_and_reads_the_new_tokens_alone() -> None:
     readers, prompt = Readers(), text(7, 1500)
     readers.ask(1, prompt)
     readers.draft()
+    new = text(8, 30)
     readers.drop(f"{1:032x}")
-    slot = readers.ask(2, prompt)
+    slot = readers.ask(2, [*prompt, *new])
+    assert readers.draft() == len(new) + WINDOW - 1
+    assert guesses(slot) == answer([*read(prompt), *new], WINDOW)
+
+
+def test_a_text_that_parts_from_another_in_its_gap_takes_over_what_is_before_it() -> None:
+    readers, prompt = Readers(), text(7, 1500)
+    readers.ask(1, prompt)
+    readers.draft()
+    other = [*prompt[:700], *text(9, 100)]
+    slot = readers.ask(2, other)
     readers.token_ms = 0.0  # it reads all
-    assert readers.draft() == len(prompt) - FIRST_READ + WINDOW - 1
-    assert guesses(slot) == answer(prompt, WINDOW)
+    assert readers.draft() == len(other) - FIRST_READ + WINDOW - 1
+    assert guesses(slot) == answer(other, WINDOW)
 
 
 def test_what_the_prefix_cache_has_is_not_left_out() -> None:

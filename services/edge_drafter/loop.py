@@ -28,8 +28,8 @@ log = structlog.get_logger(__name__)
 WARM_UP_STEPS, WARM_UP_ROWS = 4, 4
 STEP_WEIGHT = 0.1  # of the newest step in moving averages
 PREFILL_WEIGHT = 0.2  # of the newest chunk of a prompt
-RETURN_WEIGHT = 0.05  # of the prefill time at the start, with each heartbeat since which nothing was read
-LONGEST = 8.0  # times the average: what exceeds it is not the model's time; the machine slept, say
+RETURN_WEIGHT = 0.05  # of the prefill time at the start, at a heartbeat before which nothing was read
+LONGEST = 8.0  # times the average, the most that a time counts: during a longer one the machine slept, say
 NO_GUESS = Guess(0)  # of a share without a guess
 
 
@@ -185,7 +185,7 @@ class DraftLoop:
 
 
 def likely(elapsed_ms: float, average_ms: float) -> float:
-    """What a time adds to its average; all if there is none yet."""
+    """A time as it counts in its average; whole if it is the first."""
     return min(elapsed_ms, LONGEST * average_ms) if average_ms else elapsed_ms
 
 

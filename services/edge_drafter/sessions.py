@@ -78,8 +78,8 @@ class SessionSlot:
         if self.gap and self.gap.start <= self.state.computed < self.gap.end:
             self.state.take_over(self.gap.end)
 
-    def fill_gap(self) -> None:
-        """After a change of its text, which may end in the gap: nothing is left out of what it reads anew."""
+    def forget_gap(self) -> None:
+        """After a change of its text: if it changed before the end of the gap, the draft reads anew from the gap on."""
         if self.gap and self.state.computed < self.gap.end:
             self.state.drop_cache(self.gap.start)
             self.gap = None
@@ -151,7 +151,7 @@ class DraftSessions:
             if slot.state.limit > slot.cache.capacity:  # a larger cache; the text is fed again
                 slot.cache = self._model.new_cache(slot.state.limit)
                 slot.state.drop_cache()
-            slot.fill_gap()
+            slot.forget_gap()
             steer(slot, choice)
         return slot
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from awc.policy import WindowChoice
+from services.edge_drafter.prefixes import Gap, HeldText
 from services.edge_drafter.sessions import DraftSessions, SessionSlot
 from shared.policies.reading import FIRST_READ, LAST_READ
 from shared.protocol.messages import NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
@@ -135,6 +136,25 @@ def test_a_text_that_parts_from_another_in_its_gap_takes_over_what_is_before_it(
     readers.token_ms = 0.0  # it reads all
     assert readers.draft() == len(other) - FIRST_READ + WINDOW - 1
     assert guesses(slot) == answer(other, WINDOW)
+
+
+def test_a_session_that_has_read_further_than_a_gap_begins_does_not_take_it_over() -> None:
+    readers, prompt = Readers(), text(11, 1500)
+    whole, _ = readers.ask(1, prompt), readers.ask(2, prompt)
+    while whole.state.computed < len(prompt):
+        first = next(slot for slot in readers if slot.state.wants_step)
+        readers.token_ms = 0.0 if first is whole else SLOW_MS
+        readers.step()
+    readers.draft()
+    assert [slot.gap is not None for slot in sorted(readers, key=lambda slot: slot.state.session_id)] == [False, True]
+    assert guesses(whole) == answer(prompt, WINDOW)
+
+
+@pytest.mark.parametrize(("in_cache", "expected"), [(30, 30), (64, 64), (70, 170), (100, 200)])
+def test_after_a_failed_step_no_more_is_taken_over_than_the_cache_holds(in_cache: int, expected: int) -> None:
+    whole, cache = text(12, 200), FakeDraft().new_cache(300)
+    cache.text = whole[:in_cache]
+    assert HeldText("a", whole, cache, Gap(64, 164)).num_common([*whole, 5]) == expected  # type: ignore[arg-type]
 
 
 def test_what_the_prefix_cache_has_is_not_left_out() -> None:

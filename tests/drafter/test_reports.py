@@ -9,9 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from awc.policy import DEFAULT_CHOICE
 from services.edge_drafter import metrics
+from shared.policies.reading import FIRST_READ, LAST_READ
 from shared.protocol.messages import Close, Draft, Heartbeat, Report, WindowDecision
 from shared.runtime.machine import machine_id
 from tests.drafter.conftest import PROMPT, TEXT, Start, World
+from tests.fakes import answer
 from tests.peers import until
 
 pytestmark = pytest.mark.timeout(60)
@@ -131,6 +133,31 @@ async def test_a_drafter_that_read_slowly_and_then_nothing_is_soon_as_fast_as_at
     for _ in range(120):
         loop.on_heartbeat()
     assert first_ms < loop.prefill_ms < 2 * first_ms
+
+
+async def test_half_a_chunk_is_enough_for_a_prefill_time_which_lasts_one_heartbeat_longer(start: Start) -> None:
+    async with start(heartbeat_s=20.0) as world:
+        await world.drafted(await world.speculate(range(1, 41)), 0, 1)
+        loop = world.drafter.loop
+        assert (read_ms := loop.prefill_ms) > 0
+        loop.on_heartbeat()
+        assert loop.prefill_ms == read_ms
+        loop.on_heartbeat()
+        assert loop.prefill_ms < read_ms
+
+
+async def test_heartbeats_tell_of_a_prefill_time_that_returns(start: Start) -> None:
+    async with start(heartbeat_s=0.05) as world:
+        world.drafter.loop.prefill_ms = 100.0
+        await world.gateway.find(Heartbeat, lambda heartbeat: 0 < heartbeat.load.prefill_ms < 50)
+
+
+async def test_a_drafter_leaves_out_a_part_by_its_own_prefill_time(world: World) -> None:
+    prompt = [1 + number % 90 for number in range(900)]
+    world.drafter.loop.prefill_ms = 10.0
+    request = await world.speculate(prompt)
+    read = [*prompt[:FIRST_READ], *prompt[-LAST_READ:]]
+    assert await world.drafted(request, 0, WINDOW) == answer(read, WINDOW)
 
 
 def test_the_verifiers_that_label_metrics_are_bounded_whoever_names_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Child processes of a local system: started, watched, restarted, stopped.
 
-Invariant: every child has its own process group and ends with the supervisor, which waits while it drains. A child that
-crashes or can't be started is started again, after a longer pause each time. Each child's output goes to a log file of
-bounded size; output that can't be written is lost, and the child goes on.
+Invariant: every child has its own process group in the supervisor's session and ends with the supervisor, which waits
+while it drains. A child that crashes or can't be started is started again, after a longer pause each time. Each child's
+output goes to a log file of bounded size; output that can't be written is lost, and the child goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ STEADY_S = 30.0  # a child that ran for so long restarts after the shortest paus
 AFTER_DRAIN_S = 10.0  # between the end of a drain and SIGKILL
 MIN_END_S = DRAIN_S + AFTER_DRAIN_S  # between SIGTERM and SIGKILL
 MAX_LOG_BYTES = 32 << 20
-LOWEST_PRIORITY = 19  # nice value
 BAD_SETTINGS = 2  # exit status of a service that refuses its settings
 
 
@@ -37,7 +36,7 @@ class Program:
     """A program to run.
 
     ready_line: part of the line that it prints when it is ready. stage: consecutive programs of one stage are stopped
-    together. gives_way: once it is ready it computes when nothing else wants the core.
+    together. gives_way: once it is ready it computes where no other program wants the core.
     """
 
     name: str
@@ -53,14 +52,11 @@ class Program:
 
 
 def give_way(pid: int) -> None:
-    """Gives all threads of a process that leads a session the lowest priority. Where Linux weighs sessions, that of its
-    session too: among them the nice values of threads count nothing (sched(7), autogroup)."""
-    tasks = Path(f"/proc/{pid}/task")
-    for thread in [int(path.name) for path in tasks.iterdir()] if tasks.is_dir() else [pid]:
+    """Lets all threads of a process compute only where no other thread of its session wants the core (sched(7),
+    SCHED_IDLE and autogroup): unlike one of the lowest nice value, such a thread leaves the core at once."""
+    for path in Path(f"/proc/{pid}/task").glob("*"):  # none where there is no SCHED_IDLE
         with suppress(OSError):  # it ended
-            os.setpriority(os.PRIO_PROCESS, thread, LOWEST_PRIORITY)
-    with suppress(OSError):  # it ended, or the system has no such groups
-        Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST_PRIORITY))
+            os.sched_setscheduler(int(path.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 def end_s(environment: Mapping[str, str]) -> float:
@@ -135,7 +131,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
             limit=1 << 20,
         )
 

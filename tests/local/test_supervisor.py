@@ -15,7 +15,7 @@ import typer
 
 from services.local import cli, nats_server, supervisor
 from services.local.pair import ModelPair
-from services.local.supervisor import LOWEST_PRIORITY, NotStarted, Program, Supervisor
+from services.local.supervisor import NotStarted, Program, Supervisor
 from services.local.system import SystemPlan
 
 AT_MOST_S = 30.0
@@ -24,14 +24,6 @@ TURNING = "echo ready; while :; do sleep 0.05; done"
 
 def shell(name: str, script: str, *, env: dict[str, str] | None = None, **more: str) -> Program:
     return Program(name, ("sh", "-c", script), env or {}, ready_line="ready", **more)
-
-
-def priority_of_session(pid: int) -> str | None:
-    """None where the system does not weigh sessions."""
-    try:
-        return Path(f"/proc/{pid}/autogroup").read_text().split()[-1]
-    except OSError:
-        return None
 
 
 async def until(is_so: Callable[[], object]) -> None:
@@ -202,10 +194,12 @@ def test_a_child_may_take_its_drain_and_ten_seconds_and_never_less_than_thirty(
     assert supervisor.end_s(told) == seconds
 
 
-async def test_a_child_that_gives_way_has_the_lowest_priority_and_its_session_too(whole: Supervisor) -> None:
+async def test_a_child_that_gives_way_runs_where_the_core_is_idle_and_shares_the_session_of_the_others(
+    whole: Supervisor,
+) -> None:
     children = [whole.start(replace(shell(name, TURNING), gives_way=name == "low")) for name in ("low", "usual")]
     for child in children:
         await whole.wait_ready(child, AT_MOST_S)
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert [os.getpriority(os.PRIO_PROCESS, child.pid) for child in children] == [LOWEST_PRIORITY, own]
-    assert [priority_of_session(child.pid) for child in children] in ([str(LOWEST_PRIORITY), "0"], [None, None])
+    assert [os.sched_getscheduler(child.pid) for child in children] == [os.SCHED_IDLE, os.SCHED_OTHER]
+    assert {os.getsid(child.pid) for child in children} == {os.getsid(0)}
+    assert [os.getpgid(child.pid) for child in children] == [child.pid for child in children]

@@ -1,4 +1,4 @@
-"""Many drafters in one process: python -m benchmarks.scale.drafters NUMBER LOG, settings as DSD_STANDIN_* variables.
+"""Many drafters in one process: python -m benchmarks.scale.drafters FIRST NUMBER LOG; settings are DSD_STANDIN_*.
 
 Each is a real drafter (services/edge_drafter) with its own NATS connection, state machines, draft loop and thread; they
 share the event loop, the health endpoints and one replayed draft model, which only waits.
@@ -77,8 +77,8 @@ def replayed(settings: StandinDrafterSettings, log: ComputeLog) -> DraftModel:
     return cast("DraftModel", TimedDraft(cast("DraftModel", draft), log))
 
 
-def run(number: int, settings: StandinDrafterSettings, log: ComputeLog) -> None:
-    """Runs the process to its end."""
+def run(numbers: range, settings: StandinDrafterSettings, log: ComputeLog) -> None:
+    """Runs the process to its end. numbers: of the drafters, parts of their names."""
     model = replayed(settings, log)
 
     async def start(context: Context) -> Drafters:
@@ -88,18 +88,20 @@ def run(number: int, settings: StandinDrafterSettings, log: ComputeLog) -> None:
             async with few:
                 return await connected(each, settings, model, buses)
 
-        return Drafters(await asyncio.gather(*map(one, range(number))), buses, settings.heartbeat_s)
+        return Drafters(await asyncio.gather(*map(one, numbers)), buses, settings.heartbeat_s)
 
     run_service("drafter", settings, start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(PROG, description="Runs many drafters with a replayed model in one process.")
+    parser.add_argument("first", type=int, help="number of the first drafter")
     parser.add_argument("number", type=int, help="number of drafters")
     parser.add_argument("log", type=Path, help="file to which each draft step adds a line")
     arguments = parser.parse_args()
     with ComputeLog(arguments.log) as log:
-        run(arguments.number, load(StandinDrafterSettings, [], PROG), log)
+        numbers = range(arguments.first, arguments.first + arguments.number)
+        run(numbers, load(StandinDrafterSettings, [], PROG), log)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,14 @@ from benchmarks.scale.system import DRAFTERS
 from benchmarks.standins.compute_log import ComputeRecord, read_compute_log
 
 COMMITTED = re.compile(r"^dsd_verifier_committed_tokens_total (\S+)$", re.MULTILINE)
-SERVICE_OF = {each: each for each in (GATEWAY, CONTROLLER, CLIENT)} | {DRAFTERS: DRAFTER, "nats-server": NATS}
+SERVICE_OF = {each: each for each in (GATEWAY, CONTROLLER, CLIENT)} | {"nats-server": NATS}
 TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 def service_of(process: str) -> str:
     """The service of a process: verifier for verifier-3."""
+    if process.startswith(DRAFTERS):
+        return DRAFTER
     return SERVICE_OF.get(process, VERIFIER)
 
 

@@ -37,11 +37,11 @@ UNITS = {  # of costs in tables, by driver: factor and unit of a core's share
 }
 HOW = f"""
 One machine runs a gateway, a controller, a nats-server and verifiers, each a real process. The drafters are real too,
-with a NATS connection, state machines and a thread each, but share one process. Models are replayed: they wait for the
-time of a computed profile (70B target on 4 H100, 0.5B drafts on Orins), longer so that no core is ever full. Guesses
-are right where the int4 draft's were. Clients ask over HTTP, each again as soon as it has its answer.
+with a NATS connection, state machines and a thread each, but up to 500 share a process. Models are replayed: they wait
+for the time of a computed profile (70B target on 4 H100, 0.5B drafts on Orins), longer so that no core is ever full.
+Guesses are right where the int4 draft's were. Clients ask over HTTP, each again as soon as it has its answer.
 
-Processor time is of /proc, without what stand-ins for models take. Drafters in one process share its event loop and its
+Processor time is of /proc, without what stand-ins for models take. Drafters of one process share its event loop and its
 interpreter lock; a drafter alone has a process's own cost in addition. A cell is void if its processes used more than
 {MAX_BUSY_SHARE:.0%} of the cores, one of them as much of a core, anything else more than 5 %, or a log holds an error.
 """.strip()

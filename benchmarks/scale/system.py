@@ -1,7 +1,7 @@
 """The processes of a cell, and what they read: stretched times, and a recording with a prompt for each request.
 
 Invariant: a cell differs from a real system in this only: models are replayed, their times are stretched, and with them
-the gateway's patience with a verifier; all drafters share a process; limits are so high that no session waits.
+the gateway's patience with a verifier; drafters share processes; limits are so high that no session waits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 from benchmarks.harness.cell_plan import CONTROLLER, DRAFTER, GATEWAY, VERIFIER, CellPlan, StandinPlan, standin_env
@@ -32,7 +34,8 @@ from shared.data.recording import Recorded, Recording, read_recording
 TARGET = ROOT / "profiles" / "roofline-h100x4-llama-3.1-70b.json"
 DRAFT = ROOT / "profiles" / "roofline-orin-qwen2.5-0.5b.json"
 GUESSES = ROOT / "recordings" / "smollm2-135m-int4.jsonl"  # where a draft was right
-DRAFTERS = "drafters"  # the process
+DRAFTERS = "drafters"  # names of their processes begin so
+MAX_TOGETHER = 500  # drafters in one process: its event loop must have room
 POLL_AFTER_S = float(GatewaySettings.model_fields["poll_after_s"].default)
 MAX_SESSIONS, TOKEN_BUDGET, KV_TOKENS = 4096, 16384, 4_000_000
 ENV = {
@@ -45,7 +48,7 @@ ENV = {
 
 @dataclass(frozen=True)
 class ScalePlan(CellPlan):
-    """A CellPlan whose drafters run in one process, and whose NATS server counts messages at `monitor_port`."""
+    """A CellPlan whose drafters run many in one process, and whose NATS server counts messages at `monitor_port`."""
 
     num_drafters: int = 1
     monitor_port: int = 0
@@ -61,16 +64,25 @@ class ScalePlan(CellPlan):
         return Program(program.name, (*program.argv, "-m", str(self.monitor_port)), ready_line=program.ready_line)
 
     def programs(self, nats_url: str, relay_url: str, http_port: int) -> list[Program]:
-        return [*super().programs(nats_url, relay_url, http_port), self._drafters(nats_url)]
+        shared = [self._drafters(nats_url, numbers) for numbers in shared_out(self.num_drafters)]
+        return [*super().programs(nats_url, relay_url, http_port), *shared]
 
-    def _drafters(self, nats_url: str) -> Program:
+    def _drafters(self, nats_url: str, numbers: range) -> Program:
         assert self.standin is not None
         assert self.compute_logs is not None
-        log = str(self.compute_logs / f"{DRAFTERS}.jsonl")
-        argv = (sys.executable, "-m", "benchmarks.scale.drafters", str(self.num_drafters), log)
+        name = f"{DRAFTERS}-{numbers.start}"
+        log = str(self.compute_logs / f"{name}.jsonl")
+        argv = (sys.executable, "-m", "benchmarks.scale.drafters", str(numbers.start), str(len(numbers)), log)
         own = {"DSD_NATS_URL": nats_url, "DSD_LOG_FORMAT": "json", "DSD_PREFIX_CACHE_TOKENS": "0"}
         named = {"DSD_MODEL_NAME": MODEL_NAME} | standin_env(self.standin, "drafter")
-        return Program(DRAFTERS, argv, own | self.env | named)
+        return Program(name, argv, own | self.env | named)
+
+
+def shared_out(num_drafters: int) -> list[range]:
+    """The numbers of the drafters of each process: as few processes as can be, of about the same size."""
+    num_processes = ceil(num_drafters / MAX_TOGETHER)
+    ends = [num_drafters * each // num_processes for each in range(num_processes + 1)]
+    return [range(*pair) for pair in pairwise(ends)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from benchmarks.scale.prediction import predict
 from benchmarks.scale.readings import Reading, Varz, slice_of
 from benchmarks.scale.report import LEAST_CELLS, NOT_RUN, markdown
 from benchmarks.scale.results import CLIENT, GATEWAY, SERVICES, VERIFIER, CellResult, path_of, read_cell
-from benchmarks.scale.system import numbered
+from benchmarks.scale.system import numbered, shared_out
 from benchmarks.standins.compute_log import ComputeRecord
 from tests.benchmarks.scale.sample_results import COST, linear, sample_result
 
@@ -64,16 +64,22 @@ def test_prompts_of_requests_differ() -> None:
     assert len(set(numbered(["a", "b"], 100))) == 100
 
 
+def test_drafters_are_shared_out_among_as_few_processes_as_hold_them() -> None:
+    assert shared_out(100) == [range(100)]
+    assert shared_out(1000) == [range(500), range(500, 1000)]
+    assert [len(each) for each in shared_out(1001)] == [333, 334, 334]
+
+
 # --- readings ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_slice_has_the_services_time_without_that_of_their_models() -> None:
-    cpu_s = dict.fromkeys(("gateway", "verifier-0", "drafters", "controller", "nats-server", CLIENT), 1.0)
+    cpu_s = dict.fromkeys(("gateway", "verifier-0", "drafters-0", "controller", "nats-server", CLIENT), 1.0)
     before = Reading(10.0, cpu_s, 100, 3, Varz(1, 2, 3, 4), ProcessorTime(10.0, 5.0, 5.0))
     later = {name: seconds + 2.0 for name, seconds in cpu_s.items()}
     after = Reading(20.0, later, 160, 5, Varz(11, 22, 33, 44), ProcessorTime(20.0, 15.5, 15.0))
     passes = [ComputeRecord(end - 1, end, 1, 1, 0, cpu_s=0.5) for end in (9.0, 12.0, 19.0, 21.0)]
-    found = slice_of(before, after, {"verifier-0": passes, "drafters": passes[:2]})
+    found = slice_of(before, after, {"verifier-0": passes, "drafters-0": passes[:2]})
     assert (found.cpu_s["verifier"], found.cpu_s["drafter"], found.cpu_s["gateway"]) == (1.0, 1.5, 2.0)
     assert (found.num_tokens, found.num_requests, found.model_cpu_s) == (60, 2, 1.5)
     assert (found.bus.published, found.bus.delivered_bytes) == (10, 40)

@@ -78,7 +78,7 @@ def replayed(settings: StandinDrafterSettings, log: ComputeLog) -> DraftModel:
 
 
 def run(numbers: range, settings: StandinDrafterSettings, log: ComputeLog) -> None:
-    """Runs the process to its end. numbers: of the drafters, parts of their names."""
+    """Runs the process to its end. numbers: one for each drafter, a part of its name."""
     model = replayed(settings, log)
 
     async def start(context: Context) -> Drafters:

@@ -1,6 +1,6 @@
 """Styles of tokens on a terminal, by their source (docs/api.md, "Sources").
 
-Invariant: the styles differ without colour too (plain, underlined, bold, dim), for readers and terminals without
+Invariant: the styles differ without colour too (plain, underlined, bold, both, dim), for readers and terminals without
 colours. Text of a server never reaches a terminal with control characters.
 """
 
@@ -13,12 +13,14 @@ from client.wire import TokenPiece
 
 MEANINGS = {
     "accepted": "a correct guess",
+    "lookup": "a correct guess of the verifier's own, from the text",
     "recovered": "the target's own token in place of a wrong guess",
     "bonus": "the target's own token behind correct guesses",
     "target": "the target's own token, without a guess in time",
 }
 STYLES = {
     "accepted": Style(color="green"),
+    "lookup": Style(color="green", bold=True, underline=True),
     "recovered": Style(color="yellow", underline=True),
     "bonus": Style(color="cyan", bold=True),
     "target": Style(dim=True),

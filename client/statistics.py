@@ -54,6 +54,8 @@ def _rows(answer: StreamedAnswer) -> Iterator[tuple[str, str]]:
 def _rows_of_report(report: DsdReport) -> Iterator[tuple[str, str]]:
     yield "acceptance", "no guesses" if report.acceptance is None else f"{report.acceptance:.2f}"
     yield "guesses", ", ".join(f"{getattr(report, fate)} {fate}" for fate in FATES)
+    if report.looked_up:
+        yield "looked up", f"{report.looked_up} guessed by the verifier from the text"
     yield "window", f"{'none' if report.window is None else report.window} ({report.speculation})"
     yield "verdicts", f"{report.num_verdicts}, {report.tokens_per_verdict:.2f} tokens each"
     yield "served by", f"verifier {report.verifier or 'none'}, drafter {report.drafter or 'none'}"

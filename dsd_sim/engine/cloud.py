@@ -143,19 +143,33 @@ def _num_waiting(v):
 
 
 @njit(cache=True)
+def _chances(w, batch, guesses):
+    """[guesses] of the sessions in `batch`: of each guess, that it and all before it are accepted."""
+    chances = np.empty(guesses.sum())
+    end = 0
+    for i in range(len(guesses)):
+        probability = verify_session.survival(w.verifiers[batch[i]])
+        for k in range(guesses[i]):
+            chances[end + k] = probability ** (k + 1)
+        end += guesses[i]
+    return chances
+
+
+@njit(cache=True)
 def _share_out(w, node, batch, num_ready):
     """Freezes the rows of the pass, whose sessions come first in `batch`; returns their number, and of tokens fed."""
     todo, guesses, cached = np.empty(num_ready, np.int64), np.empty(num_ready, np.int64), np.empty(num_ready, np.int64)
-    probability, waited = np.empty(num_ready), np.empty(num_ready)
+    waited = np.empty(num_ready)
     for i in range(num_ready):
         v = w.verifiers[batch[i]]
         todo[i], guesses[i], cached[i] = v.length - v.computed, v.pending, v.computed
-        probability[i], waited[i] = verify_session.survival(v), w.clock[0].now - v.opened_at
+        waited[i] = w.clock[0].now - v.opened_at
     num = fed = 0
     if node.batching >= TETRIS:
+        chances = _chances(w, batch, guesses)
         weights = node.weights if node.batching == WORTH else CONSTANT_COST
         budget, chunk = node.token_budget, node.prefill_chunk
-        rows, bought = form_pass(todo, guesses, probability, cached, waited, budget, chunk, weights)
+        rows, bought = form_pass(todo, guesses, chances, cached, waited, budget, chunk, weights)
         for i in range(num_ready):
             if rows[i] > 0:
                 batch[num] = batch[i]

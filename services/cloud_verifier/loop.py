@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -19,8 +19,10 @@ from services.cloud_verifier.engine import Computed, Engine, StepRow
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
+from shared.protocol.guesses import Fates
+from shared.protocol.lookup import LookupChances
 from shared.protocol.messages import Verdict
-from shared.protocol.verifier_session import PassInfo, PassRow
+from shared.protocol.pass_row import PassInfo, PassRow
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +59,7 @@ class VerifyLoop:
         metrics: VerifierMetrics,
         answer: Callable[[SessionSlot, Verdict], None],
         fail: Callable[[SessionSlot], None],
+        max_looked_up: int = 0,
     ) -> None:
         self._engine = engine
         self._table = table
@@ -65,6 +68,8 @@ class VerifyLoop:
         self._metrics = metrics
         self._answer = answer
         self._fail = fail
+        self._chances = LookupChances()
+        self._max_looked_up = max_looked_up
         self._num_failures = 0  # since the last computed row
         self._failed_ids: set[str] = set()
         self._ready = asyncio.Event()
@@ -129,13 +134,15 @@ class VerifyLoop:
         return min(1.0, self.queue_tokens / self.token_budget)
 
     def _collect(self) -> list[PassShare]:
+        for slot in self._table:
+            if slot.state.ready:
+                slot.state.look_up(self._max_looked_up)
         self._table.prepare_pass()
         slots, now = self._table.ready(), time.monotonic() * 1e3
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,
-                num_guesses=min(len(slot.state.guesses.pending), self._engine.info.max_guesses),
-                probability=slot.state.guesses.survival.probability,
+                chances=slot.state.chances(self._chances)[: self._engine.info.max_guesses],
                 cached_tokens=slot.state.computed,
                 waited_ms=now - slot.state.opened_at,
             )
@@ -198,6 +205,7 @@ class VerifyLoop:
                 self._fail(share.slot)
             return 0
         drawn, now = computed.drawn, time.monotonic() * 1e3
+        before = replace(state.own_guesses.fates) if share.row.looked_up.match else None
         verdict = state.end_pass(
             share.row,
             drawn.token_ids,
@@ -213,10 +221,19 @@ class VerifyLoop:
             trace.worked(now / 1e3, elapsed_ms, share.row.start, len(fed_ids), has_token=verdict is not None)
         if verdict is None:
             return 0
+        if before is not None:
+            self._learn(share, before)
         if verdict.finish:
             self._table.settle(share.slot)
         self._answer(share.slot, verdict)
         return len(verdict.token_ids)
+
+    def _learn(self, share: PassShare, before: Fates) -> None:
+        """How many guesses by lookup were right."""
+        after = share.slot.state.own_guesses.fates
+        num_right, is_wrong = after.accepted - before.accepted, after.rejected > before.rejected
+        self._chances.observe(share.row.looked_up.match, num_right, is_wrong=is_wrong)
+        self._metrics.count_lookups(before, after)
 
 
 def step_row(slot: SessionSlot, row: PassRow) -> StepRow[Any]:

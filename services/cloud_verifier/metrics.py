@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.cloud_verifier.sessions import Occupancy
-from shared.protocol.guesses import FATES
+from shared.protocol.guesses import FATES, Fates
 from shared.protocol.messages import Load, Tally
 from shared.runtime.metrics import QuickHistogram
 
@@ -33,6 +34,10 @@ class VerifierMetrics:
         self.preemptions = counter("dsd_verifier_num_preemptions", "Sessions that lost their KV cache to another one")
         self.committed_tokens = counter("dsd_verifier_committed_tokens", "Tokens fixed by the target")
         self.guesses = counter("dsd_verifier_guesses", "Guesses received, by what became of them", ["fate"])
+        self.lookup_guesses = counter(
+            "dsd_verifier_lookup_guesses", "Guesses of the verifier's own from the text, by fate", ["fate"]
+        )
+        self._lookup_guesses = {fate: self.lookup_guesses.labels(fate) for fate in FATES if fate != "late"}
         self._guesses = {fate: self.guesses.labels(fate) for fate in FATES}
         self.dropped = counter("dsd_verifier_dropped_messages", "Messages not acted upon, by reason", ["reason"])
         self.failed_passes = counter("dsd_verifier_failed_passes", "Passes that raised an error")
@@ -66,6 +71,14 @@ class VerifierMetrics:
 
     def count_guesses(self, before: Tally, after: Tally) -> None:
         """Adds the difference of a session's two tallies."""
-        for fate, counter in self._guesses.items():
-            if number := getattr(after, fate) - getattr(before, fate):
-                counter.inc(number)
+        _add(self._guesses, before, after)
+
+    def count_lookups(self, before: Fates, after: Fates) -> None:
+        """Adds the changes of the fates of a session's lookups."""
+        _add(self._lookup_guesses, before, after)
+
+
+def _add(counters: Mapping[str, Counter], before: Tally | Fates, after: Tally | Fates) -> None:
+    for fate, counter in counters.items():
+        if number := getattr(after, fate) - getattr(before, fate):
+            counter.inc(number)

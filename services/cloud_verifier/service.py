@@ -94,7 +94,9 @@ class Verifier:
         batcher = Batcher(settings.token_budget, settings.prefill_chunk, self._cost)
         lease_ms = settings.lease_s * 1e3
         self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused, self._send_opened)
-        self.loop = VerifyLoop(engine, self.table, batcher, self._cost, metrics, self._answer, self._fail)
+        self.loop = VerifyLoop(
+            engine, self.table, batcher, self._cost, metrics, self._answer, self._fail, settings.lookup_tokens
+        )
         self._outbox = Outbox(bus)
         self._compiling: CompileQueue[Open] = CompileQueue(
             engine.grammars, settings.max_sessions, self._open, self._refuse_open

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from shared.protocol.messages import MAX_WINDOW
 from shared.runtime.config import ENV_PREFIX, ServiceSettings
 from shared.runtime.home import DEFAULT_MODEL
 from shared.timing import DRAFTER_LEASE_S
@@ -39,6 +40,9 @@ class VerifierSettings(ServiceSettings):
     token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")
     prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in a pass with decoding ones")
     kv_tokens: int = Field(32768, ge=64, description="KV cache to reserve for sessions, in tokens")
+    lookup_tokens: int = Field(
+        16, ge=0, le=MAX_WINDOW, description="Most guesses of a session in a pass that the verifier takes from its text"
+    )
     max_sessions: int = Field(64, ge=1, description="Most open sessions")
     lease_s: float = Field(30.0, gt=0, description="A session is closed after its gateway was silent for this time")
     drafter_lease_s: float = Field(

@@ -46,6 +46,7 @@ class VerifierTraces:
             semconv.REJECTED: tally.rejected,
             semconv.LATE: tally.late,
             semconv.DISCARDED: tally.discarded,
+            semconv.LOOKED_UP: tally.looked_up,
             semconv.RESPONSE_FINISH_REASONS: [state.finish] if state.finish else [],
         }
         is_complete = state.finish is not None

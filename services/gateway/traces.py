@@ -207,6 +207,7 @@ class _Story:
             semconv.REJECTED: tally.rejected,
             semconv.LATE: tally.late,
             semconv.DISCARDED: tally.discarded,
+            semconv.LOOKED_UP: tally.looked_up,
         }
         if self.first_at is not None:
             span.record(semconv.DECODE, self.first_at, self.end, counts)

@@ -85,8 +85,7 @@ class BatchCandidate:
     decodes, more for a prompt and behind tokens that a grammar forced, which count as one."""
 
     num_todo: int
-    num_guesses: int
-    probability: float  # that a guess is accepted if all before it are
+    chances: Sequence[float]  # of each guess, that it and all before it are accepted
     cached_tokens: int
     waited_ms: float  # since the session was opened
 
@@ -104,7 +103,7 @@ class Share:
 def form_pass(
     num_todo: NDArray[np.int64],
     num_guesses: NDArray[np.int64],
-    probability: NDArray[np.float64],
+    chances: NDArray[np.float64],
     cached_tokens: NDArray[np.int64],
     waited_ms: NDArray[np.float64],
     token_budget: int,
@@ -113,16 +112,15 @@ def form_pass(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of each candidate's first row, and number of guesses bought for it; with a row of 0 it has no part.
 
-    Arrays [candidates] hold the fields of `BatchCandidate`, oldest session first; weights: as `pass_ms` takes them.
+    Arrays [candidates] hold the fields of `BatchCandidate`, oldest session first; chances: [guesses], those of each
+    candidate one after the other, which never rise; weights: as `pass_ms` takes them.
     Only arrays and numbers, so that DSD-Sim can compile these very lines.
     """
     rows = np.zeros_like(num_todo)
     rows[np.flatnonzero(num_todo == 1)[:token_budget]] = 1
     owners = np.repeat(np.arange(len(rows)), num_guesses)
-    first = np.cumsum(num_guesses) - num_guesses
-    gains = probability[owners] ** (np.arange(len(owners)) - first[owners] + 1)
     left = token_budget - rows.sum()
-    kept = min((gains[rows[owners] == 1] > LIKELY).sum(), left // 2)
+    kept = min((chances[rows[owners] == 1] > LIKELY).sum(), left // 2)
     waiting = np.flatnonzero(num_todo > 1)
     most = prefill_chunk if len(waiting) < len(rows) else token_budget
     for k in np.argsort(-waited_ms[waiting] / num_todo[waiting], kind="mergesort"):  # stable: oldest first in a tie
@@ -130,7 +128,7 @@ def form_pass(
         rows[i] = min(num_todo[i], most, left - kept)
         left -= rows[i]
     draws = rows == num_todo
-    gains, owners = gains[draws[owners]], owners[draws[owners]]
+    gains, owners = chances[draws[owners]], owners[draws[owners]]
     order = np.argsort(-gains, kind="mergesort")[:left]
     expected = np.empty(len(order) + 1)
     expected[0] = draws.sum()
@@ -162,8 +160,8 @@ class Batcher:
         """Shares of the next pass; candidates are in the order of their age, oldest first."""
         rows, bought = form_pass(
             np.array([c.num_todo for c in candidates], np.int64),
-            np.array([c.num_guesses for c in candidates], np.int64),
-            np.array([c.probability for c in candidates], np.float64),
+            np.array([len(c.chances) for c in candidates], np.int64),
+            np.array([chance for c in candidates for chance in c.chances], np.float64),
             np.array([c.cached_tokens for c in candidates], np.int64),
             np.array([c.waited_ms for c in candidates], np.float64),
             self.token_budget,

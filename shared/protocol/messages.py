@@ -91,11 +91,8 @@ class Sampling(Wire, frozen=True):
 
 
 class Speculation(Wire, frozen=True):
-    """How far a drafter may run ahead for one request.
-
-    adaptive: as the controller decides. static: at most `window` guesses; a guess with a confidence below
-    `min_confidence` is the last of its window (0: no threshold).
-    """
+    """How far a drafter may run ahead for one request. adaptive: as the controller decides. static: at most `window`
+    guesses; one with a confidence below `min_confidence` is the last of its window (0: no threshold)."""
 
     mode: Literal["adaptive", "static"] = "adaptive"
     window: Window = 0
@@ -125,6 +122,7 @@ class Tally(Wire, frozen=True):
     late: Count = 0  # equal to a token that the target had already committed
     discarded: Count = 0  # behind a mismatch, a finish or a rewind
     num_passes: Count = 0  # that fixed at least one token
+    looked_up: Count = 0  # right guesses of the verifier's own; the fates are of the drafter's
 
 
 class Echo(Wire, frozen=True):
@@ -152,7 +150,7 @@ class Open(Wire, frozen=True, tag="open"):
     min_tokens: no stop id is drawn before that many tokens of the answer. logprobs: number of top tokens whose logprobs
     verdicts carry; prompt_logprobs: polls may ask for the prompt's, from its second on. cache_scope: sessions of one
     scope share the KV cache of common prefixes. grammar: that the answer obeys (llguidance). traceparent: the span to
-    which the receiver's spans belong (docs/traces.md). None turns each off.
+    which the receiver's spans belong (docs/traces.md). None turns each off. lookup: the verifier may guess, too.
     """
 
     session_id: SessionId
@@ -170,6 +168,7 @@ class Open(Wire, frozen=True, tag="open"):
     grammar: Grammar | None = None
     prompt_logprobs: bool = False
     traceparent: TraceParent | None = None
+    lookup: bool = False
 
 
 class Opened(Wire, frozen=True, tag="opened"):
@@ -241,6 +240,7 @@ class Verdict(Wire, frozen=True, tag="verdict"):
     tally: Tally
     logprobs: list[TokenLogprobs] | None = None
     pass_tokens: Count = 0  # fed in the pass
+    looked_up: Count = 0  # tokens behind the accepted ones that the verifier itself had guessed
 
 
 class Poll(Wire, frozen=True, tag="poll"):
@@ -304,10 +304,8 @@ class Reason(Wire, frozen=True):
 
 
 class WindowDecision(Wire, frozen=True, tag="window"):
-    """controller -> drafter (gateways listen): how far the drafter may run ahead of one verifier, and why.
-
-    A guess with a confidence below min_confidence is the last of its window.
-    """
+    """controller -> drafter (gateways listen): how far the drafter may run ahead of one verifier, and why. A guess with
+    a confidence below min_confidence is the last of its window."""
 
     drafter_id: InstanceId
     verifier_id: InstanceId

@@ -13,6 +13,7 @@ from math import inf
 from shared.protocol.guess_queue import GuessQueue
 from shared.protocol.guesses import common_prefix
 from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS, KeptLogprobs
+from shared.protocol.lookup import LookupChances, OwnGuesses
 from shared.protocol.messages import (
     MAX_TOKENS,
     NO_TOKENS,
@@ -26,6 +27,7 @@ from shared.protocol.messages import (
     TokenLogprobs,
     Verdict,
 )
+from shared.protocol.pass_row import NO_PASS, PassInfo, PassRow
 from shared.protocol.retelling import Retelling
 
 # Waiting for guesses that one accepted guess makes up for (docs/protocol.md, rule 13).
@@ -34,35 +36,6 @@ EARNED_MS = 500.0
 OVERTAKING_MS = 1000.0
 # Fields of Open that a context keeps
 DRAW_FIELDS = ("sampling", "stop_ids", "min_tokens", "logprobs", "cache_scope", "grammar", "prompt_logprobs")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PassRow:
-    """A session's share of one pass, frozen when the pass begins.
-
-    fed_ids: tokens to compute at the positions `start`, start + 1, ... num_draws: the last so many of them yield a draw
-    each, for the positions `base`, base + 1, ...; 0 inside a prefill. guesses: compared with the draws; the last guess
-    need not be fed. scored_ids: text at the positions start + 1, ... whose logprobs the pass tells.
-    """
-
-    start: int
-    fed_ids: TokenIds
-    num_draws: int
-    base: int
-    guesses: TokenIds
-    term: int
-    epoch: int
-    scored_ids: TokenIds = NO_TOKENS
-
-
-@dataclass(frozen=True, slots=True)
-class PassInfo:
-    """The pass of a verdict, as the verdict describes it."""
-
-    compute_ms: float = 0.0
-    batch: int = 0
-    queue: float = 0.0
-    num_tokens: int = 0  # fed
 
 
 @dataclass(slots=True)
@@ -80,7 +53,8 @@ class VerifierSession:
     finish: Finish | None = None
     guesses: GuessQueue = field(default_factory=GuessQueue)
     num_passes: int = 0
-    info: PassInfo = PassInfo()
+    info: PassInfo = NO_PASS
+    own_guesses: OwnGuesses = field(default_factory=OwnGuesses)
     _retelling: Retelling = field(default_factory=Retelling)
     _open: Open | None = None
     _free_run: bool = True  # as the newest draft says
@@ -115,8 +89,8 @@ class VerifierSession:
 
     @property
     def reach(self) -> int:
-        """The length that the next pass can commit: with all pending guesses and a bonus token."""
-        return min(self.limit, self.length + len(self.guesses.pending) + 1)
+        """The length that the next pass can commit: with all guesses and a bonus token."""
+        return min(self.limit, self.length + len(self.guesses.pending) + len(self.own_guesses.ready.token_ids) + 1)
 
     @property
     def num_todo(self) -> int:
@@ -143,7 +117,8 @@ class VerifierSession:
     @property
     def tally(self) -> Tally:
         fates = self.guesses.fates
-        return Tally(fates.accepted, fates.rejected, fates.late, fates.discarded, self.num_passes)
+        num_passes, looked_up = self.num_passes, self.own_guesses.fates.accepted
+        return Tally(fates.accepted, fates.rejected, fates.late, fates.discarded, num_passes, looked_up)
 
     # --- gateway ---------------------------------------------------------------------------------------------------
 
@@ -165,6 +140,7 @@ class VerifierSession:
         self._sent_ms = None
         if not continues:
             self._void_row()
+            self.own_guesses.forget_text()
             self.tokens, self.logprobs = theirs, KeptLogprobs()
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.guesses.restart(self.length)
@@ -236,6 +212,17 @@ class VerifierSession:
 
     # --- passes ----------------------------------------------------------------------------------------------------
 
+    def look_up(self, most: int) -> None:
+        """Makes guesses of its own for the next pass, as many as make `most` with the drafter's."""
+        if self.request.lookup:
+            self.own_guesses.look_up(self.tokens, self.guesses.pending, most, self.request.stop_ids)
+
+    def chances(self, lookups: LookupChances) -> list[float]:
+        """Of each guess, that it and all before it are accepted."""
+        probability, num = self.guesses.survival.probability, len(self.guesses.pending)
+        of_drafter = [probability ** (k + 1) for k in range(num)]
+        return of_drafter + lookups.survival(self.own_guesses.ready, probability**num)
+
     def begin_pass(self, max_tokens: int, max_guesses: int) -> PassRow:
         """Freezes the session's share of the next pass: at most `max_tokens` fed tokens and `max_guesses` guesses.
 
@@ -248,6 +235,7 @@ class VerifierSession:
             fed = TokenIds(self.tokens[start : start + max_tokens])
             scored = self._scored_ids(start, max_tokens)
             row = PassRow(start, fed, 0, self.length, NO_TOKENS, self.term, self.guesses.epoch, scored)
+            self.own_guesses.take(0)
         else:
             row = self._decoding_row(todo, min(max_guesses, max_tokens - todo))
         self._row = row
@@ -255,11 +243,13 @@ class VerifierSession:
 
     def _decoding_row(self, todo: int, max_guesses: int) -> PassRow:
         base = self.length
-        num_fed = max(0, min(max_guesses, len(self.guesses.pending), self.limit - base - 1))
+        num = len(self.guesses.pending) + len(self.own_guesses.ready.token_ids)
+        num_fed = max(0, min(max_guesses, num, self.limit - base - 1))
         guesses = self.guesses.take(num_fed + 1, base)
-        fed = TokenIds([*self.tokens[base - todo :], *guesses[:num_fed]])
+        looked_up = self.own_guesses.take(num_fed + 1 - len(guesses))
+        fed = TokenIds([*self.tokens[base - todo :], *[*guesses, *looked_up.token_ids][:num_fed]])
         scored = self._scored_ids(self.computed, todo - 1)
-        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.guesses.epoch, scored)
+        return PassRow(self.computed, fed, num_fed + 1, base, guesses, self.term, self.guesses.epoch, scored, looked_up)
 
     def _scored_ids(self, start: int, num: int) -> TokenIds:
         """The text behind each of `num` tokens from `start` on, if its logprobs are asked for and missing."""
@@ -290,18 +280,21 @@ class VerifierSession:
         self._row = None
         self.logprobs.follow(row.start, scored)
         self.info = info
-        matched = common_prefix(row.guesses, draws)
+        matched = common_prefix([*row.guesses, *row.looked_up.token_ids], draws)
         if matched == len(draws) < len(row.guesses):
             row = self._offer_again(row, matched)
         if not draws:
+            self.own_guesses.judge(row.looked_up, 0, 0)
             self.computed = row.start + len(row.fed_ids) if computed is None else computed
             return None
         committed = self._cut(draws[: matched + 1])
-        accepted = min(matched, len(committed))
+        right = min(matched, len(committed))
+        accepted = min(right, len(row.guesses))
+        self.own_guesses.judge(row.looked_up, right - accepted, len(committed) - len(row.guesses))
         self.guesses.judge(row.base, len(row.guesses), accepted, len(committed))
         self.tokens.extend(committed)
         self.logprobs.extend(logprobs[: len(committed)])
-        self.computed = row.base + min(accepted, len(draws) - 1, len(committed) - 1)
+        self.computed = row.base + min(right, len(draws) - 1, len(committed) - 1)
         self.finish = self._finish_of(committed)
         if forced and not self.finish:
             self.tokens.extend(cut := self._cut(forced))
@@ -310,7 +303,7 @@ class VerifierSession:
         self._waited_ms = max(0.0, self._waited_ms - accepted * EARNED_MS)
         self._settle(row, accepted)
         self._count_wait(now)
-        return self._verdict(row.base, accepted, now)
+        return self._verdict(row.base, accepted, now, looked_up=right - accepted)
 
     def drop_cache(self) -> None:
         """Takes note that the KV cache is lost: all committed tokens are computed again. A pass in flight is void."""
@@ -344,6 +337,7 @@ class VerifierSession:
         """Makes sure that nothing of the pass in flight is committed."""
         if self._row is not None:
             self.guesses.discard(len(self._row.guesses))
+            self.own_guesses.judge(self._row.looked_up, 0, 0)
             self._row = None
 
     def _cut(self, draws: Sequence[int]) -> list[int]:
@@ -370,7 +364,7 @@ class VerifierSession:
         """Whether the guesses of a row are of the present term and epoch."""
         return (row.term, row.epoch) == (self.term, self.guesses.epoch)
 
-    def _verdict(self, base: int, accepted: int, now: float, most: int = MAX_TOKENS) -> Verdict:
+    def _verdict(self, base: int, accepted: int, now: float, most: int = MAX_TOKENS, *, looked_up: int = 0) -> Verdict:
         """A verdict of at most `most` tokens from `base` on."""
         echo = None if self._sent_ms is None else Echo(self._sent_ms, max(0.0, now - self._echo_at))
         end, logprobs = min(self.length, base + most), None
@@ -393,4 +387,5 @@ class VerifierSession:
             tally=self.tally,
             logprobs=logprobs,
             pass_tokens=self.info.num_tokens,
+            looked_up=looked_up,
         )

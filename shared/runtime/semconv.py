@@ -44,6 +44,7 @@ LOST_VERIFIER = "dsd.verifier.lost"
 FINGERPRINTS = "dsd.fingerprints"
 NUM_FAILOVERS, NUM_REBINDINGS, NUM_POLLS = "dsd.failovers", "dsd.rebindings", "dsd.polls"
 ACCEPTED, REJECTED = "dsd.guesses.accepted", "dsd.guesses.rejected"
+LOOKED_UP = "dsd.guesses.looked_up"
 LATE, DISCARDED = "dsd.guesses.late", "dsd.guesses.discarded"
 DRAFTED, WINDOW, RTT_MS = "dsd.guesses.drafted", "dsd.window", "dsd.rtt_ms"
 NUM_PASSES = "dsd.passes"  # that committed tokens of the session

@@ -16,7 +16,10 @@ from tests.gateway.fakes import CONTEXT
 
 pytestmark = pytest.mark.timeout(60)
 
-SOURCES = [told(("Ada ", "accepted"), ("Bob ", "recovered")), told(("Cid ", "bonus"), ("Dan.", "target"), window=5)]
+SOURCES = [
+    told(("Ada ", "accepted"), ("Eve ", "lookup"), ("Bob ", "recovered")),
+    told(("Cid ", "bonus"), ("Dan.", "target"), window=5),
+]
 
 
 async def say(user: Terminal, text: str) -> None:
@@ -65,9 +68,9 @@ async def test_every_source_has_a_look_of_its_own_and_a_line_in_the_legend(other
             await user.shows(meaning)
         legend = {source: user.look(source) for source in MEANINGS}
         await say(user, "hi")
-        await user.shows("Ada Bob Cid Dan.")
+        await user.shows("Ada Eve Bob Cid Dan.")
         await user.waits()
-        assert [user.look(name) for name in ("Ada", "Bob", "Cid", "Dan.")] == list(legend.values())
+        assert [user.look(name) for name in ("Ada", "Eve", "Bob", "Cid", "Dan.")] == list(legend.values())
         assert legend["accepted"] == Look("green", False, False)
         assert len(set(legend.values())) == len(MEANINGS)
         user.type(CTRL_D)
@@ -79,9 +82,10 @@ async def test_without_colours_the_looks_still_differ(other: OtherServer) -> Non
     async with terminal("chat", url=other.url, NO_COLOR="1") as user:
         await user.waits()
         await say(user, "hi")
-        await user.shows("Ada Bob Cid Dan.")
+        await user.shows("Ada Eve Bob Cid Dan.")
         await user.waits()
         assert user.look("Ada") == Look("default", False, False)
+        assert user.look("Eve") == Look("default", True, True)
         assert user.look("Bob") == Look("default", False, True)
         assert user.look("Cid") == Look("default", True, False)
 
@@ -92,7 +96,7 @@ async def test_figures_stand_under_the_answer(other: OtherServer) -> None:
         await user.waits()
         await say(user, "hi")
         await user.shows("window 5 · acceptance 0.50")
-        await user.shows("4 tokens")
+        await user.shows("5 tokens")
 
 
 async def test_a_server_that_knows_no_sources_is_shown_plainly(other: OtherServer) -> None:

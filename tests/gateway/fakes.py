@@ -26,8 +26,9 @@ from shared.protocol.messages import (
     TokenLogprobs,
     Verdict,
 )
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.subjects import new_instance_id
-from shared.protocol.verifier_session import PassInfo, VerifierSession
+from shared.protocol.verifier_session import VerifierSession
 
 MODEL = "tiny"
 CONTEXT = 512

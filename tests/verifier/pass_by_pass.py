@@ -9,13 +9,15 @@ from services.cloud_verifier.loop import PassShare, step_row
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
+from shared.protocol.lookup import LookupChances
 from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.refusal import Refused
 from shared.protocol.subjects import new_instance_id
-from shared.protocol.verifier_session import PassInfo
 
 GATEWAY, DRAFTER = new_instance_id("gateway"), new_instance_id("edge")
 PROMPT = (5, 6, 7)
+MAX_LOOKED_UP = 8
 
 
 class PassByPass(SessionTable):
@@ -27,6 +29,7 @@ class PassByPass(SessionTable):
         self.refused: list[tuple[int, Refused]] = []
         self.num_fed = 0
         self.now = 0.0  # milliseconds
+        self.lookups = LookupChances()
         self._batcher = batcher or Batcher(4096, 256, PassCost())
         super().__init__(engine, 100, 1e9, self._on_refused, self._on_change)
 
@@ -48,13 +51,15 @@ class PassByPass(SessionTable):
 
     def begin_pass(self) -> list[PassShare]:
         """Freezes the rows of a pass over what is ready."""
+        for slot in self:
+            if slot.state.ready:
+                slot.state.look_up(MAX_LOOKED_UP)
         self.prepare_pass()
         slots = self.ready()
         candidates = [
             BatchCandidate(
                 slot.state.num_todo,
-                len(slot.state.guesses.pending),
-                slot.state.guesses.survival.probability,
+                slot.state.chances(self.lookups),
                 slot.state.computed,
                 self.now - slot.state.opened_at,
             )

@@ -9,9 +9,9 @@ from msgspec import structs
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from shared.policies.kv_cache import KV_STEP
 from shared.protocol.messages import NO_TOKENS, Bias, Open, Sampling, TokenIds
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.refusal import Refused
 from shared.protocol.subjects import new_instance_id
-from shared.protocol.verifier_session import PassInfo
 from tests.fakes import VOCABULARY, FakeCache, FakeTarget, answer, fake_engine
 
 GATEWAY, OTHER_GATEWAY, DRAFTER = (new_instance_id(name) for name in ("gateway", "other", "edge"))

@@ -12,10 +12,11 @@ from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.vllm_engine.engine import VllmEngine
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
 from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.refusal import Refused
 from shared.protocol.subjects import new_instance_id, new_session_id
-from shared.protocol.verifier_session import PassInfo
 
+MAX_LOOKED_UP = 8
 GATEWAY, DRAFTER = new_instance_id("gateway"), new_instance_id("edge")
 
 
@@ -23,6 +24,11 @@ def opening(number: int, prompt: Sequence[int], max_tokens: int = 24, term: int 
     """A session's Open. fields: others of Open."""
     given: dict[str, Any] = {"committed_ids": NO_TOKENS, "sampling": Sampling(), "stop_ids": NO_TOKENS} | fields
     return Open(f"{number:032x}", term, DRAFTER, TokenIds(prompt), max_tokens=max_tokens, **given)
+
+
+def _chances(slot: SessionSlot) -> list[float]:
+    num = len(slot.state.guesses.pending) + len(slot.state.own_guesses.ready.token_ids)
+    return [0.9 ** (k + 1) for k in range(num)]
 
 
 class Driver(SessionTable):
@@ -52,11 +58,11 @@ class Driver(SessionTable):
 
     def run_pass(self) -> int:
         """Computes one pass over what is ready. Returns the number of sessions that got tokens."""
+        for slot in self:
+            if slot.state.ready:
+                slot.state.look_up(MAX_LOOKED_UP)
         slots = self.ready()
-        candidates = [
-            BatchCandidate(slot.state.num_todo, len(slot.state.guesses.pending), 0.9, slot.state.computed, 1.0)
-            for slot in slots
-        ]
+        candidates = [BatchCandidate(slot.state.num_todo, _chances(slot), slot.state.computed, 1.0) for slot in slots]
         shares = self.batcher.form(candidates)
         chosen = [slots[share.index] for share in shares]
         rows = [slot.state.begin_pass(share.max_tokens, 16) for slot, share in zip(chosen, shares, strict=True)]

@@ -6,6 +6,7 @@ import { stream } from "./gateway.js";
 /** What a token came from (docs/api.md, "Sources"). */
 export const SOURCES = {
   accepted: "a correct guess",
+  lookup: "a correct guess of the verifier's own, from the text",
   recovered: "the target's token in place of a wrong guess",
   bonus: "the target's token behind correct guesses",
   target: "the target's token without a guess",
@@ -116,6 +117,7 @@ const ROWS = [
   ["tokens per verdict", (each) => number(each.report.tokens_per_verdict, 2)],
   ["acceptance", (each) => percent(acceptance(each.report))],
   ["guesses", (each) => fates(each.report)],
+  ["looked up", (each) => number(each.report.looked_up)],
   ["window", (each) => number(each.report.window)],
   ["served by", (each) => [each.report.verifier, each.report.drafter].filter(Boolean).join(", ")],
 ];

@@ -138,11 +138,17 @@ function columns(told, x) {
     paths[kind] = (paths[kind] ?? "") + `M${(at - SQUARE / 2).toFixed(1)} ${y}h${SQUARE - 1}v${SQUARE - 1}h${1 - SQUARE}z`;
   };
   for (const each of told.verdicts) {
-    for (let i = 0; i < Math.min(each.num_tokens, 10); i++) add(i < each.num_accepted ? "accepted" : each.own, x(each.at_ms), i);
+    for (let i = 0; i < Math.min(each.num_tokens, 10); i++) add(source(each, i), x(each.at_ms), i);
     const unused = FATES.flatMap((fate) => Array(Math.min(each[fate], 8)).fill(fate));
     unused.slice(0, 8).forEach((fate, i) => add(fate, x(each.at_ms), -1 - i));
   }
   return Object.entries(paths).map(([kind, d]) => svg("path", { class: `square ${kind}`, d }));
+}
+
+/** What the i-th new token of a verdict came from. */
+function source(verdict, i) {
+  if (i < verdict.num_accepted) return "accepted";
+  return i < verdict.num_accepted + verdict.num_looked_up ? "lookup" : verdict.own;
 }
 
 /** Events that cost time: refusals, losses, new openings. */
@@ -178,7 +184,8 @@ function verdictTable(told) {
       { name: "at", value: (each) => seconds(each.at_ms), kind: "head" },
       { name: "tokens", value: (each) => number(each.num_tokens) },
       { name: "accepted", value: (each) => number(each.num_accepted) },
-      { name: "others are", value: (each) => (each.num_tokens > each.num_accepted ? each.own : NONE), kind: "text" },
+      { name: "looked up", value: (each) => number(each.num_looked_up) },
+      { name: "others are", value: (each) => (each.num_tokens > each.num_accepted + each.num_looked_up ? each.own : NONE), kind: "text" },
       { name: "rejected", value: (each) => number(each.rejected) },
       { name: "late", value: (each) => number(each.late) },
       { name: "discarded", value: (each) => number(each.discarded) },

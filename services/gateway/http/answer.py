@@ -121,6 +121,7 @@ class ChoiceAnswer:
             rejected=tally.rejected,
             late=tally.late,
             discarded=tally.discarded,
+            looked_up=tally.looked_up,
             accepted_per_position=self._accepted_per_position,
             tokens_per_verdict=round(session.stream.num_answered / max(1, tally.num_passes), 3),
             ttft_ms=self._ttft_ms,

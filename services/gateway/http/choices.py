@@ -20,7 +20,7 @@ from services.gateway.session.generation import Generation
 from services.gateway.session.manager import LiveSession, Sessions
 from services.gateway.text.output_text import Piece
 
-COUNTS = ("num_verdicts", "accepted", "rejected", "late", "discarded")  # fields of a report that add up
+COUNTS = ("num_verdicts", "accepted", "rejected", "late", "discarded", "looked_up")  # fields of a report that add up
 PAIR = ("window", "drafter", "verifier")  # fields that may differ between choices
 
 

@@ -50,6 +50,7 @@ class DsdReport(msgspec.Struct, frozen=True):
     rejected: int
     late: int
     discarded: int
+    looked_up: int
     accepted_per_position: list[int]
     tokens_per_verdict: float
     ttft_ms: float | None

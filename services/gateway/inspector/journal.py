@@ -55,6 +55,7 @@ class VerdictEntry:
     term: int
     num_new: int
     num_accepted: int
+    num_looked_up: int
     own: TokenSource
     tally: Tally
     pass_ms: float
@@ -65,7 +66,7 @@ class VerdictEntry:
     window: int | None
 
 
-NUM_FIELDS = 15  # numbers of an entry, as `Journal.on_verdict` writes them
+NUM_FIELDS = 16  # numbers of an entry, as `Journal.on_verdict` writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +137,14 @@ class Journal:
         if len(self._verdicts) >= MAX_VERDICTS * NUM_FIELDS:
             self._num_left_out += 1
             return
-        num_accepted = max(0, verdict.accepted - len(verdict.token_ids) + num_new)
-        own = OWN.index(stream.committed[-1].source) if num_new > num_accepted else 0
+        num_known = len(verdict.token_ids) - num_new
+        num_accepted = max(0, verdict.accepted - num_known)
+        num_looked_up = max(0, verdict.accepted + verdict.looked_up - num_known) - num_accepted
+        own = OWN.index(stream.committed[-1].source) if num_new > num_accepted + num_looked_up else 0
         held_ms = NO_DRAFT
         if verdict.echo is not None and verdict.echo.sent_ms != self._sent_ms:
             self._sent_ms, held_ms = verdict.echo.sent_ms, verdict.echo.hold_ms
-        told = (at_ms, verdict.term, num_new, num_accepted, own)
+        told = (at_ms, verdict.term, num_new, num_accepted, num_looked_up, own)
         fates = (tally.accepted, tally.rejected, tally.late, tally.discarded)
         of_pass = (verdict.compute_ms, verdict.batch, verdict.pass_tokens, verdict.queue)
         self._verdicts.extend((*told, *fates, *of_pass, held_ms, NO_WINDOW if window is None else window))
@@ -207,13 +210,14 @@ def _name(instance_id: str | None) -> str | None:
 
 
 def _entry(numbers: array[float]) -> VerdictEntry:
-    at_ms, term, num_new, num_accepted, own, *rest = numbers
+    at_ms, term, num_new, num_accepted, num_looked_up, own, *rest = numbers
     *fates, pass_ms, batch, num_pass_tokens, queue, held_ms, window = rest
     return VerdictEntry(
         at_ms=at_ms,
         term=int(term),
         num_new=int(num_new),
         num_accepted=int(num_accepted),
+        num_looked_up=int(num_looked_up),
         own=OWN[int(own)],
         tally=Tally(*map(int, fates)),
         pass_ms=pass_ms,

@@ -70,6 +70,7 @@ class Generation:
             grammar=self.grammar,
             prompt_logprobs=self.scores_prompt,
             traceparent=self.traceparent,
+            lookup=self.speculation is not None,
         )
 
     def speculate(self, term: int, verifier_id: str, committed_ids: TokenIds) -> Speculate:

@@ -16,9 +16,10 @@ from services.gateway.session.timeouts import PollTiming
 from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS
 from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Finish, Tally, TokenIds, TokenLogprobs, Verdict
 
-# What a token came from: an accepted guess, the target's own token at a rejection (recovered) or behind accepted
-# guesses (bonus), else the target alone. Repeated tokens count as the target's, since their source is unknown.
-TokenSource: TypeAlias = Literal["accepted", "recovered", "bonus", "target"]
+# What a token came from: an accepted guess, a right guess of the verifier's own (lookup), the target's own token at a
+# rejection (recovered) or behind right guesses (bonus), else the target alone. Repeated tokens count as the target's,
+# since their source is unknown.
+TokenSource: TypeAlias = Literal["accepted", "lookup", "recovered", "bonus", "target"]
 
 
 class ConflictingVerdict(ValueError):
@@ -155,11 +156,12 @@ class VerdictStream:
         logprobs: list[TokenLogprobs] | list[None] = [None] * len(new)
         if self.wants_logprobs and new:
             logprobs = (verdict.logprobs or [])[-len(new) :]
-        own: TokenSource = "bonus" if verdict.accepted else "target"
+        guessed = verdict.accepted + verdict.looked_up
+        own: TokenSource = "bonus" if guessed else "target"
         if verdict.tally.rejected > self._num_rejected:
             own = "recovered"
         return [
-            Committed(token_id, "accepted" if i < verdict.accepted else own, each)
+            Committed(token_id, "accepted" if i < verdict.accepted else "lookup" if i < guessed else own, each)
             for i, token_id, each in zip(range(first, first + len(new)), new, logprobs, strict=True)
         ]
 

@@ -12,7 +12,8 @@ import numpy as np
 from dsd_sim.engine import draft_session, records, verify_session
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, Speculate, Speculation, TokenIds, Verdict
-from shared.protocol.verifier_session import PassInfo, PassRow, VerifierSession
+from shared.protocol.pass_row import PassInfo, PassRow
+from shared.protocol.verifier_session import VerifierSession
 
 NUM_SCENARIOS = 1000
 PROMPT = 3

@@ -24,11 +24,12 @@ def learnt(curve=flat_then_linear, sessions: int = 1) -> PassCost:
 
 
 def decoding(num_guesses: int = 0, probability: float = 0.8) -> BatchCandidate:
-    return BatchCandidate(1, num_guesses, probability, cached_tokens=200, waited_ms=5000.0)
+    chances = [probability ** (k + 1) for k in range(num_guesses)]
+    return BatchCandidate(1, chances, cached_tokens=200, waited_ms=5000.0)
 
 
 def prompt(num_todo: int, waited_ms: float = 0.0) -> BatchCandidate:
-    return BatchCandidate(num_todo, num_guesses=0, probability=0.7, cached_tokens=0, waited_ms=waited_ms)
+    return BatchCandidate(num_todo, chances=[], cached_tokens=0, waited_ms=waited_ms)
 
 
 def tokens_of(candidates: list[BatchCandidate], budget: int) -> dict[int, int]:

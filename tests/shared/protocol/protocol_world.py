@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import Draft, Open, Poll, Sampling, Speculate, Speculation, TokenIds, Verdict
-from shared.protocol.verifier_session import PassInfo, PassRow, VerifierSession
+from shared.protocol.pass_row import PassInfo, PassRow
+from shared.protocol.verifier_session import VerifierSession
 
 VOCAB = 6
 STOP = 0
@@ -65,6 +66,7 @@ class World:
     prefill_chunk: int = 3
     drafter_lease_ms: float = 2000.0
     forcing: float = 0.0  # chance that a grammar allows one token only
+    max_looked_up: int = 0  # guesses of the verifier's own in a pass
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -118,7 +120,7 @@ class World:
         self.drafter_id = self.drafter_id if drafter_id == "" else drafter_id
         request = Open(
             SESSION, self.term, self.drafter_id, PROMPT, TokenIds(self.received), Sampling(), TokenIds((STOP,)),
-            self.max_tokens, self.free_run,
+            self.max_tokens, self.free_run, lookup=self.max_looked_up > 0,
         )  # fmt: skip
         self.open_reliably(request)
 
@@ -185,13 +187,15 @@ class World:
         session = self.verifier_sessions.get(verifier_id)
         if session is None or not session.ready:
             return
+        session.look_up(self.max_looked_up)
         row = session.begin_pass(self.prefill_chunk + self.rng.randrange(6), self.rng.randrange(9))
         self.feed(session, session.tokens, row.start, row.fed_ids)
         draws, text = [], list(session.tokens)
         assert list(row.fed_ids[: session.length - row.start]) == session.tokens[row.start :][: len(row.fed_ids)]
+        guesses = [*row.guesses, *row.looked_up.token_ids]
         for i in range(row.num_draws):
             draws.append(target_token(text, self.seed))
-            text.append(row.guesses[i] if i < len(row.guesses) else 0)
+            text.append(guesses[i] if i < len(guesses) else 0)
         self.at(self.pass_ms, lambda: self.answer(verifier_id, session, row, draws))
 
     def forced(self, text: list[int]) -> list[int]:
@@ -204,7 +208,8 @@ class World:
     def answer(self, verifier_id: str, session: VerifierSession, row: PassRow, draws: list[int]) -> None:
         if self.verifier_sessions.get(verifier_id) is not session:
             return  # the verifier died meanwhile
-        forced = self.forced([*session.tokens, *draws[: common_prefix(row.guesses, draws) + 1]] if draws else [])
+        guesses = [*row.guesses, *row.looked_up.token_ids]
+        forced = self.forced([*session.tokens, *draws[: common_prefix(guesses, draws) + 1]] if draws else [])
         info = PassInfo(self.pass_ms, 1, 0.5)
         verdict = session.end_pass(row, draws, info, self.now, forced=forced)
         drafter_id = session.drafter_id

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shared.protocol.messages import Verdict
-from shared.protocol.verifier_session import PassInfo, VerifierSession
+from shared.protocol.pass_row import PassInfo
+from shared.protocol.verifier_session import VerifierSession
 from tests.shared.protocol.test_verifier_session import COMMITTED_AT, STOP, decoding, draft
 
 

@@ -8,7 +8,8 @@ from functools import partial
 
 from shared.protocol.kept_logprobs import KeptLogprobs
 from shared.protocol.messages import MAX_TOP_LOGPROBS, NO_TOKENS, Open, Sampling, TokenIds, TokenLogprobs
-from shared.protocol.verifier_session import PassInfo, VerifierSession
+from shared.protocol.pass_row import PassInfo
+from shared.protocol.verifier_session import VerifierSession
 from tests.memory import held_bytes
 
 

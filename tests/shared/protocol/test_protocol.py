@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from shared.protocol.drafter_session import DrafterSession
 from shared.protocol.messages import Open, Sampling, Speculate, Speculation, TokenIds
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.retelling import MAX_RETOLD
-from shared.protocol.verifier_session import PassInfo, VerifierSession
+from shared.protocol.verifier_session import VerifierSession
 from tests.shared.protocol.protocol_world import PROMPT, SESSION, STOP, Faults, World, target_text
 
 worlds = st.builds(
@@ -32,6 +33,7 @@ worlds = st.builds(
     step_ms=st.sampled_from([1.0, 5.0, 40.0]),
     prefill_chunk=st.integers(1, 8),
     forcing=st.sampled_from([0.0, 0.5]),
+    max_looked_up=st.sampled_from([0, 3, 16]),
 )
 
 

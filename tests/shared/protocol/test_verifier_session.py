@@ -20,8 +20,9 @@ from shared.protocol.messages import (
     decode,
     encode,
 )
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.retelling import MAX_RETOLD, RETOLD_MS
-from shared.protocol.verifier_session import PassInfo, VerifierSession
+from shared.protocol.verifier_session import VerifierSession
 
 SESSION = "ab" * 16
 DRAFTER = "edge.0123456789ab"

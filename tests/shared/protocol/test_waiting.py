@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shared.protocol.messages import Open, Sampling, TokenIds
-from shared.protocol.verifier_session import EARNED_MS, OVERTAKING_MS, PassInfo, VerifierSession
+from shared.protocol.pass_row import PassInfo
+from shared.protocol.verifier_session import EARNED_MS, OVERTAKING_MS, VerifierSession
 from tests.shared.protocol.test_verifier_session import (
     COMMITTED_AT,
     DRAFTER,

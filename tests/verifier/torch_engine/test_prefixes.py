@@ -19,8 +19,8 @@ from services.cloud_verifier.torch_engine.prefixes import MIN_TOKENS, Key, Prefi
 from shared.policies.kv_cache import KV_STEP
 from shared.protocol.guesses import common_prefix
 from shared.protocol.messages import NO_TOKENS, Open, Sampling, TokenIds
+from shared.protocol.pass_row import PassInfo
 from shared.protocol.subjects import new_instance_id
-from shared.protocol.verifier_session import PassInfo
 from tests.fakes import FakeTarget, answer, fake_engine
 from tests.verifier.torch_engine.tiny_models import SERVED, save_model
 

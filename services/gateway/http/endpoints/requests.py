@@ -37,6 +37,7 @@ class RequestSummary(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int
     late: int
     discarded: int
+    looked_up: int
     num_failovers: int
     num_drafter_changes: int
     started_ms: float
@@ -62,8 +63,9 @@ class RequestStep(msgspec.Struct, frozen=True):
 
 
 class RequestVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict. num_accepted of its num_tokens new tokens are guesses, the others have the source `own`. The fates are
-    of the guesses that it judged. pass_tokens, batch, queue: of the pass. held_ms: how long before it its draft came.
+    """A verdict. Of its num_tokens new tokens num_accepted are guesses, num_looked_up the verifier's own guesses. The
+    others have the source `own`. The fates are of the drafter's guesses that it judged. pass_tokens, batch, queue: of
+    the pass. held_ms: how long before it its draft came.
     """
 
     at_ms: float
@@ -75,6 +77,7 @@ class RequestVerdict(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int
     late: int
     discarded: int
+    num_looked_up: int
     pass_ms: float
     pass_tokens: int
     batch: int
@@ -149,6 +152,7 @@ def _verdicts(record: Record) -> list[RequestVerdict]:
                 term=entry.term,
                 num_tokens=entry.num_new,
                 num_accepted=entry.num_accepted,
+                num_looked_up=entry.num_looked_up,
                 own=entry.own,
                 accepted=fates.accepted,
                 rejected=fates.rejected,

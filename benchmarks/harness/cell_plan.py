@@ -166,8 +166,10 @@ def standin_name(name: str) -> str:
 
 
 def standin_env(standin: StandinPlan, name: str) -> dict[str, str]:
-    """Environment of one stand-in. The empty model folders unset those of the service."""
+    """Environment of one stand-in. The empty model folders unset those of the service. The verifier does not guess from
+    the text: a stand-in's repeats a recording, and DSD-Sim has no texts."""
     env = {
+        "DSD_LOOKUP_TOKENS": "0",
         "DSD_NAME": standin_name(name),
         "DSD_STANDIN_KIND": standin.kind,
         "DSD_STANDIN_PROFILE": str(standin.profile),

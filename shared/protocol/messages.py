@@ -65,8 +65,8 @@ FailureCode: TypeAlias = Literal[
 
 
 class Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all structs on the wire. Fields are positional: a new one goes last and has a default. Older receivers
-    refuse the longer message."""
+    """Base of all structs on the wire. Fields are positional: a new one goes last and has a default. Last fields with
+    their defaults are left out, so older receivers take a message that does not use what is new to them."""
 
 
 class Bias(Wire, frozen=True):
@@ -205,9 +205,7 @@ class Speculate(Wire, frozen=True, tag="speculate"):
 
 class Draft(Wire, frozen=True, tag="draft"):
     """drafter -> verifier: guesses for the positions base, base + 1, ... An empty Draft is a poll from base on.
-
-    free_run: the verifier may decode while no guess is there. sent_ms: the drafter's clock.
-    """
+    free_run: the verifier may decode while no guess is there. sent_ms: the drafter's clock."""
 
     session_id: SessionId
     term: Count
@@ -358,7 +356,11 @@ def _to_wire(value: Any) -> Any:
         return array("I", list(value)).tobytes()  # of a list it reads the items in C
     if isinstance(value, Wire):
         tag = value.__struct_config__.tag
-        fields = [each if type(each) in PLAIN else _to_wire(each) for each in astuple(value)]
+        told, defaults = astuple(value), value.__struct_defaults__
+        num = len(told)
+        while defaults and num > len(told) - len(defaults) and told[num - 1] == defaults[num - 1 - len(told)]:
+            num -= 1
+        fields = [each if type(each) in PLAIN else _to_wire(each) for each in told[:num]]
         return fields if tag is None else [tag, *fields]
     if isinstance(value, (list, tuple)):
         return [_to_wire(item) for item in value]

@@ -303,7 +303,7 @@ def test_a_threshold_that_is_no_probability_is_malformed(min_confidence: object)
 )
 def test_a_logprob_that_no_token_can_have_is_malformed(logprobs: list[object]) -> None:
     """Of an answer's JSON the first three would make a null, the others end it."""
-    verdict = Verdict(SESSION, 1, 0, 3, TokenIds((7,)), 0, None, None, 0.0, 1, 0.0, Tally())
+    verdict = Verdict(SESSION, 1, 0, 3, TokenIds((7,)), 0, None, None, 0.0, 1, 0.0, Tally(), pass_tokens=1)
     raw = msgpack.unpackb(encode(verdict))
     number = 1 + Verdict.__struct_fields__.index("logprobs")
     raw[number] = [[logprobs[0], struct.pack(f"<{len(logprobs[1])}I", *logprobs[1]), logprobs[2]]]
@@ -332,7 +332,15 @@ def test_a_text_with_control_characters_or_without_end_is_malformed(text: str) -
 
 def test_a_decision_of_a_controller_that_knows_no_threshold_never_stops_early() -> None:
     known = encode(WindowDecision(DRAFTER, VERIFIER, 8, 2, True, "static", 1, 0.5))
-    assert decode(msgpack.packb(msgpack.unpackb(known)[:-2])).min_confidence == 0
+    assert decode(msgpack.packb(msgpack.unpackb(known)[:-1])).min_confidence == 0
+
+
+def test_last_fields_with_their_defaults_are_left_out_so_an_older_peer_takes_what_is_not_new_to_it() -> None:
+    plain = Open(SESSION, 1, None, TokenIds((7,)), NO_TOKENS, Sampling(), NO_TOKENS, 5)
+    raw = msgpack.unpackb(encode(plain))
+    assert raw == ["open", SESSION, 1, None, struct.pack("<I", 7), b"", [], b"", 5]
+    assert len(msgpack.unpackb(encode(replace(plain, min_tokens=2)))) == len(raw) + 2  # and free_run before it
+    assert decode(msgpack.packb(raw)) == plain
 
 
 def test_a_draft_that_lacks_a_field_is_malformed() -> None:

@@ -68,7 +68,7 @@ class VerifyLoop:
         self._metrics = metrics
         self._answer = answer
         self._fail = fail
-        self._chances = LookupChances()
+        self.chances = LookupChances()
         self._max_looked_up = max_looked_up
         self._num_failures = 0  # since the last computed row
         self._failed_ids: set[str] = set()
@@ -142,7 +142,7 @@ class VerifyLoop:
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,
-                chances=slot.state.chances(self._chances)[: self._engine.info.max_guesses],
+                chances=slot.state.chances(self.chances)[: self._engine.info.max_guesses],
                 cached_tokens=slot.state.computed,
                 waited_ms=now - slot.state.opened_at,
             )
@@ -232,7 +232,7 @@ class VerifyLoop:
         """How many guesses by lookup were right."""
         after = share.slot.state.own_guesses.fates
         num_right, is_wrong = after.accepted - before.accepted, after.rejected > before.rejected
-        self._chances.observe(share.row.looked_up.match, num_right, is_wrong=is_wrong)
+        self.chances.observe(share.row.looked_up.match, num_right, is_wrong=is_wrong)
         self._metrics.count_lookups(before, after)
 
 

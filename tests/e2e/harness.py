@@ -112,6 +112,7 @@ class Client:
         logprobs: int | None = None,
         cache_scope: str | None = None,
         grammar: str | None = None,
+        lookup: bool = False,
     ) -> Generated:
         """One answer from beginning to end; raises RuntimeError on a Failure, TimeoutError when it takes too long."""
         session_id = subjects.new_session_id()
@@ -130,6 +131,7 @@ class Client:
             logprobs,
             cache_scope,
             grammar,
+            lookup=lookup,
         )
         try:
             async with asyncio.timeout(ANSWER_S):

@@ -120,6 +120,7 @@ class FakeVerifier(Peer):
         self.pass_s = pass_s
         self.refuses: FailureCode | None = None
         self.refuses_finally = False
+        self.max_looked_up = 0  # guesses of its own in a pass
         self.mute = False  # receives messages and sends none
         self.refused_seeds: set[int] = set()  # sessions with these seeds fail for good
         self.deaf_seeds: set[int] = set()  # it does not hear of sessions with these seeds
@@ -198,6 +199,7 @@ class FakeVerifier(Peer):
                 self._pass(session)
 
     def _pass(self, session: VerifierSession) -> None:
+        session.look_up(self.max_looked_up)
         row = session.begin_pass(CONTEXT, 8)
         request = session.request
         text = self.by_seed.get(request.sampling.seed) or self.script(request.prompt_ids)

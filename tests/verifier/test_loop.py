@@ -27,7 +27,9 @@ POISON = 0  # which no model draws
 class Bench:
     """A loop, its table and model, and its answers."""
 
-    def __init__(self, token_budget: int = 64, prefill_chunk: int = 16, kv_tokens: int = 1 << 16) -> None:
+    def __init__(
+        self, token_budget: int = 64, prefill_chunk: int = 16, kv_tokens: int = 1 << 16, max_looked_up: int = 0
+    ) -> None:
         self.model = FakeTarget(poison=POISON)
         self.engine = fake_engine(self.model, kv_tokens)
         self.table = SessionTable(self.engine, 64, 1000.0, lambda slot, refusal: None)
@@ -43,6 +45,7 @@ class Bench:
             VerifierMetrics(self.registry),
             self._answer,
             self._fail,
+            max_looked_up,
         )
 
     def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
@@ -53,7 +56,14 @@ class Bench:
         self.table.close(slot.state.session_id, slot.state.term, 0.0)
 
     def open(
-        self, number: int, prompt: tuple[int, ...] = PROMPT, max_tokens: int = 10, seed: int = 0, term: int = 1
+        self,
+        number: int,
+        prompt: tuple[int, ...] = PROMPT,
+        max_tokens: int = 10,
+        seed: int = 0,
+        term: int = 1,
+        *,
+        lookup: bool = False,
     ) -> SessionSlot:
         request = Open(
             f"{number:032x}",
@@ -65,6 +75,7 @@ class Bench:
             NO_TOKENS,
             max_tokens,
             True,
+            lookup=lookup,
         )
         slot = self.table.open(request, GATEWAY, 0.0)
         self.loop.wake()
@@ -73,8 +84,8 @@ class Bench:
     async def finished(self, *slots: SessionSlot) -> None:
         await until(lambda: all(slot.state.finish for slot in slots))
 
-    def count(self, name: str) -> float:
-        return self.registry.get_sample_value(f"dsd_verifier_{name}") or 0.0
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"dsd_verifier_{name}", labels) or 0.0
 
 
 @asynccontextmanager
@@ -331,3 +342,47 @@ async def test_cancelling_waits_for_the_pass_that_runs() -> None:
     assert task.cancelled()
     assert bench.verdicts == {} or slot.state.length > len(PROMPT)
     assert len(bench.model.passes[0][0].cache.text) >= len(PROMPT)
+
+
+def repeating() -> tuple[int, ...]:
+    """A prompt behind which the target draws what followed its last two tokens before, and then another token."""
+    prompts = ((5, 6, third, fourth, 5, 6) for third in range(1, 97) for fourth in range(1, 97))
+    return next(prompt for prompt in prompts if answer(prompt, 2)[0] == prompt[2] and answer(prompt, 2)[1] != prompt[3])
+
+
+async def test_a_right_guess_from_the_text_saves_a_pass_and_each_is_counted() -> None:
+    prompt = repeating()
+    async with running(max_looked_up=3) as bench:
+        slot = bench.open(1, prompt, max_tokens=4, lookup=True)
+        await bench.finished(slot)
+        assert text_of(slot) == answer(prompt, 4)
+        first, *others = bench.verdicts[slot.state.session_id]
+        assert (len(first.token_ids), first.accepted, first.looked_up) == (2, 0, 1)
+        assert [len(verdict.token_ids) for verdict in others] == [1, 1]
+        assert others[-1].tally.looked_up == 1
+        fates = {fate: bench.count("lookup_guesses_total", fate=fate) for fate in ("accepted", "rejected", "discarded")}
+        assert fates == {"accepted": 1, "rejected": 1, "discarded": 1}
+
+
+async def test_a_session_that_may_not_look_up_and_a_verifier_without_room_for_it_do_not() -> None:
+    prompt = repeating()
+    for most, lookup in ((3, False), (0, True)):
+        async with running(max_looked_up=most) as bench:
+            slot = bench.open(1, prompt, max_tokens=4, lookup=lookup)
+            await bench.finished(slot)
+            assert text_of(slot) == answer(prompt, 4)
+            assert len(bench.verdicts[slot.state.session_id]) == 4
+
+
+async def test_guesses_of_a_match_that_is_often_wrong_are_bought_no_more() -> None:
+    prompt = repeating()
+    async with running(max_looked_up=3) as bench:
+        for _ in range(500):
+            for match in (2, 3, 4):
+                bench.loop.chances.observe(match, 0, is_wrong=True)
+        for _ in range(200):
+            bench.cost.observe(1, 1, 6, 1.0)
+            bench.cost.observe(1, 8, 6, 1.7)
+        slot = bench.open(1, prompt, max_tokens=4, lookup=True)
+        await bench.finished(slot)
+        assert max(sum(len(row.token_ids) for row in rows) for rows in bench.model.passes[1:]) == 1

@@ -80,6 +80,20 @@ async def test_its_verdicts_add_up_to_the_answer_in_the_order_in_which_they_came
     assert request["num_left_out"] == 0
 
 
+async def test_guesses_of_the_verifiers_own_are_told_in_answer_and_timeline_and_come_with_speculation_alone(
+    world: World,
+) -> None:
+    verifier = await world.verifier()
+    verifier.max_looked_up, verifier.script = 4, lambda prompt_ids: [11, 12, 13]  # again and again
+    answer = await ask(world)
+    request = await told(world, f"/{session_of(answer)}")
+    looked_up = sum(each["num_looked_up"] for each in request["verdicts"])
+    assert looked_up == request["looked_up"] == answer["dsd"]["looked_up"] == 24 - request["num_verdicts"] > 0
+    assert answer["dsd"]["accepted"] == answer["dsd"]["rejected"] == 0
+    alone = await ask(world, dsd={"speculation": "off"})
+    assert (alone["dsd"]["looked_up"], alone["dsd"]["num_verdicts"]) == (0, 24)
+
+
 async def test_wrong_guesses_are_told_and_the_token_in_their_place_is_recovered(world: World) -> None:
     await world.verifier()
     drafter = await world.drafter()

@@ -110,6 +110,17 @@ def test_a_token_tells_whether_it_was_an_accepted_guess_or_the_targets_own() -> 
     assert sources == ["accepted", "accepted", "bonus", "accepted", "recovered", "recovered", "target"]
 
 
+def test_right_guesses_of_the_verifiers_own_have_a_source_of_their_own_behind_the_accepted_ones() -> None:
+    ours = stream()
+    told = [
+        structs.replace(verdict(5, [1, 2, 3, 4]), accepted=1, looked_up=2),
+        structs.replace(verdict(9, [5, 6]), looked_up=1),
+        structs.replace(verdict(10, [6, 7, 8]), looked_up=2),  # overlaps
+    ]
+    sources = [each.source for one in told for each in ours.merge(one, 0.1)]
+    assert sources == ["accepted", "lookup", "lookup", "bonus", "lookup", "bonus", "lookup", "bonus"]
+
+
 def test_logprobs_stay_with_their_tokens_when_verdicts_overlap() -> None:
     ours = stream(wants_logprobs=True)
     of = [TokenLogprobs(-float(i), TokenIds(), []) for i in range(4)]

@@ -385,4 +385,5 @@ async def test_guesses_of_a_match_that_is_often_wrong_are_bought_no_more() -> No
             bench.cost.observe(1, 8, 6, 1.7)
         slot = bench.open(1, prompt, max_tokens=4, lookup=True)
         await bench.finished(slot)
-        assert max(sum(len(row.token_ids) for row in rows) for rows in bench.model.passes[1:]) == 1
+        fed = [sum(len(row.token_ids) for row in rows) for rows in bench.model.passes]
+        assert fed == [len(prompt), 1, 1, 1]

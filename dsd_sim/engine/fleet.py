@@ -35,7 +35,7 @@ HEARTBEAT_MS, REPORT_MS = 1e3 * HEARTBEAT_S, 1e3 * REPORT_S  # intervals
 DECISION_MS = 1e3 * DECISION_TTL_S  # how long a decision holds after the controller's last sign of life
 REPORTS, HEARTBEATS = 0, 1  # kinds of ticks
 LONGEST_MS = 90 * 86_400_000.0  # of a run
-SPECULATE_BYTES = 310  # of a Speculate without tokens, with NATS subject and TCP/IP headers
+SPECULATE_BYTES = 230  # of a Speculate without tokens, with NATS subject and TCP/IP headers
 
 
 @dataclass(frozen=True, slots=True)

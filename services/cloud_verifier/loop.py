@@ -19,8 +19,6 @@ from services.cloud_verifier.engine import Computed, Engine, StepRow
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
-from shared.protocol.guesses import Fates
-from shared.protocol.lookup import LookupChances
 from shared.protocol.messages import Verdict
 from shared.protocol.pass_row import PassInfo, PassRow
 
@@ -68,7 +66,6 @@ class VerifyLoop:
         self._metrics = metrics
         self._answer = answer
         self._fail = fail
-        self.chances = LookupChances()
         self._max_looked_up = max_looked_up
         self._num_failures = 0  # since the last computed row
         self._failed_ids: set[str] = set()
@@ -142,7 +139,7 @@ class VerifyLoop:
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,
-                chances=slot.state.chances(self.chances)[: self._engine.info.max_guesses],
+                chances=slot.state.chances[: self._engine.info.max_guesses],
                 cached_tokens=slot.state.computed,
                 waited_ms=now - slot.state.opened_at,
             )
@@ -222,18 +219,11 @@ class VerifyLoop:
         if verdict is None:
             return 0
         if before is not None:
-            self._learn(share, before)
+            self._metrics.count_lookups(before, state.own_guesses.fates)
         if verdict.finish:
             self._table.settle(share.slot)
         self._answer(share.slot, verdict)
         return len(verdict.token_ids)
-
-    def _learn(self, share: PassShare, before: Fates) -> None:
-        """How many guesses by lookup were right."""
-        after = share.slot.state.own_guesses.fates
-        num_right, is_wrong = after.accepted - before.accepted, after.rejected > before.rejected
-        self.chances.observe(share.row.looked_up.match, num_right, is_wrong=is_wrong)
-        self._metrics.count_lookups(before, after)
 
 
 def step_row(slot: SessionSlot, row: PassRow) -> StepRow[Any]:

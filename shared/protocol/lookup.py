@@ -81,44 +81,15 @@ def _match(text: Sequence[int], end: int, tail: Sequence[int]) -> int:
     return next((k for k in range(most) if text[end - 1 - k] != tail[-1 - k]), most)
 
 
-@dataclass(slots=True)
-class OwnGuesses:
-    """The guesses that one session's verifier makes itself. They come behind those of its drafter."""
-
-    ready: LookedUp = NOTHING  # for the next pass
-    fates: Fates = field(default_factory=Fates)  # never late
-    _text: TextLookup = field(default_factory=TextLookup)
-
-    def forget_text(self) -> None:
-        self.ready, self._text = NOTHING, TextLookup()
-
-    def look_up(self, text: Sequence[int], pending: Sequence[int], most: int, stop_ids: Collection[int]) -> None:
-        """Makes guesses for the next pass, as many as make `most` with the pending ones of the drafter."""
-        self._text.follow(text)
-        self.ready = self._text.find(text, pending, most - len(pending), stop_ids)
-
-    def take(self, num: int) -> LookedUp:
-        """The first `num` guesses, for a pass."""
-        taken, self.ready = self.ready.first(num), NOTHING
-        return taken
-
-    def judge(self, taken: LookedUp, num_right: int, num_committed: int) -> None:
-        """num_committed: tokens of the pass at their positions."""
-        num_judged = max(0, min(len(taken.token_ids), num_committed))
-        self.fates.accepted += num_right
-        self.fates.rejected += num_judged - num_right
-        self.fates.discarded += len(taken.token_ids) - num_judged
-
-
 class LookupChances:
-    """How often guesses by lookup are right, by the length of their match, over all sessions of a verifier.
+    """How often a session's guesses by lookup are right, by the length of their match.
 
     Beta estimates: old guesses fade, and before there are any the prior holds.
     """
 
     PRIOR = (0.0, 0.0, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)  # by match
     PRIOR_WEIGHT = 8.0  # guesses
-    MEMORY = 256.0
+    MEMORY = 64.0
 
     def __init__(self) -> None:
         self._right = [rate * self.PRIOR_WEIGHT for rate in self.PRIOR]
@@ -140,3 +111,34 @@ class LookupChances:
             place = min(match + k, LONGEST_MATCH)
             self._right[place] = self._right[place] * keep + (k < num_right)
             self._seen[place] = self._seen[place] * keep + 1
+
+
+@dataclass(slots=True)
+class OwnGuesses:
+    """The guesses that one session's verifier makes itself. They come behind those of its drafter."""
+
+    ready: LookedUp = NOTHING  # for the next pass
+    fates: Fates = field(default_factory=Fates)  # never late
+    chances: LookupChances = field(default_factory=LookupChances)
+    _text: TextLookup = field(default_factory=TextLookup)
+
+    def forget_text(self) -> None:
+        self.ready, self._text = NOTHING, TextLookup()
+
+    def look_up(self, text: Sequence[int], pending: Sequence[int], most: int, stop_ids: Collection[int]) -> None:
+        """Makes guesses for the next pass, as many as make `most` with the pending ones of the drafter."""
+        self._text.follow(text)
+        self.ready = self._text.find(text, pending, most - len(pending), stop_ids)
+
+    def take(self, num: int) -> LookedUp:
+        """The first `num` guesses, for a pass."""
+        taken, self.ready = self.ready.first(num), NOTHING
+        return taken
+
+    def judge(self, taken: LookedUp, num_right: int, num_committed: int) -> None:
+        """num_committed: tokens of the pass at their positions."""
+        num_judged = max(0, min(len(taken.token_ids), num_committed))
+        self.fates.accepted += num_right
+        self.fates.rejected += num_judged - num_right
+        self.fates.discarded += len(taken.token_ids) - num_judged
+        self.chances.observe(taken.match, num_right, is_wrong=num_judged > num_right)

@@ -13,7 +13,7 @@ from math import inf
 from shared.protocol.guess_queue import GuessQueue
 from shared.protocol.guesses import common_prefix
 from shared.protocol.kept_logprobs import MAX_TOLD_WITH_LOGPROBS, KeptLogprobs
-from shared.protocol.lookup import LookupChances, OwnGuesses
+from shared.protocol.lookup import OwnGuesses
 from shared.protocol.messages import (
     MAX_TOKENS,
     NO_TOKENS,
@@ -217,11 +217,12 @@ class VerifierSession:
         if self.request.lookup:
             self.own_guesses.look_up(self.tokens, self.guesses.pending, most, self.request.stop_ids)
 
-    def chances(self, lookups: LookupChances) -> list[float]:
+    @property
+    def chances(self) -> list[float]:
         """Of each guess, that it and all before it are accepted."""
         probability, num = self.guesses.survival.probability, len(self.guesses.pending)
         of_drafter = [probability ** (k + 1) for k in range(num)]
-        return of_drafter + lookups.survival(self.own_guesses.ready, probability**num)
+        return of_drafter + self.own_guesses.chances.survival(self.own_guesses.ready, probability**num)
 
     def begin_pass(self, max_tokens: int, max_guesses: int) -> PassRow:
         """Freezes the session's share of the next pass: at most `max_tokens` fed tokens and `max_guesses` guesses.

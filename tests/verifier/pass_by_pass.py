@@ -9,7 +9,6 @@ from services.cloud_verifier.loop import PassShare, step_row
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.torch_engine.engine import TorchEngine
 from shared.policies.batching import BatchCandidate, Batcher, PassCost
-from shared.protocol.lookup import LookupChances
 from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, TokenIds
 from shared.protocol.pass_row import PassInfo
 from shared.protocol.refusal import Refused
@@ -29,7 +28,6 @@ class PassByPass(SessionTable):
         self.refused: list[tuple[int, Refused]] = []
         self.num_fed = 0
         self.now = 0.0  # milliseconds
-        self.lookups = LookupChances()
         self._batcher = batcher or Batcher(4096, 256, PassCost())
         super().__init__(engine, 100, 1e9, self._on_refused, self._on_change)
 
@@ -59,7 +57,7 @@ class PassByPass(SessionTable):
         candidates = [
             BatchCandidate(
                 slot.state.num_todo,
-                slot.state.chances(self.lookups),
+                slot.state.chances,
                 slot.state.computed,
                 self.now - slot.state.opened_at,
             )

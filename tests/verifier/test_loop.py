@@ -374,16 +374,16 @@ async def test_a_session_that_may_not_look_up_and_a_verifier_without_room_for_it
             assert len(bench.verdicts[slot.state.session_id]) == 4
 
 
-async def test_guesses_of_a_match_that_is_often_wrong_are_bought_no_more() -> None:
-    prompt = repeating()
-    async with running(max_looked_up=3) as bench:
-        for _ in range(500):
-            for match in (2, 3, 4):
-                bench.loop.chances.observe(match, 0, is_wrong=True)
-        for _ in range(200):
-            bench.cost.observe(1, 1, 6, 1.0)
-            bench.cost.observe(1, 8, 6, 1.7)
-        slot = bench.open(1, prompt, max_tokens=4, lookup=True)
-        await bench.finished(slot)
-        fed = [sum(len(row.token_ids) for row in rows) for rows in bench.model.passes]
-        assert fed == [len(prompt), 1, 1, 1]
+async def test_guesses_of_a_match_that_was_often_wrong_in_the_session_are_bought_no_more() -> None:
+    prompt, fed = repeating(), {}
+    for num_wrong in (0, 500):
+        async with running(max_looked_up=3) as bench:
+            for _ in range(200):
+                bench.cost.observe(1, 1, 6, 1.0)
+                bench.cost.observe(1, 8, 6, 1.7)
+            slot = bench.open(1, prompt, max_tokens=4, lookup=True)
+            for match in (2, 3, 4) * num_wrong:
+                slot.state.own_guesses.chances.observe(match, 0, is_wrong=True)
+            await bench.finished(slot)
+            fed[num_wrong] = [sum(len(row.token_ids) for row in rows) for rows in bench.model.passes]
+    assert fed == {0: [len(prompt) + 3, 1, 1], 500: [len(prompt), 1, 1, 1]}

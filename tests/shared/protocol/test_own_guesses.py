@@ -166,12 +166,26 @@ def test_guesses_of_a_pass_that_drew_nothing_count_as_discarded() -> None:
 
 
 def test_their_chances_stand_behind_those_of_the_drafters_guesses() -> None:
-    state, lookups = session(), LookupChances()
+    state = session()
     state.look_up(2)
-    (first, second) = state.chances(lookups)
+    (first, second) = state.chances
     assert 1 > first > second > 0
     state.on_draft(draft(8, 9), 0.0)
     state.look_up(3)
-    found = state.chances(lookups)
-    assert found[0] == pytest.approx(0.7)  # of a session's first guess
-    assert found[1:] == pytest.approx([0.7 * each for each in lookups.survival(state.own_guesses.ready, 1.0)])
+    assert state.chances[0] == pytest.approx(0.7)  # of a session's first guess
+    own = LookupChances().survival(state.own_guesses.ready, 1.0)
+    assert state.chances[1:] == pytest.approx([0.7 * each for each in own])
+
+
+def test_a_wrong_guess_lowers_the_chances_of_its_match_in_this_session_alone() -> None:
+    state = session()
+    state.look_up(1)
+    before = state.chances
+    end(state, state.begin_pass(64, 64), 7, 8)
+    end(state, state.begin_pass(64, 64), 8)  # the text ends with the same pair again
+    state.look_up(1)
+    assert state.own_guesses.ready.match == 2
+    assert state.chances[0] < before[0]
+    other = session()
+    other.look_up(1)
+    assert other.chances == before

@@ -10,11 +10,12 @@ import numpy as np
 from numba import njit
 
 from dsd_sim.engine.records import NEVER
-from shared.policies import reading
+from shared.policies import reading, stepping
 from shared.protocol.drafter_session import MAX_SILENT_TRIES, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS
 from shared.protocol.messages import MAX_WINDOW
 
 num_left_out = njit(cache=True)(reading.num_left_out)
+turn_of = njit(cache=True)(stepping.turn_of)
 
 
 @njit(cache=True)
@@ -51,9 +52,29 @@ def can_draft(d):
 
 
 @njit(cache=True)
+def wants_step(d):
+    return not d.in_step and can_draft(d)
+
+
+@njit(cache=True)
 def num_todo(d):
     """Tokens to feed for the next guess."""
     return d.length - min(d.computed, d.length - 1)
+
+
+@njit(cache=True)
+def turn(drafters, order, device):
+    """The place in `order` of the device's session whose turn it is; -1: none wants a step."""
+    if device.num_sessions == 1:
+        return 0 if wants_step(drafters[order[0]]) else -1
+    todo, places = np.empty(device.num_sessions, np.int64), np.empty(device.num_sessions, np.int64)
+    num_ready = 0
+    for place in range(device.num_sessions):
+        d = drafters[order[place]]
+        if wants_step(d):
+            todo[num_ready], places[num_ready] = num_todo(d), place
+            num_ready += 1
+    return places[turn_of(todo[:num_ready], device.max_rows)] if num_ready else -1
 
 
 @njit(cache=True)

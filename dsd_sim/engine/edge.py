@@ -1,7 +1,6 @@
 """Event handlers of a simulated edge device; they follow the loop of services.edge_drafter.
 
-Invariant: a device runs one draft step at a time. The session that has waited longest is in the next one, and others
-share it. `w` is a World.
+Invariant: a device runs one draft step at a time. `w` is a World.
 """
 
 from __future__ import annotations
@@ -71,26 +70,25 @@ def draft(w, index):
     device, order, now = w.devices[index], w.device_slots[index], w.clock[0].now
     if device.num_rows > 0 or device.num_failures > 0:
         return
-    for place in range(device.num_sessions):
-        slot = order[place]
-        d = w.drafters[slot]
-        if d.in_step or not draft_session.can_draft(d):
-            continue
-        draft_session.leave_out(d, _step_ms(device, 0, device.feed_tokens, 1) / device.feed_tokens)
-        if device.max_rows > 1 and device.num_sessions > 1:
-            _begin_common_step(w, index, place, now)
-            device.num_more = 0
-        else:
-            for i in range(place, device.num_sessions - 1):
-                order[i] = order[i + 1]
-            order[device.num_sessions - 1] = slot
-            _begin_step(w, index, slot, now)
-            device.num_more = 0 if w.clock[0].step_slowdown > 1 else _num_more(device, d)
-        device.ends_at = device.step_end
-        for i in range(device.num_more):
-            device.ends_at += _step_ms(device, d.length + i, 1, 1)
-        push(w, device.ends_at, STEP_ENDS, index)
+    place = draft_session.turn(w.drafters, order, device)
+    if place < 0:
         return
+    slot = order[place]
+    d = w.drafters[slot]
+    draft_session.leave_out(d, _step_ms(device, 0, device.feed_tokens, 1) / device.feed_tokens)
+    if device.max_rows > 1 and device.num_sessions > 1:
+        _begin_common_step(w, index, place, now)
+        device.num_more = 0
+    else:
+        for i in range(place, device.num_sessions - 1):
+            order[i] = order[i + 1]
+        order[device.num_sessions - 1] = slot
+        _begin_step(w, index, slot, now)
+        device.num_more = 0 if w.clock[0].step_slowdown > 1 else _num_more(device, d)
+    device.ends_at = device.step_end
+    for i in range(device.num_more):
+        device.ends_at += _step_ms(device, d.length + i, 1, 1)
+    push(w, device.ends_at, STEP_ENDS, index)
 
 
 @inlined
@@ -103,23 +101,24 @@ def _begin_step(w, index, slot, now):
 
 
 @njit(cache=True)
-def _begin_common_step(w, index, first, now):
-    """Begins a step of several sessions if they share it. The one at the place `first` is the first that wants it."""
+def _begin_common_step(w, index, chosen, now):
+    """Begins a step of several sessions if they share it. It is the turn of the one at the place `chosen`."""
     device, order, rows = w.devices[index], w.device_slots[index], w.device_rows[index]
     slots = order[: device.num_sessions].copy()
     todo = np.zeros(len(slots), np.int64)
-    num_ready = 0
-    for place in range(first, len(slots)):
+    num_ready = turn = 0
+    for place in range(len(slots)):
         d = w.drafters[slots[place]]
-        if not d.in_step and draft_session.can_draft(d):
+        if draft_session.wants_step(d):
+            turn = num_ready if place == chosen else turn
             todo[num_ready] = draft_session.num_todo(d)
             num_ready += 1
-    fed = form_step(todo[:num_ready], device.max_rows, device.feed_tokens)
+    fed = form_step(todo[:num_ready], turn, device.max_rows, device.feed_tokens)
     number = num_rows = num_others = context = sum_fed = 0
     for place in range(len(slots)):
         slot = slots[place]
         d = w.drafters[slot]
-        is_ready = place >= first and not d.in_step and draft_session.can_draft(d)
+        is_ready = draft_session.wants_step(d)
         if is_ready and fed[number] > 0:
             sum_fed += draft_session.begin_step(d, fed[number])
             context += d.step_start - d.left_out

@@ -1,7 +1,7 @@
 """The sessions of a drafter, and the steps of the draft model that they share.
 
-Invariant: the session that has waited longest for a step is in the next one, so a long prompt delays another session by
-one chunk at most. Times are milliseconds of one monotonic clock.
+Invariant: a prompt delays the next guess of another session by one chunk at most. Times are milliseconds of one
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.edge_drafter.prefixes import MIN_TOKENS, Gap, HeldText, PrefixCach
 from shared.grammar.grammars import Grammars
 from shared.grammar.running_grammar import rule_of
 from shared.policies.reading import FIRST_READ, num_left_out
-from shared.policies.stepping import form_step
+from shared.policies.stepping import form_step, turn_of
 from shared.protocol.drafter_session import DrafterSession, DraftStep
 from shared.protocol.guesses import Fates
 from shared.protocol.messages import Speculate
@@ -174,12 +174,14 @@ class DraftSessions:
         ready = [slot for slot in self if slot.state.wants_step]
         if not ready:
             return []
-        prefix = self._take_prefix(ready[0])  # it is in the step
-        ready[0].leave_out(token_ms)
         num_todo = np.array([slot.state.num_todo for slot in ready])
-        fed = form_step(num_todo, self._model.max_rows, feed_tokens).tolist()
-        prefixes = [prefix, *[None] * (len(ready) - 1)]
-        shares = [slot.begin_step(num, taken) for slot, num, taken in zip(ready, fed, prefixes, strict=True) if num]
+        turn = turn_of(num_todo, self._model.max_rows)
+        prefix = self._take_prefix(ready[turn])
+        ready[turn].leave_out(token_ms)
+        num_todo[turn] = ready[turn].state.num_todo
+        fed = form_step(num_todo, turn, self._model.max_rows, feed_tokens).tolist()
+        taken = [prefix if place == turn else None for place in range(len(ready))]
+        shares = [slot.begin_step(num, prefix) for slot, num, prefix in zip(ready, fed, taken, strict=True) if num]
         for share in shares:
             session_id = share.slot.state.session_id
             self._slots[session_id] = self._slots.pop(session_id)

@@ -1,10 +1,11 @@
 """Which sessions share the next draft step: a pure policy of the drafter and of DSD-Sim.
 
 A step feeds one token to each of several sessions, or several tokens to one. A session with more than one token to
-catch up with takes turns of its own, or joins the others with one token at a time.
+catch up with takes turns of its own, or joins the others with one token at a time. Of several that have much to read,
+such as prompts, one reads to its end before the next begins: the first guesses soon, and the last no later.
 
-Invariant: the session with the oldest turn is in the step. So a step of one session, such as a chunk of a prompt,
-delays each other session once before it comes again.
+Invariant: a step of one session, such as a chunk of a prompt, delays each session that guesses once before such a step
+comes again.
 """
 
 from __future__ import annotations
@@ -15,26 +16,43 @@ from numpy.typing import NDArray
 MAX_ROWS = 16  # sessions of a step; more would delay each of them further and gain little
 
 
-def form_step(num_todo: NDArray[np.int64], max_rows: int, feed_tokens: int) -> NDArray[np.int64]:
-    """Tokens that each session feeds in the next step; 0: it is not in the step.
+def turn_of(num_todo: NDArray[np.int64], max_rows: int) -> int:
+    """The session that is in the next step, of those that want a guess: the one with the oldest turn that does not
+    wait for another to read. That one has the least left to read (shortest remaining time first).
 
-    num_todo: [sessions] tokens up to the end of each text, at least 1, of the sessions that want a guess, the oldest
-    turn first. Only arrays and numbers, so that DSD-Sim can compile these very lines.
+    num_todo: [sessions] tokens up to the end of each text, at least 1, the oldest turn first. Only arrays and numbers,
+    so that DSD-Sim can compile these very lines.
+    """
+    most_todo = (min(len(num_todo), max_rows) + 1) // 2  # with more a session does not join others
+    reader = -1
+    for i in range(len(num_todo)):
+        if num_todo[i] > most_todo and (reader < 0 or num_todo[i] < num_todo[reader]):
+            reader = i
+    turn = 0
+    while num_todo[turn] > most_todo and turn != reader:
+        turn += 1
+    return turn
 
-    A session joins with one token at a time while that takes at most half as many steps as sessions are ready. It then
-    costs one row in each of them, and a turn of its own costs the part of a step that rows share, about four rows.
+
+def form_step(num_todo: NDArray[np.int64], turn: int, max_rows: int, feed_tokens: int) -> NDArray[np.int64]:
+    """Tokens that each session feeds in the next step, which the session `turn` is in; 0: it is not in the step.
+
+    num_todo: as in `turn_of`. A session joins with one token at a time while that takes at most half as many steps as
+    sessions are ready. It then costs one row in each of them, and a turn of its own costs the part of a step that rows
+    share, about four rows.
     """
     fed = np.zeros_like(num_todo)
     num_ready = min(len(num_todo), max_rows)
     most_todo = (num_ready + 1) // 2
     num_rows = 0
-    if num_todo[0] <= most_todo:
+    if num_todo[turn] <= most_todo:
+        fed[turn] = num_rows = 1
         for i in range(len(num_todo)):
-            if num_todo[i] <= most_todo and num_rows < num_ready:
+            if i != turn and num_todo[i] <= most_todo and num_rows < num_ready:
                 fed[i] = 1
                 num_rows += 1
     if num_rows < 2:
-        fed[0] = min(num_todo[0], feed_tokens)
+        fed[turn] = min(num_todo[turn], feed_tokens)
     return fed
 
 

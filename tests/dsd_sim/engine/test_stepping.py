@@ -12,7 +12,7 @@ from dsd_sim.engine import draft_session, edge
 from dsd_sim.engine.pair_reports import SeenPairs
 from dsd_sim.engine.world import STEP
 from services.edge_drafter.sessions import DraftSessions
-from shared.policies.stepping import form_step
+from shared.policies.stepping import form_step, turn_of
 from shared.protocol.messages import MAX_WINDOW, NO_TOKENS, Sampling, Speculate, Speculation, TokenIds
 from tests.dsd_sim.builders import SLIDING, a_fleet, a_world, check_fates, stop_and_wait, tpot_ms
 from tests.fakes import FakeDraft
@@ -25,8 +25,10 @@ def test_the_compiled_rule_forms_the_steps_of_the_drafters_rule() -> None:
     for _ in range(500):
         num_todo = rng.choice([1, 1, 1, 2, 3, 4, 9, 200], rng.integers(1, 20))
         max_rows = int(rng.integers(1, 17))
-        expected = form_step(num_todo, max_rows, FEED)
-        np.testing.assert_array_equal(edge.form_step(num_todo, max_rows, FEED), expected)
+        turn = turn_of(num_todo, max_rows)
+        assert draft_session.turn_of(num_todo, max_rows) == turn
+        expected = form_step(num_todo, turn, max_rows, FEED)
+        np.testing.assert_array_equal(edge.form_step(num_todo, turn, max_rows, FEED), expected)
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 16])

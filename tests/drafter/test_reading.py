@@ -140,13 +140,20 @@ def test_a_text_that_parts_from_another_in_its_gap_takes_over_what_is_before_it(
 
 def test_a_session_that_has_read_further_than_a_gap_begins_does_not_take_it_over() -> None:
     readers, prompt = Readers(), text(11, 1500)
-    whole, _ = readers.ask(1, prompt), readers.ask(2, prompt)
-    while whole.state.computed < len(prompt):
-        first = next(slot for slot in readers if slot.state.wants_step)
-        readers.token_ms = 0.0 if first is whole else SLOW_MS
+    other = readers.ask(2, prompt)
+    readers.step()
+    assert other.gap == Gap(FIRST_READ, len(prompt) - LAST_READ)
+    other.state.steer(0, 1, True)
+    readers.token_ms = 0.0
+    whole = readers.ask(1, prompt)
+    while whole.state.computed <= FIRST_READ:
         readers.step()
+    whole.state.steer(0, 1, True)
+    other.state.steer(WINDOW, 1, True)
     readers.draft()
-    assert [slot.gap is not None for slot in sorted(readers, key=lambda slot: slot.state.session_id)] == [False, True]
+    whole.state.steer(WINDOW, 1, True)
+    readers.draft()
+    assert whole.gap is None
     assert guesses(whole) == answer(prompt, WINDOW)
 
 

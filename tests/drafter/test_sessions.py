@@ -67,13 +67,30 @@ def test_a_long_prompt_delays_other_sessions_by_one_chunk_at_most() -> None:
     table.start(2)
     table.start(3)
     assert [table.turn() for _ in range(7)] == [
-        {1: FEED},
         {2: 3},
         {3: 3},
         {1: FEED},
         {2: 1, 3: 1},
         {1: FEED},
         {2: 1, 3: 1},
+        {1: FEED},
+    ]
+
+
+def test_of_several_long_prompts_one_is_read_to_its_end_before_the_next() -> None:
+    table = Table()
+    for number in (1, 2):
+        table.start(number, prompt=tuple(range(number, number + 2 * FEED)))
+    table.start(3)
+    assert [table.turn() for _ in range(8)] == [
+        {3: 3},
+        {1: FEED},
+        {3: 1},
+        {1: FEED},
+        {2: FEED},
+        {3: 1, 1: 1},
+        {2: FEED},
+        {3: 1, 1: 1, 2: 1},
     ]
 
 

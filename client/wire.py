@@ -126,10 +126,10 @@ class DsdReport(msgspec.Struct, frozen=True):
     rejected: int
     late: int
     discarded: int
-    looked_up: int
     tokens_per_verdict: float
     ttft_ms: float | None
     tpot_ms: float | None
+    looked_up: int = 0
 
     @property
     def acceptance(self) -> float | None:

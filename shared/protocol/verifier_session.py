@@ -144,6 +144,7 @@ class VerifierSession:
             self.tokens, self.logprobs = theirs, KeptLogprobs()
             self.computed = min(self.computed, common, max(0, len(theirs) - 1))
         self.guesses.restart(self.length)
+        self.own_guesses.take(0)
         self.finish = self._finish_of(self.tokens[len(request.prompt_ids) :])
         self._count_wait(now)
         return is_same

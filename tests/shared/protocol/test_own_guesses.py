@@ -152,6 +152,13 @@ def test_another_text_is_looked_up_anew() -> None:
     assert begin(state).looked_up == NOTHING
 
 
+def test_a_new_term_has_none_of_the_old_one() -> None:
+    state = session()
+    state.look_up(4)
+    state.rebind(opening(lookup=False, term=2), 1.0)
+    assert begin(state).looked_up == NOTHING
+
+
 def test_guesses_behind_a_failed_pass_count_as_discarded() -> None:
     state = session()
     row = begin(state)

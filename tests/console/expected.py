@@ -145,6 +145,7 @@ def comparison(first: Told, second: Told) -> list[Cells]:
         cells("tokens per verdict", "tokens_per_verdict", first, second, ""),
         {"figure": "acceptance", "adaptive window": acceptance(first), "target only": acceptance(second), "gain": ""},
         {"figure": "guesses", "adaptive window": fates(first), "target only": "–", "gain": ""},
+        cells("looked up", "looked_up", first, second, ""),
         cells("window", "window", first, second, ""),
         {
             "figure": "served by",
@@ -210,7 +211,8 @@ def verdicts(told: Told) -> list[Cells]:
             "at": each["at_ms"],
             "tokens": each["num_tokens"],
             "accepted": each["num_accepted"],
-            "others are": each["own"] if each["num_tokens"] > each["num_accepted"] else "–",
+            "looked up": each["num_looked_up"],
+            "others are": each["own"] if each["num_tokens"] > each["num_accepted"] + each["num_looked_up"] else "–",
             "rejected": each["rejected"],
             "late": each["late"],
             "discarded": each["discarded"],
@@ -232,7 +234,8 @@ def squares(told: Told) -> Counter[str]:
     for each in told["verdicts"]:
         num = min(each["num_tokens"], 10)
         found["accepted"] += min(num, each["num_accepted"])
-        found[each["own"]] += max(0, num - each["num_accepted"])
+        found["lookup"] += min(max(0, num - each["num_accepted"]), each["num_looked_up"])
+        found[each["own"]] += max(0, num - each["num_accepted"] - each["num_looked_up"])
         room = 8
         for fate in ("late", "rejected", "discarded"):
             drawn = min(each[fate], room)

@@ -41,7 +41,11 @@ class VerifierSettings(ServiceSettings):
     prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in a pass with decoding ones")
     kv_tokens: int = Field(32768, ge=64, description="KV cache to reserve for sessions, in tokens")
     lookup_tokens: int = Field(
-        16, ge=0, le=MAX_WINDOW, description="Most guesses of a session in a pass that the verifier takes from its text"
+        16,
+        ge=0,
+        le=MAX_WINDOW,
+        description="The verifier adds guesses from the text up to so many of a session in a pass, the drafter's "
+        "included; 0: none",
     )
     max_sessions: int = Field(64, ge=1, description="Most open sessions")
     lease_s: float = Field(30.0, gt=0, description="A session is closed after its gateway was silent for this time")

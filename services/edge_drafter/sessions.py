@@ -180,8 +180,11 @@ class DraftSessions:
         ready[turn].leave_out(token_ms)
         num_todo[turn] = ready[turn].state.num_todo
         fed = form_step(num_todo, turn, self._model.max_rows, feed_tokens).tolist()
-        taken = [prefix if place == turn else None for place in range(len(ready))]
-        shares = [slot.begin_step(num, prefix) for slot, num, prefix in zip(ready, fed, taken, strict=True) if num]
+        shares = [
+            slot.begin_step(num, prefix if place == turn else None)
+            for place, (slot, num) in enumerate(zip(ready, fed, strict=True))
+            if num
+        ]
         for share in shares:
             session_id = share.slot.state.session_id
             self._slots[session_id] = self._slots.pop(session_id)

@@ -1,5 +1,5 @@
-"""What runs for a token in a gateway: with journal and traces off nothing of them, nor of its metrics. The bus counts
-each message (`benchmarks.profiling` has what that costs)."""
+"""What runs for a token in a gateway: with journal and traces off nothing of them, nor of its metrics, and never the
+session's driver. The bus counts each message (`benchmarks.profiling` has what that costs)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import prometheus_client
 import services.gateway
 from services.gateway import metrics, traces
 from services.gateway.inspector import journal
+from services.gateway.session.manager import LiveSession
 from shared.runtime import otel, tracing
 from tests.gateway.conftest import World, a_world
 from tests.gateway.http.test_http import CHAT, chat
@@ -21,18 +22,20 @@ from tests.gateway.session.test_failover import LONG
 INSPECTOR = str(Path(journal.__file__).parent)
 TOLD = (*(str(module.__file__) for module in (traces, tracing, otel, metrics)), INSPECTOR)
 LIBRARY, GATEWAY = (str(Path(str(package.__file__)).parent) for package in (prometheus_client, services.gateway))
+DRIVER = LiveSession._drive.__code__
 STILL = {"heartbeat_s": 20.0, "poll_after_s": 10.0, "session_timeout_s": 60.0}  # nothing runs by the clock meanwhile
 
 
 async def calls_of(world: World, num_tokens: int) -> tuple[Counter[str], int]:
     """Calls of the gateway into journal, traces and metrics on the event loop while an answer of so many tokens is
-    made, by function, and the number of its verdicts."""
+    made, by function, with the turns of the session's driver, and the number of its verdicts."""
     world.answer = LONG
     calls: Counter[str] = Counter()
 
     def count(frame: FrameType, event: str, arg: object) -> None:
         called, caller = (each.f_code.co_filename if each else "" for each in (frame, frame.f_back))
         is_counted = called.startswith(TOLD) or (called.startswith(LIBRARY) and caller.startswith(GATEWAY))
+        is_counted = is_counted or frame.f_code is DRIVER
         if event == "call" and is_counted:
             calls[f"{Path(called).stem} {frame.f_code.co_name}"] += 1
 

@@ -60,6 +60,13 @@ class Choices:
 
     async def pieces(self) -> AsyncGenerator[ChoicePiece, None]:
         """The pieces of all choices as they come; raises SessionFailed when a choice can't continue."""
+        if len(self.answers) == 1:  # the usual case, which needs neither task nor queue
+            async with aclosing(self.answers[0].pieces()) as pieces:
+                async for piece in pieces:
+                    yield ChoicePiece(0, piece)
+            await asyncio.sleep(0)  # the session's driver ends: nothing is left when the client has its answer
+            yield ChoicePiece(0, None)
+            return
         queue: asyncio.Queue[ChoicePiece | Exception] = asyncio.Queue(maxsize=len(self.answers))
         tasks = [asyncio.create_task(_follow(i, answer, queue)) for i, answer in enumerate(self.answers)]
         num_open = len(tasks)

@@ -93,12 +93,16 @@ async def streamed_response(
 
 
 class _ClientConnection:
-    """The client's end of a response."""
+    """The client's end of a response. One timer watches all writes: a stream has one for each token."""
 
     def __init__(self, request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
         self._request = request
         self._response = response
         self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._waits_since: float | None = None
+        self._is_stuck = False
+        self._watch = self._loop.call_later(timeout_s, self._look)
 
     async def write(self, data: bytes) -> None:
         if data:
@@ -115,11 +119,30 @@ class _ClientConnection:
 
     async def wait_for(self, writing: Awaitable[object]) -> None:
         """Raises ClientGone when the client has left or reads nothing for the timeout."""
+        self._waits_since = self._loop.time()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await writing
-        except (TimeoutError, ConnectionResetError) as error:
+            await writing
+        except ConnectionResetError as error:
             raise ClientGone from error
+        finally:
+            self._waits_since = None
+        if self._is_stuck:
+            raise ClientGone
+
+    def end(self) -> None:
+        """Watches no longer."""
+        self._watch.cancel()
+
+    def _look(self) -> None:
+        """Ends the connection when a write has waited for the timeout, else looks when one may have."""
+        now = self._loop.time()
+        due = (now if self._waits_since is None else self._waits_since) + self._timeout_s
+        if due > now:
+            self._watch = self._loop.call_at(due, self._look)
+        else:
+            self._is_stuck = True
+            if self._request.transport is not None:
+                self._request.transport.abort()  # which ends the waiting
 
 
 @asynccontextmanager
@@ -137,6 +160,8 @@ async def _client_of(
         log.info("client gone", path=request.path)
         if request.transport is not None:
             request.transport.abort()
+    finally:
+        client.end()
 
 
 async def _write_events(client: _ClientConnection, choices: Choices, writer: AnswerWriter, deadline: Deadline) -> None:

@@ -60,6 +60,7 @@ class LiveSession:
         self._sessions = sessions
         self._changed = asyncio.Event()  # for the driver
         self._news = asyncio.Event()  # for the owner
+        self._looks_at: float | None = None  # when a driver that waits for its timer looks at the session
         self._is_closed = False
         self._driver = asyncio.create_task(self._drive(), name=f"session {session.session_id}")
 
@@ -72,8 +73,11 @@ class LiveSession:
         return self._sessions.windows.window(self.session.drafter_id, self.session.verifier_id)
 
     def wake(self) -> None:
-        """The session's state has changed."""
-        self._changed.set()
+        """The session's state has changed. Most changes only put its timer off: the driver looks when it would have."""
+        due, looks_at = self.session.due, self._looks_at
+        is_sooner = due is not None and (looks_at is None or due < looks_at)
+        if is_sooner or self.session.next_send is not None:
+            self._changed.set()
         self._news.set()
 
     def close(self, num_tokens: int | None = None) -> None:
@@ -133,8 +137,8 @@ class LiveSession:
             self._news.set()
 
     async def _wait_for_change(self) -> None:
-        """Returns when the session's state has changed or its timer was due."""
-        due = self.session.due
+        """Returns when the session has a message, a sooner timer or an end, or its timer was due or put off."""
+        self._looks_at = due = self.session.due
         try:
             async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
                 await self._changed.wait()

@@ -23,6 +23,7 @@ class TokenBytes:
         added = tokenizer.get_added_tokens_decoder()
         self._hidden = {token_id: token.content for token_id, token in added.items() if token.special}
         self._shows_special = False
+        self._known: dict[int, bytes] = {}  # of tokens that have been asked for
         kinds = _decoder_kinds(tokenizer)
         self._byte_of = _byte_level_alphabet() if "ByteLevel" in kinds else {}
         self._has_byte_tokens = "ByteFallback" in kinds
@@ -34,7 +35,7 @@ class TokenBytes:
         if self._hidden.keys() <= (hidden := {n: text for n, text in self._hidden.items() if text not in texts}).keys():
             return self
         other = copy.copy(self)
-        other._hidden, other._shows_special = hidden, True
+        other._hidden, other._shows_special, other._known = hidden, True, {}
         return other
 
     def special_ids(self, texts: Collection[str]) -> dict[str, int]:
@@ -43,6 +44,12 @@ class TokenBytes:
 
     def of(self, token_id: int) -> bytes | None:
         """The bytes that the token adds behind other text; None for a special token, which has no text."""
+        known = self._known.get(token_id)
+        if known is None and (known := self._bytes_of(token_id)) is not None:  # never for ids beyond the tokenizer
+            self._known[token_id] = known
+        return known
+
+    def _bytes_of(self, token_id: int) -> bytes | None:
         piece = self.piece(token_id)
         if piece is None:
             return None

@@ -101,7 +101,6 @@ class _ClientConnection:
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._waits_since: float | None = None
-        self._is_stuck = False
         self._watch = self._loop.call_later(timeout_s, self._look)
 
     async def write(self, data: bytes) -> None:
@@ -115,6 +114,8 @@ class _ClientConnection:
             raise ClientGone
         transport.set_write_buffer_limits(0)  # so that `drain` waits for the last byte
         await self.wait_for(self._request.writer.drain())
+        if transport.is_closing():
+            raise ClientGone
         transport.set_write_buffer_limits()
 
     async def wait_for(self, writing: Awaitable[object]) -> None:
@@ -126,8 +127,6 @@ class _ClientConnection:
             raise ClientGone from error
         finally:
             self._waits_since = None
-        if self._is_stuck:
-            raise ClientGone
 
     def end(self) -> None:
         """Watches no longer."""
@@ -139,10 +138,8 @@ class _ClientConnection:
         due = (now if self._waits_since is None else self._waits_since) + self._timeout_s
         if due > now:
             self._watch = self._loop.call_at(due, self._look)
-        else:
-            self._is_stuck = True
-            if self._request.transport is not None:
-                self._request.transport.abort()  # which ends the waiting
+        elif self._request.transport is not None:
+            self._request.transport.abort()  # which ends the waiting; further writes fail
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from services.gateway.session.generation import Generation
 from services.gateway.session.session import Session
 from shared.protocol import subjects
 from shared.protocol.messages import Close, Open, Opened, Poll, Sampling, Verdict
-from tests.gateway.conftest import World, a_world, until
+from tests.gateway.conftest import WAIT_S, World, a_world, until
 from tests.gateway.fakes import MODEL, FakeVerifier
 from tests.gateway.fleet.test_peers import generation
 from tests.gateway.session.leaks import nothing_left
@@ -29,9 +29,11 @@ def drivers() -> list[asyncio.Task[object]]:
     return [task for task in asyncio.all_tasks() if task.get_name().startswith("session ")]
 
 
-def cut(world: World, verifier: FakeVerifier, kind: type[Opened] | type[Verdict]) -> None:
-    """Nothing of this kind reaches the gateway any more."""
-    world.network.cut(subjects.to("gateway", world.gateway.sessions.instance_id, kind, verifier.instance_id))
+def cut(world: World, verifier: FakeVerifier, kind: type[Opened] | type[Verdict]) -> str:
+    """Nothing of this kind reaches the gateway any more, until the network mends the returned subject."""
+    subject = subjects.to("gateway", world.gateway.sessions.instance_id, kind, verifier.instance_id)
+    world.network.cut(subject)
+    return subject
 
 
 @pytest.fixture
@@ -151,3 +153,19 @@ async def test_sessions_that_wait_are_woken_as_often_as_they_ask(world: World, m
         for owner in owners:
             owner.cancel()
         await asyncio.gather(*owners, return_exceptions=True)
+
+
+async def test_a_lost_verdict_is_asked_for_at_once_though_the_timer_was_put_off(folder: Path) -> None:
+    far = {"open_timeout_s": 2 * WAIT_S, "poll_after_s": 2 * WAIT_S, "session_timeout_s": 6 * WAIT_S}
+    async with a_world(folder, **far) as world:
+        world.answer = LONG
+        verifier = await world.verifier(pass_s=PASS_S)
+        async with world.gateway.sessions.live(order(max_tokens=100)) as live:
+            await until(lambda: live.session.num_tokens > 3)
+            verdicts = cut(world, verifier, Verdict)
+            await asyncio.sleep(5 * PASS_S)
+            world.network.mend(verdicts)
+            await until(lambda: live.session.phase == "over")
+            assert verifier.of(Poll)
+            text = [each.token_id async for some in live.tokens() for each in some]
+        assert text == world.script(order().prompt_ids)[:100]

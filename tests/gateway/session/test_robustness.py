@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 
 from services.gateway.inspector import recent
 from shared.protocol.messages import Close, Open
@@ -219,6 +220,19 @@ async def test_a_drain_lasts_until_a_slow_client_has_taken_its_answer(folder: Pa
                     taken += await loop.sock_recv(client, 4096)
                 await draining
         assert b"".join(re.findall(rb'"content":"(7+)"', taken)).decode() == world.answer
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_the_end_of_its_answer_counts_as_gone(folder: Path, stream: bool) -> None:
+    async with a_world(folder, client_timeout_s=0.3) as world:
+        await world.verifier(pass_s=0.0)
+        world.answer = "7" * 32  # 32 kB with logprobs, less than a write waits for
+        body = chat(logprobs=True, top_logprobs=20, stream=stream)
+        with structlog.testing.capture_logs() as logged:
+            async with nothing_left(world), slow_reader(world, body):
+                await until(lambda: has_unsent(world))
+                await until(lambda: not world.client.server.runner.server.connections)
+    assert [event["event"] for event in logged].count("client gone") == 1
 
 
 async def test_a_whole_answer_that_its_client_does_not_take_ends_with_the_deadline(folder: Path) -> None:

@@ -45,6 +45,12 @@ def test_ids_beyond_the_tokenizer_show_nothing() -> None:
     assert TokenBytes(TOKENIZER).name(5000, None) == "<5000>"
 
 
+def test_a_table_that_shows_a_special_token_leaves_the_other_as_it_was() -> None:
+    table = TokenBytes(TOKENIZER)
+    assert table.showing(["<|endoftext|>"]).of(0) == b"<|endoftext|>"
+    assert table.of(0) is None
+
+
 @pytest.mark.parametrize(
     ("token_ids", "text", "expected"),
     [

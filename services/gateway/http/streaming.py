@@ -114,8 +114,6 @@ class _ClientConnection:
             raise ClientGone
         transport.set_write_buffer_limits(0)  # so that `drain` waits for the last byte
         await self.wait_for(self._request.writer.drain())
-        if transport.is_closing():
-            raise ClientGone
         transport.set_write_buffer_limits()
 
     async def wait_for(self, writing: Awaitable[object]) -> None:
@@ -139,7 +137,8 @@ class _ClientConnection:
         if due > now:
             self._watch = self._loop.call_at(due, self._look)
         elif self._request.transport is not None:
-            self._request.transport.abort()  # which ends the waiting; further writes fail
+            log.info("client gone", path=self._request.path)
+            self._request.transport.abort()  # which cancels the handler
 
 
 @asynccontextmanager

@@ -117,7 +117,7 @@ class _ClientConnection:
         transport.set_write_buffer_limits()
 
     async def wait_for(self, writing: Awaitable[object]) -> None:
-        """Raises ClientGone when the client has left or reads nothing for the timeout."""
+        """Raises ClientGone when the client has left. `_look` ends a connection that reads nothing for the timeout."""
         self._waits_since = self._loop.time()
         try:
             await writing

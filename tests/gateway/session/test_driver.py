@@ -149,7 +149,7 @@ async def test_sessions_that_wait_are_woken_as_often_as_they_ask(world: World, m
     async with nothing_left(world):
         owners = [asyncio.create_task(wait(number)) for number in range(num)]
         await until(lambda: len(verifier.of(Open)) >= 3 * num)
-        assert num_calls <= 1.5 * len(verifier.of(Open))
+        assert num_calls <= 2 * len(verifier.of(Open)), "a look for the try, and one that finds it put off"
         for owner in owners:
             owner.cancel()
         await asyncio.gather(*owners, return_exceptions=True)

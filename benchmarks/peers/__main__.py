@@ -10,7 +10,7 @@ import asyncio
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import msgspec
 import typer
@@ -26,7 +26,7 @@ from benchmarks.peers.prompts import prompts_of
 from benchmarks.peers.report import markdown, read_causes
 from benchmarks.peers.results import read_cell
 from benchmarks.peers.serving import has_distilled, has_room
-from benchmarks.peers.systems import ALL_GIB, LLAMA, LLAMA_DRAFT, Choice, DsdCores, System, systems
+from benchmarks.peers.systems import ALL_GIB, LLAMA, LLAMA_DRAFT, Choice, System, systems
 from services.gateway.text.tokenizer import load_tokenizer
 from services.local.engine import EngineRefused
 from shared.runtime.home import default_models_dir, home
@@ -84,9 +84,6 @@ def main(
     budget_min: Annotated[float, typer.Option(min=1, help="Total minutes.")] = 150,
     only: Annotated[list[str] | None, typer.Option(help="Only this cell; repeat it.")] = None,
     system: Annotated[list[str] | None, typer.Option(help="Only this system; repeat it. Needs --folder.")] = None,
-    dsd_cores: Annotated[
-        str, typer.Option(help="How DSD uses the cores: split (verifier and drafter have one each) or both.")
-    ] = "split",
     vllm_python: Annotated[
         Path | None, typer.Option(help="Python that has vLLM.", show_default=".venv-vllm/bin/python")
     ] = None,
@@ -96,12 +93,10 @@ def main(
 ) -> None:
     """Compares DSD with its peers cell by cell. Finished cells are kept."""
     exit_on_signals()
-    if dsd_cores not in get_args(DsdCores):
-        raise typer.BadParameter(f"--dsd-cores must be {' or '.join(get_args(DsdCores))}")
     if (system or busy) and folder == FOLDER:
         raise typer.BadParameter("--system and --busy need --folder, so that trials do not replace the report")
     models = default_models_dir()
-    choice = Choice(cast(DsdCores, dsd_cores), has_distilled(models), bool(system) or has_room(), fast_dtype())
+    choice = Choice(has_distilled(models), bool(system) or has_room(), fast_dtype())
     asked, plan = among(systems(choice), system or []), full_plan()
     todo = chosen(plan, only or [])
     if show_plan:

@@ -226,13 +226,11 @@ def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int
             "VLLM_CPU_KVCACHE_SPACE": vllm_server.KV_GIB,
             "DSD_PREFILL_CHUNK": PREFILL_CHUNK,
         }
-    is_split = start.choice.dsd_cores == "split"
+    is_split = engine == "torch" or rtt_ms > 0
     return CellPlan(
         start.models,
         link=LinkConditions.of_round_trip(rtt_ms),
         is_pinned=is_split,
-        verifier_threads=1 if is_split else 2,
-        prefill_threads=2 if is_split and engine == "vllm" else 0,
         env=env,
         api_keys=tuple(new_key() for _ in range(NUM_KEYS)),
         drafts=tuple(drafts),

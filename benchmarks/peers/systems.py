@@ -18,7 +18,6 @@ TORCH_PLAIN, TORCH_INT8, TORCH_DISTILLED = (f"DSD, {way}" for way in ("target-on
 ON_VLLM_PLAIN, ON_VLLM_INT8, ON_VLLM_DISTILLED = (f"DSD on vLLM, {way}" for way in ("target-only", "int8", "distilled"))
 
 Engine = Literal["torch", "vllm"]
-DsdCores = Literal["split", "both"]
 Dtype = Literal["bfloat16", "float32"]
 
 ALL_GIB = 26  # of memory that all systems need at once, in float32; five of them are servers of vLLM
@@ -26,12 +25,13 @@ ALL_GIB = 26  # of memory that all systems need at once, in float32; five of the
 TWO_THREADS = "two threads for the model; its server and the client beside them"
 ASIDE = "one thread for the model on one core; its server, scheduler and the client on the other"
 SPLIT = "verifier: one thread on one core; drafter (one thread), gateway, NATS, controller, client on the other"
-WIDE = "passes of 64 tokens or more have two threads; prompts take what is left of a pass (prefill_chunk 256)"
-DSD_CORES: dict[DsdCores, dict[Engine, str]] = {
-    "split": {"torch": SPLIT, "vllm": f"{SPLIT}; {WIDE}"},
-    "both": dict.fromkeys(
-        ("torch", "vllm"), "verifier: two threads; drafter (one thread), gateway, NATS, controller, client beside them"
-    ),
+SHARED = (
+    "verifier: two threads; gateway, NATS, controller and client beside them, drafter (one thread) where a core is idle"
+)
+DSD_CORES: dict[Engine, str] = {
+    "torch": SPLIT,
+    "vllm": f"{SHARED}; at RTT 30 and 100 ms the verifier has one core, the drafter and all else the other, since so "
+    "far away it has a machine of its own; prompts take what is left of a pass (prefill_chunk 256)",
 }
 
 
@@ -65,7 +65,6 @@ class System:
 class Choice:
     """What is fixed before a run."""
 
-    dsd_cores: DsdCores = "split"
     has_distilled: bool = True  # the distilled draft was made on this machine
     has_room: bool = True  # the memory holds all systems at once
     dtype: Dtype = "bfloat16"  # in which frameworks compute
@@ -73,7 +72,6 @@ class Choice:
 
 def systems(choice: Choice) -> list[System]:
     """All that can run."""
-    ours = DSD_CORES[choice.dsd_cores]
     found = [
         System(LLAMA),
         System(LLAMA_DRAFT, f"{TWO_THREADS}; the draft has the same two threads, in turn", LLAMA),
@@ -82,12 +80,12 @@ def systems(choice: Choice) -> list[System]:
         System(VLLM_NGRAM, ASIDE, VLLM_ONE),
         System(VLLM_DRAFT, ASIDE, VLLM_ONE, is_counted=False),
         System(TRANSFORMERS),
-        System(TORCH_PLAIN, ours["torch"]),
-        System(TORCH_INT8, ours["torch"], TORCH_PLAIN),
-        System(TORCH_DISTILLED, ours["torch"], TORCH_PLAIN),
-        System(ON_VLLM_PLAIN, ours["vllm"]),
-        System(ON_VLLM_INT8, ours["vllm"], ON_VLLM_PLAIN),
-        System(ON_VLLM_DISTILLED, ours["vllm"], ON_VLLM_PLAIN),
+        System(TORCH_PLAIN, DSD_CORES["torch"]),
+        System(TORCH_INT8, DSD_CORES["torch"], TORCH_PLAIN),
+        System(TORCH_DISTILLED, DSD_CORES["torch"], TORCH_PLAIN),
+        System(ON_VLLM_PLAIN, DSD_CORES["vllm"]),
+        System(ON_VLLM_INT8, DSD_CORES["vllm"], ON_VLLM_PLAIN),
+        System(ON_VLLM_DISTILLED, DSD_CORES["vllm"], ON_VLLM_PLAIN),
     ]
     found = [each for each in found if choice.has_distilled or "distilled" not in each.name]
     return [each for each in found if choice.has_room or each.is_counted]

@@ -45,6 +45,15 @@ class Outcome:
     elapsed_ms: float
 
 
+def engine_thread() -> ThreadPoolExecutor:
+    """One thread, to load an engine and to compute in.
+
+    OpenMP gives each thread that computes workers of its own. GNU's lets none spin once they are more than the cores:
+    then each product of a pass waits until they are woken up.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+
 class VerifyLoop:
     """Runs passes while any session is ready, and waits for `wake` otherwise."""
 
@@ -58,7 +67,9 @@ class VerifyLoop:
         answer: Callable[[SessionSlot, Verdict], None],
         fail: Callable[[SessionSlot], None],
         max_looked_up: int = 0,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
+        """thread: in which the engine was loaded (`engine_thread`)."""
         self._engine = engine
         self._table = table
         self._batcher = batcher
@@ -70,7 +81,7 @@ class VerifyLoop:
         self._num_failures = 0  # since the last computed row
         self._failed_ids: set[str] = set()
         self._ready = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._executor = thread or engine_thread()
         self.token_budget = batcher.token_budget
         self.pass_ms = 0.0
         self.batch = 0

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import structlog
 from msgspec import structs
 
 from services.cloud_verifier.engine import Engine
-from services.cloud_verifier.loop import VerifyLoop
+from services.cloud_verifier.loop import VerifyLoop, engine_thread
 from services.cloud_verifier.metrics import VerifierMetrics
 from services.cloud_verifier.sessions import SessionSlot, SessionTable
 from services.cloud_verifier.settings import VerifierSettings
@@ -49,15 +50,16 @@ LoadEngine: TypeAlias = Callable[[VerifierSettings], Engine[Any]]
 
 
 def run(settings: VerifierSettings, load_engine: LoadEngine) -> None:
-    """Runs a verifier process until SIGTERM. `load_engine` runs in a thread and may block."""
+    """Runs a verifier process until SIGTERM. `load_engine` runs in the engine's thread and may block."""
     loaded: list[Engine[Any]] = []
+    thread = engine_thread()
 
     async def start(context: Context) -> Verifier:
-        engine = await asyncio.to_thread(load_engine, settings)
+        engine = await asyncio.get_running_loop().run_in_executor(thread, load_engine, settings)
         loaded.append(engine)
         metrics = VerifierMetrics(context.registry)
         traces = VerifierTraces(context.tracing)
-        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics, traces)
+        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics, traces, thread)
         await verifier.loop.warm_up()
         return verifier
 
@@ -83,7 +85,9 @@ class Verifier:
         bus: Bus,
         metrics: VerifierMetrics,
         traces: VerifierTraces | None = None,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
+        """thread: in which the engine was loaded."""
         self.instance_id = instance_id
         self._settings = settings
         self.engine = engine
@@ -95,7 +99,7 @@ class Verifier:
         lease_ms = settings.lease_s * 1e3
         self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused, self._send_opened)
         self.loop = VerifyLoop(
-            engine, self.table, batcher, self._cost, metrics, self._answer, self._fail, settings.lookup_tokens
+            engine, self.table, batcher, self._cost, metrics, self._answer, self._fail, settings.lookup_tokens, thread
         )
         self._outbox = Outbox(bus)
         self._compiling: CompileQueue[Open] = CompileQueue(

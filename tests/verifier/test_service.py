@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 
 import pytest
 from msgspec import structs
+from prometheus_client import CollectorRegistry
 
+from services.cloud_verifier import service
+from services.cloud_verifier.engine import StepTime
 from services.cloud_verifier.loop import MAX_FAILURES
-from services.cloud_verifier.service import now_ms
+from services.cloud_verifier.service import Verifier, now_ms
+from services.cloud_verifier.settings import VerifierSettings
+from services.cloud_verifier.torch_engine.engine import TorchEngine
+from shared.bus.memory_bus import MemoryNetwork
 from shared.policies.kv_cache import KV_AHEAD, KV_STEP, likely_kv_tokens
 from shared.protocol.messages import (
     NO_TOKENS,
@@ -25,13 +32,41 @@ from shared.protocol.messages import (
     Verdict,
 )
 from shared.protocol.subjects import new_session_id
+from shared.runtime.health import Health
 from shared.runtime.machine import machine_id
-from tests.fakes import FakeCache, answer, wrong
+from shared.service import Context
+from tests.fakes import FakeCache, FakeTarget, answer, fake_engine, wrong
 from tests.peers import until
 from tests.plugins.networks import Network
 from tests.verifier.conftest import PROMPT, Start, World, running
 
 pytestmark = pytest.mark.timeout(60)
+
+
+def test_the_engine_computes_in_the_thread_that_has_loaded_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noted() -> list[StepTime]:
+        threads.append(threading.get_ident())
+        return []
+
+    def load(_: VerifierSettings) -> TorchEngine:
+        engine = fake_engine(FakeTarget())
+        monkeypatch.setattr(engine, "warm_up", noted)
+        noted()
+        return engine
+
+    def run_service(_: str, __: VerifierSettings, start: Callable[[Context], Coroutine[None, None, Verifier]]) -> None:
+        async def run() -> None:
+            registry = CollectorRegistry()
+            await start(Context("verifier.1", MemoryNetwork().connect(), registry, Health(CollectorRegistry())))
+
+        asyncio.run(run())
+
+    monkeypatch.setattr(service, "run_service", run_service)
+    service.run(VerifierSettings(target="fake"), load)
+    assert threads == [threads[0]] * 2
+    assert threads[0] != threading.get_ident()
 
 
 async def test_without_a_drafter_the_text_is_the_targets_with_the_sessions_own_sampling(world: World) -> None:

@@ -43,11 +43,12 @@ def test_short_prompts_have_about_their_length(default_models: Path) -> None:
     assert 0.7 * SHORT < sum(lengths) / len(lengths) < 1.3 * SHORT
 
 
-def test_dsd_has_a_core_for_the_verifier_or_both(tmp_path: Path) -> None:
-    split = dsd_plan(starting(tmp_path, tmp_path), "torch", ["int8"], rtt_ms=30)
-    both = dsd_plan(Starting(tmp_path, VerifierEngine(), Choice("both"), tmp_path, print), "torch", ["int8"], rtt_ms=0)
-    assert (split.is_pinned, split.verifier_threads, split.link.delay_ms) == (True, 1, 15)
-    assert (both.is_pinned, both.verifier_threads, both.has_relay) == (False, 2, False)
+def test_passes_on_vllm_have_both_cores_unless_the_drafter_is_far_away(tmp_path: Path) -> None:
+    start = starting(tmp_path, tmp_path)
+    near, far = (dsd_plan(start, "vllm", ["int8"], rtt_ms) for rtt_ms in (0, 30))
+    assert (near.is_pinned, near.has_relay) == (False, False)
+    assert (far.is_pinned, far.link.delay_ms) == (True, 15)
+    assert dsd_plan(start, "torch", ["int8"], rtt_ms=0).is_pinned
 
 
 @pytest.mark.parametrize("is_enough", [True, False])

@@ -50,8 +50,7 @@ class PassByPass(SessionTable):
     def begin_pass(self) -> list[PassShare]:
         """Freezes the rows of a pass over what is ready."""
         for slot in self:
-            if slot.state.ready:
-                slot.state.look_up(MAX_LOOKED_UP)
+            slot.state.look_up(MAX_LOOKED_UP, self.now)
         self.prepare_pass()
         slots = self.ready()
         candidates = [

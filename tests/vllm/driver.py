@@ -59,8 +59,7 @@ class Driver(SessionTable):
     def run_pass(self) -> int:
         """Computes one pass over what is ready. Returns the number of sessions that got tokens."""
         for slot in self:
-            if slot.state.ready:
-                slot.state.look_up(MAX_LOOKED_UP)
+            slot.state.look_up(MAX_LOOKED_UP, 0.0)
         slots = self.ready()
         candidates = [BatchCandidate(slot.state.num_todo, _chances(slot), slot.state.computed, 1.0) for slot in slots]
         shares = self.batcher.form(candidates)

@@ -142,11 +142,11 @@ class VerifyLoop:
         return min(1.0, self.queue_tokens / self.token_budget)
 
     def _collect(self) -> list[PassShare]:
-        now = time.monotonic() * 1e3
         for slot in self._table:
-            slot.state.look_up(self._max_looked_up, now)
+            if slot.state.ready:
+                slot.state.look_up(self._max_looked_up)
         self._table.prepare_pass()
-        slots = self._table.ready()
+        slots, now = self._table.ready(), time.monotonic() * 1e3
         candidates = [
             BatchCandidate(
                 num_todo=slot.state.num_todo,

@@ -122,11 +122,6 @@ class OwnGuesses:
     chances: LookupChances = field(default_factory=LookupChances)
     _text: TextLookup = field(default_factory=TextLookup)
 
-    @property
-    def are_likely(self) -> bool:
-        """Whether the first one is likelier right than not."""
-        return bool(self.ready.token_ids) and self.chances.survival(self.ready.first(1), 1.0)[0] > 0.5
-
     def forget_text(self) -> None:
         self.ready, self._text = NOTHING, TextLookup()
 

@@ -99,10 +99,10 @@ class VerifierSession:
 
     @property
     def draws(self) -> bool:
-        """Whether the next pass may draw: the session runs free, has a guess of its drafter or a likely one of its own
-        to verify, or has text to compute, whose last token yields a draw at no cost. The first pass always may."""
+        """Whether the next pass may draw: the session runs free, has a guess to verify, or has text to compute, whose
+        last token yields a draw at no cost. The first pass always may."""
         is_free = self._free_run or self._waited_ms >= self._most_waited_ms or self.drafter_id is None
-        return is_free or bool(self.guesses.pending) or self.own_guesses.are_likely or not self._decodes
+        return is_free or bool(self.guesses.pending) or not self._decodes
 
     @property
     def _decodes(self) -> bool:
@@ -213,12 +213,10 @@ class VerifierSession:
 
     # --- passes ----------------------------------------------------------------------------------------------------
 
-    def look_up(self, most: int, now: float) -> None:
-        """Makes guesses of its own for the next pass, as many as make `most` with the drafter's. For sessions that are
-        ready or wait for guesses."""
-        if self.request.lookup and (self.ready or self._waits_since is not None):
+    def look_up(self, most: int) -> None:
+        """Makes guesses of its own for the next pass, as many as make `most` with the drafter's."""
+        if self.request.lookup:
             self.own_guesses.look_up(self.tokens, self.guesses.pending, most, self.request.stop_ids)
-            self._count_wait(now)
 
     @property
     def chances(self) -> list[float]:

@@ -199,7 +199,7 @@ class FakeVerifier(Peer):
                 self._pass(session)
 
     def _pass(self, session: VerifierSession) -> None:
-        session.look_up(self.max_looked_up, now_ms())
+        session.look_up(self.max_looked_up)
         row = session.begin_pass(CONTEXT, 8)
         request = session.request
         text = self.by_seed.get(request.sampling.seed) or self.script(request.prompt_ids)

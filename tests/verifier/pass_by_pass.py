@@ -50,7 +50,8 @@ class PassByPass(SessionTable):
     def begin_pass(self) -> list[PassShare]:
         """Freezes the rows of a pass over what is ready."""
         for slot in self:
-            slot.state.look_up(MAX_LOOKED_UP, self.now)
+            if slot.state.ready:
+                slot.state.look_up(MAX_LOOKED_UP)
         self.prepare_pass()
         slots = self.ready()
         candidates = [

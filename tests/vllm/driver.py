@@ -59,7 +59,8 @@ class Driver(SessionTable):
     def run_pass(self) -> int:
         """Computes one pass over what is ready. Returns the number of sessions that got tokens."""
         for slot in self:
-            slot.state.look_up(MAX_LOOKED_UP, 0.0)
+            if slot.state.ready:
+                slot.state.look_up(MAX_LOOKED_UP)
         slots = self.ready()
         candidates = [BatchCandidate(slot.state.num_todo, _chances(slot), slot.state.computed, 1.0) for slot in slots]
         shares = self.batcher.form(candidates)

@@ -185,10 +185,9 @@ class World:
 
     def compute(self, verifier_id: str) -> None:
         session = self.verifier_sessions.get(verifier_id)
-        if session is not None:
-            session.look_up(self.max_looked_up, self.now)
         if session is None or not session.ready:
             return
+        session.look_up(self.max_looked_up)
         row = session.begin_pass(self.prefill_chunk + self.rng.randrange(6), self.rng.randrange(9))
         self.feed(session, session.tokens, row.start, row.fed_ids)
         draws, text = [], list(session.tokens)

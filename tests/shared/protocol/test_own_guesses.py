@@ -27,7 +27,7 @@ def draft(base: int, *ids: int) -> Draft:
 
 
 def begin(state: VerifierSession, most: int = 4, max_guesses: int = 64) -> PassRow:
-    state.look_up(most, 1.0)
+    state.look_up(most)
     return state.begin_pass(64, max_guesses)
 
 
@@ -133,13 +133,13 @@ def test_the_answer_ends_at_its_limit_and_at_a_stop_token() -> None:
 def test_the_context_has_room_for_them() -> None:
     state = session()
     assert state.reach == len(PROMPT) + 1
-    state.look_up(4, 1.0)
+    state.look_up(4)
     assert state.reach == len(PROMPT) + 5
 
 
 def test_a_pass_over_a_part_of_the_prompt_has_none_and_forgets_them() -> None:
     state = session()
-    state.look_up(4, 1.0)
+    state.look_up(4)
     row = state.begin_pass(3, 64)
     assert (row.fed_ids, row.num_draws, row.looked_up) == (PROMPT[:3], 0, NOTHING)
     assert state.reach == len(PROMPT) + 1
@@ -147,14 +147,14 @@ def test_a_pass_over_a_part_of_the_prompt_has_none_and_forgets_them() -> None:
 
 def test_another_text_is_looked_up_anew() -> None:
     state = session()
-    state.look_up(4, 1.0)
+    state.look_up(4)
     state.rebind(opening(term=2, prompt_ids=TokenIds((1, 2, 3, 7, 8))), 1.0)
     assert begin(state).looked_up == NOTHING
 
 
 def test_a_new_term_has_none_of_the_old_one() -> None:
     state = session()
-    state.look_up(4, 1.0)
+    state.look_up(4)
     state.rebind(opening(lookup=False, term=2), 1.0)
     assert begin(state).looked_up == NOTHING
 
@@ -174,11 +174,11 @@ def test_guesses_of_a_pass_that_drew_nothing_count_as_discarded() -> None:
 
 def test_their_chances_stand_behind_those_of_the_drafters_guesses() -> None:
     state = session()
-    state.look_up(2, 1.0)
+    state.look_up(2)
     (first, second) = state.chances
     assert 1 > first > second > 0
     state.on_draft(draft(8, 9), 0.0)
-    state.look_up(3, 1.0)
+    state.look_up(3)
     assert state.chances[0] == pytest.approx(0.7)  # of a session's first guess
     own = LookupChances().survival(state.own_guesses.ready, 1.0)
     assert state.chances[1:] == pytest.approx([0.7 * each for each in own])
@@ -186,46 +186,13 @@ def test_their_chances_stand_behind_those_of_the_drafters_guesses() -> None:
 
 def test_a_wrong_guess_lowers_the_chances_of_its_match_in_this_session_alone() -> None:
     state = session()
-    state.look_up(1, 1.0)
+    state.look_up(1)
     before = state.chances
     end(state, state.begin_pass(64, 64), 7, 8)
     end(state, state.begin_pass(64, 64), 8)  # the text ends with the same pair again
-    state.look_up(1, 1.0)
+    state.look_up(1)
     assert state.own_guesses.ready.match == 2
     assert state.chances[0] < before[0]
     other = session()
-    other.look_up(1, 1.0)
+    other.look_up(1)
     assert other.chances == before
-
-
-def waiting(state: VerifierSession) -> VerifierSession:
-    """The session after its first pass, behind a drafter that wants it to wait for its guesses."""
-    state.on_draft(Draft(SESSION, 1, 0, len(PROMPT), TokenIds((9,)), False, 1.0), 0.0)
-    end(state, state.begin_pass(64, 64), 9, 4)
-    return state
-
-
-def test_a_session_that_waits_for_its_drafter_goes_on_with_likely_guesses_of_its_own() -> None:
-    state = waiting(session())
-    assert not state.ready
-    row = begin(state)
-    assert row.looked_up.token_ids == (5, 6, 7, 8)
-    end(state, row, 5, 6, 7, 8, 9)
-    assert state.expire_drafter(1e6, 1e9) is False
-
-
-def test_a_session_that_waits_for_its_drafter_does_not_go_on_with_unlikely_guesses() -> None:
-    state = waiting(session())
-    for _ in range(60):
-        state.own_guesses.chances.observe(4, 0, is_wrong=True)
-    state.look_up(4, 1.0)
-    assert state.own_guesses.ready.match == 4
-    assert not state.ready
-
-
-def test_passes_over_its_own_guesses_do_not_count_as_waiting() -> None:
-    state = waiting(session())
-    row = begin(state)
-    assert state.expire_drafter(5_000.0, 4_000.0) is False
-    end(state, row, 5, 1)
-    assert not state.ready, "the pass took 5 s, and it does not wait any more"

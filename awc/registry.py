@@ -7,12 +7,11 @@ that do not lower the window to 0 by themselves. A name `module:Class` is a poli
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from awc.estimators.sliding import PRICE
 from awc.plugins import BadPolicy, is_plugin, load_plugin
-from awc.policies.adaptive import AdaptivePolicy, takes_turns
+from awc.policies.adaptive import AdaptivePolicy
 from awc.policies.closed_form import ClosedFormPolicy
 from awc.policies.confidence import ConfidencePolicy
 from awc.policies.delay_bandit import DelayBanditPolicy
@@ -34,8 +33,7 @@ def _pausing(kind: Callable[..., WindowPolicy]) -> Callable[..., WindowPolicy]:
 
 
 def _adaptive(start: WindowChoice, price: float = PRICE, **options: Any) -> WindowPolicy:
-    active = AdaptivePolicy(start, price, **options)
-    return PausingPolicy(active, price=price, takes_turns=partial(takes_turns, start))
+    return PausingPolicy(AdaptivePolicy(start, price, **options), price=price)
 
 
 POLICIES: dict[str, Callable[..., WindowPolicy]] = {

@@ -9,11 +9,7 @@
 
 A session has free run. Own work; the pipeline is the bandwidth-delay product of TCP.
 
-A start without free run says that passes leave no core to drafters of their machine. A lone session there takes turns
-with the target (estimators/turns.py).
-
-Invariant: the window is LEAST to MAX_WINDOW once a pair is measured, 1 or more in turns. It changes only by more than
-NEAR, and with free run.
+Invariant: the window is LEAST to MAX_WINDOW once a pair is measured, and changes only by more than NEAR.
 """
 
 from __future__ import annotations
@@ -23,7 +19,6 @@ from typing import ClassVar
 
 from awc.estimators.acceptance import CusumAcceptance
 from awc.estimators.sliding import PRICE, guesses_in_flight, is_measured, num_bought, paying_depth
-from awc.estimators.turns import turn
 from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import WindowChoice
 from shared.protocol.messages import MAX_WINDOW, PairReport
@@ -71,21 +66,10 @@ class AdaptivePair:
             return self._choice
         rate = self._acceptance.rate_with(PRIOR_RATE, PRIOR_NUM)
         chunk = max(self._policy.start.chunk, 1)
-        if takes_turns(self._policy.start, seen):
-            return self._changed(WindowChoice(window := turn(rate, seen), window, free_run=False))
         pipeline = guesses_in_flight(seen, num_bought(rate, seen, cost.per_token_ms), chunk)
         depth = paying_depth(rate, seen, self._least)
         window = int(max(min(pipeline, depth, MAX_WINDOW), LEAST))
-        return self._changed(WindowChoice(window, min(chunk, window), free_run=True))
-
-    def _changed(self, choice: WindowChoice) -> WindowChoice:
-        """The choice from now on: this one if it differs enough."""
-        is_near = abs(choice.window - self._choice.window) <= NEAR * self._choice.window
-        if self._is_start or not is_near or choice.free_run != self._choice.free_run:
-            self._choice, self._is_start = choice, False
+        if self._is_start or abs(window - self._choice.window) > NEAR * self._choice.window:
+            self._choice = WindowChoice(window, min(chunk, window), free_run=True)
+            self._is_start = False
         return self._choice
-
-
-def takes_turns(start: WindowChoice, seen: PairReport) -> bool:
-    """Whether draft and target of a pair take turns."""
-    return not start.free_run and seen.shares_machine and seen.num_sessions == 1

@@ -20,13 +20,12 @@ never counted against it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from awc.estimators.acceptance import CusumAcceptance
 from awc.estimators.sliding import PRICE, is_measured, net_gain
-from awc.estimators.turns import turn_gain
 from awc.estimators.verifier_cost import PerVerifier, VerifierCostLine
 from awc.policy import PairControl, WindowChoice, WindowPolicy, decide_all
 from shared.protocol.messages import MAX_WINDOW, PairReport
@@ -78,10 +77,6 @@ class PauseSettings:
         return -(-self.compared // 3)
 
 
-def never(_: PairReport) -> bool:
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class PausingPolicy:
     """Pauses pairs of another policy while they gain nothing by drafting (back-off of Nightjar, arXiv 2512.22420)."""
@@ -89,7 +84,6 @@ class PausingPolicy:
     active: WindowPolicy
     settings: PauseSettings = field(default_factory=PauseSettings)
     price: float = PRICE
-    takes_turns: Callable[[PairReport], bool] = never  # whether draft and target of a pair do, which has its own gain
     costs: PerVerifier[VerifierCostLine] = field(default_factory=PerVerifier, init=False, repr=False, compare=False)
 
     @property
@@ -138,7 +132,7 @@ class PausingPair:
     def __init__(self, active: PairControl, policy: PausingPolicy) -> None:
         self.active = active
         settings = self._settings = policy.settings
-        self._price, self._costs, self._takes_turns = policy.price, policy.costs, policy.takes_turns
+        self._price, self._costs = policy.price, policy.costs
         self._cost: VerifierCostLine | None = None  # before the first report
         self._acceptance = CusumAcceptance(HALF_LIFE)
         self._is_paused = False
@@ -225,8 +219,6 @@ class PausingPair:
 
     def _gain(self, acceptance: float, seen: PairReport, window: int) -> float:
         assert self._cost is not None  # made with the first report
-        if self._takes_turns(seen):
-            return turn_gain(acceptance, seen, self._price, self._cost)
         return net_gain(acceptance, seen, window, self._price, self._cost)
 
     def _pause(self, length: int) -> None:

@@ -122,8 +122,6 @@ class CellPlan:
             env |= {"DSD_NUM_THREADS": str(num_threads)} if num_threads else {}
         if kind == DRAFTER:
             env |= {"DSD_NATS_URL": relay_url}
-        if kind == CONTROLLER and self.is_pinned:  # passes leave drafters their core
-            env.pop("DSD_FREE_RUN", None)
         if self.standin is not None:
             env |= {"DSD_MODEL_NAME": MODEL_NAME}
             if kind in self.standin.names:

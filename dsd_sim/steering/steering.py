@@ -37,10 +37,8 @@ class CompiledSteering:
 
     @classmethod
     def of(cls, policy: WindowPolicy, num_devices: int, num_nodes: int) -> CompiledSteering | None:
-        """None for a policy that is not compiled: another one, or one whose draft and target may take turns."""
+        """None for a policy that is not compiled."""
         if type(policy) is not PausingPolicy or type(policy.active) is not AdaptivePolicy:
-            return None
-        if not policy.active.start.free_run:
             return None
         return cls(policy, policy.active, num_devices, num_nodes) if num_nodes <= MAX_VERIFIERS else None
 

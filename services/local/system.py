@@ -67,12 +67,6 @@ class SystemPlan:
             num_left = max(num_left, min(2, num_cores()))
         return max(1, num_left // self.num_verifiers)
 
-    @property
-    def leaves_cores(self) -> bool:
-        """Whether drafters need not wait for passes to end: on the built-in engine they don't give way."""
-        num_used = self.verifier_threads * self.num_verifiers
-        return self.engine.name is EngineName.TORCH or num_used + len(self.pair.drafts) <= num_cores()
-
 
 def num_cores() -> int:
     """Cores that this process may use."""
@@ -110,9 +104,8 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
     if plan.engine.name is EngineName.VLLM:
         threads |= {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", BRIEF_SPIN)}
     drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]
-    controller = {} if plan.leaves_cores else {"DSD_FREE_RUN": os.environ.get("DSD_FREE_RUN", "false")}
     kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and the settings of each process
-        "controller": ("window_controller", [controller]),
+        "controller": ("window_controller", [{}]),
         "verifier": ("cloud_verifier", [target | threads | plan.engine.env] * plan.num_verifiers),
         "drafter": ("edge_drafter", drafts),
         "gateway": ("gateway", [target | {"DSD_HTTP_HOST": plan.host, "DSD_HTTP_PORT": str(plan.port)}]),

@@ -96,16 +96,3 @@ def test_verifiers_share_the_cores_that_drafters_leave_and_on_vllm_those_that_th
     made = service_programs(SystemPlan(PAIR, num_verifiers, engine=VerifierEngine(engine)), Access("nats://there"))
     threads = [program.env["DSD_NUM_THREADS"] for program in made if program.name.startswith("verifier")]
     assert threads == [str(num_threads)] * num_verifiers
-
-
-@pytest.mark.parametrize(
-    ("engine", "num_cores", "free_run"),
-    [(EngineName.VLLM, 2, "false"), (EngineName.VLLM, 4, None), (EngineName.TORCH, 2, None)],
-)
-def test_drafts_take_turns_with_the_target_where_its_passes_take_their_cores(
-    monkeypatch: pytest.MonkeyPatch, engine: EngineName, num_cores: int, free_run: str | None
-) -> None:
-    monkeypatch.delenv("DSD_FREE_RUN", raising=False)
-    monkeypatch.setattr("services.local.system.num_cores", lambda: num_cores)
-    made = service_programs(SystemPlan(PAIR, engine=VerifierEngine(engine)), Access("nats://there"))
-    assert {program.name: program.env.get("DSD_FREE_RUN") for program in made}["controller"] == free_run

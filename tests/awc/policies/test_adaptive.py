@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
-from awc.estimators.turns import turn
 from awc.policies.adaptive import LEAST, NEAR, VALUE, AdaptivePolicy
 from awc.policies.pipeline import PipelinePolicy
 from awc.policy import DEFAULT_CHOICE, PairControl, WindowChoice
@@ -33,24 +32,6 @@ def test_right_guesses_get_the_window_of_the_pipeline() -> None:
     found = settled(AdaptivePolicy(DEFAULT_CHOICE).for_pair(), RIGHT)
     assert found == PipelinePolicy(DEFAULT_CHOICE).decide(RIGHT)
     assert found == WindowChoice(15, 2, free_run=True)  # (30 + 2 * 40) ms / 10 ms, and two chunks
-
-
-def test_a_lone_session_takes_turns_where_passes_leave_its_drafter_no_core() -> None:
-    start = WindowChoice(8, 2, free_run=False)
-    lone = changed(RIGHT, num_sessions=1, rtt_ms=3.0, shares_machine=True)
-    found = settled(AdaptivePolicy(start).for_pair(), lone)
-    assert found.is_stop_and_wait
-    assert turn(0.95, lone) <= found.window <= turn(1.0, lone)
-    for other in (changed(lone, num_sessions=2), changed(lone, shares_machine=False)):
-        assert settled(AdaptivePolicy(start).for_pair(), other).free_run
-    assert settled(AdaptivePolicy(DEFAULT_CHOICE).for_pair(), lone).free_run
-
-
-def test_turns_begin_and_end_with_the_next_report() -> None:
-    lone = changed(RIGHT, num_sessions=1, rtt_ms=3.0, shares_machine=True)
-    pair = AdaptivePolicy(WindowChoice(8, 2, free_run=False)).for_pair()
-    many = changed(lone, num_sessions=2)
-    assert [pair.decide(seen).free_run for seen in (many, lone, many, lone)] == [True, False, True, False]
 
 
 def test_a_longer_link_and_a_faster_draft_make_the_window_longer() -> None:

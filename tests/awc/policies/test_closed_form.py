@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from awc.estimators.turns import speeds
-from awc.policies.closed_form import ClosedFormPair, ClosedFormPolicy
+from awc.policies.closed_form import ClosedFormPair, ClosedFormPolicy, speeds
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.protocol.messages import PairReport
 

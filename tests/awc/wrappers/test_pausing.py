@@ -271,11 +271,3 @@ def test_policies_that_do_not_stop_by_themselves_pause(name: str) -> None:
 def test_settings_that_cannot_work_are_refused(given: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         PauseSettings(**given)  # type: ignore[arg-type]
-
-
-def test_a_pair_that_takes_turns_pauses_when_turns_gain_nothing() -> None:
-    far = changed(GOOD, rtt_ms=200.0)
-    in_turns = PausingPolicy(AdaptivePolicy(DEFAULT_CHOICE), SETTINGS, takes_turns=lambda _: True)
-    assert not any(followed(a_pair(), far, 2 * PATIENCE))
-    assert followed(PausingPair(Recorder(), in_turns), far, 2 * PATIENCE)[-1]
-    assert not any(followed(PausingPair(Recorder(), in_turns), changed(far, rtt_ms=3.0), 2 * PATIENCE))

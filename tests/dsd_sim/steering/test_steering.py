@@ -83,7 +83,7 @@ def records(reports: list[PairReport]) -> np.ndarray:
 
 @pytest.mark.parametrize("shares_machine", [True, False])
 @pytest.mark.parametrize("pauses", [SOON, PauseSettings()], ids=["short pauses", "the pauses of the controller"])
-@pytest.mark.parametrize("start", [DEFAULT_CHOICE, WindowChoice(3, 3, free_run=True), PAUSED], ids=str)
+@pytest.mark.parametrize("start", [DEFAULT_CHOICE, WindowChoice(3, 3, free_run=False), PAUSED], ids=str)
 def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSettings, shares_machine: bool) -> None:
     def policy() -> PausingPolicy:
         return PausingPolicy(AdaptivePolicy(start), pauses)
@@ -131,8 +131,7 @@ def test_it_decides_what_the_policy_decides(start: WindowChoice, pauses: PauseSe
 
 
 def test_only_the_default_policy_is_compiled() -> None:
-    taking_turns = AdaptivePolicy(WindowChoice(8, 2, free_run=False))
-    for policy in (LadderPolicy(DEFAULT_CHOICE), *map(PausingPolicy, (LadderPolicy(DEFAULT_CHOICE), taking_turns))):
+    for policy in (LadderPolicy(DEFAULT_CHOICE), PausingPolicy(LadderPolicy(DEFAULT_CHOICE))):
         assert CompiledSteering.of(policy, 1, 1) is None
 
 

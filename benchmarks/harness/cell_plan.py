@@ -15,7 +15,7 @@ from benchmarks.harness.pinned import pinned
 from benchmarks.harness.relay import READY_LINE
 from benchmarks.harness.standin import MODEL_NAME, STANDIN, StandinKind
 from services.local import nats_server
-from services.local.engine import VerifierEngine
+from services.local.engine import EngineName, VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import default_pair
 from services.local.supervisor import Program
@@ -69,6 +69,7 @@ class CellPlan:
     conditions: Path | None = None  # JSON file of LinkConditions that the relay reads on SIGHUP; None: they stay
     engine: VerifierEngine = field(default_factory=VerifierEngine)
     verifier_threads: int | None = None  # of each; None: one if pinned, else as `python -m services` has it
+    prefill_threads: int = 0  # of pinned verifiers on vLLM; if not 0, verifiers have all cores
 
     def processes(self, kind: str) -> list[str]:
         """Process names of the verifiers or the drafters; empty if that kind does not run."""
@@ -120,6 +121,8 @@ class CellPlan:
         if kind == VERIFIER:
             num_threads = self.verifier_threads or (1 if self.is_pinned else None)
             env |= {"DSD_NUM_THREADS": str(num_threads)} if num_threads else {}
+            if self.is_pinned and self.engine.name is EngineName.VLLM:
+                env |= {"DSD_PREFILL_THREADS": str(self.prefill_threads)}
         if kind == DRAFTER:
             env |= {"DSD_NATS_URL": relay_url}
         if self.standin is not None:
@@ -152,7 +155,9 @@ class CellPlan:
         cores = sorted(os.sched_getaffinity(0)) if self.is_pinned else []
         if len(cores) < 2 or kind not in MODULES:
             return None
-        return cores[0] if kind == DRAFTER else cores[1]
+        if kind == DRAFTER:
+            return cores[0]
+        return None if self.prefill_threads else cores[1]
 
 
 def standin_name(name: str) -> str:

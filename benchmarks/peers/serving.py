@@ -231,6 +231,8 @@ def dsd_plan(start: Starting, engine: Engine, drafts: Sequence[str], rtt_ms: int
         start.models,
         link=LinkConditions.of_round_trip(rtt_ms),
         is_pinned=is_split,
+        verifier_threads=1 if is_split else 2,
+        prefill_threads=2 if is_split and engine == "vllm" else 0,
         env=env,
         api_keys=tuple(new_key() for _ in range(NUM_KEYS)),
         drafts=tuple(drafts),

@@ -31,7 +31,8 @@ SHARED = (
 DSD_CORES: dict[Engine, str] = {
     "torch": SPLIT,
     "vllm": f"{SHARED}; at RTT 30 and 100 ms the verifier has one core, the drafter and all else the other, since so "
-    "far away it has a machine of its own; prompts take what is left of a pass (prefill_chunk 256)",
+    "far away it has a machine of its own, and passes of 64 tokens or more have both; prompts take what is left of a "
+    "pass (prefill_chunk 256)",
 }
 
 

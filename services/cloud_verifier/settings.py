@@ -32,6 +32,11 @@ class VerifierSettings(ServiceSettings):
         "float32, of engine vllm the model's own. float16 is for engine vllm",
     )
     num_threads: int = Field(0, ge=0, description="CPU threads of the target model; 0: torch's default")
+    prefill_threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads of passes of 64 tokens or more, without a GPU; 0: num_threads; engine vllm only",
+    )
     token_budget: int = Field(256, ge=1, description="Most tokens that one pass computes")
     prefill_chunk: int = Field(64, ge=1, description="Most prompt tokens of one session in a pass with decoding ones")
     kv_tokens: int = Field(32768, ge=64, description="KV cache to reserve for sessions, in tokens")
@@ -56,7 +61,7 @@ class VerifierSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _fit_the_engine(self) -> VerifierSettings:
-        foreign = {"torch": {"vllm_args"}, "vllm": {"device", "kv_tokens"}}[self.engine]
+        foreign = {"torch": {"vllm_args", "prefill_threads"}, "vllm": {"device", "kv_tokens"}}[self.engine]
         foreign &= self.model_fields_set
         if foreign:
             raise ValueError(f"{foreign.pop()} is not for engine {self.engine}")

@@ -60,12 +60,13 @@ class SystemPlan:
 
     @property
     def verifier_threads(self) -> int:
-        """Threads of each verifier: the cores left by the drafters, divided among the verifiers. On vLLM, whose passes
-        drafters give way to, two cores at least."""
-        num_left = num_cores() - len(self.pair.drafts)
-        if self.engine.name is EngineName.VLLM:
-            num_left = max(num_left, min(2, num_cores()))
-        return max(1, num_left // self.num_verifiers)
+        """Threads of each verifier: the cores left by the drafters, divided among the verifiers."""
+        return max(1, (num_cores() - len(self.pair.drafts)) // self.num_verifiers)
+
+    @property
+    def prefill_threads(self) -> int:
+        """Threads of a verifier's passes of many tokens, as those of prompts: all cores."""
+        return max(self.verifier_threads, num_cores() // self.num_verifiers)
 
 
 def num_cores() -> int:
@@ -102,6 +103,7 @@ def service_programs(plan: SystemPlan, nats: Access) -> list[Program]:
     threads = {"DSD_NUM_THREADS": os.environ.get("DSD_NUM_THREADS", str(plan.verifier_threads))}
     threads |= {"OMP_WAIT_POLICY": "passive"}  # spinning threads of torch would take the drafters' cores
     if plan.engine.name is EngineName.VLLM:
+        threads |= {"DSD_PREFILL_THREADS": os.environ.get("DSD_PREFILL_THREADS", str(plan.prefill_threads))}
         threads |= {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", BRIEF_SPIN)}
     drafts = [{"DSD_DRAFT": str(folder), "DSD_NUM_THREADS": "1"} for folder in plan.pair.drafts]
     kinds: dict[str, tuple[str, list[dict[str, str]]]] = {  # module, and the settings of each process

@@ -16,7 +16,7 @@ from services.local.cli import address_lines
 from services.local.engine import EngineName, VerifierEngine
 from services.local.nats_server import Access
 from services.local.pair import ModelPair
-from services.local.system import NUM_STAGES, SystemPlan, check_address, service_programs
+from services.local.system import NUM_STAGES, SystemPlan, check_address, num_cores, service_programs
 
 PAIR = ModelPair("pair", Path("target"), (Path("draft"), Path("draft")))
 
@@ -77,22 +77,13 @@ def test_drafters_give_way_where_passes_take_their_cores(engine: EngineName, nam
     assert [program.name for program in made if program.gives_way] == names
 
 
-@pytest.mark.parametrize(
-    ("engine", "num_cores", "num_verifiers", "num_threads"),
-    [
-        (EngineName.TORCH, 2, 1, 1),
-        (EngineName.TORCH, 8, 3, 2),
-        (EngineName.VLLM, 1, 1, 1),
-        (EngineName.VLLM, 2, 1, 2),
-        (EngineName.VLLM, 2, 2, 1),
-        (EngineName.VLLM, 8, 1, 6),
-    ],
-)
-def test_verifiers_share_the_cores_that_drafters_leave_and_on_vllm_those_that_they_give_way_on(
-    monkeypatch: pytest.MonkeyPatch, engine: EngineName, num_cores: int, num_verifiers: int, num_threads: int
-) -> None:
-    monkeypatch.delenv("DSD_NUM_THREADS", raising=False)
-    monkeypatch.setattr("services.local.system.num_cores", lambda: num_cores)
-    made = service_programs(SystemPlan(PAIR, num_verifiers, engine=VerifierEngine(engine)), Access("nats://there"))
-    threads = [program.env["DSD_NUM_THREADS"] for program in made if program.name.startswith("verifier")]
-    assert threads == [str(num_threads)] * num_verifiers
+@pytest.mark.parametrize("engine", EngineName)
+def test_prompts_have_all_cores_on_vllm(engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSD_PREFILL_THREADS", raising=False)
+    made = {
+        program.name: program.env
+        for program in service_programs(SystemPlan(PAIR, engine=VerifierEngine(engine)), Access("nats://there"))
+    }
+    wanted = {EngineName.VLLM: str(num_cores()), EngineName.TORCH: None}  # the built-in engine refuses the setting
+    assert made["verifier-0"].get("DSD_PREFILL_THREADS") == wanted[engine]
+    assert "DSD_PREFILL_THREADS" not in made["gateway"] | made["drafter-0"]

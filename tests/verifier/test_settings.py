@@ -44,6 +44,7 @@ def test_model_is_vllms_name_of_the_target() -> None:
     [
         (["--target", "x", "--tensor-parallel-size", "2"], "unrecognized arguments: --tensor-parallel-size"),
         (["--target", "x", "--vllm-args=--seed 2"], "vllm_args is not for engine torch"),
+        (["--target", "x", "--prefill-threads", "2"], "prefill_threads is not for engine torch"),
         ([*VLLM, "--device", "cuda"], "device is not for engine vllm"),
         ([*VLLM, "--kv-tokens", "4096"], "kv_tokens is not for engine vllm"),
         (["--target", "x", "--dtype", "float16"], "dtype float16 is not for engine torch"),

@@ -60,6 +60,10 @@ def test_vllms_own_flags_pass_through_beside_what_the_settings_say() -> None:
     assert (args.max_num_seqs, args.max_num_batched_tokens) == (9, 99)
 
 
+def test_no_pass_is_as_long_as_the_one_that_vllm_tries_before_prompts_have_their_threads() -> None:
+    assert args_of(max_sessions=9, token_budget=99, prefill_threads=2).max_num_batched_tokens == 100
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from vllm.forward_context import get_forward_context
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -15,7 +16,7 @@ from services.cloud_verifier import sampler
 from services.cloud_verifier.loop import step_row
 from services.cloud_verifier.vllm_engine.core import LEAST_ROWS
 from services.cloud_verifier.vllm_engine.engine import VllmEngine
-from services.cloud_verifier.vllm_engine.worker import Worker
+from services.cloud_verifier.vllm_engine.worker import MANY_TOKENS, StockWorker, Worker
 from shared.protocol.messages import Sampling, TokenIds
 from tests.vllm import tiny
 from tests.vllm.conftest import loaded
@@ -240,6 +241,25 @@ def test_the_longest_text_that_the_model_takes_is_answered_to_its_end(engine: Vl
     assert slot.state.finish == "length"
     assert slot.state.length == engine.info.largest_context
     driver.close(slot.state.session_id, 1, 0.0)
+
+
+def test_passes_of_many_tokens_have_threads_of_their_own_number(
+    tmp_path: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = torch.get_num_threads(), torch.get_num_threads() + 1
+    used: list[tuple[bool, int]] = []  # of each pass, whether it has many tokens, and its threads
+    stock = StockWorker.execute_model
+
+    def noted(self: StockWorker, scheduled: Any) -> Any:
+        used.append((scheduled.total_num_scheduled_tokens >= MANY_TOKENS, torch.get_num_threads()))
+        return stock(self, scheduled)
+
+    with loaded(tiny.save(tiny.llama(), tmp_path), vllm_args=tiny.FLAGS, prefill_threads=many) as engine:
+        monkeypatch.setattr(StockWorker, "execute_model", noted)
+        driver = Driver(engine)
+        slots = [driver.opens(opening(number, prompt, max_tokens=3)) for number, prompt in enumerate(prompts[:3])]
+        driver.finish(*slots)
+    assert set(used) == {(True, many), (False, few)}
 
 
 @pytest.mark.parametrize("is_faster", [True, False])

@@ -77,8 +77,11 @@ class Stepped:
 class Core:
     """The engine behind `VllmEngine`."""
 
-    def __init__(self, args: EngineArgs) -> None:
-        """Loads the model. Raises whatever vLLM raises, with its words."""
+    def __init__(self, args: EngineArgs, prefill_threads: int = 0) -> None:
+        """Loads the model. Raises whatever vLLM raises, with its words.
+
+        prefill_threads: of passes of many tokens on CPUs; 0: as of the others.
+        """
         config = replace(
             args,
             async_scheduling=False,
@@ -96,6 +99,8 @@ class Core:
         self._core = EngineCore(config, Executor.get_class(config), log_stats=False)
         if is_on_cpu():
             self._pad_short_passes()
+        if prefill_threads and is_on_cpu():
+            self._core.collective_rpc("use_prefill_threads", args=(prefill_threads,))
         self._scheduler = cast(PlannedScheduler, self._core.scheduler)
 
     @property

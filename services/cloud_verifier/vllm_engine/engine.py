@@ -258,7 +258,7 @@ def _guesses(row: StepRow[VllmContext]) -> list[int]:
 
 def load_engine(settings: VerifierSettings, args: EngineArgs) -> VllmEngine:
     """Loads the model. Raises whatever vLLM raises meanwhile."""
-    core = Core(args)
+    core = Core(args, settings.prefill_threads)
     numerics = core.numerics()
     log.info("vLLM is loaded", **numerics, kv_tokens=core.kv_tokens, max_model_len=core.max_context)
     fingerprint = fingerprint_of(settings.target, settings.model_name, numerics)

@@ -49,6 +49,8 @@ def engine_args(settings: VerifierSettings) -> EngineArgs:
     args = EngineArgs.from_cli_args(given)
     args.model, args.served_model_name, args.dtype = settings.target, [settings.model_name], settings.dtype
     args.max_num_seqs, args.max_num_batched_tokens = settings.max_sessions, settings.token_budget
+    if settings.prefill_threads and is_on_cpu():  # vLLM tries its longest pass before: oneDNN keeps the threads it had
+        args.max_num_batched_tokens += 1
     return args
 
 

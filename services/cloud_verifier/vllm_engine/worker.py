@@ -40,6 +40,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as StockWorker
 
 RULE_KEY = "dsd"  # of a request's extra_args
+MANY_TOKENS = 64  # in a pass: it is compute-bound, and more threads pay
 TRIALS = 5  # passes of each number of tokens; the first only warms up
 NOTHING = -1  # fills the rows of draws, as vLLM expects
 
@@ -83,7 +84,9 @@ class NoProposer:
 
 
 class Worker(StockWorker):  # type: ignore[misc]
-    """One rank of the model. On CPUs, short passes may be padded."""
+    """One rank of the model. On CPUs, long passes may have threads of their own number, and short ones be padded."""
+
+    _threads: tuple[int, int] | None = None  # of passes of few and of many tokens; None: as torch has it
 
     def init_device(self) -> None:
         super().init_device()
@@ -92,6 +95,17 @@ class Worker(StockWorker):  # type: ignore[misc]
         vocab_size = model.get_vocab_size()
         runner._sample = CoupledSampler(runner, load_grammars(model.model, vocab_size), vocab_size)
         runner.effective_drafter_max_model_len = sys.maxsize  # else near the longest text zeros come back as guesses
+
+    def use_prefill_threads(self, num: int) -> None:
+        """From now on passes of MANY_TOKENS or more have this number of threads. By nothing but the number of tokens,
+        for oneDNN keeps a product's threads with its shape."""
+        self._threads = torch.get_num_threads(), num
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        if self._threads:
+            has_many = scheduler_output.total_num_scheduled_tokens >= MANY_TOKENS
+            torch._C.set_num_threads(self._threads[has_many])  # vLLM has replaced torch.set_num_threads
+        return super().execute_model(scheduler_output)
 
     @torch.inference_mode()
     def pass_seconds(self, numbers: Sequence[int]) -> list[float]:

@@ -26,6 +26,7 @@ from benchmarks.policies.plan import SLIDING_FREE, TARGET_ONLY, CellSpec
 from client.wire import AnswerOptions
 from model_zoo.prompt_file import read_prompts
 from services.gateway.text.tokenizer import load_tokenizer
+from services.local.engine import EngineName, VerifierEngine
 from services.local.supervisor import Program
 from shared.data.profiles import PassTimes, Profile, StepTimes
 from tests.benchmarks.sample_recordings import profile_json, recorded_answers
@@ -59,6 +60,17 @@ def test_drafter_and_verifier_have_a_core_each_and_one_thread() -> None:
     assert "benchmarks.harness.pinned" not in made[GATEWAY].argv
     loose = programs(CellPlan(Path("m"), is_pinned=False))
     assert not any("benchmarks.harness.pinned" in program.argv for program in loose.values())
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_verifier_whose_prompts_have_both_cores_is_not_held_to_one() -> None:
+    engine = VerifierEngine(EngineName.VLLM)
+    for num_threads in (0, 2):
+        made = programs(CellPlan(Path("m"), engine=engine, prefill_threads=num_threads))
+        assert made[VERIFIER].env["DSD_PREFILL_THREADS"] == str(num_threads)
+        assert made[VERIFIER].env["DSD_NUM_THREADS"] == "1"
+        assert ("benchmarks.harness.pinned" in made[VERIFIER].argv) == (num_threads == 0)
+        assert "benchmarks.harness.pinned" in made[DRAFTER].argv
 
 
 def test_a_relay_runs_where_the_link_may_change() -> None:

@@ -46,8 +46,8 @@ def test_short_prompts_have_about_their_length(default_models: Path) -> None:
 def test_passes_on_vllm_have_both_cores_unless_the_drafter_is_far_away(tmp_path: Path) -> None:
     start = starting(tmp_path, tmp_path)
     near, far = (dsd_plan(start, "vllm", ["int8"], rtt_ms) for rtt_ms in (0, 30))
-    assert (near.is_pinned, near.has_relay) == (False, False)
-    assert (far.is_pinned, far.link.delay_ms) == (True, 15)
+    assert (near.is_pinned, near.verifier_threads, near.has_relay) == (False, 2, False)
+    assert (far.is_pinned, far.verifier_threads, far.prefill_threads, far.link.delay_ms) == (True, 1, 2, 15)
     assert dsd_plan(start, "torch", ["int8"], rtt_ms=0).is_pinned
 
 

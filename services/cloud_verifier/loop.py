@@ -67,9 +67,9 @@ class VerifyLoop:
         answer: Callable[[SessionSlot, Verdict], None],
         fail: Callable[[SessionSlot], None],
         max_looked_up: int = 0,
-        thread: ThreadPoolExecutor | None = None,
+        executor: ThreadPoolExecutor | None = None,
     ) -> None:
-        """thread: in which the engine was loaded (`engine_thread`)."""
+        """executor: in which the engine was loaded (`engine_thread`)."""
         self._engine = engine
         self._table = table
         self._batcher = batcher
@@ -81,7 +81,7 @@ class VerifyLoop:
         self._num_failures = 0  # since the last computed row
         self._failed_ids: set[str] = set()
         self._ready = asyncio.Event()
-        self._executor = thread or engine_thread()
+        self._executor = executor or engine_thread()
         self.token_budget = batcher.token_budget
         self.pass_ms = 0.0
         self.batch = 0

@@ -52,14 +52,14 @@ LoadEngine: TypeAlias = Callable[[VerifierSettings], Engine[Any]]
 def run(settings: VerifierSettings, load_engine: LoadEngine) -> None:
     """Runs a verifier process until SIGTERM. `load_engine` runs in the engine's thread and may block."""
     loaded: list[Engine[Any]] = []
-    thread = engine_thread()
+    executor = engine_thread()
 
     async def start(context: Context) -> Verifier:
-        engine = await asyncio.get_running_loop().run_in_executor(thread, load_engine, settings)
+        engine = await asyncio.get_running_loop().run_in_executor(executor, load_engine, settings)
         loaded.append(engine)
         metrics = VerifierMetrics(context.registry)
         traces = VerifierTraces(context.tracing)
-        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics, traces, thread)
+        verifier = Verifier(context.instance_id, settings, engine, context.bus, metrics, traces, executor)
         await verifier.loop.warm_up()
         return verifier
 
@@ -85,9 +85,9 @@ class Verifier:
         bus: Bus,
         metrics: VerifierMetrics,
         traces: VerifierTraces | None = None,
-        thread: ThreadPoolExecutor | None = None,
+        executor: ThreadPoolExecutor | None = None,
     ) -> None:
-        """thread: in which the engine was loaded."""
+        """executor: in which the engine was loaded."""
         self.instance_id = instance_id
         self._settings = settings
         self.engine = engine
@@ -99,7 +99,7 @@ class Verifier:
         lease_ms = settings.lease_s * 1e3
         self.table = SessionTable(engine, settings.max_sessions, lease_ms, self._on_refused, self._send_opened)
         self.loop = VerifyLoop(
-            engine, self.table, batcher, self._cost, metrics, self._answer, self._fail, settings.lookup_tokens, thread
+            engine, self.table, batcher, self._cost, metrics, self._answer, self._fail, settings.lookup_tokens, executor
         )
         self._outbox = Outbox(bus)
         self._compiling: CompileQueue[Open] = CompileQueue(

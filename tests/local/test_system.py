@@ -77,6 +77,17 @@ def test_drafters_give_way_where_passes_take_their_cores(engine: EngineName, nam
     assert [program.name for program in made if program.gives_way] == names
 
 
+@pytest.mark.parametrize(("num_cores", "num_verifiers", "num_threads"), [(2, 1, 1), (8, 1, 6), (8, 3, 2)])
+def test_verifiers_share_the_cores_that_drafters_leave(
+    monkeypatch: pytest.MonkeyPatch, num_cores: int, num_verifiers: int, num_threads: int
+) -> None:
+    monkeypatch.delenv("DSD_NUM_THREADS", raising=False)
+    monkeypatch.setattr("services.local.system.num_cores", lambda: num_cores)
+    made = service_programs(SystemPlan(PAIR, num_verifiers), Access("nats://there"))
+    threads = [program.env["DSD_NUM_THREADS"] for program in made if program.name.startswith("verifier")]
+    assert threads == [str(num_threads)] * num_verifiers
+
+
 @pytest.mark.parametrize("engine", EngineName)
 def test_prompts_have_all_cores_on_vllm(engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DSD_PREFILL_THREADS", raising=False)

@@ -108,6 +108,13 @@ async def test_right_guesses_are_accepted_and_verdicts_go_to_gateway_and_drafter
     assert await world.text(request) == text
 
 
+async def test_each_verdict_reaches_the_drafter_before_the_close_that_a_gateway_answers_it_with(world: World) -> None:
+    world.drafter.heard = world.gateway.heard  # one list in the order of arrival; only a gateway's have logprobs
+    await world.open(logprobs=1)
+    await world.gateway.find(Verdict, lambda verdict: bool(verdict.finish and verdict.logprobs))
+    assert [verdict.logprobs is not None for verdict in world.gateway.of(Verdict)] == [False, True] * 12
+
+
 async def test_a_guess_that_arrives_after_its_position_is_committed_is_late_and_never_accepted(world: World) -> None:
     text = answer(PROMPT, 12)
     world.model.gate.shut()

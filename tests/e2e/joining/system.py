@@ -96,11 +96,11 @@ class Keyed:
             async with asyncio.timeout(END_S):
                 status = await process.wait()
             assert status == 0, await asyncio.to_thread(log.read_text)
-            await self.until_gone(f"key-{owner}")
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            await self.until_gone(f"key-{owner}")
 
     async def _start(
         self, owner: str, argv: Sequence[str], changes: dict[str, str], **pipes: Any

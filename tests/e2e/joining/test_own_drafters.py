@@ -14,7 +14,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.local.nats_server import free_port
-from tests.e2e.joining.system import Keyed, Place, another_namespace, keyed_system
+from tests.e2e.joining.system import WAIT_S, Keyed, Place, another_namespace, keyed_system
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
@@ -43,6 +43,16 @@ async def num_prompts(keyed: Keyed, port: int) -> float:
     )
 
 
+async def until_a_guess_is_accepted(keyed: Keyed, owner: str, expected: str) -> None:
+    """Asks again: beside other work a drafter may be too late for all tokens of an answer."""
+    async with asyncio.timeout(WAIT_S):
+        num_accepted = 0
+        while not num_accepted:
+            text, told = await keyed.ask(owner, PROMPTS[0], "adaptive")
+            assert (text, told["drafter"]) == (expected, f"key-{owner}")
+            num_accepted = told["accepted"]
+
+
 async def test_a_drafter_serves_the_sessions_of_its_key_alone_and_changes_no_text(
     keyed: Keyed, default_models: Path
 ) -> None:
@@ -54,7 +64,7 @@ async def test_a_drafter_serves_the_sessions_of_its_key_alone_and_changes_no_tex
         for (owner, prompt), (text, told) in zip(asked, answers, strict=True):
             assert text == expected[PROMPTS.index(prompt)]
             assert told["drafter"] == ("key-alice" if owner == "alice" else None)
-        assert sum(told["accepted"] for _, told in answers) > 0
+        await until_a_guess_is_accepted(keyed, "alice", expected[0])
         seen = await num_prompts(keyed, port)
         assert seen >= len(PROMPTS)
         for prompt in PROMPTS:

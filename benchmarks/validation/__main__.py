@@ -37,7 +37,7 @@ from benchmarks.validation.cases import (
 )
 from benchmarks.validation.live import LiveSystem, Phase, num_keys, started
 from benchmarks.validation.prediction import predictions_of
-from benchmarks.validation.prompts import CALIBRATING, prompts_of, recording_of
+from benchmarks.validation.prompts import CALIBRATING, is_recorded, prompts_of, recording_of
 from benchmarks.validation.report import markdown, summaries, table
 from benchmarks.validation.results import CaseResult, TargetOnlyRun, drift_of, figures_of, unsteady
 from model_zoo.prompt_file import read_prompts
@@ -119,11 +119,11 @@ def usable(
 
 
 def prepare(systems: Sequence[ValidationSystem], folder: Path) -> None:
-    """Makes the default pair, and the recordings that are missing."""
+    """Makes the default pair, and the recordings that are missing or of other drafts."""
     subprocess.run([sys.executable, "-m", "model_zoo", "prepare"], check=True)
-    pairs = [(system, draft) for system in systems for draft in system.drafts]
+    pairs = [(system, draft) for system in systems if not system.is_replayed for draft in system.drafts]
     for path, draft in {recording_of(system, draft, folder / PROFILES): draft for system, draft in pairs}.items():
-        if not path.is_file():
+        if not is_recorded(draft, default_models_dir(), path):
             _notify(f"recording the {draft} draft")
             subprocess.run([sys.executable, "-m", "benchmarks.validation.record", draft, str(path)], check=True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.harness.files import ROOT
+from benchmarks.harness.origin import digest_of_folder
 from benchmarks.harness.prompts import DEFAULT_PROMPTS
 from benchmarks.validation.cases import ValidationSystem
 from model_zoo.prompt_file import read_prompts
@@ -42,6 +43,17 @@ def prompts_of(system: ValidationSystem, *, is_development: bool) -> list[str]:
 def recording_of(system: ValidationSystem, draft: str, profiles: Path) -> Path:
     """The recording that the simulator replays. profiles: the folder of profiles, which has those of real drafts."""
     return shipped_recording(draft) if system.is_replayed else profiles / f"guesses-{draft}.jsonl"
+
+
+def origin_of(draft: str, models: Path) -> str:
+    """What a recording tells of its draft, which may be trained anew under the same name."""
+    digest = digest_of_folder(models / f"draft-{draft}").hex()[:16]
+    return f"benchmarks.validation.record, temperature 0, draft {digest}"
+
+
+def is_recorded(draft: str, models: Path, file: Path) -> bool:
+    """Whether the file has what the draft guesses as it is now."""
+    return file.is_file() and read_recording(file).header.origin == origin_of(draft, models)
 
 
 def shipped_recording(draft: str) -> Path:

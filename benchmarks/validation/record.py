@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from benchmarks.harness.prompts import encode_prompts
-from benchmarks.validation.prompts import recorded_prompts
+from benchmarks.validation.prompts import origin_of, recorded_prompts
 from model_zoo.measuring import record as recorder
 from services.cloud_verifier.torch_engine.model import load_target
 from services.edge_drafter.model import load_draft
@@ -33,7 +33,7 @@ def record(draft: str, file: Path) -> None:
         draft=drafting.name,
         vocab_size=target.vocab_size,
         max_context=min(target.max_context, drafting.max_context),
-        origin="benchmarks.validation.record, temperature 0",
+        origin=origin_of(draft, models),
     )
     prompts = encode_prompts(load_tokenizer(models / "target"), recorded_prompts())
     found = recorder.record(target, drafting, prompts, frozenset(), Sampling(), NUM_TOKENS)

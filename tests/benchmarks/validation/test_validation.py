@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from benchmarks.harness.cell_plan import NEAR
 from benchmarks.harness.latency import RequestSample
@@ -48,6 +49,8 @@ from benchmarks.validation.prediction import error_of, predictions_of
 from benchmarks.validation.prompts import (
     CALIBRATING,
     developing_prompts,
+    is_recorded,
+    origin_of,
     prompts_of,
     recorded_prompts,
     shipped_recording,
@@ -59,6 +62,7 @@ from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
 from shared.bus.memory_bus import MemoryNetwork
 from shared.data.profiles import MachineTimes, PassTimes
+from shared.data.recording import Recording, read_recording
 from shared.protocol import subjects
 from shared.protocol.messages import PairReport, Report, Tally, TokenIds, Verdict
 from tests.benchmarks.validation.sample_case import CODE, PROFILE, phase, sample
@@ -126,6 +130,21 @@ def test_cases_of_real_models_ask_prompts_that_the_simulator_does_not_know() -> 
         "one of each kind, not two of half of them"
     )
     assert all(shipped_recording(draft).is_file() for draft in REPLAYED.drafts)
+
+
+def test_a_draft_that_was_trained_anew_under_its_name_is_recorded_again(tmp_path: Path) -> None:
+    folder, file = tmp_path / "draft-int8", tmp_path / "guesses.jsonl"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"weights")
+    assert not is_recorded(INT8, tmp_path, file)
+
+    recording = read_recording(RECORDING)
+    header = structs.replace(recording.header, origin=origin_of(INT8, tmp_path))
+    Recording(header, recording.prompts).write(file)
+    assert is_recorded(INT8, tmp_path, file)
+
+    (folder / "model.onnx").write_bytes(b"other weights")
+    assert not is_recorded(INT8, tmp_path, file)
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

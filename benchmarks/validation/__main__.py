@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks.harness.cell import exit_on_signals
 from benchmarks.harness.files import REPORTS, ROOT, read_result, write_result
-from benchmarks.harness.origin import Origin, digest_of
+from benchmarks.harness.origin import Origin, digest_of, digest_of_folder
 from benchmarks.validation.calibration import CalibrationPhase, profiles_of
 from benchmarks.validation.cases import (
     CASES,
@@ -91,6 +91,12 @@ def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResul
     current = [path for path in paths if path.is_file() and read_result(path, ResultCode).code == code]
     found = [read_result(path, CaseResult) for path in current]
     return [result for result in found if result.case in cases]
+
+
+def code_of(models: Path) -> str:
+    """Digest of what a live run computes: services and models, drafts that were trained here among them."""
+    drafts = sorted({draft for system in SYSTEMS.values() for draft in system.drafts})
+    return digest_of(models, *(digest_of_folder(models / f"draft-{draft}") for draft in drafts), packages=LIVE_PACKAGES)
 
 
 def unfinished(cases: Sequence[Case], folder: Path, code: str) -> list[Case]:
@@ -287,7 +293,7 @@ def predict(
     """
     exit_on_signals()
     models, place = default_models_dir(), folder or FOLDER
-    code = digest_of(models, packages=LIVE_PACKAGES)
+    code = code_of(models)
     known = DEVELOPMENT if development else CASES
     cases = [case for case in known if not only or any(part in case.name for part in only)]
     if not cases:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.harness.files import read_result, write_result
 from benchmarks.standins.compute_log import ComputeRecord
-from benchmarks.validation.__main__ import path_of, profile_path, results_of, run_case, unfinished
+from benchmarks.validation.__main__ import code_of, path_of, profile_path, results_of, run_case, unfinished
 from benchmarks.validation.cases import INT4, Case
 from benchmarks.validation.live import LiveSystem, Phase
 from benchmarks.validation.prediction import error_of
@@ -156,6 +156,16 @@ def test_a_finished_case_is_kept_and_not_run_again(tmp_path: Path) -> None:
     write_result(path_of(CASE, tmp_path), result(complaints=["pass failed"]))
     assert unfinished([CASE], tmp_path, CODE) == [CASE], "void figures are measured again"
     assert len(results_of([CASE, OTHER], tmp_path, CODE)) == 1
+
+
+def test_results_of_a_draft_that_was_trained_anew_are_those_of_other_code(tmp_path: Path) -> None:
+    folder = tmp_path / "draft-distilled"
+    codes = [code_of(tmp_path)]
+    folder.mkdir()
+    for weights in (b"weights", b"other weights"):
+        (folder / "model.onnx").write_bytes(weights)
+        codes.append(code_of(tmp_path))
+    assert len(set(codes)) == 3
 
 
 def test_a_result_of_other_code_is_measured_again_even_where_it_has_another_form(tmp_path: Path) -> None:

@@ -94,9 +94,8 @@ def results_of(cases: Sequence[Case], folder: Path, code: str) -> list[CaseResul
 
 
 def code_of(models: Path) -> str:
-    """Digest of what a live run computes: services and models, drafts that were trained here among them."""
-    drafts = sorted({draft for system in SYSTEMS.values() for draft in system.drafts})
-    return digest_of(models, *(digest_of_folder(models / f"draft-{draft}") for draft in drafts), packages=LIVE_PACKAGES)
+    """Digest of what a live run computes: services, the default pair, and the distilled draft, which is made here."""
+    return digest_of(models, digest_of_folder(models / f"draft-{DISTILLED}"), packages=LIVE_PACKAGES)
 
 
 def unfinished(cases: Sequence[Case], folder: Path, code: str) -> list[Case]:

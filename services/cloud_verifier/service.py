@@ -246,7 +246,7 @@ class Verifier:
         self._send("gateway", state.gateway_id, opened)
 
     def _answer(self, slot: SessionSlot, verdict: Verdict) -> None:
-        """Sends the verdict of a pass: first to the drafter, since the gateway answers the last one with a Close."""
+        """Sends the verdict of a pass: to the drafter first, or the gateway's Close could overtake the last one."""
         if slot.state.drafter_id:
             self._send_to_drafter(slot.state.drafter_id, verdict)
         self._send("gateway", slot.state.gateway_id, verdict)

@@ -4,8 +4,8 @@ Invariant: only durations of parts are used: passes, draft steps, the gaps betwe
 a request to its first pass and back. Throughput and latency of answers are not used.
 
 A draft step whose time alone is `y` and beside which passes run for the time `b` takes `y + (1 - 1 / slowdown) b`. A
-pass has the slowdown `1 + (pass_slowdown - 1) base / y`. Times of passes are
-fitted to passes alone. Draft steps of several sessions are never alone, so their times and slowdown are fitted in turn.
+pass has the slowdown `1 + (pass_slowdown - 1) base / y`. Times of passes are fitted to passes alone. Draft steps of
+several sessions are never alone, so their times and slowdown are fitted together.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +30,11 @@ from services.cloud_verifier.settings import VerifierSettings
 from shared.data.profiles import MAX_EXTRAS, MachineTimes, PassTimes, Profile, StepTimes
 
 TOKEN_BUDGET = int(VerifierSettings.model_fields["token_budget"].default)
-NUM_ROUNDS = 12  # of fitting times of steps and their slowdown in turn
+NUM_ROUNDS = 12  # of bisecting a slowdown
 ALONE = 0.02  # most of a time beside others that counts as none
 BESIDE = 0.5  # least share of its time beside steps of a phase that tells their slowdown; the median phase counts
 FEW = 4  # passes of a size that tell half of its extra time
-SLOWDOWNS = np.arange(1.0, 3.0, 0.005)  # that are tried
+MOST_SLOWDOWN = 3.0
 
 
 class NotCalibrated(ValueError):
@@ -115,9 +114,14 @@ class SharedRecord:
         """But for a small part of its time."""
         return self.beside_ms < ALONE * self.record.elapsed_ms
 
-    def own_ms(self, slowdown: float) -> float:
-        """Without what the others cost it."""
-        return self.record.elapsed_ms - float(lost_share(slowdown, 1.0)) * self.beside_ms
+    @property
+    def share_beside(self) -> float:
+        """Of its time, beside others."""
+        return self.beside_ms / self.record.elapsed_ms
+
+    def own_ms(self, slowdown: float, bound: float = 1.0) -> float:
+        """Without what the others cost it (lost_share)."""
+        return self.record.elapsed_ms - lost_share(slowdown, bound) * self.beside_ms
 
 
 def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[str, float]]:
@@ -133,8 +137,7 @@ def shared_passes(phases: Sequence[CalibrationPhase]) -> tuple[PassTimes, dict[s
     for draft, records in by_phase:
         alone_ms = np.array([pass_ms(times, each.record) for each in records])
         if draft is not None and sum(each.beside_ms for each in records) > BESIDE * alone_ms.sum():
-            bound = np.minimum(times.base_ms / alone_ms, 1.0)
-            slowdowns.setdefault(draft, []).append(slowdown_of(records, alone_ms, bound))
+            slowdowns.setdefault(draft, []).append(pass_slowdown(records, alone_ms, times.base_ms))
     return times, {draft: median(found) for draft, found in slowdowns.items()}
 
 
@@ -167,16 +170,53 @@ def shared_steps(phases: Sequence[CalibrationPhase]) -> tuple[StepTimes, float]:
     ]
     if not records:
         raise NotCalibrated("no draft step ran")
-    slowdown = 1.0
-    for _ in range(NUM_ROUNDS):
-        points = [
-            StepPoint(each.record.num_cached, each.record.num_tokens, each.own_ms(slowdown), each.record.num_sessions)
-            for each in records
-        ]
-        times = fit_steps(points)[0]
+
+    def fitted(slowdown: float) -> StepTimes:
+        own = [(each.record, each.own_ms(slowdown)) for each in records]
+        return fit_steps([StepPoint(r.num_cached, r.num_tokens, own_ms, r.num_sessions) for r, own_ms in own])[0]
+
+    def excess(slowdown: float) -> float:
+        times = fitted(slowdown)
         alone_ms = np.array([step_ms(times, each.record) for each in records])
-        slowdown = slowdown_of(records, alone_ms, np.ones(len(records)))
-    return times, slowdown
+        return excess_beside(records, np.array([each.own_ms(slowdown) for each in records]), alone_ms)
+
+    slowdown = slowdown_without(excess)
+    return fitted(slowdown), slowdown
+
+
+def lost_share(slowdown: float, bound: float = 1.0) -> float:
+    """The share of the time beside others that they cost. bound: the share of the time alone that is slowed down."""
+    return 1 - 1 / (1 + (slowdown - 1) * bound)
+
+
+def pass_slowdown(records: Sequence[SharedRecord], alone_ms: NDArray[np.float64], base_ms: float) -> float:
+    """Of passes that would take `alone_ms` alone, `base_ms` of it slowed down."""
+    bounds = np.minimum(base_ms / alone_ms, 1.0)
+
+    def excess(slowdown: float) -> float:
+        own_ms = np.array([each.own_ms(slowdown, bound) for each, bound in zip(records, bounds, strict=True)])
+        return excess_beside(records, own_ms, alone_ms)
+
+    return slowdown_without(excess)
+
+
+def slowdown_without(excess: Callable[[float], float]) -> float:
+    """The slowdown with which the excess, which falls, is 0; at most MOST_SLOWDOWN."""
+    low, high = 1.0, MOST_SLOWDOWN
+    for _ in range(NUM_ROUNDS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return low
+
+
+def excess_beside(records: Sequence[SharedRecord], own_ms: NDArray[np.float64], alone_ms: NDArray[np.float64]) -> float:
+    """Mean relative error of the times without what others cost, weighted by the share of time beside others.
+
+    Least squares over the time beside others would take chance for slowdown: a record that is long for any other reason
+    has more of that time. Its share does not grow so (an instrumental variable).
+    """
+    shares = np.array([each.share_beside for each in records])
+    return float((shares * (own_ms / alone_ms - 1)).mean())
 
 
 def pass_ms(times: PassTimes, record: ComputeRecord) -> float:
@@ -185,20 +225,6 @@ def pass_ms(times: PassTimes, record: ComputeRecord) -> float:
 
 def step_ms(times: StepTimes, record: ComputeRecord) -> float:
     return times.feed_ms(record.num_tokens, record.num_cached, record.num_sessions)
-
-
-def lost_share(slowdown: Any, bound: Any) -> Any:
-    """The share of the time beside others that they cost. bound: the share of the time alone that is slowed down."""
-    return 1 - 1 / (1 + (slowdown - 1) * bound)
-
-
-def slowdown_of(records: Sequence[SharedRecord], alone_ms: NDArray[np.float64], bound: NDArray[np.float64]) -> float:
-    """The one with the least squares of errors relative to the times alone."""
-    elapsed = np.array([each.record.elapsed_ms for each in records])
-    beside = np.array([each.beside_ms for each in records])
-    x, y = beside / alone_ms, elapsed / alone_ms - 1
-    errors = [float(((y - x * lost_share(slowdown, bound)) ** 2).sum()) for slowdown in SLOWDOWNS]
-    return float(SLOWDOWNS[int(np.argmin(errors))])
 
 
 def busy_times(logs: Sequence[Sequence[ComputeRecord]]) -> list[ComputeRecord]:

@@ -96,7 +96,7 @@ def drift_of(phase: Phase, profile: Profile, rtt_ms: float) -> TimingDrift:
         pass_total += alone_ms + beside_ms(each, steps) * lost_share(
             machine.pass_slowdown, min(1.0, base_ms / alone_ms)
         )
-    lost_step = lost_share(machine.step_slowdown, 1.0)
+    lost_step = lost_share(machine.step_slowdown)
     step_total = sum(step_ms(profile.step_times, each) + lost_step * beside_ms(each, passes) for each in steps)
     trip_ms = phase.observed.rtt_ms
     return TimingDrift(

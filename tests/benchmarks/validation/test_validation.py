@@ -28,6 +28,7 @@ from benchmarks.validation.calibration import (
     message_ms,
     overhead_ms,
     shared_passes,
+    shared_steps,
 )
 from benchmarks.validation.cases import (
     CASES,
@@ -178,6 +179,23 @@ def test_passes_and_their_slowdown_beside_draft_steps_are_told_apart() -> None:
     times, slowdowns = shared_passes(found)
     assert slowdowns[INT8] == pytest.approx(1.5, rel=0.01)
     assert times.pass_ms(3, 3, 100) == pytest.approx(24.0, rel=1e-3)
+
+
+def test_steps_that_are_long_by_chance_do_not_look_slowed_down() -> None:
+    """A step alone takes 6 ms, more or less by chance, and beside passes a fifth more; half of them run beside one."""
+    rng = random.Random(1)
+    passes, steps, now = [], [], 0.0
+    for number in range(400):
+        own_ms = 6.0 * rng.uniform(0.6, 1.4)
+        elapsed = 1.2 * own_ms if number % 2 else own_ms
+        steps += records([(now, now + elapsed)])
+        passes += records([(now, now + elapsed)]) if number % 2 else []
+        now += elapsed + 1.0
+    times, slowdown = shared_steps(
+        [CalibrationPhase(Case("c", "torch", RequestLoad(4, 1), INT8), phase(passes, steps))]
+    )
+    assert slowdown == pytest.approx(1.2, abs=0.05)
+    assert times.step_ms == pytest.approx(6.0, rel=0.03)
 
 
 def test_a_size_of_passes_that_suits_no_kernel_has_an_extra_time() -> None:

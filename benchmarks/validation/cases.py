@@ -161,7 +161,7 @@ def spread(few: Sequence[Case], many: Sequence[Case]) -> list[Case]:
     return [each for _, each in sorted(placed, key=lambda pair: pair[0])]
 
 
-ALONE, TOGETHER = RequestLoad(2, 1), (RequestLoad(8, 4), RequestLoad(16, 8))
+ALONE, TOGETHER = RequestLoad(6, 1), (RequestLoad(8, 4), RequestLoad(16, 8))
 LONG = RequestLoad(1, 1, lengths=(256,))
 DEEP = RequestLoad(1, 1, num_joined=40)  # a context of about 600 tokens
 

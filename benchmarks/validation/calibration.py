@@ -213,7 +213,7 @@ def excess_beside(records: Sequence[SharedRecord], own_ms: NDArray[np.float64], 
     """Mean relative error of the times without what others cost, weighted by the share of time beside others.
 
     Least squares over the time beside others would take chance for slowdown: a record that is long for any other reason
-    has more of that time. Its share does not grow so (an instrumental variable).
+    has more of that time, but no larger share (an instrumental variable).
     """
     shares = np.array([each.share_beside for each in records])
     return float((shares * (own_ms / alone_ms - 1)).mean())

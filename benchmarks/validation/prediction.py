@@ -1,48 +1,47 @@
-"""Predicts live runs: simulates each from its pair's profile, and relates it to the target-only answers beside it."""
+"""Predicts live cases: simulates each round from its pair's profile, and the target-only answers beside it too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 
 from benchmarks.harness.latency import RequestSample
 from benchmarks.validation.cases import SYSTEMS, Case, target_only_beside
 from benchmarks.validation.prompts import recording_of
-from benchmarks.validation.results import CaseFigures, CaseResult
+from benchmarks.validation.results import CaseFigures, CaseResult, means
 from benchmarks.validation.scenario import scenario_of, simulate
 from shared.data.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A live run and its simulation, and the simulations of the target-only answers beside it."""
+    """A live case and its simulation, and the simulation of the target-only answers beside it: means over rounds."""
 
     result: CaseResult
     simulated: CaseFigures
-    beside: list[CaseFigures]
+    beside: CaseFigures
 
     def figures(self, name: str) -> tuple[float, float] | None:
         """Live and simulated; None: not known, or not to be predicted, as the throughput of an open loop.
 
         The speed-up is that over the target-only answers beside the case (TPOT / TPOT).
         """
-        if name == "speed_up":
-            over = self.beside_figures("tpot_ms")
-            return over and (over[0] / self.result.live.tpot_ms, over[1] / self.simulated.tpot_ms)
-        return self._known(name, [self.result.live], [self.simulated])
+        if name != "speed_up":
+            return self._known(name, self.result.live, self.simulated)
+        alone, over = self.beside_figures("tpot_ms"), self.figures("tpot_ms")
+        return alone and over and (alone[0] / over[0], alone[1] / over[1])
 
     def beside_figures(self, name: str) -> tuple[float, float] | None:
         """Live and simulated, of the target-only answers beside the case; None as in `figures`."""
-        return self._known(name, [each.live for each in self.result.beside], self.beside)
+        return self._known(name, self.result.beside, self.beside)
 
-    def _known(self, name: str, live: list[CaseFigures], simulated: list[CaseFigures]) -> tuple[float, float] | None:
+    def _known(self, name: str, live: CaseFigures, simulated: CaseFigures) -> tuple[float, float] | None:
         if name == "speed_up" or (name == "tokens_per_s" and not self.result.case.load.num_clients):
             return None
-        known = [getattr(each, name) for each in (*live, *simulated)]
-        return None if None in known else (fmean(known[: len(live)]), fmean(known[len(live) :]))
+        known, predicted = getattr(live, name), getattr(simulated, name)
+        return None if known is None or predicted is None else (known, predicted)
 
 
 def error_of(known: tuple[float, float] | None) -> float | None:
@@ -61,10 +60,11 @@ def _predicted(result: CaseResult, profile: Profile, recordings: Path) -> Predic
     case = result.case
     assert case.draft is not None
     recording = recording_of(SYSTEMS[case.system], case.draft, recordings)
-    simulated = _simulated(case, profile, recording, result.drafters, result.samples)
+    simulated = [_simulated(case, profile, recording, each.drafters, each.samples) for each in result.rounds]
     alone = target_only_beside(case)
-    beside = [_simulated(alone, profile, None, [None] * len(each.samples), each.samples) for each in result.beside]
-    return Prediction(result, simulated, beside)
+    runs = [run for each in result.rounds for run in each.beside]
+    beside = [_simulated(alone, profile, None, [None] * len(each.samples), each.samples) for each in runs]
+    return Prediction(result, means(simulated), means(beside))
 
 
 def _simulated(

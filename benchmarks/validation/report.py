@@ -6,8 +6,9 @@ with what the live run did otherwise than the profile says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.table import Table
 
@@ -15,9 +16,8 @@ from awc_training.intervals import Interval, mean, median
 from benchmarks.harness.markdown import markdown_table
 from benchmarks.harness.origin import Origin
 from benchmarks.load.processor_time import MAX_FOREIGN_SHARE
-from benchmarks.validation.cases import LIMITS, ErrorLimit
+from benchmarks.validation.cases import LIMITS, ROUNDS, ErrorLimit
 from benchmarks.validation.prediction import Prediction, error_of
-from benchmarks.validation.results import MOST_CHANGE
 
 TITLES = {
     "tpot_ms": "TPOT, ms",
@@ -122,17 +122,19 @@ def markdown(found: Sequence[Prediction], missing: Sequence[str], origin: Origin
 
 def _about(origin: Origin) -> str:
     return (
-        f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the services "
-        "as processes and was simulated from the profile of its pair. The profile was measured before the cases, half "
-        "way through and after them, in the same processes, with other loads, windows and prompts, and with nothing "
-        "added to the link. So the errors say nothing of processes that start later. Just before and just after each "
-        "case its load was asked without drafts, about a quarter of the requests each; speed-ups are over these "
-        "answers, of which an open loop has fewer at once than its case. A case is void, and runs again up to twice, "
-        f"if something else used more than {MAX_FOREIGN_SHARE:.0%} of a core, or if a token without drafts took "
-        f"{MOST_CHANGE:.0%} more or less after it than before it. Parentheses after medians and biases: 95 % bootstrap "
-        "intervals over cases; cases share a machine and profiles. Figures are live → simulated (error). The "
-        "throughput of an open loop equals its arrival rate and does not count. The models of `fleet` are stand-ins: "
-        "they show the behaviour of services and simulator, not the speed of a device."
+        f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the "
+        f"services as processes, in {ROUNDS} rounds, as what a machine's cores do to each other changes within "
+        "minutes. A round started the processes of a system, calibrated it, and ran a share of every case, with "
+        "other prompts and arrivals than the other rounds. Calibration has other loads, windows and prompts than "
+        "the cases, and adds nothing to the link. Each round of a case was simulated from the profile of its pair, "
+        "which comes from the calibrations of all rounds; figures of a case are means over its rounds. Just before "
+        "and just after a round of a case its load was asked without drafts, about a quarter of the requests; "
+        "speed-ups are over these answers, of which an open loop has fewer at once than its case. What ran while "
+        f"something else used more than {MAX_FOREIGN_SHARE:.0%} of a core is void, and runs again up to twice. "
+        "Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases share a machine and "
+        "profiles. Figures are live → simulated (error). The throughput of an open loop equals its arrival rate "
+        "and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
+        "simulator, not the speed of a device."
     )
 
 
@@ -181,15 +183,16 @@ def _beside_table(found: Sequence[Prediction]) -> str:
     figures = ("tpot_ms", "tokens_per_s", "ttft_ms")
     rows = []
     for each in found:
-        tpot = " and ".join(f"{run.live.tpot_ms:.{DIGITS['tpot_ms']}f}" for run in each.result.beside)
-        rows.append((each.result.case.name, *(describe(each, figure, beside=True) for figure in figures), tpot))
-    return markdown_table(("case", *(TITLES[figure] for figure in figures), "TPOT before and after, ms"), rows)
+        by_round = (fmean(run.live.tpot_ms for run in rounds.beside) for rounds in each.result.rounds)
+        described = (describe(each, figure, beside=True) for figure in figures)
+        rows.append((each.result.case.name, *described, _span(by_round)))
+    return markdown_table(("case", *(TITLES[figure] for figure in figures), "TPOT of rounds, ms"), rows)
 
 
 def _case_table(found: Sequence[Prediction]) -> str:
     rows = []
     for each in found:
-        case, took_s = each.result.case, f"{each.result.took_s:.0f}"
+        case, rounds = each.result.case, each.result.rounds
         rows.append(
             (
                 case.name,
@@ -197,13 +200,19 @@ def _case_table(found: Sequence[Prediction]) -> str:
                 case.windows,
                 case.network,
                 case.load,
-                len(each.result.samples),
-                took_s,
-                each.result.num_void or "",
+                sum(len(one.samples) for one in rounds),
+                f"{sum(one.took_s for one in rounds):.0f}",
+                _span(one.live.tpot_ms for one in rounds),
+                sum(one.num_void for one in rounds) or "",
             )
         )
-    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "void runs before")
+    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "TPOT of rounds, ms", "void rounds")
     return markdown_table(heading, rows)
+
+
+def _span(tpot_ms: Iterable[float]) -> str:
+    known, digits = sorted(tpot_ms), DIGITS["tpot_ms"]
+    return f"{known[0]:.{digits}f} … {known[-1]:.{digits}f}"
 
 
 def _difference_table(found: Sequence[Prediction]) -> str:

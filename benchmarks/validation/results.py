@@ -1,8 +1,11 @@
-"""Results of live runs of cases: their figures, and their requests, from which a run can be simulated again."""
+"""Results of live cases: the figures of each round, and its requests, from which it can be simulated again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from statistics import fmean
+from typing import Any, TypeVar
 
 from benchmarks.harness.latency import LatencyObjective, RequestSample, summarise
 from benchmarks.harness.origin import Origin
@@ -10,8 +13,6 @@ from benchmarks.validation.calibration import beside_ms, busy_times, lost_share,
 from benchmarks.validation.cases import Case
 from benchmarks.validation.live import Phase, PhaseFailed
 from shared.data.profiles import Profile
-
-MOST_CHANGE = 0.2  # of the time per token without drafts between before and after a case that counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class CaseFigures:
 
 @dataclass(frozen=True, slots=True)
 class TargetOnlyRun:
-    """The answers without drafts before a case or after it."""
+    """The answers without drafts before a round of a case or after it."""
 
     live: CaseFigures
     samples: list[RequestSample]
@@ -46,28 +47,84 @@ class TimingDrift:
 
 
 @dataclass(frozen=True, slots=True)
-class CaseResult:
-    """The result file of a case."""
+class CaseRecord:
+    """What was measured in a round of a case, and without drafts before it and after it."""
 
     case: Case
-    code: str  # of services and models
+    phase: Phase
+    beside: list[Phase]
+    complaints: list[str]  # why the figures are void; empty: they count
+    num_void: int  # void runs of the round before this one
+
+
+@dataclass(frozen=True, slots=True)
+class CaseRound:
+    """The figures of a round, and its requests."""
+
     live: CaseFigures
     samples: list[RequestSample]
     drafters: list[str | None]
     beside: list[TargetOnlyRun]
     drift: TimingDrift
     took_s: float
-    complaints: list[str]  # why the figures are void; empty: they count
+    complaints: list[str]
+    num_void: int
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """The result file of a case. Its figures are means over rounds."""
+
+    case: Case
+    code: str  # of services and models
+    rounds: list[CaseRound]
     origin: Origin
-    num_void: int = 0  # void runs of the case before this one
+
+    @property
+    def live(self) -> CaseFigures:
+        return means([each.live for each in self.rounds])
+
+    @property
+    def beside(self) -> CaseFigures:
+        """Without drafts."""
+        return means([run.live for each in self.rounds for run in each.beside])
+
+    @property
+    def drift(self) -> TimingDrift:
+        return means([each.drift for each in self.rounds])
+
+    @property
+    def complaints(self) -> list[str]:
+        return [complaint for each in self.rounds for complaint in each.complaints]
 
 
-def unsteady(before: CaseFigures, after: CaseFigures) -> str | None:
-    """How the machine changed during a case, by the answers without drafts around it; None: hardly."""
-    fast, slow = sorted((before.tpot_ms, after.tpot_ms))
-    if slow <= (1 + MOST_CHANGE) * fast:
-        return None
-    return f"a token without drafts took {before.tpot_ms:.1f} ms before the case and {after.tpot_ms:.1f} ms after it"
+Figures = TypeVar("Figures", CaseFigures, TimingDrift)
+
+
+def means(found: Sequence[Figures]) -> Figures:
+    """Of each figure; None where one is None."""
+    known = {each.name: [getattr(one, each.name) for one in found] for each in fields(found[0])}
+    made: dict[str, Any] = {name: None if None in values else fmean(values) for name, values in known.items()}
+    return type(found[0])(**made)
+
+
+def result_of(code: str, records: Sequence[CaseRecord], profile: Profile, origin: Origin) -> CaseResult:
+    """The result of a case from the records of its rounds. Raises PhaseFailed if one has nothing that was measured."""
+    return CaseResult(records[0].case, code, [_round_of(each, profile) for each in records], origin)
+
+
+def _round_of(record: CaseRecord, profile: Profile) -> CaseRound:
+    phase = record.phase
+    return CaseRound(
+        live=figures_of(phase, drafts=True),
+        samples=phase.samples,
+        drafters=phase.drafters,
+        beside=[TargetOnlyRun(figures_of(each, drafts=False), each.samples) for each in record.beside],
+        drift=drift_of(phase, profile, 2 * record.case.link.delay_ms),
+        took_s=phase.took_s,
+        complaints=record.complaints,
+        num_void=record.num_void,
+    )
 
 
 def figures_of(phase: Phase, *, drafts: bool) -> CaseFigures:

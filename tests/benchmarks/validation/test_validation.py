@@ -17,7 +17,6 @@ from benchmarks.harness.cell_plan import NEAR
 from benchmarks.harness.latency import RequestSample
 from benchmarks.harness.scripted_controller import stop_and_wait
 from benchmarks.standins.compute_log import ComputeRecord
-from benchmarks.validation.__main__ import read_profiles, results_of, run_cases
 from benchmarks.validation.bus_monitor import BusMonitor
 from benchmarks.validation.calibration import (
     CalibrationPhase,
@@ -58,7 +57,9 @@ from benchmarks.validation.prompts import (
 )
 from benchmarks.validation.requests import CaseRequest, requests_of, send_in_turn
 from benchmarks.validation.results import drift_of
+from benchmarks.validation.rounds import run_round
 from benchmarks.validation.scenario import scenario_of, simulate
+from benchmarks.validation.store import Store
 from dsd_sim.scenario.build import make_fleet
 from model_zoo.prompt_file import read_prompts
 from shared.bus.memory_bus import MemoryNetwork
@@ -106,8 +107,8 @@ def _kind(case: Case) -> tuple[object, ...]:
 
 
 def test_before_and_after_a_case_its_load_is_asked_without_drafts() -> None:
-    loads = [(RequestLoad(40, 1), 10), (RequestLoad(48, 6), 12), (RequestLoad(3, 1, lengths=(500,)), 1)]
-    loads += [(RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160)), 6)]
+    loads = [(RequestLoad(8, 1), 2), (RequestLoad(12, 6), 6), (RequestLoad(1, 1, lengths=(500,)), 1)]
+    loads += [(RequestLoad(48, 6), 12), (RequestLoad(30, rate_per_s=0.6, lengths=(16, 16, 160)), 6)]
     for load, num_requests in loads:
         case = Case("case", "torch", load, INT8, sliding(4), rtt(30), Outage(2, 2, 1, 5))
         alone = target_only_beside(case)
@@ -367,23 +368,31 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_until_nothing_else_computes_and_
     loads += [replace(each, draft=INT4, control=UNLIMITED) for each in loads]
     cases = [Case("far", "replayed", load, INT4, sliding(4, free_run=False), rtt(20))]
     monkeypatch.setitem(SYSTEMS, "replayed", system)
-    for name, value in (("calibration_of", lambda system: loads), ("WORK", tmp_path / "work")):
-        monkeypatch.setattr(f"benchmarks.validation.__main__.{name}", value)
-    monkeypatch.setattr("benchmarks.validation.results.MOST_CHANGE", 4.0)  # other work may run beside this test
-    # The case, behind two calibrations and its answers without drafts, is void the first time.
-    verdicts = iter([False] * (2 * len(loads) + 1) + [True])
+    monkeypatch.setattr("benchmarks.validation.rounds.calibration_of", lambda system: loads)
+    monkeypatch.setattr("benchmarks.validation.store.ROUNDS", 2)
+    # The case, behind a calibration and its answers without drafts, is void the first time.
+    verdicts = iter([False] * (len(loads) + 1) + [True])
     monkeypatch.setattr("benchmarks.validation.live.is_void", lambda share, seconds: next(verdicts, False))
-    run_cases(system, cases, None, tmp_path, CODE)
-    profiles = read_profiles(tmp_path)
+    store = Store(tmp_path, tmp_path / "work", CODE)
+    for number in range(2):
+        run_round(system, cases, number, None, store, calibrates=store.needs_calibration(system))
+    store.finish(system, cases)
+    profiles = store.read_profiles()
     machine = profiles["replayed-int4"].machine_times
     assert 0 < machine.message_ms < 20
     assert 0 < machine.step_gap_ms < 20
     assert 0 < machine.request_ms < 200
-    (found,) = predictions_of(results_of(cases, tmp_path, CODE), profiles, tmp_path)
-    assert (found.result.complaints, found.result.num_void) == ([], 1)
+    (found,) = predictions_of(store.results(cases), profiles, store.profiles)
+    assert (found.result.complaints, [each.num_void for each in found.result.rounds]) == ([], [1, 0])
     for figure in ("tokens_per_s", "tpot_ms", "acceptance_length", "guesses", "speed_up"):
         error = error_of(found.figures(figure))
         assert error is not None
         assert abs(error) < 0.4, (figure, found)
-    assert [len(each.samples) for each in found.result.beside] == [2, 2]
+    assert [len(run.samples) for each in found.result.rounds for run in each.beside] == [2, 2] * 2
     assert abs(error_of(found.beside_figures("tpot_ms")) or 0.0) < 0.4
+
+    def refused(*args: object) -> None:
+        raise AssertionError("what is kept and counts is not run again")
+
+    monkeypatch.setattr("benchmarks.validation.rounds.started", refused)
+    run_round(system, cases, 0, None, store, calibrates=True)

@@ -34,12 +34,16 @@ def closed_loop_workload(
 
 
 def simulate_seeds(
-    scenario: Scenario, folder: Path, num_seeds: int, make_policy: Callable[[], WindowPolicy] | None = None
+    scenario: Scenario,
+    folder: Path,
+    num_seeds: int,
+    make_policy: Callable[[], WindowPolicy] | None = None,
+    first_seed: int = 1,
 ) -> list[SimReport]:
-    """Reports of seeds 1 to `num_seeds`. The scenario's files are relative to `folder`. make_policy: in place of the
-    policy that the scenario names."""
+    """Reports of `num_seeds` seeds. The scenario's files are relative to `folder`. make_policy: in place of the policy
+    that the scenario names."""
     reports = []
-    for seed in range(1, num_seeds + 1):
+    for seed in range(first_seed, first_seed + num_seeds):
         seeded = scenario.model_copy(update={"seed": seed})
         fleet = make_fleet(seeded, folder)
         if make_policy is not None:

@@ -142,8 +142,8 @@ def _run_unfinished(cases: Sequence[Case], names: Sequence[str] | None, python: 
     for number in range(ROUNDS):
         for each, unfinished in todo.items():
             run_round(each, unfinished, number, vllm, store, calibrates=each in calibrated)
-    for each, unfinished in todo.items():
-        store.finish(each, unfinished)
+            if number == ROUNDS - 1:
+                store.finish(each, unfinished)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ CASES = (
     Case("torch-1-int8-wait8-rtt60", "torch", ONE, INT8, stop_and_wait(8), rtt(60)),
     Case("torch-1-int8-adaptive-rtt80-jitter", "torch", ONE, INT8, ADAPTIVE, rtt(80, 20)),
     Case("torch-1-int8-slide16-stalls", "torch", ONE, INT8, sliding(16), rtt(20, 10, 0.05)),
-    Case("torch-1-int8-slide8-outages", "torch", ONE, INT8, sliding(8), rtt(20), Outage(2, 2, num=2, every_s=5)),
+    Case("torch-1-int8-slide8-outages", "torch", ONE, INT8, sliding(8), rtt(20), Outage(2, 2, num=1, every_s=5)),
     Case("torch-1-distilled-slide8-rtt10", "torch", ONE, DISTILLED, sliding(8), rtt(10)),
     Case("torch-1-distilled-adaptive", "torch", ONE, DISTILLED),
     Case("torch-6-int8-slide4-rtt20", "torch", SIX, INT8, sliding(4), rtt(20)),
@@ -206,8 +206,8 @@ DEVELOPMENT = (  # to develop the simulator with
 
 
 def target_only_beside(case: Case) -> Case:
-    """What is asked without drafts before a round of the case and after it, to have its speed-up: about a quarter of
-    its requests, as many for each client and of each length."""
+    """What is asked without drafts before a round of the case and after it, to have its speed-up: a part of its
+    requests, as many for each client and of each length."""
     load = case.load
     unit = math.lcm(load.num_clients or 1, len(load.lengths))
     num_requests = max(1, load.num_requests // 4 // unit) * unit

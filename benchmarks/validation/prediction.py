@@ -60,10 +60,13 @@ def _predicted(result: CaseResult, profile: Profile, recordings: Path) -> Predic
     case = result.case
     assert case.draft is not None
     recording = recording_of(SYSTEMS[case.system], case.draft, recordings)
-    simulated = [_simulated(case, profile, recording, each.drafters, each.samples) for each in result.rounds]
     alone = target_only_beside(case)
-    runs = [run for each in result.rounds for run in each.beside]
-    beside = [_simulated(alone, profile, None, [None] * len(each.samples), each.samples) for each in runs]
+    simulated, beside = [], []
+    for number, each in enumerate(result.rounds):
+        simulated.append(_simulated(case, profile, recording, each.drafters, each.samples, number))
+        beside += [
+            _simulated(alone, profile, None, [None] * len(run.samples), run.samples, number) for run in each.beside
+        ]
     return Prediction(result, means(simulated), means(beside))
 
 
@@ -73,7 +76,8 @@ def _simulated(
     recording: Path | None,
     drafters: Sequence[str | None],
     samples: Sequence[RequestSample],
+    number: int,
 ) -> CaseFigures:
     with TemporaryDirectory(prefix="dsd-predict-") as place:
         folder = Path(place)
-        return simulate(scenario_of(case, profile, recording, drafters, samples, folder), folder)
+        return simulate(scenario_of(case, profile, recording, drafters, samples, folder), folder, number)

@@ -125,16 +125,16 @@ def _about(origin: Origin) -> str:
         f"`{origin.command}`, {origin.date}, {origin.machine}, Python {origin.python}. Each case ran on the "
         f"services as processes, in {ROUNDS} rounds, as what a machine's cores do to each other changes within "
         "minutes. A round started the processes of a system, calibrated it, and ran a share of every case, with "
-        "other prompts and arrivals than the other rounds. Calibration has other loads, windows and prompts than "
-        "the cases, and adds nothing to the link. Each round of a case was simulated from the profile of its pair, "
-        "which comes from the calibrations of all rounds; figures of a case are means over its rounds. Just before "
-        "and just after a round of a case its load was asked without drafts, about a quarter of the requests; "
-        "speed-ups are over these answers, of which an open loop has fewer at once than its case. What ran while "
-        f"something else used more than {MAX_FOREIGN_SHARE:.0%} of a core is void, and runs again up to twice. "
-        "Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases share a machine and "
-        "profiles. Figures are live → simulated (error). The throughput of an open loop equals its arrival rate "
-        "and does not count. The models of `fleet` are stand-ins: they show the behaviour of services and "
-        "simulator, not the speed of a device."
+        "the next prompts. Calibration has other loads and windows than the cases, with real models other prompts, "
+        "and adds nothing to the link. Each round of a case was simulated from the profile of its pair, which "
+        "comes from the calibrations of all rounds; figures of a case are means over its rounds. Just before and "
+        "just after a round of a case a part of its requests was asked without drafts; speed-ups are over these "
+        "answers, of which an open loop has fewer at once than its case. What ran while something else used more "
+        f"than {MAX_FOREIGN_SHARE:.0%} of a core is void, and runs again up to twice; a case with a void round does "
+        "not count. Parentheses after medians and biases: 95 % bootstrap intervals over cases; cases share a "
+        "machine and profiles. Figures are live → simulated (error). The throughput of an open loop equals its "
+        "arrival rate and does not count. The models of `fleet` are stand-ins: they show the behaviour of services "
+        "and simulator, not the speed of a device."
     )
 
 
@@ -206,7 +206,7 @@ def _case_table(found: Sequence[Prediction]) -> str:
                 sum(one.num_void for one in rounds) or "",
             )
         )
-    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "TPOT of rounds, ms", "void rounds")
+    heading = ("case", "draft", "windows", "link", "load", "answers", "took, s", "TPOT of rounds, ms", "void runs")
     return markdown_table(heading, rows)
 
 

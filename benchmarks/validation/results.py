@@ -55,6 +55,7 @@ class CaseRecord:
     beside: list[Phase]
     complaints: list[str]  # why the figures are void; empty: they count
     num_void: int  # void runs of the round before this one
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,9 @@ def means(found: Sequence[Figures]) -> Figures:
     return type(found[0])(**made)
 
 
-def result_of(code: str, records: Sequence[CaseRecord], profile: Profile, origin: Origin) -> CaseResult:
-    """The result of a case from the records of its rounds. Raises PhaseFailed if one has nothing that was measured."""
-    return CaseResult(records[0].case, code, [_round_of(each, profile) for each in records], origin)
+def result_of(code: str, records: Sequence[CaseRecord], profile: Profile) -> CaseResult:
+    """The result of a case from the records of its rounds."""
+    return CaseResult(records[0].case, code, [_round_of(each, profile) for each in records], records[-1].origin)
 
 
 def _round_of(record: CaseRecord, profile: Profile) -> CaseRound:

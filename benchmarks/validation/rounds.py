@@ -17,8 +17,8 @@ from benchmarks.validation.calibration import CalibrationPhase
 from benchmarks.validation.cases import DEVELOPMENT, Case, ValidationSystem, calibration_of, target_only_beside
 from benchmarks.validation.live import LiveSystem, num_keys, started
 from benchmarks.validation.prompts import CALIBRATING, prompts_of
-from benchmarks.validation.results import CaseRecord
-from benchmarks.validation.store import Store
+from benchmarks.validation.results import CaseRecord, figures_of
+from benchmarks.validation.store import ORIGIN, Store
 from model_zoo.prompt_file import read_prompts
 
 CALIBRATION, JUDGED = 1, 2  # seeds of arrivals; that of a case grows with the round
@@ -60,9 +60,9 @@ def run_round(
     system: ValidationSystem, cases: Sequence[Case], number: int, python: Path | None, store: Store, *, calibrates: bool
 ) -> None:
     """Runs what is missing of a round in one running system. A failed case leaves no record; the next call runs it
-    again. calibrates: whether the round has a calibration."""
+    again. calibrates: whether a calibration is part of the round."""
     todo = [case for case in cases if not store.has_record(case, number)]
-    calibrates = calibrates and store.calibration(system, number) is None
+    calibrates = calibrates and not store.has_calibration(system, number)
     if not todo and not calibrates:
         return
 
@@ -84,7 +84,8 @@ def run_round(
 
 
 async def run_case(live: LiveSystem, case: Case, number: int) -> CaseRecord:
-    """Runs a round of a case between answers without drafts, until the figures count. Each round has other prompts."""
+    """Runs a round of a case between answers without drafts, until the figures count. A round has the next prompts.
+    Raises PhaseFailed."""
     prompts = prompts_of(live.system, is_development=case in DEVELOPMENT)
     first = number * case.load.num_requests % len(prompts)
     prompts = prompts[first:] + prompts[:first]
@@ -95,9 +96,12 @@ async def run_case(live: LiveSystem, case: Case, number: int) -> CaseRecord:
         phase = await live.run(case, prompts, seed)
         after = await live.run(alone, prompts, seed)
         complaints = [complaint for each in (phase, before, after) for complaint in each.complaints]
+        if complaints:
+            notify(f"void: {'; '.join(complaints[:5])}")
         if not complaints or num_void + 1 == ATTEMPTS:
             break
-        notify(f"void: {'; '.join(complaints[:5])}")
         num_void += 1
+    for each in (before, phase, after):
+        figures_of(each, drafts=each is phase)  # raises PhaseFailed
     notify(f"{case.name}, round {number}: {phase.took_s:.0f} s")
-    return CaseRecord(case, phase, [before, after], complaints, num_void)
+    return CaseRecord(case, phase, [before, after], complaints, num_void, ORIGIN)

@@ -116,9 +116,9 @@ def write_trace(path: Path, drafters: Sequence[str | None], samples: Sequence[Re
     path.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def simulate(scenario: Scenario, folder: Path, num_seeds: int = NUM_SEEDS) -> CaseFigures:
-    """Means over seeds. `folder` holds the trace."""
-    reports = simulate_seeds(scenario, folder, num_seeds)
+def simulate(scenario: Scenario, folder: Path, number: int = 0, num_seeds: int = NUM_SEEDS) -> CaseFigures:
+    """Means over seeds. `folder` holds the trace. number: of the round; each draws guesses of its own."""
+    reports = simulate_seeds(scenario, folder, num_seeds, first_seed=1 + number * num_seeds)
     return CaseFigures(
         tokens_per_s=fmean(report.tokens_per_s for report in reports),
         ttft_ms=fmean(report.ttft_ms.mean for report in reports),

@@ -1,4 +1,4 @@
-"""What the validation keeps: results and profiles for the report, and the records of each round until all are there.
+"""What the validation keeps: results and profiles for the report, and the records of rounds until all are there.
 
 Invariant: results and records of other code, or of a case that was another, count as absent.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.harness.files import REPORTS, ROOT, read_result, write_result
 from benchmarks.harness.origin import Origin, digest_of, digest_of_folder
 from benchmarks.validation.calibration import CalibrationPhase, profiles_of
-from benchmarks.validation.cases import CASES, DEVELOPMENT, ROUNDS, Case, ValidationSystem
+from benchmarks.validation.cases import CASES, DEVELOPMENT, ROUNDS, Case, ValidationSystem, calibration_of
 from benchmarks.validation.results import CaseRecord, CaseResult, result_of
 from services.local.engine import EngineName
 from services.local.pair import DISTILLED
@@ -39,6 +39,13 @@ class RecordHead:
 
     case: Case
     complaints: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadHead:
+    """The part of a CalibrationPhase that tells what it measured."""
+
+    case: Case
 
 
 def code_of(models: Path) -> str:
@@ -69,7 +76,7 @@ class Store:
         paths = [self.result_path(case) for case in cases]
         current = [path for path in paths if path.is_file() and read_result(path, ResultCode).code == self.code]
         found = [read_result(path, CaseResult) for path in current]
-        return [result for result in found if result.case in cases]
+        return [result for result in found if result.case in cases and len(result.rounds) == ROUNDS]
 
     def unfinished(self, cases: Sequence[Case]) -> list[Case]:
         """Cases without a valid result."""
@@ -77,16 +84,29 @@ class Store:
         return [case for case in cases if case.name not in finished]
 
     def finish(self, system: ValidationSystem, cases: Sequence[Case]) -> None:
-        """Writes the profiles of a system and the results of these cases of it, of which all rounds are there."""
-        calibrations = [self.calibration(system, number) for number in range(ROUNDS)]
-        if None not in calibrations:
-            self.write_profiles(system, [phase for phases in calibrations for phase in phases or ()])
+        """Writes the profiles of a system and the results of these cases of it, of which all rounds are there, and puts
+        the records aside, so that what is measured later is new."""
+        calibrations = [self._calibration_path(system, number) for number in range(ROUNDS)]
+        if all(path.is_file() for path in calibrations):
+            phases = [phase for path in calibrations for phase in read_result(path, list[CalibrationPhase])]
+            self.write_profiles(system, [each for each in phases if not each.phase.complaints])
+            self._put_aside(calibrations)
         profiles = self.read_profiles()
         for case in cases:
-            records = [each for number in range(ROUNDS) if (each := self.record(case, number)) is not None]
-            if len(records) == ROUNDS:
-                result = result_of(self.code, records, profiles[f"{case.system}-{case.draft}"], ORIGIN)
-                write_result(self.result_path(case), result)
+            paths = [self._record_path(case, number) for number in range(ROUNDS)]
+            if not all(path.is_file() and read_result(path, RecordHead).case == case for path in paths):
+                continue
+            records = [read_result(path, CaseRecord) for path in paths]
+            result = result_of(self.code, records, profiles[f"{case.system}-{case.draft}"])
+            write_result(self.result_path(case), result)
+            if not result.complaints:
+                self._put_aside(paths)
+
+    def _put_aside(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            to = self.work / "finished" / path.relative_to(self.work / self.code)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(to)
 
     # --- records of rounds ---
 
@@ -99,24 +119,21 @@ class Store:
     def keep_record(self, record: CaseRecord, number: int) -> None:
         write_result(self._record_path(record.case, number), record)
 
-    def record(self, case: Case, number: int) -> CaseRecord | None:
-        """Void ones included."""
-        path = self._record_path(case, number)
-        if not path.is_file() or read_result(path, RecordHead).case != case:
-            return None
-        return read_result(path, CaseRecord)
-
     def has_record(self, case: Case, number: int) -> bool:
         """Whether the record of a round is there and counts."""
         path = self._record_path(case, number)
         return path.is_file() and read_result(path, RecordHead) == RecordHead(case, [])
 
-    def keep_calibration(self, system: ValidationSystem, number: int, phases: Sequence[CalibrationPhase]) -> None:
-        write_result(self._round_path(system.name, number) / "calibration.json", phases)
+    def _calibration_path(self, system: ValidationSystem, number: int) -> Path:
+        return self._round_path(system.name, number) / "calibration.json"
 
-    def calibration(self, system: ValidationSystem, number: int) -> list[CalibrationPhase] | None:
-        path = self._round_path(system.name, number) / "calibration.json"
-        return read_result(path, list[CalibrationPhase]) if path.is_file() else None
+    def keep_calibration(self, system: ValidationSystem, number: int, phases: Sequence[CalibrationPhase]) -> None:
+        write_result(self._calibration_path(system, number), phases)
+
+    def has_calibration(self, system: ValidationSystem, number: int) -> bool:
+        """Whether that of a round is there, with the loads of today."""
+        path = self._calibration_path(system, number)
+        return path.is_file() and [each.case for each in read_result(path, list[LoadHead])] == calibration_of(system)
 
     def needs_calibration(self, system: ValidationSystem) -> bool:
         """Whether the system has no profiles, or no result of this code."""

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.harness.files import read_result, write_result
 from benchmarks.standins.compute_log import ComputeRecord
-from benchmarks.validation.cases import CASES, INT4, INT8, ROUNDS, SYSTEMS, Case, RequestLoad
+from benchmarks.validation.calibration import CalibrationPhase
+from benchmarks.validation.cases import CASES, INT4, INT8, ROUNDS, SYSTEMS, Case, RequestLoad, calibration_of
 from benchmarks.validation.live import LiveSystem, Phase
 from benchmarks.validation.prediction import error_of
 from benchmarks.validation.prompts import prompts_of
@@ -19,6 +20,7 @@ from benchmarks.validation.report import describe, differences, markdown, summar
 from benchmarks.validation.results import CaseRecord, CaseResult, TimingDrift
 from benchmarks.validation.rounds import run_case
 from benchmarks.validation.store import Store, code_of
+from shared.data.profiles import Profile
 from tests.benchmarks.validation.sample_case import (
     ALONE,
     CASE,
@@ -55,9 +57,9 @@ def test_the_figures_of_a_case_are_means_over_its_rounds_and_none_where_one_is_u
     found = result()
     assert (found.live, found.beside) == (LIVE, ALONE)
     unknown = replace(found.rounds[0], live=replace(LIVE, acceptance=None, queue=0.04))
-    mixed = replace(found, rounds=[unknown, found.rounds[1]])
-    assert (mixed.live.acceptance, mixed.live.queue, mixed.live.tpot_ms) == (None, 0.03, 20.5)
-    assert (mixed.drift.passes, mixed.drift.trip_ms) == (0.04, 1.5)
+    mixed = replace(found, rounds=[unknown, *found.rounds[1:]])
+    assert (mixed.live.acceptance, mixed.live.queue, mixed.live.tpot_ms) == (None, 0.024, 20.2)
+    assert (mixed.drift.passes, mixed.drift.trip_ms) == pytest.approx((0.04, 1.5))
 
 
 def test_medians_the_worst_and_the_bias_are_of_the_cases_that_count() -> None:
@@ -82,7 +84,7 @@ def test_target_only_answers_beside_the_cases_count_apart() -> None:
     text = markdown(found, [], ORIGIN)
     assert f"| TPOT, ms | 25.0% | 50.0% | +25.0% | {OTHER.name} |" in text
     assert "| other | 40.0 → 60.0 (+50.0%) | 25.0 → 25.0 (+0.0%) | 90 → 90 (+0.0%) | 38.0 … 42.0 |" in text
-    assert "| 2 | 30 | 19.0 … 21.0 |  |" in text
+    assert "| 5 | 75 | 19.0 … 21.0 |  |" in text
     assert "Errors above the limit" not in text
 
 
@@ -161,8 +163,10 @@ async def test_each_round_of_a_case_asks_the_next_prompts_at_other_times() -> No
     machine = Machine()
     for number in range(ROUNDS):
         await record_of(machine, number, replace(CASE, load=RequestLoad(8, 1)))
+        await record_of(machine, number, replace(CASE, load=RequestLoad(12, 6)))
     prompts = prompts_of(SYSTEMS[CASE.system], is_development=False)
-    assert [prompt for _, prompt, _ in machine.asked[1::3]] == prompts[::8]
+    assert [prompt for _, prompt, _ in machine.asked[1::6]] == prompts[::8]
+    assert [prompt for _, prompt, _ in machine.asked[4::6]] == [prompts[first] for first in (0, 12, 24, 36, 8)]
     assert len({seed for _, _, seed in machine.asked}) == ROUNDS
 
 
@@ -180,6 +184,7 @@ async def test_a_result_is_written_when_the_records_of_all_rounds_are_there(tmp_
     (found,) = store.results([CASE])
     assert len(found.rounds) == ROUNDS
     assert found.drift == TimingDrift(passes=0.0, steps=0.0, trip_ms=0.0)
+    assert not store.has_record(CASE, 0), "another folder is measured anew"
 
 
 async def test_a_void_round_is_run_again_and_its_case_is_void_until_then(tmp_path: Path) -> None:
@@ -193,6 +198,33 @@ async def test_a_void_round_is_run_again_and_its_case_is_void_until_then(tmp_pat
     store.keep_record(await record_of(Machine()), 1)
     store.finish(SYSTEMS[CASE.system], [CASE])
     assert store.unfinished([CASE]) == []
+
+
+def test_a_profile_is_fitted_to_the_calibrations_of_all_rounds_without_their_void_phases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[list[float]] = []
+
+    def fit(name: str, phases: Sequence[CalibrationPhase], origin: str) -> dict[str, Profile]:
+        fitted.append([each.phase.begin_s for each in phases])
+        return {str(CASE.draft): PROFILE}
+
+    monkeypatch.setattr("benchmarks.validation.store.profiles_of", fit)
+    store, system = store_in(tmp_path), SYSTEMS[CASE.system]
+    loads = calibration_of(system)
+    for number in range(ROUNDS):
+        store.finish(system, [])
+        measured = [CalibrationPhase(load, replace(phase([]), begin_s=float(number))) for load in loads]
+        measured[0] = CalibrationPhase(loads[0], replace(phase([]), complaints=["busy"]))
+        store.keep_calibration(system, number, measured[1:])
+        assert not store.has_calibration(system, number), "a load is missing"
+        store.keep_calibration(system, number, measured)
+        assert store.has_calibration(system, number)
+    store.finish(system, [])
+    store.finish(system, [])
+    assert fitted == [[float(number) for number in range(ROUNDS) for _ in loads[1:]]], "once"
+    store.refit(system)
+    assert fitted[0] == fitted[1]
 
 
 def store_in(folder: Path) -> Store:

@@ -354,6 +354,16 @@ def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_req
     assert figures.guesses is None
 
 
+def test_each_round_is_simulated_with_other_guesses(tmp_path: Path) -> None:
+    load = RequestLoad(2, 1)
+    requests = requests_of(["a", "b"], load, ["drafter-0"], seed=1)
+    case = Case("test", "torch", load, INT8, sliding(4), rtt(10))
+    scenario = scenario_of(case, PROFILE, RECORDING, [], answered(requests), tmp_path)
+    first, again, second = (simulate(scenario, tmp_path, number, num_seeds=2) for number in (0, 0, 1))
+    assert first == again
+    assert first.acceptance_length != second.acceptance_length
+
+
 # --- a whole system ---------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +378,8 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_until_nothing_else_computes_and_
     loads += [replace(each, draft=INT4, control=UNLIMITED) for each in loads]
     cases = [Case("far", "replayed", load, INT4, sliding(4, free_run=False), rtt(20))]
     monkeypatch.setitem(SYSTEMS, "replayed", system)
-    monkeypatch.setattr("benchmarks.validation.rounds.calibration_of", lambda system: loads)
+    for module in ("rounds", "store"):
+        monkeypatch.setattr(f"benchmarks.validation.{module}.calibration_of", lambda system: loads)
     monkeypatch.setattr("benchmarks.validation.store.ROUNDS", 2)
     # The case, behind a calibration and its answers without drafts, is void the first time.
     verdicts = iter([False] * (len(loads) + 1) + [True])
@@ -376,6 +387,7 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_until_nothing_else_computes_and_
     store = Store(tmp_path, tmp_path / "work", CODE)
     for number in range(2):
         run_round(system, cases, number, None, store, calibrates=store.needs_calibration(system))
+    run_round(system, cases, 0, Path("no Python"), store, calibrates=True)  # is there, so nothing starts
     store.finish(system, cases)
     profiles = store.read_profiles()
     machine = profiles["replayed-int4"].machine_times
@@ -390,9 +402,3 @@ def test_a_fleet_of_stand_ins_is_calibrated_run_until_nothing_else_computes_and_
         assert abs(error) < 0.4, (figure, found)
     assert [len(run.samples) for each in found.result.rounds for run in each.beside] == [2, 2] * 2
     assert abs(error_of(found.beside_figures("tpot_ms")) or 0.0) < 0.4
-
-    def refused(*args: object) -> None:
-        raise AssertionError("what is kept and counts is not run again")
-
-    monkeypatch.setattr("benchmarks.validation.rounds.started", refused)
-    run_round(system, cases, 0, None, store, calibrates=True)

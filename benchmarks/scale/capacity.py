@@ -16,6 +16,8 @@ from benchmarks.scale.cells import Cell
 from benchmarks.scale.fit import Curve, Drivers, bus_of, cpu_of, curves_of, memory_of
 from benchmarks.scale.prediction import PROMPT_TOKENS, scenario_of, simulate
 from benchmarks.scale.results import CONTROLLER, GATEWAY, NATS, SERVICES, VERIFIER, BusCounts, CellResult, PassGap
+from services.edge_drafter.steering import NUM_DECIDING
+from shared.timing import REPORT_S
 
 LEAST_NATS_NODES = 3  # of a cluster that survives the loss of a node
 STEP = 16  # users of a verifier: the search ends between two multiples of it
@@ -62,7 +64,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """Processes, and what each uses: cores of a gateway, of the controller and of a verifier's own part, and all of
+    """Processes, and what each uses: cores of a gateway, of a controller and of a verifier's own part, and all of
     NATS."""
 
     gateways: int
@@ -72,6 +74,7 @@ class Needed:
     verifiers_by_cpu: int  # by the processor time of the service itself
     users_per_verifier: int
     drafters: int
+    controllers: int
     gateway_share: float
     controller_share: float
     verifier_share: float
@@ -99,9 +102,11 @@ def needed(costs: Costs, assumed: Assumptions, users_per_verifier: int) -> Neede
     verifiers = max(by_model, by_cpu)
     drivers = assumed.drivers(verifiers)
     gateways = _gateways(costs.cpu[GATEWAY], drivers, assumed.target_share)
-    # Heartbeats of drafters and verifiers reach every gateway: one was measured.
-    heartbeats = (gateways - 1) * (drivers.drafters + drivers.verifiers)
-    messages = costs.bus["published"].at(drivers) + costs.bus["delivered"].at(drivers) + heartbeats
+    deciding = costs.cpu[CONTROLLER].at(drivers)
+    controllers = 1 if deciding <= assumed.target_share else math.ceil(NUM_DECIDING * deciding / assumed.target_share)
+    # Heartbeats of drafters and verifiers reach every gateway, and reports every controller: one of each was measured.
+    heard = (gateways - 1) * (drivers.drafters + drivers.verifiers) + (controllers - 1) * drivers.drafters / REPORT_S
+    messages = costs.bus["published"].at(drivers) + costs.bus["delivered"].at(drivers) + heard
     nats_cores = (1 + assumed.routed) * costs.per_message * messages
     num_bytes = costs.bus["published_bytes"].at(drivers) + costs.bus["delivered_bytes"].at(drivers)
     nodes = max(LEAST_NATS_NODES, math.ceil(nats_cores / (assumed.target_share * assumed.nats_cores)))
@@ -114,8 +119,9 @@ def needed(costs: Costs, assumed: Assumptions, users_per_verifier: int) -> Neede
         verifiers_by_cpu=by_cpu,
         users_per_verifier=users_per_verifier,
         drafters=assumed.drafters,
+        controllers=controllers,
         gateway_share=_shared(costs.cpu[GATEWAY], drivers) / gateways + _own(costs.cpu[GATEWAY], drivers),
-        controller_share=costs.cpu[CONTROLLER].at(drivers),
+        controller_share=deciding * min(controllers, NUM_DECIDING) / controllers,
         verifier_share=costs.cpu[VERIFIER].at(drivers) / verifiers,
         nats_cores=nats_cores,
         messages_per_s=messages,

@@ -210,14 +210,9 @@ def capacity_table(answer: Needed, assumed: Assumptions) -> str:
          f"({answer.users_per_verifier} users each) and {answer.verifiers_by_cpu} by the service's processor time "
          f"({answer.verifier_share:.0%} of a core each)"),
         ("drafters", answer.drafters, f"one for {assumed.users_per_drafter} users: assumed"),
-        ("active controllers", 1, f"{answer.controller_share:.0%} of a core{_too_much(answer, assumed)}"),
+        ("controllers", answer.controllers, f"{answer.controller_share:.0%} of a core each"),
     ]  # fmt: skip
     return markdown_table(("part", "number", "each uses"), rows)
-
-
-def _too_much(answer: Needed, assumed: Assumptions) -> str:
-    """A controller decides for all pairs, so a second one does not help."""
-    return "" if answer.controller_share <= assumed.target_share else ": **more than it may use**"
 
 
 def assumptions_table(assumed: Assumptions) -> str:
@@ -229,7 +224,8 @@ def assumptions_table(assumed: Assumptions) -> str:
 def capacity_notes(assumed: Assumptions) -> str:
     return (
         f"{assumed.users:,} users who all wait for tokens, {assumed.tokens_per_s:,.0f} tokens/s in all. Every gateway\n"
-        "hears every heartbeat, so that cost is not shared among gateways. Costs are linear extrapolations of one\n"
+        "hears every heartbeat, so that cost is not shared among gateways. Of several controllers two decide for a\n"
+        "drafter; what the others spend on its reports is not counted. Costs are linear extrapolations of one\n"
         f"machine's. A NATS cluster is not measured: each message is counted {1 + assumed.routed:g} times. Users of a\n"
         "verifier: DSD-Sim, with the profile's own times, the measured gap between passes, and drafters beside it."
     )

@@ -96,7 +96,7 @@ class Drafter:
             grammars, settings.max_sessions, self._speculate, self._refuse_speculate
         )
         self.pairs = PairTable()
-        self.steering = Steering(settings.decision_ttl_s * 1e3)
+        self.steering = Steering(instance_id, settings.decision_ttl_s * 1e3)
         self.loop = DraftLoop(model, self.table, settings.feed_tokens, metrics, self._advance, self._fail)
         self._outbox = Outbox(bus)
         self._timers_changed = asyncio.Event()
@@ -297,7 +297,8 @@ class Drafter:
             reports = self.pairs.take_reports(list(self.table), windows, self.loop.cost.guess_ms)
             if reports:
                 self._sequence += 1
-                report = Report(self.instance_id, self._sequence, reports, machine_id())
+                controllers = self.steering.controllers(now)
+                report = Report(self.instance_id, self._sequence, reports, machine_id(), controllers)
                 self._outbox.put(subjects.broadcast(Report, "drafter", self.instance_id), report)
                 for pair in reports:
                     name = subjects.instance_name(pair.verifier_id)

@@ -1,13 +1,17 @@
 """The window that a drafter uses for each verifier: the leading controller's decision, else the default.
 
-Invariant: one controller leads until its heartbeats stop or say that it drains; then the live one with the lowest id
-does. Decisions of other controllers, and outdated ones, change nothing. Without a valid decision the default holds.
-Times are milliseconds.
+Controllers share the drafters by rendezvous hashing (Thaler and Ravishankar 1996): each drafter ranks them in an order
+of its own. The first leads, and the second decides too, so that it knows the pairs when it has to take over.
+
+Invariant: a leader leads until its heartbeats stop or say that it drains, or until the first in the order has heard
+this drafter for WARM_UP_MS. Decisions of other controllers, and outdated ones, change nothing. Without a valid decision
+the default holds. Times are milliseconds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from shared.protocol.messages import Heartbeat, WindowDecision
@@ -15,6 +19,17 @@ from shared.timing import silence_s
 
 MAX_CONTROLLERS = 64
 MAX_PAIRS = 1024
+NUM_DECIDING = 2  # controllers that decide for a drafter
+WARM_UP_MS = 10_000.0  # after which a controller that has come knows the drafter's pairs
+
+
+@dataclass(slots=True)
+class LiveController:
+    """since: of heartbeats without a gap; until: if no other comes."""
+
+    weight: bytes
+    since: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +45,36 @@ class Decided:
 class Steering:
     """The windows of one drafter, per verifier."""
 
-    def __init__(self, ttl_ms: float) -> None:
+    def __init__(self, drafter_id: str, ttl_ms: float) -> None:
+        self._drafter_id = drafter_id
         self._ttl_ms = ttl_ms
-        self._alive_until: dict[str, float] = {}
+        self._alive: dict[str, LiveController] = {}
         self._leader: str | None = None
         self._decided: dict[str, Decided] = {}
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+        controller_id, until = heartbeat.instance_id, now + silence_s(heartbeat.interval_s) * 1e3
         if heartbeat.draining:
-            self._alive_until.pop(heartbeat.instance_id, None)
-        elif heartbeat.instance_id in self._alive_until or len(self._alive_until) < MAX_CONTROLLERS:
-            self._alive_until[heartbeat.instance_id] = now + silence_s(heartbeat.interval_s) * 1e3
+            self._alive.pop(controller_id, None)
+        elif controller_id in self._alive and self._alive[controller_id].until > now:
+            self._alive[controller_id].until = until
+        elif controller_id in self._alive or len(self._alive) < MAX_CONTROLLERS:
+            self._alive[controller_id] = LiveController(weight(controller_id, self._drafter_id), now, until)
 
     def leader(self, now: float) -> str | None:
         """The controller to follow; None if none is alive."""
-        self._alive_until = {key: until for key, until in self._alive_until.items() if until > now}
-        if self._leader not in self._alive_until:
-            self._leader = min(self._alive_until, default=None)
-        return self._leader
+        return next(iter(self.controllers(now)), None)
+
+    def controllers(self, now: float) -> list[str]:
+        """Those that are to decide for this drafter, the leader first."""
+        self._alive = {key: each for key, each in self._alive.items() if each.until > now}
+        ranked = sorted(self._alive, key=lambda key: self._alive[key].weight, reverse=True)
+        if not ranked:
+            return []
+        if self._leader not in self._alive or now - self._alive[ranked[0]].since >= WARM_UP_MS:
+            self._leader = ranked[0]
+        leader = self._leader or ranked[0]
+        return [leader, *(key for key in ranked if key != leader)][:NUM_DECIDING]
 
     def decide(self, decision: WindowDecision, sender: str, now: float) -> bool:
         """Takes a decision. Returns False if it is not the leader's, not newer, or invalid."""
@@ -76,3 +103,8 @@ class Steering:
         for verifier_id in old:
             del self._decided[verifier_id]
         return old
+
+
+def weight(controller_id: str, drafter_id: str) -> bytes:
+    """The drafter prefers controllers of higher weight."""
+    return blake2b(f"{controller_id} {drafter_id}".encode(), digest_size=8).digest()

@@ -1,5 +1,8 @@
 """The state of every drafter-verifier pair, and the decisions that follow from reports.
 
+Of drafters that another controller leads it decides and tells nothing, so that it can take over; of others it forgets
+everything.
+
 Invariant: a report counts once and in order. A pair is created only while its verifier is alive, there are at most
 `max_pairs`, and of a drafter's name only those of its newest instances. `expire` removes pairs without a report for
 `expiry_s`. Pure: times are arguments, in seconds of one monotonic clock.
@@ -40,10 +43,13 @@ class PairState:
     acceptance: AcceptanceEstimate = field(default_factory=lambda: AcceptanceEstimate(ACCEPTANCE_HALF_LIFE))
     reported_at: float = -math.inf
     announced_at: float = -math.inf
+    is_led: bool = True  # by this controller
 
-    def note(self, seen: PairReport, now: float) -> None:
+    def note(self, seen: PairReport, now: float, *, is_led: bool) -> None:
         self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
-        self.seen, self.reported_at = seen, now
+        if is_led and not self.is_led:
+            self.announced_at = -math.inf
+        self.seen, self.reported_at, self.is_led = seen, now, is_led
 
     @property
     def reason(self) -> Reason | None:
@@ -74,7 +80,7 @@ class PairController:
     """Decides on all pairs.
 
     on_drop: a report or a part of it is dropped; on_change: a decision changes a choice; on_fail: the policy fails on a
-    pair, called while the exception is handled.
+    pair, called while the exception is handled. controller_id: its own.
     """
 
     def __init__(
@@ -89,8 +95,10 @@ class PairController:
         expiry_s: float,
         announce_s: float,
         instances_per_name: int = 1,
+        controller_id: str = "",
     ) -> None:
         self._policy = policy
+        self._controller_id = controller_id
         self._verifiers = verifiers
         self._on_drop = on_drop
         self._on_change = on_change
@@ -130,7 +138,7 @@ class PairController:
         return [
             self._decide(pair, state, state.choice, now)
             for pair, state in self._pairs.items()
-            if state.choice is not None and self._is_due(state, now)
+            if state.choice is not None and state.is_led and self._is_due(state, now)
         ]
 
     def expire(self, now: float) -> None:
@@ -142,10 +150,14 @@ class PairController:
             self._drafters.leave(drafter_id)
 
     def _take(self, report: Report, now: float) -> list[PairUpdate]:
-        """The valid parts of a report."""
+        """The valid parts of a report that this controller is to decide on."""
         if report.sequence <= self._sequences.get(report.drafter_id, -1):
             self._on_drop("replayed")
             return []
+        if report.controllers and self._controller_id not in report.controllers:
+            self._leave(report.drafter_id)
+            return []
+        is_led = report.controllers[:1] in ([], [self._controller_id])
         if not self._drafters.may_join(report.drafter_id, now):
             self._on_drop("replaced")
             return []
@@ -156,12 +168,18 @@ class PairController:
                 self._on_drop("replayed")
             elif (state := self._state_of(pair, seen, now)) is not None:
                 corrected = self._verifiers.corrected(seen, report.machine)
-                state.note(corrected, now)
+                state.note(corrected, now, is_led=is_led)
                 updates[pair] = PairUpdate(pair, state, corrected)
         if updates:
             self._sequences[report.drafter_id] = report.sequence
             self._remove(self._drafters.join(report.drafter_id, now))
         return list(updates.values())
+
+    def _leave(self, drafter_id: str) -> None:
+        """Forgets a drafter that other controllers decide for."""
+        if drafter_id in self._sequences:
+            self._remove(drafter_id)
+            self._drafters.leave(drafter_id)
 
     def _remove(self, drafter_id: str | None) -> None:
         """Forgets a drafter that a newer instance of its name has replaced."""
@@ -182,11 +200,13 @@ class PairController:
             self._on_fail(updates[0].pair)
             updates[0].state.control = self._policy.for_pair()
             return []
-        return [
-            self._decide(pair, state, choice, now)
-            for (pair, state, _), choice in zip(updates, choices, strict=True)
-            if choice != state.choice or self._is_due(state, now)
-        ]
+        decisions = []
+        for (pair, state, _), choice in zip(updates, choices, strict=True):
+            if not state.is_led:
+                state.choice = choice
+            elif choice != state.choice or self._is_due(state, now):
+                decisions.append(self._decide(pair, state, choice, now))
+        return decisions
 
     def _state_of(self, pair: PairId, seen: PairReport, now: float) -> PairState | None:
         """The state of the pair, created if needed; None if its part of the report is dropped."""

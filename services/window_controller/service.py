@@ -67,6 +67,7 @@ class WindowController:
             expiry_s=settings.pair_expiry_s,
             announce_s=settings.announce_s,
             instances_per_name=settings.instances_per_name,
+            controller_id=instance_id,
         )
 
     @classmethod

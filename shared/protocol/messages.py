@@ -285,11 +285,11 @@ class Report(Wire, frozen=True, tag="report"):
     sequence: Count
     pairs: Annotated[list[PairReport], Meta(max_length=256)]
     machine: Short = ""  # as in Heartbeat
+    controllers: Annotated[list[InstanceId], Meta(max_length=4)] = []  # that decide, the leader first; empty: all
 
 
 class Reason(Wire, frozen=True):
-    """What a decision was made from: the newest report of the pair, and the acceptance of its guesses so far. Older
-    guesses weigh less; None: none has been judged yet."""
+    """What a decision was made from: the newest report of the pair, and its fading acceptance; None: none judged."""
 
     num_sessions: Count
     acceptance: Share | None

@@ -17,6 +17,7 @@ from shared.protocol.subjects import new_instance_id
 from shared.timing import MAX_SILENCE_S, STALE_HEARTBEATS
 
 DRAFTER, OTHER_DRAFTER = new_instance_id("edge-1"), new_instance_id("edge-2")
+CONTROLLER, OTHER_CONTROLLER = new_instance_id("controller"), new_instance_id("controller")
 VERIFIER, OTHER_VERIFIER = new_instance_id("cloud-1"), new_instance_id("cloud-2")
 
 
@@ -74,12 +75,18 @@ class Recorded:
             max_pairs=max_pairs,
             expiry_s=30.0,
             announce_s=2.0,
+            controller_id=CONTROLLER,
         )
 
     def report(
-        self, sequence: int, *pairs: PairReport, now: float = 0.0, drafter_id: str = DRAFTER
+        self,
+        sequence: int,
+        *pairs: PairReport,
+        now: float = 0.0,
+        drafter_id: str = DRAFTER,
+        controllers: Sequence[str] = (),
     ) -> list[WindowDecision]:
-        return self.pairs.observe([Report(drafter_id, sequence, list(pairs))], now)
+        return self.pairs.observe([Report(drafter_id, sequence, list(pairs), "", list(controllers))], now)
 
 
 @pytest.fixture
@@ -132,6 +139,37 @@ def test_a_choice_that_changes_is_announced_at_once_with_a_higher_sequence_numbe
     second = ladder.report(1, seen(), now=0.1)
     assert windows([*first, *second]) == [(VERIFIER, 12), (VERIFIER, 16)]
     assert first[0].sequence < second[0].sequence
+
+
+def test_a_drafter_that_another_controller_leads_is_decided_on_and_told_nothing_until_this_one_leads(
+    ladder: Recorded,
+) -> None:
+    beside, leading = (OTHER_CONTROLLER, CONTROLLER), (CONTROLLER, OTHER_CONTROLLER)
+    assert ladder.report(0, seen(matched=15, mismatched=1), now=0.0, controllers=beside) == []
+    assert ladder.report(1, seen(), now=0.1, controllers=beside) == []
+    assert ladder.pairs.refresh(3.0) == ladder.changes == []
+    assert windows(ladder.report(2, seen(), now=0.2, controllers=leading)) == [(VERIFIER, 16)], "it has learned"
+    assert windows(ladder.pairs.refresh(3.0)) == [(VERIFIER, 16)]
+
+
+def test_a_controller_that_takes_over_tells_its_decision_at_once_although_it_stays(static: Recorded) -> None:
+    assert static.report(0, seen(), now=0.0, controllers=[OTHER_CONTROLLER, CONTROLLER]) == []
+    assert windows(static.report(1, seen(), now=0.1, controllers=[CONTROLLER])) == [(VERIFIER, 8)]
+    assert static.report(2, seen(), now=0.2, controllers=[CONTROLLER]) == []
+
+
+def test_a_drafter_that_other_controllers_decide_for_is_forgotten(static: Recorded) -> None:
+    others = [OTHER_CONTROLLER, new_instance_id("controller")]
+    assert static.report(0, seen(), controllers=others) == []
+    static.report(1, seen(), drafter_id=OTHER_DRAFTER)
+    static.report(1, seen(), controllers=[CONTROLLER])
+    assert len(static.pairs) == 2
+    assert static.report(1, seen(), controllers=others) == []
+    assert (len(static.pairs), static.dropped) == (2, ["replayed"])
+    assert static.report(2, seen(), controllers=others) == []
+    assert len(static.pairs) == 1
+    assert windows(static.report(3, seen(), controllers=[CONTROLLER])) == [(VERIFIER, 8)], "and may come back"
+    assert static.dropped == ["replayed"]
 
 
 def acceptances(decisions: Sequence[WindowDecision]) -> list[float | None]:

@@ -253,21 +253,39 @@ async def test_it_sends_heartbeats_and_a_draining_one_at_the_end() -> None:
     assert heartbeats[-1].draining
 
 
+@asynccontextmanager
+async def second_of(world: World) -> AsyncIterator[str]:
+    """A second controller, whose windows are of 4; its id."""
+    controller_id = new_instance_id("controller")
+    context = Context(controller_id, world.network.connect(), CollectorRegistry(), world.context.health)
+    settings = ControllerSettings(window_policy="static", window=4)
+    controller = await WindowController.start(settings, context, world.reloads)
+    task = asyncio.create_task(controller.run())
+    try:
+        yield controller_id
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_two_controllers_announce_with_numbers_of_their_own() -> None:
-    async with running(window_policy="static") as world:
-        second = Context(
-            new_instance_id("controller"), world.network.connect(), CollectorRegistry(), world.context.health
-        )
-        settings = ControllerSettings(window_policy="static", window=4)
-        controller = await WindowController.start(settings, second, world.reloads)
-        task = asyncio.create_task(controller.run())
+    async with running(window_policy="static") as world, second_of(world) as second:
         await world.outside.send_heartbeat()
         await world.outside.report(report(0))
         decisions = [await world.outside.decision(), await world.outside.decision()]
         assert {(decision.window, decision.sequence) for decision in decisions} == {(8, 1), (4, 1)}
-        assert world.outside.senders == {world.controller_id, second.instance_id}
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        assert world.outside.senders == {world.controller_id, second}
+
+
+async def test_a_drafter_hears_of_the_controller_that_leads_alone_and_of_the_next_as_soon_as_that_leads() -> None:
+    async with running(window_policy="static") as world, second_of(world) as second:
+        await world.outside.send_heartbeat()
+        for sequence, leader in enumerate((second, world.controller_id, second)):
+            both = [leader, *({world.controller_id, second} - {leader})]
+            await world.outside.report(replace(report(sequence), controllers=both))
+            decision = await world.outside.decision()
+            assert decision.window == (4 if leader == second else 8)
+        assert world.outside.decisions.empty()
 
 
 async def test_a_decision_that_changes_a_window_is_logged_with_policy_and_reason() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from services.edge_drafter import steering as module
-from services.edge_drafter.steering import Steering
+from services.edge_drafter.steering import WARM_UP_MS, Steering, weight
 from shared.protocol.messages import Heartbeat, Load, WindowDecision
 from shared.timing import STALE_HEARTBEATS
 
 DRAFTER = "edge.0123456789ab"
 VERIFIER, OTHER_VERIFIER = "cloud.0123456789ab", "cloud.ba9876543210"
-FIRST, SECOND, THIRD = (f"controller-{name}.0123456789ab" for name in "abc")
+CONTROLLERS = [f"controller-{name}.0123456789ab" for name in "abc"]
+FIRST, SECOND, THIRD = sorted(CONTROLLERS, key=lambda each: weight(each, DRAFTER), reverse=True)
 TTL_MS = 1000.0
 INTERVAL_S = 0.1
 STALE_MS = STALE_HEARTBEATS * INTERVAL_S * 1e3
@@ -35,14 +39,14 @@ def decision(
 
 
 def following(*controllers: str, now: float = 0.0) -> Steering:
-    steering = Steering(TTL_MS)
+    steering = Steering(DRAFTER, TTL_MS)
     for controller_id in controllers:
         steering.on_heartbeat(heartbeat(controller_id), now)
     return steering
 
 
 def test_without_a_decision_the_default_holds() -> None:
-    assert Steering(TTL_MS).choice(VERIFIER, 0.0) == DEFAULT_CHOICE
+    assert Steering(DRAFTER, TTL_MS).choice(VERIFIER, 0.0) == DEFAULT_CHOICE
 
 
 def test_a_decision_holds_for_its_verifier_only() -> None:
@@ -53,7 +57,7 @@ def test_a_decision_holds_for_its_verifier_only() -> None:
 
 
 def test_a_decision_may_come_before_the_first_heartbeat() -> None:
-    assert Steering(TTL_MS).decide(decision(12), FIRST, 0.0)
+    assert Steering(DRAFTER, TTL_MS).decide(decision(12), FIRST, 0.0)
 
 
 def test_an_older_or_repeated_decision_changes_nothing() -> None:
@@ -71,7 +75,7 @@ def test_numbers_of_one_verifier_say_nothing_about_another() -> None:
     assert steering.decide(decision(3, 1, OTHER_VERIFIER), FIRST, 0.0)
 
 
-def test_the_live_controller_with_the_lowest_id_leads_at_first() -> None:
+def test_the_live_controller_that_the_drafter_ranks_first_leads_at_first() -> None:
     steering = following(SECOND, FIRST)
     assert steering.leader(0.0) == FIRST
     assert not steering.decide(decision(3), SECOND, 0.0)
@@ -99,11 +103,51 @@ def test_what_a_controller_says_of_models_and_load_makes_it_no_leader(lie: dict[
     assert steering.leader(2 * STALE_MS - 1) == SECOND, "nor makes it last"
 
 
-def test_a_leader_stays_while_it_lives_although_a_lower_id_comes() -> None:
-    steering = following(SECOND)
-    assert steering.leader(0.0) == SECOND
-    steering.on_heartbeat(heartbeat(FIRST), 0.0)
-    assert steering.leader(0.0) == SECOND
+def beating(steering: Steering, controller_ids: Sequence[str], begin: float, end: float) -> None:
+    """Heartbeats of these controllers, begin and end included."""
+    for number in range(round((end - begin) / 100.0) + 1):
+        for controller_id in controller_ids:
+            steering.on_heartbeat(heartbeat(controller_id), begin + 100.0 * number)
+
+
+def test_a_controller_that_ranks_before_the_leader_first_decides_beside_it_and_leads_when_it_has_warmed_up() -> None:
+    steering = following(SECOND, THIRD)
+    assert steering.controllers(0.0) == [SECOND, THIRD]
+    beating(steering, (FIRST, SECOND, THIRD), 0.0, WARM_UP_MS - 100)
+    assert steering.controllers(WARM_UP_MS - 1) == [SECOND, FIRST]
+    beating(steering, (FIRST, SECOND, THIRD), WARM_UP_MS, WARM_UP_MS)
+    assert steering.controllers(WARM_UP_MS) == [FIRST, SECOND]
+
+
+def test_a_controller_that_was_silent_warms_up_again() -> None:
+    steering = following(SECOND, FIRST)
+    beating(steering, (SECOND, FIRST), 0.0, 5_000)
+    beating(steering, (SECOND,), 5_000, 6_000)
+    assert steering.controllers(6_000) == [SECOND]
+    beating(steering, (SECOND, FIRST), 6_000, WARM_UP_MS)
+    assert steering.controllers(WARM_UP_MS) == [SECOND, FIRST]
+
+
+def test_a_leader_that_ends_is_followed_by_the_controller_that_has_decided_beside_it() -> None:
+    steering = following(FIRST, THIRD, SECOND)
+    steering.on_heartbeat(heartbeat(FIRST, draining=True), 1.0)
+    assert steering.controllers(0.0) == [SECOND, THIRD]
+
+
+def test_controllers_lead_equally_many_drafters_and_one_that_ends_leaves_the_others_with_theirs() -> None:
+    drafters = [f"edge-{number}.0123456789ab" for number in range(300)]
+    led = {drafter: led_by(drafter, CONTROLLERS) for drafter in drafters}
+    shares = Counter(led.values())
+    assert all(70 <= shares[controller] <= 130 for controller in CONTROLLERS), shares
+    gone, *others = CONTROLLERS
+    assert all(led_by(drafter, others) == leader for drafter, leader in led.items() if leader != gone)
+
+
+def led_by(drafter_id: str, controllers: Sequence[str]) -> str | None:
+    steering = Steering(drafter_id, TTL_MS)
+    for controller in controllers:
+        steering.on_heartbeat(heartbeat(controller), 0.0)
+    return steering.leader(0.0)
 
 
 def test_a_leader_whose_heartbeat_stops_is_followed_by_the_next() -> None:

@@ -119,8 +119,8 @@ async def test_an_old_decision_gives_way_to_the_default_in_running_sessions_too(
 async def test_a_draining_controller_is_left_for_the_other_at_once(world: World) -> None:
     second = await world.meet("controller", "zzz")
     await world.controller.send_heartbeat()
-    await second.send_heartbeat()
     await world.decide(4, sequence=7)
+    await second.send_heartbeat()
     await world.decide(12, sequence=1, sender=second)
     await world.settled()
     assert world.dropped("decision not followed") == 1

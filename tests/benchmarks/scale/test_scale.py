@@ -147,6 +147,17 @@ def test_gateways_share_tokens_and_each_hears_all_heartbeats() -> None:
     assert answer.verifiers == max(answer.verifiers_by_model, answer.verifiers_by_cpu)
 
 
+def test_two_of_several_controllers_decide_for_each_drafter_and_none_is_too_busy() -> None:
+    costs = costs_of(all_results())
+    for users, is_one in ((5, True), (10_000, False)):
+        assumed = Assumptions(users=users)
+        answer = needed(costs, assumed, 200)
+        deciding = linear(assumed.drivers(answer.verifiers))  # the made-up controller costs as much as a gateway
+        assert (answer.controllers == 1) == is_one
+        assert answer.controllers * answer.controller_share == pytest.approx(deciding * (1 if is_one else 2))
+        assert answer.controller_share <= assumed.target_share < deciding * 2 / max(answer.controllers - 1, 1) or is_one
+
+
 def test_more_users_need_more_of_everything() -> None:
     costs = costs_of(all_results())
     few, many = (needed(costs, Assumptions(users=users), 200) for users in (500, 5000))
@@ -202,7 +213,7 @@ def test_the_report_has_costs_answer_growth_and_errors_of_the_simulator() -> Non
     text = markdown(full_plan(), results, costs, Assumptions(), answer)
     assert "something else used 9.0% of a core" in text
     assert f"| gateways | {answer.gateways} |" in text
-    assert "more than it may use" in text  # the made-up controller takes as long for a token as a gateway
+    assert f"| controllers | {answer.controllers} | {answer.controller_share:.0%} of a core each |" in text
     assert "11 of 11 cells, at worst 5.0%" in text
     assert "None does." in text
     assert f"| {VERIFIER} | 100 |" in text  # µs a token

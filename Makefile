@@ -91,7 +91,7 @@ peers: $(VENV)/dev $(VENV_VLLM)/cpu ## compare DSD with llama.cpp, vLLM and tran
 	$(BIN)/python -m model_zoo prepare
 	$(BIN)/python -m benchmarks.peers
 
-validate: $(VENV)/dev ## compare the simulator's predictions with the services, into docs/reports/validation; resumes where it stopped (1 to 2 hours)
+validate: $(VENV)/dev ## compare the simulator's predictions with the services, into docs/reports/validation; resumes where it stopped (1.5 hours or more)
 	$(BIN)/python -m benchmarks.validation predict
 
 hostile: $(VENV)/dev ## hostile HTTP clients and NATS peers against a whole system, into docs/reports/hostile.json (20 minutes)

@@ -111,7 +111,7 @@ def cost_of(name: str, num_pairs: int) -> float:
 
 async def cores_of_controller(num_drafters: int, pairs_each: int, one_of: int, seconds: float) -> float:
     """Cores used by a controller; the reports of its drafters are spread evenly over each second."""
-    num_pairs = num_drafters // one_of * pairs_each
+    num_pairs = -(-num_drafters // one_of) * pairs_each
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         plan = CellPlan(Path(folder), names=(CONTROLLER,))
         async with running(plan, Path(folder), print) as cell, bus_at(cell.nats_url) as bus:
@@ -130,7 +130,7 @@ def pairs_known(url: str) -> int:
 
 
 async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, one_of: int, seconds: float) -> float:
-    others = [new_instance_id("other")]  # decides for the drafters that this controller only hears
+    others = (new_instance_id("other"),)  # decides for the drafters that this controller only hears
     verifier_ids = [new_instance_id(f"cloud-{number}") for number in range(NUM_VERIFIERS)]
     drafter_ids = [new_instance_id(f"edge-{number}") for number in range(num_drafters)]
     turns = itertools.cycle(verifier_ids)
@@ -147,7 +147,7 @@ async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, one_o
                 await bus.publish(broadcast(Heartbeat, "verifier", verifier_id), heartbeat)
         due = time.monotonic()
         for place, drafter_id in enumerate(drafter_ids):
-            controllers = others if place % one_of else []
+            controllers = others if place % one_of else ()
             report = Report(drafter_id, number + 2, rounds[number % 4][place], "", controllers)
             await bus.publish(broadcast(Report, "drafter", drafter_id), report)
             wait_s = due + (place + 1) / len(drafter_ids) - time.monotonic()

@@ -102,8 +102,7 @@ def needed(costs: Costs, assumed: Assumptions, users_per_verifier: int) -> Neede
     verifiers = max(by_model, by_cpu)
     drivers = assumed.drivers(verifiers)
     gateways = _gateways(costs.cpu[GATEWAY], drivers, assumed.target_share)
-    deciding = costs.cpu[CONTROLLER].at(drivers)
-    controllers = 1 if deciding <= assumed.target_share else math.ceil(NUM_DECIDING * deciding / assumed.target_share)
+    controllers = _controllers(costs.cpu[CONTROLLER], drivers, assumed.target_share)
     # Heartbeats of drafters and verifiers reach every gateway, and reports every controller: one of each was measured.
     heard = (gateways - 1) * (drivers.drafters + drivers.verifiers) + (controllers - 1) * drivers.drafters / REPORT_S
     messages = costs.bus["published"].at(drivers) + costs.bus["delivered"].at(drivers) + heard
@@ -121,7 +120,7 @@ def needed(costs: Costs, assumed: Assumptions, users_per_verifier: int) -> Neede
         drafters=assumed.drafters,
         controllers=controllers,
         gateway_share=_shared(costs.cpu[GATEWAY], drivers) / gateways + _own(costs.cpu[GATEWAY], drivers),
-        controller_share=deciding * min(controllers, NUM_DECIDING) / controllers,
+        controller_share=_controller_share(costs.cpu[CONTROLLER], drivers, controllers),
         verifier_share=costs.cpu[VERIFIER].at(drivers) / verifiers,
         nats_cores=nats_cores,
         messages_per_s=messages,
@@ -139,6 +138,21 @@ def _shared(curve: Curve, drivers: Drivers) -> float:
 def _own(curve: Curve, drivers: Drivers) -> float:
     """The part that each process has: it hears all drafters and verifiers."""
     return curve.cost("drafters") * drivers.drafters + curve.cost("verifiers") * drivers.verifiers + curve.fixed
+
+
+def _controllers(curve: Curve, drivers: Drivers, target_share: float) -> int:
+    """Raises ValueError if the heartbeats alone are too much for a controller."""
+    if _controller_share(curve, drivers, 1) <= target_share:
+        return 1
+    left = target_share - _own(curve, drivers)
+    if left <= 0:
+        raise ValueError(f"a controller would spend {_own(curve, drivers):.2f} of a core on heartbeats alone")
+    return math.ceil(NUM_DECIDING * _shared(curve, drivers) / left)
+
+
+def _controller_share(curve: Curve, drivers: Drivers, number: int) -> float:
+    """Cores of each: several share the decisions, of which each is made twice, and none of the heartbeats."""
+    return _shared(curve, drivers) * min(number, NUM_DECIDING) / number + _own(curve, drivers)
 
 
 def _gateways(curve: Curve, drivers: Drivers, target_share: float) -> int:

@@ -297,8 +297,8 @@ class Drafter:
             reports = self.pairs.take_reports(list(self.table), windows, self.loop.cost.guess_ms)
             if reports:
                 self._sequence += 1
-                controllers = self.steering.controllers(now)
-                report = Report(self.instance_id, self._sequence, reports, machine_id(), controllers)
+                named = self.steering.named(now)
+                report = Report(self.instance_id, self._sequence, reports, machine_id(), named)
                 self._outbox.put(subjects.broadcast(Report, "drafter", self.instance_id), report)
                 for pair in reports:
                     name = subjects.instance_name(pair.verifier_id)

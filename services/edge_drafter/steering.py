@@ -3,9 +3,9 @@
 Controllers share the drafters by rendezvous hashing (Thaler and Ravishankar 1996): each drafter ranks them in an order
 of its own. The first leads, and the second decides too, so that it knows the pairs when it has to take over.
 
-Invariant: a leader leads until its heartbeats stop or say that it drains, or until the first in the order has heard
-this drafter for WARM_UP_MS. Decisions of other controllers, and outdated ones, change nothing. Without a valid decision
-the default holds. Times are milliseconds.
+Invariant: a leader leads until its heartbeats stop or say that it drains, or until the first in the order has been
+named in WARM_UP_REPORTS in a row. One that tells nothing on MOST_UNTOLD reports comes last. Decisions of other
+controllers, and outdated ones, change nothing. Without a valid decision the default holds. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from shared.timing import silence_s
 MAX_CONTROLLERS = 64
 MAX_PAIRS = 1024
 NUM_DECIDING = 2  # controllers that decide for a drafter
-WARM_UP_MS = 10_000.0  # after which a controller that has come knows the drafter's pairs
+WARM_UP_REPORTS = 40  # after which a controller that has come knows the pairs: about 10 s of drafting
+MOST_UNTOLD = 256  # reports without a decision, about a minute of drafting: the longest pause between repeats
 
 
 @dataclass(slots=True)
 class LiveController:
-    """since: of heartbeats without a gap; until: if no other comes."""
+    """Lives until a time, or the next heartbeat. num_named: reports that named it; num_untold: reports since its last
+    decision, while it leads."""
 
     weight: bytes
-    since: float
     until: float
+    num_named: int = 0
+    num_untold: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +59,44 @@ class Steering:
         controller_id, until = heartbeat.instance_id, now + silence_s(heartbeat.interval_s) * 1e3
         if heartbeat.draining:
             self._alive.pop(controller_id, None)
-        elif controller_id in self._alive and self._alive[controller_id].until > now:
+        self._remove_silent(now)
+        if heartbeat.draining:
+            return
+        if controller_id in self._alive:
             self._alive[controller_id].until = until
-        elif controller_id in self._alive or len(self._alive) < MAX_CONTROLLERS:
-            self._alive[controller_id] = LiveController(weight(controller_id, self._drafter_id), now, until)
+        elif len(self._alive) < MAX_CONTROLLERS:
+            self._alive[controller_id] = LiveController(weight(controller_id, self._drafter_id), until)
 
     def leader(self, now: float) -> str | None:
         """The controller to follow; None if none is alive."""
-        return next(iter(self.controllers(now)), None)
+        self._remove_silent(now)
+        if self._leader is None:
+            self._leader = next(iter(self._ranked()), None)
+        return self._leader
 
-    def controllers(self, now: float) -> list[str]:
-        """Those that are to decide for this drafter, the leader first."""
+    def named(self, now: float) -> tuple[str, ...]:
+        """The controllers that are to decide on the next report, the leader first; none if none is alive."""
+        leader, ranked = self.leader(now), self._ranked()
+        if leader is None:
+            return ()
+        if self._alive[ranked[0]].num_named >= WARM_UP_REPORTS:
+            leader = self._leader = ranked[0]
+        named = (leader, *(key for key in ranked if key != leader))[:NUM_DECIDING]
+        for key, controller in self._alive.items():
+            controller.num_named = controller.num_named + 1 if key in named else 0
+        self._alive[leader].num_untold += 1
+        return named
+
+    def _ranked(self) -> list[str]:
+        def place(key: str) -> tuple[bool, bytes]:
+            return self._alive[key].num_untold < MOST_UNTOLD, self._alive[key].weight
+
+        return sorted(self._alive, key=place, reverse=True)
+
+    def _remove_silent(self, now: float) -> None:
         self._alive = {key: each for key, each in self._alive.items() if each.until > now}
-        ranked = sorted(self._alive, key=lambda key: self._alive[key].weight, reverse=True)
-        if not ranked:
-            return []
-        if self._leader not in self._alive or now - self._alive[ranked[0]].since >= WARM_UP_MS:
-            self._leader = ranked[0]
-        leader = self._leader or ranked[0]
-        return [leader, *(key for key in ranked if key != leader)][:NUM_DECIDING]
+        if self._leader not in self._alive:
+            self._leader = None
 
     def decide(self, decision: WindowDecision, sender: str, now: float) -> bool:
         """Takes a decision. Returns False if it is not the leader's, not newer, or invalid."""
@@ -82,6 +104,8 @@ class Steering:
         known = self._decided.get(decision.verifier_id)
         if leader is not None and sender != leader:
             return False
+        if leader is not None:
+            self._alive[leader].num_untold = 0
         if known and known.controller_id == sender and decision.sequence <= known.sequence:
             return False
         if known is None and len(self._decided) >= MAX_PAIRS:

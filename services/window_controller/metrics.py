@@ -22,4 +22,5 @@ class ControllerMetrics:
             registry=registry,
         )
         self.pairs = gauge("dsd_controller_pairs", "Drafter-verifier pairs known")
+        self.led_pairs = gauge("dsd_controller_led_pairs", "Drafter-verifier pairs that follow this controller")
         self.verifiers = gauge("dsd_controller_verifiers", "Verifiers alive")

@@ -1,7 +1,6 @@
 """The state of every drafter-verifier pair, and the decisions that follow from reports.
 
-Of drafters that another controller leads it decides and tells nothing, so that it can take over; of others it forgets
-everything.
+A drafter that another controller leads is decided on and told nothing, so that this one can take over.
 
 Invariant: a report counts once and in order. A pair is created only while its verifier is alive, there are at most
 `max_pairs`, and of a drafter's name only those of its newest instances. `expire` removes pairs without a report for
@@ -38,18 +37,16 @@ class PairId(NamedTuple):
 @dataclass(slots=True)
 class PairState:
     control: PairControl
-    choice: WindowChoice | None = None  # in force; None before a decision
+    choice: WindowChoice | None = None  # decided; None before a decision
+    told: WindowChoice | None = None  # to the drafter, since this controller leads it
     seen: PairReport | None = None  # newest report
     acceptance: AcceptanceEstimate = field(default_factory=lambda: AcceptanceEstimate(ACCEPTANCE_HALF_LIFE))
     reported_at: float = -math.inf
     announced_at: float = -math.inf
-    is_led: bool = True  # by this controller
 
-    def note(self, seen: PairReport, now: float, *, is_led: bool) -> None:
+    def note(self, seen: PairReport, now: float) -> None:
         self.acceptance.observe(seen.matched, seen.matched + seen.mismatched)
-        if is_led and not self.is_led:
-            self.announced_at = -math.inf
-        self.seen, self.reported_at, self.is_led = seen, now, is_led
+        self.seen, self.reported_at = seen, now
 
     @property
     def reason(self) -> Reason | None:
@@ -68,12 +65,29 @@ class PairState:
         )
 
 
+@dataclass(slots=True)
+class DrafterState:
+    """A drafter that has reported: its pairs by verifier, and its newest report. is_led: by this controller."""
+
+    pairs: dict[str, PairState] = field(default_factory=dict)
+    sequence: int = -1
+    heard_at: float = -math.inf
+    is_led: bool = False
+
+    def lead(self, *, is_led: bool) -> None:
+        if is_led and not self.is_led:
+            for state in self.pairs.values():
+                state.told, state.announced_at = None, -math.inf
+        self.is_led = is_led
+
+
 class PairUpdate(NamedTuple):
     """The valid part of a report for one pair."""
 
     pair: PairId
     state: PairState
     seen: PairReport
+    is_led: bool
 
 
 class PairController:
@@ -106,19 +120,35 @@ class PairController:
         self._max_pairs = max_pairs
         self._expiry_s = expiry_s
         self._announce_s = announce_s
-        self._pairs: dict[PairId, PairState] = {}
-        self._drafters = NewestInstances(instances_per_name)  # with a pair
-        self._sequences: dict[str, int] = {}  # of the newest report, by drafter with a pair
+        self._drafters: dict[str, DrafterState] = {}
+        self._instances = NewestInstances(instances_per_name)  # of these drafters
+        self._num_pairs = 0
         self._num_decisions = 0
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return self._num_pairs
+
+    @property
+    def num_led(self) -> int:
+        """Pairs of drafters that this controller leads."""
+        return sum(len(drafter.pairs) for drafter in self._drafters.values() if drafter.is_led)
 
     def follow(self, policy: WindowPolicy) -> None:
         """Switches to another policy, with fresh state for every pair. Each pair is announced after its next report."""
         self._policy = policy
-        for state in self._pairs.values():
-            state.control, state.choice = policy.for_pair(), None
+        for drafter in self._drafters.values():
+            for state in drafter.pairs.values():
+                state.control, state.choice, state.told = policy.for_pair(), None, None
+
+    def passes_over(self, report: Report, now: float) -> bool:
+        """Whether other controllers are to decide on a report. Forgets the drafter's pairs then."""
+        if not report.controllers or self._controller_id in report.controllers:
+            return False
+        drafter = self._drafters.get(report.drafter_id)
+        if drafter is not None and report.sequence > drafter.sequence:
+            self._num_pairs -= len(drafter.pairs)
+            drafter.pairs, drafter.sequence, drafter.heard_at, drafter.is_led = {}, report.sequence, now, False
+        return True
 
     def observe(self, reports: Iterable[Report], now: float) -> list[WindowDecision]:
         """The decisions to announce after reports: changed choices, and those due for a repeat."""
@@ -136,56 +166,55 @@ class PairController:
     def refresh(self, now: float) -> list[WindowDecision]:
         """The decisions due for a repeat."""
         return [
-            self._decide(pair, state, state.choice, now)
-            for pair, state in self._pairs.items()
-            if state.choice is not None and state.is_led and self._is_due(state, now)
+            self._decide(PairId(drafter_id, verifier_id), state, state.choice, now)
+            for drafter_id, drafter in self._drafters.items()
+            if drafter.is_led
+            for verifier_id, state in drafter.pairs.items()
+            if state.choice is not None and self._is_due(state, now)
         ]
 
     def expire(self, now: float) -> None:
-        """Removes pairs without a report for `expiry_s` and drafters without a pair."""
-        oldest = now - self._expiry_s
-        self._pairs = {pair: state for pair, state in self._pairs.items() if state.reported_at > oldest}
-        for drafter_id in self._sequences.keys() - {pair.drafter_id for pair in self._pairs}:
-            del self._sequences[drafter_id]
-            self._drafters.leave(drafter_id)
+        """Removes pairs and drafters without a report for `expiry_s`."""
+        oldest, gone = now - self._expiry_s, []
+        for drafter_id, drafter in self._drafters.items():
+            drafter.pairs = {key: state for key, state in drafter.pairs.items() if state.reported_at > oldest}
+            if not drafter.pairs and drafter.heard_at <= oldest:
+                gone.append(drafter_id)
+        for drafter_id in gone:
+            del self._drafters[drafter_id]
+            self._instances.leave(drafter_id)
+        self._num_pairs = sum(len(drafter.pairs) for drafter in self._drafters.values())
 
     def _take(self, report: Report, now: float) -> list[PairUpdate]:
-        """The valid parts of a report that this controller is to decide on."""
-        if report.sequence <= self._sequences.get(report.drafter_id, -1):
+        """The valid parts of a report."""
+        drafter = self._drafters.get(report.drafter_id) or DrafterState()
+        if report.sequence <= drafter.sequence:
             self._on_drop("replayed")
             return []
-        if report.controllers and self._controller_id not in report.controllers:
-            self._leave(report.drafter_id)
-            return []
-        is_led = report.controllers[:1] in ([], [self._controller_id])
-        if not self._drafters.may_join(report.drafter_id, now):
+        if not self._instances.may_join(report.drafter_id, now):
             self._on_drop("replaced")
             return []
+        is_led = not report.controllers or report.controllers[0] == self._controller_id
         updates: dict[PairId, PairUpdate] = {}
         for seen in report.pairs:
             pair = PairId(report.drafter_id, seen.verifier_id)
             if pair in updates:
                 self._on_drop("replayed")
-            elif (state := self._state_of(pair, seen, now)) is not None:
+            elif (state := self._state_of(drafter, seen, now)) is not None:
                 corrected = self._verifiers.corrected(seen, report.machine)
-                state.note(corrected, now, is_led=is_led)
-                updates[pair] = PairUpdate(pair, state, corrected)
+                state.note(corrected, now)
+                updates[pair] = PairUpdate(pair, state, corrected, is_led)
         if updates:
-            self._sequences[report.drafter_id] = report.sequence
-            self._remove(self._drafters.join(report.drafter_id, now))
+            self._drafters[report.drafter_id] = drafter
+            drafter.sequence, drafter.heard_at = report.sequence, now
+            drafter.lead(is_led=is_led)
+            self._remove(self._instances.join(report.drafter_id, now))
         return list(updates.values())
-
-    def _leave(self, drafter_id: str) -> None:
-        """Forgets a drafter that other controllers decide for."""
-        if drafter_id in self._sequences:
-            self._remove(drafter_id)
-            self._drafters.leave(drafter_id)
 
     def _remove(self, drafter_id: str | None) -> None:
         """Forgets a drafter that a newer instance of its name has replaced."""
-        if drafter_id is not None:
-            self._pairs = {pair: state for pair, state in self._pairs.items() if pair.drafter_id != drafter_id}
-            self._sequences.pop(drafter_id, None)
+        drafter = self._drafters.pop(drafter_id, None) if drafter_id is not None else None
+        self._num_pairs -= len(drafter.pairs) if drafter else 0
 
     def _decide_on(self, updates: list[PairUpdate], now: float) -> list[WindowDecision]:
         """Decides on all pairs at once; if the policy fails, one by one (a report may then count twice). A pair on
@@ -201,36 +230,36 @@ class PairController:
             updates[0].state.control = self._policy.for_pair()
             return []
         decisions = []
-        for (pair, state, _), choice in zip(updates, choices, strict=True):
-            if not state.is_led:
-                state.choice = choice
-            elif choice != state.choice or self._is_due(state, now):
+        for (pair, state, _, is_led), choice in zip(updates, choices, strict=True):
+            state.choice = choice
+            if is_led and (choice != state.told or self._is_due(state, now)):
                 decisions.append(self._decide(pair, state, choice, now))
         return decisions
 
-    def _state_of(self, pair: PairId, seen: PairReport, now: float) -> PairState | None:
+    def _state_of(self, drafter: DrafterState, seen: PairReport, now: float) -> PairState | None:
         """The state of the pair, created if needed; None if its part of the report is dropped."""
-        state = self._pairs.get(pair)
+        state = drafter.pairs.get(seen.verifier_id)
         if not is_plausible(seen):
             self._on_drop("implausible")
             return None
         if state is not None:
             return state
-        if not self._verifiers.is_live(pair.verifier_id, now):
+        if not self._verifiers.is_live(seen.verifier_id, now):
             self._on_drop("unknown_verifier")
             return None
-        if len(self._pairs) >= self._max_pairs:
+        if self._num_pairs >= self._max_pairs:
             self._on_drop("full")
             return None
-        state = self._pairs[pair] = PairState(self._policy.for_pair())
+        state = drafter.pairs[seen.verifier_id] = PairState(self._policy.for_pair())
+        self._num_pairs += 1
         return state
 
     def _is_due(self, state: PairState, now: float) -> bool:
         return now - state.announced_at >= self._announce_s
 
     def _decide(self, pair: PairId, state: PairState, choice: WindowChoice, now: float) -> WindowDecision:
-        changes = choice != state.choice
-        state.choice, state.announced_at = choice, now
+        changes = choice != state.told
+        state.told, state.announced_at = choice, now
         self._num_decisions += 1
         decision = WindowDecision(
             drafter_id=pair.drafter_id,

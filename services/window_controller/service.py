@@ -134,6 +134,7 @@ class WindowController:
             self._pairs.expire(now)
             self._metrics.verifiers.set(len(self._verifiers))
             self._metrics.pairs.set(len(self._pairs))
+            self._metrics.led_pairs.set(self._pairs.num_led)
             await self._announce(self._pairs.refresh(now))
             await asyncio.sleep(self._settings.announce_s)
 
@@ -182,6 +183,8 @@ class WindowController:
     def _on_report(self, report: Report) -> None:
         if not self._limits.take(instance_name(report.drafter_id), time.monotonic()):
             self._drop("frequent")
+            return
+        if self._pairs.passes_over(report, time.monotonic()):
             return
         try:
             self._reports.put_nowait(report)

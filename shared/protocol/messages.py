@@ -285,7 +285,7 @@ class Report(Wire, frozen=True, tag="report"):
     sequence: Count
     pairs: Annotated[list[PairReport], Meta(max_length=256)]
     machine: Short = ""  # as in Heartbeat
-    controllers: Annotated[list[InstanceId], Meta(max_length=4)] = []  # that decide, the leader first; empty: all
+    controllers: Annotated[tuple[InstanceId, ...], Meta(max_length=2)] = ()  # that decide, the leader first; (): all
 
 
 class Reason(Wire, frozen=True):

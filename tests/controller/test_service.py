@@ -281,11 +281,14 @@ async def test_a_drafter_hears_of_the_controller_that_leads_alone_and_of_the_nex
     async with running(window_policy="static") as world, second_of(world) as second:
         await world.outside.send_heartbeat()
         for sequence, leader in enumerate((second, world.controller_id, second)):
-            both = [leader, *({world.controller_id, second} - {leader})]
+            both = (leader, *({world.controller_id, second} - {leader}))
             await world.outside.report(replace(report(sequence), controllers=both))
             decision = await world.outside.decision()
             assert decision.window == (4 if leader == second else 8)
-        assert world.outside.decisions.empty()
+        assert world.count("reports_total") == 3
+        await world.outside.report(replace(report(3), controllers=(second, new_instance_id("controller"))))
+        await world.settled()
+        assert world.count("reports_total") == 4, "that of the probe"
 
 
 async def test_a_decision_that_changes_a_window_is_logged_with_policy_and_reason() -> None:

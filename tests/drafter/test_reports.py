@@ -71,14 +71,14 @@ def totals(world: World, verifier_id: str) -> tuple[int, int, int]:
 async def test_a_report_names_the_controllers_that_are_to_decide_the_leader_first(start: Start) -> None:
     async with start(report_s=0.05) as world:
         await world.drafted(await world.speculate(), 0, WINDOW)
-        assert (await world.controller.find(Report)).controllers == []
+        assert (await world.controller.find(Report)).controllers == ()
         await world.controller.send_heartbeat()
         alone = await world.controller.find(Report, lambda report: len(report.controllers) == 1)
         others = [await world.meet("controller", name) for name in ("two", "three", "four")]
         for other in others:
             await other.send_heartbeat()
         both = await world.controller.find(Report, lambda report: len(report.controllers) == 2)
-        assert alone.controllers == both.controllers[:1] == [world.controller.instance_id]
+        assert alone.controllers == both.controllers[:1] == (world.controller.instance_id,)
         assert both.controllers[1] in {other.instance_id for other in others}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from awc.policy import DEFAULT_CHOICE, WindowChoice
 from services.edge_drafter import steering as module
-from services.edge_drafter.steering import WARM_UP_MS, Steering, weight
+from services.edge_drafter.steering import MOST_UNTOLD, WARM_UP_REPORTS, Steering, weight
 from shared.protocol.messages import Heartbeat, Load, WindowDecision
 from shared.timing import STALE_HEARTBEATS
 
@@ -103,35 +103,52 @@ def test_what_a_controller_says_of_models_and_load_makes_it_no_leader(lie: dict[
     assert steering.leader(2 * STALE_MS - 1) == SECOND, "nor makes it last"
 
 
-def beating(steering: Steering, controller_ids: Sequence[str], begin: float, end: float) -> None:
-    """Heartbeats of these controllers, begin and end included."""
-    for number in range(round((end - begin) / 100.0) + 1):
-        for controller_id in controller_ids:
-            steering.on_heartbeat(heartbeat(controller_id), begin + 100.0 * number)
-
-
-def test_a_controller_that_ranks_before_the_leader_first_decides_beside_it_and_leads_when_it_has_warmed_up() -> None:
+def test_a_controller_that_ranks_before_the_leader_decides_beside_it_and_leads_when_it_has_warmed_up() -> None:
     steering = following(SECOND, THIRD)
-    assert steering.controllers(0.0) == [SECOND, THIRD]
-    beating(steering, (FIRST, SECOND, THIRD), 0.0, WARM_UP_MS - 100)
-    assert steering.controllers(WARM_UP_MS - 1) == [SECOND, FIRST]
-    beating(steering, (FIRST, SECOND, THIRD), WARM_UP_MS, WARM_UP_MS)
-    assert steering.controllers(WARM_UP_MS) == [FIRST, SECOND]
+    assert steering.named(0.0) == (SECOND, THIRD)
+    steering.on_heartbeat(heartbeat(FIRST), 0.0)
+    assert [steering.named(0.0) for _ in range(WARM_UP_REPORTS)] == [(SECOND, FIRST)] * WARM_UP_REPORTS
+    assert steering.leader(0.0) == SECOND
+    assert steering.named(0.0) == (FIRST, SECOND)
+    assert not steering.decide(decision(3), SECOND, 0.0)
 
 
 def test_a_controller_that_was_silent_warms_up_again() -> None:
-    steering = following(SECOND, FIRST)
-    beating(steering, (SECOND, FIRST), 0.0, 5_000)
-    beating(steering, (SECOND,), 5_000, 6_000)
-    assert steering.controllers(6_000) == [SECOND]
-    beating(steering, (SECOND, FIRST), 6_000, WARM_UP_MS)
-    assert steering.controllers(WARM_UP_MS) == [SECOND, FIRST]
+    steering = following(SECOND, FIRST, now=0.0)
+    assert steering.leader(0.0) == FIRST
+    steering.on_heartbeat(heartbeat(SECOND), STALE_MS)
+    assert steering.leader(STALE_MS) == SECOND
+    steering.on_heartbeat(heartbeat(FIRST), STALE_MS)
+    assert {steering.named(STALE_MS) for _ in range(WARM_UP_REPORTS)} == {(SECOND, FIRST)}
+    steering.on_heartbeat(heartbeat(SECOND), 2 * STALE_MS - 1)
+    steering.on_heartbeat(heartbeat(FIRST), 2 * STALE_MS)
+    assert {steering.named(2 * STALE_MS) for _ in range(WARM_UP_REPORTS)} == {(SECOND, FIRST)}
+    assert steering.named(2 * STALE_MS) == (FIRST, SECOND)
 
 
 def test_a_leader_that_ends_is_followed_by_the_controller_that_has_decided_beside_it() -> None:
     steering = following(FIRST, THIRD, SECOND)
+    assert steering.named(0.0) == (FIRST, SECOND)
     steering.on_heartbeat(heartbeat(FIRST, draining=True), 1.0)
-    assert steering.controllers(0.0) == [SECOND, THIRD]
+    assert steering.named(1.0) == (SECOND, THIRD)
+
+
+def test_a_leader_that_tells_nothing_on_many_reports_gives_way_for_good() -> None:
+    steering = following(FIRST, SECOND)
+    for number in range(2 * MOST_UNTOLD):
+        if number % (MOST_UNTOLD - 1) == 0:
+            assert steering.decide(decision(4, number + 1), FIRST, 0.0)
+        assert steering.named(0.0) == (FIRST, SECOND)
+    for _ in range(MOST_UNTOLD):
+        steering.named(0.0)
+    for number in range(WARM_UP_REPORTS + 1):
+        assert steering.decide(decision(4, number + 1), SECOND, 0.0)
+        assert steering.named(0.0) == (SECOND, FIRST)
+
+
+def test_the_only_controller_leads_though_it_tells_nothing() -> None:
+    steering = following(FIRST)
+    assert {steering.named(0.0) for _ in range(2 * MOST_UNTOLD)} == {(FIRST,)}
 
 
 def test_controllers_lead_equally_many_drafters_and_one_that_ends_leaves_the_others_with_theirs() -> None:

@@ -58,6 +58,7 @@ short = st.text(printable, max_size=64)
 cache_scopes = st.none() | st.text(max_size=64)
 session_ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 instance_ids = st.from_regex(r"[a-z0-9-]{1,64}\.[0-9a-f]{12}", fullmatch=True)
+controllers = st.lists(instance_ids, max_size=2).map(tuple)
 token_ids = st.lists(st.integers(0, (1 << 32) - 1), max_size=100).map(TokenIds)
 guesses = st.lists(st.integers(0, (1 << 32) - 1), max_size=MAX_WINDOW).map(TokenIds)
 samplings = st.builds(
@@ -133,7 +134,7 @@ MESSAGES: dict[type, st.SearchStrategy[Message]] = {
     ),
     Poll: st.builds(Poll, session_ids, counts, positions),
     Close: st.builds(Close, session_ids, counts),
-    Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4), short),
+    Report: st.builds(Report, instance_ids, counts, st.lists(pair_reports, max_size=4), short, controllers),
     WindowDecision: st.builds(
         WindowDecision,
         instance_ids,
@@ -341,6 +342,14 @@ def test_last_fields_with_their_defaults_are_left_out_so_an_older_peer_takes_wha
     assert raw == ["open", SESSION, 1, None, struct.pack("<I", 7), b"", [], b"", 5]
     assert len(msgpack.unpackb(encode(replace(plain, min_tokens=2)))) == len(raw) + 2  # and free_run before it
     assert decode(msgpack.packb(raw)) == plain
+    assert msgpack.unpackb(encode(Report(DRAFTER, 1, []))) == ["report", DRAFTER, 1, []]
+
+
+def test_a_report_names_at_most_two_controllers() -> None:
+    both = ("one.0123456789ab", "two.0123456789ab")
+    assert decode(encode(Report(DRAFTER, 1, [], "", both))).controllers == both
+    with pytest.raises(MalformedMessage):
+        decode(encode(Report(DRAFTER, 1, [], "", (*both, DRAFTER))))
 
 
 def test_a_draft_that_lacks_a_field_is_malformed() -> None:

@@ -1,6 +1,6 @@
 """What the validation keeps: results and profiles for the report, and the records of rounds until all are there.
 
-Invariant: results and records of other code, or of a case that was another, count as absent.
+Invariant: results and records of other code, or of a case that has changed, count as absent.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Store:
         write_result(self._calibration_path(system, number), phases)
 
     def has_calibration(self, system: ValidationSystem, number: int) -> bool:
-        """Whether that of a round is there, with the loads of today."""
+        """Whether that of a round is there, with the present loads."""
         path = self._calibration_path(system, number)
         return path.is_file() and [each.case for each in read_result(path, list[LoadHead])] == calibration_of(system)
 

@@ -75,7 +75,8 @@ class Steering:
         return self._leader
 
     def named(self, now: float) -> tuple[str, ...]:
-        """The controllers that are to decide on the next report, the leader first; none if none is alive."""
+        """The controllers that are to decide on the next report, the leader first; none if none is alive.
+        Once a report, since it counts them."""
         leader, ranked = self.leader(now), self._ranked()
         if leader is None:
             return ()

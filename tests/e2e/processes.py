@@ -35,7 +35,7 @@ FATES = ("accepted", "rejected", "late", "discarded")
 HEARTBEAT_S = 0.2  # a peer is given up after three of them
 DRAIN_S = 90.0  # streams may be slow on a busy machine
 ANSWER_S, BALANCED_S, LOOK_S = 90.0, 30.0, 0.05
-WHOLE_S = DRAIN_S + 90.0  # what ends drains first
+WHOLE_S = DRAIN_S + 90.0  # a process that is told to end drains first
 
 
 @dataclass(frozen=True, slots=True)

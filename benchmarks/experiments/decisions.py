@@ -30,13 +30,13 @@ from benchmarks.harness.files import REPORTS, write_result
 from benchmarks.harness.origin import Origin
 from shared.bus.bus import Bus
 from shared.protocol.messages import Heartbeat, Load, PairReport, Report
-from shared.protocol.subjects import broadcast, new_instance_id
+from shared.protocol.subjects import all_broadcasts, broadcast, new_instance_id, sender, to
+from shared.timing import MAX_SILENCE_S
 
 BATCH = 256  # maximum pairs of one report
 NUM_ROUNDS, NUM_DECISIONS = 200, 20_000  # minimum, so that one pause of the machine matters little
 NUM_VERIFIERS = 256
-FLEETS = ((40, 250, 1), (10_000, 1, 1), (40, 250, 4), (10_000, 1, 4))
-# drafters, pairs that each reports, and of so many drafters one that this controller decides for
+FLEETS = ((40, 250), (10_000, 1))  # drafters, and pairs that each reports
 SLEEP_S = 0.005  # least sleep between reports: one after each would cost the sender more than the report
 MAX_SLOWDOWN = 1.1  # actual / planned time to send the reports
 
@@ -54,12 +54,10 @@ class PolicyCost:
 
 @dataclass(frozen=True, slots=True)
 class ControllerCost:
-    """Processor cores of a controller whose drafters each report `pairs_each` pairs once per second. It decides for one
-    of `one_of` drafters and only hears the others."""
+    """Processor cores of a controller whose drafters each report `pairs_each` pairs once per second."""
 
     num_drafters: int
     pairs_each: int
-    one_of: int
     cores: float
 
 
@@ -109,13 +107,13 @@ def cost_of(name: str, num_pairs: int) -> float:
     return fmean(times[num_rounds // 10 :])
 
 
-async def cores_of_controller(num_drafters: int, pairs_each: int, one_of: int, seconds: float) -> float:
+async def cores_of_controller(num_drafters: int, pairs_each: int, seconds: float) -> float:
     """Cores used by a controller; the reports of its drafters are spread evenly over each second."""
-    num_pairs = -(-num_drafters // one_of) * pairs_each
+    num_pairs = num_drafters * pairs_each
     with TemporaryDirectory(prefix="dsd-bench-") as folder:
         plan = CellPlan(Path(folder), names=(CONTROLLER,))
         async with running(plan, Path(folder), print) as cell, bus_at(cell.nats_url) as bus:
-            cores = await _measure(bus, cell.pids()[CONTROLLER], num_drafters, pairs_each, one_of, seconds)
+            cores = await _measure(bus, cell.pids()[CONTROLLER], num_drafters, pairs_each, seconds)
             known = await asyncio.to_thread(pairs_known, cell.children[CONTROLLER].urls[-1])
     if known != num_pairs:
         raise RuntimeError(f"invalid measurement: the controller knows {known} of {num_pairs} pairs")
@@ -129,8 +127,20 @@ def pairs_known(url: str) -> int:
     return int(float(next(line.split()[1] for line in lines if line.startswith("dsd_controller_pairs "))))
 
 
-async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, one_of: int, seconds: float) -> float:
-    others = (new_instance_id("other"),)  # decides for the drafters that this controller only hears
+async def _id_of_controller(bus: Bus) -> str:
+    """The controller that is heard next."""
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    subscription = await bus.subscribe(
+        all_broadcasts(Heartbeat, "controller"), lambda subject, _: heard.put_nowait(sender(subject))
+    )
+    async with asyncio.timeout(MAX_SILENCE_S):
+        controller_id = await heard.get()
+    await subscription.unsubscribe()
+    return controller_id
+
+
+async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, seconds: float) -> float:
+    controller_id = await _id_of_controller(bus)
     verifier_ids = [new_instance_id(f"cloud-{number}") for number in range(NUM_VERIFIERS)]
     drafter_ids = [new_instance_id(f"edge-{number}") for number in range(num_drafters)]
     turns = itertools.cycle(verifier_ids)
@@ -147,9 +157,8 @@ async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, one_o
                 await bus.publish(broadcast(Heartbeat, "verifier", verifier_id), heartbeat)
         due = time.monotonic()
         for place, drafter_id in enumerate(drafter_ids):
-            controllers = others if place % one_of else ()
-            report = Report(drafter_id, number + 2, rounds[number % 4][place], "", controllers)
-            await bus.publish(broadcast(Report, "drafter", drafter_id), report)
+            report = Report(drafter_id, number + 2, rounds[number % 4][place], "", (controller_id,))
+            await bus.publish(to("controller", controller_id, Report, drafter_id), report)
             wait_s = due + (place + 1) / len(drafter_ids) - time.monotonic()
             if wait_s > SLEEP_S or place == len(drafter_ids) - 1:
                 await asyncio.sleep(max(0.0, wait_s))
@@ -161,8 +170,7 @@ async def _measure(bus: Bus, pid: int, num_drafters: int, pairs_each: int, one_o
 
 def table(result: DecisionCosts) -> Table:
     captions = [
-        f"{each.num_drafters:,} drafters with {each.pairs_each} pairs each, of which it decides for one in "
-        f"{each.one_of}: {each.cores:.2f} cores of the controller"
+        f"{each.num_drafters:,} drafters with {each.pairs_each} pairs each: {each.cores:.2f} cores of the controller"
         for each in result.served
     ]
     shown = Table("policy", "single pair, µs", f"pair in a batch of {BATCH}, µs", caption="\n".join(captions))

@@ -22,7 +22,8 @@ from benchmarks.harness.bus import bus_at
 from services.window_controller.verifiers import LiveVerifiers
 from shared.bus.bus import Absent, Bus
 from shared.protocol import subjects
-from shared.protocol.messages import Heartbeat, Message, PairReport, Report, WindowDecision
+from shared.protocol.messages import Heartbeat, Load, Message, PairReport, Report, WindowDecision
+from shared.timing import HEARTBEAT_S
 
 REGISTERED: Mapping[str, Callable[[], WindowPolicy]] = {
     name: partial(kind, DEFAULT_CHOICE) for name, kind in POLICIES.items()
@@ -73,7 +74,7 @@ class ScriptedController:
         policies: Mapping[str, Callable[[], WindowPolicy]] = REGISTERED,
     ) -> None:
         self._bus = bus
-        self._instance_id = subjects.new_instance_id("bench")
+        self.instance_id = subjects.new_instance_id("bench")
         self._num_drafters = num_drafters
         self._num_verifiers = num_verifiers
         self._drafters: dict[str, str] = {}  # newest instance ids by configured name
@@ -94,10 +95,11 @@ class ScriptedController:
         async with asyncio.TaskGroup() as tasks:
             for service in ("drafter", "verifier"):
                 await self._bus.subscribe(subjects.all_broadcasts(Heartbeat, service), self._receive)
-            await self._bus.subscribe(subjects.all_broadcasts(Report, "drafter"), self._receive)
+            await self._bus.subscribe(subjects.inbox("controller", self.instance_id), self._receive)
             await self._bus.subscribe(subjects.all_said("drafter", WindowDecision), self._receive)
             tasks.create_task(self._adapt(), name="adapt")
             tasks.create_task(self._repeat(), name="repeat")
+            tasks.create_task(self._send_heartbeats(), name="heartbeat")
 
     async def choose(self, control: WindowChoice | str) -> None:
         """Applies a fixed choice to every pair, or the policy with this name, which resumes from its last state."""
@@ -124,7 +126,7 @@ class ScriptedController:
             case Report(drafter_id=name) if name in self._drafters.values():
                 self.draft_ms = next((report.draft_ms for report in message.pairs), self.draft_ms)
                 self._reports.put_nowait(message)
-            case WindowDecision(sequence=sequence) if subjects.sender(subject) == self._instance_id:
+            case WindowDecision(sequence=sequence) if subjects.sender(subject) == self.instance_id:
                 self._passed_on = max(self._passed_on, sequence)
                 self._came_back.set()
         if len(self._drafters) >= self._num_drafters and len(self._verifiers) >= self._num_verifiers:
@@ -143,6 +145,19 @@ class ScriptedController:
                 pair = PairKey(report.drafter_id, pair_report.verifier_id)
                 if self._policy.decide(pair, self._live.corrected(pair_report, report.machine)):
                     await self._send(pair)
+
+    async def _send_heartbeats(self) -> NoReturn:
+        while True:
+            await self._send_heartbeat()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _send_heartbeat(self, *, draining: bool = False) -> None:
+        heartbeat = Heartbeat("controller", self.instance_id, HEARTBEAT_S, [], 0, 0, "", Load(), draining)
+        await self._bus.publish(subjects.broadcast(Heartbeat, "controller", self.instance_id), heartbeat)
+
+    async def leave(self) -> None:
+        """Tells the drafters, so that they follow the next one at once."""
+        await self._send_heartbeat(draining=True)
 
     async def _repeat(self) -> NoReturn:
         await self._is_complete.wait()
@@ -169,7 +184,7 @@ class ScriptedController:
             self._sequence,
             choice.min_confidence,
         )
-        await self._bus.publish(subjects.to("drafter", pair.drafter_id, WindowDecision, self._instance_id), decision)
+        await self._bus.publish(subjects.to("drafter", pair.drafter_id, WindowDecision, self.instance_id), decision)
 
 
 @asynccontextmanager
@@ -188,3 +203,4 @@ async def scripted_controller(
         finally:
             work.cancel()
             await asyncio.wait({work})
+            await controller.leave()

@@ -103,8 +103,9 @@ def needed(costs: Costs, assumed: Assumptions, users_per_verifier: int) -> Neede
     drivers = assumed.drivers(verifiers)
     gateways = _gateways(costs.cpu[GATEWAY], drivers, assumed.target_share)
     controllers = _controllers(costs.cpu[CONTROLLER], drivers, assumed.target_share)
-    # Heartbeats of drafters and verifiers reach every gateway, and reports every controller: one of each was measured.
-    heard = (gateways - 1) * (drivers.drafters + drivers.verifiers) + (controllers - 1) * drivers.drafters / REPORT_S
+    # Heartbeats of drafters and verifiers reach every gateway, and reports two controllers: one of each was measured.
+    sent_again = drivers.drafters / REPORT_S if controllers > 1 else 0.0
+    heard = (gateways - 1) * (drivers.drafters + drivers.verifiers) + 2 * sent_again  # published, and delivered
     messages = costs.bus["published"].at(drivers) + costs.bus["delivered"].at(drivers) + heard
     nats_cores = (1 + assumed.routed) * costs.per_message * messages
     num_bytes = costs.bus["published_bytes"].at(drivers) + costs.bus["delivered_bytes"].at(drivers)

@@ -51,7 +51,7 @@ class BusMonitor:
 
     async def start(self) -> None:
         await self._bus.subscribe(subjects.all_said("gateway", Verdict), self._receive)
-        await self._bus.subscribe(subjects.all_broadcasts(Report, "drafter"), self._receive)
+        await self._bus.subscribe(subjects.all_said("controller", Report), self._receive)
 
     def begin(self) -> None:
         """Discards what was observed before."""
@@ -66,9 +66,15 @@ class BusMonitor:
         match message:
             case Verdict() if message.batch:
                 self._queues[PassKey(subjects.sender(subject), message.compute_ms)] = message.queue
-            case Report():
+            case Report() if _is_to_leader(subject, message):
                 self._rtts_ms += [pair.rtt_ms for pair in message.pairs if pair.num_sessions and pair.rtt_ms]
                 self._num_guesses += sum(pair.drafted for pair in message.pairs)
+
+
+def _is_to_leader(subject: str, report: Report) -> bool:
+    """Of the copies of a report, one counts."""
+    leader = report.controllers[:1]
+    return bool(leader) and subject == subjects.to("controller", leader[0], Report, report.drafter_id)
 
 
 @asynccontextmanager

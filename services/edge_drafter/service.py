@@ -103,6 +103,7 @@ class Drafter:
         self._watched_until = math.inf  # when `_watch_silence` wakes next
         self._session_ended = asyncio.Event()
         self._sequence = 0
+        self._named: tuple[str, ...] = ()  # the controllers that the last report named
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -299,7 +300,9 @@ class Drafter:
                 self._sequence += 1
                 named = self.steering.named(now)
                 report = Report(self.instance_id, self._sequence, reports, machine_id(), named)
-                self._outbox.put(subjects.broadcast(Report, "drafter", self.instance_id), report)
+                for controller_id in dict.fromkeys((*named, *self._named)):  # one that is no longer named forgets it
+                    self._outbox.put(subjects.to("controller", controller_id, Report, self.instance_id), report)
+                self._named = named
                 for pair in reports:
                     name = subjects.instance_name(pair.verifier_id)
                     min_confidence = choices[pair.verifier_id].min_confidence

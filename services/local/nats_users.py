@@ -64,8 +64,8 @@ KINDS = {
         publish=(
             "verifier.*.*.draft.NAME.*",
             "gateway.*.*.failure.NAME.*",
+            "controller.*.*.report.NAME.*",
             "heartbeat.drafter.NAME.*",
-            "report.drafter.NAME.*",
         ),
         subscribe=("drafter.NAME.*.>", "heartbeat.controller.>"),
     ),
@@ -82,7 +82,7 @@ KINDS = {
     ),
     "controller": Rights(
         publish=("drafter.*.*.window.NAME.*", "heartbeat.controller.NAME.*"),
-        subscribe=("report.drafter.>", "heartbeat.verifier.>"),
+        subscribe=("controller.NAME.*.>", "heartbeat.verifier.>"),
     ),
 }
 

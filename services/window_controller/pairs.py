@@ -109,7 +109,7 @@ class PairController:
         expiry_s: float,
         announce_s: float,
         instances_per_name: int = 1,
-        controller_id: str = "",
+        controller_id: str,
     ) -> None:
         self._policy = policy
         self._controller_id = controller_id
@@ -141,8 +141,8 @@ class PairController:
                 state.control, state.choice, state.told = policy.for_pair(), None, None
 
     def passes_over(self, report: Report, now: float) -> bool:
-        """Whether other controllers are to decide on a report. Forgets the drafter's pairs then."""
-        if not report.controllers or self._controller_id in report.controllers:
+        """Whether only other controllers are to decide on a report. Forgets the drafter's pairs then."""
+        if self._controller_id in report.controllers:
             return False
         drafter = self._drafters.get(report.drafter_id)
         if drafter is not None and report.sequence > drafter.sequence:
@@ -194,7 +194,7 @@ class PairController:
         if not self._instances.may_join(report.drafter_id, now):
             self._on_drop("replaced")
             return []
-        is_led = not report.controllers or report.controllers[0] == self._controller_id
+        is_led = report.controllers[:1] == (self._controller_id,)
         updates: dict[PairId, PairUpdate] = {}
         for seen in report.pairs:
             pair = PairId(report.drafter_id, seen.verifier_id)

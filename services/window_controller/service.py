@@ -21,7 +21,7 @@ from services.window_controller.settings import ControllerSettings
 from services.window_controller.verifiers import LiveVerifiers
 from shared.bus.bus import Absent, Bus
 from shared.protocol.messages import Heartbeat, Load, Message, Report, WindowDecision
-from shared.protocol.subjects import all_broadcasts, broadcast, fits, instance_name, to
+from shared.protocol.subjects import all_broadcasts, broadcast, fits, inbox, instance_name, to
 from shared.service import Context, run_service
 
 log = structlog.get_logger(__name__)
@@ -72,10 +72,10 @@ class WindowController:
 
     @classmethod
     async def start(cls, settings: ControllerSettings, context: Context, reloads: Reloads) -> WindowController:
-        """Subscribes to reports and heartbeats."""
+        """Subscribes to the reports of its drafters and the heartbeats of verifiers."""
         controller = cls(settings, context.instance_id, context.bus, ControllerMetrics(context.registry), reloads)
         await context.bus.subscribe(all_broadcasts(Heartbeat, "verifier"), controller._receive)
-        await context.bus.subscribe(all_broadcasts(Report, "drafter"), controller._receive)
+        await context.bus.subscribe(inbox("controller", context.instance_id), controller._receive)
         return controller
 
     async def run(self) -> None:

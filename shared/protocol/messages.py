@@ -279,13 +279,13 @@ class PairReport(Wire, frozen=True):
 
 
 class Report(Wire, frozen=True, tag="report"):
-    """drafter -> controllers, at most once in REPORT_S (shared/timing.py)."""
+    """drafter -> the controllers that decide, at most once in REPORT_S (shared/timing.py), and to those before them."""
 
     drafter_id: InstanceId
     sequence: Count
     pairs: Annotated[list[PairReport], Meta(max_length=256)]
     machine: Short = ""  # as in Heartbeat
-    controllers: Annotated[tuple[InstanceId, ...], Meta(max_length=2)] = ()  # that decide, the leader first; (): all
+    controllers: Annotated[tuple[InstanceId, ...], Meta(max_length=2)] = ()  # the leader first
 
 
 class Reason(Wire, frozen=True):

@@ -4,7 +4,7 @@ Invariant: every subject ends in the sender's id. The server's permissions prove
 broadcast's sender; the message body doesn't.
 
     dsd.v1.<service>.<instance id>.<verb>.<sender id>    to one receiver
-    dsd.v1.<verb>.<sender's service>.<sender id>         to everybody who listens (heartbeat, report)
+    dsd.v1.<verb>.<sender's service>.<sender id>         to everybody who listens (heartbeat)
 
 An instance id has two tokens, `<name>.<nonce>`. The name is configured and carries permissions. The nonce is drawn at
 boot, so a restarted process never receives its predecessor's messages. A drafter whose name begins with `key-` belongs
@@ -85,16 +85,14 @@ def sender(subject: str) -> str:
 
 
 def fits(subject: str, message: Message) -> bool:
-    """Whether the message is what its subject says: its type has the verb, and a broadcast is of the service and the
-    instance that the message names. Permissions are granted by subject, so a receiver drops what does not fit."""
-    match message:
-        case Heartbeat():
-            return subject == broadcast(Heartbeat, message.service, message.instance_id)
-        case Report():
-            return subject == broadcast(Report, "drafter", message.drafter_id)
-        case _:
-            found = _TO_ONE.fullmatch(subject)
-            return found is not None and found[1] == VERBS[type(message)]
+    """Whether the message is what its subject says: its type has the verb, a report is of the drafter that it names,
+    and a heartbeat of the service and the instance. Permissions are granted by subject, so a receiver drops what does
+    not fit."""
+    if isinstance(message, Heartbeat):
+        return subject == broadcast(Heartbeat, message.service, message.instance_id)
+    found = _TO_ONE.fullmatch(subject)
+    is_of_sender = not isinstance(message, Report) or sender(subject) == message.drafter_id
+    return found is not None and found[1] == VERBS[type(message)] and is_of_sender
 
 
 def verb(subject: str) -> str:

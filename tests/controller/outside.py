@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec.structs import replace
+
 from shared.bus.bus import Absent, Bus
 from shared.protocol.messages import Heartbeat, Load, Message, PairReport, Report, WindowDecision
-from shared.protocol.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender
+from shared.protocol.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender, to
 
 DRAFTER, VERIFIER = new_instance_id("edge-1"), new_instance_id("cloud")
 
@@ -38,10 +40,11 @@ def report(
 
 
 class Outside:
-    """A drafter and a verifier: what they send and receive."""
+    """A drafter and a verifier: what they send and receive. controllers: who gets the drafter's reports."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
+        self.controllers: list[str] = []
         self.decisions: asyncio.Queue[WindowDecision] = asyncio.Queue()
         self.heartbeats: asyncio.Queue[Heartbeat] = asyncio.Queue()
         self.senders: set[str] = set()
@@ -56,9 +59,19 @@ class Outside:
             self.decisions.put_nowait(message)
         elif isinstance(message, Heartbeat) and message.service == "controller":
             self.heartbeats.put_nowait(message)
+            if message.instance_id not in self.controllers:
+                self.controllers.append(message.instance_id)
 
     async def report(self, message: Report, sender_id: str = DRAFTER) -> None:
-        await self.bus.publish(broadcast(Report, "drafter", sender_id), message)
+        """To all controllers, as soon as there is one. The message names the first one, if none."""
+        async with asyncio.timeout(5):
+            while not self.controllers:  # noqa: ASYNC110  they come by heartbeats
+                await asyncio.sleep(0.005)
+        named = message.controllers or tuple(self.controllers[:1])
+        for controller_id in self.controllers:
+            await self.bus.publish(
+                to("controller", controller_id, Report, sender_id), replace(message, controllers=named)
+            )
 
     async def send_heartbeat(self, instance_id: str = VERIFIER, sender_id: str = VERIFIER) -> None:
         heartbeat = Heartbeat("verifier", instance_id, 5.0, ["tiny"], 1024, 100, "none", Load(), False)

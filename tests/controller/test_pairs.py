@@ -84,7 +84,7 @@ class Recorded:
         *pairs: PairReport,
         now: float = 0.0,
         drafter_id: str = DRAFTER,
-        controllers: Sequence[str] = (),
+        controllers: Sequence[str] = (CONTROLLER,),
     ) -> list[WindowDecision]:
         report = Report(drafter_id, sequence, list(pairs), "", tuple(controllers))
         return [] if self.pairs.passes_over(report, now) else self.pairs.observe([report], now)
@@ -301,7 +301,13 @@ def test_reports_that_are_taken_together_count_as_one_after_the_other(
 
     monkeypatch.setattr(pairs, "decide_all", decide)
     reports = [
-        Report(drafter_id, sequence, [seen(matched=12 + sequence), seen(OTHER_VERIFIER, matched=0, mismatched=16)])
+        Report(
+            drafter_id,
+            sequence,
+            [seen(matched=12 + sequence), seen(OTHER_VERIFIER, matched=0, mismatched=16)],
+            "",
+            (CONTROLLER,),
+        )
         for sequence in (*range(20), 19)
         for drafter_id in (DRAFTER, OTHER_DRAFTER)
     ]
@@ -324,8 +330,8 @@ def test_a_pair_on_which_a_policy_fails_costs_no_decision_but_its_own(monkeypatc
 
     monkeypatch.setattr(StaticPolicy, "decide", fail)
     reports = [
-        Report(DRAFTER, 0, [seen(), seen(OTHER_VERIFIER, matched=0)]),
-        Report(OTHER_DRAFTER, 0, [seen(), seen(OTHER_VERIFIER)]),
+        Report(DRAFTER, 0, [seen(), seen(OTHER_VERIFIER, matched=0)], "", (CONTROLLER,)),
+        Report(OTHER_DRAFTER, 0, [seen(), seen(OTHER_VERIFIER)], "", (CONTROLLER,)),
     ]
     assert len(recorded.pairs.observe(reports, 0.0)) == 3
     assert recorded.failed == [PairId(DRAFTER, OTHER_VERIFIER)]

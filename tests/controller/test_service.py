@@ -39,6 +39,7 @@ class World:
         self.controller_id = new_instance_id(settings.name)
         self.context = Context(self.controller_id, network.connect(), self.registry, Health(CollectorRegistry()))
         self.outside = Outside(network.connect())
+        self.outside.controllers.append(self.controller_id)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"dsd_controller_{name}", labels) or 0.0
@@ -185,7 +186,7 @@ async def test_only_the_heartbeat_of_a_verifier_makes_a_verifier_alive() -> None
 async def test_a_message_of_another_kind_on_its_subjects_is_dropped_and_counted() -> None:
     async with running() as world:
         heartbeat = Heartbeat("verifier", DRAFTER, 5.0, [], 0, 0, "", Load(), False)
-        await world.outside.bus.publish(broadcast(Report, "drafter", DRAFTER), heartbeat)
+        await world.outside.bus.publish(to("controller", world.controller_id, Report, DRAFTER), heartbeat)
         await world.outside.bus.publish(broadcast(Heartbeat, "verifier", DRAFTER), report(0))
         await world.settled()
         assert world.count("dropped_messages_total", reason="foreign") == 2
@@ -257,6 +258,7 @@ async def test_it_sends_heartbeats_and_a_draining_one_at_the_end() -> None:
 async def second_of(world: World) -> AsyncIterator[str]:
     """A second controller, whose windows are of 4; its id."""
     controller_id = new_instance_id("controller")
+    world.outside.controllers.append(controller_id)
     context = Context(controller_id, world.network.connect(), CollectorRegistry(), world.context.health)
     settings = ControllerSettings(window_policy="static", window=4)
     controller = await WindowController.start(settings, context, world.reloads)
@@ -271,7 +273,8 @@ async def second_of(world: World) -> AsyncIterator[str]:
 async def test_two_controllers_announce_with_numbers_of_their_own() -> None:
     async with running(window_policy="static") as world, second_of(world) as second:
         await world.outside.send_heartbeat()
-        await world.outside.report(report(0))
+        for sequence, controller_id in enumerate((world.controller_id, second)):
+            await world.outside.report(replace(report(sequence), controllers=(controller_id,)))
         decisions = [await world.outside.decision(), await world.outside.decision()]
         assert {(decision.window, decision.sequence) for decision in decisions} == {(8, 1), (4, 1)}
         assert world.outside.senders == {world.controller_id, second}
@@ -395,7 +398,8 @@ async def test_reports_of_many_pairs_are_decided_on_by_and_by(monkeypatch: pytes
         (one,) = report(0).pairs
         names = [f"cloud-{number}.0123456789ab" for number in range(DECIDED_AT_ONCE // 2)]
         for sequence in range(10):
-            await world.outside.report(Report(DRAFTER, sequence, [replace(one, verifier_id=name) for name in names]))
+            many = [replace(one, verifier_id=name) for name in names]
+            await world.outside.report(Report(DRAFTER, sequence, many))
         await world.settled()
         task.cancel()
     assert all(b > a for a, b in pairwise(turns))

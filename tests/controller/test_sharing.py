@@ -18,7 +18,7 @@ from services.window_controller.settings import ControllerSettings
 from shared.bus.bus import Absent, Bus
 from shared.bus.memory_bus import MemoryNetwork
 from shared.protocol.messages import Heartbeat, Message, Report, WindowDecision
-from shared.protocol.subjects import all_broadcasts, broadcast, inbox, new_instance_id, sender
+from shared.protocol.subjects import all_broadcasts, inbox, new_instance_id, sender, to
 from shared.runtime.health import Health
 from shared.service import Context
 from tests.controller.outside import Outside, report
@@ -57,7 +57,8 @@ class SteeredDrafter:
         self.sequence += 1
         named = self.steering.named(asyncio.get_running_loop().time() * 1e3)
         message = replace(report(self.sequence, drafter_id=self.drafter_id), controllers=named)
-        await self.bus.publish(broadcast(Report, "drafter", self.drafter_id), message)
+        for controller_id in named:
+            await self.bus.publish(to("controller", controller_id, Report, self.drafter_id), message)
 
 
 @asynccontextmanager

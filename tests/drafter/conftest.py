@@ -211,7 +211,6 @@ async def running(network: Network, tracing: Tracing = NO_TRACING, **settings: o
     for peer in (gateway, verifier, controller):
         await peer.listen()
     await gateway.listen_to_all(Heartbeat, "drafter")
-    await controller.listen_to_all(Report, "drafter")
     world = World(network, drafter, model, registry, outside, gateway, verifier, controller)
     task = asyncio.create_task(drafter.run())
     try:

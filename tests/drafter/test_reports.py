@@ -24,6 +24,7 @@ WINDOW = DEFAULT_CHOICE.window
 async def test_a_report_tells_what_was_seen_of_a_verifier_since_the_last_one(start: Start) -> None:
     async with start(report_s=0.3) as world:
         world.model.is_right = lambda position: position != len(PROMPT) + 3
+        await world.controller.send_heartbeat()
         request = await world.quick_link()
         await world.drafted(request, 0, WINDOW)
         await world.tell(world.verifier, world.verdict(request, 0, TEXT[:2], accepted=1))
@@ -51,6 +52,7 @@ def pairs(world: World) -> list:
 
 async def test_what_a_session_guessed_for_a_verifier_is_reported_of_it_though_it_moved_to_another(start: Start) -> None:
     async with start(report_s=0.3) as world:
+        await world.controller.send_heartbeat()
         other = await world.meet("verifier", "other")
         request = await world.speculate()
         await world.drafted(request, 0, WINDOW)
@@ -68,22 +70,34 @@ def totals(world: World, verifier_id: str) -> tuple[int, int, int]:
     return sum(pair.drafted for pair in mine), sum(pair.matched for pair in mine), sum(pair.discarded for pair in mine)
 
 
-async def test_a_report_names_the_controllers_that_are_to_decide_the_leader_first(start: Start) -> None:
+async def test_reports_go_to_the_two_controllers_that_they_name_and_the_first_without_its_name_too(
+    start: Start,
+) -> None:
     async with start(report_s=0.05) as world:
+        me = world.controller.instance_id
         await world.drafted(await world.speculate(), 0, WINDOW)
-        assert (await world.controller.find(Report)).controllers == ()
         await world.controller.send_heartbeat()
         alone = await world.controller.find(Report, lambda report: len(report.controllers) == 1)
         others = [await world.meet("controller", name) for name in ("two", "three", "four")]
         for other in others:
             await other.send_heartbeat()
         both = await world.controller.find(Report, lambda report: len(report.controllers) == 2)
-        assert alone.controllers == both.controllers[:1] == (world.controller.instance_id,)
-        assert both.controllers[1] in {other.instance_id for other in others}
+        assert alone.controllers == both.controllers[:1] == (me,)
+        (second,) = [other for other in others if other.instance_id == both.controllers[1]]
+        await second.find(Report, lambda report: report.sequence == both.sequence)
+
+        await world.controller.send_heartbeat(draining=True)
+        await world.controller.find(Report, lambda report: me not in report.controllers)
+        new = await second.find(Report, lambda report: me not in report.controllers)
+        await second.find(Report, lambda report: report.sequence == new.sequence + 2)
+        assert [me in report.controllers for report in world.controller.of(Report)].count(False) == 1
+        unnamed = [other for other in others if other.instance_id not in (*both.controllers, *new.controllers)]
+        assert [other.of(Report) for other in unnamed] == [[]]
 
 
 async def test_an_idle_drafter_reports_nothing(start: Start) -> None:
     async with start(report_s=0.05, heartbeat_s=0.05) as world:
+        await world.controller.send_heartbeat()
         heard = len(world.gateway.heard)
         await until(lambda: len(world.gateway.heard) > heard + 4)
         assert world.controller.of(Report) == []
@@ -98,6 +112,7 @@ async def test_the_metrics_of_a_verifier_are_labelled_by_its_name_and_never_by_w
         )
         request = await world.speculate()
         await world.drafted(request, 0, WINDOW)
+        await world.controller.send_heartbeat()
         assert (await world.controller.find(Report)).machine == machine_id()
         assert world.registry.get_sample_value("dsd_drafter_window_tokens", {"verifier": "cloud"}) == WINDOW
         assert world.registry.get_sample_value("dsd_drafter_min_confidence_ratio", {"verifier": "cloud"}) == 0

@@ -255,7 +255,9 @@ async def test_a_pass_counts_once_whatever_its_number_of_verdicts() -> None:
         await say(compute_ms, queue)
     seen = PairReport(verifier, 1, 8, 40, 40, 0, 0, 0, 10.0, 31.0, 0.0, 20.0, 100)
     idle = PairReport(verifier, 0, 8, 0, 0, 0, 0, 0, 10.0, 99.0, 0.0, 20.0, 100)
-    await speaker.publish(subjects.broadcast(Report, "drafter", drafter), Report(drafter, 1, [seen, idle]))
+    told = Report(drafter, 1, [seen, idle], "", (subjects.new_instance_id("c"), subjects.new_instance_id("c")))
+    for controller in told.controllers:
+        await speaker.publish(subjects.to("controller", controller, Report, drafter), told)
     await until(lambda: monitor.observed().rtt_ms == 31.0)
     await until(lambda: monitor.observed().queue == pytest.approx(0.25))
     assert monitor.observed().num_guesses == 40

@@ -232,13 +232,14 @@ async def test_the_server_lets_it_say_and_hear_nothing_in_the_name_of_others(wor
         others = (world.verifier.instance_id, world.drafter.instance_id)
         said += [subjects.to("gateway", world.gateway_id, kind, other) for other in others]
     said += [subjects.to("gateway", world.gateway_id, kind, me) for kind in (Verdict, Opened)]
-    said += [subjects.broadcast(kind, "drafter", world.drafter.instance_id) for kind in (Heartbeat, Report)]
+    said.append(subjects.broadcast(Heartbeat, "drafter", world.drafter.instance_id))
+    said.append(subjects.to("controller", me, Report, world.drafter.instance_id))
     heard = [
         subjects.inbox("drafter", world.drafter.instance_id),
         subjects.inbox("verifier", world.verifier.instance_id),
         subjects.inbox("gateway", world.gateway_id),
         *(subjects.all_broadcasts(Heartbeat, service) for service in ("gateway", "verifier", "drafter")),
-        subjects.all_broadcasts(Report, "drafter"),
+        subjects.all_said("controller", Report),
         "dsd.v1.>",
     ]
     asking = asyncio.create_task(world.ask_all())

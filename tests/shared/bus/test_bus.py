@@ -13,7 +13,7 @@ from shared.bus.bus import Absent, Bus, Receiver
 from shared.bus.memory_bus import MemoryNetwork
 from shared.bus.parts import MAX_WAITING, PART_BYTES, split
 from shared.protocol import subjects
-from shared.protocol.messages import MAX_TOKENS, Close, Heartbeat, Message, Poll, Report
+from shared.protocol.messages import MAX_TOKENS, Close, Heartbeat, Message, Poll
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.shared.bus.bus_helpers import (
@@ -83,10 +83,10 @@ async def test_messages_keep_their_order_across_verbs(connect: Connect) -> None:
 async def test_everybody_who_subscribed_a_pattern_hears_it_and_nobody_else(connect: Connect) -> None:
     sender, first, second, other = [await connect() for _ in range(4)]
     heard, heard_too, not_heard = Heard(), Heard(), Heard()
-    await first.bus.subscribe(subjects.all_broadcasts(Report, "drafter"), heard)
-    await second.bus.subscribe(subjects.all_broadcasts(Report, "drafter"), heard_too)
+    await first.bus.subscribe(subjects.all_broadcasts(Heartbeat, "verifier"), heard)
+    await second.bus.subscribe(subjects.all_broadcasts(Heartbeat, "verifier"), heard_too)
     await other.bus.subscribe(subjects.all_broadcasts(Heartbeat, "drafter"), not_heard)
-    await sender.bus.publish(subjects.broadcast(Report, "drafter", DRAFTER), draft(1))
+    await sender.bus.publish(subjects.broadcast(Heartbeat, "verifier", DRAFTER), draft(1))
     await sender.bus.publish(subjects.broadcast(Heartbeat, "drafter", DRAFTER), draft(2))
     assert await heard.wait_for(1) == [draft(1)]
     assert await heard_too.wait_for(1) == [draft(1)]

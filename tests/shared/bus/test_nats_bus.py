@@ -16,7 +16,7 @@ from shared.bus import nats_bus
 from shared.bus.bus import Absent
 from shared.bus.nats_bus import BusLost, NatsBus
 from shared.protocol import subjects
-from shared.protocol.messages import Close, Heartbeat, Message, Report
+from shared.protocol.messages import Close, Heartbeat, Message
 from shared.runtime.config import ServiceSettings
 from shared.runtime.metrics import BusMetrics
 from tests.plugins.nats import NatsServer, StartNatsServer
@@ -312,11 +312,11 @@ async def test_a_forbidden_publish_is_counted_and_named(start_nats_server: Start
     heard = Heard()
     await verifier.bus.subscribe("dsd.v1.>", heard)
     with structlog.testing.capture_logs() as lines:
-        await drafter.bus.publish(subjects.broadcast(Report, "drafter", "edge-2.0123456789ab"), draft(1))
+        await drafter.bus.publish(subjects.broadcast(Heartbeat, "drafter", "edge-2.0123456789ab"), draft(1))
         await drafter.bus.publish(DRAFTS, draft(2))
         assert await heard.wait_for(1) == [draft(2)]
         await drafter.until_count(1, "errors", kind="permission violation")
-    assert "dsd.v1.report.drafter.edge-2.0123456789ab" in lines[0]["error"]
+    assert "dsd.v1.heartbeat.drafter.edge-2.0123456789ab" in lines[0]["error"]
 
 
 async def test_a_forbidden_subscription_is_refused(start_nats_server: StartNatsServer, connect: Connect) -> None:

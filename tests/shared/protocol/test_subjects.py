@@ -55,7 +55,7 @@ def test_broadcasts_of_a_verb_are_heard_from_all_instances_of_one_service() -> N
     pattern = subjects.all_broadcasts(Heartbeat, "drafter")
     assert matches(pattern, subjects.broadcast(Heartbeat, "drafter", DRAFTER))
     assert not matches(pattern, subjects.broadcast(Heartbeat, "verifier", VERIFIER))
-    assert not matches(pattern, subjects.broadcast(Report, "drafter", DRAFTER))
+    assert not matches(pattern, subjects.to("controller", "controller.000000000000", Report, DRAFTER))
     assert not matches(pattern, subjects.to("verifier", VERIFIER, Heartbeat, DRAFTER))
 
 
@@ -118,6 +118,8 @@ def test_a_heartbeat_fits_the_subject_of_its_service_and_its_instance_alone(subj
 
 
 def test_a_report_fits_the_subject_of_its_drafter_alone() -> None:
-    assert subjects.fits(subjects.broadcast(Report, "drafter", DRAFTER), Report(DRAFTER, 1, []))
-    assert not subjects.fits(subjects.broadcast(Report, "drafter", VERIFIER), Report(DRAFTER, 1, []))
-    assert not subjects.fits(subjects.broadcast(Report, "verifier", DRAFTER), Report(DRAFTER, 1, []))
+    controller, report = "controller.000000000000", Report(DRAFTER, 1, [])
+    assert subjects.fits(subjects.to("controller", controller, Report, DRAFTER), report)
+    assert not subjects.fits(subjects.to("controller", controller, Report, VERIFIER), report)
+    assert not subjects.fits(subjects.to("controller", controller, Heartbeat, DRAFTER), report)
+    assert not subjects.fits(subjects.broadcast(Report, "drafter", DRAFTER), report)

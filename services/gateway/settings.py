@@ -70,7 +70,7 @@ class GatewaySettings(ServiceSettings):
         0.5, gt=0, description="Shortest silence of a verifier, in seconds, before it is polled"
     )
     session_timeout_s: float = Field(
-        30.0, gt=0, description="Seconds without a working verifier after which an answer fails"
+        180.0, gt=0, description="Seconds without a working verifier after which an answer fails"
     )
 
     @field_validator("target")

@@ -34,7 +34,8 @@ IS_SECURE, IS_JOINED = (os.environ.get(name) == "1" for name in ("DSD_SECURE", "
 FATES = ("accepted", "rejected", "late", "discarded")
 HEARTBEAT_S = 0.2  # a peer is given up after three of them
 DRAIN_S = 90.0  # streams may be slow on a busy machine
-ANSWER_S, BALANCED_S, LOOK_S = 90.0, 30.0, 0.05
+ANSWER_S = 240.0  # longer than an answer waits for a verifier that restarts
+BALANCED_S, LOOK_S = 30.0, 0.05
 WHOLE_S = DRAIN_S + 90.0  # a process that is told to end drains first
 
 

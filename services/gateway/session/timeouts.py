@@ -30,4 +30,4 @@ class SessionTiming:
     speculate_retry_s: float = 2.0  # then Speculate is repeated if no draft has arrived; doubles each time
     num_speculates: int = 3  # without a draft, after which a drafter is given up
     max_idle_opens: int = 8  # terms in a row without a token, after which the session fails
-    session_timeout_s: float = 30.0  # without a working verifier, after which the session fails
+    session_timeout_s: float = 180.0  # without a working verifier, after which the session fails

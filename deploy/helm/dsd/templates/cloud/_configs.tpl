@@ -13,7 +13,6 @@ DSD_CONFIG_FILE: /etc/dsd/controller/controller.toml
 DSD_API_KEYS_FILE: /etc/dsd/keys/keys.toml
 DSD_DRAIN_S: '600'
 DSD_MODEL_NAME: smollm2-135m
-DSD_SESSION_TIMEOUT_S: '180'
 DSD_TARGET: /var/lib/dsd/models/smollm2-135m/target
 {{- if has "websocket" $.Values.components }}
 DSD_DRAFTER_NATS_URL: "wss://{{ $.Values.draftersHost }}"

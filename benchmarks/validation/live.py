@@ -45,8 +45,7 @@ from shared.timing import REPORT_S
 STANDIN_TOKENS = 128  # most of an answer
 WARM_UP = RequestLoad(2, 1, lengths=(16,))
 LAST_REPORT_S = 2 * REPORT_S  # after the end of a session: by then a report tells of all its guesses
-ENV = {"DSD_LOOKUP_TOKENS": "0"}  # DSD-Sim has no texts
-VLLM_ENV = ENV | {"DSD_VLLM_ARGS": "--max-model-len 2048", "DSD_DTYPE": fast_dtype(), "VLLM_CPU_KVCACHE_SPACE": "1"}
+VLLM_ENV = {"DSD_VLLM_ARGS": "--max-model-len 2048", "DSD_DTYPE": fast_dtype(), "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 class PhaseFailed(RuntimeError):
@@ -207,7 +206,7 @@ def plan_of(system: ValidationSystem, python: Path | None, folder: Path, keys: S
         names=WITHOUT_CONTROLLER if system.drafts else (VERIFIER, GATEWAY),
         is_pinned=not system.is_replayed,
         standin=_standin(system, folder) if system.is_replayed else None,
-        env=VLLM_ENV if is_vllm else ENV,
+        env=VLLM_ENV if is_vllm else {},
         api_keys=tuple(keys),
         drafts=system.drafts,
         num_verifiers=system.num_verifiers,

@@ -65,7 +65,7 @@ def _predicted(result: CaseResult, profile: Profile, recordings: Path) -> Predic
     for number, each in enumerate(result.rounds):
         simulated.append(_simulated(case, profile, recording, each.drafters, each.samples, number))
         beside += [
-            _simulated(alone, profile, None, [None] * len(run.samples), run.samples, number) for run in each.beside
+            _simulated(alone, profile, recording, [None] * len(run.samples), run.samples, number) for run in each.beside
         ]
     return Prediction(result, means(simulated), means(beside))
 
@@ -73,7 +73,7 @@ def _predicted(result: CaseResult, profile: Profile, recordings: Path) -> Predic
 def _simulated(
     case: Case,
     profile: Profile,
-    recording: Path | None,
+    recording: Path,
     drafters: Sequence[str | None],
     samples: Sequence[RequestSample],
     number: int,

@@ -29,13 +29,13 @@ TRACE = "requests.jsonl"
 def scenario_of(
     case: Case,
     profile: Profile,
-    recording: Path | None,
+    recording: Path,
     drafters: Sequence[str | None],
     samples: Sequence[RequestSample],
     folder: Path,
 ) -> Scenario:
-    """Writes the trace of an open loop into `folder`. recording: of the case's draft; `samples` and `drafters` are in
-    the order of the requests."""
+    """Writes the trace of an open loop into `folder`. recording: of the case's draft, or of any for its texts alone;
+    `samples` and `drafters` are in the order of the requests."""
     system, choice = SYSTEMS[case.system], case.control
     if case.load.num_clients:
         workload = _closed_loop(case, samples)
@@ -52,6 +52,7 @@ def scenario_of(
         "edge": [_edge(name, case, profile, recording) for name in names],
         "cloud": [{"count": system.num_verifiers, "times": profile.pass_times.model_dump()}],
         "machine": {"times": profile.machine_times.model_dump()},
+        "lookup": None if system.is_replayed else {"file": str(recording.absolute())},  # stand-ins have no texts
         "policies": {"routing": "jsq", "drafting": bool(names), **windows},  # jsq: the gateway's default
         "failure": _failures(case),
     }
@@ -78,9 +79,8 @@ def _histogram(values: Sequence[int]) -> dict[str, list[int]]:
     return {"edges": [*lengths, lengths.stop], "counts": [counts[length] for length in lengths]}
 
 
-def _edge(name: str, case: Case, profile: Profile, recording: Path | None) -> dict[str, Any]:
+def _edge(name: str, case: Case, profile: Profile, recording: Path) -> dict[str, Any]:
     link = case.link
-    assert recording is not None
     return {
         "name": name,
         "count": 1,

@@ -1,9 +1,9 @@
-"""Acceptance models: which guesses of a draft are right, drawn at random or replayed from a recording.
+"""Which guesses are right: those of a draft, drawn at random or replayed from a recording, and those from a text.
 
-A model draws two values for each token of an answer: whether the draft guesses it right when the text before it is
-right, and the draft's confidence in that guess. A guess behind a wrong one is always wrong.
+An acceptance model draws two values for each token of an answer: whether the draft guesses it right when the text
+before it is right, and the draft's confidence in that guess. A guess behind a wrong one is always wrong.
 
-Invariant: both values are drawn once per request, so a token that is drafted again has the same outcome.
+Invariant: all values are drawn once per request, so a token that is guessed again has the same outcome.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+OFFERED, RIGHT, MATCH = range(3)  # columns of lookups
 
 
 class AcceptanceModel(Protocol):
@@ -83,3 +85,15 @@ class Replay:
         answer = self.answers[int(rng.integers(len(self.answers)))]
         right[:] = np.resize(answer.right, len(right))
         confidence[:] = np.resize(answer.confidence, len(confidence))
+
+
+@dataclass(frozen=True, slots=True)
+class TextLookups:
+    """The guesses that a verifier looks up in a text (shared/protocol/lookup.py), for each of several texts. A request
+    has one of them, drawn at random: with as many texts as a `Replay` has answers, the one with the same number."""
+
+    answers: tuple[NDArray[np.int8], ...]  # [tokens, 3] before each token: guesses, the right ones, and their match
+
+    def fill(self, lookups: NDArray[np.int8], rng: np.random.Generator) -> None:
+        """Draws `lookups`, [tokens, 3], of one request."""
+        lookups[:] = np.resize(self.answers[int(rng.integers(len(self.answers)))], lookups.shape)

@@ -10,6 +10,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from dsd_sim.engine import kv_cache, verify_session
+from dsd_sim.engine.acceptance import MATCH, OFFERED, RIGHT
 from dsd_sim.engine.events import (
     DONE,
     PASS_ENDS,
@@ -80,6 +81,8 @@ def collect(w, index):
     drafted_ms = 0.0
     if node.draft_window > 0:
         drafted_ms = _draft_beside(w, node, batch, num_ready)
+    if node.lookup_tokens > 0:
+        _look_up(w, node, batch, num_ready)
     if node.batching == LAB:
         _shortest_first(w, batch, num_ready)
     num_batch, fed = _share_out(w, node, batch, num_ready)
@@ -125,6 +128,21 @@ def _draft_beside(w, node, batch, num_ready):
 
 
 @njit(cache=True)
+def _look_up(w, node, batch, num_ready):
+    """Guesses from the text, behind those of the drafter, for all sessions."""
+    for i in range(num_ready):
+        slot = batch[i]
+        v, request = w.verifiers[slot], w.requests[w.slots[slot].request]
+        place = v.length + v.pending - request.prompt
+        if place < request.tokens:
+            found = w.lookups[slot, place]
+            num = min(found[OFFERED], node.lookup_tokens - v.pending)
+            verify_session.look_up(v, num, found[RIGHT], found[MATCH])
+        else:
+            verify_session.look_up(v, 0, 0, 0)
+
+
+@njit(cache=True)
 def _shortest_first(w, batch, num):
     """Sorts sessions by the number of tokens to compute; the sort is stable, so ties stay oldest first."""
     for i in range(1, num):
@@ -148,9 +166,14 @@ def _chances(w, batch, guesses):
     chances = np.empty(guesses.sum())
     end = 0
     for i in range(len(guesses)):
-        probability = verify_session.survival(w.verifiers[batch[i]])
-        for k in range(guesses[i]):
+        v = w.verifiers[batch[i]]
+        probability = verify_session.survival(v)
+        for k in range(v.pending):
             chances[end + k] = probability ** (k + 1)
+        chance = probability**v.pending
+        for k in range(v.own):
+            chance *= verify_session.own_chance(v, k)
+            chances[end + v.pending + k] = chance
         end += guesses[i]
     return chances
 
@@ -162,7 +185,7 @@ def _share_out(w, node, batch, num_ready):
     waited = np.empty(num_ready)
     for i in range(num_ready):
         v = w.verifiers[batch[i]]
-        todo[i], guesses[i], cached[i] = v.length - v.computed, v.pending, v.computed
+        todo[i], guesses[i], cached[i] = v.length - v.computed, v.pending + v.own, v.computed
         waited[i] = w.clock[0].now - v.opened_at
     num = fed = 0
     if node.batching >= TETRIS:
@@ -270,6 +293,7 @@ def count_session(w, slot):
     request.passes += v.passes
     request.recovered += v.recovered
     request.bonus += v.bonus
+    request.looked_up += v.looked_up
     if w.nodes[request.node].draft_window > 0:
         request.accepted += v.accepted
         request.rejected += v.rejected

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from awc.policies.static import StaticPolicy
 from awc.policy import DEFAULT_CHOICE, WindowChoice, WindowPolicy
 from dsd_sim.engine import cloud, edge, events, kernel, kv_cache, outages
-from dsd_sim.engine.acceptance import AcceptanceModel
+from dsd_sim.engine.acceptance import AcceptanceModel, TextLookups
 from dsd_sim.engine.heartbeats import Heartbeats
 from dsd_sim.engine.pair_reports import ReportSums, SeenPairs
 from dsd_sim.engine.records import FATES
@@ -62,6 +62,7 @@ class SimFleet:
     seed: int
     groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [devices] the edge of each
     colocated: bool = False  # verifiers draft themselves; their guesses are those of the request's device
+    lookups: TextLookups | None = None  # None: verifiers do not guess from the text
     changes: Sequence[FleetChange] = ()
     think: Callable[[], float] = lambda: 0.0
     shares_machine: bool = False  # all drafters and verifiers run on one
@@ -178,13 +179,19 @@ class SimFleet:
         if not self.world.clock[0]["num_free_slots"]:
             self.world = with_more_slots(self.world)
         slot = kernel.open_session(self.world, index, speculate_bytes(request))
+        num = int(request["tokens"]) + 1
         if assigned >= 0:
-            num = int(request["tokens"]) + 1
-            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
-            self.acceptance[assigned].fill(self.world.right[slot, :num], self.world.confidence[slot, :num], rng)
+            right, confidence = self.world.right[slot, :num], self.world.confidence[slot, :num]
+            self.acceptance[assigned].fill(right, confidence, self._chance_of(index))
+        if self.lookups is not None:
+            self.lookups.fill(self.world.lookups[slot, :num], self._chance_of(index))
         if device != assigned:
             self.world.slots[slot]["lost_drafter"] = device == NOBODY
             self.world.slots[slot]["lost_ms"] = -math.inf  # so the next heartbeat looks for a drafter
+
+    def _chance_of(self, index: int) -> np.random.Generator:
+        """The random numbers of a request, from the first."""
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
 
     def _reset_if_expired(self, device: int, node: int) -> None:
         """Resets a pair to the start window if both its state at the controller and its last decision have expired."""

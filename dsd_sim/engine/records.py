@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from shared.protocol.lookup import LONGEST_MATCH
+
 NEVER = 1 << 30  # a position that no text reaches
 FATES = ("drafted", "accepted", "rejected", "late", "discarded")  # counts of guesses
 
@@ -66,6 +68,15 @@ VERIFIER = np.dtype(
         ("row_guesses", np.int32),
         ("row_wrong", np.int32),
         ("row_epoch", np.int32),
+        ("own", np.int32),  # guesses of its own for the next pass, behind the pending ones
+        ("own_wrong", np.int32),  # position of the first wrong one
+        ("own_match", np.int32),  # equal tokens before them, as in shared.protocol.lookup
+        ("row_own", np.int32),
+        ("row_own_wrong", np.int32),
+        ("row_own_match", np.int32),
+        ("looked_up", np.int32),  # right guesses of its own
+        ("own_right", np.float64, (LONGEST_MATCH + 1,)),  # of shared.protocol.lookup.LookupChances
+        ("own_seen", np.float64, (LONGEST_MATCH + 1,)),
         ("passes", np.int32),
         ("in_pass", np.bool_),
         ("free_run", np.bool_),

@@ -13,6 +13,7 @@ from numba import njit
 
 from dsd_sim.engine.records import NEVER
 from shared.protocol.guesses import Survival
+from shared.protocol.lookup import LONGEST_MATCH, LookupChances
 from shared.protocol.messages import MAX_WINDOW
 from shared.protocol.retelling import MAX_RETOLD
 from shared.protocol.verifier_session import EARNED_MS, OVERTAKING_MS
@@ -20,6 +21,7 @@ from shared.protocol.verifier_session import EARNED_MS, OVERTAKING_MS
 _FRESH = Survival()
 NUM_HOLES = 62  # positions before the newest one whose guesses may still come, as they were overtaken
 PRIOR, PRIOR_WEIGHT, MEMORY = _FRESH.prior, _FRESH.prior_weight, _FRESH.memory
+OWN_PRIOR, OWN_PRIOR_WEIGHT, OWN_MEMORY = LookupChances.PRIOR, LookupChances.PRIOR_WEIGHT, LookupChances.MEMORY
 
 
 @njit(cache=True)
@@ -34,6 +36,9 @@ def open_verifier(v, prompt, stop, limit, free_run, has_drafter, now):
     v.accepted = v.rejected = v.late = v.discarded = 0
     v.matches = v.comparisons = 0.0
     v.opened_at = now
+    v.own = v.row_own = v.looked_up = 0
+    for match in range(LONGEST_MATCH + 1):
+        v.own_right[match], v.own_seen[match] = OWN_PRIOR[match] * OWN_PRIOR_WEIGHT, OWN_PRIOR_WEIGHT
     v.waits_since, v.waited_ms, v.most_waited_ms, v.sent_ms = -1.0, 0.0, np.inf, -1.0
     v.info_ms, v.info_queue, v.info_batch, v.info_tokens = 0.0, 0.0, 0, 0
 
@@ -45,6 +50,7 @@ def rebind(v, now):
     v.epoch = v.received = v.holes = 0
     v.judged = v.length
     v.sent_ms = -1.0
+    v.own = 0
     v.free_run, v.has_drafter = True, True  # the first draft may turn free run off
     _count_wait(v, now)
 
@@ -54,6 +60,33 @@ def guess_beside(v, num, wrong):
     """Takes `num` guesses of the verifier's own draft model; `wrong`: position of the first wrong one."""
     _clear_pending(v)
     v.pending, v.pending_wrong = max(0, min(num, v.limit - v.length - 1)), wrong
+
+
+@njit(cache=True)
+def look_up(v, num, right, match):
+    """Takes `num` guesses of the verifier's own for the next pass, of which the first `right` are right, behind `match`
+    equal tokens."""
+    v.own, v.own_match = max(0, num), match
+    v.own_wrong = v.length + v.pending + right if right < num else NEVER
+
+
+@njit(cache=True)
+def own_chance(v, k):
+    """The probability that guess `k` of its own is right if all before it are."""
+    match = min(v.own_match + k, LONGEST_MATCH)
+    return v.own_right[match] / v.own_seen[match]
+
+
+@njit(cache=True)
+def _judge_own(v, num_right, num_committed):
+    """num_committed: tokens of the pass at the positions of its own guesses."""
+    v.looked_up += num_right
+    is_wrong = max(0, min(v.row_own, num_committed)) > num_right
+    keep = 1 - 1 / OWN_MEMORY
+    for k in range(num_right + is_wrong):
+        match = min(v.row_own_match + k, LONGEST_MATCH)
+        v.own_right[match] = v.own_right[match] * keep + (1 if k < num_right else 0)
+        v.own_seen[match] = v.own_seen[match] * keep + 1
 
 
 @njit(cache=True)
@@ -214,14 +247,16 @@ def begin_pass(v, max_tokens, max_guesses):
     todo = v.length - v.computed
     v.row_start, v.row_base, v.row_epoch, v.row_wrong = v.computed, v.length, v.epoch, v.pending_wrong
     if todo > max_tokens:
-        v.row_fed, v.row_draws, v.row_guesses = max_tokens, 0, 0
+        v.row_fed, v.row_draws, v.row_guesses, v.row_own = max_tokens, 0, 0, 0
     else:
-        fed = max(0, min(max_guesses, max_tokens - todo, v.pending, v.limit - v.length - 1))
+        fed = max(0, min(max_guesses, max_tokens - todo, v.pending + v.own, v.limit - v.length - 1))
         v.row_guesses = min(v.pending, fed + 1)
+        v.row_own = min(v.own, fed + 1 - v.row_guesses)
+        v.row_own_wrong, v.row_own_match = v.own_wrong, v.own_match
         v.row_fed, v.row_draws = todo + fed, fed + 1
         v.pending -= v.row_guesses
         v.pending_base = v.length + v.row_guesses
-    v.in_pass = True
+    v.in_pass, v.own = True, 0
     return v.row_fed
 
 
@@ -234,15 +269,20 @@ def end_pass(v, answer, compute_ms, batch, queue, num_tokens, now):
         v.computed = v.row_start + v.row_fed
         return False
     matched = max(0, min(v.row_guesses, v.row_draws, v.row_wrong - v.row_base))
+    if matched == v.row_guesses:
+        own_base = v.row_base + matched
+        matched += max(0, min(v.row_own, v.row_draws - matched, v.row_own_wrong - own_base))
     end = min(v.row_base + min(matched + 1, v.row_draws), v.limit, v.stop)
     num = end - v.row_base
-    accepted = min(matched, num)
+    right = min(matched, num)
+    accepted = min(right, v.row_guesses)
+    _judge_own(v, right - accepted, num - v.row_guesses)
     _count_row(v, accepted, num)
-    if num > accepted:  # the last token is the target's own
+    if num > right:  # the last token is the target's own
         v.recovered += 1 if accepted < min(v.row_guesses, num) else 0
         v.bonus += 1 if 0 < v.row_guesses == accepted else 0
     v.length = end
-    v.computed = v.row_base + min(accepted, v.row_draws - 1, num - 1)
+    v.computed = v.row_base + min(right, v.row_draws - 1, num - 1)
     v.finished = end >= v.limit or end >= v.stop
     v.passes += 1
     v.waited_ms = max(0.0, v.waited_ms - accepted * EARNED_MS)

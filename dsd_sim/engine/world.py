@@ -49,6 +49,7 @@ REQUEST = np.dtype(
         *((fate, np.int32) for fate in FATES),
         ("recovered", np.int32),  # target tokens in place of a rejected guess
         ("bonus", np.int32),  # target tokens behind guesses that were all accepted
+        ("looked_up", np.int32),  # tokens that the verifier guessed from the text
     ],
     align=True,
 )
@@ -116,6 +117,7 @@ NODE = np.dtype(
         ("draft_ms", np.float64),  # a step of its own draft model for one session with no context
         ("draft_ms_per_session", np.float64),  # plus, per further session
         ("draft_ms_per_1000", np.float64),  # plus, per 1,000 tokens of all contexts
+        ("lookup_tokens", np.int32),  # guesses from the text in a session's row, the drafter's included; 0: none
         ("num_sessions", np.int32),
         ("num_batch", np.int32),  # sessions of the running pass; 0: no pass runs
         ("num_fed", np.int32),  # tokens of the running pass
@@ -192,6 +194,7 @@ class World(NamedTuple):
     verifiers: NDArray[Any]  # [slots] the verifier's side
     right: NDArray[np.bool_]  # [slots, tokens] whether the guess for this token of the answer is right
     confidence: NDArray[np.float32]  # [slots, tokens] of that guess
+    lookups: NDArray[np.int8]  # [slots, tokens, 3] guesses from the text before this token (acceptance.py)
     free_slots: NDArray[np.int32]  # a stack
     messages: NDArray[Any]
     generations: NDArray[np.int32]  # [messages] generation of the slot when the message was sent
@@ -208,7 +211,7 @@ class World(NamedTuple):
 
 def world_bytes(num_devices: int, num_nodes: int, num_requests: int, num_slots: int, max_tokens: int) -> int:
     """Bytes of the arrays of a world without a log."""
-    of_slot = SLOT.itemsize + DRAFTER.itemsize + VERIFIER.itemsize + 5 * (max_tokens + 1) + 36 * EVENT.itemsize
+    of_slot = SLOT.itemsize + DRAFTER.itemsize + VERIFIER.itemsize + 8 * (max_tokens + 1) + 36 * EVENT.itemsize
     of_slot += 32 * (MESSAGE.itemsize + 8) + 8 * (num_devices + num_nodes)
     of_device = DEVICE.itemsize + 64 * EVENT.itemsize + num_nodes * PAIR.itemsize
     return num_slots * of_slot + num_devices * of_device + num_requests * REQUEST.itemsize + num_nodes * NODE.itemsize
@@ -228,6 +231,7 @@ def make_world(
         verifiers=np.zeros(num_slots, VERIFIER),
         right=np.zeros((num_slots, max_tokens + 1), np.bool_),
         confidence=np.ones((num_slots, max_tokens + 1), np.float32),
+        lookups=np.zeros((num_slots, max_tokens + 1, 3), np.int8),
         free_slots=np.arange(num_slots - 1, -1, -1, dtype=np.int32),
         messages=np.zeros(num_messages, MESSAGE),
         generations=np.zeros(num_messages, np.int32),
@@ -271,6 +275,7 @@ def with_more_slots(world: World) -> World:
         verifiers=np.concatenate((world.verifiers, np.zeros_like(world.verifiers))),
         right=np.concatenate((world.right, np.zeros_like(world.right))),
         confidence=np.concatenate((world.confidence, np.ones_like(world.confidence))),
+        lookups=np.concatenate((world.lookups, np.zeros_like(world.lookups))),
         free_slots=free,
         device_slots=wider(world.device_slots),
         device_rows=wider(world.device_rows),

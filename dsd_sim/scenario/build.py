@@ -17,7 +17,7 @@ from dsd_sim.engine.fleet import SimFleet
 from dsd_sim.engine.world import MOST_BYTES, NOBODY, World, make_world, world_bytes
 from dsd_sim.scenario.changes import changes_of, write_link
 from dsd_sim.scenario.demand import Closed, Workload
-from dsd_sim.scenario.guesses import acceptances_of
+from dsd_sim.scenario.guesses import acceptances_of, lookups_of
 from dsd_sim.scenario.scenario import Scenario
 from dsd_sim.scenario.table import LEAST_MS, LONGEST_RUN_S, BadScenario, naming_key
 from dsd_sim.scenario.workload import LoadChange, Requests, make_requests, with_joining_clients, with_rate_changes
@@ -62,6 +62,7 @@ def make_fleet(scenario: Scenario, folder: Path, num_logged: int = 0) -> SimFlee
         scenario.seed,
         groups=np.array([group for group, edge in enumerate(scenario.edge) for _ in range(edge.count)], np.int64),
         colocated=scenario.policies.colocated,
+        lookups=lookups_of(scenario, folder),
         shares_machine=scenario.machine is not None,
         changes=changes_of(scenario, folder, _stream(scenario, FAILING)),
         num_gateways=scenario.policies.num_gateways,
@@ -105,6 +106,7 @@ def _write_nodes(world: World, scenario: Scenario, folder: Path) -> None:
         nodes["token_budget"], nodes["prefill_chunk"] = group.token_budget, group.prefill_chunk
         nodes["kv_tokens"] = nodes["free_kv"] = group.kv_tokens
         nodes["delay_ms"], nodes["batching"] = group.hop_ms, BATCHING[scenario.policies.batching]
+        nodes["lookup_tokens"] = scenario.lookup.tokens if scenario.lookup is not None else 0
         if scenario.policies.colocated:
             with naming_key(f"cloud.{number}.draft_profile"):
                 draft = group.draft_times or read_profile(folder / str(group.draft_profile)).step_times

@@ -150,6 +150,13 @@ class Machine(Table):
         return self
 
 
+class Lookup(Table):
+    """Guesses from the text that verifiers make themselves. A request has the text of a recorded prompt and answer."""
+
+    file: str  # a recording, relative to the scenario
+    tokens: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 16  # as DSD_LOOKUP_TOKENS
+
+
 class Policies(Table):
     """Policies of gateways, verifiers and the window controller."""
 
@@ -248,6 +255,7 @@ class Scenario(Table):
     edge: tuple[Edge, ...] = ()
     cloud: Annotated[tuple[Cloud, ...], Field(min_length=1)]
     machine: Machine | None = None
+    lookup: Lookup | None = None
     policies: Policies = Policies()
     change: tuple[Change, ...] = ()
     failure: tuple[Failure, ...] = ()

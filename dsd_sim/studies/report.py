@@ -81,6 +81,7 @@ class SimReport(Struct, frozen=True):
     queue: float  # queue utilisation at the end of a pass, mean
     seen: MeanReport | None  # means over the reports to controllers; None if there was none
     unreached: tuple[str, ...] = ()  # changes and failures after the end of the run
+    looked_up: int = 0  # tokens of the answers that verifiers guessed from the text
 
     def encode(self) -> bytes:
         """JSON that ends with a line feed."""
@@ -160,6 +161,7 @@ def report_of(scenario: Scenario, fleet: SimFleet, measured: MeasuredPart | None
         queue=done.sum_queue / max(done.num_passes, 1),
         seen=fleet.reported.means(),
         unreached=tuple(_unreached(scenario, float(world.requests["done_ms"].max()) / 1000)),
+        looked_up=int(requests["looked_up"].sum()),
     )
 
 
@@ -258,6 +260,8 @@ def _rows(report: SimReport) -> Iterator[tuple[str, str, str]]:
     yield "TPOT, ms", *_percentiles(report, "tpot_ms")
     yield "latency, ms", *_percentiles(report, "latency_ms")
     yield "drafted", f"{fates.drafted:,.0f}, {report.guesses_per_token:.2f} a token: {shares}", "fates.drafted"
+    if report.looked_up:
+        yield "from the text", f"{report.looked_up:,.0f} of {report.num_tokens:,.0f} tokens", "looked_up"
     yield "of the target", f"{report.own.recovered:,.0f} recovered, {report.own.bonus:,.0f} bonus", "own.recovered"
     acceptance = f"{report.acceptance:.3f}, {report.acceptance_length:.2f} tokens per verify step"
     yield "acceptance", acceptance, "acceptance"

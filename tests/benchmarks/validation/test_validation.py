@@ -347,7 +347,11 @@ def test_without_drafters_the_simulated_tpot_is_a_pass_and_ttft_includes_the_req
     case = Case("test", "torch", load)
     requests = requests_of(["a"], load, (), seed=1)
     assert {each.drafter for each in requests} == {None}
-    figures = simulate(scenario_of(case, PROFILE, None, [], answered(requests), tmp_path), tmp_path, num_seeds=2)
+    scenario = scenario_of(case, PROFILE, RECORDING, [], answered(requests), tmp_path)
+    figures = simulate(scenario, tmp_path, num_seeds=2)
+    assert figures.tpot_ms is not None
+    assert figures.tpot_ms < 19.0, "some of the tokens are found in the text"
+    figures = simulate(scenario.model_copy(update={"lookup": None}), tmp_path, num_seeds=2)
     assert figures.tpot_ms == pytest.approx(20.0)
     assert figures.ttft_ms == pytest.approx(20.0 + 4.0)
     assert figures.acceptance_length == pytest.approx(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 
 from dsd_sim.engine import draft_session, records, verify_session
 from shared.protocol.drafter_session import DrafterSession, DraftStep
+from shared.protocol.lookup import LEAST_MATCH, LONGEST_MATCH, NOTHING, LookedUp
 from shared.protocol.messages import NO_TOKENS, Draft, Open, Sampling, Speculate, Speculation, TokenIds, Verdict
 from shared.protocol.pass_row import PassInfo, PassRow
 from shared.protocol.verifier_session import VerifierSession
@@ -29,6 +31,7 @@ class BothForms:
     """Both sides of a session and the messages in flight, each in both forms."""
 
     rng: random.Random
+    most_looked_up: int  # guesses of the verifier's own in a pass
     now: float = 0.0
     drafts: deque[tuple[Draft, Any]] = field(default_factory=deque)
     verdicts: deque[tuple[Verdict, Any]] = field(default_factory=deque)
@@ -136,8 +139,26 @@ class BothForms:
         assert verify_session.is_ready(self.v) == self.verifier.ready
         if self.verifier.ready:
             most, guesses = self.rng.randint(1, 8), self.rng.randint(0, 8)
+            if self.most_looked_up:
+                self.look_up()
             self.row = self.verifier.begin_pass(most, guesses)
             assert verify_session.begin_pass(self.v, most, guesses) == len(self.row.fed_ids)
+
+    def look_up(self) -> None:
+        """Guesses of the verifier's own, right up to one of them."""
+        num, match = self.rng.randint(0, self.most_looked_up), self.rng.randint(LEAST_MATCH, LONGEST_MATCH)
+        right = self.rng.randint(0, num)
+        place = self.verifier.length + len(self.verifier.guesses.pending)
+        ids = [
+            *self.truth[place : place + right],
+            *(2 * position + 11 for position in range(place + right, place + num)),
+        ]
+        self.verifier.own_guesses.ready = LookedUp(TokenIds(ids), match) if num else NOTHING
+        verify_session.look_up(self.v, num, right, match)
+        chances = [verify_session.survival(self.v) ** (k + 1) for k in range(self.v.pending)]
+        own = np.cumprod([verify_session.own_chance(self.v, k) for k in range(num)])
+        chances += [verify_session.survival(self.v) ** self.v.pending * each for each in own]
+        np.testing.assert_allclose(self.verifier.chances, chances)
 
     def end_pass(self) -> None:
         if self.row is None:
@@ -172,6 +193,7 @@ class BothForms:
             assert [getattr(fates, fate) for fate in FATES] == [record[fate] for fate in FATES]
         assert abs(guesses.survival.probability - verify_session.survival(v)) < 1e-9
         assert drafter.can_draft == draft_session.can_draft(d)
+        assert verifier.own_guesses.fates.accepted == v.looked_up
 
 
 def fields_of(m: Any, *names: str) -> tuple[Any, ...]:
@@ -182,8 +204,8 @@ def new_message() -> Any:
     return np.zeros(1, records.MESSAGE).view(np.recarray)[0]
 
 
-def play(seed: int) -> BothForms:
-    pair = BothForms(random.Random(seed))
+def play(seed: int, most_looked_up: int) -> BothForms:
+    pair = BothForms(random.Random(seed), most_looked_up)
     often = [
         pair.begin_step,
         pair.end_step,
@@ -203,16 +225,18 @@ def play(seed: int) -> BothForms:
 
 
 def test_the_counting_form_equals_the_state_machines() -> None:
-    num_over = num_accepted = num_rejected = num_late = num_discarded = 0
-    for seed in range(NUM_SCENARIOS):
-        pair = play(seed)
+    num_over = num_accepted = num_rejected = num_late = num_discarded = num_looked_up = 0
+    for seed, most_looked_up in itertools.product(range(NUM_SCENARIOS), [0, 5]):
+        pair = play(seed, most_looked_up)
         num_over += pair.is_over
         fates = pair.drafter.fates
         num_accepted += fates.accepted
         num_rejected += fates.rejected
         num_late += fates.late
         num_discarded += fates.discarded
+        num_looked_up += pair.v.looked_up
         if pair.drafter.closed:
             assert pair.d.drafted == fates.total
-    assert num_over > 0.9 * NUM_SCENARIOS, "most scenarios run to their end"
-    assert min(num_accepted, num_rejected, num_late, num_discarded) > NUM_SCENARIOS, "every fate is met often"
+    assert num_over > 1.8 * NUM_SCENARIOS, "most scenarios run to their end"
+    least = min(num_accepted, num_rejected, num_late, num_discarded, num_looked_up)
+    assert least > NUM_SCENARIOS, "every fate is met often"

@@ -150,6 +150,8 @@ def test_all_policies_meet_the_same_requests_and_guesses(tmp_path: Path) -> None
         ("[policies]", '[[failure]]\npart = "links"\nat_s = 1\nfor_s = 1\nedge = "far"\n[policies]',
          "names the edge 'far', but no edge has that name"),
         ('windows = "ladder"', 'routing = "best"', "policies: routing must be one of random, round-robin"),
+        ("[policies]", '[lookup]\nfile = "none.jsonl"\n[policies]', "lookup.file: [Errno 2] No such file or directory"),
+        ("[policies]", '[lookup]\nfile = "x.jsonl"\ntokens = 65\n[policies]', "lookup.tokens: Input should be less"),
         ("count = 2", "count = 2\nkv_tokens = 64", "cloud.kv_tokens: must be at least "),
         ("name = \"test\"", "name = ", "not valid TOML"),
     ],

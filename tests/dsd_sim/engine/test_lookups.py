@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from dsd_sim.engine import cloud
+from dsd_sim.engine import cloud, verify_session
 from dsd_sim.engine.acceptance import RecordedAnswer, Replay, TextLookups
+from dsd_sim.engine.records import NEVER
 from dsd_sim.engine.world import World
 from dsd_sim.scenario.guesses import looked_up
 from dsd_sim.scenario.scenario import Lookup
@@ -82,6 +83,27 @@ def test_guesses_from_the_text_come_behind_those_of_a_drafter_and_take_none_of_t
     alone = simulated([repeating(1)], FLAT, most=0, device=0)
     assert world.requests["looked_up"][0] > 0 == alone.requests["looked_up"][0]
     assert world.requests["passes"][0] < alone.requests["passes"][0]
+
+
+def test_guesses_from_the_text_begin_behind_those_of_the_drafter() -> None:
+    world = a_world(1, tokens=50)
+    places, batch = np.arange(51), np.zeros(1, np.int64)
+    world.lookups[0] = np.stack((places % 8, places % 5, places % 3 + 2), axis=1)  # offered, right, match
+    session, node = world.verifiers.view(np.recarray)[0], world.nodes.view(np.recarray)[0]
+    node.lookup_tokens, prompt = 6, world.requests["prompt"][0]
+    session.length = prompt + 10
+    session.own_right, session.own_seen = np.arange(1, len(session.own_right) + 1), len(session.own_right) + 1
+    found = []
+    for pending in (0, 3, 5, 40):
+        session.pending = pending
+        cloud._look_up(world, node, batch, 1)
+        found.append((session.own, session.own_wrong))
+        chances = cloud._chances(world, batch, np.array([pending + session.own]))
+        survival, own = verify_session.survival(session), [verify_session.own_chance(session, k) for k in range(6)]
+        expected = [*np.full(pending, survival), *own[: session.own]]
+        np.testing.assert_allclose(chances, np.cumprod(expected))
+    # None of 2 is right at token 10; at 13 it is 3 of 5, and 3 have room; at 15 none of 7; the answer ends at 50.
+    assert found == [(2, prompt + 10), (3, NEVER), (1, prompt + 15), (0, NEVER)]
 
 
 def test_a_text_that_repeats_nothing_is_answered_as_without_guesses_from_it() -> None:

@@ -167,7 +167,7 @@ def standin_name(name: str) -> str:
 
 def standin_env(standin: StandinPlan, name: str) -> dict[str, str]:
     """Environment of one stand-in. The empty model folders unset those of the service. The verifier does not guess from
-    the text: a stand-in's repeats a recording, and DSD-Sim has no texts."""
+    the text, since a stand-in's repeats a recording."""
     env = {
         "DSD_LOOKUP_TOKENS": "0",
         "DSD_NAME": standin_name(name),

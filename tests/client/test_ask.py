@@ -39,6 +39,17 @@ async def test_the_answer_goes_to_standard_output_and_its_figures_to_standard_er
     await world.no_session_is_left()
 
 
+async def test_tokens_that_the_verifier_guessed_from_the_text_are_told_apart(world: World) -> None:
+    verifier = await world.verifier()
+    without = await dsd("ask", "hello", "--max-tokens", "20", url=address(world))
+    verifier.max_looked_up, verifier.script = 4, lambda prompt_ids: [11, 12, 13]  # again and again
+    done = await dsd("ask", "hello", "--max-tokens", "20", url=address(world))
+    told = json.loads((await dsd("ask", "hello", "--json", "--max-tokens", "20", url=address(world))).out)["dsd"]
+    assert told["looked_up"] > 0
+    assert f"looked up   {told['looked_up']} guessed by the verifier from the text" in done.err
+    assert "looked up" not in without.err
+
+
 async def test_the_prompt_may_come_through_a_pipe(world: World) -> None:
     verifier = await world.verifier()
     for argv in (["ask"], ["ask", "-"]):

@@ -18,7 +18,7 @@ from benchmarks.harness.relay import Address, Relay, precise_loop
 
 Result = TypeVar("Result")
 
-NUM_ECHOES, NUM_TRIES = 60, 4
+NUM_ECHOES, NUM_TRIES = 240, 4
 PATIENCE_S = 20.0
 
 
@@ -124,13 +124,12 @@ def run(job: Coroutine[Any, Any, Result]) -> Result:
 
 
 def test_the_added_round_trip_is_exact_to_a_fraction_of_a_millisecond() -> None:
-    async def medians_ms(is_direct: bool) -> list[float]:
-        async with connected(LinkConditions.of_round_trip(6), is_direct) as ends:
-            return [float(np.median([await ends.echo() for _ in range(NUM_ECHOES)])) * 1e3 for _ in range(NUM_TRIES)]
+    async def shortest_ms(is_direct: bool) -> float:
+        async with connected(LinkConditions.of_round_trip(6.6), is_direct) as ends:  # 3.3 ms: no whole milliseconds
+            return min([await ends.echo() for _ in range(NUM_ECHOES)]) * 1e3  # a busy machine delays others
 
-    # The best of several tries, since a busy machine delays single ones.
-    added = min(run(medians_ms(is_direct=False))) - min(run(medians_ms(is_direct=True)))
-    assert 5.9 < added < 6.8
+    added = run(shortest_ms(is_direct=False)) - run(shortest_ms(is_direct=True))
+    assert 6.5 < added < 7.2
 
 
 def test_bytes_arrive_in_order_whatever_jitter_and_stalls_do() -> None:
@@ -158,7 +157,8 @@ def test_the_bandwidth_is_within_a_few_per_cent_of_its_limit() -> None:
             await ends.far_reader.readexactly(num_bytes)
             return time.perf_counter() - started
 
-    assert run(seconds()) == pytest.approx(num_bytes / 1e6 / megabytes_per_s, rel=0.08)
+    shortest = min(run(seconds()) for _ in range(NUM_TRIES))  # a busy machine delays others
+    assert shortest == pytest.approx(num_bytes / 1e6 / megabytes_per_s, rel=0.08)
 
 
 @pytest.mark.parametrize("closer", ["near", "far"])
